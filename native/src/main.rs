@@ -1,0 +1,3 @@
+//! The binary `mgm`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pictures in: decode, pad, resize, normalise.

@@ -1,0 +1,11 @@
+//! The core of `mgm`: Mini-Gemini vision-language models on any GPU, through WebGPU.
+//!
+//! The core has no files, no network, no threads and no standard output of its own. A host (the native binary, a
+//! browser page) gives it a [`weights::source::Folder`] to read from and drives its futures.
+
+pub mod error;
+pub mod image;
+pub mod text;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Text: tokenizers, conversation templates, stop rules, incremental detokenisation.
