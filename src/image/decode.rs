@@ -1,0 +1,147 @@
+//! Decoding a picture to 8-bit RGB, the way Pillow's `Image.open(...).convert("RGB")` sees it.
+//!
+//! The EXIF orientation is not applied and alpha is dropped, not composited, because the reference implementation does
+//! neither. Lossless formats give Pillow's pixels exactly; JPEG and lossy WebP may differ by a few steps of 255, as any
+//! two decoders of those formats do.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use crate::{Error, Result};
+
+/// Longest side read, in pixels: JPEG's own limit. With it the tables of [`super::bicubic`] stay small for any shape.
+const MAX_SIDE: u32 = 65_535;
+/// Most pixels read: what Pillow refuses as a decompression bomb (twice its `MAX_IMAGE_PIXELS`).
+const MAX_PIXELS: u64 = 178_956_970;
+/// Most bytes a decoded picture may take before its conversion to RGB; holds 12000 x 9000 pixels of 16-bit RGBA.
+const MAX_BYTES: u64 = 1 << 30;
+/// What a decoder may allocate beside its output.
+const MAX_WORKING_BYTES: u64 = 1 << 30;
+
+/// The formats read, as messages name them.
+const FORMATS: &str = "PNG, JPEG, WebP, GIF and BMP";
+
+/// A picture of 8-bit RGB pixels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rgb8 {
+    width: usize,
+    height: usize,
+    data: Vec<u8>,
+}
+
+impl Rgb8 {
+    /// A picture from `width * height` pixels of three bytes each, row by row from the top.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a side is zero or `data` is not `width * height * 3` bytes long.
+    pub fn new(width: usize, height: usize, data: Vec<u8>) -> Result<Self> {
+        let expected = width.checked_mul(height).and_then(|pixels| pixels.checked_mul(3));
+        if width == 0 || height == 0 || expected != Some(data.len()) {
+            return Err(Error::InvalidArgument(format!(
+                "{} bytes do not make a picture of {width} x {height} RGB pixels",
+                data.len()
+            )));
+        }
+        Ok(Self { width, height, data })
+    }
+
+    /// Pixels in a row; never zero.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows; never zero.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// All pixels, `[height, width, 3]`.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// Decodes an encoded picture, the first frame if there are several. `name` is only used in messages.
+///
+/// # Errors
+/// [`Error::Image`] if the bytes are not a picture in a format that is read, are damaged, or hold more pixels than any
+/// photograph (then before anything of that size is allocated).
+pub fn decode(name: &str, bytes: &[u8]) -> Result<Rgb8> {
+    let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
+
+    let format = image::guess_format(bytes)
+        .map_err(|_| fail(format!("{}, not a picture; {FORMATS} files are read", describe(bytes))))?;
+    if !format.reading_enabled() {
+        return Err(fail(format!("{format:?} pictures are not read; convert it to one of {FORMATS}")));
+    }
+
+    let damaged = |error| fail(format!("cannot be decoded as {}: {error}", format_name(format)));
+    let mut limits = Limits::no_limits();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_BYTES + MAX_WORKING_BYTES);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(damaged)?;
+
+    let (width, height) = decoder.dimensions();
+    let too_large = width > MAX_SIDE
+        || height > MAX_SIDE
+        || u64::from(width) * u64::from(height) > MAX_PIXELS
+        || decoder.total_bytes() > MAX_BYTES;
+    if too_large {
+        return Err(fail(format!(
+            "{width} x {height} pixels are too many: at most {MAX_SIDE} a side, {MAX_PIXELS} in all and {MAX_BYTES} bytes \
+             decoded are read; scale it down first"
+        )));
+    }
+    let picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    Rgb8::new(width as usize, height as usize, rgb_bytes(picture)).map_err(|error| fail(error.to_string()))
+}
+
+/// The samples of `picture` as Pillow's `convert("RGB")` gives them.
+fn rgb_bytes(picture: DynamicImage) -> Vec<u8> {
+    let high_byte = |sample: &u16| (sample >> 8) as u8;
+    let gray = |value: u8| [value; 3];
+    match picture {
+        DynamicImage::ImageRgb8(pixels) => pixels.into_raw(),
+        DynamicImage::ImageRgba8(pixels) => {
+            pixels.as_raw().chunks_exact(4).flat_map(|p| p.first_chunk::<3>()).flatten().copied().collect()
+        }
+        DynamicImage::ImageLuma8(pixels) => pixels.as_raw().iter().flat_map(|&value| gray(value)).collect(),
+        DynamicImage::ImageLumaA8(pixels) => pixels.pixels().flat_map(|p| gray(p.0[0])).collect(),
+        // Pillow clips 16-bit gray instead of scaling it, although it scales every other 16-bit picture.
+        DynamicImage::ImageLuma16(pixels) => {
+            pixels.as_raw().iter().flat_map(|&value| gray(value.min(255) as u8)).collect()
+        }
+        DynamicImage::ImageLumaA16(pixels) => pixels.pixels().flat_map(|p| gray(high_byte(&p.0[0]))).collect(),
+        DynamicImage::ImageRgb16(pixels) => pixels.as_raw().iter().map(high_byte).collect(),
+        DynamicImage::ImageRgba16(pixels) => {
+            pixels.as_raw().chunks_exact(4).flat_map(|p| p.first_chunk::<3>()).flatten().map(high_byte).collect()
+        }
+        // None of the formats that are read holds floating-point samples.
+        other => other.into_rgb8().into_raw(),
+    }
+}
+
+/// What bytes that are no picture look like to a person.
+fn describe(bytes: &[u8]) -> String {
+    const SHOWN: usize = 12;
+    let start = bytes.get(..SHOWN).unwrap_or(bytes);
+    if bytes.is_empty() {
+        "the file is empty".to_owned()
+    } else if start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) {
+        format!("the file starts with the text {:?}", String::from_utf8_lossy(start))
+    } else {
+        let hex: Vec<String> = start.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("the file starts with the bytes {}", hex.join(" "))
+    }
+}
+
+fn format_name(format: ImageFormat) -> String {
+    match format {
+        ImageFormat::WebP => "WebP".to_owned(),
+        other => format!("{other:?}").to_uppercase(),
+    }
+}

@@ -1,0 +1,242 @@
+//! The two resamplers of the reference preprocessing: Pillow's integer bicubic and torch's bilinear.
+
+use super::Rgb8;
+
+/// A picture placed on a larger canvas of one colour. The canvas is never stored: a 12000 x 9000 photograph padded to a
+/// square would take 432 MB.
+#[derive(Debug, Clone, Copy)]
+pub struct Canvas<'a> {
+    image: &'a Rgb8,
+    width: usize,
+    height: usize,
+    left: usize,
+    top: usize,
+    fill: [u8; 3],
+}
+
+impl<'a> Canvas<'a> {
+    /// Just the picture.
+    pub fn of(image: &'a Rgb8) -> Self {
+        Self { image, width: image.width(), height: image.height(), left: 0, top: 0, fill: [0; 3] }
+    }
+
+    /// The picture in the middle of a square of colour `fill` whose side is the picture's longer one. Where the margins
+    /// cannot be equal the left or upper one is the smaller.
+    pub fn square(image: &'a Rgb8, fill: [u8; 3]) -> Self {
+        let side = image.width().max(image.height());
+        let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
+        Self { image, width: side, height: side, left, top, fill }
+    }
+
+    /// Width in pixels, margins included.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Height in pixels, margins included.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Canvas rows that hold the picture.
+    fn picture_rows(&self) -> std::ops::Range<usize> {
+        self.top..self.top + self.image.height()
+    }
+}
+
+/// A part of a resized picture, in its pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// First column.
+    pub left: usize,
+    /// First row.
+    pub top: usize,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+/// Fractional bits of Pillow's integer weights: 32 less 8 of the samples and 2 of head room for the kernel's overshoot.
+const WEIGHT_BITS: u32 = 32 - 8 - 2;
+
+/// The source samples that one output sample is made of.
+struct Taps {
+    first: usize,
+    weights: Vec<i32>,
+}
+
+impl Taps {
+    fn end(&self) -> usize {
+        self.first + self.weights.len()
+    }
+}
+
+/// Cubic convolution kernel with a = -0.5, in Pillow's order of operations.
+fn cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// Weights for samples `range` of an axis resized from `input` to `output` samples. Shrinking widens the kernel.
+fn taps(input: usize, output: usize, range: std::ops::Range<usize>) -> Vec<Taps> {
+    let scale = input as f64 / output as f64;
+    let stretch = scale.max(1.0);
+    let support = 2.0 * stretch;
+    let inverse = 1.0 / stretch;
+    range
+        .map(|i| {
+            let centre = (i as f64 + 0.5) * scale;
+            // `as usize` truncates and saturates below at zero, which is what Pillow's clamp does.
+            let first = (centre - support + 0.5) as usize;
+            let end = ((centre + support + 0.5) as usize).min(input);
+            let mut weights: Vec<f64> = (first..end).map(|j| cubic((j as f64 - centre + 0.5) * inverse)).collect();
+            let sum: f64 = weights.iter().sum();
+            for weight in &mut weights {
+                *weight /= sum;
+            }
+            let quantise = |weight: &f64| {
+                let scaled = weight * f64::from(1u32 << WEIGHT_BITS);
+                (if *weight < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
+            };
+            Taps { first, weights: weights.iter().map(quantise).collect() }
+        })
+        .collect()
+}
+
+/// Rounds a weighted sum to a sample. The sum starts at half a unit; |weights| sum to less than 1.5 even where the
+/// kernel is cut at an edge, so that 255 of them fit an i32 at 22 fractional bits.
+fn round(sum: i32) -> u8 {
+    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+}
+
+/// Where a weighted sum starts.
+const HALF: i32 = 1 << (WEIGHT_BITS - 1);
+
+/// One row of `canvas` resampled horizontally; `line` is the whole row, `[canvas.width, 3]`.
+fn resample_row(line: &[u8], columns: &[Taps], out: &mut [u8]) {
+    for (pixel, taps) in out.chunks_exact_mut(3).zip(columns) {
+        let mut sum = [HALF; 3];
+        let sources = line.get(taps.first * 3..taps.end() * 3).unwrap_or_default();
+        for (source, &weight) in sources.chunks_exact(3).zip(&taps.weights) {
+            for (sum, &sample) in sum.iter_mut().zip(source) {
+                *sum += i32::from(sample) * weight;
+            }
+        }
+        for (sample, sum) in pixel.iter_mut().zip(sum) {
+            *sample = round(sum);
+        }
+    }
+}
+
+/// Resizes `canvas` to `width` x `height` with Pillow's `BICUBIC` filter, bit for bit, and returns the part `window` of
+/// the result, which is all that is computed.
+///
+/// Separable: columns first, each pass rounding to u8. Peak memory beside the canvas's picture is the window's width
+/// times the rows it is made from.
+///
+/// # Panics
+/// If `window` is empty or reaches beyond `width` x `height`.
+pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> Rgb8 {
+    assert!(
+        window.width > 0
+            && window.height > 0
+            && window.left + window.width <= width
+            && window.top + window.height <= height,
+        "{window:?} is not a part of {width} x {height}"
+    );
+    let columns = taps(canvas.width, width, window.left..window.left + window.width);
+    let rows = taps(canvas.height, height, window.top..window.top + window.height);
+    let stride = window.width * 3;
+
+    // All rows of the margin are alike: one is resampled for them all.
+    let mut line = canvas.fill.repeat(canvas.width);
+    let mut margin = vec![0; stride];
+    resample_row(&line, &columns, &mut margin);
+
+    // Both ends of the taps grow with the output's index, so the first and the last bound the rows needed.
+    let picture = canvas.picture_rows();
+    let first = rows.first().map_or(0, |taps| taps.first).max(picture.start);
+    let end = rows.last().map_or(0, Taps::end).min(picture.end).max(first);
+    let mut resampled = vec![0; (end - first) * stride];
+    let source_stride = canvas.image.width() * 3;
+    let sources = canvas.image.data().chunks_exact(source_stride).skip(first - picture.start);
+    for (out, source) in resampled.chunks_exact_mut(stride).zip(sources) {
+        line[canvas.left * 3..][..source_stride].copy_from_slice(source);
+        resample_row(&line, &columns, out);
+    }
+
+    let mut data = vec![0; stride * window.height];
+    let mut sums = vec![HALF; stride];
+    for (out, taps) in data.chunks_exact_mut(stride).zip(&rows) {
+        sums.fill(HALF);
+        for (row, &weight) in (taps.first..).zip(&taps.weights) {
+            let source =
+                if (first..end).contains(&row) { &resampled[(row - first) * stride..][..stride] } else { &margin };
+            for (sum, &sample) in sums.iter_mut().zip(source) {
+                *sum += i32::from(sample) * weight;
+            }
+        }
+        for (sample, &sum) in out.iter_mut().zip(&sums) {
+            *sample = round(sum);
+        }
+    }
+    match Rgb8::new(window.width, window.height, data) {
+        Ok(image) => image,
+        Err(error) => unreachable!("{error}"),
+    }
+}
+
+/// Where a sample of torch's bilinear resampling comes from: two neighbours and the weight of the second.
+struct Pair {
+    low: usize,
+    high: usize,
+    weight: f32,
+}
+
+fn pairs(input: usize, output: usize) -> Vec<Pair> {
+    // f32 throughout and one rounding per coordinate, as in torch: at 768 pixels another rounding of the coordinate
+    // would move the result by up to 1e-4.
+    let scale = input as f32 / output as f32;
+    (0..output)
+        .map(|i| {
+            let position = scale.mul_add(i as f32 + 0.5, -0.5).max(0.0);
+            let low = (position as usize).min(input - 1);
+            Pair { low, high: (low + 1).min(input - 1), weight: position - low as f32 }
+        })
+        .collect()
+}
+
+/// Resizes planes `[channels, height, width]` to `[channels, out_height, out_width]` as torch's
+/// `interpolate(mode="bilinear", align_corners=False, antialias=False)` does, up to the last bit.
+///
+/// # Panics
+/// If a size is zero or `planes` is not a whole number of `height * width` planes.
+pub fn bilinear(planes: &[f32], (height, width): (usize, usize), (out_height, out_width): (usize, usize)) -> Vec<f32> {
+    assert!(
+        height * width * out_height * out_width > 0 && planes.len().is_multiple_of(height * width),
+        "{} values do not make planes of {height} x {width} to resize to {out_height} x {out_width}",
+        planes.len()
+    );
+    let rows = pairs(height, out_height);
+    let columns = pairs(width, out_width);
+    let mut out = Vec::with_capacity(planes.len() / (height * width) * out_height * out_width);
+    for plane in planes.chunks_exact(height * width) {
+        for row in &rows {
+            let upper = &plane[row.low * width..][..width];
+            let lower = &plane[row.high * width..][..width];
+            out.extend(columns.iter().map(|column| {
+                let blend = |line: &[f32]| (1.0 - column.weight) * line[column.low] + column.weight * line[column.high];
+                (1.0 - row.weight) * blend(upper) + row.weight * blend(lower)
+            }));
+        }
+    }
+    out
+}

@@ -1,0 +1,292 @@
+//! Pictures against independent sources: Pillow, the Hugging Face CLIP processor and torch, through the fixtures that
+//! `tests/data/image/make_fixtures.py` wrote, and the golden checkpoints.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mgm::Error;
+use mgm::image::{Canvas, Preprocess, Rgb8, Window, bicubic, bilinear, decode};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+/// Every value is a few f32 operations on numbers below 4; two orders of summation differ by at most about 4 units in
+/// the last place of 2, which is 1e-6. (The coordinates are computed in f32 on both sides.)
+const BILINEAR_BOUND: f32 = 1e-6;
+
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
+
+fn read(path: impl AsRef<Path>) -> Vec<u8> {
+    let path = path.as_ref();
+    fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn floats(tensor: &TensorView) -> Vec<f32> {
+    tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
+}
+
+fn picture(tensor: &TensorView) -> Rgb8 {
+    let [height, width, 3] = *tensor.shape() else { panic!("shape {:?} is not [h, w, 3]", tensor.shape()) };
+    Rgb8::new(width, height, tensor.data().to_vec()).expect("a picture")
+}
+
+/// Asserts that all values agree, NaN failing, and names the worst.
+fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: f32) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!((f - e).abs() <= bound, "{what}: value {i} is {f}, expected {e} within {bound}");
+    }
+}
+
+/// "31x23" as (31, 23).
+fn size(text: &str) -> (usize, usize) {
+    let (width, height) = text.split_once('x').expect("a size");
+    (width.parse().expect("a width"), height.parse().expect("a height"))
+}
+
+#[test]
+fn bicubic_is_pillows_bit_for_bit() {
+    let file = read(tests().join("data/image/resize.safetensors"));
+    let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
+    let mut cases = 0;
+    for (name, expected) in fixtures.tensors() {
+        let Some((source, target)) = name.strip_prefix("bicubic.").and_then(|sizes| sizes.split_once('.')) else {
+            continue;
+        };
+        let image = picture(&fixtures.tensor(&format!("source.{source}")).expect("the source"));
+        let (width, height) = size(target);
+        let whole = Window { left: 0, top: 0, width, height };
+        let resized = bicubic(&Canvas::of(&image), width, height, whole);
+        assert!(resized == picture(&expected), "{name} differs from Pillow");
+
+        // A window is that part of the whole.
+        let window = Window { left: width / 3, top: height / 4, width: width.div_ceil(2), height: height.div_ceil(3) };
+        let part = bicubic(&Canvas::of(&image), width, height, window);
+        for (row, line) in part.data().chunks_exact(3 * window.width).enumerate() {
+            let start = 3 * ((window.top + row) * width + window.left);
+            assert_eq!(line, &resized.data()[start..start + line.len()], "{name}: row {row} of {window:?}");
+        }
+        cases += 1;
+    }
+    assert_eq!(cases, 29);
+}
+
+#[test]
+fn a_padded_canvas_resizes_as_if_it_had_been_painted() {
+    let file = read(tests().join("data/image/resize.safetensors"));
+    let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
+    let fill = [122, 116, 104];
+    for (name, source) in fixtures.tensors().iter().filter(|(name, _)| name.starts_with("source.")) {
+        let image = picture(source);
+        let (width, height) = (image.width(), image.height());
+        let side = width.max(height);
+        let mut painted = fill.repeat(side * side);
+        for (row, line) in image.data().chunks_exact(3 * width).enumerate() {
+            let start = 3 * ((row + (side - height) / 2) * side + (side - width) / 2);
+            painted[start..start + line.len()].copy_from_slice(line);
+        }
+        let painted = Rgb8::new(side, side, painted).expect("a square");
+        let whole = Window { left: 0, top: 0, width: 40, height: 40 };
+        let virtually = bicubic(&Canvas::square(&image, fill), 40, 40, whole);
+        assert!(virtually == bicubic(&Canvas::of(&painted), 40, 40, whole), "{name}");
+    }
+}
+
+#[test]
+fn bilinear_is_torchs() {
+    let file = read(tests().join("data/image/bilinear.safetensors"));
+    let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
+    for (name, expected) in fixtures.tensors() {
+        if name.starts_with("source.") {
+            continue;
+        }
+        let (source, target) = name.split_once('.').expect("two sizes");
+        let planes = floats(&fixtures.tensor(&format!("source.{source}")).expect("the source"));
+        let ((width, height), (out_width, out_height)) = (size(source), size(target));
+        let resized = bilinear(&planes, (height, width), (out_height, out_width));
+        assert_close(&name, &resized, &floats(&expected), BILINEAR_BOUND);
+    }
+}
+
+#[test]
+fn views_are_the_clip_processors() {
+    let file = read(tests().join("data/image/preprocess.safetensors"));
+    let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
+    let mut cases = 0;
+    for (name, source) in fixtures.tensors() {
+        let Some(case) = name.strip_suffix(".source") else { continue };
+        let parameter = |key: &str| -> usize {
+            let value = case.split('.').find_map(|part| part.strip_prefix(key)).expect("a parameter");
+            value.parse().expect("a number")
+        };
+        let preprocess = Preprocess {
+            size_high: parameter("high"),
+            size_low: parameter("low"),
+            grid: parameter("grid"),
+            global: parameter("global") == 1,
+            pad: parameter("pad") == 1,
+            ..Preprocess::default()
+        };
+        let views = preprocess.views(&picture(&source)).expect("views");
+        let expected = |part: &str| floats(&fixtures.tensor(&format!("{case}.{part}")).expect("a view"));
+        assert_close(&format!("{case} high"), &views.high, &expected("high"), 0.0);
+        assert_eq!(views.low.len(), preprocess.grid.pow(2) + usize::from(preprocess.global), "{case}: tiles");
+        assert_close(&format!("{case} low"), &views.low.concat(), &expected("low"), BILINEAR_BOUND);
+        cases += 1;
+    }
+    assert_eq!(cases, 9);
+}
+
+/// `planes[..., ::step, ::step]` of square planes.
+fn strided(planes: &[f32], side: usize, step: usize) -> Vec<f32> {
+    let rows = planes.chunks_exact(side * side).flat_map(|plane| plane.chunks_exact(side).step_by(step));
+    rows.flat_map(|row| row.iter().step_by(step).copied()).collect()
+}
+
+#[test]
+fn views_of_the_goldens() {
+    let folder = std::env::var_os("MGM_GOLDENS").map_or_else(|| tests().join("goldens"), PathBuf::from);
+    let mut images = 0;
+    for case in fs::read_dir(&folder).expect("goldens").map(|entry| entry.expect("a case").path()) {
+        let json: serde_json::Value =
+            serde_json::from_slice(&read(case.join("expected.json"))).expect("expected.json is JSON");
+        let Some(checkpoint) = json["checkpoint"].as_str() else { continue };
+        let config: serde_json::Value =
+            serde_json::from_slice(&read(case.join(checkpoint).join("config.json"))).expect("config.json is JSON");
+        let preprocess = Preprocess {
+            size_high: json["image_size_aux"].as_u64().expect("image_size_aux") as usize,
+            grid: json["image_grid"].as_u64().expect("image_grid") as usize,
+            global: json["image_global"].as_bool().expect("image_global"),
+            pad: config["image_aspect_ratio"] == "pad",
+            ..Preprocess::default()
+        };
+        let file = read(case.join("expected.safetensors"));
+        let expected = SafeTensors::deserialize(&file).expect("expected.safetensors");
+        for (index, name) in json["images"].as_array().expect("images").iter().enumerate() {
+            let name = name.as_str().expect("a name");
+            let what = format!("{} {name}", case.display());
+            let image = decode(name, &read(case.join(name))).expect("a picture");
+            let views = preprocess.views(&image).expect("views");
+            let tensor = |key: &str| floats(&expected.tensor(&format!("image{index}.{key}")).expect("a tensor"));
+            let high = strided(&views.high, preprocess.size_high, 61);
+            assert_close(&format!("{what} high"), &high, &tensor("pixels_high_sample"), 0.0);
+            let low = strided(&views.low.concat(), preprocess.size_low, 37);
+            assert_close(&format!("{what} low"), &low, &tensor("pixels_low_sample"), BILINEAR_BOUND);
+            images += 1;
+        }
+    }
+    assert!(images > 0, "no images under {}", folder.display());
+}
+
+#[test]
+fn pictures_decode_as_pillow_decodes_them() {
+    let file = read(tests().join("data/image/decode.safetensors"));
+    let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
+    for (name, expected) in fixtures.tensors() {
+        let found = decode(&name, &read(tests().join("data/image/decode").join(&name))).expect("a picture");
+        let expected = picture(&expected);
+        assert_eq!((found.width(), found.height()), (expected.width(), expected.height()), "{name}");
+        // Two correct JPEG decoders may round each of the inverse transform and the colour conversion differently.
+        let bound = if name.ends_with(".jpg") { 3 } else { 0 };
+        for (i, (f, e)) in found.data().iter().zip(expected.data()).enumerate() {
+            assert!(f.abs_diff(*e) <= bound, "{name}: byte {i} is {f}, Pillow has {e}");
+        }
+    }
+}
+
+/// A PNG header that promises `width` x `height` pixels of 8-bit RGB, with an empty picture behind it.
+fn promising_png(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut chunk = |kind: &[u8], data: &[u8]| {
+        bytes.extend((data.len() as u32).to_be_bytes());
+        bytes.extend(kind);
+        bytes.extend(data);
+        let mut crc = u32::MAX;
+        for byte in kind.iter().chain(data) {
+            crc ^= u32::from(*byte);
+            for _ in 0..8 {
+                crc = if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+            }
+        }
+        bytes.extend((!crc).to_be_bytes());
+    };
+    let mut header = width.to_be_bytes().to_vec();
+    header.extend(height.to_be_bytes());
+    header.extend([8, 2, 0, 0, 0]);
+    chunk(b"IHDR", &header);
+    chunk(b"IDAT", &[0x78, 0x9c, 3, 0, 0, 0, 0, 1]);
+    chunk(b"IEND", &[]);
+    bytes
+}
+
+#[test]
+fn bad_pictures_are_refused_with_a_reason() {
+    let png = read(tests().join("data/image/decode/rgb.png"));
+    let jpeg = read(tests().join("data/image/decode/gray.jpg"));
+    let cases: [(&str, Vec<u8>, &str); 9] = [
+        ("empty", vec![], "the file is empty"),
+        ("text", b"Hello, I am text".to_vec(), "starts with the text"),
+        ("binary", vec![0, 1, 2, 255, 7], "starts with the bytes 00 01 02 ff 07"),
+        ("tiff", b"II*\0\x08\0\0\0".to_vec(), "Tiff pictures are not read"),
+        ("cut png", png[..png.len() / 2].to_vec(), "cannot be decoded as PNG"),
+        ("cut jpeg", jpeg[..30].to_vec(), "cannot be decoded as JPEG"),
+        ("bomb", promising_png(60_000, 60_000), "60000 x 60000 pixels are too many"),
+        ("long", promising_png(1 << 20, 1), ""),
+        ("no pixels", promising_png(0, 5), ""),
+    ];
+    for (name, bytes, reason) in cases {
+        match decode(name, &bytes) {
+            Err(Error::Image { name: found, reason: text }) => {
+                assert_eq!(found, name);
+                assert!(text.contains(reason), "{name}: {text}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let dot = Rgb8::new(1, 1, vec![1, 2, 3]).expect("a dot");
+    let fine = Preprocess { size_high: 8, size_low: 7, ..Preprocess::default() };
+    assert!(fine.views(&dot).is_ok());
+    for preprocess in [
+        Preprocess { size_high: 0, ..fine.clone() },
+        Preprocess { size_low: 0, ..fine.clone() },
+        Preprocess { grid: 0, ..fine.clone() },
+        Preprocess { grid: usize::MAX, ..fine.clone() },
+        Preprocess { size_high: 1 << 40, ..fine.clone() },
+        Preprocess { std: [0.2, 0.0, 0.2], ..fine.clone() },
+        Preprocess { mean: [f64::NAN; 3], ..fine.clone() },
+    ] {
+        assert!(matches!(preprocess.views(&dot), Err(Error::InvalidArgument(_))), "{preprocess:?}");
+    }
+    assert!(Rgb8::new(2, 2, vec![0; 11]).is_err());
+    assert!(Rgb8::new(0, 2, vec![]).is_err());
+    assert!(Rgb8::new(usize::MAX, 2, vec![]).is_err());
+}
+
+#[test]
+fn the_smallest_and_the_largest_photographs() {
+    let dot = Rgb8::new(1, 1, vec![10, 20, 30]).expect("a dot");
+    let views = Preprocess::default().views(&dot).expect("views");
+    assert_eq!(views.high.len(), 3 * 768 * 768);
+    assert!(views.high[..768 * 768].iter().all(|value| *value == views.high[0]), "a dot becomes one colour");
+
+    let (width, height) = (12_000, 9_000);
+    let photograph = Rgb8::new(width, height, vec![200; width * height * 3]).expect("a photograph");
+    for pad in [true, false] {
+        let start = Instant::now();
+        let views = Preprocess { pad, ..Preprocess::default() }.views(&photograph).expect("views");
+        println!("12000 x 9000, pad {pad}: {:?}", start.elapsed());
+        let centre = 384 * 768 + 384;
+        assert_eq!(views.high[centre], ((200.0 * (1.0 / 255.0)) as f32 - 0.48145466f32) / 0.26862954f32);
+    }
+    // A line as long as can be read: cut or padded, never stored whole.
+    let line = Rgb8::new(65_535, 1, vec![9; 65_535 * 3]).expect("a line");
+    for pad in [true, false] {
+        Preprocess { pad, ..Preprocess::default() }.views(&line).expect("views");
+    }
+}
