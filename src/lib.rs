@@ -4,7 +4,10 @@
 //! browser page) gives it a [`weights::source::Folder`] to read from and drives its futures.
 
 pub mod error;
+pub mod gpu;
 pub mod image;
+pub mod ops;
+pub mod tensor;
 pub mod text;
 pub mod weights;
 

@@ -1,0 +1,38 @@
+// Rows of a table by number, quantised or not: y[start + i] = scale * table[ids[i]]. Ids outside this piece of the table
+// (first .. first + rows) are another piece's business: their rows are left alone.
+// y [.., k]. Dispatch: an invocation for four elements, 64 a workgroup, folded over x and y.
+struct Params {
+    count: u32,         // ids
+    k: u32,
+    weight_stride: u32, // length of a table row in fours
+    first: u32,
+    rows: u32,
+    ids_start: u32,
+    output_row: u32,    // row of y for the first id
+    scale: f32,
+}
+
+@group(0) @binding(0) var<storage, read> ids: array<u32>;
+@group(0) @binding(3) var<storage, read_write> output: array<f32>;
+@group(0) @binding(4) var<uniform> params: Params;
+
+@compute @workgroup_size(64)
+fn gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+          @builtin(local_invocation_index) local: u32) {
+    let fours = (params.k + 3u) >> 2u;
+    let i = (group.x + group.y * groups.x) * 64u + local;
+    if i >= params.count * fours {
+        return;
+    }
+    let k4 = i % fours;
+    let row = i / fours;
+    let id = ids[params.ids_start + row];
+    if id < params.first || id - params.first >= params.rows {
+        return;
+    }
+    let value = params.scale * weight4(id - params.first, k4, params.weight_stride);
+    let at = (params.output_row + row) * params.k + 4u * k4;
+    for (var c = 0u; c < min(4u, params.k - 4u * k4); c++) {
+        output[at + c] = value[c];
+    }
+}

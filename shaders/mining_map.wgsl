@@ -1,0 +1,60 @@
+// The high-resolution feature map that patch info mining looks at, without ever being stored: the maps of the four ConvNeXt
+// stages, each upsampled (bilinear, corners not aligned) to the first one's size, side by side in channels; averaged
+// over 2 x 2 cells where POOL is 2 (the global view of the HD models).
+struct Stage {
+    size: vec2<u32>, // height, width
+    channels: u32,
+    ratio: u32,      // cells of the first map for each of this one's
+}
+
+override POOL: u32 = 1;
+
+@group(0) @binding(0) var<storage, read> stage0: array<f32>;
+@group(0) @binding(1) var<storage, read> stage1: array<f32>;
+@group(0) @binding(2) var<storage, read> stage2: array<f32>;
+@group(0) @binding(3) var<storage, read> stage3: array<f32>;
+
+fn texel(stage: u32, i: u32) -> f32 {
+    switch stage {
+        case 0u: {
+            return stage0[i];
+        }
+        case 1u: {
+            return stage1[i];
+        }
+        case 2u: {
+            return stage2[i];
+        }
+        default: {
+            return stage3[i];
+        }
+    }
+}
+
+// Where cell `i` (of the unpooled first map) falls between texels of a map `ratio` times smaller: the lower texel and the
+// weight of the upper one.
+struct Tap {
+    low: u32,
+    weight: f32,
+}
+
+fn tap(i: u32, ratio: u32) -> Tap {
+    let source = max(0.0, (f32(i) + 0.5) / f32(ratio) - 0.5);
+    let low = floor(source);
+    return Tap(u32(low), source - low);
+}
+
+// Weight of texel `t` in the (pooled) cell `i`, along one axis of `size` texels.
+fn texel_weight(i: u32, t: u32, ratio: u32, size: u32) -> f32 {
+    var weight = 0.0;
+    for (var j = 0u; j < POOL; j++) {
+        let at = tap(i * POOL + j, ratio);
+        if t == at.low {
+            weight += 1.0 - at.weight;
+        }
+        if t == min(at.low + 1u, size - 1u) {
+            weight += at.weight;
+        }
+    }
+    return weight / f32(POOL);
+}

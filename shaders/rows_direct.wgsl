@@ -1,0 +1,14 @@
+// Row map: row m in is row m out.
+@group(0) @binding(5) var<storage, read> routes: array<u32>;
+
+fn row_count() -> u32 {
+    return params.m;
+}
+
+fn input_row(m: u32) -> u32 {
+    return m;
+}
+
+fn output_row(m: u32) -> u32 {
+    return m;
+}

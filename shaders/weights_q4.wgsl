@@ -1,0 +1,12 @@
+// Weight reader: q4. Groups of 32 along the row: weight = minimum + scale * q, q unsigned 4 bit, eight in a u32 from the
+// low end; scale and minimum f16, together in a u32. `stride` is the row length in fours, a multiple of 8.
+@group(0) @binding(1) var<storage, read> weights: array<u32>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+
+fn weight4(row: u32, k4: u32, stride: u32) -> vec4<f32> {
+    let at = row * stride + k4;
+    let word = weights[at >> 1u] >> ((at & 1u) << 4u);
+    let scale = unpack2x16float(scales[at >> 3u]);
+    let q = vec4<f32>(vec4<u32>(word & 15u, (word >> 4u) & 15u, (word >> 8u) & 15u, (word >> 12u) & 15u));
+    return scale.x * q + scale.y;
+}

@@ -1,0 +1,272 @@
+//! An open device.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::adapter::{self, AdapterChoice, AdapterSummary};
+use super::kernel::{Kernel, Pipelines};
+use super::memory::{Buffer, Memory, MemoryUse};
+use super::profile::Profile;
+use super::record::{BindGroups, PARAMS_BUFFER_BYTES, PendingTimes, Recorder};
+use super::Capabilities;
+use crate::{Error, Result};
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// Which adapter.
+    pub adapter: AdapterChoice,
+    /// The most memory to allocate, in bytes. Without it the driver's own limit holds.
+    pub memory_limit: Option<u64>,
+    /// Ask for WebGPU's default limits and no features at all, as the smallest device would give.
+    pub base_only: bool,
+    /// Time every dispatch (slower: each gets a pass of its own).
+    pub profile: bool,
+}
+
+/// An open device with its queue, buffers and pipelines. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Gpu(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    adapter: AdapterSummary,
+    capabilities: Capabilities,
+    memory: Arc<Memory>,
+    pipelines: Pipelines,
+    bind_groups: Mutex<BindGroups>,
+    /// Parameters of all dispatches of a submission, one 256-byte slot each.
+    params: wgpu::Buffer,
+    faults: Arc<Mutex<Option<Error>>>,
+    profiling: bool,
+    times: Mutex<Vec<PendingTimes>>,
+    dispatches: AtomicU64,
+    submissions: AtomicU64,
+}
+
+impl Gpu {
+    /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
+    pub async fn open(options: &GpuOptions) -> Result<Self> {
+        let instance = adapter::instance();
+        let (index, adapter) = adapter::choose(&instance, &options.adapter).await?;
+        let summary = AdapterSummary::new(index, &adapter);
+        let (features, limits) = if options.base_only {
+            (wgpu::Features::empty(), wgpu::Limits::default())
+        } else {
+            let wanted = wgpu::Features::SUBGROUP
+                | wgpu::Features::SHADER_F16
+                | if options.profile { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
+            (adapter.features() & wanted, adapter.limits())
+        };
+        if options.profile && !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Err(Error::InvalidArgument(format!(
+                "{} has no timestamp queries: profiling is not possible on it",
+                summary.name
+            )));
+        }
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("mgm"),
+                required_features: features,
+                required_limits: limits.clone(),
+                memory_hints: wgpu::MemoryHints::MemoryUsage,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| Error::NoAdapter(format!("{} could not be opened: {error}", summary.name)))?;
+
+        let faults = Arc::new(Mutex::new(None));
+        let note = |faults: &Arc<Mutex<Option<Error>>>, error: Error| {
+            faults.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        };
+        let uncaptured = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            note(
+                &uncaptured,
+                match error {
+                    wgpu::Error::OutOfMemory { .. } => {
+                        Error::OutOfMemory { what: "a buffer".to_owned(), needed: 0, available: 0 }
+                    }
+                    other => Error::Gpu(other.to_string()),
+                },
+            );
+        }));
+        let lost = faults.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                note(&lost, Error::DeviceLost(message));
+            }
+        });
+
+        let capabilities = Capabilities::new(features, &limits, &adapter.get_info());
+        let memory = Memory::new(device.clone(), limits.max_buffer_size, options.memory_limit);
+        let params = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("parameters"),
+            size: PARAMS_BUFFER_BYTES,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        Ok(Self(Arc::new(Inner {
+            device,
+            queue,
+            adapter: summary,
+            capabilities,
+            memory,
+            pipelines: Pipelines::default(),
+            bind_groups: Mutex::default(),
+            params,
+            faults,
+            profiling: options.profile,
+            times: Mutex::default(),
+            dispatches: AtomicU64::new(0),
+            submissions: AtomicU64::new(0),
+        })))
+    }
+
+    /// The adapter in use.
+    pub fn adapter(&self) -> &AdapterSummary {
+        &self.0.adapter
+    }
+
+    /// What the device offers.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    /// Memory in use.
+    pub fn memory(&self) -> MemoryUse {
+        self.0.memory.usage()
+    }
+
+    /// A new recording.
+    pub fn record(&self) -> Recorder {
+        Recorder::new(self.clone())
+    }
+
+    /// A buffer for weights or other lasting data, filled with zeros.
+    pub fn allocate(&self, bytes: u64, what: &str) -> Result<Buffer> {
+        let buffer = self.0.memory.dedicated(bytes, what)?;
+        self.check().map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))?;
+        Ok(buffer)
+    }
+
+    /// A buffer from the pool, its content undefined. Write it by recorded commands only.
+    pub(crate) fn temporary(&self, bytes: u64, what: &str) -> Result<Buffer> {
+        let buffer = self.0.memory.pooled(bytes, what)?;
+        self.check().map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))?;
+        Ok(buffer)
+    }
+
+    /// Writes bytes into a lasting buffer before anything recorded later runs. `offset` and length are multiples of 4.
+    pub fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
+        self.0.queue.write_buffer(buffer.raw(), offset, bytes);
+    }
+
+    /// Hands pending writes to the device and waits until their staging memory is free again, so that loading a model
+    /// holds a bounded amount of it.
+    pub async fn flush_writes(&self) -> Result<()> {
+        self.0.queue.submit([]);
+        #[cfg(not(target_arch = "wasm32"))]
+        self.wait()?;
+        #[cfg(target_arch = "wasm32")]
+        {
+            let (sender, receiver) = futures_channel::oneshot::channel();
+            self.0.queue.on_submitted_work_done(move || drop(sender.send(())));
+            receiver.await.ok();
+        }
+        self.check()
+    }
+
+    /// Gives unused memory back to the device.
+    pub fn trim(&self) {
+        self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.memory.trim();
+    }
+
+    /// The first error the device reported since the last call, if any. A lost device stays lost.
+    pub fn check(&self) -> Result<()> {
+        let mut faults = self.0.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        match faults.as_ref() {
+            None => Ok(()),
+            Some(lost @ Error::DeviceLost(_)) => Err(lost.clone()),
+            Some(_) => Err(faults.take().unwrap_or(Error::Cancelled)),
+        }
+    }
+
+    /// Times per kernel since the last call; empty unless the device was opened for profiling.
+    pub async fn take_profile(&self) -> Result<Profile> {
+        let pending = std::mem::take(&mut *self.0.times.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut profile = Profile::default();
+        let period = f64::from(self.0.queue.get_timestamp_period());
+        for times in pending {
+            times.add_to(&mut profile, self, period).await?;
+        }
+        Ok(profile)
+    }
+
+    /// Dispatches recorded since the device was opened.
+    pub fn dispatch_count(&self) -> u64 {
+        self.0.dispatches.load(Ordering::Relaxed)
+    }
+
+    /// Every specialisation that was dispatched.
+    pub fn kernels(&self) -> Vec<Kernel> {
+        self.0.pipelines.kernels()
+    }
+
+    pub(super) fn device(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    pub(super) fn queue(&self) -> &wgpu::Queue {
+        &self.0.queue
+    }
+
+    pub(super) fn params(&self) -> &wgpu::Buffer {
+        &self.0.params
+    }
+
+    pub(super) fn pipelines(&self) -> &Pipelines {
+        &self.0.pipelines
+    }
+
+    pub(super) fn bind_groups(&self) -> &Mutex<BindGroups> {
+        &self.0.bind_groups
+    }
+
+    pub(super) fn profiling(&self) -> bool {
+        self.0.profiling
+    }
+
+    pub(super) fn note_times(&self, times: PendingTimes) {
+        self.0.times.lock().unwrap_or_else(PoisonError::into_inner).push(times);
+    }
+
+    pub(super) fn count_dispatches(&self, dispatches: u64) -> u64 {
+        self.0.dispatches.fetch_add(dispatches, Ordering::Relaxed);
+        self.0.submissions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn wait(&self) -> Result<()> {
+        self.0
+            .device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map(|_| ())
+            .map_err(|error| self.check().err().unwrap_or_else(|| Error::DeviceLost(error.to_string())))
+    }
+}
+
+/// Puts the name and size of what was being allocated into an out-of-memory error that the driver reported.
+fn name_allocation(error: Error, what: &str, bytes: u64, allocated: u64) -> Error {
+    match error {
+        Error::OutOfMemory { .. } => Error::OutOfMemory {
+            what: format!("{what} (after {} MiB)", allocated.saturating_sub(bytes) >> 20),
+            needed: bytes,
+            available: 0,
+        },
+        other => other,
+    }
+}

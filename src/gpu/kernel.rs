@@ -1,0 +1,162 @@
+//! Kernels: WGSL parts put together, override constants, bindings; and the cache of their pipelines.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Capabilities;
+
+/// A WGSL file. A kernel is a list of them, joined in order: first the prelude parts that it is specialised with (how
+/// weights are read, how a workgroup reduces), then the kernel itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// The file's name, which stands for its text when kernels are compared.
+    pub name: &'static str,
+    /// WGSL.
+    pub text: &'static str,
+}
+
+/// The WGSL file `shaders/$name`.
+macro_rules! wgsl {
+    ($name:literal) => {
+        $crate::gpu::Source { name: $name, text: include_str!(concat!("../../shaders/", $name)) }
+    };
+}
+pub(crate) use wgsl;
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+impl Eq for Source {}
+impl std::hash::Hash for Source {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+/// How a kernel uses a storage binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    Write,
+}
+
+/// A specialisation of a kernel: all that decides its machine code.
+///
+/// Group 0 has the storage `bindings` in order, then, at the next number, a uniform block of parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The name in profiles, and of the entry point.
+    pub name: &'static str,
+    /// WGSL files, joined in order.
+    pub sources: Vec<Source>,
+    /// Values of `override` constants. Booleans are 0 or 1.
+    pub constants: Vec<(&'static str, u32)>,
+    /// Storage bindings.
+    pub bindings: &'static [Access],
+}
+
+impl Kernel {
+    /// The WGSL text of this specialisation.
+    ///
+    /// Browsers want extensions enabled by a directive that naga does not take, so directives depend on who compiles.
+    pub fn wgsl(&self, for_browser: bool) -> String {
+        let mut text = String::new();
+        if for_browser && self.uses_subgroups() {
+            text.push_str("enable subgroups;\n");
+        }
+        for source in &self.sources {
+            text.push_str(source.text);
+            text.push('\n');
+        }
+        text
+    }
+
+    /// Whether the kernel needs subgroup operations.
+    pub fn uses_subgroups(&self) -> bool {
+        self.sources.iter().any(|source| source.name.contains("subgroup"))
+    }
+}
+
+/// A pipeline ready to be dispatched.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    pub(super) id: usize,
+    pub(super) name: &'static str,
+    pub(super) raw: wgpu::ComputePipeline,
+    pub(super) layout: wgpu::BindGroupLayout,
+}
+
+/// All pipelines of a device, made when first asked for.
+#[derive(Debug, Default)]
+pub(super) struct Pipelines {
+    made: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
+}
+
+impl Pipelines {
+    pub(super) fn get(&self, device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel) -> Arc<Pipeline> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = made.get(kernel) {
+            return pipeline.clone();
+        }
+        let pipeline = Arc::new(create(device, capabilities, kernel, made.len()));
+        made.insert(kernel.clone(), pipeline.clone());
+        pipeline
+    }
+
+    pub(super) fn kernels(&self) -> Vec<Kernel> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+}
+
+fn create(device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel, id: usize) -> Pipeline {
+    debug_assert!(capabilities.subgroups || !kernel.uses_subgroups(), "{} needs subgroups", kernel.name);
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(kernel.name),
+        source: wgpu::ShaderSource::Wgsl(kernel.wgsl(cfg!(target_arch = "wasm32")).into()),
+    };
+    // SAFETY: the shaders are this crate's own. Every op proves its indices from the shapes it checks before it
+    // dispatches, and the guard-zone tests run each specialisation over shapes around its tile sizes. The checks
+    // that this leaves out (bounds clamps, loop bounding) cost up to 40 % of a matrix product.
+    let module =
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+    let entry = |binding: usize, ty: wgpu::BufferBindingType, dynamic: bool| wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
+        count: None,
+    };
+    let mut entries: Vec<_> = kernel
+        .bindings
+        .iter()
+        .enumerate()
+        .map(|(binding, access)| {
+            entry(binding, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, false)
+        })
+        .collect();
+    entries.push(entry(kernel.bindings.len(), wgpu::BufferBindingType::Uniform, true));
+    let layout = device
+        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(kernel.name),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let constants: Vec<_> = kernel.constants.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
+    let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(kernel.name),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some(kernel.name),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &constants,
+            // Kernels write workgroup memory before they read it.
+            zero_initialize_workgroup_memory: false,
+        },
+        cache: None,
+    });
+    Pipeline { id, name: kernel.name, raw, layout }
+}

@@ -1,0 +1,173 @@
+//! Buffers, the pool that recycles them, and the account of device memory.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::{Error, Result};
+
+/// Device memory in use by this program, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct MemoryUse {
+    /// Allocated now, free buffers in the pool included.
+    pub allocated: u64,
+    /// The most that was ever allocated.
+    pub peak: u64,
+    /// What may be allocated, if the user set a limit.
+    pub limit: Option<u64>,
+}
+
+/// A storage buffer. Dropping a pooled one gives it back to the pool.
+///
+/// A pooled buffer may be used again by a later recording (or later in the same one) as soon as it is dropped: the
+/// queue keeps the order. It must therefore never be written by the queue directly, only by recorded commands.
+#[derive(Debug)]
+pub struct Buffer {
+    raw: Option<wgpu::Buffer>,
+    /// Never used twice, so that cached bind groups cannot mistake one buffer for another.
+    id: u64,
+    bytes: u64,
+    memory: Weak<Memory>,
+    pooled: bool,
+}
+
+impl Buffer {
+    /// A number that names this buffer and no other.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn raw(&self) -> &wgpu::Buffer {
+        // `raw` is taken only in `drop`.
+        self.raw.as_ref().expect("a live buffer")
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let (Some(raw), Some(memory)) = (self.raw.take(), self.memory.upgrade()) else { return };
+        if self.pooled {
+            memory.free.lock().unwrap_or_else(PoisonError::into_inner).entry(self.bytes).or_default().push((raw, self.id));
+        } else {
+            memory.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The allocator of a device.
+#[derive(Debug)]
+pub(super) struct Memory {
+    device: wgpu::Device,
+    limit: Option<u64>,
+    max_buffer_bytes: u64,
+    allocated: AtomicU64,
+    peak: AtomicU64,
+    next_id: AtomicU64,
+    /// Free pooled buffers by size.
+    free: Mutex<BTreeMap<u64, Vec<(wgpu::Buffer, u64)>>>,
+}
+
+const USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+impl Memory {
+    pub(super) fn new(device: wgpu::Device, max_buffer_bytes: u64, limit: Option<u64>) -> Arc<Self> {
+        Arc::new(Self {
+            device,
+            limit,
+            max_buffer_bytes,
+            allocated: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            next_id: AtomicU64::new(0),
+            free: Mutex::default(),
+        })
+    }
+
+    pub(super) fn usage(&self) -> MemoryUse {
+        MemoryUse {
+            allocated: self.allocated.load(Ordering::Relaxed),
+            peak: self.peak.load(Ordering::Relaxed),
+            limit: self.limit,
+        }
+    }
+
+    /// A buffer of at least `bytes` from the pool, its content undefined.
+    pub(super) fn pooled(self: &Arc<Self>, bytes: u64, what: &str) -> Result<Buffer> {
+        let bytes = size_class(bytes, self.max_buffer_bytes);
+        let recycled =
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&bytes).and_then(|list| list.pop());
+        if let Some((raw, id)) = recycled {
+            return Ok(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled: true });
+        }
+        self.create(bytes, true, what)
+    }
+
+    /// A buffer of exactly `bytes` (rounded up to 256), filled with zeros, that lives until it is dropped.
+    pub(super) fn dedicated(self: &Arc<Self>, bytes: u64, what: &str) -> Result<Buffer> {
+        self.create(bytes.max(1).next_multiple_of(256), false, what)
+    }
+
+    fn create(self: &Arc<Self>, bytes: u64, pooled: bool, what: &str) -> Result<Buffer> {
+        let out_of_memory = |available| Error::OutOfMemory { what: what.to_owned(), needed: bytes, available };
+        if bytes > self.max_buffer_bytes {
+            return Err(out_of_memory(self.max_buffer_bytes));
+        }
+        if let Some(limit) = self.limit {
+            let allocated = self.allocated.load(Ordering::Relaxed);
+            if allocated + bytes > limit {
+                self.trim();
+            }
+            let allocated = self.allocated.load(Ordering::Relaxed);
+            if allocated + bytes > limit {
+                return Err(out_of_memory(limit.saturating_sub(allocated)));
+            }
+        }
+        let raw = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size: bytes,
+            usage: USAGE,
+            mapped_at_creation: false,
+        });
+        let allocated = self.allocated.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(allocated, Ordering::Relaxed);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Ok(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled })
+    }
+
+    /// Gives the pool's free buffers back to the device.
+    pub(super) fn trim(&self) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: u64 = free.iter().map(|(bytes, list)| bytes * list.len() as u64).sum();
+        free.clear();
+        self.allocated.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Rounds a size up to one of eight steps per power of two, so that buffers are found again; at most 1/8 is wasted.
+fn size_class(bytes: u64, largest: u64) -> u64 {
+    let bytes = bytes.max(256);
+    let step = (bytes.next_power_of_two() / 16).max(256);
+    let rounded = bytes.next_multiple_of(step);
+    // Near the device's limit the exact size is better than a refusal.
+    if rounded > largest { bytes.next_multiple_of(256) } else { rounded }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size_class;
+
+    #[test]
+    fn size_classes_waste_at_most_an_eighth() {
+        for bytes in (1..100_000u64).chain([1 << 20, (1 << 20) + 1, (1 << 27) - 1, 1 << 27]) {
+            let class = size_class(bytes, 1 << 40);
+            assert!(class >= bytes && class % 256 == 0, "{bytes} -> {class}");
+            assert!(class <= bytes.max(256) + bytes / 8 + 256, "{bytes} -> {class}");
+        }
+        assert_eq!(size_class(1000, 1024), 1024);
+    }
+}

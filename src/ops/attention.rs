@@ -1,0 +1,326 @@
+//! Attention, the key/value cache and rotary embedding.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{cost, element_grid};
+use crate::gpu::{Access, Binding, Buffer, Cost, Gpu, Kernel, Recorder, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Keys that a workgroup takes in when the keys are split among workgroups (decoding).
+const PART_KEYS: usize = 256;
+/// Query rows of one workgroup, at most.
+const MAX_ROWS: usize = 16;
+
+/// The sizes of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; query head h uses number h / (heads / kv_heads).
+    pub kv_heads: usize,
+    /// Elements of a head: a multiple of 4, at most 256.
+    pub head_dim: usize,
+    /// Whether a query sees only keys at its own position and before.
+    pub causal: bool,
+}
+
+/// Where the keys and values of an attention lie.
+#[derive(Debug, Clone, Copy)]
+pub enum KeyValues<'a> {
+    /// Beside the queries, as columns of one tensor [times, (heads + 2 kv_heads) head_dim].
+    Packed(&'a Tensor),
+    /// In a cache, of which the first `length` positions count; the queries are its last ones.
+    Cached(&'a KvCache, usize),
+}
+
+/// Keys and values of one layer, [capacity, kv_heads * head_dim] each.
+#[derive(Debug)]
+pub struct KvCache {
+    keys: Buffer,
+    values: Buffer,
+    capacity: usize,
+    columns: usize,
+    half: bool,
+}
+
+impl KvCache {
+    /// A cache for `capacity` positions of `columns` = kv_heads * head_dim elements, in f16 where `half`, else f32.
+    pub fn new(gpu: &Gpu, capacity: usize, columns: usize, half: bool) -> Result<Self> {
+        let bytes = Self::bytes_for(capacity, columns, half) / 2;
+        let limit = gpu.capabilities().max_binding_bytes;
+        if bytes > limit {
+            return Err(Error::OutOfMemory {
+                what: format!("the keys of {capacity} positions in one binding"),
+                needed: bytes,
+                available: limit,
+            });
+        }
+        Ok(Self {
+            keys: gpu.allocate(bytes, "key cache")?,
+            values: gpu.allocate(bytes, "value cache")?,
+            capacity,
+            columns,
+            half,
+        })
+    }
+
+    /// Bytes that a cache takes.
+    pub fn bytes_for(capacity: usize, columns: usize, half: bool) -> u64 {
+        (capacity * columns) as u64 * if half { 4 } else { 8 }
+    }
+
+    /// Positions it has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Records a copy of the first `length` positions into a larger cache.
+    pub fn copy_to(&self, recorder: &mut Recorder, larger: &KvCache, length: usize) {
+        let bytes = Self::bytes_for(length, self.columns, self.half) / 2;
+        if bytes > 0 {
+            recorder.copy(Binding { buffer: &self.keys, offset: 0, bytes }, &larger.keys, 0);
+            recorder.copy(Binding { buffer: &self.values, offset: 0, bytes }, &larger.values, 0);
+        }
+    }
+
+    fn bindings(&self) -> [Binding<'_>; 2] {
+        [&self.keys, &self.values].map(|buffer| Binding { buffer, offset: 0, bytes: buffer.bytes() })
+    }
+}
+
+/// Cosines and sines of the rotary embedding for the positions of a cache.
+#[derive(Debug, Clone)]
+pub struct RotaryTable {
+    turns: Tensor,
+}
+
+impl RotaryTable {
+    /// Angles position * theta^(-2 i / head_dim) for `positions` positions, computed in f32 as the reference does.
+    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, theta: f64) -> Result<Self> {
+        let half = head_dim / 2;
+        let frequencies: Vec<f32> =
+            (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+        let turns: Vec<f32> = (0..positions)
+            .flat_map(|position| {
+                frequencies.iter().flat_map(move |frequency| {
+                    let angle = position as f32 * frequency;
+                    [angle.cos(), angle.sin()]
+                })
+            })
+            .collect();
+        Ok(Self { turns: Tensor::new(gpu, &[positions, head_dim], &turns, "rotary table")? })
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    times: u32,
+    keys: u32,
+    group: u32,
+    first_time: u32,
+    query_stride: u32,
+    query_start: u32,
+    key_stride: u32,
+    key_start: u32,
+    value_stride: u32,
+    value_start: u32,
+    part_keys: u32,
+    scale: f32,
+}
+
+pub(crate) fn attention_kernel(head_dim: usize, rows: usize, causal: bool, split: bool, half: bool) -> Kernel {
+    let cache = if half { wgsl!("cache_f16.wgsl") } else { wgsl!("cache_f32.wgsl") };
+    let head4 = head_dim / 4;
+    Kernel {
+        name: "attention",
+        sources: vec![cache, wgsl!("attention.wgsl")],
+        constants: vec![
+            ("HEAD4", head4 as u32),
+            ("COLUMNS", head4.next_power_of_two() as u32),
+            ("ROWS", rows as u32),
+            ("CAUSAL", u32::from(causal)),
+            ("SPLIT", u32::from(split)),
+        ],
+        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+    }
+}
+
+pub(crate) fn merge_kernel(head_dim: usize) -> Kernel {
+    Kernel {
+        name: "attention_merge",
+        sources: vec![wgsl!("attention_merge.wgsl")],
+        constants: vec![("HEAD4", (head_dim / 4) as u32)],
+        bindings: &[Access::Read, Access::Write],
+    }
+}
+
+pub(crate) fn rotary_kernel(half: bool) -> Kernel {
+    let store = if half { wgsl!("store_f16.wgsl") } else { wgsl!("store_f32.wgsl") };
+    Kernel {
+        name: "rotary",
+        sources: vec![store, wgsl!("rotary.wgsl")],
+        constants: vec![],
+        bindings: &[Access::Read, Access::Read, Access::Write, Access::Write, Access::Write],
+    }
+}
+
+impl Attention {
+    fn check(&self) -> Result<()> {
+        let fits = self.head_dim % 4 == 0
+            && (4..=256).contains(&self.head_dim)
+            && self.kv_heads > 0
+            && self.heads % self.kv_heads == 0;
+        if fits {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: "attention with heads, key/value heads, head dimension".to_owned(),
+            found: format!("{}, {}, {}", self.heads, self.kv_heads, self.head_dim),
+            supported: "heads a multiple of key/value heads, head dimensions that are multiples of 4 up to 256".to_owned(),
+        })
+    }
+
+    /// Columns of a tensor that holds queries, keys and values side by side.
+    pub fn packed_columns(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+/// softmax(q k^T / sqrt(head_dim)) v for all heads: queries [times, heads * head_dim] -> the same shape. With
+/// [`KeyValues::Packed`] the queries are the first columns of that tensor and `queries` is ignored (pass the same tensor).
+pub fn attention(
+    recorder: &mut Recorder,
+    layer: Attention,
+    queries: &Tensor,
+    key_values: KeyValues<'_>,
+) -> Result<Tensor> {
+    layer.check()?;
+    let Attention { heads, kv_heads, head_dim, causal } = layer;
+    let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+    let times = queries.rows();
+    let (keys, half, query_stride, [key_binding, value_binding], kv_stride, key_start, value_start) = match key_values {
+        KeyValues::Packed(packed) => {
+            packed.expect("queries, keys and values", &[times, layer.packed_columns()])?;
+            let columns = layer.packed_columns();
+            (times, false, columns, [packed.binding(); 2], columns, width, width + kv_width)
+        }
+        KeyValues::Cached(cache, length) => {
+            queries.expect("queries", &[times, width])?;
+            if length > cache.capacity || times > length || cache.columns != kv_width {
+                return Err(Error::InvalidArgument(format!(
+                    "{times} queries over {length} positions of a cache for {} ({} columns, expected {kv_width})",
+                    cache.capacity, cache.columns
+                )));
+            }
+            (length, cache.half, width, cache.bindings(), kv_width, 0, 0)
+        }
+    };
+    let group = heads / kv_heads;
+    let query_rows = times * group;
+    let rows = query_rows.next_power_of_two().min(MAX_ROWS);
+    let blocks = query_rows.div_ceil(rows);
+    // Few queries cannot fill a device by themselves: then the keys are split as well.
+    let split = blocks == 1 && keys > PART_KEYS;
+    let parts = if split { keys.div_ceil(PART_KEYS) } else { 1 };
+    let y = Tensor::temporary(recorder.gpu(), &[times, width], "attention")?;
+    let partial = if split {
+        Some(Tensor::temporary(recorder.gpu(), &[parts * query_rows * kv_heads, head_dim + 4], "attention parts")?)
+    } else {
+        None
+    };
+    let params = Params {
+        times: times as u32,
+        keys: keys as u32,
+        group: group as u32,
+        first_time: (keys - times) as u32,
+        query_stride: (query_stride / 4) as u32,
+        query_start: 0,
+        key_stride: (kv_stride / 4) as u32,
+        key_start: (key_start / 4) as u32,
+        value_stride: (kv_stride / 4) as u32,
+        value_start: (value_start / 4) as u32,
+        part_keys: if split { PART_KEYS } else { keys.next_multiple_of(64) } as u32,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+    };
+    let seen = if causal { keys as f64 - (times - 1) as f64 / 2.0 } else { keys as f64 };
+    let element = if half { 2 } else { 4 };
+    recorder.dispatch(
+        &attention_kernel(head_dim, rows, causal, split, half),
+        &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
+        &params,
+        [blocks as u32, kv_heads as u32, parts as u32],
+        Cost {
+            bytes: (2 * times * width * 4 + 2 * keys * kv_width * element) as f64,
+            flops: 4.0 * times as f64 * seen * width as f64,
+        },
+    )?;
+    if let Some(partial) = partial {
+        recorder.dispatch(
+            &merge_kernel(head_dim),
+            &[partial.binding(), y.binding()],
+            &[query_rows as u32, kv_heads as u32, group as u32, parts as u32],
+            element_grid(query_rows * kv_heads * head_dim / 4),
+            cost(partial.len() + y.len(), 2 * partial.len()),
+        )?;
+    }
+    Ok(y)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct RotaryParams {
+    times: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    first_time: u32,
+    padding: [u32; 3],
+}
+
+/// Turns queries and keys of `qkv` [times, (heads + 2 kv_heads) head_dim] at positions `position ..`, writes keys and values
+/// into the cache there, and gives the queries [times, heads * head_dim].
+pub fn rotary(
+    recorder: &mut Recorder,
+    layer: Attention,
+    qkv: &Tensor,
+    table: &RotaryTable,
+    cache: &KvCache,
+    position: usize,
+) -> Result<Tensor> {
+    layer.check()?;
+    let times = qkv.rows();
+    qkv.expect("queries, keys and values", &[times, layer.packed_columns()])?;
+    let room = cache.capacity.min(table.turns.rows());
+    if position + times > room || table.turns.columns() != layer.head_dim {
+        return Err(Error::InvalidArgument(format!("positions up to {} in a cache for {room}", position + times)));
+    }
+    let queries = Tensor::temporary(recorder.gpu(), &[times, layer.heads * layer.head_dim], "queries")?;
+    let [keys, values] = cache.bindings();
+    let params = RotaryParams {
+        times: times as u32,
+        heads: layer.heads as u32,
+        kv_heads: layer.kv_heads as u32,
+        head_dim: layer.head_dim as u32,
+        first_time: position as u32,
+        padding: [0; 3],
+    };
+    recorder.dispatch(
+        &rotary_kernel(cache.half),
+        &[qkv.binding(), table.turns.binding(), queries.binding(), keys, values],
+        &params,
+        element_grid(qkv.len() / 4),
+        cost(2 * qkv.len(), 3 * qkv.len()),
+    )?;
+    Ok(queries)
+}
+
+/// Test access: a cache whose content is given.
+#[doc(hidden)]
+impl KvCache {
+    /// The raw key and value buffers.
+    pub fn buffers(&self) -> [&Buffer; 2] {
+        [&self.keys, &self.values]
+    }
+}

@@ -1,0 +1,128 @@
+//! Convolutions on feature maps: patches (whose product with a weight matrix is a convolution with stride = size),
+//! depthwise 7 x 7, and bilinear resampling.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{cost, element_grid, simple};
+use crate::gpu::{Access, Kernel, Recorder, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// A feature map [height, width, channels], channels last.
+#[derive(Debug, Clone)]
+pub struct FeatureMap {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Pixels in a row.
+    pub width: usize,
+    /// [height * width, channels].
+    pub pixels: Tensor,
+}
+
+impl FeatureMap {
+    /// Channels of each pixel.
+    pub fn channels(&self) -> usize {
+        self.pixels.columns()
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct PatchParams {
+    rows: u32,
+    width_out: u32,
+    channels: u32,
+    size: u32,
+    stride_channel: u32,
+    stride_row: u32,
+    stride_column: u32,
+    first_row: u32,
+}
+
+const READ_WRITE: &[Access] = &[Access::Read, Access::Write];
+
+pub(crate) fn patches_kernel() -> Kernel {
+    simple("patches", wgsl!("patches.wgsl"), READ_WRITE)
+}
+
+pub(crate) fn depthwise_kernel() -> Kernel {
+    simple("depthwise", wgsl!("depthwise.wgsl"), &[Access::Read, Access::Read, Access::Read, Access::Write])
+}
+
+pub(crate) fn resize_kernel() -> Kernel {
+    simple("resize", wgsl!("resize.wgsl"), READ_WRITE)
+}
+
+/// Patches `first ..` of a picture, `count` of them, as rows [count, channels * size * size] in the order of torch's
+/// flattened convolution weights. `planar` tells whether channels come first ([channels, height, width]) or last.
+pub fn patches(
+    recorder: &mut Recorder,
+    x: &Tensor,
+    (height, width, channels): (usize, usize, usize),
+    planar: bool,
+    size: usize,
+    first: usize,
+    count: usize,
+) -> Result<Tensor> {
+    let (rows_out, width_out) = (height / size, width / size);
+    if x.len() != height * width * channels || first + count > rows_out * width_out {
+        return Err(Error::WrongShape {
+            name: "patches".to_owned(),
+            found: x.shape().to_vec(),
+            expected: format!("{height} x {width} pixels of {channels} channels"),
+        });
+    }
+    let length = channels * size * size;
+    let y = Tensor::temporary(recorder.gpu(), &[count, length], "patches")?;
+    let (stride_channel, stride_row, stride_column) =
+        if planar { (height * width, width, 1) } else { (1, width * channels, channels) };
+    let params = PatchParams {
+        rows: count as u32,
+        width_out: width_out as u32,
+        channels: channels as u32,
+        size: size as u32,
+        stride_channel: stride_channel as u32,
+        stride_row: stride_row as u32,
+        stride_column: stride_column as u32,
+        first_row: first as u32,
+    };
+    recorder.dispatch(
+        &patches_kernel(),
+        &[x.binding(), y.binding()],
+        &params,
+        element_grid(count * length),
+        cost(2 * count * length, 0),
+    )?;
+    Ok(y)
+}
+
+/// Depthwise 7 x 7 convolution, padding 3: weight [49, channels], bias [channels].
+pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias: &Tensor) -> Result<FeatureMap> {
+    let channels = x.channels();
+    weight.expect("depthwise weight", &[49, channels])?;
+    bias.expect("depthwise bias", &[channels])?;
+    let y = Tensor::temporary(recorder.gpu(), x.pixels.shape(), "depthwise")?;
+    let elements = x.pixels.len();
+    recorder.dispatch(
+        &depthwise_kernel(),
+        &[x.pixels.binding(), weight.binding(), bias.binding(), y.binding()],
+        &[x.height as u32, x.width as u32, channels as u32, 0],
+        element_grid(x.height * x.width.div_ceil(4) * channels),
+        cost(2 * elements, 98 * elements),
+    )?;
+    Ok(FeatureMap { height: x.height, width: x.width, pixels: y })
+}
+
+/// Bilinear resampling to another size, as `torch.nn.functional.interpolate(align_corners=False)`.
+pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usize) -> Result<FeatureMap> {
+    let channels = x.channels();
+    let y = Tensor::temporary(recorder.gpu(), &[height * width, channels], "resize")?;
+    recorder.dispatch(
+        &resize_kernel(),
+        &[x.pixels.binding(), y.binding()],
+        &[x.height as u32, x.width as u32, height as u32, width as u32, channels as u32, 0, 0, 0],
+        element_grid(y.len()),
+        cost(x.pixels.len() + y.len(), 8 * y.len()),
+    )?;
+    Ok(FeatureMap { height, width, pixels: y })
+}

@@ -1,0 +1,196 @@
+//! Patch info mining: the fused operator, and the statistics it needs.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::FeatureMap;
+use crate::gpu::{Access, Cost, Kernel, Recorder, grid_1d, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// The high-resolution map: four ConvNeXt stages side by side at the size of the first, perhaps averaged over 2 x 2 cells.
+#[derive(Debug, Clone)]
+pub struct MiningMap {
+    /// The stages, each a whole number of times smaller than the first.
+    pub stages: [FeatureMap; 4],
+    /// 1, or 2 for the averaged map of the HD models' global view.
+    pub pool: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Stage {
+    height: u32,
+    width: u32,
+    channels: u32,
+    ratio: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct StatsParams {
+    stages: [Stage; 4],
+    height: u32,
+    width: u32,
+    channels: u32,
+    eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MiningParams {
+    stages: [Stage; 4],
+    tokens: u32,
+    tokens_wide: u32,
+    width: u32,
+    channels: u32,
+    first_row: u32,
+    first_column: u32,
+    padding: [u32; 2],
+}
+
+impl MiningMap {
+    /// Rows of cells.
+    pub fn height(&self) -> usize {
+        self.stages[0].height / self.pool
+    }
+
+    /// Cells in a row.
+    pub fn width(&self) -> usize {
+        self.stages[0].width / self.pool
+    }
+
+    /// Channels of all stages together.
+    pub fn channels(&self) -> usize {
+        self.stages.iter().map(FeatureMap::channels).sum()
+    }
+
+    fn stages(&self) -> Result<[Stage; 4]> {
+        let first = &self.stages[0];
+        let mut stages = [Stage { height: 0, width: 0, channels: 0, ratio: 1 }; 4];
+        for (stage, map) in stages.iter_mut().zip(&self.stages) {
+            let ratio = first.height / map.height.max(1);
+            if ratio == 0 || map.height * ratio != first.height || map.width * ratio != first.width {
+                return Err(Error::WrongShape {
+                    name: "a feature map of the high-resolution tower".to_owned(),
+                    found: vec![map.height, map.width],
+                    expected: format!("a whole fraction of {} x {}", first.height, first.width),
+                });
+            }
+            *stage = Stage {
+                height: map.height as u32,
+                width: map.width as u32,
+                channels: map.channels() as u32,
+                ratio: ratio as u32,
+            };
+        }
+        Ok(stages)
+    }
+
+    fn bytes(&self) -> f64 {
+        self.stages.iter().map(|map| map.pixels.bytes() as f64).sum()
+    }
+}
+
+pub(crate) fn stats_kernel(pool: usize) -> Kernel {
+    Kernel {
+        name: "mining_stats",
+        sources: vec![wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_map.wgsl"), wgsl!("mining_stats.wgsl")],
+        constants: vec![("POOL", pool as u32)],
+        bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
+    }
+}
+
+pub(crate) fn mining_kernel(window: usize, pool: usize) -> Kernel {
+    // Texels along a side of the window: all of the first stage's, or half as many and a border of the second's.
+    let side = (window * pool).max(window * pool / 2 + 2);
+    Kernel {
+        name: "mining",
+        sources: vec![wgsl!("mining_map.wgsl"), wgsl!("mining.wgsl")],
+        constants: vec![("POOL", pool as u32), ("WINDOW", window as u32), ("SIDE", side as u32)],
+        bindings: &[
+            Access::Read,
+            Access::Read,
+            Access::Read,
+            Access::Read,
+            Access::Read,
+            Access::Read,
+            Access::Write,
+        ],
+    }
+}
+
+/// Mean and 1 / sqrt(variance + eps) of every cell of the map: [height * width, 2].
+pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Result<Tensor> {
+    let cells = map.height() * map.width();
+    let stats = Tensor::temporary(recorder.gpu(), &[cells, 2], "mining statistics")?;
+    let params = StatsParams {
+        stages: map.stages()?,
+        height: map.height() as u32,
+        width: map.width() as u32,
+        channels: map.channels() as u32,
+        eps,
+    };
+    let [s0, s1, s2, s3] = &map.stages;
+    recorder.dispatch(
+        &stats_kernel(map.pool),
+        &[s0.pixels.binding(), s1.pixels.binding(), s2.pixels.binding(), s3.pixels.binding(), stats.binding()],
+        &params,
+        grid_1d(cells),
+        Cost { bytes: map.bytes(), flops: (20 * map.pool * map.pool * cells * map.channels()) as f64 },
+    )?;
+    Ok(stats)
+}
+
+/// The attended windows of one tile: folded queries u [tokens, channels] -> [tokens, channels]. The tile's tokens form a
+/// square; its upper left cell in the map is (`first_row`, `first_column`), and each token has `window` x `window` cells.
+pub fn mining(
+    recorder: &mut Recorder,
+    u: &Tensor,
+    map: &MiningMap,
+    stats: &Tensor,
+    window: usize,
+    (first_row, first_column): (usize, usize),
+) -> Result<Tensor> {
+    let (tokens, channels) = (u.rows(), map.channels());
+    let side = tokens.isqrt();
+    u.expect("folded queries", &[side * side, channels])?;
+    let inside = first_row + side * window <= map.height() && first_column + side * window <= map.width();
+    if !inside || window == 0 || window * map.pool > 16 {
+        return Err(Error::WrongShape {
+            name: "the high-resolution map".to_owned(),
+            found: vec![map.height(), map.width()],
+            expected: format!("{side} x {side} windows of {window} x {window} cells, at most 16 / {} wide", map.pool),
+        });
+    }
+    stats.expect("mining statistics", &[map.height() * map.width(), 2])?;
+    let y = Tensor::temporary(recorder.gpu(), &[tokens, channels], "mined windows")?;
+    let params = MiningParams {
+        stages: map.stages()?,
+        tokens: tokens as u32,
+        tokens_wide: side as u32,
+        width: map.width() as u32,
+        channels: channels as u32,
+        first_row: first_row as u32,
+        first_column: first_column as u32,
+        padding: [0; 2],
+    };
+    let [s0, s1, s2, s3] = &map.stages;
+    // Each stage's texels are read twice by the tokens they lie under.
+    let share = (tokens * window * window) as f64 / (map.height() * map.width()) as f64;
+    recorder.dispatch(
+        &mining_kernel(window, map.pool),
+        &[
+            s0.pixels.binding(),
+            s1.pixels.binding(),
+            s2.pixels.binding(),
+            s3.pixels.binding(),
+            u.binding(),
+            stats.binding(),
+            y.binding(),
+        ],
+        &params,
+        grid_1d(tokens),
+        Cost { bytes: map.bytes() * share + 2.0 * u.bytes() as f64, flops: map.bytes() * share },
+    )?;
+    Ok(y)
+}

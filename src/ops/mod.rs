@@ -1,0 +1,40 @@
+//! Operations: one file per family of shaders. An op checks shapes, picks a variant and records its dispatches; it knows
+//! no model.
+
+mod attention;
+mod convolution;
+mod gather;
+mod linear;
+mod mining;
+mod norm;
+mod routing;
+mod sampling;
+
+pub use attention::{Attention, KeyValues, KvCache, RotaryTable, attention, rotary};
+pub use convolution::{FeatureMap, depthwise, patches, resize};
+pub use gather::{NO_ROW, gather, gather_rows};
+pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_routed};
+pub use mining::{MiningMap, mining, mining_stats};
+pub use norm::{Norm, norm};
+pub use routing::{Routing, combine, route};
+pub use sampling::{Sampling, sample};
+
+use crate::gpu::{Access, Cost, Kernel, Source, grid_1d};
+
+/// Invocations of the element-wise kernels' workgroups.
+const ELEMENTS: usize = 64;
+
+/// The grid for `count` elements, [`ELEMENTS`] a workgroup.
+fn element_grid(count: usize) -> [u32; 3] {
+    grid_1d(count.div_ceil(ELEMENTS))
+}
+
+/// A kernel of a single file.
+fn simple(name: &'static str, source: Source, bindings: &'static [Access]) -> Kernel {
+    Kernel { name, sources: vec![source], constants: vec![], bindings }
+}
+
+/// A cost in elements of four bytes read or written.
+fn cost(elements: usize, flops: usize) -> Cost {
+    Cost { bytes: elements as f64 * 4.0, flops: flops as f64 }
+}

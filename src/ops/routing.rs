@@ -1,0 +1,99 @@
+//! Mixture of experts: choosing experts for each token, and joining their answers.
+
+use super::linear::Routes;
+use super::{cost, element_grid};
+use crate::gpu::{Access, Kernel, Recorder, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Which experts serve which tokens. A slot is token * top_k + choice.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    shares: Tensor,
+    choices: Tensor,
+    lists: Tensor,
+    tokens: usize,
+    top_k: usize,
+}
+
+impl Routing {
+    /// Slots in all.
+    pub fn slots(&self) -> usize {
+        self.tokens * self.top_k
+    }
+
+    /// The rows of expert `expert` for [`super::linear_routed`]: reading token rows (`from_tokens`) or slot rows.
+    pub fn of(&self, expert: usize, from_tokens: bool) -> Routes<'_> {
+        Routes {
+            lists: &self.lists,
+            base: expert * (1 + self.tokens),
+            divisor: if from_tokens { self.top_k } else { 1 },
+            capacity: self.tokens,
+        }
+    }
+
+    /// Shares [tokens, top_k] and u32 expert numbers [tokens, top_k], for tests.
+    pub fn chosen(&self) -> (&Tensor, &Tensor) {
+        (&self.shares, &self.choices)
+    }
+}
+
+pub(crate) fn route_kernel(top_k: usize) -> Kernel {
+    Kernel {
+        name: "route",
+        sources: vec![wgsl!("route.wgsl")],
+        constants: vec![("TOP", top_k as u32)],
+        bindings: &[Access::Read, Access::Write, Access::Write, Access::Write],
+    }
+}
+
+pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
+    Kernel {
+        name: "combine",
+        sources: vec![wgsl!("combine.wgsl")],
+        constants: vec![("TOP", top_k as u32)],
+        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+    }
+}
+
+/// Softmax over the experts, the `top_k` best of each token, renormalised: logits [tokens, experts].
+pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<Routing> {
+    let (tokens, experts) = (logits.rows(), logits.columns());
+    if top_k == 0 || top_k > experts || experts > 64 {
+        return Err(Error::Unsupported {
+            what: "mixture of experts".to_owned(),
+            found: format!("{top_k} of {experts}"),
+            supported: "up to 64 experts".to_owned(),
+        });
+    }
+    let gpu = recorder.gpu().clone();
+    let routing = Routing {
+        shares: Tensor::temporary(&gpu, &[tokens, top_k], "expert shares")?,
+        choices: Tensor::temporary(&gpu, &[tokens, top_k], "expert choices")?,
+        lists: Tensor::temporary(&gpu, &[experts, 1 + tokens], "expert lists")?,
+        tokens,
+        top_k,
+    };
+    recorder.dispatch(
+        &route_kernel(top_k),
+        &[logits.binding(), routing.shares.binding(), routing.lists.binding(), routing.choices.binding()],
+        &[tokens as u32, experts as u32, tokens as u32, 0],
+        [1, 1, 1],
+        cost(logits.len() + routing.lists.len(), logits.len() * top_k),
+    )?;
+    Ok(routing)
+}
+
+/// y[t] += sum of the chosen experts' answers [tokens * top_k, width], each times its share.
+pub fn combine(recorder: &mut Recorder, routing: &Routing, answers: &Tensor, y: &Tensor) -> Result<()> {
+    let width = y.columns();
+    answers.expect("expert answers", &[routing.slots(), width])?;
+    y.expect("residual", &[routing.tokens, width])?;
+    recorder.dispatch(
+        &combine_kernel(routing.top_k),
+        &[answers.binding(), routing.shares.binding(), routing.choices.binding(), y.binding()],
+        &[routing.tokens as u32, width as u32, 0, 0],
+        element_grid(y.len()),
+        cost(answers.len() + 2 * y.len(), 2 * answers.len()),
+    )
+}

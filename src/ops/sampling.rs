@@ -1,0 +1,78 @@
+//! Choosing the next token on the device.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::cost;
+use crate::gpu::{Access, Kernel, Recorder, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// How the next token is chosen from the logits: temperature, then top-k, then top-p, as transformers orders them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the best token always (greedy).
+    pub temperature: f32,
+    /// Only the k best tokens (and what ties with the last of them); 0 for all.
+    pub top_k: u32,
+    /// Only the best tokens that together have this probability; 1 for all.
+    pub top_p: f32,
+}
+
+impl Sampling {
+    /// The best token, always.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    vocab: u32,
+    output: u32,
+    top_k: u32,
+    top_p: f32,
+    inverse_temperature: f32,
+    draw: f32,
+    padding: [u32; 2],
+}
+
+pub(crate) fn kernel(draws: bool) -> Kernel {
+    Kernel {
+        name: "sample",
+        sources: vec![wgsl!("sample.wgsl")],
+        constants: vec![("SAMPLE", u32::from(draws))],
+        bindings: &[Access::Read, Access::Write],
+    }
+}
+
+/// Writes the token chosen from logits [1, vocab] to `chosen[place]` (u32). `draw` is uniform in [0, 1).
+pub fn sample(
+    recorder: &mut Recorder,
+    logits: &Tensor,
+    sampling: Sampling,
+    draw: f32,
+    chosen: &Tensor,
+    place: usize,
+) -> Result<()> {
+    let vocab = logits.columns();
+    logits.expect("logits", &[1, vocab])?;
+    if place >= chosen.len() {
+        return Err(Error::InvalidArgument(format!("token {place} of {}", chosen.len())));
+    }
+    let draws = sampling.temperature > 0.0;
+    let params = Params {
+        vocab: vocab as u32,
+        output: place as u32,
+        top_k: sampling.top_k,
+        top_p: sampling.top_p,
+        inverse_temperature: if draws { 1.0 / sampling.temperature } else { 1.0 },
+        draw,
+        padding: [0; 2],
+    };
+    recorder.dispatch(
+        &kernel(draws),
+        &[logits.binding(), chosen.binding()],
+        &params,
+        [1, 1, 1],
+        cost(vocab, vocab),
+    )
+}

@@ -1,0 +1,205 @@
+//! Weight matrices: packed, and split by rows where one binding cannot hold them.
+
+use crate::gpu::{Access, Buffer, Cost, Gpu, Kernel, grid_1d, wgsl};
+use crate::tensor::{Precision, pack_rows};
+use crate::{Error, Result};
+
+/// Neighbouring rows of a matrix in buffers of their own.
+#[derive(Debug)]
+pub struct Piece {
+    /// The first row's number in the whole matrix.
+    pub first: usize,
+    /// How many rows.
+    pub rows: usize,
+    /// Packed weights.
+    pub data: Buffer,
+    /// Scales, for the quantised precisions.
+    pub scales: Option<Buffer>,
+}
+
+/// A weight matrix [rows, columns] on the device: the `[out, in]` of a linear layer, or a table of embeddings.
+#[derive(Debug)]
+pub struct Matrix {
+    rows: usize,
+    columns: usize,
+    precision: Precision,
+    pieces: Vec<Piece>,
+}
+
+impl Matrix {
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// How the weights are stored.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Its pieces, in order.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// Bytes that `rows` rows of weights and scales take.
+    pub fn bytes_for(precision: Precision, rows: usize, columns: usize) -> u64 {
+        (rows as u64) * (precision.row_bytes(columns) + precision.row_scale_bytes(columns)) as u64
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        Self::bytes_for(self.precision, self.rows, self.columns)
+    }
+
+    /// A matrix with these values, all at once. For small ones; a [`MatrixBuilder`] streams.
+    pub fn new(gpu: &Gpu, precision: Precision, columns: usize, values: &[f32], what: &str) -> Result<Self> {
+        let mut builder = MatrixBuilder::new(gpu, precision, values.len() / columns, columns, what)?;
+        builder.push(values)?;
+        builder.finish()
+    }
+
+    /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
+    pub fn random(
+        gpu: &Gpu,
+        precision: Precision,
+        rows: usize,
+        columns: usize,
+        seed: u32,
+        what: &str,
+    ) -> Result<Self> {
+        let builder = MatrixBuilder::new(gpu, precision, rows, columns, what)?;
+        // Random sign and mantissa under a fixed exponent; random integers under a fixed scale.
+        let (data, scales) = match precision {
+            Precision::F32 => (Fill { mask: 0x807f_ffff, base: 0x3c00_0000 }, None),
+            Precision::F16 => (Fill { mask: 0x83ff_83ff, base: 0x2000_2000 }, None),
+            Precision::Q8 => (Fill { mask: !0, base: 0 }, Some(Fill { mask: 0, base: 0x068e_068e })),
+            Precision::Q4 => (Fill { mask: !0, base: 0 }, Some(Fill { mask: 0, base: 0xa3ae_1819 })),
+        };
+        let mut recorder = gpu.record();
+        for (index, piece) in builder.matrix.pieces.iter().enumerate() {
+            let seed = seed.wrapping_mul(31).wrapping_add(index as u32);
+            data.record(&mut recorder, &piece.data, seed)?;
+            if let (Some(fill), Some(buffer)) = (scales, &piece.scales) {
+                fill.record(&mut recorder, buffer, seed)?;
+            }
+        }
+        recorder.submit()?;
+        Ok(builder.matrix)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fill {
+    mask: u32,
+    base: u32,
+}
+
+impl Fill {
+    fn record(self, recorder: &mut crate::gpu::Recorder, buffer: &Buffer, seed: u32) -> Result<()> {
+        let words = (buffer.bytes() / 4) as u32;
+        let binding = crate::gpu::Binding { buffer, offset: 0, bytes: buffer.bytes() };
+        let grid = grid_1d((words as usize).div_ceil(64));
+        recorder.dispatch(
+            &fill_kernel(),
+            &[binding],
+            &[words, seed, self.mask, self.base],
+            grid,
+            Cost { bytes: buffer.bytes() as f64, flops: 0.0 },
+        )
+    }
+}
+
+/// The kernel behind [`Matrix::random`].
+pub(crate) fn fill_kernel() -> Kernel {
+    Kernel { name: "fill", sources: vec![wgsl!("fill.wgsl")], constants: vec![], bindings: &[Access::Write] }
+}
+
+/// Makes a [`Matrix`] from rows pushed in order, in blocks of any size.
+#[derive(Debug)]
+pub struct MatrixBuilder {
+    gpu: Gpu,
+    matrix: Matrix,
+    pushed: usize,
+    what: String,
+}
+
+impl MatrixBuilder {
+    /// Allocates a matrix.
+    pub fn new(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, what: &str) -> Result<Self> {
+        let row_bytes = precision.row_bytes(columns).max(precision.row_scale_bytes(columns)) as u64;
+        // Whole fours of rows, since kernels take four rows at a time and gates lie beside their partners; sixteen so
+        // that scales of a row end on whole words.
+        let limit = (gpu.capabilities().max_piece_bytes() / row_bytes) as usize / 16 * 16;
+        if limit == 0 {
+            return Err(Error::OutOfMemory {
+                what: format!("sixteen rows of {what}"),
+                needed: row_bytes * 16,
+                available: gpu.capabilities().max_piece_bytes(),
+            });
+        }
+        let mut pieces = Vec::new();
+        let mut first = 0;
+        while first < rows {
+            let count = limit.min(rows - first);
+            let scale_bytes = (count * precision.row_scale_bytes(columns)) as u64;
+            pieces.push(Piece {
+                first,
+                rows: count,
+                data: gpu.allocate((count * precision.row_bytes(columns)) as u64, what)?,
+                scales: if scale_bytes > 0 { Some(gpu.allocate(scale_bytes, what)?) } else { None },
+            });
+            first += count;
+        }
+        let matrix = Matrix { rows, columns, precision, pieces };
+        Ok(Self { gpu: gpu.clone(), matrix, pushed: 0, what: what.to_owned() })
+    }
+
+    /// Packs and writes the next rows. Their number is a multiple of 2 except at the end.
+    pub fn push(&mut self, mut values: &[f32]) -> Result<()> {
+        let Matrix { columns, precision, rows, .. } = self.matrix;
+        if values.len() % columns != 0 || self.pushed + values.len() / columns > rows {
+            return Err(Error::WrongShape {
+                name: self.what.clone(),
+                found: vec![self.pushed + values.len() / columns, columns],
+                expected: format!("[{rows}, {columns}]"),
+            });
+        }
+        for piece in &self.matrix.pieces {
+            let end = piece.first + piece.rows;
+            if self.pushed >= end || values.is_empty() {
+                continue;
+            }
+            let count = (end - self.pushed).min(values.len() / columns);
+            let (now, later) = values.split_at(count * columns);
+            let mut packed = pack_rows(precision, columns, now);
+            let row = self.pushed - piece.first;
+            self.gpu.write(&piece.data, (row * precision.row_bytes(columns)) as u64, &packed.data);
+            if let Some(scales) = &piece.scales {
+                let padded = packed.scales.len().next_multiple_of(4);
+                packed.scales.resize(padded, 0);
+                self.gpu.write(scales, (row * precision.row_scale_bytes(columns)) as u64, &packed.scales);
+            }
+            self.pushed += count;
+            values = later;
+        }
+        Ok(())
+    }
+
+    /// The matrix, once all rows are there.
+    pub fn finish(self) -> Result<Matrix> {
+        if self.pushed != self.matrix.rows {
+            return Err(Error::WrongShape {
+                name: self.what,
+                found: vec![self.pushed, self.matrix.columns],
+                expected: format!("[{}, {}]", self.matrix.rows, self.matrix.columns),
+            });
+        }
+        Ok(self.matrix)
+    }
+}
