@@ -1,10 +1,11 @@
 //! Where bytes come from. The host implements these two traits: files natively, range requests in a browser.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// A boxed future that need not be `Send`: browsers have none that are.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -31,4 +32,139 @@ pub trait Folder {
     fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>>;
     /// The folder at a relative path (`..` allowed), whether or not it exists.
     fn child(&self, name: &str) -> Rc<dyn Folder>;
+}
+
+/// Reads a whole file that should be small; `None` if it is not there.
+///
+/// # Errors
+/// [`Error::Malformed`] if it is larger than `limit` bytes, so that no file decides how much memory is taken.
+pub async fn read_file(folder: &dyn Folder, file: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+    let Some(source) = folder.open(file).await? else { return Ok(None) };
+    read_range(&*source, 0, source.len(), limit).await.map(Some)
+}
+
+/// Reads `length` bytes at `offset` into memory, if they are in the file and at most `limit`.
+pub(crate) async fn read_range(source: &dyn ByteSource, offset: u64, length: u64, limit: u64) -> Result<Vec<u8>> {
+    let malformed = |reason| Error::Malformed { file: source.name().to_owned(), offset, reason };
+    if offset.checked_add(length).is_none_or(|end| end > source.len()) {
+        let size = source.len();
+        return Err(malformed(format!(
+            "{length} bytes expected here, but the file ends at byte {size}: is it truncated?"
+        )));
+    }
+    let length = match usize::try_from(length) {
+        Ok(bytes) if length <= limit => bytes,
+        _ => return Err(malformed(format!("{length} bytes here are more than the {limit} that make sense"))),
+    };
+    let mut bytes = vec![0; length];
+    source.read(offset, &mut bytes).await?;
+    Ok(bytes)
+}
+
+/// Bytes in memory as a source.
+#[derive(Debug, Clone)]
+pub struct MemorySource {
+    name: String,
+    bytes: Rc<[u8]>,
+}
+
+impl MemorySource {
+    /// A source called `name` in messages.
+    pub fn new(name: impl Into<String>, bytes: impl Into<Rc<[u8]>>) -> Self {
+        Self { name: name.into(), bytes: bytes.into() }
+    }
+}
+
+impl ByteSource for MemorySource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let range = usize::try_from(offset)
+                .ok()
+                .and_then(|start| Some(start..start.checked_add(buffer.len())?))
+                .and_then(|range| self.bytes.get(range));
+            let Some(bytes) = range else {
+                let (length, size) = (buffer.len(), self.len());
+                let reason = format!("reading {length} bytes at offset {offset}: there are only {size}");
+                return Err(Error::Io { file: self.name.clone(), reason });
+            };
+            buffer.copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+}
+
+/// Files in memory as a folder tree: what a person dropped on a web page, or what a test made up.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryFolder {
+    path: String,
+    files: Rc<BTreeMap<String, MemorySource>>,
+}
+
+impl MemoryFolder {
+    /// The root of a tree of `files`, each with its path relative to the root (`/` between parts).
+    pub fn new<Path: Into<String>, Bytes: Into<Rc<[u8]>>>(files: impl IntoIterator<Item = (Path, Bytes)>) -> Self {
+        let files = files.into_iter().map(|(path, bytes)| {
+            let path = path.into();
+            (path.clone(), MemorySource::new(path, bytes))
+        });
+        Self { path: String::new(), files: Rc::new(files.collect()) }
+    }
+
+    fn resolve(&self, relative: &str) -> String {
+        let mut parts: Vec<&str> = self.path.split('/').collect();
+        for part in relative.split('/') {
+            match part {
+                ".." => drop(parts.pop()),
+                part => parts.push(part),
+            }
+        }
+        parts.retain(|part| !part.is_empty() && *part != ".");
+        parts.join("/")
+    }
+}
+
+impl Folder for MemoryFolder {
+    fn name(&self) -> &str {
+        if self.path.is_empty() { "(memory)" } else { &self.path }
+    }
+
+    fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+        Box::pin(async move {
+            let source = self.files.get(&self.resolve(file));
+            Ok(source.map(|source| Rc::new(source.clone()) as Rc<dyn ByteSource>))
+        })
+    }
+
+    fn child(&self, name: &str) -> Rc<dyn Folder> {
+        Rc::new(Self { path: self.resolve(name), files: Rc::clone(&self.files) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_folder_resolves_paths() {
+        let root = MemoryFolder::new([("a/b/file", vec![1u8, 2, 3])]);
+        let folder = root.child("a/c").child("../b/.");
+        assert_eq!(folder.name(), "a/b");
+        let source = pollster::block_on(folder.open("./file")).unwrap().unwrap();
+        assert_eq!((source.name(), source.len(), source.is_empty()), ("a/b/file", 3, false));
+        let mut bytes = [0; 2];
+        pollster::block_on(source.read(1, &mut bytes)).unwrap();
+        assert_eq!(bytes, [2, 3]);
+        assert!(pollster::block_on(source.read(2, &mut bytes)).is_err());
+        assert!(pollster::block_on(source.read(u64::MAX, &mut bytes)).is_err());
+        assert!(pollster::block_on(root.open("b/file")).unwrap().is_none());
+        assert!(pollster::block_on(read_file(&root, "a/b/file", 2)).is_err());
+    }
 }

@@ -1,0 +1,332 @@
+//! One or many files of tensors as one set of names.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::dtype::{Dtype, FLOAT_TYPES, decode_f32, first_non_finite};
+use super::source::{ByteSource, Folder, read_file};
+use super::{safetensors, torch_bin};
+use crate::{Error, Result};
+
+/// Where the weights of a language model may be in its folder, best first.
+pub const MODEL_FILES: &[&str] =
+    &["model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"];
+
+/// Where the weights of an OpenCLIP model may be in its folder, best first.
+pub const OPEN_CLIP_FILES: &[&str] = &[
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+];
+
+/// Largest index file that is read.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// Bytes of a tensor that are read at once: enough to be fast, little beside what they become.
+const PIECE: u64 = 8 << 20;
+
+/// What a tensor is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Sizes of its dimensions, slowest first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// How many elements; `None` if more than 2^64.
+    pub fn elements(&self) -> Option<u64> {
+        // A zero anywhere makes it empty, whatever the product of the others is.
+        if self.shape.contains(&0) {
+            return Some(0);
+        }
+        self.shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size as u64))
+    }
+
+    /// How many bytes in the file; `None` if more than 2^64.
+    pub fn bytes(&self) -> Option<u64> {
+        self.elements()?.checked_mul(self.dtype.size() as u64)
+    }
+}
+
+/// A tensor in a file: its bytes are known to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// What it is.
+    pub info: TensorInfo,
+    /// Where its elements start, in bytes from the start of the file.
+    pub offset: u64,
+    /// Whether its elements are stored with the highest byte first.
+    pub big_endian: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Located {
+    stored: Rc<StoredTensor>,
+    file: usize,
+}
+
+/// A set of named tensors in one or many files. Cheap next to the tensors: only headers are in memory.
+#[derive(Clone)]
+pub struct Checkpoint {
+    name: String,
+    files: Vec<Rc<dyn ByteSource>>,
+    tensors: BTreeMap<String, Located>,
+}
+
+impl Checkpoint {
+    /// Opens the first of `candidates` that is in the folder, with all shards if it is an index.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`] if there is none of them, or not every shard that the index names;
+    /// [`Error::MissingTensor`] if a shard lacks a tensor that the index says it has; whatever is wrong with the files.
+    pub async fn open(folder: &dyn Folder, candidates: &[&str]) -> Result<Self> {
+        Self::find(folder, candidates).await?.ok_or_else(|| Error::MissingFile {
+            file: format!("{}/{}", folder.name(), candidates.first().unwrap_or(&"model.safetensors")),
+            hint: format!("no weights here; looked for {}", candidates.join(", ")),
+        })
+    }
+
+    /// As [`Self::open`], but `None` if there is none of `candidates`.
+    ///
+    /// # Errors
+    /// As [`Self::open`] otherwise.
+    pub async fn find(folder: &dyn Folder, candidates: &[&str]) -> Result<Option<Self>> {
+        for file in candidates {
+            if file.ends_with(".index.json") {
+                if let Some(index) = read_file(folder, file, MAX_INDEX).await? {
+                    return Self::open_index(folder, file, &index).await.map(Some);
+                }
+            } else if let Some(source) = folder.open(file).await? {
+                return Self::open_file(source).await.map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens one file, by what its content is: a torch archive or pickle, or else safetensors.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file.
+    pub async fn open_file(source: Rc<dyn ByteSource>) -> Result<Self> {
+        let stored = read_tensors(&*source).await?;
+        let located = |stored: StoredTensor| (stored.name.clone(), Located { stored: Rc::new(stored), file: 0 });
+        Ok(Self {
+            name: source.name().to_owned(),
+            files: vec![source],
+            tensors: stored.into_iter().map(located).collect(),
+        })
+    }
+
+    async fn open_index(folder: &dyn Folder, index_file: &str, index: &[u8]) -> Result<Self> {
+        let index_name = format!("{}/{index_file}", folder.name());
+        let mut checkpoint = Self { name: folder.name().to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        for (shard, names) in parse_index(&index_name, index)? {
+            let Some(source) = folder.open(&shard).await? else {
+                return Err(Error::MissingFile {
+                    file: format!("{}/{shard}", folder.name()),
+                    hint: format!("{index_file} says that it holds {}; is the download complete?", first(&names)),
+                });
+            };
+            let stored = read_tensors(&*source).await?;
+            let mut stored: BTreeMap<_, _> = stored.into_iter().map(|stored| (stored.name.clone(), stored)).collect();
+            for name in names {
+                let Some(stored) = stored.remove(&name) else {
+                    let hint = format!(", though {index_file} says that it is there");
+                    return Err(Error::MissingTensor { name, file: source.name().to_owned(), hint });
+                };
+                let located = Located { stored: Rc::new(stored), file: checkpoint.files.len() };
+                checkpoint.tensors.insert(name, located);
+            }
+            checkpoint.files.push(source);
+        }
+        Ok(checkpoint)
+    }
+
+    /// The folder or file, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// All tensors' names in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// All tensors in order of their names.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(name, located)| (name.as_str(), &located.stored.info))
+    }
+
+    /// What a tensor is, if it is here.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|located| &located.stored.info)
+    }
+
+    /// The tensors that `rename` gives a name to, under that name, in the same files. Messages about their contents
+    /// keep the name in the file.
+    pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let tensors =
+            self.tensors.iter().filter_map(|(name, located)| Some((rename(name)?, located.clone()))).collect();
+        Self { name: self.name.clone(), files: self.files.clone(), tensors }
+    }
+
+    /// This checkpoint's tensors, and those of `other` under names that this one has not.
+    pub fn extended(&self, other: &Self) -> Self {
+        let mut result = self.clone();
+        let shift = result.files.len();
+        result.files.extend(other.files.iter().cloned());
+        for (name, located) in &other.tensors {
+            let moved = Located { stored: Rc::clone(&located.stored), file: located.file + shift };
+            result.tensors.entry(name.clone()).or_insert(moved);
+        }
+        result
+    }
+
+    /// Reads a whole tensor as `f32`, row-major.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`].
+    pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
+        let located = self.locate(name)?;
+        let elements = located.stored.info.elements().unwrap_or(0);
+        self.read_elements(located, 0..elements).await
+    }
+
+    /// Reads rows along the first dimension as `f32`, row-major, so that a large tensor can be taken in pieces. (A tensor
+    /// without dimensions has one row.)
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`]; [`Error::WrongDtype`] if it is not of floats; [`Error::BadValue`] at the first NaN or
+    /// infinity; [`Error::InvalidArgument`] if it has fewer rows; [`Error::Io`].
+    pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let located = self.locate(name)?;
+        let TensorInfo { shape, .. } = &located.stored.info;
+        let count = shape.first().copied().unwrap_or(1);
+        if rows.start > rows.end || rows.end > count {
+            return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
+        }
+        let elements = located.stored.info.elements().unwrap_or(0);
+        let row = elements.checked_div(count as u64).unwrap_or(0);
+        self.read_elements(located, rows.start as u64 * row..rows.end as u64 * row).await
+    }
+
+    fn locate(&self, name: &str) -> Result<&Located> {
+        self.tensors.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    pub(super) fn missing(&self, name: &str) -> Error {
+        let hint = match self.tensors.len() {
+            0 => ", which holds no such tensors at all".to_owned(),
+            count => format!(" (one of {count} tensors there is {})", first(&self.tensors.keys().collect::<Vec<_>>())),
+        };
+        Error::MissingTensor { name: name.to_owned(), file: self.name.clone(), hint }
+    }
+
+    /// The name that a tensor has in its file.
+    pub(super) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.tensors.get(name).map_or(name, |located| &located.stored.name)
+    }
+
+    /// Reads elements `range` of a tensor; the range is inside it.
+    async fn read_elements(&self, located: &Located, range: Range<u64>) -> Result<Vec<f32>> {
+        let StoredTensor { name, info, offset, big_endian } = &*located.stored;
+        if !info.dtype.is_float() {
+            let found = info.dtype.name().to_owned();
+            return Err(Error::WrongDtype { name: name.clone(), found, expected: FLOAT_TYPES.to_owned() });
+        }
+        let source = self.files.get(located.file).ok_or_else(|| self.missing(name))?;
+        let size = info.dtype.size() as u64;
+        let too_large = || Error::Io {
+            file: source.name().to_owned(),
+            reason: format!("no memory for {} elements of tensor {name}", range.end - range.start),
+        };
+        let count = usize::try_from(range.end - range.start).map_err(|_| too_large())?;
+        let mut values = Vec::new();
+        values.try_reserve_exact(count).map_err(|_| too_large())?;
+        let mut bytes = Vec::new();
+        let mut start = range.start;
+        while start < range.end {
+            let end = range.end.min(start + PIECE / size);
+            bytes.resize(((end - start) * size) as usize, 0);
+            source.read(offset + start * size, &mut bytes).await?;
+            if *big_endian {
+                bytes.chunks_exact_mut(info.dtype.size()).for_each(<[u8]>::reverse);
+            }
+            let decoded = values.len();
+            // Floats all: checked above.
+            let _ = decode_f32(info.dtype, &bytes, &mut values);
+            let new = values.get(decoded..).unwrap_or_default();
+            if let Some(bad) = first_non_finite(new) {
+                let value = new.get(bad).copied().unwrap_or(f32::NAN);
+                return Err(Error::BadValue { name: name.clone(), value, index: start + bad as u64 });
+            }
+            start = end;
+        }
+        Ok(values)
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Checkpoint")
+            .field("name", &self.name)
+            .field("files", &self.files.iter().map(|file| file.name()).collect::<Vec<_>>())
+            .field("tensors", &self.tensors.len())
+            .finish()
+    }
+}
+
+/// Goes by content, so that safetensors called `.bin` work, and by name only where the content says nothing.
+async fn read_tensors(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
+    let mut start = [0; 9];
+    if source.len() >= start.len() as u64 {
+        source.read(0, &mut start).await?;
+    }
+    // The byte where safetensors have the brace of their header is the compression method in a zip archive.
+    if start.ends_with(b"{") || source.name().ends_with(".safetensors") {
+        safetensors::read_header(source).await
+    } else {
+        torch_bin::read_state_dict(source).await
+    }
+}
+
+fn first<Name: ToString>(names: &[Name]) -> String {
+    names.first().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Reads an index file: the names of the tensors in each shard.
+///
+/// # Errors
+/// [`Error::Malformed`] if it is not an index, or if it names a file outside its folder.
+pub fn parse_index(file: &str, bytes: &[u8]) -> Result<BTreeMap<String, Vec<String>>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let malformed = |reason| Error::Malformed { file: file.to_owned(), offset: 0, reason };
+    let index: Index =
+        serde_json::from_slice(bytes).map_err(|error| malformed(format!("not an index of tensors: {error}")))?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, shard) in index.weight_map {
+        // An index speaks of files beside it; a path elsewhere is a mistake or an attack.
+        if shard.is_empty() || shard.contains(['/', '\\', ':', '\0']) || shard.starts_with('.') {
+            return Err(malformed(format!("tensor {name} is said to be in {shard:?}, which is not a file beside it")));
+        }
+        shards.entry(shard).or_default().push(name);
+    }
+    Ok(shards)
+}

@@ -1,0 +1,196 @@
+//! Element types as checkpoint files have them, and their conversion to `f32`.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+/// An element type found in a checkpoint. All are stored little-endian unless the file says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U64,
+    U32,
+    U16,
+    U8,
+    Bool,
+    F8E4M3,
+    F8E5M2,
+}
+
+/// The types that [`decode_f32`] takes, for messages.
+pub const FLOAT_TYPES: &str = "F64, F32, F16 or BF16";
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 | Self::U64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
+            Self::I8 | Self::U8 | Self::Bool | Self::F8E4M3 | Self::F8E5M2 => 1,
+        }
+    }
+
+    /// Whether [`decode_f32`] takes it.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    /// The name that safetensors files use, also used in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::I64 => "I64",
+            Self::I32 => "I32",
+            Self::I16 => "I16",
+            Self::I8 => "I8",
+            Self::U64 => "U64",
+            Self::U32 => "U32",
+            Self::U16 => "U16",
+            Self::U8 => "U8",
+            Self::Bool => "BOOL",
+            Self::F8E4M3 => "F8_E4M3",
+            Self::F8E5M2 => "F8_E5M2",
+        }
+    }
+
+    /// The type of a `dtype` field in a safetensors header.
+    pub fn from_safetensors(name: &str) -> Option<Self> {
+        use Dtype::*;
+        [F64, F32, F16, Bf16, I64, I32, I16, I8, U64, U32, U16, U8, Bool, F8E4M3, F8E5M2]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+    }
+
+    /// The element type of a torch storage class, for example `FloatStorage`.
+    pub fn from_torch_storage(class: &str) -> Option<Self> {
+        Some(match class {
+            "DoubleStorage" => Self::F64,
+            "FloatStorage" => Self::F32,
+            "HalfStorage" => Self::F16,
+            "BFloat16Storage" => Self::Bf16,
+            "LongStorage" => Self::I64,
+            "IntStorage" => Self::I32,
+            "ShortStorage" => Self::I16,
+            "CharStorage" => Self::I8,
+            "ByteStorage" => Self::U8,
+            "BoolStorage" => Self::Bool,
+            _ => return None,
+        })
+    }
+}
+
+/// Appends the elements in `bytes` (little-endian; a last partial element is ignored) to `values`. `F64` is rounded.
+///
+/// Returns false, and appends nothing, if `dtype` is not a floating-point type of [`FLOAT_TYPES`].
+#[must_use]
+pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
+    match dtype {
+        Dtype::F64 => values.extend(elements(bytes).map(|bytes| f64::from_le_bytes(bytes) as f32)),
+        Dtype::F32 => values.extend(elements(bytes).map(f32::from_le_bytes)),
+        Dtype::Bf16 => {
+            values.extend(elements(bytes).map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)));
+        }
+        Dtype::F16 => decode_f16(bytes, values),
+        _ => return false,
+    }
+    true
+}
+
+/// Goes through aligned blocks so that `half` can use the processor's conversion instructions.
+fn decode_f16(bytes: &[u8], values: &mut Vec<f32>) {
+    const BLOCK: usize = 1024;
+    let mut halves = [f16::ZERO; BLOCK];
+    let mut floats = [0f32; BLOCK];
+    for block in bytes.chunks(2 * BLOCK) {
+        let mut count = 0;
+        for (half, bytes) in halves.iter_mut().zip(elements(block)) {
+            *half = f16::from_le_bytes(bytes);
+            count += 1;
+        }
+        let (halves, floats) = (&halves[..count], &mut floats[..count]);
+        halves.convert_to_f32_slice(floats);
+        values.extend_from_slice(floats);
+    }
+}
+
+fn elements<const N: usize>(bytes: &[u8]) -> impl ExactSizeIterator<Item = [u8; N]> + '_ {
+    bytes.chunks_exact(N).map(|chunk| {
+        let mut element = [0; N];
+        element.copy_from_slice(chunk);
+        element
+    })
+}
+
+/// Index of the first NaN or infinity.
+pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+    // Whole blocks without an early exit, so that the scan is vectorised; the exact place is sought only in a bad one.
+    const BLOCK: usize = 256;
+    let bad = |value: &f32| !value.is_finite();
+    let block = values.chunks(BLOCK).position(|block| block.iter().fold(false, |any, value| any | bad(value)))?;
+    let start = block * BLOCK;
+    values.get(start..)?.iter().position(bad).map(|index| start + index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+        let mut values = Vec::new();
+        assert!(decode_f32(dtype, bytes, &mut values));
+        values
+    }
+
+    #[test]
+    fn floats_of_every_type_decode() {
+        // Bit patterns from IEEE 754: 1.5, -2, the smallest subnormal (or a small normal).
+        assert_eq!(decode(Dtype::F32, &[0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0]), [1.5, -2.0]);
+        assert_eq!(decode(Dtype::F16, &[0x00, 0x3e, 0x00, 0xc0, 0x01, 0x00]), [1.5, -2.0, 2f32.powi(-24)]);
+        assert_eq!(decode(Dtype::Bf16, &[0xc0, 0x3f, 0x00, 0xc0, 0x01, 0x00]), [1.5, -2.0, 2f32.powi(-133)]);
+        assert_eq!(decode(Dtype::F64, &[0, 0, 0, 0, 0, 0, 0xf8, 0x3f]), [1.5]);
+    }
+
+    #[test]
+    fn every_half_decodes_as_its_scalar_does_whatever_the_alignment() {
+        let mut bytes = vec![0xff];
+        bytes.extend((0..=u16::MAX).flat_map(u16::to_le_bytes));
+        let values = decode(Dtype::F16, &bytes[1..]);
+        assert_eq!(values.len(), 65536);
+        for (bits, value) in (0..=u16::MAX).zip(values) {
+            let expected = f16::from_bits(bits).to_f64();
+            assert!(f64::from(value) == expected || (value.is_nan() && expected.is_nan()), "{bits:#x}: {value}");
+        }
+    }
+
+    #[test]
+    fn integers_are_refused() {
+        let mut values = Vec::new();
+        assert!(!decode_f32(Dtype::I64, &[0; 8], &mut values));
+        assert!(values.is_empty());
+    }
+
+    #[test]
+    fn non_finite_values_are_found_where_they_are() {
+        for length in [1, 255, 256, 257, 1000] {
+            assert_eq!(first_non_finite(&vec![f32::MAX; length]), None);
+            for index in [0, length / 2, length - 1] {
+                for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut values = vec![-1.0; length];
+                    values[index] = value;
+                    assert_eq!(first_non_finite(&values), Some(index));
+                }
+            }
+        }
+    }
+}

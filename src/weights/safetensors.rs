@@ -1,0 +1,203 @@
+//! The header of a safetensors file.
+//!
+//! The format (<https://github.com/huggingface/safetensors#format>): eight bytes, the length of the header; the header,
+//! a JSON object of `name: {dtype, shape, data_offsets}` with an optional `__metadata__`; the data.
+//!
+//! Own parser: the `safetensors` crate wants the whole file in memory before it checks anything, and its errors do not
+//! say which tensor or which bytes are wrong.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::checkpoint::{StoredTensor, TensorInfo};
+use super::dtype::Dtype;
+use super::source::{ByteSource, read_range};
+use crate::{Error, Result};
+
+/// Largest header that is read, the limit that the reference implementation sets.
+pub const MAX_HEADER: u64 = 100_000_000;
+
+/// Bytes before the header.
+const PREFIX: u64 = 8;
+
+/// The tensors in a file, in order of their data.
+///
+/// # Errors
+/// [`Error::Malformed`] if the header is not one, or if tensors overlap, leave holes, reach past the end of the file or
+/// have a size other than their shape and type call for.
+pub async fn read_header(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
+    let prefix = read_range(source, 0, PREFIX, PREFIX).await?;
+    let length = prefix.iter().rev().fold(0, |length, byte| length << 8 | u64::from(*byte));
+    let malformed = |offset, reason| Error::Malformed { file: source.name().to_owned(), offset, reason };
+    if length > MAX_HEADER {
+        let reason =
+            format!("a header of {length} bytes, at most {MAX_HEADER} make sense: is this a safetensors file?");
+        return Err(malformed(0, reason));
+    }
+    let header = read_range(source, PREFIX, length, MAX_HEADER).await?;
+    let Header(entries) = serde_json::from_slice(&header)
+        .map_err(|error| malformed(PREFIX, format!("the header is not the JSON it should be: {error}")))?;
+    locate(entries, PREFIX + length, source.len()).map_err(|(offset, reason)| malformed(offset, reason))
+}
+
+/// Places the entries in a file of `file_length` bytes whose data starts at `data_start`.
+fn locate(
+    mut entries: Vec<(String, Entry)>,
+    data_start: u64,
+    file_length: u64,
+) -> Result<Vec<StoredTensor>, (u64, String)> {
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    let mut tensors = Vec::with_capacity(entries.len());
+    let mut position = 0u64;
+    for (name, Entry { dtype, shape, data_offsets: (start, end) }) in entries {
+        let place = data_start.saturating_add(start);
+        let Some(dtype) = Dtype::from_safetensors(&dtype) else {
+            return Err((place, format!("tensor {name} has the unknown element type {dtype:?}")));
+        };
+        if start != position || end < start {
+            let problem = if start < position { "overlapping another" } else { "leaving a hole" };
+            return Err((place, format!("tensor {name} claims bytes {start}..{end}, {problem} at byte {position}")));
+        }
+        let info = TensorInfo { dtype, shape };
+        let found = end - start;
+        match info.bytes() {
+            Some(expected) if expected == found => {}
+            expected => {
+                let expected =
+                    expected.map_or("more bytes than there can be".to_owned(), |bytes| format!("{bytes} bytes"));
+                let TensorInfo { dtype, shape } = info;
+                let dtype = dtype.name();
+                let reason =
+                    format!("tensor {name} has {found} bytes, its shape {shape:?} of {dtype} takes {expected}");
+                return Err((place, reason));
+            }
+        }
+        tensors.push(StoredTensor { name, info, offset: place, big_endian: false });
+        position = end;
+    }
+    match data_start.checked_add(position) {
+        Some(end) if end == file_length => Ok(tensors),
+        Some(end) if end < file_length => {
+            Err((end, format!("{} bytes follow the last tensor, none should", file_length - end)))
+        }
+        _ => Err((file_length, "the file ends before the last tensor does: is it truncated?".to_owned())),
+    }
+}
+
+/// One tensor of the header.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+/// A list rather than a map, so that a name that comes twice is seen.
+struct Header(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut entries = Vec::new();
+                let mut names = std::collections::HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    if !names.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format!("tensor {name} comes twice")));
+                    }
+                    let entry = map.next_value()?;
+                    entries.push((name, entry));
+                }
+                Ok(Header(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::MemorySource;
+    use super::*;
+
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<Vec<StoredTensor>> {
+        pollster::block_on(read_header(&MemorySource::new("x.safetensors", bytes)))
+    }
+
+    #[test]
+    fn files_of_the_reference_library_are_read() {
+        use safetensors::tensor::{Dtype as Theirs, TensorView};
+        let data: Vec<u8> = (0..48).collect();
+        let tensors = [
+            ("b", TensorView::new(Theirs::F32, vec![2, 3], &data[..24]).unwrap()),
+            ("a", TensorView::new(Theirs::BF16, vec![12], &data[24..]).unwrap()),
+            ("empty", TensorView::new(Theirs::F16, vec![0, 7], &[]).unwrap()),
+            ("scalar", TensorView::new(Theirs::I64, vec![], &data[..8]).unwrap()),
+        ];
+        let bytes = safetensors::serialize(tensors, None).unwrap();
+        let read = read(bytes.clone()).unwrap();
+        let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(read.len(), theirs.len());
+        for tensor in read {
+            let expected = theirs.tensor(&tensor.name).unwrap();
+            assert_eq!(tensor.info.shape, expected.shape());
+            let start = tensor.offset as usize;
+            assert_eq!(&bytes[start..start + tensor.info.bytes().unwrap() as usize], expected.data());
+        }
+    }
+
+    #[test]
+    fn bad_files_are_refused_with_a_reason() {
+        let good = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[1],"data_offsets":[8,10]}}"#;
+        assert_eq!(read(file(good, 10)).unwrap().len(), 2);
+        let huge = usize::MAX;
+        let cases = [
+            (vec![], "truncated"),
+            (vec![1, 2, 3], "truncated"),
+            (vec![0xff; 100], "is this a safetensors file"),
+            (file(good, 10)[..60].to_vec(), "truncated"),
+            (file(good, 9), "truncated"),
+            (file(good, 11), "1 bytes follow the last tensor"),
+            (file("{", 0), "JSON"),
+            (file("[]", 0), "JSON"),
+            (file(&"[".repeat(100_000), 0), "JSON"),
+            (file(r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#, 8), "JSON"),
+            (file(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{}}"#, 8), "tensor a comes twice"),
+            (file(r#"{"a":{"dtype":"Q9","shape":[2],"data_offsets":[0,8]}}"#, 8), "element type \"Q9\""),
+            (file(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8), "shape [3] of F32 takes 12 bytes"),
+            (file(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8), "bytes 8..0"),
+            (file(&good.replace("[8,10]", "[7,9]"), 9), "overlapping another at byte 8"),
+            (file(&good.replace("[8,10]", "[9,11]"), 11), "leaving a hole at byte 8"),
+            (
+                file(&format!(r#"{{"a":{{"dtype":"F32","shape":[{huge},{huge}],"data_offsets":[0,8]}}}}"#), 8),
+                "more bytes than there can be",
+            ),
+            (file(&format!(r#"{{"a":{{"dtype":"U8","shape":[{huge}],"data_offsets":[0,{huge}]}}}}"#), 8), "truncated"),
+        ];
+        for (bytes, reason) in cases {
+            let error = read(bytes).unwrap_err().to_string();
+            assert!(error.starts_with("x.safetensors") && error.contains(reason), "{error:?} lacks {reason:?}");
+        }
+    }
+}

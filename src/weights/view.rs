@@ -1,0 +1,122 @@
+//! Tensors under a prefix of their names, as a model's layers ask for them.
+
+use std::fmt::Display;
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::checkpoint::{Checkpoint, TensorInfo};
+use crate::{Error, Result};
+
+/// A checkpoint seen from a prefix. Cheap to clone.
+///
+/// ```
+/// # use std::rc::Rc; use mgm::weights::{checkpoint::Checkpoint, view::Weights};
+/// # fn load(checkpoint: Rc<Checkpoint>) -> mgm::Result<()> {
+/// let layer = Weights::new(checkpoint).pp("model").pp("layers").pp(3);
+/// layer.expect_shape("input_layernorm.weight", &[2048])?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Weights {
+    checkpoint: Rc<Checkpoint>,
+    prefix: String,
+}
+
+impl Weights {
+    /// All of a checkpoint.
+    pub fn new(checkpoint: Rc<Checkpoint>) -> Self {
+        Self { checkpoint, prefix: String::new() }
+    }
+
+    /// The part under `part` (push prefix): names there start after `part` and a dot.
+    #[must_use]
+    pub fn pp(&self, part: impl Display) -> Self {
+        Self { checkpoint: Rc::clone(&self.checkpoint), prefix: self.full_name(&part.to_string()) }
+    }
+
+    /// The checkpoint behind it.
+    pub fn checkpoint(&self) -> &Rc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// A name with the prefix before it.
+    pub fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.info(&self.full_name(name)).is_some()
+    }
+
+    /// All names here, without the prefix.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.checkpoint.names().filter_map(|name| match name.strip_prefix(self.prefix.as_str()) {
+            Some(rest) if self.prefix.is_empty() => Some(rest),
+            Some(rest) => rest.strip_prefix('.'),
+            None => None,
+        })
+    }
+
+    /// What a tensor is.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] with its full name.
+    pub fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let name = self.full_name(name);
+        self.checkpoint.info(&name).ok_or_else(|| self.checkpoint.missing(&name))
+    }
+
+    /// A tensor's shape.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] with its full name.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.info(name)?.shape)
+    }
+
+    /// A tensor's shape, which must have `N` dimensions.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`].
+    pub fn dims<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
+        let shape = self.shape(name)?;
+        shape.try_into().map_err(|_| self.wrong_shape(name, shape, format!("{N} dimensions")))
+    }
+
+    /// Checks a tensor's shape.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`].
+    pub fn expect_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
+        let shape = self.shape(name)?;
+        if shape == expected { Ok(()) } else { Err(self.wrong_shape(name, shape, format!("{expected:?}"))) }
+    }
+
+    fn wrong_shape(&self, name: &str, found: &[usize], expected: String) -> Error {
+        let name = self.checkpoint.stored_name(&self.full_name(name)).to_owned();
+        Error::WrongShape { name, found: found.to_vec(), expected }
+    }
+
+    /// Reads a whole tensor as `f32`, row-major.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_rows`].
+    pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
+        self.checkpoint.read(&self.full_name(name)).await
+    }
+
+    /// Reads rows along the first dimension as `f32`, row-major.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_rows`].
+    pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        self.checkpoint.read_rows(&self.full_name(name), rows).await
+    }
+
+    /// How many numbered tensors there are in a row: with the pattern `layers.{}.norm.weight`, how many of
+    /// `layers.0.norm.weight`, `layers.1.norm.weight` and so on.
+    pub fn count(&self, pattern: &str) -> usize {
+        (0..).take_while(|index: &usize| self.contains(&pattern.replacen("{}", &index.to_string(), 1))).count()
+    }
+}
