@@ -330,3 +330,101 @@ pub fn parse_index(file: &str, bytes: &[u8]) -> Result<BTreeMap<String, Vec<Stri
     }
     Ok(shards)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::source::MemoryFolder;
+    use super::*;
+
+    /// A safetensors file of `f32`, made by the reference library.
+    pub(in super::super) fn file(tensors: &[(&str, &[usize], &[f32])]) -> Vec<u8> {
+        use ::safetensors::tensor::{Dtype, TensorView, serialize};
+        let views = tensors.iter().map(|(name, shape, values)| {
+            (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values)).unwrap())
+        });
+        serialize(views, None).unwrap()
+    }
+
+    const INDEX: &str = "model.safetensors.index.json";
+
+    fn open(files: Vec<(&str, Vec<u8>)>) -> Result<Checkpoint> {
+        pollster::block_on(Checkpoint::open(&MemoryFolder::new(files), MODEL_FILES))
+    }
+
+    fn index(entries: &str) -> (&'static str, Vec<u8>) {
+        (INDEX, format!(r#"{{"metadata":{{"total_size":1}},"weight_map":{{{entries}}}}}"#).into_bytes())
+    }
+
+    #[test]
+    fn shards_become_one() {
+        let one = file(&[("a", &[2], &[1.0, 2.0]), ("not in the index", &[1], &[9.0])]);
+        let two = file(&[("b", &[3, 1], &[3.0, 4.0, 5.0])]);
+        let files =
+            vec![index(r#""a":"1.safetensors","b":"2.safetensors""#), ("1.safetensors", one), ("2.safetensors", two)];
+        let checkpoint = open(files).unwrap();
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(pollster::block_on(checkpoint.read("a")).unwrap(), [1.0, 2.0]);
+        assert_eq!(pollster::block_on(checkpoint.read_rows("b", 1..3)).unwrap(), [4.0, 5.0]);
+        assert!(pollster::block_on(checkpoint.read_rows("b", 1..4)).is_err());
+    }
+
+    #[test]
+    fn renaming_and_extending_keep_the_contents() {
+        let open = |bytes| open(vec![("model.safetensors", bytes)]).unwrap();
+        let one = open(file(&[("x.a", &[1], &[1.0]), ("x.b", &[1], &[2.0])]));
+        let two = open(file(&[("a", &[1], &[3.0]), ("c", &[1], &[f32::INFINITY])]));
+        let both = one.renamed(|name| name.strip_prefix("x.").map(str::to_owned)).extended(&two);
+        let read = |name| pollster::block_on(both.read(name));
+        assert_eq!((read("a"), read("b")), (Ok(vec![1.0]), Ok(vec![2.0])));
+        assert_eq!(read("c"), Err(Error::BadValue { name: "c".into(), value: f32::INFINITY, index: 0 }));
+    }
+
+    #[test]
+    fn a_bad_value_is_found_by_its_place_in_the_whole_tensor() {
+        // More than one piece is read.
+        let rows = PIECE as usize / 4 / 1000 + 10;
+        let mut values = vec![0.5; rows * 1000];
+        values[rows * 1000 - 1234] = f32::NEG_INFINITY;
+        let checkpoint = open(vec![("model.safetensors", file(&[("w", &[rows, 1000], &values)]))]).unwrap();
+        let index = rows as u64 * 1000 - 1234;
+        let error = Error::BadValue { name: "w".into(), value: f32::NEG_INFINITY, index };
+        assert_eq!(pollster::block_on(checkpoint.read("w")).unwrap_err(), error);
+        assert_eq!(pollster::block_on(checkpoint.read_rows("w", rows - 3..rows)).unwrap_err(), error);
+        assert_eq!(pollster::block_on(checkpoint.read_rows("w", 1..rows - 2)).unwrap().len(), (rows - 3) * 1000);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let one = file(&[("a", &[1], &[1.0])]);
+        let cases = [
+            (vec![], "model.safetensors.index.json is missing: no weights here"),
+            (
+                vec![index(r#""a":"1.safetensors""#)],
+                "1.safetensors is missing: model.safetensors.index.json says that it holds a",
+            ),
+            (
+                vec![index(r#""b":"1.safetensors""#), ("1.safetensors", one)],
+                "tensor b is missing from 1.safetensors, though model.safetensors.index.json says",
+            ),
+            (vec![index(r#""a":"../secret""#)], "\"../secret\", which is not a file beside it"),
+            (vec![index(r#""a":"/etc/passwd""#)], "not a file beside it"),
+            (vec![index(r#""a":3"#)], "not an index"),
+            (vec![(INDEX, b"{}".to_vec())], "missing field `weight_map`"),
+            (vec![("model.safetensors", b"short".to_vec())], "truncated"),
+        ];
+        for (files, reason) in cases {
+            let error = open(files).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error:?} lacks {reason:?}");
+        }
+    }
+
+    #[test]
+    fn formats_are_told_apart_by_content() {
+        assert!(open(vec![("pytorch_model.bin", file(&[("a", &[1], &[1.0])]))]).unwrap().info("a").is_some());
+        // A header of 0x4b50 bytes makes safetensors start with "PK".
+        let mut bytes = vec![b'P', b'K', 0, 0, 0, 0, 0, 0, b'{'];
+        bytes.resize(8 + 0x4b50 - 1, b' ');
+        bytes.push(b'}');
+        assert!(open(vec![("pytorch_model.bin", bytes)]).unwrap().is_empty());
+    }
+}

@@ -427,3 +427,164 @@ fn projector_tensors(config: &VisionConfig, language: &LanguageConfig) -> Vec<Ex
     }
     tensors
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::checkpoint::tests::file;
+    use super::super::config::tests::with;
+    use super::super::source::MemoryFolder;
+    use super::*;
+
+    type Files = Vec<(String, Vec<u8>)>;
+
+    fn open(files: Files, options: impl FnOnce(&MemoryFolder) -> TowerOptions) -> Result<MgmCheckpoint> {
+        let root = MemoryFolder::new(files);
+        let towers = options(&root);
+        pollster::block_on(MgmCheckpoint::open(root.child("models/mgm"), towers))
+    }
+
+    fn config(changes: Value) -> (String, Vec<u8>) {
+        let mut config = json!({
+            "model_type": "mgm", "image_size_aux": 768, "mm_hidden_size": 128, "mm_hidden_size_aux": 4,
+            "mm_vision_tower": "model_zoo/OpenAI/clip", "mm_vision_tower_aux": "model_zoo/OpenAI/convnext"
+        });
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        ("models/mgm/config.json".into(), with(config).to_string().into_bytes())
+    }
+
+    /// A tower of which only what tells its sizes is there; `mark` tells copies apart.
+    fn clip(prefix: &str, mark: f32) -> Vec<(String, Vec<usize>, f32)> {
+        vec![
+            (format!("{prefix}vision_model.embeddings.patch_embedding.weight"), vec![128, 3, 14, 14], mark),
+            (format!("{prefix}vision_model.embeddings.position_embedding.weight"), vec![577, 128], mark),
+            (format!("{prefix}vision_model.encoder.layers.0.mlp.fc1.weight"), vec![256, 128], mark),
+        ]
+    }
+
+    fn convnext(prefix: &str, mark: f32) -> Vec<(String, Vec<usize>, f32)> {
+        vec![
+            (format!("{prefix}stem.0.weight"), vec![1], mark),
+            (format!("{prefix}stages.0.blocks.0.gamma"), vec![1], mark),
+        ]
+    }
+
+    fn tensors(path: &str, tensors: Vec<(String, Vec<usize>, f32)>) -> (String, Vec<u8>) {
+        let filled: Vec<(String, Vec<usize>, Vec<f32>)> = tensors
+            .into_iter()
+            .map(|(name, shape, mark)| {
+                let values = vec![mark; shape.iter().product()];
+                (name, shape, values)
+            })
+            .collect();
+        let views: Vec<(&str, &[usize], &[f32])> =
+            filled.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice())).collect();
+        (path.to_owned(), file(&views))
+    }
+
+    /// The marks of the two towers that were chosen.
+    fn marks(checkpoint: &MgmCheckpoint) -> (f32, f32) {
+        let vision = checkpoint.vision.as_ref().unwrap();
+        let first = |weights: &Weights, name| pollster::block_on(weights.read(name)).unwrap()[0];
+        let clip = first(&vision.clip, "vision_model.encoder.layers.0.mlp.fc1.weight");
+        (clip, first(&vision.convnext, "stages.0.blocks.0.gamma"))
+    }
+
+    const MAIN: &str = "models/mgm/model.safetensors";
+
+    fn own() -> Vec<(String, Vec<usize>, f32)> {
+        [clip("model.vision_tower.vision_tower.", 1.0), convnext("model.vision_tower_aux.vision_", 1.0)].concat()
+    }
+
+    fn separate(root: &str) -> Files {
+        vec![
+            tensors(&format!("{root}/clip/model.safetensors"), clip("", 2.0)),
+            tensors(&format!("{root}/convnext/open_clip_model.safetensors"), convnext("module.visual.trunk.", 2.0)),
+        ]
+    }
+
+    #[test]
+    fn the_copy_of_a_tower_is_the_one_that_the_reference_uses() {
+        let none = |_: &MemoryFolder| TowerOptions::default();
+        // Only its own.
+        let alone = vec![config(json!({})), tensors(MAIN, own())];
+        let checkpoint = open(alone.clone(), none).unwrap();
+        assert_eq!(marks(&checkpoint), (1.0, 1.0));
+        let config_of_shapes = &checkpoint.vision.unwrap().clip_config;
+        assert_eq!((config_of_shapes.num_heads, config_of_shapes.grid(), config_of_shapes.num_layers), (2, 24, 1));
+        // Its own and separate ones, wherever they may be.
+        for root in [
+            "models/mgm/model_zoo/OpenAI",
+            "models/model_zoo/OpenAI",
+            "model_zoo/OpenAI",
+            "models/OpenAI",
+            "OpenAI",
+            "models",
+        ] {
+            let both = [alone.clone(), separate(root)].concat();
+            assert_eq!(marks(&open(both, none).unwrap()), (1.0, 2.0), "{root}");
+            let bare = [vec![config(json!({})), tensors(MAIN, vec![])], separate(root)].concat();
+            assert_eq!(marks(&open(bare, none).unwrap()), (2.0, 2.0), "{root}");
+        }
+        let trained = vec![config(json!({"optimize_vision_tower_aux": true})), tensors(MAIN, own())];
+        assert_eq!(marks(&open([trained, separate("models")].concat(), none).unwrap()), (1.0, 1.0));
+        // Named by the user.
+        let named = |root: &MemoryFolder| TowerOptions {
+            clip: Some(root.child("my/clip")),
+            convnext: Some(root.child("my/convnext")),
+        };
+        let trained = vec![config(json!({"optimize_vision_tower_aux": true})), tensors(MAIN, own())];
+        assert_eq!(marks(&open([trained, separate("my")].concat(), named).unwrap()), (2.0, 2.0));
+        assert!(matches!(open(alone, named), Err(Error::MissingFile { .. })));
+        // Nowhere.
+        let nowhere = open(vec![config(json!({})), tensors(MAIN, vec![])], none).err().unwrap().to_string();
+        assert!(
+            nowhere.contains("model_zoo/OpenAI/clip is missing") && nowhere.contains("--vision-tower"),
+            "{nowhere}"
+        );
+    }
+
+    #[test]
+    fn language_models_of_their_own_open() {
+        let files = vec![
+            ("models/mgm/config.json".to_owned(), with(json!({})).to_string().into_bytes()),
+            tensors(MAIN, vec![("model.norm.weight".into(), vec![63], 1.0), ("odd".into(), vec![1], 1.0)]),
+        ];
+        let checkpoint = open(files, |_| TowerOptions::default()).unwrap();
+        assert!(checkpoint.vision.is_none());
+        let report = checkpoint.report();
+        assert_eq!((report.len(), report[0].tensors, report[0].parameters, report[0].bytes), (1, 2, 64, 256));
+        assert_eq!(report[0].unexpected, ["odd"]);
+        assert_eq!(report[0].misshapen, [("model.norm.weight".to_owned(), vec![63], vec![64])]);
+        assert_eq!(report[0].missing.len(), 2 + 2 * 9);
+        assert!(report[0].missing.iter().any(|name| name == "model.layers.1.self_attn.q_proj.weight"));
+    }
+
+    #[test]
+    fn first_stage_checkpoints_bring_their_part() {
+        let stage_one = vec![
+            ("model.mm_projector.0.weight".to_owned(), vec![1], 3.0),
+            ("base.model.vlm_uni_query_projector.1.bias".to_owned(), vec![1], 4.0),
+        ];
+        let files = vec![
+            config(json!({})),
+            tensors(MAIN, [own(), vec![("model.norm.weight".into(), vec![1], 5.0)]].concat()),
+            tensors("models/mgm/mm_projector.bin", stage_one),
+        ];
+        let checkpoint = open(files, |_| TowerOptions::default()).unwrap();
+        let vision = checkpoint.vision.unwrap();
+        assert_eq!(pollster::block_on(vision.projector.read("0.weight")).unwrap(), [3.0]);
+        assert_eq!(pollster::block_on(vision.mining.pp("query").read("1.bias")).unwrap(), [4.0]);
+        assert_eq!(checkpoint.language.names().collect::<Vec<_>>(), ["model.norm.weight"]);
+    }
+
+    #[test]
+    fn sizes_that_do_not_tile_are_refused() {
+        let files = vec![config(json!({"image_size_aux": 800})), tensors(MAIN, own())];
+        let error = open(files, |_| TowerOptions::default()).err().unwrap().to_string();
+        assert!(error.contains("image_size_aux is 800, expected a multiple of 32 and of 96"), "{error}");
+        let error = open(vec![], |_| TowerOptions::default()).err().unwrap().to_string();
+        assert!(error.contains("models/mgm/config.json is missing"), "{error}");
+    }
+}

@@ -120,3 +120,40 @@ impl Weights {
         (0..).take_while(|index: &usize| self.contains(&pattern.replacen("{}", &index.to_string(), 1))).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::{MODEL_FILES, tests::file};
+    use super::super::source::MemoryFolder;
+    use super::*;
+
+    #[test]
+    fn names_count_from_the_prefix() {
+        let bytes = file(&[
+            ("m.layers.0.w", &[2, 1], &[1.0, 2.0]),
+            ("m.layers.1.w", &[1], &[3.0]),
+            ("m.layers.3.w", &[1], &[4.0]),
+            ("m.layersomething", &[1], &[5.0]),
+        ]);
+        let folder = MemoryFolder::new([("model.safetensors", bytes)]);
+        let weights = Weights::new(Rc::new(pollster::block_on(Checkpoint::open(&folder, MODEL_FILES)).unwrap()));
+        assert_eq!(weights.count("m.layers.{}.w"), 2);
+        let layers = weights.pp("m").pp("layers");
+        assert_eq!(layers.names().collect::<Vec<_>>(), ["0.w", "1.w", "3.w"]);
+        let layer = layers.pp(0);
+        assert_eq!(pollster::block_on(layer.read("w")).unwrap(), [1.0, 2.0]);
+        assert_eq!(pollster::block_on(layer.read_rows("w", 1..2)).unwrap(), [2.0]);
+        assert!(layer.contains("w") && !layer.contains("v"));
+        assert_eq!(layer.shape("w").unwrap(), [2, 1]);
+        assert_eq!(layer.dims("w").unwrap(), [2, 1]);
+        assert!(layer.expect_shape("w", &[2, 1]).is_ok());
+        let name = "m.layers.0.w".to_owned();
+        let error = Error::WrongShape { name: name.clone(), found: vec![2, 1], expected: "[1, 2]".into() };
+        assert_eq!(layer.expect_shape("w", &[1, 2]), Err(error));
+        assert_eq!(
+            layer.dims::<3>("w"),
+            Err(Error::WrongShape { name, found: vec![2, 1], expected: "3 dimensions".into() })
+        );
+        assert!(matches!(layer.info("v"), Err(Error::MissingTensor { name, .. }) if name == "m.layers.0.v"));
+    }
+}

@@ -1,0 +1,13 @@
+//! The index of a sharded checkpoint.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mgm::weights::checkpoint::Checkpoint;
+use mgm::weights::source::MemoryFolder;
+
+fuzz_target!(|bytes: &[u8]| {
+    const INDEX: &str = "model.safetensors.index.json";
+    let _ = mgm::weights::checkpoint::parse_index(INDEX, bytes);
+    let folder = MemoryFolder::new([(INDEX, bytes)]);
+    let _ = pollster::block_on(Checkpoint::open(&folder, &[INDEX]));
+});
