@@ -97,7 +97,9 @@ pub enum Error {
         reason: String,
     },
     /// The prompt does not fit the model's context.
-    #[error("the prompt takes {tokens} tokens (images included), the context holds {limit}: shorten it or start a new conversation")]
+    #[error(
+        "the prompt takes {tokens} tokens (images included), the context holds {limit}: shorten it or start a new conversation"
+    )]
     PromptTooLong {
         /// Positions the prompt needs.
         tokens: usize,
@@ -111,7 +113,9 @@ pub enum Error {
     #[error("{0}")]
     NoAdapter(String),
     /// The device has too little memory.
-    #[error("not enough GPU memory for {what}: {needed} bytes needed, {available} available; try a lower --precision or a smaller model")]
+    #[error(
+        "not enough GPU memory for {what}: {needed} bytes needed, {available} available; try a lower --precision or a smaller model"
+    )]
     OutOfMemory {
         /// What was to be allocated.
         what: String,

@@ -6,9 +6,12 @@
 pub mod error;
 pub mod gpu;
 pub mod image;
+pub mod language;
+pub mod load;
 pub mod ops;
 pub mod tensor;
 pub mod text;
+pub mod vision;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Capabilities;
 use super::adapter::{self, AdapterChoice, AdapterSummary};
 use super::kernel::{Kernel, Pipelines};
 use super::memory::{Buffer, Memory, MemoryUse};
 use super::profile::Profile;
 use super::record::{BindGroups, PARAMS_BUFFER_BYTES, PendingTimes, Recorder};
-use super::Capabilities;
 use crate::{Error, Result};
 
 /// How to open a device.

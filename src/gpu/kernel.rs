@@ -121,8 +121,7 @@ fn create(device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel, i
     // SAFETY: the shaders are this crate's own. Every op proves its indices from the shapes it checks before it
     // dispatches, and the guard-zone tests run each specialisation over shapes around its tile sizes. The checks
     // that this leaves out (bounds clamps, loop bounding) cost up to 40 % of a matrix product.
-    let module =
-        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+    let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
     let entry = |binding: usize, ty: wgpu::BufferBindingType, dynamic: bool| wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
         visibility: wgpu::ShaderStages::COMPUTE,

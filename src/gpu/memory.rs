@@ -52,7 +52,13 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let (Some(raw), Some(memory)) = (self.raw.take(), self.memory.upgrade()) else { return };
         if self.pooled {
-            memory.free.lock().unwrap_or_else(PoisonError::into_inner).entry(self.bytes).or_default().push((raw, self.id));
+            memory
+                .free
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(self.bytes)
+                .or_default()
+                .push((raw, self.id));
         } else {
             memory.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
         }

@@ -42,11 +42,7 @@ impl Profile {
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = self.total_nanoseconds().max(1.0);
-        writeln!(
-            f,
-            "{:<24} {:>8} {:>12} {:>6} {:>9} {:>10}",
-            "kernel", "calls", "time ms", "%", "GB/s", "GFLOP/s"
-        )?;
+        writeln!(f, "{:<24} {:>8} {:>12} {:>6} {:>9} {:>10}", "kernel", "calls", "time ms", "%", "GB/s", "GFLOP/s")?;
         let mut rows: Vec<_> = self.kernels.iter().collect();
         rows.sort_by(|a, b| b.1.nanoseconds.total_cmp(&a.1.nanoseconds));
         for (name, time) in rows {

@@ -102,11 +102,8 @@ impl Recorder {
             self.flush()?;
         }
         let pipeline = self.gpu.pipelines().get(self.gpu.device(), self.gpu.capabilities(), kernel);
-        let bind_group = self.gpu.bind_groups().lock().unwrap_or_else(PoisonError::into_inner).get(
-            &self.gpu,
-            &pipeline,
-            bindings,
-        );
+        let bind_group =
+            self.gpu.bind_groups().lock().unwrap_or_else(PoisonError::into_inner).get(&self.gpu, &pipeline, bindings);
         let start = self.params.len();
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(start + MAX_PARAMS_BYTES, 0);
@@ -215,8 +212,7 @@ impl Recorder {
         let commands = std::mem::take(&mut self.commands);
         self.params.clear();
         self.flops = 0.0;
-        let dispatches =
-            commands.iter().filter(|command| matches!(command, Command::Dispatch { .. })).count() as u32;
+        let dispatches = commands.iter().filter(|command| matches!(command, Command::Dispatch { .. })).count() as u32;
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let times = (gpu.profiling() && dispatches > 0).then(|| PendingTimes::new(&gpu, dispatches));
         let times = encode(&mut encoder, &commands, times);
@@ -245,8 +241,8 @@ fn encode(
             }
             Command::Dispatch { .. } => {
                 let timestamp_writes = times.as_ref().map(|times| times.writes(slot));
-                let mut pass = encoder
-                    .begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
                 // One pass for all dispatches in a row; one for each when they are timed.
                 while let Some(Command::Dispatch { pipeline, bind_group, grid, cost }) = remaining.peek() {
                     pass.set_pipeline(&pipeline.raw);

@@ -178,7 +178,8 @@ impl Attention {
         Err(Error::Unsupported {
             what: "attention with heads, key/value heads, head dimension".to_owned(),
             found: format!("{}, {}, {}", self.heads, self.kv_heads, self.head_dim),
-            supported: "heads a multiple of key/value heads, head dimensions that are multiples of 4 up to 256".to_owned(),
+            supported: "heads a multiple of key/value heads, head dimensions that are multiples of 4 up to 256"
+                .to_owned(),
         })
     }
 

@@ -254,8 +254,7 @@ fn record(
             [gx, gy, m as u32]
         };
         let cost = Cost {
-            bytes: Matrix::bytes_for(weight.precision(), piece.rows, k) as f64
-                + ((m * k + m * piece.rows) * 4) as f64,
+            bytes: Matrix::bytes_for(weight.precision(), piece.rows, k) as f64 + ((m * k + m * piece.rows) * 4) as f64,
             flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
         };
         recorder.dispatch(&kernel, &bindings, &params, grid, cost)?;

@@ -107,15 +107,7 @@ pub(crate) fn mining_kernel(window: usize, pool: usize) -> Kernel {
         name: "mining",
         sources: vec![wgsl!("mining_map.wgsl"), wgsl!("mining.wgsl")],
         constants: vec![("POOL", pool as u32), ("WINDOW", window as u32), ("SIDE", side as u32)],
-        bindings: &[
-            Access::Read,
-            Access::Read,
-            Access::Read,
-            Access::Read,
-            Access::Read,
-            Access::Read,
-            Access::Write,
-        ],
+        bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }
 

@@ -68,11 +68,5 @@ pub fn sample(
         draw,
         padding: [0; 2],
     };
-    recorder.dispatch(
-        &kernel(draws),
-        &[logits.binding(), chosen.binding()],
-        &params,
-        [1, 1, 1],
-        cost(vocab, vocab),
-    )
+    recorder.dispatch(&kernel(draws), &[logits.binding(), chosen.binding()], &params, [1, 1, 1], cost(vocab, vocab))
 }

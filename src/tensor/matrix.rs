@@ -65,14 +65,7 @@ impl Matrix {
     }
 
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
-    pub fn random(
-        gpu: &Gpu,
-        precision: Precision,
-        rows: usize,
-        columns: usize,
-        seed: u32,
-        what: &str,
-    ) -> Result<Self> {
+    pub fn random(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, seed: u32, what: &str) -> Result<Self> {
         let builder = MatrixBuilder::new(gpu, precision, rows, columns, what)?;
         // Random sign and mantissa under a fixed exponent; random integers under a fixed scale.
         let (data, scales) = match precision {

@@ -43,7 +43,12 @@ impl Tensor {
     }
 
     /// A temporary tensor that holds these values (f32 or u32) for the commands recorded after this call.
-    pub fn upload<T: bytemuck::Pod>(recorder: &mut Recorder, shape: &[usize], values: &[T], what: &str) -> Result<Self> {
+    pub fn upload<T: bytemuck::Pod>(
+        recorder: &mut Recorder,
+        shape: &[usize],
+        values: &[T],
+        what: &str,
+    ) -> Result<Self> {
         assert_eq!(shape.iter().product::<usize>() * 4, size_of_val(values), "{what}");
         let buffer = recorder.upload(bytemuck::cast_slice(values), what)?;
         Ok(Self { buffer: Arc::new(buffer), offset: 0, shape: shape.to_vec() })

@@ -1,0 +1,71 @@
+//! The key/value cache of all layers.
+
+use crate::gpu::Recorder;
+use crate::ops::{Attention, KvCache, RotaryTable};
+use crate::{Error, Result};
+
+/// The cache grows by at least this many positions.
+const STEP: usize = 256;
+
+/// Keys and values of the positions that a language model has seen. It grows as needed.
+#[derive(Debug)]
+pub struct Cache {
+    attention: Attention,
+    theta: f64,
+    half: bool,
+    depth: usize,
+    layers: Vec<KvCache>,
+    table: Option<RotaryTable>,
+    length: usize,
+}
+
+impl Cache {
+    pub(super) fn new(depth: usize, attention: Attention, theta: f64, half: bool) -> Self {
+        Self { attention, theta, half, depth, layers: Vec::new(), table: None, length: 0 }
+    }
+
+    /// Positions in it.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Forgets all positions from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+
+    /// Makes room for `positions` positions in all, so that growing later is not needed.
+    pub fn reserve(&mut self, recorder: &mut Recorder, positions: usize) -> Result<()> {
+        let capacity = self.layers.first().map_or(0, KvCache::capacity);
+        if positions <= capacity {
+            return Ok(());
+        }
+        // Half as much again: a long answer copies the cache a few times, not at every step.
+        let capacity = positions.max(capacity + capacity / 2).next_multiple_of(STEP);
+        let gpu = recorder.gpu().clone();
+        let columns = self.attention.kv_heads * self.attention.head_dim;
+        let mut layers = Vec::with_capacity(self.depth);
+        for layer in 0..self.depth {
+            let larger = KvCache::new(&gpu, capacity, columns, self.half)?;
+            if let Some(cache) = self.layers.get(layer) {
+                cache.copy_to(recorder, &larger, self.length);
+            }
+            layers.push(larger);
+        }
+        self.layers = layers;
+        self.table = Some(RotaryTable::new(&gpu, capacity, self.attention.head_dim, self.theta)?);
+        Ok(())
+    }
+
+    pub(super) fn layers(&self) -> &[KvCache] {
+        &self.layers
+    }
+
+    pub(super) fn table(&self) -> Result<&RotaryTable> {
+        self.table.as_ref().ok_or_else(|| Error::InvalidArgument("the cache has no room yet".to_owned()))
+    }
+
+    pub(super) fn advance(&mut self, positions: usize) {
+        self.length += positions;
+    }
+}

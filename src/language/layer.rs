@@ -1,0 +1,132 @@
+//! One decoder layer.
+
+use crate::Result;
+use crate::gpu::Recorder;
+use crate::load::Loader;
+use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, KvCache, Norm, RotaryTable};
+use crate::tensor::{Matrix, Precision, Tensor};
+use crate::weights::config::{Architecture, LanguageConfig};
+
+/// A pre-norm decoder layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    attention: Attention,
+    norm_1: Norm,
+    /// Query, key and value projections on top of each other: [(heads + 2 kv_heads) head_dim, hidden].
+    qkv: Matrix,
+    out: Matrix,
+    norm_2: Norm,
+    feed_forward: FeedForward,
+}
+
+/// down(activation(gate(x)) * up(x)), once or as a mixture of experts.
+#[derive(Debug)]
+enum FeedForward {
+    Dense(Gated),
+    Experts { router: Matrix, experts: Vec<Gated>, top_k: usize },
+}
+
+#[derive(Debug)]
+struct Gated {
+    /// Rows of gate and up projections alternating: [2 inner, hidden].
+    gate_up: Matrix,
+    activation: Activation,
+    /// [hidden, inner]
+    down: Matrix,
+}
+
+impl Layer {
+    pub(super) async fn load(loader: &Loader, config: &LanguageConfig, attention: Attention) -> Result<Self> {
+        let width = config.hidden_size;
+        let gemma = config.architecture == Architecture::Gemma;
+        let eps = config.rms_norm_eps;
+        let heads = loader.pp("self_attn");
+        let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        Ok(Self {
+            attention,
+            norm_1: loader.rms_norm("input_layernorm", width, eps, gemma).await?,
+            qkv: heads.stacked(&[("q_proj.weight", q), ("k_proj.weight", kv), ("v_proj.weight", kv)], width).await?,
+            out: heads.matrix("o_proj.weight", width, q).await?,
+            norm_2: loader.rms_norm("post_attention_layernorm", width, eps, gemma).await?,
+            feed_forward: FeedForward::load(loader, config).await?,
+        })
+    }
+
+    /// x += Attn(norm1 x); x += FFN(norm2 x), in place. The positions of x begin at `position`.
+    pub(super) fn forward(
+        &self,
+        recorder: &mut Recorder,
+        x: &Tensor,
+        table: &RotaryTable,
+        cache: &KvCache,
+        position: usize,
+    ) -> Result<()> {
+        let normed = ops::norm(recorder, x, &self.norm_1)?;
+        let qkv = ops::linear(recorder, &normed, &self.qkv, Epilogue::default())?;
+        let queries = ops::rotary(recorder, self.attention, &qkv, table, cache, position)?;
+        let seen = KeyValues::Cached(cache, position + x.rows());
+        let attended = ops::attention(recorder, self.attention, &queries, seen)?;
+        ops::linear_add(recorder, &attended, &self.out, Epilogue::default(), x, 0)?;
+
+        let normed = ops::norm(recorder, x, &self.norm_2)?;
+        self.feed_forward.forward(recorder, &normed, x)
+    }
+}
+
+impl FeedForward {
+    async fn load(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
+        let Some(mixture) = config.experts else {
+            let names = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
+            return Ok(Self::Dense(Gated::load(&loader.pp("mlp"), names, config).await?));
+        };
+        let part = loader.pp("block_sparse_moe");
+        let mut experts = Vec::new();
+        for expert in 0..mixture.count {
+            let names = ["w1.weight", "w3.weight", "w2.weight"];
+            experts.push(Gated::load(&part.pp("experts").pp(expert), names, config).await?);
+        }
+        // A few rows that decide where everything goes: kept at full precision.
+        let router = part.at(Precision::F32).matrix("gate.weight", mixture.count, config.hidden_size).await?;
+        Ok(Self::Experts { router, experts, top_k: mixture.per_token })
+    }
+
+    /// x += FFN(normed)
+    fn forward(&self, recorder: &mut Recorder, normed: &Tensor, x: &Tensor) -> Result<()> {
+        match self {
+            Self::Dense(gated) => {
+                let inner = ops::linear(recorder, normed, &gated.gate_up, gated.epilogue())?;
+                ops::linear_add(recorder, &inner, &gated.down, Epilogue::default(), x, 0)
+            }
+            Self::Experts { router, experts, top_k } => {
+                let logits = ops::linear(recorder, normed, router, Epilogue::default())?;
+                let routing = ops::route(recorder, &logits, *top_k)?;
+                let gpu = recorder.gpu().clone();
+                let answers = Tensor::temporary(&gpu, &[routing.slots(), x.columns()], "expert answers")?;
+                for (number, expert) in experts.iter().enumerate() {
+                    let inner =
+                        Tensor::temporary(&gpu, &[routing.slots(), expert.down.columns()], "expert intermediate")?;
+                    let (gate_up, routes) = (&expert.gate_up, routing.of(number, true));
+                    ops::linear_routed(recorder, normed, gate_up, expert.epilogue(), routes, &inner)?;
+                    let routes = routing.of(number, false);
+                    ops::linear_routed(recorder, &inner, &expert.down, Epilogue::default(), routes, &answers)?;
+                }
+                ops::combine(recorder, &routing, &answers, x)
+            }
+        }
+    }
+}
+
+impl Gated {
+    async fn load(loader: &Loader, [gate, up, down]: [&str; 3], config: &LanguageConfig) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            gate_up: loader.interleaved(gate, up, inner, width).await?,
+            activation: config.activation.into(),
+            down: loader.matrix(down, width, inner).await?,
+        })
+    }
+
+    fn epilogue(&self) -> Epilogue<'static> {
+        Epilogue { activation: self.activation, gated: true, ..Default::default() }
+    }
+}

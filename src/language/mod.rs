@@ -1,0 +1,191 @@
+//! The language model: a decoder-only transformer with rotary positions, grouped-query attention and gated feed-forward
+//! layers, dense or a mixture of experts. One code for Gemma, Llama (Vicuna, Llama-3, Yi) and Mixtral.
+
+mod cache;
+mod layer;
+
+use crate::gpu::{Gpu, Recorder};
+use crate::load::{Loader, OnProgress};
+use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Sampling};
+use crate::tensor::{Matrix, Precision, Tensor};
+use crate::weights::config::{Architecture, LanguageConfig};
+use crate::weights::view::Weights;
+use crate::{Error, Result};
+
+pub use cache::Cache;
+use layer::Layer;
+
+/// Positions that are prefilled at a time: enough rows to fill a device, few enough that activations stay small.
+pub const PREFILL_POSITIONS: usize = 512;
+
+/// A language model on the device.
+#[derive(Debug)]
+pub struct Language {
+    config: LanguageConfig,
+    attention: Attention,
+    /// [vocab, hidden]
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    norm: Norm,
+    /// [vocab, hidden]; the embedding where they are tied.
+    head: Option<Matrix>,
+    /// Keys and values in f16.
+    half_cache: bool,
+}
+
+/// One position of a prompt, as the model takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Position {
+    /// A token of text.
+    Text(u32),
+    /// Row `row` of picture `image`'s visual tokens.
+    Visual {
+        /// Number of the picture.
+        image: u32,
+        /// Row in its tokens.
+        row: u32,
+    },
+}
+
+impl Language {
+    /// Loads a checkpoint's language model.
+    pub async fn load(
+        gpu: &Gpu,
+        config: &LanguageConfig,
+        weights: &Weights,
+        precision: Precision,
+        on_progress: Option<OnProgress>,
+    ) -> Result<Self> {
+        Self::from_loader(&Loader::new(gpu, weights.clone(), precision, on_progress), config).await
+    }
+
+    /// Loads from any loader (random weights for benches).
+    pub async fn from_loader(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
+        let model = loader.pp("model");
+        let width = config.hidden_size;
+        let gemma = config.architecture == Architecture::Gemma;
+        let attention = Attention {
+            heads: config.num_heads,
+            kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            causal: true,
+        };
+        // The table and the head lose most by quantisation, and are read once a token: never below 8 bits.
+        let wide = |loader: &Loader| loader.at(loader.precision().min(Precision::Q8));
+        let embedding = wide(&model).matrix("embed_tokens.weight", config.vocab_size, width).await?;
+        let mut layers = Vec::new();
+        for index in 0..config.num_layers {
+            layers.push(Layer::load(&model.pp("layers").pp(index), config, attention).await?);
+        }
+        let head = if config.tie_word_embeddings {
+            None
+        } else {
+            Some(wide(loader).matrix("lm_head.weight", config.vocab_size, width).await?)
+        };
+        Ok(Self {
+            attention,
+            embedding,
+            layers,
+            norm: model.rms_norm("norm", width, config.rms_norm_eps, gemma).await?,
+            head,
+            half_cache: loader.precision() != Precision::F32,
+            config: config.clone(),
+        })
+    }
+
+    /// Its sizes and constants.
+    pub fn config(&self) -> &LanguageConfig {
+        &self.config
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> Cache {
+        Cache::new(self.layers.len(), self.attention, f64::from(self.config.rope_theta), self.half_cache)
+    }
+
+    /// Embeddings of positions, [positions, hidden]: rows of the table, or of pictures' visual tokens (`images`, by number).
+    /// Gemma multiplies both by sqrt(hidden).
+    pub fn embed(&self, recorder: &mut Recorder, positions: &[Position], images: &[Tensor]) -> Result<Tensor> {
+        let width = self.config.hidden_size;
+        let x = Tensor::temporary(recorder.gpu(), &[positions.len(), width], "embeddings")?;
+        let text = |position: &Position| match position {
+            Position::Text(id) => *id,
+            Position::Visual { .. } => NO_ROW,
+        };
+        let vocab = self.config.vocab_size as u32;
+        if let Some(id) = positions.iter().map(text).find(|id| *id != NO_ROW && *id >= vocab) {
+            return Err(Error::InvalidArgument(format!("token {id} is outside the vocabulary of {vocab}")));
+        }
+        let ids: Vec<u32> = positions.iter().map(text).collect();
+        let ids = Tensor::upload(recorder, &[ids.len()], &ids, "token ids")?;
+        ops::gather(recorder, &ids, 0, &self.embedding, self.embedding_scale(), &x)?;
+        for (image, tokens) in images.iter().enumerate() {
+            let row = |position: &Position| match position {
+                Position::Visual { image: number, row } if *number as usize == image => *row,
+                _ => NO_ROW,
+            };
+            let rows: Vec<u32> = positions.iter().map(row).collect();
+            if rows.iter().all(|row| *row == NO_ROW) {
+                continue;
+            }
+            let rows = Tensor::upload(recorder, &[rows.len()], &rows, "visual rows")?;
+            ops::gather_rows(recorder, &rows, tokens, self.embedding_scale(), &x)?;
+        }
+        Ok(x)
+    }
+
+    /// The embedding [1, hidden] of a token that was chosen on the device: `chosen[place]`.
+    pub fn embed_chosen(&self, recorder: &mut Recorder, chosen: &Tensor, place: usize) -> Result<Tensor> {
+        let x = Tensor::temporary(recorder.gpu(), &[1, self.config.hidden_size], "embedding")?;
+        ops::gather(recorder, chosen, place, &self.embedding, self.embedding_scale(), &x)?;
+        Ok(x)
+    }
+
+    fn embedding_scale(&self) -> f32 {
+        match self.config.architecture {
+            Architecture::Gemma => (self.config.hidden_size as f32).sqrt(),
+            Architecture::Llama | Architecture::Mixtral => 1.0,
+        }
+    }
+
+    /// Runs all layers over x [times, hidden], whose positions follow what is in the cache, and appends them to it. Gives
+    /// the residual stream behind the last layer (x itself, changed in place).
+    pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let times = x.rows();
+        cache.reserve(recorder, cache.length() + times)?;
+        let table = cache.table()?.clone();
+        for (layer, keys_values) in self.layers.iter().zip(cache.layers()) {
+            layer.forward(recorder, x, &table, keys_values, cache.length())?;
+        }
+        cache.advance(times);
+        Ok(x.clone())
+    }
+
+    /// Logits [times, vocab] of the residual stream x [times, hidden].
+    pub fn logits(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
+        let normed = ops::norm(recorder, x, &self.norm)?;
+        ops::linear(recorder, &normed, self.head.as_ref().unwrap_or(&self.embedding), Epilogue::default())
+    }
+
+    /// Chooses the token after the last row of x [times, hidden] and writes it to `chosen[place]`.
+    pub fn choose(
+        &self,
+        recorder: &mut Recorder,
+        x: &Tensor,
+        sampling: Sampling,
+        draw: f32,
+        chosen: &Tensor,
+        place: usize,
+    ) -> Result<()> {
+        let last = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "last position")?;
+        x.slice_rows(x.rows() - 1..x.rows()).copy_to(recorder, &last, 0);
+        let logits = self.logits(recorder, &last)?;
+        ops::sample(recorder, &logits, sampling, draw, chosen, place)
+    }
+
+    /// Bytes of keys and values that one position takes in all layers.
+    pub fn cache_bytes_per_position(&self) -> u64 {
+        self.layers.len() as u64
+            * ops::KvCache::bytes_for(1, self.attention.kv_heads * self.attention.head_dim, self.half_cache)
+    }
+}

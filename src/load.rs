@@ -1,0 +1,249 @@
+//! Getting weights onto the device: from a checkpoint, streamed in bounded pieces, or random ones of the same shapes.
+
+use std::cell::Cell;
+use std::fmt::Display;
+use std::rc::Rc;
+
+use crate::gpu::Gpu;
+use crate::ops::Norm;
+use crate::tensor::{Matrix, MatrixBuilder, Precision, Tensor};
+use crate::weights::view::Weights;
+use crate::{Error, Result};
+
+/// f32 values of a matrix that are in host memory at a time: 4 MiB.
+const BLOCK_VALUES: usize = 1 << 20;
+/// Bytes that may wait in staging memory before the device must take them.
+const STAGED_BYTES: u64 = 32 << 20;
+
+/// Where tensors come from.
+#[derive(Clone)]
+enum Origin {
+    /// A checkpoint.
+    Checkpoint(Weights),
+    /// Seeded random values, for runs at released sizes without the released weights. The name is where in a model it is.
+    Random { name: String, seed: u32 },
+}
+
+/// Called after every block with the bytes written to the device since the last call; `false` stops the loading.
+pub type OnProgress = Rc<dyn Fn(u64) -> bool>;
+
+/// Loads the tensors of one part of a model, at one precision. Cheap to clone; [`Loader::pp`] goes down a level of names.
+#[derive(Clone)]
+pub struct Loader {
+    gpu: Gpu,
+    origin: Origin,
+    precision: Precision,
+    on_progress: Option<OnProgress>,
+    staged: Rc<Cell<u64>>,
+}
+
+impl Loader {
+    /// A loader of a checkpoint's tensors.
+    pub fn new(gpu: &Gpu, weights: Weights, precision: Precision, on_progress: Option<OnProgress>) -> Self {
+        Self { gpu: gpu.clone(), origin: Origin::Checkpoint(weights), precision, on_progress, staged: Rc::default() }
+    }
+
+    /// A loader that makes random tensors of the shapes asked for.
+    pub fn random(gpu: &Gpu, seed: u32, precision: Precision, on_progress: Option<OnProgress>) -> Self {
+        let origin = Origin::Random { name: String::new(), seed };
+        Self { gpu: gpu.clone(), origin, precision, on_progress, staged: Rc::default() }
+    }
+
+    /// The loader of what is named `part.` below this.
+    pub fn pp(&self, part: impl Display) -> Self {
+        let origin = match &self.origin {
+            Origin::Checkpoint(weights) => Origin::Checkpoint(weights.pp(part)),
+            Origin::Random { name, seed } => Origin::Random { name: format!("{name}{part}."), seed: *seed },
+        };
+        Self { origin, ..self.clone() }
+    }
+
+    /// The same loader at another precision.
+    pub fn at(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The precision of matrices.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether a tensor is there.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.origin {
+            Origin::Checkpoint(weights) => weights.contains(name),
+            Origin::Random { .. } => true,
+        }
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        match &self.origin {
+            Origin::Checkpoint(weights) => weights.full_name(name),
+            Origin::Random { name: prefix, .. } => format!("{prefix}{name}"),
+        }
+    }
+
+    /// A matrix [rows, columns]: a linear layer's weight, or a convolution's with its kernel flattened into columns.
+    pub async fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
+        self.stacked(&[(name, rows)], columns).await
+    }
+
+    /// Several matrices with the same columns on top of each other.
+    pub async fn stacked(&self, parts: &[(&str, usize)], columns: usize) -> Result<Matrix> {
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        let what = self.full_name(parts.first().map_or("", |(name, _)| name));
+        let weights = match &self.origin {
+            Origin::Checkpoint(weights) => weights,
+            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, rows, columns).await,
+        };
+        for (name, rows) in parts {
+            expect_flattened(weights, name, *rows, columns)?;
+        }
+        let mut builder = MatrixBuilder::new(&self.gpu, self.precision, rows, columns, &what)?;
+        for (name, rows) in parts {
+            for first in (0..*rows).step_by(block_rows(columns)) {
+                let values = weights.read_rows(name, first..(first + block_rows(columns)).min(*rows)).await?;
+                builder.push(&values)?;
+                self.wrote(Matrix::bytes_for(self.precision, values.len() / columns, columns)).await?;
+            }
+        }
+        builder.finish()
+    }
+
+    /// Two matrices [rows, columns] with their rows alternating, `even` first: the form that gated products take.
+    pub async fn interleaved(&self, even: &str, odd: &str, rows: usize, columns: usize) -> Result<Matrix> {
+        let what = self.full_name(even);
+        let weights = match &self.origin {
+            Origin::Checkpoint(weights) => weights,
+            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, 2 * rows, columns).await,
+        };
+        weights.expect_shape(even, &[rows, columns])?;
+        weights.expect_shape(odd, &[rows, columns])?;
+        let mut builder = MatrixBuilder::new(&self.gpu, self.precision, 2 * rows, columns, &what)?;
+        let step = (block_rows(columns) / 2).max(1);
+        for first in (0..rows).step_by(step) {
+            let range = first..(first + step).min(rows);
+            let evens = weights.read_rows(even, range.clone()).await?;
+            let odds = weights.read_rows(odd, range).await?;
+            let pairs = evens.chunks_exact(columns).zip(odds.chunks_exact(columns));
+            let values: Vec<f32> = pairs.flat_map(|(even, odd)| even.iter().chain(odd).copied()).collect();
+            builder.push(&values)?;
+            self.wrote(Matrix::bytes_for(self.precision, values.len() / columns, columns)).await?;
+        }
+        builder.finish()
+    }
+
+    /// A matrix whose values were computed on the host.
+    pub async fn computed(&self, what: &str, columns: usize, values: &[f32]) -> Result<Matrix> {
+        let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &self.full_name(what))?;
+        self.wrote(matrix.bytes()).await?;
+        Ok(matrix)
+    }
+
+    async fn random_matrix(&self, what: &str, seed: u32, rows: usize, columns: usize) -> Result<Matrix> {
+        let matrix = Matrix::random(&self.gpu, self.precision, rows, columns, hash(what, seed), what)?;
+        if let Some(on_progress) = &self.on_progress
+            && !on_progress(matrix.bytes())
+        {
+            return Err(Error::Cancelled);
+        }
+        Ok(matrix)
+    }
+
+    /// A tensor's values on the host, for small ones that are transformed before they are uploaded.
+    pub async fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        match &self.origin {
+            Origin::Checkpoint(weights) => {
+                weights.expect_shape(name, shape)?;
+                weights.read(name).await
+            }
+            Origin::Random { seed, .. } => Ok(random_values(&self.full_name(name), *seed, shape)),
+        }
+    }
+
+    /// An f32 tensor, whatever the precision of matrices.
+    pub async fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let values = self.values(name, shape).await?;
+        self.upload(name, shape, &values).await
+    }
+
+    /// An f32 tensor whose values were computed on the host.
+    pub async fn upload(&self, what: &str, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+        let tensor = Tensor::new(&self.gpu, shape, values, &self.full_name(what))?;
+        self.wrote(tensor.bytes()).await?;
+        Ok(tensor)
+    }
+
+    /// A layer norm: `name.weight` and `name.bias`.
+    pub async fn layer_norm(&self, name: impl Display, width: usize, eps: f32) -> Result<Norm> {
+        let part = self.pp(name);
+        let weight = part.tensor("weight", &[width]).await?;
+        let bias = Some(part.tensor("bias", &[width]).await?);
+        Ok(Norm { weight, bias, eps, unit_offset: false })
+    }
+
+    /// An RMS norm: `name.weight`.
+    pub async fn rms_norm(&self, name: impl Display, width: usize, eps: f32, unit_offset: bool) -> Result<Norm> {
+        let weight = self.pp(name).tensor("weight", &[width]).await?;
+        Ok(Norm { weight, bias: None, eps, unit_offset })
+    }
+
+    /// Counts bytes written, and waits for the device when too many are staged.
+    async fn wrote(&self, bytes: u64) -> Result<()> {
+        self.staged.set(self.staged.get() + bytes);
+        if self.staged.get() > STAGED_BYTES {
+            self.staged.set(0);
+            self.gpu.flush_writes().await?;
+        }
+        match &self.on_progress {
+            Some(on_progress) if !on_progress(bytes) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Rows of a block: an even number, so that scales stay on whole words.
+fn block_rows(columns: usize) -> usize {
+    (BLOCK_VALUES / columns.max(1)).max(2) & !1
+}
+
+/// Checks that a tensor is [rows, ...] with `columns` elements a row.
+fn expect_flattened(weights: &Weights, name: &str, rows: usize, columns: usize) -> Result<()> {
+    let shape = weights.shape(name)?;
+    let length = shape.iter().skip(1).try_fold(1usize, |length, size| length.checked_mul(*size));
+    if shape.first() == Some(&rows) && length == Some(columns) {
+        return Ok(());
+    }
+    weights.expect_shape(name, &[rows, columns])
+}
+
+/// FNV-1a.
+fn hash(name: &str, seed: u32) -> u32 {
+    name.bytes().fold(0x811c_9dc5 ^ seed, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Gains of 1, layer scales of 0.1, all else small: values under which activations stay tame.
+fn random_values(name: &str, seed: u32, shape: &[usize]) -> Vec<f32> {
+    let mut state = hash(name, seed) | 1;
+    let centre = if name.ends_with("gamma") {
+        0.1
+    } else if shape.len() == 1 && name.ends_with("weight") {
+        1.0
+    } else {
+        0.0
+    };
+    (0..shape.iter().product())
+        .map(|_| {
+            // xorshift32
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            centre + (state as f32 / u32::MAX as f32 - 0.5) * 0.04
+        })
+        .collect()
+}

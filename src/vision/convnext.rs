@@ -1,0 +1,214 @@
+//! The high-resolution tower: the stem and stages of ConvNeXt (Liu et al., 2022), as timm builds it inside OpenCLIP.
+
+use crate::gpu::Recorder;
+use crate::load::Loader;
+use crate::ops::{self, Activation, Epilogue, FeatureMap, Norm};
+use crate::tensor::{Matrix, Tensor};
+use crate::weights::view::Weights;
+use crate::{Error, Result};
+
+/// timm's default, everywhere in the tower.
+const EPS: f32 = 1e-6;
+/// The widest intermediate a block's feed-forward part may have in memory; beyond it pixels are taken in portions.
+const MAX_INNER_BYTES: usize = 32 << 20;
+/// Portions are whole 64s of pixels, so that views of them start where every device can bind them.
+const PORTION: usize = 64;
+
+/// Depths and widths of the four stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvNextConfig {
+    /// Blocks of each stage.
+    pub depths: [usize; 4],
+    /// Channels of each stage.
+    pub widths: [usize; 4],
+}
+
+impl ConvNextConfig {
+    /// ConvNeXt-L, the tower of all released models.
+    pub const LARGE: Self = Self { depths: [3, 3, 27, 3], widths: [192, 384, 768, 1536] };
+
+    /// Reads depths and widths off a checkpoint's tensors.
+    pub fn from_weights(weights: &Weights) -> Result<Self> {
+        let mut config = Self { depths: [0; 4], widths: [0; 4] };
+        for stage in 0..4 {
+            let stage_weights = weights.pp("stages").pp(stage);
+            config.depths[stage] = stage_weights.count("blocks.{}.conv_dw.weight");
+            let [width, ..] = stage_weights.dims::<4>("blocks.0.conv_dw.weight")?;
+            config.widths[stage] = width;
+        }
+        if config.widths.contains(&0) {
+            return Err(Error::WrongShape {
+                name: weights.full_name("stages"),
+                found: config.widths.to_vec(),
+                expected: "four stages with channels".to_owned(),
+            });
+        }
+        Ok(config)
+    }
+
+    /// Channels of all stages together.
+    pub fn channels(&self) -> usize {
+        self.widths.iter().sum()
+    }
+}
+
+/// A ConvNeXt without its head.
+#[derive(Debug)]
+pub struct ConvNext {
+    /// 4 x 4 convolution with stride 4: [width, 3 * 16].
+    stem: Matrix,
+    stem_bias: Tensor,
+    stem_norm: Norm,
+    stages: Vec<Stage>,
+}
+
+#[derive(Debug)]
+struct Stage {
+    downsample: Option<Downsample>,
+    blocks: Vec<Block>,
+}
+
+/// Channel layer norm, then a 2 x 2 convolution with stride 2.
+#[derive(Debug)]
+struct Downsample {
+    norm: Norm,
+    convolution: Matrix,
+    bias: Tensor,
+}
+
+#[derive(Debug)]
+struct Block {
+    /// [49, width]
+    depthwise: Tensor,
+    depthwise_bias: Tensor,
+    norm: Norm,
+    fc1: Matrix,
+    fc1_bias: Tensor,
+    fc2: Matrix,
+    fc2_bias: Tensor,
+    /// Layer scale.
+    gamma: Tensor,
+}
+
+impl ConvNext {
+    /// Loads stem and stages.
+    pub async fn load(loader: &Loader, config: &ConvNextConfig) -> Result<Self> {
+        let stem = loader.pp("stem");
+        let mut stages = Vec::new();
+        for stage in 0..4 {
+            let width_in = if stage > 0 { Some(config.widths[stage - 1]) } else { None };
+            stages.push(
+                Stage::load(&loader.pp("stages").pp(stage), width_in, config.widths[stage], config.depths[stage])
+                    .await?,
+            );
+        }
+        let width = config.widths[0];
+        Ok(Self {
+            stem: stem.matrix("0.weight", width, 3 * 16).await?,
+            stem_bias: stem.tensor("0.bias", &[width]).await?,
+            stem_norm: stem.layer_norm("1", width, EPS).await?,
+            stages,
+        })
+    }
+
+    /// Pixels [3, size, size] -> the raw outputs of the four stages, at strides 4, 8, 16 and 32. `size` is a multiple of 32.
+    pub fn forward(&self, recorder: &mut Recorder, pixels: &Tensor, size: usize) -> Result<[FeatureMap; 4]> {
+        if size == 0 || size % 32 != 0 {
+            return Err(Error::WrongShape {
+                name: "high-resolution view".to_owned(),
+                found: vec![size, size],
+                expected: "a side that is a multiple of 32".to_owned(),
+            });
+        }
+        let side = size / 4;
+        let patches = ops::patches(recorder, pixels, (size, size, 3), true, 4, 0, side * side)?;
+        let bias = Epilogue { bias: Some(&self.stem_bias), ..Default::default() };
+        let pixels = ops::linear(recorder, &patches, &self.stem, bias)?;
+        let pixels = ops::norm(recorder, &pixels, &self.stem_norm)?;
+        let mut x = FeatureMap { height: side, width: side, pixels };
+        let mut maps = Vec::with_capacity(4);
+        for stage in &self.stages {
+            x = stage.forward(recorder, &x)?;
+            maps.push(x.clone());
+        }
+        maps.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))
+    }
+}
+
+impl Stage {
+    async fn load(loader: &Loader, width_in: Option<usize>, width: usize, depth: usize) -> Result<Self> {
+        let downsample = match width_in {
+            None => None,
+            Some(width_in) => {
+                let part = loader.pp("downsample");
+                Some(Downsample {
+                    norm: part.layer_norm("0", width_in, EPS).await?,
+                    convolution: part.matrix("1.weight", width, width_in * 4).await?,
+                    bias: part.tensor("1.bias", &[width]).await?,
+                })
+            }
+        };
+        let mut blocks = Vec::new();
+        for block in 0..depth {
+            blocks.push(Block::load(&loader.pp("blocks").pp(block), width).await?);
+        }
+        Ok(Self { downsample, blocks })
+    }
+
+    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
+        let x = match &self.downsample {
+            Some(downsample) => downsample.forward(recorder, x)?,
+            None => x.clone(),
+        };
+        for block in &self.blocks {
+            block.forward(recorder, &x)?;
+        }
+        Ok(x)
+    }
+}
+
+impl Downsample {
+    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
+        let (height, width) = (x.height / 2, x.width / 2);
+        let normed = ops::norm(recorder, &x.pixels, &self.norm)?;
+        let size = (x.height, x.width, x.channels());
+        let patches = ops::patches(recorder, &normed, size, false, 2, 0, height * width)?;
+        let bias = Epilogue { bias: Some(&self.bias), ..Default::default() };
+        Ok(FeatureMap { height, width, pixels: ops::linear(recorder, &patches, &self.convolution, bias)? })
+    }
+}
+
+impl Block {
+    async fn load(loader: &Loader, width: usize) -> Result<Self> {
+        let weight = loader.values("conv_dw.weight", &[width, 1, 7, 7]).await?;
+        // Channels last, as the maps are.
+        let depthwise: Vec<f32> = (0..49 * width).map(|index| weight[(index % width) * 49 + index / width]).collect();
+        let mlp = loader.pp("mlp");
+        Ok(Self {
+            depthwise: loader.upload("conv_dw.weight", &[49, width], &depthwise).await?,
+            depthwise_bias: loader.tensor("conv_dw.bias", &[width]).await?,
+            norm: loader.layer_norm("norm", width, EPS).await?,
+            fc1: mlp.matrix("fc1.weight", 4 * width, width).await?,
+            fc1_bias: mlp.tensor("fc1.bias", &[4 * width]).await?,
+            fc2: mlp.matrix("fc2.weight", width, 4 * width).await?,
+            fc2_bias: mlp.tensor("fc2.bias", &[width]).await?,
+            gamma: loader.tensor("gamma", &[width]).await?,
+        })
+    }
+
+    /// x += gamma * fc2(GELU(fc1(LN(depthwise(x)))))
+    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<()> {
+        let convolved = ops::depthwise(recorder, x, &self.depthwise, &self.depthwise_bias)?;
+        let normed = ops::norm(recorder, &convolved.pixels, &self.norm)?;
+        let expand = Epilogue { bias: Some(&self.fc1_bias), activation: Activation::GeluErf, ..Default::default() };
+        let contract = Epilogue { bias: Some(&self.fc2_bias), gamma: Some(&self.gamma), ..Default::default() };
+        let pixels = x.pixels.rows();
+        let portion = (MAX_INNER_BYTES / (self.fc1.rows() * 4) / PORTION).max(1) * PORTION;
+        for first in (0..pixels).step_by(portion) {
+            let normed = normed.slice_rows(first..(first + portion).min(pixels));
+            let inner = ops::linear(recorder, &normed, &self.fc1, expand)?;
+            ops::linear_add(recorder, &inner, &self.fc2, contract, &x.pixels, first)?;
+        }
+        Ok(())
+    }
+}

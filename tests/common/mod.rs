@@ -1,0 +1,100 @@
+//! What several test files need.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use mgm::gpu::{Gpu, GpuOptions};
+use mgm::language::Position;
+use mgm::tensor::Tensor;
+use safetensors::SafeTensors;
+
+/// The device that tests run on: `MGM_ADAPTER` by index or name, else the best. Fails, with what to install, where there
+/// is none.
+pub fn open_gpu() -> Gpu {
+    open_gpu_with(GpuOptions::default())
+}
+
+/// The same with other options.
+pub fn open_gpu_with(mut options: GpuOptions) -> Gpu {
+    if let Ok(choice) = std::env::var("MGM_ADAPTER") {
+        options.adapter = choice.parse().expect("any text is a choice");
+    }
+    pollster::block_on(Gpu::open(&options)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The golden cases' folders.
+pub fn golden_cases() -> Vec<PathBuf> {
+    let root = std::env::var_os("MGM_GOLDENS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens"), PathBuf::from);
+    let entries = std::fs::read_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
+    let mut cases: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        // Cases with pictures to draw have no checkpoint of a language model.
+        .filter(|path| {
+            std::fs::read_to_string(path.join("expected.json")).is_ok_and(|text| text.contains("\"checkpoint\""))
+        })
+        .collect();
+    cases.sort();
+    assert!(!cases.is_empty(), "no golden cases in {}", root.display());
+    cases
+}
+
+/// `expected.json`.
+#[derive(Debug, serde::Deserialize)]
+pub struct ExpectedJson {
+    pub case: String,
+    pub family: String,
+    pub checkpoint: String,
+    pub images: Vec<String>,
+    pub turns: Vec<ExpectedTurn>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub struct ExpectedTurn {
+    pub question: String,
+    pub prompt: String,
+    pub input_ids: Vec<i64>,
+    pub n_embeds: usize,
+    pub greedy_ids: Vec<u32>,
+    pub text: String,
+}
+
+/// A case's expectations.
+pub struct Expected {
+    pub json: ExpectedJson,
+    tensors: std::collections::HashMap<String, Vec<f32>>,
+}
+
+impl Expected {
+    pub fn read(case: &Path) -> Self {
+        let json = std::fs::read_to_string(case.join("expected.json")).expect("expected.json");
+        let bytes = std::fs::read(case.join("expected.safetensors")).expect("expected.safetensors");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tensors = file
+            .iter()
+            .map(|(name, tensor)| (name.to_owned(), bytemuck::pod_collect_to_vec::<u8, f32>(tensor.data())))
+            .collect();
+        Self { json: serde_json::from_str(&json).expect("the format of expected.json"), tensors }
+    }
+
+    /// A tensor's values.
+    pub fn values(&self, name: &str) -> &[f32] {
+        self.tensors.get(name).unwrap_or_else(|| panic!("{name} is not in expected.safetensors"))
+    }
+}
+
+/// Prompt ids, with -200 where a picture stands, as positions.
+pub fn positions(ids: &[i64], images: &[Tensor]) -> Vec<Position> {
+    let mut next = 0;
+    let mut positions = Vec::new();
+    for id in ids {
+        if *id < 0 {
+            let rows = images[next].rows() as u32;
+            positions.extend((0..rows).map(|row| Position::Visual { image: next as u32, row }));
+            next += 1;
+        } else {
+            positions.push(Position::Text(*id as u32));
+        }
+    }
+    positions
+}

@@ -1,0 +1,237 @@
+//! Every golden case: a small checkpoint in its released layout, and what a correct implementation makes of it.
+//!
+//! Cases are the folders under `MGM_GOLDENS` (default: `tests/goldens`). The expected values come from an independent
+//! implementation (see `tests/reference/README.md`).
+
+mod common;
+
+use std::path::Path;
+
+use mgm::gpu::Gpu;
+use mgm::language::{Language, PREFILL_POSITIONS, Position};
+use mgm::ops::{FeatureMap, Sampling, resize};
+use mgm::tensor::{Precision, Tensor};
+use mgm::vision::{Encoded, Vision};
+use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
+use mgm_native::files::DiskFolder;
+
+use common::{Expected, golden_cases, open_gpu};
+
+/// How far values may be from the expected ones, as a part of the expected tensor's largest magnitude.
+///
+/// Both sides compute in f32 and differ in the order of sums and in `exp`, `erf` and `sqrt` (3 ulp in WGSL). A sum of n
+/// products has a relative error of about sqrt(n) * 2^-24: 1e-5 for the longest (a few thousand terms, depth after depth).
+/// The bound is 1e-3; what is measured over all cases on two adapters is below 2e-5, so this is ten times that.
+const BOUND: f32 = 2e-4;
+
+#[test]
+fn every_case_matches() {
+    let cases = golden_cases();
+    let mut failures = Vec::new();
+    for case in &cases {
+        // A device of its own for each case: its memory is given back.
+        let gpu = open_gpu();
+        println!("== {} on {}", case.display(), gpu.adapter().name);
+        let mut report = Report::default();
+        if let Err(error) = pollster::block_on(check_case(&gpu, case, &mut report)) {
+            report.failures.push(format!("error: {error}"));
+        }
+        failures.extend(report.failures.iter().map(|failure| format!("{}: {failure}", case.display())));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    println!("{} cases match", cases.len());
+}
+
+#[derive(Default)]
+struct Report {
+    failures: Vec<String>,
+}
+
+impl Report {
+    /// Compares values with the expected tensor, which must have the same number of elements.
+    fn compare(&mut self, name: &str, found: &[f32], expected: &[f32]) {
+        if found.len() != expected.len() {
+            self.failures.push(format!("{name}: {} values, expected {}", found.len(), expected.len()));
+            return;
+        }
+        let scale = expected.iter().fold(0.0f32, |scale, value| scale.max(value.abs())).max(f32::MIN_POSITIVE);
+        let mut worst = 0.0f32;
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let error = (found - expected).abs() / scale;
+            if !error.is_finite() {
+                self.failures.push(format!("{name}: {found} at {index}, expected {expected}"));
+                return;
+            }
+            worst = worst.max(error);
+        }
+        println!("   {name:<28} {:>8} values, largest error {worst:.2e} of scale {scale:.3}", found.len());
+        if worst > BOUND {
+            self.failures.push(format!("{name}: error {worst:.2e} of the tensor's scale, allowed {BOUND:.0e}"));
+        }
+    }
+}
+
+async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<()> {
+    let expected = Expected::read(case);
+    let folder = DiskFolder::new(case.join(&expected.json.checkpoint));
+    let checkpoint = MgmCheckpoint::open(std::rc::Rc::new(folder), TowerOptions::default()).await?;
+    let config = &checkpoint.config.language;
+
+    let mut images = Vec::new();
+    if let Some(weights) = checkpoint.vision.as_ref().filter(|_| !expected.json.images.is_empty()) {
+        let vision = Vision::load(gpu, weights, config.hidden_size, Precision::F32, None).await?;
+        for (index, file) in expected.json.images.iter().enumerate() {
+            let bytes = std::fs::read(case.join(file)).expect("the case's image");
+            let image = mgm::image::decode(file, &bytes)?;
+            images.push(check_image(gpu, &vision, &image, index, &expected, report).await?);
+        }
+    }
+
+    let language = Language::load(gpu, config, &checkpoint.language, Precision::F32, None).await?;
+    for (index, turn) in expected.json.turns.iter().enumerate() {
+        let positions = common::positions(&turn.input_ids, &images);
+        if positions.len() != turn.n_embeds {
+            report.failures.push(format!("turn {index}: {} positions, expected {}", positions.len(), turn.n_embeds));
+        }
+        check_turn(gpu, &language, &positions, &images, index, &expected, report).await?;
+    }
+    Ok(())
+}
+
+/// Checks one picture's way to visual tokens, which it gives.
+async fn check_image(
+    gpu: &Gpu,
+    vision: &Vision,
+    image: &mgm::image::Rgb8,
+    index: usize,
+    expected: &Expected,
+    report: &mut Report,
+) -> mgm::Result<Tensor> {
+    let views = vision.preprocess().views(image)?;
+    let name = |part: &str| format!("image{index}.{part}");
+    let (size, low) = (vision.preprocess().size_high, vision.preprocess().size_low);
+    report.compare(
+        &name("pixels_high_sample"),
+        &sample_planes(&views.high, size, 61),
+        expected.values(&name("pixels_high_sample")),
+    );
+    let low_sample: Vec<f32> = views.low.iter().flat_map(|tile| sample_planes(tile, low, 37)).collect();
+    report.compare(&name("pixels_low_sample"), &low_sample, expected.values(&name("pixels_low_sample")));
+
+    let mut recorder = gpu.record();
+    let Encoded { low, high, mined, tokens } = vision.encode(&mut recorder, &views)?;
+    let side = high[0].height;
+    let mut upsampled = Vec::new();
+    for map in &high {
+        upsampled.push(resize(&mut recorder, map, side, side)?);
+    }
+    let reads = |tensors: &[Tensor], recorder: &mut mgm::gpu::Recorder| -> Vec<_> {
+        tensors.iter().map(|tensor| tensor.read_back(recorder)).collect()
+    };
+    let low_reads = reads(&low, &mut recorder);
+    let mined_reads = reads(&mined, &mut recorder);
+    let token_read = tokens.read_back(&mut recorder);
+    let map_reads: Vec<_> = upsampled.iter().map(|map| (map.clone(), map.pixels.read_back(&mut recorder))).collect();
+    recorder.submit()?;
+
+    let mut all_low = Vec::new();
+    for read in low_reads {
+        all_low.extend(read.values::<f32>().await?);
+    }
+    report.compare(&name("clip"), &all_low, expected.values(&name("clip")));
+    let mut map_sample = Vec::new();
+    for (map, read) in map_reads {
+        map_sample.extend(sample_map(&map, &read.values().await?, 23));
+    }
+    report.compare(&name("convnext_sample"), &map_sample, expected.values(&name("convnext_sample")));
+    let mut all_mined = Vec::new();
+    for read in mined_reads {
+        all_mined.extend(read.values::<f32>().await?);
+    }
+    report.compare(&name("mined"), &all_mined, expected.values(&name("mined")));
+    report.compare(&name("projected"), &token_read.values().await?, expected.values(&name("projected")));
+    Ok(tokens)
+}
+
+/// `[:, ::step, ::step]` of planes [3, size, size].
+fn sample_planes(planes: &[f32], size: usize, step: usize) -> Vec<f32> {
+    let mut sample = Vec::new();
+    for plane in planes.chunks_exact(size * size) {
+        for row in plane.chunks_exact(size).step_by(step) {
+            sample.extend(row.iter().step_by(step));
+        }
+    }
+    sample
+}
+
+/// The same of a map that has its channels last.
+fn sample_map(map: &FeatureMap, values: &[f32], step: usize) -> Vec<f32> {
+    let mut sample = Vec::new();
+    for channel in 0..map.channels() {
+        for y in (0..map.height).step_by(step) {
+            for x in (0..map.width).step_by(step) {
+                sample.push(values[(y * map.width + x) * map.channels() + channel]);
+            }
+        }
+    }
+    sample
+}
+
+/// Checks a turn's logits and greedy tokens.
+async fn check_turn(
+    gpu: &Gpu,
+    language: &Language,
+    positions: &[Position],
+    images: &[Tensor],
+    index: usize,
+    expected: &Expected,
+    report: &mut Report,
+) -> mgm::Result<()> {
+    let turn = &expected.json.turns[index];
+    let step = (positions.len() / 16).max(1);
+    let mut cache = language.cache();
+    let mut sample = Vec::new();
+    let mut last = Vec::new();
+    let mut chosen_row = None;
+    for first in (0..positions.len()).step_by(PREFILL_POSITIONS) {
+        let end = (first + PREFILL_POSITIONS).min(positions.len());
+        let mut recorder = gpu.record();
+        let x = language.embed(&mut recorder, &positions[first..end], images)?;
+        let x = language.forward(&mut recorder, &x, &mut cache)?;
+        let logits = language.logits(&mut recorder, &x)?;
+        let read = logits.read_back(&mut recorder);
+        recorder.submit()?;
+        let values: Vec<f32> = read.values().await?;
+        for (row, logits) in values.chunks_exact(logits.columns()).enumerate() {
+            if (first + row) % step == 0 {
+                sample.extend_from_slice(logits);
+            }
+            if first + row + 1 == positions.len() {
+                last = logits.to_vec();
+                chosen_row = Some(x.clone());
+            }
+        }
+    }
+    let name = |part: &str| format!("turn{index}.{part}");
+    report.compare(&name("logits_sample"), &sample, expected.values(&name("logits_sample")));
+    report.compare(&name("logits_last"), &last, expected.values(&name("logits_last")));
+
+    let Some(mut x) = chosen_row else { return Ok(()) };
+    let steps = turn.greedy_ids.len();
+    let chosen = Tensor::zeros(gpu, &[steps], "chosen tokens")?;
+    let mut recorder = gpu.record();
+    for place in 0..steps {
+        language.choose(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
+        if place + 1 < steps {
+            x = language.embed_chosen(&mut recorder, &chosen, place)?;
+            x = language.forward(&mut recorder, &x, &mut cache)?;
+        }
+    }
+    let read = chosen.read_back(&mut recorder);
+    recorder.submit()?;
+    let ids: Vec<u32> = read.values().await?;
+    if ids != turn.greedy_ids {
+        report.failures.push(format!("turn {index}: greedy ids {ids:?}, expected {:?}", turn.greedy_ids));
+    }
+    Ok(())
+}
