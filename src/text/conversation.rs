@@ -1,0 +1,395 @@
+//! Conversation templates: the exact strings the models were trained on, and where images stand in them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// How an image's place is written in a prompt shown as text.
+pub const IMAGE_PLACEHOLDER: &str = "<image>";
+
+/// The form of the conversation that a model was trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Template {
+    /// `vicuna_v1`: MGM-7B, 13B.
+    Vicuna,
+    /// `gemma`: MGM-2B.
+    Gemma,
+    /// `mistral_instruct`: MGM-8x7B.
+    Mistral,
+    /// `chatml_direct`: MGM-34B.
+    ChatMl,
+    /// `llama_3`: MGM-8B. The assistant's header says `system`: the models were trained so.
+    Llama3,
+}
+
+/// Every template with its reference name and the short names that are understood too.
+const NAMES: [(Template, &str, &[&str]); 5] = [
+    (Template::Vicuna, "vicuna_v1", &["vicuna", "v1"]),
+    (Template::Gemma, "gemma", &[]),
+    (Template::Mistral, "mistral_instruct", &["mistral", "mixtral"]),
+    (Template::ChatMl, "chatml_direct", &["chatml", "yi"]),
+    (Template::Llama3, "llama_3", &["llama3", "llama-3"]),
+];
+
+/// What [`Template::detect`] looks at beside the tokenizer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TemplateFacts<'a> {
+    /// `model_type` of `config.json`.
+    pub model_type: &'a str,
+    /// Experts of a layer (`num_local_experts`), 0 or 1 for dense models.
+    pub num_experts: usize,
+    /// The checkpoint's folder name.
+    pub checkpoint: &'a str,
+}
+
+impl Template {
+    /// The reference's name.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(template, ..)| *template == self).map_or("", |(_, name, _)| name)
+    }
+
+    /// The system text that the models were trained with; `None` where the template has no place for one.
+    pub fn default_system(self) -> Option<&'static str> {
+        match self {
+            Self::Vicuna => Some(
+                "A chat between a curious user and an artificial intelligence assistant. \
+                 The assistant gives helpful, detailed, and polite answers to the user's questions.",
+            ),
+            Self::ChatMl => Some("Answer the questions."),
+            Self::Llama3 => Some(
+                "You are a helpful language and vision assistant. You are able to understand the visual content that \
+                 the user provides, and assist the user with a variety of tasks using natural language.",
+            ),
+            Self::Gemma | Self::Mistral => None,
+        }
+    }
+
+    /// Which template a checkpoint wants. The reference goes by the folder's name, and so takes 8B for a Vicuna; here the
+    /// architecture and the tokenizer's turn markers decide, then the name, and Vicuna is what is left.
+    pub fn detect(facts: TemplateFacts<'_>, tokenizer: &Tokenizer) -> Self {
+        let has = |token| tokenizer.token_id(token).is_some();
+        let model_type = facts.model_type.to_lowercase();
+        if facts.num_experts > 1 || model_type.contains("mixtral") {
+            return Self::Mistral;
+        }
+        if has("<|start_header_id|>") {
+            return Self::Llama3;
+        }
+        if has("<|im_start|>") {
+            return Self::ChatMl;
+        }
+        if has("<start_of_turn>") || model_type.contains("gemma") {
+            return Self::Gemma;
+        }
+        let name = facts.checkpoint.to_lowercase();
+        if name.contains("8x7b") {
+            Self::Mistral
+        } else if name.contains("34b") {
+            Self::ChatMl
+        } else {
+            Self::Vicuna
+        }
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Template {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let wanted = name.to_lowercase();
+        NAMES
+            .iter()
+            .find(|(_, own, aliases)| *own == wanted || aliases.contains(&wanted.as_str()))
+            .map(|(template, ..)| *template)
+            .ok_or_else(|| Error::Unsupported {
+                what: "conversation template".to_owned(),
+                found: name.to_owned(),
+                supported: NAMES.map(|(_, name, _)| name).join(", "),
+            })
+    }
+}
+
+/// One question and, once there is one, its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// What the user wrote.
+    pub question: String,
+    /// How many images were given with it.
+    pub images: usize,
+    /// What the model answered; `None` while it has not.
+    pub answer: Option<String>,
+}
+
+/// A conversation so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conversation {
+    /// The template.
+    pub template: Template,
+    /// Replaces the template's system text. Empty leaves the system part out. Gemma's and Mistral's templates have no place
+    /// for one: there it goes before the first question, with an empty line between.
+    pub system: Option<String>,
+    /// The turns, oldest first; only the last may lack its answer.
+    pub turns: Vec<Turn>,
+}
+
+impl Conversation {
+    /// An empty conversation with the template's own system text.
+    pub fn new(template: Template) -> Self {
+        Self { template, system: None, turns: Vec::new() }
+    }
+
+    /// The user asks, giving `images` new images with the question.
+    pub fn ask(&mut self, question: impl Into<String>, images: usize) {
+        self.turns.push(Turn { question: question.into(), images, answer: None });
+    }
+
+    /// The model has answered the last question.
+    pub fn answer(&mut self, answer: impl Into<String>) {
+        if let Some(turn) = self.turns.last_mut() {
+            turn.answer = Some(answer.into());
+        }
+    }
+
+    /// Images given in all turns.
+    pub fn images(&self) -> usize {
+        self.turns.iter().map(|turn| turn.images).sum()
+    }
+
+    /// The prompt, ready for the model to go on. Each turn's images stand before its question, a line each; with two or
+    /// more in the conversation they are numbered. There are exactly [`Conversation::images`] places for images: a
+    /// literal `<image>` that a user or the model writes is text like any other.
+    pub fn prompt(&self) -> Prompt {
+        let mut prompt = PromptWriter { prompt: Prompt { pieces: vec![String::new()] }, numbered: self.images() > 1 };
+        let own = self.system.as_deref();
+        let system = own.or(self.template.default_system()).filter(|text| !text.is_empty());
+        let last = self.turns.len().saturating_sub(1);
+        match self.template {
+            Template::Vicuna => {
+                if let Some(system) = system {
+                    prompt.text(system).text(" ");
+                }
+                for turn in &self.turns {
+                    prompt.text("USER: ").question(turn).text(" ASSISTANT:");
+                    if let Some(answer) = &turn.answer {
+                        prompt.text(" ").text(answer).text("</s>");
+                    }
+                }
+            }
+            Template::Gemma => {
+                for (index, turn) in self.turns.iter().enumerate() {
+                    prompt.text("<start_of_turn>user\n");
+                    if let (0, Some(system)) = (index, system) {
+                        prompt.text(system).text("\n\n");
+                    }
+                    prompt.question(turn).text("<end_of_turn>\n<start_of_turn>model\n");
+                    if let Some(answer) = &turn.answer {
+                        prompt.text(answer).text("<end_of_turn>\n<eos>");
+                    }
+                }
+            }
+            Template::Mistral => {
+                for (index, turn) in self.turns.iter().enumerate() {
+                    prompt.text("[INST] ");
+                    if let (0, Some(system)) = (index, system) {
+                        prompt.text(system).text("\n\n");
+                    }
+                    prompt.question(turn).text(" [/INST]");
+                    if let Some(answer) = &turn.answer {
+                        prompt.text(" ").text(answer).text(" </s>");
+                        if index < last {
+                            prompt.text("<s>");
+                        }
+                    }
+                }
+            }
+            Template::ChatMl => {
+                if let Some(system) = system {
+                    prompt.text("<|im_start|>system\n").text(system).text("<|im_end|>");
+                }
+                for turn in &self.turns {
+                    prompt.text("<|im_start|>user\n").question(turn).text("<|im_end|><|im_start|>assistant\n");
+                    if let Some(answer) = &turn.answer {
+                        prompt.text(answer).text("<|im_end|>");
+                    }
+                }
+            }
+            Template::Llama3 => {
+                if let Some(system) = system {
+                    prompt.text("<|start_header_id|>system<|end_header_id|>\n\n").text(system).text("<|eot_id|>");
+                }
+                for turn in &self.turns {
+                    prompt.text("<|start_header_id|>user<|end_header_id|>\n\n").question(turn);
+                    prompt.text("<|eot_id|><|start_header_id|>system<|end_header_id|>\n\n");
+                    if let Some(answer) = &turn.answer {
+                        prompt.text(answer).text("<|eot_id|>");
+                    }
+                }
+            }
+        }
+        prompt.prompt
+    }
+}
+
+/// A prompt: texts with an image between each two of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    pieces: Vec<String>,
+}
+
+impl Prompt {
+    /// A prompt written as one text in which every `<image>` stands for an image, as the reference has it.
+    pub fn from_text(text: &str) -> Self {
+        Self { pieces: text.split(IMAGE_PLACEHOLDER).map(str::to_owned).collect() }
+    }
+
+    /// The texts before, between and after the images: one more than there are images.
+    pub fn pieces(&self) -> &[String] {
+        &self.pieces
+    }
+
+    /// How many images the prompt holds.
+    pub fn images(&self) -> usize {
+        self.pieces.len().saturating_sub(1)
+    }
+}
+
+impl fmt::Display for Prompt {
+    /// The prompt as the reference writes it, images as `<image>`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, piece) in self.pieces.iter().enumerate() {
+            if index > 0 {
+                f.write_str(IMAGE_PLACEHOLDER)?;
+            }
+            f.write_str(piece)?;
+        }
+        Ok(())
+    }
+}
+
+struct PromptWriter {
+    prompt: Prompt,
+    numbered: bool,
+}
+
+impl PromptWriter {
+    fn text(&mut self, text: &str) -> &mut Self {
+        if let Some(piece) = self.prompt.pieces.last_mut() {
+            piece.push_str(text);
+        }
+        self
+    }
+
+    fn question(&mut self, turn: &Turn) -> &mut Self {
+        for _ in 0..turn.images {
+            if self.numbered {
+                let number = self.prompt.pieces.len();
+                self.text(&format!("Image {number}:"));
+            }
+            self.prompt.pieces.push(String::new());
+            self.text("\n");
+        }
+        self.text(&turn.question)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::expect_used)]
+    use super::*;
+
+    fn prompts(template: Template, system: Option<&str>) -> (String, String) {
+        let mut talk = Conversation::new(template);
+        talk.system = system.map(str::to_owned);
+        talk.ask("Why?", 1);
+        let first = talk.prompt().to_string();
+        talk.answer("So.");
+        talk.ask("And?", 0);
+        (first, talk.prompt().to_string())
+    }
+
+    /// Expected strings typed from the reference's table of templates.
+    #[test]
+    fn templates_write_the_reference_strings() {
+        let vicuna = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
+                      detailed, and polite answers to the user's questions. USER: <image>\nWhy? ASSISTANT:";
+        let llama = "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are \
+                     able to understand the visual content that the user provides, and assist the user with a variety of \
+                     tasks using natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhy?<|eot_id|>\
+                     <|start_header_id|>system<|end_header_id|>\n\n";
+        let cases = [
+            (Template::Vicuna, vicuna, " So.</s>USER: And? ASSISTANT:"),
+            (
+                Template::Gemma,
+                "<start_of_turn>user\n<image>\nWhy?<end_of_turn>\n<start_of_turn>model\n",
+                "So.<end_of_turn>\n<eos><start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\n",
+            ),
+            (Template::Mistral, "[INST] <image>\nWhy? [/INST]", " So. </s><s>[INST] And? [/INST]"),
+            (
+                Template::ChatMl,
+                "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nWhy?<|im_end|>\
+                 <|im_start|>assistant\n",
+                "So.<|im_end|><|im_start|>user\nAnd?<|im_end|><|im_start|>assistant\n",
+            ),
+            (
+                Template::Llama3,
+                llama,
+                "So.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nAnd?<|eot_id|>\
+                 <|start_header_id|>system<|end_header_id|>\n\n",
+            ),
+        ];
+        for (template, first, more) in cases {
+            assert_eq!(prompts(template, None), (first.to_owned(), format!("{first}{more}")), "{template}");
+        }
+    }
+
+    #[test]
+    fn system_text_is_replaced_or_left_out() {
+        let first = |template, system| prompts(template, Some(system)).0;
+        assert_eq!(first(Template::Vicuna, "Be brief."), "Be brief. USER: <image>\nWhy? ASSISTANT:");
+        assert_eq!(first(Template::Vicuna, ""), "USER: <image>\nWhy? ASSISTANT:");
+        assert_eq!(first(Template::Mistral, "Be brief."), "[INST] Be brief.\n\n<image>\nWhy? [/INST]");
+        assert!(first(Template::Gemma, "Be brief.").starts_with("<start_of_turn>user\nBe brief.\n\n<image>\nWhy?"));
+        assert!(first(Template::ChatMl, "").starts_with("<|im_start|>user\n"));
+        assert!(first(Template::Llama3, "S").starts_with("<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"));
+    }
+
+    #[test]
+    fn several_images_are_numbered_across_turns() {
+        let mut talk = Conversation::new(Template::Mistral);
+        talk.ask("Compare.", 2);
+        assert_eq!(talk.prompt().to_string(), "[INST] Image 1:<image>\nImage 2:<image>\nCompare. [/INST]");
+        talk.answer("Same.");
+        talk.ask("And this?", 1);
+        let prompt = talk.prompt();
+        assert!(prompt.to_string().ends_with("<s>[INST] Image 3:<image>\nAnd this? [/INST]"));
+        assert_eq!((prompt.images(), prompt.pieces().len()), (3, 4));
+    }
+
+    #[test]
+    fn a_typed_placeholder_is_text() {
+        let mut talk = Conversation::new(Template::Mistral);
+        talk.ask("What does <image> mean?", 1);
+        let prompt = talk.prompt();
+        assert_eq!(prompt.pieces(), ["[INST] ", "\nWhat does <image> mean? [/INST]"]);
+        assert_eq!(Prompt::from_text(&prompt.to_string()).images(), 2);
+    }
+
+    #[test]
+    fn names_are_understood() {
+        for (template, name, aliases) in NAMES {
+            for name in [name].iter().chain(aliases) {
+                assert_eq!(name.parse::<Template>().expect(name), template);
+            }
+        }
+        let error = "alpaca".parse::<Template>().expect_err("unknown").to_string();
+        assert!(error.contains("alpaca") && error.contains("chatml_direct"), "{error}");
+    }
+}

@@ -1,0 +1,448 @@
+//! From ids to text, one id at a time. Decoding a list and streaming are the same code, so they cannot differ.
+
+use std::collections::{HashMap, HashSet};
+
+use super::sentencepiece::SPACE;
+
+/// What transformers' `clean_up_tokenization` replaces, in its order.
+const CLEAN_UP: [(&str, &str); 10] = [
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+];
+
+/// How the tokens of a vocabulary join to text.
+#[derive(Debug)]
+pub(super) enum Style {
+    /// As transformers' slow tokenizers decode through SentencePiece.
+    SentencePiece(SentencePieceStyle),
+    /// Every token is a string of bytes.
+    ByteLevel,
+    /// As the `tokenizers` crate's Replace, ByteFallback, Fuse, Strip: a run of byte tokens is text if all of it is.
+    ByteFallback {
+        /// At most so many of this character are dropped from the start.
+        strip: Option<(char, usize)>,
+    },
+}
+
+/// The particulars of [`Style::SentencePiece`].
+#[derive(Debug)]
+pub(super) struct SentencePieceStyle {
+    /// Llama's slow tokenizer drops the space it added itself...
+    pub drop_first_space: bool,
+    /// ...and SentencePiece the one that it added.
+    pub drop_dummy_prefix: bool,
+    pub remove_extra_whitespaces: bool,
+    /// Added tokens without a special role stand between spaces (all but Gemma).
+    pub space_around_added: bool,
+    /// `legacy` of the slow tokenizer: a space before special tokens.
+    pub legacy: bool,
+    /// What the unknown piece decodes to.
+    pub unknown_surface: String,
+}
+
+/// One token, ready to be written.
+#[derive(Debug)]
+pub(super) enum Unit {
+    /// Text; where the style is SentencePiece, spaces are still U+2581.
+    Text {
+        text: String,
+        /// Whether the text after a leading U+2581 is a piece too.
+        rest_is_piece: bool,
+    },
+    /// Bytes that need not be whole characters.
+    Bytes(Vec<u8>),
+    /// Prints nothing.
+    Control(String),
+    /// The unknown piece.
+    Unknown(String),
+    /// An added token: printed as it is.
+    Added(String),
+}
+
+/// What is needed to decode.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    pub units: HashMap<u32, Unit>,
+    pub special: HashSet<u32>,
+    pub style: Style,
+    pub clean_up: bool,
+}
+
+impl Decoder {
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        if let (Style::SentencePiece(style), false) = (&self.style, skip_special) {
+            return self.decode_with_special(style, ids);
+        }
+        let mut state = self.start(skip_special);
+        let mut text = String::new();
+        for &id in ids {
+            state.push(id, &mut text);
+        }
+        state.finish(&mut text);
+        text
+    }
+
+    /// Begins a text.
+    pub fn start(&self, skip_special: bool) -> State<'_> {
+        let clean_up = if self.clean_up { CLEAN_UP.iter().map(Replacer::new).collect() } else { Vec::new() };
+        State { decoder: self, skip_special, joiner: Joiner::default(), raw: String::new(), clean_up }
+    }
+
+    /// Slow Llama tokenizers write special tokens with spaces that depend on what follows, which cannot be streamed; no one
+    /// needs to: an answer is shown without them.
+    fn decode_with_special(&self, style: &SentencePieceStyle, ids: &[u32]) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        let mut run: Vec<u32> = Vec::new();
+        for &id in ids {
+            match self.units.get(&id) {
+                Some(Unit::Added(text)) if !self.special.contains(&id) => {
+                    if !run.is_empty() {
+                        parts.push(self.join_with_special(style, &run));
+                        parts.retain(|part| !part.is_empty());
+                        run.clear();
+                    }
+                    parts.push(text.clone());
+                }
+                Some(_) => run.push(id),
+                None => {}
+            }
+        }
+        if !run.is_empty() {
+            parts.push(self.join_with_special(style, &run));
+        }
+        let mut text = parts.join(if style.space_around_added { " " } else { "" });
+        if self.clean_up {
+            for (from, to) in CLEAN_UP {
+                text = text.replace(from, to);
+            }
+        }
+        text
+    }
+
+    /// `convert_tokens_to_string` of transformers' slow Llama tokenizer.
+    fn join_with_special(&self, style: &SentencePieceStyle, ids: &[u32]) -> String {
+        let mut text = String::new();
+        let mut piece = String::new();
+        let mut joiner = Joiner::default();
+        let mut special_before = false;
+        for (index, id) in ids.iter().enumerate() {
+            let Some(unit) = self.units.get(id) else { continue };
+            if self.special.contains(id) {
+                if !special_before && index != 0 && style.legacy {
+                    text.push(' ');
+                }
+                joiner.flush_sentencepiece(&mut piece);
+                text.push_str(&std::mem::take(&mut piece));
+                text.push_str(unit.text());
+                joiner = Joiner { first_token_seen: true, ..Joiner::default() };
+                special_before = true;
+            } else {
+                if special_before && index == 1 && style.drop_first_space && !unit.text().starts_with(SPACE) {
+                    text.push(' ');
+                }
+                joiner.push_sentencepiece(style, unit, &mut piece);
+                special_before = false;
+            }
+        }
+        joiner.flush_sentencepiece(&mut piece);
+        text + &piece
+    }
+}
+
+impl Unit {
+    fn text(&self) -> &str {
+        match self {
+            Unit::Text { text, .. } | Unit::Control(text) | Unit::Unknown(text) | Unit::Added(text) => text,
+            Unit::Bytes(_) => "",
+        }
+    }
+}
+
+/// A text being decoded.
+#[derive(Debug)]
+pub(super) struct State<'a> {
+    decoder: &'a Decoder,
+    skip_special: bool,
+    joiner: Joiner,
+    raw: String,
+    clean_up: Vec<Replacer>,
+}
+
+impl State<'_> {
+    /// Takes one id; what is certain by now is appended to `out`. Unknown ids print nothing.
+    pub fn push(&mut self, id: u32, out: &mut String) {
+        if self.skip_special && self.decoder.special.contains(&id) {
+            return;
+        }
+        let Some(unit) = self.decoder.units.get(&id) else { return };
+        self.joiner.push(&self.decoder.style, unit, &mut self.raw);
+        self.drain(false, out);
+    }
+
+    /// Appends what was held back.
+    pub fn finish(&mut self, out: &mut String) {
+        self.joiner.finish(&self.decoder.style, &mut self.raw);
+        self.drain(true, out);
+    }
+
+    fn drain(&mut self, last: bool, out: &mut String) {
+        let mut text = std::mem::take(&mut self.raw);
+        for replacer in &mut self.clean_up {
+            text = replacer.push(&text, last);
+        }
+        out.push_str(&text);
+    }
+}
+
+/// Joins tokens to text.
+#[derive(Debug, Default)]
+struct Joiner {
+    /// Bytes that are not yet a whole character (or, with [`Style::ByteFallback`], a whole run).
+    bytes: Vec<u8>,
+    /// A token of this segment has been seen: the first one loses the space that the tokenizer added.
+    first_token_seen: bool,
+    /// This segment has printed something.
+    printed: bool,
+    /// SentencePiece has dropped its dummy prefix.
+    prefix_dropped: bool,
+    /// Past the place where the dummy prefix may be.
+    past_start: bool,
+    /// A part was printed before this segment: a space comes between.
+    part_before: bool,
+    /// Characters dropped so far by `strip`; `None` once it is over.
+    stripped: Option<usize>,
+    started: bool,
+}
+
+impl Joiner {
+    fn push(&mut self, style: &Style, unit: &Unit, out: &mut String) {
+        match style {
+            Style::SentencePiece(style) => match unit {
+                Unit::Added(text) => {
+                    self.end_segment(style, out);
+                    if (self.part_before || self.printed) && style.space_around_added {
+                        out.push(' ');
+                    }
+                    out.push_str(text);
+                    *self = Self { part_before: true, ..Self::default() };
+                }
+                unit => {
+                    let mut text = String::new();
+                    self.push_sentencepiece(style, unit, &mut text);
+                    self.print(style, &text, out);
+                }
+            },
+            Style::ByteLevel => match unit {
+                Unit::Bytes(bytes) => {
+                    self.bytes.extend_from_slice(bytes);
+                    self.drain_bytes(Invalid::Sequence, out);
+                }
+                unit => {
+                    self.bytes.extend_from_slice(unit.text().as_bytes());
+                    self.drain_bytes(Invalid::Sequence, out);
+                }
+            },
+            Style::ByteFallback { strip } => match unit {
+                Unit::Bytes(bytes) => self.bytes.extend_from_slice(bytes),
+                unit => {
+                    let run = self.end_run();
+                    self.print_stripped(*strip, &run, out);
+                    self.print_stripped(*strip, unit.text(), out);
+                }
+            },
+        }
+    }
+
+    fn finish(&mut self, style: &Style, out: &mut String) {
+        match style {
+            Style::SentencePiece(style) => {
+                self.end_segment(style, out);
+                // A last part is joined even if it is empty.
+                if self.first_token_seen && !self.printed && self.part_before && style.space_around_added {
+                    out.push(' ');
+                }
+            }
+            Style::ByteLevel => {
+                if !self.bytes.is_empty() {
+                    self.bytes.clear();
+                    out.push(char::REPLACEMENT_CHARACTER);
+                }
+            }
+            Style::ByteFallback { strip } => {
+                let run = self.end_run();
+                self.print_stripped(*strip, &run, out);
+            }
+        }
+    }
+
+    /// SentencePiece's part of a segment ends: bytes that wait for more will get none.
+    fn end_segment(&mut self, style: &SentencePieceStyle, out: &mut String) {
+        let mut text = String::new();
+        self.flush_sentencepiece(&mut text);
+        self.print(style, &text, out);
+    }
+
+    fn print(&mut self, style: &SentencePieceStyle, text: &str, out: &mut String) {
+        if text.is_empty() {
+            return;
+        }
+        if !std::mem::replace(&mut self.printed, true) && self.part_before && style.space_around_added {
+            out.push(' ');
+        }
+        out.push_str(text);
+    }
+
+    /// `SentencePieceProcessor::Decode`, one piece.
+    fn push_sentencepiece(&mut self, style: &SentencePieceStyle, unit: &Unit, out: &mut String) {
+        let first = !std::mem::replace(&mut self.first_token_seen, true);
+        let before = out.len();
+        if let Unit::Bytes(bytes) = unit {
+            self.bytes.extend_from_slice(bytes);
+            self.drain_bytes(Invalid::Byte, out);
+            self.past_start |= out.len() > before;
+            return;
+        }
+        self.flush_sentencepiece(out);
+        self.past_start |= self.prefix_dropped || out.len() > before;
+        let written = out.len();
+        match unit {
+            Unit::Control(_) => self.prefix_dropped = false,
+            Unit::Unknown(_) => {
+                self.prefix_dropped = false;
+                out.push_str(&style.unknown_surface);
+            }
+            _ => {
+                let mut piece = unit.text();
+                let mut known = true;
+                if first && style.drop_first_space {
+                    if let Some(rest) = piece.strip_prefix(SPACE) {
+                        piece = rest;
+                        known = matches!(unit, Unit::Text { rest_is_piece: true, .. });
+                    }
+                }
+                if !known {
+                    // Not a piece of its own: SentencePiece prints it as it is.
+                    self.prefix_dropped = false;
+                    out.push_str(piece);
+                } else {
+                    let mut dropped = false;
+                    if !self.past_start && (style.drop_dummy_prefix || style.remove_extra_whitespaces) {
+                        if let Some(rest) = piece.strip_prefix(SPACE) {
+                            piece = rest;
+                            dropped = !style.remove_extra_whitespaces;
+                        }
+                    }
+                    self.prefix_dropped = dropped;
+                    out.extend(piece.chars().map(|c| if c == SPACE { ' ' } else { c }));
+                }
+            }
+        }
+        self.past_start |= out.len() > written;
+    }
+
+    fn flush_sentencepiece(&mut self, out: &mut String) {
+        self.drain_bytes(Invalid::Byte, out);
+        for _ in self.bytes.drain(..) {
+            out.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+
+    /// Prints the characters that are complete, and U+FFFD for bytes that cannot begin one.
+    fn drain_bytes(&mut self, invalid: Invalid, out: &mut String) {
+        let mut rest = self.bytes.as_slice();
+        loop {
+            let error = match std::str::from_utf8(rest) {
+                Ok(text) => {
+                    out.push_str(text);
+                    rest = &[];
+                    break;
+                }
+                Err(error) => error,
+            };
+            let (valid, tail) = rest.split_at(error.valid_up_to());
+            out.push_str(&String::from_utf8_lossy(valid));
+            rest = tail;
+            let Some(length) = error.error_len() else { break };
+            out.push(char::REPLACEMENT_CHARACTER);
+            let skipped = match invalid {
+                Invalid::Byte => 1,
+                Invalid::Sequence => length,
+            };
+            rest = rest.get(skipped..).unwrap_or_default();
+        }
+        let done = self.bytes.len() - rest.len();
+        self.bytes.drain(..done);
+    }
+
+    /// A run of byte tokens is over: its text, or one U+FFFD for each of its bytes.
+    fn end_run(&mut self) -> String {
+        let bytes = std::mem::take(&mut self.bytes);
+        let length = bytes.len();
+        String::from_utf8(bytes).unwrap_or_else(|_| "\u{fffd}".repeat(length))
+    }
+
+    fn print_stripped(&mut self, strip: Option<(char, usize)>, text: &str, out: &mut String) {
+        let mut text = text;
+        if let Some((character, most)) = strip {
+            if !std::mem::replace(&mut self.started, true) {
+                self.stripped = Some(0);
+            }
+            while let Some(count) = self.stripped {
+                match text.strip_prefix(character) {
+                    Some(rest) if count < most => {
+                        text = rest;
+                        self.stripped = Some(count + 1);
+                    }
+                    None if text.is_empty() => break,
+                    _ => self.stripped = None,
+                }
+            }
+        }
+        out.push_str(text);
+    }
+}
+
+/// How many bytes one U+FFFD stands for.
+#[derive(Clone, Copy)]
+enum Invalid {
+    /// One byte (SentencePiece).
+    Byte,
+    /// The longest beginning of a character (Rust, the `tokenizers` crate).
+    Sequence,
+}
+
+/// `str::replace` on a text that comes in parts: what may be the beginning of a match is held back.
+#[derive(Debug)]
+struct Replacer {
+    from: &'static str,
+    to: &'static str,
+    held: String,
+}
+
+impl Replacer {
+    fn new(&(from, to): &(&'static str, &'static str)) -> Self {
+        Self { from, to, held: String::new() }
+    }
+
+    fn push(&mut self, text: &str, last: bool) -> String {
+        self.held.push_str(text);
+        // The end of the last match that a scan from the left makes.
+        let replaced_to = self.held.match_indices(self.from).last().map_or(0, |(start, found)| start + found.len());
+        let tail = self.held.get(replaced_to..).unwrap_or_default();
+        let keep = if last {
+            0
+        } else {
+            (1..self.from.len()).rev().find(|&length| tail.ends_with(&self.from[..length])).unwrap_or(0)
+        };
+        let held = self.held.split_off(self.held.len() - keep);
+        std::mem::replace(&mut self.held, held).replace(self.from, self.to)
+    }
+}

@@ -1,0 +1,174 @@
+//! `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, and what `config.json` says about the model:
+//! the facts that decide how text becomes ids.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::weights::source::Folder;
+use crate::{Error, Result};
+
+/// Nothing beside a checkpoint's tensors is larger (the largest `tokenizer.json` has 35 MB).
+const MAX_FILE: u64 = 256 << 20;
+
+/// Names of the special tokens that have a role of their own.
+const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A token added to the vocabulary, found in text before anything else.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct AddedToken {
+    pub content: String,
+    /// Eats white space before it.
+    #[serde(default)]
+    pub lstrip: bool,
+    /// Eats white space after it.
+    #[serde(default)]
+    pub rstrip: bool,
+    #[serde(default)]
+    pub single_word: bool,
+    #[serde(default)]
+    pub normalized: bool,
+    #[serde(default)]
+    pub special: bool,
+}
+
+impl AddedToken {
+    /// A special token of which only the text is known.
+    pub fn special(content: impl Into<String>) -> Self {
+        Self {
+            content: content.into(),
+            lstrip: false,
+            rstrip: false,
+            single_word: false,
+            normalized: false,
+            special: true,
+        }
+    }
+}
+
+/// What the small files say. Absent files leave the defaults.
+#[derive(Debug, Default)]
+pub(super) struct TokenizerConfig {
+    pub class: Option<String>,
+    pub legacy: Option<bool>,
+    pub add_bos_token: Option<bool>,
+    pub add_eos_token: Option<bool>,
+    pub add_prefix_space: Option<bool>,
+    pub clean_up_tokenization_spaces: bool,
+    /// `bos_token`, `eos_token` and so on, by role.
+    pub roles: BTreeMap<&'static str, String>,
+    /// `additional_special_tokens`.
+    pub additional: Vec<String>,
+    /// By id.
+    pub added: BTreeMap<u32, AddedToken>,
+    /// `model_type` of `config.json`.
+    pub model_type: String,
+}
+
+#[derive(Deserialize)]
+struct TokenizerFile {
+    tokenizer_class: Option<String>,
+    legacy: Option<bool>,
+    add_bos_token: Option<bool>,
+    add_eos_token: Option<bool>,
+    add_prefix_space: Option<bool>,
+    clean_up_tokenization_spaces: Option<bool>,
+    added_tokens_decoder: Option<BTreeMap<u32, AddedToken>>,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct ModelFile {
+    #[serde(default)]
+    model_type: String,
+}
+
+impl TokenizerConfig {
+    pub async fn load(folder: &dyn Folder) -> Result<Self> {
+        let mut config = Self::default();
+        let mut added_listed = false;
+        if let Some(file) = read_json::<TokenizerFile>(folder, "tokenizer_config.json").await? {
+            config.class = file.tokenizer_class;
+            config.legacy = file.legacy;
+            config.add_bos_token = file.add_bos_token;
+            config.add_eos_token = file.add_eos_token;
+            config.add_prefix_space = file.add_prefix_space;
+            config.clean_up_tokenization_spaces = file.clean_up_tokenization_spaces.unwrap_or(false);
+            config.read_roles(&file.rest);
+            if let Some(added) = file.added_tokens_decoder {
+                config.added = added;
+                added_listed = true;
+            }
+        }
+        // As transformers: the older two files count only where the newer list is absent.
+        if !added_listed {
+            if let Some(map) = read_json::<serde_json::Map<String, Value>>(folder, "special_tokens_map.json").await? {
+                config.read_roles(&map);
+            }
+            if let Some(ids) = read_json::<BTreeMap<String, u32>>(folder, "added_tokens.json").await? {
+                for (content, id) in ids {
+                    let special = config.special_texts().any(|text| text == content);
+                    config
+                        .added
+                        .insert(id, AddedToken { special, normalized: !special, ..AddedToken::special(content) });
+                }
+            }
+        }
+        if let Some(file) = read_json::<ModelFile>(folder, "config.json").await? {
+            config.model_type = file.model_type;
+        }
+        Ok(config)
+    }
+
+    /// Takes the special tokens from a map of role to string, object or (additional tokens) list. The first word counts.
+    fn read_roles(&mut self, map: &serde_json::Map<String, Value>) {
+        for role in ROLES {
+            if let Some(text) = map.get(role).and_then(token_text) {
+                self.roles.entry(role).or_insert_with(|| text.to_owned());
+            }
+        }
+        if self.additional.is_empty() {
+            if let Some(list) = map.get("additional_special_tokens").and_then(Value::as_array) {
+                self.additional = list.iter().filter_map(token_text).map(str::to_owned).collect();
+            }
+        }
+    }
+
+    pub fn role(&self, role: &str) -> Option<&str> {
+        self.roles.get(role).map(String::as_str)
+    }
+
+    /// Every token with a special role.
+    pub fn special_texts(&self) -> impl Iterator<Item = &str> {
+        self.roles.values().chain(&self.additional).map(String::as_str)
+    }
+}
+
+/// A token is written as its text or as an object around it.
+fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+async fn read_json<T: serde::de::DeserializeOwned>(folder: &dyn Folder, name: &str) -> Result<Option<T>> {
+    let Some(bytes) = read(folder, name).await? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Config {
+        file: format!("{}/{name}", folder.name()),
+        reason: format!("not the JSON that was expected: {error}"),
+    })
+}
+
+/// A whole file of `folder`, `None` if it is not there.
+pub(super) async fn read(folder: &dyn Folder, name: &str) -> Result<Option<Vec<u8>>> {
+    let Some(source) = folder.open(name).await? else { return Ok(None) };
+    if source.len() > MAX_FILE {
+        return Err(Error::Config {
+            file: source.name().to_owned(),
+            reason: format!("{} bytes; a tokenizer file of more than {MAX_FILE} bytes cannot be right", source.len()),
+        });
+    }
+    let mut bytes = vec![0; source.len() as usize];
+    source.read(0, &mut bytes).await?;
+    Ok(Some(bytes))
+}

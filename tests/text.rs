@@ -1,0 +1,371 @@
+//! Tokenizers, templates and streaming against the golden cases, SentencePiece and transformers (see data/text).
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use mgm::text::conversation::TemplateFacts;
+use mgm::text::sentencepiece::Model;
+use mgm::text::{Conversation, Prompt, PromptToken, StopIds, Template, TextStream, Tokenizer};
+use mgm::weights::source::{ByteSource, Folder, LocalFuture};
+use mgm::{Error, Result};
+use mgm_native::files::DiskFolder;
+use pollster::block_on;
+use proptest::prelude::*;
+use serde::Deserialize;
+
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
+
+/// A file of the fixtures: of a golden case, or beside the fixtures.
+fn fixture(name: &str) -> Vec<u8> {
+    let folder = if name.starts_with("goldens/") { tests() } else { tests().join("data/text") };
+    let path = folder.join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A folder in memory.
+#[derive(Clone, Default)]
+struct MemoryFolder(Rc<HashMap<String, Rc<MemoryFile>>>);
+struct MemoryFile(String, Vec<u8>);
+
+impl Folder for MemoryFolder {
+    fn name(&self) -> &str {
+        "memory"
+    }
+    fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+        Box::pin(async move { Ok(self.0.get(file).map(|file| Rc::clone(file) as Rc<dyn ByteSource>)) })
+    }
+    fn child(&self, _: &str) -> Rc<dyn Folder> {
+        Rc::new(Self::default())
+    }
+}
+
+impl ByteSource for MemoryFile {
+    fn name(&self) -> &str {
+        &self.0
+    }
+    fn len(&self) -> u64 {
+        self.1.len() as u64
+    }
+    fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>> {
+        buffer.copy_from_slice(&self.1[offset as usize..][..buffer.len()]);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+fn memory(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> MemoryFolder {
+    let files = files.into_iter().map(|(name, bytes)| (name.clone(), Rc::new(MemoryFile(name, bytes))));
+    MemoryFolder(Rc::new(files.collect()))
+}
+
+fn load(files: &[(&str, &[u8])]) -> Result<Tokenizer> {
+    let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec()));
+    block_on(Tokenizer::load(&memory(files)))
+}
+
+// --- SentencePiece ---------------------------------------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct SentencePieceCase {
+    model: String,
+    encode: Vec<(String, Vec<u32>)>,
+}
+
+#[test]
+fn sentencepiece_ids_are_those_of_the_library() {
+    let cases: Vec<SentencePieceCase> = serde_json::from_slice(&fixture("sentencepiece.json")).unwrap();
+    for case in cases {
+        let model = Model::parse(&fixture(&case.model)).unwrap();
+        for (text, ids) in case.encode {
+            assert_eq!(model.encode(&text), ids, "{}: {text:?}", case.model);
+        }
+    }
+}
+
+#[test]
+fn long_texts_take_no_time() {
+    let model = Model::parse(&fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model")).unwrap();
+    let start = std::time::Instant::now();
+    for text in ["a".repeat(1 << 20), "the software ".repeat(1 << 16), " ".repeat(1 << 20)] {
+        assert!(!model.encode(&text).is_empty());
+    }
+    // A quadratic encoder would need hours.
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}
+
+#[test]
+fn damaged_models_are_refused() {
+    let good = fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model");
+    assert!(matches!(Model::parse(&good[..good.len() - 1]), Err(Error::Malformed { offset, .. }) if offset > 8000));
+    assert!(matches!(Model::parse(b""), Err(Error::Unsupported { .. } | Error::Malformed { .. })));
+    assert!(matches!(Model::parse(b"{\"a\": 1}"), Err(Error::Malformed { .. })));
+    let unigram = Model::parse(&fixture("unigram.model")).unwrap_err().to_string();
+    assert!(unigram.contains("unigram"), "{unigram}");
+    // Protobuf messages merge: append a normalizer_spec with a character map.
+    let charsmap = [good.clone(), vec![0x1a, 3, 0x12, 1, 7]].concat();
+    assert!(Model::parse(&charsmap).unwrap_err().to_string().contains("identity"));
+    // A piece that is there already; a piece with a score that is not a number.
+    let twice = [good.clone(), vec![0x0a, 5, 0x0a, 3, b'<', b's', b'>', 0x0a, 0]].concat();
+    assert!(matches!(Model::parse(&twice), Err(Error::Malformed { .. })));
+    let nan = [good, vec![0x0a, 8, 0x0a, 1, b'~', 0x15, 0, 0, 0xc0, 0x7f]].concat();
+    assert!(Model::parse(&nan).unwrap_err().to_string().contains("NaN"));
+}
+
+proptest! {
+    #[test]
+    fn parsing_never_panics(place in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+        let mut file = fixture("spaces.model");
+        let index = place.index(file.len());
+        file[index] = byte;
+        let _ = Model::parse(&file);
+        file.truncate(cut.index(file.len()));
+        let _ = Model::parse(&file);
+    }
+}
+
+// --- Tokenizers ------------------------------------------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct TokenizerCase {
+    name: String,
+    /// The path of a fixture, or the JSON to put there.
+    files: HashMap<String, serde_json::Value>,
+    encode: Vec<(String, Vec<u32>)>,
+    /// Ids, text without special tokens, text with them.
+    decode: Vec<(Vec<u32>, String, String)>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    size: usize,
+}
+
+fn tokenizer_cases() -> Vec<(TokenizerCase, Tokenizer)> {
+    let cases: Vec<TokenizerCase> = serde_json::from_slice(&fixture("tokenizers.json")).unwrap();
+    let load = |case: TokenizerCase| {
+        let files = case.files.iter().map(|(name, source)| {
+            (name.clone(), source.as_str().map_or_else(|| serde_json::to_vec(source).unwrap(), fixture))
+        });
+        let tokenizer =
+            block_on(Tokenizer::load(&memory(files))).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+        (case, tokenizer)
+    };
+    cases.into_iter().map(load).collect()
+}
+
+#[test]
+fn tokenizers_agree_with_transformers() {
+    for (case, tokenizer) in tokenizer_cases() {
+        let name = &case.name;
+        assert_eq!(
+            (tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()),
+            (case.bos, case.eos, case.size),
+            "{name}"
+        );
+        for (text, ids) in &case.encode {
+            assert_eq!(&tokenizer.encode(text).unwrap(), ids, "{name}: {text:?}");
+        }
+        for (ids, skipped, whole) in &case.decode {
+            assert_eq!(&tokenizer.decode(ids, true), skipped, "{name}: {ids:?}");
+            assert_eq!(&tokenizer.decode(ids, false), whole, "{name}, with special tokens: {ids:?}");
+        }
+    }
+}
+
+#[test]
+fn streams_emit_what_decoding_gives() {
+    for (case, tokenizer) in tokenizer_cases() {
+        let size = tokenizer.vocab_size() as u32;
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        runner
+            .run(&prop::collection::vec(0..size + 3, 0..60), |ids| {
+                let mut stream = TextStream::new(&tokenizer);
+                let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+                text.extend(stream.finish());
+                prop_assert_eq!(text, tokenizer.decode(&ids, true));
+                Ok(())
+            })
+            .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    }
+}
+
+#[test]
+fn streams_hold_back_half_characters() {
+    let tokenizer = load(&[("tokenizer.model", &fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model"))]).unwrap();
+    let byte = |byte: u8| tokenizer.token_id(&format!("<0x{byte:02X}>")).unwrap();
+    let mut stream = TextStream::new(&tokenizer);
+    let shown: Vec<_> = "é😀".bytes().map(|b| stream.push(byte(b))).collect();
+    assert_eq!(shown, [None, Some("é".into()), None, None, None, Some("😀".into())]);
+    assert_eq!(stream.push(byte(0xe6)), None);
+    assert_eq!(stream.finish().as_deref(), Some("\u{fffd}"));
+}
+
+#[test]
+fn missing_and_damaged_files_are_named() {
+    let error = load(&[]).unwrap_err();
+    assert!(matches!(error, Error::MissingFile { .. }));
+    let text = error.to_string();
+    assert!(text.contains("tokenizer.model") && text.contains("tokenizer.json"), "{text}");
+    let text = load(&[("tokenizer.json", b"{")]).unwrap_err().to_string();
+    assert!(text.contains("memory/tokenizer.json"), "{text}");
+    let text = load(&[("tokenizer.model", b"nonsense")]).unwrap_err().to_string();
+    assert!(text.contains("memory/tokenizer.model") && text.contains("byte"), "{text}");
+    let model = fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model");
+    let text = load(&[("tokenizer.model", &model), ("tokenizer_config.json", b"[]")]).unwrap_err().to_string();
+    assert!(text.contains("tokenizer_config.json"), "{text}");
+}
+
+/// The ids that the specification lists for real vocabularies cannot be had here; their structure can.
+#[test]
+fn every_piece_after_an_image_begins_with_a_space_token() {
+    for (case, tokenizer) in tokenizer_cases() {
+        let llama_like = case.name.starts_with("llama legacy") || case.name.starts_with("mixtral");
+        if !llama_like {
+            continue;
+        }
+        let space = tokenizer.token_id("\u{2581}").unwrap();
+        let newline = tokenizer.token_id("<0x0A>").unwrap();
+        let tokens = tokenizer.encode_prompt(&Prompt::from_text("a<image>\nb<image>\nc")).unwrap();
+        let images: Vec<_> =
+            tokens.iter().enumerate().filter(|(_, t)| **t == PromptToken::Image).map(|(i, _)| i).collect();
+        assert_eq!(images.len(), 2);
+        for at in images {
+            assert_eq!(tokens[at + 1..at + 3], [PromptToken::Text(space), PromptToken::Text(newline)], "{}", case.name);
+        }
+        let bos = tokenizer.bos().map(PromptToken::Text);
+        assert_eq!(tokens.iter().filter(|token| Some(**token) == bos).count(), 1);
+    }
+}
+
+#[test]
+fn an_image_at_the_very_start_keeps_one_bos() {
+    let tokenizer = load(&[("tokenizer.model", &fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model"))]).unwrap();
+    let bos = PromptToken::Text(tokenizer.bos().unwrap());
+    let tokens = tokenizer.encode_prompt(&Prompt::from_text("<image><image>")).unwrap();
+    assert_eq!(tokens, [bos, PromptToken::Image, PromptToken::Image]);
+    assert_eq!(tokenizer.encode_prompt(&Prompt::from_text("")).unwrap(), [bos]);
+}
+
+// --- Golden cases ----------------------------------------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct Golden {
+    checkpoint: String,
+    #[serde(default)]
+    images: Vec<String>,
+    turns: Vec<GoldenTurn>,
+}
+
+#[derive(Deserialize)]
+struct GoldenTurn {
+    question: String,
+    prompt: String,
+    input_ids: Vec<i64>,
+    greedy_ids: Vec<u32>,
+    text: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ModelConfig {
+    model_type: String,
+    num_local_experts: usize,
+    eos_token_id: Option<serde_json::Value>,
+}
+
+fn ids_of(value: Option<&serde_json::Value>) -> Vec<u32> {
+    match value {
+        Some(serde_json::Value::Array(list)) => list.iter().flat_map(|id| ids_of(Some(id))).collect(),
+        Some(value) => value.as_u64().map(|id| id as u32).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+#[test]
+fn golden_prompts_ids_and_texts() {
+    let root = std::env::var_os("MGM_GOLDENS").map_or_else(|| tests().join("goldens"), PathBuf::from);
+    let mut seen = 0;
+    for entry in std::fs::read_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display())) {
+        let folder = entry.unwrap().path();
+        let Ok(expected) = std::fs::read(folder.join("expected.json")) else { continue };
+        // Cases of picture generation have no turns.
+        let Ok(golden) = serde_json::from_slice::<Golden>(&expected) else { continue };
+        let case = folder.display();
+        let checkpoint = folder.join(&golden.checkpoint);
+        let tokenizer = block_on(Tokenizer::load(&DiskFolder::new(&checkpoint))).unwrap();
+        let read = |name: &str| -> ModelConfig {
+            std::fs::read(checkpoint.join(name)).map(|file| serde_json::from_slice(&file).unwrap()).unwrap_or_default()
+        };
+        let (config, generation) = (read("config.json"), read("generation_config.json"));
+        let facts = TemplateFacts {
+            model_type: &config.model_type,
+            num_experts: config.num_local_experts,
+            checkpoint: &golden.checkpoint,
+        };
+        let template = Template::detect(facts, &tokenizer);
+        let stop = StopIds::new(
+            &ids_of(config.eos_token_id.as_ref()),
+            &ids_of(generation.eos_token_id.as_ref()),
+            &tokenizer,
+            template,
+        );
+        let mut talk = Conversation::new(template);
+        for (index, turn) in golden.turns.iter().enumerate() {
+            talk.ask(&turn.question, if index == 0 { golden.images.len() } else { 0 });
+            let prompt = talk.prompt();
+            assert_eq!(prompt.to_string(), turn.prompt, "{case}");
+            let ids: Vec<i64> = tokenizer
+                .encode_prompt(&prompt)
+                .unwrap()
+                .into_iter()
+                .map(|token| match token {
+                    PromptToken::Text(id) => i64::from(id),
+                    PromptToken::Image => -200,
+                })
+                .collect();
+            assert_eq!(ids, turn.input_ids, "{case}");
+            assert_eq!(tokenizer.answer(&turn.greedy_ids), turn.text.trim(), "{case}");
+            let (_, before_last) = turn.greedy_ids.split_last().unwrap();
+            assert!(
+                !before_last.iter().any(|&id| stop.contains(id)),
+                "{case}: {stop:?} would cut {:?}",
+                turn.greedy_ids
+            );
+            talk.answer(&turn.text);
+        }
+        seen += 1;
+    }
+    assert!(seen > 0, "no golden case in {}", root.display());
+}
+
+#[test]
+fn stop_ids_include_what_configurations_forget() {
+    let find = |name: &str| tokenizer_cases().into_iter().find(|(case, _)| case.name == name).unwrap().1;
+    let llama3 = find("llama3");
+    let ids = |tokenizer: &Tokenizer, tokens: &[&str]| -> Vec<u32> {
+        tokens.iter().map(|token| tokenizer.token_id(token).unwrap()).collect()
+    };
+    let stop = StopIds::new(&[], &[], &llama3, Template::Llama3);
+    assert_eq!(stop.ids(), ids(&llama3, &["<|end_of_text|>", "<|eot_id|>"]));
+    let yi = find("yi");
+    let stop = StopIds::new(&[], &[2], &yi, Template::ChatMl);
+    assert_eq!(stop.ids(), ids(&yi, &["<|endoftext|>", "<|im_end|>"]));
+    let gemma = find("gemma both");
+    assert_eq!(StopIds::new(&[1], &[], &gemma, Template::Gemma).ids(), [1]);
+    assert_eq!(StopIds::new(&[1], &[1, 5], &gemma, Template::Gemma).ids(), [1, 5]);
+}
+
+#[test]
+fn templates_are_detected() {
+    let detect = |name: &str, model_type, num_experts, checkpoint| {
+        let (_, tokenizer) = tokenizer_cases().into_iter().find(|(case, _)| case.name == name).unwrap();
+        Template::detect(TemplateFacts { model_type, num_experts, checkpoint }, &tokenizer)
+    };
+    assert_eq!(detect("llama3", "mgm", 0, "MGM-8B"), Template::Llama3);
+    assert_eq!(detect("yi", "mgm", 0, "renamed"), Template::ChatMl);
+    assert_eq!(detect("gemma both", "mgm_gemma", 0, "renamed"), Template::Gemma);
+    assert_eq!(detect("mixtral model", "", 8, "renamed"), Template::Mistral);
+    assert_eq!(detect("llama legacy=false", "mgm", 0, "MGM-34B"), Template::ChatMl);
+    assert_eq!(detect("llama legacy=false", "mgm", 0, "MGM-13B-HD"), Template::Vicuna);
+}
