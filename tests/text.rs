@@ -3,12 +3,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use mgm::text::conversation::TemplateFacts;
 use mgm::text::sentencepiece::Model;
 use mgm::text::{Conversation, Prompt, PromptToken, StopIds, Template, TextStream, Tokenizer};
-use mgm::weights::source::{ByteSource, Folder, LocalFuture};
+use mgm::weights::source::MemoryFolder;
 use mgm::{Error, Result};
 use mgm_native::files::DiskFolder;
 use pollster::block_on;
@@ -26,44 +25,8 @@ fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A folder in memory.
-#[derive(Clone, Default)]
-struct MemoryFolder(Rc<HashMap<String, Rc<MemoryFile>>>);
-struct MemoryFile(String, Vec<u8>);
-
-impl Folder for MemoryFolder {
-    fn name(&self) -> &str {
-        "memory"
-    }
-    fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
-        Box::pin(async move { Ok(self.0.get(file).map(|file| Rc::clone(file) as Rc<dyn ByteSource>)) })
-    }
-    fn child(&self, _: &str) -> Rc<dyn Folder> {
-        Rc::new(Self::default())
-    }
-}
-
-impl ByteSource for MemoryFile {
-    fn name(&self) -> &str {
-        &self.0
-    }
-    fn len(&self) -> u64 {
-        self.1.len() as u64
-    }
-    fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>> {
-        buffer.copy_from_slice(&self.1[offset as usize..][..buffer.len()]);
-        Box::pin(async { Ok(()) })
-    }
-}
-
-fn memory(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> MemoryFolder {
-    let files = files.into_iter().map(|(name, bytes)| (name.clone(), Rc::new(MemoryFile(name, bytes))));
-    MemoryFolder(Rc::new(files.collect()))
-}
-
 fn load(files: &[(&str, &[u8])]) -> Result<Tokenizer> {
-    let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec()));
-    block_on(Tokenizer::load(&memory(files)))
+    block_on(Tokenizer::load(&MemoryFolder::new(files.iter().copied())))
 }
 
 // --- SentencePiece ---------------------------------------------------------------------------------------------------
@@ -147,8 +110,8 @@ fn tokenizer_cases() -> Vec<(TokenizerCase, Tokenizer)> {
         let files = case.files.iter().map(|(name, source)| {
             (name.clone(), source.as_str().map_or_else(|| serde_json::to_vec(source).unwrap(), fixture))
         });
-        let tokenizer =
-            block_on(Tokenizer::load(&memory(files))).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+        let tokenizer = block_on(Tokenizer::load(&MemoryFolder::new(files)))
+            .unwrap_or_else(|error| panic!("{}: {error}", case.name));
         (case, tokenizer)
     };
     cases.into_iter().map(load).collect()
@@ -208,9 +171,9 @@ fn missing_and_damaged_files_are_named() {
     let text = error.to_string();
     assert!(text.contains("tokenizer.model") && text.contains("tokenizer.json"), "{text}");
     let text = load(&[("tokenizer.json", b"{")]).unwrap_err().to_string();
-    assert!(text.contains("memory/tokenizer.json"), "{text}");
+    assert!(text.contains("(memory)/tokenizer.json"), "{text}");
     let text = load(&[("tokenizer.model", b"nonsense")]).unwrap_err().to_string();
-    assert!(text.contains("memory/tokenizer.model") && text.contains("byte"), "{text}");
+    assert!(text.contains("(memory)/tokenizer.model") && text.contains("byte"), "{text}");
     let model = fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model");
     let text = load(&[("tokenizer.model", &model), ("tokenizer_config.json", b"[]")]).unwrap_err().to_string();
     assert!(text.contains("tokenizer_config.json"), "{text}");

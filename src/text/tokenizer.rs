@@ -83,7 +83,7 @@ struct SentencePiece {
     added: AddedTokens,
     /// The unknown token's text and the number of ids it encodes to by itself (only for [`Mode::Once`]).
     guard: (String, usize),
-    /// Whether a lone leading space before the added token with this id is dropped.
+    /// Tokens with a special role: a text that begins with one gets no leading space.
     special: HashSet<u32>,
 }
 

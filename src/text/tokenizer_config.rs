@@ -25,10 +25,13 @@ pub(super) struct AddedToken {
     /// Eats white space after it.
     #[serde(default)]
     pub rstrip: bool,
+    /// Only as a whole word. `tokenizer.json` alone honours it: no released model with a `tokenizer.model` sets it.
     #[serde(default)]
     pub single_word: bool,
+    /// Looked for in the normalised text.
     #[serde(default)]
     pub normalized: bool,
+    /// Left out of answers.
     #[serde(default)]
     pub special: bool,
 }
