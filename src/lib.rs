@@ -9,6 +9,8 @@ pub mod image;
 pub mod language;
 pub mod load;
 pub mod ops;
+pub mod plan;
+pub mod session;
 pub mod tensor;
 pub mod text;
 pub mod vision;

@@ -106,6 +106,11 @@ impl Tensor {
         }
     }
 
+    /// Some elements of a tensor of one dimension, to be copied or read back.
+    pub fn slice_elements(&self, range: Range<usize>) -> Self {
+        self.reshape(&[self.len(), 1]).slice_rows(range)
+    }
+
     /// The range of the buffer that it takes.
     pub fn binding(&self) -> Binding<'_> {
         Binding { buffer: &self.buffer, offset: self.offset, bytes: self.bytes() }

@@ -1,0 +1,139 @@
+//! How much memory a model needs, before any of it is taken.
+
+use crate::ops::KvCache;
+use crate::session::vision_precision;
+use crate::tensor::{Matrix, Precision};
+use crate::vision::ConvNextConfig;
+use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
+use crate::weights::mgm::MgmCheckpoint;
+use crate::Result;
+
+/// Bytes on the device for each part of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Weights by part.
+    pub parts: Vec<(&'static str, u64)>,
+    /// Keys and values of one position.
+    pub cache_per_position: u64,
+    /// Positions the model was made for.
+    pub max_positions: usize,
+}
+
+/// The sizes of a model's vision side.
+#[derive(Debug, Clone)]
+pub struct VisionSizes {
+    /// Its settings.
+    pub config: VisionConfig,
+    /// The low-resolution tower.
+    pub clip: ClipConfig,
+    /// The high-resolution tower.
+    pub convnext: ConvNextConfig,
+}
+
+impl Plan {
+    /// The plan for a checkpoint, its language model at `precision`.
+    pub fn of_checkpoint(checkpoint: &MgmCheckpoint, precision: Precision) -> Result<Self> {
+        let vision = match &checkpoint.vision {
+            Some(weights) => Some(VisionSizes {
+                config: weights.config.clone(),
+                clip: weights.clip_config.clone(),
+                convnext: ConvNextConfig::from_weights(&weights.convnext)?,
+            }),
+            None => None,
+        };
+        Ok(Self::new(&checkpoint.config.language, vision.as_ref(), precision))
+    }
+
+    /// The plan for a model of these sizes, its language model at `precision`.
+    pub fn new(language: &LanguageConfig, vision: Option<&VisionSizes>, precision: Precision) -> Self {
+        let mut parts = Vec::new();
+        if let Some(vision) = vision {
+            let precision = vision_precision(precision);
+            parts.push(("CLIP ViT", clip(&vision.clip, vision.config.select_layer, precision)));
+            parts.push(("ConvNeXt", convnext(&vision.convnext, precision)));
+            parts.push(("patch info mining", mining(&vision.config, precision)));
+            parts.push(("projector", projector(&vision.config, language.hidden_size, precision)));
+        }
+        parts.push(("language model", self::language(language, precision)));
+        let kv_width = language.num_kv_heads * language.head_dim;
+        Self {
+            parts,
+            cache_per_position: language.num_layers as u64
+                * KvCache::bytes_for(1, kv_width, precision != Precision::F32),
+            max_positions: language.max_positions,
+        }
+    }
+
+    /// Bytes of all weights.
+    pub fn weights(&self) -> u64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+fn vectors(elements: usize) -> u64 {
+    elements as u64 * 4
+}
+
+fn clip(config: &ClipConfig, select_layer: i32, precision: Precision) -> u64 {
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    let matrix = |rows, columns| Matrix::bytes_for(precision, rows, columns);
+    let states = config.num_layers as i64 + 1;
+    let layers = if select_layer < 0 { states + i64::from(select_layer) } else { i64::from(select_layer) };
+    let layer = matrix(3 * width, width)
+        + matrix(width, width)
+        + matrix(inner, width)
+        + matrix(width, inner)
+        + vectors(9 * width + inner);
+    let patches = config.grid() * config.grid();
+    matrix(width, 3 * config.patch_size * config.patch_size)
+        + vectors((patches + 1) * width + 2 * width)
+        + layers.max(0) as u64 * layer
+}
+
+fn convnext(config: &ConvNextConfig, precision: Precision) -> u64 {
+    let matrix = |rows, columns| Matrix::bytes_for(precision, rows, columns);
+    let mut bytes = matrix(config.widths[0], 48) + vectors(3 * config.widths[0]);
+    for stage in 0..4 {
+        let width = config.widths[stage];
+        if stage > 0 {
+            let before = config.widths[stage - 1];
+            bytes += matrix(width, 4 * before) + vectors(2 * before + width);
+        }
+        let block = matrix(4 * width, width) + matrix(width, 4 * width) + vectors((49 + 1 + 2 + 4 + 1 + 1) * width);
+        bytes += config.depths[stage] as u64 * block;
+    }
+    bytes
+}
+
+fn mining(config: &VisionConfig, precision: Precision) -> u64 {
+    let (low, high) = (config.hidden_size, config.high_hidden_size);
+    Matrix::bytes_for(precision, low, low)
+        + Matrix::bytes_for(precision, high, low)
+        + Matrix::bytes_for(precision, low, high)
+        + vectors(4 * low + high)
+}
+
+fn projector(config: &VisionConfig, hidden: usize, precision: Precision) -> u64 {
+    let Projector::Mlp(layers) = config.projector else { return 0 };
+    (0..layers)
+        .map(|layer| {
+            let columns = if layer == 0 { config.hidden_size } else { hidden };
+            Matrix::bytes_for(precision, hidden, columns) + vectors(hidden)
+        })
+        .sum()
+}
+
+fn language(config: &LanguageConfig, precision: Precision) -> u64 {
+    let width = config.hidden_size;
+    let matrix = |rows, columns| Matrix::bytes_for(precision, rows, columns);
+    let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    let gated = matrix(2 * config.intermediate_size, width) + matrix(width, config.intermediate_size);
+    let feed_forward = match config.experts {
+        Some(experts) => experts.count as u64 * gated + Matrix::bytes_for(Precision::F32, experts.count, width),
+        None => gated,
+    };
+    let layer = matrix(q + 2 * kv, width) + matrix(width, q) + feed_forward + vectors(2 * width);
+    let table = Matrix::bytes_for(precision.min(Precision::Q8), config.vocab_size, width);
+    let tables = if config.tie_word_embeddings { 1 } else { 2 };
+    config.num_layers as u64 * layer + tables * table + vectors(width)
+}

@@ -1,0 +1,492 @@
+//! A model and the conversations with it: pictures and text in, text out.
+
+use std::rc::Rc;
+
+use web_time::Instant;
+
+use crate::gpu::Gpu;
+use crate::image::Rgb8;
+use crate::language::{Cache, Language, PREFILL_POSITIONS, Position};
+use crate::load::OnProgress;
+use crate::ops::Sampling;
+use crate::plan::Plan;
+use crate::tensor::{Precision, Tensor};
+use crate::text::conversation::{Conversation, Template, TemplateFacts};
+use crate::text::stop::StopIds;
+use crate::text::stream::TextStream;
+use crate::text::tokenizer::{PromptToken, Tokenizer};
+use crate::vision::Vision;
+use crate::weights::config::GenerationConfig;
+use crate::weights::mgm::MgmCheckpoint;
+use crate::{Error, Result};
+
+/// How a model is loaded.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
+    pub precision: Precision,
+    /// The conversation's template; without it the checkpoint tells.
+    pub template: Option<Template>,
+    /// Called with bytes loaded since the last call; `false` stops.
+    pub on_progress: Option<OnProgress>,
+}
+
+/// A Mini-Gemini model on a device.
+#[derive(Debug)]
+pub struct Model {
+    gpu: Gpu,
+    tokenizer: Tokenizer,
+    template: Template,
+    stop: StopIds,
+    vision: Option<Vision>,
+    language: Language,
+    /// Positions a prompt may take.
+    prompt_limit: usize,
+    generation: GenerationConfig,
+}
+
+/// The precision that the vision side gets when the language model has `precision`.
+pub fn vision_precision(precision: Precision) -> Precision {
+    precision.min(Precision::F16)
+}
+
+impl Model {
+    /// Loads a checkpoint, after checking that it fits into the memory that the user allows.
+    pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
+        // The tokenizer first: it is small, and without it the rest is of no use.
+        let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+        let config = &checkpoint.config;
+        if let Some(limit) = gpu.memory().limit {
+            let needed = Plan::of_checkpoint(checkpoint, options.precision)?.weights();
+            if needed > limit {
+                return Err(Error::OutOfMemory {
+                    what: format!("the weights at {}", options.precision),
+                    needed,
+                    available: limit,
+                });
+            }
+        }
+        let template = options.template.unwrap_or_else(|| {
+            let facts = TemplateFacts {
+                model_type: &config.model_type,
+                num_experts: config.language.experts.map_or(0, |experts| experts.count),
+                checkpoint: folder_name(checkpoint.folder.name()),
+            };
+            Template::detect(facts, &tokenizer)
+        });
+        let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
+        let hidden_size = config.language.hidden_size;
+        let vision = match &checkpoint.vision {
+            Some(weights) => {
+                let precision = vision_precision(options.precision);
+                Some(Vision::load(gpu, weights, hidden_size, precision, options.on_progress.clone()).await?)
+            }
+            None => None,
+        };
+        let on_progress = options.on_progress.clone();
+        let language =
+            Language::load(gpu, &config.language, &checkpoint.language, options.precision, on_progress).await?;
+        gpu.flush_writes().await?;
+        let context = config.language.max_positions;
+        Ok(Self {
+            gpu: gpu.clone(),
+            tokenizer,
+            template,
+            stop,
+            vision,
+            language,
+            prompt_limit: config.tokenizer_max_length.unwrap_or(context).min(context.saturating_sub(1)),
+            generation: checkpoint.generation.clone(),
+        })
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The conversation template in use.
+    pub fn template(&self) -> Template {
+        self.template
+    }
+
+    /// What the model's makers recommend for sampling.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Whether it can look at pictures.
+    pub fn sees(&self) -> bool {
+        self.vision.is_some()
+    }
+
+    /// The language model.
+    pub fn language(&self) -> &Language {
+        &self.language
+    }
+
+    /// A new conversation.
+    pub fn chat(&self, system: Option<String>) -> Chat<'_> {
+        let mut conversation = Conversation::new(self.template);
+        conversation.system = system;
+        Chat { model: self, conversation, images: Vec::new(), cache: self.language.cache(), cached: Vec::new(), next_image: 0 }
+    }
+}
+
+fn folder_name(path: &str) -> &str {
+    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
+/// How an answer is generated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AnswerOptions {
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Seed of the draws. The same seed, prompt and device give the same answer.
+    pub seed: u64,
+    /// The most tokens to generate.
+    pub max_new_tokens: usize,
+}
+
+/// What happens while an answer is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event<'a> {
+    /// The oldest turns were dropped to make room for the question.
+    DroppedTurns(usize),
+    /// A picture was looked at.
+    Looked,
+    /// Positions of the prompt that are done, of all that are new.
+    Prefill(usize, usize),
+    /// The next piece of the answer.
+    Text(&'a str),
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it.
+    Stop,
+    /// As many tokens as allowed, or as fit.
+    Length,
+    /// The caller stopped it.
+    Cancelled,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Positions of the whole prompt, visual tokens included.
+    pub prompt_tokens: usize,
+    /// How many of them were still in the cache from earlier turns.
+    pub cached_tokens: usize,
+    /// Generated ids; the one that stopped is last.
+    pub token_ids: Vec<u32>,
+    /// The answer's text: special tokens left out, white space trimmed.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Time spent on looking at this turn's pictures, in milliseconds.
+    pub vision_ms: f64,
+    /// Time from the prompt to the first token, in milliseconds.
+    pub prefill_ms: f64,
+    /// Time for the other tokens, in milliseconds.
+    pub decode_ms: f64,
+}
+
+impl Answer {
+    /// Tokens generated in a second, the first not counted; 0 if there is only one.
+    pub fn decode_tokens_per_s(&self) -> f64 {
+        let tokens = self.token_ids.len().saturating_sub(1) as f64;
+        if self.decode_ms > 0.0 { tokens * 1000.0 / self.decode_ms } else { 0.0 }
+    }
+}
+
+/// A picture of a conversation: its visual tokens, and the number that tells it from all others in the cache.
+#[derive(Debug, Clone)]
+struct Picture {
+    tokens: Tensor,
+    number: u32,
+}
+
+/// A conversation with a model. The cache of keys and values is kept between turns: a turn prefills only what is new.
+#[derive(Debug)]
+pub struct Chat<'m> {
+    model: &'m Model,
+    conversation: Conversation,
+    /// All pictures, in the order of the turns.
+    images: Vec<Picture>,
+    cache: Cache,
+    /// What the cache's positions hold, pictures by [`Picture::number`].
+    cached: Vec<Position>,
+    next_image: u32,
+}
+
+impl Chat<'_> {
+    /// The conversation so far.
+    pub fn conversation(&self) -> &Conversation {
+        &self.conversation
+    }
+
+    /// Asks a question about these pictures (and all earlier ones), and generates the answer. `on_event` gives `false` to
+    /// stop it; what was generated until then is kept as the answer.
+    ///
+    /// # Errors
+    /// With an error the conversation is as it was before the question.
+    pub async fn ask(
+        &mut self,
+        question: &str,
+        images: &[Rgb8],
+        options: &AnswerOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<Answer> {
+        let before = (self.conversation.clone(), self.images.clone());
+        let answer = self.try_ask(question, images, options, on_event).await;
+        match &answer {
+            Ok(answer) => self.conversation.answer(answer.text.clone()),
+            Err(_) => {
+                (self.conversation, self.images) = before;
+                // Part of the prompt may be in the cache; its positions are not to be trusted.
+                self.cached.truncate(self.cached.len().min(self.cache.length()));
+            }
+        }
+        answer
+    }
+
+    async fn try_ask(
+        &mut self,
+        question: &str,
+        images: &[Rgb8],
+        options: &AnswerOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<Answer> {
+        let started = Instant::now();
+        for image in images {
+            let picture = self.look(image).await?;
+            self.images.push(picture);
+            if !on_event(Event::Looked) {
+                return Err(Error::Cancelled);
+            }
+        }
+        let vision_ms = milliseconds(started);
+
+        let started = Instant::now();
+        self.conversation.ask(question, images.len());
+        let positions = self.fit_prompt(on_event)?;
+        let cached_tokens = self.keep_common_prefix(&positions);
+        let context = self.model.language.config().max_positions;
+        let room = options.max_new_tokens.min(context - positions.len());
+        if room == 0 {
+            return Err(Error::InvalidArgument("at least one new token must be allowed".to_owned()));
+        }
+        let x = self.prefill(&positions[cached_tokens..], on_event).await?;
+        let mut answer = Answer {
+            prompt_tokens: positions.len(),
+            cached_tokens,
+            token_ids: Vec::new(),
+            text: String::new(),
+            finish_reason: FinishReason::Length,
+            vision_ms,
+            prefill_ms: 0.0,
+            decode_ms: 0.0,
+        };
+        self.decode(x, room, options, on_event, started, &mut answer).await?;
+        answer.text = self.model.tokenizer.answer(&answer.token_ids);
+        Ok(answer)
+    }
+
+    /// Encodes a picture.
+    async fn look(&mut self, image: &Rgb8) -> Result<Picture> {
+        let Some(vision) = &self.model.vision else {
+            return Err(Error::InvalidArgument("this checkpoint has no vision side: it cannot look at images".to_owned()));
+        };
+        let mut recorder = self.model.gpu.record();
+        let encoded = vision.encode_image(&mut recorder, image)?;
+        // Wait, so that the time is the picture's and its large intermediates are free before the prompt's are taken.
+        let done = encoded.tokens.slice_rows(0..1).read_back(&mut recorder);
+        recorder.submit()?;
+        done.bytes().await?;
+        let number = self.next_image;
+        self.next_image += 1;
+        Ok(Picture { tokens: encoded.tokens, number })
+    }
+
+    /// The prompt's positions, after dropping the oldest turns without pictures if it would be too long. The assistant's
+    /// header at the end is never cut off.
+    fn fit_prompt(&mut self, on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Vec<Position>> {
+        let mut dropped = 0;
+        loop {
+            let positions = self.positions()?;
+            if positions.len() <= self.model.prompt_limit {
+                if dropped > 0 {
+                    on_event(Event::DroppedTurns(dropped));
+                }
+                return Ok(positions);
+            }
+            let last = self.conversation.turns.len().saturating_sub(1);
+            match self.conversation.turns[..last].iter().position(|turn| turn.images == 0) {
+                Some(oldest) => drop(self.conversation.turns.remove(oldest)),
+                None => {
+                    return Err(Error::PromptTooLong { tokens: positions.len(), limit: self.model.prompt_limit });
+                }
+            }
+            dropped += 1;
+        }
+    }
+
+    /// The prompt as positions, with pictures by their numbers.
+    fn positions(&self) -> Result<Vec<Position>> {
+        let tokens = self.model.tokenizer.encode_prompt(&self.conversation.prompt())?;
+        let mut pictures = self.images.iter();
+        let mut positions = Vec::new();
+        for token in tokens {
+            match (token, token == PromptToken::Image) {
+                (PromptToken::Text(id), _) => positions.push(Position::Text(id)),
+                (PromptToken::Image, _) => {
+                    let Some(picture) = pictures.next() else {
+                        return Err(Error::InvalidArgument("the prompt has more places than pictures".to_owned()));
+                    };
+                    let rows = picture.tokens.rows() as u32;
+                    positions.extend((0..rows).map(|row| Position::Visual { image: picture.number, row }));
+                }
+            }
+        }
+        Ok(positions)
+    }
+
+    /// Cuts the cache down to what it has in common with the prompt, whose last position must run again for its logits.
+    fn keep_common_prefix(&mut self, positions: &[Position]) -> usize {
+        let common = self.cached.iter().zip(positions).take_while(|(cached, wanted)| cached == wanted).count();
+        let kept = common.min(positions.len().saturating_sub(1)).min(self.cache.length());
+        self.cache.truncate(kept);
+        self.cached.truncate(kept);
+        kept
+    }
+
+    /// Runs new positions through the model; gives the residual stream of the last portion.
+    async fn prefill(
+        &mut self,
+        positions: &[Position],
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<Tensor> {
+        let model = self.model;
+        // The model numbers pictures by their place in a list.
+        let images: Vec<Tensor> = self.images.iter().map(|picture| picture.tokens.clone()).collect();
+        let place = |number: u32| self.images.iter().position(|picture| picture.number == number).unwrap_or(0) as u32;
+        let placed: Vec<Position> = positions
+            .iter()
+            .map(|position| match *position {
+                Position::Visual { image, row } => Position::Visual { image: place(image), row },
+                text @ Position::Text(_) => text,
+            })
+            .collect();
+        let mut recorder = model.gpu.record();
+        self.cache.reserve(&mut recorder, self.cached.len() + positions.len())?;
+        recorder.submit()?;
+        let mut last = None;
+        let mut done = 0;
+        for portion in placed.chunks(PREFILL_POSITIONS) {
+            let mut recorder = model.gpu.record();
+            let x = model.language.embed(&mut recorder, portion, &images)?;
+            let x = model.language.forward(&mut recorder, &x, &mut self.cache)?;
+            let read = x.slice_rows(x.rows() - 1..x.rows()).read_back(&mut recorder);
+            recorder.submit()?;
+            self.cached.extend_from_slice(&positions[done..done + portion.len()]);
+            done += portion.len();
+            last = Some(x);
+            if done < positions.len() {
+                // So that progress is true and a stop takes effect.
+                read.bytes().await?;
+            }
+            if !on_event(Event::Prefill(done, positions.len())) {
+                return Err(Error::Cancelled);
+            }
+        }
+        last.ok_or_else(|| Error::InvalidArgument("the prompt is empty".to_owned()))
+    }
+
+    /// Generates tokens after x, the residual stream of the prompt's end.
+    async fn decode(
+        &mut self,
+        mut x: Tensor,
+        room: usize,
+        options: &AnswerOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+        started: Instant,
+        answer: &mut Answer,
+    ) -> Result<()> {
+        let model = self.model;
+        let mut draws = Draws::new(options.seed, self.conversation.turns.len() as u64);
+        let mut stream = TextStream::new(&model.tokenizer);
+        let chosen = Tensor::zeros(&model.gpu, &[room], "chosen tokens")?;
+        let mut first_token = started;
+        for place in 0..room {
+            let mut recorder = model.gpu.record();
+            if place > 0 {
+                x = model.language.embed_chosen(&mut recorder, &chosen, place - 1)?;
+                x = model.language.forward(&mut recorder, &x, &mut self.cache)?;
+                self.cached.extend(answer.token_ids.last().map(|id| Position::Text(*id)));
+            }
+            model.language.choose(&mut recorder, &x, options.sampling, draws.next(), &chosen, place)?;
+            let read = chosen.slice_elements(place..place + 1).read_back(&mut recorder);
+            recorder.submit()?;
+            let id = read.values::<u32>().await?.first().copied().unwrap_or_default();
+            if place == 0 {
+                answer.prefill_ms = milliseconds(started);
+                first_token = Instant::now();
+            }
+            if id as usize >= model.language.config().vocab_size {
+                return Err(Error::Gpu(format!("the device chose token {id}: its logits are not numbers")));
+            }
+            answer.token_ids.push(id);
+            if model.stop.contains(id) {
+                answer.finish_reason = FinishReason::Stop;
+                break;
+            }
+            if let Some(text) = stream.push(id)
+                && !on_event(Event::Text(&text))
+            {
+                answer.finish_reason = FinishReason::Cancelled;
+                break;
+            }
+        }
+        if let Some(text) = stream.finish() {
+            on_event(Event::Text(&text));
+        }
+        answer.decode_ms = milliseconds(first_token);
+        Ok(())
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Uniform numbers in [0, 1): SplitMix64 (Steele, Lea and Flood, 2014).
+#[derive(Debug, Clone)]
+struct Draws(u64);
+
+impl Draws {
+    /// Each turn of a conversation has its own sequence.
+    fn new(seed: u64, turn: u64) -> Self {
+        Self(seed ^ turn.wrapping_mul(0xd1b5_4a32_d192_ed03))
+    }
+
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // 24 bits are what an f32 holds exactly.
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+/// An `on_progress` that counts into a closure.
+pub fn progress(callback: impl Fn(u64) -> bool + 'static) -> OnProgress {
+    Rc::new(callback)
+}
