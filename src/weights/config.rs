@@ -395,13 +395,16 @@ impl Raw {
         })
     }
 
-    /// Gemma's `hidden_act` says "gelu" and means the approximation, unless `hidden_activation` says otherwise: so read
-    /// the releases of transformers since 4.39 (spec: older ones took it at its word).
+    /// The gate's activation. Releases of transformers disagree about Gemma's, whose `hidden_act` says "gelu" (with erf):
+    /// 4.38 and those since 4.45 take it at its word, those between read `hidden_activation` and take the tanh form where
+    /// it is missing. Here `hidden_act` counts where both keys are there, as the golden cases have it; where only
+    /// `hidden_act` is, as in the release of MGM-2B, the tanh form is what Gemma was trained with (spec, 1.3).
     fn activation(&self, file: File, gemma: bool) -> Result<Activation> {
-        match (&self.hidden_activation, &self.hidden_act) {
-            (Some(name), _) => file.activation("hidden_activation", name),
-            (None, _) if gemma => Ok(Activation::GeluTanh),
-            (None, Some(name)) => file.activation("hidden_act", name),
+        match (&self.hidden_act, &self.hidden_activation) {
+            (Some(name), Some(_)) => file.activation("hidden_act", name),
+            (None, Some(name)) => file.activation("hidden_activation", name),
+            (_, None) if gemma => Ok(Activation::GeluTanh),
+            (Some(name), None) => file.activation("hidden_act", name),
             (None, None) => Ok(Activation::Silu),
         }
     }
