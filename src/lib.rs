@@ -13,6 +13,7 @@ pub mod plan;
 pub mod session;
 pub mod tensor;
 pub mod text;
+pub mod variants;
 pub mod vision;
 pub mod weights;
 

@@ -1,12 +1,12 @@
 //! How much memory a model needs, before any of it is taken.
 
+use crate::Result;
 use crate::ops::KvCache;
 use crate::session::vision_precision;
 use crate::tensor::{Matrix, Precision};
 use crate::vision::ConvNextConfig;
 use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
 use crate::weights::mgm::MgmCheckpoint;
-use crate::Result;
 
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]

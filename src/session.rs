@@ -134,7 +134,14 @@ impl Model {
     pub fn chat(&self, system: Option<String>) -> Chat<'_> {
         let mut conversation = Conversation::new(self.template);
         conversation.system = system;
-        Chat { model: self, conversation, images: Vec::new(), cache: self.language.cache(), cached: Vec::new(), next_image: 0 }
+        Chat {
+            model: self,
+            conversation,
+            images: Vec::new(),
+            cache: self.language.cache(),
+            cached: Vec::new(),
+            next_image: 0,
+        }
     }
 }
 
@@ -232,6 +239,14 @@ impl Chat<'_> {
         &self.conversation
     }
 
+    /// Forgets all turns and pictures. The system text stays.
+    pub fn reset(&mut self) {
+        self.conversation.turns.clear();
+        self.images.clear();
+        self.cached.clear();
+        self.cache.truncate(0);
+    }
+
     /// Asks a question about these pictures (and all earlier ones), and generates the answer. `on_event` gives `false` to
     /// stop it; what was generated until then is kept as the answer.
     ///
@@ -302,7 +317,9 @@ impl Chat<'_> {
     /// Encodes a picture.
     async fn look(&mut self, image: &Rgb8) -> Result<Picture> {
         let Some(vision) = &self.model.vision else {
-            return Err(Error::InvalidArgument("this checkpoint has no vision side: it cannot look at images".to_owned()));
+            return Err(Error::InvalidArgument(
+                "this checkpoint has no vision side: it cannot look at images".to_owned(),
+            ));
         };
         let mut recorder = self.model.gpu.record();
         let encoded = vision.encode_image(&mut recorder, image)?;
@@ -368,11 +385,7 @@ impl Chat<'_> {
     }
 
     /// Runs new positions through the model; gives the residual stream of the last portion.
-    async fn prefill(
-        &mut self,
-        positions: &[Position],
-        on_event: &mut dyn FnMut(Event<'_>) -> bool,
-    ) -> Result<Tensor> {
+    async fn prefill(&mut self, positions: &[Position], on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Tensor> {
         let model = self.model;
         // The model numbers pictures by their place in a list.
         let images: Vec<Tensor> = self.images.iter().map(|picture| picture.tokens.clone()).collect();

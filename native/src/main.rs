@@ -1,3 +1,77 @@
 //! The binary `mgm`.
 
-fn main() {}
+mod args;
+mod bench;
+mod chat;
+mod info;
+mod inspect;
+mod progress;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Command, Options};
+
+/// What a command can fail with: an error of the core, or of the terminal and files around it.
+#[derive(Debug)]
+enum Failure {
+    Core(mgm::Error),
+    Output(std::io::Error),
+}
+
+impl From<mgm::Error> for Failure {
+    fn from(error: mgm::Error) -> Self {
+        Self::Core(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Core(error) => error.fmt(f),
+            Self::Output(error) => write!(f, "writing the output: {error}"),
+        }
+    }
+}
+
+/// Exit code of every failure: bad arguments, bad files, no device, no room.
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => {
+            // clap knows which of its messages are help (standard output, 0) and which are errors.
+            let code = if error.use_stderr() { FAILED } else { 0 };
+            return if error.print().is_err() { ExitCode::from(FAILED) } else { ExitCode::from(code) };
+        }
+    };
+    let result = pollster::block_on(run(options)).and_then(|()| Ok(std::io::stdout().flush()?));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough (`mgm info | head -1`).
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nothing is left to do if standard error is closed too.
+            let _ = writeln!(std::io::stderr(), "mgm: error: {failure}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<(), Failure> {
+    match options.command {
+        Command::Chat(arguments) => chat::run(arguments).await,
+        Command::Info => info::run().await,
+        Command::Inspect(arguments) => inspect::run(arguments).await,
+        Command::Bench(arguments) => bench::run(arguments).await,
+    }
+}

@@ -8,7 +8,7 @@ use super::adapter::{self, AdapterChoice, AdapterSummary};
 use super::kernel::{Kernel, Pipelines};
 use super::memory::{Buffer, Memory, MemoryUse};
 use super::profile::Profile;
-use super::record::{BindGroups, PARAMS_BUFFER_BYTES, PendingTimes, Recorder};
+use super::record::{BindGroups, Cost, PARAMS_BUFFER_BYTES, PendingTimes, Recorder};
 use crate::{Error, Result};
 
 /// How to open a device.
@@ -44,6 +44,7 @@ struct Inner {
     times: Mutex<Vec<PendingTimes>>,
     dispatches: AtomicU64,
     submissions: AtomicU64,
+    cost: Mutex<Cost>,
 }
 
 impl Gpu {
@@ -122,6 +123,7 @@ impl Gpu {
             times: Mutex::default(),
             dispatches: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
+            cost: Mutex::default(),
         })))
     }
 
@@ -211,6 +213,11 @@ impl Gpu {
         self.0.dispatches.load(Ordering::Relaxed)
     }
 
+    /// What the work submitted since the last call had to move and compute at least.
+    pub fn take_cost(&self) -> Cost {
+        std::mem::take(&mut *self.0.cost.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Every specialisation that was dispatched.
     pub fn kernels(&self) -> Vec<Kernel> {
         self.0.pipelines.kernels()
@@ -244,7 +251,12 @@ impl Gpu {
         self.0.times.lock().unwrap_or_else(PoisonError::into_inner).push(times);
     }
 
-    pub(super) fn count_dispatches(&self, dispatches: u64) -> u64 {
+    /// Counts a submission; gives its number.
+    pub(super) fn count(&self, dispatches: u64, cost: Cost) -> u64 {
+        let mut total = self.0.cost.lock().unwrap_or_else(PoisonError::into_inner);
+        total.bytes += cost.bytes;
+        total.flops += cost.flops;
+        drop(total);
         self.0.dispatches.fetch_add(dispatches, Ordering::Relaxed);
         self.0.submissions.fetch_add(1, Ordering::Relaxed)
     }

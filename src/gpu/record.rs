@@ -67,12 +67,12 @@ pub struct Recorder {
     gpu: Gpu,
     commands: Vec<Command>,
     params: Vec<u8>,
-    flops: f64,
+    cost: Cost,
 }
 
 impl Recorder {
     pub(super) fn new(gpu: Gpu) -> Self {
-        Self { gpu, commands: Vec::new(), params: Vec::new(), flops: 0.0 }
+        Self { gpu, commands: Vec::new(), params: Vec::new(), cost: Cost::default() }
     }
 
     /// The device that will run this.
@@ -98,7 +98,8 @@ impl Recorder {
             return Err(Error::Gpu(format!("{}: a grid of {grid:?} workgroups is over the limit", kernel.name)));
         }
         self.check_bindings(kernel, bindings)?;
-        if self.params.len() == MAX_DISPATCHES * MAX_PARAMS_BYTES || self.flops + cost.flops > FLOPS_PER_SUBMISSION {
+        if self.params.len() == MAX_DISPATCHES * MAX_PARAMS_BYTES || self.cost.flops + cost.flops > FLOPS_PER_SUBMISSION
+        {
             self.flush()?;
         }
         let pipeline = self.gpu.pipelines().get(self.gpu.device(), self.gpu.capabilities(), kernel);
@@ -107,7 +108,8 @@ impl Recorder {
         let start = self.params.len();
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(start + MAX_PARAMS_BYTES, 0);
-        self.flops += cost.flops;
+        self.cost.flops += cost.flops;
+        self.cost.bytes += cost.bytes;
         self.commands.push(Command::Dispatch { pipeline, bind_group, grid, cost });
         Ok(())
     }
@@ -211,7 +213,7 @@ impl Recorder {
         gpu.queue().write_buffer(gpu.params(), 0, &self.params);
         let commands = std::mem::take(&mut self.commands);
         self.params.clear();
-        self.flops = 0.0;
+        let cost = std::mem::take(&mut self.cost);
         let dispatches = commands.iter().filter(|command| matches!(command, Command::Dispatch { .. })).count() as u32;
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let times = (gpu.profiling() && dispatches > 0).then(|| PendingTimes::new(&gpu, dispatches));
@@ -220,7 +222,7 @@ impl Recorder {
         if let Some(times) = times {
             gpu.note_times(times);
         }
-        let submission = gpu.count_dispatches(u64::from(dispatches));
+        let submission = gpu.count(u64::from(dispatches), cost);
         gpu.bind_groups().lock().unwrap_or_else(PoisonError::into_inner).sweep(submission);
         gpu.check()
     }

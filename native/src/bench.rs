@@ -1,0 +1,247 @@
+//! `mgm bench --synthetic`: a released model's shapes with random weights made on the device.
+
+use std::io::Write;
+use std::time::Instant;
+
+use mgm::gpu::{Cost, Gpu};
+use mgm::image::Rgb8;
+use mgm::language::{Language, PREFILL_POSITIONS, Position};
+use mgm::load::Loader;
+use mgm::ops::Sampling;
+use mgm::plan::Plan;
+use mgm::session::vision_precision;
+use mgm::tensor::Tensor;
+use mgm::variants::{self, Variant};
+use mgm::vision::Vision;
+use serde::Serialize;
+
+use crate::args::BenchArgs;
+use crate::{Failure, progress};
+
+/// Seed of the random weights.
+const SEED: u32 = 2024;
+
+/// What a part of the run cost.
+#[derive(Debug, Serialize)]
+struct PartReport {
+    name: &'static str,
+    milliseconds: f64,
+    tokens: usize,
+    tokens_per_s: f64,
+    gflop: f64,
+    gflop_per_s: f64,
+    gigabytes: f64,
+    gigabytes_per_s: f64,
+    dispatches: u64,
+    /// Device memory in use at its end, in MiB.
+    memory_mib: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    model: &'static str,
+    precision: String,
+    adapter: String,
+    load_ms: f64,
+    peak_memory_mib: f64,
+    parts: Vec<PartReport>,
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
+    let Some(variant) = variants::released(&arguments.synthetic) else {
+        return Err(mgm::Error::Unsupported {
+            what: "model".to_owned(),
+            found: arguments.synthetic,
+            supported: variants::NAMES.join(", "),
+        }
+        .into());
+    };
+    let plan = Plan::new(&variant.language, Some(&variant.vision), arguments.precision);
+    let positions = (arguments.prefill + arguments.decode) as usize;
+    if positions > variant.language.max_positions {
+        return Err(mgm::Error::PromptTooLong { tokens: positions, limit: variant.language.max_positions }.into());
+    }
+    if arguments.dry_run {
+        return dry_run(&variant, &plan, &arguments);
+    }
+    let report = measure(&variant, &plan, &arguments).await?;
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{} at {} on {}: random weights made in {:.1} s, {:.0} MiB at most",
+        report.model,
+        report.precision,
+        report.adapter,
+        report.load_ms / 1000.0,
+        report.peak_memory_mib
+    )?;
+    writeln!(
+        out,
+        "{:<8} {:>10} {:>7} {:>10} {:>10} {:>10} {:>9} {:>8} {:>10} {:>10}",
+        "part", "ms", "tokens", "tokens/s", "GFLOP", "GFLOP/s", "GB", "GB/s", "dispatches", "MiB"
+    )?;
+    for part in &report.parts {
+        writeln!(
+            out,
+            "{:<8} {:>10.0} {:>7} {:>10.2} {:>10.1} {:>10.2} {:>9.2} {:>8.2} {:>10} {:>10.0}",
+            part.name,
+            part.milliseconds,
+            part.tokens,
+            part.tokens_per_s,
+            part.gflop,
+            part.gflop_per_s,
+            part.gigabytes,
+            part.gigabytes_per_s,
+            part.dispatches,
+            part.memory_mib
+        )?;
+    }
+    Ok(())
+}
+
+fn dry_run(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{} at {}: GPU memory needed, in MiB", variant.name, arguments.precision)?;
+    for (name, bytes) in &plan.parts {
+        writeln!(out, "{name:<32} {:>10.1}", *bytes as f64 / MIB)?;
+    }
+    writeln!(out, "{:<32} {:>10.1}", "all weights", plan.weights() as f64 / MIB)?;
+    let positions = u64::from(arguments.prefill + arguments.decode);
+    let title = format!("keys and values, {positions} tokens");
+    writeln!(out, "{title:<32} {:>10.1}", (plan.cache_per_position * positions) as f64 / MIB)?;
+    Ok(())
+}
+
+/// A stretch of work on the device, timed from its recording to its end.
+struct Meter<'a> {
+    gpu: &'a Gpu,
+    started: Instant,
+    dispatches: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn start(gpu: &'a Gpu) -> Self {
+        gpu.take_cost();
+        Self { gpu, started: Instant::now(), dispatches: gpu.dispatch_count() }
+    }
+
+    fn stop(self, name: &'static str, tokens: usize) -> PartReport {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let Cost { bytes, flops } = self.gpu.take_cost();
+        PartReport {
+            name,
+            milliseconds: seconds * 1000.0,
+            tokens,
+            tokens_per_s: tokens as f64 / seconds,
+            gflop: flops / 1e9,
+            gflop_per_s: flops / 1e9 / seconds,
+            gigabytes: bytes / 1e9,
+            gigabytes_per_s: bytes / 1e9 / seconds,
+            dispatches: self.gpu.dispatch_count() - self.dispatches,
+            memory_mib: self.gpu.memory().allocated as f64 / MIB,
+        }
+    }
+}
+
+async fn measure(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Result<Report, Failure> {
+    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let started = Instant::now();
+    let bar = progress::bytes(plan.weights(), "filling");
+    let counter = bar.clone();
+    let on_progress = mgm::session::progress(move |bytes| {
+        counter.inc(bytes);
+        true
+    });
+    let loader = Loader::random(&gpu, SEED, vision_precision(arguments.precision), Some(on_progress));
+    let sizes = &variant.vision;
+    let hidden = variant.language.hidden_size;
+    let vision = Vision::random(&loader, sizes.config.clone(), &sizes.clip, &sizes.convnext, hidden).await?;
+    let language = Language::from_loader(&loader.at(arguments.precision), &variant.language).await?;
+    gpu.flush_writes().await?;
+    bar.finish_and_clear();
+    let load_ms = started.elapsed().as_secs_f64() * 1000.0;
+    gpu.take_profile().await?;
+
+    let mut parts = Vec::new();
+    note("looking");
+    let side = 640;
+    let pixels = (0..side * side * 3).map(|index| (index * 31 % 251) as u8).collect();
+    let views = vision.preprocess().views(&Rgb8::new(side, side, pixels)?)?;
+    let meter = Meter::start(&gpu);
+    let mut recorder = gpu.record();
+    let encoded = vision.encode(&mut recorder, &views)?;
+    finish(recorder, &encoded.tokens).await?;
+    let tokens = encoded.tokens.clone();
+    drop(encoded);
+    parts.push(meter.stop("vision", tokens.rows()));
+    gpu.trim();
+
+    note("prefilling");
+    let prefill = arguments.prefill as usize;
+    let visual = tokens.rows().min(prefill.saturating_sub(1));
+    let positions: Vec<Position> = (0..prefill)
+        .map(|index| match index.checked_sub(prefill - visual) {
+            Some(row) => Position::Visual { image: 0, row: row as u32 },
+            None => Position::Text((index * 7919 % variant.language.vocab_size) as u32),
+        })
+        .collect();
+    let meter = Meter::start(&gpu);
+    let mut cache = language.cache();
+    let steps = arguments.decode as usize;
+    let chosen = Tensor::zeros(&gpu, &[steps], "chosen tokens")?;
+    let mut x = None;
+    for portion in positions.chunks(PREFILL_POSITIONS) {
+        let mut recorder = gpu.record();
+        cache.reserve(&mut recorder, prefill + steps)?;
+        let embedded = language.embed(&mut recorder, portion, std::slice::from_ref(&tokens))?;
+        x = Some(language.forward(&mut recorder, &embedded, &mut cache)?);
+        recorder.submit()?;
+    }
+    let mut recorder = gpu.record();
+    if let Some(x) = &x {
+        language.choose(&mut recorder, x, Sampling::GREEDY, 0.0, &chosen, 0)?;
+    }
+    finish(recorder, &chosen).await?;
+    parts.push(meter.stop("prefill", prefill));
+
+    note("decoding");
+    let meter = Meter::start(&gpu);
+    for place in 1..steps {
+        let mut recorder = gpu.record();
+        let x = language.embed_chosen(&mut recorder, &chosen, place - 1)?;
+        let x = language.forward(&mut recorder, &x, &mut cache)?;
+        language.choose(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
+        finish(recorder, &chosen).await?;
+    }
+    parts.push(meter.stop("decode", steps.saturating_sub(1)));
+    if arguments.device.profile {
+        eprintln!("{}", gpu.take_profile().await?);
+    }
+    Ok(Report {
+        model: variant.name,
+        precision: arguments.precision.to_string(),
+        adapter: gpu.adapter().name.clone(),
+        load_ms,
+        peak_memory_mib: gpu.memory().peak as f64 / MIB,
+        parts,
+    })
+}
+
+fn note(what: &str) {
+    eprintln!("mgm: {what} …");
+}
+
+/// Submits, and waits until the device is done and has the numbers of `result` right.
+async fn finish(mut recorder: mgm::gpu::Recorder, result: &Tensor) -> mgm::Result<()> {
+    let flat = result.reshape(&[result.len()]);
+    let read = flat.slice_elements(0..flat.len().min(64)).read_back(&mut recorder);
+    recorder.submit()?;
+    read.bytes().await?;
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! `mgm info`: the adapters.
+
+use std::io::Write;
+
+use mgm::gpu::list_adapters;
+
+use crate::Failure;
+
+pub async fn run() -> Result<(), Failure> {
+    let adapters = list_adapters().await;
+    let mut out = std::io::stdout().lock();
+    if adapters.is_empty() {
+        return Err(mgm::Error::NoAdapter(
+            "no GPU adapter was found. Install your GPU's Vulkan driver; for a software adapter on Debian or Ubuntu: \
+             apt-get install mesa-vulkan-drivers"
+                .to_owned(),
+        )
+        .into());
+    }
+    for adapter in adapters {
+        let capabilities = &adapter.capabilities;
+        let yes = |value| if value { "yes" } else { "no" };
+        writeln!(out, "{}: {} ({}, {})", adapter.index, adapter.name, adapter.backend, adapter.kind)?;
+        writeln!(out, "   driver              {}", adapter.driver)?;
+        writeln!(out, "   f16 in shaders      {}", yes(capabilities.shader_f16))?;
+        if capabilities.subgroups {
+            let (low, high) = (capabilities.subgroup_min_size, capabilities.subgroup_max_size);
+            writeln!(out, "   subgroups           {low} to {high} invocations")?;
+        } else {
+            writeln!(out, "   subgroups           no")?;
+        }
+        writeln!(out, "   kernel timestamps   {}", yes(capabilities.timestamps))?;
+        writeln!(out, "   largest binding     {} MiB", capabilities.max_binding_bytes >> 20)?;
+        writeln!(out, "   largest buffer      {} MiB", capabilities.max_buffer_bytes >> 20)?;
+        writeln!(out, "   workgroup memory    {} KiB", capabilities.max_workgroup_bytes >> 10)?;
+        writeln!(out, "   workgroup size      {}", capabilities.max_workgroup_invocations)?;
+        if adapter.is_software() {
+            writeln!(out, "   note                a program on the CPU: right, but slow")?;
+        }
+    }
+    Ok(())
+}
