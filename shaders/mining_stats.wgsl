@@ -13,21 +13,22 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> stats: array<vec2<f32>>;
 @group(0) @binding(5) var<uniform> params: Params;
 
-fn cell_value(stage: u32, y: u32, x: u32, c: u32) -> f32 {
-    let map = params.stages[stage];
-    var value = 0.0;
-    for (var j = 0u; j < POOL * POOL; j++) {
-        let ty = tap(y * POOL + j / POOL, map.ratio);
-        let tx = tap(x * POOL + j % POOL, map.ratio);
-        let high_y = min(ty.low + 1u, map.size.x - 1u);
-        let high_x = min(tx.low + 1u, map.size.y - 1u);
-        let top = mix(texel(stage, (ty.low * map.size.y + tx.low) * map.channels + c),
-                      texel(stage, (ty.low * map.size.y + high_x) * map.channels + c), tx.weight);
-        let bottom = mix(texel(stage, (high_y * map.size.y + tx.low) * map.channels + c),
-                         texel(stage, (high_y * map.size.y + high_x) * map.channels + c), tx.weight);
-        value += mix(top, bottom, ty.weight);
+// A stage's texels under a cell along one axis: where they are and what they weigh. Two for each pooled cell.
+struct Taps {
+    at: array<u32, 4>,
+    weight: array<f32, 4>,
+}
+
+fn taps(i: u32, ratio: u32, size: u32) -> Taps {
+    var result: Taps;
+    for (var j = 0u; j < POOL; j++) {
+        let t = tap(i * POOL + j, ratio);
+        result.at[2u * j] = t.low;
+        result.at[2u * j + 1u] = min(t.low + 1u, size - 1u);
+        result.weight[2u * j] = (1.0 - t.weight) / f32(POOL);
+        result.weight[2u * j + 1u] = t.weight / f32(POOL);
     }
-    return value / f32(POOL * POOL);
+    return result;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -45,8 +46,18 @@ fn mining_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
     for (var pass_index = 0u; pass_index < 2u; pass_index++) {
         var sum = 0.0;
         for (var stage = 0u; stage < 4u; stage++) {
-            for (var c = local; c < params.stages[stage].channels; c += WORKGROUP) {
-                let d = cell_value(stage, y, x, c) - mean;
+            let map = params.stages[stage];
+            let rows = taps(y, map.ratio, map.size.x);
+            let columns = taps(x, map.ratio, map.size.y);
+            for (var c = local; c < map.channels; c += WORKGROUP) {
+                var value = 0.0;
+                for (var i = 0u; i < 2u * POOL; i++) {
+                    for (var j = 0u; j < 2u * POOL; j++) {
+                        let at = (rows.at[i] * map.size.y + columns.at[j]) * map.channels + c;
+                        value += rows.weight[i] * columns.weight[j] * texel(stage, at);
+                    }
+                }
+                let d = value - mean;
                 sum += select(d, d * d, pass_index == 1u);
             }
         }

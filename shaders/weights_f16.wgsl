@@ -1,7 +1,16 @@
 // Weight reader: f16, two in a u32. A row is `stride` groups of four, the tail of the last one zero.
 @group(0) @binding(1) var<storage, read> weights: array<vec2<u32>>;
 
-fn weight4(row: u32, k4: u32, stride: u32) -> vec4<f32> {
+// What 32 weights of a row have in common: nothing here.
+fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
+    return vec2(1.0, 0.0);
+}
+
+fn scaled_weight4(row: u32, k4: u32, stride: u32, scale: vec2<f32>) -> vec4<f32> {
     let word = weights[row * stride + k4];
     return vec4(unpack2x16float(word.x), unpack2x16float(word.y));
+}
+
+fn weight4(row: u32, k4: u32, stride: u32) -> vec4<f32> {
+    return scaled_weight4(row, k4, stride, vec2(1.0, 0.0));
 }

@@ -3,10 +3,18 @@
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 
-fn weight4(row: u32, k4: u32, stride: u32) -> vec4<f32> {
+// What 32 weights of a row have in common: their scale and minimum.
+fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
+    return unpack2x16float(scales[row * (stride >> 3u) + group]);
+}
+
+fn scaled_weight4(row: u32, k4: u32, stride: u32, scale: vec2<f32>) -> vec4<f32> {
     let at = row * stride + k4;
     let word = weights[at >> 1u] >> ((at & 1u) << 4u);
-    let scale = unpack2x16float(scales[at >> 3u]);
     let q = vec4<f32>(vec4<u32>(word & 15u, (word >> 4u) & 15u, (word >> 8u) & 15u, (word >> 12u) & 15u));
-    return scale.x * q + scale.y;
+    return fma(vec4(scale.x), q, vec4(scale.y));
+}
+
+fn weight4(row: u32, k4: u32, stride: u32) -> vec4<f32> {
+    return scaled_weight4(row, k4, stride, weight_scale(row, k4 >> 3u, stride));
 }

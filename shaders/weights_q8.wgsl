@@ -3,11 +3,18 @@
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 
+// What 32 weights of a row have in common: their scale.
+fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
+    let at = row * (stride >> 3u) + group;
+    let pair = unpack2x16float(scales[at >> 1u]);
+    return vec2(select(pair.x, pair.y, (at & 1u) == 1u), 0.0);
+}
+
+fn scaled_weight4(row: u32, k4: u32, stride: u32, scale: vec2<f32>) -> vec4<f32> {
+    let word = bitcast<i32>(weights[row * stride + k4]);
+    return scale.x * vec4<f32>(vec4<i32>((word << 24u) >> 24u, (word << 16u) >> 24u, (word << 8u) >> 24u, word >> 24u));
+}
+
 fn weight4(row: u32, k4: u32, stride: u32) -> vec4<f32> {
-    let at = row * stride + k4;
-    let word = bitcast<i32>(weights[at]);
-    let group = at >> 3u;
-    let pair = unpack2x16float(scales[group >> 1u]);
-    let scale = select(pair.x, pair.y, (group & 1u) == 1u);
-    return scale * vec4<f32>(vec4<i32>((word << 24u) >> 24u, (word << 16u) >> 24u, (word << 8u) >> 24u, word >> 24u));
+    return scaled_weight4(row, k4, stride, weight_scale(row, k4 >> 3u, stride));
 }

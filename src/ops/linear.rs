@@ -11,6 +11,42 @@ use crate::{Error, Result};
 const MATVEC_ROWS: usize = 4;
 /// Rows of x, and of W, in a tile of the tiled kernel.
 const TILE: usize = 64;
+/// Rows of W that a workgroup of the kernel for software adapters takes.
+const UNIFORM_COLUMNS: usize = 256;
+
+/// The kernels that compute a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Form {
+    /// Row by row, the invocations of a workgroup splitting k.
+    Matvec,
+    /// Tiles in workgroup memory.
+    Tiled,
+    /// For software adapters: this many rows at a time, without workgroup memory.
+    Uniform(u32),
+}
+
+impl Form {
+    /// The form for `m` rows of x.
+    fn choose(software: bool, m: usize) -> Self {
+        match (software, m) {
+            (true, _) => Self::Uniform((m.next_power_of_two() as u32).min(16)),
+            (false, 0..=MATVEC_ROWS) => Self::Matvec,
+            (false, _) => Self::Tiled,
+        }
+    }
+
+    fn grid(self, m: usize, n: usize) -> [u32; 3] {
+        let folded = |count: usize, z: usize| {
+            let [x, y, _] = crate::gpu::grid_1d(count);
+            [x, y, z as u32]
+        };
+        match self {
+            Self::Matvec => folded(n.div_ceil(4), m),
+            Self::Tiled => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
+            Self::Uniform(rows) => folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize)),
+        }
+    }
+}
 
 /// What is applied to each output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -94,7 +130,7 @@ pub(crate) fn weight_reader(precision: Precision) -> Source {
 /// What decides a specialisation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Variant {
-    pub tiled: bool,
+    pub form: Form,
     pub precision: Precision,
     pub vec4: bool,
     pub routed: bool,
@@ -114,21 +150,32 @@ impl Variant {
             weight_reader(self.precision),
             if self.routed { wgsl!("rows_routed.wgsl") } else { wgsl!("rows_direct.wgsl") },
         ];
-        if self.tiled {
-            sources.push(wgsl!("matmul.wgsl"));
-        } else {
-            sources.extend([wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
-        }
+        let mut constants = vec![
+            ("HAS_BIAS", u32::from(self.bias)),
+            ("HAS_GAMMA", u32::from(self.gamma)),
+            ("ACTIVATION", self.activation.code()),
+            ("GATED", u32::from(self.gated)),
+            ("ACCUMULATE", u32::from(self.accumulate)),
+        ];
+        let name = match self.form {
+            Form::Matvec => {
+                sources.extend([wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
+                "matvec"
+            }
+            Form::Tiled => {
+                sources.push(wgsl!("matmul.wgsl"));
+                "matmul"
+            }
+            Form::Uniform(rows) => {
+                sources.push(wgsl!("matmul_uniform.wgsl"));
+                constants.push(("ROWS", rows));
+                "matmul_uniform"
+            }
+        };
         Kernel {
-            name: if self.tiled { "matmul" } else { "matvec" },
+            name,
             sources,
-            constants: vec![
-                ("HAS_BIAS", u32::from(self.bias)),
-                ("HAS_GAMMA", u32::from(self.gamma)),
-                ("ACTIVATION", self.activation.code()),
-                ("GATED", u32::from(self.gated)),
-                ("ACCUMULATE", u32::from(self.accumulate)),
-            ],
+            constants,
             bindings: &[
                 Access::Read,
                 Access::Read,
@@ -211,7 +258,7 @@ fn record(
     }
     let k = x.columns();
     let variant = Variant {
-        tiled: m > MATVEC_ROWS,
+        form: Form::choose(recorder.gpu().adapter().is_software(), m),
         precision: weight.precision(),
         vec4: k % 4 == 0,
         routed: routes.is_some(),
@@ -247,12 +294,7 @@ fn record(
             route_divisor: routes.map_or(1, |routes| routes.divisor) as u32,
             padding: [0; 3],
         };
-        let grid = if variant.tiled {
-            [piece.rows.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1]
-        } else {
-            let [gx, gy, _] = crate::gpu::grid_1d(piece.rows.div_ceil(4));
-            [gx, gy, m as u32]
-        };
+        let grid = variant.form.grid(m, piece.rows);
         let cost = Cost {
             bytes: Matrix::bytes_for(weight.precision(), piece.rows, k) as f64 + ((m * k + m * piece.rows) * 4) as f64,
             flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
