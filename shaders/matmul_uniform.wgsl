@@ -17,10 +17,6 @@ fn matmul_uniform(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     let columns = min(vec4(n) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
     let stride = params.weight_stride;
     let fours = (params.k + 3u) >> 2u;
-    var rows: array<u32, 16>;
-    for (var i = 0u; i < ROWS; i++) {
-        rows[i] = input_row(min(m0 + i, count - 1u));
-    }
     var sums: array<vec4<f32>, 16>; // [row of x], component: column of y
     for (var block = 0u; block < fours; block += 8u) {
         let s0 = weight_scale(columns.x, block >> 3u, stride);
@@ -37,7 +33,7 @@ fn matmul_uniform(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
             let wz = vec4(w0.z, w1.z, w2.z, w3.z);
             let ww = vec4(w0.w, w1.w, w2.w, w3.w);
             for (var i = 0u; i < ROWS; i++) {
-                let x = input4(rows[i], k4, params.k);
+                let x = input4(input_row(min(m0 + i, count - 1u)), k4, params.k);
                 sums[i] = fma(vec4(x.w), ww, fma(vec4(x.z), wz, fma(vec4(x.y), wy, fma(vec4(x.x), wx, sums[i]))));
             }
         }
