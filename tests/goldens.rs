@@ -87,6 +87,25 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
         }
     }
 
+    for precision in [Precision::F16, Precision::Q8, Precision::Q4] {
+        let language = Language::load(gpu, config, &checkpoint.language, precision, None).await?;
+        let positions = common::positions(&expected.json.turns[0].input_ids, &images);
+        let cosine =
+            cosine(&last_logits(gpu, &language, &positions, &images).await?, expected.values("turn0.logits_last"));
+        println!("   {precision}: cosine of the last logits to f32's {cosine:.6}");
+        // Rounding errors of weights are independent, so the logits' relative error is about the weights' own, times the
+        // root of the number of matrices in a row (about 20): 2^-11 for f16, 2^-8 for q8 and 2^-4 for q4 at the most, and the
+        // cosine 1 - error^2 / 2. A wrong scale or a swapped nibble gives 0.
+        let least = match precision {
+            Precision::F32 | Precision::F16 => 0.9999,
+            Precision::Q8 => 0.999,
+            Precision::Q4 => 0.9,
+        };
+        if cosine < least {
+            report.failures.push(format!("{precision}: cosine {cosine} to f32's logits, at least {least} expected"));
+        }
+    }
+
     let language = Language::load(gpu, config, &checkpoint.language, Precision::F32, None).await?;
     for (index, turn) in expected.json.turns.iter().enumerate() {
         let positions = common::positions(&turn.input_ids, &images);
@@ -96,6 +115,33 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
         check_turn(gpu, &language, &positions, &images, index, &expected, report).await?;
     }
     Ok(())
+}
+
+/// Logits after the last position.
+async fn last_logits(
+    gpu: &Gpu,
+    language: &Language,
+    positions: &[Position],
+    images: &[Tensor],
+) -> mgm::Result<Vec<f32>> {
+    let mut cache = language.cache();
+    let mut recorder = gpu.record();
+    let mut logits = None;
+    for portion in positions.chunks(PREFILL_POSITIONS) {
+        let x = language.embed(&mut recorder, portion, images)?;
+        let x = language.forward(&mut recorder, &x, &mut cache)?;
+        logits = Some(language.logits(&mut recorder, &x)?);
+    }
+    let logits = logits.expect("a prompt");
+    let read = logits.read_back(&mut recorder);
+    recorder.submit()?;
+    let values: Vec<f32> = read.values().await?;
+    Ok(values[values.len() - logits.columns()..].to_vec())
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 /// Checks one picture's way to visual tokens, which it gives.

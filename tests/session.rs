@@ -1,0 +1,195 @@
+//! Conversations over the golden checkpoints: the turns' ids and texts, the kept cache, stopping, seeds, limits.
+
+mod common;
+
+use std::rc::Rc;
+
+use mgm::Error;
+use mgm::gpu::{Gpu, GpuOptions};
+use mgm::image::{Rgb8, decode};
+use mgm::ops::Sampling;
+use mgm::plan::Plan;
+use mgm::session::{AnswerOptions, Event, FinishReason, LoadOptions, Model};
+use mgm::tensor::Precision;
+use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
+use mgm_native::files::DiskFolder;
+
+use common::{Expected, golden_cases, open_gpu, open_gpu_with};
+
+const GREEDY: AnswerOptions = AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 24 };
+
+fn case(name: &str) -> std::path::PathBuf {
+    golden_cases().into_iter().find(|case| case.ends_with(name)).unwrap_or_else(|| panic!("no golden case {name}"))
+}
+
+fn images(expected: &Expected, case: &std::path::Path) -> Vec<Rgb8> {
+    let read = |file: &String| decode(file, &std::fs::read(case.join(file)).expect("an image")).expect("a picture");
+    expected.json.images.iter().map(read).collect()
+}
+
+async fn open(case: &std::path::Path, expected: &Expected) -> MgmCheckpoint {
+    let folder = DiskFolder::new(case.join(&expected.json.checkpoint));
+    MgmCheckpoint::open(Rc::new(folder), TowerOptions::default()).await.expect("a golden checkpoint")
+}
+
+async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Model {
+    let options = LoadOptions { precision: Precision::F32, template: None, on_progress: None };
+    Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model")
+}
+
+#[test]
+fn turns_give_the_golden_answers_and_prefill_only_what_is_new() {
+    // One picture and two turns; no picture; Mixtral; HD is in goldens.rs.
+    for name in ["vicuna-7b", "no-image", "mixtral-8x7b", "yi-34b"] {
+        let case = case(name);
+        let expected = Expected::read(&case);
+        pollster::block_on(async {
+            let gpu = open_gpu();
+            let model = load(&gpu, &case, &expected).await;
+            let mut chat = model.chat(None);
+            for (index, turn) in expected.json.turns.iter().enumerate() {
+                let pictures = if index == 0 { images(&expected, &case) } else { Vec::new() };
+                let mut streamed = String::new();
+                let mut on_event = |event: Event<'_>| {
+                    if let Event::Text(text) = event {
+                        streamed.push_str(text);
+                    }
+                    true
+                };
+                let answer = chat.ask(&turn.question, &pictures, &GREEDY, &mut on_event).await.expect("an answer");
+                // A stop id ends an answer of ours; the goldens go on to their length.
+                let length = answer.token_ids.len();
+                assert_eq!(answer.token_ids, turn.greedy_ids[..length], "{name}, turn {index}");
+                assert!(length == turn.greedy_ids.len() || answer.finish_reason == FinishReason::Stop, "{name}");
+                assert_eq!(answer.prompt_tokens, turn.n_embeds, "{name}, turn {index}");
+                assert_eq!(streamed.trim(), answer.text, "{name}, turn {index}");
+                if length == turn.greedy_ids.len() {
+                    assert_eq!(answer.text, turn.text, "{name}, turn {index}");
+                }
+                let first = &expected.json.turns[0];
+                // The whole first prompt, up to where the answer is tokenised anew, is still in the cache.
+                let kept = if index == 0 { 0 } else { first.n_embeds - 2 };
+                assert!(answer.cached_tokens >= kept, "{name}: {} of {kept} kept", answer.cached_tokens);
+                assert!(answer.cached_tokens < answer.prompt_tokens);
+            }
+        });
+    }
+}
+
+#[test]
+fn stopping_seeds_and_limits() {
+    let case = case("no-image");
+    let expected = Expected::read(&case);
+    let question = expected.json.turns[0].question.clone();
+    pollster::block_on(async {
+        let gpu = open_gpu();
+        let model = load(&gpu, &case, &expected).await;
+
+        // Stopping keeps what was said, and the conversation goes on.
+        let mut chat = model.chat(None);
+        let mut pieces = 0;
+        let mut stop_early = |event: Event<'_>| {
+            pieces += usize::from(matches!(event, Event::Text(_)));
+            pieces < 3
+        };
+        let stopped = chat.ask(&question, &[], &GREEDY, &mut stop_early).await.expect("a short answer");
+        assert_eq!(stopped.finish_reason, FinishReason::Cancelled);
+        assert!(stopped.token_ids.len() < 24 && !stopped.token_ids.is_empty());
+        assert_eq!(chat.conversation().turns[0].answer.as_deref(), Some(stopped.text.as_str()));
+        chat.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+
+        // After a reset the first answer is the golden one again.
+        chat.reset();
+        let answer = chat.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
+        assert_eq!(answer.token_ids, expected.json.turns[0].greedy_ids[..answer.token_ids.len()]);
+
+        // A seed decides a sampled answer.
+        let sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.95 };
+        let mut ids = Vec::new();
+        for seed in [1, 1, 2] {
+            let options = AnswerOptions { sampling, seed, max_new_tokens: 16 };
+            let answer = model.chat(None).ask(&question, &[], &options, &mut |_| true).await.expect("an answer");
+            ids.push(answer.token_ids);
+        }
+        assert_eq!(ids[0], ids[1]);
+        assert_ne!(ids[0], ids[2]);
+
+        // A question beyond the context is refused, and leaves the conversation as it was.
+        let turns = chat.conversation().turns.clone();
+        let long = "word ".repeat(5000);
+        let error = chat.ask(&long, &[], &GREEDY, &mut |_| true).await.expect_err("too long");
+        let Error::PromptTooLong { limit, .. } = error else { panic!("{error}") };
+        assert_eq!(chat.conversation().turns, turns);
+
+        // One that fits only without the older turns drops those, and says so.
+        let mut dropped = 0;
+        let mut count = |event: Event<'_>| {
+            if let Event::DroppedTurns(turns) = event {
+                dropped += turns;
+            }
+            true
+        };
+        let tokens = |text: &str| model.tokenizer().encode(text).expect("tokens").len();
+        let mut long = "word ".repeat(limit / tokens("word"));
+        while tokens(&long) > limit - 150 {
+            long.truncate(long.len() - 5);
+        }
+        chat.ask(&long, &[], &GREEDY, &mut count).await.expect("an answer");
+        let second = chat.ask(&long, &[], &GREEDY, &mut count).await.expect("an answer");
+        assert!(dropped > 0 && second.prompt_tokens <= limit, "{dropped} dropped");
+    });
+}
+
+#[test]
+fn memory_is_as_planned_and_a_limit_is_kept() {
+    let case = case("vicuna-7b");
+    let expected = Expected::read(&case);
+    pollster::block_on(async {
+        for precision in Precision::ALL {
+            let gpu = open_gpu();
+            let checkpoint = open(&case, &expected).await;
+            let planned = Plan::of_checkpoint(&checkpoint, precision).expect("a plan").weights();
+            let options = LoadOptions { precision, template: None, on_progress: None };
+            Model::load(&gpu, &checkpoint, &options).await.expect("a model");
+            let peak = gpu.memory().peak;
+            // Buffers are whole 256s of bytes; there are about 300.
+            assert!(peak >= planned && peak < planned + 300 * 256, "{precision}: {peak} used, {planned} planned");
+        }
+        let limit = Some(1 << 20);
+        let gpu = open_gpu_with(GpuOptions { memory_limit: limit, ..Default::default() });
+        let options = LoadOptions { precision: Precision::F32, template: None, on_progress: None };
+        let error = Model::load(&gpu, &open(&case, &expected).await, &options).await.expect_err("too large");
+        assert!(matches!(error, Error::OutOfMemory { available: 1_048_576, .. }), "{error}");
+    });
+}
+
+/// At most nine dispatches a layer, and a handful around them: a dispatch costs tens of microseconds.
+#[test]
+fn a_token_takes_few_dispatches() {
+    for name in ["gemma-2b", "llama3-8b", "vicuna-7b"] {
+        let case = case(name);
+        let expected = Expected::read(&case);
+        pollster::block_on(async {
+            let gpu = open_gpu();
+            let checkpoint = open(&case, &expected).await;
+            let layers = checkpoint.config.language.num_layers as u64;
+            let options = LoadOptions { precision: Precision::Q4, template: None, on_progress: None };
+            let model = Model::load(&gpu, &checkpoint, &options).await.expect("a model");
+            // Long enough that attention splits its keys. The same prompt with a short and a long answer: the difference is
+            // tokens alone.
+            let question = "word ".repeat(300);
+            let mut runs = Vec::new();
+            for max_new_tokens in [2, 12] {
+                let before = gpu.dispatch_count();
+                let options = AnswerOptions { max_new_tokens, ..GREEDY };
+                let answer = model.chat(None).ask(&question, &[], &options, &mut |_| true).await.expect("an answer");
+                runs.push((answer.token_ids.len() as u64, gpu.dispatch_count() - before));
+            }
+            let tokens = runs[1].0 - runs[0].0;
+            assert!(tokens > 0, "{name}: the answer ended at once");
+            let per_token = (runs[1].1 - runs[0].1) / tokens;
+            println!("{name}: {per_token} dispatches a token, {layers} layers");
+            assert!(per_token <= 9 * layers + 4, "{name}: {per_token} dispatches a token, {layers} layers");
+        });
+    }
+}
