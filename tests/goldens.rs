@@ -93,13 +93,14 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
         let cosine =
             cosine(&last_logits(gpu, &language, &positions, &images).await?, expected.values("turn0.logits_last"));
         println!("   {precision}: cosine of the last logits to f32's {cosine:.6}");
-        // Rounding errors of weights are independent, so the logits' relative error is about the weights' own, times the
-        // root of the number of matrices in a row (about 20): 2^-11 for f16, 2^-8 for q8 and 2^-4 for q4 at the most, and the
-        // cosine 1 - error^2 / 2. A wrong scale or a swapped nibble gives 0.
+        // Rounding errors of weights are independent, so the logits' relative error is about the weights' own (2^-11 for f16,
+        // 2^-8 for q8, 2^-4 for q4, in groups of random numbers) times the root of the matrices in a row, about 16: the cosine
+        // is 1 - error^2 / 2, which for q4 is 0.97, and 0.91 is the least seen. Narrow models scatter, so the bounds leave
+        // three times that error. A wrong scale or a swapped nibble gives about 0.
         let least = match precision {
             Precision::F32 | Precision::F16 => 0.9999,
-            Precision::Q8 => 0.999,
-            Precision::Q4 => 0.9,
+            Precision::Q8 => 0.995,
+            Precision::Q4 => 0.7,
         };
         if cosine < least {
             report.failures.push(format!("{precision}: cosine {cosine} to f32's logits, at least {least} expected"));

@@ -1,0 +1,66 @@
+# Everything starts here: `make run` shows the program at work, `make test` proves it. Both install what they need
+# (Debian or Ubuntu packages, named below) and say so.
+
+SHELL := /bin/bash
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# A software GPU and the loader that finds GPUs; a C compiler for the linker.
+PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
+SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
+PHOTO := tests/data/images/photo.jpg
+DEMO := tests/goldens/gemma-2b/MGM-2B
+MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
+# Mesa complains on standard error without it.
+export XDG_RUNTIME_DIR ?= /tmp
+
+.PHONY: help setup run test lint cross swiftshader bench
+
+help:
+	@echo 'make run          build, and ask a tiny model about a photograph'
+	@echo 'make test         all tests on the best adapter'
+	@echo 'make lint         formatting and clippy'
+	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
+	@echo 'make swiftshader  the kernel and golden tests on a second software GPU (Debian package chromium)'
+	@echo 'make bench        time the kernels'
+
+setup:
+	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.87 or later (https://rustup.rs)'; exit 1; }
+	@missing=$$(for package in $(PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		if ! command -v apt-get >/dev/null; then echo "please install a Vulkan driver and loader (here: $$missing)"; exit 0; fi; \
+		echo "installing" $$missing; \
+		$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq $$missing >/dev/null; \
+	fi
+
+run: setup
+	cargo build --release
+	$(MGM) info
+	@echo
+	@echo 'The checkpoint below has the released layout and every part of MGM-2B, but it is tiny and its weights are random:'
+	@echo 'the path from photograph to words is real, the words mean nothing. Give `$(MGM) chat` a trained checkpoint for sense.'
+	@echo
+	$(MGM) chat $(DEMO) --image $(PHOTO) --prompt 'What is in this picture?' --temperature 0 --max-new-tokens 24
+
+test: setup
+	cargo test --release --workspace
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+
+# Type checks need no linker and no system libraries of the target.
+cross:
+	rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown
+	cargo check --package mgm-native --target x86_64-pc-windows-gnu
+	cargo check --package mgm-native --target aarch64-apple-darwin
+	cargo check --package mgm --package mgm-web --target wasm32-unknown-unknown
+
+# SwiftShader is slow: one case of each kind.
+swiftshader: setup
+	@if [ -f $(SWIFTSHADER) ]; then \
+		export VK_ICD_FILENAMES=$(SWIFTSHADER); \
+		cargo test --release --test ops --test session && MGM_CASES=gemma-2b,no-image,mixtral-8x7b cargo test --release --test goldens; \
+	else echo 'SwiftShader is not installed: apt-get install chromium brings it'; fi
+
+bench: setup
+	cargo bench --bench kernels
