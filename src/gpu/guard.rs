@@ -3,9 +3,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Gpu;
 use super::memory::Buffer;
 use super::record::Binding;
-use super::Gpu;
 use crate::{Error, Result};
 
 /// Bytes before a tensor, and at least so many after it: a multiple of every alignment of a storage binding.
@@ -44,9 +44,7 @@ impl Guards {
         let mut zones = Vec::new();
         for tensor in &tensors {
             let end = tensor.start + tensor.bytes;
-            for (side, offset, bytes) in
-                [("before", 0, tensor.start), ("after", end, tensor.buffer.bytes() - end)]
-            {
+            for (side, offset, bytes) in [("before", 0, tensor.start), ("after", end, tensor.buffer.bytes() - end)] {
                 let binding = Binding { buffer: &tensor.buffer, offset, bytes };
                 zones.push((tensor, side, recorder.read_back(binding)));
             }

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 const PART_KEYS: usize = 256;
 /// Query rows of one workgroup, at most.
 const MAX_ROWS: usize = 16;
+/// Elements of a head, at most.
+pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// The sizes of an attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +176,7 @@ pub(crate) fn rotary_kernel(half: bool) -> Kernel {
 impl Attention {
     fn check(&self) -> Result<()> {
         let fits = self.head_dim % 4 == 0
-            && (4..=256).contains(&self.head_dim)
+            && (4..=MAX_HEAD_DIM).contains(&self.head_dim)
             && self.kv_heads > 0
             && self.heads % self.kv_heads == 0;
         if fits {

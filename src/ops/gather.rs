@@ -57,7 +57,16 @@ pub fn gather(
     let lookup = Lookup { ids, start, count: y.rows(), scale };
     for piece in table.pieces() {
         let scales = piece.scales.as_ref().map(Tensor::binding);
-        lookup.record(recorder, table.precision(), piece.data.binding(), scales, piece.first, piece.rows, table.columns(), y)?;
+        lookup.record(
+            recorder,
+            table.precision(),
+            piece.data.binding(),
+            scales,
+            piece.first,
+            piece.rows,
+            table.columns(),
+            y,
+        )?;
     }
     Ok(())
 }

@@ -156,7 +156,7 @@ impl MatrixBuilder {
     /// Packs and writes the next rows. Their number is a multiple of 2 except at the end.
     pub fn push(&mut self, mut values: &[f32]) -> Result<()> {
         let Matrix { columns, precision, rows, .. } = self.matrix;
-        if values.len() % columns != 0 || self.pushed + values.len() / columns > rows {
+        if !values.len().is_multiple_of(columns) || self.pushed + values.len() / columns > rows {
             return Err(Error::WrongShape {
                 name: self.what.clone(),
                 found: vec![self.pushed + values.len() / columns, columns],

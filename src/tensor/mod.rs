@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::gpu::{Binding, Buffer, Gpu, Readback, Recorder};
 use crate::{Error, Result};
 
+pub(crate) use matrix::fill_kernel;
 pub use matrix::{Matrix, MatrixBuilder, Piece};
 pub use pack::{GROUP, Packed, Precision, dequantise, pack_rows};
 
