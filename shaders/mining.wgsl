@@ -200,8 +200,9 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     }
 }
 
-// Whether texel `t` (along one side) of a stage can have weight in the window: a stage of ratio R is touched in at most
-// WINDOW * POOL / R + 2 places.
+// Whether texel `t` (along one side) of a stage can have weight in the window: WINDOW * POOL places a step of 1 / R apart
+// lie between at most ceil((WINDOW * POOL - 1) / R) + 2 texels of a stage of ratio R.
 fn used(stage: u32, t: u32) -> bool {
-    return t < (WINDOW * POOL) / params.stages[stage].ratio + 2u;
+    let ratio = params.stages[stage].ratio;
+    return t < (WINDOW * POOL + ratio - 2u) / ratio + 2u;
 }

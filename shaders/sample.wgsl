@@ -17,6 +17,7 @@ struct Params {
 override SAMPLE: u32 = 0; // 0: argmax
 
 const WORKGROUP: u32 = 256u;
+const LOWEST: f32 = -3.402823e38;
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 @group(0) @binding(1) var<storage, read_write> chosen: array<u32>;
@@ -26,6 +27,14 @@ var<workgroup> best_value: array<f32, WORKGROUP>;
 var<workgroup> best_index: array<u32, WORKGROUP>;
 var<workgroup> bins: array<atomic<u32>, 256>;
 var<workgroup> found: vec2<u32>; // the bin that holds the cut-off, and the mass above it
+
+// A logit made finite: NaN and minus infinity are the lowest there is. NaN is told by its bits, since compilers may assume
+// that there is none.
+fn logit(i: u32) -> f32 {
+    let value = logits[i];
+    let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+    return select(clamp(value, LOWEST, -LOWEST), LOWEST, is_nan);
+}
 
 // An integer that orders as the float does.
 fn key(value: f32) -> u32 {
@@ -48,11 +57,11 @@ fn cut_off(wanted: u32, by_count: bool, lowest: u32, maximum: f32, total: f32, l
         workgroupBarrier();
         let known = select(0xffffffffu << (u32(shift) + 8u), 0u, shift == 24);
         for (var i = local; i < params.vocab; i += WORKGROUP) {
-            let k = key(logits[i]);
+            let k = key(logit(i));
             if k >= lowest && (k & known) == prefix {
                 var m = 1u;
                 if !by_count {
-                    m = mass(logits[i], maximum, total);
+                    m = mass(logit(i), maximum, total);
                 }
                 atomicAdd(&bins[(k >> u32(shift)) & 255u], m);
             }
@@ -80,12 +89,13 @@ fn cut_off(wanted: u32, by_count: bool, lowest: u32, maximum: f32, total: f32, l
 
 @compute @workgroup_size(WORKGROUP)
 fn sample(@builtin(local_invocation_index) local: u32) {
-    // Argmax; the lowest index wins ties. NaN never wins.
-    var value = -3.402823e38;
+    // Argmax; the lowest index wins ties.
+    var value = LOWEST;
     var index = 0xffffffffu;
     for (var i = local; i < params.vocab; i += WORKGROUP) {
-        if logits[i] > value || index == 0xffffffffu {
-            value = logits[i];
+        let here = logit(i);
+        if here > value || index == 0xffffffffu {
+            value = here;
             index = i;
         }
     }
@@ -130,8 +140,8 @@ fn sample(@builtin(local_invocation_index) local: u32) {
     let end = min(begin + run, params.vocab);
     var mine = 0u;
     for (var i = begin; i < end; i++) {
-        if key(logits[i]) >= lowest {
-            mine += mass(logits[i], maximum, total);
+        if key(logit(i)) >= lowest {
+            mine += mass(logit(i), maximum, total);
         }
     }
     best_index[local] = mine;
@@ -155,8 +165,8 @@ fn sample(@builtin(local_invocation_index) local: u32) {
         var picked = argmax;
         let stop = min((owner + 1u) * run, params.vocab);
         for (var i = min(owner * run, params.vocab); i < stop; i++) {
-            if key(logits[i]) >= lowest {
-                sum += mass(logits[i], maximum, total);
+            if key(logit(i)) >= lowest {
+                sum += mass(logit(i), maximum, total);
                 if sum > aim {
                     picked = i;
                     break;
@@ -170,8 +180,8 @@ fn sample(@builtin(local_invocation_index) local: u32) {
 fn sum_over(lowest: u32, maximum: f32, local: u32) -> f32 {
     var sum = 0.0;
     for (var i = local; i < params.vocab; i += WORKGROUP) {
-        if key(logits[i]) >= lowest {
-            sum += exp((logits[i] - maximum) * params.inverse_temperature);
+        if key(logit(i)) >= lowest {
+            sum += exp((logit(i) - maximum) * params.inverse_temperature);
         }
     }
     best_value[local] = sum;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Capabilities;
 use super::adapter::{self, AdapterChoice, AdapterSummary};
+use super::guard::{self, Guards, ZONE_BYTES};
 use super::kernel::{Kernel, Pipelines};
 use super::memory::{Buffer, Memory, MemoryUse};
 use super::profile::Profile;
@@ -22,6 +23,10 @@ pub struct GpuOptions {
     pub base_only: bool,
     /// Time every dispatch (slower: each gets a pass of its own).
     pub profile: bool,
+    /// Act as if a storage binding held no more than this many bytes (tests of tensors in several pieces).
+    pub max_binding_bytes: Option<u64>,
+    /// Place every tensor between zones of a pattern that [`Gpu::check_guards`] looks at, and recycle none (tests).
+    pub guard_zones: bool,
 }
 
 /// An open device with its queue, buffers and pipelines. Clones share it.
@@ -45,6 +50,7 @@ struct Inner {
     dispatches: AtomicU64,
     submissions: AtomicU64,
     cost: Mutex<Cost>,
+    guards: Option<Guards>,
 }
 
 impl Gpu {
@@ -101,7 +107,10 @@ impl Gpu {
             }
         });
 
-        let capabilities = Capabilities::new(features, &limits, &adapter.get_info());
+        let mut capabilities = Capabilities::new(features, &limits, &adapter.get_info());
+        if let Some(bytes) = options.max_binding_bytes {
+            capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
+        }
         let memory = Memory::new(device.clone(), limits.max_buffer_size, options.memory_limit);
         let params = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("parameters"),
@@ -124,6 +133,7 @@ impl Gpu {
             dispatches: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
             cost: Mutex::default(),
+            guards: options.guard_zones.then(Guards::default),
         })))
     }
 
@@ -159,6 +169,34 @@ impl Gpu {
         let buffer = self.0.memory.pooled(bytes, what)?;
         self.check().map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))?;
         Ok(buffer)
+    }
+
+    /// Room for a tensor: a buffer, and where in it the tensor starts. `lasting` room is filled with zeros; other room
+    /// comes from the pool, its content undefined.
+    pub(crate) fn place(&self, bytes: u64, lasting: bool, what: &str) -> Result<(Arc<Buffer>, u64)> {
+        let Some(guards) = &self.0.guards else {
+            let buffer = if lasting { self.allocate(bytes, what)? } else { self.temporary(bytes, what)? };
+            return Ok((Arc::new(buffer), 0));
+        };
+        let buffer = Arc::new(self.allocate(bytes + 2 * ZONE_BYTES, what)?);
+        if lasting {
+            let end = ZONE_BYTES + bytes;
+            self.write(&buffer, 0, &guard::pattern(ZONE_BYTES));
+            self.write(&buffer, end, &guard::pattern(buffer.bytes() - end));
+        } else {
+            self.write(&buffer, 0, &guard::pattern(buffer.bytes()));
+        }
+        guards.add(buffer.clone(), ZONE_BYTES, bytes, what);
+        Ok((buffer, ZONE_BYTES))
+    }
+
+    /// Checks that nothing was written around the tensors made since the last call. Only a device opened with
+    /// [`GpuOptions::guard_zones`] has anything to check.
+    pub async fn check_guards(&self) -> Result<()> {
+        match &self.0.guards {
+            Some(guards) => guards.check(self).await,
+            None => Ok(()),
+        }
     }
 
     /// Writes bytes into a lasting buffer before anything recorded later runs. `offset` and length are multiples of 4.

@@ -6,6 +6,7 @@
 mod adapter;
 mod capabilities;
 mod device;
+mod guard;
 mod kernel;
 mod memory;
 mod profile;

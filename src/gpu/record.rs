@@ -157,10 +157,10 @@ impl Recorder {
         });
     }
 
-    /// A temporary buffer that will hold `bytes` when the commands recorded after this run.
-    pub(crate) fn upload(&mut self, bytes: &[u8], what: &str) -> Result<Buffer> {
+    /// A place in a temporary buffer that will hold `bytes` when the commands recorded after this run.
+    pub(crate) fn upload(&mut self, bytes: &[u8], what: &str) -> Result<(Arc<Buffer>, u64)> {
         let padded = (bytes.len().max(4) as u64).next_multiple_of(4);
-        let target = self.gpu.temporary(padded, what)?;
+        let (target, target_offset) = self.gpu.place(padded, false, what)?;
         let staging = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("upload"),
             size: padded,
@@ -176,10 +176,10 @@ impl Recorder {
             source: staging,
             source_offset: 0,
             target: target.raw().clone(),
-            target_offset: 0,
+            target_offset,
             bytes: padded,
         });
-        Ok(target)
+        Ok((target, target_offset))
     }
 
     /// Records that `binding` is to be read back. Await the result after [`Recorder::submit`].

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Buffer, Cost, Gpu, Kernel, Recorder, wgsl};
+use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -11,6 +11,8 @@ use crate::{Error, Result};
 const PART_KEYS: usize = 256;
 /// Query rows of one workgroup, at most.
 const MAX_ROWS: usize = 16;
+/// Elements of a head, at most.
+pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// The sizes of an attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +36,11 @@ pub enum KeyValues<'a> {
     Cached(&'a KvCache, usize),
 }
 
-/// Keys and values of one layer, [capacity, kv_heads * head_dim] each.
+/// Keys and values of one layer, [capacity, kv_heads * head_dim] each; the columns are a multiple of 4.
 #[derive(Debug)]
 pub struct KvCache {
-    keys: Buffer,
-    values: Buffer,
+    keys: Tensor,
+    values: Tensor,
     capacity: usize,
     columns: usize,
     half: bool,
@@ -48,6 +50,7 @@ impl KvCache {
     /// A cache for `capacity` positions of `columns` = kv_heads * head_dim elements, in f16 where `half`, else f32.
     pub fn new(gpu: &Gpu, capacity: usize, columns: usize, half: bool) -> Result<Self> {
         let bytes = Self::bytes_for(capacity, columns, half) / 2;
+        let words = if half { columns / 2 } else { columns };
         let limit = gpu.capabilities().max_binding_bytes;
         if bytes > limit {
             return Err(Error::OutOfMemory {
@@ -57,8 +60,8 @@ impl KvCache {
             });
         }
         Ok(Self {
-            keys: gpu.allocate(bytes, "key cache")?,
-            values: gpu.allocate(bytes, "value cache")?,
+            keys: Tensor::zeros(gpu, &[capacity, words], "key cache")?,
+            values: Tensor::zeros(gpu, &[capacity, words], "value cache")?,
             capacity,
             columns,
             half,
@@ -77,15 +80,19 @@ impl KvCache {
 
     /// Records a copy of the first `length` positions into a larger cache.
     pub fn copy_to(&self, recorder: &mut Recorder, larger: &KvCache, length: usize) {
-        let bytes = Self::bytes_for(length, self.columns, self.half) / 2;
-        if bytes > 0 {
-            recorder.copy(Binding { buffer: &self.keys, offset: 0, bytes }, &larger.keys, 0);
-            recorder.copy(Binding { buffer: &self.values, offset: 0, bytes }, &larger.values, 0);
+        if length > 0 {
+            self.keys.slice_rows(0..length).copy_to(recorder, &larger.keys, 0);
+            self.values.slice_rows(0..length).copy_to(recorder, &larger.values, 0);
         }
     }
 
+    /// Keys and values as they are stored, [capacity, columns] words of f32, or [capacity, columns / 2] of two f16.
+    pub(super) fn stored(&self) -> [&Tensor; 2] {
+        [&self.keys, &self.values]
+    }
+
     fn bindings(&self) -> [Binding<'_>; 2] {
-        [&self.keys, &self.values].map(|buffer| Binding { buffer, offset: 0, bytes: buffer.bytes() })
+        [self.keys.binding(), self.values.binding()]
     }
 }
 
@@ -169,7 +176,7 @@ pub(crate) fn rotary_kernel(half: bool) -> Kernel {
 impl Attention {
     fn check(&self) -> Result<()> {
         let fits = self.head_dim % 4 == 0
-            && (4..=256).contains(&self.head_dim)
+            && (4..=MAX_HEAD_DIM).contains(&self.head_dim)
             && self.kv_heads > 0
             && self.heads % self.kv_heads == 0;
         if fits {
@@ -315,13 +322,4 @@ pub fn rotary(
         cost(2 * qkv.len(), 3 * qkv.len()),
     )?;
     Ok(queries)
-}
-
-/// Test access: a cache whose content is given.
-#[doc(hidden)]
-impl KvCache {
-    /// The raw key and value buffers.
-    pub fn buffers(&self) -> [&Buffer; 2] {
-        [&self.keys, &self.values]
-    }
 }

@@ -56,9 +56,17 @@ pub fn gather(
 ) -> Result<()> {
     let lookup = Lookup { ids, start, count: y.rows(), scale };
     for piece in table.pieces() {
-        let data = Binding { buffer: &piece.data, offset: 0, bytes: piece.data.bytes() };
-        let scales = piece.scales.as_ref().map(|buffer| Binding { buffer, offset: 0, bytes: buffer.bytes() });
-        lookup.record(recorder, table.precision(), data, scales, piece.first, piece.rows, table.columns(), y)?;
+        let scales = piece.scales.as_ref().map(Tensor::binding);
+        lookup.record(
+            recorder,
+            table.precision(),
+            piece.data.binding(),
+            scales,
+            piece.first,
+            piece.rows,
+            table.columns(),
+            y,
+        )?;
     }
     Ok(())
 }

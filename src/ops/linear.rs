@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::gpu::{Access, Binding, Cost, Kernel, Recorder, Source, wgsl};
+use crate::gpu::{Access, Cost, Kernel, Recorder, Source, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -271,12 +271,10 @@ fn record(
     let kernel = variant.kernel();
     let any = x.binding();
     for piece in weight.pieces() {
-        let data = Binding { buffer: &piece.data, offset: 0, bytes: piece.data.bytes() };
-        let scales = piece.scales.as_ref().map_or(any, |buffer| Binding { buffer, offset: 0, bytes: buffer.bytes() });
         let bindings = [
             x.binding(),
-            data,
-            scales,
+            piece.data.binding(),
+            piece.scales.as_ref().map_or(any, Tensor::binding),
             epilogue.bias.map_or(any, Tensor::binding),
             epilogue.gamma.map_or(any, Tensor::binding),
             routes.map_or(any, |routes| routes.lists.binding()),

@@ -7,6 +7,11 @@ use crate::gpu::{Access, Cost, Kernel, Recorder, grid_1d, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
+/// What a cell may be: a texel of the first stage, or the average of 2 x 2.
+pub(crate) const POOLS: [usize; 2] = [1, 2];
+/// Texels of the first stage along a side of a window, at most.
+pub(crate) const MAX_TEXELS: usize = 16;
+
 /// The high-resolution map: four ConvNeXt stages side by side at the size of the first, perhaps averaged over 2 x 2 cells.
 #[derive(Debug, Clone)]
 pub struct MiningMap {
@@ -66,6 +71,16 @@ impl MiningMap {
 
     fn stages(&self) -> Result<[Stage; 4]> {
         let first = &self.stages[0];
+        if !POOLS.contains(&self.pool)
+            || !first.height.is_multiple_of(self.pool)
+            || !first.width.is_multiple_of(self.pool)
+        {
+            return Err(Error::WrongShape {
+                name: "the high-resolution map".to_owned(),
+                found: vec![first.height, first.width],
+                expected: format!("a multiple of {} (1 or 2) texels a cell", self.pool),
+            });
+        }
         let mut stages = [Stage { height: 0, width: 0, channels: 0, ratio: 1 }; 4];
         for (stage, map) in stages.iter_mut().zip(&self.stages) {
             let ratio = first.height / map.height.max(1);
@@ -147,11 +162,14 @@ pub fn mining(
     let side = tokens.isqrt();
     u.expect("folded queries", &[side * side, channels])?;
     let inside = first_row + side * window <= map.height() && first_column + side * window <= map.width();
-    if !inside || window == 0 || window * map.pool > 16 {
+    if !inside || window == 0 || window * map.pool > MAX_TEXELS {
         return Err(Error::WrongShape {
             name: "the high-resolution map".to_owned(),
             found: vec![map.height(), map.width()],
-            expected: format!("{side} x {side} windows of {window} x {window} cells, at most 16 / {} wide", map.pool),
+            expected: format!(
+                "{side} x {side} windows of {window} x {window} cells, at most {} wide",
+                MAX_TEXELS / map.pool
+            ),
         });
     }
     stats.expect("mining statistics", &[map.height() * map.width(), 2])?;

@@ -2,6 +2,7 @@
 //! no model.
 
 mod attention;
+pub mod cases;
 mod convolution;
 mod gather;
 mod linear;
@@ -9,6 +10,7 @@ mod mining;
 mod norm;
 mod routing;
 mod sampling;
+mod specialisations;
 
 pub use attention::{Attention, KeyValues, KvCache, RotaryTable, attention, rotary};
 pub use convolution::{FeatureMap, depthwise, patches, resize};
@@ -18,6 +20,7 @@ pub use mining::{MiningMap, mining, mining_stats};
 pub use norm::{Norm, norm};
 pub use routing::{Routing, combine, route};
 pub use sampling::{Sampling, sample};
+pub use specialisations::specialisations;
 
 use crate::gpu::{Access, Cost, Kernel, Source, grid_1d};
 

@@ -6,6 +6,9 @@ use crate::gpu::{Access, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
+/// Experts of a layer, at most.
+pub(crate) const MAX_EXPERTS: usize = 64;
+
 /// Which experts serve which tokens. A slot is token * top_k + choice.
 #[derive(Debug, Clone)]
 pub struct Routing {
@@ -59,11 +62,11 @@ pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
 /// Softmax over the experts, the `top_k` best of each token, renormalised: logits [tokens, experts].
 pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<Routing> {
     let (tokens, experts) = (logits.rows(), logits.columns());
-    if top_k == 0 || top_k > experts || experts > 64 {
+    if top_k == 0 || top_k > experts || experts > MAX_EXPERTS {
         return Err(Error::Unsupported {
             what: "mixture of experts".to_owned(),
             found: format!("{top_k} of {experts}"),
-            supported: "up to 64 experts".to_owned(),
+            supported: format!("up to {MAX_EXPERTS} experts"),
         });
     }
     let gpu = recorder.gpu().clone();

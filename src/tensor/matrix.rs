@@ -1,7 +1,7 @@
 //! Weight matrices: packed, and split by rows where one binding cannot hold them.
 
-use crate::gpu::{Access, Buffer, Cost, Gpu, Kernel, grid_1d, wgsl};
-use crate::tensor::{Precision, pack_rows};
+use crate::gpu::{Access, Cost, Gpu, Kernel, grid_1d, wgsl};
+use crate::tensor::{Precision, Tensor, pack_rows};
 use crate::{Error, Result};
 
 /// Neighbouring rows of a matrix in buffers of their own.
@@ -11,10 +11,10 @@ pub struct Piece {
     pub first: usize,
     /// How many rows.
     pub rows: usize,
-    /// Packed weights.
-    pub data: Buffer,
-    /// Scales, for the quantised precisions.
-    pub scales: Option<Buffer>,
+    /// Packed weights, as 32-bit words.
+    pub data: Tensor,
+    /// Scales, for the quantised precisions, as 32-bit words.
+    pub scales: Option<Tensor>,
 }
 
 /// A weight matrix [rows, columns] on the device: the `[out, in]` of a linear layer, or a table of embeddings.
@@ -78,8 +78,8 @@ impl Matrix {
         for (index, piece) in builder.matrix.pieces.iter().enumerate() {
             let seed = seed.wrapping_mul(31).wrapping_add(index as u32);
             data.record(&mut recorder, &piece.data, seed)?;
-            if let (Some(fill), Some(buffer)) = (scales, &piece.scales) {
-                fill.record(&mut recorder, buffer, seed)?;
+            if let (Some(fill), Some(tensor)) = (scales, &piece.scales) {
+                fill.record(&mut recorder, tensor, seed)?;
             }
         }
         recorder.submit()?;
@@ -94,16 +94,14 @@ struct Fill {
 }
 
 impl Fill {
-    fn record(self, recorder: &mut crate::gpu::Recorder, buffer: &Buffer, seed: u32) -> Result<()> {
-        let words = (buffer.bytes() / 4) as u32;
-        let binding = crate::gpu::Binding { buffer, offset: 0, bytes: buffer.bytes() };
-        let grid = grid_1d((words as usize).div_ceil(64));
+    fn record(self, recorder: &mut crate::gpu::Recorder, tensor: &Tensor, seed: u32) -> Result<()> {
+        let grid = grid_1d(tensor.len().div_ceil(64));
         recorder.dispatch(
             &fill_kernel(),
-            &[binding],
-            &[words, seed, self.mask, self.base],
+            &[tensor.binding()],
+            &[tensor.len() as u32, seed, self.mask, self.base],
             grid,
-            Cost { bytes: buffer.bytes() as f64, flops: 0.0 },
+            Cost { bytes: tensor.bytes() as f64, flops: 0.0 },
         )
     }
 }
@@ -140,12 +138,14 @@ impl MatrixBuilder {
         let mut first = 0;
         while first < rows {
             let count = limit.min(rows - first);
-            let scale_bytes = (count * precision.row_scale_bytes(columns)) as u64;
+            // The scales of an odd number of rows may end in the middle of a word.
+            let words = |row_bytes: usize| (count * row_bytes).div_ceil(4);
+            let scale_words = words(precision.row_scale_bytes(columns));
             pieces.push(Piece {
                 first,
                 rows: count,
-                data: gpu.allocate((count * precision.row_bytes(columns)) as u64, what)?,
-                scales: if scale_bytes > 0 { Some(gpu.allocate(scale_bytes, what)?) } else { None },
+                data: Tensor::zeros(gpu, &[words(precision.row_bytes(columns))], what)?,
+                scales: if scale_words > 0 { Some(Tensor::zeros(gpu, &[scale_words], what)?) } else { None },
             });
             first += count;
         }
@@ -156,7 +156,7 @@ impl MatrixBuilder {
     /// Packs and writes the next rows. Their number is a multiple of 2 except at the end.
     pub fn push(&mut self, mut values: &[f32]) -> Result<()> {
         let Matrix { columns, precision, rows, .. } = self.matrix;
-        if values.len() % columns != 0 || self.pushed + values.len() / columns > rows {
+        if !values.len().is_multiple_of(columns) || self.pushed + values.len() / columns > rows {
             return Err(Error::WrongShape {
                 name: self.what.clone(),
                 found: vec![self.pushed + values.len() / columns, columns],
@@ -172,11 +172,11 @@ impl MatrixBuilder {
             let (now, later) = values.split_at(count * columns);
             let mut packed = pack_rows(precision, columns, now);
             let row = self.pushed - piece.first;
-            self.gpu.write(&piece.data, (row * precision.row_bytes(columns)) as u64, &packed.data);
+            piece.data.write(&self.gpu, (row * precision.row_bytes(columns)) as u64, &packed.data);
             if let Some(scales) = &piece.scales {
                 let padded = packed.scales.len().next_multiple_of(4);
                 packed.scales.resize(padded, 0);
-                self.gpu.write(scales, (row * precision.row_scale_bytes(columns)) as u64, &packed.scales);
+                scales.write(&self.gpu, (row * precision.row_scale_bytes(columns)) as u64, &packed.scales);
             }
             self.pushed += count;
             values = later;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::gpu::{Binding, Buffer, Gpu, Readback, Recorder};
 use crate::{Error, Result};
 
+pub(crate) use matrix::fill_kernel;
 pub use matrix::{Matrix, MatrixBuilder, Piece};
 pub use pack::{GROUP, Packed, Precision, dequantise, pack_rows};
 
@@ -24,22 +25,22 @@ pub struct Tensor {
 impl Tensor {
     /// A tensor from the pool for results, its content undefined. It goes back when the last clone is dropped.
     pub fn temporary(gpu: &Gpu, shape: &[usize], what: &str) -> Result<Self> {
-        let buffer = gpu.temporary(bytes_of(shape), what)?;
-        Ok(Self { buffer: Arc::new(buffer), offset: 0, shape: shape.to_vec() })
+        let (buffer, offset) = gpu.place(bytes_of(shape), false, what)?;
+        Ok(Self { buffer, offset, shape: shape.to_vec() })
     }
 
     /// A lasting tensor with these values.
     pub fn new(gpu: &Gpu, shape: &[usize], values: &[f32], what: &str) -> Result<Self> {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{what}");
-        let buffer = gpu.allocate(bytes_of(shape), what)?;
-        gpu.write(&buffer, 0, bytemuck::cast_slice(values));
-        Ok(Self { buffer: Arc::new(buffer), offset: 0, shape: shape.to_vec() })
+        let tensor = Self::zeros(gpu, shape, what)?;
+        tensor.write(gpu, 0, bytemuck::cast_slice(values));
+        Ok(tensor)
     }
 
     /// A lasting tensor of zeros.
     pub fn zeros(gpu: &Gpu, shape: &[usize], what: &str) -> Result<Self> {
-        let buffer = gpu.allocate(bytes_of(shape), what)?;
-        Ok(Self { buffer: Arc::new(buffer), offset: 0, shape: shape.to_vec() })
+        let (buffer, offset) = gpu.place(bytes_of(shape), true, what)?;
+        Ok(Self { buffer, offset, shape: shape.to_vec() })
     }
 
     /// A temporary tensor that holds these values (f32 or u32) for the commands recorded after this call.
@@ -50,8 +51,8 @@ impl Tensor {
         what: &str,
     ) -> Result<Self> {
         assert_eq!(shape.iter().product::<usize>() * 4, size_of_val(values), "{what}");
-        let buffer = recorder.upload(bytemuck::cast_slice(values), what)?;
-        Ok(Self { buffer: Arc::new(buffer), offset: 0, shape: shape.to_vec() })
+        let (buffer, offset) = recorder.upload(bytemuck::cast_slice(values), what)?;
+        Ok(Self { buffer, offset, shape: shape.to_vec() })
     }
 
     /// A tensor at a place in an existing buffer.
@@ -114,6 +115,13 @@ impl Tensor {
     /// The range of the buffer that it takes.
     pub fn binding(&self) -> Binding<'_> {
         Binding { buffer: &self.buffer, offset: self.offset, bytes: self.bytes() }
+    }
+
+    /// Writes bytes into a lasting tensor, from its byte `offset` on, before anything recorded later runs. `offset` and
+    /// length are multiples of 4.
+    pub(crate) fn write(&self, gpu: &Gpu, offset: u64, bytes: &[u8]) {
+        debug_assert!(offset + bytes.len() as u64 <= self.bytes());
+        gpu.write(&self.buffer, self.offset + offset, bytes);
     }
 
     /// Records a copy of all elements to row `row` of `target`, which has as many columns.

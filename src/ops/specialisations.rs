@@ -1,0 +1,77 @@
+//! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
+
+use super::linear::{Activation, Variant};
+use super::{attention, convolution, gather, mining, norm, routing, sampling};
+use crate::gpu::Kernel;
+use crate::tensor::{Precision, fill_kernel};
+
+const BOTH: [bool; 2] = [false, true];
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::None, Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu];
+
+/// All specialisations of all kernels.
+pub fn specialisations() -> Vec<Kernel> {
+    let mut kernels = vec![
+        fill_kernel(),
+        convolution::patches_kernel(),
+        convolution::depthwise_kernel(),
+        convolution::resize_kernel(),
+    ];
+    kernels.extend(linear_kernels());
+    kernels.extend(attention_kernels());
+    kernels.extend(Precision::ALL.map(gather::kernel));
+    for first in BOTH {
+        kernels.extend(BOTH.map(|second| norm::kernel(first, second)));
+        kernels.extend([sampling::kernel(first), attention::rotary_kernel(first)]);
+    }
+    for pool in mining::POOLS {
+        kernels.push(mining::stats_kernel(pool));
+        kernels.extend((1..=mining::MAX_TEXELS / pool).map(|window| mining::mining_kernel(window, pool)));
+    }
+    for top_k in 1..=routing::MAX_EXPERTS {
+        kernels.extend([routing::route_kernel(top_k), routing::combine_kernel(top_k)]);
+    }
+    kernels
+}
+
+fn linear_kernels() -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    for precision in Precision::ALL {
+        for activation in ACTIVATIONS {
+            // A bit for each choice.
+            for bits in 0..128u32 {
+                let bit = |index: u32| bits >> index & 1 == 1;
+                let variant = Variant {
+                    tiled: bit(0),
+                    precision,
+                    vec4: bit(1),
+                    routed: bit(2),
+                    bias: bit(3),
+                    gamma: bit(4),
+                    activation,
+                    gated: bit(5),
+                    accumulate: bit(6),
+                };
+                // The op refuses a bias before a gate, and experts' rows are not accumulated.
+                if !(variant.gated && variant.bias || variant.routed && variant.accumulate) {
+                    kernels.push(variant.kernel());
+                }
+            }
+        }
+    }
+    kernels
+}
+
+fn attention_kernels() -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
+        kernels.push(attention::merge_kernel(head_dim));
+        for rows in [1, 2, 4, 8, 16] {
+            for bits in 0..8u32 {
+                let bit = |index: u32| bits >> index & 1 == 1;
+                kernels.push(attention::attention_kernel(head_dim, rows, bit(0), bit(1), bit(2)));
+            }
+        }
+    }
+    kernels
+}

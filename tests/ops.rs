@@ -1,0 +1,483 @@
+//! Every op against its f64 reference, over shapes around the kernels' tiles, on three devices: with all features, with
+//! WebGPU's default limits and no features, and with bindings so small that matrices come in several pieces. Tensors lie
+//! between guard zones on all of them.
+//!
+//! Where the error bounds come from is said at [`mgm::ops::cases::F32`] and at each case's `bound`.
+
+mod common;
+
+use std::collections::HashSet;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use mgm::gpu::{Gpu, GpuOptions};
+use mgm::ops::cases::{
+    Argmax, Attention, Case, Combine, Depthwise, Gather, GatherRows, Linear, Map, MatrixRows, Mining, MiningStats,
+    Norm, Patches, Random, Resize, Rotary, Route, RoutedLinear, Sample, Storage, check, self_check,
+};
+use mgm::ops::{Activation, specialisations};
+use mgm::tensor::Precision;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+/// The devices, each used by one test at a time since guard zones are checked for all of a device's tensors.
+struct Devices {
+    full: Mutex<Gpu>,
+    base: Mutex<Gpu>,
+    pieces: Mutex<Gpu>,
+}
+
+/// The binding size of the device that cuts matrices into pieces: 16 rows of 64 f32.
+const PIECE_BYTES: u64 = 4096;
+
+fn devices() -> &'static Devices {
+    static DEVICES: OnceLock<Devices> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let open = |base_only, max_binding_bytes| {
+            let options = GpuOptions { base_only, max_binding_bytes, guard_zones: true, ..Default::default() };
+            Mutex::new(common::open_gpu_with(options))
+        };
+        Devices { full: open(false, None), base: open(true, None), pieces: open(true, Some(PIECE_BYTES)) }
+    })
+}
+
+/// Checks cases on one device; names all that fail, and the worst of those that do not. Also sees to it that the compiled
+/// list of kernels (tests/shaders.rs) has every kernel that was dispatched.
+fn check_on(device: &Mutex<Gpu>, what: &str, cases: &[Box<dyn Case>]) {
+    let gpu = device.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut failures = Vec::new();
+    let mut worst = (0.0, String::new());
+    for case in cases {
+        match pollster::block_on(check(&gpu, case.as_ref())) {
+            Ok(report) => {
+                let part = if case.bound() > 0.0 { report.nmse / case.bound() } else { 0.0 };
+                if part >= worst.0 {
+                    worst = (
+                        part,
+                        format!("{}: nmse {:.1e}, largest error {:.1e}", case.name(), report.nmse, report.max_error),
+                    );
+                }
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    println!(
+        "{what}: {} cases on {}; nearest to its bound ({:.3}) {}",
+        cases.len(),
+        gpu.adapter().name,
+        worst.0,
+        worst.1
+    );
+    assert!(
+        failures.is_empty(),
+        "{what}: {} of {} cases failed:\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
+    static ALL: OnceLock<HashSet<mgm::gpu::Kernel>> = OnceLock::new();
+    let all = ALL.get_or_init(|| specialisations().into_iter().collect());
+    for kernel in gpu.kernels() {
+        assert!(all.contains(&kernel), "{} {:?} is not in ops::specialisations()", kernel.name, kernel.constants);
+    }
+}
+
+fn check_everywhere(what: &str, cases: &[Box<dyn Case>]) {
+    check_on(&devices().full, what, cases);
+    check_on(&devices().base, what, cases);
+}
+
+fn boxed<C: Case + 'static>(cases: impl IntoIterator<Item = C>) -> Vec<Box<dyn Case>> {
+    cases.into_iter().map(|case| Box::new(case) as Box<dyn Case>).collect()
+}
+
+/// Cases drawn by proptest from a fixed seed, checked one by one so that a failure is shrunk.
+fn drawn<S>(count: u32, strategy: S)
+where
+    S: Strategy,
+    S::Value: Case,
+{
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
+    let config = Config { cases: count, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let gpu = devices().base.lock().unwrap_or_else(PoisonError::into_inner);
+    let result = TestRunner::new_with_rng(config, rng).run(&strategy, |case| {
+        pollster::block_on(check(&gpu, &case)).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+fn precision() -> impl Strategy<Value = Precision> {
+    prop::sample::select(Precision::ALL.to_vec())
+}
+
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::None, Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu];
+
+/// Rows of x on both sides of the step from matvec to tiles, and of a tile.
+const AWKWARD_M: [usize; 9] = [1, 2, 3, 4, 5, 63, 64, 65, 131];
+/// Rows of W around the four of a matvec and the 64 of a tile.
+const AWKWARD_N: [usize; 9] = [1, 2, 3, 4, 5, 63, 64, 65, 127];
+/// Columns around the fours of a vector, the 16 of a step, the 32 of a quantised group and the 256 of a workgroup's stride.
+const AWKWARD_K: [usize; 14] = [1, 2, 3, 4, 5, 15, 17, 31, 32, 33, 64, 97, 257, 1028];
+
+#[test]
+fn linear_over_awkward_shapes() {
+    let mut cases = Vec::new();
+    let mut random = Random::new("shapes");
+    for precision in Precision::ALL {
+        // Each awkward size with others drawn at random: a full product would be 4536 cases.
+        let mut add = |m: usize, n: usize, k: usize| cases.push(Linear { m, n, k, precision, ..Linear::default() });
+        let mut pick = |sizes: &[usize]| sizes[random.below(sizes.len())];
+        for m in AWKWARD_M {
+            add(m, pick(&AWKWARD_N), pick(&AWKWARD_K));
+        }
+        for n in AWKWARD_N {
+            add(pick(&AWKWARD_M[..4]), n, pick(&AWKWARD_K));
+            add(pick(&AWKWARD_M[4..]), n, pick(&AWKWARD_K));
+        }
+        for k in AWKWARD_K {
+            add(pick(&AWKWARD_M[..4]), pick(&AWKWARD_N), k);
+            add(pick(&AWKWARD_M[4..]), pick(&AWKWARD_N), k);
+        }
+    }
+    check_everywhere("linear", &boxed(cases));
+}
+
+#[test]
+fn linear_with_every_epilogue() {
+    let mut cases = Vec::new();
+    for m in [2, 66] {
+        for activation in ACTIVATIONS {
+            for bits in 0..16u32 {
+                let bit = |index: u32| bits >> index & 1 == 1;
+                let case = Linear {
+                    m,
+                    // Gates come in pairs; a last pair alone in its four.
+                    n: if bit(2) { 70 } else { 67 },
+                    k: if bit(0) { 37 } else { 36 },
+                    precision: Precision::ALL[cases.len() % 4],
+                    activation,
+                    bias: bit(0),
+                    gamma: bit(1),
+                    gated: bit(2),
+                    accumulate: bit(3),
+                };
+                if !(case.bias && case.gated) {
+                    cases.push(case);
+                }
+            }
+        }
+    }
+    check_everywhere("epilogues", &boxed(cases));
+}
+
+#[test]
+fn linear_in_several_pieces() {
+    let mut cases = Vec::new();
+    for precision in Precision::ALL {
+        for m in [1, 5] {
+            // 16 rows of 64 f32 a piece: up to nine pieces, the last one short; some cut before a gate's half.
+            cases.push(Linear { m, n: 131, k: 64, precision, bias: true, ..Linear::default() });
+            cases.push(Linear { m, n: 70, k: 61, precision, gamma: true, accumulate: true, ..Linear::default() });
+            cases.push(Linear {
+                m,
+                n: 134,
+                k: 62,
+                precision,
+                gated: true,
+                activation: Activation::Silu,
+                ..Linear::default()
+            });
+        }
+    }
+    let mut cases = boxed(cases);
+    for precision in Precision::ALL {
+        cases.push(Box::new(Gather { rows: 133, columns: 61, precision, count: 16, start: 3 }));
+        cases.push(Box::new(MatrixRows { rows: 133, columns: 61, precision, block: 10 }));
+    }
+    check_on(&devices().pieces, "pieces", &cases);
+}
+
+#[test]
+fn linear_drawn() {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let strategy =
+        (1..140usize, 1..140usize, 1..300usize, precision(), prop::sample::select(ACTIVATIONS.to_vec()), flags)
+            .prop_map(|(m, n, k, precision, activation, (bias, gamma, gated, accumulate))| {
+                let n = if gated { (2 * n).min(140) } else { n };
+                Linear { m, n, k, precision, activation, bias: bias && !gated, gamma, gated, accumulate }
+            });
+    drawn(40, strategy);
+}
+
+#[test]
+fn routed_linear() {
+    let mut cases = Vec::new();
+    for precision in Precision::ALL {
+        for (tokens, n, k) in [(1, 5, 33), (4, 66, 32), (5, 64, 40), (65, 66, 31), (130, 10, 68)] {
+            for (gated, from_tokens) in [(true, true), (false, false)] {
+                cases.push(RoutedLinear { tokens, top_k: 2, n: n & !1, k, precision, gated, from_tokens });
+            }
+        }
+    }
+    cases.push(RoutedLinear {
+        tokens: 7,
+        top_k: 3,
+        n: 9,
+        k: 12,
+        precision: Precision::F32,
+        gated: false,
+        from_tokens: true,
+    });
+    check_everywhere("routed linear", &boxed(cases));
+}
+
+#[test]
+fn matrices_hold_what_was_pushed() {
+    let mut cases = Vec::new();
+    for precision in Precision::ALL {
+        for (rows, columns, block) in [(1, 1, 2), (3, 31, 2), (17, 33, 4), (64, 32, 6), (5, 100, 2), (33, 4, 32)] {
+            cases.push(MatrixRows { rows, columns, precision, block });
+        }
+    }
+    check_everywhere("matrices", &boxed(cases));
+}
+
+#[test]
+fn norms() {
+    let mut cases = Vec::new();
+    for k in [1, 2, 3, 4, 63, 64, 65, 127, 255, 256, 257, 1031] {
+        for rows in [1, 3] {
+            for (centred, unit_offset) in [(false, false), (false, true), (true, false), (true, true)] {
+                let shift = if centred { 3.0 } else { 0.0 };
+                cases.push(Norm { rows, k, centred, unit_offset, eps: if centred { 1e-5 } else { 1e-6 }, shift });
+            }
+        }
+    }
+    // More rows than a grid has columns.
+    cases.push(Norm { rows: 65_537, k: 2, centred: false, unit_offset: false, eps: 1e-6, shift: 0.5 });
+    check_everywhere("norms", &boxed(cases));
+}
+
+const HEAD_DIMS: [usize; 14] = [4, 8, 12, 16, 20, 32, 40, 64, 72, 80, 96, 128, 252, 256];
+
+#[test]
+fn attention_over_awkward_shapes() {
+    let mut cases = Vec::new();
+    // Every head dimension, as a tower (packed), as prefill and as decoding.
+    for (index, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+        let half = if index % 2 == 0 { Storage::F32 } else { Storage::F16 };
+        let other = if index % 2 == 0 { Storage::F16 } else { Storage::F32 };
+        let case = |heads, kv_heads, times, keys, causal, storage| Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            times,
+            keys,
+            causal,
+            storage,
+        };
+        cases.push(case(2, 2, 17, 17, false, Storage::Packed));
+        cases.push(case(4, 2, 9, 70, true, half));
+        cases.push(case(3, 1, 1, 300, true, other));
+    }
+    // Times, keys and groups around the 64 keys of a block, the 16 rows of a workgroup and the 256 keys of a part.
+    for (heads, kv_heads) in [(1, 1), (3, 3), (4, 2), (8, 1), (7, 1), (17, 1)] {
+        for (times, keys) in [
+            (1, 1),
+            (1, 2),
+            (1, 63),
+            (1, 64),
+            (1, 65),
+            (2, 255),
+            (1, 256),
+            (1, 257),
+            (2, 513),
+            (3, 260),
+            (16, 17),
+            (5, 300),
+            (33, 65),
+        ] {
+            let storage = if times % 2 == 0 { Storage::F32 } else { Storage::F16 };
+            let causal = (heads + keys) % 3 != 0;
+            cases.push(Attention { heads, kv_heads, head_dim: 20, times, keys, causal, storage });
+        }
+    }
+    for times in [1, 2, 15, 16, 17, 63, 64, 65, 130] {
+        cases.push(Attention {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 16,
+            times,
+            keys: times,
+            causal: times % 2 == 0,
+            storage: Storage::Packed,
+        });
+    }
+    check_everywhere("attention", &boxed(cases));
+}
+
+#[test]
+fn attention_drawn() {
+    let storage = prop::sample::select(vec![Storage::Packed, Storage::F32, Storage::F16]);
+    let strategy = (1..4usize, 1..5usize, 1..20usize, 1..24usize, 0..400usize, any::<bool>(), storage).prop_map(
+        |(kv_heads, group, quarter, times, before, causal, storage)| Attention {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim: 4 * quarter,
+            times,
+            keys: if storage == Storage::Packed { times } else { times + before },
+            causal,
+            storage,
+        },
+    );
+    drawn(40, strategy);
+}
+
+#[test]
+fn rotary_embedding() {
+    let mut cases = Vec::new();
+    for head_dim in HEAD_DIMS {
+        for half in [false, true] {
+            cases.push(Rotary { heads: 3, kv_heads: 1, head_dim, times: 5, position: 7, half });
+            cases.push(Rotary { heads: 2, kv_heads: 2, head_dim, times: 1, position: 0, half });
+        }
+    }
+    check_everywhere("rotary", &boxed(cases));
+}
+
+#[test]
+fn gathers() {
+    let mut cases = Vec::new();
+    for precision in Precision::ALL {
+        for (rows, columns, count, start) in
+            [(1, 1, 1, 0), (7, 3, 5, 2), (64, 33, 65, 0), (5, 64, 3, 1), (40, 258, 9, 4)]
+        {
+            cases.push(Gather { rows, columns, precision, count, start });
+        }
+    }
+    let mut cases = boxed(cases);
+    cases.extend(boxed([(1, 4, 1), (9, 36, 70)].map(|(rows, columns, count)| GatherRows { rows, columns, count })));
+    check_everywhere("gather", &cases);
+}
+
+#[test]
+fn convolutions() {
+    let mut cases = Vec::new();
+    for planar in [false, true] {
+        for (height, width, channels, size, first, count) in [
+            (1, 1, 1, 1, 0, 1),
+            (14, 28, 3, 14, 1, 1),
+            (13, 11, 3, 4, 2, 4),
+            (6, 10, 5, 2, 0, 15),
+            (29, 31, 2, 7, 3, 13),
+        ] {
+            cases.push(Patches { height, width, channels, size, planar, first, count });
+        }
+    }
+    let mut cases = boxed(cases);
+    for (height, width, channels) in [(1, 1, 1), (2, 3, 5), (7, 7, 4), (3, 9, 65), (11, 4, 3), (16, 17, 8), (5, 13, 1)]
+    {
+        cases.push(Box::new(Depthwise { height, width, channels }));
+    }
+    for (from, channels, to) in [
+        ((1, 1), 1, (3, 5)),
+        ((3, 5), 2, (1, 1)),
+        ((7, 9), 3, (14, 18)),
+        ((24, 24), 5, (11, 13)),
+        ((5, 3), 65, (5, 3)),
+        ((2, 40), 3, (9, 7)),
+    ] {
+        cases.push(Box::new(Resize { from, channels, to }));
+    }
+    check_everywhere("convolutions", &cases);
+}
+
+/// A map for a tile of `side` x `side` tokens at `origin`, with a border, its sides multiples of the largest ratio.
+fn map(
+    side: usize,
+    window: usize,
+    origin: (usize, usize),
+    pool: usize,
+    channels: [usize; 4],
+    ratios: [usize; 4],
+) -> Map {
+    let multiple = ratios[3].max(pool);
+    let height = ((origin.0 + side * window) * pool).next_multiple_of(multiple);
+    let width = ((origin.1 + side * window) * pool).next_multiple_of(multiple) + multiple;
+    Map { height, width, channels, ratios, pool }
+}
+
+#[test]
+fn mining_against_its_definition() {
+    let mut cases = boxed(Vec::<Mining>::new());
+    let released = [1, 2, 4, 8];
+    let mut add = |side, window, origin, pool, channels, ratios| {
+        let map = map(side, window, origin, pool, channels, ratios);
+        cases.push(Box::new(MiningStats { map }));
+        cases.push(Box::new(Mining { map, side, window, origin }));
+    };
+    // Each window is a pipeline of its own, and those are slow to make in software.
+    for window in [1, 2, 3, 4, 7, 8, 11, 16] {
+        add(2, window, (0, 0), 1, [5, 7, 3, 2], released);
+        // Not on a multiple of the window, as tiles of other grids are.
+        add(1, window, (3, 5), 1, [3, 4, 5, 6], released);
+        if [1, 3, 7, 8].contains(&window) {
+            add(2, window, (1, 2), 2, [4, 3, 5, 7], released);
+        }
+    }
+    // A tile inside a larger map; stages of unusual ratios; more channels than a workgroup has invocations.
+    add(3, 8, (8, 16), 1, [17, 16, 33, 31], released);
+    add(2, 8, (16, 0), 2, [16, 9, 8, 15], released);
+    add(2, 6, (0, 6), 1, [3, 3, 3, 3], [1, 3, 6, 12]);
+    add(2, 5, (1, 0), 1, [2, 3, 2, 3], [1, 1, 2, 2]);
+    add(1, 4, (0, 4), 1, [257, 300, 64, 520], released);
+    check_everywhere("mining", &cases);
+}
+
+#[test]
+fn routing() {
+    let mut cases = boxed(Vec::<Route>::new());
+    for (tokens, experts, top_k) in
+        [(1, 1, 1), (1, 8, 2), (3, 6, 2), (64, 8, 2), (65, 33, 3), (131, 64, 4), (5, 64, 64), (2, 32, 5)]
+    {
+        cases.push(Box::new(Route { tokens, experts, top_k }));
+        cases.push(Box::new(Combine { tokens, experts, top_k, width: 35 }));
+    }
+    check_everywhere("routing", &cases);
+}
+
+#[test]
+fn sampling() {
+    let mut cases = boxed(Vec::<Argmax>::new());
+    for vocab in [1, 2, 3, 255, 256, 257, 1000, 4099] {
+        cases.push(Box::new(Argmax { vocab, rows: 5 }));
+    }
+    for (vocab, temperature, top_k, top_p) in [
+        (1, 1.0, 0, 1.0),
+        (2, 1.0, 0, 1.0),
+        (255, 0.7, 0, 1.0),
+        (257, 1.0, 1, 1.0),
+        (256, 1.3, 7, 1.0),
+        (1000, 0.2, 0, 0.7),
+        (1000, 1.0, 50, 0.9),
+        (1000, 1.0, 999, 0.5),
+        (1000, 1.0, 1000, 0.999),
+        (1000, 2.0, 2000, 0.1),
+        (1000, 1.0, 50, 1e-6),
+        (4099, 0.6, 0, 0.95),
+        (4099, 0.6, 40, 1.0),
+    ] {
+        for tied in [false, true] {
+            cases.push(Box::new(Sample { vocab, temperature, top_k, top_p, tied, draws: 24 }));
+        }
+    }
+    check_everywhere("sampling", &cases);
+}
+
+#[test]
+fn the_self_check_passes() {
+    check_everywhere("self-check", &self_check());
+}

@@ -1,0 +1,141 @@
+//! Every kernel that can be dispatched, compiled for the backends that are not at hand: by naga to SPIR-V, MSL and HLSL
+//! with nothing but WebGPU's default capabilities, and its text parsed by tint, Chrome's compiler, where that is installed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use mgm::gpu::Kernel;
+use mgm::ops::specialisations;
+use naga::back::pipeline_constants::process_overrides;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, ShaderStage};
+
+/// WebGPU's default limits.
+const MAX_WORKGROUP_BYTES: u32 = 16384;
+const MAX_INVOCATIONS: u32 = 256;
+const MAX_STORAGE_BUFFERS: usize = 8;
+
+fn describe(kernel: &Kernel) -> String {
+    let sources: Vec<_> = kernel.sources.iter().map(|source| source.name).collect();
+    format!("{} {:?} of {}", kernel.name, kernel.constants, sources.join(" + "))
+}
+
+fn validate(kernel: &Kernel, module: &Module) -> ModuleInfo {
+    // unpack2x16float and its like are part of WebGPU's core, but not of every target of naga.
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SUBGROUP, kernel.uses_subgroups());
+    Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(module)
+        .unwrap_or_else(|error| panic!("{}: {}", describe(kernel), error.emit_to_string(&kernel.wgsl(false))))
+}
+
+/// Compiles one specialisation; gives its workgroup memory in bytes.
+fn compile(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> u32 {
+    let name = || describe(kernel);
+    let entry = (ShaderStage::Compute, kernel.name);
+    let constants: HashMap<_, _> =
+        kernel.constants.iter().map(|(name, value)| ((*name).to_owned(), f64::from(*value))).collect();
+    for (constant, _) in &kernel.constants {
+        let known = module.overrides.iter().any(|(_, item)| item.name.as_deref() == Some(constant));
+        assert!(known, "{}: {constant} is not an override constant of the shader", name());
+    }
+    let (module, info) = process_overrides(module, info, Some(entry), &constants.into_iter().collect())
+        .unwrap_or_else(|error| panic!("{}: {error}", name()));
+
+    let spv = naga::back::spv::Options {
+        flags: naga::back::spv::WriterFlags::empty(),
+        ..naga::back::spv::Options::default()
+    };
+    let pipeline = naga::back::spv::PipelineOptions { shader_stage: entry.0, entry_point: entry.1.to_owned() };
+    let words = naga::back::spv::write_vec(&module, &info, &spv, Some(&pipeline))
+        .unwrap_or_else(|error| panic!("{}: SPIR-V: {error}", name()));
+    assert!(words.len() > 5);
+
+    let msl = naga::back::msl::Options { lang_version: (2, 1), ..Default::default() };
+    let pipeline =
+        naga::back::msl::PipelineOptions { entry_point: Some((entry.0, entry.1.to_owned())), ..Default::default() };
+    let (text, translation) = naga::back::msl::write_string(&module, &info, &msl, &pipeline)
+        .unwrap_or_else(|error| panic!("{}: MSL: {error}", name()));
+    assert!(text.contains("kernel void") && translation.entry_point_names.iter().all(Result::is_ok), "{}", name());
+
+    let hlsl = naga::back::hlsl::Options { shader_model: naga::back::hlsl::ShaderModel::V6_0, ..Default::default() };
+    let pipeline = naga::back::hlsl::PipelineOptions { entry_point: Some((entry.0, entry.1.to_owned())) };
+    let mut text = String::new();
+    let reflection = naga::back::hlsl::Writer::new(&mut text, &hlsl, &pipeline)
+        .write(&module, &info, None)
+        .unwrap_or_else(|error| panic!("{}: HLSL: {error}", name()));
+    assert!(reflection.entry_point_names.iter().all(Result::is_ok), "{}", name());
+    assert!(text.contains("numthreads"), "{}", name());
+
+    let point = module.entry_points.iter().find(|point| point.name == kernel.name).expect("the entry point");
+    let invocations: u32 = point.workgroup_size.iter().product();
+    assert!(invocations <= MAX_INVOCATIONS, "{}: {invocations} invocations in a workgroup", name());
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap_or_else(|error| panic!("{}: {error}", name()));
+    let bytes: u32 = module
+        .global_variables
+        .iter()
+        .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+        .map(|(_, variable)| layouter[variable.ty].size.next_multiple_of(16))
+        .sum();
+    assert!(bytes <= MAX_WORKGROUP_BYTES, "{}: {bytes} bytes of workgroup memory", name());
+    bytes
+}
+
+#[test]
+fn every_specialisation_compiles_for_every_backend() {
+    let kernels = specialisations();
+    let distinct: HashSet<_> = kernels.iter().collect();
+    assert_eq!(distinct.len(), kernels.len(), "a specialisation is listed twice");
+    let mut parsed: HashMap<String, (Module, ModuleInfo)> = HashMap::new();
+    let mut summary: BTreeMap<&str, (usize, u32)> = BTreeMap::new();
+    for kernel in &kernels {
+        assert!(kernel.bindings.len() <= MAX_STORAGE_BUFFERS, "{}", describe(kernel));
+        let text = kernel.wgsl(false);
+        let (module, info) = parsed.entry(text).or_insert_with_key(|text| {
+            let module = naga::front::wgsl::parse_str(text)
+                .unwrap_or_else(|error| panic!("{}: {}", describe(kernel), error.emit_to_string(text)));
+            let info = validate(kernel, &module);
+            (module, info)
+        });
+        let bytes = compile(kernel, module, info);
+        let entry = summary.entry(kernel.name).or_default();
+        entry.0 += 1;
+        entry.1 = entry.1.max(bytes);
+    }
+    for (name, (count, bytes)) in summary {
+        println!("{name}: {count} specialisations, at most {bytes} bytes of workgroup memory");
+    }
+    println!("{} specialisations of {} texts compiled to SPIR-V, MSL and HLSL", kernels.len(), parsed.len());
+}
+
+/// tint takes what browsers take; it alone checks that control flow around barriers is uniform.
+#[test]
+fn every_text_is_taken_by_tint() {
+    if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        println!("tint is not on the PATH: skipped");
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("mgm-shaders-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let mut seen = HashSet::new();
+    let mut failures = Vec::new();
+    for kernel in specialisations() {
+        let text = kernel.wgsl(true);
+        if !seen.insert(text.clone()) {
+            continue;
+        }
+        let file = folder.join(format!("{}.wgsl", seen.len()));
+        std::fs::File::create(&file).and_then(|mut file| file.write_all(text.as_bytes())).expect("a temporary file");
+        let output = Command::new("tint").args(["--format", "wgsl"]).arg(&file).output().expect("tint runs");
+        if !output.status.success() {
+            failures.push(format!("{}:\n{}", describe(&kernel), String::from_utf8_lossy(&output.stderr)));
+        }
+    }
+    std::fs::remove_dir_all(&folder).ok();
+    assert!(failures.is_empty(), "tint refuses {} texts:\n{}", failures.len(), failures.join("\n"));
+    println!("{} texts parsed by tint", seen.len());
+}
