@@ -175,10 +175,10 @@ pub(crate) fn rotary_kernel(half: bool) -> Kernel {
 
 impl Attention {
     fn check(&self) -> Result<()> {
-        let fits = self.head_dim % 4 == 0
+        let fits = self.head_dim.is_multiple_of(4)
             && (4..=MAX_HEAD_DIM).contains(&self.head_dim)
             && self.kv_heads > 0
-            && self.heads % self.kv_heads == 0;
+            && self.heads.is_multiple_of(self.kv_heads);
         if fits {
             return Ok(());
         }

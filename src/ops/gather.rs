@@ -74,7 +74,7 @@ pub fn gather(
 /// The same with an f32 tensor [rows, columns] as the table. Columns are a multiple of 4.
 pub fn gather_rows(recorder: &mut Recorder, ids: &Tensor, table: &Tensor, scale: f32, y: &Tensor) -> Result<()> {
     let lookup = Lookup { ids, start: 0, count: y.rows(), scale };
-    if table.columns() % 4 != 0 {
+    if !table.columns().is_multiple_of(4) {
         return Err(Error::WrongShape {
             name: "gather".to_owned(),
             found: table.shape().to_vec(),

@@ -113,7 +113,7 @@ impl ConvNext {
 
     /// Pixels [3, size, size] -> the raw outputs of the four stages, at strides 4, 8, 16 and 32. `size` is a multiple of 32.
     pub fn forward(&self, recorder: &mut Recorder, pixels: &Tensor, size: usize) -> Result<[FeatureMap; 4]> {
-        if size == 0 || size % 32 != 0 {
+        if size == 0 || !size.is_multiple_of(32) {
             return Err(Error::WrongShape {
                 name: "high-resolution view".to_owned(),
                 found: vec![size, size],

@@ -122,7 +122,7 @@ impl Vision {
     fn check_window(&self, clip: &ClipConfig) -> Result<()> {
         let side = clip.grid();
         let cells = self.config.high_image_size / 4 / self.config.grid;
-        if self.config.high_image_size % (32 * self.config.grid) == 0 && side > 0 && cells % side == 0 {
+        if self.config.high_image_size.is_multiple_of(32 * self.config.grid) && side > 0 && cells.is_multiple_of(side) {
             return Ok(());
         }
         Err(Error::Config {
