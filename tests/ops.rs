@@ -1,6 +1,6 @@
-//! Every op against its f64 reference, over shapes around the kernels' tiles, on three devices: with all features, with
-//! WebGPU's default limits and no features, and with bindings so small that matrices come in several pieces. Tensors lie
-//! between guard zones on all of them.
+//! Every op against its f64 reference, over shapes around the kernels' tiles, on several devices: with all features and
+//! the kernels for hardware; with WebGPU's default limits, no features and the kernels for software adapters; and with
+//! bindings so small that matrices come in several pieces. Tensors lie between guard zones on all of them.
 //!
 //! Where the error bounds come from is said at [`mgm::ops::cases::F32`] and at each case's `bound`.
 
@@ -23,20 +23,31 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 struct Devices {
     full: Mutex<Gpu>,
     base: Mutex<Gpu>,
-    pieces: Mutex<Gpu>,
+    /// For hardware, and for software adapters.
+    pieces: [Mutex<Gpu>; 2],
 }
 
-/// The binding size of the device that cuts matrices into pieces: 16 rows of 64 f32.
+/// The binding size of the devices that cut matrices into pieces: 16 rows of 64 f32.
 const PIECE_BYTES: u64 = 4096;
 
 fn devices() -> &'static Devices {
     static DEVICES: OnceLock<Devices> = OnceLock::new();
     DEVICES.get_or_init(|| {
-        let open = |base_only, max_binding_bytes| {
-            let options = GpuOptions { base_only, max_binding_bytes, guard_zones: true, ..Default::default() };
-            Mutex::new(common::open_gpu_with(options))
+        let open = |base_only, software, max_binding_bytes| {
+            let software_kernels = Some(software);
+            Mutex::new(common::open_gpu_with(GpuOptions {
+                base_only,
+                max_binding_bytes,
+                guard_zones: true,
+                software_kernels,
+                ..Default::default()
+            }))
         };
-        Devices { full: open(false, None), base: open(true, None), pieces: open(true, Some(PIECE_BYTES)) }
+        Devices {
+            full: open(false, false, None),
+            base: open(true, true, None),
+            pieces: [false, true].map(|software| open(true, software, Some(PIECE_BYTES))),
+        }
     })
 }
 
@@ -98,9 +109,11 @@ where
 {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let config = Config { cases: count, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
-    let gpu = devices().base.lock().unwrap_or_else(PoisonError::into_inner);
+    let devices = [&devices().full, &devices().base].map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner));
     let result = TestRunner::new_with_rng(config, rng).run(&strategy, |case| {
-        pollster::block_on(check(&gpu, &case)).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        for gpu in &devices {
+            pollster::block_on(check(gpu, &case)).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        }
         Ok(())
     });
     if let Err(error) = result {
@@ -115,10 +128,10 @@ fn precision() -> impl Strategy<Value = Precision> {
 const ACTIVATIONS: [Activation; 5] =
     [Activation::None, Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu];
 
-/// Rows of x on both sides of the step from matvec to tiles, and of a tile.
-const AWKWARD_M: [usize; 9] = [1, 2, 3, 4, 5, 63, 64, 65, 131];
-/// Rows of W around the four of a matvec and the 64 of a tile.
-const AWKWARD_N: [usize; 9] = [1, 2, 3, 4, 5, 63, 64, 65, 127];
+/// Rows of x on both sides of the step from matvec to tiles, of a tile, and of the 16 of the kernel for software adapters.
+const AWKWARD_M: [usize; 12] = [1, 2, 3, 4, 5, 8, 15, 17, 63, 64, 65, 131];
+/// Rows of W around the four of a matvec, the 64 of a tile and the 256 of the kernel for software adapters.
+const AWKWARD_N: [usize; 11] = [1, 2, 3, 4, 5, 63, 64, 65, 127, 256, 261];
 /// Columns around the fours of a vector, the 16 of a step, the 32 of a quantised group and the 256 of a workgroup's stride.
 const AWKWARD_K: [usize; 14] = [1, 2, 3, 4, 5, 15, 17, 31, 32, 33, 64, 97, 257, 1028];
 
@@ -127,7 +140,7 @@ fn linear_over_awkward_shapes() {
     let mut cases = Vec::new();
     let mut random = Random::new("shapes");
     for precision in Precision::ALL {
-        // Each awkward size with others drawn at random: a full product would be 4536 cases.
+        // Each awkward size with others drawn at random: a full product would be thousands of cases.
         let mut add = |m: usize, n: usize, k: usize| cases.push(Linear { m, n, k, precision, ..Linear::default() });
         let mut pick = |sizes: &[usize]| sizes[random.below(sizes.len())];
         for m in AWKWARD_M {
@@ -197,7 +210,9 @@ fn linear_in_several_pieces() {
         cases.push(Box::new(Gather { rows: 133, columns: 61, precision, count: 16, start: 3 }));
         cases.push(Box::new(MatrixRows { rows: 133, columns: 61, precision, block: 10 }));
     }
-    check_on(&devices().pieces, "pieces", &cases);
+    for device in &devices().pieces {
+        check_on(device, "pieces", &cases);
+    }
 }
 
 #[test]

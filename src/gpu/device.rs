@@ -27,6 +27,8 @@ pub struct GpuOptions {
     pub max_binding_bytes: Option<u64>,
     /// Place every tensor between zones of a pattern that [`Gpu::check_guards`] looks at, and recycle none (tests).
     pub guard_zones: bool,
+    /// Choose kernels as on a software adapter (`true`) or as on a hardware one (`false`), whatever this one is (tests).
+    pub software_kernels: Option<bool>,
 }
 
 /// An open device with its queue, buffers and pipelines. Clones share it.
@@ -51,6 +53,7 @@ struct Inner {
     submissions: AtomicU64,
     cost: Mutex<Cost>,
     guards: Option<Guards>,
+    software_kernels: bool,
 }
 
 impl Gpu {
@@ -107,6 +110,7 @@ impl Gpu {
             }
         });
 
+        let software_kernels = options.software_kernels.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter.get_info());
         if let Some(bytes) = options.max_binding_bytes {
             capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
@@ -134,6 +138,7 @@ impl Gpu {
             submissions: AtomicU64::new(0),
             cost: Mutex::default(),
             guards: options.guard_zones.then(Guards::default),
+            software_kernels,
         })))
     }
 
@@ -145,6 +150,11 @@ impl Gpu {
     /// What the device offers.
     pub fn capabilities(&self) -> &Capabilities {
         &self.0.capabilities
+    }
+
+    /// Whether kernels are to be chosen for a CPU that plays a GPU.
+    pub(crate) fn software_kernels(&self) -> bool {
+        self.0.software_kernels
     }
 
     /// Memory in use.

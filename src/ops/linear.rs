@@ -26,6 +26,17 @@ pub(crate) enum Form {
 }
 
 impl Form {
+    /// All of them.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Matvec,
+        Self::Tiled,
+        Self::Uniform(1),
+        Self::Uniform(2),
+        Self::Uniform(4),
+        Self::Uniform(8),
+        Self::Uniform(16),
+    ];
+
     /// The form for `m` rows of x.
     fn choose(software: bool, m: usize) -> Self {
         match (software, m) {
@@ -258,7 +269,7 @@ fn record(
     }
     let k = x.columns();
     let variant = Variant {
-        form: Form::choose(recorder.gpu().adapter().is_software(), m),
+        form: Form::choose(recorder.gpu().software_kernels(), m),
         precision: weight.precision(),
         vec4: k % 4 == 0,
         routed: routes.is_some(),

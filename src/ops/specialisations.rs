@@ -1,6 +1,6 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
-use super::linear::{Activation, Variant};
+use super::linear::{Activation, Form, Variant};
 use super::{attention, convolution, gather, mining, norm, routing, sampling};
 use crate::gpu::Kernel;
 use crate::tensor::{Precision, fill_kernel};
@@ -36,25 +36,27 @@ pub fn specialisations() -> Vec<Kernel> {
 
 fn linear_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
-    for precision in Precision::ALL {
-        for activation in ACTIVATIONS {
-            // A bit for each choice.
-            for bits in 0..128u32 {
-                let bit = |index: u32| bits >> index & 1 == 1;
-                let variant = Variant {
-                    tiled: bit(0),
-                    precision,
-                    vec4: bit(1),
-                    routed: bit(2),
-                    bias: bit(3),
-                    gamma: bit(4),
-                    activation,
-                    gated: bit(5),
-                    accumulate: bit(6),
-                };
-                // The op refuses a bias before a gate, and experts' rows are not accumulated.
-                if !(variant.gated && variant.bias || variant.routed && variant.accumulate) {
-                    kernels.push(variant.kernel());
+    for form in Form::ALL {
+        for precision in Precision::ALL {
+            for activation in ACTIVATIONS {
+                // A bit for each choice.
+                for bits in 0..64u32 {
+                    let bit = |index: u32| bits >> index & 1 == 1;
+                    let variant = Variant {
+                        form,
+                        precision,
+                        vec4: bit(0),
+                        routed: bit(1),
+                        bias: bit(2),
+                        gamma: bit(3),
+                        activation,
+                        gated: bit(4),
+                        accumulate: bit(5),
+                    };
+                    // The op refuses a bias before a gate, and experts' rows are not accumulated.
+                    if !(variant.gated && variant.bias || variant.routed && variant.accumulate) {
+                        kernels.push(variant.kernel());
+                    }
                 }
             }
         }
