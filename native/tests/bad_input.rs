@@ -1,0 +1,246 @@
+//! What the binary says to bad input: a clear message on standard error, exit code 2, no panic. And to odd but good input: an
+//! answer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+const SHARD: &str = "MGM-2B/model-00002-of-00002.safetensors";
+const FIRST_SHARD: &str = "MGM-2B/model-00001-of-00002.safetensors";
+const CLIP: &str = "OpenAI/clip-vit-large-patch14-336/model.safetensors";
+const CONVNEXT: &str = "OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup/open_clip_pytorch_model.bin";
+
+fn data(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(file)
+}
+
+/// A copy of the gemma-2b golden case that a test may damage.
+fn copy_of_case() -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).expect("a folder");
+        for entry in fs::read_dir(from).expect("the golden case") {
+            let entry = entry.expect("an entry");
+            let target = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy(&entry.path(), &target);
+            } else {
+                fs::copy(entry.path(), target).expect("a copy");
+            }
+        }
+    }
+    let folder = TempDir::new().expect("a temporary folder");
+    copy(&data("goldens/gemma-2b"), folder.path());
+    folder
+}
+
+fn chat(case: &Path, more: &[String]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+    command.arg("chat").arg(case.join("MGM-2B"));
+    command.args(["--prompt", "What is this?", "--max-new-tokens", "3", "--temperature", "0"]);
+    command.args(more).stdin(Stdio::null());
+    command
+}
+
+fn run(mut command: Command) -> (Option<i32>, Vec<u8>, String) {
+    let Output { status, stdout, stderr } = command.output().expect("the binary runs");
+    (status.code(), stdout, String::from_utf8_lossy(&stderr).into_owned())
+}
+
+/// A safetensors file's JSON header and where its data begin.
+fn header(bytes: &[u8]) -> (String, usize) {
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    (String::from_utf8(bytes[8..8 + length].to_vec()).expect("a JSON header"), 8 + length)
+}
+
+/// Rewrites a tensor's entry in the header of a safetensors file.
+fn edit_header(file: &Path, tensor: &str, from: &str, to: &str) {
+    let bytes = fs::read(file).expect("a shard");
+    let (text, start) = header(&bytes);
+    let at = text.find(&format!("\"{tensor}\"")).unwrap_or_else(|| panic!("{tensor} in {}", file.display()));
+    let (before, entry) = text.split_at(at);
+    assert!(entry.contains(from), "{from} in {entry:.120}");
+    let edited = format!("{before}{}", entry.replacen(from, to, 1));
+    let mut out = (edited.len() as u64).to_le_bytes().to_vec();
+    out.extend(edited.as_bytes());
+    out.extend(&bytes[start..]);
+    fs::write(file, out).expect("a shard");
+}
+
+/// Overwrites the first element of an f32 tensor.
+fn poke(file: &Path, tensor: &str, value: f32) {
+    let mut bytes = fs::read(file).expect("a shard");
+    let (text, start) = header(&bytes);
+    let json: serde_json::Value = serde_json::from_str(&text).expect("a JSON header");
+    let offset = json[tensor]["data_offsets"][0].as_u64().expect("an offset") as usize;
+    bytes[start + offset..][..4].copy_from_slice(&value.to_le_bytes());
+    fs::write(file, bytes).expect("a shard");
+}
+
+fn edit_config(case: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let file = case.join("MGM-2B/config.json");
+    let mut json = serde_json::from_slice(&fs::read(&file).expect("a configuration")).expect("JSON");
+    change(&mut json);
+    fs::write(file, serde_json::to_vec(&json).expect("JSON")).expect("a configuration");
+}
+
+/// One kind of bad input.
+struct Row {
+    what: &'static str,
+    /// What is done to the case.
+    damage: fn(&Path),
+    /// More arguments.
+    arguments: Vec<String>,
+    /// What the message must contain, in any case.
+    message: &'static [&'static str],
+}
+
+fn damaged(what: &'static str, damage: fn(&Path), message: &'static [&'static str]) -> Row {
+    Row { what, damage, arguments: Vec::new(), message }
+}
+
+fn called(what: &'static str, arguments: &[&str], message: &'static [&'static str]) -> Row {
+    Row { what, damage: |_| {}, arguments: arguments.iter().map(|word| (*word).to_owned()).collect(), message }
+}
+
+fn rows() -> Vec<Row> {
+    let not_an_image = data("data/images/README.md").display().to_string();
+    let long = "word ".repeat(9000);
+    vec![
+        damaged(
+            "truncated shard",
+            |case| {
+                let bytes = fs::read(case.join(SHARD)).expect("a shard");
+                fs::write(case.join(SHARD), &bytes[..bytes.len() / 2]).expect("a shard");
+            },
+            &["model-00002-of-00002.safetensors", "malformed"],
+        ),
+        damaged(
+            "index naming a missing file",
+            |case| fs::remove_file(case.join(FIRST_SHARD)).expect("a shard"),
+            &["model-00001-of-00002.safetensors", "missing"],
+        ),
+        damaged(
+            "wrong shape",
+            |case| edit_header(&case.join(SHARD), "model.norm.weight", "[96]", "[48,2]"),
+            &["model.norm.weight", "[48, 2]", "[96]"],
+        ),
+        damaged(
+            "wrong element type",
+            |case| edit_header(&case.join(SHARD), "model.norm.weight", "F32", "I32"),
+            &["model.norm.weight", "I32"],
+        ),
+        damaged(
+            "NaN in a norm",
+            |case| poke(&case.join(SHARD), "model.norm.weight", f32::NAN),
+            &["model.norm.weight", "NaN"],
+        ),
+        damaged(
+            "infinity in CLIP",
+            |case| poke(&case.join(CLIP), "vision_model.encoder.layers.0.layer_norm1.weight", f32::INFINITY),
+            &["layers.0.layer_norm1.weight", "inf"],
+        ),
+        damaged(
+            "unknown architecture",
+            |case| edit_config(case, |config| *config = serde_json::json!({"model_type": "bert", "hidden_size": 96})),
+            &["bert", "not supported"],
+        ),
+        damaged(
+            "a configuration that is not JSON",
+            |case| fs::write(case.join("MGM-2B/config.json"), "{").expect("a file"),
+            &["config.json"],
+        ),
+        damaged(
+            "no heads",
+            |case| edit_config(case, |config| config["num_attention_heads"] = 0.into()),
+            &["num_attention_heads"],
+        ),
+        damaged(
+            "tokenizer missing",
+            |case| {
+                fs::remove_file(case.join("MGM-2B/tokenizer.json")).expect("a tokenizer");
+                fs::remove_file(case.join("MGM-2B/tokenizer.model")).expect("a tokenizer");
+            },
+            &["tokenizer.model", "missing"],
+        ),
+        damaged(
+            "towers missing",
+            |case| fs::remove_dir_all(case.join("OpenAI")).expect("towers"),
+            &["clip-vit-large-patch14-336"],
+        ),
+        damaged(
+            "malicious pickle",
+            |case| drop(fs::copy(data("data/weights/malicious.bin"), case.join(CONVNEXT)).expect("a copy")),
+            &["open_clip_pytorch_model.bin", "system"],
+        ),
+        damaged(
+            "zip bomb",
+            |case| drop(fs::copy(data("data/weights/bomb.bin"), case.join(CONVNEXT)).expect("a copy")),
+            &["open_clip_pytorch_model.bin", "compressed"],
+        ),
+        damaged(
+            "no such checkpoint",
+            |case| fs::remove_dir_all(case.join("MGM-2B")).expect("a folder"),
+            &["config.json", "missing"],
+        ),
+        called("not an image", &["--image", &not_an_image], &["README.md", "image"]),
+        called("no such image", &["--image", "/nowhere/photo.jpg"], &["/nowhere/photo.jpg"]),
+        called("a prompt beyond the context", &["--prompt", &long], &["tokens", "context"]),
+        called("an adapter with little memory", &["--gpu-memory", "1M"], &["not enough GPU memory", "1048576"]),
+        called("no such adapter", &["--adapter", "Voodoo 3"], &["voodoo 3"]),
+        called("no such precision", &["--precision", "q3"], &["q3", "q4"]),
+        called("no such template", &["--conversation", "alpaca"], &["alpaca", "vicuna_v1"]),
+        called("a probability of 2", &["--top-p", "2"], &["probability"]),
+    ]
+}
+
+#[test]
+fn bad_input_gets_a_message_and_exit_code_2() {
+    let mut failures = Vec::new();
+    for Row { what, damage, arguments, message } in rows() {
+        let case = copy_of_case();
+        damage(case.path());
+        let (code, _, said) = run(chat(case.path(), &arguments));
+        if code != Some(2) {
+            failures.push(format!("{what}: exit code {code:?}: {said}"));
+        }
+        let lower = said.to_lowercase();
+        if lower.contains("panicked") || !lower.contains("error: ") {
+            failures.push(format!("{what}: {said}"));
+        }
+        for part in message.iter().filter(|part| !lower.contains(&part.to_lowercase())) {
+            failures.push(format!("{what}: {part:?} is not in {said}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn tiny_and_huge_images_are_answered() {
+    let case = copy_of_case();
+    let folder = TempDir::new().expect("a temporary folder");
+    for (width, height) in [(1, 1), (12000, 9000)] {
+        let file = folder.path().join(format!("{width}x{height}.png"));
+        image::RgbImage::from_pixel(width, height, image::Rgb([200, 40, 90])).save(&file).expect("a PNG file");
+        let arguments = ["--image".to_owned(), file.display().to_string(), "--json".to_owned()];
+        let (code, out, said) = run(chat(case.path(), &arguments));
+        assert_eq!(code, Some(0), "{width} x {height}: {said}");
+        let report: serde_json::Value = serde_json::from_slice(&out).expect("one JSON object");
+        assert!(report["turns"][0]["prompt_tokens"].as_u64().is_some_and(|tokens| tokens > 576));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_reported() {
+    let case = copy_of_case();
+    for arguments in [vec!["--json".to_owned()], vec![]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has /dev/full");
+        let mut command = chat(case.path(), &arguments);
+        command.stdout(full);
+        let (code, _, said) = run(command);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("writing the output") && !said.contains("panicked"), "{said}");
+    }
+}

@@ -1,0 +1,118 @@
+//! `mgm chat` on the golden checkpoints: greedy ids, JSON, streaming, seeds, conversations through a pipe.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
+}
+
+fn expected(case: &str) -> Value {
+    let file = goldens().join(case).join("expected.json");
+    serde_json::from_slice(&fs::read(file).expect("expected.json")).expect("JSON")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
+
+fn chat(case: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+    command.arg("chat").arg(goldens().join(case).join(text(&expected(case)["checkpoint"])));
+    command.args(["--precision", "f32"]).stdin(Stdio::null());
+    command
+}
+
+/// Standard output of a run that must succeed.
+fn run(mut command: Command) -> String {
+    let output = command.output().expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn json_has_the_golden_ids_of_every_turn() {
+    for case in ["gemma-2b", "llama3-8b", "vicuna-7b", "two-images", "yi-34b"] {
+        let expected = expected(case);
+        let mut command = chat(case);
+        command.args(["--temperature", "0", "--max-new-tokens", "24", "--json"]);
+        for image in expected["images"].as_array().expect("a list") {
+            command.arg("--image").arg(goldens().join(case).join(text(image)));
+        }
+        let turns = expected["turns"].as_array().expect("a list");
+        for turn in turns {
+            command.args(["--prompt", text(&turn["question"])]);
+        }
+        let report: Value = serde_json::from_str(&run(command)).expect("one JSON object and nothing else");
+        let answers = report["turns"].as_array().expect("turns");
+        assert_eq!(answers.len(), turns.len());
+        for (index, (answer, turn)) in answers.iter().zip(turns).enumerate() {
+            let ids = answer["token_ids"].as_array().expect("ids");
+            let wanted = turn["greedy_ids"].as_array().expect("ids");
+            // An answer that ends by itself is shorter than the golden one, which goes on to its length.
+            assert_eq!(ids[..], wanted[..ids.len()], "{case}, turn {index}");
+            let stopped = answer["finish_reason"] == "stop";
+            assert!(stopped || ids.len() == wanted.len(), "{case}, turn {index}: {}", answer["finish_reason"]);
+            assert_eq!(answer["prompt_tokens"], turn["n_embeds"], "{case}, turn {index}");
+            if ids.len() == wanted.len() {
+                assert_eq!(answer["text"], turn["text"], "{case}, turn {index}");
+            }
+        }
+        for key in ["adapter", "load_ms", "vision_ms"] {
+            assert!(!report[key].is_null(), "{case}: {key}");
+        }
+        assert!(answers[0]["timings"]["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0));
+    }
+}
+
+#[test]
+fn the_streamed_text_is_the_answer_and_a_seed_repeats_it() {
+    let ask = |more: &[&str]| {
+        let mut command = chat("no-image");
+        command.args(["--prompt", "Who are you?", "--max-new-tokens", "12"]).args(more);
+        run(command)
+    };
+    let report = |more: &[&str]| {
+        let more: Vec<&str> = more.iter().copied().chain(["--json"]).collect();
+        serde_json::from_str::<Value>(&ask(&more)).expect("JSON")["turns"][0].clone()
+    };
+    assert_eq!(ask(&["--temperature", "0"]).trim(), text(&report(&["--temperature", "0"])["text"]));
+    let sampled = |seed| report(&["--temperature", "1", "--seed", seed])["token_ids"].clone();
+    assert_eq!(sampled("7"), sampled("7"));
+    assert_ne!(sampled("7"), sampled("8"));
+}
+
+#[test]
+fn a_conversation_through_a_pipe() {
+    let mut command = chat("gemma-2b");
+    command.args(["--temperature", "0", "--max-new-tokens", "4"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    let image = goldens().join("gemma-2b/image0.png").display().to_string();
+    let lines = [
+        "/image nowhere.png",
+        "/nonsense",
+        &format!("/image {image}"),
+        "What is it?",
+        "And now?",
+        "/reset",
+        "Hello",
+        "/quit",
+        "never asked",
+        "",
+    ];
+    child.stdin.take().expect("a pipe").write_all(lines.join("\n").as_bytes()).expect("the pipe takes it");
+    let output = child.wait_with_output().expect("an end");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    for part in ["nowhere.png", "/nonsense", "a new conversation"] {
+        assert!(errors.contains(part), "{part} in {errors}");
+    }
+    // Three answers of at most four tokens each, which may hold line ends.
+    assert!(String::from_utf8_lossy(&output.stdout).lines().count() >= 3, "{output:?}");
+    assert!(!errors.contains("panicked") && !errors.contains("never asked"), "{errors}");
+}
