@@ -1,4 +1,6 @@
 //! Checkpoints on disk: files made by torch (`tests/data/weights/make.py`), and the golden cases.
+// Numbers stand as Python printed them.
+#![allow(clippy::excessive_precision)]
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

@@ -48,6 +48,10 @@ fn run(mut command: Command) -> (Option<i32>, Vec<u8>, String) {
     (status.code(), stdout, String::from_utf8_lossy(&stderr).into_owned())
 }
 
+fn replace(from: &Path, to: &Path) {
+    fs::copy(from, to).expect("a copy");
+}
+
 /// A safetensors file's JSON header and where its data begin.
 fn header(bytes: &[u8]) -> (String, usize) {
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
@@ -171,12 +175,12 @@ fn rows() -> Vec<Row> {
         ),
         damaged(
             "malicious pickle",
-            |case| drop(fs::copy(data("data/weights/malicious.bin"), case.join(CONVNEXT)).expect("a copy")),
+            |case| replace(&data("data/weights/malicious.bin"), &case.join(CONVNEXT)),
             &["open_clip_pytorch_model.bin", "system"],
         ),
         damaged(
             "zip bomb",
-            |case| drop(fs::copy(data("data/weights/bomb.bin"), case.join(CONVNEXT)).expect("a copy")),
+            |case| replace(&data("data/weights/bomb.bin"), &case.join(CONVNEXT)),
             &["open_clip_pytorch_model.bin", "compressed"],
         ),
         damaged(

@@ -271,7 +271,7 @@ fn record(
     let variant = Variant {
         form: Form::choose(recorder.gpu().software_kernels(), m),
         precision: weight.precision(),
-        vec4: k % 4 == 0,
+        vec4: k.is_multiple_of(4),
         routed: routes.is_some(),
         bias: epilogue.bias.is_some(),
         gamma: epilogue.gamma.is_some(),
