@@ -200,6 +200,11 @@ impl Gpu {
         Ok((buffer, ZONE_BYTES))
     }
 
+    /// Whether tensors lie between guard zones.
+    pub(super) fn guarded(&self) -> bool {
+        self.0.guards.is_some()
+    }
+
     /// Checks that nothing was written around the tensors made since the last call. Only a device opened with
     /// [`GpuOptions::guard_zones`] has anything to check.
     pub async fn check_guards(&self) -> Result<()> {

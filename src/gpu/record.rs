@@ -47,6 +47,13 @@ pub struct Binding<'a> {
     pub bytes: u64,
 }
 
+impl Binding<'_> {
+    /// The same with the zone behind it: drivers drop accesses beyond a binding, which would hide them from the guards.
+    fn with_guard_zone(&self) -> Self {
+        Self { bytes: self.buffer.bytes() - self.offset, ..*self }
+    }
+}
+
 /// The grid for at least `count` workgroups: one row, or several where one would be too long. Kernels number their
 /// workgroups `id.x + id.y * num_workgroups.x` and leave when that is past the end.
 pub fn grid_1d(count: usize) -> [u32; 3] {
@@ -98,6 +105,13 @@ impl Recorder {
             return Err(Error::Gpu(format!("{}: a grid of {grid:?} workgroups is over the limit", kernel.name)));
         }
         self.check_bindings(kernel, bindings)?;
+        let wide: Vec<_>;
+        let bindings = if self.gpu.guarded() {
+            wide = bindings.iter().map(|binding| binding.with_guard_zone()).collect();
+            wide.as_slice()
+        } else {
+            bindings
+        };
         if self.params.len() == MAX_DISPATCHES * MAX_PARAMS_BYTES || self.cost.flops + cost.flops > FLOPS_PER_SUBMISSION
         {
             self.flush()?;
