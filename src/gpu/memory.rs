@@ -171,7 +171,7 @@ mod tests {
     fn size_classes_waste_at_most_an_eighth() {
         for bytes in (1..100_000u64).chain([1 << 20, (1 << 20) + 1, (1 << 27) - 1, 1 << 27]) {
             let class = size_class(bytes, 1 << 40);
-            assert!(class >= bytes && class % 256 == 0, "{bytes} -> {class}");
+            assert!(class >= bytes && class.is_multiple_of(256), "{bytes} -> {class}");
             assert!(class <= bytes.max(256) + bytes / 8 + 256, "{bytes} -> {class}");
         }
         assert_eq!(size_class(1000, 1024), 1024);

@@ -548,9 +548,9 @@ mod tests {
             stride: vec![3, 1],
         };
         let plain = state_dict(&tensor());
-        assert_eq!(read_state_dict(&plain).unwrap(), [expected.clone()]);
+        assert_eq!(read_state_dict(&plain).unwrap(), std::slice::from_ref(&expected));
         let nested = [b"\x80\x02}X\x0a\0\0\0state_dict".as_slice(), &plain[2..plain.len() - 1], b"s."].concat();
-        assert_eq!(read_state_dict(&nested).unwrap(), [expected.clone()]);
+        assert_eq!(read_state_dict(&nested).unwrap(), std::slice::from_ref(&expected));
         let parameter = [b"ctorch._utils\n_rebuild_parameter\n".as_slice(), &tensor(), b"\x89)\x87R"].concat();
         assert_eq!(read_state_dict(&state_dict(&parameter)).unwrap(), [expected]);
         assert_eq!(read_state_dict(&state_dict(b"K\x05")).unwrap(), []);
