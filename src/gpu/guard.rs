@@ -11,8 +11,9 @@ use crate::{Error, Result};
 /// Bytes before a tensor, and at least so many after it: a multiple of every alignment of a storage binding.
 pub(super) const ZONE_BYTES: u64 = 256;
 
-/// A quiet NaN, so that what is read out of bounds and used, or never written and read, shows up in the results.
-const PATTERN: u32 = 0x7fc0_dead;
+/// A NaN, so that what is read out of bounds and used, or never written and read, shows up in the results; a signalling one,
+/// so that adding to it changes its bits.
+const PATTERN: u32 = 0x7fa0_dead;
 
 /// The pattern over `bytes`, a multiple of 4.
 pub(super) fn pattern(bytes: u64) -> Vec<u8> {
