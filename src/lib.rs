@@ -4,16 +4,25 @@
 //! browser page) gives it a [`weights::source::Folder`] to read from and drives its futures.
 
 pub mod error;
+#[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod image;
+#[cfg(feature = "gpu")]
 pub mod language;
+#[cfg(feature = "gpu")]
 pub mod load;
+#[cfg(feature = "gpu")]
 pub mod ops;
+#[cfg(feature = "gpu")]
 pub mod plan;
+#[cfg(feature = "gpu")]
 pub mod session;
+#[cfg(feature = "gpu")]
 pub mod tensor;
 pub mod text;
+#[cfg(feature = "gpu")]
 pub mod variants;
+#[cfg(feature = "gpu")]
 pub mod vision;
 pub mod weights;
 

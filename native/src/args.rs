@@ -60,7 +60,7 @@ impl DeviceArgs {
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
     /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer)
-    pub checkpoint: PathBuf,
+    pub checkpoint: Option<PathBuf>,
     /// Folder of the low-resolution tower (CLIP ViT) [default: beside or inside the checkpoint]
     #[arg(long, value_name = "DIR")]
     pub vision_tower: Option<PathBuf>,
@@ -71,12 +71,17 @@ pub struct CheckpointArgs {
 
 impl CheckpointArgs {
     pub async fn open(&self) -> mgm::Result<MgmCheckpoint> {
+        let Some(checkpoint) = &self.checkpoint else {
+            return Err(mgm::Error::InvalidArgument(
+                "name the folder of a checkpoint, such as MGM-2B: no trained model ships with mgm yet".to_owned(),
+            ));
+        };
         let folder = |path: &PathBuf| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
         let towers = TowerOptions {
             clip: self.vision_tower.as_ref().map(folder),
             convnext: self.vision_tower_hr.as_ref().map(folder),
         };
-        MgmCheckpoint::open(folder(&self.checkpoint), towers).await
+        MgmCheckpoint::open(folder(checkpoint), towers).await
     }
 }
 

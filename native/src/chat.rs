@@ -249,6 +249,7 @@ impl Talk<'_> {
                     }
                     // A lost device will not answer again; all else is this question's problem.
                     Err(Failure::Core(error @ mgm::Error::DeviceLost(_))) => return Err(error.into()),
+                    Err(Failure::Core(mgm::Error::Cancelled)) => eprintln!("stopped before the answer began"),
                     Err(Failure::Core(error)) => eprintln!("mgm: error: {error}"),
                     Err(failure) => return Err(failure),
                 },

@@ -188,6 +188,7 @@ fn rows() -> Vec<Row> {
             |case| fs::remove_dir_all(case.join("MGM-2B")).expect("a folder"),
             &["config.json", "missing"],
         ),
+        called("two flags that go together", &["--json=yes"], &["json"]),
         called("not an image", &["--image", &not_an_image], &["README.md", "image"]),
         called("no such image", &["--image", "/nowhere/photo.jpg"], &["/nowhere/photo.jpg"]),
         called("a prompt beyond the context", &["--prompt", &long], &["tokens", "context"]),

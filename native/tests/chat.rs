@@ -116,3 +116,15 @@ fn a_conversation_through_a_pipe() {
     assert!(String::from_utf8_lossy(&output.stdout).lines().count() >= 3, "{output:?}");
     assert!(!errors.contains("panicked") && !errors.contains("never asked"), "{errors}");
 }
+
+#[test]
+fn every_released_model_can_be_planned() {
+    for name in mgm::variants::NAMES {
+        for precision in ["f32", "f16", "q8", "q4"] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+            command.args(["bench", "--dry-run", "--precision", precision, "--synthetic", name]);
+            let plan = run(command);
+            assert!(plan.contains("all weights") && plan.contains("language model"), "{plan}");
+        }
+    }
+}
