@@ -131,7 +131,7 @@ fn the_gemma_golden_opens() {
         ],
     );
     let language = &checkpoint.config.language;
-    assert_eq!((language.architecture, language.activation), (Architecture::Gemma, Activation::GeluTanh));
+    assert_eq!((language.architecture, language.activation), (Architecture::Gemma, Activation::GeluErf));
     assert_eq!((language.num_heads, language.num_kv_heads, language.head_dim), (4, 1, 32));
     assert!(language.tie_word_embeddings);
 }
