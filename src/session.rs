@@ -1,7 +1,5 @@
 //! A model and the conversations with it: pictures and text in, text out.
 
-use std::rc::Rc;
-
 use web_time::Instant;
 
 use crate::gpu::Gpu;
@@ -263,11 +261,8 @@ impl Chat<'_> {
         let answer = self.try_ask(question, images, options, on_event).await;
         match &answer {
             Ok(answer) => self.conversation.answer(answer.text.clone()),
-            Err(_) => {
-                (self.conversation, self.images) = before;
-                // Part of the prompt may be in the cache; its positions are not to be trusted.
-                self.cached.truncate(self.cached.len().min(self.cache.length()));
-            }
+            // What the cache holds of the prompt may stay: the next turn keeps what it has in common with it.
+            Err(_) => (self.conversation, self.images) = before,
         }
         answer
     }
@@ -497,9 +492,4 @@ impl Draws {
         // 24 bits are what an f32 holds exactly.
         ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
     }
-}
-
-/// An `on_progress` that counts into a closure.
-pub fn progress(callback: impl Fn(u64) -> bool + 'static) -> OnProgress {
-    Rc::new(callback)
 }

@@ -1,12 +1,13 @@
 //! `mgm bench --synthetic`: a released model's shapes with random weights made on the device.
 
 use std::io::Write;
+use std::rc::Rc;
 use std::time::Instant;
 
 use mgm::gpu::{Cost, Gpu};
 use mgm::image::Rgb8;
 use mgm::language::{Language, PREFILL_POSITIONS, Position};
-use mgm::load::Loader;
+use mgm::load::{Loader, OnProgress};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::session::vision_precision;
@@ -154,7 +155,7 @@ async fn measure(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Resul
     let started = Instant::now();
     let bar = progress::bytes(plan.weights(), "filling");
     let counter = bar.clone();
-    let on_progress = mgm::session::progress(move |bytes| {
+    let on_progress: OnProgress = Rc::new(move |bytes| {
         counter.inc(bytes);
         true
     });

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -10,7 +11,7 @@ use mgm::gpu::Gpu;
 use mgm::image::{Rgb8, decode};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model, progress as on_progress};
+use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model};
 use mgm::weights::config::Activation;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
@@ -38,7 +39,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     let options = LoadOptions {
         precision: arguments.precision,
         template: arguments.conversation,
-        on_progress: Some(on_progress(move |bytes| {
+        on_progress: Some(Rc::new(move |bytes| {
             counter.inc(bytes);
             !stopping.load(Ordering::Relaxed)
         })),

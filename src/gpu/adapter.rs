@@ -94,33 +94,15 @@ pub(super) fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
-/// All adapters, best first.
-pub async fn list_adapters() -> Vec<AdapterSummary> {
-    let adapters = enumerate(&instance()).await;
-    adapters.iter().enumerate().map(|(index, adapter)| AdapterSummary::new(index, adapter)).collect()
+/// All adapters, best first: at least one.
+pub async fn list_adapters() -> Result<Vec<AdapterSummary>> {
+    let adapters = find(&instance()).await?;
+    Ok(adapters.iter().enumerate().map(|(index, adapter)| AdapterSummary::new(index, adapter)).collect())
 }
 
-#[cfg(not(target_arch = "wasm32"))]
-async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    let mut adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
-    adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type));
-    adapters
-}
-
-#[cfg(target_arch = "wasm32")]
-async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    // A page cannot list adapters; it can ask for the fast one.
-    let options =
-        wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
-    let mut adapters: Vec<_> = instance.request_adapter(&options).await.into_iter().collect();
-    adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type));
-    adapters
-}
-
-/// The adapter that `choice` means.
-pub(super) async fn choose(instance: &wgpu::Instance, choice: &AdapterChoice) -> Result<(usize, wgpu::Adapter)> {
+/// All adapters, best first; an error that says what to install where there is none.
+async fn find(instance: &wgpu::Instance) -> Result<Vec<wgpu::Adapter>> {
     let mut adapters = enumerate(instance).await;
-    let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
     if adapters.is_empty() {
         return Err(Error::NoAdapter(
             "no GPU adapter was found. Install your GPU's Vulkan driver; for a software adapter on Debian or Ubuntu: \
@@ -128,6 +110,27 @@ pub(super) async fn choose(instance: &wgpu::Instance, choice: &AdapterChoice) ->
                 .to_owned(),
         ));
     }
+    adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type));
+    Ok(adapters)
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    instance.enumerate_adapters(wgpu::Backends::PRIMARY).await
+}
+
+#[cfg(target_arch = "wasm32")]
+async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    // A page cannot list adapters; it can ask for the fast one.
+    let options =
+        wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
+    instance.request_adapter(&options).await.into_iter().collect()
+}
+
+/// The adapter that `choice` means.
+pub(super) async fn choose(instance: &wgpu::Instance, choice: &AdapterChoice) -> Result<(usize, wgpu::Adapter)> {
+    let mut adapters = find(instance).await?;
+    let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
     let index = match choice {
         AdapterChoice::Best => Some(0),
         AdapterChoice::Index(index) => (*index < adapters.len()).then_some(*index),

@@ -100,6 +100,13 @@ pub struct Epilogue<'a> {
     pub gamma: Option<&'a Tensor>,
 }
 
+impl Epilogue<'_> {
+    /// Columns of y: rows of the weight, or half as many where they are gated.
+    fn outputs(&self, weight: &Matrix) -> usize {
+        if self.gated { weight.rows() / 2 } else { weight.rows() }
+    }
+}
+
 /// Which rows of x an expert works on.
 #[derive(Debug, Clone, Copy)]
 pub struct Routes<'a> {
@@ -202,8 +209,7 @@ impl Variant {
 
 /// y = epilogue(x W^T): x [m, k], W [n, k] -> y [m, n] (n / 2 where gated).
 pub fn linear(recorder: &mut Recorder, x: &Tensor, weight: &Matrix, epilogue: Epilogue<'_>) -> Result<Tensor> {
-    let outputs = if epilogue.gated { weight.rows() / 2 } else { weight.rows() };
-    let y = Tensor::temporary(recorder.gpu(), &[x.rows(), outputs], "linear")?;
+    let y = Tensor::temporary(recorder.gpu(), &[x.rows(), epilogue.outputs(weight)], "linear")?;
     record(recorder, x, weight, epilogue, &y, 0, None, false)?;
     Ok(y)
 }
@@ -243,7 +249,7 @@ fn record(
     routes: Option<Routes<'_>>,
     accumulate: bool,
 ) -> Result<()> {
-    let outputs = if epilogue.gated { weight.rows() / 2 } else { weight.rows() };
+    let outputs = epilogue.outputs(weight);
     if x.columns() != weight.columns() || y.columns() != outputs || (epilogue.gated && epilogue.bias.is_some()) {
         return Err(Error::WrongShape {
             name: "linear".to_owned(),

@@ -3,8 +3,6 @@
 //! Everything is checked for sense here, so that no later code divides by zero or multiplies beyond its integers:
 //! every size is at least 1 and within a generous bound.
 
-use std::collections::BTreeSet;
-
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -673,12 +671,6 @@ impl ClipConfig {
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
-}
-
-/// Ids that end an answer by any of the configurations.
-pub fn eos_tokens(language: &LanguageConfig, generation: &GenerationConfig) -> Vec<u32> {
-    let ids: BTreeSet<u32> = language.eos_tokens.iter().chain(&generation.eos_tokens).copied().collect();
-    ids.into_iter().collect()
 }
 
 #[cfg(test)]
