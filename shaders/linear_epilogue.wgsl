@@ -1,5 +1,6 @@
 // What happens to a matrix product's sum before it is stored:
 //     v = sum (+ bias);  v = activation(v), or activation(gate) * up;  v = gamma * v;  y = v or y += v.
+// Which of these apply is the same for a whole dispatch, so that a pipeline serves them all.
 struct Params {
     m: u32,             // rows of the input
     n: u32,             // rows of this piece of the weight
@@ -10,26 +11,33 @@ struct Params {
     output_start: u32,  // where output row 0 starts
     route_base: u32,    // this expert's place in `routes`
     route_divisor: u32,
+    flags: u32,         // HAS_BIAS and so on
+    activation: u32,
+    eps: f32,           // of the norm before the product
 }
 
-override HAS_BIAS: u32 = 0;
-override HAS_GAMMA: u32 = 0;
-override ACTIVATION: u32 = 0;
-override GATED: u32 = 0;      // weight rows alternate gate, up
-override ACCUMULATE: u32 = 0;
+const HAS_BIAS: u32 = 1u;
+const HAS_GAMMA: u32 = 2u;
+const GATED: u32 = 4u;       // weight rows alternate gate, up
+const ACCUMULATE: u32 = 8u;
+const UNIT_OFFSET: u32 = 16u; // the norm's stored gain is one less than the gain
 
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> gamma: array<f32>;
-@group(0) @binding(6) var<storage, read_write> output: array<f32>;
-@group(0) @binding(7) var<uniform> params: Params;
+@group(0) @binding(7) var<storage, read_write> output: array<f32>;
+@group(0) @binding(8) var<uniform> params: Params;
+
+fn has(flag: u32) -> bool {
+    return (params.flags & flag) != 0u;
+}
 
 fn store(row: u32, column: u32, value: f32) {
     var v = value;
-    if HAS_GAMMA == 1u {
+    if has(HAS_GAMMA) {
         v *= gamma[column];
     }
     let at = params.output_start + row * params.output_stride + column;
-    if ACCUMULATE == 1u {
+    if has(ACCUMULATE) {
         v += output[at];
     }
     output[at] = v;
@@ -38,13 +46,13 @@ fn store(row: u32, column: u32, value: f32) {
 // Sums of four neighbouring weight rows, the first a multiple of 4. `m` is a row of the map above.
 fn finish4(m: u32, n: u32, sums: vec4<f32>) {
     let row = output_row(m);
-    if GATED == 1u {
+    if has(GATED) {
         let column = (params.first + n) >> 1u;
         if n + 1u < params.n {
-            store(row, column, activate(sums.x, ACTIVATION) * sums.y);
+            store(row, column, activate(sums.x, params.activation) * sums.y);
         }
         if n + 3u < params.n {
-            store(row, column + 1u, activate(sums.z, ACTIVATION) * sums.w);
+            store(row, column + 1u, activate(sums.z, params.activation) * sums.w);
         }
         return;
     }
@@ -52,10 +60,10 @@ fn finish4(m: u32, n: u32, sums: vec4<f32>) {
         if n + i < params.n {
             let column = params.first + n + i;
             var v = sums[i];
-            if HAS_BIAS == 1u {
+            if has(HAS_BIAS) {
                 v += bias[column];
             }
-            store(row, column, activate(v, ACTIVATION));
+            store(row, column, activate(v, params.activation));
         }
     }
 }

@@ -15,12 +15,20 @@ fn matvec(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     let fours = (params.k + 3u) >> 2u;
     let stride = params.weight_stride;
     var sums = vec4(0.0);
+    var squares = 0.0;
     for (var k4 = lane; k4 < fours; k4 += WORKGROUP) {
-        let x = input4(row, k4, params.k);
+        var x = input4(row, k4, params.k);
+        if NORM == 1u {
+            squares += dot(x, x);
+            x *= normed_gain(k4);
+        }
         sums += vec4(dot(weight4(rows.x, k4, stride), x), dot(weight4(rows.y, k4, stride), x),
                      dot(weight4(rows.z, k4, stride), x), dot(weight4(rows.w, k4, stride), x));
     }
     sums = workgroup_sum4(sums, lane);
+    if NORM == 1u {
+        sums *= normed_scale(workgroup_sum4(vec4(squares), lane).x);
+    }
     if lane == 0u {
         finish4(m, n, sums);
     }

@@ -207,9 +207,9 @@ impl Loader {
     }
 }
 
-/// Rows of a block: an even number, so that scales stay on whole words.
+/// Rows that are read at a time.
 fn block_rows(columns: usize) -> usize {
-    (BLOCK_VALUES / columns.max(1)).max(2) & !1
+    (BLOCK_VALUES / columns.max(1)).max(1)
 }
 
 /// Checks that a tensor is [rows, ...] with `columns` elements a row.

@@ -128,9 +128,10 @@ fn precision() -> impl Strategy<Value = Precision> {
 const ACTIVATIONS: [Activation; 5] =
     [Activation::None, Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu];
 
-/// Rows of x on both sides of the step from matvec to tiles, of a tile, and of the 16 of the kernel for software adapters.
+/// Rows of x on both sides of the step from matvec to tiles, of a tile, and of the 8 or 16 of the kernels for software
+/// adapters.
 const AWKWARD_M: [usize; 12] = [1, 2, 3, 4, 5, 8, 15, 17, 63, 64, 65, 131];
-/// Rows of W around the four of a matvec, the 64 of a tile and the 256 of the kernel for software adapters.
+/// Rows of W around the four of a matvec, the 64 of a tile and the 16, 32 or 256 of the kernels for software adapters.
 const AWKWARD_N: [usize; 11] = [1, 2, 3, 4, 5, 63, 64, 65, 127, 256, 261];
 /// Columns around the fours of a vector, the 16 of a step, the 32 of a quantised group and the 256 of a workgroup's stride.
 const AWKWARD_K: [usize; 14] = [1, 2, 3, 4, 5, 15, 17, 31, 32, 33, 64, 97, 257, 1028];
@@ -176,6 +177,7 @@ fn linear_with_every_epilogue() {
                     gamma: bit(1),
                     gated: bit(2),
                     accumulate: bit(3),
+                    norm: !bit(3),
                 };
                 if !(case.bias && case.gated) {
                     cases.push(case);
@@ -217,12 +219,13 @@ fn linear_in_several_pieces() {
 
 #[test]
 fn linear_drawn() {
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let strategy =
         (1..140usize, 1..140usize, 1..300usize, precision(), prop::sample::select(ACTIVATIONS.to_vec()), flags)
-            .prop_map(|(m, n, k, precision, activation, (bias, gamma, gated, accumulate))| {
+            .prop_map(|(m, n, k, precision, activation, (bias, gamma, gated, accumulate, norm))| {
                 let n = if gated { (2 * n).min(140) } else { n };
-                Linear { m, n, k, precision, activation, bias: bias && !gated, gamma, gated, accumulate }
+                let (bias, norm) = (bias && !gated, norm && !accumulate);
+                Linear { m, n, k, precision, activation, bias, gamma, gated, accumulate, norm }
             });
     drawn(40, strategy);
 }

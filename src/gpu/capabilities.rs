@@ -42,6 +42,11 @@ impl Capabilities {
         }
     }
 
+    /// The number of lanes of every subgroup, where there are subgroups and all have the same.
+    pub fn subgroup_size(&self) -> Option<u32> {
+        (self.subgroups && self.subgroup_min_size == self.subgroup_max_size).then_some(self.subgroup_max_size)
+    }
+
     /// The largest piece a tensor may be cut into: one binding of one buffer, a multiple of 256 bytes.
     pub fn max_piece_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes) & !255

@@ -55,6 +55,9 @@ pub struct Kernel {
     pub sources: Vec<Source>,
     /// Values of `override` constants. Booleans are 0 or 1.
     pub constants: Vec<(&'static str, u32)>,
+    /// Values of `const` declarations, for what an `override` cannot be: lengths of arrays that invocations keep for
+    /// themselves.
+    pub sizes: Vec<(&'static str, u32)>,
     /// Storage bindings.
     pub bindings: &'static [Access],
 }
@@ -67,6 +70,9 @@ impl Kernel {
         let mut text = String::new();
         if for_browser && self.uses_subgroups() {
             text.push_str("enable subgroups;\n");
+        }
+        for (name, value) in &self.sizes {
+            text.push_str(&format!("const {name}: u32 = {value}u;\n"));
         }
         for source in &self.sources {
             text.push_str(source.text);

@@ -61,15 +61,13 @@ impl Layer {
         cache: &KvCache,
         position: usize,
     ) -> Result<()> {
-        let normed = ops::norm(recorder, x, &self.norm_1)?;
-        let qkv = ops::linear(recorder, &normed, &self.qkv, Epilogue::default())?;
+        let qkv = ops::linear_normed(recorder, x, &self.norm_1, &self.qkv, Epilogue::default())?;
         let queries = ops::rotary(recorder, self.attention, &qkv, table, cache, position)?;
         let seen = KeyValues::Cached(cache, position + x.rows());
         let attended = ops::attention(recorder, self.attention, &queries, seen)?;
         ops::linear_add(recorder, &attended, &self.out, Epilogue::default(), x, 0)?;
 
-        let normed = ops::norm(recorder, x, &self.norm_2)?;
-        self.feed_forward.forward(recorder, &normed, x)
+        self.feed_forward.forward(recorder, &self.norm_2, x)
     }
 }
 
@@ -90,15 +88,16 @@ impl FeedForward {
         Ok(Self::Experts { router, experts, top_k: mixture.per_token })
     }
 
-    /// x += FFN(normed)
-    fn forward(&self, recorder: &mut Recorder, normed: &Tensor, x: &Tensor) -> Result<()> {
+    /// x += FFN(norm x)
+    fn forward(&self, recorder: &mut Recorder, norm: &Norm, x: &Tensor) -> Result<()> {
         match self {
             Self::Dense(gated) => {
-                let inner = ops::linear(recorder, normed, &gated.gate_up, gated.epilogue())?;
+                let inner = ops::linear_normed(recorder, x, norm, &gated.gate_up, gated.epilogue())?;
                 ops::linear_add(recorder, &inner, &gated.down, Epilogue::default(), x, 0)
             }
             Self::Experts { router, experts, top_k } => {
-                let logits = ops::linear(recorder, normed, router, Epilogue::default())?;
+                let normed = ops::norm(recorder, x, norm)?;
+                let logits = ops::linear(recorder, &normed, router, Epilogue::default())?;
                 let routing = ops::route(recorder, &logits, *top_k)?;
                 let gpu = recorder.gpu().clone();
                 let answers = Tensor::temporary(&gpu, &[routing.slots(), x.columns()], "expert answers")?;
@@ -106,7 +105,7 @@ impl FeedForward {
                     let inner =
                         Tensor::temporary(&gpu, &[routing.slots(), expert.down.columns()], "expert intermediate")?;
                     let (gate_up, routes) = (&expert.gate_up, routing.of(number, true));
-                    ops::linear_routed(recorder, normed, gate_up, expert.epilogue(), routes, &inner)?;
+                    ops::linear_routed(recorder, &normed, gate_up, expert.epilogue(), routes, &inner)?;
                     let routes = routing.of(number, false);
                     ops::linear_routed(recorder, &inner, &expert.down, Epilogue::default(), routes, &answers)?;
                 }

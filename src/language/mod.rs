@@ -163,8 +163,8 @@ impl Language {
 
     /// Logits [times, vocab] of the residual stream x [times, hidden].
     pub fn logits(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
-        let normed = ops::norm(recorder, x, &self.norm)?;
-        ops::linear(recorder, &normed, self.head.as_ref().unwrap_or(&self.embedding), Epilogue::default())
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        ops::linear_normed(recorder, x, &self.norm, head, Epilogue::default())
     }
 
     /// Chooses the token after the last row of x [times, hidden] and writes it to `chosen[place]`.

@@ -150,6 +150,7 @@ pub(crate) fn attention_kernel(head_dim: usize, rows: usize, causal: bool, split
             ("CAUSAL", u32::from(causal)),
             ("SPLIT", u32::from(split)),
         ],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }
@@ -159,6 +160,7 @@ pub(crate) fn merge_kernel(head_dim: usize) -> Kernel {
         name: "attention_merge",
         sources: vec![wgsl!("attention_merge.wgsl")],
         constants: vec![("HEAD4", (head_dim / 4) as u32)],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Write],
     }
 }
@@ -169,6 +171,7 @@ pub(crate) fn rotary_kernel(half: bool) -> Kernel {
         name: "rotary",
         sources: vec![store, wgsl!("rotary.wgsl")],
         constants: vec![],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Write, Access::Write, Access::Write],
     }
 }

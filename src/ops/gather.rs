@@ -29,6 +29,7 @@ pub(crate) fn kernel(precision: Precision) -> Kernel {
         name: "gather",
         sources: vec![weight_reader(precision), wgsl!("gather.wgsl")],
         constants: vec![],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }

@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::gpu::{Access, Cost, Kernel, Recorder, Source, wgsl};
+use super::Norm;
+use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, Source, grid_1d, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -21,40 +22,47 @@ pub(crate) enum Form {
     Matvec,
     /// Tiles in workgroup memory.
     Tiled,
-    /// For software adapters: this many rows at a time, without workgroup memory.
+    /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
     Uniform(u32),
+    /// For software adapters with subgroups of `lanes`: this many rows at a time, handed around in the subgroup.
+    Subgroup { rows: u32, lanes: u32 },
 }
 
 impl Form {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Matvec,
-        Self::Tiled,
-        Self::Uniform(1),
-        Self::Uniform(2),
-        Self::Uniform(4),
-        Self::Uniform(8),
-        Self::Uniform(16),
-    ];
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
+        let subgroup = [1, 2, 4, 8].into_iter().flat_map(|rows| [4, 8].map(|lanes| Self::Subgroup { rows, lanes }));
+        [Self::Matvec, Self::Tiled].into_iter().chain(uniform).chain(subgroup)
+    }
 
     /// The form for `m` rows of x.
-    fn choose(software: bool, m: usize) -> Self {
-        match (software, m) {
-            (true, _) => Self::Uniform((m.next_power_of_two() as u32).min(16)),
-            (false, 0..=MATVEC_ROWS) => Self::Matvec,
-            (false, _) => Self::Tiled,
+    fn choose(gpu: &Gpu, m: usize) -> Self {
+        let capabilities = gpu.capabilities();
+        let rows = m.next_power_of_two() as u32;
+        match (gpu.software_kernels(), capabilities.subgroup_size(), m) {
+            (true, Some(lanes @ (4 | 8)), _) => Self::Subgroup { rows: rows.min(8), lanes },
+            (true, ..) => Self::Uniform(rows.min(16)),
+            (false, _, 0..=MATVEC_ROWS) => Self::Matvec,
+            (false, ..) => Self::Tiled,
         }
+    }
+
+    /// Whether it can take a norm before the product along.
+    pub(crate) fn fuses_norm(self) -> bool {
+        matches!(self, Self::Matvec | Self::Subgroup { .. })
     }
 
     fn grid(self, m: usize, n: usize) -> [u32; 3] {
         let folded = |count: usize, z: usize| {
-            let [x, y, _] = crate::gpu::grid_1d(count);
+            let [x, y, _] = grid_1d(count);
             [x, y, z as u32]
         };
         match self {
             Self::Matvec => folded(n.div_ceil(4), m),
             Self::Tiled => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
             Self::Uniform(rows) => folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize)),
+            Self::Subgroup { rows, lanes } => folded(n.div_ceil(4 * lanes as usize), m.div_ceil(rows as usize)),
         }
     }
 }
@@ -132,8 +140,17 @@ struct Params {
     output_start: u32,
     route_base: u32,
     route_divisor: u32,
-    padding: [u32; 3],
+    flags: u32,
+    activation: u32,
+    eps: f32,
 }
+
+/// Bits of `flags` in linear_epilogue.wgsl.
+const HAS_BIAS: u32 = 1;
+const HAS_GAMMA: u32 = 2;
+const GATED: u32 = 4;
+const ACCUMULATE: u32 = 8;
+const UNIT_OFFSET: u32 = 16;
 
 /// The weight reader for a precision.
 pub(crate) fn weight_reader(precision: Precision) -> Source {
@@ -145,18 +162,26 @@ pub(crate) fn weight_reader(precision: Precision) -> Source {
     }
 }
 
+/// The reader of 32 columns of four rows.
+fn block_reader(precision: Precision) -> Source {
+    match precision {
+        Precision::F32 => wgsl!("blocks_f32.wgsl"),
+        Precision::F16 => wgsl!("blocks_f16.wgsl"),
+        Precision::Q8 => wgsl!("blocks_q8.wgsl"),
+        Precision::Q4 => wgsl!("blocks_q4.wgsl"),
+    }
+}
+
 /// What decides a specialisation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Variant {
     pub form: Form,
     pub precision: Precision,
+    /// Rows of x are a multiple of 4 long.
     pub vec4: bool,
     pub routed: bool,
-    pub bias: bool,
-    pub gamma: bool,
-    pub activation: Activation,
-    pub gated: bool,
-    pub accumulate: bool,
+    /// With a norm before the product.
+    pub norm: bool,
 }
 
 impl Variant {
@@ -165,36 +190,42 @@ impl Variant {
             wgsl!("linear_epilogue.wgsl"),
             wgsl!("activation.wgsl"),
             if self.vec4 { wgsl!("input_vec4.wgsl") } else { wgsl!("input_scalar.wgsl") },
-            weight_reader(self.precision),
             if self.routed { wgsl!("rows_routed.wgsl") } else { wgsl!("rows_direct.wgsl") },
         ];
-        let mut constants = vec![
-            ("HAS_BIAS", u32::from(self.bias)),
-            ("HAS_GAMMA", u32::from(self.gamma)),
-            ("ACTIVATION", self.activation.code()),
-            ("GATED", u32::from(self.gated)),
-            ("ACCUMULATE", u32::from(self.accumulate)),
-        ];
+        let mut constants = Vec::new();
+        let mut sizes = Vec::new();
+        if self.form.fuses_norm() {
+            sources.push(wgsl!("linear_norm.wgsl"));
+            constants.push(("NORM", u32::from(self.norm)));
+        }
         let name = match self.form {
             Form::Matvec => {
-                sources.extend([wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
+                let reader = weight_reader(self.precision);
+                sources.extend([reader, wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
                 "matvec"
             }
             Form::Tiled => {
-                sources.push(wgsl!("matmul.wgsl"));
+                sources.extend([weight_reader(self.precision), wgsl!("matmul.wgsl")]);
                 "matmul"
             }
             Form::Uniform(rows) => {
-                sources.push(wgsl!("matmul_uniform.wgsl"));
+                sources.extend([weight_reader(self.precision), wgsl!("matmul_uniform.wgsl")]);
                 constants.push(("ROWS", rows));
                 "matmul_uniform"
+            }
+            Form::Subgroup { rows, lanes } => {
+                sources.extend([block_reader(self.precision), wgsl!("matmul_subgroup.wgsl")]);
+                sizes.extend([("ROWS", rows), ("LANES", lanes)]);
+                "matmul_subgroup"
             }
         };
         Kernel {
             name,
             sources,
             constants,
+            sizes,
             bindings: &[
+                Access::Read,
                 Access::Read,
                 Access::Read,
                 Access::Read,
@@ -207,10 +238,41 @@ impl Variant {
     }
 }
 
+/// One of the products below, about to be recorded.
+struct Product<'a> {
+    x: &'a Tensor,
+    norm: Option<&'a Norm>,
+    weight: &'a Matrix,
+    epilogue: Epilogue<'a>,
+    y: &'a Tensor,
+    /// The first row of y.
+    row: usize,
+    routes: Option<Routes<'a>>,
+    accumulate: bool,
+}
+
 /// y = epilogue(x W^T): x [m, k], W [n, k] -> y [m, n] (n / 2 where gated).
 pub fn linear(recorder: &mut Recorder, x: &Tensor, weight: &Matrix, epilogue: Epilogue<'_>) -> Result<Tensor> {
     let y = Tensor::temporary(recorder.gpu(), &[x.rows(), epilogue.outputs(weight)], "linear")?;
-    record(recorder, x, weight, epilogue, &y, 0, None, false)?;
+    Product { x, norm: None, weight, epilogue, y: &y, row: 0, routes: None, accumulate: false }.record(recorder)?;
+    Ok(y)
+}
+
+/// y = epilogue(norm(x) W^T), without a pass over x where `norm` is an RMS norm and the kernel can take it along.
+pub fn linear_normed(
+    recorder: &mut Recorder,
+    x: &Tensor,
+    norm: &Norm,
+    weight: &Matrix,
+    epilogue: Epilogue<'_>,
+) -> Result<Tensor> {
+    if norm.bias.is_some() || !Form::choose(recorder.gpu(), x.rows()).fuses_norm() {
+        let normed = super::norm(recorder, x, norm)?;
+        return linear(recorder, &normed, weight, epilogue);
+    }
+    let y = Tensor::temporary(recorder.gpu(), &[x.rows(), epilogue.outputs(weight)], "linear")?;
+    Product { x, norm: Some(norm), weight, epilogue, y: &y, row: 0, routes: None, accumulate: false }
+        .record(recorder)?;
     Ok(y)
 }
 
@@ -223,7 +285,7 @@ pub fn linear_add(
     y: &Tensor,
     row: usize,
 ) -> Result<()> {
-    record(recorder, x, weight, epilogue, y, row, None, true)
+    Product { x, norm: None, weight, epilogue, y, row, routes: None, accumulate: true }.record(recorder)
 }
 
 /// The rows of one expert: y[slot] = epilogue(x[slot / divisor] W^T) for the slots in the expert's list.
@@ -235,86 +297,101 @@ pub fn linear_routed(
     routes: Routes<'_>,
     y: &Tensor,
 ) -> Result<()> {
-    record(recorder, x, weight, epilogue, y, 0, Some(routes), false)
+    Product { x, norm: None, weight, epilogue, y, row: 0, routes: Some(routes), accumulate: false }.record(recorder)
 }
 
-#[allow(clippy::too_many_arguments)]
-fn record(
-    recorder: &mut Recorder,
-    x: &Tensor,
-    weight: &Matrix,
-    epilogue: Epilogue<'_>,
-    y: &Tensor,
-    row: usize,
-    routes: Option<Routes<'_>>,
-    accumulate: bool,
-) -> Result<()> {
-    let outputs = epilogue.outputs(weight);
-    if x.columns() != weight.columns() || y.columns() != outputs || (epilogue.gated && epilogue.bias.is_some()) {
-        return Err(Error::WrongShape {
-            name: "linear".to_owned(),
-            found: vec![x.rows(), x.columns(), y.columns()],
-            expected: format!("[m, {}, {outputs}]", weight.columns()),
-        });
-    }
-    for (name, vector) in [("bias", epilogue.bias), ("gamma", epilogue.gamma)] {
-        if let Some(vector) = vector {
-            vector.expect(name, &[outputs])?;
+impl Product<'_> {
+    /// Checks the shapes; gives the rows to compute.
+    fn check(&self) -> Result<usize> {
+        let Self { x, weight, epilogue, y, row, routes, .. } = self;
+        let outputs = epilogue.outputs(weight);
+        if x.columns() != weight.columns() || y.columns() != outputs || (epilogue.gated && epilogue.bias.is_some()) {
+            return Err(Error::WrongShape {
+                name: "linear".to_owned(),
+                found: vec![x.rows(), x.columns(), y.columns()],
+                expected: format!("[m, {}, {outputs}]", weight.columns()),
+            });
         }
+        for (name, vector) in [("bias", epilogue.bias), ("gamma", epilogue.gamma)] {
+            if let Some(vector) = vector {
+                vector.expect(name, &[outputs])?;
+            }
+        }
+        if let Some(norm) = self.norm {
+            norm.weight.expect("norm weight", &[x.columns()])?;
+        }
+        if routes.is_none() && row + x.rows() > y.rows() {
+            return Err(Error::WrongShape {
+                name: "linear".to_owned(),
+                found: y.shape().to_vec(),
+                expected: format!("at least {} rows", row + x.rows()),
+            });
+        }
+        Ok(routes.map_or(x.rows(), |routes| routes.capacity))
     }
-    let m = routes.map_or(x.rows(), |routes| routes.capacity);
-    if m == 0 {
-        return Ok(());
+
+    fn flags(&self) -> u32 {
+        [
+            (self.epilogue.bias.is_some(), HAS_BIAS),
+            (self.epilogue.gamma.is_some(), HAS_GAMMA),
+            (self.epilogue.gated, GATED),
+            (self.accumulate, ACCUMULATE),
+            (self.norm.is_some_and(|norm| norm.unit_offset), UNIT_OFFSET),
+        ]
+        .into_iter()
+        .filter_map(|(set, flag)| set.then_some(flag))
+        .sum()
     }
-    if routes.is_none() && row + m > y.rows() {
-        return Err(Error::WrongShape {
-            name: "linear".to_owned(),
-            found: y.shape().to_vec(),
-            expected: format!("at least {} rows", row + m),
-        });
-    }
-    let k = x.columns();
-    let variant = Variant {
-        form: Form::choose(recorder.gpu().software_kernels(), m),
-        precision: weight.precision(),
-        vec4: k.is_multiple_of(4),
-        routed: routes.is_some(),
-        bias: epilogue.bias.is_some(),
-        gamma: epilogue.gamma.is_some(),
-        activation: epilogue.activation,
-        gated: epilogue.gated,
-        accumulate,
-    };
-    let kernel = variant.kernel();
-    let any = x.binding();
-    for piece in weight.pieces() {
-        let bindings = [
-            x.binding(),
-            piece.data.binding(),
-            piece.scales.as_ref().map_or(any, Tensor::binding),
-            epilogue.bias.map_or(any, Tensor::binding),
-            epilogue.gamma.map_or(any, Tensor::binding),
-            routes.map_or(any, |routes| routes.lists.binding()),
-            y.binding(),
-        ];
-        let params = Params {
-            m: m as u32,
-            n: piece.rows as u32,
-            k: k as u32,
-            weight_stride: weight.precision().row_fours(k) as u32,
-            first: piece.first as u32,
-            output_stride: outputs as u32,
-            output_start: (row * outputs) as u32,
-            route_base: routes.map_or(0, |routes| routes.base) as u32,
-            route_divisor: routes.map_or(1, |routes| routes.divisor) as u32,
-            padding: [0; 3],
+
+    fn record(self, recorder: &mut Recorder) -> Result<()> {
+        let m = self.check()?;
+        if m == 0 {
+            return Ok(());
+        }
+        let Self { x, weight, epilogue, y, row, routes, norm, .. } = self;
+        let (k, outputs) = (x.columns(), epilogue.outputs(weight));
+        let form = Form::choose(recorder.gpu(), m);
+        let variant = Variant {
+            form,
+            precision: weight.precision(),
+            vec4: k.is_multiple_of(4),
+            routed: routes.is_some(),
+            norm: norm.is_some(),
         };
-        let grid = variant.form.grid(m, piece.rows);
-        let cost = Cost {
-            bytes: Matrix::bytes_for(weight.precision(), piece.rows, k) as f64 + ((m * k + m * piece.rows) * 4) as f64,
-            flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
-        };
-        recorder.dispatch(&kernel, &bindings, &params, grid, cost)?;
+        let kernel = variant.kernel();
+        let any = x.binding();
+        for piece in weight.pieces() {
+            let bindings = [
+                x.binding(),
+                piece.data.binding(),
+                piece.scales.as_ref().map_or(any, Tensor::binding),
+                epilogue.bias.map_or(any, Tensor::binding),
+                epilogue.gamma.map_or(any, Tensor::binding),
+                routes.map_or(any, |routes| routes.lists.binding()),
+                norm.map_or(any, |norm| norm.weight.binding()),
+                y.binding(),
+            ];
+            let params = Params {
+                m: m as u32,
+                n: piece.rows as u32,
+                k: k as u32,
+                weight_stride: weight.precision().row_fours(k) as u32,
+                first: piece.first as u32,
+                output_stride: outputs as u32,
+                output_start: (row * outputs) as u32,
+                route_base: routes.map_or(0, |routes| routes.base) as u32,
+                route_divisor: routes.map_or(1, |routes| routes.divisor) as u32,
+                flags: self.flags(),
+                activation: epilogue.activation.code(),
+                eps: norm.map_or(0.0, |norm| norm.eps),
+            };
+            let cost = Cost {
+                bytes: Matrix::bytes_for(weight.precision(), piece.rows, k) as f64
+                    + ((m * k + m * piece.rows) * 4) as f64,
+                flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
+            };
+            recorder.dispatch(&kernel, &bindings, &params, form.grid(m, piece.rows), cost)?;
+        }
+        Ok(())
     }
-    Ok(())
 }

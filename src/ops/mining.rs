@@ -111,6 +111,7 @@ pub(crate) fn stats_kernel(pool: usize) -> Kernel {
         name: "mining_stats",
         sources: vec![wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_map.wgsl"), wgsl!("mining_stats.wgsl")],
         constants: vec![("POOL", pool as u32)],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }
@@ -122,6 +123,7 @@ pub(crate) fn mining_kernel(window: usize, pool: usize) -> Kernel {
         name: "mining",
         sources: vec![wgsl!("mining_map.wgsl"), wgsl!("mining.wgsl")],
         constants: vec![("POOL", pool as u32), ("WINDOW", window as u32), ("SIDE", side as u32)],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }

@@ -15,7 +15,7 @@ mod specialisations;
 pub use attention::{Attention, KeyValues, KvCache, RotaryTable, attention, rotary};
 pub use convolution::{FeatureMap, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_rows};
-pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_routed};
+pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};
 pub use mining::{MiningMap, mining, mining_stats};
 pub use norm::{Norm, norm};
 pub use routing::{Routing, combine, route};
@@ -34,7 +34,7 @@ fn element_grid(count: usize) -> [u32; 3] {
 
 /// A kernel of a single file.
 fn simple(name: &'static str, source: Source, bindings: &'static [Access]) -> Kernel {
-    Kernel { name, sources: vec![source], constants: vec![], bindings }
+    Kernel { name, sources: vec![source], constants: vec![], sizes: vec![], bindings }
 }
 
 /// A cost in elements of four bytes read or written.

@@ -34,6 +34,7 @@ pub(crate) fn kernel(centred: bool, unit_offset: bool) -> Kernel {
         name: "norm",
         sources: vec![wgsl!("reduce_workgroup.wgsl"), wgsl!("norm.wgsl")],
         constants: vec![("CENTRED", u32::from(centred)), ("UNIT_OFFSET", u32::from(unit_offset))],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }

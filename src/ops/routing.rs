@@ -46,6 +46,7 @@ pub(crate) fn route_kernel(top_k: usize) -> Kernel {
         name: "route",
         sources: vec![wgsl!("route.wgsl")],
         constants: vec![("TOP", top_k as u32)],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Write, Access::Write, Access::Write],
     }
 }
@@ -55,6 +56,7 @@ pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
         name: "combine",
         sources: vec![wgsl!("combine.wgsl")],
         constants: vec![("TOP", top_k as u32)],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }

@@ -40,6 +40,7 @@ pub(crate) fn kernel(draws: bool) -> Kernel {
         name: "sample",
         sources: vec![wgsl!("sample.wgsl")],
         constants: vec![("SAMPLE", u32::from(draws))],
+        sizes: vec![],
         bindings: &[Access::Read, Access::Write],
     }
 }

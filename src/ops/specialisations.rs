@@ -1,14 +1,11 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
-use super::linear::{Activation, Form, Variant};
+use super::linear::{Form, Variant};
 use super::{attention, convolution, gather, mining, norm, routing, sampling};
 use crate::gpu::Kernel;
 use crate::tensor::{Precision, fill_kernel};
 
 const BOTH: [bool; 2] = [false, true];
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::None, Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu];
-
 /// All specialisations of all kernels.
 pub fn specialisations() -> Vec<Kernel> {
     let mut kernels = vec![
@@ -36,27 +33,14 @@ pub fn specialisations() -> Vec<Kernel> {
 
 fn linear_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
-    for form in Form::ALL {
+    for form in Form::all() {
         for precision in Precision::ALL {
-            for activation in ACTIVATIONS {
-                // A bit for each choice.
-                for bits in 0..64u32 {
-                    let bit = |index: u32| bits >> index & 1 == 1;
-                    let variant = Variant {
-                        form,
-                        precision,
-                        vec4: bit(0),
-                        routed: bit(1),
-                        bias: bit(2),
-                        gamma: bit(3),
-                        activation,
-                        gated: bit(4),
-                        accumulate: bit(5),
-                    };
-                    // The op refuses a bias before a gate, and experts' rows are not accumulated.
-                    if !(variant.gated && variant.bias || variant.routed && variant.accumulate) {
-                        kernels.push(variant.kernel());
-                    }
+            for (vec4, routed, norm) in
+                BOTH.into_iter().flat_map(|a| BOTH.into_iter().flat_map(move |b| BOTH.map(|c| (a, b, c))))
+            {
+                // No expert has a norm of its own.
+                if !(norm && (routed || !form.fuses_norm())) {
+                    kernels.push(Variant { form, precision, vec4, routed, norm }.kernel());
                 }
             }
         }

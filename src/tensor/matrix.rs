@@ -1,7 +1,7 @@
 //! Weight matrices: packed, and split by rows where one binding cannot hold them.
 
 use crate::gpu::{Access, Cost, Gpu, Kernel, grid_1d, wgsl};
-use crate::tensor::{Precision, Tensor, pack_rows};
+use crate::tensor::{BLOCK_ROWS, Packed, Precision, Tensor, pack_rows};
 use crate::{Error, Result};
 
 /// Neighbouring rows of a matrix in buffers of their own.
@@ -49,7 +49,8 @@ impl Matrix {
 
     /// Bytes that `rows` rows of weights and scales take.
     pub fn bytes_for(precision: Precision, rows: usize, columns: usize) -> u64 {
-        (rows as u64) * (precision.row_bytes(columns) + precision.row_scale_bytes(columns)) as u64
+        (precision.stored_rows(rows) as u64)
+            * (precision.row_bytes(columns) + precision.row_scale_bytes(columns)) as u64
     }
 
     /// Bytes on the device.
@@ -108,7 +109,13 @@ impl Fill {
 
 /// The kernel behind [`Matrix::random`].
 pub(crate) fn fill_kernel() -> Kernel {
-    Kernel { name: "fill", sources: vec![wgsl!("fill.wgsl")], constants: vec![], bindings: &[Access::Write] }
+    Kernel {
+        name: "fill",
+        sources: vec![wgsl!("fill.wgsl")],
+        constants: vec![],
+        sizes: vec![],
+        bindings: &[Access::Write],
+    }
 }
 
 /// Makes a [`Matrix`] from rows pushed in order, in blocks of any size.
@@ -116,7 +123,10 @@ pub(crate) fn fill_kernel() -> Kernel {
 pub struct MatrixBuilder {
     gpu: Gpu,
     matrix: Matrix,
+    /// Packed rows that do not fill a block yet.
+    waiting: Packed,
     pushed: usize,
+    written: usize,
     what: String,
 }
 
@@ -124,8 +134,8 @@ impl MatrixBuilder {
     /// Allocates a matrix.
     pub fn new(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, what: &str) -> Result<Self> {
         let row_bytes = precision.row_bytes(columns).max(precision.row_scale_bytes(columns)) as u64;
-        // Whole fours of rows, since kernels take four rows at a time and gates lie beside their partners; sixteen so
-        // that scales of a row end on whole words.
+        // Whole blocks of rows, with which gates lie beside their partners; a few, so that pieces begin on whole words of 16
+        // bytes in every format.
         let limit = (gpu.capabilities().max_piece_bytes() / row_bytes) as usize / 16 * 16;
         if limit == 0 {
             return Err(Error::OutOfMemory {
@@ -138,8 +148,7 @@ impl MatrixBuilder {
         let mut first = 0;
         while first < rows {
             let count = limit.min(rows - first);
-            // The scales of an odd number of rows may end in the middle of a word.
-            let words = |row_bytes: usize| (count * row_bytes).div_ceil(4);
+            let words = |row_bytes: usize| precision.stored_rows(count) * row_bytes / 4;
             let scale_words = words(precision.row_scale_bytes(columns));
             pieces.push(Piece {
                 first,
@@ -150,42 +159,62 @@ impl MatrixBuilder {
             first += count;
         }
         let matrix = Matrix { rows, columns, precision, pieces };
-        Ok(Self { gpu: gpu.clone(), matrix, pushed: 0, what: what.to_owned() })
+        Ok(Self { gpu: gpu.clone(), matrix, waiting: Packed::default(), pushed: 0, written: 0, what: what.to_owned() })
     }
 
-    /// Packs and writes the next rows. Their number is a multiple of 2 except at the end.
-    pub fn push(&mut self, mut values: &[f32]) -> Result<()> {
-        let Matrix { columns, precision, rows, .. } = self.matrix;
-        if !values.len().is_multiple_of(columns) || self.pushed + values.len() / columns > rows {
-            return Err(Error::WrongShape {
-                name: self.what.clone(),
-                found: vec![self.pushed + values.len() / columns, columns],
-                expected: format!("[{rows}, {columns}]"),
-            });
-        }
-        for piece in &self.matrix.pieces {
-            let end = piece.first + piece.rows;
-            if self.pushed >= end || values.is_empty() {
-                continue;
-            }
-            let count = (end - self.pushed).min(values.len() / columns);
-            let (now, later) = values.split_at(count * columns);
-            let mut packed = pack_rows(precision, columns, now);
-            let row = self.pushed - piece.first;
-            piece.data.write(&self.gpu, (row * precision.row_bytes(columns)) as u64, &packed.data);
-            if let Some(scales) = &piece.scales {
-                let padded = packed.scales.len().next_multiple_of(4);
-                packed.scales.resize(padded, 0);
-                scales.write(&self.gpu, (row * precision.row_scale_bytes(columns)) as u64, &packed.scales);
-            }
-            self.pushed += count;
-            values = later;
-        }
+    /// Packs the next rows and writes them, as soon as they fill a block.
+    pub fn push(&mut self, values: &[f32]) -> Result<()> {
+        let Matrix { columns, precision, .. } = self.matrix;
+        self.check(values.len() / columns, values.len().is_multiple_of(columns))?;
+        self.push_packed(&pack_rows(precision, columns, values))
+    }
+
+    /// Writes the next rows, packed already and one after the other, as soon as they fill a block.
+    pub fn push_packed(&mut self, rows: &Packed) -> Result<()> {
+        let Matrix { columns, precision, .. } = self.matrix;
+        let count = rows.data.len() / precision.row_bytes(columns);
+        let whole = rows.data.len() == count * precision.row_bytes(columns)
+            && rows.scales.len() == count * precision.row_scale_bytes(columns);
+        self.check(count, whole)?;
+        self.waiting.extend(rows);
+        self.pushed += count;
+        self.write(self.pushed / BLOCK_ROWS * BLOCK_ROWS);
         Ok(())
     }
 
+    fn check(&self, more: usize, whole: bool) -> Result<()> {
+        let Matrix { columns, rows, .. } = self.matrix;
+        if whole && self.pushed + more <= rows {
+            return Ok(());
+        }
+        Err(Error::WrongShape {
+            name: self.what.clone(),
+            found: vec![self.pushed + more, columns],
+            expected: format!("[{rows}, {columns}]"),
+        })
+    }
+
+    /// Writes what waits, up to row `end`.
+    fn write(&mut self, end: usize) {
+        let Matrix { columns, precision, .. } = self.matrix;
+        for piece in &self.matrix.pieces {
+            let until = end.min(piece.first + piece.rows);
+            if self.written >= until {
+                continue;
+            }
+            let rows = self.waiting.take_rows(precision, columns, until - self.written).to_blocks(precision, columns);
+            let row = self.written - piece.first;
+            piece.data.write(&self.gpu, (row * precision.row_bytes(columns)) as u64, &rows.data);
+            if let Some(scales) = &piece.scales {
+                scales.write(&self.gpu, (row * precision.row_scale_bytes(columns)) as u64, &rows.scales);
+            }
+            self.written = until;
+        }
+    }
+
     /// The matrix, once all rows are there.
-    pub fn finish(self) -> Result<Matrix> {
+    pub fn finish(mut self) -> Result<Matrix> {
+        self.write(self.pushed);
         if self.pushed != self.matrix.rows {
             return Err(Error::WrongShape {
                 name: self.what,

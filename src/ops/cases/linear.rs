@@ -3,7 +3,7 @@
 use super::{Case, F32, Random, erf, read, stored};
 use crate::Result;
 use crate::gpu::Gpu;
-use crate::ops::{self, Activation, Epilogue, Routes};
+use crate::ops::{self, Activation, Epilogue, Norm, Routes};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::source::LocalFuture;
 
@@ -28,6 +28,8 @@ pub struct Linear {
     pub gated: bool,
     /// Add to some rows of a larger y.
     pub accumulate: bool,
+    /// An RMS norm before the product: [`ops::linear_normed`]. Not with `accumulate`.
+    pub norm: bool,
 }
 
 impl Default for Linear {
@@ -42,6 +44,7 @@ impl Default for Linear {
             activation: Activation::None,
             gated: false,
             accumulate: false,
+            norm: false,
         }
     }
 }
@@ -52,7 +55,11 @@ struct Inputs {
     bias: Vec<f32>,
     gamma: Vec<f32>,
     before: Vec<f32>,
+    gain: Vec<f32>,
 }
+
+/// The norm's constant, large enough to show.
+const EPS: f32 = 1e-2;
 
 /// Rows of y before and after those that are added to.
 const BEFORE: usize = 2;
@@ -72,6 +79,7 @@ impl Linear {
             bias: random.values(self.outputs(), 1.0),
             gamma: random.values(self.outputs(), 1.0),
             before: random.values((BEFORE + self.m + AFTER) * self.outputs(), 1.0),
+            gain: random.values(self.k, 1.0),
         }
     }
 }
@@ -136,6 +144,10 @@ impl Case for Linear {
                 let y = Tensor::new(gpu, &[BEFORE + self.m + AFTER, outputs], &inputs.before, "y")?;
                 ops::linear_add(&mut recorder, &x, &weight, epilogue, &y, BEFORE)?;
                 y
+            } else if self.norm {
+                let gain = Tensor::new(gpu, &[self.k], &inputs.gain, "gain")?;
+                let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: self.gated };
+                ops::linear_normed(&mut recorder, &x, &norm, &weight, epilogue)?
             } else {
                 ops::linear(&mut recorder, &x, &weight, epilogue)?
             };
@@ -144,7 +156,16 @@ impl Case for Linear {
     }
 
     fn reference(&self) -> Vec<f32> {
-        let Inputs { x, weight, bias, gamma, before } = self.inputs();
+        let Inputs { mut x, weight, bias, gamma, before, gain } = self.inputs();
+        if self.norm {
+            for row in x.chunks_exact_mut(self.k) {
+                let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+                let scale = 1.0 / (squares / self.k as f64 + f64::from(EPS)).sqrt();
+                for (x, gain) in row.iter_mut().zip(&gain) {
+                    *x = (f64::from(*x) * scale * (f64::from(*gain) + f64::from(u8::from(self.gated)))) as f32;
+                }
+            }
+        }
         let weight = stored(self.precision, self.k, &weight);
         let outputs = self.outputs();
         let mut y = if self.accumulate { before } else { vec![0.0; self.m * outputs] };

@@ -15,7 +15,7 @@ pub struct MatrixRows {
     pub columns: usize,
     /// How they are stored.
     pub precision: Precision,
-    /// Rows pushed at a time, an even number.
+    /// Rows pushed at a time.
     pub block: usize,
 }
 
@@ -59,7 +59,10 @@ impl Case for MatrixRows {
                     Some(scales) => scales.bytes().await?,
                     None => Vec::new(),
                 };
-                values.extend(dequantise(self.precision, self.columns, &Packed { data, scales }));
+                let rows = Packed { data, scales }.from_blocks(self.precision, self.columns);
+                let mut stored = dequantise(self.precision, self.columns, &rows);
+                stored.truncate(piece.rows * self.columns);
+                values.extend(stored);
             }
             Ok(values)
         })

@@ -1,0 +1,12 @@
+// RMS norm before a product, without a pass of its own: with s = 1 / sqrt(mean(x^2) + eps),
+//     (s x g) W^T = s ((x g) W^T),
+// so that the sum of squares can be taken along with the product.
+override NORM: u32 = 0;
+
+fn normed_gain(k4: u32) -> vec4<f32> {
+    return gain4(k4, params.k) + vec4(select(0.0, 1.0, has(UNIT_OFFSET)));
+}
+
+fn normed_scale(squares: f32) -> f32 {
+    return inverseSqrt(squares / f32(params.k) + params.eps);
+}
