@@ -1,8 +1,10 @@
-// y = x W^T for adapters that run on a CPU and have subgroups of LANES invocations. There every load is a loop over the
+// y = x W^T for adapters that run on a CPU and have subgroups of eight invocations. There every load is a loop over the
 // lanes, whatever its size, and a barrier switches between all invocations; arithmetic and shuffles are single
 // instructions. So a subgroup loads 32 columns of x once, 16 bytes a lane, and hands them around; a lane computes four
 // columns of y for ROWS rows. A workgroup is one subgroup.
 // Dispatch: (ceil(n / (4 LANES)) folded over x and y, ceil(m / ROWS) as z).
+
+const LANES: u32 = 8u;
 
 @compute @workgroup_size(LANES)
 fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -20,28 +22,25 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     var squares: array<f32, ROWS>;
     for (var k4 = 0u; k4 < fours; k4 += 8u) {
         read_block(row4, k4 >> 3u, params.weight_stride, params.n);
-        for (var part = 0u; part < 8u / LANES; part++) {
-            let at = k4 + part * LANES + lane;
-            let inside = at < fours;
-            let mine = min(at, fours - 1u);
-            var gain = vec4(1.0);
+        let inside = k4 + lane < fours;
+        let mine = min(k4 + lane, fours - 1u);
+        var gain = vec4(1.0);
+        if NORM == 1u {
+            gain = normed_gain(mine);
+        }
+        for (var m = 0u; m < ROWS; m++) {
+            var x = select(vec4(0.0), input4(input_row(min(m0 + m, count - 1u)), mine, params.k), inside);
             if NORM == 1u {
-                gain = normed_gain(mine);
+                squares[m] += dot(x, x);
+                x *= gain;
             }
-            for (var m = 0u; m < ROWS; m++) {
-                var x = select(vec4(0.0), input4(input_row(min(m0 + m, count - 1u)), mine, params.k), inside);
-                if NORM == 1u {
-                    squares[m] += dot(x, x);
-                    x *= gain;
+            var sum = sums[m];
+            for (var i = 0u; i < LANES; i++) {
+                for (var c = 0u; c < 4u; c++) {
+                    sum = fma(vec4(subgroupShuffle(x[c], i)), block[4u * i + c], sum);
                 }
-                var sum = sums[m];
-                for (var i = 0u; i < LANES; i++) {
-                    for (var c = 0u; c < 4u; c++) {
-                        sum = fma(vec4(subgroupShuffle(x[c], i)), block[4u * (part * LANES + i) + c], sum);
-                    }
-                }
-                sums[m] = sum;
             }
+            sums[m] = sum;
         }
     }
     for (var m = 0u; m < ROWS; m++) {

@@ -14,6 +14,8 @@ const MATVEC_ROWS: usize = 4;
 const TILE: usize = 64;
 /// Rows of W that a workgroup of the kernel for software adapters takes.
 const UNIFORM_COLUMNS: usize = 256;
+/// Subgroup size that the kernel for software adapters with subgroups is written for (eight f32 in a 256-bit register).
+const SUBGROUP_LANES: u32 = 8;
 
 /// The kernels that compute a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,15 +26,15 @@ pub(crate) enum Form {
     Tiled,
     /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
     Uniform(u32),
-    /// For software adapters with subgroups of `lanes`: this many rows at a time, handed around in the subgroup.
-    Subgroup { rows: u32, lanes: u32 },
+    /// For software adapters with subgroups of eight: this many rows at a time, handed around in the subgroup.
+    Subgroup(u32),
 }
 
 impl Form {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
-        let subgroup = [1, 2, 4, 8].into_iter().flat_map(|rows| [4, 8].map(|lanes| Self::Subgroup { rows, lanes }));
+        let subgroup = [1, 2, 4, 8].map(Self::Subgroup);
         [Self::Matvec, Self::Tiled].into_iter().chain(uniform).chain(subgroup)
     }
 
@@ -41,7 +43,7 @@ impl Form {
         let capabilities = gpu.capabilities();
         let rows = m.next_power_of_two() as u32;
         match (gpu.software_kernels(), capabilities.subgroup_size(), m) {
-            (true, Some(lanes @ (4 | 8)), _) => Self::Subgroup { rows: rows.min(8), lanes },
+            (true, Some(SUBGROUP_LANES), _) => Self::Subgroup(rows.min(8)),
             (true, ..) => Self::Uniform(rows.min(16)),
             (false, _, 0..=MATVEC_ROWS) => Self::Matvec,
             (false, ..) => Self::Tiled,
@@ -50,7 +52,7 @@ impl Form {
 
     /// Whether it can take a norm before the product along.
     pub(crate) fn fuses_norm(self) -> bool {
-        matches!(self, Self::Matvec | Self::Subgroup { .. })
+        matches!(self, Self::Matvec | Self::Subgroup(_))
     }
 
     fn grid(self, m: usize, n: usize) -> [u32; 3] {
@@ -62,7 +64,7 @@ impl Form {
             Self::Matvec => folded(n.div_ceil(4), m),
             Self::Tiled => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
             Self::Uniform(rows) => folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize)),
-            Self::Subgroup { rows, lanes } => folded(n.div_ceil(4 * lanes as usize), m.div_ceil(rows as usize)),
+            Self::Subgroup(rows) => folded(n.div_ceil(4 * SUBGROUP_LANES as usize), m.div_ceil(rows as usize)),
         }
     }
 }
@@ -213,9 +215,9 @@ impl Variant {
                 constants.push(("ROWS", rows));
                 "matmul_uniform"
             }
-            Form::Subgroup { rows, lanes } => {
+            Form::Subgroup(rows) => {
                 sources.extend([block_reader(self.precision), wgsl!("matmul_subgroup.wgsl")]);
-                sizes.extend([("ROWS", rows), ("LANES", lanes)]);
+                sizes.push(("ROWS", rows));
                 "matmul_subgroup"
             }
         };
