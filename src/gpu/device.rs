@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Capabilities;
 use super::adapter::{self, AdapterChoice, AdapterSummary};
+use super::capabilities::{Capabilities, SUBGROUP_LANES};
 use super::guard::{self, Guards, ZONE_BYTES};
 use super::kernel::{Kernel, Pipelines};
 use super::memory::{Buffer, Memory, MemoryUse};
@@ -155,6 +155,11 @@ impl Gpu {
     /// Whether kernels are to be chosen for a CPU that plays a GPU.
     pub(crate) fn software_kernels(&self) -> bool {
         self.0.software_kernels
+    }
+
+    /// Whether they may also use subgroups of [`SUBGROUP_LANES`].
+    pub(crate) fn subgroup_kernels(&self) -> bool {
+        self.software_kernels() && self.capabilities().subgroup_size() == Some(SUBGROUP_LANES)
     }
 
     /// Memory in use.

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, wgsl};
+use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, SUBGROUP_LANES, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -137,21 +137,49 @@ struct Params {
     scale: f32,
 }
 
-pub(crate) fn attention_kernel(head_dim: usize, rows: usize, causal: bool, split: bool, half: bool) -> Kernel {
-    let cache = if half { wgsl!("cache_f16.wgsl") } else { wgsl!("cache_f32.wgsl") };
-    let head4 = head_dim / 4;
-    Kernel {
-        name: "attention",
-        sources: vec![cache, wgsl!("attention.wgsl")],
-        constants: vec![
-            ("HEAD4", head4 as u32),
-            ("COLUMNS", head4.next_power_of_two() as u32),
-            ("ROWS", rows as u32),
-            ("CAUSAL", u32::from(causal)),
-            ("SPLIT", u32::from(split)),
-        ],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+/// What decides a specialisation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Variant {
+    pub head_dim: usize,
+    /// Query rows of a workgroup.
+    pub rows: usize,
+    pub causal: bool,
+    pub split: bool,
+    /// The cache is in f16.
+    pub half: bool,
+    /// For software adapters with subgroups of eight.
+    pub subgroup: bool,
+}
+
+impl Variant {
+    /// The most rows of a workgroup.
+    pub(crate) fn max_rows(head_dim: usize, subgroup: bool) -> usize {
+        // More outputs than 64 vectors of eight lanes would make code that takes seconds to compile.
+        if subgroup { (1024 / head_dim).next_power_of_two().clamp(1, MAX_ROWS) } else { MAX_ROWS }
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel {
+        let cache = if self.half { wgsl!("cache_f16.wgsl") } else { wgsl!("cache_f32.wgsl") };
+        let head4 = self.head_dim / 4;
+        let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
+        let mut constants = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
+        let mut sizes = Vec::new();
+        let (name, source) = if self.subgroup {
+            sizes.extend(lengths);
+            sizes.push(("PARTS", head4.div_ceil(SUBGROUP_LANES as usize) as u32));
+            ("attention_subgroup", wgsl!("attention_subgroup.wgsl"))
+        } else {
+            constants.extend(lengths);
+            constants.push(("COLUMNS", head4.next_power_of_two() as u32));
+            ("attention", wgsl!("attention.wgsl"))
+        };
+        Kernel {
+            name,
+            sources: vec![wgsl!("attention_parts.wgsl"), cache, source],
+            constants,
+            sizes,
+            bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+        }
     }
 }
 
@@ -230,7 +258,8 @@ pub fn attention(
     };
     let group = heads / kv_heads;
     let query_rows = times * group;
-    let rows = query_rows.next_power_of_two().min(MAX_ROWS);
+    let subgroup = recorder.gpu().subgroup_kernels();
+    let rows = query_rows.next_power_of_two().min(Variant::max_rows(head_dim, subgroup));
     let blocks = query_rows.div_ceil(rows);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
     let split = blocks == 1 && keys > PART_KEYS;
@@ -258,7 +287,7 @@ pub fn attention(
     let seen = if causal { keys as f64 - (times - 1) as f64 / 2.0 } else { keys as f64 };
     let element = if half { 2 } else { 4 };
     recorder.dispatch(
-        &attention_kernel(head_dim, rows, causal, split, half),
+        &Variant { head_dim, rows, causal, split, half, subgroup }.kernel(),
         &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
         &params,
         [blocks as u32, kv_heads as u32, parts as u32],

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Norm;
-use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, Source, grid_1d, wgsl};
+use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, SUBGROUP_LANES, Source, grid_1d, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -14,8 +14,6 @@ const MATVEC_ROWS: usize = 4;
 const TILE: usize = 64;
 /// Rows of W that a workgroup of the kernel for software adapters takes.
 const UNIFORM_COLUMNS: usize = 256;
-/// Subgroup size that the kernel for software adapters with subgroups is written for (eight f32 in a 256-bit register).
-const SUBGROUP_LANES: u32 = 8;
 
 /// The kernels that compute a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,13 +38,12 @@ impl Form {
 
     /// The form for `m` rows of x.
     fn choose(gpu: &Gpu, m: usize) -> Self {
-        let capabilities = gpu.capabilities();
         let rows = m.next_power_of_two() as u32;
-        match (gpu.software_kernels(), capabilities.subgroup_size(), m) {
-            (true, Some(SUBGROUP_LANES), _) => Self::Subgroup(rows.min(8)),
-            (true, ..) => Self::Uniform(rows.min(16)),
-            (false, _, 0..=MATVEC_ROWS) => Self::Matvec,
-            (false, ..) => Self::Tiled,
+        match m {
+            _ if gpu.subgroup_kernels() => Self::Subgroup(rows.min(8)),
+            _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
+            0..=MATVEC_ROWS => Self::Matvec,
+            _ => Self::Tiled,
         }
     }
 

@@ -52,10 +52,14 @@ fn attention_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
         kernels.push(attention::merge_kernel(head_dim));
-        for rows in [1, 2, 4, 8, 16] {
-            for bits in 0..8u32 {
-                let bit = |index: u32| bits >> index & 1 == 1;
-                kernels.push(attention::attention_kernel(head_dim, rows, bit(0), bit(1), bit(2)));
+        for subgroup in BOTH {
+            let most = attention::Variant::max_rows(head_dim, subgroup);
+            for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= most) {
+                for bits in 0..8u32 {
+                    let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
+                    let variant = attention::Variant { head_dim, rows, causal, split, half, subgroup };
+                    kernels.push(variant.kernel());
+                }
             }
         }
     }
