@@ -19,14 +19,14 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     let last_row = query_rows() - 1u;
     let range = key_range(group.z, min(row0 + ROWS - 1u, last_row));
     let last_key = range.y - 1u;
-    var query: array<vec4<f32>, ROWS * PARTS>;
-    var sums: array<vec4<f32>, ROWS * PARTS>;
+    var query: array<array<vec4<f32>, ROWS>, PARTS>;
+    var sums: array<array<vec4<f32>, ROWS>, PARTS>;
     var maxima: array<f32, ROWS>;
     var totals: array<f32, ROWS>; // each lane's own keys
     for (var r = 0u; r < ROWS; r++) {
         let at = query_at(min(row0 + r, last_row), kv_head);
         for (var p = 0u; p < PARTS; p++) {
-            query[r * PARTS + p] = params.scale * queries[at + min(p * LANES + lane, HEAD4 - 1u)];
+            query[p][r] = params.scale * queries[at + min(p * LANES + lane, HEAD4 - 1u)];
         }
         maxima[r] = LOWEST;
     }
@@ -39,7 +39,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
                 if p * LANES + i < HEAD4 {
                     let k = key4(key_at + p * LANES + i);
                     for (var r = 0u; r < ROWS; r++) {
-                        let q = query[r * PARTS + p];
+                        let q = query[p][r];
                         scores[r] = fma(subgroupShuffle(q.x, i), k.x, scores[r]);
                         scores[r] = fma(subgroupShuffle(q.y, i), k.y, scores[r]);
                         scores[r] = fma(subgroupShuffle(q.z, i), k.z, scores[r]);
@@ -56,7 +56,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             totals[r] = fma(totals[r], factor, scores[r]);
             maxima[r] = maximum;
             for (var p = 0u; p < PARTS; p++) {
-                sums[r * PARTS + p] *= factor;
+                sums[p][r] *= factor;
             }
         }
         for (var i = 0u; i < LANES; i++) {
@@ -65,7 +65,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             for (var p = 0u; p < PARTS; p++) {
                 let v = value4(value_at + min(p * LANES + lane, HEAD4 - 1u));
                 for (var r = 0u; r < ROWS; r++) {
-                    sums[r * PARTS + p] = fma(vec4(subgroupShuffle(scores[r], i)), v, sums[r * PARTS + p]);
+                    sums[p][r] = fma(vec4(subgroupShuffle(scores[r], i)), v, sums[p][r]);
                 }
             }
         }
@@ -77,7 +77,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             let factor = select(1.0 / total, 1.0, SPLIT == 1u);
             for (var p = 0u; p < PARTS; p++) {
                 if p * LANES + lane < HEAD4 {
-                    output[at + p * LANES + lane] = factor * sums[r * PARTS + p];
+                    output[at + p * LANES + lane] = factor * sums[p][r];
                 }
             }
             if SPLIT == 1u && lane == 0u {
