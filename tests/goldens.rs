@@ -100,7 +100,7 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
         let least = match precision {
             Precision::F32 | Precision::F16 => 0.9999,
             Precision::Q8 => 0.995,
-            Precision::Q4 => 0.7,
+            _ => 0.7,
         };
         if cosine < least {
             report.failures.push(format!("{precision}: cosine {cosine} to f32's logits, at least {least} expected"));

@@ -171,7 +171,7 @@ fn linear_with_every_epilogue() {
                     // Gates come in pairs; a last pair alone in its four.
                     n: if bit(2) { 70 } else { 67 },
                     k: if bit(0) { 37 } else { 36 },
-                    precision: Precision::ALL[cases.len() % 4],
+                    precision: Precision::ALL[cases.len() % 8],
                     activation,
                     bias: bit(0),
                     gamma: bit(1),

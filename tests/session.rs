@@ -145,7 +145,7 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
     let case = case("vicuna-7b");
     let expected = Expected::read(&case);
     pollster::block_on(async {
-        for precision in Precision::ALL {
+        for precision in Precision::CHOICES {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
             let planned = Plan::of_checkpoint(&checkpoint, precision).expect("a plan").weights();

@@ -66,7 +66,7 @@ pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
     }
 
     writeln!(out, "\nGPU memory needed, in MiB")?;
-    let plans = Precision::ALL
+    let plans = Precision::CHOICES
         .iter()
         .map(|precision| Ok((*precision, Plan::of_checkpoint(&checkpoint, *precision)?)))
         .collect::<mgm::Result<Vec<_>>>()?;

@@ -25,11 +25,12 @@ struct Params {
 }
 
 pub(crate) fn kernel(precision: Precision) -> Kernel {
+    let (reader, sizes) = weight_reader(precision);
     Kernel {
         name: "gather",
-        sources: vec![weight_reader(precision), wgsl!("gather.wgsl")],
+        sources: vec![reader, wgsl!("gather.wgsl")],
         constants: vec![],
-        sizes: vec![],
+        sizes,
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }
@@ -60,7 +61,7 @@ pub fn gather(
         let scales = piece.scales.as_ref().map(Tensor::binding);
         lookup.record(
             recorder,
-            table.precision(),
+            piece.precision,
             piece.data.binding(),
             scales,
             piece.first,

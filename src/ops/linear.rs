@@ -151,23 +151,32 @@ const GATED: u32 = 4;
 const ACCUMULATE: u32 = 8;
 const UNIT_OFFSET: u32 = 16;
 
-/// The weight reader for a precision.
-pub(crate) fn weight_reader(precision: Precision) -> Source {
-    match precision {
+/// The reader of a matrix's weights by fours of a row, with the constants that it needs.
+pub(crate) fn weight_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
+    let source = match precision {
         Precision::F32 => wgsl!("weights_f32.wgsl"),
         Precision::F16 => wgsl!("weights_f16.wgsl"),
         Precision::Q8 => wgsl!("weights_q8.wgsl"),
-        Precision::Q4 => wgsl!("weights_q4.wgsl"),
-    }
+        _ => wgsl!("weights_quantised.wgsl"),
+    };
+    (source, reader_constants(precision))
 }
 
 /// The reader of 32 columns of four rows.
-fn block_reader(precision: Precision) -> Source {
-    match precision {
+fn block_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
+    let source = match precision {
         Precision::F32 => wgsl!("blocks_f32.wgsl"),
         Precision::F16 => wgsl!("blocks_f16.wgsl"),
         Precision::Q8 => wgsl!("blocks_q8.wgsl"),
-        Precision::Q4 => wgsl!("blocks_q4.wgsl"),
+        _ => wgsl!("blocks_quantised.wgsl"),
+    };
+    (source, reader_constants(precision))
+}
+
+fn reader_constants(precision: Precision) -> Vec<(&'static str, u32)> {
+    match precision.bits() {
+        Some(bits) if bits < 8 => vec![("BITS", bits as u32), ("WIDE", u32::from(precision.wide_scales()))],
+        _ => Vec::new(),
     }
 }
 
@@ -192,28 +201,31 @@ impl Variant {
             if self.routed { wgsl!("rows_routed.wgsl") } else { wgsl!("rows_direct.wgsl") },
         ];
         let mut constants = Vec::new();
-        let mut sizes = Vec::new();
+        let (reader, mut sizes) = match self.form {
+            Form::Subgroup(_) => block_reader(self.precision),
+            _ => weight_reader(self.precision),
+        };
+        sources.push(reader);
         if self.form.fuses_norm() {
             sources.push(wgsl!("linear_norm.wgsl"));
             constants.push(("NORM", u32::from(self.norm)));
         }
         let name = match self.form {
             Form::Matvec => {
-                let reader = weight_reader(self.precision);
-                sources.extend([reader, wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
+                sources.extend([wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
                 "matvec"
             }
             Form::Tiled => {
-                sources.extend([weight_reader(self.precision), wgsl!("matmul.wgsl")]);
+                sources.push(wgsl!("matmul.wgsl"));
                 "matmul"
             }
             Form::Uniform(rows) => {
-                sources.extend([weight_reader(self.precision), wgsl!("matmul_uniform.wgsl")]);
+                sources.push(wgsl!("matmul_uniform.wgsl"));
                 constants.push(("ROWS", rows));
                 "matmul_uniform"
             }
             Form::Subgroup(rows) => {
-                sources.extend([block_reader(self.precision), wgsl!("matmul_subgroup.wgsl")]);
+                sources.push(wgsl!("matmul_subgroup.wgsl"));
                 sizes.push(("ROWS", rows));
                 "matmul_subgroup"
             }
@@ -350,16 +362,15 @@ impl Product<'_> {
         let Self { x, weight, epilogue, y, row, routes, norm, .. } = self;
         let (k, outputs) = (x.columns(), epilogue.outputs(weight));
         let form = Form::choose(recorder.gpu(), m);
-        let variant = Variant {
-            form,
-            precision: weight.precision(),
-            vec4: k.is_multiple_of(4),
-            routed: routes.is_some(),
-            norm: norm.is_some(),
-        };
-        let kernel = variant.kernel();
         let any = x.binding();
         for piece in weight.pieces() {
+            let variant = Variant {
+                form,
+                precision: piece.precision,
+                vec4: k.is_multiple_of(4),
+                routed: routes.is_some(),
+                norm: norm.is_some(),
+            };
             let bindings = [
                 x.binding(),
                 piece.data.binding(),
@@ -374,7 +385,7 @@ impl Product<'_> {
                 m: m as u32,
                 n: piece.rows as u32,
                 k: k as u32,
-                weight_stride: weight.precision().row_fours(k) as u32,
+                weight_stride: piece.precision.row_fours(k) as u32,
                 first: piece.first as u32,
                 output_stride: outputs as u32,
                 output_start: (row * outputs) as u32,
@@ -385,11 +396,10 @@ impl Product<'_> {
                 eps: norm.map_or(0.0, |norm| norm.eps),
             };
             let cost = Cost {
-                bytes: Matrix::bytes_for(weight.precision(), piece.rows, k) as f64
-                    + ((m * k + m * piece.rows) * 4) as f64,
+                bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64 + ((m * k + m * piece.rows) * 4) as f64,
                 flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
             };
-            recorder.dispatch(&kernel, &bindings, &params, form.grid(m, piece.rows), cost)?;
+            recorder.dispatch(&variant.kernel(), &bindings, &params, form.grid(m, piece.rows), cost)?;
         }
         Ok(())
     }

@@ -11,6 +11,8 @@ pub struct Piece {
     pub first: usize,
     /// How many rows.
     pub rows: usize,
+    /// How they are stored.
+    pub precision: Precision,
     /// Packed weights, as 32-bit words.
     pub data: Tensor,
     /// Scales, for the quantised precisions, as 32-bit words.
@@ -22,7 +24,6 @@ pub struct Piece {
 pub struct Matrix {
     rows: usize,
     columns: usize,
-    precision: Precision,
     pieces: Vec<Piece>,
 }
 
@@ -35,11 +36,6 @@ impl Matrix {
     /// Input features.
     pub fn columns(&self) -> usize {
         self.columns
-    }
-
-    /// How the weights are stored.
-    pub fn precision(&self) -> Precision {
-        self.precision
     }
 
     /// Its pieces, in order.
@@ -55,7 +51,26 @@ impl Matrix {
 
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
-        Self::bytes_for(self.precision, self.rows, self.columns)
+        self.pieces.iter().map(|piece| Self::bytes_for(piece.precision, piece.rows, self.columns)).sum()
+    }
+
+    /// Matrices with the same columns on top of each other, each with its own precision.
+    pub fn stack(parts: Vec<Self>) -> Result<Self> {
+        let columns = parts.first().map_or(0, |part| part.columns);
+        let mut stacked = Self { rows: 0, columns, pieces: Vec::new() };
+        for part in parts {
+            if part.columns != columns {
+                return Err(Error::WrongShape {
+                    name: "stacked matrices".to_owned(),
+                    found: vec![part.rows, part.columns],
+                    expected: format!("{columns} columns"),
+                });
+            }
+            let moved = part.pieces.into_iter().map(|piece| Piece { first: stacked.rows + piece.first, ..piece });
+            stacked.pieces.extend(moved);
+            stacked.rows += part.rows;
+        }
+        Ok(stacked)
     }
 
     /// A matrix with these values, all at once. For small ones; a [`MatrixBuilder`] streams.
@@ -68,12 +83,21 @@ impl Matrix {
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
     pub fn random(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, seed: u32, what: &str) -> Result<Self> {
         let builder = MatrixBuilder::new(gpu, precision, rows, columns, what)?;
-        // Random sign and mantissa under a fixed exponent; random integers under a fixed scale.
+        // Random sign and mantissa under a fixed exponent; random integers under a fixed scale (and minimum).
+        let random = Fill { mask: !0, base: 0 };
+        let fixed = |base| Some(Fill { mask: 0, base });
         let (data, scales) = match precision {
             Precision::F32 => (Fill { mask: 0x807f_ffff, base: 0x3c00_0000 }, None),
             Precision::F16 => (Fill { mask: 0x83ff_83ff, base: 0x2000_2000 }, None),
-            Precision::Q8 => (Fill { mask: !0, base: 0 }, Some(Fill { mask: 0, base: 0x068e_068e })),
-            Precision::Q4 => (Fill { mask: !0, base: 0 }, Some(Fill { mask: 0, base: 0xa3ae_1819 })),
+            Precision::Q8 => (random, fixed(0x068e_068e)),
+            Precision::Q4 => (random, fixed(0xa3ae_1819)),
+            Precision::Q6 | Precision::Q5K | Precision::Q5 | Precision::Q4K => {
+                return Err(Error::Unsupported {
+                    what: "precision of random weights".to_owned(),
+                    found: precision.to_string(),
+                    supported: "f32, f16, q8, q4".to_owned(),
+                });
+            }
         };
         let mut recorder = gpu.record();
         for (index, piece) in builder.matrix.pieces.iter().enumerate() {
@@ -123,6 +147,7 @@ pub(crate) fn fill_kernel() -> Kernel {
 pub struct MatrixBuilder {
     gpu: Gpu,
     matrix: Matrix,
+    precision: Precision,
     /// Packed rows that do not fill a block yet.
     waiting: Packed,
     pushed: usize,
@@ -153,25 +178,34 @@ impl MatrixBuilder {
             pieces.push(Piece {
                 first,
                 rows: count,
+                precision,
                 data: Tensor::zeros(gpu, &[words(precision.row_bytes(columns))], what)?,
                 scales: if scale_words > 0 { Some(Tensor::zeros(gpu, &[scale_words], what)?) } else { None },
             });
             first += count;
         }
-        let matrix = Matrix { rows, columns, precision, pieces };
-        Ok(Self { gpu: gpu.clone(), matrix, waiting: Packed::default(), pushed: 0, written: 0, what: what.to_owned() })
+        let matrix = Matrix { rows, columns, pieces };
+        Ok(Self {
+            gpu: gpu.clone(),
+            matrix,
+            precision,
+            waiting: Packed::default(),
+            pushed: 0,
+            written: 0,
+            what: what.to_owned(),
+        })
     }
 
     /// Packs the next rows and writes them, as soon as they fill a block.
     pub fn push(&mut self, values: &[f32]) -> Result<()> {
-        let Matrix { columns, precision, .. } = self.matrix;
+        let (columns, precision) = (self.matrix.columns, self.precision);
         self.check(values.len() / columns, values.len().is_multiple_of(columns))?;
         self.push_packed(&pack_rows(precision, columns, values))
     }
 
     /// Writes the next rows, packed already and one after the other, as soon as they fill a block.
     pub fn push_packed(&mut self, rows: &Packed) -> Result<()> {
-        let Matrix { columns, precision, .. } = self.matrix;
+        let (columns, precision) = (self.matrix.columns, self.precision);
         let count = rows.data.len() / precision.row_bytes(columns);
         let whole = rows.data.len() == count * precision.row_bytes(columns)
             && rows.scales.len() == count * precision.row_scale_bytes(columns);
@@ -196,7 +230,7 @@ impl MatrixBuilder {
 
     /// Writes what waits, up to row `end`.
     fn write(&mut self, end: usize) {
-        let Matrix { columns, precision, .. } = self.matrix;
+        let (columns, precision) = (self.matrix.columns, self.precision);
         for piece in &self.matrix.pieces {
             let until = end.min(piece.first + piece.rows);
             if self.written >= until {

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 pub(crate) use matrix::fill_kernel;
 pub use matrix::{Matrix, MatrixBuilder, Piece};
-pub use pack::{BLOCK_ROWS, GROUP, Packed, Precision, dequantise, pack_rows};
+pub use pack::{BLOCK_ROWS, GROUP, Group, Packed, Precision, dequantise, pack_rows};
 
 /// A dense row-major tensor of 32-bit elements (f32, or u32 where an op says so) in a device buffer. Clones share it.
 #[derive(Debug, Clone)]

@@ -1,17 +1,22 @@
 //! The formats weights have on the device, and how rows of f32 are packed into them.
 //!
-//! | precision | a row of k weights | beside it |
+//! | precision | a row of k weights | beside it, for each 32 |
 //! | --- | --- | --- |
 //! | f32 | k f32, padded to a multiple of 4 | |
 //! | f16 | k f16, padded to a multiple of 4 | |
-//! | q8 | k i8, padded to a multiple of 32 | an f16 scale for each 32: w = scale q |
-//! | q4 | k u4, padded to a multiple of 32, low half first | f16 scale and minimum for each 32: w = minimum + scale q |
+//! | q8 | k i8, padded to a multiple of 32 | f16 scale: w = scale q |
+//! | q6 | low 4 bits of k u6, low half first | two words of high bits; f32 scales of the 16 and the 16: w = scale (q - 32) |
+//! | q5k | low 4 bits of k u5 | a word of high bits; f32 scale and minimum: w = minimum + scale q |
+//! | q5 | low 4 bits of k u5 | a word of high bits; f16 scale and minimum |
+//! | q4k | k u4 | f32 scale and minimum |
+//! | q4 | k u4 | f16 scale and minimum |
 //!
-//! q8 quantises exactly as GGUF's `Q8_0` and q4 as its `Q4_1` (nibbles and scales are laid out differently).
+//! q8 quantises exactly as GGUF's `Q8_0` and q4 as its `Q4_1` (nibbles and scales are laid out differently); all of GGUF's
+//! blocks fit into these formats without loss ([`crate::weights::blocks`]).
 //!
 //! The quantised formats go in blocks of [`BLOCK_ROWS`] rows, the last one filled up with zeros: the block's rows take turns,
-//! each with 32 weights, and so do their scales. Kernels work on four rows at a time, and what they read together lies
-//! together: 64 bytes of q4, and one 16-byte load for four rows' scales.
+//! each with 32 weights, and so do the words beside them. Kernels work on four rows at a time, and what they read together
+//! lies together: 64 bytes of q4, and one 16-byte load for a word of each row.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,7 +27,6 @@ use crate::Error;
 
 /// Weights that share a scale.
 pub const GROUP: usize = 32;
-
 /// Rows whose groups of weights take turns, in the quantised formats.
 pub const BLOCK_ROWS: usize = 4;
 
@@ -35,28 +39,48 @@ pub enum Precision {
     F16,
     /// 8-bit integers with a scale for each 32: 1.06 bytes a weight.
     Q8,
+    /// 6-bit integers with a scale for each 16: 1.25 bytes a weight (GGUF's `Q6_K`).
+    Q6,
+    /// 5-bit integers with an f32 scale and minimum for each 32: 0.875 bytes a weight (GGUF's `Q5_K`).
+    Q5K,
+    /// 5-bit integers with a scale and a minimum for each 32: 0.75 bytes a weight (GGUF's `Q5_0`, `Q5_1`).
+    Q5,
+    /// 4-bit integers with an f32 scale and minimum for each 32: 0.75 bytes a weight (GGUF's `Q4_K`).
+    Q4K,
     /// 4-bit integers with a scale and a minimum for each 32: 0.625 bytes a weight.
     Q4,
 }
 
 impl Precision {
     /// All of them, widest first.
-    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Q8, Self::Q4];
+    pub const ALL: [Self; 8] = [Self::F32, Self::F16, Self::Q8, Self::Q6, Self::Q5K, Self::Q5, Self::Q4K, Self::Q4];
+    /// Those that a checkpoint is loaded at; the others are for what GGUF files hold.
+    pub const CHOICES: [Self; 4] = [Self::F32, Self::F16, Self::Q8, Self::Q4];
+
+    /// Bits of an integer weight; `None` for floats.
+    pub fn bits(self) -> Option<usize> {
+        match self {
+            Self::F32 | Self::F16 => None,
+            Self::Q8 => Some(8),
+            Self::Q6 => Some(6),
+            Self::Q5K | Self::Q5 => Some(5),
+            Self::Q4K | Self::Q4 => Some(4),
+        }
+    }
+
+    /// Whether a group has two f32 beside it.
+    pub fn wide_scales(self) -> bool {
+        matches!(self, Self::Q6 | Self::Q5K | Self::Q4K)
+    }
 
     /// Elements to which a row is padded.
     pub fn row_multiple(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 => 4,
-            Self::Q8 | Self::Q4 => GROUP,
-        }
+        if self.bits().is_some() { GROUP } else { 4 }
     }
 
     /// Rows that `rows` rows take up: whole blocks, where there are blocks.
     pub fn stored_rows(self, rows: usize) -> usize {
-        match self {
-            Self::F32 | Self::F16 => rows,
-            Self::Q8 | Self::Q4 => rows.next_multiple_of(BLOCK_ROWS),
-        }
+        if self.bits().is_some() { rows.next_multiple_of(BLOCK_ROWS) } else { rows }
     }
 
     /// Length of a row of `columns` weights in fours, as kernels count it.
@@ -64,25 +88,33 @@ impl Precision {
         columns.next_multiple_of(self.row_multiple()) / 4
     }
 
-    /// Bytes of a row's weights.
+    /// Bytes of a row's weights (of their low 4 bits, where there are 5 or 6).
     pub fn row_bytes(self, columns: usize) -> usize {
         let padded = columns.next_multiple_of(self.row_multiple());
-        match self {
-            Self::F32 => padded * 4,
-            Self::F16 => padded * 2,
-            Self::Q8 => padded,
-            Self::Q4 => padded / 2,
+        match self.bits() {
+            None if self == Self::F32 => padded * 4,
+            None => padded * 2,
+            Some(8) => padded,
+            Some(_) => padded / 2,
         }
     }
 
-    /// Bytes of a row's scales.
+    /// Bytes of what is beside a row.
     pub fn row_scale_bytes(self, columns: usize) -> usize {
-        let groups = columns.div_ceil(GROUP);
-        match self {
-            Self::F32 | Self::F16 => 0,
-            Self::Q8 => groups * 2,
-            Self::Q4 => groups * 4,
+        columns.div_ceil(GROUP) * self.group_scale_bytes()
+    }
+
+    fn group_scale_bytes(self) -> usize {
+        match self.bits() {
+            None => 0,
+            Some(8) => 2,
+            Some(bits) => (bits - 4) * 4 + if self.wide_scales() { 8 } else { 4 },
         }
+    }
+
+    /// Bytes that take turns between the rows of a block, in weights and beside them.
+    fn chunks(self) -> [usize; 2] {
+        if self == Self::Q8 { [GROUP, 2] } else { [GROUP / 2, 4] }
     }
 }
 
@@ -92,6 +124,10 @@ impl fmt::Display for Precision {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Q8 => "q8",
+            Self::Q6 => "q6",
+            Self::Q5K => "q5k",
+            Self::Q5 => "q5",
+            Self::Q4K => "q4k",
             Self::Q4 => "q4",
         })
     }
@@ -101,11 +137,41 @@ impl FromStr for Precision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|precision| precision.to_string() == text).ok_or_else(|| Error::Unsupported {
+        Self::CHOICES.into_iter().find(|precision| precision.to_string() == text).ok_or_else(|| Error::Unsupported {
             what: "precision".to_owned(),
             found: text.to_owned(),
             supported: "f32, f16, q8, q4".to_owned(),
         })
+    }
+}
+
+/// 32 quantised weights of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Group {
+    /// The integers, as wide as the precision has them; two's complement for q8.
+    pub codes: [u8; GROUP],
+    /// Scale and minimum; for q8 only a scale; for q6 the scales of the two halves.
+    pub scales: [f32; 2],
+}
+
+impl Group {
+    /// The weights.
+    pub fn values(&self, precision: Precision) -> [f32; GROUP] {
+        let [first, second] = self.scales;
+        let mut index = 0;
+        self.codes.map(|code| {
+            index += 1;
+            match precision {
+                Precision::Q8 => first * f32::from(code as i8),
+                Precision::Q6 => (if index <= GROUP / 2 { first } else { second }) * (f32::from(code) - 32.0),
+                _ => second + first * f32::from(code),
+            }
+        })
+    }
+
+    /// Whether the scales are what the precision can hold exactly.
+    pub fn fits(&self, precision: Precision) -> bool {
+        precision.wide_scales() || self.scales.iter().all(|&scale| f16::from_f32(scale).to_f32() == scale)
     }
 }
 
@@ -114,7 +180,7 @@ impl FromStr for Precision {
 pub struct Packed {
     /// The weights.
     pub data: Vec<u8>,
-    /// The scales; empty for f32 and f16.
+    /// What is beside them; empty for f32 and f16.
     pub scales: Vec<u8>,
 }
 
@@ -122,45 +188,40 @@ impl Packed {
     /// The same rows in blocks of [`BLOCK_ROWS`], the last filled up with zeros, where the format has blocks.
     #[must_use]
     pub fn to_blocks(&self, precision: Precision, columns: usize) -> Self {
-        self.reordered(precision, columns, |index, groups| index % groups * BLOCK_ROWS + index / groups)
+        self.reordered(precision, columns, |index, chunks| index % chunks * BLOCK_ROWS + index / chunks)
     }
 
     /// The rows of blocks, one after the other, those that fill up the last block included.
     #[must_use]
     pub fn from_blocks(&self, precision: Precision, columns: usize) -> Self {
-        self.reordered(precision, columns, |index, groups| index % BLOCK_ROWS * groups + index / BLOCK_ROWS)
+        self.reordered(precision, columns, |index, chunks| index % BLOCK_ROWS * chunks + index / BLOCK_ROWS)
     }
 
-    /// Moves the groups of every block: `place` says where group `index` of a block of rows of `groups` goes.
+    /// Moves the chunks of every block: `place` says where chunk `index` of a block goes whose rows have `chunks`.
     fn reordered(&self, precision: Precision, columns: usize, place: impl Fn(usize, usize) -> usize) -> Self {
-        if precision.stored_rows(1) == 1 {
+        if precision.bits().is_none() {
             return self.clone();
         }
-        let groups = columns.div_ceil(GROUP);
-        let block = groups * BLOCK_ROWS;
-        let reorder = |from: &[u8], row_bytes: usize| {
-            let chunk = row_bytes / groups;
+        let reorder = |from: &[u8], row_bytes: usize, chunk: usize| {
+            let chunks = row_bytes / chunk;
+            let block = chunks * BLOCK_ROWS;
             let mut to = vec![0; from.len().next_multiple_of(block * chunk)];
             for (index, bytes) in from.chunks_exact(chunk).enumerate() {
-                let at = (index / block * block + place(index % block, groups)) * chunk;
+                let at = (index / block * block + place(index % block, chunks)) * chunk;
                 to[at..at + chunk].copy_from_slice(bytes);
             }
             to
         };
+        let [data, scales] = precision.chunks();
         Self {
-            data: reorder(&self.data, precision.row_bytes(columns)),
-            scales: reorder(&self.scales, precision.row_scale_bytes(columns)),
+            data: reorder(&self.data, precision.row_bytes(columns), data),
+            scales: reorder(&self.scales, precision.row_scale_bytes(columns), scales),
         }
-    }
-
-    /// Rows in it.
-    fn rows(&self, precision: Precision, columns: usize) -> usize {
-        self.data.len() / precision.row_bytes(columns)
     }
 
     /// Takes the first rows out.
     pub(super) fn take_rows(&mut self, precision: Precision, columns: usize, rows: usize) -> Self {
-        let rows = rows.min(self.rows(precision, columns));
+        let rows = rows.min(self.data.len() / precision.row_bytes(columns));
         Self {
             data: self.data.drain(..rows * precision.row_bytes(columns)).collect(),
             scales: self.scales.drain(..rows * precision.row_scale_bytes(columns)).collect(),
@@ -171,6 +232,57 @@ impl Packed {
     pub(super) fn extend(&mut self, rows: &Self) {
         self.data.extend_from_slice(&rows.data);
         self.scales.extend_from_slice(&rows.scales);
+    }
+
+    /// Adds 32 weights of a quantised row at the end.
+    pub fn push(&mut self, precision: Precision, group: &Group) {
+        let Group { codes, scales } = group;
+        match precision.bits() {
+            None => {}
+            Some(8) => {
+                self.data.extend_from_slice(codes);
+                self.scales.extend_from_slice(&saturating_f16(scales[0]).to_le_bytes());
+            }
+            Some(bits) => {
+                self.data.extend(codes.chunks_exact(2).map(|pair| (pair[0] & 15) | (pair[1] & 15) << 4));
+                let high = bits - 4;
+                let packed = codes.iter().rev().fold(0u64, |word, code| word << high | u64::from(code >> 4));
+                self.scales.extend_from_slice(&packed.to_le_bytes()[..4 * high]);
+                for scale in scales {
+                    if precision.wide_scales() {
+                        self.scales.extend_from_slice(&scale.to_le_bytes());
+                    } else {
+                        self.scales.extend_from_slice(&saturating_f16(*scale).to_le_bytes());
+                    }
+                }
+            }
+        }
+    }
+
+    /// 32 weights of rows that lie one after the other.
+    fn group(&self, precision: Precision, columns: usize, row: usize, group: usize) -> Group {
+        let index = row * columns.div_ceil(GROUP) + group;
+        let half = |bytes: &[u8], index: usize| f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32();
+        let size = precision.group_scale_bytes();
+        let beside = &self.scales[index * size..][..size];
+        let Some(high) = precision.bits().filter(|bits| *bits < 8).map(|bits| bits - 4) else {
+            let mut codes = [0; GROUP];
+            codes.copy_from_slice(&self.data[index * GROUP..][..GROUP]);
+            return Group { codes, scales: [half(beside, 0), 0.0] };
+        };
+        let mut word = [0; 8];
+        word[..4 * high].copy_from_slice(&beside[..4 * high]);
+        let word = u64::from_le_bytes(word);
+        let nibbles = &self.data[index * GROUP / 2..][..GROUP / 2];
+        let codes = std::array::from_fn(|i| {
+            let low = nibbles[i / 2] >> (4 * (i % 2)) & 15;
+            low | ((word >> (i * high) & ((1 << high) - 1)) as u8) << 4
+        });
+        let tail = &beside[4 * high..];
+        let scale = |i: usize| {
+            if precision.wide_scales() { bytemuck::pod_read_unaligned(&tail[4 * i..4 * i + 4]) } else { half(tail, i) }
+        };
+        Group { codes, scales: [scale(0), scale(1)] }
     }
 }
 
@@ -193,8 +305,7 @@ pub fn pack_rows(precision: Precision, columns: usize, rows: &[f32]) -> Packed {
                 packed.data.extend(row.iter().flat_map(|&value| saturating_f16(value).to_le_bytes()));
                 packed.data.resize(packed.data.len() + padding * 2, 0);
             }
-            Precision::Q8 => row.chunks(GROUP).for_each(|group| pack_q8(group, &mut packed)),
-            Precision::Q4 => row.chunks(GROUP).for_each(|group| pack_q4(group, &mut packed)),
+            quantised => row.chunks(GROUP).for_each(|group| packed.push(quantised, &quantise(quantised, group))),
         }
     }
     packed
@@ -205,49 +316,64 @@ fn saturating_f16(value: f32) -> f16 {
     f16::from_f32(value.clamp(-65504.0, 65504.0))
 }
 
-/// As GGUF's `Q8_0`: scale = largest magnitude / 127; q is rounded with the scale before it is itself rounded to f16.
-fn pack_q8(group: &[f32], packed: &mut Packed) {
-    let largest = group.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let scale = largest / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    packed.scales.extend_from_slice(&saturating_f16(scale).to_le_bytes());
-    packed.data.extend(group.iter().map(|value| (value * inverse).round() as i8 as u8));
-    packed.data.resize(packed.data.len() + GROUP - group.len(), 0);
+/// The integers for up to 32 weights.
+fn quantise(precision: Precision, values: &[f32]) -> Group {
+    match precision.bits() {
+        Some(8) => symmetric(values, 127.0, 0.0),
+        Some(6) => {
+            let (low, high) = values.split_at(values.len().min(GROUP / 2));
+            let (low, high) = (symmetric(low, 31.0, 32.0), symmetric(high, 31.0, 32.0));
+            let mut codes = low.codes;
+            codes[GROUP / 2..].copy_from_slice(&high.codes[..GROUP / 2]);
+            Group { codes, scales: [low.scales[0], high.scales[0]] }
+        }
+        bits => asymmetric(values, if bits == Some(5) { 31.0 } else { 15.0 }),
+    }
 }
 
-/// As GGUF's `Q4_1`: minimum and scale = range / 15, both rounded to f16 after q is taken with the exact ones.
-fn pack_q4(group: &[f32], packed: &mut Packed) {
-    let minimum = group.iter().copied().fold(f32::INFINITY, f32::min);
-    let maximum = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let scale = (maximum - minimum) / 15.0;
+/// As GGUF's `Q8_0`: scale = largest magnitude / `most`; q is rounded with the scale before it is itself rounded to f16.
+fn symmetric(values: &[f32], most: f32, offset: f32) -> Group {
+    let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let scale = largest / most;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    packed.scales.extend_from_slice(&saturating_f16(scale).to_le_bytes());
-    packed.scales.extend_from_slice(&saturating_f16(minimum).to_le_bytes());
-    let mut nibbles = [0u8; GROUP];
-    for (nibble, value) in nibbles.iter_mut().zip(group) {
-        *nibble = ((value - minimum) * inverse + 0.5).clamp(0.0, 15.0) as u8;
+    let mut codes = [offset as u8; GROUP];
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = ((value * inverse).round() + offset) as i8 as u8;
     }
-    packed.data.extend(nibbles.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4));
+    Group { codes, scales: [scale, 0.0] }
+}
+
+/// As GGUF's `Q4_1`: minimum and scale = range / `most`, both rounded to f16 after q is taken with the exact ones.
+fn asymmetric(values: &[f32], most: f32) -> Group {
+    let minimum = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let maximum = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let scale = (maximum - minimum) / most;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let mut codes = [0; GROUP];
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = ((value - minimum) * inverse + 0.5).clamp(0.0, most) as u8;
+    }
+    Group { codes, scales: [scale, minimum] }
 }
 
 /// The weights that packed rows, one after the other, stand for: what kernels compute with, up to rounding.
 pub fn dequantise(precision: Precision, columns: usize, packed: &Packed) -> Vec<f32> {
     let row_bytes = precision.row_bytes(columns);
-    let half = |bytes: &[u8], index: usize| f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32();
-    let groups = columns.div_ceil(GROUP);
     let mut values = Vec::with_capacity(packed.data.len() / row_bytes * columns);
     for (row, data) in packed.data.chunks_exact(row_bytes).enumerate() {
-        for column in 0..columns {
-            let group = row * groups + column / GROUP;
-            values.push(match precision {
-                Precision::F32 => bytemuck::pod_read_unaligned(&data[column * 4..column * 4 + 4]),
-                Precision::F16 => half(data, column),
-                Precision::Q8 => half(&packed.scales, group) * f32::from(data[column] as i8),
-                Precision::Q4 => {
-                    let nibble = data[column / 2] >> (4 * (column % 2)) & 15;
-                    half(&packed.scales, 2 * group + 1) + half(&packed.scales, 2 * group) * f32::from(nibble)
+        match precision {
+            Precision::F32 => {
+                values.extend(data[..columns * 4].chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>))
+            }
+            Precision::F16 => values.extend(
+                data[..columns * 2].chunks_exact(2).map(|half| f16::from_le_bytes([half[0], half[1]]).to_f32()),
+            ),
+            quantised => {
+                for first in (0..columns).step_by(GROUP) {
+                    let group = packed.group(quantised, columns, row, first / GROUP).values(quantised);
+                    values.extend_from_slice(&group[..GROUP.min(columns - first)]);
                 }
-            });
+            }
         }
     }
     values

@@ -1,0 +1,350 @@
+//! The header of a GGUF file: metadata, and where its tensors are.
+//!
+//! The format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and 3, little-endian: magic,
+//! version, counts, key/value pairs, tensor descriptions, then the data at multiples of an alignment.
+
+use std::collections::BTreeMap;
+
+use super::blocks::BlockType;
+use super::checkpoint::{StoredTensor, TensorInfo};
+use super::dtype::Dtype;
+use super::source::{ByteSource, read_range};
+use crate::{Error, Result};
+
+/// The first bytes of every GGUF file.
+pub const MAGIC: &[u8; 4] = b"GGUF";
+
+/// Largest header that is read: tokenizers make them some tens of megabytes.
+const MAX_HEADER: u64 = 256 << 20;
+/// A header is read in pieces of this size until it is whole.
+const FIRST_READ: u64 = 1 << 20;
+const MAX_DIMENSIONS: usize = 4;
+/// Arrays in arrays, at most.
+const MAX_NESTING: usize = 4;
+
+/// A value of the metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Any integer type, and what a number of them say.
+    Integer(i128),
+    /// f32 or f64.
+    Float(f64),
+    /// true or false
+    Bool(bool),
+    /// UTF-8; bytes that are not are replaced.
+    Text(String),
+    /// Elements of one type.
+    Array(Vec<Value>),
+}
+
+/// What a GGUF file says about itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Header {
+    /// The file's name, for messages.
+    pub file: String,
+    /// Key/value pairs.
+    pub metadata: BTreeMap<String, Value>,
+    /// The tensors under their names in the file, rows first: [rows, columns], [experts, rows, columns].
+    pub tensors: Vec<StoredTensor>,
+}
+
+impl Header {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] with the place of what is wrong; [`Error::Unsupported`] for tensor types that are not read.
+    pub async fn read(source: &dyn ByteSource) -> Result<Self> {
+        let mut length = FIRST_READ.min(source.len());
+        loop {
+            let bytes = read_range(source, 0, length, MAX_HEADER).await?;
+            match parse(source.name(), &bytes, source.len()) {
+                Err(Problem::NeedsMore) if length < source.len().min(MAX_HEADER) => {
+                    length = (length * 4).min(source.len()).min(MAX_HEADER);
+                }
+                Err(problem) => return Err(problem.into_error(source.name(), length)),
+                Ok(header) => return Ok(header),
+            }
+        }
+    }
+
+    /// A text of the metadata.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.metadata.get(key) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// An integer of the metadata, if it fits.
+    pub fn integer<T: TryFrom<i128>>(&self, key: &str) -> Option<T> {
+        match self.metadata.get(key) {
+            Some(Value::Integer(value)) => T::try_from(*value).ok(),
+            _ => None,
+        }
+    }
+
+    /// A number of the metadata.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        match self.metadata.get(key) {
+            Some(Value::Float(value)) => Some(*value),
+            Some(Value::Integer(value)) => Some(*value as f64),
+            _ => None,
+        }
+    }
+
+    /// A yes or no of the metadata.
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        match self.metadata.get(key) {
+            Some(Value::Bool(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// An array of the metadata.
+    pub fn array(&self, key: &str) -> Option<&[Value]> {
+        match self.metadata.get(key) {
+            Some(Value::Array(values)) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// An array of texts.
+    pub fn texts(&self, key: &str) -> Option<Vec<&str>> {
+        self.array(key)?
+            .iter()
+            .map(|value| match value {
+                Value::Text(text) => Some(text.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+enum Problem {
+    /// The bytes at hand end too early.
+    NeedsMore,
+    /// Something is wrong at an offset.
+    Malformed(u64, String),
+    Failed(Error),
+}
+
+impl Problem {
+    fn into_error(self, file: &str, length: u64) -> Error {
+        let malformed = |offset, reason| Error::Malformed { file: file.to_owned(), offset, reason };
+        match self {
+            Self::NeedsMore => malformed(length, "the file ends inside its header: is it truncated?".to_owned()),
+            Self::Malformed(offset, reason) => malformed(offset, reason),
+            Self::Failed(error) => error,
+        }
+    }
+}
+
+type Parsed<T> = std::result::Result<T, Problem>;
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        let end = self.at.checked_add(N).ok_or(Problem::NeedsMore)?;
+        let mut taken = [0; N];
+        taken.copy_from_slice(self.bytes.get(self.at..end).ok_or(Problem::NeedsMore)?);
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn u32(&mut self) -> Parsed<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Parsed<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn fail<T>(&self, reason: String) -> Parsed<T> {
+        Err(Problem::Malformed(self.at as u64, reason))
+    }
+
+    /// A count of things that take at least `size` bytes each.
+    fn count(&mut self, what: &str, size: u64) -> Parsed<usize> {
+        let count = self.u64()?;
+        if count.checked_mul(size).is_none_or(|bytes| bytes > MAX_HEADER) {
+            return self.fail(format!("{count} {what}: more than a header can hold"));
+        }
+        Ok(count as usize)
+    }
+
+    fn text(&mut self) -> Parsed<String> {
+        let length = self.count("bytes of text", 1)?;
+        let end = self.at.checked_add(length).ok_or(Problem::NeedsMore)?;
+        let bytes = self.bytes.get(self.at..end).ok_or(Problem::NeedsMore)?;
+        self.at = end;
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    fn value(&mut self, kind: u32, nesting: usize) -> Parsed<Value> {
+        Ok(match kind {
+            0 => Value::Integer(u8::from_le_bytes(self.take()?).into()),
+            1 => Value::Integer(i8::from_le_bytes(self.take()?).into()),
+            2 => Value::Integer(u16::from_le_bytes(self.take()?).into()),
+            3 => Value::Integer(i16::from_le_bytes(self.take()?).into()),
+            4 => Value::Integer(self.u32()?.into()),
+            5 => Value::Integer(i32::from_le_bytes(self.take()?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.take()?).into()),
+            7 => Value::Bool(u8::from_le_bytes(self.take()?) != 0),
+            8 => Value::Text(self.text()?),
+            9 if nesting < MAX_NESTING => {
+                let kind = self.u32()?;
+                let size = match kind {
+                    0 | 1 | 7 => 1,
+                    2 | 3 => 2,
+                    4..=6 => 4,
+                    _ => 8,
+                };
+                let count = self.count("elements of an array", size)?;
+                // What is not there is not allocated for.
+                if (self.bytes.len() - self.at) as u64 / size < count as u64 {
+                    return Err(Problem::NeedsMore);
+                }
+                let mut values = Vec::with_capacity(count);
+                for _ in 0..count {
+                    values.push(self.value(kind, nesting + 1)?);
+                }
+                Value::Array(values)
+            }
+            10 => Value::Integer(self.u64()?.into()),
+            11 => Value::Integer(i64::from_le_bytes(self.take()?).into()),
+            12 => Value::Float(f64::from_le_bytes(self.take()?)),
+            _ => return self.fail(format!("unknown type of value {kind}")),
+        })
+    }
+}
+
+fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
+    let mut reader = Reader { bytes, at: 0 };
+    if reader.take()? != *MAGIC {
+        return Err(Problem::Malformed(0, "the first four bytes are not \"GGUF\"".to_owned()));
+    }
+    let version = reader.u32()?;
+    if !(2..=3).contains(&version) {
+        let reason = format!("GGUF version {version}, expected 2 or 3 (little-endian): convert the file again");
+        return Err(Problem::Malformed(4, reason));
+    }
+    let tensor_count = reader.count("tensors", 24)?;
+    let pair_count = reader.count("key/value pairs", 12)?;
+    let mut metadata = BTreeMap::new();
+    for _ in 0..pair_count {
+        let key = reader.text()?;
+        let kind = reader.u32()?;
+        let value = reader.value(kind, 0)?;
+        metadata.insert(key, value);
+    }
+    let mut descriptions = Vec::new();
+    for _ in 0..tensor_count {
+        let name = reader.text()?;
+        let dimensions = reader.u32()? as usize;
+        if dimensions > MAX_DIMENSIONS {
+            return reader.fail(format!("tensor {name} has {dimensions} dimensions, at most {MAX_DIMENSIONS} make sense"));
+        }
+        let mut shape = Vec::with_capacity(dimensions);
+        for _ in 0..dimensions {
+            let size = reader.u64()?;
+            let Ok(size) = usize::try_from(size) else {
+                return reader.fail(format!("tensor {name} has a dimension of {size}"));
+            };
+            shape.push(size);
+        }
+        // The fastest dimension comes first in the file.
+        shape.reverse();
+        let kind = reader.u32()?;
+        let offset = reader.u64()?;
+        let dtype = tensor_type(kind).ok_or_else(|| Problem::Failed(unknown_type(&name, kind)))?;
+        descriptions.push((name, TensorInfo { dtype, shape }, offset));
+    }
+    let alignment = match metadata.get("general.alignment") {
+        None => 32,
+        Some(Value::Integer(alignment @ 8..=65536)) if *alignment % 8 == 0 => *alignment as u64,
+        Some(other) => return reader.fail(format!("general.alignment is {other:?}, expected a multiple of 8")),
+    };
+    let data = (reader.at as u64).next_multiple_of(alignment);
+    let mut tensors = Vec::with_capacity(descriptions.len());
+    for (name, info, offset) in descriptions {
+        if let Dtype::Block(kind) = info.dtype {
+            let row = info.shape.last().copied().unwrap_or(0);
+            if !row.is_multiple_of(kind.block_len()) {
+                let (kind, block) = (kind.name(), kind.block_len());
+                return reader.fail(format!("tensor {name} has rows of {row}, {kind} has blocks of {block}"));
+            }
+        }
+        let end = info.bytes().and_then(|bytes| data.checked_add(offset)?.checked_add(bytes));
+        let inside = offset % alignment == 0 && end.is_some_and(|end| end <= file_length);
+        if !inside {
+            let reason = format!(
+                "tensor {name} ({:?} of {}) at {offset} in the data reaches past the end of the file at {file_length}: is it \
+                 truncated?",
+                info.shape,
+                info.dtype.name()
+            );
+            return Err(Problem::Malformed(data.saturating_add(offset), reason));
+        }
+        tensors.push(StoredTensor::new(name, info, data + offset));
+    }
+    Ok(Header { file: file.to_owned(), metadata, tensors })
+}
+
+/// ggml's numbers of types.
+fn tensor_type(kind: u32) -> Option<Dtype> {
+    Some(match kind {
+        0 => Dtype::F32,
+        1 => Dtype::F16,
+        2 => Dtype::Block(BlockType::Q4_0),
+        3 => Dtype::Block(BlockType::Q4_1),
+        6 => Dtype::Block(BlockType::Q5_0),
+        7 => Dtype::Block(BlockType::Q5_1),
+        8 => Dtype::Block(BlockType::Q8_0),
+        12 => Dtype::Block(BlockType::Q4K),
+        13 => Dtype::Block(BlockType::Q5K),
+        14 => Dtype::Block(BlockType::Q6K),
+        24 => Dtype::I8,
+        25 => Dtype::I16,
+        26 => Dtype::I32,
+        27 => Dtype::I64,
+        28 => Dtype::F64,
+        30 => Dtype::Bf16,
+        _ => return None,
+    })
+}
+
+fn unknown_type(name: &str, kind: u32) -> Error {
+    const NAMES: [(u32, &str); 21] = [
+        (9, "Q8_1"),
+        (10, "Q2_K"),
+        (11, "Q3_K"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (29, "IQ1_M"),
+        (31, "Q4_0_4_4"),
+        (32, "Q4_0_4_8"),
+        (33, "Q4_0_8_8"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+        (40, "NVFP4"),
+        (4, "Q4_2"),
+    ];
+    let known = NAMES.iter().find(|(number, _)| *number == kind).map(|(_, name)| *name);
+    Error::Unsupported {
+        what: format!("type of tensor {name}"),
+        found: known.map_or_else(|| format!("number {kind}"), str::to_owned),
+        supported: "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K".to_owned(),
+    }
+}
