@@ -17,7 +17,6 @@ pub mod ops;
 pub mod plan;
 #[cfg(feature = "gpu")]
 pub mod session;
-#[cfg(feature = "gpu")]
 pub mod tensor;
 pub mod text;
 #[cfg(feature = "gpu")]

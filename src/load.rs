@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use crate::gpu::Gpu;
 use crate::ops::Norm;
-use crate::tensor::{Matrix, MatrixBuilder, Precision, Tensor};
+use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
+use crate::weights::dtype::Dtype;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
@@ -33,6 +34,8 @@ pub struct Loader {
     gpu: Gpu,
     origin: Origin,
     precision: Precision,
+    /// Matrices stay as they are in their file.
+    keep_stored: bool,
     on_progress: Option<OnProgress>,
     staged: Rc<Cell<u64>>,
 }
@@ -40,13 +43,14 @@ pub struct Loader {
 impl Loader {
     /// A loader of a checkpoint's tensors.
     pub fn new(gpu: &Gpu, weights: Weights, precision: Precision, on_progress: Option<OnProgress>) -> Self {
-        Self { gpu: gpu.clone(), origin: Origin::Checkpoint(weights), precision, on_progress, staged: Rc::default() }
+        let origin = Origin::Checkpoint(weights);
+        Self { gpu: gpu.clone(), origin, precision, keep_stored: false, on_progress, staged: Rc::default() }
     }
 
     /// A loader that makes random tensors of the shapes asked for.
     pub fn random(gpu: &Gpu, seed: u32, precision: Precision, on_progress: Option<OnProgress>) -> Self {
         let origin = Origin::Random { name: String::new(), seed };
-        Self { gpu: gpu.clone(), origin, precision, on_progress, staged: Rc::default() }
+        Self { gpu: gpu.clone(), origin, precision, keep_stored: false, on_progress, staged: Rc::default() }
     }
 
     /// The loader of what is named `part.` below this.
@@ -60,7 +64,23 @@ impl Loader {
 
     /// The same loader at another precision.
     pub fn at(&self, precision: Precision) -> Self {
-        Self { precision, ..self.clone() }
+        Self { precision, keep_stored: false, ..self.clone() }
+    }
+
+    /// The same loader at another precision if its own is narrower. What is kept as it is stored stays so.
+    pub fn at_least(&self, precision: Precision) -> Self {
+        Self { precision: self.precision.min(precision), ..self.clone() }
+    }
+
+    /// The same loader, keeping matrices as they are in their file, whatever the precision: blocks of GGUF files without
+    /// loss, and floats as [`stored_precision`] says.
+    pub fn keeping_stored(&self) -> Self {
+        Self { keep_stored: true, ..self.clone() }
+    }
+
+    /// The precision that a matrix gets.
+    fn precision_of(&self, weights: &Weights, name: &str) -> Result<Precision> {
+        Ok(if self.keep_stored { stored_precision(weights.info(name)?.dtype) } else { self.precision })
     }
 
     /// The device.
@@ -104,15 +124,34 @@ impl Loader {
         for (name, rows) in parts {
             expect_flattened(weights, name, *rows, columns)?;
         }
-        let mut builder = MatrixBuilder::new(&self.gpu, self.precision, rows, columns, &what)?;
-        for (name, rows) in parts {
-            for first in (0..*rows).step_by(block_rows(columns)) {
-                let values = weights.read_rows(name, first..(first + block_rows(columns)).min(*rows)).await?;
-                builder.push(&values)?;
-                self.wrote(Matrix::bytes_for(self.precision, values.len() / columns, columns)).await?;
+        // Neighbours of one precision make one matrix, and so one dispatch.
+        let mut stacked: Vec<(Precision, Vec<(&str, usize)>)> = Vec::new();
+        for part in parts {
+            let precision = self.precision_of(weights, part.0)?;
+            match stacked.last_mut() {
+                Some((last, names)) if *last == precision => names.push(*part),
+                _ => stacked.push((precision, vec![*part])),
             }
         }
-        builder.finish()
+        let mut matrices = Vec::new();
+        for (precision, parts) in stacked {
+            let rows = parts.iter().map(|(_, rows)| rows).sum();
+            let mut builder = MatrixBuilder::new(&self.gpu, precision, rows, columns, &what)?;
+            for (name, rows) in parts {
+                for first in (0..rows).step_by(block_rows(columns)) {
+                    let range = first..(first + block_rows(columns)).min(rows);
+                    let count = range.len();
+                    if self.keep_stored && matches!(weights.info(name)?.dtype, Dtype::Block(_)) {
+                        builder.push_packed(&weights.read_packed(name, range).await?)?;
+                    } else {
+                        builder.push(&weights.read_rows(name, range).await?)?;
+                    }
+                    self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
+                }
+            }
+            matrices.push(builder.finish()?);
+        }
+        Matrix::stack(matrices)
     }
 
     /// Two matrices [rows, columns] with their rows alternating, `even` first: the form that gated products take.
@@ -124,16 +163,31 @@ impl Loader {
         };
         weights.expect_shape(even, &[rows, columns])?;
         weights.expect_shape(odd, &[rows, columns])?;
-        let mut builder = MatrixBuilder::new(&self.gpu, self.precision, 2 * rows, columns, &what)?;
+        let precision = self.precision_of(weights, even)?;
+        let blocks = self.keep_stored && matches!(weights.info(even)?.dtype, Dtype::Block(_));
+        if weights.info(odd)?.dtype != weights.info(even)?.dtype && self.keep_stored {
+            // No file is known to have them differ; f32 holds both.
+            return Box::pin(self.at(Precision::F32).interleaved(even, odd, rows, columns)).await;
+        }
+        let mut builder = MatrixBuilder::new(&self.gpu, precision, 2 * rows, columns, &what)?;
         let step = (block_rows(columns) / 2).max(1);
         for first in (0..rows).step_by(step) {
             let range = first..(first + step).min(rows);
-            let evens = weights.read_rows(even, range.clone()).await?;
-            let odds = weights.read_rows(odd, range).await?;
-            let pairs = evens.chunks_exact(columns).zip(odds.chunks_exact(columns));
-            let values: Vec<f32> = pairs.flat_map(|(even, odd)| even.iter().chain(odd).copied()).collect();
-            builder.push(&values)?;
-            self.wrote(Matrix::bytes_for(self.precision, values.len() / columns, columns)).await?;
+            let count = 2 * range.len();
+            if blocks {
+                let evens = weights.read_packed(even, range.clone()).await?;
+                let odds = weights.read_packed(odd, range).await?;
+                let [data, scales] = [precision.row_bytes(columns), precision.row_scale_bytes(columns)];
+                builder.push_packed(&Packed {
+                    data: alternating(&evens.data, &odds.data, data),
+                    scales: alternating(&evens.scales, &odds.scales, scales),
+                })?;
+            } else {
+                let evens = weights.read_rows(even, range.clone()).await?;
+                let odds = weights.read_rows(odd, range).await?;
+                builder.push(&alternating(&evens, &odds, columns))?;
+            }
+            self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
         }
         builder.finish()
     }
@@ -205,6 +259,22 @@ impl Loader {
             _ => Ok(()),
         }
     }
+}
+
+/// How a matrix is kept that is stored as `dtype`: without loss.
+pub(crate) fn stored_precision(dtype: Dtype) -> Precision {
+    match dtype {
+        Dtype::Block(kind) => kind.precision(),
+        Dtype::F16 => Precision::F16,
+        // bf16 has more exponents than f16.
+        _ => Precision::F32,
+    }
+}
+
+/// Rows of `length` from both in turn.
+fn alternating<T: Copy>(even: &[T], odd: &[T], length: usize) -> Vec<T> {
+    let pairs = even.chunks_exact(length).zip(odd.chunks_exact(length));
+    pairs.flat_map(|(even, odd)| even.iter().chain(odd).copied()).collect()
 }
 
 /// Rows that are read at a time.

@@ -1,11 +1,13 @@
 //! How much memory a model needs, before any of it is taken.
 
 use crate::Result;
+use crate::load::stored_precision;
 use crate::ops::KvCache;
-use crate::session::vision_precision;
+use crate::session::{LoadOptions, vision_precision};
 use crate::tensor::{Matrix, Precision};
 use crate::vision::ConvNextConfig;
 use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
+use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::MgmCheckpoint;
 
 /// Bytes on the device for each part of a model.
@@ -42,6 +44,19 @@ impl Plan {
             None => None,
         };
         Ok(Self::new(&checkpoint.config.language, vision.as_ref(), precision))
+    }
+
+    /// The plan for a GGUF file.
+    pub fn of_gguf(model: &GgufModel, options: &LoadOptions) -> Self {
+        let mut plan = Self::new(&model.config, None, options.precision);
+        if options.keep_stored {
+            let tensors = model.weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
+                &[rows, columns] => Matrix::bytes_for(stored_precision(info.dtype), rows, columns),
+                _ => vectors(info.elements().unwrap_or(0) as usize),
+            });
+            plan.parts = vec![("language model", tensors.sum())];
+        }
+        plan
     }
 
     /// The plan for a model of these sizes, its language model at `precision`.

@@ -4,18 +4,21 @@ use web_time::Instant;
 
 use crate::gpu::Gpu;
 use crate::image::Rgb8;
-use crate::language::{Cache, Language, PREFILL_POSITIONS, Position};
-use crate::load::OnProgress;
+use crate::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
+use crate::load::{Loader, OnProgress};
 use crate::ops::Sampling;
 use crate::plan::Plan;
 use crate::tensor::{Precision, Tensor};
-use crate::text::conversation::{Conversation, Template, TemplateFacts};
+use crate::text::chat_template::ChatTemplate;
+use crate::text::conversation::{Conversation, Style, Template, TemplateFacts};
 use crate::text::stop::StopIds;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::{PromptToken, Tokenizer};
 use crate::vision::Vision;
-use crate::weights::config::GenerationConfig;
+use crate::weights::config::{GenerationConfig, LanguageConfig};
+use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::MgmCheckpoint;
+use crate::weights::view::Weights;
 use crate::{Error, Result};
 
 /// How a model is loaded.
@@ -23,6 +26,8 @@ use crate::{Error, Result};
 pub struct LoadOptions {
     /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
     pub precision: Precision,
+    /// Keep a GGUF file's matrices as they are stored there, whatever the precision.
+    pub keep_stored: bool,
     /// The conversation's template; without it the checkpoint tells.
     pub template: Option<Template>,
     /// Called with bytes loaded since the last call; `false` stops.
@@ -34,7 +39,7 @@ pub struct LoadOptions {
 pub struct Model {
     gpu: Gpu,
     tokenizer: Tokenizer,
-    template: Template,
+    style: Style,
     stop: StopIds,
     vision: Option<Vision>,
     language: Language,
@@ -53,17 +58,8 @@ impl Model {
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and without it the rest is of no use.
         let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+        check_memory(gpu, &Plan::of_checkpoint(checkpoint, options.precision)?, options)?;
         let config = &checkpoint.config;
-        if let Some(limit) = gpu.memory().limit {
-            let needed = Plan::of_checkpoint(checkpoint, options.precision)?.weights();
-            if needed > limit {
-                return Err(Error::OutOfMemory {
-                    what: format!("the weights at {}", options.precision),
-                    needed,
-                    available: limit,
-                });
-            }
-        }
         let template = options.template.unwrap_or_else(|| {
             let facts = TemplateFacts {
                 model_type: &config.model_type,
@@ -72,7 +68,8 @@ impl Model {
             };
             Template::detect(facts, &tokenizer)
         });
-        let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
+        let style = Style::Known(template);
+        let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, &style);
         let hidden_size = config.language.hidden_size;
         let vision = match &checkpoint.vision {
             Some(weights) => {
@@ -81,20 +78,51 @@ impl Model {
             }
             None => None,
         };
-        let on_progress = options.on_progress.clone();
-        let language =
-            Language::load(gpu, &config.language, &checkpoint.language, options.precision, on_progress).await?;
-        gpu.flush_writes().await?;
+        let language = load_language(gpu, &config.language, &checkpoint.language, options).await?;
         let context = config.language.max_positions;
         Ok(Self {
             gpu: gpu.clone(),
             tokenizer,
-            template,
+            style,
             stop,
             vision,
             language,
             prompt_limit: config.tokenizer_max_length.unwrap_or(context).min(context.saturating_sub(1)),
             generation: checkpoint.generation.clone(),
+        })
+    }
+
+    /// Loads a language model from a GGUF file, with the tokenizer and the conversation template in it.
+    pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
+        let header = &*model.header;
+        let tokenizer = Tokenizer::from_gguf(header)?;
+        check_memory(gpu, &Plan::of_gguf(model, options), options)?;
+        let style = match (options.template, header.text("tokenizer.chat_template")) {
+            (Some(template), _) => Style::Known(template),
+            (None, Some(source)) => {
+                let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).unwrap_or_default();
+                Style::Own(ChatTemplate::new(&header.file, source, &text(tokenizer.bos()), &text(tokenizer.eos()))?)
+            }
+            (None, None) => {
+                return Err(Error::Config {
+                    file: header.file.clone(),
+                    reason: "it has no tokenizer.chat_template; name one (--conversation vicuna_v1, gemma, \
+                             mistral_instruct, chatml_direct or llama_3)"
+                        .to_owned(),
+                });
+            }
+        };
+        let stop = StopIds::new(&model.config.eos_tokens, &[], &tokenizer, &style);
+        let language = load_language(gpu, &model.config, &model.weights, options).await?;
+        Ok(Self {
+            gpu: gpu.clone(),
+            tokenizer,
+            style,
+            stop,
+            vision: None,
+            language,
+            prompt_limit: model.config.max_positions.saturating_sub(1),
+            generation: GenerationConfig::default(),
         })
     }
 
@@ -108,9 +136,9 @@ impl Model {
         &self.tokenizer
     }
 
-    /// The conversation template in use.
-    pub fn template(&self) -> Template {
-        self.template
+    /// How conversations are written.
+    pub fn style(&self) -> &Style {
+        &self.style
     }
 
     /// What the model's makers recommend for sampling.
@@ -130,7 +158,7 @@ impl Model {
 
     /// A new conversation.
     pub fn chat(&self, system: Option<String>) -> Chat<'_> {
-        let mut conversation = Conversation::new(self.template);
+        let mut conversation = Conversation::new(self.style.clone());
         conversation.system = system;
         Chat {
             model: self,
@@ -141,6 +169,32 @@ impl Model {
             next_image: 0,
         }
     }
+}
+
+fn check_memory(gpu: &Gpu, plan: &Plan, options: &LoadOptions) -> Result<()> {
+    match gpu.memory().limit {
+        Some(limit) if plan.weights() > limit => Err(Error::OutOfMemory {
+            what: format!("the weights at {}", options.precision),
+            needed: plan.weights(),
+            available: limit,
+        }),
+        _ => Ok(()),
+    }
+}
+
+async fn load_language(
+    gpu: &Gpu,
+    config: &LanguageConfig,
+    weights: &Weights,
+    options: &LoadOptions,
+) -> Result<Language> {
+    let mut loader = Loader::new(gpu, weights.clone(), options.precision, options.on_progress.clone());
+    if options.keep_stored {
+        loader = loader.keeping_stored();
+    }
+    let language = Language::from_loader(&loader, config).await?;
+    gpu.flush_writes().await?;
+    Ok(language)
 }
 
 fn folder_name(path: &str) -> &str {
@@ -352,7 +406,7 @@ impl Chat<'_> {
 
     /// The prompt as positions, with pictures by their numbers.
     fn positions(&self) -> Result<Vec<Position>> {
-        let tokens = self.model.tokenizer.encode_prompt(&self.conversation.prompt())?;
+        let tokens = self.model.tokenizer.encode_prompt(&self.conversation.prompt()?)?;
         let mut pictures = self.images.iter();
         let mut positions = Vec::new();
         for token in tokens {
@@ -420,7 +474,7 @@ impl Chat<'_> {
     /// Generates tokens after x, the residual stream of the prompt's end.
     async fn decode(
         &mut self,
-        mut x: Tensor,
+        x: Tensor,
         room: usize,
         options: &AnswerOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
@@ -430,25 +484,14 @@ impl Chat<'_> {
         let model = self.model;
         let mut draws = Draws::new(options.seed, self.conversation.turns.len() as u64);
         let mut stream = TextStream::new(&model.tokenizer);
-        let chosen = Tensor::zeros(&model.gpu, &[room], "chosen tokens")?;
         let mut first_token = started;
-        for place in 0..room {
-            let mut recorder = model.gpu.record();
-            if place > 0 {
-                x = model.language.embed_chosen(&mut recorder, &chosen, place - 1)?;
-                x = model.language.forward(&mut recorder, &x, &mut self.cache)?;
-                self.cached.extend(answer.token_ids.last().map(|id| Position::Text(*id)));
-            }
-            model.language.choose(&mut recorder, &x, options.sampling, draws.next(), &chosen, place)?;
-            let read = chosen.slice_elements(place..place + 1).read_back(&mut recorder);
-            recorder.submit()?;
-            let id = read.values::<u32>().await?.first().copied().unwrap_or_default();
-            if place == 0 {
+        let draw = move || draws.next();
+        let mut generator =
+            Generator::new(&model.language, &model.gpu, &mut self.cache, x, room, options.sampling, draw)?;
+        while let Some(id) = generator.next().await? {
+            if answer.token_ids.is_empty() {
                 answer.prefill_ms = milliseconds(started);
                 first_token = Instant::now();
-            }
-            if id as usize >= model.language.config().vocab_size {
-                return Err(Error::Gpu(format!("the device chose token {id}: its logits are not numbers")));
             }
             answer.token_ids.push(id);
             if model.stop.contains(id) {
@@ -466,6 +509,11 @@ impl Chat<'_> {
             on_event(Event::Text(&text));
         }
         answer.decode_ms = milliseconds(first_token);
+        // What was computed behind the answer's end is of no use.
+        let fed = generator.fed().min(answer.token_ids.len());
+        drop(generator);
+        self.cached.extend(answer.token_ids[..fed].iter().map(|id| Position::Text(*id)));
+        self.cache.truncate(self.cached.len());
         Ok(())
     }
 }

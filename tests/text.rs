@@ -276,7 +276,7 @@ fn golden_prompts_ids_and_texts() {
         let mut talk = Conversation::new(template);
         for (index, turn) in golden.turns.iter().enumerate() {
             talk.ask(&turn.question, if index == 0 { golden.images.len() } else { 0 });
-            let prompt = talk.prompt();
+            let prompt = talk.prompt().expect("a prompt");
             assert_eq!(prompt.to_string(), turn.prompt, "{case}");
             let ids: Vec<i64> = tokenizer
                 .encode_prompt(&prompt)

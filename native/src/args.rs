@@ -1,15 +1,16 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use clap::{Args, Parser, Subcommand};
 use mgm::gpu::{AdapterChoice, GpuOptions};
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
+use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm::weights::source::Folder;
-use mgm_native::files::DiskFolder;
+use mgm_native::files::{DiskFile, DiskFolder};
 
 /// Mini-Gemini vision-language models on any GPU.
 #[derive(Debug, Parser)]
@@ -59,7 +60,7 @@ impl DeviceArgs {
 /// Where a checkpoint and its towers are.
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
-    /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer)
+    /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer), or a GGUF file of a language model
     pub checkpoint: Option<PathBuf>,
     /// Folder of the low-resolution tower (CLIP ViT) [default: beside or inside the checkpoint]
     #[arg(long, value_name = "DIR")]
@@ -67,22 +68,45 @@ pub struct CheckpointArgs {
     /// Folder of the high-resolution tower (OpenCLIP ConvNeXt) [default: beside or inside the checkpoint]
     #[arg(long, value_name = "DIR")]
     pub vision_tower_hr: Option<PathBuf>,
+    /// GGUF file to take the language model of the checkpoint from
+    #[arg(long, value_name = "FILE")]
+    pub language: Option<PathBuf>,
+}
+
+/// What was named on the command line.
+pub enum Opened {
+    Mgm(MgmCheckpoint),
+    Gguf(GgufModel),
 }
 
 impl CheckpointArgs {
-    pub async fn open(&self) -> mgm::Result<MgmCheckpoint> {
+    pub async fn open(&self) -> mgm::Result<Opened> {
         let Some(checkpoint) = &self.checkpoint else {
             return Err(mgm::Error::InvalidArgument(
                 "name the folder of a checkpoint, such as MGM-2B: no trained model ships with mgm yet".to_owned(),
             ));
         };
+        if checkpoint.is_file() {
+            return open_gguf(checkpoint).await.map(Opened::Gguf);
+        }
         let folder = |path: &PathBuf| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
         let towers = TowerOptions {
             clip: self.vision_tower.as_ref().map(folder),
             convnext: self.vision_tower_hr.as_ref().map(folder),
         };
-        MgmCheckpoint::open(folder(checkpoint), towers).await
+        let mut checkpoint = MgmCheckpoint::open(folder(checkpoint), towers).await?;
+        if let Some(language) = &self.language {
+            checkpoint.replace_language(&open_gguf(language).await?)?;
+        }
+        Ok(Opened::Mgm(checkpoint))
     }
+}
+
+/// Opens a GGUF file.
+pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
+    let file = DiskFile::open(path)
+        .map_err(|error| mgm::Error::Io { file: path.display().to_string(), reason: error.to_string() })?;
+    GgufModel::open(Rc::new(file)).await
 }
 
 #[derive(Debug, Args)]
@@ -97,9 +121,9 @@ pub struct ChatArgs {
     /// An image for the first turn (PNG, JPEG, WebP, GIF, BMP); repeat it for several
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
-    /// How weights are stored: f32, f16, q8, q4
-    #[arg(long, default_value = "f16")]
-    pub precision: Precision,
+    /// How weights are stored: f32, f16, q8, q4 [default: f16; what is in a GGUF file as it is there]
+    #[arg(long)]
+    pub precision: Option<Precision>,
     /// Randomness: 0 always takes the likeliest token
     #[arg(long, default_value_t = 0.2, value_parser = parse_temperature)]
     pub temperature: f32,
@@ -138,14 +162,17 @@ pub struct InspectArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// The released model whose shapes to fill with random weights, such as mgm-2b or mgm-7b-hd
-    #[arg(long, value_name = "MODEL")]
-    pub synthetic: String,
-    /// How weights are stored: f32, f16, q8, q4
-    #[arg(long, default_value = "q4")]
-    pub precision: Precision,
-    /// Positions to prefill (visual tokens included)
-    #[arg(long, default_value_t = 640, value_parser = clap::value_parser!(u32).range(1..))]
-    pub prefill: u32,
+    #[arg(long, value_name = "MODEL", required_unless_present = "gguf")]
+    pub synthetic: Option<String>,
+    /// A GGUF file of a language model to measure instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["synthetic", "dry_run"])]
+    pub gguf: Option<PathBuf>,
+    /// How weights are stored: f32, f16, q8, q4 [default: q4; what is in a GGUF file as it is there]
+    #[arg(long)]
+    pub precision: Option<Precision>,
+    /// Positions to prefill (visual tokens included) [default: 640, 128 with a GGUF file]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub prefill: Option<u32>,
     /// Tokens to generate
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub decode: u32,

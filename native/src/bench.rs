@@ -1,4 +1,4 @@
-//! `mgm bench --synthetic`: a released model's shapes with random weights made on the device.
+//! `mgm bench --synthetic`: a released model's shapes with random weights made on the device; `mgm bench --gguf`: a file.
 
 use std::io::Write;
 use std::rc::Rc;
@@ -11,13 +11,13 @@ use mgm::load::{Loader, OnProgress};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::session::vision_precision;
-use mgm::tensor::Tensor;
+use mgm::tensor::{Precision, Tensor};
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
 use serde::Serialize;
 
 use crate::args::BenchArgs;
-use crate::{Failure, progress};
+use crate::{Failure, bench_gguf, progress};
 
 /// Seed of the random weights.
 const SEED: u32 = 2024;
@@ -51,23 +51,28 @@ struct Report {
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
-    let Some(variant) = variants::released(&arguments.synthetic) else {
+    if let Some(path) = &arguments.gguf {
+        return bench_gguf::run(path, &arguments).await;
+    }
+    let name = arguments.synthetic.clone().unwrap_or_default();
+    let Some(variant) = variants::released(&name) else {
         return Err(mgm::Error::Unsupported {
             what: "model".to_owned(),
-            found: arguments.synthetic,
+            found: name,
             supported: variants::NAMES.join(", "),
         }
         .into());
     };
-    let plan = Plan::new(&variant.language, Some(&variant.vision), arguments.precision);
-    let positions = (arguments.prefill + arguments.decode) as usize;
+    let precision = arguments.precision.unwrap_or(Precision::Q4);
+    let plan = Plan::new(&variant.language, Some(&variant.vision), precision);
+    let positions = (prefill(&arguments) + arguments.decode) as usize;
     if positions > variant.language.max_positions {
         return Err(mgm::Error::PromptTooLong { tokens: positions, limit: variant.language.max_positions }.into());
     }
     if arguments.dry_run {
-        return dry_run(&variant, &plan, &arguments);
+        return dry_run(&variant, &plan, precision, &arguments);
     }
-    let report = measure(&variant, &plan, &arguments).await?;
+    let report = measure(&variant, &plan, precision, &arguments).await?;
     let mut out = std::io::stdout().lock();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
@@ -106,14 +111,19 @@ pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn dry_run(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Result<(), Failure> {
+/// Positions of the prompt.
+fn prefill(arguments: &BenchArgs) -> u32 {
+    arguments.prefill.unwrap_or(640)
+}
+
+fn dry_run(variant: &Variant, plan: &Plan, precision: Precision, arguments: &BenchArgs) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{} at {}: GPU memory needed, in MiB", variant.name, arguments.precision)?;
+    writeln!(out, "{} at {}: GPU memory needed, in MiB", variant.name, precision)?;
     for (name, bytes) in &plan.parts {
         writeln!(out, "{name:<32} {:>10.1}", *bytes as f64 / MIB)?;
     }
     writeln!(out, "{:<32} {:>10.1}", "all weights", plan.weights() as f64 / MIB)?;
-    let positions = u64::from(arguments.prefill + arguments.decode);
+    let positions = u64::from(prefill(arguments) + arguments.decode);
     let title = format!("keys and values, {positions} tokens");
     writeln!(out, "{title:<32} {:>10.1}", (plan.cache_per_position * positions) as f64 / MIB)?;
     Ok(())
@@ -150,7 +160,12 @@ impl<'a> Meter<'a> {
     }
 }
 
-async fn measure(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Result<Report, Failure> {
+async fn measure(
+    variant: &Variant,
+    plan: &Plan,
+    precision: Precision,
+    arguments: &BenchArgs,
+) -> Result<Report, Failure> {
     let gpu = Gpu::open(&arguments.device.options()).await?;
     let started = Instant::now();
     let bar = progress::bytes(plan.weights(), "filling");
@@ -159,11 +174,11 @@ async fn measure(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Resul
         counter.inc(bytes);
         true
     });
-    let loader = Loader::random(&gpu, SEED, vision_precision(arguments.precision), Some(on_progress));
+    let loader = Loader::random(&gpu, SEED, vision_precision(precision), Some(on_progress));
     let sizes = &variant.vision;
     let hidden = variant.language.hidden_size;
     let vision = Vision::random(&loader, sizes.config.clone(), &sizes.clip, &sizes.convnext, hidden).await?;
-    let language = Language::from_loader(&loader.at(arguments.precision), &variant.language).await?;
+    let language = Language::from_loader(&loader.at(precision), &variant.language).await?;
     gpu.flush_writes().await?;
     bar.finish_and_clear();
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
@@ -184,7 +199,7 @@ async fn measure(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Resul
     gpu.trim();
 
     note("prefilling");
-    let prefill = arguments.prefill as usize;
+    let prefill = prefill(arguments) as usize;
     let visual = tokens.rows().min(prefill.saturating_sub(1));
     let positions: Vec<Position> = (0..prefill)
         .map(|index| match index.checked_sub(prefill - visual) {
@@ -226,7 +241,7 @@ async fn measure(variant: &Variant, plan: &Plan, arguments: &BenchArgs) -> Resul
     }
     Ok(Report {
         model: variant.name,
-        precision: arguments.precision.to_string(),
+        precision: precision.to_string(),
         adapter: gpu.adapter().name.clone(),
         load_ms,
         peak_memory_mib: gpu.memory().peak as f64 / MIB,

@@ -12,42 +12,60 @@ use mgm::image::{Rgb8, decode};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model};
+use mgm::tensor::Precision;
 use mgm::weights::config::Activation;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
-use crate::args::ChatArgs;
+use crate::args::{ChatArgs, Opened};
 use crate::{Failure, progress};
 
 pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     // Images first: a wrong file name should not cost a load.
     let images = arguments.image.iter().map(|path| read_image(path)).collect::<mgm::Result<Vec<_>>>()?;
-    let mut checkpoint = arguments.checkpoint.open().await?;
-    match arguments.gelu.as_deref() {
-        Some("erf") => checkpoint.config.language.activation = Activation::GeluErf,
-        Some(_) => checkpoint.config.language.activation = Activation::GeluTanh,
-        None => {}
+    let mut opened = arguments.checkpoint.open().await?;
+    let gelu = match arguments.gelu.as_deref() {
+        Some("erf") => Some(Activation::GeluErf),
+        Some(_) => Some(Activation::GeluTanh),
+        None => None,
+    };
+    if let Some(gelu) = gelu {
+        match &mut opened {
+            Opened::Mgm(checkpoint) => checkpoint.config.language.activation = gelu,
+            Opened::Gguf(model) => model.config.activation = gelu,
+        }
     }
     let started = Instant::now();
     let gpu = Gpu::open(&arguments.device.options()).await?;
     if gpu.adapter().is_software() {
         eprintln!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
     }
-    let bar = progress::bytes(Plan::of_checkpoint(&checkpoint, arguments.precision)?.weights(), "loading");
     let stop = Arc::new(AtomicBool::new(false));
-    let (counter, stopping) = (bar.clone(), stop.clone());
-    let options = LoadOptions {
-        precision: arguments.precision,
+    let mut options = LoadOptions {
+        precision: arguments.precision.unwrap_or(Precision::F16),
+        // A GGUF file is quantised as its maker wanted it.
+        keep_stored: arguments.precision.is_none()
+            && (arguments.checkpoint.language.is_some() || matches!(opened, Opened::Gguf(_))),
         template: arguments.conversation,
-        on_progress: Some(Rc::new(move |bytes| {
-            counter.inc(bytes);
-            !stopping.load(Ordering::Relaxed)
-        })),
+        on_progress: None,
     };
+    let plan = match &opened {
+        Opened::Mgm(checkpoint) => Plan::of_checkpoint(checkpoint, options.precision)?,
+        Opened::Gguf(model) => Plan::of_gguf(model, &options),
+    };
+    let bar = progress::bytes(plan.weights(), "loading");
+    let (counter, stopping) = (bar.clone(), stop.clone());
+    options.on_progress = Some(Rc::new(move |bytes| {
+        counter.inc(bytes);
+        !stopping.load(Ordering::Relaxed)
+    }));
     install_interrupt(&stop)?;
-    let model = Model::load(&gpu, &checkpoint, &options).await?;
+    let model = match &opened {
+        Opened::Mgm(checkpoint) => Model::load(&gpu, checkpoint, &options).await?,
+        Opened::Gguf(model) => Model::load_gguf(&gpu, model, &options).await?,
+    };
     bar.finish_and_clear();
-    drop(checkpoint);
+    drop(opened);
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     // Loading is not measured as a kernel.
     gpu.take_profile().await?;

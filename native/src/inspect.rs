@@ -1,21 +1,29 @@
 //! `mgm inspect`: what a checkpoint holds and what it needs.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use mgm::plan::Plan;
+use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
+use mgm::weights::config::LanguageConfig;
+use mgm::weights::gguf_model::GgufModel;
+use mgm::weights::mgm::{MgmCheckpoint, PartReport};
 
 use crate::Failure;
-use crate::args::InspectArgs;
+use crate::args::{InspectArgs, Opened};
 
 /// How many names of a long list are shown.
 const SHOWN: usize = 8;
 
 pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
-    let checkpoint = arguments.checkpoint.open().await?;
-    let mut out = std::io::stdout().lock();
-    let language = &checkpoint.config.language;
-    writeln!(out, "{} ({})", checkpoint.folder.name(), checkpoint.config.model_type)?;
+    match arguments.checkpoint.open().await? {
+        Opened::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
+        Opened::Gguf(model) => inspect_gguf(&model),
+    }
+}
+
+fn describe(out: &mut impl Write, language: &LanguageConfig) -> std::io::Result<()> {
     writeln!(
         out,
         "language model: {:?}, {} layers, width {}, {} heads ({} for keys and values) of {}, vocabulary {}, {} positions",
@@ -27,7 +35,51 @@ pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
         language.head_dim,
         language.vocab_size,
         language.max_positions
-    )?;
+    )
+}
+
+fn inspect_gguf(model: &GgufModel) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let header = &model.header;
+    writeln!(out, "{} ({})", header.file, header.text("general.name").unwrap_or("no name"))?;
+    describe(&mut out, &model.config)?;
+    for key in ["general.license", "tokenizer.ggml.model", "tokenizer.ggml.pre"] {
+        if let Some(value) = header.text(key) {
+            writeln!(out, "{key}: {value}")?;
+        }
+    }
+    let template = header.text("tokenizer.chat_template").is_some();
+    writeln!(out, "conversation template: {}", if template { "in the file" } else { "none" })?;
+    let mut kinds: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for tensor in &header.tensors {
+        let (count, bytes) = kinds.entry(tensor.info.dtype.name()).or_default();
+        *count += 1;
+        *bytes += tensor.info.bytes().unwrap_or(0);
+    }
+    writeln!(out, "\n{:<20} {:>8} {:>10}", "type", "tensors", "MB")?;
+    for (kind, (count, bytes)) in kinds {
+        writeln!(out, "{kind:<20} {count:>8} {:>10.1}", bytes as f64 / 1e6)?;
+    }
+    let bad = show_report(&mut out, &[PartReport::of_language(&model.weights, &model.config)])?;
+    let plan = |keep_stored, precision| {
+        Plan::of_gguf(model, &LoadOptions { precision, keep_stored, template: None, on_progress: None })
+    };
+    let mut plans = vec![("as stored".to_owned(), plan(true, Precision::F16))];
+    plans.extend(Precision::CHOICES.map(|precision| (precision.to_string(), plan(false, precision))));
+    show_plans(&mut out, &plans)?;
+    out.flush()?;
+    if bad { Err(incomplete(&header.file)) } else { Ok(()) }
+}
+
+fn incomplete(file: &str) -> Failure {
+    let reason = "the checkpoint is not complete (see the list above)".to_owned();
+    mgm::Error::Config { file: file.to_owned(), reason }.into()
+}
+
+fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{} ({})", checkpoint.folder.name(), checkpoint.config.model_type)?;
+    describe(&mut out, &checkpoint.config.language)?;
     match &checkpoint.vision {
         Some(vision) => writeln!(
             out,
@@ -42,9 +94,20 @@ pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
         None => writeln!(out, "vision: none")?,
     }
 
+    let bad = show_report(&mut out, &checkpoint.report())?;
+    let plans = Precision::CHOICES
+        .iter()
+        .map(|precision| Ok((precision.to_string(), Plan::of_checkpoint(checkpoint, *precision)?)))
+        .collect::<mgm::Result<Vec<_>>>()?;
+    show_plans(&mut out, &plans)?;
+    out.flush()?;
+    if bad { Err(incomplete(checkpoint.folder.name())) } else { Ok(()) }
+}
+
+/// Prints parts and what is wrong with them; whether something is.
+fn show_report(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<bool> {
     writeln!(out, "\n{:<20} {:>8} {:>14} {:>10}  from", "part", "tensors", "parameters", "MB")?;
-    let report = checkpoint.report();
-    for part in &report {
+    for part in report {
         writeln!(
             out,
             "{:<20} {:>8} {:>14} {:>10.1}  {}",
@@ -56,41 +119,32 @@ pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
         )?;
     }
     let mut bad = false;
-    for part in &report {
+    for part in report {
         bad |= !part.missing.is_empty() || !part.misshapen.is_empty();
-        list(&mut out, part.name, "missing", &part.missing)?;
-        list(&mut out, part.name, "unexpected", &part.unexpected)?;
+        list(out, part.name, "missing", &part.missing)?;
+        list(out, part.name, "unexpected", &part.unexpected)?;
         for (name, found, expected) in part.misshapen.iter().take(SHOWN) {
             writeln!(out, "{}: {name} has shape {found:?}, expected {expected:?}", part.name)?;
         }
     }
+    Ok(bad)
+}
 
+fn show_plans(out: &mut impl Write, plans: &[(String, Plan)]) -> std::io::Result<()> {
     writeln!(out, "\nGPU memory needed, in MiB")?;
-    let plans = Precision::CHOICES
-        .iter()
-        .map(|precision| Ok((*precision, Plan::of_checkpoint(&checkpoint, *precision)?)))
-        .collect::<mgm::Result<Vec<_>>>()?;
     write!(out, "{:<32}", "")?;
-    for (precision, _) in &plans {
-        write!(out, "{:>10}", precision.to_string())?;
+    for (name, _) in plans {
+        write!(out, "{name:>10}")?;
     }
     writeln!(out)?;
     if let Some((_, first)) = plans.first() {
         for (index, (name, _)) in first.parts.iter().enumerate() {
-            row(&mut out, name, plans.iter().map(|(_, plan)| plan.parts[index].1))?;
+            row(out, name, plans.iter().map(|(_, plan)| plan.parts.get(index).map_or(0, |part| part.1)))?;
         }
-        row(&mut out, "all weights", plans.iter().map(|(_, plan)| plan.weights()))?;
+        row(out, "all weights", plans.iter().map(|(_, plan)| plan.weights()))?;
         let positions = first.max_positions as u64;
         let title = format!("keys and values, {positions} tokens");
-        row(&mut out, &title, plans.iter().map(|(_, plan)| plan.cache_per_position * positions))?;
-    }
-    out.flush()?;
-    if bad {
-        return Err(mgm::Error::Config {
-            file: checkpoint.folder.name().to_owned(),
-            reason: "the checkpoint is not complete (see the list above)".to_owned(),
-        }
-        .into());
+        row(out, &title, plans.iter().map(|(_, plan)| plan.cache_per_position * positions))?;
     }
     Ok(())
 }

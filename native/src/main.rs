@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bench_gguf;
 mod chat;
 mod info;
 mod inspect;

@@ -1,7 +1,7 @@
 //! The key/value cache of all layers.
 
 use crate::gpu::Recorder;
-use crate::ops::{Attention, KvCache, RotaryTable};
+use crate::ops::{Attention, KvCache, Rotary, RotaryTable};
 use crate::{Error, Result};
 
 /// The cache grows by at least this many positions.
@@ -11,7 +11,7 @@ const STEP: usize = 256;
 #[derive(Debug)]
 pub struct Cache {
     attention: Attention,
-    theta: f64,
+    rotary: Rotary,
     half: bool,
     depth: usize,
     layers: Vec<KvCache>,
@@ -20,8 +20,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(depth: usize, attention: Attention, theta: f64, half: bool) -> Self {
-        Self { attention, theta, half, depth, layers: Vec::new(), table: None, length: 0 }
+    pub(super) fn new(depth: usize, attention: Attention, rotary: Rotary, half: bool) -> Self {
+        Self { attention, rotary, half, depth, layers: Vec::new(), table: None, length: 0 }
     }
 
     /// Positions in it.
@@ -53,7 +53,7 @@ impl Cache {
             layers.push(larger);
         }
         self.layers = layers;
-        self.table = Some(RotaryTable::new(&gpu, capacity, self.attention.head_dim, self.theta)?);
+        self.table = Some(RotaryTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?);
         Ok(())
     }
 

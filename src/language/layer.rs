@@ -5,7 +5,7 @@ use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, KvCache, Norm, RotaryTable};
 use crate::tensor::{Matrix, Precision, Tensor};
-use crate::weights::config::{Architecture, LanguageConfig};
+use crate::weights::config::LanguageConfig;
 
 /// A pre-norm decoder layer.
 #[derive(Debug)]
@@ -38,16 +38,15 @@ struct Gated {
 impl Layer {
     pub(super) async fn load(loader: &Loader, config: &LanguageConfig, attention: Attention) -> Result<Self> {
         let width = config.hidden_size;
-        let gemma = config.architecture == Architecture::Gemma;
-        let eps = config.rms_norm_eps;
+        let (eps, unit_offset) = (config.rms_norm_eps, config.norm_unit_offset);
         let heads = loader.pp("self_attn");
         let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
         Ok(Self {
             attention,
-            norm_1: loader.rms_norm("input_layernorm", width, eps, gemma).await?,
+            norm_1: loader.rms_norm("input_layernorm", width, eps, unit_offset).await?,
             qkv: heads.stacked(&[("q_proj.weight", q), ("k_proj.weight", kv), ("v_proj.weight", kv)], width).await?,
             out: heads.matrix("o_proj.weight", width, q).await?,
-            norm_2: loader.rms_norm("post_attention_layernorm", width, eps, gemma).await?,
+            norm_2: loader.rms_norm("post_attention_layernorm", width, eps, unit_offset).await?,
             feed_forward: FeedForward::load(loader, config).await?,
         })
     }

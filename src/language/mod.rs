@@ -2,17 +2,19 @@
 //! layers, dense or a mixture of experts. One code for Gemma, Llama (Vicuna, Llama-3, Yi) and Mixtral.
 
 mod cache;
+mod generate;
 mod layer;
 
 use crate::gpu::{Gpu, Recorder};
 use crate::load::{Loader, OnProgress};
-use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Sampling};
+use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rotary, Sampling};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::config::{Architecture, LanguageConfig};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
 pub use cache::Cache;
+pub use generate::Generator;
 use layer::Layer;
 
 /// Positions that are prefilled at a time: enough rows to fill a device, few enough that activations stay small.
@@ -63,7 +65,6 @@ impl Language {
     pub async fn from_loader(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
         let model = loader.pp("model");
         let width = config.hidden_size;
-        let gemma = config.architecture == Architecture::Gemma;
         let attention = Attention {
             heads: config.num_heads,
             kv_heads: config.num_kv_heads,
@@ -71,7 +72,7 @@ impl Language {
             causal: true,
         };
         // The table and the head lose most by quantisation, and are read once a token: never below 8 bits.
-        let wide = |loader: &Loader| loader.at(loader.precision().min(Precision::Q8));
+        let wide = |loader: &Loader| loader.at_least(Precision::Q8);
         let embedding = wide(&model).matrix("embed_tokens.weight", config.vocab_size, width).await?;
         let mut layers = Vec::new();
         for index in 0..config.num_layers {
@@ -86,7 +87,7 @@ impl Language {
             attention,
             embedding,
             layers,
-            norm: model.rms_norm("norm", width, config.rms_norm_eps, gemma).await?,
+            norm: model.rms_norm("norm", width, config.rms_norm_eps, config.norm_unit_offset).await?,
             head,
             half_cache: loader.precision() != Precision::F32,
             config: config.clone(),
@@ -100,7 +101,8 @@ impl Language {
 
     /// An empty cache.
     pub fn cache(&self) -> Cache {
-        Cache::new(self.layers.len(), self.attention, f64::from(self.config.rope_theta), self.half_cache)
+        let rotary = Rotary { theta: self.config.rope_theta, divisors: self.config.rope_divisors.clone() };
+        Cache::new(self.layers.len(), self.attention, rotary, self.half_cache)
     }
 
     /// Embeddings of positions, [positions, hidden]: rows of the table, or of pictures' visual tokens (`images`, by number).

@@ -96,6 +96,15 @@ impl KvCache {
     }
 }
 
+/// What the rotary embedding's angles are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotary {
+    /// Base of the frequencies.
+    pub theta: f32,
+    /// What the frequencies are divided by, one for each pair; nothing if empty.
+    pub divisors: Vec<f32>,
+}
+
 /// Cosines and sines of the rotary embedding for the positions of a cache.
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
@@ -103,11 +112,16 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// Angles position * theta^(-2 i / head_dim) for `positions` positions, computed in f32 as the reference does.
-    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, theta: f64) -> Result<Self> {
+    /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the reference
+    /// does.
+    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rotary: &Rotary) -> Result<Self> {
         let half = head_dim / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+        let frequencies: Vec<f32> = (0..half)
+            .map(|i| {
+                let divisor = rotary.divisors.get(i).copied().unwrap_or(1.0);
+                1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
+            })
+            .collect();
         let turns: Vec<f32> = (0..positions)
             .flat_map(|position| {
                 frequencies.iter().flat_map(move |frequency| {

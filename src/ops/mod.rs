@@ -12,7 +12,7 @@ mod routing;
 mod sampling;
 mod specialisations;
 
-pub use attention::{Attention, KeyValues, KvCache, RotaryTable, attention, rotary};
+pub use attention::{Attention, KeyValues, KvCache, Rotary, RotaryTable, attention, rotary};
 pub use convolution::{FeatureMap, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_rows};
 pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};

@@ -220,6 +220,7 @@ impl Packed {
     }
 
     /// Takes the first rows out.
+    #[cfg(feature = "gpu")]
     pub(super) fn take_rows(&mut self, precision: Precision, columns: usize, rows: usize) -> Self {
         let rows = rows.min(self.data.len() / precision.row_bytes(columns));
         Self {
@@ -229,6 +230,7 @@ impl Packed {
     }
 
     /// Adds rows at the end.
+    #[cfg(feature = "gpu")]
     pub(super) fn extend(&mut self, rows: &Self) {
         self.data.extend_from_slice(&rows.data);
         self.scales.extend_from_slice(&rows.scales);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::chat_template::{ChatTemplate, Message};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -128,11 +129,26 @@ pub struct Turn {
     pub answer: Option<String>,
 }
 
+/// How a conversation is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Style {
+    /// By one of the templates that Mini-Gemini models were trained on.
+    Known(Template),
+    /// By a template that the model carries with it. It has no place for images.
+    Own(ChatTemplate),
+}
+
+impl From<Template> for Style {
+    fn from(template: Template) -> Self {
+        Self::Known(template)
+    }
+}
+
 /// A conversation so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
-    /// The template.
-    pub template: Template,
+    /// How it is written.
+    pub style: Style,
     /// Replaces the template's system text. Empty leaves the system part out. Gemma's and Mistral's templates have no place
     /// for one: there it goes before the first question, with an empty line between.
     pub system: Option<String>,
@@ -142,8 +158,8 @@ pub struct Conversation {
 
 impl Conversation {
     /// An empty conversation with the template's own system text.
-    pub fn new(template: Template) -> Self {
-        Self { template, system: None, turns: Vec::new() }
+    pub fn new(style: impl Into<Style>) -> Self {
+        Self { style: style.into(), system: None, turns: Vec::new() }
     }
 
     /// The user asks, giving `images` new images with the question.
@@ -166,12 +182,39 @@ impl Conversation {
     /// The prompt, ready for the model to go on. Each turn's images stand before its question, a line each; with two or
     /// more in the conversation they are numbered. There are exactly [`Conversation::images`] places for images: a
     /// literal `<image>` that a user or the model writes is text like any other.
-    pub fn prompt(&self) -> Prompt {
+    ///
+    /// # Errors
+    /// If a model's own template cannot write the conversation.
+    pub fn prompt(&self) -> Result<Prompt> {
+        match &self.style {
+            Style::Known(template) => Ok(self.known_prompt(*template)),
+            Style::Own(template) => self.own_prompt(template),
+        }
+    }
+
+    fn own_prompt(&self, template: &ChatTemplate) -> Result<Prompt> {
+        if self.images() > 0 {
+            return Err(Error::InvalidArgument(
+                "this model's own conversation template has no place for images".to_owned(),
+            ));
+        }
+        let mut messages = Vec::new();
+        if let Some(content) = self.system.as_deref().filter(|text| !text.is_empty()) {
+            messages.push(Message { role: "system", content });
+        }
+        for turn in &self.turns {
+            messages.push(Message { role: "user", content: &turn.question });
+            messages.extend(turn.answer.as_deref().map(|content| Message { role: "assistant", content }));
+        }
+        Ok(Prompt { pieces: vec![template.render(&messages)?] })
+    }
+
+    fn known_prompt(&self, template: Template) -> Prompt {
         let mut prompt = PromptWriter { prompt: Prompt { pieces: vec![String::new()] }, numbered: self.images() > 1 };
         let own = self.system.as_deref();
-        let system = own.or(self.template.default_system()).filter(|text| !text.is_empty());
+        let system = own.or(template.default_system()).filter(|text| !text.is_empty());
         let last = self.turns.len().saturating_sub(1);
-        match self.template {
+        match template {
             Template::Vicuna => {
                 if let Some(system) = system {
                     prompt.text(system).text(" ");
@@ -309,10 +352,10 @@ mod tests {
         let mut talk = Conversation::new(template);
         talk.system = system.map(str::to_owned);
         talk.ask("Why?", 1);
-        let first = talk.prompt().to_string();
+        let first = talk.prompt().expect("a prompt").to_string();
         talk.answer("So.");
         talk.ask("And?", 0);
-        (first, talk.prompt().to_string())
+        (first, talk.prompt().expect("a prompt").to_string())
     }
 
     /// Expected strings typed from the reference's table of templates.
@@ -365,10 +408,13 @@ mod tests {
     fn several_images_are_numbered_across_turns() {
         let mut talk = Conversation::new(Template::Mistral);
         talk.ask("Compare.", 2);
-        assert_eq!(talk.prompt().to_string(), "[INST] Image 1:<image>\nImage 2:<image>\nCompare. [/INST]");
+        assert_eq!(
+            talk.prompt().expect("a prompt").to_string(),
+            "[INST] Image 1:<image>\nImage 2:<image>\nCompare. [/INST]"
+        );
         talk.answer("Same.");
         talk.ask("And this?", 1);
-        let prompt = talk.prompt();
+        let prompt = talk.prompt().expect("a prompt");
         assert!(prompt.to_string().ends_with("<s>[INST] Image 3:<image>\nAnd this? [/INST]"));
         assert_eq!((prompt.images(), prompt.pieces().len()), (3, 4));
     }
@@ -377,7 +423,7 @@ mod tests {
     fn a_typed_placeholder_is_text() {
         let mut talk = Conversation::new(Template::Mistral);
         talk.ask("What does <image> mean?", 1);
-        let prompt = talk.prompt();
+        let prompt = talk.prompt().expect("a prompt");
         assert_eq!(prompt.pieces(), ["[INST] ", "\nWhat does <image> mean? [/INST]"]);
         assert_eq!(Prompt::from_text(&prompt.to_string()).images(), 2);
     }

@@ -1,7 +1,9 @@
 //! Text: tokenizers, conversation templates, stop rules, incremental detokenisation.
 
+pub mod chat_template;
 pub mod conversation;
 mod decode;
+pub mod gguf;
 pub mod picture;
 pub mod sentencepiece;
 pub mod stop;

@@ -79,7 +79,28 @@ pub struct Model {
 impl Model {
     /// Reads a model. Fails with the byte offset of the first thing that is not right, and never panics.
     pub fn parse(file: &[u8]) -> Result<Self> {
-        let proto = Proto::parse(file)?;
+        Self::from_proto(Proto::parse(file)?)
+    }
+
+    /// A BPE model with byte fallback from its vocabulary, in the order of the ids.
+    ///
+    /// # Errors
+    /// If pieces are missing or come twice.
+    pub fn from_pieces(pieces: Vec<Piece>, normalizer: Normalizer, bos: Option<u32>, eos: Option<u32>) -> Result<Self> {
+        let byte_fallback = pieces.iter().any(|piece| matches!(piece.kind, PieceKind::Byte(_)));
+        let id = |id: Option<u32>| id.map_or(-1, i64::from);
+        Self::from_proto(Proto {
+            pieces: pieces.into_iter().map(|piece| (piece, 0)).collect(),
+            model_type: 2,
+            byte_fallback,
+            bos: id(bos),
+            eos: id(eos),
+            normalizer,
+            ..Proto::default()
+        })
+    }
+
+    fn from_proto(proto: Proto) -> Result<Self> {
         match proto.model_type {
             2 => {}
             other => {
@@ -430,9 +451,9 @@ struct Proto {
     normalizer: Normalizer,
 }
 
-impl Proto {
-    fn parse(file: &[u8]) -> Result<Self> {
-        let mut proto = Self {
+impl Default for Proto {
+    fn default() -> Self {
+        Self {
             pieces: Vec::new(),
             model_type: 1,
             byte_fallback: false,
@@ -447,7 +468,13 @@ impl Proto {
                 escape_whitespaces: true,
                 space_as_suffix: false,
             },
-        };
+        }
+    }
+}
+
+impl Proto {
+    fn parse(file: &[u8]) -> Result<Self> {
+        let mut proto = Self::default();
         let mut message = Message { bytes: file, offset: 0 };
         while let Some(field) = message.field()? {
             match field.number {

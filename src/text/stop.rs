@@ -1,6 +1,7 @@
 //! When an answer is over.
 
-use super::conversation::Template;
+use super::conversation::{Style, Template};
+use super::gguf::END_OF_TURN;
 use super::tokenizer::Tokenizer;
 
 /// The ids that end an answer.
@@ -20,7 +21,13 @@ pub struct StopIds {
 impl StopIds {
     /// Gathers the ids: `eos_token_id` of `config.json` and of `generation_config.json` (one or several, or none), the
     /// tokenizer's, and the template's.
-    pub fn new(config: &[u32], generation_config: &[u32], tokenizer: &Tokenizer, template: Template) -> Self {
+    pub fn new(config: &[u32], generation_config: &[u32], tokenizer: &Tokenizer, style: &Style) -> Self {
+        let Style::Known(template) = style else {
+            // A model's own template does not say; all tokens that are known to end turns do, if they are special.
+            let ends = END_OF_TURN.iter().filter_map(|token| tokenizer.token_id(token));
+            let ends = ends.filter(|id| tokenizer.is_special(*id));
+            return Self::of(config.iter().copied().chain(tokenizer.eos()).chain(ends));
+        };
         let own: &[&str] = match template {
             Template::Vicuna | Template::Mistral => &["</s>"],
             Template::Gemma => &["<eos>"],
@@ -28,8 +35,11 @@ impl StopIds {
             Template::Llama3 => &["<|end_of_text|>", "<|eot_id|>"],
         };
         let own = own.iter().filter_map(|token| tokenizer.token_id(token));
-        let mut ids: Vec<u32> =
-            config.iter().chain(generation_config).copied().chain(tokenizer.eos()).chain(own).collect();
+        Self::of(config.iter().chain(generation_config).copied().chain(tokenizer.eos()).chain(own))
+    }
+
+    fn of(ids: impl Iterator<Item = u32>) -> Self {
+        let mut ids: Vec<u32> = ids.collect();
         ids.sort_unstable();
         ids.dedup();
         Self { ids }

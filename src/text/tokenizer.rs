@@ -127,6 +127,16 @@ impl Tokenizer {
         })
     }
 
+    /// A SentencePiece tokenizer whose segments between special tokens are encoded each by itself, as llama.cpp does.
+    pub(super) fn from_pieces(model: Model, config: &TokenizerConfig) -> Result<Self> {
+        Self::from_model(model, config, Family::Llama)
+    }
+
+    /// A tokenizer from the text of a `tokenizer.json`.
+    pub(super) fn from_tokenizer_json(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
+        Self::from_json(bytes, config, false)
+    }
+
     fn from_model(model: Model, config: &TokenizerConfig, family: Family) -> Result<Self> {
         let piece = |id: Option<u32>| id.and_then(|id| model.pieces().get(id as usize)).map(|piece| piece.text.clone());
         let unknown = piece(Some(model.unknown()));

@@ -120,7 +120,8 @@ impl BlockType {
         } else {
             (packed[group + 4] & 15 | packed[group - 4] >> 6 << 4, packed[group + 4] >> 4 | packed[group] >> 6 << 4)
         };
-        let (high, quants) = if self == Self::Q5K { (Some(&block[16..48]), &block[48..]) } else { (None, &block[16..]) };
+        let (high, quants) =
+            if self == Self::Q5K { (Some(&block[16..48]), &block[48..]) } else { (None, &block[16..]) };
         let quants = &quants[group / 2 * GROUP..][..GROUP];
         let codes = std::array::from_fn(|j| {
             let low = quants[j] >> (4 * (group % 2)) & 15;

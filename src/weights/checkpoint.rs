@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::dtype::{Dtype, FLOAT_TYPES, decode_f32, first_non_finite};
-use super::source::{ByteSource, Folder, read_file};
+use super::source::{ByteSource, Folder, read_file, read_range};
 use super::{safetensors, torch_bin};
+use crate::tensor::{GROUP, Packed};
 use crate::{Error, Result};
 
 /// Where the weights of a language model may be in its folder, best first.
@@ -25,6 +26,9 @@ pub const OPEN_CLIP_FILES: &[&str] = &[
 
 /// Largest index file that is read.
 const MAX_INDEX: u64 = 64 << 20;
+
+/// Bytes of rows that are read at once at most, when asked to.
+const MAX_ROWS: u64 = 1 << 30;
 
 /// Bytes of a tensor that are read at once: enough to be fast, little beside what they become.
 const PIECE: u64 = 8 << 20;
@@ -50,7 +54,7 @@ impl TensorInfo {
 
     /// How many bytes in the file; `None` if more than 2^64.
     pub fn bytes(&self) -> Option<u64> {
-        self.elements()?.checked_mul(self.dtype.size() as u64)
+        self.dtype.bytes(self.elements()?)
     }
 }
 
@@ -65,6 +69,43 @@ pub struct StoredTensor {
     pub offset: u64,
     /// Whether its elements are stored with the highest byte first.
     pub big_endian: bool,
+    /// In which order its rows are stored.
+    pub rows: RowOrder,
+}
+
+impl StoredTensor {
+    /// A tensor with the lowest byte first and its rows in order.
+    pub fn new(name: String, info: TensorInfo, offset: u64) -> Self {
+        Self { name, info, offset, big_endian: false, rows: RowOrder::InOrder }
+    }
+}
+
+/// The order of a stored matrix's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As they are numbered.
+    InOrder,
+    /// The rows of each of so many heads taken in turn from the head's first and second half, as llama.cpp stores queries and
+    /// keys for its interleaved rotary embedding.
+    HalvesInTurn {
+        /// Heads that the rows are divided into.
+        heads: usize,
+    },
+}
+
+impl RowOrder {
+    /// Where row `row` of `rows` is stored.
+    fn stored(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::InOrder => row,
+            Self::HalvesInTurn { heads } => {
+                let head_rows = (rows / heads.max(1)).max(1);
+                let half = (head_rows / 2).max(1);
+                let (head, within) = (row / head_rows, row % head_rows);
+                head * head_rows + 2 * (within % half) + within / half
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -117,12 +158,17 @@ impl Checkpoint {
     /// Whatever is wrong with the file.
     pub async fn open_file(source: Rc<dyn ByteSource>) -> Result<Self> {
         let stored = read_tensors(&*source).await?;
-        let located = |stored: StoredTensor| (stored.name.clone(), Located { stored: Rc::new(stored), file: 0 });
-        Ok(Self {
+        Ok(Self::of_tensors(source, stored.into_iter().map(|stored| (stored.name.clone(), stored)).collect()))
+    }
+
+    /// A checkpoint of one file whose tensors are known.
+    pub(super) fn of_tensors(source: Rc<dyn ByteSource>, tensors: Vec<(String, StoredTensor)>) -> Self {
+        let located = |(name, stored)| (name, Located { stored: Rc::new(stored), file: 0 });
+        Self {
             name: source.name().to_owned(),
             files: vec![source],
-            tensors: stored.into_iter().map(located).collect(),
-        })
+            tensors: tensors.into_iter().map(located).collect(),
+        }
     }
 
     async fn open_index(folder: &dyn Folder, index_file: &str, index: &[u8]) -> Result<Self> {
@@ -218,6 +264,16 @@ impl Checkpoint {
         if rows.start > rows.end || rows.end > count {
             return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
         }
+        if located.stored.rows != RowOrder::InOrder && !rows.is_empty() {
+            let first = rows.start as u64 * shape.iter().skip(1).product::<usize>() as u64;
+            let bytes = self.read_row_bytes(located, rows).await?;
+            let mut values = Vec::new();
+            if !decode_f32(located.stored.info.dtype, &bytes, &mut values) {
+                return Err(not_floats(&located.stored));
+            }
+            check_finite(&located.stored.name, &values, first)?;
+            return Ok(values);
+        }
         let elements = located.stored.info.elements().unwrap_or(0);
         let row = elements.checked_div(count as u64).unwrap_or(0);
         self.read_elements(located, rows.start as u64 * row..rows.end as u64 * row).await
@@ -240,15 +296,55 @@ impl Checkpoint {
         self.tensors.get(name).map_or(name, |located| &located.stored.name)
     }
 
-    /// Reads elements `range` of a tensor; the range is inside it.
-    async fn read_elements(&self, located: &Located, range: Range<u64>) -> Result<Vec<f32>> {
-        let StoredTensor { name, info, offset, big_endian } = &*located.stored;
-        if !info.dtype.is_float() {
-            let found = info.dtype.name().to_owned();
-            return Err(Error::WrongDtype { name: name.clone(), found, expected: FLOAT_TYPES.to_owned() });
+    /// The rows of a tensor of blocks, in the device's format that holds the same weights.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`]; [`Error::WrongDtype`] if it is not of blocks.
+    pub async fn read_packed(&self, name: &str, rows: Range<usize>) -> Result<Packed> {
+        let located = self.locate(name)?;
+        let TensorInfo { shape, dtype } = &located.stored.info;
+        let Dtype::Block(kind) = *dtype else {
+            let (found, expected) = (dtype.name().to_owned(), "a type of blocks".to_owned());
+            return Err(Error::WrongDtype { name: name.to_owned(), found, expected });
+        };
+        let first = rows.start as u64 * shape.last().copied().unwrap_or(0) as u64;
+        let bytes = self.read_row_bytes(located, rows).await?;
+        kind.repack(&bytes).map_err(|(group, value)| Error::BadValue {
+            name: located.stored.name.clone(),
+            value,
+            index: first + (group * GROUP) as u64,
+        })
+    }
+
+    /// The bytes of rows along the first dimension, in the order of their numbers.
+    async fn read_row_bytes(&self, located: &Located, rows: Range<usize>) -> Result<Vec<u8>> {
+        let StoredTensor { name, info, offset, rows: order, .. } = &*located.stored;
+        let count = info.shape.first().copied().unwrap_or(1);
+        if rows.start >= rows.end || rows.end > count {
+            return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
         }
         let source = self.files.get(located.file).ok_or_else(|| self.missing(name))?;
-        let size = info.dtype.size() as u64;
+        let row_bytes = info.bytes().unwrap_or(0) / count as u64;
+        let places: Vec<usize> = rows.map(|row| order.stored(row, count)).collect();
+        let first = places.iter().copied().min().unwrap_or(0);
+        let span = places.iter().copied().max().unwrap_or(0) + 1 - first;
+        let bytes = read_range(&**source, offset + first as u64 * row_bytes, span as u64 * row_bytes, MAX_ROWS).await?;
+        if *order == RowOrder::InOrder {
+            return Ok(bytes);
+        }
+        let row_bytes = row_bytes as usize;
+        let row = |place: &usize| bytes.get((place - first) * row_bytes..(place - first + 1) * row_bytes);
+        Ok(places.iter().filter_map(row).flatten().copied().collect())
+    }
+
+    /// Reads elements `range` of a tensor; the range is inside it.
+    async fn read_elements(&self, located: &Located, range: Range<u64>) -> Result<Vec<f32>> {
+        let StoredTensor { name, info, offset, big_endian, rows: _ } = &*located.stored;
+        if !info.dtype.is_float() {
+            return Err(not_floats(&located.stored));
+        }
+        let source = self.files.get(located.file).ok_or_else(|| self.missing(name))?;
+        let (length, size) = info.dtype.unit();
         let too_large = || Error::Io {
             file: source.name().to_owned(),
             reason: format!("no memory for {} elements of tensor {name}", range.end - range.start),
@@ -259,20 +355,17 @@ impl Checkpoint {
         let mut bytes = Vec::new();
         let mut start = range.start;
         while start < range.end {
-            let end = range.end.min(start + PIECE / size);
-            bytes.resize(((end - start) * size) as usize, 0);
-            source.read(offset + start * size, &mut bytes).await?;
+            let end = range.end.min(start + PIECE / size as u64 * length as u64);
+            let before = info.dtype.bytes(start).unwrap_or(u64::MAX);
+            bytes.resize(info.dtype.bytes(end - start).map_or(0, |bytes| bytes as usize), 0);
+            source.read(offset.saturating_add(before), &mut bytes).await?;
             if *big_endian {
-                bytes.chunks_exact_mut(info.dtype.size()).for_each(<[u8]>::reverse);
+                bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
             }
             let decoded = values.len();
             // Floats all: checked above.
             let _ = decode_f32(info.dtype, &bytes, &mut values);
-            let new = values.get(decoded..).unwrap_or_default();
-            if let Some(bad) = first_non_finite(new) {
-                let value = new.get(bad).copied().unwrap_or(f32::NAN);
-                return Err(Error::BadValue { name: name.clone(), value, index: start + bad as u64 });
-            }
+            check_finite(name, values.get(decoded..).unwrap_or_default(), start)?;
             start = end;
         }
         Ok(values)
@@ -287,6 +380,22 @@ impl std::fmt::Debug for Checkpoint {
             .field("files", &self.files.iter().map(|file| file.name()).collect::<Vec<_>>())
             .field("tensors", &self.tensors.len())
             .finish()
+    }
+}
+
+fn not_floats(tensor: &StoredTensor) -> Error {
+    let found = tensor.info.dtype.name().to_owned();
+    Error::WrongDtype { name: tensor.name.clone(), found, expected: FLOAT_TYPES.to_owned() }
+}
+
+/// Refuses NaN and infinity; `first` is the number of the first value in its tensor.
+fn check_finite(name: &str, values: &[f32], first: u64) -> Result<()> {
+    match first_non_finite(values) {
+        None => Ok(()),
+        Some(bad) => {
+            let value = values.get(bad).copied().unwrap_or(f32::NAN);
+            Err(Error::BadValue { name: name.to_owned(), value, index: first + bad as u64 })
+        }
     }
 }
 

@@ -77,8 +77,12 @@ pub struct LanguageConfig {
     pub head_dim: usize,
     /// RMSNorm's epsilon.
     pub rms_norm_eps: f32,
+    /// RMS weights are stored less one (Gemma's, but not in GGUF files).
+    pub norm_unit_offset: bool,
     /// Base of the rotary angles.
     pub rope_theta: f32,
+    /// Divisors of the rotary frequencies, one a pair; none if empty.
+    pub rope_divisors: Vec<f32>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest sequence.
@@ -376,7 +380,9 @@ impl Raw {
                 self.rms_norm_eps.unwrap_or(if mixtral { 1e-5 } else { 1e-6 }),
                 1.0,
             )?,
+            norm_unit_offset: gemma,
             rope_theta: self.rope_theta(file, if mixtral { 1e6 } else { 1e4 })?,
+            rope_divisors: Vec::new(),
             vocab_size: file.size("vocab_size", self.vocab_size, MAX_VOCABULARY)?,
             max_positions,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(gemma),

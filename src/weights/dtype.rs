@@ -3,6 +3,8 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::blocks::BlockType;
+
 /// An element type found in a checkpoint. All are stored little-endian unless the file says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -22,25 +24,35 @@ pub enum Dtype {
     Bool,
     F8E4M3,
     F8E5M2,
+    /// Blocks of quantised numbers, of GGUF files.
+    Block(BlockType),
 }
 
 /// The types that [`decode_f32`] takes, for messages.
 pub const FLOAT_TYPES: &str = "F64, F32, F16 or BF16";
 
 impl Dtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
+    /// Elements that are stored together, and the bytes that they take: one element, but for blocks.
+    pub fn unit(self) -> (usize, usize) {
+        let size = match self {
             Self::F64 | Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
             Self::I8 | Self::U8 | Self::Bool | Self::F8E4M3 | Self::F8E5M2 => 1,
-        }
+            Self::Block(kind) => return (kind.block_len(), kind.block_bytes()),
+        };
+        (1, size)
+    }
+
+    /// Bytes that `elements` elements take, in whole units; `None` if more than 2^64.
+    pub fn bytes(self, elements: u64) -> Option<u64> {
+        let (length, bytes) = self.unit();
+        elements.div_ceil(length as u64).checked_mul(bytes as u64)
     }
 
     /// Whether [`decode_f32`] takes it.
     pub fn is_float(self) -> bool {
-        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16)
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::Block(_))
     }
 
     /// The name that safetensors files use, also used in messages.
@@ -61,6 +73,7 @@ impl Dtype {
             Self::Bool => "BOOL",
             Self::F8E4M3 => "F8_E4M3",
             Self::F8E5M2 => "F8_E5M2",
+            Self::Block(kind) => kind.name(),
         }
     }
 
@@ -102,6 +115,7 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
             values.extend(elements(bytes).map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)));
         }
         Dtype::F16 => decode_f16(bytes, values),
+        Dtype::Block(kind) => kind.dequantise(bytes, values),
         _ => return false,
     }
     true

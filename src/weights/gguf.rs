@@ -246,7 +246,8 @@ fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
         let name = reader.text()?;
         let dimensions = reader.u32()? as usize;
         if dimensions > MAX_DIMENSIONS {
-            return reader.fail(format!("tensor {name} has {dimensions} dimensions, at most {MAX_DIMENSIONS} make sense"));
+            return reader
+                .fail(format!("tensor {name} has {dimensions} dimensions, at most {MAX_DIMENSIONS} make sense"));
         }
         let mut shape = Vec::with_capacity(dimensions);
         for _ in 0..dimensions {

@@ -9,6 +9,7 @@ use super::checkpoint::{Checkpoint, MODEL_FILES, OPEN_CLIP_FILES};
 use super::config::{
     Architecture, ClipConfig, GenerationConfig, LanguageConfig, MAX_CONFIG, MgmConfig, Projector, VisionConfig,
 };
+use super::gguf_model::GgufModel;
 use super::source::{Folder, read_file};
 use super::view::Weights;
 use crate::{Error, Result};
@@ -103,10 +104,43 @@ impl MgmCheckpoint {
         Ok(Self { folder, config, generation, language, vision })
     }
 
+    /// Takes the language model from a GGUF file. The tokenizer and the templates stay the checkpoint's.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it is a model of another kind or size.
+    pub fn replace_language(&mut self, model: &GgufModel) -> Result<()> {
+        let (own, other) = (&self.config.language, &model.config);
+        let sizes = |config: &LanguageConfig| {
+            format!(
+                "{:?} with {} layers of width {}, {} heads of {}, {} key/value heads, a vocabulary of {}",
+                config.architecture,
+                config.num_layers,
+                config.hidden_size,
+                config.num_heads,
+                config.head_dim,
+                config.num_kv_heads,
+                config.vocab_size
+            )
+        };
+        if sizes(own) != sizes(other) {
+            let reason = format!("it is a {}; the checkpoint's language model is a {}", sizes(other), sizes(own));
+            return Err(Error::Config { file: model.header.file.clone(), reason });
+        }
+        // What the file does not say, or says about another tokenizer, stays.
+        self.config.language = LanguageConfig {
+            max_positions: own.max_positions,
+            bos_token: own.bos_token,
+            eos_tokens: own.eos_tokens.clone(),
+            activation: own.activation,
+            ..other.clone()
+        };
+        self.language = model.weights.clone();
+        Ok(())
+    }
+
     /// The parts, with what they lack and what they hold beyond need.
     pub fn report(&self) -> Vec<PartReport> {
-        let mut parts =
-            vec![PartReport::new("language model", &self.language, language_tensors(&self.config.language))];
+        let mut parts = vec![PartReport::of_language(&self.language, &self.config.language)];
         if let Some(vision) = &self.vision {
             let config = &vision.config;
             parts.extend([
@@ -268,6 +302,11 @@ pub struct PartReport {
 }
 
 impl PartReport {
+    /// The report of a language model by itself.
+    pub fn of_language(weights: &Weights, config: &LanguageConfig) -> Self {
+        Self::new("language model", weights, language_tensors(config))
+    }
+
     fn new(name: &'static str, weights: &Weights, expected: Vec<Expected>) -> Self {
         let mut report = Self {
             name,
@@ -300,7 +339,7 @@ impl PartReport {
 
 /// Tensors that some versions of the reference save and none needs.
 fn harmless(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight"
+    name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight" || name == "rope_freqs.weight"
 }
 
 fn language_tensors(config: &LanguageConfig) -> Vec<Expected> {

@@ -74,7 +74,7 @@ fn locate(
                 return Err((place, reason));
             }
         }
-        tensors.push(StoredTensor { name, info, offset: place, big_endian: false });
+        tensors.push(StoredTensor::new(name, info, place));
         position = end;
     }
     match data_start.checked_add(position) {

@@ -50,7 +50,7 @@ pub async fn read_state_dict(source: &dyn ByteSource) -> Result<Vec<StoredTensor
         let Some(entry) = entries.get(&storage) else {
             return Err(malformed(pickle.offset, format!("tensor {} is in {storage}, which is missing", tensor.name)));
         };
-        let size = tensor.dtype.size() as u64;
+        let size = tensor.dtype.unit().1 as u64;
         if tensor.storage_length.checked_mul(size) != Some(entry.length) {
             let (length, dtype) = (tensor.storage_length, tensor.dtype.name());
             let reason = format!("{storage} has {} bytes, {length} elements of {dtype} were announced", entry.length);
@@ -69,7 +69,7 @@ pub async fn read_state_dict(source: &dyn ByteSource) -> Result<Vec<StoredTensor
         let end = info.as_ref().and_then(TensorInfo::bytes).and_then(|bytes| start?.checked_add(bytes));
         match (info, start, end) {
             (Some(info), Some(start), Some(end)) if end <= entry.length => {
-                Ok(StoredTensor { name: tensor.name, info, offset: entry.offset + start, big_endian })
+                Ok(StoredTensor { big_endian, ..StoredTensor::new(tensor.name, info, entry.offset + start) })
             }
             _ => {
                 let (name, shape, offset) = (tensor.name, tensor.shape, tensor.offset);

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::checkpoint::{Checkpoint, TensorInfo};
+use crate::tensor::Packed;
 use crate::{Error, Result};
 
 /// A checkpoint seen from a prefix. Cheap to clone.
@@ -112,6 +113,14 @@ impl Weights {
     /// As [`Checkpoint::read_rows`].
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         self.checkpoint.read_rows(&self.full_name(name), rows).await
+    }
+
+    /// Reads rows of a tensor of blocks in the device's format that holds the same weights.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_packed`].
+    pub async fn read_packed(&self, name: &str, rows: Range<usize>) -> Result<Packed> {
+        self.checkpoint.read_packed(&self.full_name(name), rows).await
     }
 
     /// How many numbered tensors there are in a row: with the pattern `layers.{}.norm.weight`, how many of

@@ -194,7 +194,12 @@ impl Case for Rotary {
             let Self { heads, kv_heads, head_dim, times, position, half } = *self;
             let layer = ops::Attention { heads, kv_heads, head_dim, causal: true };
             let qkv = Tensor::new(gpu, &[times, layer.packed_columns()], &self.inputs(), "qkv")?;
-            let table = RotaryTable::new(gpu, self.capacity(), head_dim, THETA)?;
+            let table = RotaryTable::new(
+                gpu,
+                self.capacity(),
+                head_dim,
+                &ops::Rotary { theta: THETA as f32, divisors: Vec::new() },
+            )?;
             let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
             let mut recorder = gpu.record();
             let queries = ops::rotary(&mut recorder, layer, &qkv, &table, &cache, position)?;

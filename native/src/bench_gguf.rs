@@ -1,0 +1,135 @@
+//! `mgm bench --gguf`: how fast a real file is read, prefills and decodes, warm.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use mgm::gpu::Gpu;
+use mgm::language::{Generator, Language, PREFILL_POSITIONS, Position};
+use mgm::load::Loader;
+use mgm::ops::Sampling;
+use mgm::tensor::Precision;
+use serde::Serialize;
+
+use crate::Failure;
+use crate::args::{BenchArgs, open_gguf};
+
+/// Positions of the prompt, without another number.
+const PREFILL: u32 = 128;
+/// Timed runs; their median counts.
+const RUNS: usize = 3;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    adapter: String,
+    prefill_tokens: usize,
+    decode_tokens: usize,
+    prefill_tokens_per_s: f64,
+    decode_tokens_per_s: f64,
+    load_ms: f64,
+    weights_mib: f64,
+    peak_memory_mib: f64,
+    dispatches_per_token: f64,
+}
+
+pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
+    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let started = Instant::now();
+    let model = open_gguf(path).await?;
+    let precision = arguments.precision.unwrap_or(Precision::F16);
+    let mut loader = Loader::new(&gpu, model.weights.clone(), precision, None);
+    if arguments.precision.is_none() {
+        loader = loader.keeping_stored();
+    }
+    let language = Language::from_loader(&loader, &model.config).await?;
+    gpu.flush_writes().await?;
+    let load_ms = started.elapsed().as_secs_f64() * 1000.0;
+    let weights = gpu.memory().allocated;
+
+    let (prefill, decode) = (arguments.prefill.unwrap_or(PREFILL) as usize, arguments.decode as usize);
+    if prefill + decode > model.config.max_positions {
+        return Err(mgm::Error::PromptTooLong { tokens: prefill + decode, limit: model.config.max_positions }.into());
+    }
+    let vocabulary = model.config.vocab_size as u32;
+    let positions: Vec<Position> =
+        (0..prefill as u32).map(|index| Position::Text(index.wrapping_mul(7919) % vocabulary)).collect();
+    // The first run makes pipelines.
+    run_once(&gpu, &language, &positions, decode.min(4)).await?;
+    gpu.take_profile().await?;
+    let mut times = Vec::new();
+    for _ in 0..RUNS {
+        times.push(run_once(&gpu, &language, &positions, decode).await?);
+    }
+    if arguments.device.profile {
+        eprintln!("{}", gpu.take_profile().await?);
+    }
+    let median = |part: fn(&Times) -> f64| {
+        let mut values: Vec<f64> = times.iter().map(part).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let report = Report {
+        model: path.display().to_string(),
+        adapter: gpu.adapter().name.clone(),
+        prefill_tokens: prefill,
+        decode_tokens: decode,
+        prefill_tokens_per_s: prefill as f64 / median(|times| times.prefill_s),
+        decode_tokens_per_s: decode.saturating_sub(1) as f64 / median(|times| times.decode_s),
+        load_ms,
+        weights_mib: weights as f64 / f64::from(1 << 20),
+        peak_memory_mib: gpu.memory().peak as f64 / f64::from(1 << 20),
+        dispatches_per_token: median(|times| times.dispatches),
+    };
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
+    } else {
+        writeln!(out, "{} on {}", report.model, report.adapter)?;
+        writeln!(out, "load     {:>10.0} ms, {:.1} MiB", report.load_ms, report.weights_mib)?;
+        writeln!(out, "prefill  {:>10.2} tokens/s ({prefill} tokens)", report.prefill_tokens_per_s)?;
+        writeln!(out, "decode   {:>10.2} tokens/s ({decode} tokens)", report.decode_tokens_per_s)?;
+        writeln!(
+            out,
+            "{:.0} dispatches a token; {:.1} MiB at most",
+            report.dispatches_per_token, report.peak_memory_mib
+        )?;
+    }
+    Ok(())
+}
+
+struct Times {
+    prefill_s: f64,
+    decode_s: f64,
+    dispatches: f64,
+}
+
+/// Prefills, up to the first token; then the other tokens.
+async fn run_once(gpu: &Gpu, language: &Language, positions: &[Position], decode: usize) -> mgm::Result<Times> {
+    let mut cache = language.cache();
+    let mut recorder = gpu.record();
+    cache.reserve(&mut recorder, positions.len() + decode)?;
+    recorder.submit()?;
+    let started = Instant::now();
+    let mut end = None;
+    for portion in positions.chunks(PREFILL_POSITIONS) {
+        let mut recorder = gpu.record();
+        let x = language.embed(&mut recorder, portion, &[])?;
+        end = Some(language.forward(&mut recorder, &x, &mut cache)?);
+        recorder.submit()?;
+    }
+    let Some(end) = end else { return Err(mgm::Error::InvalidArgument("the prompt is empty".to_owned())) };
+    // One token, so that the time is the prompt's alone.
+    let mut first = Generator::new(language, gpu, &mut cache, end.clone(), 1, Sampling::GREEDY, || 0.0)?;
+    first.next().await?;
+    drop(first);
+    let prefill_s = started.elapsed().as_secs_f64();
+
+    let mut generator = Generator::new(language, gpu, &mut cache, end, decode, Sampling::GREEDY, || 0.0)?;
+    let started = Instant::now();
+    let before = gpu.dispatch_count();
+    while generator.next().await?.is_some() {}
+    let decode_s = started.elapsed().as_secs_f64();
+    let steps = decode.saturating_sub(1).max(1) as f64;
+    Ok(Times { prefill_s, decode_s, dispatches: (gpu.dispatch_count() - before) as f64 / steps })
+}

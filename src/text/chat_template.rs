@@ -1,0 +1,97 @@
+//! Conversation templates that models carry with them: Jinja, as transformers' `apply_chat_template` renders it.
+
+use std::fmt;
+use std::rc::Rc;
+
+use minijinja::{Environment, ErrorKind, context};
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// A compiled template.
+#[derive(Clone)]
+pub struct ChatTemplate(Rc<Inner>);
+
+struct Inner {
+    file: String,
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Message<'a> {
+    /// `system`, `user` or `assistant`.
+    pub role: &'a str,
+    /// Its text.
+    pub content: &'a str,
+}
+
+const NAME: &str = "chat_template";
+
+impl ChatTemplate {
+    /// Compiles a template found in `file`; `bos` and `eos` are the texts of those tokens.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it is not Jinja.
+    pub fn new(file: &str, source: &str, bos: &str, eos: &str) -> Result<Self> {
+        let mut environment = Environment::new();
+        // As transformers sets Jinja up.
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_keep_trailing_newline(true);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        // A template is from a file: it must not run for ever.
+        environment.set_recursion_limit(64);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| failed(file, &error))?;
+        let (file, bos, eos) = (file.to_owned(), bos.to_owned(), eos.to_owned());
+        Ok(Self(Rc::new(Inner { file, environment, bos, eos })))
+    }
+
+    /// The prompt of a conversation, ready for the assistant to go on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with what the template says against the conversation.
+    pub fn render(&self, messages: &[Message<'_>]) -> Result<String> {
+        let Inner { file, environment, bos, eos } = &*self.0;
+        environment
+            .get_template(NAME)
+            .and_then(|template| {
+                template.render(context! {
+                    messages, add_generation_prompt => true, bos_token => bos, eos_token => eos,
+                })
+            })
+            .map_err(|error| failed(file, &error))
+    }
+
+    /// The beginning token's text, which many templates write themselves.
+    pub fn bos(&self) -> &str {
+        &self.0.bos
+    }
+}
+
+fn failed(file: &str, error: &minijinja::Error) -> Error {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
+    Error::Config { file: file.to_owned(), reason: format!("tokenizer.chat_template{line}: {detail}") }
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("file", &self.0.file).finish()
+    }
+}
+
+impl PartialEq for ChatTemplate {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+impl Eq for ChatTemplate {}

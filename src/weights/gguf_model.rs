@@ -1,0 +1,270 @@
+//! A language model in a GGUF file: its configuration, and its tensors under the names that safetensors checkpoints use.
+//!
+//! What llama.cpp's converter did to the weights is undone here: rows of queries and keys of `llama` models are put back
+//! in order ([`RowOrder`]), and experts stacked in one tensor are taken apart. Gemma's norms keep the 1 that was added.
+
+use std::rc::Rc;
+
+use super::checkpoint::{Checkpoint, RowOrder, StoredTensor};
+use super::config::{Activation, Architecture, ExpertsConfig, LanguageConfig};
+use super::gguf::Header;
+use super::source::ByteSource;
+use super::view::Weights;
+use crate::{Error, Result};
+
+/// Sizes beyond which no model makes sense.
+const MAX_LAYERS: usize = 1024;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_EXPERTS: usize = 256;
+
+/// An opened GGUF file. Only its header is in memory.
+#[derive(Debug, Clone)]
+pub struct GgufModel {
+    /// What the file says about itself; the tokenizer and the chat template are in it.
+    pub header: Rc<Header>,
+    /// Sizes and constants.
+    pub config: LanguageConfig,
+    /// `model.embed_tokens.weight`, `model.layers.0.…`, `model.norm.weight`, `lm_head.weight`.
+    pub weights: Weights,
+}
+
+impl GgufModel {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`], [`Error::Unsupported`], [`Error::Config`].
+    pub async fn open(source: Rc<dyn ByteSource>) -> Result<Self> {
+        let header = Header::read(&*source).await?;
+        let reader = Metadata::new(&header)?;
+        let mut config = reader.config()?;
+        let mut tensors = Vec::new();
+        for stored in &header.tensors {
+            reader.place(&config, stored, &mut tensors)?;
+        }
+        let checkpoint = Checkpoint::of_tensors(source, tensors);
+        config.rope_divisors = reader.rope_divisors(&config, &checkpoint).await?;
+        Ok(Self { header: Rc::new(header), config, weights: Weights::new(Rc::new(checkpoint)) })
+    }
+}
+
+struct Metadata<'a> {
+    header: &'a Header,
+    architecture: &'a str,
+}
+
+impl<'a> Metadata<'a> {
+    fn new(header: &'a Header) -> Result<Self> {
+        let architecture = header.text("general.architecture").unwrap_or_default();
+        if matches!(architecture, "llama" | "mixtral" | "gemma") {
+            return Ok(Self { header, architecture });
+        }
+        Err(Error::Unsupported {
+            what: format!("general.architecture of {}", header.file),
+            found: format!("{architecture:?}"),
+            supported: "llama (dense or with experts), gemma".to_owned(),
+        })
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    fn bad(&self, reason: String) -> Error {
+        Error::Config { file: self.header.file.clone(), reason }
+    }
+
+    fn optional(&self, name: &str, most: usize) -> Result<Option<usize>> {
+        let key = self.key(name);
+        match self.header.metadata.get(&key) {
+            None => Ok(None),
+            Some(value) => match self.header.integer::<usize>(&key) {
+                Some(size) if (1..=most).contains(&size) => Ok(Some(size)),
+                _ => Err(self.bad(format!("{key} is {value:?}, expected a number from 1 to {most}"))),
+            },
+        }
+    }
+
+    fn size(&self, name: &str, most: usize) -> Result<usize> {
+        self.optional(name, most)?.ok_or_else(|| self.bad(format!("{} is missing", self.key(name))))
+    }
+
+    fn positive(&self, name: &str, default: Option<f64>) -> Result<f32> {
+        let key = self.key(name);
+        let value = self.header.number(&key).or(default).ok_or_else(|| self.bad(format!("{key} is missing")))?;
+        if value.is_finite() && value > 0.0 {
+            return Ok(value as f32);
+        }
+        Err(self.bad(format!("{key} is {value}, expected a positive number")))
+    }
+
+    fn config(&self) -> Result<LanguageConfig> {
+        let gemma = self.architecture == "gemma";
+        let hidden_size = self.size("embedding_length", MAX_WIDTH)?;
+        let num_heads = self.size("attention.head_count", MAX_WIDTH)?;
+        let num_kv_heads = self.optional("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(num_heads);
+        let rotated = self.optional("rope.dimension_count", MAX_WIDTH)?;
+        let head_dim = match self.optional("attention.key_length", MAX_WIDTH)? {
+            Some(length) => length,
+            None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+            None => return Err(self.bad(format!("a width of {hidden_size} does not divide into {num_heads} heads"))),
+        };
+        if rotated.is_some_and(|rotated| rotated != head_dim) || !head_dim.is_multiple_of(2) {
+            return Err(Error::Unsupported {
+                what: format!("{} of {}", self.key("rope.dimension_count"), self.header.file),
+                found: format!("{rotated:?} with heads of {head_dim}"),
+                supported: "the whole head, of even size".to_owned(),
+            });
+        }
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(self.bad(format!("{num_heads} heads do not divide into {num_kv_heads} key/value heads")));
+        }
+        let experts = match self.optional("expert_count", MAX_EXPERTS)? {
+            None => None,
+            Some(count) => Some(ExpertsConfig { count, per_token: self.size("expert_used_count", count)? }),
+        };
+        let shape =
+            |name: &str| self.header.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.info.shape);
+        let vocab_size = match shape("token_embd.weight").map(Vec::as_slice) {
+            Some(&[rows, columns]) if columns == hidden_size && u32::try_from(rows).is_ok() => rows,
+            other => {
+                return Err(
+                    self.bad(format!("token_embd.weight has shape {other:?}, expected [vocabulary, {hidden_size}]"))
+                );
+            }
+        };
+        let token = |name: &str| self.header.integer::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
+        Ok(LanguageConfig {
+            architecture: match (gemma, experts) {
+                (true, _) => Architecture::Gemma,
+                (false, Some(_)) => Architecture::Mixtral,
+                (false, None) => Architecture::Llama,
+            },
+            hidden_size,
+            intermediate_size: self.size("feed_forward_length", MAX_WIDTH)?,
+            num_layers: self.size("block_count", MAX_LAYERS)?,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rms_norm_eps: self.positive("attention.layer_norm_rms_epsilon", None)?,
+            norm_unit_offset: false,
+            rope_theta: self.positive("rope.freq_base", Some(10000.0))?,
+            rope_divisors: Vec::new(),
+            vocab_size,
+            max_positions: self.size("context_length", 1 << 24)?,
+            tie_word_embeddings: shape("output.weight").is_none(),
+            activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
+            experts,
+            bos_token: token("bos"),
+            eos_tokens: ["eos", "eot", "eom"].into_iter().filter_map(token).collect(),
+        })
+    }
+
+    /// The rotary frequencies' divisors: linear scaling, or a tensor of them (Llama 3.1).
+    async fn rope_divisors(&self, config: &LanguageConfig, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+        let half = config.head_dim / 2;
+        if checkpoint.info("rope_freqs.weight").is_some() {
+            let divisors = checkpoint.read("rope_freqs.weight").await?;
+            if divisors.len() == half && divisors.iter().all(|divisor| *divisor > 0.0) {
+                return Ok(divisors);
+            }
+            return Err(
+                self.bad(format!("rope_freqs.weight has {} values, expected {half} positive ones", divisors.len()))
+            );
+        }
+        match self.header.text(&self.key("rope.scaling.type")) {
+            None | Some("none") => Ok(Vec::new()),
+            Some("linear") => Ok(vec![self.positive("rope.scaling.factor", Some(1.0))?; half]),
+            Some(other) => Err(Error::Unsupported {
+                what: format!("{} of {}", self.key("rope.scaling.type"), self.header.file),
+                found: other.to_owned(),
+                supported: "none, linear, or a tensor rope_freqs.weight".to_owned(),
+            }),
+        }
+    }
+
+    /// Adds a tensor under the name or names that it has in this project.
+    fn place(
+        &self,
+        config: &LanguageConfig,
+        stored: &StoredTensor,
+        tensors: &mut Vec<(String, StoredTensor)>,
+    ) -> Result<()> {
+        let top = match stored.name.as_str() {
+            "token_embd.weight" => Some("model.embed_tokens.weight"),
+            "output_norm.weight" => Some("model.norm.weight"),
+            "output.weight" => Some("lm_head.weight"),
+            "rope_freqs.weight" => Some("rope_freqs.weight"),
+            _ => None,
+        };
+        if let Some(name) = top {
+            tensors.push((name.to_owned(), stored.clone()));
+            return Ok(());
+        }
+        let unsupported = || Error::Unsupported {
+            what: format!("tensor of {}", self.header.file),
+            found: stored.name.clone(),
+            supported: format!("those of plain {} models", self.architecture),
+        };
+        let (layer, part) =
+            stored.name.strip_prefix("blk.").and_then(|name| name.split_once('.')).ok_or_else(unsupported)?;
+        let layer: usize = layer.parse().map_err(|_| unsupported())?;
+        let part = part.strip_suffix(".weight").ok_or_else(unsupported)?;
+        let permuted = self.architecture != "gemma";
+        let mut add = |name: &str, stored: StoredTensor| {
+            tensors.push((format!("model.layers.{layer}.{name}.weight"), stored));
+        };
+        let in_turn = |heads| if permuted { RowOrder::HalvesInTurn { heads } } else { RowOrder::InOrder };
+        let simple = match part {
+            "attn_norm" => "input_layernorm",
+            "ffn_norm" => "post_attention_layernorm",
+            "attn_v" => "self_attn.v_proj",
+            "attn_output" => "self_attn.o_proj",
+            "ffn_gate" => "mlp.gate_proj",
+            "ffn_up" => "mlp.up_proj",
+            "ffn_down" => "mlp.down_proj",
+            "ffn_gate_inp" => "block_sparse_moe.gate",
+            "attn_q" => {
+                add("self_attn.q_proj", StoredTensor { rows: in_turn(config.num_heads), ..stored.clone() });
+                return Ok(());
+            }
+            "attn_k" => {
+                add("self_attn.k_proj", StoredTensor { rows: in_turn(config.num_kv_heads), ..stored.clone() });
+                return Ok(());
+            }
+            // The angles' table, which is computed here.
+            "attn_rot_embd" => return Ok(()),
+            part => {
+                let (stack, number) = match part.strip_suffix("_exps") {
+                    Some(stack) => (stack, None),
+                    None => {
+                        let (stack, number) = part.rsplit_once('.').ok_or_else(unsupported)?;
+                        (stack, Some(number.parse::<usize>().map_err(|_| unsupported())?))
+                    }
+                };
+                let matrix = match stack {
+                    "ffn_gate" => "w1",
+                    "ffn_up" => "w3",
+                    "ffn_down" => "w2",
+                    _ => return Err(unsupported()),
+                };
+                let expert_name = |expert: usize| format!("block_sparse_moe.experts.{expert}.{matrix}");
+                match (number, stored.info.shape.as_slice()) {
+                    (Some(expert), _) => add(&expert_name(expert), stored.clone()),
+                    (None, &[experts, rows, columns]) if experts <= MAX_EXPERTS => {
+                        let each = stored.info.bytes().unwrap_or(0) / experts.max(1) as u64;
+                        for expert in 0..experts {
+                            let mut one = stored.clone();
+                            one.info.shape = vec![rows, columns];
+                            one.offset += expert as u64 * each;
+                            add(&expert_name(expert), one);
+                        }
+                    }
+                    _ => return Err(unsupported()),
+                }
+                return Ok(());
+            }
+        };
+        add(simple, stored.clone());
+        Ok(())
+    }
+}
