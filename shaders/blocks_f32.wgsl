@@ -2,18 +2,26 @@
 // last ones: what they are multiplied with is zero, or what becomes of them is not stored.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 
-var<private> block: array<vec4<f32>, 32>; // [column], component: row
+// What is loaded at a time, and how many columns are in it.
+alias Word = mat4x4<f32>;
+const PER_WORD: u32 = 4u;
+var<private> words: array<Word, 8>; // columns: columns, rows: rows
+const block_scale = vec4(1.0);
+const block_offset = vec4(0.0);
 
-// Columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
-fn read_block(row4: u32, group: u32, stride: u32, n: u32) {
-    for (var i = 0u; i < 8u; i++) {
-        let k4 = min(8u * group + i, stride - 1u);
-        let w0 = weights[min(4u * row4, n - 1u) * stride + k4];
-        let w1 = weights[min(4u * row4 + 1u, n - 1u) * stride + k4];
-        let w2 = weights[min(4u * row4 + 2u, n - 1u) * stride + k4];
-        let w3 = weights[min(4u * row4 + 3u, n - 1u) * stride + k4];
-        for (var c = 0u; c < 4u; c++) {
-            block[4u * i + c] = vec4(w0[c], w1[c], w2[c], w3[c]);
-        }
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
+fn load_block(row4: u32, group: u32, stride: u32, n: u32) {
+    for (var word = 0u; word < 8u; word++) {
+        let k4 = min(8u * group + word, stride - 1u);
+        words[word] = transpose(mat4x4(
+            weights[min(4u * row4, n - 1u) * stride + k4],
+            weights[min(4u * row4 + 1u, n - 1u) * stride + k4],
+            weights[min(4u * row4 + 2u, n - 1u) * stride + k4],
+            weights[min(4u * row4 + 3u, n - 1u) * stride + k4]));
     }
+}
+
+// Column PER_WORD * word + i of the four rows, as it came in words[word]: a weight is block_scale * column + block_offset.
+fn block_column(word: u32, loaded: Word, i: u32) -> vec4<f32> {
+    return loaded[i];
 }

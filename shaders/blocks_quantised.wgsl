@@ -6,18 +6,38 @@
 const HIGH_WORDS: u32 = BITS - 4u;
 const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
 
-var<private> block: array<vec4<f32>, 32>; // [column], component: row
+// What is loaded at a time, and how many columns are in it.
+alias Word = vec4<u32>;
+const PER_WORD: u32 = 8u;
+var<private> words: array<Word, 4>; // component: row
+var<private> high: array<vec4<u32>, 4>; // the high bits of each word's columns, from the low end
+// Scale and minimum of each row, or the scales of the halves.
+var<private> first: vec4<f32>;
+var<private> second: vec4<f32>;
+var<private> block_scale: vec4<f32>;
+var<private> block_offset: vec4<f32>;
 
-// Columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
-fn read_block(row4: u32, group: u32, stride: u32, n: u32) {
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
+fn load_block(row4: u32, group: u32, stride: u32, n: u32) {
     let at = row4 * (stride >> 3u) + group;
     let w0 = weights[4u * at];
     let w1 = weights[4u * at + 1u];
     let w2 = weights[4u * at + 2u];
     let w3 = weights[4u * at + 3u];
-    // Scale and minimum of each row, or the scales of the halves.
-    var first: vec4<f32>;
-    var second: vec4<f32>;
+    for (var word = 0u; word < 4u; word++) {
+        words[word] = vec4(w0[word], w1[word], w2[word], w3[word]);
+    }
+    if BITS == 5u {
+        let bits = scales[WORDS * at];
+        for (var word = 0u; word < 4u; word++) {
+            high[word] = bits >> vec4(8u * word);
+        }
+    }
+    if BITS == 6u {
+        for (var word = 0u; word < 4u; word++) {
+            high[word] = scales[WORDS * at + (word >> 1u)] >> vec4(16u * (word & 1u));
+        }
+    }
     if WIDE == 1u {
         first = bitcast<vec4<f32>>(scales[WORDS * at + HIGH_WORDS]);
         second = bitcast<vec4<f32>>(scales[WORDS * at + WORDS - 1u]);
@@ -30,30 +50,21 @@ fn read_block(row4: u32, group: u32, stride: u32, n: u32) {
         first = vec4(s0.x, s1.x, s2.x, s3.x);
         second = vec4(s0.y, s1.y, s2.y, s3.y);
     }
-    for (var word = 0u; word < 4u; word++) {
-        let words = vec4(w0[word], w1[word], w2[word], w3[word]);
-        var high = vec4(0u);
-        if BITS == 5u {
-            high = scales[WORDS * at] >> vec4(8u * word);
-        }
-        if BITS == 6u {
-            high = scales[WORDS * at + (word >> 1u)] >> vec4(16u * (word & 1u));
-        }
-        for (var i = 0u; i < 8u; i++) {
-            var q = (words >> vec4(4u * i)) & vec4(15u);
-            if BITS == 5u {
-                q |= ((high >> vec4(i)) & vec4(1u)) << vec4(4u);
-            }
-            if BITS == 6u {
-                q |= ((high >> vec4(2u * i)) & vec4(3u)) << vec4(4u);
-            }
-            // Small numbers: the conversion of signed ones is the cheaper one.
-            let value = vec4<f32>(vec4<i32>(q));
-            if BITS == 6u {
-                block[8u * word + i] = select(first, second, word >= 2u) * (value - vec4(32.0));
-            } else {
-                block[8u * word + i] = fma(first, value, second);
-            }
-        }
+    // A group of 6 bits has two scales, which are in the columns already.
+    block_scale = select(first, vec4(1.0), BITS == 6u);
+    block_offset = select(second, vec4(0.0), BITS == 6u);
+}
+
+// Column PER_WORD * word + i of the four rows, as it came in words[word]: a weight is block_scale * column + block_offset.
+fn block_column(word: u32, loaded: Word, i: u32) -> vec4<f32> {
+    var q = (loaded >> vec4(4u * i)) & vec4(15u);
+    if BITS == 5u {
+        q |= ((high[word] >> vec4(i)) & vec4(1u)) << vec4(4u);
     }
+    if BITS == 6u {
+        q |= ((high[word] >> vec4(2u * i)) & vec4(3u)) << vec4(4u);
+        return select(first, second, word >= 2u) * vec4<f32>(vec4<i32>(q) - vec4(32));
+    }
+    // Small numbers: the conversion of signed ones is the cheaper one.
+    return vec4<f32>(vec4<i32>(q));
 }

@@ -1,7 +1,7 @@
 // y = x W^T for adapters that run on a CPU and have subgroups of eight invocations. There every load is a loop over the
 // lanes, whatever its size, and a barrier switches between all invocations; arithmetic and shuffles are single
 // instructions. So a subgroup loads 32 columns of x once, 16 bytes a lane, and hands them around; a lane computes four
-// columns of y for ROWS rows. A workgroup is one subgroup.
+// columns of y for ROWS rows, two or more (one row: matvec_subgroup.wgsl). A workgroup is one subgroup.
 // Dispatch: (ceil(n / (4 LANES)) folded over x and y, ceil(m / ROWS) as z).
 
 const LANES: u32 = 8u;
@@ -21,7 +21,14 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     var sums: array<vec4<f32>, ROWS>; // [row of x], component: column of y
     var squares: array<f32, ROWS>;
     for (var k4 = 0u; k4 < fours; k4 += 8u) {
-        read_block(row4, k4 >> 3u, params.weight_stride, params.n);
+        load_block(row4, k4 >> 3u, params.weight_stride, params.n);
+        var block: array<vec4<f32>, 32>;
+        for (var word = 0u; word < 32u / PER_WORD; word++) {
+            let loaded = words[word];
+            for (var i = 0u; i < PER_WORD; i++) {
+                block[PER_WORD * word + i] = fma(block_scale, block_column(word, loaded, i), block_offset);
+            }
+        }
         let inside = k4 + lane < fours;
         let mine = min(k4 + lane, fours - 1u);
         var gain = vec4(1.0);

@@ -224,6 +224,10 @@ impl Variant {
                 constants.push(("ROWS", rows));
                 "matmul_uniform"
             }
+            Form::Subgroup(1) => {
+                sources.push(wgsl!("matvec_subgroup.wgsl"));
+                "matvec_subgroup"
+            }
             Form::Subgroup(rows) => {
                 sources.push(wgsl!("matmul_subgroup.wgsl"));
                 sizes.push(("ROWS", rows));
