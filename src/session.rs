@@ -68,8 +68,7 @@ impl Model {
             };
             Template::detect(facts, &tokenizer)
         });
-        let style = Style::Known(template);
-        let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, &style);
+        let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
         let hidden_size = config.language.hidden_size;
         let vision = match &checkpoint.vision {
             Some(weights) => {
@@ -83,7 +82,7 @@ impl Model {
         Ok(Self {
             gpu: gpu.clone(),
             tokenizer,
-            style,
+            style: Style::Known(template),
             stop,
             vision,
             language,
@@ -112,7 +111,10 @@ impl Model {
                 });
             }
         };
-        let stop = StopIds::new(&model.config.eos_tokens, &[], &tokenizer, &style);
+        let stop = match &style {
+            Style::Known(template) => StopIds::new(&model.config.eos_tokens, &[], &tokenizer, *template),
+            Style::Own(_) => StopIds::of_own_template(&model.config.eos_tokens, &tokenizer),
+        };
         let language = load_language(gpu, &model.config, &model.weights, options).await?;
         Ok(Self {
             gpu: gpu.clone(),

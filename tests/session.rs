@@ -33,7 +33,7 @@ async fn open(case: &std::path::Path, expected: &Expected) -> MgmCheckpoint {
 }
 
 async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Model {
-    let options = LoadOptions { precision: Precision::F32, template: None, on_progress: None };
+    let options = LoadOptions { precision: Precision::F32, keep_stored: false, template: None, on_progress: None };
     Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model")
 }
 
@@ -149,7 +149,7 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
             let planned = Plan::of_checkpoint(&checkpoint, precision).expect("a plan").weights();
-            let options = LoadOptions { precision, template: None, on_progress: None };
+            let options = LoadOptions { precision, keep_stored: false, template: None, on_progress: None };
             Model::load(&gpu, &checkpoint, &options).await.expect("a model");
             let peak = gpu.memory().peak;
             // Buffers are whole 256s of bytes; there are about 300.
@@ -157,7 +157,7 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
         }
         let limit = Some(1 << 20);
         let gpu = open_gpu_with(GpuOptions { memory_limit: limit, ..Default::default() });
-        let options = LoadOptions { precision: Precision::F32, template: None, on_progress: None };
+        let options = LoadOptions { precision: Precision::F32, keep_stored: false, template: None, on_progress: None };
         let error = Model::load(&gpu, &open(&case, &expected).await, &options).await.expect_err("too large");
         assert!(matches!(error, Error::OutOfMemory { available: 1_048_576, .. }), "{error}");
     });
@@ -173,7 +173,8 @@ fn a_token_takes_few_dispatches() {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
             let layers = checkpoint.config.language.num_layers as u64;
-            let options = LoadOptions { precision: Precision::Q4, template: None, on_progress: None };
+            let options =
+                LoadOptions { precision: Precision::Q4, keep_stored: false, template: None, on_progress: None };
             let model = Model::load(&gpu, &checkpoint, &options).await.expect("a model");
             // Long enough that attention splits its keys. The same prompt with a short and a long answer: the difference is
             // tokens alone.

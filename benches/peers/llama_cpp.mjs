@@ -1,5 +1,6 @@
 // Prefill and decode rates of llama.cpp on a GGUF file, as prebuilt in node-llama-cpp.
 // node llama_cpp.mjs FILE cpu|vulkan PREFILL DECODE RUNS  ->  one JSON object
+import {availableParallelism} from "node:os";
 import {getLlama, LlamaLogLevel} from "node-llama-cpp";
 
 const [file, backend, prefillText, decodeText, runsText] = process.argv.slice(2);
@@ -10,11 +11,12 @@ const llama = await getLlama({
     build: "never",
     skipDownload: true,
     logLevel: LlamaLogLevel.error,
+    maxThreads: availableParallelism(),
     vramPadding: 0,
 });
 const started = performance.now();
 const model = await llama.loadModel({modelPath: file, gpuLayers: backend === "vulkan" ? "max" : 0});
-const context = await model.createContext({contextSize: prefill + decode + 8, batchSize: 512, sequences: 1});
+const context = await model.createContext({contextSize: prefill + decode + 8, batchSize: 512, sequences: 1, threads: availableParallelism()});
 const load_ms = performance.now() - started;
 const sequence = context.getSequence();
 // The same ids as `mgm bench --gguf`.
@@ -44,4 +46,4 @@ console.log(JSON.stringify({
     decode_tokens_per_s: median(rates.map((rate) => rate.decode)),
     load_ms,
 }));
-await llama.dispose();
+process.exit(0);

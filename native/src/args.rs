@@ -75,7 +75,7 @@ pub struct CheckpointArgs {
 
 /// What was named on the command line.
 pub enum Opened {
-    Mgm(MgmCheckpoint),
+    Mgm(Box<MgmCheckpoint>),
     Gguf(GgufModel),
 }
 
@@ -98,7 +98,7 @@ impl CheckpointArgs {
         if let Some(language) = &self.language {
             checkpoint.replace_language(&open_gguf(language).await?)?;
         }
-        Ok(Opened::Mgm(checkpoint))
+        Ok(Opened::Mgm(Box::new(checkpoint)))
     }
 }
 

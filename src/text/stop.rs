@@ -1,6 +1,6 @@
 //! When an answer is over.
 
-use super::conversation::{Style, Template};
+use super::conversation::Template;
 use super::gguf::END_OF_TURN;
 use super::tokenizer::Tokenizer;
 
@@ -21,13 +21,7 @@ pub struct StopIds {
 impl StopIds {
     /// Gathers the ids: `eos_token_id` of `config.json` and of `generation_config.json` (one or several, or none), the
     /// tokenizer's, and the template's.
-    pub fn new(config: &[u32], generation_config: &[u32], tokenizer: &Tokenizer, style: &Style) -> Self {
-        let Style::Known(template) = style else {
-            // A model's own template does not say; all tokens that are known to end turns do, if they are special.
-            let ends = END_OF_TURN.iter().filter_map(|token| tokenizer.token_id(token));
-            let ends = ends.filter(|id| tokenizer.is_special(*id));
-            return Self::of(config.iter().copied().chain(tokenizer.eos()).chain(ends));
-        };
+    pub fn new(config: &[u32], generation_config: &[u32], tokenizer: &Tokenizer, template: Template) -> Self {
         let own: &[&str] = match template {
             Template::Vicuna | Template::Mistral => &["</s>"],
             Template::Gemma => &["<eos>"],
@@ -36,6 +30,14 @@ impl StopIds {
         };
         let own = own.iter().filter_map(|token| tokenizer.token_id(token));
         Self::of(config.iter().chain(generation_config).copied().chain(tokenizer.eos()).chain(own))
+    }
+
+    /// For a model with a template of its own, which does not say what ends a turn: the configured ids, the tokenizer's, and
+    /// all special tokens that are known to end turns.
+    pub fn of_own_template(config: &[u32], tokenizer: &Tokenizer) -> Self {
+        let ends = END_OF_TURN.iter().filter_map(|token| tokenizer.token_id(token));
+        let ends = ends.filter(|id| tokenizer.is_special(*id));
+        Self::of(config.iter().copied().chain(tokenizer.eos()).chain(ends))
     }
 
     fn of(ids: impl Iterator<Item = u32>) -> Self {

@@ -336,8 +336,12 @@ impl Tokenizer {
         let mut tokens = Vec::new();
         let mut drop_first = false;
         for (index, piece) in prompt.pieces().iter().enumerate() {
-            let ids = self.encode(piece)?;
+            let mut ids = self.encode(piece)?;
             if index == 0 {
+                // Some templates write the beginning token themselves; one is enough.
+                if self.bos.is_some() && ids.first().copied() == self.bos && ids.get(1).copied() == self.bos {
+                    ids.remove(0);
+                }
                 drop_first = self.bos.is_some() && ids.first().copied() == self.bos;
             } else {
                 tokens.push(PromptToken::Image);

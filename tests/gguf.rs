@@ -1,0 +1,189 @@
+//! GGUF files: blocks against the gguf package's values, and small models against transformers on the dequantised weights
+//! (tests/reference/make_gguf.py).
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use mgm::language::{Generator, Language, Position};
+use mgm::load::Loader;
+use mgm::ops::Sampling;
+use mgm::session::{AnswerOptions, LoadOptions, Model};
+use mgm::tensor::{Precision, dequantise};
+use mgm::text::tokenizer::Tokenizer;
+use mgm::weights::blocks::BlockType;
+use mgm::weights::gguf_model::GgufModel;
+use mgm::weights::source::MemorySource;
+use mgm_native::files::DiskFile;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf").join(name)
+}
+
+fn open(path: &Path) -> GgufModel {
+    let file = DiskFile::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    pollster::block_on(GgufModel::open(Rc::new(file))).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(file.tensor(name).expect(name).data())
+}
+
+#[test]
+fn blocks_stand_for_the_values_that_the_gguf_package_gives() {
+    let bytes = std::fs::read(data("expected.safetensors")).expect("expected values");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    for kind in BlockType::ALL {
+        let blocks = file.tensor(&format!("{}.blocks", kind.name())).expect("blocks").data();
+        let expected = floats(&file, &format!("{}.values", kind.name()));
+        let mut values = Vec::new();
+        kind.dequantise(blocks, &mut values);
+        // And through the device's format, which must lose nothing.
+        let packed = kind.repack(blocks).expect("finite scales");
+        let columns = expected.len() / 3;
+        let repacked = dequantise(kind.precision(), columns, &packed);
+        assert_eq!(values.len(), expected.len(), "{}", kind.name());
+        for (index, expected) in expected.iter().enumerate() {
+            // Products and sums of numbers that f32 holds exactly, rounded once or twice.
+            let error = (values[index] - expected).abs();
+            assert!(
+                error <= expected.abs().max(1.0) * 2.4e-7,
+                "{} at {index}: {} {expected}",
+                kind.name(),
+                values[index]
+            );
+            assert_eq!(values[index], repacked[index], "{} at {index}, repacked", kind.name());
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    prompt: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+fn expected() -> BTreeMap<String, Expected> {
+    serde_json::from_slice(&std::fs::read(data("expected.json")).expect("expected ids")).expect("JSON")
+}
+
+/// f32 arithmetic in another order than torch's; the goldens' bound.
+const BOUND: f32 = 2e-4;
+
+#[test]
+fn small_models_give_the_logits_and_tokens_of_transformers() {
+    let bytes = std::fs::read(data("expected.safetensors")).expect("expected values");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let gpu = common::open_gpu();
+    for (name, case) in expected() {
+        let model = open(&data(&format!("{name}.gguf")));
+        // Keys and values in f32, so that the weights alone are what is rounded.
+        let loader = Loader::new(&gpu, model.weights.clone(), Precision::F32, None).keeping_stored();
+        pollster::block_on(async {
+            let language = Language::from_loader(&loader, &model.config).await.expect("a model");
+            let positions: Vec<_> = case.prompt.iter().map(|id| Position::Text(*id)).collect();
+            let mut cache = language.cache();
+            let mut recorder = gpu.record();
+            let x = language.embed(&mut recorder, &positions, &[]).expect("embeddings");
+            let x = language.forward(&mut recorder, &x, &mut cache).expect("a pass");
+            let logits = language.logits(&mut recorder, &x).expect("logits").read_back(&mut recorder);
+            recorder.submit().expect("a submission");
+            let logits: Vec<f32> = logits.values().await.expect("logits");
+            let expected = floats(&file, &format!("{name}.logits"));
+            let scale = expected.iter().fold(0.0f32, |scale, value| scale.max(value.abs()));
+            let worst = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, f32::max);
+            println!("{name}: largest difference of a logit {worst:.1e} of {scale:.2}");
+            assert_eq!(logits.len(), expected.len(), "{name}");
+            assert!(worst <= BOUND, "{name}: {worst:.1e} of the scale {scale}");
+
+            let end = x.slice_rows(x.rows() - 1..x.rows());
+            let room = case.greedy.len();
+            let mut generator =
+                Generator::new(&language, &gpu, &mut cache, end, room, Sampling::GREEDY, || 0.0).expect("a generator");
+            let mut ids = Vec::new();
+            while let Some(id) = generator.next().await.expect("a token") {
+                ids.push(id);
+            }
+            assert_eq!(ids, case.greedy, "{name}");
+        });
+    }
+}
+
+#[test]
+fn tokenizers_and_templates_come_from_the_file() {
+    let llama = open(&data("llama.gguf"));
+    let tokenizer = Tokenizer::from_gguf(&llama.header).expect("a tokenizer");
+    let ids = tokenizer.encode("<|im_start|>the at 42é<|im_end|>").expect("ids");
+    // By hand: specials, the merged words, digits one by one, the two bytes of é.
+    let id = |token: &str| tokenizer.token_id(token).expect(token);
+    assert_eq!(ids, [1, id("t"), id("he"), id("Ġa"), id("t"), id("Ġ"), id("4"), id("2"), id("Ã"), id("©"), 2]);
+    assert_eq!(tokenizer.decode(&ids, true), "the at 42é");
+
+    let gpu = common::open_gpu();
+    let options = LoadOptions { precision: Precision::F16, keep_stored: true, template: None, on_progress: None };
+    for name in ["llama", "mixtral", "gemma"] {
+        let file = open(&data(&format!("{name}.gguf")));
+        let model = pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect("a model");
+        let mut chat = model.chat(None);
+        let answer_options = AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 6 };
+        for turn in 0..2 {
+            let question = "is the hot water on?";
+            let answer =
+                pollster::block_on(chat.ask(question, &[], &answer_options, &mut |_| true)).expect("an answer");
+            assert!(!answer.token_ids.is_empty() && answer.token_ids.len() <= 6, "{name}");
+            assert!(turn == 0 || answer.cached_tokens > 0, "{name}: the second turn keeps nothing of the first");
+        }
+        let bos = model.tokenizer().bos().expect("a beginning token");
+        let prompt = chat.conversation().prompt().expect("a prompt");
+        let ids = model.tokenizer().encode_prompt(&prompt).expect("ids");
+        let text = |token: &mgm::text::PromptToken| matches!(token, mgm::text::PromptToken::Text(id) if *id == bos);
+        let leading = ids.iter().take_while(|token| text(token)).count();
+        assert_eq!(leading, 1, "{name}: a prompt begins with one beginning token");
+    }
+}
+
+#[test]
+fn bad_files_are_refused_with_what_is_wrong() {
+    let good = std::fs::read(data("gemma.gguf")).expect("a file");
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut file = good.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    let find = |text: &str| good.windows(text.len()).position(|window| window == text.as_bytes()).expect(text);
+    let kind_of_gate = {
+        let name = "blk.0.ffn_gate.weight";
+        // Name, dimensions (u32), two sizes (u64), then the type.
+        find(name) + name.len() + 4 + 16
+    };
+    let cases: [(&str, Vec<u8>, &str); 9] = [
+        ("not a GGUF file", patched(0, b"GGML"), "first four bytes"),
+        ("version 1", patched(4, &1u32.to_le_bytes()), "version 1"),
+        ("absurd tensor count", patched(8, &u64::MAX.to_le_bytes()), "more than a header can hold"),
+        ("absurd pair count", patched(16, &(1u64 << 40).to_le_bytes()), "more than a header can hold"),
+        ("absurd text length", patched(24, &(u64::MAX / 2).to_le_bytes()), "more than a header can hold"),
+        ("header cut off", good[..500].to_vec(), "truncated"),
+        ("data cut off", good[..good.len() - 40_000].to_vec(), "truncated"),
+        ("unknown type", patched(kind_of_gate, &10u32.to_le_bytes()), "Q2_K"),
+        ("unknown architecture", patched(find("gemma"), b"gemmo"), "gemmo"),
+    ];
+    for (what, bytes, reason) in cases {
+        let source = Rc::new(MemorySource::new("bad.gguf", bytes));
+        let error = pollster::block_on(GgufModel::open(source)).expect_err(what).to_string();
+        assert!(error.contains(reason), "{what}: {error:?} lacks {reason:?}");
+    }
+    // A scale that is not a number is found while loading.
+    let gpu = common::open_gpu();
+    let model = open(&data("gemma.gguf"));
+    let info = model.header.tensors.iter().find(|tensor| tensor.name == "blk.1.ffn_down.weight").expect("a tensor");
+    let bytes = patched(info.offset as usize, &[0x00, 0x7e]);
+    let source = Rc::new(MemorySource::new("nan.gguf", bytes));
+    let model = pollster::block_on(GgufModel::open(source)).expect("a header without fault");
+    let loader = Loader::new(&gpu, model.weights.clone(), Precision::F16, None).keeping_stored();
+    let error = pollster::block_on(Language::from_loader(&loader, &model.config)).expect_err("NaN").to_string();
+    assert!(error.contains("blk.1.ffn_down.weight") && error.contains("NaN"), "{error}");
+}
