@@ -5,25 +5,32 @@
 // What is loaded at a time, and how many columns are in it.
 alias Word = vec4<u32>;
 const PER_WORD: u32 = 2u;
-var<private> words: array<Word, 16>; // component: row
-const block_scale = vec4(1.0);
-const block_offset = vec4(0.0);
+var<private> words: array<array<Word, 16>, BLOCKS>; // component: row
 
-// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
-fn load_block(row4: u32, group: u32, stride: u32, n: u32) {
+fn block_scale(b: u32) -> vec4<f32> {
+    return vec4(1.0);
+}
+
+fn block_offset(b: u32) -> vec4<f32> {
+    return vec4(0.0);
+}
+
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
+// the row length in fours.
+fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     for (var i = 0u; i < 8u; i++) {
         let k4 = min(8u * group + i, stride - 1u);
         let w0 = weights[min(4u * row4, n - 1u) * stride + k4];
         let w1 = weights[min(4u * row4 + 1u, n - 1u) * stride + k4];
         let w2 = weights[min(4u * row4 + 2u, n - 1u) * stride + k4];
         let w3 = weights[min(4u * row4 + 3u, n - 1u) * stride + k4];
-        words[2u * i] = vec4(w0.x, w1.x, w2.x, w3.x);
-        words[2u * i + 1u] = vec4(w0.y, w1.y, w2.y, w3.y);
+        words[b][2u * i] = vec4(w0.x, w1.x, w2.x, w3.x);
+        words[b][2u * i + 1u] = vec4(w0.y, w1.y, w2.y, w3.y);
     }
 }
 
-// Column PER_WORD * word + i of the four rows, as it came in words[word]: a weight is block_scale * column + block_offset.
-fn block_column(word: u32, loaded: Word, i: u32) -> vec4<f32> {
+// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale[b] * column + block_offset[b].
+fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     return vec4(unpack2x16float(loaded.x)[i], unpack2x16float(loaded.y)[i],
                 unpack2x16float(loaded.z)[i], unpack2x16float(loaded.w)[i]);
 }

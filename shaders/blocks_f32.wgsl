@@ -5,15 +5,22 @@
 // What is loaded at a time, and how many columns are in it.
 alias Word = mat4x4<f32>;
 const PER_WORD: u32 = 4u;
-var<private> words: array<Word, 8>; // columns: columns, rows: rows
-const block_scale = vec4(1.0);
-const block_offset = vec4(0.0);
+var<private> words: array<array<Word, 8>, BLOCKS>; // columns: columns, rows: rows
 
-// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
-fn load_block(row4: u32, group: u32, stride: u32, n: u32) {
+fn block_scale(b: u32) -> vec4<f32> {
+    return vec4(1.0);
+}
+
+fn block_offset(b: u32) -> vec4<f32> {
+    return vec4(0.0);
+}
+
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
+// the row length in fours.
+fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     for (var word = 0u; word < 8u; word++) {
         let k4 = min(8u * group + word, stride - 1u);
-        words[word] = transpose(mat4x4(
+        words[b][word] = transpose(mat4x4(
             weights[min(4u * row4, n - 1u) * stride + k4],
             weights[min(4u * row4 + 1u, n - 1u) * stride + k4],
             weights[min(4u * row4 + 2u, n - 1u) * stride + k4],
@@ -21,7 +28,7 @@ fn load_block(row4: u32, group: u32, stride: u32, n: u32) {
     }
 }
 
-// Column PER_WORD * word + i of the four rows, as it came in words[word]: a weight is block_scale * column + block_offset.
-fn block_column(word: u32, loaded: Word, i: u32) -> vec4<f32> {
+// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale[b] * column + block_offset[b].
+fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     return loaded[i];
 }

@@ -5,27 +5,35 @@
 // What is loaded at a time, and how many columns are in it.
 alias Word = vec4<i32>;
 const PER_WORD: u32 = 4u;
-var<private> words: array<Word, 8>; // component: row
-var<private> block_scale: vec4<f32>;
-const block_offset = vec4(0.0);
+var<private> words: array<array<Word, 8>, BLOCKS>; // component: row
+var<private> row_scales: array<vec4<f32>, BLOCKS>;
 
-// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
-fn load_block(row4: u32, group: u32, stride: u32, n: u32) {
+fn block_scale(b: u32) -> vec4<f32> {
+    return row_scales[b];
+}
+
+fn block_offset(b: u32) -> vec4<f32> {
+    return vec4(0.0);
+}
+
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
+// the row length in fours.
+fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     let at = row4 * (stride >> 3u) + group;
     let pairs = scales[at];
-    block_scale = vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
+    row_scales[b] = vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
     for (var half = 0u; half < 2u; half++) {
         let w0 = weights[8u * at + half];
         let w1 = weights[8u * at + 2u + half];
         let w2 = weights[8u * at + 4u + half];
         let w3 = weights[8u * at + 6u + half];
         for (var word = 0u; word < 4u; word++) {
-            words[4u * half + word] = bitcast<vec4<i32>>(vec4(w0[word], w1[word], w2[word], w3[word]));
+            words[b][4u * half + word] = bitcast<vec4<i32>>(vec4(w0[word], w1[word], w2[word], w3[word]));
         }
     }
 }
 
-// Column PER_WORD * word + i of the four rows, as it came in words[word]: a weight is block_scale * column + block_offset.
-fn block_column(word: u32, loaded: Word, i: u32) -> vec4<f32> {
+// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale[b] * column + block_offset[b].
+fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     return vec4<f32>((loaded << vec4(24u - 8u * i)) >> vec4(24u));
 }

@@ -9,61 +9,66 @@ const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
 // What is loaded at a time, and how many columns are in it.
 alias Word = vec4<u32>;
 const PER_WORD: u32 = 8u;
-var<private> words: array<Word, 4>; // component: row
-var<private> high: array<vec4<u32>, 4>; // the high bits of each word's columns, from the low end
+var<private> words: array<array<Word, 4>, BLOCKS>; // component: row
+var<private> high: array<array<vec4<u32>, 4>, BLOCKS>; // the high bits of each word's columns, from the low end
 // Scale and minimum of each row, or the scales of the halves.
-var<private> first: vec4<f32>;
-var<private> second: vec4<f32>;
-var<private> block_scale: vec4<f32>;
-var<private> block_offset: vec4<f32>;
+var<private> first: array<vec4<f32>, BLOCKS>;
+var<private> second: array<vec4<f32>, BLOCKS>;
 
-// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3; `stride` is the row length in fours.
-fn load_block(row4: u32, group: u32, stride: u32, n: u32) {
+// A group of 6 bits has two scales, which are in the columns already.
+fn block_scale(b: u32) -> vec4<f32> {
+    return select(first[b], vec4(1.0), BITS == 6u);
+}
+
+fn block_offset(b: u32) -> vec4<f32> {
+    return select(second[b], vec4(0.0), BITS == 6u);
+}
+
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
+// the row length in fours.
+fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     let at = row4 * (stride >> 3u) + group;
     let w0 = weights[4u * at];
     let w1 = weights[4u * at + 1u];
     let w2 = weights[4u * at + 2u];
     let w3 = weights[4u * at + 3u];
     for (var word = 0u; word < 4u; word++) {
-        words[word] = vec4(w0[word], w1[word], w2[word], w3[word]);
+        words[b][word] = vec4(w0[word], w1[word], w2[word], w3[word]);
     }
     if BITS == 5u {
         let bits = scales[WORDS * at];
         for (var word = 0u; word < 4u; word++) {
-            high[word] = bits >> vec4(8u * word);
+            high[b][word] = bits >> vec4(8u * word);
         }
     }
     if BITS == 6u {
         for (var word = 0u; word < 4u; word++) {
-            high[word] = scales[WORDS * at + (word >> 1u)] >> vec4(16u * (word & 1u));
+            high[b][word] = scales[WORDS * at + (word >> 1u)] >> vec4(16u * (word & 1u));
         }
     }
     if WIDE == 1u {
-        first = bitcast<vec4<f32>>(scales[WORDS * at + HIGH_WORDS]);
-        second = bitcast<vec4<f32>>(scales[WORDS * at + WORDS - 1u]);
+        first[b] = bitcast<vec4<f32>>(scales[WORDS * at + HIGH_WORDS]);
+        second[b] = bitcast<vec4<f32>>(scales[WORDS * at + WORDS - 1u]);
     } else {
         let pairs = scales[WORDS * at + HIGH_WORDS];
         let s0 = unpack2x16float(pairs.x);
         let s1 = unpack2x16float(pairs.y);
         let s2 = unpack2x16float(pairs.z);
         let s3 = unpack2x16float(pairs.w);
-        first = vec4(s0.x, s1.x, s2.x, s3.x);
-        second = vec4(s0.y, s1.y, s2.y, s3.y);
+        first[b] = vec4(s0.x, s1.x, s2.x, s3.x);
+        second[b] = vec4(s0.y, s1.y, s2.y, s3.y);
     }
-    // A group of 6 bits has two scales, which are in the columns already.
-    block_scale = select(first, vec4(1.0), BITS == 6u);
-    block_offset = select(second, vec4(0.0), BITS == 6u);
 }
 
-// Column PER_WORD * word + i of the four rows, as it came in words[word]: a weight is block_scale * column + block_offset.
-fn block_column(word: u32, loaded: Word, i: u32) -> vec4<f32> {
+// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale[b] * column + block_offset[b].
+fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     var q = (loaded >> vec4(4u * i)) & vec4(15u);
     if BITS == 5u {
-        q |= ((high[word] >> vec4(i)) & vec4(1u)) << vec4(4u);
+        q |= ((high[b][word] >> vec4(i)) & vec4(1u)) << vec4(4u);
     }
     if BITS == 6u {
-        q |= ((high[word] >> vec4(2u * i)) & vec4(3u)) << vec4(4u);
-        return select(first, second, word >= 2u) * vec4<f32>(vec4<i32>(q) - vec4(32));
+        q |= ((high[b][word] >> vec4(2u * i)) & vec4(3u)) << vec4(4u);
+        return select(first[b], second[b], word >= 2u) * vec4<f32>(vec4<i32>(q) - vec4(32));
     }
     // Small numbers: the conversion of signed ones is the cheaper one.
     return vec4<f32>(vec4<i32>(q));

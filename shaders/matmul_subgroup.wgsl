@@ -5,6 +5,7 @@
 // Dispatch: (ceil(n / (4 LANES)) folded over x and y, ceil(m / ROWS) as z).
 
 const LANES: u32 = 8u;
+const BLOCKS: u32 = 1u;
 
 @compute @workgroup_size(LANES)
 fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -21,12 +22,12 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     var sums: array<vec4<f32>, ROWS>; // [row of x], component: column of y
     var squares: array<f32, ROWS>;
     for (var k4 = 0u; k4 < fours; k4 += 8u) {
-        load_block(row4, k4 >> 3u, params.weight_stride, params.n);
+        load_block(0u, row4, k4 >> 3u, params.weight_stride, params.n);
         var block: array<vec4<f32>, 32>;
         for (var word = 0u; word < 32u / PER_WORD; word++) {
-            let loaded = words[word];
+            let loaded = words[0][word];
             for (var i = 0u; i < PER_WORD; i++) {
-                block[PER_WORD * word + i] = fma(block_scale, block_column(word, loaded, i), block_offset);
+                block[PER_WORD * word + i] = fma(block_scale(0u), block_column(0u, word, loaded, i), block_offset(0u));
             }
         }
         let inside = k4 + lane < fours;

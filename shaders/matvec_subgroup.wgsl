@@ -1,8 +1,10 @@
 // y = x W^T for one row of x at a time, on adapters that run on a CPU and have subgroups of eight (see matmul_subgroup.wgsl).
-// Weights are used as they are unpacked, and scales are multiplied to the sum of 32 products, not to each weight.
+// A lane computes eight columns of y, in two blocks. Weights are used as they are unpacked, and scales are multiplied to the
+// sum of 32 products, not to each weight.
 // (Not matmul_subgroup with ROWS = 1: loops of one keep Mesa's compiler from unrolling what is inside.)
-// Dispatch: (ceil(n / 32) folded over x and y, m as z).
+// Dispatch: (ceil(n / 64) folded over x and y, m as z).
 const LANES: u32 = 8u;
+const BLOCKS: u32 = 2u;
 
 @compute @workgroup_size(LANES)
 fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -13,13 +15,14 @@ fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         return;
     }
     let row = input_row(m);
-    let n = 4u * ((group.x + group.y * groups.x) * LANES + lane);
-    let row4 = min(n, params.n - 1u) >> 2u;
+    let n = 4u * BLOCKS * ((group.x + group.y * groups.x) * LANES + lane);
     let fours = (params.k + 3u) >> 2u;
-    var sum = vec4(0.0);
+    var sums: array<vec4<f32>, BLOCKS>;
     var squares = 0.0;
     for (var k4 = 0u; k4 < fours; k4 += 8u) {
-        load_block(row4, k4 >> 3u, params.weight_stride, params.n);
+        for (var b = 0u; b < BLOCKS; b++) {
+            load_block(b, min(n + 4u * b, params.n - 1u) >> 2u, k4 >> 3u, params.weight_stride, params.n);
+        }
         let inside = k4 + lane < fours;
         let mine = min(k4 + lane, fours - 1u);
         var x = select(vec4(0.0), input4(row, mine, params.k), inside);
@@ -29,24 +32,29 @@ fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         }
         let four = x.x + x.y + x.z + x.w;
         var total = 0.0;
-        var dots = vec4(0.0);
         for (var i = 0u; i < LANES; i++) {
             total += subgroupShuffle(four, i);
         }
-        for (var word = 0u; word < 32u / PER_WORD; word++) {
-            let loaded = words[word];
-            for (var i = 0u; i < PER_WORD; i++) {
-                let k = PER_WORD * word + i;
-                dots = fma(vec4(subgroupShuffle(x[k & 3u], k >> 2u)), block_column(word, loaded, i), dots);
+        for (var b = 0u; b < BLOCKS; b++) {
+            var dots = vec4(0.0);
+            for (var word = 0u; word < 32u / PER_WORD; word++) {
+                let loaded = words[b][word];
+                for (var i = 0u; i < PER_WORD; i++) {
+                    let k = PER_WORD * word + i;
+                    dots = fma(vec4(subgroupShuffle(x[k & 3u], k >> 2u)), block_column(b, word, loaded, i), dots);
+                }
             }
+            sums[b] = fma(block_scale(b), dots, fma(block_offset(b), vec4(total), sums[b]));
         }
-        sum = fma(block_scale, dots, fma(block_offset, vec4(total), sum));
     }
+    var scale = 1.0;
     if NORM == 1u {
         // By all lanes, those past the last column too.
-        sum *= normed_scale(subgroupAdd(squares));
+        scale = normed_scale(subgroupAdd(squares));
     }
-    if n < params.n {
-        finish4(m, n, sum);
+    for (var b = 0u; b < BLOCKS; b++) {
+        if n + 4u * b < params.n {
+            finish4(m, n + 4u * b, scale * sums[b]);
+        }
     }
 }

@@ -61,6 +61,7 @@ impl Form {
             Self::Matvec => folded(n.div_ceil(4), m),
             Self::Tiled => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
             Self::Uniform(rows) => folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize)),
+            Self::Subgroup(1) => folded(n.div_ceil(8 * SUBGROUP_LANES as usize), m),
             Self::Subgroup(rows) => folded(n.div_ceil(4 * SUBGROUP_LANES as usize), m.div_ceil(rows as usize)),
         }
     }
