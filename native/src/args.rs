@@ -162,11 +162,14 @@ pub struct InspectArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// The released model whose shapes to fill with random weights, such as mgm-2b or mgm-7b-hd
-    #[arg(long, value_name = "MODEL", required_unless_present = "gguf")]
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["gguf", "roofline"])]
     pub synthetic: Option<String>,
     /// A GGUF file of a language model to measure instead
     #[arg(long, value_name = "FILE", conflicts_with_all = ["synthetic", "dry_run"])]
     pub gguf: Option<PathBuf>,
+    /// Measure the kernels instead, beside what the adapter can do at best
+    #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run"])]
+    pub roofline: bool,
     /// How weights are stored: f32, f16, q8, q4 [default: q4; what is in a GGUF file as it is there]
     #[arg(long)]
     pub precision: Option<Precision>,

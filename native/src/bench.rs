@@ -14,6 +14,7 @@ use mgm::session::vision_precision;
 use mgm::tensor::{Precision, Tensor};
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
+use mgm_native::roofline;
 use serde::Serialize;
 
 use crate::args::BenchArgs;
@@ -51,6 +52,9 @@ struct Report {
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
+    if arguments.roofline {
+        return measure_roofline(&arguments).await;
+    }
     if let Some(path) = &arguments.gguf {
         return bench_gguf::run(path, &arguments).await;
     }
@@ -107,6 +111,22 @@ pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
             part.dispatches,
             part.memory_mib
         )?;
+    }
+    Ok(())
+}
+
+async fn measure_roofline(arguments: &BenchArgs) -> Result<(), Failure> {
+    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let mut output = Ok(());
+    let mut out = std::io::stdout().lock();
+    let report = roofline::measure(gpu, None, |line| {
+        if !arguments.json && output.is_ok() {
+            output = writeln!(out, "{line}");
+        }
+    })?;
+    output?;
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
     }
     Ok(())
 }

@@ -1,3 +1,4 @@
-//! What the core leaves to its host on a native machine: files on disk.
+//! What the core leaves to its host on a native machine: files on disk; and the measuring of kernels.
 
 pub mod files;
+pub mod roofline;

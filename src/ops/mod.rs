@@ -8,6 +8,7 @@ mod gather;
 mod linear;
 mod mining;
 mod norm;
+pub mod roofline;
 mod routing;
 mod sampling;
 mod specialisations;

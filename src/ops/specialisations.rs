@@ -1,7 +1,7 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
 use super::linear::{Form, Variant};
-use super::{attention, convolution, gather, mining, norm, routing, sampling};
+use super::{attention, convolution, gather, mining, norm, roofline, routing, sampling};
 use crate::gpu::Kernel;
 use crate::tensor::{Precision, fill_kernel};
 
@@ -14,6 +14,7 @@ pub fn specialisations() -> Vec<Kernel> {
         convolution::depthwise_kernel(),
         convolution::resize_kernel(),
     ];
+    kernels.extend(roofline::kernels());
     kernels.extend(linear_kernels());
     kernels.extend(attention_kernels());
     kernels.extend(Precision::ALL.map(gather::kernel));

@@ -28,6 +28,9 @@ pub struct Message<'a> {
     pub content: &'a str,
 }
 
+/// Instructions of a rendering, at most; a turn takes some tens.
+const FUEL: u64 = 1_000_000;
+
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
@@ -44,6 +47,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // A template is from a file: it must not run for ever.
         environment.set_recursion_limit(64);
+        environment.set_fuel(Some(FUEL));
         environment.add_function(
             "raise_exception",
             |message: String| -> std::result::Result<String, minijinja::Error> {

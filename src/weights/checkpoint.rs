@@ -265,7 +265,8 @@ impl Checkpoint {
             return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
         }
         if located.stored.rows != RowOrder::InOrder && !rows.is_empty() {
-            let first = rows.start as u64 * shape.iter().skip(1).product::<usize>() as u64;
+            let columns = shape.iter().skip(1).fold(1u64, |columns, size| columns.saturating_mul(*size as u64));
+            let first = (rows.start as u64).saturating_mul(columns);
             let bytes = self.read_row_bytes(located, rows).await?;
             let mut values = Vec::new();
             if !decode_f32(located.stored.info.dtype, &bytes, &mut values) {
@@ -307,12 +308,12 @@ impl Checkpoint {
             let (found, expected) = (dtype.name().to_owned(), "a type of blocks".to_owned());
             return Err(Error::WrongDtype { name: name.to_owned(), found, expected });
         };
-        let first = rows.start as u64 * shape.last().copied().unwrap_or(0) as u64;
+        let first = (rows.start as u64).saturating_mul(shape.last().copied().unwrap_or(0) as u64);
         let bytes = self.read_row_bytes(located, rows).await?;
         kind.repack(&bytes).map_err(|(group, value)| Error::BadValue {
             name: located.stored.name.clone(),
             value,
-            index: first + (group * GROUP) as u64,
+            index: first.saturating_add((group * GROUP) as u64),
         })
     }
 
@@ -394,7 +395,7 @@ fn check_finite(name: &str, values: &[f32], first: u64) -> Result<()> {
         None => Ok(()),
         Some(bad) => {
             let value = values.get(bad).copied().unwrap_or(f32::NAN);
-            Err(Error::BadValue { name: name.to_owned(), value, index: first + bad as u64 })
+            Err(Error::BadValue { name: name.to_owned(), value, index: first.saturating_add(bad as u64) })
         }
     }
 }

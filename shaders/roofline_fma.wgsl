@@ -1,0 +1,26 @@
+// How fast an adapter multiplies and adds: chains of fma in registers, two vec4s an invocation, 16 x STEPS steps.
+// Dispatch: (invocations / 64, folded over x and y).
+const STEPS: u32 = 256u;
+
+struct Params {
+    factor: f32, // unknown to the compiler
+}
+
+@group(0) @binding(0) var<storage, read_write> output: array<f32>;
+@group(0) @binding(1) var<uniform> params: Params;
+
+@compute @workgroup_size(64)
+fn roofline_fma(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                @builtin(local_invocation_index) local: u32) {
+    let x = vec4(params.factor);
+    var a = vec4(f32(local));
+    var b = a + 1.0;
+    for (var step = 0u; step < STEPS; step++) {
+        for (var inner = 0u; inner < 16u; inner++) {
+            a = fma(a, x, x);
+            b = fma(b, x, x);
+        }
+    }
+    let total = a + b;
+    output[(group.x + group.y * groups.x) * 64u + local] = total.x + total.y + total.z + total.w;
+}
