@@ -13,7 +13,7 @@ MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
 # Mesa complains on standard error without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: help setup run test smollm2 lint cross swiftshader bench bench-peers
+.PHONY: help setup run test smollm2 lint cross swiftshader bench
 
 help:
 	@echo 'make run          build, and ask a tiny model about a photograph'
@@ -22,7 +22,7 @@ help:
 	@echo 'make lint         formatting and clippy'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
 	@echo 'make swiftshader  the kernel and golden tests on a second software GPU (Debian package chromium)'
-	@echo 'make bench        time the kernels'
+	@echo 'make bench        time the kernels, and race llama.cpp (needs Node.js)'
 
 setup:
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.87 or later (https://rustup.rs)'; exit 1; }
@@ -74,5 +74,10 @@ swiftshader: setup
 		cargo test --release --test ops --test session && MGM_CASES=gemma-2b,no-image,mixtral-8x7b cargo test --release --test goldens; \
 	else echo 'SwiftShader is not installed: apt-get install chromium brings it'; fi
 
-bench: setup
-	cargo bench --bench kernels
+bench: setup $(SMOLLM2)
+	cargo build --release
+	$(MGM) bench --roofline
+	@if command -v npm >/dev/null; then \
+		npm install --silent --no-fund --no-audit --prefix benches/peers && \
+		node benches/peers/race.mjs $(abspath $(MGM)) $(abspath $(SMOLLM2)) > $(dir $(SMOLLM2))race.json; \
+	else echo 'npm is missing: no race against llama.cpp'; fi

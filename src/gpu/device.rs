@@ -229,7 +229,7 @@ impl Gpu {
     pub async fn flush_writes(&self) -> Result<()> {
         self.0.queue.submit([]);
         #[cfg(not(target_arch = "wasm32"))]
-        self.wait()?;
+        self.wait(None)?;
         #[cfg(target_arch = "wasm32")]
         {
             let (sender, receiver) = futures_channel::oneshot::channel();
@@ -320,10 +320,11 @@ impl Gpu {
     }
 
     #[cfg(not(target_arch = "wasm32"))]
-    pub(super) fn wait(&self) -> Result<()> {
+    /// Waits until a submission is done; without its number until all are.
+    pub(super) fn wait(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<()> {
         self.0
             .device
-            .poll(wgpu::PollType::wait_indefinitely())
+            .poll(wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: None })
             .map(|_| ())
             .map_err(|error| self.check().err().unwrap_or_else(|| Error::DeviceLost(error.to_string())))
     }

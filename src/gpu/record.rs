@@ -1,7 +1,7 @@
 //! Recording work: a list of dispatches and copies that is encoded and submitted in one go.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytemuck::Pod;
 
@@ -75,11 +75,13 @@ pub struct Recorder {
     commands: Vec<Command>,
     params: Vec<u8>,
     cost: Cost,
+    /// The number of the submission that the commands will be in.
+    submitted: Submitted,
 }
 
 impl Recorder {
     pub(super) fn new(gpu: Gpu) -> Self {
-        Self { gpu, commands: Vec::new(), params: Vec::new(), cost: Cost::default() }
+        Self { gpu, commands: Vec::new(), params: Vec::new(), cost: Cost::default(), submitted: Submitted::default() }
     }
 
     /// The device that will run this.
@@ -211,7 +213,7 @@ impl Recorder {
             target_offset: 0,
             bytes: binding.bytes,
         });
-        Readback { gpu: self.gpu.clone(), staging }
+        Readback { gpu: self.gpu.clone(), staging, submitted: self.submitted.clone() }
     }
 
     /// Encodes and submits everything recorded.
@@ -232,7 +234,9 @@ impl Recorder {
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let times = (gpu.profiling() && dispatches > 0).then(|| PendingTimes::new(&gpu, dispatches));
         let times = encode(&mut encoder, &commands, times);
-        gpu.queue().submit([encoder.finish()]);
+        let index = gpu.queue().submit([encoder.finish()]);
+        // Set once: what is recorded next gets another.
+        let _ = std::mem::take(&mut self.submitted).set(index);
         if let Some(times) = times {
             gpu.note_times(times);
         }
@@ -286,12 +290,16 @@ fn encode(
 pub struct Readback {
     gpu: Gpu,
     staging: wgpu::Buffer,
+    submitted: Submitted,
 }
 
+/// The number of a submission, once there is one.
+type Submitted = Arc<OnceLock<wgpu::SubmissionIndex>>;
+
 impl Readback {
-    /// The bytes, once the device has got there.
+    /// The bytes, once the device has got there. It does not wait for later submissions.
     pub async fn bytes(self) -> Result<Vec<u8>> {
-        read_staging(&self.gpu, &self.staging).await
+        read_staging(&self.gpu, &self.staging, self.submitted.get()).await
     }
 
     /// The same as numbers.
@@ -300,12 +308,13 @@ impl Readback {
     }
 }
 
-async fn read_staging(gpu: &Gpu, staging: &wgpu::Buffer) -> Result<Vec<u8>> {
+#[cfg_attr(target_arch = "wasm32", allow(unused_variables))]
+async fn read_staging(gpu: &Gpu, staging: &wgpu::Buffer, submitted: Option<&wgpu::SubmissionIndex>) -> Result<Vec<u8>> {
     gpu.check()?;
     let (sender, receiver) = futures_channel::oneshot::channel();
     staging.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
     #[cfg(not(target_arch = "wasm32"))]
-    gpu.wait()?;
+    gpu.wait(submitted)?;
     let lost = || gpu.check().err().unwrap_or_else(|| Error::DeviceLost("a buffer could not be read back".to_owned()));
     match receiver.await {
         Ok(Ok(())) => {}
@@ -358,7 +367,7 @@ impl PendingTimes {
     }
 
     pub(super) async fn add_to(self, profile: &mut Profile, gpu: &Gpu, period: f64) -> Result<()> {
-        let ticks: Vec<[u64; 2]> = bytemuck::pod_collect_to_vec(&read_staging(gpu, &self.staging).await?);
+        let ticks: Vec<[u64; 2]> = bytemuck::pod_collect_to_vec(&read_staging(gpu, &self.staging, None).await?);
         for ((name, cost), [begin, end]) in self.dispatches.into_iter().zip(ticks) {
             profile.add(name, end.saturating_sub(begin) as f64 * period, cost.bytes, cost.flops);
         }
