@@ -73,14 +73,14 @@ impl Loader {
     }
 
     /// The same loader, keeping matrices as they are in their file, whatever the precision: blocks of GGUF files without
-    /// loss, and floats as [`stored_precision`] says.
+    /// loss, and floats as [`Dtype::precision`] says.
     pub fn keeping_stored(&self) -> Self {
         Self { keep_stored: true, ..self.clone() }
     }
 
     /// The precision that a matrix gets.
     fn precision_of(&self, weights: &Weights, name: &str) -> Result<Precision> {
-        Ok(if self.keep_stored { stored_precision(weights.info(name)?.dtype) } else { self.precision })
+        Ok(if self.keep_stored { weights.info(name)?.dtype.precision() } else { self.precision })
     }
 
     /// The device.
@@ -258,16 +258,6 @@ impl Loader {
             Some(on_progress) if !on_progress(bytes) => Err(Error::Cancelled),
             _ => Ok(()),
         }
-    }
-}
-
-/// How a matrix is kept that is stored as `dtype`: without loss.
-pub(crate) fn stored_precision(dtype: Dtype) -> Precision {
-    match dtype {
-        Dtype::Block(kind) => kind.precision(),
-        Dtype::F16 => Precision::F16,
-        // bf16 has more exponents than f16.
-        _ => Precision::F32,
     }
 }
 

@@ -1,7 +1,6 @@
 //! How much memory a model needs, before any of it is taken.
 
 use crate::Result;
-use crate::load::stored_precision;
 use crate::ops::KvCache;
 use crate::session::{LoadOptions, vision_precision};
 use crate::tensor::{Matrix, Precision};
@@ -9,6 +8,7 @@ use crate::vision::ConvNextConfig;
 use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
 use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::MgmCheckpoint;
+use crate::weights::model_files::ModelFiles;
 
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,14 @@ pub struct VisionSizes {
 }
 
 impl Plan {
+    /// The plan for whatever files a model is in.
+    pub fn of_files(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
+        match files {
+            ModelFiles::Mgm(checkpoint) => Self::of_checkpoint(checkpoint, options.precision),
+            ModelFiles::Gguf(model) => Ok(Self::of_gguf(model, options)),
+        }
+    }
+
     /// The plan for a checkpoint, its language model at `precision`.
     pub fn of_checkpoint(checkpoint: &MgmCheckpoint, precision: Precision) -> Result<Self> {
         let vision = match &checkpoint.vision {
@@ -51,7 +59,7 @@ impl Plan {
         let mut plan = Self::new(&model.config, None, options.precision);
         if options.keep_stored {
             let tensors = model.weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
-                &[rows, columns] => Matrix::bytes_for(stored_precision(info.dtype), rows, columns),
+                &[rows, columns] => Matrix::bytes_for(info.dtype.precision(), rows, columns),
                 _ => vectors(info.elements().unwrap_or(0) as usize),
             });
             plan.parts = vec![("language model", tensors.sum())];

@@ -1,5 +1,7 @@
 //! A model and the conversations with it: pictures and text in, text out.
 
+use std::rc::Rc;
+
 use web_time::Instant;
 
 use crate::gpu::Gpu;
@@ -18,6 +20,7 @@ use crate::vision::Vision;
 use crate::weights::config::{GenerationConfig, LanguageConfig};
 use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::MgmCheckpoint;
+use crate::weights::model_files::ModelFiles;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
@@ -26,7 +29,7 @@ use crate::{Error, Result};
 pub struct LoadOptions {
     /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
     pub precision: Precision,
-    /// Keep a GGUF file's matrices as they are stored there, whatever the precision.
+    /// Keep the language model's matrices as they are stored, whatever the precision: GGUF files' and bundles'.
     pub keep_stored: bool,
     /// The conversation's template; without it the checkpoint tells.
     pub template: Option<Template>,
@@ -54,20 +57,24 @@ pub fn vision_precision(precision: Precision) -> Precision {
 }
 
 impl Model {
+    /// Loads a model from whatever files it is in.
+    pub async fn open(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
+        match files {
+            ModelFiles::Mgm(checkpoint) => Self::load(gpu, checkpoint, options).await,
+            ModelFiles::Gguf(model) => Self::load_gguf(gpu, model, options).await,
+        }
+    }
+
     /// Loads a checkpoint, after checking that it fits into the memory that the user allows.
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and without it the rest is of no use.
         let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
         check_memory(gpu, &Plan::of_checkpoint(checkpoint, options.precision)?, options)?;
         let config = &checkpoint.config;
-        let template = options.template.unwrap_or_else(|| {
-            let facts = TemplateFacts {
-                model_type: &config.model_type,
-                num_experts: config.language.experts.map_or(0, |experts| experts.count),
-                checkpoint: folder_name(checkpoint.folder.name()),
-            };
-            Template::detect(facts, &tokenizer)
-        });
+        let template = match options.template {
+            Some(template) => template,
+            None => template_of(checkpoint, &tokenizer)?,
+        };
         let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
         let hidden_size = config.language.hidden_size;
         let vision = match &checkpoint.vision {
@@ -159,11 +166,11 @@ impl Model {
     }
 
     /// A new conversation.
-    pub fn chat(&self, system: Option<String>) -> Chat<'_> {
+    pub fn chat(self: &Rc<Self>, system: Option<String>) -> Chat {
         let mut conversation = Conversation::new(self.style.clone());
         conversation.system = system;
         Chat {
-            model: self,
+            model: Rc::clone(self),
             conversation,
             images: Vec::new(),
             cache: self.language.cache(),
@@ -171,6 +178,23 @@ impl Model {
             next_image: 0,
         }
     }
+}
+
+/// The conversation template that a checkpoint was trained with: the one it names, or else what its parts tell.
+///
+/// # Errors
+/// [`Error::Unsupported`] if it names an unknown one.
+pub fn template_of(checkpoint: &MgmCheckpoint, tokenizer: &Tokenizer) -> Result<Template> {
+    if let Some(name) = &checkpoint.conversation {
+        return name.parse();
+    }
+    let config = &checkpoint.config;
+    let facts = TemplateFacts {
+        model_type: &config.model_type,
+        num_experts: config.language.experts.map_or(0, |experts| experts.count),
+        checkpoint: folder_name(checkpoint.folder.name()),
+    };
+    Ok(Template::detect(facts, tokenizer))
 }
 
 fn check_memory(gpu: &Gpu, plan: &Plan, options: &LoadOptions) -> Result<()> {
@@ -276,8 +300,8 @@ struct Picture {
 
 /// A conversation with a model. The cache of keys and values is kept between turns: a turn prefills only what is new.
 #[derive(Debug)]
-pub struct Chat<'m> {
-    model: &'m Model,
+pub struct Chat {
+    model: Rc<Model>,
     conversation: Conversation,
     /// All pictures, in the order of the turns.
     images: Vec<Picture>,
@@ -287,7 +311,7 @@ pub struct Chat<'m> {
     next_image: u32,
 }
 
-impl Chat<'_> {
+impl Chat {
     /// The conversation so far.
     pub fn conversation(&self) -> &Conversation {
         &self.conversation
@@ -437,7 +461,7 @@ impl Chat<'_> {
 
     /// Runs new positions through the model; gives the residual stream of the last portion.
     async fn prefill(&mut self, positions: &[Position], on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Tensor> {
-        let model = self.model;
+        let model = Rc::clone(&self.model);
         // The model numbers pictures by their place in a list.
         let images: Vec<Tensor> = self.images.iter().map(|picture| picture.tokens.clone()).collect();
         let place = |number: u32| self.images.iter().position(|picture| picture.number == number).unwrap_or(0) as u32;
@@ -483,7 +507,7 @@ impl Chat<'_> {
         started: Instant,
         answer: &mut Answer,
     ) -> Result<()> {
-        let model = self.model;
+        let model = Rc::clone(&self.model);
         let mut draws = Draws::new(options.seed, self.conversation.turns.len() as u64);
         let mut stream = TextStream::new(&model.tokenizer);
         let mut first_token = started;

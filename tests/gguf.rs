@@ -127,7 +127,7 @@ fn tokenizers_and_templates_come_from_the_file() {
     let options = LoadOptions { precision: Precision::F16, keep_stored: true, template: None, on_progress: None };
     for name in ["llama", "mixtral", "gemma"] {
         let file = open(&data(&format!("{name}.gguf")));
-        let model = pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect("a model");
+        let model = Rc::new(pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect("a model"));
         let mut chat = model.chat(None);
         let answer_options = AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 6 };
         for turn in 0..2 {

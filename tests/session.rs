@@ -32,9 +32,9 @@ async fn open(case: &std::path::Path, expected: &Expected) -> MgmCheckpoint {
     MgmCheckpoint::open(Rc::new(folder), TowerOptions::default()).await.expect("a golden checkpoint")
 }
 
-async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Model {
+async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Rc<Model> {
     let options = LoadOptions { precision: Precision::F32, keep_stored: false, template: None, on_progress: None };
-    Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model")
+    Rc::new(Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model"))
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_token_takes_few_dispatches() {
             let layers = checkpoint.config.language.num_layers as u64;
             let options =
                 LoadOptions { precision: Precision::Q4, keep_stored: false, template: None, on_progress: None };
-            let model = Model::load(&gpu, &checkpoint, &options).await.expect("a model");
+            let model = Rc::new(Model::load(&gpu, &checkpoint, &options).await.expect("a model"));
             // Long enough that attention splits its keys. The same prompt with a short and a long answer: the difference is
             // tokens alone.
             let question = "word ".repeat(300);

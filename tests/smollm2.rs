@@ -36,7 +36,7 @@ fn smollm2_says_what_llama_cpp_says() {
     pollster::block_on(async {
         let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
         let options = LoadOptions { precision: Precision::F16, keep_stored: true, template: None, on_progress: None };
-        let model = Model::load_gguf(&gpu, &file, &options).await.expect("a model");
+        let model = Rc::new(Model::load_gguf(&gpu, &file, &options).await.expect("a model"));
         assert!(matches!(model.style(), Style::Own(_)));
         let mut worst: f64 = 0.0;
         for case in cases {

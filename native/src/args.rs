@@ -8,7 +8,8 @@ use mgm::gpu::{AdapterChoice, GpuOptions};
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 use mgm::weights::gguf_model::GgufModel;
-use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
+use mgm::weights::mgm::TowerOptions;
+use mgm::weights::model_files::ModelFiles;
 use mgm::weights::source::Folder;
 use mgm_native::files::{DiskFile, DiskFolder};
 
@@ -28,6 +29,8 @@ pub enum Command {
     Info,
     /// Show a checkpoint's parts, sizes and memory needs, and what is missing or unexpected
     Inspect(InspectArgs),
+    /// Write a model as a bundle: one folder for native programs and browsers
+    Pack(PackArgs),
     /// Measure a model at its released size, with random weights made on the device
     Bench(BenchArgs),
 }
@@ -60,7 +63,7 @@ impl DeviceArgs {
 /// Where a checkpoint and its towers are.
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
-    /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer), or a GGUF file of a language model
+    /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer) or of a bundle, or a GGUF file of a language model
     pub checkpoint: Option<PathBuf>,
     /// Folder of the low-resolution tower (CLIP ViT) [default: beside or inside the checkpoint]
     #[arg(long, value_name = "DIR")]
@@ -73,32 +76,32 @@ pub struct CheckpointArgs {
     pub language: Option<PathBuf>,
 }
 
-/// What was named on the command line.
-pub enum Opened {
-    Mgm(Box<MgmCheckpoint>),
-    Gguf(GgufModel),
-}
-
 impl CheckpointArgs {
-    pub async fn open(&self) -> mgm::Result<Opened> {
+    pub async fn open(&self) -> mgm::Result<ModelFiles> {
         let Some(checkpoint) = &self.checkpoint else {
             return Err(mgm::Error::InvalidArgument(
                 "name the folder of a checkpoint, such as MGM-2B: no trained model ships with mgm yet".to_owned(),
             ));
         };
         if checkpoint.is_file() {
-            return open_gguf(checkpoint).await.map(Opened::Gguf);
+            return open_gguf(checkpoint).await.map(ModelFiles::Gguf);
         }
         let folder = |path: &PathBuf| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
         let towers = TowerOptions {
             clip: self.vision_tower.as_ref().map(folder),
             convnext: self.vision_tower_hr.as_ref().map(folder),
         };
-        let mut checkpoint = MgmCheckpoint::open(folder(checkpoint), towers).await?;
-        if let Some(language) = &self.language {
-            checkpoint.replace_language(&open_gguf(language).await?)?;
+        let mut files = ModelFiles::open(folder(checkpoint), towers).await?;
+        match (&self.language, &mut files) {
+            (None, _) => {}
+            (Some(language), ModelFiles::Mgm(checkpoint)) => {
+                checkpoint.replace_language(&open_gguf(language).await?)?;
+            }
+            (Some(_), ModelFiles::Gguf(_)) => {
+                return Err(mgm::Error::InvalidArgument("--language is for Mini-Gemini checkpoints".to_owned()));
+            }
         }
-        Ok(Opened::Mgm(Box::new(checkpoint)))
+        Ok(files)
     }
 }
 
@@ -157,6 +160,27 @@ pub struct ChatArgs {
 pub struct InspectArgs {
     #[command(flatten)]
     pub checkpoint: CheckpointArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
+    /// Folder to write the bundle to
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// How the language model's weights are stored: f32, f16, q8, q4 [default: q4; a GGUF file's stay as they are]
+    #[arg(long)]
+    pub precision: Option<Precision>,
+    /// The most bytes of a shard, such as 16M [default: 64M, which is also the most]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub shard_size: Option<u64>,
+    /// The model's name in the bundle [default: the name of the checkpoint's folder or file]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
+    #[arg(long, value_name = "NAME")]
+    pub conversation: Option<Template>,
 }
 
 #[derive(Debug, Args)]

@@ -12,12 +12,12 @@ use mgm::image::{Rgb8, decode};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model};
-use mgm::tensor::Precision;
 use mgm::weights::config::Activation;
+use mgm::weights::model_files::ModelFiles;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
-use crate::args::{ChatArgs, Opened};
+use crate::args::ChatArgs;
 use crate::{Failure, progress};
 
 pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
@@ -31,8 +31,8 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     };
     if let Some(gelu) = gelu {
         match &mut opened {
-            Opened::Mgm(checkpoint) => checkpoint.config.language.activation = gelu,
-            Opened::Gguf(model) => model.config.activation = gelu,
+            ModelFiles::Mgm(checkpoint) => checkpoint.config.language.activation = gelu,
+            ModelFiles::Gguf(model) => model.config.activation = gelu,
         }
     }
     let started = Instant::now();
@@ -41,18 +41,14 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         eprintln!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
     }
     let stop = Arc::new(AtomicBool::new(false));
+    let (precision, stored) = opened.default_precision();
     let mut options = LoadOptions {
-        precision: arguments.precision.unwrap_or(Precision::F16),
-        // A GGUF file is quantised as its maker wanted it.
-        keep_stored: arguments.precision.is_none()
-            && (arguments.checkpoint.language.is_some() || matches!(opened, Opened::Gguf(_))),
+        precision: arguments.precision.unwrap_or(precision),
+        keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
         template: arguments.conversation,
         on_progress: None,
     };
-    let plan = match &opened {
-        Opened::Mgm(checkpoint) => Plan::of_checkpoint(checkpoint, options.precision)?,
-        Opened::Gguf(model) => Plan::of_gguf(model, &options),
-    };
+    let plan = Plan::of_files(&opened, &options)?;
     let bar = progress::bytes(plan.weights(), "loading");
     let (counter, stopping) = (bar.clone(), stop.clone());
     options.on_progress = Some(Rc::new(move |bytes| {
@@ -60,10 +56,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         !stopping.load(Ordering::Relaxed)
     }));
     install_interrupt(&stop)?;
-    let model = match &opened {
-        Opened::Mgm(checkpoint) => Model::load(&gpu, checkpoint, &options).await?,
-        Opened::Gguf(model) => Model::load_gguf(&gpu, model, &options).await?,
-    };
+    let model = Rc::new(Model::open(&gpu, &opened, &options).await?);
     bar.finish_and_clear();
     drop(opened);
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
@@ -116,8 +109,8 @@ fn random_seed() -> u64 {
 }
 
 /// A conversation in a terminal or for a program.
-struct Talk<'m> {
-    chat: Chat<'m>,
+struct Talk {
+    chat: Chat,
     options: AnswerOptions,
     stop: Arc<AtomicBool>,
     /// Print nothing while answers are made.
@@ -149,7 +142,7 @@ struct Report<'a> {
     vision_ms: f64,
 }
 
-impl Talk<'_> {
+impl Talk {
     /// Asks, streaming the answer to standard output unless quiet.
     async fn ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, Failure> {
         self.stop.store(false, Ordering::Relaxed);

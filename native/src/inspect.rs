@@ -9,17 +9,18 @@ use mgm::tensor::Precision;
 use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, PartReport};
+use mgm::weights::model_files::ModelFiles;
 
 use crate::Failure;
-use crate::args::{InspectArgs, Opened};
+use crate::args::InspectArgs;
 
 /// How many names of a long list are shown.
 const SHOWN: usize = 8;
 
 pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
     match arguments.checkpoint.open().await? {
-        Opened::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
-        Opened::Gguf(model) => inspect_gguf(&model),
+        ModelFiles::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
+        ModelFiles::Gguf(model) => inspect_gguf(&model),
     }
 }
 

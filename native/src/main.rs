@@ -6,6 +6,7 @@ mod bench_gguf;
 mod chat;
 mod info;
 mod inspect;
+mod pack;
 mod progress;
 
 use std::io::Write;
@@ -73,6 +74,7 @@ async fn run(options: Options) -> Result<(), Failure> {
         Command::Chat(arguments) => chat::run(arguments).await,
         Command::Info => info::run().await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
+        Command::Pack(arguments) => pack::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
     }
 }

@@ -12,4 +12,5 @@ pub(crate) use matrix::fill_kernel;
 pub use matrix::{Matrix, MatrixBuilder, Piece};
 #[cfg(feature = "gpu")]
 pub use on_device::Tensor;
+pub(crate) use pack::saturating_f16;
 pub use pack::{BLOCK_ROWS, GROUP, Group, Packed, Precision, dequantise, pack_rows};

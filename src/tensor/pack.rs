@@ -155,6 +155,21 @@ pub struct Group {
 }
 
 impl Group {
+    /// The integers for up to 32 weights at a quantised precision.
+    pub(crate) fn quantise(precision: Precision, values: &[f32]) -> Self {
+        match precision.bits() {
+            Some(8) => symmetric(values, 127.0, 0.0),
+            Some(6) => {
+                let (low, high) = values.split_at(values.len().min(GROUP / 2));
+                let (low, high) = (symmetric(low, 31.0, 32.0), symmetric(high, 31.0, 32.0));
+                let mut codes = low.codes;
+                codes[GROUP / 2..].copy_from_slice(&high.codes[..GROUP / 2]);
+                Group { codes, scales: [low.scales[0], high.scales[0]] }
+            }
+            bits => asymmetric(values, if bits == Some(5) { 31.0 } else { 15.0 }),
+        }
+    }
+
     /// The weights.
     pub fn values(&self, precision: Precision) -> [f32; GROUP] {
         let [first, second] = self.scales;
@@ -307,30 +322,15 @@ pub fn pack_rows(precision: Precision, columns: usize, rows: &[f32]) -> Packed {
                 packed.data.extend(row.iter().flat_map(|&value| saturating_f16(value).to_le_bytes()));
                 packed.data.resize(packed.data.len() + padding * 2, 0);
             }
-            quantised => row.chunks(GROUP).for_each(|group| packed.push(quantised, &quantise(quantised, group))),
+            quantised => row.chunks(GROUP).for_each(|group| packed.push(quantised, &Group::quantise(quantised, group))),
         }
     }
     packed
 }
 
 /// f16 without infinities: a finite weight stays finite.
-fn saturating_f16(value: f32) -> f16 {
+pub(crate) fn saturating_f16(value: f32) -> f16 {
     f16::from_f32(value.clamp(-65504.0, 65504.0))
-}
-
-/// The integers for up to 32 weights.
-fn quantise(precision: Precision, values: &[f32]) -> Group {
-    match precision.bits() {
-        Some(8) => symmetric(values, 127.0, 0.0),
-        Some(6) => {
-            let (low, high) = values.split_at(values.len().min(GROUP / 2));
-            let (low, high) = (symmetric(low, 31.0, 32.0), symmetric(high, 31.0, 32.0));
-            let mut codes = low.codes;
-            codes[GROUP / 2..].copy_from_slice(&high.codes[..GROUP / 2]);
-            Group { codes, scales: [low.scales[0], high.scales[0]] }
-        }
-        bits => asymmetric(values, if bits == Some(5) { 31.0 } else { 15.0 }),
-    }
 }
 
 /// As GGUF's `Q8_0`: scale = largest magnitude / `most`; q is rounded with the scale before it is itself rounded to f16.

@@ -6,7 +6,7 @@
 
 use half::f16;
 
-use crate::tensor::{GROUP, Group, Packed, Precision};
+use crate::tensor::{GROUP, Group, Packed, Precision, saturating_f16};
 
 /// A type of tensor in a GGUF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,6 +131,28 @@ impl BlockType {
         Group { codes, scales: [scale * f32::from(s), -(minimum * f32::from(m))] }
     }
 
+    /// Blocks of `Q8_0` or `Q4_1` for `values`, whole groups of 32, quantised as ggml does; for other types there are none.
+    pub fn quantise(self, values: &[f32]) -> Vec<u8> {
+        let mut blocks = Vec::with_capacity(values.len() / GROUP * self.block_bytes());
+        for values in values.chunks_exact(GROUP) {
+            let Group { codes, scales } = Group::quantise(self.precision(), values);
+            let scales = scales.map(|scale| saturating_f16(scale).to_le_bytes());
+            match self {
+                Self::Q8_0 => {
+                    blocks.extend(scales[0]);
+                    blocks.extend(codes);
+                }
+                Self::Q4_1 => {
+                    blocks.extend(scales.concat());
+                    let (low, high) = codes.split_at(GROUP / 2);
+                    blocks.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
+                }
+                _ => return Vec::new(),
+            }
+        }
+        blocks
+    }
+
     /// The weights of the blocks in `bytes`.
     pub fn dequantise(self, bytes: &[u8], values: &mut Vec<f32>) {
         let precision = self.precision();
@@ -171,4 +193,20 @@ fn q6_block(block: &[u8], group: usize) -> Group {
     let scales = [0, 1].map(|i| scale * f32::from(block[192 + 2 * group + i] as i8));
     let codes = std::array::from_fn(|j| (low[j] >> (4 * (quarter / 2)) & 15) | (high[j] >> (2 * quarter) & 3) << 4);
     Group { codes, scales }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::pack_rows;
+
+    #[test]
+    fn blocks_hold_what_the_device_formats_hold() {
+        let values: Vec<f32> = (0..32 * 40).map(|i| ((i * i) as f32 * 0.37).sin() * (1 + i / 32) as f32).collect();
+        for kind in [BlockType::Q8_0, BlockType::Q4_1] {
+            let blocks = kind.quantise(&values);
+            assert_eq!(blocks.len(), 40 * kind.block_bytes());
+            assert_eq!(kind.repack(&blocks), Ok(pack_rows(kind.precision(), 32, &values)), "{}", kind.name());
+        }
+    }
 }

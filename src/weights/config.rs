@@ -47,6 +47,16 @@ impl Activation {
             _ => return None,
         })
     }
+
+    /// The name that configurations use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::QuickGelu => "quick_gelu",
+            Self::GeluErf => "gelu",
+            Self::GeluTanh => "gelu_pytorch_tanh",
+        }
+    }
 }
 
 /// Feed-forward layers made of experts.
@@ -659,6 +669,21 @@ impl ClipConfig {
             layer_norm_eps: 1e-5,
         }
         .checked(file)
+    }
+
+    /// The configuration as [`ClipConfig::parse`] reads it.
+    pub fn to_json(&self) -> Value {
+        serde_json::json!({
+            "model_type": "clip_vision_model",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "hidden_act": self.activation.name(),
+            "layer_norm_eps": self.layer_norm_eps,
+        })
     }
 
     fn checked(self, file: File) -> Result<Self> {

@@ -4,6 +4,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blocks::BlockType;
+use crate::tensor::Precision;
 
 /// An element type found in a checkpoint. All are stored little-endian unless the file says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +54,16 @@ impl Dtype {
     /// Whether [`decode_f32`] takes it.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::Block(_))
+    }
+
+    /// How a matrix is kept on the device that is stored so: without loss.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::Block(kind) => kind.precision(),
+            Self::F16 => Precision::F16,
+            // bf16 has more exponents than f16.
+            _ => Precision::F32,
+        }
     }
 
     /// The name that safetensors files use, also used in messages.

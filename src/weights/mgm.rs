@@ -3,8 +3,11 @@
 //! A released checkpoint holds everything, yet the reference takes the high-resolution tower from a separate file and
 //! starts the low-resolution one from another; [`MgmCheckpoint::open`] follows it, so that the same weights are used.
 
+use std::future::Future;
 use std::rc::Rc;
 
+use super::bundle::CLIP_CONFIG;
+use super::bundle::read::Bundle;
 use super::checkpoint::{Checkpoint, MODEL_FILES, OPEN_CLIP_FILES};
 use super::config::{
     Architecture, ClipConfig, GenerationConfig, LanguageConfig, MAX_CONFIG, MgmConfig, Projector, VisionConfig,
@@ -12,6 +15,7 @@ use super::config::{
 use super::gguf_model::GgufModel;
 use super::source::{Folder, read_file};
 use super::view::Weights;
+use crate::tensor::Precision;
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.json";
@@ -47,6 +51,10 @@ pub struct MgmCheckpoint {
     pub language: Weights,
     /// The vision side; `None` if this is a language model of its own.
     pub vision: Option<VisionWeights>,
+    /// The conversation template's name, where the checkpoint says it: bundles do.
+    pub conversation: Option<String>,
+    /// The precision of the language model, where it was chosen when the checkpoint was made: bundles'.
+    pub packed: Option<Precision>,
 }
 
 /// The weights of the vision side. Names are the same wherever they come from.
@@ -72,6 +80,28 @@ impl MgmCheckpoint {
     /// # Errors
     /// [`Error::MissingFile`], [`Error::MissingTensor`] if a part is nowhere; whatever is wrong with the files.
     pub async fn open(folder: Rc<dyn Folder>, towers: TowerOptions) -> Result<Self> {
+        let main = Checkpoint::open(&*folder, MODEL_FILES);
+        Self::assemble(&folder, towers, main).await
+    }
+
+    /// Opens a bundle made of a checkpoint.
+    ///
+    /// # Errors
+    /// As [`MgmCheckpoint::open`]; [`Error::Unsupported`] if it has an unknown precision.
+    pub async fn open_bundle(bundle: &Bundle) -> Result<Self> {
+        let folder = bundle.folder();
+        let mut checkpoint = Self::assemble(&folder, TowerOptions::default(), bundle.checkpoint()).await?;
+        checkpoint.conversation = bundle.manifest.conversation.clone();
+        checkpoint.packed = Some(bundle.manifest.precision.parse()?);
+        Ok(checkpoint)
+    }
+
+    async fn assemble(
+        folder: &Rc<dyn Folder>,
+        towers: TowerOptions,
+        main: impl Future<Output = Result<Checkpoint>>,
+    ) -> Result<Self> {
+        let folder = Rc::clone(folder);
         let Some(bytes) = read_file(&*folder, CONFIG, MAX_CONFIG).await? else {
             return Err(Error::MissingFile {
                 file: format!("{}/{CONFIG}", folder.name()),
@@ -83,7 +113,7 @@ impl MgmCheckpoint {
             Some(bytes) => GenerationConfig::parse(&format!("{}/{GENERATION_CONFIG}", folder.name()), &bytes)?,
             None => GenerationConfig::default(),
         };
-        let mut main = Checkpoint::open(&*folder, MODEL_FILES).await?;
+        let mut main = main.await?;
         if let Some(source) = folder.open(STAGE_ONE).await? {
             let stage_one = Checkpoint::open_file(source).await?.renamed(|name| {
                 // Trainers wrap models differently; what counts starts at "model." and that may be left out.
@@ -101,7 +131,7 @@ impl MgmCheckpoint {
             None => None,
             Some(vision) => Some(VisionWeights::open(&folder, vision.clone(), &main, towers).await?),
         };
-        Ok(Self { folder, config, generation, language, vision })
+        Ok(Self { folder, config, generation, language, vision, conversation: None, packed: None })
     }
 
     /// Takes the language model from a GGUF file. The tokenizer and the templates stay the checkpoint's.
@@ -155,6 +185,22 @@ impl MgmCheckpoint {
 }
 
 impl VisionWeights {
+    /// The parts, each with the names that its tensors have in a checkpoint.
+    pub(super) fn parts(&self) -> [(fn(&str) -> String, &Weights); 4] {
+        [
+            (|name| format!("{}{name}", CLIP_PREFIXES[0]), &self.clip),
+            (|name| format!("{}{name}", CONVNEXT_PREFIXES[0]), &self.convnext),
+            (
+                |name| {
+                    let (module, rest) = name.split_once('.').unwrap_or((name, ""));
+                    format!("{MINING_PREFIX}{module}_projector.{rest}")
+                },
+                &self.mining,
+            ),
+            (|name| format!("{PROJECTOR_PREFIX}{name}"), &self.projector),
+        ]
+    }
+
     async fn open(
         folder: &Rc<dyn Folder>,
         config: VisionConfig,
@@ -176,6 +222,10 @@ impl VisionWeights {
         let clip_file = match &beside {
             Some((folder, _)) => read_file(&**folder, CONFIG, MAX_CONFIG).await?.map(|bytes| (folder.name(), bytes)),
             None => None,
+        };
+        let clip_file = match clip_file {
+            Some(file) => Some(file),
+            None => read_file(&**folder, CLIP_CONFIG, MAX_CONFIG).await?.map(|bytes| (folder.name(), bytes)),
         };
         let clip_config = match clip_file {
             Some((name, bytes)) => ClipConfig::parse(&format!("{name}/{CONFIG}"), &bytes)?,

@@ -9,12 +9,14 @@
 //! execution of anything.
 
 pub mod blocks;
+pub mod bundle;
 pub mod checkpoint;
 pub mod config;
 pub mod dtype;
 pub mod gguf;
 pub mod gguf_model;
 pub mod mgm;
+pub mod model_files;
 pub mod pickle;
 pub mod safetensors;
 pub mod source;

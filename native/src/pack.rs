@@ -1,0 +1,149 @@
+//! `mgm pack`: writes a model as a bundle.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use mgm::Error;
+use mgm::session::template_of;
+use mgm::tensor::Precision;
+use mgm::text::tokenizer::Tokenizer;
+use mgm::weights::bundle::plan::{Plan, Shard};
+use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
+use mgm::weights::model_files::ModelFiles;
+use mgm::weights::source::ByteSource;
+use mgm_native::files::DiskFile;
+use sha2::{Digest, Sha256};
+
+use crate::args::PackArgs;
+use crate::{Failure, progress};
+
+/// Smaller ones would be all header.
+const SMALLEST_SHARD: u64 = 64 << 10;
+
+pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
+    if arguments.checkpoint.language.is_some() {
+        let reason = "--language cannot be packed into a checkpoint: pack the GGUF file by itself".to_owned();
+        return Err(Error::InvalidArgument(reason).into());
+    }
+    let opened = arguments.checkpoint.open().await?;
+    let path = arguments.checkpoint.checkpoint.as_deref().unwrap_or(Path::new("model"));
+    let name = match arguments.name {
+        Some(name) => name,
+        None => name_of(path),
+    };
+    let shard_bytes = arguments.shard_size.unwrap_or(SHARD_BYTES);
+    if !(SMALLEST_SHARD..=SHARD_BYTES).contains(&shard_bytes) {
+        let reason = format!("--shard-size is {shard_bytes} bytes, expected {SMALLEST_SHARD} to {SHARD_BYTES}");
+        return Err(Error::InvalidArgument(reason).into());
+    }
+    let plan = match &opened {
+        ModelFiles::Mgm(checkpoint) => {
+            if let Some(packed) = checkpoint.packed {
+                let reason = format!("{} is a bundle at {packed} already: pack the checkpoint", path.display());
+                return Err(Error::InvalidArgument(reason).into());
+            }
+            let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+            let template = match arguments.conversation {
+                Some(template) => template,
+                None => template_of(checkpoint, &tokenizer)?,
+            };
+            let precision = arguments.precision.unwrap_or(Precision::Q4);
+            Plan::of_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?
+        }
+        ModelFiles::Gguf(_) if arguments.precision.is_some() || !path.is_file() => {
+            let reason = "a GGUF file is packed as it is: leave --precision away, and name the file".to_owned();
+            return Err(Error::InvalidArgument(reason).into());
+        }
+        ModelFiles::Gguf(model) => {
+            let file = DiskFile::open(path).map_err(|error| io_error(path, &error))?;
+            let source: Rc<dyn ByteSource> = Rc::new(file);
+            Plan::of_gguf(&source, model, &name, shard_bytes).await?
+        }
+    };
+    write(plan, &arguments.out).await
+}
+
+async fn write(plan: Plan, out: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(out).map_err(|error| io_error(out, &error))?;
+    if out.join(MANIFEST).exists() {
+        let reason = format!("{} holds a bundle already: name another folder, or remove it", out.display());
+        return Err(Error::InvalidArgument(reason).into());
+    }
+    let bar = progress::bytes(plan.bytes(), "packing");
+    let mut manifest = plan.manifest;
+    for (file, bytes) in &plan.files {
+        let mut target = HashingFile::create(out.join(file))?;
+        target.write(bytes)?;
+        bar.inc(bytes.len() as u64);
+        manifest.files.push(target.finish(file, "tokenizer")?);
+    }
+    for (index, shard) in plan.shards.iter().enumerate() {
+        let file = Shard::file(index, plan.shards.len());
+        let mut target = HashingFile::create(out.join(&file))?;
+        target.write(&shard.header())?;
+        shard
+            .write(|bytes| {
+                bar.inc(bytes.len() as u64);
+                target.write(bytes)
+            })
+            .await?;
+        manifest.shards.push(target.finish(&file, shard.part)?);
+    }
+    // Last, so that a folder with a manifest is a whole bundle.
+    let text = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from)?;
+    let mut target = HashingFile::create(out.join(MANIFEST))?;
+    target.write(text.as_bytes())?;
+    target.finish(MANIFEST, "")?;
+    bar.finish_and_clear();
+    let mut stdout = std::io::stdout().lock();
+    let [shards, megabytes] = [manifest.shards.len() as u64, manifest.bytes() / 1_000_000];
+    writeln!(
+        stdout,
+        "{}: {} at {}, {shards} shards, {megabytes} MB",
+        out.display(),
+        manifest.name,
+        manifest.precision
+    )?;
+    Ok(())
+}
+
+fn name_of(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let name = if path.is_file() { path.file_stem() } else { path.file_name() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+fn io_error(path: &Path, error: &std::io::Error) -> Error {
+    Error::Io { file: path.display().to_string(), reason: error.to_string() }
+}
+
+/// A file that is hashed while it is written.
+struct HashingFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl HashingFile {
+    fn create(path: PathBuf) -> Result<Self, Failure> {
+        let file = File::create(&path).map_err(|error| io_error(&path, &error))?;
+        Ok(Self { path, file: BufWriter::new(file), hash: Sha256::new(), bytes: 0 })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(self.file.write_all(bytes).map_err(|error| io_error(&self.path, &error))?)
+    }
+
+    fn finish(self, file: &str, part: &str) -> Result<BundleFile, Failure> {
+        let written = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
+        // A full disk may show itself only here.
+        written.and_then(|file| file.sync_all()).map_err(|error| io_error(&self.path, &error))?;
+        let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(BundleFile { file: file.to_owned(), bytes: self.bytes, sha256, part: part.to_owned() })
+    }
+}

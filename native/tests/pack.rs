@@ -1,0 +1,177 @@
+//! `mgm pack`: a bundle answers as the checkpoint it was made of, opens in other libraries, and says so when it is damaged.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
+}
+
+fn expected(case: &str) -> Value {
+    let file = goldens().join(case).join("expected.json");
+    serde_json::from_slice(&fs::read(file).expect("expected.json")).expect("JSON")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
+
+fn mgm(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+    command.args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
+}
+
+fn must(arguments: &[&str]) -> String {
+    let output = mgm(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// Greedy ids of a case's first turn.
+fn ids(model: &Path, case: &str, more: &[&str]) -> Vec<Value> {
+    let expected = expected(case);
+    let question = text(&expected["turns"][0]["question"]).to_owned();
+    let images: Vec<PathBuf> = expected["images"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|image| goldens().join(case).join(text(image)))
+        .collect();
+    let mut arguments =
+        vec!["chat", path(model), "--temperature", "0", "--max-new-tokens", "12", "--json", "--prompt", &question];
+    for image in &images {
+        arguments.extend(["--image", path(image)]);
+    }
+    arguments.extend(more);
+    let report: Value = serde_json::from_str(&must(&arguments)).expect("JSON");
+    report["turns"][0]["token_ids"].as_array().expect("ids").clone()
+}
+
+#[test]
+fn a_bundle_answers_as_its_checkpoint_does() {
+    let folder = TempDir::new().expect("a folder");
+    for case in ["gemma-2b", "mixtral-8x7b", "vicuna-7b"] {
+        let expected = expected(case);
+        let checkpoint = goldens().join(case).join(text(&expected["checkpoint"]));
+        for precision in ["f32", "q4"] {
+            let bundle = folder.path().join(format!("{case}-{precision}"));
+            // Small shards, so that tensors go on from one to the next.
+            must(&[
+                "pack",
+                path(&checkpoint),
+                "--precision",
+                precision,
+                "--out",
+                path(&bundle),
+                "--shard-size",
+                "128K",
+            ]);
+            let found = ids(&bundle, case, &[]);
+            if precision == "f32" {
+                let golden = expected["turns"][0]["greedy_ids"].as_array().expect("ids");
+                assert_eq!(found[..], golden[..found.len()], "{case}");
+            }
+            assert_eq!(found, ids(&checkpoint, case, &["--precision", precision]), "{case} at {precision}");
+        }
+    }
+}
+
+#[test]
+fn the_files_are_what_the_manifest_says() {
+    let folder = TempDir::new().expect("a folder");
+    let bundle = folder.path().join("bundle");
+    let checkpoint = goldens().join("gemma-2b/MGM-2B");
+    must(&[
+        "pack",
+        path(&checkpoint),
+        "--precision",
+        "q8",
+        "--out",
+        path(&bundle),
+        "--shard-size",
+        "64K",
+        "--name",
+        "tiny",
+    ]);
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(bundle.join("bundle.json")).expect("a manifest")).expect("JSON");
+    assert_eq!((text(&manifest["name"]), text(&manifest["precision"])), ("tiny", "q8"));
+    let mut names = std::collections::BTreeMap::<String, usize>::new();
+    for (list, shard) in [("files", false), ("shards", true)] {
+        for entry in manifest[list].as_array().expect("a list") {
+            let bytes = fs::read(bundle.join(text(&entry["file"]))).expect("a file");
+            assert_eq!(bytes.len() as u64, entry["bytes"].as_u64().expect("a length"));
+            let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hash, text(&entry["sha256"]));
+            if shard {
+                // Any safetensors library opens a shard.
+                assert!(bytes.len() <= 64 << 10, "{} is too large", text(&entry["file"]));
+                for (name, tensor) in SafeTensors::deserialize(&bytes).expect("a safetensors file").iter() {
+                    *names.entry(name.to_owned()).or_default() += tensor.shape()[0];
+                }
+            }
+        }
+    }
+    assert_eq!(names["model.embed_tokens.weight"], 639, "all rows of a table that no shard holds alone");
+    assert!(manifest["quantised"]["model.layers.0.mlp.down_proj.weight"] == "Q8_0");
+}
+
+#[test]
+fn damaged_bundles_are_refused_with_a_reason() {
+    let folder = TempDir::new().expect("a folder");
+    let checkpoint = goldens().join("no-image").join(text(&expected("no-image")["checkpoint"]));
+    let good = folder.path().join("good");
+    must(&["pack", path(&checkpoint), "--out", path(&good)]);
+    let manifest = fs::read_to_string(good.join("bundle.json")).expect("a manifest");
+    let shard = "model-00002-of-00002.safetensors";
+    let weights = fs::read(good.join(shard)).expect("a shard");
+    let cases: [(&str, Box<dyn Fn(&Path)>, &str); 8] = [
+        ("again", Box::new(|_| ()), "holds a bundle already"),
+        ("missing shard", Box::new(|bundle| fs::remove_file(bundle.join(shard)).expect("removed")), "is missing"),
+        (
+            "truncated",
+            Box::new(|bundle| fs::write(bundle.join(shard), &weights[..weights.len() / 2]).expect("written")),
+            "bundle.json says",
+        ),
+        (
+            "version",
+            Box::new(|bundle| write(bundle, &manifest.replace("\"version\": 1", "\"version\": 7"))),
+            "bundle version",
+        ),
+        ("name", Box::new(|bundle| write(bundle, &manifest.replace(shard, "../x"))), "no name for a file"),
+        ("type", Box::new(|bundle| write(bundle, &manifest.replace("\"Q4_1\"", "\"Q9\""))), "Q9"),
+        ("blocks", Box::new(|bundle| write(bundle, &manifest.replace("\"Q4_1\"", "\"Q6_K\""))), "whole Q6_K blocks"),
+        ("not JSON", Box::new(|bundle| write(bundle, "{")), "bundle.json"),
+    ];
+    for (case, damage, reason) in cases {
+        let bundle = folder.path().join(case);
+        fs::create_dir(&bundle).expect("a folder");
+        for entry in fs::read_dir(&good).expect("a folder") {
+            let entry = entry.expect("an entry");
+            fs::copy(entry.path(), bundle.join(entry.file_name())).expect("a copy");
+        }
+        damage(&bundle);
+        let output = if case == "again" {
+            mgm(&["pack", path(&checkpoint), "--out", path(&bundle)])
+        } else {
+            mgm(&["chat", path(&bundle), "--prompt", "Hello"])
+        };
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{case}: {message}");
+        assert!(message.contains(reason) && !message.contains("panicked"), "{case}: {message}");
+    }
+}
+
+fn write(bundle: &Path, manifest: &str) {
+    fs::write(bundle.join("bundle.json"), manifest).expect("written");
+}

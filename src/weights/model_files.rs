@@ -1,0 +1,54 @@
+//! Whatever files a model is in: a checkpoint's folder, a bundle, a GGUF file.
+
+use std::rc::Rc;
+
+use super::bundle::read::Bundle;
+use super::gguf_model::GgufModel;
+use super::mgm::{MgmCheckpoint, TowerOptions};
+use super::source::Folder;
+use crate::Result;
+use crate::tensor::Precision;
+
+/// The opened files of a model. Only headers and configurations are in memory.
+pub enum ModelFiles {
+    /// A Mini-Gemini checkpoint, as released or as a bundle.
+    Mgm(Box<MgmCheckpoint>),
+    /// A language model of its own in a GGUF file, or in a bundle made of one.
+    Gguf(GgufModel),
+}
+
+impl ModelFiles {
+    /// Opens a folder: a bundle if it holds one, or else a checkpoint, with its towers where `towers` says.
+    ///
+    /// # Errors
+    /// As [`MgmCheckpoint::open`], [`Bundle::find`].
+    pub async fn open(folder: Rc<dyn Folder>, towers: TowerOptions) -> Result<Self> {
+        match Bundle::find(&folder).await? {
+            Some(bundle) => Self::open_bundle(&bundle).await,
+            None => Ok(Self::Mgm(Box::new(MgmCheckpoint::open(folder, towers).await?))),
+        }
+    }
+
+    /// Opens a bundle.
+    ///
+    /// # Errors
+    /// As [`MgmCheckpoint::open_bundle`], [`GgufModel::open`].
+    pub async fn open_bundle(bundle: &Bundle) -> Result<Self> {
+        Ok(match bundle.gguf().await? {
+            Some(source) => Self::Gguf(GgufModel::open(source).await?),
+            None => Self::Mgm(Box::new(MgmCheckpoint::open_bundle(bundle).await?)),
+        })
+    }
+
+    /// The precision to load at when none is asked for, and whether matrices are to stay as they are stored: someone chose
+    /// when the file was made.
+    pub fn default_precision(&self) -> (Precision, bool) {
+        match self {
+            Self::Mgm(checkpoint) => match checkpoint.packed {
+                Some(precision) => (precision, true),
+                None => (Precision::F16, false),
+            },
+            Self::Gguf(_) => (Precision::F16, true),
+        }
+    }
+}
