@@ -135,5 +135,30 @@ pub enum Error {
     Cancelled,
 }
 
+impl Error {
+    /// A short name for programs, which stays the same between versions.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "io",
+            Self::MissingFile { .. } => "missing-file",
+            Self::Malformed { .. } => "malformed",
+            Self::MissingTensor { .. } => "missing-tensor",
+            Self::WrongShape { .. } => "wrong-shape",
+            Self::WrongDtype { .. } => "wrong-dtype",
+            Self::BadValue { .. } => "bad-value",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Config { .. } => "config",
+            Self::Image { .. } => "image",
+            Self::PromptTooLong { .. } => "prompt-too-long",
+            Self::InvalidArgument(_) => "invalid-argument",
+            Self::NoAdapter(_) => "no-adapter",
+            Self::OutOfMemory { .. } => "out-of-memory",
+            Self::DeviceLost(_) => "device-lost",
+            Self::Gpu(_) => "gpu",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,5 +1,6 @@
 //! A model and the conversations with it: pictures and text in, text out.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use web_time::Instant;
@@ -12,7 +13,7 @@ use crate::ops::Sampling;
 use crate::plan::Plan;
 use crate::tensor::{Precision, Tensor};
 use crate::text::chat_template::ChatTemplate;
-use crate::text::conversation::{Conversation, Style, Template, TemplateFacts};
+use crate::text::conversation::{Conversation, Style, Template, TemplateFacts, Turn};
 use crate::text::stop::StopIds;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::{PromptToken, Tokenizer};
@@ -173,6 +174,7 @@ impl Model {
             model: Rc::clone(self),
             conversation,
             images: Vec::new(),
+            known: Vec::new(),
             cache: self.language.cache(),
             cached: Vec::new(),
             next_image: 0,
@@ -228,7 +230,7 @@ fn folder_name(path: &str) -> &str {
 }
 
 /// How an answer is generated.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AnswerOptions {
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -236,6 +238,9 @@ pub struct AnswerOptions {
     pub seed: u64,
     /// The most tokens to generate.
     pub max_new_tokens: usize,
+    /// Tokens of the answer that were generated before, with the same options, on a device that was lost: the answer goes
+    /// on behind them. They count, but are not told of again.
+    pub begun: Vec<u32>,
 }
 
 /// What happens while an answer is made.
@@ -247,7 +252,9 @@ pub enum Event<'a> {
     Looked,
     /// Positions of the prompt that are done, of all that are new.
     Prefill(usize, usize),
-    /// The next piece of the answer.
+    /// The next token of the answer.
+    Token(u32),
+    /// The next piece of the answer: what tokens made whole characters.
     Text(&'a str),
 }
 
@@ -296,6 +303,8 @@ impl Answer {
 struct Picture {
     tokens: Tensor,
     number: u32,
+    /// Of its size and pixels: the same picture is looked at once.
+    hash: u64,
 }
 
 /// A conversation with a model. The cache of keys and values is kept between turns: a turn prefills only what is new.
@@ -305,6 +314,8 @@ pub struct Chat {
     conversation: Conversation,
     /// All pictures, in the order of the turns.
     images: Vec<Picture>,
+    /// Pictures of the conversation before [`Chat::restore`], which may come again.
+    known: Vec<Picture>,
     cache: Cache,
     /// What the cache's positions hold, pictures by [`Picture::number`].
     cached: Vec<Position>,
@@ -321,8 +332,45 @@ impl Chat {
     pub fn reset(&mut self) {
         self.conversation.turns.clear();
         self.images.clear();
+        self.known.clear();
         self.cached.clear();
         self.cache.truncate(0);
+    }
+
+    /// Makes `turns`, all answered, the conversation so far, with all their pictures in order. What the cache has in common
+    /// with it stays, and pictures of the conversation before are not looked at again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are not as many pictures as the turns say. The conversation is as it was before.
+    pub async fn restore(
+        &mut self,
+        system: Option<String>,
+        turns: Vec<Turn>,
+        images: &[Rgb8],
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<()> {
+        let expected: usize = turns.iter().map(|turn| turn.images).sum();
+        if expected != images.len() || turns.iter().any(|turn| turn.answer.is_none()) {
+            let found = images.len();
+            return Err(Error::InvalidArgument(format!(
+                "every turn of a conversation has an answer, and these turns have {expected} images, not {found}"
+            )));
+        }
+        let before = std::mem::take(&mut self.images);
+        let known = [std::mem::take(&mut self.known), before.clone()].concat();
+        self.known.clone_from(&known);
+        for image in images {
+            match self.look(image, on_event).await {
+                Ok(picture) => self.images.push(picture),
+                Err(error) => {
+                    (self.images, self.known) = (before, known);
+                    return Err(error);
+                }
+            }
+        }
+        self.conversation.system = system;
+        self.conversation.turns = turns;
+        Ok(())
     }
 
     /// Asks a question about these pictures (and all earlier ones), and generates the answer. `on_event` gives `false` to
@@ -356,28 +404,28 @@ impl Chat {
     ) -> Result<Answer> {
         let started = Instant::now();
         for image in images {
-            let picture = self.look(image).await?;
+            let picture = self.look(image, on_event).await?;
             self.images.push(picture);
-            if !on_event(Event::Looked) {
-                return Err(Error::Cancelled);
-            }
         }
+        self.known.clear();
         let vision_ms = milliseconds(started);
 
         let started = Instant::now();
         self.conversation.ask(question, images.len());
-        let positions = self.fit_prompt(on_event)?;
+        let mut positions = self.fit_prompt(on_event)?;
+        let prompt_tokens = positions.len();
+        positions.extend(options.begun.iter().map(|id| Position::Text(*id)));
         let cached_tokens = self.keep_common_prefix(&positions);
         let context = self.model.language.config().max_positions;
-        let room = options.max_new_tokens.min(context - positions.len());
+        let room = options.max_new_tokens.min(context - prompt_tokens).saturating_sub(options.begun.len());
         if room == 0 {
             return Err(Error::InvalidArgument("at least one new token must be allowed".to_owned()));
         }
         let x = self.prefill(&positions[cached_tokens..], on_event).await?;
         let mut answer = Answer {
-            prompt_tokens: positions.len(),
+            prompt_tokens,
             cached_tokens,
-            token_ids: Vec::new(),
+            token_ids: options.begun.clone(),
             text: String::new(),
             finish_reason: FinishReason::Length,
             vision_ms,
@@ -389,8 +437,12 @@ impl Chat {
         Ok(answer)
     }
 
-    /// Encodes a picture.
-    async fn look(&mut self, image: &Rgb8) -> Result<Picture> {
+    /// Encodes a picture, if it is new.
+    async fn look(&mut self, image: &Rgb8, on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Picture> {
+        let hash = hash_of(image);
+        if let Some(picture) = self.images.iter().chain(&self.known).find(|picture| picture.hash == hash) {
+            return Ok(picture.clone());
+        }
         let Some(vision) = &self.model.vision else {
             return Err(Error::InvalidArgument(
                 "this checkpoint has no vision side: it cannot look at images".to_owned(),
@@ -404,7 +456,10 @@ impl Chat {
         done.bytes().await?;
         let number = self.next_image;
         self.next_image += 1;
-        Ok(Picture { tokens: encoded.tokens, number })
+        if !on_event(Event::Looked) {
+            return Err(Error::Cancelled);
+        }
+        Ok(Picture { tokens: encoded.tokens, number, hash })
     }
 
     /// The prompt's positions, after dropping the oldest turns without pictures if it would be too long. The assistant's
@@ -510,23 +565,27 @@ impl Chat {
         let model = Rc::clone(&self.model);
         let mut draws = Draws::new(options.seed, self.conversation.turns.len() as u64);
         let mut stream = TextStream::new(&model.tokenizer);
-        let mut first_token = started;
+        for id in &options.begun {
+            draws.next();
+            stream.push(*id);
+        }
+        let mut first_token = None;
         let draw = move || draws.next();
         let mut generator =
             Generator::new(&model.language, &model.gpu, &mut self.cache, x, room, options.sampling, draw)?;
         while let Some(id) = generator.next().await? {
-            if answer.token_ids.is_empty() {
+            if first_token.is_none() {
                 answer.prefill_ms = milliseconds(started);
-                first_token = Instant::now();
+                first_token = Some(Instant::now());
             }
             answer.token_ids.push(id);
+            let go_on = on_event(Event::Token(id));
             if model.stop.contains(id) {
                 answer.finish_reason = FinishReason::Stop;
                 break;
             }
-            if let Some(text) = stream.push(id)
-                && !on_event(Event::Text(&text))
-            {
+            let go_on = stream.push(id).is_none_or(|text| on_event(Event::Text(&text))) && go_on;
+            if !go_on {
                 answer.finish_reason = FinishReason::Cancelled;
                 break;
             }
@@ -534,14 +593,21 @@ impl Chat {
         if let Some(text) = stream.finish() {
             on_event(Event::Text(&text));
         }
-        answer.decode_ms = milliseconds(first_token);
+        answer.decode_ms = first_token.map_or(0.0, milliseconds);
         // What was computed behind the answer's end is of no use.
-        let fed = generator.fed().min(answer.token_ids.len());
+        let new = &answer.token_ids[options.begun.len()..];
+        let fed = generator.fed().min(new.len());
         drop(generator);
-        self.cached.extend(answer.token_ids[..fed].iter().map(|id| Position::Text(*id)));
+        self.cached.extend(new[..fed].iter().map(|id| Position::Text(*id)));
         self.cache.truncate(self.cached.len());
         Ok(())
     }
+}
+
+fn hash_of(image: &Rgb8) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (image.width(), image.height(), image.data()).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn milliseconds(since: Instant) -> f64 {

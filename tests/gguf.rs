@@ -129,7 +129,8 @@ fn tokenizers_and_templates_come_from_the_file() {
         let file = open(&data(&format!("{name}.gguf")));
         let model = Rc::new(pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect("a model"));
         let mut chat = model.chat(None);
-        let answer_options = AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 6 };
+        let answer_options =
+            AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 6, begun: Vec::new() };
         for turn in 0..2 {
             let question = "is the hot water on?";
             let answer =

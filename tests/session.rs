@@ -16,7 +16,8 @@ use mgm_native::files::DiskFolder;
 
 use common::{Expected, golden_cases, open_gpu, open_gpu_with};
 
-const GREEDY: AnswerOptions = AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 24 };
+const GREEDY: AnswerOptions =
+    AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 24, begun: Vec::new() };
 
 fn case(name: &str) -> std::path::PathBuf {
     golden_cases().into_iter().find(|case| case.ends_with(name)).unwrap_or_else(|| panic!("no golden case {name}"))
@@ -107,12 +108,43 @@ fn stopping_seeds_and_limits() {
         let sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.95 };
         let mut ids = Vec::new();
         for seed in [1, 1, 2] {
-            let options = AnswerOptions { sampling, seed, max_new_tokens: 16 };
+            let options = AnswerOptions { sampling, seed, max_new_tokens: 16, begun: Vec::new() };
             let answer = model.chat(None).ask(&question, &[], &options, &mut |_| true).await.expect("an answer");
             ids.push(answer.token_ids);
         }
         assert_eq!(ids[0], ids[1]);
         assert_ne!(ids[0], ids[2]);
+
+        // What was begun on another device goes on as if nothing had happened.
+        for begun in [1, 7, 15] {
+            let begun = ids[2][..begun.min(ids[2].len() - 1)].to_vec();
+            let told = begun.len();
+            let options = AnswerOptions { sampling, seed: 2, max_new_tokens: 16, begun };
+            let mut tokens = 0;
+            let mut count = |event: Event<'_>| {
+                tokens += usize::from(matches!(event, Event::Token(_)));
+                true
+            };
+            let answer = model.chat(None).ask(&question, &[], &options, &mut count).await.expect("the rest");
+            assert_eq!(answer.token_ids, ids[2]);
+            assert_eq!(tokens, ids[2].len() - told);
+        }
+
+        // A conversation that was kept elsewhere goes on where it stood.
+        let mut first = model.chat(None);
+        first.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
+        let turns = first.conversation().turns.clone();
+        let expected_second = first.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+        let mut second = model.chat(None);
+        second.restore(None, turns.clone(), &[], &mut |_| true).await.expect("the same turns");
+        let answer = second.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+        assert_eq!((answer.token_ids, answer.cached_tokens), (expected_second.token_ids, 0));
+        // The same again finds the prompt in the cache.
+        second.restore(None, turns.clone(), &[], &mut |_| true).await.expect("the same turns");
+        let again = second.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("the same answer");
+        assert_eq!((again.text, again.cached_tokens), (answer.text, answer.prompt_tokens - 1));
+        let error = second.restore(None, turns, &[Rgb8::new(1, 1, vec![0; 3]).expect("a pixel")], &mut |_| true).await;
+        assert!(matches!(error, Err(Error::InvalidArgument(_))));
 
         // A question beyond the context is refused, and leaves the conversation as it was.
         let turns = chat.conversation().turns.clone();

@@ -41,8 +41,12 @@ fn smollm2_says_what_llama_cpp_says() {
         let mut worst: f64 = 0.0;
         for case in cases {
             let mut chat = model.chat(None);
-            let options =
-                AnswerOptions { sampling: mgm::ops::Sampling::GREEDY, seed: 0, max_new_tokens: case.greedy.len() };
+            let options = AnswerOptions {
+                sampling: mgm::ops::Sampling::GREEDY,
+                seed: 0,
+                max_new_tokens: case.greedy.len(),
+                begun: Vec::new(),
+            };
             let answer = chat.ask(&case.prompt, &[], &options, &mut |_| true).await.expect("an answer");
             assert_eq!(answer.prompt_tokens, case.ids.len(), "{}", case.prompt);
             assert_eq!(answer.token_ids, case.greedy, "{}", case.prompt);

@@ -72,6 +72,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         },
         seed,
         max_new_tokens: arguments.max_new_tokens as usize,
+        begun: Vec::new(),
     };
     let mut talk = Talk { chat: model.chat(arguments.system), options, stop, quiet: arguments.json };
     let result = if arguments.prompt.is_empty() {
@@ -155,7 +156,7 @@ impl Talk {
                 Event::DroppedTurns(count) => {
                     eprintln!("mgm: note: the context is full; the {count} oldest turns were left out");
                 }
-                Event::Looked => {}
+                Event::Looked | Event::Token(_) => {}
                 Event::Prefill(done, all) => {
                     bar.set_length(all as u64);
                     bar.set_position(done as u64);

@@ -135,7 +135,8 @@ fn damaged_bundles_are_refused_with_a_reason() {
     let manifest = fs::read_to_string(good.join("bundle.json")).expect("a manifest");
     let shard = "model-00002-of-00002.safetensors";
     let weights = fs::read(good.join(shard)).expect("a shard");
-    let cases: [(&str, Box<dyn Fn(&Path)>, &str); 8] = [
+    type Damage<'a> = Box<dyn Fn(&Path) + 'a>;
+    let cases: [(&str, Damage, &str); 8] = [
         ("again", Box::new(|_| ()), "holds a bundle already"),
         ("missing shard", Box::new(|bundle| fs::remove_file(bundle.join(shard)).expect("removed")), "is missing"),
         (

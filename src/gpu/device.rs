@@ -233,7 +233,8 @@ impl Gpu {
         #[cfg(target_arch = "wasm32")]
         {
             let (sender, receiver) = futures_channel::oneshot::channel();
-            self.0.queue.on_submitted_work_done(move || drop(sender.send(())));
+            // Nobody waits any more if this future was dropped.
+            self.0.queue.on_submitted_work_done(move || sender.send(()).unwrap_or_default());
             receiver.await.ok();
         }
         self.check()

@@ -8,6 +8,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::Rgb8;
 use crate::{Error, Result};
 
 /// Longest side read, in pixels: JPEG's own limit. With it the tables of [`super::bicubic`] stay small for any shape.
@@ -21,46 +22,6 @@ const MAX_WORKING_BYTES: u64 = 1 << 30;
 
 /// The formats read, as messages name them.
 const FORMATS: &str = "PNG, JPEG, WebP, GIF and BMP";
-
-/// A picture of 8-bit RGB pixels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rgb8 {
-    width: usize,
-    height: usize,
-    data: Vec<u8>,
-}
-
-impl Rgb8 {
-    /// A picture from `width * height` pixels of three bytes each, row by row from the top.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if a side is zero or `data` is not `width * height * 3` bytes long.
-    pub fn new(width: usize, height: usize, data: Vec<u8>) -> Result<Self> {
-        let expected = width.checked_mul(height).and_then(|pixels| pixels.checked_mul(3));
-        if width == 0 || height == 0 || expected != Some(data.len()) {
-            return Err(Error::InvalidArgument(format!(
-                "{} bytes do not make a picture of {width} x {height} RGB pixels",
-                data.len()
-            )));
-        }
-        Ok(Self { width, height, data })
-    }
-
-    /// Pixels in a row; never zero.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Rows; never zero.
-    pub fn height(&self) -> usize {
-        self.height
-    }
-
-    /// All pixels, `[height, width, 3]`.
-    pub fn data(&self) -> &[u8] {
-        &self.data
-    }
-}
 
 /// Decodes an encoded picture, the first frame if there are several. `name` is only used in messages.
 ///

@@ -1,9 +1,13 @@
 //! Pictures in: decode, pad, resize, normalise.
 
+#[cfg(feature = "decode")]
 mod decode;
 mod preprocess;
 mod resize;
+mod rgb8;
 
-pub use decode::{Rgb8, decode};
+#[cfg(feature = "decode")]
+pub use decode::decode;
 pub use preprocess::{CLIP_MEAN, CLIP_STD, Preprocess, Views};
 pub use resize::{Canvas, Window, bicubic, bilinear};
+pub use rgb8::Rgb8;

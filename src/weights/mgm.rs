@@ -184,9 +184,12 @@ impl MgmCheckpoint {
     }
 }
 
+/// Gives a tensor of a part the name it has in a checkpoint.
+type Naming = fn(&str) -> String;
+
 impl VisionWeights {
     /// The parts, each with the names that its tensors have in a checkpoint.
-    pub(super) fn parts(&self) -> [(fn(&str) -> String, &Weights); 4] {
+    pub(super) fn parts(&self) -> [(Naming, &Weights); 4] {
         [
             (|name| format!("{}{name}", CLIP_PREFIXES[0]), &self.clip),
             (|name| format!("{}{name}", CONVNEXT_PREFIXES[0]), &self.convnext),

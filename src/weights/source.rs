@@ -101,21 +101,25 @@ impl ByteSource for MemorySource {
     }
 }
 
-/// Files in memory as a folder tree: what a person dropped on a web page, or what a test made up.
-#[derive(Debug, Clone, Default)]
+/// Named sources as a folder tree: what a person dropped on a web page, or what a test made up.
+#[derive(Clone, Default)]
 pub struct MemoryFolder {
     path: String,
-    files: Rc<BTreeMap<String, MemorySource>>,
+    files: Rc<BTreeMap<String, Rc<dyn ByteSource>>>,
 }
 
 impl MemoryFolder {
     /// The root of a tree of `files`, each with its path relative to the root (`/` between parts).
     pub fn new<Path: Into<String>, Bytes: Into<Rc<[u8]>>>(files: impl IntoIterator<Item = (Path, Bytes)>) -> Self {
-        let files = files.into_iter().map(|(path, bytes)| {
+        Self::of_sources(files.into_iter().map(|(path, bytes)| {
             let path = path.into();
-            (path.clone(), MemorySource::new(path, bytes))
-        });
-        Self { path: String::new(), files: Rc::new(files.collect()) }
+            (path.clone(), Rc::new(MemorySource::new(path, bytes)) as Rc<dyn ByteSource>)
+        }))
+    }
+
+    /// The same with any kind of source.
+    pub fn of_sources(files: impl IntoIterator<Item = (String, Rc<dyn ByteSource>)>) -> Self {
+        Self { path: String::new(), files: Rc::new(files.into_iter().collect()) }
     }
 
     fn resolve(&self, relative: &str) -> String {
@@ -137,10 +141,7 @@ impl Folder for MemoryFolder {
     }
 
     fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
-        Box::pin(async move {
-            let source = self.files.get(&self.resolve(file));
-            Ok(source.map(|source| Rc::new(source.clone()) as Rc<dyn ByteSource>))
-        })
+        Box::pin(async move { Ok(self.files.get(&self.resolve(file)).cloned()) })
     }
 
     fn child(&self, name: &str) -> Rc<dyn Folder> {

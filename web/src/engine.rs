@@ -1,0 +1,276 @@
+//! A device with a model on it, and the conversation in its cache.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use js_sys::Function;
+use mgm::gpu::{Gpu, GpuOptions};
+use mgm::image::Rgb8;
+use mgm::ops::Sampling;
+use mgm::plan::Plan;
+use mgm::session::{AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model};
+use mgm::tensor::Precision;
+use mgm::text::conversation::{Template, Turn};
+use mgm::weights::gguf_model::GgufModel;
+use mgm::weights::mgm::TowerOptions;
+use mgm::weights::model_files::ModelFiles;
+use mgm::weights::source::Folder;
+use serde::{Deserialize, Serialize};
+use wasm_bindgen::prelude::*;
+
+use crate::{bad_request, source, to_js, to_json};
+
+/// How a model is loaded; see `LoadOptions` of the package.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LoadRequest {
+    precision: Option<String>,
+    conversation: Option<String>,
+    /// The most GPU memory to use, in bytes.
+    gpu_memory: Option<u64>,
+}
+
+/// What is known of a loaded model.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Info<'a> {
+    adapter: &'a str,
+    software: bool,
+    precision: String,
+    sees: bool,
+    max_positions: usize,
+    weight_bytes: u64,
+    gpu_bytes: u64,
+}
+
+/// A message of a conversation, its pictures taken out: they come beside, in order.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    role: Role,
+    text: String,
+    images: usize,
+}
+
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AnswerRequest {
+    messages: Vec<Message>,
+    max_new_tokens: usize,
+    temperature: f32,
+    top_p: Option<f32>,
+    top_k: u32,
+    seed: u64,
+    #[serde(default)]
+    begun: Vec<u32>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AnswerReport {
+    text: String,
+    token_ids: Vec<u32>,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    finish_reason: &'static str,
+    vision_ms: f64,
+    prefill_ms: f64,
+    decode_ms: f64,
+}
+
+/// A picture of a page: what `ImageData` holds.
+#[wasm_bindgen]
+extern "C" {
+    /// `ImageData`, or anything with its properties.
+    pub type Pixels;
+    #[wasm_bindgen(method, getter)]
+    fn width(this: &Pixels) -> u32;
+    #[wasm_bindgen(method, getter)]
+    fn height(this: &Pixels) -> u32;
+    #[wasm_bindgen(method, getter)]
+    fn data(this: &Pixels) -> js_sys::Uint8ClampedArray;
+}
+
+/// Calls back with a name and a value; `false`, or an exception, means to stop.
+fn tell(callback: &Function, name: &str, value: &JsValue) -> bool {
+    callback.call2(&JsValue::NULL, &name.into(), value).is_ok_and(|answer| answer != JsValue::FALSE)
+}
+
+/// A model on a device.
+#[wasm_bindgen]
+pub struct Engine {
+    gpu: Gpu,
+    model: Rc<Model>,
+    chat: RefCell<Option<Chat>>,
+    precision: Precision,
+    weight_bytes: u64,
+}
+
+#[wasm_bindgen]
+impl Engine {
+    /// Loads a model from a `Map` of paths to blobs: a bundle's files, a checkpoint's, or one GGUF file. `on_event` is
+    /// called with `"total"` and then `"loaded"` bytes; it returns `false` to stop.
+    pub async fn load(files: js_sys::Map, request: String, on_event: Function) -> Result<Engine, JsValue> {
+        let request: LoadRequest = serde_json::from_str(&request).map_err(bad_request)?;
+        let options = GpuOptions { memory_limit: request.gpu_memory, ..GpuOptions::default() };
+        let gpu = Gpu::open(&options).await.map_err(to_js)?;
+        let files = open(&files).await.map_err(to_js)?;
+        let (mut precision, mut keep_stored) = files.default_precision();
+        if let Some(name) = request.precision {
+            precision = name.parse().map_err(to_js)?;
+            keep_stored = false;
+        }
+        let template = request.conversation.map(|name| name.parse::<Template>()).transpose().map_err(to_js)?;
+        let mut options = LoadOptions { precision, keep_stored, template, on_progress: None };
+        let weight_bytes = Plan::of_files(&files, &options).map_err(to_js)?.weights();
+        tell(&on_event, "total", &(weight_bytes as f64).into());
+        options.on_progress = Some(Rc::new(move |bytes| tell(&on_event, "loaded", &(bytes as f64).into())));
+        let model = Model::open(&gpu, &files, &options).await.map_err(to_js)?;
+        Ok(Self { gpu, model: Rc::new(model), chat: RefCell::default(), precision, weight_bytes })
+    }
+
+    /// What is known of the model, as JSON.
+    pub fn info(&self) -> Result<String, JsValue> {
+        to_json(&Info {
+            adapter: &self.gpu.adapter().name,
+            software: self.gpu.adapter().is_software(),
+            precision: self.precision.to_string(),
+            sees: self.model.sees(),
+            max_positions: self.model.language().config().max_positions,
+            weight_bytes: self.weight_bytes,
+            gpu_bytes: self.gpu.memory().allocated,
+        })
+    }
+
+    /// Answers the last of the messages. `on_event` is called with `"looked"`, `"dropped"` (turns), `"prefill"` (part done),
+    /// `"token"` and `"text"`; it returns `false` to stop. Gives a report as JSON.
+    pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
+        let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
+        let images = images.iter().map(to_rgb).collect::<mgm::Result<Vec<_>>>().map_err(to_js)?;
+        let busy = || to_js(mgm::Error::InvalidArgument("one answer at a time".to_owned()));
+        // Taken out, so that a failure or a second call finds none rather than a half-made one.
+        let chat = self.chat.try_borrow_mut().map_err(|_| busy())?.take();
+        let mut chat = chat.unwrap_or_else(|| self.model.chat(None));
+        let result = answer(&self.model, &mut chat, request, &images, &on_event).await;
+        if let Ok(mut kept) = self.chat.try_borrow_mut() {
+            *kept = Some(chat);
+        }
+        to_json(&result.map_err(to_js)?)
+    }
+
+    /// Bytes on the device.
+    #[wasm_bindgen(js_name = gpuBytes)]
+    pub fn gpu_bytes(&self) -> f64 {
+        self.gpu.memory().allocated as f64
+    }
+}
+
+async fn open(files: &js_sys::Map) -> mgm::Result<ModelFiles> {
+    let root = source::folder(files);
+    let names: Vec<String> = files.keys().into_iter().filter_map(|name| name.ok()?.as_string()).collect();
+    if let Some(gguf) =
+        names.iter().find(|name| name.ends_with(".gguf") && !names.iter().any(|name| name.ends_with("bundle.json")))
+    {
+        let missing = || mgm::Error::MissingFile { file: gguf.clone(), hint: "it is no file".to_owned() };
+        return Ok(ModelFiles::Gguf(GgufModel::open(root.open(gguf).await?.ok_or_else(missing)?).await?));
+    }
+    // What a person drops is often a folder in a folder.
+    let depth = |name: &&String| name.matches('/').count();
+    let manifest = names
+        .iter()
+        .filter(|name| name.ends_with("bundle.json"))
+        .chain(names.iter().filter(|name| name.rsplit('/').next() == Some("config.json")))
+        .min_by_key(depth);
+    let folder = manifest.and_then(|name| name.rsplit_once('/')).map_or("", |(folder, _)| folder);
+    ModelFiles::open(root.child(folder), TowerOptions::default()).await
+}
+
+fn to_rgb(image: &Pixels) -> mgm::Result<Rgb8> {
+    let rgba = image.data().to_vec();
+    // Alpha is dropped, not composited: so does the reference.
+    let rgb = rgba.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
+    Rgb8::new(image.width() as usize, image.height() as usize, rgb)
+}
+
+async fn answer(
+    model: &Model,
+    chat: &mut Chat,
+    request: AnswerRequest,
+    images: &[Rgb8],
+    on_event: &Function,
+) -> mgm::Result<AnswerReport> {
+    let mut on_event = |event: Event<'_>| match event {
+        Event::DroppedTurns(count) => tell(on_event, "dropped", &(count as f64).into()),
+        Event::Looked => tell(on_event, "looked", &JsValue::NULL),
+        Event::Prefill(done, of) => tell(on_event, "prefill", &(done as f64 / of.max(1) as f64).into()),
+        Event::Token(id) => tell(on_event, "token", &id.into()),
+        Event::Text(text) => tell(on_event, "text", &text.into()),
+    };
+    let (system, turns, question, new) = to_turns(request.messages)?;
+    let earlier = images.len().checked_sub(new).ok_or_else(|| invalid("there are fewer images than messages say"))?;
+    let (earlier, new) = images.split_at(earlier);
+    chat.restore(system, turns, earlier, &mut on_event).await?;
+    let options = AnswerOptions {
+        sampling: Sampling {
+            temperature: request.temperature,
+            top_k: request.top_k,
+            top_p: request.top_p.or(model.generation().top_p).unwrap_or(1.0),
+        },
+        seed: request.seed,
+        max_new_tokens: request.max_new_tokens,
+        begun: request.begun,
+    };
+    let answer = chat.ask(&question, new, &options, &mut on_event).await?;
+    Ok(AnswerReport {
+        text: answer.text,
+        token_ids: answer.token_ids,
+        prompt_tokens: answer.prompt_tokens,
+        cached_tokens: answer.cached_tokens,
+        finish_reason: match answer.finish_reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        },
+        vision_ms: answer.vision_ms,
+        prefill_ms: answer.prefill_ms,
+        decode_ms: answer.decode_ms,
+    })
+}
+
+fn invalid(reason: &str) -> mgm::Error {
+    mgm::Error::InvalidArgument(reason.to_owned())
+}
+
+/// The system text, the turns that have answers, the question that has none, and its images.
+#[allow(clippy::type_complexity)]
+fn to_turns(messages: Vec<Message>) -> mgm::Result<(Option<String>, Vec<Turn>, String, usize)> {
+    let mut system = None;
+    let mut turns: Vec<Turn> = Vec::new();
+    for (index, message) in messages.into_iter().enumerate() {
+        match message.role {
+            Role::System if index == 0 && message.images == 0 => system = Some(message.text),
+            Role::System => return Err(invalid("a system message is the first, and has no images")),
+            Role::User if turns.last().is_none_or(|turn| turn.answer.is_some()) => {
+                turns.push(Turn { question: message.text, images: message.images, answer: None });
+            }
+            Role::Assistant if message.images == 0 => match turns.last_mut() {
+                Some(turn) if turn.answer.is_none() => turn.answer = Some(message.text),
+                _ => return Err(invalid("an assistant's message answers a user's")),
+            },
+            Role::User => return Err(invalid("two messages of the user follow each other: join them into one")),
+            Role::Assistant => return Err(invalid("only messages of the user have images")),
+        }
+    }
+    match turns.pop() {
+        Some(Turn { question, images, answer: None }) => Ok((system, turns, question, images)),
+        _ => Err(invalid("the last message must be the user's")),
+    }
+}
