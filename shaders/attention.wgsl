@@ -35,7 +35,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
         // Scores: an invocation takes one key against all rows.
         let key = block + local;
         let key_at = params.key_start + min(key, key_end - 1u) * params.key_stride + kv_head * HEAD4;
-        var dots: array<f32, 16>;
+        var dots = array<f32, 16>();
         for (var c = 0u; c < HEAD4; c++) {
             let k = key4(key_at + c);
             for (var r = 0u; r < ROWS; r++) {

@@ -33,7 +33,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     for (var block = range.x; block < range.y; block += LANES) {
         let key = block + lane;
         let key_at = params.key_start + min(key, last_key) * params.key_stride + kv_head * HEAD4;
-        var scores: array<f32, ROWS>;
+        var scores = array<f32, ROWS>();
         for (var p = 0u; p < PARTS; p++) {
             for (var i = 0u; i < LANES; i++) {
                 if p * LANES + i < HEAD4 {

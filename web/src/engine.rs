@@ -100,7 +100,7 @@ extern "C" {
 }
 
 /// Calls back with a name and a value; `false`, or an exception, means to stop.
-fn tell(callback: &Function, name: &str, value: &JsValue) -> bool {
+pub fn tell(callback: &Function, name: &str, value: &JsValue) -> bool {
     callback.call2(&JsValue::NULL, &name.into(), value).is_ok_and(|answer| answer != JsValue::FALSE)
 }
 

@@ -4,6 +4,7 @@
 
 #![cfg(target_arch = "wasm32")]
 
+mod check;
 mod digest;
 mod engine;
 mod source;

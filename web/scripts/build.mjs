@@ -1,0 +1,38 @@
+// Builds the package into dist/: the wasm module, the worker, the module that pages import, and its types.
+// Needs cargo with the target wasm32-unknown-unknown and the wasm-bindgen of Cargo.lock's version on the PATH (`make web` sees to it).
+
+import { execFileSync } from "node:child_process";
+import { cpSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
+import { build } from "esbuild";
+
+const web = dirname(dirname(fileURLToPath(import.meta.url)));
+const root = dirname(web);
+const dist = join(web, "dist");
+const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
+// What Rust's target uses, and every browser with WebGPU has.
+const FEATURES = ["bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue"]
+  .map((feature) => `--enable-${feature}`);
+const run = (command, ...args) => execFileSync(command, args, { cwd: web, stdio: "inherit" });
+const tool = (name) => join(web, "node_modules", ".bin", name);
+
+rmSync(dist, { recursive: true, force: true });
+mkdirSync(dist, { recursive: true });
+run("cargo", "build", "--package", "mgm-web", "--target", "wasm32-unknown-unknown", "--profile", "web");
+const glue = join(web, "ts", "wasm");
+run("wasm-bindgen", "--target", "web", "--out-dir", glue, join(target, "wasm32-unknown-unknown", "web", "mgm_web.wasm"));
+const wasm = join(dist, "mgm_web_bg.wasm");
+if (process.env.MGM_WASM_OPT === "0") cpSync(join(glue, "mgm_web_bg.wasm"), wasm);
+else run(tool("wasm-opt"), "-Os", ...FEATURES, join(glue, "mgm_web_bg.wasm"), "-o", wasm);
+
+const common = { bundle: true, format: "esm", target: "es2022", minify: true, sourcemap: true, outdir: dist };
+await build({ ...common, entryPoints: [join(web, "ts", "index.ts"), join(web, "ts", "worker.ts")] });
+run(tool("tsc"), "--emitDeclarationOnly");
+
+for (const file of ["index.js", "worker.js", "mgm_web_bg.wasm"]) {
+  const path = join(dist, file);
+  const zipped = gzipSync(readFileSync(path), { level: 9 }).length;
+  console.log(`${file}: ${statSync(path).size} bytes, ${zipped} gzipped`);
+}

@@ -1,0 +1,63 @@
+// Debian's Chromium with WebGPU on its software adapter, and bundles of the golden checkpoints.
+
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+export const web = dirname(dirname(fileURLToPath(import.meta.url)));
+export const root = dirname(web);
+export const goldens = join(root, "tests", "goldens");
+const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
+export const mgm = join(target, "release", "mgm");
+
+const FLAGS = [
+  "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-quic",
+  "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+];
+
+/** A browser with a profile of its own, which is gone after `close`. */
+export async function launch(options = {}) {
+  const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
+  if (!existsSync(executablePath)) {
+    throw new Error(`${executablePath} is missing: apt-get install chromium, or name another one in CHROMIUM`);
+  }
+  const profile = mkdtempSync(join(tmpdir(), "mgm-chromium-"));
+  const context = await chromium.launchPersistentContext(profile, { executablePath, args: FLAGS, ...options });
+  const close = context.close.bind(context);
+  context.close = async () => {
+    await close();
+    rmSync(profile, { recursive: true, force: true });
+  };
+  return context;
+}
+
+/** A page of the test server that has `window.Mgm`. */
+export async function openPage(context, url) {
+  const page = await context.newPage();
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) console.error(`[page] ${message.text()}`);
+  });
+  page.on("pageerror", (error) => console.error(`[page] ${error}`));
+  await page.goto(url);
+  await page.waitForFunction("window.ready");
+  return page;
+}
+
+/** The folder of a golden checkpoint's bundle, made once. */
+export function bundle(name, precision, ...more) {
+  const folder = join(target, "web-bundles", `${name.replaceAll("/", "-")}-${precision}${more.join("")}`);
+  if (!existsSync(join(folder, "bundle.json"))) {
+    rmSync(folder, { recursive: true, force: true });
+    mkdirSync(dirname(folder), { recursive: true });
+    const checkpoint = name.endsWith(".gguf") ? [name] : [join(goldens, name, expected(name).checkpoint), "--precision", precision];
+    execFileSync(mgm, ["pack", ...checkpoint, "--out", folder, ...more], { stdio: "inherit" });
+  }
+  return folder;
+}
+
+export function expected(name) {
+  return JSON.parse(readFileSync(join(goldens, name, "expected.json")));
+}

@@ -1,0 +1,95 @@
+// A server of files for tests, with the faults that networks have.
+
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import { once } from "node:events";
+import { createServer } from "node:http";
+import { extname, join, normalize } from "node:path";
+
+const TYPES = {
+  ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".json": "application/json",
+  ".wasm": "application/wasm", ".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".webmanifest": "application/manifest+json",
+};
+
+/**
+ * Serves folders under prefixes: `{ "/": "/path" }`, the longest prefix that fits first.
+ *
+ * `faults(request)` may give, for a request: `drop` (bytes after which the connection breaks), `corrupt` (the place of a
+ * byte to change), `status` (an error), `bytesPerSecond`, `noRanges`, `delay` (milliseconds).
+ */
+export async function serve(folders, { faults = () => ({}), headers = {} } = {}) {
+  const log = [];
+  const prefixes = Object.keys(folders).sort((a, b) => b.length - a.length);
+  const server = createServer(async (request, response) => {
+    const path = decodeURIComponent(new URL(request.url, "http://x").pathname);
+    const fault = faults({ path, range: request.headers.range, count: log.filter((entry) => entry.path === path).length }) ?? {};
+    const entry = { path, range: request.headers.range, method: request.method, bytes: 0 };
+    log.push(entry);
+    const prefix = prefixes.find((prefix) => path.startsWith(prefix));
+    let file = prefix && join(folders[prefix], normalize(path.slice(prefix.length)));
+    let size;
+    try {
+      if (fault.delay) await new Promise((resolve) => setTimeout(resolve, fault.delay));
+      let info = await stat(file);
+      if (info.isDirectory()) {
+        file = join(file, "index.html");
+        info = await stat(file);
+      }
+      size = info.size;
+    } catch {
+      response.writeHead(404).end("not found");
+      return;
+    }
+    if (fault.status) {
+      response.writeHead(fault.status).end("a fault");
+      return;
+    }
+    let [start, end] = [0, size];
+    const range = !fault.noRanges && /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
+    if (range) {
+      start = Number(range[1]);
+      if (range[2]) end = Number(range[2]) + 1;
+    }
+    response.writeHead(range ? 206 : 200, {
+      "Content-Type": TYPES[extname(file)] ?? "application/octet-stream",
+      "Content-Length": end - start,
+      ...(!fault.noRanges && { "Accept-Ranges": "bytes" }),
+      ...(range && { "Content-Range": `bytes ${start}-${end - 1}/${size}` }),
+      ...headers,
+    });
+    if (request.method === "HEAD" || start >= end) {
+      response.end();
+      return;
+    }
+    const closed = once(response, "close");
+    const began = performance.now();
+    for await (const chunk of createReadStream(file, { start, end: end - 1, highWaterMark: 64 << 10 })) {
+      const at = start + entry.bytes;
+      if (fault.corrupt >= at && fault.corrupt < at + chunk.length) chunk[fault.corrupt - at] ^= 1;
+      const cut = fault.drop !== undefined && entry.bytes + chunk.length >= fault.drop;
+      const sent = cut ? chunk.subarray(0, fault.drop - entry.bytes) : chunk;
+      if (response.destroyed) return;
+      if (!response.write(sent)) await Promise.race([once(response, "drain"), closed]);
+      entry.bytes += sent.length;
+      if (cut) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+        response.destroy();
+        return;
+      }
+      if (fault.bytesPerSecond) {
+        const due = (entry.bytes / fault.bytesPerSecond) * 1000 - (performance.now() - began);
+        if (due > 0) await new Promise((resolve) => setTimeout(resolve, due));
+      }
+    }
+    response.end();
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    url: `http://localhost:${server.address().port}`,
+    log,
+    close: () => new Promise((resolve) => {
+      server.closeAllConnections();
+      server.close(resolve);
+    }),
+  };
+}

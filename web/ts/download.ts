@@ -1,0 +1,339 @@
+// Bundles from a server to this device: in parallel, with ranges, checked, resumed, shared between tabs. Worker only.
+
+import { MgmError } from "./errors.js";
+import { bundleFolder, getFile, putText, remember } from "./storage.js";
+
+const MANIFEST = "bundle.json";
+/** Files that come at the same time. */
+const PARALLEL = 4;
+/** Failures in a row, without a byte in between, after which a file is given up. */
+const TRIES = 5;
+/** The first wait between tries, in milliseconds; it doubles. */
+const FIRST_WAIT = 250;
+/** What may be better a moment later. */
+const PASSING = new Set(["network", "offline"]);
+/** Bytes of a part that are read at once when it is checked again. */
+const CHECK_BYTES = 4 << 20;
+
+export interface BundleFile {
+  file: string;
+  bytes: number;
+  sha256: string;
+  part: string;
+}
+
+interface Manifest {
+  name: string;
+  files: BundleFile[];
+  shards: BundleFile[];
+}
+
+/** A running SHA-256, of the wasm module. */
+export interface Hash {
+  update(bytes: Uint8Array): void;
+  finish(): string;
+  free(): void;
+}
+
+export interface DownloadOptions {
+  cache: boolean;
+  signal: AbortSignal;
+  newHash: () => Hash;
+  onProgress: (part: string, loaded: number, total: number) => void;
+}
+
+/** Gets the bundle in the folder at `url`: its files by name. What is on this device already is not asked for again. */
+export async function getBundle(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
+  if (!options.cache) return withoutStorage(url, options);
+  const folder = await bundleFolder(url);
+  // Another tab may be at it: then this one waits, and finds the files there.
+  return navigator.locks.request(`mgm:${url}`, { signal: options.signal }, () => withStorage(url, folder, options));
+}
+
+async function withStorage(
+  url: string,
+  folder: FileSystemDirectoryHandle,
+  options: DownloadOptions,
+): Promise<Map<string, Blob>> {
+  const { text, manifest, fresh } = await manifestOf(url, folder, options.signal);
+  const entries = [...manifest.files, ...manifest.shards];
+  const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
+  const files = new Map<string, Blob>([[MANIFEST, new Blob([text])]]);
+  const missing: BundleFile[] = [];
+  let loaded = 0;
+  for (const entry of entries) {
+    const file = await getFile(folder, entry.sha256);
+    if (file?.size === entry.bytes) {
+      files.set(entry.file, file);
+      loaded += entry.bytes;
+    } else {
+      missing.push(entry);
+    }
+  }
+  if (missing.length > 0 || fresh) await remember(folder, { url, name: manifest.name, files: entries });
+  if (fresh) await putText(folder, MANIFEST, text);
+  await checkRoom(folder, missing);
+  options.onProgress(missing[0]?.part ?? "language", loaded, total);
+  const advance = (entry: BundleFile, bytes: number) => {
+    loaded += bytes;
+    options.onProgress(entry.part, loaded, total);
+  };
+  await inParallel(missing, options.signal, async (entry, signal) => {
+    await download(new URL(entry.file, url).href, folder, entry, { ...options, signal }, (bytes) => advance(entry, bytes));
+    const file = await getFile(folder, entry.sha256);
+    if (!file) throw new MgmError("storage", `${entry.file} is gone from this device`);
+    files.set(entry.file, file);
+  });
+  return files;
+}
+
+/** The manifest from the server, or the one that is here if the server cannot be reached. */
+async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal: AbortSignal) {
+  const kept = await getFile(folder, MANIFEST);
+  const keptText = await kept?.text();
+  try {
+    const response = await request(new URL(MANIFEST, url).href, { cache: "no-cache", signal });
+    const text = await response.text();
+    return { text, manifest: parse(text, url), fresh: text !== keptText };
+  } catch (error) {
+    signal.throwIfAborted();
+    const reachable = error instanceof MgmError && error.code === "config";
+    if (keptText === undefined || reachable) throw error;
+    return { text: keptText, manifest: parse(keptText, url), fresh: false };
+  }
+}
+
+function parse(text: string, url: string): Manifest {
+  let manifest: Partial<Manifest>;
+  try {
+    manifest = JSON.parse(text) as Partial<Manifest>;
+  } catch (cause) {
+    throw new MgmError("config", `${url}${MANIFEST} is no JSON: is this the address of a bundle?`, { cause });
+  }
+  const whole = (entry: BundleFile) =>
+    /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/.test(entry.file) && /^[0-9a-f]{64}$/.test(entry.sha256) && entry.bytes >= 0;
+  if (!Array.isArray(manifest.files) || !Array.isArray(manifest.shards) || ![...manifest.files, ...manifest.shards].every(whole)) {
+    throw new MgmError("config", `${url}${MANIFEST} is not the manifest of a bundle`);
+  }
+  return { name: String(manifest.name ?? ""), files: manifest.files, shards: manifest.shards };
+}
+
+/** Says before the download what would otherwise show itself in its middle. */
+async function checkRoom(folder: FileSystemDirectoryHandle, missing: BundleFile[]): Promise<void> {
+  let needed = 0;
+  for (const entry of missing) {
+    needed += entry.bytes - ((await getFile(folder, `${entry.sha256}.part`))?.size ?? 0);
+  }
+  const { quota, usage } = await navigator.storage.estimate();
+  if (quota !== undefined && usage !== undefined && needed > quota - usage) {
+    throw new MgmError("quota", noRoom(needed, quota - usage));
+  }
+}
+
+function noRoom(needed: number, free?: number): string {
+  const megabytes = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
+  const available = free === undefined ? "" : `, ${megabytes(Math.max(free, 0))} are free`;
+  return `not enough room on this device: ${megabytes(needed)} are needed${available}; cache.list() and cache.delete() make room`;
+}
+
+/** Brings one file here, whole and checked. */
+async function download(
+  url: string,
+  folder: FileSystemDirectoryHandle,
+  entry: BundleFile,
+  options: DownloadOptions,
+  advance: (bytes: number) => void,
+): Promise<void> {
+  const handle = await folder.getFileHandle(`${entry.sha256}.part`, { create: true });
+  const access = await handle.createSyncAccessHandle();
+  let sound = false;
+  try {
+    // Once more from the start, should a part that was here already be damaged.
+    for (let attempt = 0; !sound && attempt < 2; attempt++) {
+      const hash = options.newHash();
+      try {
+        await fill(url, access, entry, hash, options.signal, advance);
+      } catch (error) {
+        hash.free();
+        throw error;
+      }
+      sound = hash.finish() === entry.sha256;
+      if (!sound) {
+        access.truncate(0);
+        advance(-entry.bytes);
+      }
+    }
+    access.flush();
+  } catch (error) {
+    if (error instanceof DOMException && error.name === "QuotaExceededError") {
+      throw new MgmError("quota", noRoom(entry.bytes), { cause: error });
+    }
+    throw error;
+  } finally {
+    access.close();
+  }
+  if (!sound) {
+    throw new MgmError("checksum", `${url} is not the file that the manifest names: its SHA-256 differs, twice`);
+  }
+  await handle.move(entry.sha256);
+}
+
+/** Fills a file up to its length, going on where it ends, through as many connections as it takes. */
+async function fill(
+  url: string,
+  access: FileSystemSyncAccessHandle,
+  entry: BundleFile,
+  hash: Hash,
+  signal: AbortSignal,
+  advance: (bytes: number) => void,
+): Promise<void> {
+  let size = access.getSize();
+  if (size > entry.bytes) {
+    access.truncate(0);
+    size = 0;
+  }
+  const buffer = new Uint8Array(Math.min(CHECK_BYTES, size));
+  for (let at = 0; at < size; ) {
+    const read = access.read(buffer, { at });
+    hash.update(buffer.subarray(0, Math.min(read, size - at)));
+    at += read;
+    advance(read);
+  }
+  let failures = 0;
+  while (size < entry.bytes) {
+    try {
+      const headers: HeadersInit = size > 0 ? { Range: `bytes=${size}-` } : {};
+      const response = await request(url, { headers, signal, cache: "no-store" });
+      // A server that knows no ranges starts from the beginning: what is here already is passed over.
+      let skip = response.status === 206 ? 0 : size;
+      for await (const chunk of chunksOf(response)) {
+        const passed = Math.min(skip, chunk.length);
+        skip -= passed;
+        const bytes = chunk.subarray(passed, passed + entry.bytes - size);
+        if (bytes.length === 0) continue;
+        access.write(bytes, { at: size });
+        hash.update(bytes);
+        size += bytes.length;
+        advance(bytes.length);
+        failures = 0;
+      }
+      if (size < entry.bytes && ++failures >= TRIES) throw endsEarly(url, size, entry.bytes);
+    } catch (error) {
+      signal.throwIfAborted();
+      const passing = error instanceof TypeError || (error instanceof MgmError && PASSING.has(error.code));
+      if (!passing || ++failures >= TRIES) throw error instanceof TypeError ? await whyNot(url, error) : error;
+      await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
+    }
+  }
+}
+
+function endsEarly(url: string, size: number, bytes: number): MgmError {
+  return new MgmError("network", `${url} ends after ${size} of ${bytes} bytes, again and again`);
+}
+
+async function* chunksOf(response: Response): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  const reader = response.body?.getReader();
+  if (!reader) return;
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    await reader.cancel().catch(() => undefined);
+  }
+}
+
+/** Files that stay in the browser's memory, or wherever it keeps blobs. */
+async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
+  const text = await (await request(new URL(MANIFEST, url).href, { signal: options.signal })).text();
+  const manifest = parse(text, url);
+  const entries = [...manifest.files, ...manifest.shards];
+  const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
+  const files = new Map<string, Blob>([[MANIFEST, new Blob([text])]]);
+  let loaded = 0;
+  await inParallel(entries, options.signal, async (entry, signal) => {
+    const address = new URL(entry.file, url).href;
+    const blob = await (await request(address, { signal })).blob();
+    const hash = options.newHash();
+    for (let at = 0; at < blob.size; at += CHECK_BYTES) {
+      hash.update(new Uint8Array(await blob.slice(at, at + CHECK_BYTES).arrayBuffer()));
+    }
+    if (hash.finish() !== entry.sha256) {
+      throw new MgmError("checksum", `${address} is not the file that the manifest names: its SHA-256 differs`);
+    }
+    files.set(entry.file, blob);
+    loaded += entry.bytes;
+    options.onProgress(entry.part, loaded, total);
+  });
+  return files;
+}
+
+/** A response that is one of success. */
+async function request(url: string, init: RequestInit): Promise<Response> {
+  let response: Response;
+  try {
+    response = await fetch(url, init);
+  } catch (error) {
+    init.signal?.throwIfAborted();
+    throw await whyNot(url, error);
+  }
+  if (response.ok) return response;
+  await response.body?.cancel();
+  const passing = response.status >= 500 || response.status === 429;
+  throw new MgmError(passing ? "network" : "http", `${url}: the server answers ${response.status} ${response.statusText}`);
+}
+
+/** Browsers do not tell why a request failed; one that asks for less does. */
+async function whyNot(url: string, cause: unknown): Promise<MgmError> {
+  if (!navigator.onLine) return new MgmError("offline", `${url}: this device is offline`, { cause });
+  if (new URL(url).origin !== globalThis.location.origin) {
+    const reachable = await fetch(url, { mode: "no-cors", method: "HEAD" }).then(() => true, () => false);
+    if (reachable) {
+      const message = `${url}: the server does not let pages of ${globalThis.location.origin} read it (CORS)`;
+      return new MgmError("cors", message, { cause });
+    }
+  }
+  return new MgmError("network", `${url}: the connection failed`, { cause });
+}
+
+/** Runs a task for each item, a few at a time. The first failure stops the others. */
+async function inParallel<T>(
+  items: T[],
+  signal: AbortSignal,
+  task: (item: T, signal: AbortSignal) => Promise<void>,
+): Promise<void> {
+  const failed = new AbortController();
+  const either = AbortSignal.any([signal, failed.signal]);
+  const queue = items.values();
+  const results = await Promise.allSettled(
+    Array.from({ length: PARALLEL }, async () => {
+      for (const item of queue) {
+        try {
+          either.throwIfAborted();
+          await task(item, either);
+        } catch (error) {
+          if (!failed.signal.aborted) failed.abort(error);
+          throw error;
+        }
+      }
+    }),
+  );
+  signal.throwIfAborted();
+  if (results.some((result) => result.status === "rejected")) throw failed.signal.reason;
+}
+
+function wait(milliseconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason as Error);
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener("abort", stop);
+      resolve();
+    }, milliseconds);
+    signal.addEventListener("abort", stop, { once: true });
+  });
+}

@@ -1,0 +1,287 @@
+/**
+ * Mini-Gemini vision-language models in the browser, on WebGPU.
+ *
+ * ```ts
+ * const mgm = await Mgm.load("https://example.org/models/mgm-2b/", { onProgress: console.log });
+ * for await (const { text } of mgm.chat([{ role: "user", content: [
+ *   { type: "image_url", image_url: "cat.jpg" },
+ *   { type: "text", text: "What is this?" },
+ * ]}])) console.log(text);
+ * ```
+ *
+ * @module
+ */
+
+import { MgmError, type MgmErrorCode } from "./errors.js";
+import { unpack } from "./messages.js";
+import type { CheckedCase, MemoryReport, Reply, Report, Request, Source } from "./protocol.js";
+import { bundleUrl, cache, type CachedBundle } from "./storage.js";
+import { support, type Support } from "./support.js";
+import type {
+  Answer, ChatOptions, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, Message, ModelInfo, Precision, Progress,
+  Timings, Usage,
+} from "./types.js";
+
+export { cache, MgmError };
+export type {
+  Answer, CachedBundle, ChatOptions, CheckedCase, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, MemoryReport, Message,
+  MgmErrorCode, ModelInfo, Precision, Progress, Support, Timings, Usage,
+};
+
+type Handler = (reply: Reply) => void;
+/** A request without its number. */
+type Call = Request extends infer R ? (R extends { id: number } ? Omit<R, "id"> : never) : never;
+
+/** A model, loaded on the GPU by a worker of its own. */
+export class Mgm {
+  readonly #worker: Worker;
+  readonly #handlers = new Map<number, Handler>();
+  #calls = 0;
+  #info: ModelInfo | undefined;
+  #ended: MgmError | undefined;
+
+  private constructor() {
+    this.#worker = startWorker();
+    this.#worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#handlers.get(data.id)?.(data);
+    this.#worker.onerror = (event) => this.#end("internal", `the worker failed: ${event.message || "it could not be started"}`);
+  }
+
+  /** Whether this browser can run models, at which precisions, and why not. */
+  static support(): Promise<Support> {
+    return support();
+  }
+
+  /**
+   * Runs every kernel once on this device and compares it with a reference: what to look at when answers make no sense.
+   *
+   * @throws MgmError `unsupported-browser`, `device-lost`; the signal's reason if aborted.
+   */
+  static async selfCheck(options: { signal?: AbortSignal; onProgress?: (progress: Progress) => void } = {}): Promise<CheckedCase[]> {
+    const able = await support();
+    if (!able.supported) throw new MgmError("unsupported-browser", able.reason ?? "WebGPU does not work here");
+    const mgm = new Mgm();
+    try {
+      const reply = await mgm.#call({ type: "check" }, options.signal, (reply) => {
+        if (reply.type === "progress") options.onProgress?.(reply.progress);
+      });
+      return reply.type === "checked" ? reply.cases : [];
+    } finally {
+      mgm.dispose();
+    }
+  }
+
+  /** The models that are kept on this device. */
+  static readonly cache = cache;
+
+  /**
+   * Loads a model: from the address of a bundle's folder, or from files that the user chose (a bundle's, a checkpoint's, or
+   * one GGUF file). Files from an address are kept on this device; the next time they are not asked for again.
+   *
+   * @throws MgmError with its `code`; the signal's reason if aborted.
+   */
+  static async load(source: string | URL | Iterable<File>, options: LoadOptions = {}): Promise<Mgm> {
+    const { signal, onProgress, cache = true, precision, conversation, gpuMemory } = options;
+    signal?.throwIfAborted();
+    const able = await support();
+    if (!able.supported) throw new MgmError("unsupported-browser", able.reason ?? "WebGPU does not work here");
+    const mgm = new Mgm();
+    try {
+      const reply = await mgm.#call(
+        {
+          type: "load",
+          call: {
+            source: toSource(source),
+            cache,
+            options: {
+              ...(precision !== undefined && { precision }),
+              ...(conversation !== undefined && { conversation }),
+              ...(gpuMemory !== undefined && { gpuMemory }),
+            },
+          },
+        },
+        signal,
+        (reply) => reply.type === "progress" && onProgress?.(reply.progress),
+      );
+      if (reply.type === "loaded") mgm.#info = reply.info;
+      return mgm;
+    } catch (error) {
+      mgm.dispose();
+      throw error;
+    }
+  }
+
+  /** What is known of the model. */
+  get info(): ModelInfo {
+    if (!this.#info) throw new MgmError("disposed", "the model is not loaded");
+    return this.#info;
+  }
+
+  /**
+   * Answers the last of the messages. What the prompt has in common with the one before is not computed again, so pass the
+   * whole conversation each time. Calls wait for each other.
+   */
+  chat(messages: Message[], options: ChatOptions = {}): ChatAnswer {
+    return new ChatAnswer((signal, onText) => this.#answer(messages, options, signal, onText), options.signal);
+  }
+
+  /** Memory in use. */
+  async memory(): Promise<MemoryReport> {
+    const reply = await this.#call({ type: "memory" });
+    return reply.type === "memory" ? reply.memory : { wasm: 0, gpu: 0 };
+  }
+
+  /** Frees the GPU and ends the worker. Calls that are under way fail with `disposed`. */
+  dispose(): void {
+    this.#end("disposed", "the model was disposed of");
+  }
+
+  #end(code: MgmErrorCode, message: string): void {
+    if (this.#ended) return;
+    this.#ended = new MgmError(code, message);
+    this.#worker.terminate();
+    for (const [id, handler] of [...this.#handlers]) handler({ id, type: "error", error: { code, message } });
+  }
+
+  async #answer(
+    messages: Message[],
+    options: ChatOptions,
+    signal: AbortSignal,
+    onText: (text: string) => void,
+  ): Promise<Answer> {
+    const started = performance.now();
+    let firstTokenMs = 0;
+    const { maxNewTokens = 512, temperature = 0.2, topP, topK = 50, seed } = options;
+    const call = {
+      ...(await unpack(messages, signal)),
+      options: {
+        maxNewTokens,
+        temperature,
+        topK,
+        ...(topP !== undefined && { topP }),
+        seed: seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER),
+      },
+    };
+    const reply = await this.#call({ type: "chat", call }, signal, (reply) => {
+      if (reply.type === "text") onText(reply.text);
+      if (reply.type === "first-token") firstTokenMs = performance.now() - started;
+    });
+    signal.throwIfAborted();
+    if (reply.type !== "answered") throw new MgmError("internal", `the worker replied ${reply.type}`);
+    return toAnswer(reply.report, firstTokenMs);
+  }
+
+  /** Sends a call to the worker and waits for its last reply. */
+  #call(call: Call, signal?: AbortSignal, onReply?: Handler): Promise<Reply> {
+    return new Promise((resolve, reject) => {
+      if (this.#ended) {
+        reject(this.#ended);
+        return;
+      }
+      const id = ++this.#calls;
+      const abort = () => this.#worker.postMessage({ id, type: "abort" } satisfies Request);
+      const settle = () => {
+        this.#handlers.delete(id);
+        signal?.removeEventListener("abort", abort);
+      };
+      this.#handlers.set(id, (reply) => {
+        if (reply.type === "error") {
+          settle();
+          reject(signal?.aborted ? (signal.reason as Error) : new MgmError(reply.error.code, reply.error.message));
+        } else if (reply.type === "progress" || reply.type === "text" || reply.type === "first-token") {
+          onReply?.(reply);
+        } else {
+          settle();
+          resolve(reply);
+        }
+      });
+      signal?.addEventListener("abort", abort, { once: true });
+      this.#worker.postMessage({ ...call, id } as Request);
+      if (signal?.aborted) abort();
+    });
+  }
+}
+
+/**
+ * An answer that is being made: an async iterable of its pieces, to be iterated once. Leaving the loop early stops it.
+ */
+export class ChatAnswer implements AsyncIterable<Delta> {
+  readonly #pieces: string[] = [];
+  readonly #stop = new AbortController();
+  readonly #answer: Promise<Answer>;
+  #over = false;
+  #wake: () => void = () => undefined;
+
+  /** @internal */
+  constructor(run: (signal: AbortSignal, onText: (text: string) => void) => Promise<Answer>, signal?: AbortSignal) {
+    const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
+    this.#answer = run(either, (text) => {
+      this.#pieces.push(text);
+      this.#wake();
+    });
+    const end = () => {
+      this.#over = true;
+      this.#wake();
+    };
+    this.#answer.then(end, end);
+  }
+
+  /** The whole answer, once it is there. */
+  finished(): Promise<Answer> {
+    return this.#answer;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Delta, void> {
+    try {
+      for (;;) {
+        const text = this.#pieces.shift();
+        if (text !== undefined) {
+          yield { text };
+        } else if (this.#over) {
+          const { finishReason, usage, timings } = await this.#answer;
+          yield { text: "", finishReason, usage, timings };
+          return;
+        } else {
+          await new Promise<void>((resolve) => (this.#wake = resolve));
+        }
+      }
+    } finally {
+      // Of no effect on an answer that is over.
+      this.#stop.abort();
+    }
+  }
+}
+
+function toAnswer(report: Report, firstTokenMs: number): Answer {
+  const { text, tokenIds, promptTokens, cachedTokens, visionMs, prefillMs, decodeMs } = report;
+  const after = tokenIds.length - 1;
+  return {
+    text,
+    tokenIds,
+    finishReason: report.finishReason === "stop" ? "stop" : "length",
+    usage: { promptTokens, cachedTokens, completionTokens: tokenIds.length },
+    timings: {
+      visionMs,
+      prefillMs,
+      decodeMs,
+      firstTokenMs,
+      tokensPerSecond: decodeMs > 0 ? (after * 1000) / decodeMs : 0,
+    },
+  };
+}
+
+function toSource(source: string | URL | Iterable<File>): Source {
+  if (typeof source === "string" || source instanceof URL) return { url: bundleUrl(source) };
+  return { files: [...source].map((file) => [file.webkitRelativePath || file.name, file]) };
+}
+
+/** Starts the worker beside this module, wherever that came from. */
+function startWorker(): Worker {
+  const url = new URL("./worker.js", import.meta.url);
+  if (url.origin === globalThis.location.origin || url.protocol === "blob:") {
+    return new Worker(new URL("./worker.js", import.meta.url), { type: "module", name: "mgm" });
+  }
+  // Workers must be of the page's origin; what they import need not.
+  const loader = new Blob([`import ${JSON.stringify(url.href)};`], { type: "text/javascript" });
+  const address = URL.createObjectURL(loader);
+  return new Worker(address, { type: "module", name: "mgm" });
+}

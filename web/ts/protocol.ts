@@ -1,0 +1,65 @@
+// What page and worker say to each other.
+
+import type { WireError } from "./errors.js";
+import type { ModelInfo, Progress } from "./types.js";
+
+/** Where a model's files are. */
+export type Source = { url: string } | { files: [path: string, file: Blob][] };
+
+export interface LoadCall {
+  source: Source;
+  cache: boolean;
+  /** JSON for the core. */
+  options: { precision?: string; conversation?: string; gpuMemory?: number };
+}
+
+export interface ChatCall {
+  messages: { role: string; text: string; images: number }[];
+  images: ImageData[];
+  options: { maxNewTokens: number; temperature: number; topP?: number; topK: number; seed: number };
+}
+
+export type Request =
+  | { id: number; type: "load"; call: LoadCall }
+  | { id: number; type: "chat"; call: ChatCall }
+  | { id: number; type: "memory" }
+  | { id: number; type: "check" }
+  | { id: number; type: "abort" };
+
+/** The core's report of an answer. */
+export interface Report {
+  text: string;
+  tokenIds: number[];
+  promptTokens: number;
+  cachedTokens: number;
+  finishReason: "stop" | "length" | "cancelled";
+  visionMs: number;
+  prefillMs: number;
+  decodeMs: number;
+}
+
+/** Memory of the worker, in bytes. */
+export interface MemoryReport {
+  wasm: number;
+  gpu: number;
+}
+
+/** A kernel's case of the self-check. */
+export interface CheckedCase {
+  /** The kernel and its parameters. */
+  case: string;
+  /** Normalised mean square error against an f64 reference, if within the bound. */
+  error: number | null;
+  /** What is wrong, if it is not. */
+  failure: string | null;
+}
+
+export type Reply =
+  | { id: number; type: "progress"; progress: Progress }
+  | { id: number; type: "text"; text: string }
+  | { id: number; type: "first-token" }
+  | { id: number; type: "loaded"; info: ModelInfo }
+  | { id: number; type: "answered"; report: Report }
+  | { id: number; type: "checked"; cases: CheckedCase[] }
+  | { id: number; type: "memory"; memory: MemoryReport }
+  | { id: number; type: "error"; error: WireError };
