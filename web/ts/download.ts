@@ -15,6 +15,8 @@ const PASSING = new Set(["network", "offline"]);
 /** Bytes of a part that are read at once when it is checked again. */
 const CHECK_BYTES = 4 << 20;
 
+const NO_ROOM = "there is not enough room for the model on this device: cache.list() and cache.delete() make some";
+
 export interface BundleFile {
   file: string;
   bytes: number;
@@ -47,7 +49,12 @@ export async function getBundle(url: string, options: DownloadOptions): Promise<
   if (!options.cache) return withoutStorage(url, options);
   const folder = await bundleFolder(url);
   // Another tab may be at it: then this one waits, and finds the files there.
-  return navigator.locks.request(`mgm:${url}`, { signal: options.signal }, () => withStorage(url, folder, options));
+  try {
+    return await navigator.locks.request(`mgm:${url}`, { signal: options.signal }, () => withStorage(url, folder, options));
+  } catch (error) {
+    const full = error instanceof DOMException && error.name === "QuotaExceededError";
+    throw full ? new MgmError("quota", NO_ROOM, { cause: error }) : error;
+  }
 }
 
 async function withStorage(
@@ -98,7 +105,7 @@ async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal
   } catch (error) {
     signal.throwIfAborted();
     const reachable = error instanceof MgmError && error.code === "config";
-    if (keptText === undefined || reachable) throw error;
+    if (keptText === undefined || reachable) throw await named(url, error);
     return { text: keptText, manifest: parse(keptText, url), fresh: false };
   }
 }
@@ -126,14 +133,9 @@ async function checkRoom(folder: FileSystemDirectoryHandle, missing: BundleFile[
   }
   const { quota, usage } = await navigator.storage.estimate();
   if (quota !== undefined && usage !== undefined && needed > quota - usage) {
-    throw new MgmError("quota", noRoom(needed, quota - usage));
+    const megabytes = (bytes: number) => `${Math.ceil(Math.max(bytes, 0) / 1e6)} MB`;
+    throw new MgmError("quota", `${NO_ROOM} (${megabytes(needed)} are needed, ${megabytes(quota - usage)} are free)`);
   }
-}
-
-function noRoom(needed: number, free?: number): string {
-  const megabytes = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
-  const available = free === undefined ? "" : `, ${megabytes(Math.max(free, 0))} are free`;
-  return `not enough room on this device: ${megabytes(needed)} are needed${available}; cache.list() and cache.delete() make room`;
 }
 
 /** Brings one file here, whole and checked. */
@@ -164,11 +166,6 @@ async function download(
       }
     }
     access.flush();
-  } catch (error) {
-    if (error instanceof DOMException && error.name === "QuotaExceededError") {
-      throw new MgmError("quota", noRoom(entry.bytes), { cause: error });
-    }
-    throw error;
   } finally {
     access.close();
   }
@@ -221,7 +218,7 @@ async function fill(
     } catch (error) {
       signal.throwIfAborted();
       const passing = error instanceof TypeError || (error instanceof MgmError && PASSING.has(error.code));
-      if (!passing || ++failures >= TRIES) throw error instanceof TypeError ? await whyNot(url, error) : error;
+      if (!passing || ++failures >= TRIES) throw await named(url, error);
       await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
     }
   }
@@ -255,7 +252,11 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
   let loaded = 0;
   await inParallel(entries, options.signal, async (entry, signal) => {
     const address = new URL(entry.file, url).href;
-    const blob = await (await request(address, { signal })).blob();
+    const response = await request(address, { signal });
+    const blob = await response.blob().catch(async (error: unknown) => {
+      signal.throwIfAborted();
+      throw await named(address, error);
+    });
     const hash = options.newHash();
     for (let at = 0; at < blob.size; at += CHECK_BYTES) {
       hash.update(new Uint8Array(await blob.slice(at, at + CHECK_BYTES).arrayBuffer()));
@@ -283,6 +284,11 @@ async function request(url: string, init: RequestInit): Promise<Response> {
   await response.body?.cancel();
   const passing = response.status >= 500 || response.status === 429;
   throw new MgmError(passing ? "network" : "http", `${url}: the server answers ${response.status} ${response.statusText}`);
+}
+
+/** A connection that broke, by its reason; any other error as it is. */
+async function named(url: string, error: unknown): Promise<unknown> {
+  return error instanceof TypeError ? whyNot(url, error) : error;
 }
 
 /** Browsers do not tell why a request failed; one that asks for less does. */

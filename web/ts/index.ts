@@ -39,8 +39,10 @@ export class Mgm {
   #calls = 0;
   #info: ModelInfo | undefined;
   #ended: MgmError | undefined;
+  readonly #onProgress: LoadOptions["onProgress"];
 
-  private constructor() {
+  private constructor(onProgress: LoadOptions["onProgress"]) {
+    this.#onProgress = onProgress;
     this.#worker = startWorker();
     this.#worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#handlers.get(data.id)?.(data);
     this.#worker.onerror = (event) => this.#end("internal", `the worker failed: ${event.message || "it could not be started"}`);
@@ -59,11 +61,9 @@ export class Mgm {
   static async selfCheck(options: { signal?: AbortSignal; onProgress?: (progress: Progress) => void } = {}): Promise<CheckedCase[]> {
     const able = await support();
     if (!able.supported) throw new MgmError("unsupported-browser", able.reason ?? "WebGPU does not work here");
-    const mgm = new Mgm();
+    const mgm = new Mgm(options.onProgress);
     try {
-      const reply = await mgm.#call({ type: "check" }, options.signal, (reply) => {
-        if (reply.type === "progress") options.onProgress?.(reply.progress);
-      });
+      const reply = await mgm.#call({ type: "check" }, options.signal);
       return reply.type === "checked" ? reply.cases : [];
     } finally {
       mgm.dispose();
@@ -84,7 +84,7 @@ export class Mgm {
     signal?.throwIfAborted();
     const able = await support();
     if (!able.supported) throw new MgmError("unsupported-browser", able.reason ?? "WebGPU does not work here");
-    const mgm = new Mgm();
+    const mgm = new Mgm(onProgress);
     try {
       const reply = await mgm.#call(
         {
@@ -100,7 +100,6 @@ export class Mgm {
           },
         },
         signal,
-        (reply) => reply.type === "progress" && onProgress?.(reply.progress),
       );
       if (reply.type === "loaded") mgm.#info = reply.info;
       return mgm;
@@ -187,7 +186,9 @@ export class Mgm {
         if (reply.type === "error") {
           settle();
           reject(signal?.aborted ? (signal.reason as Error) : new MgmError(reply.error.code, reply.error.message));
-        } else if (reply.type === "progress" || reply.type === "text" || reply.type === "first-token") {
+        } else if (reply.type === "progress") {
+          this.#onProgress?.(reply.progress);
+        } else if (reply.type === "text" || reply.type === "first-token") {
           onReply?.(reply);
         } else {
           settle();

@@ -45,7 +45,7 @@ export interface LoadOptions {
   gpuMemory?: number;
   /** `false` keeps nothing on this device: files come again next time. */
   cache?: boolean;
-  /** Called at most ten times a second. */
+  /** Called at most ten times a second, also when a lost device is recovered from during an answer. */
   onProgress?: (progress: Progress) => void;
   signal?: AbortSignal;
 }
