@@ -13,7 +13,13 @@ MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
 # Mesa complains on standard error without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: help setup run test smollm2 lint cross swiftshader bench
+# The browser's side: the wasm-bindgen of Cargo.lock's version, and the packages of web/package.json.
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+WASM_BINDGEN := $(shell sed -n '/^name = "wasm-bindgen"$$/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
+WEB_PATH := $(TARGET)/tools/wasm-bindgen-$(WASM_BINDGEN)/bin
+MODELS := $(TARGET)/models
+
+.PHONY: help setup run test smollm2 lint cross swiftshader bench web web-tools web-build web-test
 
 help:
 	@echo 'make run          build, and ask a tiny model about a photograph'
@@ -22,6 +28,8 @@ help:
 	@echo 'make lint         formatting and clippy'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
 	@echo 'make swiftshader  the kernel and golden tests on a second software GPU (Debian package chromium)'
+	@echo 'make web          build the package and the demo page for browsers, and serve the page (needs Node.js)'
+	@echo 'make web-test     test both in Chromium (Debian package chromium)'
 	@echo 'make bench        time the kernels, and race llama.cpp (needs Node.js)'
 
 setup:
@@ -81,3 +89,27 @@ bench: setup $(SMOLLM2)
 		npm install --silent --no-fund --no-audit --prefix benches/peers && \
 		node benches/peers/race.mjs $(abspath $(MGM)) $(abspath $(SMOLLM2)) > $(dir $(SMOLLM2))race.json; \
 	else echo 'npm is missing: no race against llama.cpp'; fi
+
+web-tools: setup
+	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or later (https://nodejs.org)'; exit 1; }
+	rustup target add wasm32-unknown-unknown
+	@if [ ! -x $(WEB_PATH)/wasm-bindgen ]; then \
+		echo 'building wasm-bindgen $(WASM_BINDGEN) (two minutes, once)'; \
+		cargo install --quiet --locked wasm-bindgen-cli --version $(WASM_BINDGEN) --root $(dir $(WEB_PATH)); \
+	fi
+	cd web && npm ci --silent --no-fund --no-audit
+
+web-build: web-tools
+	cd web && PATH="$(WEB_PATH):$$PATH" npm run --silent build
+
+# The page lists the bundles in target/models: `mgm pack CHECKPOINT --out target/models/NAME` adds one.
+web: web-build
+	cargo build --release
+	@if [ ! -e $(MODELS)/tiny/bundle.json ]; then $(MGM) pack $(DEMO) --name 'Tiny MGM-2B of random weights' --out $(MODELS)/tiny; fi
+	@if [ -e $(SMOLLM2) ] && [ ! -e $(MODELS)/smollm2/bundle.json ]; then $(MGM) pack $(SMOLLM2) --out $(MODELS)/smollm2; fi
+	node web/scripts/serve.mjs $(MODELS)
+
+web-test: web-build
+	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || { echo 'Chromium is missing: apt-get install chromium, or name one in CHROMIUM'; exit 1; }
+	cargo build --release
+	cd web && npm test

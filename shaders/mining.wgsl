@@ -6,6 +6,7 @@
 // A cell is a weighted sum of texels of the four stages, with weights that are products of one for each axis. Both sums
 // are linear in the cells, so they run over texels, of which there are fewer: u . texel first, then weights.
 //     u [tokens, channels], stats [cells], y [tokens, channels].
+// keep(cell, p) and the parameters' binding are mining_plain.wgsl's, or mining_keep.wgsl's where p is wanted too.
 // Dispatch: a workgroup a token (folded over x and y). Needs (WINDOW * POOL)^2 <= 256 texels of the first stage.
 struct Params {
     stages: array<Stage, 4>,
@@ -25,7 +26,6 @@ const LOWEST: f32 = -3.402823e38;
 @group(0) @binding(4) var<storage, read> inputs: array<f32>; // u
 @group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> output: array<f32>;
-@group(0) @binding(7) var<uniform> params: Params;
 
 // First u . texel, then the weight of the texel in y, for the texels of one stage after the other.
 var<workgroup> texels: array<f32, 4 * SIDE * SIDE>;
@@ -152,7 +152,9 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     var mean_part = 0.0;
     if local < count {
         let stat = stats[(row + local / WINDOW) * params.width + column + local % WINDOW];
-        let a = cells[local] / total * stat.y;
+        let p = cells[local] / total;
+        keep((row + local / WINDOW) * params.width + column + local % WINDOW, p);
+        let a = p * stat.y;
         cells[local] = a;
         mean_part = a * stat.x;
     }

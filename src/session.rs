@@ -166,6 +166,26 @@ impl Model {
         &self.language
     }
 
+    /// What patch info mining weighs in a picture.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the model has no vision side.
+    pub async fn attention(&self, image: &Rgb8) -> Result<AttentionMap> {
+        let Some(vision) = &self.vision else { return Err(blind()) };
+        let preprocess = vision.preprocess();
+        let size = vision.cells();
+        let attended = Tensor::zeros(&self.gpu, &[size * size], "weights of cells")?;
+        let mut recorder = self.gpu.record();
+        vision.encode_attended(&mut recorder, &preprocess.views(image)?, Some(&attended))?;
+        let weights = attended.read_back(&mut recorder);
+        recorder.submit()?;
+        let (width, height) = (image.width() as f32, image.height() as f32);
+        let side = if preprocess.pad { width.max(height) } else { width.min(height) };
+        let (width, height) = (width / side, height / side);
+        let picture = [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height];
+        Ok(AttentionMap { size, weights: weights.values().await?, picture })
+    }
+
     /// A new conversation.
     pub fn chat(self: &Rc<Self>, system: Option<String>) -> Chat {
         let mut conversation = Conversation::new(self.style.clone());
@@ -199,6 +219,10 @@ pub fn template_of(checkpoint: &MgmCheckpoint, tokenizer: &Tokenizer) -> Result<
     Ok(Template::detect(facts, tokenizer))
 }
 
+fn blind() -> Error {
+    Error::InvalidArgument("this checkpoint has no vision side: it cannot look at images".to_owned())
+}
+
 fn check_memory(gpu: &Gpu, plan: &Plan, options: &LoadOptions) -> Result<()> {
     match gpu.memory().limit {
         Some(limit) if plan.weights() > limit => Err(Error::OutOfMemory {
@@ -227,6 +251,18 @@ async fn load_language(
 
 fn folder_name(path: &str) -> &str {
     path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
+/// What patch info mining weighed in the square that a model sees.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionMap {
+    /// Cells along a side.
+    pub size: usize,
+    /// [size, size] weights; those of the window of one low-resolution token sum to 1.
+    pub weights: Vec<f32>,
+    /// Where the picture lies in the square: left, top, width, height, in parts of the square's side. What was cropped away
+    /// lies beyond it.
+    pub picture: [f32; 4],
 }
 
 /// How an answer is generated.
@@ -443,11 +479,7 @@ impl Chat {
         if let Some(picture) = self.images.iter().chain(&self.known).find(|picture| picture.hash == hash) {
             return Ok(picture.clone());
         }
-        let Some(vision) = &self.model.vision else {
-            return Err(Error::InvalidArgument(
-                "this checkpoint has no vision side: it cannot look at images".to_owned(),
-            ));
-        };
+        let Some(vision) = &self.model.vision else { return Err(blind()) };
         let mut recorder = self.model.gpu.record();
         let encoded = vision.encode_image(&mut recorder, image)?;
         // Wait, so that the time is the picture's and its large intermediates are free before the prompt's are taken.

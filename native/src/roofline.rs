@@ -197,7 +197,7 @@ impl Bench {
         let u = Tensor::zeros(&self.gpu, &[576, map.channels()], "u")?;
         self.run(name, |recorder| {
             let statistics = ops::mining_stats(recorder, &map, 1e-5)?;
-            ops::mining(recorder, &u, &map, &statistics, 8, (0, 0))
+            ops::mining(recorder, &u, &map, &statistics, 8, (0, 0), None)
         })
     }
 

@@ -116,15 +116,30 @@ pub(crate) fn stats_kernel(pool: usize) -> Kernel {
     }
 }
 
-pub(crate) fn mining_kernel(window: usize, pool: usize) -> Kernel {
+/// The kernel for these windows; `keep` for the form that also gives the weights of the cells.
+pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool) -> Kernel {
+    const BINDINGS: &[Access] = &[
+        Access::Read,
+        Access::Read,
+        Access::Read,
+        Access::Read,
+        Access::Read,
+        Access::Read,
+        Access::Write,
+        Access::Write,
+    ];
     // Texels along a side of the window: all of the first stage's, or half as many and a border of the second's.
     let side = (window * pool).max(window * pool / 2 + 2);
     Kernel {
         name: "mining",
-        sources: vec![wgsl!("mining_map.wgsl"), wgsl!("mining.wgsl")],
+        sources: vec![
+            wgsl!("mining_map.wgsl"),
+            wgsl!("mining.wgsl"),
+            if keep { wgsl!("mining_keep.wgsl") } else { wgsl!("mining_plain.wgsl") },
+        ],
         constants: vec![("POOL", pool as u32), ("WINDOW", window as u32), ("SIDE", side as u32)],
         sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
+        bindings: if keep { BINDINGS } else { &BINDINGS[..7] },
     }
 }
 
@@ -152,6 +167,7 @@ pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Resul
 
 /// The attended windows of one tile: folded queries u [tokens, channels] -> [tokens, channels]. The tile's tokens form a
 /// square; its upper left cell in the map is (`first_row`, `first_column`), and each token has `window` x `window` cells.
+/// The weight that each of these cells got goes to its place in `attended` [height * width of the map], where that is given.
 pub fn mining(
     recorder: &mut Recorder,
     u: &Tensor,
@@ -159,6 +175,7 @@ pub fn mining(
     stats: &Tensor,
     window: usize,
     (first_row, first_column): (usize, usize),
+    attended: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (tokens, channels) = (u.rows(), map.channels());
     let side = tokens.isqrt();
@@ -189,17 +206,22 @@ pub fn mining(
     let [s0, s1, s2, s3] = &map.stages;
     // Each stage's texels are read twice by the tokens they lie under.
     let share = (tokens * window * window) as f64 / (map.height() * map.width()) as f64;
+    let mut bindings = vec![
+        s0.pixels.binding(),
+        s1.pixels.binding(),
+        s2.pixels.binding(),
+        s3.pixels.binding(),
+        u.binding(),
+        stats.binding(),
+        y.binding(),
+    ];
+    if let Some(attended) = attended {
+        attended.expect("weights of cells", &[map.height() * map.width()])?;
+        bindings.push(attended.binding());
+    }
     recorder.dispatch(
-        &mining_kernel(window, map.pool),
-        &[
-            s0.pixels.binding(),
-            s1.pixels.binding(),
-            s2.pixels.binding(),
-            s3.pixels.binding(),
-            u.binding(),
-            stats.binding(),
-            y.binding(),
-        ],
+        &mining_kernel(window, map.pool, attended.is_some()),
+        &bindings,
         &params,
         grid_1d(tokens),
         Cost { bytes: map.bytes() * share + 2.0 * u.bytes() as f64, flops: map.bytes() * share },

@@ -24,7 +24,9 @@ pub fn specialisations() -> Vec<Kernel> {
     }
     for pool in mining::POOLS {
         kernels.push(mining::stats_kernel(pool));
-        kernels.extend((1..=mining::MAX_TEXELS / pool).map(|window| mining::mining_kernel(window, pool)));
+        for keep in [false, true] {
+            kernels.extend((1..=mining::MAX_TEXELS / pool).map(|window| mining::mining_kernel(window, pool, keep)));
+        }
     }
     for top_k in 1..=routing::MAX_EXPERTS {
         kernels.extend([routing::route_kernel(top_k), routing::combine_kernel(top_k)]);

@@ -76,7 +76,7 @@ impl PatchInfoMining {
     }
 
     /// x [tokens, low_width] -> x + the mined window of each token. The tile's upper left cell in the map is `origin`, a
-    /// token has `window` x `window` cells.
+    /// token has `window` x `window` cells. `attended` takes the cells' weights, as in [`ops::mining`].
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -85,13 +85,14 @@ impl PatchInfoMining {
         statistics: &Tensor,
         window: usize,
         origin: (usize, usize),
+        attended: Option<&Tensor>,
     ) -> Result<Tensor> {
         let normed = ops::norm(recorder, x, &self.query_norm)?;
         let query = Epilogue { bias: Some(&self.query_bias), ..Default::default() };
         let query = ops::linear(recorder, &normed, &self.query, query)?;
         let fold = Epilogue { gamma: Some(&self.key_gain), ..Default::default() };
         let folded = ops::linear(recorder, &query, &self.key_fold, fold)?;
-        let windows = ops::mining(recorder, &folded, map, statistics, window, origin)?;
+        let windows = ops::mining(recorder, &folded, map, statistics, window, origin, attended)?;
         let mined = Tensor::temporary(recorder.gpu(), x.shape(), "mined")?;
         x.copy_to(recorder, &mined, 0);
         let value = Epilogue { bias: Some(&self.value_bias), ..Default::default() };

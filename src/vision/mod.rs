@@ -155,6 +155,22 @@ impl Vision {
 
     /// Visual tokens of a picture's views.
     pub fn encode(&self, recorder: &mut Recorder, views: &Views) -> Result<Encoded> {
+        self.encode_attended(recorder, views, None)
+    }
+
+    /// Cells of the high-resolution map along one side.
+    pub fn cells(&self) -> usize {
+        self.config.high_image_size / 4
+    }
+
+    /// The same; `attended` [cells * cells] takes the weight that each cell of the high-resolution map got from the token of
+    /// its tile that mined it.
+    pub fn encode_attended(
+        &self,
+        recorder: &mut Recorder,
+        views: &Views,
+        attended: Option<&Tensor>,
+    ) -> Result<Encoded> {
         let (grid, size) = (self.config.grid, self.config.high_image_size);
         let pixels = Tensor::upload(recorder, &[3, size, size], &views.high, "high-resolution view")?;
         let high = self.convnext.forward(recorder, &pixels, size)?;
@@ -176,7 +192,9 @@ impl Vision {
             for (index, x) in tiles.iter().enumerate() {
                 let origin = (index / tiles_wide * cells, index % tiles_wide * cells);
                 let window = cells / x.rows().isqrt();
-                mined.push(self.mining.forward(recorder, x, &map, &statistics, window, origin)?);
+                // The global view's map is a smaller one.
+                let attended = attended.filter(|_| pool == 1);
+                mined.push(self.mining.forward(recorder, x, &map, &statistics, window, origin, attended)?);
             }
         }
 

@@ -31,6 +31,22 @@ const common = { bundle: true, format: "esm", target: "es2022", minify: true, so
 await build({ ...common, entryPoints: [join(web, "ts", "index.ts"), join(web, "ts", "worker.ts")] });
 run(tool("tsc"), "--emitDeclarationOnly");
 
+// The demo page: static files, which find each other by relative addresses.
+const demo = join(web, "demo");
+const page = join(demo, "dist");
+rmSync(page, { recursive: true, force: true });
+await build({
+  ...common,
+  outdir: page,
+  splitting: true,
+  chunkNames: "[name]",
+  entryPoints: ["app", "sw"].map((name) => join(demo, "src", `${name}.ts`)),
+  alias: { "mgm-webgpu": join(web, "ts", "index.ts") },
+});
+run(tool("tsc"), "--project", join(demo, "tsconfig.json"));
+for (const file of ["worker.js", "mgm_web_bg.wasm"]) cpSync(join(dist, file), join(page, file));
+for (const file of ["index.html", "style.css", "icon.svg"]) cpSync(join(demo, file), join(page, file));
+
 for (const file of ["index.js", "worker.js", "mgm_web_bg.wasm"]) {
   const path = join(dist, file);
   const zipped = gzipSync(readFileSync(path), { level: 9 }).length;

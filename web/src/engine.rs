@@ -166,6 +166,17 @@ impl Engine {
         to_json(&result.map_err(to_js)?)
     }
 
+    /// What patch info mining weighs in a picture: `{ size, weights, picture }`.
+    pub async fn look(&self, image: Pixels) -> Result<JsValue, JsValue> {
+        let map = self.model.attention(&to_rgb(&image).map_err(to_js)?).await.map_err(to_js)?;
+        let object = js_sys::Object::new();
+        let set = |name: &str, value: JsValue| js_sys::Reflect::set(&object, &name.into(), &value);
+        set("size", (map.size as f64).into())?;
+        set("weights", js_sys::Float32Array::from(&map.weights[..]).into())?;
+        set("picture", js_sys::Float32Array::from(&map.picture[..]).into())?;
+        Ok(object.into())
+    }
+
     /// Bytes on the device.
     #[wasm_bindgen(js_name = gpuBytes)]
     pub fn gpu_bytes(&self) -> f64 {

@@ -13,18 +13,18 @@
  */
 
 import { MgmError, type MgmErrorCode } from "./errors.js";
-import { unpack } from "./messages.js";
+import { toPixels, unpack } from "./messages.js";
 import type { CheckedCase, MemoryReport, Reply, Report, Request, Source } from "./protocol.js";
 import { bundleUrl, cache, type CachedBundle } from "./storage.js";
 import { support, type Support } from "./support.js";
 import type {
-  Answer, ChatOptions, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, Message, ModelInfo, Precision, Progress,
-  Timings, Usage,
+  Answer, ChatOptions, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, LookMap, Message, ModelInfo, Precision,
+  Progress, Timings, Usage,
 } from "./types.js";
 
 export { cache, MgmError };
 export type {
-  Answer, CachedBundle, ChatOptions, CheckedCase, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, MemoryReport, Message,
+  Answer, CachedBundle, ChatOptions, CheckedCase, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, LookMap, MemoryReport, Message,
   MgmErrorCode, ModelInfo, Precision, Progress, Support, Timings, Usage,
 };
 
@@ -121,6 +121,14 @@ export class Mgm {
    */
   chat(messages: Message[], options: ChatOptions = {}): ChatAnswer {
     return new ChatAnswer((signal, onText) => this.#answer(messages, options, signal, onText), options.signal);
+  }
+
+  /** What patch info mining weighs in a picture, whatever is asked about it. */
+  async look(image: ImageInput, options: { signal?: AbortSignal } = {}): Promise<LookMap> {
+    const reply = await this.#call({ type: "look", image: await toPixels(image) }, options.signal);
+    options.signal?.throwIfAborted();
+    if (reply.type !== "looked") throw new MgmError("internal", `the worker replied ${reply.type}`);
+    return reply.map;
   }
 
   /** Memory in use. */

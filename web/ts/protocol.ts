@@ -1,7 +1,7 @@
 // What page and worker say to each other.
 
 import type { WireError } from "./errors.js";
-import type { ModelInfo, Progress } from "./types.js";
+import type { LookMap, ModelInfo, Progress } from "./types.js";
 
 /** Where a model's files are. */
 export type Source = { url: string } | { files: [path: string, file: Blob][] };
@@ -22,6 +22,7 @@ export interface ChatCall {
 export type Request =
   | { id: number; type: "load"; call: LoadCall }
   | { id: number; type: "chat"; call: ChatCall }
+  | { id: number; type: "look"; image: ImageData }
   | { id: number; type: "memory" }
   | { id: number; type: "check" }
   | { id: number; type: "abort" };
@@ -61,5 +62,6 @@ export type Reply =
   | { id: number; type: "loaded"; info: ModelInfo }
   | { id: number; type: "answered"; report: Report }
   | { id: number; type: "checked"; cases: CheckedCase[] }
+  | { id: number; type: "looked"; map: LookMap }
   | { id: number; type: "memory"; memory: MemoryReport }
   | { id: number; type: "error"; error: WireError };

@@ -124,3 +124,13 @@ export interface ModelInfo {
   /** Bytes on the device after loading. */
   gpuBytes: number;
 }
+
+/** What patch info mining weighed in the square that the model sees. */
+export interface LookMap {
+  /** Cells along a side of the square. */
+  size: number;
+  /** `size * size` weights, row by row from the top; those of the window of one low-resolution token sum to 1. */
+  weights: Float32Array;
+  /** Where the picture lies in the square, in parts of its side. What was cropped away lies beyond it. */
+  picture: { x: number; y: number; width: number; height: number };
+}

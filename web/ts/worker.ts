@@ -4,7 +4,7 @@ import init, { Engine, Sha256, selfCheck } from "./wasm/mgm_web.js";
 import { getBundle } from "./download.js";
 import { MgmError, toWire } from "./errors.js";
 import type { ChatCall, CheckedCase, LoadCall, MemoryReport, Reply, Report, Request } from "./protocol.js";
-import type { ModelInfo, Progress } from "./types.js";
+import type { LookMap, ModelInfo, Progress } from "./types.js";
 
 /** The least time between two reports of progress, in milliseconds. */
 const PROGRESS_INTERVAL = 100;
@@ -47,6 +47,8 @@ async function handle(request: Exclude<Request, { type: "abort" }>, signal: Abor
       return { id, type: "loaded", info: await load(id, request.call, signal) };
     case "chat":
       return { id, type: "answered", report: await answer(id, request.call, signal) };
+    case "look":
+      return { id, type: "looked", map: await look(request.image) };
     case "check":
       return { id, type: "checked", cases: await check(id, signal) };
     case "memory":
@@ -121,6 +123,13 @@ async function answer(id: number, call: ChatCall, signal: AbortSignal): Promise<
       loaded.engine = await start(id, "recover", loaded.call, loaded.files, signal);
     }
   }
+}
+
+async function look(image: ImageData): Promise<LookMap> {
+  if (!loaded) throw new MgmError("invalid-argument", "no model is loaded");
+  const { size, weights, picture } = (await loaded.engine.look(image)) as Omit<LookMap, "picture"> & { picture: Float32Array };
+  const [x = 0, y = 0, width = 1, height = 1] = picture;
+  return { size, weights, picture: { x, y, width, height } };
 }
 
 async function check(id: number, signal: AbortSignal): Promise<CheckedCase[]> {

@@ -177,8 +177,10 @@ impl Case for Mining {
             let u = Tensor::new(gpu, &[self.side * self.side, self.map.all_channels()], &u, "u")?;
             let mut recorder = gpu.record();
             let stats = ops::mining_stats(&mut recorder, &map, EPS)?;
-            let y = ops::mining(&mut recorder, &u, &map, &stats, self.window, self.origin)?;
-            read(recorder, &[&y]).await
+            let y = ops::mining(&mut recorder, &u, &map, &stats, self.window, self.origin, None)?;
+            let weights = Tensor::zeros(gpu, &[map.height() * map.width()], "weights")?;
+            let again = ops::mining(&mut recorder, &u, &map, &stats, self.window, self.origin, Some(&weights))?;
+            read(recorder, &[&y, &again, &weights]).await
         })
     }
 
@@ -196,6 +198,7 @@ impl Case for Mining {
             .collect();
         let wide = self.map.cells().1;
         let mut y = Vec::new();
+        let mut all_weights = vec![0.0; normed.len()];
         for token in 0..self.side * self.side {
             let row = self.origin.0 + token / self.side * self.window;
             let column = self.origin.1 + token % self.side * self.window;
@@ -208,10 +211,13 @@ impl Case for Mining {
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
+            for (m, weight) in weights.iter().enumerate() {
+                all_weights[(row + m / self.window) * wide + column + m % self.window] = (weight / total) as f32;
+            }
             y.extend((0..channels).map(|c| {
                 (weights.iter().zip(&window).map(|(weight, cell)| weight * cell[c]).sum::<f64>() / total) as f32
             }));
         }
-        y
+        [y.clone(), y, all_weights].concat()
     }
 }

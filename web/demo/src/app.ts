@@ -1,0 +1,424 @@
+// The page: one conversation with one model.
+
+import { cache, type Delta, type Message, Mgm, MgmError, type Progress } from "mgm-webgpu";
+import { choices, device, megabytes } from "./models.js";
+import { addressOf, messageElement } from "./render.js";
+import { type Entry, exported, loadConversation, loadSettings, saveConversation, saveSettings } from "./store.js";
+
+/** The element with this id, which is in index.html. */
+function $<E extends HTMLElement = HTMLElement>(id: string): E {
+  const element = document.getElementById(id);
+  if (!element) throw new Error(`no element ${id}`);
+  return element as E;
+}
+
+const settings = loadSettings();
+let entries: Entry[] = [];
+let attachments: Blob[] = [];
+let mgm: Mgm | undefined;
+/** What is under way and can be stopped. */
+let busy: AbortController | undefined;
+
+// ---- What the page says --------------------------------------------------------------------------------------------
+
+function notice(text: string): void {
+  $("notice").textContent = text;
+  $("notice").hidden = text === "";
+}
+
+function sayError(error: unknown): void {
+  if (error instanceof DOMException && error.name === "AbortError") return;
+  notice(error instanceof Error ? error.message : String(error));
+}
+
+const PHASES: Record<Progress["phase"], string> = {
+  download: "Downloading", load: "Loading onto the GPU", recover: "The GPU was lost, loading again", check: "Checking",
+};
+
+function showProgress({ phase, part, loaded, total }: Progress): void {
+  $("status").hidden = false;
+  const bytes = phase === "check" ? "" : ` ${megabytes(loaded)} of ${megabytes(total)}`;
+  $("status-text").textContent = `${PHASES[phase]}${phase === "download" ? ` (${part})` : ""}${bytes}`;
+  $<HTMLProgressElement>("progress").value = total > 0 ? loaded / total : 0;
+  if (phase === "recover" && loaded === total) $("status").hidden = true;
+}
+
+function refresh(): void {
+  $("welcome").hidden = entries.length > 0;
+  $("send").hidden = busy !== undefined && mgm !== undefined;
+  $("stop").hidden = !(busy !== undefined && mgm !== undefined);
+  $<HTMLButtonElement>("export").disabled = entries.length === 0;
+  $<HTMLButtonElement>("new").disabled = entries.length === 0 && busy === undefined;
+  $<HTMLButtonElement>("model").disabled = busy !== undefined;
+}
+
+// ---- Models --------------------------------------------------------------------------------------------------------
+
+async function load(source: string | File[], name: string): Promise<void> {
+  if (busy) return;
+  $<HTMLDialogElement>("models").close();
+  notice("");
+  mgm?.dispose();
+  mgm = undefined;
+  const stop = new AbortController();
+  busy = stop;
+  refresh();
+  $("model-name").textContent = name;
+  try {
+    mgm = await Mgm.load(source, { signal: stop.signal, onProgress: showProgress });
+    $("model-name").textContent = `${name} · ${mgm.info.precision}`;
+    if (typeof source === "string") {
+      settings.model = source;
+      saveSettings(settings);
+    }
+    $("question").focus();
+  } catch (error) {
+    $("model-name").textContent = "Choose a model";
+    sayError(error);
+  } finally {
+    busy = undefined;
+    $("status").hidden = true;
+    refresh();
+  }
+}
+
+async function showModels(): Promise<void> {
+  const list = $("model-list");
+  $<HTMLDialogElement>("models").showModal();
+  $("device").textContent = await device();
+  const items = (await choices()).map((choice) => {
+    const item = document.createElement("li");
+    const about = document.createElement("div");
+    const name = document.createElement("div");
+    name.className = "name";
+    name.textContent = choice.name;
+    const facts = document.createElement("div");
+    facts.className = "muted";
+    const where = choice.here ? "on this device" : "to download";
+    facts.textContent = [`${megabytes(choice.bytes)}, ${where}`, choice.doubt, choice.about].filter(Boolean).join(" · ");
+    about.append(name, facts);
+    const use = document.createElement("button");
+    use.type = "button";
+    use.textContent = choice.here ? "Use" : "Download";
+    use.setAttribute("aria-label", `${use.textContent} ${choice.name}`);
+    use.onclick = () => void load(choice.url, choice.name);
+    item.append(about, use);
+    if (choice.here) {
+      const remove = document.createElement("button");
+      remove.type = "button";
+      remove.textContent = "Delete";
+      remove.setAttribute("aria-label", `Delete ${choice.name} from this device`);
+      remove.onclick = () => void cache.delete(choice.url).then(showModels, sayError);
+      item.append(remove);
+    }
+    return item;
+  });
+  list.replaceChildren(...items);
+}
+
+// ---- Conversation --------------------------------------------------------------------------------------------------
+
+function append(entry: Entry): ReturnType<typeof messageElement> {
+  const message = messageElement(entry, (image) => void look(image));
+  $("log").append(message.element);
+  return message;
+}
+
+function messages(): Message[] {
+  const list: Message[] = entries.map(({ role, text, images }) => ({
+    role,
+    content: images.length > 0 ? [...images.map((image) => ({ type: "image" as const, image })), { type: "text" as const, text }] : text,
+  }));
+  if (settings.system) list.unshift({ role: "system", content: settings.system });
+  return list;
+}
+
+/** Keeps the newest text in view, unless the user reads elsewhere. */
+function follow(act: () => void): void {
+  const main = document.querySelector("main");
+  if (!main) return act();
+  const near = main.scrollHeight - main.scrollTop - main.clientHeight < 80;
+  act();
+  if (near) main.scrollTop = main.scrollHeight;
+}
+
+async function send(): Promise<void> {
+  const question = $<HTMLTextAreaElement>("question");
+  const text = question.value.trim();
+  if (busy || (text === "" && attachments.length === 0)) return;
+  if (!mgm) {
+    await showModels();
+    return;
+  }
+  if (attachments.length > 0 && !mgm.info.sees) {
+    notice("This model reads only text: choose one that sees pictures, or remove them.");
+    return;
+  }
+  notice("");
+  const asked: Entry = { role: "user", text, images: attachments };
+  entries.push(asked);
+  append(asked);
+  question.value = "";
+  attachments = [];
+  showAttachments();
+  const prompt = messages();
+  const answer: Entry = { role: "assistant", text: "", images: [] };
+  const message = append(answer);
+  message.element.classList.add("pending");
+  const stop = new AbortController();
+  busy = stop;
+  refresh();
+  follow(() => message.element.scrollIntoView({ block: "end" }));
+  let drawn = false;
+  const draw = () => {
+    if (drawn) return;
+    drawn = true;
+    requestAnimationFrame(() => {
+      drawn = false;
+      follow(message.update);
+    });
+  };
+  try {
+    const { temperature, maxNewTokens } = settings;
+    for await (const delta of mgm.chat(prompt, { temperature, maxNewTokens, signal: stop.signal })) {
+      answer.text += delta.text;
+      if (delta.timings) answer.facts = facts(delta);
+      draw();
+    }
+  } catch (error) {
+    if (stop.signal.aborted) {
+      answer.facts = "stopped";
+    } else if (answer.text === "") {
+      // The question goes back to where it can be sent again.
+      entries.pop();
+      message.element.previousElementSibling?.remove();
+      message.element.remove();
+      question.value = text;
+      attachments = asked.images;
+      showAttachments();
+      sayError(error);
+    } else {
+      answer.facts = `ended early: ${error instanceof Error ? error.message : String(error)}`;
+    }
+  } finally {
+    busy = undefined;
+    message.element.classList.remove("pending");
+    follow(message.update);
+    if (entries.includes(asked)) entries.push(answer);
+    await saveConversation(entries);
+    refresh();
+    question.focus();
+  }
+}
+
+function facts({ timings, usage, finishReason }: Delta): string {
+  if (!timings || !usage) return "";
+  const parts = [
+    `${timings.tokensPerSecond.toFixed(1)} tokens/s`,
+    `first after ${(timings.firstTokenMs / 1000).toFixed(1)} s`,
+    `${usage.completionTokens} tokens`,
+  ];
+  if (finishReason === "length") parts.push("reached the limit");
+  return parts.join(" · ");
+}
+
+async function startOver(): Promise<void> {
+  busy?.abort();
+  entries = [];
+  $("log").replaceChildren();
+  refresh();
+  $("question").focus();
+  await saveConversation(entries);
+}
+
+async function save(): Promise<void> {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await exported(entries, settings.system));
+  link.download = `conversation-${new Date().toISOString().slice(0, 10)}.json`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+// ---- Pictures ------------------------------------------------------------------------------------------------------
+
+function attach(files: Iterable<File>): void {
+  const pictures = [...files].filter((file) => file.type.startsWith("image/"));
+  attachments = [...attachments, ...pictures];
+  showAttachments();
+  if (pictures.length > 0) $("question").focus();
+}
+
+function showAttachments(): void {
+  const items = attachments.map((image, index) => {
+    const item = document.createElement("li");
+    const picture = document.createElement("img");
+    picture.src = addressOf(image);
+    picture.alt = `Picture ${index + 1}`;
+    const remove = document.createElement("button");
+    remove.type = "button";
+    remove.textContent = "×";
+    remove.setAttribute("aria-label", `Remove picture ${index + 1}`);
+    remove.onclick = () => {
+      attachments = attachments.filter((other) => other !== image);
+      showAttachments();
+      $("question").focus();
+    };
+    item.append(picture, remove);
+    return item;
+  });
+  $("attachments").replaceChildren(...items);
+}
+
+async function look(image: Blob): Promise<void> {
+  if (!mgm?.info.sees || busy) {
+    notice(busy ? "Wait for the answer first." : "Load a model that sees pictures to show what it looks at.");
+    return;
+  }
+  const canvas = $<HTMLCanvasElement>("look-canvas");
+  busy = new AbortController();
+  refresh();
+  try {
+    const map = await mgm.look(image, { signal: busy.signal });
+    const { drawLook } = await import("./look.js");
+    await drawLook(canvas, image, map);
+    $<HTMLDialogElement>("look").showModal();
+  } catch (error) {
+    sayError(error);
+  } finally {
+    busy = undefined;
+    refresh();
+  }
+}
+
+// ---- Settings ------------------------------------------------------------------------------------------------------
+
+function showSettings(): void {
+  document.documentElement.dataset["theme"] = settings.theme;
+  $<HTMLSelectElement>("theme").value = settings.theme;
+  $<HTMLInputElement>("temperature").value = String(settings.temperature);
+  $("temperature-value").textContent = settings.temperature === 0 ? "0: always the likeliest token" : String(settings.temperature);
+  $<HTMLInputElement>("tokens").value = String(settings.maxNewTokens);
+  $<HTMLTextAreaElement>("system").value = settings.system;
+}
+
+function readSettings(): void {
+  settings.theme = $<HTMLSelectElement>("theme").value as typeof settings.theme;
+  settings.temperature = Number($<HTMLInputElement>("temperature").value);
+  settings.maxNewTokens = Math.max(1, Math.floor(Number($<HTMLInputElement>("tokens").value) || 512));
+  settings.system = $<HTMLTextAreaElement>("system").value.trim();
+  saveSettings(settings);
+  showSettings();
+}
+
+async function check(): Promise<void> {
+  const result = $("check-result");
+  result.textContent = "Checking every kernel against its reference …";
+  try {
+    const cases = await Mgm.selfCheck();
+    const bad = cases.filter(({ failure }) => failure);
+    result.textContent =
+      bad.length === 0
+        ? `All ${cases.length} kernels are right on this device.`
+        : `${bad.length} of ${cases.length} kernels are wrong on this device; answers would make no sense. First: ${bad[0]?.failure}`;
+  } catch (error) {
+    result.textContent = error instanceof Error ? error.message : String(error);
+  }
+}
+
+// ---- Events --------------------------------------------------------------------------------------------------------
+
+function listen(): void {
+  $("model").onclick = $("welcome-model").onclick = () => void showModels().catch(sayError);
+  $("model-load").onclick = () => {
+    const url = $<HTMLInputElement>("model-url");
+    if (url.value && url.reportValidity()) void load(url.value, new URL(url.value).pathname.split("/").filter(Boolean).at(-1) ?? "model");
+  };
+  const chosen = (input: HTMLInputElement) => {
+    const files = [...(input.files ?? [])];
+    if (files.length > 0) void load(files, files[0]?.webkitRelativePath.split("/")[0] || (files[0]?.name ?? "model"));
+    input.value = "";
+  };
+  $("model-files").onclick = () => $("model-file-input").click();
+  $("model-folder").onclick = () => $("model-folder-input").click();
+  for (const id of ["model-file-input", "model-folder-input"]) $(id).onchange = () => chosen($<HTMLInputElement>(id));
+
+  $("composer").onsubmit = (event) => {
+    event.preventDefault();
+    void send();
+  };
+  $("question").onkeydown = (event) => {
+    // Enter while an input method composes a word belongs to it.
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      void send();
+    }
+  };
+  $("stop").onclick = $("cancel").onclick = () => busy?.abort();
+  document.onkeydown = (event) => {
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) busy?.abort();
+  };
+  $("new").onclick = () => void startOver();
+  $("export").onclick = () => void save().catch(sayError);
+
+  $("attach").onclick = () => $("files").click();
+  $("photograph").onclick = () => $("camera").click();
+  for (const id of ["files", "camera"]) {
+    const input = $<HTMLInputElement>(id);
+    input.onchange = () => {
+      attach(input.files ?? []);
+      input.value = "";
+    };
+  }
+  document.onpaste = (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (files.some((file) => file.type.startsWith("image/"))) {
+      event.preventDefault();
+      attach(files);
+    }
+  };
+  let depth = 0;
+  const dropping = (change: number) => {
+    depth = Math.max(0, depth + change);
+    document.body.classList.toggle("dropping", depth > 0);
+  };
+  document.ondragenter = (event) => event.dataTransfer?.types.includes("Files") && dropping(1);
+  document.ondragleave = () => dropping(-1);
+  document.ondragover = (event) => event.preventDefault();
+  document.ondrop = (event) => {
+    event.preventDefault();
+    dropping(-depth);
+    attach(event.dataTransfer?.files ?? []);
+  };
+
+  $("settings").onclick = () => {
+    showSettings();
+    $<HTMLDialogElement>("preferences").showModal();
+  };
+  for (const id of ["theme", "temperature", "tokens", "system"]) $(id).onchange = readSettings;
+  $("temperature").oninput = readSettings;
+  $("check").onclick = () => void check();
+}
+
+async function start(): Promise<void> {
+  showSettings();
+  listen();
+  refresh();
+  entries = await loadConversation();
+  for (const entry of entries) append(entry);
+  refresh();
+  document.querySelector("main")?.scrollTo(0, Number.MAX_SAFE_INTEGER);
+  const support = await Mgm.support();
+  if (!support.supported) {
+    notice(support.reason ?? "This browser cannot run models.");
+    return;
+  }
+  const models = await choices();
+  // What was used last comes back by itself, if it is here and a GPU plays no tricks.
+  const last = models.find(({ url, here }) => here && url === settings.model);
+  if (last) await load(last.url, last.name);
+}
+
+if ("serviceWorker" in navigator && location.protocol !== "file:") {
+  navigator.serviceWorker.register("sw.js").catch(() => undefined);
+}
+start().catch((error: unknown) => sayError(error instanceof MgmError || error instanceof Error ? error : String(error)));

@@ -1,0 +1,64 @@
+// Messages as elements.
+
+import DOMPurify from "dompurify";
+import { marked } from "marked";
+import type { Entry } from "./store.js";
+
+/** Addresses of pictures, one for each, while the page is open. */
+const addresses = new WeakMap<Blob, string>();
+
+export function addressOf(blob: Blob): string {
+  let address = addresses.get(blob);
+  if (!address) {
+    address = URL.createObjectURL(blob);
+    addresses.set(blob, address);
+  }
+  return address;
+}
+
+/** Markdown of a model as safe elements. What a model writes can be no more than text: no scripts, no requests. */
+export function markdown(text: string): DocumentFragment {
+  const html = marked.parse(text, { async: false, gfm: true, breaks: true });
+  return DOMPurify.sanitize(html, {
+    RETURN_DOM_FRAGMENT: true,
+    FORBID_TAGS: ["img", "style", "form", "input", "button", "audio", "video", "iframe"],
+    FORBID_ATTR: ["style", "src", "srcset", "background"],
+  });
+}
+
+/** The element of a message, and a way to change its text. */
+export function messageElement(entry: Entry, onPicture: (image: Blob) => void) {
+  const element = document.createElement("article");
+  element.className = `message ${entry.role}`;
+  element.setAttribute("aria-label", entry.role === "user" ? "You" : "Answer");
+  if (entry.images.length > 0) {
+    const pictures = document.createElement("div");
+    pictures.className = "pictures";
+    for (const [index, image] of entry.images.entries()) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.title = "What the model looked at";
+      const picture = document.createElement("img");
+      picture.src = addressOf(image);
+      picture.alt = `Picture ${index + 1}: show what the model looked at`;
+      button.append(picture);
+      button.onclick = () => onPicture(image);
+      pictures.append(button);
+    }
+    element.append(pictures);
+  }
+  const text = document.createElement("div");
+  text.className = "text";
+  const facts = document.createElement("p");
+  facts.className = "facts";
+  element.append(text, facts);
+  const update = () => {
+    if (entry.role === "user") text.textContent = entry.text;
+    else text.replaceChildren(markdown(entry.text));
+    text.hidden = entry.text === "" && entry.role === "user";
+    facts.textContent = entry.facts ?? "";
+    facts.hidden = !entry.facts;
+  };
+  update();
+  return { element, update };
+}

@@ -1,0 +1,57 @@
+// Serves the demo page, with the bundles found in a folder as its models: serve.mjs [MODELS] [PORT].
+
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { createReadStream } from "node:fs";
+import { createServer } from "node:http";
+import { dirname, extname, join, normalize } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const page = join(dirname(dirname(fileURLToPath(import.meta.url))), "demo", "dist");
+const models = process.argv[2];
+const port = Number(process.argv[3] ?? process.env.PORT ?? 8080);
+const TYPES = {
+  ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".json": "application/json",
+  ".wasm": "application/wasm", ".svg": "image/svg+xml",
+};
+
+/** The bundles, as the page's `models.json` lists them. */
+function listed() {
+  if (!models || !existsSync(models)) return [];
+  return readdirSync(models).flatMap((folder) => {
+    const file = join(models, folder, "bundle.json");
+    if (!existsSync(file)) return [];
+    const { name, precision, files, shards, about } = JSON.parse(readFileSync(file));
+    const bytes = [...files, ...shards].reduce((sum, entry) => sum + entry.bytes, 0);
+    return [{ name: `${name} (${precision})`, url: `models/${folder}/`, bytes, ...(about && { about }) }];
+  });
+}
+
+createServer((request, response) => {
+  const path = normalize(decodeURIComponent(new URL(request.url, "http://x").pathname));
+  if (path === "/models.json") {
+    response.writeHead(200, { "Content-Type": "application/json" }).end(JSON.stringify(listed()));
+    return;
+  }
+  let file = path.startsWith("/models/") && models ? join(models, path.slice("/models/".length)) : join(page, path);
+  if (existsSync(file) && statSync(file).isDirectory()) file = join(file, "index.html");
+  if (!existsSync(file)) {
+    response.writeHead(404).end("not found");
+    return;
+  }
+  const size = statSync(file).size;
+  const range = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
+  const start = range ? Number(range[1]) : 0;
+  const end = range?.[2] ? Math.min(Number(range[2]), size - 1) : size - 1;
+  if (start > end && size > 0) {
+    response.writeHead(416, { "Content-Range": `bytes */${size}` }).end();
+    return;
+  }
+  response.writeHead(range ? 206 : 200, {
+    "Content-Type": TYPES[extname(file)] ?? "application/octet-stream",
+    "Content-Length": size === 0 ? 0 : end - start + 1,
+    "Accept-Ranges": "bytes",
+    ...(range && { "Content-Range": `bytes ${start}-${end}/${size}` }),
+  });
+  if (size === 0 || request.method === "HEAD") response.end();
+  else createReadStream(file, { start, end }).on("error", () => response.destroy()).pipe(response);
+}).listen(port, "127.0.0.1", () => console.log(`http://localhost:${port}/ (Ctrl-C ends it)`));

@@ -1,0 +1,201 @@
+// The demo page as people use it. Screenshots of its main states go to MGM_SCREENSHOTS, if that names a folder.
+
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { bundle, goldens, launch, root, web } from "./browser.mjs";
+import { serve } from "./server.mjs";
+
+const photo = join(root, "tests/data/images/photo.jpg");
+const picture = join(goldens, "gemma-2b/image0.png");
+let server, context, page, slow = false;
+
+before(async () => {
+  const demo = join(web, "demo/dist");
+  server = await serve(
+    // At a sub-path, as on many static hosts.
+    { "/some/where/": demo, "/some/where/models/tiny/": bundle("gemma-2b", "q4"), "/some/where/models.json": join(web, "tests/page/models.json") },
+    { faults: ({ path }) => (slow && path.endsWith(".safetensors") ? { bytesPerSecond: 300_000 } : {}) },
+  );
+  context = await launch({ viewport: { width: 1100, height: 760 }, acceptDownloads: true, colorScheme: "light" });
+  page = await context.newPage();
+  page.on("pageerror", (error) => assert.fail(String(error)));
+});
+
+after(async () => {
+  await context?.close();
+  await server?.close();
+});
+
+async function shot(name) {
+  const folder = process.env.MGM_SCREENSHOTS;
+  if (!folder) return;
+  mkdirSync(folder, { recursive: true });
+  await page.screenshot({ path: join(folder, `${name}.png`) });
+}
+
+const idle = () => page.waitForFunction(() => document.getElementById("stop").hidden && document.getElementById("status").hidden, undefined, { timeout: 240_000 });
+const answers = () => page.locator(".message.assistant .text").allTextContents();
+
+test("it welcomes, and lists the models with their sizes", async () => {
+  await page.goto(`${server.url}/some/where/`);
+  await page.getByText("nothing leaves this device").waitFor();
+  await shot("welcome");
+  await page.getByRole("button", { name: "Choose a model" }).first().click();
+  await page.getByText("Tiny MGM-2B").waitFor();
+  assert.match(await page.locator("#device").textContent(), /This device: .*swiftshader.*played by the CPU/);
+  await shot("models");
+});
+
+test("a model downloads with progress; a download can be stopped and goes on", { timeout: 240_000 }, async () => {
+  slow = true;
+  await page.getByRole("button", { name: "Download Tiny MGM-2B" }).click();
+  await page.getByText(/Downloading/).waitFor();
+  await shot("downloading");
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await idle();
+  slow = false;
+  await page.getByRole("button", { name: "Choose a model" }).first().click();
+  await page.getByRole("button", { name: "Download Tiny MGM-2B" }).click();
+  await page.getByRole("button", { name: /Tiny MGM-2B.*q4/ }).waitFor({ timeout: 120_000 });
+  await idle();
+});
+
+test("a picture and a question get an answer that streams", { timeout: 300_000 }, async () => {
+  await page.locator("#files").setInputFiles(picture);
+  await page.getByAltText("Picture 1").waitFor();
+  await page.getByRole("button", { name: "Settings" }).click();
+  await page.getByLabel("Most tokens").fill("24");
+  await page.getByLabel(/Temperature/).fill("0");
+  await shot("settings");
+  await page.getByRole("button", { name: "Close" }).click();
+  await page.getByLabel("Question", { exact: true }).fill("What is in this picture?");
+  await shot("question");
+  await page.keyboard.press("Enter");
+  await page.getByRole("button", { name: "Stop" }).waitFor();
+  await shot("answering");
+  await idle();
+  await page.getByText(/tokens\/s · first after/).waitFor();
+  await shot("answered");
+  assert.equal((await answers()).length, 1);
+});
+
+test("a second turn, stopped by Escape", { timeout: 300_000 }, async () => {
+  await page.getByRole("button", { name: "Settings" }).click();
+  await page.getByLabel("Most tokens").fill("2000");
+  await page.getByLabel(/Temperature/).fill("1");
+  await page.getByRole("button", { name: "Close" }).click();
+  await page.getByLabel("Question", { exact: true }).fill("And **why**?");
+  await page.keyboard.press("Enter");
+  await page.waitForFunction(() => document.querySelectorAll(".message.assistant .text")[1]?.textContent.length > 20, undefined, { timeout: 120_000 });
+  await page.keyboard.press("Escape");
+  await idle();
+  await page.getByText("stopped", { exact: true }).waitFor();
+});
+
+test("it shows what the model looked at", { timeout: 300_000 }, async () => {
+  await page.getByRole("button", { name: /show what the model looked at/ }).click();
+  await page.getByRole("heading", { name: "What the model looked at" }).waitFor({ timeout: 240_000 });
+  const { dark, bright } = await page.evaluate(() => {
+    const canvas = document.getElementById("look-canvas");
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let [dark, bright] = [0, 0];
+    for (let i = 0; i < data.length; i += 4) data[i] + data[i + 1] + data[i + 2] < 120 ? dark++ : bright++;
+    return { dark, bright };
+  });
+  assert.ok(dark > 100 && bright > 100, `${dark} dark and ${bright} bright pixels`);
+  await shot("look");
+  await page.getByRole("button", { name: "Close" }).click();
+});
+
+test("after a reload the conversation and the model are there again, without the network", { timeout: 240_000 }, async () => {
+  const before = await answers();
+  await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
+  const requests = server.log.length;
+  await page.reload();
+  await page.getByRole("button", { name: /Tiny MGM-2B.*q4/ }).waitFor({ timeout: 120_000 });
+  await idle();
+  assert.deepEqual(await answers(), before);
+  assert.ok(!server.log.slice(requests).some(({ path }) => path.endsWith(".safetensors")), "shards were asked for again");
+  await context.setOffline(true);
+  await page.reload();
+  await page.getByText("What is in this picture?").waitFor();
+  await page.getByRole("button", { name: /Tiny MGM-2B.*q4/ }).waitFor({ timeout: 120_000 });
+  await context.setOffline(false);
+  await idle();
+});
+
+test("the conversation is exported with its pictures", async () => {
+  const download = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Export" }).click();
+  const { messages } = JSON.parse(await (await (await download).createReadStream()).toArray().then((parts) => Buffer.concat(parts).toString()));
+  assert.deepEqual(messages.map(({ role }) => role), ["user", "assistant", "user", "assistant"]);
+  assert.match(messages[0].content[0].image_url.url, /^data:image\/png;base64,/);
+});
+
+test("pictures can be dropped and pasted, and removed", async () => {
+  const give = (type) =>
+    page.evaluate(async (type) => {
+      const png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+      const file = new File([await (await fetch(`data:image/png;base64,${png}`)).blob()], "dot.png", { type: "image/png" });
+      const data = new DataTransfer();
+      data.items.add(file);
+      const event = type === "paste" ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }) : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+      document.body.dispatchEvent(event);
+    }, type);
+  await give("drop");
+  await give("paste");
+  await page.getByAltText("Picture 2").last().waitFor();
+  await page.getByRole("button", { name: "Remove picture 1" }).click();
+  await page.getByRole("button", { name: "Remove picture 1" }).click();
+  assert.equal(await page.locator("#attachments li").count(), 0);
+});
+
+test("what a model writes is no more than text", async () => {
+  await page.evaluate(async () => {
+    const database = await new Promise((resolve) => (indexedDB.open("mgm-demo", 1).onsuccess = (event) => resolve(event.target.result)));
+    const text = '# Title\n\n<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>[a](javascript:window.hacked=1)\n\n|a|b|\n|-|-|\n|1|2|';
+    await new Promise((resolve) => {
+      const transaction = database.transaction("conversation", "readwrite");
+      transaction.objectStore("conversation").put([{ role: "user", text: "Hello", images: [] }, { role: "assistant", text, images: [] }], "entries");
+      transaction.oncomplete = resolve;
+    });
+  });
+  await page.reload();
+  await page.getByRole("heading", { name: "Title" }).waitFor();
+  assert.equal(await page.evaluate(() => window.hacked), undefined);
+  assert.equal(await page.locator(".message.assistant img, .message.assistant script, .message.assistant a[href^=javascript]").count(), 0);
+  assert.equal(await page.locator(".message.assistant table td").count(), 2);
+});
+
+test("on a phone, in the dark, by keyboard", async () => {
+  await page.setViewportSize({ width: 375, height: 700 });
+  await page.emulateMedia({ colorScheme: "dark" });
+  await idle();
+  await shot("phone-dark");
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+  assert.ok(!wide, "the page scrolls sideways");
+  // Everything that can be pressed has a name.
+  const nameless = await page.evaluate(() =>
+    [...document.querySelectorAll("button, input:not([hidden]), textarea, select")].filter((element) => {
+      const name = element.getAttribute("aria-label") ?? element.textContent.trim();
+      return !name && !element.labels?.length;
+    }).map((element) => element.outerHTML.slice(0, 80)),
+  );
+  assert.deepEqual(nameless, []);
+  await page.getByRole("button", { name: "New" }).click();
+  assert.equal(await page.evaluate(() => document.activeElement.id), "question");
+  await page.keyboard.press("Shift+Tab");
+  assert.notEqual(await page.evaluate(() => document.activeElement.tagName), "BODY");
+});
+
+test("without WebGPU it says what to do", async () => {
+  const other = await context.newPage();
+  await other.addInitScript(() => Object.defineProperty(Navigator.prototype, "gpu", { get: () => undefined }));
+  await other.goto(`${server.url}/some/where/`);
+  await other.getByText("This browser has no WebGPU").waitFor();
+  page = other;
+  await shot("no-webgpu");
+  await other.close();
+});
