@@ -7,5 +7,5 @@ fn main() -> mgm::Result<()> {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let adapter = std::env::var("MGM_ADAPTER").ok().and_then(|choice| choice.parse().ok()).unwrap_or_default();
     let gpu = pollster::block_on(Gpu::open(&GpuOptions { adapter, ..Default::default() }))?;
-    mgm_native::roofline::measure(gpu, filter, |line| println!("{line}")).map(|_| ())
+    pollster::block_on(mgm::roofline::measure(gpu, filter, |line| println!("{line}"))).map(|_| ())
 }

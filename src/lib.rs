@@ -16,6 +16,8 @@ pub mod ops;
 #[cfg(feature = "gpu")]
 pub mod plan;
 #[cfg(feature = "gpu")]
+pub mod roofline;
+#[cfg(feature = "gpu")]
 pub mod session;
 pub mod tensor;
 pub mod text;

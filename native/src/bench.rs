@@ -10,11 +10,11 @@ use mgm::language::{Language, PREFILL_POSITIONS, Position};
 use mgm::load::{Loader, OnProgress};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
+use mgm::roofline;
 use mgm::session::vision_precision;
 use mgm::tensor::{Precision, Tensor};
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
-use mgm_native::roofline;
 use serde::Serialize;
 
 use crate::args::BenchArgs;
@@ -123,7 +123,8 @@ async fn measure_roofline(arguments: &BenchArgs) -> Result<(), Failure> {
         if !arguments.json && output.is_ok() {
             output = writeln!(out, "{line}");
         }
-    })?;
+    })
+    .await?;
     output?;
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;

@@ -1,4 +1,3 @@
-//! What the core leaves to its host on a native machine: files on disk; and the measuring of kernels.
+//! What the core leaves to its host on a native machine: files on disk.
 
 pub mod files;
-pub mod roofline;

@@ -31,6 +31,21 @@ pub struct PatchInfoMining {
     value_bias: Tensor,
 }
 
+/// What the tokens of one tile look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Tile<'a> {
+    /// The high-resolution map.
+    pub map: &'a MiningMap,
+    /// Its [`PatchInfoMining::statistics`].
+    pub statistics: &'a Tensor,
+    /// Cells along a side of a token's window.
+    pub window: usize,
+    /// The tile's upper left cell.
+    pub origin: (usize, usize),
+    /// Takes the cells' weights, as in [`ops::mining`].
+    pub attended: Option<&'a Tensor>,
+}
+
 impl PatchInfoMining {
     /// Loads and folds the projections: `query.0`, `query.1`, `aux.…` (keys), `val.…` (values).
     pub async fn load(loader: &Loader, low: usize, high: usize) -> Result<Self> {
@@ -75,24 +90,15 @@ impl PatchInfoMining {
         ops::mining_stats(recorder, map, EPS)
     }
 
-    /// x [tokens, low_width] -> x + the mined window of each token. The tile's upper left cell in the map is `origin`, a
-    /// token has `window` x `window` cells. `attended` takes the cells' weights, as in [`ops::mining`].
-    pub fn forward(
-        &self,
-        recorder: &mut Recorder,
-        x: &Tensor,
-        map: &MiningMap,
-        statistics: &Tensor,
-        window: usize,
-        origin: (usize, usize),
-        attended: Option<&Tensor>,
-    ) -> Result<Tensor> {
+    /// x [tokens, low_width] -> x + the mined window of each token.
+    pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, tile: &Tile<'_>) -> Result<Tensor> {
         let normed = ops::norm(recorder, x, &self.query_norm)?;
         let query = Epilogue { bias: Some(&self.query_bias), ..Default::default() };
         let query = ops::linear(recorder, &normed, &self.query, query)?;
         let fold = Epilogue { gamma: Some(&self.key_gain), ..Default::default() };
         let folded = ops::linear(recorder, &query, &self.key_fold, fold)?;
-        let windows = ops::mining(recorder, &folded, map, statistics, window, origin, attended)?;
+        let windows =
+            ops::mining(recorder, &folded, tile.map, tile.statistics, tile.window, tile.origin, tile.attended)?;
         let mined = Tensor::temporary(recorder.gpu(), x.shape(), "mined")?;
         x.copy_to(recorder, &mined, 0);
         let value = Epilogue { bias: Some(&self.value_bias), ..Default::default() };

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 pub use clip::ClipVit;
 pub use convnext::{ConvNext, ConvNextConfig};
-pub use mining::PatchInfoMining;
+pub use mining::{PatchInfoMining, Tile};
 pub use projector::Projector;
 
 /// The vision side of a model.
@@ -190,11 +190,15 @@ impl Vision {
             let tiles_wide = grid / pool;
             let cells = map.height() / tiles_wide;
             for (index, x) in tiles.iter().enumerate() {
-                let origin = (index / tiles_wide * cells, index % tiles_wide * cells);
-                let window = cells / x.rows().isqrt();
-                // The global view's map is a smaller one.
-                let attended = attended.filter(|_| pool == 1);
-                mined.push(self.mining.forward(recorder, x, &map, &statistics, window, origin, attended)?);
+                let tile = Tile {
+                    map: &map,
+                    statistics: &statistics,
+                    window: cells / x.rows().isqrt(),
+                    origin: (index / tiles_wide * cells, index % tiles_wide * cells),
+                    // The global view's map is a smaller one.
+                    attended: attended.filter(|_| pool == 1),
+                };
+                mined.push(self.mining.forward(recorder, x, &tile)?);
             }
         }
 

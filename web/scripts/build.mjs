@@ -13,7 +13,7 @@ const root = dirname(web);
 const dist = join(web, "dist");
 const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
 // What Rust's target uses, and every browser with WebGPU has.
-const FEATURES = ["bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue"]
+const FEATURES = ["bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue", "simd"]
   .map((feature) => `--enable-${feature}`);
 const run = (command, ...args) => execFileSync(command, args, { cwd: web, stdio: "inherit" });
 const tool = (name) => join(web, "node_modules", ".bin", name);

@@ -1,4 +1,4 @@
-//! The kernels' self-check on a user's own device.
+//! The kernels on a user's own device: whether they are right, and how fast they are.
 
 use js_sys::Function;
 use mgm::gpu::{Gpu, GpuOptions};
@@ -40,4 +40,11 @@ pub async fn self_check_js(on_event: Function) -> Result<String, JsValue> {
         }
     }
     to_json(&results)
+}
+
+/// Times the kernels with `filter` in their names; gives a list as JSON.
+#[wasm_bindgen(js_name = timeKernels)]
+pub async fn time_kernels(filter: String) -> Result<String, JsValue> {
+    let gpu = Gpu::open(&GpuOptions::default()).await.map_err(to_js)?;
+    to_json(&mgm::roofline::times(gpu, filter).await.map_err(to_js)?)
 }

@@ -1,11 +1,14 @@
 //! Times of the kernels at shapes of the released models, beside what the adapter can do at best.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use mgm::gpu::{Cost, Gpu, Recorder};
-use mgm::ops::{self, Attention, Epilogue, FeatureMap, KeyValues, KvCache, MiningMap, Norm, roofline};
-use mgm::tensor::{Matrix, Precision, Tensor};
 use serde::Serialize;
+use web_time::Instant;
+
+use crate::Result;
+use crate::gpu::{Cost, Gpu, Recorder};
+use crate::ops::{self, Attention, Epilogue, FeatureMap, KeyValues, KvCache, MiningMap, Norm, roofline};
+use crate::tensor::{Matrix, Precision, Tensor};
 
 /// A kernel is timed this long or this often, whichever ends first.
 const TIME: Duration = Duration::from_secs(2);
@@ -47,12 +50,12 @@ pub struct Report {
 ///
 /// # Errors
 /// Of the device, and of `out`.
-pub fn measure(gpu: Gpu, filter: Option<String>, mut out: impl FnMut(&str)) -> mgm::Result<Report> {
+pub async fn measure(gpu: Gpu, filter: Option<String>, mut out: impl FnMut(&str)) -> Result<Report> {
     let mut bench = Bench { gpu, filter: None, read: f64::INFINITY, fma: f64::INFINITY, rows: Vec::new() };
     let source = Tensor::zeros(&bench.gpu, &[READ_WORDS], "source")?;
-    bench.run("read", |recorder| roofline::read_all(recorder, &source))?;
+    bench.run("read", |recorder| roofline::read_all(recorder, &source)).await?;
     drop(source);
-    bench.run("multiply-add", |recorder| roofline::multiply_add(recorder, 1024))?;
+    bench.run("multiply-add", |recorder| roofline::multiply_add(recorder, 1024)).await?;
     let [read, fma] = [0, 1].map(|index| bench.rows[index].clone());
     (bench.read, bench.fma) = (read.gigabytes_per_s, fma.gflop_per_s);
     bench.rows.clear();
@@ -60,8 +63,18 @@ pub fn measure(gpu: Gpu, filter: Option<String>, mut out: impl FnMut(&str)) -> m
     let adapter = bench.gpu.adapter().name.clone();
     out(&format!("{adapter}: reads {:.2} GB/s, multiply-adds {:.2} GFLOP/s", bench.read, bench.fma));
     out(&format!("{:<44} {:>10} {:>10} {:>9} {:>9}", "kernel", "ms", "GFLOP/s", "GB/s", "roofline"));
-    bench.all(&mut out)?;
+    bench.all(&mut out).await?;
     Ok(Report { adapter, read_gigabytes_per_s: bench.read, fma_gflop_per_s: bench.fma, rows: bench.rows })
+}
+
+/// Only the kernels with `filter` in their names, beside nothing: for races against others.
+///
+/// # Errors
+/// Of the device.
+pub async fn times(gpu: Gpu, filter: String) -> Result<Vec<Row>> {
+    let mut bench = Bench { gpu, filter: Some(filter), read: f64::INFINITY, fma: f64::INFINITY, rows: Vec::new() };
+    bench.all(&mut |_| ()).await?;
+    Ok(bench.rows)
 }
 
 struct Bench {
@@ -73,7 +86,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn all(&mut self, out: &mut impl FnMut(&str)) -> mgm::Result<()> {
+    async fn all(&mut self, out: &mut impl FnMut(&str)) -> Result<()> {
         let mut shown = 0;
         let mut show = |bench: &Self| {
             for row in &bench.rows[shown..] {
@@ -89,37 +102,47 @@ impl Bench {
             shown = bench.rows.len();
         };
         for precision in Precision::CHOICES {
-            for (m, n, k) in
-                [(1, 4096, 4096), (1, 32768, 2048), (128, 2048, 2048), (577, 1024, 1024), (512, 4096, 1024)]
-            {
-                self.linear(m, n, k, precision)?;
+            for (m, n, k) in [
+                (1, 2048, 2048),
+                (1, 4096, 4096),
+                (1, 32768, 2048),
+                (128, 1024, 1024),
+                (128, 2048, 2048),
+                (577, 1024, 1024),
+                (512, 4096, 1024),
+            ] {
+                self.linear(m, n, k, precision).await?;
                 show(self);
             }
         }
         // SmolLM2-135M.
         for (n, k) in [(960, 576), (576, 576), (3072, 576), (576, 1536)] {
-            self.linear(1, n, k, Precision::Q4)?;
-            self.linear(128, n, k, Precision::Q4)?;
+            self.linear(1, n, k, Precision::Q4).await?;
+            self.linear(128, n, k, Precision::Q4).await?;
             show(self);
         }
-        self.linear(1, 49152, 576, Precision::Q8)?;
-        self.attention("attention CLIP 577 x 16 x 64", 577, 577, (16, 16, 64), false)?;
-        self.attention("attention prefill 512 x 8/1 x 256", 512, 512, (8, 1, 256), true)?;
-        self.attention("attention decode 1024 x 32 x 128", 1, 1024, (32, 32, 128), true)?;
+        self.linear(1, 49152, 576, Precision::Q8).await?;
+        self.attention("attention CLIP 577 x 16 x 64", 577, 577, (16, 16, 64), false).await?;
+        self.attention("attention prefill 512 x 8/1 x 256", 512, 512, (8, 1, 256), true).await?;
+        self.attention("attention decode 1024 x 32 x 128", 1, 1024, (32, 32, 128), true).await?;
         show(self);
-        self.norm("norm 577 x 1024", 577, 1024)?;
-        self.depthwise("depthwise 7x7 192 x 64 x 64", 192, 64)?;
-        self.mining("mining, released sizes")?;
+        self.norm("norm 577 x 1024", 577, 1024).await?;
+        self.depthwise("depthwise 7x7 192 x 64 x 64", 192, 64).await?;
+        self.mining("mining, released sizes").await?;
         show(self);
         Ok(())
     }
 
-    fn run(&mut self, name: &str, mut record: impl FnMut(&mut Recorder) -> mgm::Result<Tensor>) -> mgm::Result<()> {
-        if self.filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
+    fn wants(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+    }
+
+    async fn run(&mut self, name: &str, record: impl Fn(&mut Recorder) -> Result<Tensor>) -> Result<()> {
+        if !self.wants(name) {
             return Ok(());
         }
         let gpu = self.gpu.clone();
-        let mut once = |repeat: usize| -> mgm::Result<Duration> {
+        let once = async |repeat: usize| -> Result<Duration> {
             let mut recorder = gpu.record();
             let mut y = record(&mut recorder)?;
             for _ in 1..repeat {
@@ -128,17 +151,17 @@ impl Bench {
             let read = y.reshape(&[y.len()]).slice_elements(0..1).read_back(&mut recorder);
             let started = Instant::now();
             recorder.submit()?;
-            pollster::block_on(read.bytes())?;
+            read.bytes().await?;
             Ok(started.elapsed())
         };
-        once(1)?; // makes pipelines
+        once(1).await?; // makes pipelines
         // Short kernels share a submission, whose own cost is not theirs.
-        let repeat = (SUBMISSION.as_secs_f64() / once(1)?.as_secs_f64()).clamp(1.0, 100.0) as usize;
+        let repeat = (SUBMISSION.as_secs_f64() / once(1).await?.as_secs_f64()).clamp(1.0, 100.0) as usize;
         self.gpu.take_cost();
         let started = Instant::now();
         let mut times = Vec::new();
         while times.len() < 3 || (started.elapsed() < TIME && times.len() < RUNS) {
-            times.push(once(repeat)?.as_secs_f64() / repeat as f64);
+            times.push(once(repeat).await?.as_secs_f64() / repeat as f64);
         }
         let cost = self.gpu.take_cost();
         let runs = (times.len() * repeat) as f64;
@@ -155,43 +178,45 @@ impl Bench {
         Ok(())
     }
 
-    fn linear(&mut self, m: usize, n: usize, k: usize, precision: Precision) -> mgm::Result<()> {
+    async fn linear(&mut self, m: usize, n: usize, k: usize, precision: Precision) -> Result<()> {
+        let name = format!("linear {precision} {m} x {n} x {k}");
+        if !self.wants(&name) {
+            return Ok(());
+        }
         let weight = Matrix::random(&self.gpu, precision, n, k, 1, "weight")?;
         let x = Tensor::zeros(&self.gpu, &[m, k], "x")?;
-        self.run(&format!("linear {precision} {m} x {n} x {k}"), |recorder| {
-            ops::linear(recorder, &x, &weight, Epilogue::default())
-        })
+        self.run(&name, |recorder| ops::linear(recorder, &x, &weight, Epilogue::default())).await
     }
 
-    fn attention(
+    async fn attention(
         &mut self,
         name: &str,
         times: usize,
         keys: usize,
         (heads, kv_heads, head_dim): (usize, usize, usize),
         causal: bool,
-    ) -> mgm::Result<()> {
+    ) -> Result<()> {
         let layer = Attention { heads, kv_heads, head_dim, causal };
         let cache = KvCache::new(&self.gpu, keys, kv_heads * head_dim, true)?;
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
-        self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Cached(&cache, keys)))
+        self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Cached(&cache, keys))).await
     }
 
-    fn norm(&mut self, name: &str, rows: usize, width: usize) -> mgm::Result<()> {
+    async fn norm(&mut self, name: &str, rows: usize, width: usize) -> Result<()> {
         let x = Tensor::zeros(&self.gpu, &[rows, width], "x")?;
         let weight = Tensor::zeros(&self.gpu, &[width], "weight")?;
         let layer = Norm { bias: Some(weight.clone()), weight, eps: 1e-5, unit_offset: false };
-        self.run(name, |recorder| ops::norm(recorder, &x, &layer))
+        self.run(name, |recorder| ops::norm(recorder, &x, &layer)).await
     }
 
-    fn depthwise(&mut self, name: &str, channels: usize, side: usize) -> mgm::Result<()> {
+    async fn depthwise(&mut self, name: &str, channels: usize, side: usize) -> Result<()> {
         let x = self.map(side, channels)?;
         let weight = Tensor::zeros(&self.gpu, &[49, channels], "weight")?;
         let bias = Tensor::zeros(&self.gpu, &[channels], "bias")?;
-        self.run(name, |recorder| Ok(ops::depthwise(recorder, &x, &weight, &bias)?.pixels))
+        self.run(name, |recorder| Ok(ops::depthwise(recorder, &x, &weight, &bias)?.pixels)).await
     }
 
-    fn mining(&mut self, name: &str) -> mgm::Result<()> {
+    async fn mining(&mut self, name: &str) -> Result<()> {
         let stages = [self.map(192, 192)?, self.map(96, 384)?, self.map(48, 768)?, self.map(24, 1536)?];
         let map = MiningMap { stages, pool: 1 };
         let u = Tensor::zeros(&self.gpu, &[576, map.channels()], "u")?;
@@ -199,9 +224,10 @@ impl Bench {
             let statistics = ops::mining_stats(recorder, &map, 1e-5)?;
             ops::mining(recorder, &u, &map, &statistics, 8, (0, 0), None)
         })
+        .await
     }
 
-    fn map(&self, side: usize, channels: usize) -> mgm::Result<FeatureMap> {
+    fn map(&self, side: usize, channels: usize) -> Result<FeatureMap> {
         let pixels = Tensor::zeros(&self.gpu, &[side * side, channels], "map")?;
         Ok(FeatureMap { height: side, width: side, pixels })
     }
