@@ -1,8 +1,5 @@
 //! What an adapter offers, as far as kernels care.
 
-/// The subgroup size that the kernels for software adapters with subgroups are written for: eight f32 are a 256-bit register.
-pub(crate) const SUBGROUP_LANES: u32 = 8;
-
 /// The facts that choose kernel variants and split tensors. Read from the adapter, never assumed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Capabilities {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::adapter::{self, AdapterChoice, AdapterSummary};
-use super::capabilities::{Capabilities, SUBGROUP_LANES};
+use super::capabilities::Capabilities;
 use super::guard::{self, Guards, ZONE_BYTES};
 use super::kernel::{Kernel, Pipelines};
 use super::memory::{Buffer, Memory, MemoryUse};
@@ -27,6 +27,9 @@ pub struct GpuOptions {
     pub max_binding_bytes: Option<u64>,
     /// Place every tensor between zones of a pattern that [`Gpu::check_guards`] looks at, and recycle none (tests).
     pub guard_zones: bool,
+    /// The browser was made to give devices subgroups, which wgpu's web backend neither asks for nor reports
+    /// (<https://github.com/gfx-rs/wgpu/issues/10146>).
+    pub browser_subgroups: bool,
     /// Choose kernels as on a software adapter (`true`) or as on a hardware one (`false`), whatever this one is (tests).
     pub software_kernels: Option<bool>,
 }
@@ -112,6 +115,7 @@ impl Gpu {
 
         let software_kernels = options.software_kernels.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter.get_info());
+        capabilities.subgroups |= options.browser_subgroups;
         if let Some(bytes) = options.max_binding_bytes {
             capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
         }
@@ -157,9 +161,9 @@ impl Gpu {
         self.0.software_kernels
     }
 
-    /// Whether they may also use subgroups of [`SUBGROUP_LANES`].
-    pub(crate) fn subgroup_kernels(&self) -> bool {
-        self.software_kernels() && self.capabilities().subgroup_size() == Some(SUBGROUP_LANES)
+    /// The lanes of a subgroup, where kernels are to be chosen for a CPU and all subgroups have as many.
+    pub(crate) fn software_subgroups(&self) -> Option<u32> {
+        self.capabilities().subgroup_size().filter(|_| self.software_kernels())
     }
 
     /// Memory in use.

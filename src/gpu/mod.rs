@@ -14,7 +14,6 @@ mod record;
 
 pub use adapter::{AdapterChoice, AdapterSummary, list_adapters};
 pub use capabilities::Capabilities;
-pub(crate) use capabilities::SUBGROUP_LANES;
 pub use device::{Gpu, GpuOptions};
 pub(crate) use kernel::wgsl;
 pub use kernel::{Access, Kernel, Source};

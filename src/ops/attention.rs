@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, SUBGROUP_LANES, wgsl};
+use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -161,15 +161,33 @@ pub(crate) struct Variant {
     pub split: bool,
     /// The cache is in f16.
     pub half: bool,
-    /// For software adapters with subgroups of eight.
-    pub subgroup: bool,
+    /// Which kernel.
+    pub form: Form,
 }
+
+/// The kernels that compute attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// With workgroup memory.
+    Workgroup,
+    /// For software adapters with subgroups of four: rows and whole ranges of keys enough for every invocation.
+    Subgroup4,
+    /// For software adapters with subgroups of eight.
+    Subgroup,
+}
+
+/// Rows of a workgroup of [`Form::Subgroup4`].
+const SUBGROUP4_ROWS: usize = 64;
 
 impl Variant {
     /// The most rows of a workgroup.
-    pub(crate) fn max_rows(head_dim: usize, subgroup: bool) -> usize {
-        // More outputs than 64 vectors of eight lanes would make code that takes seconds to compile.
-        if subgroup { (1024 / head_dim).next_power_of_two().clamp(1, MAX_ROWS) } else { MAX_ROWS }
+    pub(crate) fn max_rows(head_dim: usize, form: Form) -> usize {
+        match form {
+            // More outputs than 64 vectors of eight lanes would make code that takes seconds to compile.
+            Form::Subgroup => (1024 / head_dim).next_power_of_two().clamp(1, MAX_ROWS),
+            Form::Workgroup => MAX_ROWS,
+            Form::Subgroup4 => SUBGROUP4_ROWS,
+        }
     }
 
     pub(crate) fn kernel(&self) -> Kernel {
@@ -178,14 +196,21 @@ impl Variant {
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
         let mut constants = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
         let mut sizes = Vec::new();
-        let (name, source) = if self.subgroup {
-            sizes.extend(lengths);
-            sizes.push(("PARTS", head4.div_ceil(SUBGROUP_LANES as usize) as u32));
-            ("attention_subgroup", wgsl!("attention_subgroup.wgsl"))
-        } else {
-            constants.extend(lengths);
-            constants.push(("COLUMNS", head4.next_power_of_two() as u32));
-            ("attention", wgsl!("attention.wgsl"))
+        let (name, source) = match self.form {
+            Form::Subgroup => {
+                sizes.extend(lengths);
+                sizes.push(("PARTS", head4.div_ceil(8) as u32));
+                ("attention_subgroup", wgsl!("attention_subgroup.wgsl"))
+            }
+            Form::Subgroup4 => {
+                sizes.push(("HEAD4", head4 as u32));
+                ("attention_subgroup4", wgsl!("attention_subgroup4.wgsl"))
+            }
+            Form::Workgroup => {
+                constants.extend(lengths);
+                constants.push(("COLUMNS", head4.next_power_of_two() as u32));
+                ("attention", wgsl!("attention.wgsl"))
+            }
         };
         Kernel {
             name,
@@ -272,11 +297,19 @@ pub fn attention(
     };
     let group = heads / kv_heads;
     let query_rows = times * group;
-    let subgroup = recorder.gpu().subgroup_kernels();
-    let rows = query_rows.next_power_of_two().min(Variant::max_rows(head_dim, subgroup));
+    let gpu = recorder.gpu();
+    let form = match gpu.software_subgroups() {
+        Some(8) => Form::Subgroup,
+        Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Form::Subgroup4,
+        _ => Form::Workgroup,
+    };
+    let rows = match form {
+        Form::Subgroup4 => SUBGROUP4_ROWS,
+        _ => query_rows.next_power_of_two().min(Variant::max_rows(head_dim, form)),
+    };
     let blocks = query_rows.div_ceil(rows);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
-    let split = blocks == 1 && keys > PART_KEYS;
+    let split = blocks == 1 && keys > PART_KEYS && form != Form::Subgroup4;
     let parts = if split { keys.div_ceil(PART_KEYS) } else { 1 };
     let y = Tensor::temporary(recorder.gpu(), &[times, width], "attention")?;
     let partial = if split {
@@ -301,7 +334,7 @@ pub fn attention(
     let seen = if causal { keys as f64 - (times - 1) as f64 / 2.0 } else { keys as f64 };
     let element = if half { 2 } else { 4 };
     recorder.dispatch(
-        &Variant { head_dim, rows, causal, split, half, subgroup }.kernel(),
+        &Variant { head_dim, rows, causal, split, half, form }.kernel(),
         &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
         &params,
         [blocks as u32, kv_heads as u32, parts as u32],

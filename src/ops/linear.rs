@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Norm;
-use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, SUBGROUP_LANES, Source, grid_1d, wgsl};
+use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, Source, grid_1d, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -24,6 +24,8 @@ pub(crate) enum Form {
     Tiled,
     /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
     Uniform(u32),
+    /// For software adapters with subgroups of four: this many rows at a time, four or more, handed around in the subgroup.
+    Subgroup4(u32),
     /// For software adapters with subgroups of eight: this many rows at a time, handed around in the subgroup.
     Subgroup(u32),
 }
@@ -33,14 +35,16 @@ impl Form {
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
         let subgroup = [1, 2, 4, 8].map(Self::Subgroup);
-        [Self::Matvec, Self::Tiled].into_iter().chain(uniform).chain(subgroup)
+        let subgroup4 = [4, 8].map(Self::Subgroup4);
+        [Self::Matvec, Self::Tiled].into_iter().chain(uniform).chain(subgroup).chain(subgroup4)
     }
 
     /// The form for `m` rows of x.
     fn choose(gpu: &Gpu, m: usize) -> Self {
         let rows = m.next_power_of_two() as u32;
         match m {
-            _ if gpu.subgroup_kernels() => Self::Subgroup(rows.min(8)),
+            _ if gpu.software_subgroups() == Some(8) => Self::Subgroup(rows.min(8)),
+            3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
             _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
             0..=MATVEC_ROWS => Self::Matvec,
             _ => Self::Tiled,
@@ -60,9 +64,11 @@ impl Form {
         match self {
             Self::Matvec => folded(n.div_ceil(4), m),
             Self::Tiled => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
-            Self::Uniform(rows) => folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize)),
-            Self::Subgroup(1) => folded(n.div_ceil(8 * SUBGROUP_LANES as usize), m),
-            Self::Subgroup(rows) => folded(n.div_ceil(4 * SUBGROUP_LANES as usize), m.div_ceil(rows as usize)),
+            Self::Uniform(rows) | Self::Subgroup4(rows) => {
+                folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize))
+            }
+            Self::Subgroup(1) => folded(n.div_ceil(64), m),
+            Self::Subgroup(rows) => folded(n.div_ceil(32), m.div_ceil(rows as usize)),
         }
     }
 }
@@ -224,6 +230,11 @@ impl Variant {
                 sources.push(wgsl!("matmul_uniform.wgsl"));
                 constants.push(("ROWS", rows));
                 "matmul_uniform"
+            }
+            Form::Subgroup4(rows) => {
+                sources.push(wgsl!("matmul_subgroup4.wgsl"));
+                constants.push(("ROWS", rows));
+                "matmul_subgroup4"
             }
             Form::Subgroup(1) => {
                 sources.push(wgsl!("matvec_subgroup.wgsl"));

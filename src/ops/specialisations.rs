@@ -55,15 +55,19 @@ fn attention_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
         kernels.push(attention::merge_kernel(head_dim));
-        for subgroup in BOTH {
-            let most = attention::Variant::max_rows(head_dim, subgroup);
+        for form in [attention::Form::Workgroup, attention::Form::Subgroup] {
+            let most = attention::Variant::max_rows(head_dim, form);
             for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= most) {
                 for bits in 0..8u32 {
                     let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
-                    let variant = attention::Variant { head_dim, rows, causal, split, half, subgroup };
+                    let variant = attention::Variant { head_dim, rows, causal, split, half, form };
                     kernels.push(variant.kernel());
                 }
             }
+        }
+        for [causal, half] in [[false, false], [false, true], [true, false], [true, true]] {
+            let form = attention::Form::Subgroup4;
+            kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, half, form }.kernel());
         }
     }
     kernels

@@ -67,13 +67,21 @@ KERNELS.forEach(({ theirs }, index) => writeFileSync(join(models, `${index}.onnx
 const pageFolder = join(models, "page");
 mkdirSync(pageFolder);
 writeFileSync(join(pageFolder, "index.html"), `<!doctype html><script type="module">
+  const SUBGROUPS = ${process.env.MGM_SUBGROUPS !== "0"};
   import init, { timeKernels } from "/wasm/mgm_web.js";
   import * as ort from "/ort/ort.webgpu.min.mjs";
   ort.env.wasm.wasmPaths = "/ort/";
   ort.env.wasm.numThreads = 1;
   await init("/dist/mgm_web_bg.wasm");
   const sessions = new Map();
-  window.ours = async (name) => JSON.parse(await timeKernels(name))[0].milliseconds;
+  // As the package's worker does it.
+  const request = GPUAdapter.prototype.requestDevice;
+  GPUAdapter.prototype.requestDevice = function (descriptor) {
+    const features = new Set(descriptor?.requiredFeatures);
+    if (SUBGROUPS && this.features.has("subgroups")) features.add("subgroups");
+    return request.call(this, { ...descriptor, requiredFeatures: [...features] });
+  };
+  window.ours = async (name) => JSON.parse(await timeKernels(SUBGROUPS, name))[0].milliseconds;
   window.theirs = async (index, feeds) => {
     if (!sessions.has(index)) {
       const options = { executionProviders: ["webgpu"], preferredOutputLocation: "gpu-buffer" };

@@ -21,8 +21,8 @@ struct Checked {
 /// Runs every kernel once against its reference; gives a list as JSON. `on_event` is called with `"checked"` and the part done;
 /// it returns `false` to stop.
 #[wasm_bindgen(js_name = selfCheck)]
-pub async fn self_check_js(on_event: Function) -> Result<String, JsValue> {
-    let gpu = Gpu::open(&GpuOptions::default()).await.map_err(to_js)?;
+pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String, JsValue> {
+    let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;
     let cases = self_check();
     let mut results = Vec::new();
     for (index, case) in cases.iter().enumerate() {
@@ -44,7 +44,7 @@ pub async fn self_check_js(on_event: Function) -> Result<String, JsValue> {
 
 /// Times the kernels with `filter` in their names; gives a list as JSON.
 #[wasm_bindgen(js_name = timeKernels)]
-pub async fn time_kernels(filter: String) -> Result<String, JsValue> {
-    let gpu = Gpu::open(&GpuOptions::default()).await.map_err(to_js)?;
+pub async fn time_kernels(subgroups: bool, filter: String) -> Result<String, JsValue> {
+    let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;
     to_json(&mgm::roofline::times(gpu, filter).await.map_err(to_js)?)
 }

@@ -28,6 +28,8 @@ struct LoadRequest {
     conversation: Option<String>,
     /// The most GPU memory to use, in bytes.
     gpu_memory: Option<u64>,
+    /// Whether devices have subgroups.
+    subgroups: bool,
 }
 
 /// What is known of a loaded model.
@@ -120,7 +122,11 @@ impl Engine {
     /// called with `"total"` and then `"loaded"` bytes; it returns `false` to stop.
     pub async fn load(files: js_sys::Map, request: String, on_event: Function) -> Result<Engine, JsValue> {
         let request: LoadRequest = serde_json::from_str(&request).map_err(bad_request)?;
-        let options = GpuOptions { memory_limit: request.gpu_memory, ..GpuOptions::default() };
+        let options = GpuOptions {
+            memory_limit: request.gpu_memory,
+            browser_subgroups: request.subgroups,
+            ..GpuOptions::default()
+        };
         let gpu = Gpu::open(&options).await.map_err(to_js)?;
         let files = open(&files).await.map_err(to_js)?;
         let (mut precision, mut keep_stored) = files.default_precision();

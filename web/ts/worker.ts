@@ -92,11 +92,11 @@ async function start(
   files: Map<string, Blob>,
   signal: AbortSignal,
 ): Promise<Engine> {
-  askForSubgroups();
+  const subgroups = await askForSubgroups();
   const report = reporter(id, phase);
   let total = 0;
   let done = 0;
-  return Engine.load(files, JSON.stringify(call.options), (name: string, bytes: number) => {
+  return Engine.load(files, JSON.stringify({ ...call.options, subgroups }), (name: string, bytes: number) => {
     if (name === "total") total = bytes;
     else done += bytes;
     report("weights", Math.min(done, total), total);
@@ -134,9 +134,9 @@ async function look(image: ImageData): Promise<LookMap> {
 
 async function check(id: number, signal: AbortSignal): Promise<CheckedCase[]> {
   await wasm;
-  askForSubgroups();
+  const subgroups = await askForSubgroups();
   const report = reporter(id, "check");
-  const cases = await selfCheck((_: string, part: number) => {
+  const cases = await selfCheck(subgroups, (_: string, part: number) => {
     report("kernels", part, 1);
     return !signal.aborted;
   });
@@ -148,17 +148,21 @@ async function memory(): Promise<MemoryReport> {
 }
 
 /**
- * Lets devices have subgroups where the adapter has them. wgpu's web backend does not know the feature
- * (https://github.com/gfx-rs/wgpu/issues/10146), but hands shaders on as they are.
+ * Lets devices have subgroups where the adapter has them, and says whether they do. wgpu's web backend does not know the
+ * feature (https://github.com/gfx-rs/wgpu/issues/10146), but hands shaders on as they are.
  */
-function askForSubgroups(): void {
-  const prototype = globalThis.GPUAdapter?.prototype as (GPUAdapter & { mgmAsksForSubgroups?: boolean }) | undefined;
-  if (!prototype || prototype.mgmAsksForSubgroups) return;
-  const request = prototype.requestDevice;
-  prototype.requestDevice = function (descriptor) {
-    const features = new Set<string>(descriptor?.requiredFeatures);
-    if (this.features.has("subgroups")) features.add("subgroups");
-    return request.call(this, { ...descriptor, requiredFeatures: [...features] as GPUFeatureName[] });
-  };
-  prototype.mgmAsksForSubgroups = true;
+async function askForSubgroups(): Promise<boolean> {
+  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  if (!adapter?.features.has("subgroups")) return false;
+  const prototype = GPUAdapter.prototype as GPUAdapter & { mgmAsksForSubgroups?: boolean };
+  if (!prototype.mgmAsksForSubgroups) {
+    const request = prototype.requestDevice;
+    prototype.requestDevice = function (descriptor) {
+      const features = new Set<string>(descriptor?.requiredFeatures);
+      features.add("subgroups");
+      return request.call(this, { ...descriptor, requiredFeatures: [...features] as GPUFeatureName[] });
+    };
+    prototype.mgmAsksForSubgroups = true;
+  }
+  return true;
 }
