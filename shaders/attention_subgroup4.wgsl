@@ -8,10 +8,10 @@ struct Keys {
     k0: vec4<f32>, k1: vec4<f32>, k2: vec4<f32>, k3: vec4<f32>, k4: vec4<f32>, k5: vec4<f32>, k6: vec4<f32>, k7: vec4<f32>,
 }
 
-// The scores of a key where rows see it.
-fn masked(score: vec4<f32>, rows: vec4<u32>, key: u32, end: u32) -> vec4<f32> {
-    let seen = vec4(sees(rows.x, key, end), sees(rows.y, key, end), sees(rows.z, key, end), sees(rows.w, key, end));
-    return select(vec4(LOWEST), params.scale * score, seen);
+// The scores of a key for the rows that see it; `last` is the last key that each sees. (Vectors are compared as a whole: with
+// a branch for every component SwiftShader's compiler takes minutes.)
+fn masked(score: vec4<f32>, key: u32, last: vec4<u32>) -> vec4<f32> {
+    return select(vec4(LOWEST), params.scale * score, vec4(key) <= last);
 }
 
 // Scores of four rows against one key, four dimensions of the head.
@@ -29,6 +29,7 @@ fn attention_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
     // The same for the whole workgroup.
     let range = key_range(0u, min(4u * LANES * (group.x + 1u) - 1u, last_row));
     let last_key = range.y - 1u;
+    let seen = select(vec4(last_key), min(params.first_time + rows / params.group, vec4(last_key)), CAUSAL == 1u);
     let q0 = query_at(rows.x, kv_head);
     let q1 = query_at(rows.y, kv_head);
     let q2 = query_at(rows.z, kv_head);
@@ -56,14 +57,14 @@ fn attention_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
             s.k6 += dots(q, subgroupBroadcast(l, 2u));
             s.k7 += dots(q, subgroupBroadcast(l, 3u));
         }
-        s.k0 = masked(s.k0, rows, block, range.y);
-        s.k1 = masked(s.k1, rows, block + 1u, range.y);
-        s.k2 = masked(s.k2, rows, block + 2u, range.y);
-        s.k3 = masked(s.k3, rows, block + 3u, range.y);
-        s.k4 = masked(s.k4, rows, block + 4u, range.y);
-        s.k5 = masked(s.k5, rows, block + 5u, range.y);
-        s.k6 = masked(s.k6, rows, block + 6u, range.y);
-        s.k7 = masked(s.k7, rows, block + 7u, range.y);
+        s.k0 = masked(s.k0, block, seen);
+        s.k1 = masked(s.k1, block + 1u, seen);
+        s.k2 = masked(s.k2, block + 2u, seen);
+        s.k3 = masked(s.k3, block + 3u, seen);
+        s.k4 = masked(s.k4, block + 4u, seen);
+        s.k5 = masked(s.k5, block + 5u, seen);
+        s.k6 = masked(s.k6, block + 6u, seen);
+        s.k7 = masked(s.k7, block + 7u, seen);
         let larger = max(maximum, max(max(max(s.k0, s.k1), max(s.k2, s.k3)), max(max(s.k4, s.k5), max(s.k6, s.k7))));
         let factor = exp(maximum - larger);
         maximum = larger;

@@ -22,6 +22,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 /// The devices, each used by one test at a time since guard zones are checked for all of a device's tensors.
 struct Devices {
     full: Mutex<Gpu>,
+    /// With all features too, and the kernels for software adapters: those for its subgroups, where there are such.
+    software: Mutex<Gpu>,
     base: Mutex<Gpu>,
     /// For hardware, and for software adapters.
     pieces: [Mutex<Gpu>; 2],
@@ -45,6 +47,7 @@ fn devices() -> &'static Devices {
         };
         Devices {
             full: open(false, false, None),
+            software: open(false, true, None),
             base: open(true, true, None),
             pieces: [false, true].map(|software| open(true, software, Some(PIECE_BYTES))),
         }
@@ -94,6 +97,7 @@ fn check_on(device: &Mutex<Gpu>, what: &str, cases: &[Box<dyn Case>]) {
 
 fn check_everywhere(what: &str, cases: &[Box<dyn Case>]) {
     check_on(&devices().full, what, cases);
+    check_on(&devices().software, what, cases);
     check_on(&devices().base, what, cases);
 }
 
@@ -109,7 +113,7 @@ where
 {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let config = Config { cases: count, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
-    let devices = [&devices().full, &devices().base].map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner));
+    let devices = [&devices().full, &devices().software, &devices().base].map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner));
     let result = TestRunner::new_with_rng(config, rng).run(&strategy, |case| {
         for gpu in &devices {
             pollster::block_on(check(gpu, &case)).map_err(|error| TestCaseError::fail(error.to_string()))?;
