@@ -19,7 +19,7 @@ WASM_BINDGEN := $(shell sed -n '/^name = "wasm-bindgen"$$/{n;s/version = "\(.*\)
 WEB_PATH := $(TARGET)/tools/wasm-bindgen-$(WASM_BINDGEN)/bin
 MODELS := $(TARGET)/models
 
-.PHONY: help setup run test smollm2 lint cross swiftshader bench web web-tools web-build web-test
+.PHONY: help setup run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build, and ask a tiny model about a photograph'
@@ -113,3 +113,7 @@ web-test: web-build
 	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || { echo 'Chromium is missing: apt-get install chromium, or name one in CHROMIUM'; exit 1; }
 	cargo build --release
 	cd web && npm test
+
+web-bench: web-build
+	cargo build --release
+	cd web/benches && npm ci --silent --no-fund --no-audit && node race.mjs
