@@ -113,7 +113,8 @@ where
 {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let config = Config { cases: count, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
-    let devices = [&devices().full, &devices().software, &devices().base].map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner));
+    let devices = [&devices().full, &devices().software, &devices().base]
+        .map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner));
     let result = TestRunner::new_with_rng(config, rng).run(&strategy, |case| {
         for gpu in &devices {
             pollster::block_on(check(gpu, &case)).map_err(|error| TestCaseError::fail(error.to_string()))?;
