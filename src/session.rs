@@ -120,7 +120,10 @@ impl Model {
             }
         };
         let stop = match &style {
-            Style::Known(template) => StopIds::new(&model.config.eos_tokens, &[], &tokenizer, *template),
+            // A plain Gemma or Llama 3 ends turns otherwise than Mini-Gemini's do.
+            Style::Known(template) => {
+                StopIds::new(&model.config.eos_tokens, &[], &tokenizer, *template).with_turn_ends(&tokenizer)
+            }
             Style::Own(_) => StopIds::of_own_template(&model.config.eos_tokens, &tokenizer),
         };
         let language = load_language(gpu, &model.config, &model.weights, options).await?;

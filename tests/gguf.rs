@@ -14,6 +14,7 @@ use mgm::session::{AnswerOptions, LoadOptions, Model};
 use mgm::tensor::{Precision, dequantise};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::blocks::BlockType;
+use mgm::weights::gguf::{Header, Value};
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::source::MemorySource;
 use mgm_native::files::DiskFile;
@@ -145,6 +146,56 @@ fn tokenizers_and_templates_come_from_the_file() {
         let leading = ids.iter().take_while(|token| text(token)).count();
         assert_eq!(leading, 1, "{name}: a prompt begins with one beginning token");
     }
+}
+
+/// What files of the wild do, with the ids and texts that llama.cpp's rules give, worked out by hand.
+#[test]
+fn converters_habits_are_understood() {
+    const PIECES: [(&str, i128); 12] = [
+        ("<unk>", 3), // should be "unknown": 2
+        ("<s>", 3),
+        ("</s>", 3),
+        ("<start_of_turn>", 4), // should be "control": 3
+        ("\n\n", 4),
+        ("▁", 1),
+        ("h", 1),
+        ("i", 1),
+        ("hi", 1),
+        ("▁hi", 1),
+        ("x", 1),
+        ("[tool]", 3),
+    ];
+    let numbers = |values: &mut dyn Iterator<Item = i128>| Value::Array(values.map(Value::Integer).collect());
+    let header = |more: &[(&str, Value)]| Header {
+        file: "wild.gguf".to_owned(),
+        metadata: [
+            ("tokenizer.ggml.model", Value::Text("llama".to_owned())),
+            ("tokenizer.ggml.tokens", Value::Array(PIECES.map(|(text, _)| Value::Text(text.to_owned())).to_vec())),
+            (
+                "tokenizer.ggml.scores",
+                Value::Array((0..12).map(|index| Value::Float(-f64::from(12 - index))).collect()),
+            ),
+            ("tokenizer.ggml.token_type", numbers(&mut PIECES.iter().map(|(_, kind)| *kind))),
+        ]
+        .iter()
+        .chain(more)
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .collect(),
+        tensors: Vec::new(),
+    };
+    // No ids: bos 1, eos 2, unknown 0 are meant. An end after every text would end every prompt.
+    let wild = header(&[("tokenizer.ggml.add_eos_token", Value::Bool(true))]);
+    let tokenizer = Tokenizer::from_gguf(&wild).expect("a tokenizer");
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+    // A turn marker is a control token, and after every token of these kinds the prefix's space comes again.
+    let ids = tokenizer.encode("<start_of_turn>hi\n\nhi[tool]x").expect("ids");
+    assert_eq!(ids, [1, 3, 9, 4, 9, 11, 5, 10]);
+    // User-defined tokens print as they are, with no spaces around; control tokens do not print.
+    assert_eq!(tokenizer.decode(&[3, 9, 4, 8, 11], true), "hi\n\nhi");
+    assert!(tokenizer.is_special(3) && tokenizer.is_special(11) && !tokenizer.is_special(4));
+
+    let out_of_range = header(&[("tokenizer.ggml.bos_token_id", Value::Integer(4_000_000))]);
+    assert_eq!(Tokenizer::from_gguf(&out_of_range).expect("a tokenizer").bos(), None);
 }
 
 #[test]

@@ -43,7 +43,6 @@ impl ChatTemplate {
         // As transformers sets Jinja up.
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment.set_keep_trailing_newline(true);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // A template is from a file: it must not run for ever.
         environment.set_recursion_limit(64);
@@ -54,7 +53,7 @@ impl ChatTemplate {
                 Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
             },
         );
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| failed(file, &error))?;
+        environment.add_template_owned(NAME, without_generation_marks(source)).map_err(|error| failed(file, &error))?;
         let (file, bos, eos) = (file.to_owned(), bos.to_owned(), eos.to_owned());
         Ok(Self(Rc::new(Inner { file, environment, bos, eos })))
     }
@@ -81,6 +80,25 @@ impl ChatTemplate {
     }
 }
 
+/// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but white space is cut
+/// around it as around any block.
+fn without_generation_marks(source: &str) -> String {
+    let mut rest = source;
+    let mut kept = String::with_capacity(source.len());
+    while let Some(start) = rest.find("{%") {
+        let Some(end) = rest[start..].find("%}").map(|end| start + end) else { break };
+        let block = &rest[start + 2..end];
+        kept.push_str(&rest[..start + 2]);
+        kept.push_str(&match block.trim_matches(['-', '+', ' ']) {
+            "endgeneration" => block.replace("endgeneration", "endif"),
+            "generation" => block.replace("generation", "if true"),
+            _ => block.to_owned(),
+        });
+        rest = &rest[end..];
+    }
+    kept + rest
+}
+
 fn failed(file: &str, error: &minijinja::Error) -> Error {
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
@@ -99,3 +117,41 @@ impl PartialEq for ChatTemplate {
     }
 }
 impl Eq for ChatTemplate {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> String {
+        let messages = [Message { role: "user", content: "one" }, Message { role: "user", content: "two" }];
+        ChatTemplate::new("test", source, "<s>", "</s>").and_then(|template| template.render(&messages)).expect(source)
+    }
+
+    /// Expectations: transformers 4.49 `apply_chat_template` (Jinja 3.1, trim_blocks, lstrip_blocks, loopcontrols).
+    #[test]
+    fn templates_of_the_wild_render_as_in_transformers() {
+        assert_eq!(render("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}\n"), "<s>onetwo");
+        assert_eq!(render("{% for m in messages %}{{ m.content }}{% break %}{% endfor %}"), "one");
+        assert_eq!(
+            render("{%- for m in messages %}{%- generation -%} {{ m.content }}{% endgeneration %}{% endfor %}"),
+            "onetwo"
+        );
+        assert_eq!(
+            render("{%- for m in messages %} {% generation %}\n {{ m.content }}{% endgeneration %}\n.{% endfor %}"),
+            "  one.  two."
+        );
+        assert_eq!(
+            render("{% for m in messages %}{% if loop.previtem %}<{{ loop.previtem.content }}{% endif %}{% endfor %}"),
+            "<one"
+        );
+        assert_eq!(render("{{ messages[-1]['content'].strip().upper() }}"), "TWO");
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_stopped() {
+        let source = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}";
+        let error =
+            ChatTemplate::new("test", source, "", "").and_then(|template| template.render(&[])).expect_err("fuel");
+        assert!(error.to_string().contains("fuel"), "{error}");
+    }
+}

@@ -198,15 +198,23 @@ impl Conversation {
                 "this model's own conversation template has no place for images".to_owned(),
             ));
         }
-        let mut messages = Vec::new();
-        if let Some(content) = self.system.as_deref().filter(|text| !text.is_empty()) {
-            messages.push(Message { role: "system", content });
-        }
-        for turn in &self.turns {
-            messages.push(Message { role: "user", content: &turn.question });
-            messages.extend(turn.answer.as_deref().map(|content| Message { role: "assistant", content }));
-        }
-        Ok(Prompt { pieces: vec![template.render(&messages)?] })
+        // The first question may be another than the user wrote.
+        let render = |system: Option<&str>, first: Option<&str>| {
+            let mut messages: Vec<_> = system.iter().map(|content| Message { role: "system", content }).collect();
+            for (index, turn) in self.turns.iter().enumerate() {
+                let question = first.filter(|_| index == 0).unwrap_or(&turn.question);
+                messages.push(Message { role: "user", content: question });
+                messages.extend(turn.answer.as_deref().map(|content| Message { role: "assistant", content }));
+            }
+            template.render(&messages)
+        };
+        let system = self.system.as_deref().filter(|text| !text.is_empty());
+        let prompt = render(system, None).or_else(|error| match (system, self.turns.first()) {
+            // Gemma's and Mistral's know no system message: then it stands before the first question.
+            (Some(system), Some(turn)) => render(None, Some(&format!("{system}\n\n{}", turn.question))),
+            _ => Err(error),
+        })?;
+        Ok(Prompt { pieces: vec![prompt] })
     }
 
     fn known_prompt(&self, template: Template) -> Prompt {
@@ -391,6 +399,19 @@ mod tests {
         for (template, first, more) in cases {
             assert_eq!(prompts(template, None), (first.to_owned(), format!("{first}{more}")), "{template}");
         }
+    }
+
+    #[test]
+    fn system_text_that_a_template_refuses_stands_before_the_first_question() {
+        let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+                      [{{ m.content }}]{% endfor %}";
+        let mut talk = Conversation::new(Style::Own(ChatTemplate::new("test", source, "", "").expect("a template")));
+        talk.system = Some("Be brief.".to_owned());
+        for question in ["Why?", "And?"] {
+            talk.ask(question, 0);
+            talk.answer("So.");
+        }
+        assert_eq!(talk.prompt().expect("a prompt").to_string(), "[Be brief.\n\nWhy?][So.][And?][So.]");
     }
 
     #[test]

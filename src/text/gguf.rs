@@ -26,7 +26,7 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-const PRE_TOKENIZERS: [PreTokenizer; 5] = [
+const PRE_TOKENIZERS: [PreTokenizer; 6] = [
     PreTokenizer {
         names: &["default", "gpt-2", "gpt2", "phi-2", "jina-es", "jina-de", "mpt", "olmo"],
         patterns: &[],
@@ -42,12 +42,13 @@ const PRE_TOKENIZERS: [PreTokenizer; 5] = [
         add_bos: false,
     },
     PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe"],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
         patterns: &[LLAMA3],
         gpt2: false,
         ignore_merges: true,
         add_bos: true,
     },
+    PreTokenizer { names: &["smaug-bpe"], patterns: &[LLAMA3], gpt2: false, ignore_merges: false, add_bos: false },
     PreTokenizer {
         names: &["qwen2", "deepseek-r1-qwen", "stablelm2"],
         patterns: &[QWEN2],
@@ -71,6 +72,22 @@ pub const END_OF_TURN: [&str; 9] = [
     "</s>",
 ];
 
+/// Tokens that begin or end turns: control tokens, though some converters made them ordinary or user-defined ones. llama.cpp
+/// knows them by their texts too.
+const TURN_MARKERS: [&str; 11] = [
+    "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+];
+
 impl Tokenizer {
     /// The tokenizer in a GGUF file's metadata: SentencePiece (`llama`) or byte-level BPE (`gpt2`).
     ///
@@ -81,26 +98,44 @@ impl Tokenizer {
         let tokens = header
             .texts("tokenizer.ggml.tokens")
             .ok_or_else(|| bad("tokenizer.ggml.tokens is missing or not a list of texts".to_owned()))?;
-        let kinds = match header.array("tokenizer.ggml.token_type") {
+        let mut kinds: Vec<i64> = match header.array("tokenizer.ggml.token_type") {
             None => vec![1; tokens.len()],
             Some(values) if values.len() == tokens.len() => values.iter().map(integer).collect(),
             Some(values) => {
                 return Err(bad(format!("{} token types for {} tokens", values.len(), tokens.len())));
             }
         };
-        let text_of = |name: &str| {
-            let id = header.integer::<usize>(&format!("tokenizer.ggml.{name}_token_id"))?;
-            tokens.get(id).map(|text| (*text).to_owned())
+        for (token, kind) in tokens.iter().zip(&mut kinds) {
+            if matches!(*kind, 1 | 4) && TURN_MARKERS.contains(token) {
+                *kind = 3;
+            }
+        }
+        let sentencepiece = header.text("tokenizer.ggml.model") == Some("llama");
+        // What llama.cpp takes for SentencePiece models that do not say.
+        let id = |name: &str, default: u32| {
+            let id = header.integer::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
+            id.or(sentencepiece.then_some(default)).filter(|id| (*id as usize) < tokens.len())
         };
+        let [bos, eos, unknown] = [id("bos", 1), id("eos", 2), id("unknown", 0)];
+        // Some converters call the unknown token a control token.
+        if let Some(kind) = unknown.and_then(|id| kinds.get(id as usize)).copied()
+            && sentencepiece
+            && kind != 2
+            && !kinds.contains(&2)
+            && let Some(kind) = unknown.and_then(|id| kinds.get_mut(id as usize))
+        {
+            *kind = 2;
+        }
         let mut config = TokenizerConfig {
             add_bos_token: header.flag("tokenizer.ggml.add_bos_token"),
-            add_eos_token: header.flag("tokenizer.ggml.add_eos_token").or(Some(false)),
+            // Some files ask for an end after every text; after a prompt it would be the end of the conversation.
+            add_eos_token: Some(false),
             model_type: "llama".to_owned(),
             ..TokenizerConfig::default()
         };
-        for (role, name) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown")] {
-            if let Some(text) = text_of(name) {
-                config.roles.insert(role, text);
+        for (role, id) in [("bos_token", bos), ("eos_token", eos), ("unk_token", unknown)] {
+            if let Some(text) = id.and_then(|id| tokens.get(id as usize)) {
+                config.roles.insert(role, (*text).to_owned());
             }
         }
         for (id, (token, kind)) in tokens.iter().zip(&kinds).enumerate() {
@@ -128,14 +163,16 @@ impl Tokenizer {
                     escape_whitespaces: true,
                     space_as_suffix: false,
                 };
-                let id = |name: &str| header.integer::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
-                let model = Model::from_pieces(pieces, normalizer, id("bos"), id("eos"))
-                    .map_err(|error| bad(error.to_string()))?;
+                let model = Model::from_pieces(pieces, normalizer, bos, eos).map_err(|error| bad(error.to_string()))?;
                 config.add_prefix_space = Some(normalizer.add_dummy_prefix);
                 Self::from_pieces(model, &config)
             }
             Some("gpt2") => {
-                let name = header.text("tokenizer.ggml.pre").unwrap_or("default");
+                let name = match header.text("tokenizer.ggml.pre").unwrap_or("default") {
+                    // The first conversions of Llama 3 did not say.
+                    "default" if tokens.contains(&"<|begin_of_text|>") => "llama-bpe",
+                    name => name,
+                };
                 let Some(pre) = PRE_TOKENIZERS.iter().find(|pre| pre.names.contains(&name)) else {
                     return Err(Error::Unsupported {
                         what: format!("tokenizer.ggml.pre of {}", header.file),

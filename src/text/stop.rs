@@ -40,6 +40,12 @@ impl StopIds {
         Self::of(config.iter().copied().chain(tokenizer.eos()).chain(ends))
     }
 
+    /// The same ids, and all special tokens that are known to end turns.
+    pub fn with_turn_ends(self, tokenizer: &Tokenizer) -> Self {
+        let ends = Self::of_own_template(&[], tokenizer);
+        Self::of(self.ids.into_iter().chain(ends.ids))
+    }
+
     fn of(ids: impl Iterator<Item = u32>) -> Self {
         let mut ids: Vec<u32> = ids.collect();
         ids.sort_unstable();

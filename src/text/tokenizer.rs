@@ -129,7 +129,7 @@ impl Tokenizer {
 
     /// A SentencePiece tokenizer whose segments between special tokens are encoded each by itself, as llama.cpp does.
     pub(super) fn from_pieces(model: Model, config: &TokenizerConfig) -> Result<Self> {
-        Self::from_model(model, config, Family::Llama)
+        Self::from_model(model, config, Family::Gguf)
     }
 
     /// A tokenizer from the text of a `tokenizer.json`.
@@ -179,7 +179,7 @@ impl Tokenizer {
             added.entry(id).or_insert_with(|| AddedToken::special(text));
             special.insert(id);
         }
-        if family == Family::Mixtral {
+        if matches!(family, Family::Mixtral | Family::Gguf) {
             special.extend(added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id));
         }
 
@@ -188,7 +188,7 @@ impl Tokenizer {
         let mode = match family {
             Family::Mixtral => Mode::Converted,
             Family::Llama if !legacy => Mode::Once { prefix },
-            Family::Llama | Family::Gemma => Mode::PerSegment,
+            Family::Llama | Family::Gemma | Family::Gguf => Mode::PerSegment,
         };
 
         let mut units = HashMap::with_capacity(model.pieces().len());
@@ -211,16 +211,19 @@ impl Tokenizer {
         }
         for (&id, token) in &added {
             ids.insert(token.content.clone(), id);
-            units.insert(id, Unit::Added(token.content.clone()));
+            // GGUF's user-defined tokens (Gemma's runs of white space) are text like any other when they are printed.
+            let text = token.content.clone();
+            let plain = family == Family::Gguf && !token.special;
+            units.insert(id, if plain { Unit::Text { text, rest_is_piece: true } } else { Unit::Added(text) });
         }
         let style = match mode {
             Mode::Converted => Style::ByteFallback { strip: Some((' ', 1)) },
             mode => Style::SentencePiece(SentencePieceStyle {
-                drop_first_space: family == Family::Llama && prefix,
+                drop_first_space: matches!(family, Family::Llama | Family::Gguf) && prefix,
                 drop_dummy_prefix: mode == Mode::PerSegment && model.normalizer.add_dummy_prefix,
                 remove_extra_whitespaces: model.normalizer.remove_extra_whitespaces,
                 space_around_added: family == Family::Llama,
-                legacy: family == Family::Llama && legacy,
+                legacy: matches!(family, Family::Llama | Family::Gguf) && legacy,
                 unknown_surface: model.unknown_surface().to_owned(),
             }),
         };
@@ -398,6 +401,8 @@ enum Family {
     Llama,
     Gemma,
     Mixtral,
+    /// Of GGUF files, as llama.cpp treats them all.
+    Gguf,
 }
 
 impl SentencePiece {

@@ -35,6 +35,13 @@ impl GgufModel {
     /// [`Error::Malformed`], [`Error::Unsupported`], [`Error::Config`].
     pub async fn open(source: Rc<dyn ByteSource>) -> Result<Self> {
         let header = Header::read(&*source).await?;
+        if let Some(parts @ 2..) = header.integer::<usize>("split.count") {
+            return Err(Error::Unsupported {
+                what: header.file.clone(),
+                found: format!("one of {parts} parts of a model"),
+                supported: "whole files: join them with llama.cpp's `llama-gguf-split --merge`".to_owned(),
+            });
+        }
         let reader = Metadata::new(&header)?;
         let mut config = reader.config()?;
         let mut tensors = Vec::new();
@@ -78,6 +85,8 @@ impl<'a> Metadata<'a> {
         match self.header.metadata.get(&key) {
             None => Ok(None),
             Some(value) => match self.header.integer::<usize>(&key) {
+                // How some converters say that there are none.
+                Some(0) if name == "expert_count" => Ok(None),
                 Some(size) if (1..=most).contains(&size) => Ok(Some(size)),
                 _ => Err(self.bad(format!("{key} is {value:?}, expected a number from 1 to {most}"))),
             },
@@ -132,7 +141,10 @@ impl<'a> Metadata<'a> {
                 );
             }
         };
-        let token = |name: &str| self.header.integer::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
+        let token = |name: &str| {
+            let id = self.header.integer::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
+            id.filter(|id| (*id as usize) < vocab_size)
+        };
         Ok(LanguageConfig {
             architecture: match (gemma, experts) {
                 (true, _) => Architecture::Gemma,
@@ -172,8 +184,18 @@ impl<'a> Metadata<'a> {
             );
         }
         match self.header.text(&self.key("rope.scaling.type")) {
-            None | Some("none") => Ok(Vec::new()),
-            Some("linear") => Ok(vec![self.positive("rope.scaling.factor", Some(1.0))?; half]),
+            Some("none") => Ok(Vec::new()),
+            // Files from before there were types have `rope.scale_linear`. 0 means none.
+            None | Some("linear") => {
+                let factor = |name: &str| self.header.number(&self.key(name));
+                match factor("rope.scaling.factor").or_else(|| factor("rope.scale_linear")) {
+                    None | Some(0.0 | 1.0) => Ok(Vec::new()),
+                    Some(factor) if factor.is_finite() && factor > 0.0 => Ok(vec![factor as f32; half]),
+                    Some(factor) => {
+                        Err(self.bad(format!("a rope scaling factor of {factor}, expected a positive one")))
+                    }
+                }
+            }
             Some(other) => Err(Error::Unsupported {
                 what: format!("{} of {}", self.key("rope.scaling.type"), self.header.file),
                 found: other.to_owned(),
