@@ -13,11 +13,7 @@ MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
 # Mesa complains on standard error without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-# The browser's side: the wasm-bindgen of Cargo.lock's version, and the packages of web/package.json.
-TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
-WASM_BINDGEN := $(shell sed -n '/^name = "wasm-bindgen"$$/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
-WEB_PATH := $(TARGET)/tools/wasm-bindgen-$(WASM_BINDGEN)/bin
-MODELS := $(TARGET)/models
+MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
 .PHONY: help setup run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
 
@@ -93,14 +89,10 @@ bench: setup $(SMOLLM2)
 web-tools: setup
 	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or later (https://nodejs.org)'; exit 1; }
 	rustup target add wasm32-unknown-unknown
-	@if [ ! -x $(WEB_PATH)/wasm-bindgen ]; then \
-		echo 'building wasm-bindgen $(WASM_BINDGEN) (two minutes, once)'; \
-		cargo install --quiet --locked wasm-bindgen-cli --version $(WASM_BINDGEN) --root $(dir $(WEB_PATH)); \
-	fi
 	cd web && npm ci --silent --no-fund --no-audit
 
 web-build: web-tools
-	cd web && PATH="$(WEB_PATH):$$PATH" npm run --silent build
+	cd web && npm run --silent build
 
 # The page lists the bundles in target/models: `mgm pack CHECKPOINT --out target/models/NAME` adds one.
 web: web-build

@@ -1,5 +1,5 @@
 // Builds the package into dist/: the wasm module, the worker, the module that pages import, and its types.
-// Needs cargo with the target wasm32-unknown-unknown and the wasm-bindgen of Cargo.lock's version on the PATH (`make web` sees to it).
+// Needs cargo with the target wasm32-unknown-unknown (`make web` sees to it).
 
 import { execFileSync } from "node:child_process";
 import { cpSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
@@ -22,7 +22,9 @@ rmSync(dist, { recursive: true, force: true });
 mkdirSync(dist, { recursive: true });
 run("cargo", "build", "--package", "mgm-web", "--target", "wasm32-unknown-unknown", "--profile", "web");
 const glue = join(web, "ts", "wasm");
-run("wasm-bindgen", "--target", "web", "--out-dir", glue, join(target, "wasm32-unknown-unknown", "web", "mgm_web.wasm"));
+const module = join(target, "wasm32-unknown-unknown", "web", "mgm_web.wasm");
+const tools = ["--manifest-path", join(web, "glue", "Cargo.toml"), "--target-dir", join(target, "tools")];
+run("cargo", "run", "--quiet", "--release", "--locked", ...tools, "--", module, glue);
 const wasm = join(dist, "mgm_web_bg.wasm");
 if (process.env.MGM_WASM_OPT === "0") cpSync(join(glue, "mgm_web_bg.wasm"), wasm);
 else run(tool("wasm-opt"), "-Os", ...FEATURES, join(glue, "mgm_web_bg.wasm"), "-o", wasm);
