@@ -31,6 +31,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write a model as a bundle: one folder for native programs and browsers
     Pack(PackArgs),
+    /// Download a model and its towers from the Hugging Face Hub, or from the mirror in HF_ENDPOINT
+    Pull(PullArgs),
     /// Measure a model at its released size, with random weights made on the device
     Bench(BenchArgs),
 }
@@ -181,6 +183,31 @@ pub struct PackArgs {
     /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
     #[arg(long, value_name = "NAME")]
     pub conversation: Option<Template>,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// The repository, such as YanweiLi/MGM-2B (HF_TOKEN opens private and gated ones)
+    #[arg(value_name = "OWNER/NAME")]
+    pub repo: String,
+    /// Only these files, such as a GGUF file; repeat it for several [default: all that a checkpoint or bundle needs]
+    #[arg(long, value_name = "NAME")]
+    pub file: Vec<String>,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub revision: String,
+    /// Folder for the model's folder and the towers'
+    #[arg(long, value_name = "DIR", default_value = "models")]
+    pub out: PathBuf,
+    /// Leave away the towers that the model names
+    #[arg(long)]
+    pub no_towers: bool,
+    /// Files downloaded at the same time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub connections: u16,
+    /// Seconds to wait for a connection, an answer, or 16 MiB of a file, before trying again
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
 }
 
 #[derive(Debug, Args)]

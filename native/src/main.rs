@@ -8,6 +8,7 @@ mod info;
 mod inspect;
 mod pack;
 mod progress;
+mod pull;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -75,6 +76,7 @@ async fn run(options: Options) -> Result<(), Failure> {
         Command::Info => info::run().await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Pack(arguments) => pack::run(arguments).await,
+        Command::Pull(arguments) => pull::run(arguments),
         Command::Bench(arguments) => bench::run(arguments).await,
     }
 }

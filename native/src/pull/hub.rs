@@ -1,0 +1,146 @@
+//! What the Hub's API says about a repository.
+
+use std::path::{Component, Path};
+
+use mgm::{Error, Result};
+use serde::Deserialize;
+
+use super::download::Client;
+
+const ENDPOINT: &str = "https://huggingface.co";
+/// Largest answer of the API that is read.
+const MAX_LISTING: u64 = 32 << 20;
+
+/// A hub: Hugging Face's, or the mirror in `HF_ENDPOINT`.
+pub struct Hub<'a> {
+    client: &'a Client,
+    endpoint: String,
+    /// From `HF_TOKEN`, for private and gated models. Sent to the hub only, not to where it redirects.
+    token: Option<String>,
+}
+
+/// The files of a repository at one commit.
+pub struct Listing {
+    pub repo: String,
+    pub commit: String,
+    pub files: Vec<HubFile>,
+}
+
+/// A file of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubFile {
+    pub name: String,
+    pub size: u64,
+    pub digest: Option<Digest>,
+}
+
+/// What a file's content must come to, in lower-case hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Digest {
+    /// SHA-256 of the content: large files (Git LFS).
+    Sha256(String),
+    /// Git's name of the content: SHA-1 of `blob`, its length, and itself.
+    GitBlob(String),
+}
+
+/// Where a file is, and what to show for the right to it.
+pub struct Address {
+    pub url: String,
+    pub token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    sha: Option<String>,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    #[serde(rename = "blobId")]
+    blob: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: Option<String>,
+    size: Option<u64>,
+}
+
+impl<'a> Hub<'a> {
+    /// The hub that the environment names, as the ecosystem's other tools read it.
+    pub fn from_environment(client: &'a Client) -> Result<Self> {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+            return Err(Error::InvalidArgument(format!(
+                "HF_ENDPOINT is {endpoint:?}, expected an address that begins with https://"
+            )));
+        }
+        Ok(Self { client, endpoint: endpoint.trim_end_matches('/').to_owned(), token: set("HF_TOKEN") })
+    }
+
+    /// Asks for the files of a repository at a branch, tag or commit.
+    pub fn list(&self, repo: &str, revision: &str) -> Result<Listing> {
+        let allowed = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        let parts: Vec<&str> = repo.split('/').collect();
+        if parts.len() != 2 || !parts.iter().all(|part| allowed(part)) {
+            return Err(Error::InvalidArgument(format!("{repo:?} is no repository; they look like YanweiLi/MGM-2B")));
+        }
+        if !revision.split('/').all(allowed) {
+            return Err(Error::InvalidArgument(format!("{revision:?} is no branch, tag or commit")));
+        }
+        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, revision.replace('/', "%2F"));
+        let bytes = self.client.get(&self.address(url.clone()), MAX_LISTING)?;
+        let malformed = |reason: String| Error::Malformed { file: url.clone(), offset: 0, reason };
+        let answer: Answer = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let commit = answer.sha.filter(|sha| allowed(sha)).unwrap_or_else(|| revision.to_owned());
+        let files: Result<Vec<HubFile>> = answer.siblings.into_iter().map(|file| file.checked(&malformed)).collect();
+        Ok(Listing { repo: repo.to_owned(), commit, files: files? })
+    }
+
+    /// Where a file of a listing is.
+    pub fn file(&self, listing: &Listing, file: &HubFile) -> Address {
+        let name: Vec<String> = file.name.split('/').map(escape).collect();
+        self.address(format!("{}/{}/resolve/{}/{}", self.endpoint, listing.repo, listing.commit, name.join("/")))
+    }
+
+    fn address(&self, url: String) -> Address {
+        Address { url, token: self.token.clone() }
+    }
+}
+
+impl Sibling {
+    /// Names are paths that will be written to: only ones inside the folder pass.
+    fn checked(self, malformed: &impl Fn(String) -> Error) -> Result<HubFile> {
+        let name = self.rfilename;
+        let inside = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside || name.is_empty() || name.chars().any(|c| c.is_control() || "\\:*?\"<>|".contains(c)) {
+            return Err(malformed(format!("a file is called {name:?}")));
+        }
+        let lfs = self.lfs.unwrap_or(Lfs { sha256: None, size: None });
+        let size = lfs.size.or(self.size).ok_or_else(|| malformed(format!("{name} has no size")))?;
+        let hex =
+            |digest: &String, length: usize| digest.len() == length && digest.bytes().all(|b| b.is_ascii_hexdigit());
+        let digest = match (lfs.sha256, self.blob) {
+            (Some(sha256), _) if hex(&sha256, 64) => Some(Digest::Sha256(sha256.to_lowercase())),
+            (None, Some(blob)) if hex(&blob, 40) => Some(Digest::GitBlob(blob.to_lowercase())),
+            _ => None,
+        };
+        Ok(HubFile { name, size, digest })
+    }
+}
+
+/// A part of a path in an address.
+fn escape(part: &str) -> String {
+    let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    part.bytes().map(|byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
