@@ -108,4 +108,4 @@ web-test: web-build
 
 web-bench: web-build
 	cargo build --release
-	cd web/benches && npm ci --silent --no-fund --no-audit && node race.mjs
+	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node race.mjs

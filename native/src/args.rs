@@ -27,6 +27,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// List GPU adapters with what matters for this program
     Info,
+    /// Check every kernel on a GPU against a reference on the CPU
+    Doctor(DoctorArgs),
     /// Show a checkpoint's parts, sizes and memory needs, and what is missing or unexpected
     Inspect(InspectArgs),
     /// Write a model as a bundle: one folder for native programs and browsers
@@ -156,6 +158,12 @@ pub struct ChatArgs {
     /// Print one JSON object and nothing else on standard output
     #[arg(long, requires = "prompt")]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]

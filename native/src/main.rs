@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod bench_gguf;
 mod chat;
+mod doctor;
 mod info;
 mod inspect;
 mod pack;
@@ -74,6 +75,7 @@ async fn run(options: Options) -> Result<(), Failure> {
     match options.command {
         Command::Chat(arguments) => chat::run(arguments).await,
         Command::Info => info::run().await,
+        Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Pack(arguments) => pack::run(arguments).await,
         Command::Pull(arguments) => pull::run(arguments),

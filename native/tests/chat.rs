@@ -128,3 +128,13 @@ fn every_released_model_can_be_planned() {
         }
     }
 }
+
+#[test]
+fn doctor_finds_every_kernel_right() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+    command.arg("doctor");
+    let said = run(command);
+    let kernels = said.lines().find_map(|line| line.strip_prefix("kernels")).expect("a line about kernels");
+    let numbers: Vec<usize> = kernels.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert!(numbers[0] == numbers[1] && numbers[0] > 30, "{said}");
+}

@@ -15,10 +15,12 @@ const TYPES = {
  * Serves folders under prefixes: `{ "/": "/path" }`, the longest prefix that fits first.
  *
  * `faults(request)` may give, for a request: `drop` (bytes after which the connection breaks), `corrupt` (the place of a
- * byte to change), `status` (an error), `bytesPerSecond`, `noRanges`, `delay` (milliseconds).
+ * byte to change), `status` (an error), `bytesPerSecond`, `noRanges`, `delay` (milliseconds). `bytesPerSecond` beside them is
+ * the speed of the line that all requests share.
  */
-export async function serve(folders, { faults = () => ({}), headers = {} } = {}) {
+export async function serve(folders, { faults = () => ({}), headers = {}, bytesPerSecond } = {}) {
   const log = [];
+  let lineIsFree = 0;
   const prefixes = Object.keys(folders).sort((a, b) => b.length - a.length);
   const server = createServer(async (request, response) => {
     const path = decodeURIComponent(new URL(request.url, "http://x").pathname);
@@ -75,6 +77,10 @@ export async function serve(folders, { faults = () => ({}), headers = {} } = {})
         await new Promise((resolve) => setTimeout(resolve, 20));
         response.destroy();
         return;
+      }
+      if (bytesPerSecond) {
+        lineIsFree = Math.max(lineIsFree, performance.now()) + (sent.length / bytesPerSecond) * 1000;
+        await new Promise((resolve) => setTimeout(resolve, lineIsFree - performance.now()));
       }
       if (fault.bytesPerSecond) {
         const due = (entry.bytes / fault.bytesPerSecond) * 1000 - (performance.now() - began);

@@ -1,0 +1,52 @@
+//! `mgm doctor`: whether this machine's device can be trusted. Runs every kernel, in each of its forms that the device gets,
+//! against a reference on the CPU.
+
+use std::io::Write;
+use std::time::Instant;
+
+use mgm::Error;
+use mgm::gpu::Gpu;
+use mgm::ops::cases::{check, self_check};
+
+use crate::args::DoctorArgs;
+use crate::{Failure, progress};
+
+pub async fn run(arguments: DoctorArgs) -> Result<(), Failure> {
+    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let adapter = gpu.adapter();
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "adapter  {} ({}, {})", adapter.name, adapter.backend, adapter.kind)?;
+    writeln!(out, "driver   {}", adapter.driver)?;
+    if adapter.is_software() {
+        writeln!(out, "note     this is a program on the CPU: install your GPU's Vulkan driver for more speed")?;
+    }
+
+    let cases = self_check();
+    let bar = progress::count(cases.len() as u64, "checking");
+    let begun = Instant::now();
+    let mut wrong = 0;
+    let mut worst: (f64, String) = (0.0, String::new());
+    for case in &cases {
+        match check(&gpu, case.as_ref()).await {
+            Err(lost @ Error::DeviceLost(_)) => return Err(lost.into()),
+            Err(error) => {
+                wrong += 1;
+                bar.suspend(|| writeln!(out, "WRONG    {error}"))?;
+            }
+            Ok(report) if report.nmse > worst.0 => worst = (report.nmse, case.name()),
+            Ok(_) => {}
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let (count, seconds) = (cases.len(), begun.elapsed().as_secs_f32());
+    writeln!(out, "kernels  {} of {count} right, in {seconds:.1} s", count - wrong)?;
+    writeln!(out, "error    at most {:.1e} of a result's mean square: {}", worst.0, worst.1)?;
+    if wrong > 0 {
+        let reason = format!(
+            "{wrong} kernels give wrong results on this device: update its driver, or choose another with --adapter"
+        );
+        return Err(Error::Gpu(reason).into());
+    }
+    Ok(())
+}
