@@ -106,6 +106,6 @@ web-test: web-build
 	cargo build --release
 	cd web && npm test
 
-web-bench: web-build
+web-bench: web-build $(SMOLLM2)
 	cargo build --release
-	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node race.mjs
+	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs $(abspath $(SMOLLM2)) && node race.mjs
