@@ -100,8 +100,8 @@ fn vectors(elements: usize) -> u64 {
 fn clip(config: &ClipConfig, select_layer: i32, precision: Precision) -> u64 {
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let matrix = |rows, columns| Matrix::bytes_for(precision, rows, columns);
-    let states = config.num_layers as i64 + 1;
-    let layers = if select_layer < 0 { states + i64::from(select_layer) } else { i64::from(select_layer) };
+    // A tower that cannot give the state is refused when it is loaded.
+    let layers = config.layers_before(select_layer).unwrap_or(0);
     let layer = matrix(3 * width, width)
         + matrix(width, width)
         + matrix(inner, width)
@@ -110,7 +110,7 @@ fn clip(config: &ClipConfig, select_layer: i32, precision: Precision) -> u64 {
     let patches = config.grid() * config.grid();
     matrix(width, 3 * config.patch_size * config.patch_size)
         + vectors((patches + 1) * width + 2 * width)
-        + layers.max(0) as u64 * layer
+        + layers as u64 * layer
 }
 
 fn convnext(config: &ConvNextConfig, precision: Precision) -> u64 {

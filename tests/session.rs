@@ -78,6 +78,38 @@ fn turns_give_the_golden_answers_and_prefill_only_what_is_new() {
 }
 
 #[test]
+fn a_lost_device_is_an_error_and_the_answer_goes_on_with_another() {
+    let case = case("vicuna-7b");
+    let expected = Expected::read(&case);
+    let turn = &expected.json.turns[0];
+    let pictures = images(&expected, &case);
+    pollster::block_on(async {
+        let gpu = open_gpu();
+        let model = load(&gpu, &case, &expected).await;
+        let mut chat = model.chat(None);
+        let mut begun = Vec::new();
+        let mut on_event = |event: Event<'_>| {
+            if let Event::Token(id) = event {
+                begun.push(id);
+                if begun.len() == 3 {
+                    gpu.destroy();
+                }
+            }
+            true
+        };
+        let lost = chat.ask(&turn.question, &pictures, &GREEDY, &mut on_event).await;
+        assert!(matches!(lost, Err(Error::DeviceLost(_))), "{lost:?}");
+        let again = chat.ask(&turn.question, &pictures, &GREEDY, &mut |_| true).await;
+        assert!(matches!(again, Err(Error::DeviceLost(_))), "{again:?}");
+
+        let model = load(&open_gpu(), &case, &expected).await;
+        let options = AnswerOptions { begun, ..GREEDY };
+        let answer = model.chat(None).ask(&turn.question, &pictures, &options, &mut |_| true).await.expect("an answer");
+        assert_eq!(answer.token_ids, turn.greedy_ids);
+    });
+}
+
+#[test]
 fn stopping_seeds_and_limits() {
     let case = case("no-image");
     let expected = Expected::read(&case);

@@ -11,6 +11,7 @@ use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::bundle::plan::{Plan, Shard};
 use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
+use mgm::weights::mgm::MgmCheckpoint;
 use mgm::weights::model_files::ModelFiles;
 use mgm::weights::source::ByteSource;
 use mgm_native::files::DiskFile;
@@ -44,6 +45,7 @@ pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
                 let reason = format!("{} is a bundle at {packed} already: pack the checkpoint", path.display());
                 return Err(Error::InvalidArgument(reason).into());
             }
+            refuse_incomplete(checkpoint)?;
             let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
             let template = match arguments.conversation {
                 Some(template) => template,
@@ -63,6 +65,20 @@ pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
         }
     };
     write(plan, &arguments.out).await
+}
+
+/// What could not be loaded is not packed either.
+fn refuse_incomplete(checkpoint: &MgmCheckpoint) -> Result<(), Error> {
+    for part in checkpoint.report() {
+        if let Some((name, found, expected)) = part.misshapen.into_iter().next() {
+            return Err(Error::WrongShape { name, found, expected: format!("{expected:?}") });
+        }
+        if let Some(name) = part.missing.into_iter().next() {
+            let hint = format!(", and the {} needs it", part.name);
+            return Err(Error::MissingTensor { name, file: part.origin, hint });
+        }
+    }
+    Ok(())
 }
 
 async fn write(plan: Plan, out: &Path) -> Result<(), Failure> {

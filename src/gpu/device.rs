@@ -49,7 +49,7 @@ struct Inner {
     bind_groups: Mutex<BindGroups>,
     /// Parameters of all dispatches of a submission, one 256-byte slot each.
     params: wgpu::Buffer,
-    faults: Arc<Mutex<Option<Error>>>,
+    faults: Faults,
     profiling: bool,
     times: Mutex<Vec<PendingTimes>>,
     dispatches: AtomicU64,
@@ -57,6 +57,16 @@ struct Inner {
     cost: Mutex<Cost>,
     guards: Option<Guards>,
     software_kernels: bool,
+}
+
+type Faults = Arc<Mutex<Option<Error>>>;
+
+/// Keeps the first error, but a lost device is worse than any.
+fn note(faults: &Faults, error: Error) {
+    let mut first = faults.lock().unwrap_or_else(PoisonError::into_inner);
+    if first.is_none() || matches!(error, Error::DeviceLost(_)) && !matches!(*first, Some(Error::DeviceLost(_))) {
+        *first = Some(error);
+    }
 }
 
 impl Gpu {
@@ -91,9 +101,6 @@ impl Gpu {
             .map_err(|error| Error::NoAdapter(format!("{} could not be opened: {error}", summary.name)))?;
 
         let faults = Arc::new(Mutex::new(None));
-        let note = |faults: &Arc<Mutex<Option<Error>>>, error: Error| {
-            faults.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        };
         let uncaptured = faults.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             note(
@@ -107,11 +114,7 @@ impl Gpu {
             );
         }));
         let lost = faults.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                note(&lost, Error::DeviceLost(message));
-            }
-        });
+        device.set_device_lost_callback(move |_, message| note(&lost, Error::DeviceLost(message)));
 
         let software_kernels = options.software_kernels.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter.get_info());
@@ -248,6 +251,13 @@ impl Gpu {
     pub fn trim(&self) {
         self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.0.memory.trim();
+    }
+
+    /// Gives the device up at once. Work in progress, and everything that is asked of it later, fails with [`Error::DeviceLost`].
+    pub fn destroy(&self) {
+        // First, since what the destruction breaks is reported before the loss itself is.
+        note(&self.0.faults, Error::DeviceLost("it was given up".to_owned()));
+        self.0.device.destroy();
     }
 
     /// The first error the device reported since the last call, if any. A lost device stays lost.

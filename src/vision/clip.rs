@@ -1,11 +1,11 @@
 //! The low-resolution tower: CLIP ViT (Radford et al., 2021), up to the hidden state that Mini-Gemini takes.
 
+use crate::Result;
 use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, Norm};
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::{ClipConfig, SelectFeature};
-use crate::{Error, Result};
 
 /// A CLIP vision transformer.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ struct Layer {
 }
 
 impl ClipVit {
-    /// Loads the layers needed for hidden state `select_layer` (counted from the end if negative; 0 is the embedding).
+    /// Loads the layers that hidden state `select_layer` takes ([`ClipConfig::layers_before`]).
     pub async fn load(
         loader: &Loader,
         config: &ClipConfig,
@@ -48,14 +48,7 @@ impl ClipVit {
         select_feature: SelectFeature,
     ) -> Result<Self> {
         let width = config.hidden_size;
-        let states = config.num_layers as i64 + 1;
-        let state = if select_layer < 0 { states + i64::from(select_layer) } else { i64::from(select_layer) };
-        if !(0..states).contains(&state) {
-            return Err(Error::Config {
-                file: "config.json".to_owned(),
-                reason: format!("mm_vision_select_layer is {select_layer}, the tower has {states} hidden states"),
-            });
-        }
+        let needed = config.layers_before(select_layer)?;
         let model = loader.pp("vision_model");
         let embeddings = model.pp("embeddings");
         let patches = (config.image_size / config.patch_size).pow(2);
@@ -64,7 +57,7 @@ impl ClipVit {
         positions.iter_mut().zip(&class).for_each(|(position, class)| *position += class);
 
         let mut layers = Vec::new();
-        for index in 0..state as usize {
+        for index in 0..needed {
             layers.push(Layer::load(&model.pp("encoder.layers").pp(index), config).await?);
         }
         Ok(Self {

@@ -698,6 +698,22 @@ impl ClipConfig {
         Ok(self)
     }
 
+    /// The layers that hidden state `select_layer` takes: counted from the end if negative; 0 is the embedding.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is no such state.
+    pub fn layers_before(&self, select_layer: i32) -> Result<usize> {
+        let states = self.num_layers as i64 + 1;
+        let state = if select_layer < 0 { states + i64::from(select_layer) } else { i64::from(select_layer) };
+        if (0..states).contains(&state) {
+            return Ok(state as usize);
+        }
+        Err(Error::Config {
+            file: "config.json".to_owned(),
+            reason: format!("mm_vision_select_layer is {select_layer}, the tower has {states} hidden states"),
+        })
+    }
+
     /// Patches a side.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
