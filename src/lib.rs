@@ -3,6 +3,7 @@
 //! The core has no files, no network, no threads and no standard output of its own. A host (the native binary, a
 //! browser page) gives it a [`weights::source::Folder`] to read from and drives its futures.
 
+pub mod diffusion;
 pub mod error;
 #[cfg(feature = "gpu")]
 pub mod gpu;

@@ -226,19 +226,19 @@ struct Raw {
 
 /// A file's name and what is being read from it, for messages.
 #[derive(Clone, Copy)]
-struct File<'a>(&'a str);
+pub(crate) struct File<'a>(pub(crate) &'a str);
 
 impl File<'_> {
-    fn error(self, reason: impl Into<String>) -> Error {
+    pub(crate) fn error(self, reason: impl Into<String>) -> Error {
         Error::Config { file: self.0.to_owned(), reason: reason.into() }
     }
 
-    fn parse<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T> {
+    pub(crate) fn parse<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|error| self.error(format!("not the JSON it should be: {error}")))
     }
 
     /// A size that must be there, from 1 to `limit`.
-    fn size(self, key: &str, value: Option<u64>, limit: usize) -> Result<usize> {
+    pub(crate) fn size(self, key: &str, value: Option<u64>, limit: usize) -> Result<usize> {
         let value = value.ok_or_else(|| self.error(format!("{key} is missing")))?;
         match usize::try_from(value) {
             Ok(size) if (1..=limit).contains(&size) => Ok(size),
@@ -246,7 +246,7 @@ impl File<'_> {
         }
     }
 
-    fn positive(self, key: &str, value: f64, limit: f64) -> Result<f32> {
+    pub(crate) fn positive(self, key: &str, value: f64, limit: f64) -> Result<f32> {
         let narrow = value as f32;
         if narrow > 0.0 && value <= limit {
             Ok(narrow)
@@ -255,7 +255,7 @@ impl File<'_> {
         }
     }
 
-    fn activation(self, key: &str, name: &str) -> Result<Activation> {
+    pub(crate) fn activation(self, key: &str, name: &str) -> Result<Activation> {
         Activation::from_name(name).ok_or_else(|| Error::Unsupported {
             what: format!("{}: {key}", self.0),
             found: name.to_owned(),
@@ -264,14 +264,14 @@ impl File<'_> {
     }
 }
 
-const MAX_WIDTH: usize = 1 << 17;
-const MAX_LAYERS: usize = 1 << 10;
-const MAX_HEADS: usize = 1 << 10;
+pub(crate) const MAX_WIDTH: usize = 1 << 17;
+pub(crate) const MAX_LAYERS: usize = 1 << 10;
+pub(crate) const MAX_HEADS: usize = 1 << 10;
 const MAX_HEAD_DIM: usize = 1 << 10;
-const MAX_VOCABULARY: usize = 1 << 24;
-const MAX_POSITIONS: usize = 1 << 24;
+pub(crate) const MAX_VOCABULARY: usize = 1 << 24;
+pub(crate) const MAX_POSITIONS: usize = 1 << 24;
 const MAX_EXPERTS: usize = 1 << 10;
-const MAX_IMAGE_SIZE: usize = 1 << 13;
+pub(crate) const MAX_IMAGE_SIZE: usize = 1 << 13;
 const MAX_GRID: usize = 8;
 
 impl MgmConfig {
