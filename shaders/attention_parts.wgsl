@@ -20,6 +20,7 @@ struct Params {
     value_start: u32,
     part_keys: u32,    // keys in a part, a multiple of 64
     scale: f32,
+    output_start: u32,
 }
 
 override CAUSAL: u32 = 0;
@@ -64,5 +65,5 @@ fn output_at(part: u32, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
         return ((part * query_rows() + row) * kv_heads + kv_head) * (HEAD4 + 1u);
     }
     let head = kv_head * params.group + row % params.group;
-    return ((row / params.group) * kv_heads * params.group + head) * HEAD4;
+    return params.output_start + ((row / params.group) * kv_heads * params.group + head) * HEAD4;
 }

@@ -1,4 +1,4 @@
-// Rows of a table by number, quantised or not: y[start + i] = scale * table[ids[i]]. Ids outside this piece of the table
+// Rows of a table by number, quantised or not: y[i] = scale * table[ids[i]], or y[i] += that where `accumulate` is 1. Ids outside this piece of the table
 // (first .. first + rows) are another piece's business: their rows are left alone.
 // y [.., k]. Dispatch: an invocation for four elements, 64 a workgroup, folded over x and y.
 struct Params {
@@ -8,7 +8,7 @@ struct Params {
     first: u32,
     rows: u32,
     ids_start: u32,
-    output_row: u32,    // row of y for the first id
+    accumulate: u32,
     scale: f32,
 }
 
@@ -31,8 +31,8 @@ fn gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
         return;
     }
     let value = params.scale * weight4(id - params.first, k4, params.weight_stride);
-    let at = (params.output_row + row) * params.k + 4u * k4;
+    let at = row * params.k + 4u * k4;
     for (var c = 0u; c < min(4u, params.k - 4u * k4); c++) {
-        output[at + c] = value[c];
+        output[at + c] = select(0.0, output[at + c], params.accumulate == 1u) + value[c];
     }
 }

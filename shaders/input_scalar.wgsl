@@ -2,12 +2,23 @@
 @group(0) @binding(0) var<storage, read> input: array<f32>;
 @group(0) @binding(6) var<storage, read> gain: array<f32>;
 
-fn input4(row: u32, k4: u32, k: u32) -> vec4<f32> {
-    let start = row * k;
-    let last = k - 1u;
-    let i = vec4(4u * k4) + vec4(0u, 1u, 2u, 3u);
+// Where a row starts, and what a column has in common for all rows.
+alias Place = u32;
+alias Step = u32;
+
+fn input_place(row: u32) -> Place {
+    return row * params.k;
+}
+
+fn input_step(k4: u32) -> Step {
+    return k4;
+}
+
+fn input4(place: Place, step: Step) -> vec4<f32> {
+    let last = params.k - 1u;
+    let i = vec4(4u * step) + vec4(0u, 1u, 2u, 3u);
     let j = min(i, vec4(last));
-    let value = vec4(input[start + j.x], input[start + j.y], input[start + j.z], input[start + j.w]);
+    let value = vec4(input[place + j.x], input[place + j.y], input[place + j.z], input[place + j.w]);
     return select(vec4(0.0), value, i <= vec4(last));
 }
 

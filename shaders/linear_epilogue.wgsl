@@ -1,5 +1,5 @@
 // What happens to a matrix product's sum before it is stored:
-//     v = sum (+ bias);  v = activation(v), or activation(gate) * up;  v = gamma * v;  y = v or y += v.
+//     v = sum (+ bias);  v = activation(v), or activation(gate) * up;  v = gamma * v;  v += residual;  y = v or y += v.
 // Which of these apply is the same for a whole dispatch, so that a pipeline serves them all.
 struct Params {
     m: u32,             // rows of the input
@@ -14,6 +14,21 @@ struct Params {
     flags: u32,         // HAS_BIAS and so on
     activation: u32,
     eps: f32,           // of the norm before the product
+    // Of a convolution (input_convolution.wgsl, rows_map.wgsl):
+    height: u32,        // of the map
+    width: u32,
+    pixels_out: u32,    // of a picture of the result
+    width_out: u32,
+    channels4: u32,     // of the map, in fours
+    inverse_channels4: f32,
+    taps: u32,          // 1 or 9
+    stride: u32,
+    before: u32,        // padding above and on the left
+    upsampled: u32,     // 1: the map is read as if every pixel were two by two
+    height_seen: u32,   // what it is cut off at then
+    width_seen: u32,
+    first_row: u32,     // pixel that row 0 is
+    bias_stride: u32,   // length of a picture's own bias; 0: all have the same
 }
 
 const HAS_BIAS: u32 = 1u;
@@ -21,6 +36,7 @@ const HAS_GAMMA: u32 = 2u;
 const GATED: u32 = 4u;       // weight rows alternate gate, up
 const ACCUMULATE: u32 = 8u;
 const UNIT_OFFSET: u32 = 16u; // the norm's stored gain is one less than the gain
+const HAS_RESIDUAL: u32 = 32u;
 
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> gamma: array<f32>;
@@ -37,6 +53,9 @@ fn store(row: u32, column: u32, value: f32) {
         v *= gamma[column];
     }
     let at = params.output_start + row * params.output_stride + column;
+    if has(HAS_RESIDUAL) {
+        v += residual_at(at);
+    }
     if has(ACCUMULATE) {
         v += output[at];
     }
@@ -46,24 +65,25 @@ fn store(row: u32, column: u32, value: f32) {
 // Sums of four neighbouring weight rows, the first a multiple of 4. `m` is a row of the map above.
 fn finish4(m: u32, n: u32, sums: vec4<f32>) {
     let row = output_row(m);
+    let column = params.first + n;
+    var v = sums;
+    if has(HAS_BIAS) {
+        let start = bias_start(m) + params.first;
+        let i = min(vec4(n) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
+        v += vec4(bias[start + i.x], bias[start + i.y], bias[start + i.z], bias[start + i.w]);
+    }
     if has(GATED) {
-        let column = (params.first + n) >> 1u;
         if n + 1u < params.n {
-            store(row, column, activate(sums.x, params.activation) * sums.y);
+            store(row, column >> 1u, activate(v.x, params.activation) * v.y);
         }
         if n + 3u < params.n {
-            store(row, column + 1u, activate(sums.z, params.activation) * sums.w);
+            store(row, (column >> 1u) + 1u, activate(v.z, params.activation) * v.w);
         }
         return;
     }
     for (var i = 0u; i < 4u; i++) {
         if n + i < params.n {
-            let column = params.first + n + i;
-            var v = sums[i];
-            if has(HAS_BIAS) {
-                v += bias[column];
-            }
-            store(row, column, activate(v, params.activation));
+            store(row, column + i, activate(v[i], params.activation));
         }
     }
 }

@@ -18,7 +18,7 @@ fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     }
     let load_row = local >> 2u;
     let load_k4 = local & 3u;
-    let x_row = input_row(min(m0 + load_row, count - 1u));
+    let place = input_place(input_row(min(m0 + load_row, count - 1u)));
     let w_row = min(n0 + load_row, params.n - 1u);
     let fours = (params.k + 3u) >> 2u;
     let my_m = 4u * (local >> 4u);
@@ -29,7 +29,7 @@ fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         let at = load_row * (STEP4 + 1u) + load_k4;
         let k = min(k4 + load_k4, fours - 1u);
         let inside = k4 + load_k4 < fours;
-        input_tile[at] = select(vec4(0.0), input4(x_row, k, params.k), inside);
+        input_tile[at] = select(vec4(0.0), input4(place, input_step(k)), inside);
         weight_tile[at] = select(vec4(0.0), weight4(w_row, k, params.weight_stride), inside);
         workgroupBarrier();
         for (var step = 0u; step < STEP4; step++) {

@@ -21,6 +21,10 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     let fours = (params.k + 3u) >> 2u;
     var sums: array<vec4<f32>, ROWS>; // [row of x], component: column of y
     var squares: array<f32, ROWS>;
+    var places: array<Place, ROWS>;
+    for (var m = 0u; m < ROWS; m++) {
+        places[m] = input_place(input_row(min(m0 + m, count - 1u)));
+    }
     for (var k4 = 0u; k4 < fours; k4 += 8u) {
         load_block(0u, row4, k4 >> 3u, params.weight_stride, params.n);
         var block: array<vec4<f32>, 32>;
@@ -32,12 +36,13 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         }
         let inside = k4 + lane < fours;
         let mine = min(k4 + lane, fours - 1u);
+        let step = input_step(mine);
         var gain = vec4(1.0);
         if NORM == 1u {
             gain = normed_gain(mine);
         }
         for (var m = 0u; m < ROWS; m++) {
-            var x = select(vec4(0.0), input4(input_row(min(m0 + m, count - 1u)), mine, params.k), inside);
+            var x = select(vec4(0.0), input4(places[m], step), inside);
             if NORM == 1u {
                 squares[m] += dot(x, x);
                 x *= gain;

@@ -22,9 +22,8 @@ fn matmul_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     let columns = min(vec4(n) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
     let stride = params.weight_stride;
     let fours = (params.k + 3u) >> 2u;
-    let k = params.k;
-    let row0 = input_row(min(m0 + lane, count - 1u));
-    let row4 = input_row(min(m0 + 4u + lane, count - 1u));
+    let place0 = input_place(input_row(min(m0 + lane, count - 1u)));
+    let place4 = input_place(input_row(min(m0 + 4u + lane, count - 1u)));
     var s0 = vec4(0.0);
     var s1 = vec4(0.0);
     var s2 = vec4(0.0);
@@ -47,13 +46,14 @@ fn matmul_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             let wy = vec4(w0.y, w1.y, w2.y, w3.y);
             let wz = vec4(w0.z, w1.z, w2.z, w3.z);
             let ww = vec4(w0.w, w1.w, w2.w, w3.w);
-            let x = input4(row0, k4, k);
+            let step = input_step(k4);
+            let x = input4(place0, step);
             s0 = accumulate(s0, subgroupBroadcast(x, 0u), wx, wy, wz, ww);
             s1 = accumulate(s1, subgroupBroadcast(x, 1u), wx, wy, wz, ww);
             s2 = accumulate(s2, subgroupBroadcast(x, 2u), wx, wy, wz, ww);
             s3 = accumulate(s3, subgroupBroadcast(x, 3u), wx, wy, wz, ww);
             if ROWS > 4u {
-                let y = input4(row4, k4, k);
+                let y = input4(place4, step);
                 s4 = accumulate(s4, subgroupBroadcast(y, 0u), wx, wy, wz, ww);
                 s5 = accumulate(s5, subgroupBroadcast(y, 1u), wx, wy, wz, ww);
                 s6 = accumulate(s6, subgroupBroadcast(y, 2u), wx, wy, wz, ww);

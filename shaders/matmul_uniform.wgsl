@@ -18,6 +18,10 @@ fn matmul_uniform(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     let stride = params.weight_stride;
     let fours = (params.k + 3u) >> 2u;
     var sums: array<vec4<f32>, 16>; // [row of x], component: column of y
+    var places: array<Place, 16>;
+    for (var i = 0u; i < ROWS; i++) {
+        places[i] = input_place(input_row(min(m0 + i, count - 1u)));
+    }
     for (var block = 0u; block < fours; block += 8u) {
         let s0 = weight_scale(columns.x, block >> 3u, stride);
         let s1 = weight_scale(columns.y, block >> 3u, stride);
@@ -32,8 +36,9 @@ fn matmul_uniform(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
             let wy = vec4(w0.y, w1.y, w2.y, w3.y);
             let wz = vec4(w0.z, w1.z, w2.z, w3.z);
             let ww = vec4(w0.w, w1.w, w2.w, w3.w);
+            let step = input_step(k4);
             for (var i = 0u; i < ROWS; i++) {
-                let x = input4(input_row(min(m0 + i, count - 1u)), k4, params.k);
+                let x = input4(places[i], step);
                 sums[i] = fma(vec4(x.w), ww, fma(vec4(x.z), wz, fma(vec4(x.y), wy, fma(vec4(x.x), wx, sums[i]))));
             }
         }

@@ -9,7 +9,7 @@ fn matvec(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     if n >= params.n || m >= row_count() {
         return;
     }
-    let row = input_row(m);
+    let place = input_place(input_row(m));
     let last = params.n - 1u;
     let rows = min(vec4(n) + vec4(0u, 1u, 2u, 3u), vec4(last));
     let fours = (params.k + 3u) >> 2u;
@@ -17,7 +17,7 @@ fn matvec(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     var sums = vec4(0.0);
     var squares = 0.0;
     for (var k4 = lane; k4 < fours; k4 += WORKGROUP) {
-        var x = input4(row, k4, params.k);
+        var x = input4(place, input_step(k4));
         if NORM == 1u {
             squares += dot(x, x);
             x *= normed_gain(k4);

@@ -14,7 +14,7 @@ fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     if m >= row_count() {
         return;
     }
-    let row = input_row(m);
+    let place = input_place(input_row(m));
     let n = 4u * BLOCKS * ((group.x + group.y * groups.x) * LANES + lane);
     let fours = (params.k + 3u) >> 2u;
     var sums: array<vec4<f32>, BLOCKS>;
@@ -25,7 +25,7 @@ fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         }
         let inside = k4 + lane < fours;
         let mine = min(k4 + lane, fours - 1u);
-        var x = select(vec4(0.0), input4(row, mine, params.k), inside);
+        var x = select(vec4(0.0), input4(place, input_step(mine)), inside);
         if NORM == 1u {
             squares += dot(x, x);
             x *= normed_gain(mine);

@@ -3,6 +3,8 @@
 //! The core has no files, no network, no threads and no standard output of its own. A host (the native binary, a
 //! browser page) gives it a [`weights::source::Folder`] to read from and drives its futures.
 
+#[cfg(feature = "gpu")]
+mod clip_layer;
 pub mod diffusion;
 pub mod error;
 #[cfg(feature = "gpu")]

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::rc::Rc;
 
 use crate::gpu::Gpu;
-use crate::ops::Norm;
+use crate::ops::{Convolution, GroupNorm, Norm, Sampling2d};
 use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
 use crate::weights::dtype::Dtype;
 use crate::weights::view::Weights;
@@ -192,6 +192,81 @@ impl Loader {
         builder.finish()
     }
 
+    /// A matrix [2 rows, columns] that was stored as two halves, `value` and then gate, with gates and values alternating: the
+    /// form that gated products take.
+    pub async fn gated_halves(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
+        let what = self.full_name(name);
+        let weights = match &self.origin {
+            Origin::Checkpoint(weights) => weights,
+            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, 2 * rows, columns).await,
+        };
+        expect_flattened(weights, name, 2 * rows, columns)?;
+        let mut builder = MatrixBuilder::new(&self.gpu, self.precision, 2 * rows, columns, &what)?;
+        let step = (block_rows(columns) / 2).max(1);
+        for first in (0..rows).step_by(step) {
+            let end = (first + step).min(rows);
+            let values = weights.read_rows(name, first..end).await?;
+            let gates = weights.read_rows(name, rows + first..rows + end).await?;
+            builder.push(&alternating(&gates, &values, columns))?;
+            self.wrote(Matrix::bytes_for(self.precision, 2 * (end - first), columns)).await?;
+        }
+        builder.finish()
+    }
+
+    /// The bias of such a matrix.
+    pub async fn gated_bias(&self, name: &str, rows: usize) -> Result<Tensor> {
+        let values = self.values(name, &[2 * rows]).await?;
+        self.upload(name, &[2 * rows], &alternating(&values[rows..], &values[..rows], 1)).await
+    }
+
+    /// A convolution: `name.weight` [out, channels, side, side] and `name.bias`. Channels are filled up with zeros to a
+    /// multiple of 4.
+    pub async fn convolution(
+        &self,
+        name: impl Display,
+        (channels, out): (usize, usize),
+        side: usize,
+        sampling: Sampling2d,
+    ) -> Result<Convolution> {
+        let part = self.pp(name);
+        let bias = part.tensor("bias", &[out]).await?;
+        let (taps, padded) = (side * side, channels.next_multiple_of(4));
+        let columns = taps * padded;
+        let what = part.full_name("weight");
+        let weight = match &part.origin {
+            Origin::Random { seed, .. } => part.random_matrix(&what, *seed, out, columns).await?,
+            Origin::Checkpoint(weights) => {
+                // Some files hold 1 x 1 convolutions as matrices.
+                expect_flattened(weights, "weight", out, taps * channels)?;
+                let mut builder = MatrixBuilder::new(&self.gpu, self.precision, out, columns, &what)?;
+                let step = block_rows(columns);
+                for first in (0..out).step_by(step) {
+                    let rows = weights.read_rows("weight", first..(first + step).min(out)).await?;
+                    let mut packed = vec![0.0; rows.len() / (taps * channels) * columns];
+                    for (row, packed) in rows.chunks_exact(taps * channels).zip(packed.chunks_exact_mut(columns)) {
+                        for (channel, kernel) in row.chunks_exact(taps).enumerate() {
+                            for (tap, value) in kernel.iter().enumerate() {
+                                packed[tap * padded + channel] = *value;
+                            }
+                        }
+                    }
+                    builder.push(&packed)?;
+                    self.wrote(Matrix::bytes_for(self.precision, packed.len() / columns, columns)).await?;
+                }
+                builder.finish()?
+            }
+        };
+        Ok(Convolution { weight, bias, channels: padded, side, sampling })
+    }
+
+    /// A group norm: `name.weight` and `name.bias`.
+    pub async fn group_norm(&self, name: impl Display, channels: usize, groups: usize, eps: f32) -> Result<GroupNorm> {
+        let part = self.pp(name);
+        let weight = part.tensor("weight", &[channels]).await?;
+        let bias = part.tensor("bias", &[channels]).await?;
+        Ok(GroupNorm { weight, bias, groups, eps })
+    }
+
     /// A matrix whose values were computed on the host.
     pub async fn computed(&self, what: &str, columns: usize, values: &[f32]) -> Result<Matrix> {
         let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &self.full_name(what))?;
@@ -217,6 +292,17 @@ impl Loader {
                 weights.read(name).await
             }
             Origin::Random { seed, .. } => Ok(random_values(&self.full_name(name), *seed, shape)),
+        }
+    }
+
+    /// The same of a matrix, or of a 1 x 1 convolution's weight, which is one too.
+    pub async fn flattened(&self, name: &str, rows: usize, columns: usize) -> Result<Vec<f32>> {
+        match &self.origin {
+            Origin::Checkpoint(weights) => {
+                expect_flattened(weights, name, rows, columns)?;
+                weights.read(name).await
+            }
+            Origin::Random { seed, .. } => Ok(random_values(&self.full_name(name), *seed, &[rows, columns])),
         }
     }
 

@@ -4,5 +4,28 @@
 //! numbers' business, not the device's. All maps have their channels last, from the first convolution to the last pixel.
 
 pub mod config;
+#[cfg(feature = "gpu")]
+mod pixel_attention;
+#[cfg(feature = "gpu")]
+mod resnet;
+#[cfg(feature = "gpu")]
+mod statistics;
+#[cfg(feature = "gpu")]
+mod text_encoder;
+#[cfg(feature = "gpu")]
+mod tiles;
+#[cfg(feature = "gpu")]
+mod transformer;
+#[cfg(feature = "gpu")]
+mod unet;
+#[cfg(feature = "gpu")]
+mod vae;
+
+#[cfg(feature = "gpu")]
+pub use text_encoder::{TextEncoder, TextEncoding};
+#[cfg(feature = "gpu")]
+pub use unet::{Condition, Unet};
+#[cfg(feature = "gpu")]
+pub use vae::{VaeDecoder, VaeEncoder};
 
 pub use config::{TextEncoderConfig, UnetConfig, UnetLevel, VaeConfig};

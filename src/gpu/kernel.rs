@@ -49,8 +49,10 @@ pub enum Access {
 /// Group 0 has the storage `bindings` in order, then, at the next number, a uniform block of parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// The name in profiles, and of the entry point.
+    /// The name of the entry point.
     pub name: &'static str,
+    /// The name in profiles.
+    pub label: &'static str,
     /// WGSL files, joined in order.
     pub sources: Vec<Source>,
     /// Values of `override` constants. Booleans are 0 or 1.
@@ -121,7 +123,7 @@ impl Pipelines {
 fn create(device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel, id: usize) -> Pipeline {
     debug_assert!(capabilities.subgroups || !kernel.uses_subgroups(), "{} needs subgroups", kernel.name);
     let descriptor = wgpu::ShaderModuleDescriptor {
-        label: Some(kernel.name),
+        label: Some(kernel.label),
         source: wgpu::ShaderSource::Wgsl(kernel.wgsl(cfg!(target_arch = "wasm32")).into()),
     };
     // SAFETY: the shaders are this crate's own. Every op proves its indices from the shapes it checks before it
@@ -144,15 +146,15 @@ fn create(device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel, i
         .collect();
     entries.push(entry(kernel.bindings.len(), wgpu::BufferBindingType::Uniform, true));
     let layout = device
-        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries });
+        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.label), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: Some(kernel.name),
+        label: Some(kernel.label),
         bind_group_layouts: &[Some(&layout)],
         immediate_size: 0,
     });
     let constants: Vec<_> = kernel.constants.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
     let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: Some(kernel.name),
+        label: Some(kernel.label),
         layout: Some(&pipeline_layout),
         module: &module,
         entry_point: Some(kernel.name),
@@ -163,5 +165,5 @@ fn create(device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel, i
         },
         cache: None,
     });
-    Pipeline { id, name: kernel.name, raw, layout }
+    Pipeline { id, name: kernel.label, raw, layout }
 }

@@ -34,6 +34,9 @@ pub enum KeyValues<'a> {
     Packed(&'a Tensor),
     /// In a cache, of which the first `length` positions count; the queries are its last ones.
     Cached(&'a KvCache, usize),
+    /// Keys and values side by side in a tensor of their own, [keys, 2 kv_heads head_dim]: what another sequence brings
+    /// (cross attention). Not causal.
+    Other(&'a Tensor),
 }
 
 /// Keys and values of one layer, [capacity, kv_heads * head_dim] each; the columns are a multiple of 4.
@@ -134,6 +137,18 @@ impl RotaryTable {
     }
 }
 
+/// Where keys and values lie, in elements.
+struct Source<'a> {
+    /// Keys in all.
+    rows: usize,
+    half: bool,
+    query_stride: usize,
+    bindings: [Binding<'a>; 2],
+    stride: usize,
+    /// Of keys and of values.
+    starts: [usize; 2],
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
@@ -149,6 +164,7 @@ struct Params {
     value_start: u32,
     part_keys: u32,
     scale: f32,
+    output_start: u32,
 }
 
 /// What decides a specialisation.
@@ -214,6 +230,7 @@ impl Variant {
         };
         Kernel {
             name,
+            label: name,
             sources: vec![wgsl!("attention_parts.wgsl"), cache, source],
             constants,
             sizes,
@@ -225,6 +242,7 @@ impl Variant {
 pub(crate) fn merge_kernel(head_dim: usize) -> Kernel {
     Kernel {
         name: "attention_merge",
+        label: "attention_merge",
         sources: vec![wgsl!("attention_merge.wgsl")],
         constants: vec![("HEAD4", (head_dim / 4) as u32)],
         sizes: vec![],
@@ -236,6 +254,7 @@ pub(crate) fn rotary_kernel(half: bool) -> Kernel {
     let store = if half { wgsl!("store_f16.wgsl") } else { wgsl!("store_f32.wgsl") };
     Kernel {
         name: "rotary",
+        label: "rotary",
         sources: vec![store, wgsl!("rotary.wgsl")],
         constants: vec![],
         sizes: vec![],
@@ -274,27 +293,77 @@ pub fn attention(
     queries: &Tensor,
     key_values: KeyValues<'_>,
 ) -> Result<Tensor> {
+    attention_over(recorder, layer, queries, key_values, 1)
+}
+
+/// The same for several sequences of one length, one behind the other in queries, keys and values (not in a cache): each
+/// attends to its own.
+pub fn attention_over(
+    recorder: &mut Recorder,
+    layer: Attention,
+    queries: &Tensor,
+    key_values: KeyValues<'_>,
+    sequences: usize,
+) -> Result<Tensor> {
     layer.check()?;
     let Attention { heads, kv_heads, head_dim, causal } = layer;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-    let times = queries.rows();
-    let (keys, half, query_stride, [key_binding, value_binding], kv_stride, key_start, value_start) = match key_values {
+    let rows = queries.rows();
+    let source = match key_values {
         KeyValues::Packed(packed) => {
-            packed.expect("queries, keys and values", &[times, layer.packed_columns()])?;
+            packed.expect("queries, keys and values", &[rows, layer.packed_columns()])?;
             let columns = layer.packed_columns();
-            (times, false, columns, [packed.binding(); 2], columns, width, width + kv_width)
+            let keys = packed.binding();
+            Source {
+                rows,
+                half: false,
+                query_stride: columns,
+                bindings: [keys; 2],
+                stride: columns,
+                starts: [width, width + kv_width],
+            }
         }
         KeyValues::Cached(cache, length) => {
-            queries.expect("queries", &[times, width])?;
-            if length > cache.capacity || times > length || cache.columns != kv_width {
+            queries.expect("queries", &[rows, width])?;
+            if length > cache.capacity || rows > length || cache.columns != kv_width || sequences != 1 {
                 return Err(Error::InvalidArgument(format!(
-                    "{times} queries over {length} positions of a cache for {} ({} columns, expected {kv_width})",
+                    "{rows} queries over {length} positions of a cache for {} ({} columns, expected {kv_width})",
                     cache.capacity, cache.columns
                 )));
             }
-            (length, cache.half, width, cache.bindings(), kv_width, 0, 0)
+            Source {
+                rows: length,
+                half: cache.half,
+                query_stride: width,
+                bindings: cache.bindings(),
+                stride: kv_width,
+                starts: [0, 0],
+            }
+        }
+        KeyValues::Other(tensor) => {
+            queries.expect("queries", &[rows, width])?;
+            tensor.expect("keys and values", &[tensor.rows(), 2 * kv_width])?;
+            if causal {
+                return Err(Error::InvalidArgument("keys of another sequence have no order among queries".to_owned()));
+            }
+            let keys = tensor.binding();
+            Source {
+                rows: tensor.rows(),
+                half: false,
+                query_stride: width,
+                bindings: [keys; 2],
+                stride: 2 * kv_width,
+                starts: [0, kv_width],
+            }
         }
     };
+    if sequences == 0 || !rows.is_multiple_of(sequences) || !source.rows.is_multiple_of(sequences) || source.rows == 0 {
+        return Err(Error::InvalidArgument(format!(
+            "{rows} queries and {} keys do not make {sequences} sequences of one length",
+            source.rows
+        )));
+    }
+    let (times, keys) = (rows / sequences, source.rows / sequences);
     let group = heads / kv_heads;
     let query_rows = times * group;
     let gpu = recorder.gpu();
@@ -303,46 +372,51 @@ pub fn attention(
         Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Form::Subgroup4,
         _ => Form::Workgroup,
     };
-    let rows = match form {
+    let block = match form {
         Form::Subgroup4 => SUBGROUP4_ROWS,
         _ => query_rows.next_power_of_two().min(Variant::max_rows(head_dim, form)),
     };
-    let blocks = query_rows.div_ceil(rows);
+    let blocks = query_rows.div_ceil(block);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
-    let split = blocks == 1 && keys > PART_KEYS && form != Form::Subgroup4;
+    let split = blocks == 1 && keys > PART_KEYS && form != Form::Subgroup4 && sequences == 1;
     let parts = if split { keys.div_ceil(PART_KEYS) } else { 1 };
-    let y = Tensor::temporary(recorder.gpu(), &[times, width], "attention")?;
+    let y = Tensor::temporary(recorder.gpu(), &[rows, width], "attention")?;
     let partial = if split {
         Some(Tensor::temporary(recorder.gpu(), &[parts * query_rows * kv_heads, head_dim + 4], "attention parts")?)
     } else {
         None
     };
-    let params = Params {
-        times: times as u32,
-        keys: keys as u32,
-        group: group as u32,
-        first_time: (keys - times) as u32,
-        query_stride: (query_stride / 4) as u32,
-        query_start: 0,
-        key_stride: (kv_stride / 4) as u32,
-        key_start: (key_start / 4) as u32,
-        value_stride: (kv_stride / 4) as u32,
-        value_start: (value_start / 4) as u32,
-        part_keys: if split { PART_KEYS } else { keys.next_multiple_of(64) } as u32,
-        scale: 1.0 / (head_dim as f32).sqrt(),
-    };
     let seen = if causal { keys as f64 - (times - 1) as f64 / 2.0 } else { keys as f64 };
-    let element = if half { 2 } else { 4 };
-    recorder.dispatch(
-        &Variant { head_dim, rows, causal, split, half, form }.kernel(),
-        &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
-        &params,
-        [blocks as u32, kv_heads as u32, parts as u32],
-        Cost {
-            bytes: (2 * times * width * 4 + 2 * keys * kv_width * element) as f64,
-            flops: 4.0 * times as f64 * seen * width as f64,
-        },
-    )?;
+    let element = if source.half { 2 } else { 4 };
+    let [key_binding, value_binding] = source.bindings;
+    let [key_start, value_start] = source.starts;
+    for sequence in 0..sequences {
+        let params = Params {
+            times: times as u32,
+            keys: keys as u32,
+            group: group as u32,
+            first_time: keys.saturating_sub(times) as u32,
+            query_stride: (source.query_stride / 4) as u32,
+            query_start: (sequence * times * source.query_stride / 4) as u32,
+            key_stride: (source.stride / 4) as u32,
+            key_start: ((sequence * keys * source.stride + key_start) / 4) as u32,
+            value_stride: (source.stride / 4) as u32,
+            value_start: ((sequence * keys * source.stride + value_start) / 4) as u32,
+            part_keys: if split { PART_KEYS } else { keys.next_multiple_of(64) } as u32,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            output_start: (sequence * times * width / 4) as u32,
+        };
+        recorder.dispatch(
+            &Variant { head_dim, rows: block, causal, split, half: source.half, form }.kernel(),
+            &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
+            &params,
+            [blocks as u32, kv_heads as u32, parts as u32],
+            Cost {
+                bytes: (2 * times * width * 4 + 2 * keys * kv_width * element) as f64,
+                flops: 4.0 * times as f64 * seen * width as f64,
+            },
+        )?;
+    }
     if let Some(partial) = partial {
         recorder.dispatch(
             &merge_kernel(head_dim),

@@ -1,5 +1,5 @@
-//! Convolutions on feature maps: patches (whose product with a weight matrix is a convolution with stride = size),
-//! depthwise 7 x 7, and bilinear resampling.
+//! What is done to feature maps around products: patches (whose product with a weight matrix is a convolution with stride =
+//! size), depthwise 7 x 7 convolution, bilinear resampling, channels side by side.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,14 +8,14 @@ use crate::gpu::{Access, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// A feature map [height, width, channels], channels last.
+/// A feature map [height, width, channels], channels last; or those of several pictures, one behind the other.
 #[derive(Debug, Clone)]
 pub struct FeatureMap {
     /// Rows of pixels.
     pub height: usize,
     /// Pixels in a row.
     pub width: usize,
-    /// [height * width, channels].
+    /// [pictures * height * width, channels].
     pub pixels: Tensor,
 }
 
@@ -23,6 +23,11 @@ impl FeatureMap {
     /// Channels of each pixel.
     pub fn channels(&self) -> usize {
         self.pixels.columns()
+    }
+
+    /// Pictures, where an op takes several.
+    pub fn pictures(&self) -> usize {
+        self.pixels.rows() / (self.height * self.width).max(1)
     }
 }
 
@@ -47,6 +52,10 @@ pub(crate) fn patches_kernel() -> Kernel {
 
 pub(crate) fn depthwise_kernel() -> Kernel {
     simple("depthwise", wgsl!("depthwise.wgsl"), &[Access::Read, Access::Read, Access::Read, Access::Write])
+}
+
+pub(crate) fn concatenate_kernel() -> Kernel {
+    simple("concatenate", wgsl!("concatenate.wgsl"), &[Access::Read, Access::Read, Access::Write])
 }
 
 pub(crate) fn resize_kernel() -> Kernel {
@@ -125,4 +134,28 @@ pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usi
         cost(x.pixels.len() + y.len(), 8 * y.len()),
     )?;
     Ok(FeatureMap { height, width, pixels: y })
+}
+
+/// The channels of two maps of one size side by side; both have a multiple of 4.
+pub fn concatenate(recorder: &mut Recorder, first: &FeatureMap, second: &FeatureMap) -> Result<FeatureMap> {
+    let (rows, channels) = (first.pixels.rows(), [first.channels(), second.channels()]);
+    if (first.height, first.width, rows) != (second.height, second.width, second.pixels.rows())
+        || channels.iter().any(|channels| !channels.is_multiple_of(4))
+    {
+        return Err(Error::WrongShape {
+            name: "concatenate".to_owned(),
+            found: second.pixels.shape().to_vec(),
+            expected: format!("a map as large as {:?}, both with a multiple of 4 channels", first.pixels.shape()),
+        });
+    }
+    let all = channels[0] + channels[1];
+    let y = Tensor::temporary(recorder.gpu(), &[rows, all], "concatenation")?;
+    recorder.dispatch(
+        &concatenate_kernel(),
+        &[first.pixels.binding(), second.pixels.binding(), y.binding()],
+        &[rows as u32, (channels[0] / 4) as u32, (channels[1] / 4) as u32, 0],
+        [(all / 4).div_ceil(32) as u32, rows.div_ceil(128) as u32, 1],
+        cost(2 * y.len(), 0),
+    )?;
+    Ok(FeatureMap { height: first.height, width: first.width, pixels: y })
 }

@@ -20,7 +20,7 @@ struct Params {
     first: u32,
     rows: u32,
     ids_start: u32,
-    output_row: u32,
+    accumulate: u32,
     scale: f32,
 }
 
@@ -28,6 +28,7 @@ pub(crate) fn kernel(precision: Precision) -> Kernel {
     let (reader, sizes) = weight_reader(precision);
     Kernel {
         name: "gather",
+        label: "gather",
         sources: vec![reader, wgsl!("gather.wgsl")],
         constants: vec![],
         sizes,
@@ -45,6 +46,8 @@ struct Lookup<'a> {
     /// How many.
     count: usize,
     scale: f32,
+    /// Added to what is there.
+    accumulate: bool,
 }
 
 /// y[i] = scale * table[ids[start + i]] for `y.rows()` ids (u32) from `start`. Rows whose id is [`NO_ROW`] are left alone.
@@ -56,26 +59,17 @@ pub fn gather(
     scale: f32,
     y: &Tensor,
 ) -> Result<()> {
-    let lookup = Lookup { ids, start, count: y.rows(), scale };
-    for piece in table.pieces() {
-        let scales = piece.scales.as_ref().map(Tensor::binding);
-        lookup.record(
-            recorder,
-            piece.precision,
-            piece.data.binding(),
-            scales,
-            piece.first,
-            piece.rows,
-            table.columns(),
-            y,
-        )?;
-    }
-    Ok(())
+    Lookup { ids, start, count: y.rows(), scale, accumulate: false }.of_matrix(recorder, table, y)
 }
 
-/// The same with an f32 tensor [rows, columns] as the table. Columns are a multiple of 4.
+/// y[i] += table[ids[i]] for `y.rows()` ids (u32).
+pub fn gather_add(recorder: &mut Recorder, ids: &Tensor, table: &Matrix, y: &Tensor) -> Result<()> {
+    Lookup { ids, start: 0, count: y.rows(), scale: 1.0, accumulate: true }.of_matrix(recorder, table, y)
+}
+
+/// [`gather`] with an f32 tensor [rows, columns] as the table. Columns are a multiple of 4.
 pub fn gather_rows(recorder: &mut Recorder, ids: &Tensor, table: &Tensor, scale: f32, y: &Tensor) -> Result<()> {
-    let lookup = Lookup { ids, start: 0, count: y.rows(), scale };
+    let lookup = Lookup { ids, start: 0, count: y.rows(), scale, accumulate: false };
     if !table.columns().is_multiple_of(4) {
         return Err(Error::WrongShape {
             name: "gather".to_owned(),
@@ -87,6 +81,15 @@ pub fn gather_rows(recorder: &mut Recorder, ids: &Tensor, table: &Tensor, scale:
 }
 
 impl Lookup<'_> {
+    fn of_matrix(&self, recorder: &mut Recorder, table: &Matrix, y: &Tensor) -> Result<()> {
+        for piece in table.pieces() {
+            let scales = piece.scales.as_ref().map(Tensor::binding);
+            let data = piece.data.binding();
+            self.record(recorder, piece.precision, data, scales, piece.first, piece.rows, table.columns(), y)?;
+        }
+        Ok(())
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn record(
         &self,
@@ -113,7 +116,7 @@ impl Lookup<'_> {
             first: first as u32,
             rows: rows as u32,
             ids_start: self.start as u32,
-            output_row: 0,
+            accumulate: u32::from(self.accumulate),
             scale: self.scale,
         };
         recorder.dispatch(

@@ -51,6 +51,24 @@ impl Form {
         }
     }
 
+    /// The form for `m` pixels of a convolution's result, which no form takes one by one.
+    fn choose_for_map(gpu: &Gpu, m: usize) -> Self {
+        match Self::choose(gpu, m.max(2)) {
+            Self::Matvec => Self::Tiled,
+            form => form,
+        }
+    }
+
+    /// The most rows of x in one dispatch: as many as fit WebGPU's limit on a grid's dimensions.
+    fn max_rows(self) -> usize {
+        let rows = match self {
+            Self::Matvec => 1,
+            Self::Tiled => TILE,
+            Self::Uniform(rows) | Self::Subgroup4(rows) | Self::Subgroup(rows) => rows as usize,
+        };
+        rows * 65535
+    }
+
     /// Whether it can take a norm before the product along.
     pub(crate) fn fuses_norm(self) -> bool {
         matches!(self, Self::Matvec | Self::Subgroup(_))
@@ -101,10 +119,23 @@ impl Activation {
     }
 }
 
-/// What happens to a product before it is stored: `gamma * activation(x W^T + bias)`.
+impl From<crate::weights::config::Activation> for Activation {
+    fn from(activation: crate::weights::config::Activation) -> Self {
+        use crate::weights::config::Activation as Configured;
+        match activation {
+            Configured::Silu => Self::Silu,
+            Configured::QuickGelu => Self::QuickGelu,
+            Configured::GeluErf => Self::GeluErf,
+            Configured::GeluTanh => Self::GeluTanh,
+        }
+    }
+}
+
+/// What happens to a product before it is stored: `gamma * activation(x W^T + bias)`, or, where rows of W are gated,
+/// `gamma * activation(even row) * odd row` of `x W^T + bias`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// Added first, [outputs].
+    /// Added first, [rows of W].
     pub bias: Option<&'a Tensor>,
     /// Then applied.
     pub activation: Activation,
@@ -149,6 +180,27 @@ struct Params {
     flags: u32,
     activation: u32,
     eps: f32,
+    map: MapParams,
+}
+
+/// The parameters that only a convolution has.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(super) struct MapParams {
+    pub height: u32,
+    pub width: u32,
+    pub pixels_out: u32,
+    pub width_out: u32,
+    pub channels4: u32,
+    pub inverse_channels4: f32,
+    pub taps: u32,
+    pub stride: u32,
+    pub before: u32,
+    pub upsampled: u32,
+    pub height_seen: u32,
+    pub width_seen: u32,
+    pub first_row: u32,
+    pub bias_stride: u32,
 }
 
 /// Bits of `flags` in linear_epilogue.wgsl.
@@ -157,6 +209,7 @@ const HAS_GAMMA: u32 = 2;
 const GATED: u32 = 4;
 const ACCUMULATE: u32 = 8;
 const UNIT_OFFSET: u32 = 16;
+const HAS_RESIDUAL: u32 = 32;
 
 /// The reader of a matrix's weights by fours of a row, with the constants that it needs.
 pub(crate) fn weight_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
@@ -187,13 +240,23 @@ fn reader_constants(precision: Precision) -> Vec<(&'static str, u32)> {
     }
 }
 
+/// How rows of x are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// Rows of any length.
+    Scalar,
+    /// Rows whose length is a multiple of 4.
+    Vec4,
+    /// What a convolution covers of a map.
+    Map,
+}
+
 /// What decides a specialisation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Variant {
     pub form: Form,
     pub precision: Precision,
-    /// Rows of x are a multiple of 4 long.
-    pub vec4: bool,
+    pub input: Input,
     pub routed: bool,
     /// With a norm before the product.
     pub norm: bool,
@@ -204,8 +267,16 @@ impl Variant {
         let mut sources = vec![
             wgsl!("linear_epilogue.wgsl"),
             wgsl!("activation.wgsl"),
-            if self.vec4 { wgsl!("input_vec4.wgsl") } else { wgsl!("input_scalar.wgsl") },
-            if self.routed { wgsl!("rows_routed.wgsl") } else { wgsl!("rows_direct.wgsl") },
+            match self.input {
+                Input::Scalar => wgsl!("input_scalar.wgsl"),
+                Input::Vec4 => wgsl!("input_vec4.wgsl"),
+                Input::Map => wgsl!("input_convolution.wgsl"),
+            },
+            match self.input {
+                Input::Map => wgsl!("rows_map.wgsl"),
+                _ if self.routed => wgsl!("rows_routed.wgsl"),
+                _ => wgsl!("rows_direct.wgsl"),
+            },
         ];
         let mut constants = Vec::new();
         let (reader, mut sizes) = match self.form {
@@ -248,6 +319,7 @@ impl Variant {
         };
         Kernel {
             name,
+            label: if self.input == Input::Map { "convolution" } else { name },
             sources,
             constants,
             sizes,
@@ -276,6 +348,18 @@ struct Product<'a> {
     row: usize,
     routes: Option<Routes<'a>>,
     accumulate: bool,
+}
+
+/// A product whose rows of x are what a convolution covers. Shapes are checked by who makes it: W [n, taps * channels].
+pub(super) struct MapProduct<'a> {
+    pub x: &'a Tensor,
+    pub weight: &'a Matrix,
+    /// [n], or [pictures, n] where `map.bias_stride` is n.
+    pub bias: Option<&'a Tensor>,
+    pub activation: Activation,
+    pub residual: Option<&'a Tensor>,
+    pub y: &'a Tensor,
+    pub map: MapParams,
 }
 
 /// y = epilogue(x W^T): x [m, k], W [n, k] -> y [m, n] (n / 2 where gated).
@@ -332,16 +416,16 @@ impl Product<'_> {
     fn check(&self) -> Result<usize> {
         let Self { x, weight, epilogue, y, row, routes, .. } = self;
         let outputs = epilogue.outputs(weight);
-        if x.columns() != weight.columns() || y.columns() != outputs || (epilogue.gated && epilogue.bias.is_some()) {
+        if x.columns() != weight.columns() || y.columns() != outputs {
             return Err(Error::WrongShape {
                 name: "linear".to_owned(),
                 found: vec![x.rows(), x.columns(), y.columns()],
                 expected: format!("[m, {}, {outputs}]", weight.columns()),
             });
         }
-        for (name, vector) in [("bias", epilogue.bias), ("gamma", epilogue.gamma)] {
+        for (name, vector, length) in [("bias", epilogue.bias, weight.rows()), ("gamma", epilogue.gamma, outputs)] {
             if let Some(vector) = vector {
-                vector.expect(name, &[outputs])?;
+                vector.expect(name, &[length])?;
             }
         }
         if let Some(norm) = self.norm {
@@ -383,7 +467,7 @@ impl Product<'_> {
             let variant = Variant {
                 form,
                 precision: piece.precision,
-                vec4: k.is_multiple_of(4),
+                input: if k.is_multiple_of(4) { Input::Vec4 } else { Input::Scalar },
                 routed: routes.is_some(),
                 norm: norm.is_some(),
             };
@@ -410,12 +494,60 @@ impl Product<'_> {
                 flags: self.flags(),
                 activation: epilogue.activation.code(),
                 eps: norm.map_or(0.0, |norm| norm.eps),
+                ..Default::default()
             };
             let cost = Cost {
                 bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64 + ((m * k + m * piece.rows) * 4) as f64,
                 flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
             };
             recorder.dispatch(&variant.kernel(), &bindings, &params, form.grid(m, piece.rows), cost)?;
+        }
+        Ok(())
+    }
+}
+
+impl MapProduct<'_> {
+    pub(super) fn record(self, recorder: &mut Recorder) -> Result<()> {
+        let Self { x, weight, bias, activation, residual, y, map } = self;
+        let (m, n, k) = (y.rows(), weight.rows(), weight.columns());
+        let form = Form::choose_for_map(recorder.gpu(), m);
+        let any = x.binding();
+        let flags = if bias.is_some() { HAS_BIAS } else { 0 } | if residual.is_some() { HAS_RESIDUAL } else { 0 };
+        for first_row in (0..m).step_by(form.max_rows()) {
+            let rows = form.max_rows().min(m - first_row);
+            for piece in weight.pieces() {
+                let variant =
+                    Variant { form, precision: piece.precision, input: Input::Map, routed: false, norm: false };
+                let bindings = [
+                    any,
+                    piece.data.binding(),
+                    piece.scales.as_ref().map_or(any, Tensor::binding),
+                    bias.map_or(any, Tensor::binding),
+                    any,
+                    residual.map_or(any, Tensor::binding),
+                    any,
+                    y.binding(),
+                ];
+                let params = Params {
+                    m: rows as u32,
+                    n: piece.rows as u32,
+                    k: k as u32,
+                    weight_stride: piece.precision.row_fours(k) as u32,
+                    first: piece.first as u32,
+                    output_stride: n as u32,
+                    flags,
+                    activation: activation.code(),
+                    map: MapParams { first_row: first_row as u32, ..map },
+                    ..Default::default()
+                };
+                let read = x.len() / m * rows;
+                let cost = Cost {
+                    bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64
+                        + ((read + rows * piece.rows) * 4) as f64,
+                    flops: 2.0 * rows as f64 * k as f64 * piece.rows as f64,
+                };
+                recorder.dispatch(&variant.kernel(), &bindings, &params, form.grid(rows, piece.rows), cost)?;
+            }
         }
         Ok(())
     }

@@ -109,6 +109,7 @@ impl MiningMap {
 pub(crate) fn stats_kernel(pool: usize) -> Kernel {
     Kernel {
         name: "mining_stats",
+        label: "mining_stats",
         sources: vec![wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_map.wgsl"), wgsl!("mining_stats.wgsl")],
         constants: vec![("POOL", pool as u32)],
         sizes: vec![],
@@ -132,6 +133,7 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool) -> Kernel {
     let side = (window * pool).max(window * pool / 2 + 2);
     Kernel {
         name: "mining",
+        label: "mining",
         sources: vec![
             wgsl!("mining_map.wgsl"),
             wgsl!("mining.wgsl"),

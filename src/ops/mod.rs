@@ -4,23 +4,29 @@
 mod attention;
 pub mod cases;
 mod convolution;
+mod convolution2d;
 mod gather;
+mod group_norm;
 mod linear;
 mod mining;
 mod norm;
 pub mod roofline;
 mod routing;
 mod sampling;
+mod softmax;
 mod specialisations;
 
-pub use attention::{Attention, KeyValues, KvCache, Rotary, RotaryTable, attention, rotary};
-pub use convolution::{FeatureMap, depthwise, patches, resize};
-pub use gather::{NO_ROW, gather, gather_rows};
+pub use attention::{Attention, KeyValues, KvCache, Rotary, RotaryTable, attention, attention_over, rotary};
+pub use convolution::{FeatureMap, concatenate, depthwise, patches, resize};
+pub use convolution2d::{Convolution, MapEpilogue, Sampling2d, convolution, convolution_doubled};
+pub use gather::{NO_ROW, gather, gather_add, gather_rows};
+pub use group_norm::{ChannelSums, GroupNorm, Rectangle, group_norm, scale_channels};
 pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};
 pub use mining::{MiningMap, mining, mining_stats};
 pub use norm::{Norm, norm};
 pub use routing::{Routing, combine, route};
 pub use sampling::{Sampling, sample};
+pub use softmax::softmax;
 pub use specialisations::specialisations;
 
 use crate::gpu::{Access, Cost, Kernel, Source, grid_1d};
@@ -35,7 +41,7 @@ fn element_grid(count: usize) -> [u32; 3] {
 
 /// A kernel of a single file.
 fn simple(name: &'static str, source: Source, bindings: &'static [Access]) -> Kernel {
-    Kernel { name, sources: vec![source], constants: vec![], sizes: vec![], bindings }
+    Kernel { name, label: name, sources: vec![source], constants: vec![], sizes: vec![], bindings }
 }
 
 /// A cost in elements of four bytes read or written.

@@ -32,6 +32,7 @@ struct Params {
 pub(crate) fn kernel(centred: bool, unit_offset: bool) -> Kernel {
     Kernel {
         name: "norm",
+        label: "norm",
         sources: vec![wgsl!("reduce_workgroup.wgsl"), wgsl!("norm.wgsl")],
         constants: vec![("CENTRED", u32::from(centred)), ("UNIT_OFFSET", u32::from(unit_offset))],
         sizes: vec![],

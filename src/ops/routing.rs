@@ -44,6 +44,7 @@ impl Routing {
 pub(crate) fn route_kernel(top_k: usize) -> Kernel {
     Kernel {
         name: "route",
+        label: "route",
         sources: vec![wgsl!("route.wgsl")],
         constants: vec![("TOP", top_k as u32)],
         sizes: vec![],
@@ -54,6 +55,7 @@ pub(crate) fn route_kernel(top_k: usize) -> Kernel {
 pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
     Kernel {
         name: "combine",
+        label: "combine",
         sources: vec![wgsl!("combine.wgsl")],
         constants: vec![("TOP", top_k as u32)],
         sizes: vec![],

@@ -38,6 +38,7 @@ struct Params {
 pub(crate) fn kernel(draws: bool) -> Kernel {
     Kernel {
         name: "sample",
+        label: "sample",
         sources: vec![wgsl!("sample.wgsl")],
         constants: vec![("SAMPLE", u32::from(draws))],
         sizes: vec![],

@@ -1,7 +1,7 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
-use super::linear::{Form, Variant};
-use super::{attention, convolution, gather, mining, norm, roofline, routing, sampling};
+use super::linear::{Form, Input, Variant};
+use super::{attention, convolution, gather, group_norm, mining, norm, roofline, routing, sampling, softmax};
 use crate::gpu::Kernel;
 use crate::tensor::{Precision, fill_kernel};
 
@@ -13,8 +13,11 @@ pub fn specialisations() -> Vec<Kernel> {
         convolution::patches_kernel(),
         convolution::depthwise_kernel(),
         convolution::resize_kernel(),
+        convolution::concatenate_kernel(),
+        softmax::kernel(),
     ];
     kernels.extend(roofline::kernels());
+    kernels.extend(group_norm::kernels());
     kernels.extend(linear_kernels());
     kernels.extend(attention_kernels());
     kernels.extend(Precision::ALL.map(gather::kernel));
@@ -38,13 +41,18 @@ fn linear_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for form in Form::all() {
         for precision in Precision::ALL {
-            for (vec4, routed, norm) in
-                BOTH.into_iter().flat_map(|a| BOTH.into_iter().flat_map(move |b| BOTH.map(|c| (a, b, c))))
+            for (input, routed, norm) in [Input::Scalar, Input::Vec4]
+                .into_iter()
+                .flat_map(|a| BOTH.into_iter().flat_map(move |b| BOTH.map(|c| (a, b, c))))
             {
                 // No expert has a norm of its own.
                 if !(norm && (routed || !form.fuses_norm())) {
-                    kernels.push(Variant { form, precision, vec4, routed, norm }.kernel());
+                    kernels.push(Variant { form, precision, input, routed, norm }.kernel());
                 }
+            }
+            // Convolutions go through no form that takes rows one by one.
+            if !matches!(form, Form::Matvec | Form::Subgroup(1) | Form::Uniform(1)) {
+                kernels.push(Variant { form, precision, input: Input::Map, routed: false, norm: false }.kernel());
             }
         }
     }

@@ -80,6 +80,21 @@ impl Matrix {
         builder.finish()
     }
 
+    /// What ops have computed, taken as a matrix; its columns are a multiple of 4.
+    pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
+        let (rows, columns) = (tensor.rows(), tensor.columns());
+        if !columns.is_multiple_of(4) {
+            return Err(Error::WrongShape {
+                name: "a matrix".to_owned(),
+                found: vec![rows, columns],
+                expected: "columns that are a multiple of 4".to_owned(),
+            });
+        }
+        let piece =
+            Piece { first: 0, rows, precision: Precision::F32, data: tensor.reshape(&[tensor.len()]), scales: None };
+        Ok(Self { rows, columns, pieces: vec![piece] })
+    }
+
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
     pub fn random(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, seed: u32, what: &str) -> Result<Self> {
         let builder = MatrixBuilder::new(gpu, precision, rows, columns, what)?;
@@ -135,6 +150,7 @@ impl Fill {
 pub(crate) fn fill_kernel() -> Kernel {
     Kernel {
         name: "fill",
+        label: "fill",
         sources: vec![wgsl!("fill.wgsl")],
         constants: vec![],
         sizes: vec![],

@@ -1,9 +1,10 @@
 //! The low-resolution tower: CLIP ViT (Radford et al., 2021), up to the hidden state that Mini-Gemini takes.
 
 use crate::Result;
+use crate::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::gpu::Recorder;
 use crate::load::Loader;
-use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, Norm};
+use crate::ops::{self, Epilogue, Norm};
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::{ClipConfig, SelectFeature};
 
@@ -18,25 +19,8 @@ pub struct ClipVit {
     /// Position embeddings with the class embedding already in row 0: [1 + patches, width].
     positions: Tensor,
     pre_norm: Norm,
-    layers: Vec<Layer>,
+    layers: Vec<ClipLayer>,
     keep_class: bool,
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention: Attention,
-    norm_1: Norm,
-    /// Query, key and value projections on top of each other: [3 * width, width].
-    qkv: Matrix,
-    qkv_bias: Tensor,
-    out: Matrix,
-    out_bias: Tensor,
-    norm_2: Norm,
-    fc1: Matrix,
-    fc1_bias: Tensor,
-    activation: Activation,
-    fc2: Matrix,
-    fc2_bias: Tensor,
 }
 
 impl ClipVit {
@@ -56,9 +40,17 @@ impl ClipVit {
         let mut positions = embeddings.values("position_embedding.weight", &[1 + patches, width]).await?;
         positions.iter_mut().zip(&class).for_each(|(position, class)| *position += class);
 
+        let layer = ClipLayerConfig {
+            width,
+            inner: config.intermediate_size,
+            heads: config.num_heads,
+            activation: config.activation.into(),
+            eps: config.layer_norm_eps,
+            causal: false,
+        };
         let mut layers = Vec::new();
         for index in 0..needed {
-            layers.push(Layer::load(&model.pp("encoder.layers").pp(index), config).await?);
+            layers.push(ClipLayer::load(&model.pp("encoder.layers").pp(index), &layer).await?);
         }
         Ok(Self {
             image_size: config.image_size,
@@ -91,51 +83,5 @@ impl ClipVit {
         let features = Tensor::temporary(recorder.gpu(), &[x.rows() - 1, x.columns()], "features")?;
         x.slice_rows(1..x.rows()).copy_to(recorder, &features, 0);
         Ok(features)
-    }
-}
-
-impl Layer {
-    async fn load(loader: &Loader, config: &ClipConfig) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let attention = loader.pp("self_attn");
-        let mlp = loader.pp("mlp");
-        let mut qkv_bias = Vec::new();
-        for name in ["q_proj.bias", "k_proj.bias", "v_proj.bias"] {
-            qkv_bias.extend(attention.values(name, &[width]).await?);
-        }
-        let qkv = [("q_proj.weight", width), ("k_proj.weight", width), ("v_proj.weight", width)];
-        Ok(Self {
-            attention: Attention {
-                heads: config.num_heads,
-                kv_heads: config.num_heads,
-                head_dim: width / config.num_heads,
-                causal: false,
-            },
-            norm_1: loader.layer_norm("layer_norm1", width, config.layer_norm_eps).await?,
-            qkv: attention.stacked(&qkv, width).await?,
-            qkv_bias: attention.upload("qkv.bias", &[3 * width], &qkv_bias).await?,
-            out: attention.matrix("out_proj.weight", width, width).await?,
-            out_bias: attention.tensor("out_proj.bias", &[width]).await?,
-            norm_2: loader.layer_norm("layer_norm2", width, config.layer_norm_eps).await?,
-            fc1: mlp.matrix("fc1.weight", inner, width).await?,
-            fc1_bias: mlp.tensor("fc1.bias", &[inner]).await?,
-            activation: config.activation.into(),
-            fc2: mlp.matrix("fc2.weight", width, inner).await?,
-            fc2_bias: mlp.tensor("fc2.bias", &[width]).await?,
-        })
-    }
-
-    /// x += Attn(LN1 x); x += fc2(act(fc1(LN2 x)))
-    fn forward(&self, recorder: &mut Recorder, x: &Tensor) -> Result<()> {
-        let bias = |bias| Epilogue { bias: Some(bias), ..Default::default() };
-        let normed = ops::norm(recorder, x, &self.norm_1)?;
-        let qkv = ops::linear(recorder, &normed, &self.qkv, bias(&self.qkv_bias))?;
-        let attended = ops::attention(recorder, self.attention, &qkv, KeyValues::Packed(&qkv))?;
-        ops::linear_add(recorder, &attended, &self.out, bias(&self.out_bias), x, 0)?;
-
-        let normed = ops::norm(recorder, x, &self.norm_2)?;
-        let activated = Epilogue { activation: self.activation, ..bias(&self.fc1_bias) };
-        let inner = ops::linear(recorder, &normed, &self.fc1, activated)?;
-        ops::linear_add(recorder, &inner, &self.fc2, bias(&self.fc2_bias), x, 0)
     }
 }

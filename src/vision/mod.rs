@@ -213,15 +213,3 @@ impl Vision {
         Ok(Encoded { low, high, mined, tokens })
     }
 }
-
-impl From<crate::weights::config::Activation> for crate::ops::Activation {
-    fn from(activation: crate::weights::config::Activation) -> Self {
-        use crate::weights::config::Activation as Configured;
-        match activation {
-            Configured::Silu => Self::Silu,
-            Configured::QuickGelu => Self::QuickGelu,
-            Configured::GeluErf => Self::GeluErf,
-            Configured::GeluTanh => Self::GeluTanh,
-        }
-    }
-}

@@ -76,7 +76,7 @@ impl Linear {
             x: random.values(self.m * self.k, 1.0),
             // Sums have a variance of about 1, where activations bend most.
             weight: random.values(self.n * self.k, 3.0 / (self.k as f64).sqrt()),
-            bias: random.values(self.outputs(), 1.0),
+            bias: random.values(self.n, 1.0),
             gamma: random.values(self.outputs(), 1.0),
             before: random.values((BEFORE + self.m + AFTER) * self.outputs(), 1.0),
             gain: random.values(self.k, 1.0),
@@ -85,7 +85,7 @@ impl Linear {
 }
 
 /// The activations as their papers define them.
-fn activate(x: f64, activation: Activation) -> f64 {
+pub(super) fn activate(x: f64, activation: Activation) -> f64 {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match activation {
         Activation::None => x,
@@ -98,16 +98,17 @@ fn activate(x: f64, activation: Activation) -> f64 {
     }
 }
 
-/// One output of a product: activation(row . x), gated or not.
-fn output(x: &[f32], weight: &[f32], column: usize, bias: f64, activation: Activation, gated: bool) -> f64 {
+/// One output of a product: activation(row . x + bias), gated or not. No bias where it is empty.
+fn output(x: &[f32], weight: &[f32], column: usize, bias: &[f32], activation: Activation, gated: bool) -> f64 {
     let k = x.len();
     let product = |row: usize| -> f64 {
-        x.iter().zip(&weight[row * k..(row + 1) * k]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        let sum: f64 = x.iter().zip(&weight[row * k..(row + 1) * k]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+        sum + bias.get(row).copied().map_or(0.0, f64::from)
     };
     if gated {
         activate(product(2 * column), activation) * product(2 * column + 1)
     } else {
-        activate(product(column) + bias, activation)
+        activate(product(column), activation)
     }
 }
 
@@ -131,7 +132,7 @@ impl Case for Linear {
             let outputs = self.outputs();
             let x = Tensor::new(gpu, &[self.m, self.k], &inputs.x, "x")?;
             let weight = Matrix::new(gpu, self.precision, self.k, &inputs.weight, "weight")?;
-            let bias = Tensor::new(gpu, &[outputs], &inputs.bias, "bias")?;
+            let bias = Tensor::new(gpu, &[self.n], &inputs.bias, "bias")?;
             let gamma = Tensor::new(gpu, &[outputs], &inputs.gamma, "gamma")?;
             let epilogue = Epilogue {
                 bias: self.bias.then_some(&bias),
@@ -167,14 +168,14 @@ impl Case for Linear {
             }
         }
         let weight = stored(self.precision, self.k, &weight);
+        let bias = if self.bias { bias } else { Vec::new() };
         let outputs = self.outputs();
         let mut y = if self.accumulate { before } else { vec![0.0; self.m * outputs] };
         let first = if self.accumulate { BEFORE } else { 0 };
         for row in 0..self.m {
             for column in 0..outputs {
-                let offset = if self.bias { f64::from(bias[column]) } else { 0.0 };
                 let x = &x[row * self.k..(row + 1) * self.k];
-                let mut value = output(x, &weight, column, offset, self.activation, self.gated);
+                let mut value = output(x, &weight, column, &bias, self.activation, self.gated);
                 if self.gamma {
                     value *= f64::from(gamma[column]);
                 }
@@ -279,7 +280,7 @@ impl Case for RoutedLinear {
             let row = if self.from_tokens { slot / self.top_k } else { slot };
             let x = &x[row * self.k..(row + 1) * self.k];
             for column in 0..outputs {
-                y[slot * outputs + column] = output(x, &weight, column, 0.0, self.activation(), self.gated) as f32;
+                y[slot * outputs + column] = output(x, &weight, column, &[], self.activation(), self.gated) as f32;
             }
         }
         y

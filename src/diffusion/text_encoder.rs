@@ -1,0 +1,122 @@
+//! CLIP's text encoders (Radford et al., 2021), up to the states that Stable Diffusion XL takes.
+
+use super::TextEncoderConfig;
+use crate::clip_layer::{ClipLayer, ClipLayerConfig};
+use crate::gpu::Recorder;
+use crate::load::Loader;
+use crate::ops::{self, Epilogue, Norm};
+use crate::tensor::{Matrix, Precision, Tensor};
+use crate::{Error, Result};
+
+/// A text encoder.
+#[derive(Debug)]
+pub struct TextEncoder {
+    /// [vocab_size, width]
+    tokens: Matrix,
+    /// [max_positions, width]
+    positions: Matrix,
+    layers: Vec<ClipLayer>,
+    pooling: Option<Pooling>,
+    max_positions: usize,
+    vocab_size: usize,
+    eos_token: u32,
+}
+
+/// What stands behind the last layer.
+#[derive(Debug)]
+struct Pooling {
+    last: ClipLayer,
+    norm: Norm,
+    /// [projection_dim, width]
+    projection: Matrix,
+}
+
+/// What a prompt becomes.
+#[derive(Debug, Clone)]
+pub struct TextEncoding {
+    /// The last layer's input, without the norm behind the layers: [positions, width].
+    pub hidden: Tensor,
+    /// The projected state at the end of the text, [1, projection_dim], from encoders with a projection.
+    pub pooled: Option<Tensor>,
+}
+
+impl TextEncoder {
+    /// Loads an encoder: `text_model.…` and, where there is one, `text_projection.weight`.
+    pub async fn load(loader: &Loader, config: &TextEncoderConfig) -> Result<Self> {
+        let width = config.hidden_size;
+        let model = loader.pp("text_model");
+        let embeddings = model.pp("embeddings");
+        let layer = ClipLayerConfig {
+            width,
+            inner: config.intermediate_size,
+            heads: config.num_heads,
+            activation: config.activation.into(),
+            eps: config.layer_norm_eps,
+            causal: true,
+        };
+        let load_layer = |index: usize| {
+            let loader = model.pp("encoder.layers").pp(index);
+            async move { ClipLayer::load(&loader, &layer).await }
+        };
+        let mut layers = Vec::new();
+        for index in 0..config.num_layers - 1 {
+            layers.push(load_layer(index).await?);
+        }
+        // The last layer is for the pooled state alone.
+        let pooling = match config.projection_dim {
+            None => None,
+            Some(projected) => Some(Pooling {
+                last: load_layer(config.num_layers - 1).await?,
+                norm: model.layer_norm("final_layer_norm", width, config.layer_norm_eps).await?,
+                projection: loader.matrix("text_projection.weight", projected, width).await?,
+            }),
+        };
+        // A table is read once for a prompt, so that few bits save nothing.
+        let tables = embeddings.at_least(Precision::F16);
+        Ok(Self {
+            tokens: tables.matrix("token_embedding.weight", config.vocab_size, width).await?,
+            positions: tables.matrix("position_embedding.weight", config.max_positions, width).await?,
+            layers,
+            pooling,
+            max_positions: config.max_positions,
+            vocab_size: config.vocab_size,
+            eos_token: config.eos_token,
+        })
+    }
+
+    /// Ids of a prompt with its start and end tokens -> its states.
+    pub fn forward(&self, recorder: &mut Recorder, ids: &[u32]) -> Result<TextEncoding> {
+        if ids.is_empty() || ids.len() > self.max_positions {
+            return Err(Error::PromptTooLong { tokens: ids.len(), limit: self.max_positions });
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab_size) {
+            return Err(Error::InvalidArgument(format!("token {id} of a text encoder that knows {}", self.vocab_size)));
+        }
+        let x = Tensor::temporary(recorder.gpu(), &[ids.len(), self.tokens.columns()], "text embeddings")?;
+        let places: Vec<u32> = (0..ids.len() as u32).collect();
+        let id_tensor = Tensor::upload(recorder, &[ids.len()], ids, "token ids")?;
+        let places = Tensor::upload(recorder, &[ids.len()], &places, "positions")?;
+        ops::gather(recorder, &id_tensor, 0, &self.tokens, 1.0, &x)?;
+        ops::gather_add(recorder, &places, &self.positions, &x)?;
+        for layer in &self.layers {
+            layer.forward(recorder, &x)?;
+        }
+        let Some(pooling) = &self.pooling else { return Ok(TextEncoding { hidden: x, pooled: None }) };
+        let hidden = Tensor::temporary(recorder.gpu(), x.shape(), "text states")?;
+        x.copy_to(recorder, &hidden, 0);
+        pooling.last.forward(recorder, &x)?;
+        let end = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "the text's end")?;
+        let place = self.end_of_text(ids);
+        x.slice_rows(place..place + 1).copy_to(recorder, &end, 0);
+        let normed = ops::norm(recorder, &end, &pooling.norm)?;
+        let pooled = ops::linear(recorder, &normed, &pooling.projection, Epilogue::default())?;
+        Ok(TextEncoding { hidden, pooled: Some(pooled) })
+    }
+
+    /// Where the text ends: at the first end token; where the configuration has the wrong one of old releases (2), at the
+    /// largest id, which is the end token's.
+    fn end_of_text(&self, ids: &[u32]) -> usize {
+        let end = if self.eos_token == 2 { ids.iter().copied().max() } else { Some(self.eos_token) };
+        ids.iter().position(|id| Some(*id) == end).unwrap_or(0)
+    }
+}

@@ -1,0 +1,325 @@
+//! The UNet that predicts noise (Ronneberger et al., 2015; Podell et al., 2023), conditioned on a prompt and on sizes.
+
+use super::resnet::{Resnet, ResnetConfig};
+use super::statistics::Statistics;
+use super::transformer::{Dense, Transformer, TransformerConfig};
+use super::{UnetConfig, UnetLevel};
+use crate::gpu::Recorder;
+use crate::load::Loader;
+use crate::ops::{self, Activation, Convolution, Epilogue, FeatureMap, GroupNorm, MapEpilogue, Sampling2d};
+use crate::tensor::{Precision, Tensor};
+use crate::{Error, Result};
+
+/// A UNet.
+#[derive(Debug)]
+pub struct Unet {
+    config: UnetConfig,
+    conv_in: Convolution,
+    time_1: Dense,
+    /// As a 1 x 1 convolution, for what is added to it before SiLU.
+    time_2: Convolution,
+    added_1: Dense,
+    /// Its bias has that of `time_2` in it.
+    added_2: Dense,
+    down: Vec<Vec<Stage>>,
+    mid: Mid,
+    up: Vec<Vec<Stage>>,
+    norm_out: GroupNorm,
+    conv_out: Convolution,
+}
+
+/// A residual block, the transformer behind it, and what changes the size then.
+#[derive(Debug)]
+struct Stage {
+    resnet: Resnet,
+    transformer: Option<Transformer>,
+    resample: Option<Convolution>,
+}
+
+#[derive(Debug)]
+struct Mid {
+    before: Resnet,
+    transformer: Option<Transformer>,
+    after: Resnet,
+}
+
+/// What steps have in common: what prompts and sizes came to.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    pictures: usize,
+    /// Added to the timestep's embedding: [pictures, width].
+    added: Tensor,
+    /// Keys and values of the prompt for every layer of every transformer, in the order of the forward pass.
+    prompts: Vec<Vec<Tensor>>,
+}
+
+impl Condition {
+    /// Pictures that go through as one.
+    pub fn pictures(&self) -> usize {
+        self.pictures
+    }
+}
+
+impl Unet {
+    /// Loads a UNet in the layout of diffusers.
+    pub async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
+        let channels = config.levels[0].channels;
+        let width = 4 * channels;
+        // Latents in and noise out: small layers, in which every bit shows.
+        let ends = loader.at_least(Precision::F16);
+        let mut down = Vec::new();
+        let mut skips = vec![channels];
+        let mut before = channels;
+        for (index, level) in config.levels.iter().enumerate() {
+            let part = loader.pp("down_blocks").pp(index);
+            let mut stages = Vec::new();
+            for (stage, depth) in level.down.iter().enumerate() {
+                stages.push(Stage::load(&part, stage, (before, level), *depth, config).await?);
+                before = level.channels;
+                skips.push(before);
+            }
+            if index + 1 < config.levels.len()
+                && let Some(last) = stages.last_mut()
+            {
+                let resample = part.convolution("downsamplers.0.conv", (before, before), 3, Sampling2d::Halved);
+                last.resample = Some(resample.await?);
+                skips.push(before);
+            }
+            down.push(stages);
+        }
+        let mid = Mid::load(&loader.pp("mid_block"), config).await?;
+        let mut up = Vec::new();
+        for (index, level) in config.levels.iter().rev().enumerate() {
+            let part = loader.pp("up_blocks").pp(index);
+            let mut stages = Vec::new();
+            for (stage, depth) in level.up.iter().enumerate() {
+                let skip = skips.pop().unwrap_or_default();
+                stages.push(Stage::load(&part, stage, (before + skip, level), *depth, config).await?);
+                before = level.channels;
+            }
+            if index + 1 < config.levels.len()
+                && let Some(last) = stages.last_mut()
+            {
+                let resample = part.convolution("upsamplers.0.conv", (before, before), 3, Sampling2d::Doubled);
+                last.resample = Some(resample.await?);
+            }
+            up.push(stages);
+        }
+        let time = ends.pp("time_embedding");
+        let added = ends.pp("add_embedding");
+        let time_2 = time.convolution("linear_2", (width, width), 1, Sampling2d::Same).await?;
+        let mut bias = added.values("linear_2.bias", &[width]).await?;
+        let own = time.values("linear_2.bias", &[width]).await?;
+        bias.iter_mut().zip(&own).for_each(|(bias, own)| *bias += own);
+        let added_2 = Dense {
+            weight: added.matrix("linear_2.weight", width, width).await?,
+            bias: added.upload("linear_2.bias", &[width], &bias).await?,
+        };
+        let pixel = (config.in_channels, channels);
+        Ok(Self {
+            conv_in: ends.convolution("conv_in", pixel, 3, Sampling2d::Same).await?,
+            time_1: Dense::load(&time, "linear_1", (channels, width)).await?,
+            time_2,
+            added_1: Dense::load(&added, "linear_1", (config.projection_class_embeddings_input_dim, width)).await?,
+            added_2,
+            down,
+            mid,
+            up,
+            norm_out: loader.group_norm("conv_norm_out", channels, config.norm_num_groups, config.norm_eps).await?,
+            conv_out: ends.convolution("conv_out", (channels, config.out_channels), 3, Sampling2d::Same).await?,
+            config: config.clone(),
+        })
+    }
+
+    /// Its sizes.
+    pub fn config(&self) -> &UnetConfig {
+        &self.config
+    }
+
+    /// What no step changes, for as many pictures as there are `time_ids` (original height and width, the crop's top and left,
+    /// target height and width): context [pictures * positions, cross_attention_dim], pooled [pictures, pooled_width].
+    pub fn condition(
+        &self,
+        recorder: &mut Recorder,
+        context: &Tensor,
+        pooled: &Tensor,
+        time_ids: &[[f32; 6]],
+    ) -> Result<Condition> {
+        let pictures = time_ids.len();
+        pooled.expect("pooled text", &[pictures, self.config.pooled_width()])?;
+        context.expect("context", &[context.rows(), self.config.cross_attention_dim])?;
+        if pictures == 0 || !context.rows().is_multiple_of(pictures) {
+            return Err(Error::InvalidArgument(format!("{} states of {pictures} prompts", context.rows())));
+        }
+        let width = self.config.addition_time_embed_dim;
+        let embedded: Vec<f32> = time_ids.iter().flatten().flat_map(|id| self.waves(*id, width)).collect();
+        let sizes = Tensor::upload(recorder, &[pictures, 6 * width], &embedded, "sizes")?;
+        let one = |pixels: &Tensor| FeatureMap { height: 1, width: 1, pixels: pixels.clone() };
+        let both = ops::concatenate(recorder, &one(pooled), &one(&sizes))?;
+        let silu = Epilogue { activation: Activation::Silu, ..self.added_1.epilogue() };
+        let h = ops::linear(recorder, &both.pixels, &self.added_1.weight, silu)?;
+        let added = self.added_2.forward(recorder, &h)?;
+        let down = self.down.iter().flatten().map(|stage| &stage.transformer);
+        let up = self.up.iter().flatten().map(|stage| &stage.transformer);
+        let transformers = down.chain([&self.mid.transformer]).chain(up).flatten();
+        let prompts =
+            transformers.map(|transformer| transformer.condition(recorder, context)).collect::<Result<_>>()?;
+        Ok(Condition { pictures, added, prompts })
+    }
+
+    /// Latents [pictures * height * width, in_channels], scaled as the schedule says, at a timestep -> the prediction, as large.
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        latents: &FeatureMap,
+        timestep: f32,
+        condition: &Condition,
+    ) -> Result<FeatureMap> {
+        if latents.pictures() != condition.pictures || latents.channels() != self.config.in_channels {
+            return Err(Error::WrongShape {
+                name: "latents".to_owned(),
+                found: latents.pixels.shape().to_vec(),
+                expected: format!("{} pictures of {} channels", condition.pictures, self.config.in_channels),
+            });
+        }
+        let time = &self.embed_time(recorder, timestep, condition)?;
+        let mut prompts = condition.prompts.iter();
+        let mut x = ops::convolution(recorder, latents, &self.conv_in, MapEpilogue::default())?;
+        let mut skips = vec![x.clone()];
+        for stage in self.down.iter().flatten() {
+            x = stage.forward(recorder, &x, time, &mut prompts)?;
+            skips.push(x.clone());
+            if let Some(halve) = &stage.resample {
+                x = ops::convolution(recorder, &x, halve, MapEpilogue::default())?;
+                skips.push(x.clone());
+            }
+        }
+        x = self.mid.forward(recorder, &x, time, &mut prompts)?;
+        for stage in self.up.iter().flatten() {
+            // As many are taken as were left: both ways have the same stages.
+            let Some(skip) = skips.pop() else { break };
+            let both = ops::concatenate(recorder, &x, &skip)?;
+            drop(skip);
+            x = stage.forward(recorder, &both, time, &mut prompts)?;
+            if let (Some(double), Some(skip)) = (&stage.resample, skips.last()) {
+                let size = (skip.height, skip.width);
+                x = ops::convolution_doubled(recorder, &x, double, size, MapEpilogue::default())?;
+            }
+        }
+        let x = Statistics::Own.norm(recorder, &x, &self.norm_out, true)?;
+        ops::convolution(recorder, &x, &self.conv_out, MapEpilogue::default())
+    }
+
+    /// SiLU(W2 SiLU(W1 waves(t) + b1) + b2 + added), for each picture.
+    fn embed_time(&self, recorder: &mut Recorder, timestep: f32, condition: &Condition) -> Result<Tensor> {
+        let (pictures, channels) = (condition.pictures, self.config.levels[0].channels);
+        let waves = self.waves(timestep, channels).repeat(pictures);
+        let waves = Tensor::upload(recorder, &[pictures, channels], &waves, "timestep")?;
+        let silu = Epilogue { activation: Activation::Silu, ..self.time_1.epilogue() };
+        let pixels = ops::linear(recorder, &waves, &self.time_1.weight, silu)?;
+        let added = MapEpilogue { bias: Some(&condition.added), activation: Activation::Silu, ..Default::default() };
+        let h = FeatureMap { height: 1, width: 1, pixels };
+        Ok(ops::convolution(recorder, &h, &self.time_2, added)?.pixels)
+    }
+
+    /// A number as cosines and sines of geometrically spaced frequencies (Vaswani et al., 2017), in f32 as the reference's.
+    fn waves(&self, number: f32, width: usize) -> Vec<f32> {
+        let half = width / 2;
+        let step = -(10000f32.ln()) / (half as f32 - self.config.freq_shift);
+        let angles: Vec<f32> = (0..half).map(|index| number * (index as f32 * step).exp()).collect();
+        let cosines = angles.iter().map(|angle| angle.cos());
+        let sines = angles.iter().map(|angle| angle.sin());
+        if self.config.flip_sin_to_cos { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() }
+    }
+}
+
+/// The prompts' keys and values that are still to be used.
+type Prompts<'a> = std::slice::Iter<'a, Vec<Tensor>>;
+
+fn attend(
+    recorder: &mut Recorder,
+    transformer: Option<&Transformer>,
+    x: &FeatureMap,
+    prompts: &mut Prompts<'_>,
+) -> Result<()> {
+    match transformer {
+        Some(transformer) => transformer.forward(recorder, x, prompts.next().map_or(&[], Vec::as_slice)),
+        None => Ok(()),
+    }
+}
+
+fn resnet_config(channels: usize, out: usize, config: &UnetConfig) -> ResnetConfig {
+    let time = Some(4 * config.levels[0].channels);
+    ResnetConfig { channels, out, groups: config.norm_num_groups, eps: config.norm_eps, time }
+}
+
+async fn load_transformer(
+    loader: &Loader,
+    index: usize,
+    level: &UnetLevel,
+    depth: Option<usize>,
+    config: &UnetConfig,
+) -> Result<Option<Transformer>> {
+    let Some(depth) = depth else { return Ok(None) };
+    let config = TransformerConfig {
+        channels: level.channels,
+        heads: level.heads,
+        depth,
+        context: config.cross_attention_dim,
+        groups: config.norm_num_groups,
+    };
+    Transformer::load(&loader.pp("attentions").pp(index), &config).await.map(Some)
+}
+
+impl Stage {
+    async fn load(
+        loader: &Loader,
+        index: usize,
+        (channels, level): (usize, &UnetLevel),
+        depth: Option<usize>,
+        config: &UnetConfig,
+    ) -> Result<Self> {
+        let resnet = resnet_config(channels, level.channels, config);
+        Ok(Self {
+            resnet: Resnet::load(&loader.pp("resnets").pp(index), &resnet).await?,
+            transformer: load_transformer(loader, index, level, depth, config).await?,
+            resample: None,
+        })
+    }
+
+    fn forward(
+        &self,
+        recorder: &mut Recorder,
+        x: &FeatureMap,
+        time: &Tensor,
+        prompts: &mut Prompts<'_>,
+    ) -> Result<FeatureMap> {
+        let x = self.resnet.forward(recorder, x, Some(time), &mut Statistics::Own)?;
+        attend(recorder, self.transformer.as_ref(), &x, prompts)?;
+        Ok(x)
+    }
+}
+
+impl Mid {
+    async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
+        let level = &config.levels[config.levels.len() - 1];
+        let resnet = resnet_config(level.channels, level.channels, config);
+        Ok(Self {
+            before: Resnet::load(&loader.pp("resnets.0"), &resnet).await?,
+            transformer: load_transformer(loader, 0, level, config.mid_depth, config).await?,
+            after: Resnet::load(&loader.pp("resnets.1"), &resnet).await?,
+        })
+    }
+
+    fn forward(
+        &self,
+        recorder: &mut Recorder,
+        x: &FeatureMap,
+        time: &Tensor,
+        prompts: &mut Prompts<'_>,
+    ) -> Result<FeatureMap> {
+        let x = self.before.forward(recorder, x, Some(time), &mut Statistics::Own)?;
+        attend(recorder, self.transformer.as_ref(), &x, prompts)?;
+        self.after.forward(recorder, &x, Some(time), &mut Statistics::Own)
+    }
+}

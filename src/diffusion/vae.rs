@@ -1,0 +1,392 @@
+//! The autoencoder between pictures and latents (Rombach et al., 2022).
+//!
+//! A picture's maps can be larger than a binding, or than the memory there is: 1024 x 1024 pixels of 256 channels are 1 GiB.
+//! Then the layers near the pixels take the map in tiles, whose margins are as wide as those layers reach, and in two passes: in
+//! the first each tile is normalised by its own mean and variance, and those of the tiles' middles are added up; in the
+//! second all tiles are normalised by the sums'. So neighbouring tiles have the very same values where they meet: there are
+//! no seams, nothing is blended.
+
+use super::VaeConfig;
+use super::pixel_attention::PixelAttention;
+use super::resnet::{Resnet, ResnetConfig};
+use super::statistics::{Statistics, Tile, TileSums};
+use super::tiles::{Cut, copy, cut_out, cuts};
+use crate::gpu::Recorder;
+use crate::load::Loader;
+use crate::ops::{self, Convolution, FeatureMap, GroupNorm, MapEpilogue, Rectangle, Sampling2d};
+use crate::tensor::{Precision, Tensor};
+use crate::{Error, Result};
+
+/// Of all norms.
+const EPS: f32 = 1e-6;
+/// Where the memory to use is limited, the largest map may take this part of what is left: a residual block has four of them
+/// at a time.
+const MEMORY_SHARE: u64 = 5;
+
+/// A layer of the way up or down.
+#[derive(Debug)]
+enum Step {
+    Resnet {
+        layer: Box<Resnet>,
+        channels: usize,
+        out: usize,
+    },
+    Resample(Convolution),
+    /// Norm, SiLU and the convolution at the end.
+    Out(GroupNorm, Convolution),
+}
+
+/// The middle: attention between residual blocks.
+#[derive(Debug)]
+struct Mid {
+    before: Resnet,
+    attention: Option<PixelAttention>,
+    after: Resnet,
+}
+
+/// From latents to pictures.
+#[derive(Debug)]
+pub struct VaeDecoder {
+    /// A 1 x 1 convolution, with the latents' scale in it.
+    unscale: Convolution,
+    conv_in: Convolution,
+    mid: Mid,
+    steps: Vec<Step>,
+}
+
+/// From pictures to latents' means and variances.
+#[derive(Debug)]
+pub struct VaeEncoder {
+    conv_in: Convolution,
+    steps: Vec<Step>,
+    mid: Mid,
+    out: Step,
+    quant: Option<Convolution>,
+    multiple: usize,
+}
+
+fn resnet_config(channels: usize, out: usize, config: &VaeConfig) -> ResnetConfig {
+    ResnetConfig { channels, out, groups: config.norm_num_groups, eps: EPS, time: None }
+}
+
+impl Step {
+    async fn resnet(loader: &Loader, (channels, out): (usize, usize), config: &VaeConfig) -> Result<Self> {
+        let layer = Resnet::load(loader, &resnet_config(channels, out, config)).await?;
+        Ok(Self::Resnet { layer: Box::new(layer), channels, out })
+    }
+
+    async fn out(loader: &Loader, channels: usize, out: usize, config: &VaeConfig) -> Result<Self> {
+        let norm = loader.group_norm("conv_norm_out", channels, config.norm_num_groups, EPS).await?;
+        let ends = loader.at_least(Precision::F16);
+        Ok(Self::Out(norm, ends.convolution("conv_out", (channels, out), 3, Sampling2d::Same).await?))
+    }
+
+    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, statistics: &mut Statistics<'_>) -> Result<FeatureMap> {
+        match self {
+            Self::Resnet { layer, .. } => layer.forward(recorder, x, None, statistics),
+            Self::Resample(layer) => ops::convolution(recorder, x, layer, MapEpilogue::default()),
+            Self::Out(norm, layer) => {
+                let x = statistics.norm(recorder, x, norm, true)?;
+                ops::convolution(recorder, &x, layer, MapEpilogue::default())
+            }
+        }
+    }
+
+    /// The size of its result.
+    fn size(&self, height: usize, width: usize) -> (usize, usize) {
+        match self {
+            Self::Resample(layer) => layer.size(height, width),
+            _ => (height, width),
+        }
+    }
+
+    /// The bytes of the largest map that it reads or writes.
+    fn largest(&self, height: usize, width: usize) -> u64 {
+        let bytes = |(height, width): (usize, usize), channels: usize| (height * width * channels) as u64 * 4;
+        let (channels, out) = match self {
+            Self::Resnet { channels, out, .. } => (*channels, *out),
+            Self::Resample(layer) | Self::Out(_, layer) => (layer.channels, layer.weight.rows()),
+        };
+        bytes((height, width), channels).max(bytes(self.size(height, width), out))
+    }
+
+    /// How far it reaches, in pixels of its result.
+    fn reach(&self) -> usize {
+        match self {
+            Self::Resnet { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+impl Mid {
+    async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let channels = config.block_out_channels.last().copied().unwrap_or_default();
+        let resnet = resnet_config(channels, channels, config);
+        let groups = config.norm_num_groups;
+        Ok(Self {
+            before: Resnet::load(&loader.pp("resnets.0"), &resnet).await?,
+            attention: match config.mid_block_attention {
+                true => Some(PixelAttention::load(&loader.pp("attentions.0"), channels, groups, EPS).await?),
+                false => None,
+            },
+            after: Resnet::load(&loader.pp("resnets.1"), &resnet).await?,
+        })
+    }
+
+    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
+        let x = self.before.forward(recorder, x, None, &mut Statistics::Own)?;
+        if let Some(attention) = &self.attention {
+            attention.forward(recorder, &x)?;
+        }
+        self.after.forward(recorder, &x, None, &mut Statistics::Own)
+    }
+}
+
+impl VaeDecoder {
+    /// Loads the decoder of an autoencoder in the layout of diffusers.
+    pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let decoder = loader.pp("decoder");
+        let ends = decoder.at_least(Precision::F16);
+        let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let mut steps = Vec::new();
+        let mut before = widths[0];
+        for (index, width) in widths.iter().enumerate() {
+            let block = decoder.pp("up_blocks").pp(index);
+            for layer in 0..=config.layers_per_block {
+                steps.push(Step::resnet(&block.pp("resnets").pp(layer), (before, *width), config).await?);
+                before = *width;
+            }
+            if index + 1 < widths.len() {
+                let layer = block.convolution("upsamplers.0.conv", (before, before), 3, Sampling2d::Doubled).await?;
+                steps.push(Step::Resample(layer));
+            }
+        }
+        steps.push(Step::out(&decoder, before, config.out_channels, config).await?);
+        let pixel = (config.latent_channels, widths[0]);
+        Ok(Self {
+            unscale: unscale(loader, config).await?,
+            conv_in: ends.convolution("conv_in", pixel, 3, Sampling2d::Same).await?,
+            mid: Mid::load(&decoder.pp("mid_block"), config).await?,
+            steps,
+        })
+    }
+
+    /// Latents [height * width, latent_channels] of one picture, as the UNet has them -> pixels [.., 3] of about -1 to 1.
+    /// In tiles where a map would not fit a binding, or the memory that may be used.
+    pub fn decode(&self, recorder: &mut Recorder, latents: &FeatureMap) -> Result<FeatureMap> {
+        let largest = largest_map(recorder);
+        self.decode_within(recorder, latents, largest)
+    }
+
+    /// The same with no map larger than `largest` bytes, as far as tiles of one pixel go.
+    pub fn decode_within(&self, recorder: &mut Recorder, latents: &FeatureMap, largest: u64) -> Result<FeatureMap> {
+        one_picture(latents)?;
+        let x = ops::convolution(recorder, latents, &self.unscale, MapEpilogue::default())?;
+        let x = ops::convolution(recorder, &x, &self.conv_in, MapEpilogue::default())?;
+        let mut x = self.mid.forward(recorder, &x)?;
+        for (index, step) in self.steps.iter().enumerate() {
+            if step.largest(x.height, x.width) > largest {
+                return forward_tiled(recorder, &x, &self.steps[index..], largest, 1);
+            }
+            x = step.forward(recorder, &x, &mut Statistics::Own)?;
+        }
+        Ok(x)
+    }
+}
+
+impl VaeEncoder {
+    /// Loads the encoder of an autoencoder in the layout of diffusers.
+    pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let encoder = loader.pp("encoder");
+        let ends = encoder.at_least(Precision::F16);
+        let mut steps = Vec::new();
+        let mut before = config.block_out_channels[0];
+        let levels = config.block_out_channels.len();
+        for (index, width) in config.block_out_channels.iter().enumerate() {
+            let block = encoder.pp("down_blocks").pp(index);
+            for layer in 0..config.layers_per_block {
+                steps.push(Step::resnet(&block.pp("resnets").pp(layer), (before, *width), config).await?);
+                before = *width;
+            }
+            if index + 1 < levels {
+                let name = "downsamplers.0.conv";
+                steps
+                    .push(Step::Resample(block.convolution(name, (before, before), 3, Sampling2d::HalvedAfter).await?));
+            }
+        }
+        let (moments, quant) = (2 * config.latent_channels, loader.at(Precision::F32));
+        let pixel = (config.in_channels, config.block_out_channels[0]);
+        Ok(Self {
+            conv_in: ends.convolution("conv_in", pixel, 3, Sampling2d::Same).await?,
+            steps,
+            mid: Mid::load(&encoder.pp("mid_block"), config).await?,
+            out: Step::out(&encoder, before, moments, config).await?,
+            quant: match config.use_quant_conv {
+                true => Some(quant.convolution("quant_conv", (moments, moments), 1, Sampling2d::Same).await?),
+                false => None,
+            },
+            multiple: config.pixels_per_latent(),
+        })
+    }
+
+    /// Pixels [height * width, 4] of one picture, of -1 to 1 and a channel of zeros behind the three, sides multiples of
+    /// [`VaeConfig::pixels_per_latent`] -> moments [.., 2 latent_channels]: means, then logarithms of variances, in the
+    /// autoencoder's own scale ([`VaeConfig::scaling_factor`] is not in them).
+    pub fn encode(&self, recorder: &mut Recorder, pixels: &FeatureMap) -> Result<FeatureMap> {
+        let largest = largest_map(recorder);
+        self.encode_within(recorder, pixels, largest)
+    }
+
+    /// The same with no map larger than `largest` bytes, as far as tiles go.
+    pub fn encode_within(&self, recorder: &mut Recorder, pixels: &FeatureMap, largest: u64) -> Result<FeatureMap> {
+        one_picture(pixels)?;
+        let (mut height, mut width) = (pixels.height, pixels.width);
+        if !height.is_multiple_of(self.multiple) || !width.is_multiple_of(self.multiple) {
+            return Err(Error::InvalidArgument(format!(
+                "a picture of {width} x {height} pixels: sides must be multiples of {}",
+                self.multiple
+            )));
+        }
+        // The first layers, whose maps are too large, take tiles.
+        let mut tiled = 0;
+        for (index, step) in self.steps.iter().enumerate() {
+            if step.largest(height, width) > largest {
+                tiled = index + 1;
+            }
+            (height, width) = step.size(height, width);
+        }
+        let (first, rest) = self.steps.split_at(tiled);
+        let mut x = if first.is_empty() {
+            ops::convolution(recorder, pixels, &self.conv_in, MapEpilogue::default())?
+        } else {
+            forward_tiled_from(recorder, pixels, Some(&self.conv_in), first, largest, self.multiple)?
+        };
+        for step in rest {
+            x = step.forward(recorder, &x, &mut Statistics::Own)?;
+        }
+        let x = self.mid.forward(recorder, &x)?;
+        let x = self.out.forward(recorder, &x, &mut Statistics::Own)?;
+        match &self.quant {
+            Some(quant) => ops::convolution(recorder, &x, quant, MapEpilogue::default()),
+            None => Ok(x),
+        }
+    }
+}
+
+/// The 1 x 1 convolution before the decoder, or an identity, of latents that were divided by their scale.
+async fn unscale(loader: &Loader, config: &VaeConfig) -> Result<Convolution> {
+    let channels = config.latent_channels;
+    let padded = channels.next_multiple_of(4);
+    let (weight, mut bias) = if config.use_post_quant_conv {
+        let part = loader.pp("post_quant_conv");
+        (part.flattened("weight", channels, channels).await?, part.values("bias", &[channels]).await?)
+    } else {
+        let identity = (0..channels * channels).map(|at| f32::from(u8::from(at % (channels + 1) == 0)));
+        (identity.collect(), vec![0.0; channels])
+    };
+    // latent = (z - mean) scale / std, and so z = latent std / scale + mean + shift.
+    let mut scaled = vec![0.0; channels * padded];
+    for row in 0..channels {
+        for column in 0..channels {
+            let std = config.latents_std.as_ref().map_or(1.0, |std| std[column]);
+            let mean = config.latents_mean.as_ref().map_or(0.0, |mean| mean[column]) + config.shift_factor;
+            let value = weight[row * channels + column];
+            scaled[row * padded + column] = value * std / config.scaling_factor;
+            bias[row] += value * mean;
+        }
+    }
+    Ok(Convolution {
+        weight: loader.at(Precision::F32).computed("post_quant_conv", padded, &scaled).await?,
+        bias: loader.upload("post_quant_conv.bias", &[channels], &bias).await?,
+        channels: padded,
+        side: 1,
+        sampling: Sampling2d::Same,
+    })
+}
+
+fn one_picture(x: &FeatureMap) -> Result<()> {
+    if x.pictures() == 1 && x.height * x.width == x.pixels.rows() {
+        return Ok(());
+    }
+    Err(Error::WrongShape {
+        name: "autoencoder".to_owned(),
+        found: x.pixels.shape().to_vec(),
+        expected: format!("one picture of {} x {}", x.height, x.width),
+    })
+}
+
+/// The largest map that can be bound, and of which the memory that may be used has room for several.
+fn largest_map(recorder: &Recorder) -> u64 {
+    let gpu = recorder.gpu();
+    let memory = gpu.memory();
+    let left = memory.limit.map_or(u64::MAX, |limit| limit.saturating_sub(memory.allocated));
+    gpu.capabilities().max_piece_bytes().min(left / MEMORY_SHARE)
+}
+
+fn forward_tiled(
+    recorder: &mut Recorder,
+    x: &FeatureMap,
+    steps: &[Step],
+    largest: u64,
+    multiple: usize,
+) -> Result<FeatureMap> {
+    forward_tiled_from(recorder, x, None, steps, largest, multiple)
+}
+
+/// The result of `first` and `steps` on a map, in tiles. Tiles begin at multiples of `multiple`.
+fn forward_tiled_from(
+    recorder: &mut Recorder,
+    x: &FeatureMap,
+    first: Option<&Convolution>,
+    steps: &[Step],
+    largest: u64,
+    multiple: usize,
+) -> Result<FeatureMap> {
+    // Where a big unit of 64 x 64 pixels comes to tells the ratio of sizes.
+    const UNIT: usize = 1 << 10;
+    let (mut size, mut reach, mut bytes) = ((UNIT, UNIT), if first.is_some() { UNIT } else { 0 }, 0);
+    for step in steps {
+        bytes = bytes.max(step.largest(size.0, size.1));
+        size = step.size(size.0, size.1);
+        // In pixels of the beginning, times UNIT; halving reads two pixels for one.
+        reach += step.reach() * UNIT * UNIT / size.0;
+    }
+    let per_pixel = (bytes / (UNIT * UNIT) as u64).max(1);
+    let margin = reach / UNIT + 2;
+    let side = ((largest / per_pixel).isqrt() as usize).saturating_sub(2 * margin.next_multiple_of(multiple)).max(1);
+    let cuts = cuts(x.height, x.width, side, margin, multiple);
+    let forward = |recorder: &mut Recorder, cut: &Cut, statistics: &mut Statistics<'_>| -> Result<FeatureMap> {
+        let mut tile = cut_out(recorder, x, cut.tile)?;
+        if let Some(layer) = first {
+            tile = ops::convolution(recorder, &tile, layer, MapEpilogue::default())?;
+        }
+        for step in steps {
+            tile = step.forward(recorder, &tile, statistics)?;
+        }
+        Ok(tile)
+    };
+
+    let mut sums = TileSums::new(cuts.iter().map(Cut::middle).collect());
+    for (index, cut) in cuts.iter().enumerate() {
+        let tile = Tile { height: cut.tile.height, middle: cut.middle(), index, norm: 0 };
+        forward(recorder, cut, &mut Statistics::Noting(&mut sums, tile))?;
+    }
+    let factors = sums.factors(recorder)?;
+    let ratio = |length: usize| length * size.0 / UNIT;
+    let (height, width) = (ratio(x.height), ratio(x.width));
+    let mut whole: Option<FeatureMap> = None;
+    for cut in &cuts {
+        let tile = forward(recorder, cut, &mut Statistics::Given(factors.iter()))?;
+        if whole.is_none() {
+            let pixels = Tensor::temporary(recorder.gpu(), &[height * width, tile.channels()], "tiles together")?;
+            whole = Some(FeatureMap { height, width, pixels });
+        }
+        if let Some(whole) = &whole {
+            let Rectangle { top, left, height, width } = cut.middle();
+            let part = Rectangle { top: ratio(top), left: ratio(left), height: ratio(height), width: ratio(width) };
+            copy(recorder, &tile, part, whole, (ratio(cut.core.top), ratio(cut.core.left)));
+        }
+    }
+    whole.ok_or_else(|| Error::InvalidArgument("a map without pixels".to_owned()))
+}

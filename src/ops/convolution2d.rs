@@ -1,0 +1,157 @@
+//! Convolutions with 1 x 1 and 3 x 3 kernels, as products whose left matrix is never made.
+
+use super::linear::{MapParams, MapProduct};
+use super::{Activation, FeatureMap};
+use crate::gpu::Recorder;
+use crate::tensor::{Matrix, Tensor};
+use crate::{Error, Result};
+
+/// Where a kernel is put on a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sampling2d {
+    /// On every pixel, with a border of zeros around the map so that the result has its size.
+    #[default]
+    Same,
+    /// On every second pixel, with a border of one zero on all sides: a 3 x 3 kernel's result has half the size, rounded up.
+    Halved,
+    /// On every second pixel, with a border on the right and below only: half the size, rounded down.
+    HalvedAfter,
+    /// As `Same`, on a map in which every pixel was made two by two (nearest neighbour), which is never stored. See
+    /// [`convolution_doubled`] for sides that are one less.
+    Doubled,
+}
+
+/// A convolution with a bias.
+#[derive(Debug)]
+pub struct Convolution {
+    /// [out, side^2 * in]: taps in reading order, channels last.
+    pub weight: Matrix,
+    /// [out]
+    pub bias: Tensor,
+    /// Channels that go in, a multiple of 4.
+    pub channels: usize,
+    /// Side of the kernel: 1 or 3.
+    pub side: usize,
+    /// Where it is put.
+    pub sampling: Sampling2d,
+}
+
+/// What happens to a convolution's sum before it is stored: `activation(sum + bias) + residual`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MapEpilogue<'a> {
+    /// In place of the layer's own bias, one for each picture: [pictures, out].
+    pub bias: Option<&'a Tensor>,
+    /// Applied to the sum.
+    pub activation: Activation,
+    /// Added last; as large as the result.
+    pub residual: Option<&'a FeatureMap>,
+}
+
+impl Convolution {
+    /// Height and width of the result for a map's.
+    pub fn size(&self, height: usize, width: usize) -> (usize, usize) {
+        match self.sampling {
+            Sampling2d::Same => (height, width),
+            Sampling2d::Halved => (height.div_ceil(2), width.div_ceil(2)),
+            Sampling2d::HalvedAfter => (height / 2, width / 2),
+            Sampling2d::Doubled => (2 * height, 2 * width),
+        }
+    }
+}
+
+/// The convolution of a map (or of several, one behind the other).
+pub fn convolution(
+    recorder: &mut Recorder,
+    x: &FeatureMap,
+    layer: &Convolution,
+    epilogue: MapEpilogue<'_>,
+) -> Result<FeatureMap> {
+    convolution_to(recorder, x, layer, layer.size(x.height, x.width), epilogue)
+}
+
+/// The convolution of a map that is doubled to this size before: twice its own, or less by one.
+pub fn convolution_doubled(
+    recorder: &mut Recorder,
+    x: &FeatureMap,
+    layer: &Convolution,
+    (height, width): (usize, usize),
+    epilogue: MapEpilogue<'_>,
+) -> Result<FeatureMap> {
+    let fits = |doubled: usize, side: usize| doubled.div_ceil(2) == side;
+    if layer.sampling != Sampling2d::Doubled || !fits(height, x.height) || !fits(width, x.width) {
+        return Err(Error::WrongShape {
+            name: "convolution of a doubled map".to_owned(),
+            found: vec![x.height, x.width],
+            expected: format!("half of {height} x {width}"),
+        });
+    }
+    convolution_to(recorder, x, layer, (height, width), epilogue)
+}
+
+fn convolution_to(
+    recorder: &mut Recorder,
+    x: &FeatureMap,
+    layer: &Convolution,
+    (height, width): (usize, usize),
+    epilogue: MapEpilogue<'_>,
+) -> Result<FeatureMap> {
+    let (taps, out) = (layer.side * layer.side, layer.weight.rows());
+    let pictures = x.pictures();
+    let fits = matches!(layer.side, 1 | 3)
+        && x.channels() == layer.channels
+        && x.channels().is_multiple_of(4)
+        && pictures * x.height * x.width == x.pixels.rows()
+        && layer.weight.columns() == taps * x.channels()
+        // Within what the kernel divides exactly.
+        && layer.weight.columns() < 1 << 22
+        && pictures * height * width > 0;
+    if !fits {
+        return Err(Error::WrongShape {
+            name: "convolution".to_owned(),
+            found: vec![pictures, x.height, x.width, x.channels()],
+            expected: format!(
+                "maps with {} channels, a multiple of 4, for a kernel of {} columns",
+                layer.channels,
+                layer.weight.columns()
+            ),
+        });
+    }
+    match epilogue.bias {
+        Some(bias) => bias.expect("bias", &[pictures, out])?,
+        None => layer.bias.expect("bias", &[out])?,
+    }
+    let y = Tensor::temporary(recorder.gpu(), &[pictures * height * width, out], "convolution")?;
+    if let Some(residual) = epilogue.residual {
+        residual.pixels.expect("residual", y.shape())?;
+    }
+    let halved = matches!(layer.sampling, Sampling2d::Halved | Sampling2d::HalvedAfter);
+    let doubled = layer.sampling == Sampling2d::Doubled;
+    let channels4 = x.channels() / 4;
+    let map = MapParams {
+        height: x.height as u32,
+        width: x.width as u32,
+        pixels_out: (height * width) as u32,
+        width_out: width as u32,
+        channels4: channels4 as u32,
+        inverse_channels4: 1.0 / channels4 as f32,
+        taps: taps as u32,
+        stride: if halved { 2 } else { 1 },
+        before: if layer.sampling == Sampling2d::HalvedAfter { 0 } else { layer.side as u32 / 2 },
+        upsampled: u32::from(doubled),
+        height_seen: if doubled { height } else { x.height } as u32,
+        width_seen: if doubled { width } else { x.width } as u32,
+        first_row: 0,
+        bias_stride: if epilogue.bias.is_some() { out as u32 } else { 0 },
+    };
+    MapProduct {
+        x: &x.pixels,
+        weight: &layer.weight,
+        bias: Some(epilogue.bias.unwrap_or(&layer.bias)),
+        activation: epilogue.activation,
+        residual: epilogue.residual.map(|residual| &residual.pixels),
+        y: &y,
+        map,
+    }
+    .record(recorder)?;
+    Ok(FeatureMap { height, width, pixels: y })
+}

@@ -1,0 +1,230 @@
+//! Group normalisation of maps with their channels last, in three steps, since a group's values lie all over a map: sums over
+//! stretches of rows, a factor and an offset for each channel, and their application.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{FeatureMap, cost, simple};
+use crate::gpu::{Access, Gpu, Kernel, Recorder, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Stretches that a map is cut into, at most.
+const MAX_STRETCHES: usize = 256;
+/// Fours of channels and stretches of a workgroup of the first kernel.
+const FOURS: usize = 32;
+const STRETCHES: usize = 8;
+/// Pixels of a workgroup of the last kernel.
+const PIXELS: usize = 128;
+
+/// A group normalisation layer.
+#[derive(Debug, Clone)]
+pub struct GroupNorm {
+    /// Gain, [channels].
+    pub weight: Tensor,
+    /// Offset, [channels].
+    pub bias: Tensor,
+    /// Groups of neighbouring channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// A part of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rectangle {
+    /// The first row.
+    pub top: usize,
+    /// The first pixel of each row.
+    pub left: usize,
+    /// Rows.
+    pub height: usize,
+    /// Pixels in a row.
+    pub width: usize,
+}
+
+impl Rectangle {
+    /// All of a map.
+    pub fn whole(map: &FeatureMap) -> Self {
+        Self { top: 0, left: 0, height: map.height, width: map.width }
+    }
+
+    fn stretch_rows(&self) -> usize {
+        self.height.div_ceil(MAX_STRETCHES)
+    }
+
+    /// Stretches that it is cut into.
+    pub fn stretches(&self) -> usize {
+        self.height.div_ceil(self.stretch_rows())
+    }
+}
+
+/// Each channel's mean and squared distances from it, over stretches of one or several maps: what a norm's statistics are made
+/// of.
+#[derive(Debug, Clone)]
+pub struct ChannelSums {
+    sums: Tensor,
+    pictures: usize,
+    stretches: usize,
+    channels: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SumParams {
+    width: u32,
+    pixels: u32,
+    channels4: u32,
+    top: u32,
+    left: u32,
+    rows: u32,
+    columns: u32,
+    stretch_rows: u32,
+    stretches: u32,
+    first_stretch: u32,
+    all_stretches: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FactorParams {
+    channels: u32,
+    group_channels: u32,
+    stretches: u32,
+    eps: f32,
+}
+
+/// All three.
+pub(crate) fn kernels() -> [Kernel; 3] {
+    [sums_kernel(), factors_kernel(), apply_kernel()]
+}
+
+fn sums_kernel() -> Kernel {
+    simple("group_norm_sums", wgsl!("group_norm_sums.wgsl"), &[Access::Read, Access::Write])
+}
+
+fn factors_kernel() -> Kernel {
+    let bindings = &[Access::Read, Access::Read, Access::Read, Access::Write];
+    let mut kernel = simple("group_norm_factors", wgsl!("group_norm_factors.wgsl"), bindings);
+    kernel.sources.insert(0, wgsl!("reduce_workgroup.wgsl"));
+    kernel
+}
+
+fn apply_kernel() -> Kernel {
+    simple("group_norm", wgsl!("group_norm.wgsl"), &[Access::Read, Access::Read, Access::Write])
+}
+
+impl ChannelSums {
+    /// Room for `stretches` stretches of each of `pictures` pictures.
+    pub fn new(gpu: &Gpu, pictures: usize, stretches: usize, channels: usize) -> Result<Self> {
+        let sums = Tensor::temporary(gpu, &[pictures * stretches, 4 + 2 * channels], "channel sums")?;
+        Ok(Self { sums, pictures, stretches, channels })
+    }
+
+    /// Records the sums of a map's rectangle as those from `first_stretch` on.
+    pub fn add(
+        &self,
+        recorder: &mut Recorder,
+        x: &FeatureMap,
+        rectangle: Rectangle,
+        first_stretch: usize,
+    ) -> Result<()> {
+        let Rectangle { top, left, height, width } = rectangle;
+        let stretches = rectangle.stretches();
+        let fits = x.channels() == self.channels
+            && self.channels.is_multiple_of(4)
+            && x.pictures() == self.pictures
+            && height * width > 0
+            && top + height <= x.height
+            && left + width <= x.width
+            && first_stretch + stretches <= self.stretches;
+        if !fits {
+            return Err(Error::WrongShape {
+                name: "group norm".to_owned(),
+                found: vec![x.pictures(), x.height, x.width, x.channels()],
+                expected: format!(
+                    "{} maps of {} channels, a multiple of 4, around {rectangle:?}",
+                    self.pictures, self.channels
+                ),
+            });
+        }
+        let params = SumParams {
+            width: x.width as u32,
+            pixels: (x.height * x.width) as u32,
+            channels4: (self.channels / 4) as u32,
+            top: top as u32,
+            left: left as u32,
+            rows: height as u32,
+            columns: width as u32,
+            stretch_rows: rectangle.stretch_rows() as u32,
+            stretches: stretches as u32,
+            first_stretch: first_stretch as u32,
+            all_stretches: self.stretches as u32,
+            padding: 0,
+        };
+        let grid = [(self.channels / 4).div_ceil(FOURS), stretches.div_ceil(STRETCHES), self.pictures];
+        let elements = self.pictures * height * width * self.channels;
+        recorder.dispatch(
+            &sums_kernel(),
+            &[x.pixels.binding(), self.sums.binding()],
+            &params,
+            grid.map(|size| size as u32),
+            cost(elements, 4 * elements),
+        )
+    }
+}
+
+impl GroupNorm {
+    /// What each channel of each picture is multiplied with and what is added to it, [pictures, 2 channels], given all sums.
+    pub fn factors(&self, recorder: &mut Recorder, sums: &ChannelSums) -> Result<Tensor> {
+        let channels = sums.channels;
+        self.weight.expect("group norm weight", &[channels])?;
+        self.bias.expect("group norm bias", &[channels])?;
+        if self.groups == 0 || !channels.is_multiple_of(self.groups) {
+            return Err(Error::WrongShape {
+                name: "group norm".to_owned(),
+                found: vec![channels],
+                expected: format!("channels that make {} groups", self.groups),
+            });
+        }
+        let factors = Tensor::temporary(recorder.gpu(), &[sums.pictures, 2 * channels], "group norm factors")?;
+        recorder.dispatch(
+            &factors_kernel(),
+            &[sums.sums.binding(), self.weight.binding(), self.bias.binding(), factors.binding()],
+            &FactorParams {
+                channels: channels as u32,
+                group_channels: (channels / self.groups) as u32,
+                stretches: sums.stretches as u32,
+                eps: self.eps,
+            },
+            [self.groups as u32, sums.pictures as u32, 1],
+            cost(sums.sums.len() + factors.len(), 4 * sums.sums.len()),
+        )?;
+        Ok(factors)
+    }
+}
+
+/// y = factor x + offset for each channel, with SiLU behind it where `silu`.
+pub fn scale_channels(recorder: &mut Recorder, x: &FeatureMap, factors: &Tensor, silu: bool) -> Result<FeatureMap> {
+    let (pixels, channels) = (x.height * x.width, x.channels());
+    factors.expect("group norm factors", &[x.pictures(), 2 * channels])?;
+    let y = Tensor::temporary(recorder.gpu(), x.pixels.shape(), "group norm")?;
+    let grid = [(channels / 4).div_ceil(FOURS), pixels.div_ceil(PIXELS), x.pictures()];
+    recorder.dispatch(
+        &apply_kernel(),
+        &[x.pixels.binding(), factors.binding(), y.binding()],
+        &[pixels as u32, (channels / 4) as u32, u32::from(silu), 0],
+        grid.map(|size| size as u32),
+        cost(2 * y.len(), if silu { 6 } else { 2 } * y.len()),
+    )?;
+    Ok(FeatureMap { height: x.height, width: x.width, pixels: y })
+}
+
+/// Group normalisation of each picture, with SiLU behind it where `silu`.
+pub fn group_norm(recorder: &mut Recorder, x: &FeatureMap, layer: &GroupNorm, silu: bool) -> Result<FeatureMap> {
+    let whole = Rectangle::whole(x);
+    let sums = ChannelSums::new(recorder.gpu(), x.pictures(), whole.stretches(), x.channels())?;
+    sums.add(recorder, x, whole, 0)?;
+    let factors = layer.factors(recorder, &sums)?;
+    scale_channels(recorder, x, &factors, silu)
+}

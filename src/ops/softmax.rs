@@ -1,0 +1,25 @@
+//! Softmax of rows.
+
+use super::{cost, simple};
+use crate::gpu::{Access, Kernel, Recorder, grid_1d, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+pub(crate) fn kernel() -> Kernel {
+    simple("softmax", wgsl!("softmax.wgsl"), &[Access::Write])
+}
+
+/// x = softmax(scale x) over the first `k` values of every row of `x`, in place; what is behind them becomes zero.
+pub fn softmax(recorder: &mut Recorder, x: &Tensor, k: usize, scale: f32) -> Result<()> {
+    let rows = x.rows();
+    if !(1..=x.columns()).contains(&k) {
+        return Err(Error::InvalidArgument(format!("the softmax of {k} values of rows of {}", x.columns())));
+    }
+    recorder.dispatch(
+        &kernel(),
+        &[x.binding()],
+        &[rows as u32, k as u32, x.columns() as u32, scale.to_bits()],
+        grid_1d(rows),
+        cost(2 * x.len(), 6 * x.len()),
+    )
+}
