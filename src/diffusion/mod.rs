@@ -3,11 +3,16 @@
 //! The three networks take tensors and give tensors; what goes on between them (schedules, guidance, seeds) is the host of
 //! numbers' business, not the device's. All maps have their channels last, from the first convolution to the last pixel.
 
+pub mod answer;
 pub mod config;
 #[cfg(feature = "gpu")]
 mod pixel_attention;
+pub mod preview;
+pub mod random;
 #[cfg(feature = "gpu")]
 mod resnet;
+pub mod scheduler;
+pub mod settings;
 #[cfg(feature = "gpu")]
 mod statistics;
 #[cfg(feature = "gpu")]

@@ -1,6 +1,7 @@
 //! Text: tokenizers, conversation templates, stop rules, incremental detokenisation.
 
 pub mod chat_template;
+pub mod clip;
 pub mod conversation;
 mod decode;
 pub mod gguf;

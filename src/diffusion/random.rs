@@ -1,0 +1,223 @@
+//! The random numbers of torch's CPU generator, so that a seed gives the same picture here as in diffusers.
+//!
+//! The generator is the Mersenne Twister (mt19937) seeded with the low 32 bits of the seed. `torch.randn` turns its
+//! numbers into normal ones by Box and Muller's method, in one of two ways:
+//!
+//! * 16 elements and more: all elements are filled with uniform numbers first. In blocks of 16, the first eight are radii and
+//!   the last eight angles of eight pairs. A last block that is not whole is the last 16 elements, drawn anew.
+//! * fewer: pairs in f64, of which the second number is kept for the next element.
+//!
+//! Of the first way torch has a vectorised form for x86 and, elsewhere, one that calls the C library. The vectorised form takes
+//! logarithm, sine and cosine from the polynomials of the Cephes library in f32, with products and sums fused where its compiler fuses
+//! them. The same operations are done here in the same order, so that the numbers are to the last bit those of torch on x86
+//! processors with AVX2 and FMA. (In f16 torch has only the other form.)
+
+use std::f64::consts::PI;
+
+use half::f16;
+
+/// The element type that noise is drawn in: diffusers draws in the type of the model, and the two give different numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoiseType {
+    /// `torch.float32`.
+    F32,
+    /// `torch.float16`.
+    F16,
+}
+
+/// `torch.Generator("cpu")`.
+#[derive(Debug, Clone)]
+pub struct Generator {
+    twister: Twister,
+    /// The second number of the last pair of the scalar way.
+    kept: Option<f64>,
+}
+
+/// Elements from which on torch draws in blocks.
+const BLOCK: usize = 16;
+
+impl Generator {
+    /// `torch.Generator("cpu").manual_seed(seed)`.
+    pub fn new(seed: u64) -> Self {
+        Self { twister: Twister::new(seed as u32), kept: None }
+    }
+
+    /// `torch.randn` of `count` elements.
+    pub fn randn(&mut self, count: usize, kind: NoiseType) -> Vec<f32> {
+        if count < BLOCK {
+            return (0..count).map(|_| kind.round(self.normal() as f32)).collect();
+        }
+        let mut values: Vec<f32> = (0..count).map(|_| self.uniform(kind)).collect();
+        let whole = count - count % BLOCK;
+        for block in values.chunks_exact_mut(BLOCK) {
+            kind.box_muller(block);
+        }
+        if whole < count {
+            let last = &mut values[count - BLOCK..];
+            for value in &mut *last {
+                *value = self.uniform(kind);
+            }
+            kind.box_muller(last);
+        }
+        values
+    }
+
+    /// Uniform in [0, 1), with as many bits as the element type holds exactly.
+    fn uniform(&mut self, kind: NoiseType) -> f32 {
+        let bits = match kind {
+            NoiseType::F32 => 24,
+            NoiseType::F16 => 11,
+        };
+        let number = self.twister.next() & ((1 << bits) - 1);
+        number as f32 / (1u32 << bits) as f32
+    }
+
+    /// A normal number by the scalar way.
+    fn normal(&mut self) -> f64 {
+        if let Some(kept) = self.kept.take() {
+            return kept;
+        }
+        let mut uniform = || {
+            let number = u64::from(self.twister.next()) << 32 | u64::from(self.twister.next());
+            (number & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64
+        };
+        let (u1, u2) = (uniform(), uniform());
+        let radius = (-2.0 * (-u2).ln_1p()).sqrt();
+        let theta = 2.0 * PI * u1;
+        self.kept = Some(radius * theta.sin());
+        radius * theta.cos()
+    }
+}
+
+impl NoiseType {
+    fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+        }
+    }
+
+    /// Turns 16 uniform numbers into normal ones.
+    fn box_muller(self, block: &mut [f32]) {
+        let (radii, angles) = block.split_at_mut(BLOCK / 2);
+        for (a, b) in radii.iter_mut().zip(angles) {
+            let u1 = 1.0 - *a;
+            match self {
+                Self::F32 => {
+                    let radius = (-2.0 * cephes::ln(u1)).sqrt();
+                    let (sin, cos) = cephes::sin_cos(2.0 * std::f32::consts::PI * *b);
+                    // Adding the mean, 0, makes a zero positive.
+                    (*a, *b) = (radius * cos + 0.0, radius * sin + 0.0);
+                }
+                Self::F16 => {
+                    // Every operation is rounded to f16.
+                    let round = |value: f32| self.round(value);
+                    let radius = round(round(-2.0 * round(u1.ln())).sqrt());
+                    let theta = round((2.0 * PI * f64::from(*b)) as f32);
+                    (*a, *b) = (round(radius * round(theta.cos())) + 0.0, round(radius * round(theta.sin())) + 0.0);
+                }
+            }
+        }
+    }
+}
+
+/// The Mersenne Twister of Matsumoto and Nishimura with a period of 2^19937 - 1.
+#[derive(Debug, Clone)]
+struct Twister {
+    state: Vec<u32>,
+    next: usize,
+}
+
+/// Words of state, and the distance of the word that is mixed in.
+const STATE: usize = 624;
+const SHIFT: usize = 397;
+
+impl Twister {
+    fn new(seed: u32) -> Self {
+        let mut state = Vec::with_capacity(STATE);
+        let mut word = seed;
+        state.push(word);
+        for index in 1..STATE as u32 {
+            word = 1_812_433_253u32.wrapping_mul(word ^ (word >> 30)).wrapping_add(index);
+            state.push(word);
+        }
+        Self { state, next: STATE }
+    }
+
+    fn next(&mut self) -> u32 {
+        if self.next == STATE {
+            self.renew();
+        }
+        let mut word = self.state[self.next];
+        self.next += 1;
+        word ^= word >> 11;
+        word ^= (word << 7) & 0x9d2c_5680;
+        word ^= (word << 15) & 0xefc6_0000;
+        word ^ (word >> 18)
+    }
+
+    fn renew(&mut self) {
+        for index in 0..STATE {
+            let mixed = (self.state[index] & 0x8000_0000) | (self.state[(index + 1) % STATE] & 0x7fff_ffff);
+            let odd = if mixed & 1 == 1 { 0x9908_b0df } else { 0 };
+            self.state[index] = self.state[(index + SHIFT) % STATE] ^ (mixed >> 1) ^ odd;
+        }
+        self.next = 0;
+    }
+}
+
+/// The single-precision functions of the Cephes library.
+#[allow(clippy::excessive_precision)]
+mod cephes {
+    /// The natural logarithm of a positive normal number.
+    pub fn ln(x: f32) -> f32 {
+        const P: [f32; 9] = [
+            7.037_683_629_2e-2,
+            -1.151_461_031_0e-1,
+            1.167_699_874_0e-1,
+            -1.242_014_084_6e-1,
+            1.424_932_278_7e-1,
+            -1.666_805_766_5e-1,
+            2.000_071_476_5e-1,
+            -2.499_999_399_3e-1,
+            3.333_333_117_4e-1,
+        ];
+        // x = 2^exponent * mantissa, the mantissa in [sqrt(1/2), sqrt(2)).
+        let mut exponent = (x.to_bits() >> 23) as i32 - 126;
+        let mut mantissa = f32::from_bits((x.to_bits() & 0x007f_ffff) | 0x3f00_0000);
+        if mantissa < std::f32::consts::FRAC_1_SQRT_2 {
+            exponent -= 1;
+            mantissa += mantissa;
+        }
+        let (x, exponent) = (mantissa - 1.0, exponent as f32);
+        let square = x * x;
+        let mut y = P.iter().fold(0.0f32, |sum, term| sum.mul_add(x, *term));
+        y *= x;
+        y = y.mul_add(square, exponent * -2.121_944_40e-4);
+        y = square.mul_add(-0.5, y);
+        exponent.mul_add(0.693_359_375, x + y)
+    }
+
+    /// Sine and cosine of a number that is not negative.
+    pub fn sin_cos(x: f32) -> (f32, f32) {
+        // The octant, rounded up to an even one.
+        let octant = ((x * 1.273_239_544_735_16) as u32 + 1) & !1;
+        let turns = octant as f32;
+        // x - octant * pi / 4, with pi / 4 in three parts.
+        let mut x = turns.mul_add(-0.785_156_25, x);
+        x = turns.mul_add(-2.418_756_484_985_351_562_5e-4, x);
+        x = turns.mul_add(-3.774_894_977_445_941_08e-8, x);
+        let square = x * x;
+        let mut cos = 2.443_315_711_809_948e-5f32.mul_add(square, -1.388_731_625_493_765e-3);
+        cos = cos.mul_add(square, 4.166_664_568_298_827e-2);
+        cos *= square;
+        cos = cos.mul_add(square, -0.5 * square) + 1.0;
+        let mut sin = (-1.951_529_589_1e-4f32).mul_add(square, 8.332_160_873_6e-3);
+        sin = sin.mul_add(square, -1.666_665_461_1e-1);
+        sin *= square;
+        sin = sin.mul_add(x, x);
+        let (sin, cos) = if octant & 2 == 0 { (sin, cos) } else { (cos, sin) };
+        let signed = |value: f32, negative| if negative { -value } else { value };
+        (signed(sin, octant & 4 != 0), signed(cos, octant.wrapping_sub(2) & 4 == 0))
+    }
+}

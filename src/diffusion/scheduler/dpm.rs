@@ -1,0 +1,90 @@
+//! DPM-Solver++ (Lu and others, 2022) of first and second order, with and without new noise (SDE).
+//!
+//! With alpha and sigma the parts of picture and noise in a sample, lambda = ln(alpha / sigma), h the way of lambda in this step and
+//! r h the one in the step before:
+//!
+//!     D = x0 + (x0 - x0_before) / (2 r)                                 (midpoint)
+//!     x <- sigma_next / sigma * x + alpha_next * (1 - exp(-h)) * D
+//!
+//! and with new noise exp(-2h) for exp(-h), exp(-h) more before x, and sigma_next * sqrt(1 - exp(-2h)) of noise.
+
+use super::noise::{self, alphas_cumprod, interpolate, time_of, times};
+use super::{Denoised, Next, Schedule, SchedulerConfig, Step};
+use crate::Result;
+
+pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Schedule> {
+    let alphas = alphas_cumprod(config);
+    let trained = noise::sigmas(&alphas);
+    // Times with too much noise to compute with are not used.
+    let lambda = |sigma: &f32| -f64::from(*sigma).ln();
+    let usable = trained.iter().filter(|sigma| lambda(sigma) >= config.dpm.least_lambda).count();
+    let mut times: Vec<f64> = times(config, usable, steps, 1).into_iter().map(f64::round_ties_even).collect();
+    let bounds = (f64::from(trained[trained.len() - 1]), f64::from(trained[0]));
+    let mut sigmas = match noise::line(config, bounds.0, bounds.1, steps) {
+        Some(line) => {
+            let rounded = config.line == super::config::SigmaLine::Karras;
+            let whole = |time: f64| if rounded { time.round_ties_even() } else { time.trunc() };
+            times = line.iter().map(|sigma| whole(time_of(&trained, *sigma))).collect();
+            line
+        }
+        None => times.iter().map(|time| interpolate(&trained, *time)).collect(),
+    };
+    sigmas.push(if config.ends_at_least_sigma { bounds.1 } else { 0.0 });
+    let sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
+
+    let count = times.len();
+    let step = |index: usize| {
+        let now = Level::new(sigmas[index]);
+        let next = Level::new(sigmas[index + 1]);
+        let (x0, _) = config.prediction.parts(now.signal, now.noise);
+        let dpm = config.dpm;
+        let at_end = index + 1 == count
+            && (dpm.euler_at_final || (dpm.lower_order_final && count < 15) || !config.ends_at_least_sigma);
+        let h = next.lambda - now.lambda;
+        let shrunk = if dpm.sde { (-2.0 * h).exp() } else { (-h).exp() };
+        let towards = next.signal * (1.0 - shrunk);
+        // What the difference between this denoised sample and the one before counts for.
+        let change = if dpm.order == 1 || index == first || at_end {
+            0.0
+        } else {
+            let ratio = (now.lambda - Level::new(sigmas[index - 1]).lambda) / h;
+            let weight = match (dpm.heun, dpm.sde) {
+                (false, _) => 0.5 * towards,
+                (true, false) => next.signal * ((shrunk - 1.0) / h + 1.0),
+                (true, true) => next.signal * ((1.0 - shrunk) / (-2.0 * h) + 1.0),
+            };
+            weight / ratio
+        };
+        Step {
+            timestep: times[index] as f32,
+            input_scale: 1.0,
+            denoised: Denoised { sample: x0[0] as f32, output: x0[1] as f32, clamp: f32::INFINITY },
+            next: Next {
+                sample: (next.noise / now.noise * if dpm.sde { (-h).exp() } else { 1.0 }) as f32,
+                output: 0.0,
+                denoised: (towards + change) as f32,
+                previous: -change as f32,
+                noise: if dpm.sde { (next.noise * (1.0 - shrunk).sqrt()) as f32 } else { 0.0 },
+            },
+            draws_noise: dpm.sde,
+            start: [now.signal as f32, now.noise as f32],
+        }
+    };
+    let steps = (first..count).map(step).collect();
+    Ok(Schedule { steps, sigmas, initial_scale: 1.0 })
+}
+
+/// A noise level.
+struct Level {
+    signal: f64,
+    noise: f64,
+    lambda: f64,
+}
+
+impl Level {
+    fn new(sigma: f32) -> Self {
+        let sigma = f64::from(sigma);
+        let signal = 1.0 / (sigma * sigma + 1.0).sqrt();
+        Self { signal, noise: sigma * signal, lambda: -sigma.ln() }
+    }
+}

@@ -1,0 +1,70 @@
+//! Euler's method along the noise, and its ancestral form, which puts some of the noise back anew.
+//!
+//! The sample is the picture plus sigma times unit noise. With x0 the denoised sample, the slope is (x - x0) / sigma:
+//!
+//!     Euler:      x <- x + slope * (sigma_next - sigma)
+//!     ancestral:  x <- x + slope * (sigma_down - sigma) + sigma_up * noise
+
+use super::config::Spacing;
+use super::noise::{self, alphas_cumprod, interpolate, linspace_f32, time_of, times};
+use super::{Class, Denoised, Next, Prediction, Schedule, SchedulerConfig, Step};
+use crate::Result;
+
+pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Schedule> {
+    let ancestral = config.class == Class::EulerAncestral;
+    let alphas = alphas_cumprod(config);
+    let trained = noise::sigmas(&alphas);
+    let mut times: Vec<f64> =
+        times(config, config.train_steps, steps, 0).into_iter().map(|t| f64::from(t as f32)).collect();
+    let mut sigmas: Vec<f64> = times.iter().map(|time| interpolate(&trained, *time)).collect();
+    let last = trained.first().map_or(0.0, |sigma| f64::from(*sigma));
+    if !ancestral {
+        if config.log_linear {
+            let (most, least) = (trained[trained.len() - 1].ln(), trained[0].ln());
+            sigmas = linspace_f32(most, least, steps + 1).into_iter().map(|log| f64::from(log.exp())).collect();
+        }
+        let bounds = (sigmas.first().copied().unwrap_or(1.0), sigmas.last().copied().unwrap_or(1.0));
+        if let Some(line) = noise::line(config, bounds.0, bounds.1, steps) {
+            times = line.iter().map(|sigma| time_of(&trained, *sigma)).collect();
+            sigmas = line;
+        }
+    }
+    sigmas.push(if !ancestral && config.ends_at_least_sigma { last } else { 0.0 });
+    let sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
+    let continuous = !ancestral && config.continuous_times && config.prediction == Prediction::Velocity;
+
+    let step = |index: usize| {
+        let (sigma, next) = (f64::from(sigmas[index]), f64::from(sigmas[index + 1]));
+        let input_scale = 1.0 / (sigma * sigma + 1.0).sqrt();
+        // The model's own sample is this one times input_scale.
+        let (denoised, output) = match config.prediction {
+            Prediction::Epsilon => (1.0, -sigma),
+            Prediction::Velocity => (input_scale * input_scale, -sigma * input_scale),
+            Prediction::Sample => (0.0, 1.0),
+        };
+        let (down, up) = if ancestral {
+            let up = (next * next * (sigma * sigma - next * next) / (sigma * sigma)).sqrt();
+            ((next * next - up * up).max(0.0).sqrt(), up)
+        } else {
+            (next, 0.0)
+        };
+        let along = (down - sigma) / sigma;
+        Step {
+            timestep: if continuous { 0.25 * sigmas[index].ln() } else { times[index] as f32 },
+            input_scale: input_scale as f32,
+            denoised: Denoised { sample: denoised as f32, output: output as f32, clamp: f32::INFINITY },
+            next: Next {
+                sample: (1.0 + along * (1.0 - denoised)) as f32,
+                output: (-along * output) as f32,
+                noise: up as f32,
+                ..Next::default()
+            },
+            draws_noise: ancestral,
+            start: [1.0, sigma as f32],
+        }
+    };
+    let most = sigmas.iter().copied().fold(0.0, f32::max);
+    let steps = (first..times.len()).map(step).collect();
+    let spread = matches!(config.spacing, Spacing::Linspace | Spacing::Trailing);
+    Ok(Schedule { steps, initial_scale: if spread { most } else { (most * most + 1.0).sqrt() }, sigmas })
+}

@@ -1,0 +1,152 @@
+//! The tables under all schedulers: how much noise there is at each time of the training, and which times the steps take.
+//!
+//! diffusers computes these with torch and NumPy, in f32 here and f64 there. The same is done here, operation by operation, because
+//! sigmas are differences of numbers near 1 and a timestep is what the model sees.
+
+use super::SchedulerConfig;
+use super::config::{Betas, SigmaLine, Spacing};
+
+/// The part of the picture's variance that is left at each time of the training.
+pub fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
+    let count = config.train_steps;
+    let mut betas: Vec<f32> = match &config.betas {
+        Betas::Linear(first, last) => linspace_f32(*first as f32, *last as f32, count),
+        Betas::ScaledLinear(first, last) => {
+            linspace_f32(first.sqrt() as f32, last.sqrt() as f32, count).into_iter().map(|beta| beta * beta).collect()
+        }
+        Betas::SquaredCosine => {
+            let bar = |time: f64| ((time + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+            let beta = |step: usize| 1.0 - bar((step + 1) as f64 / count as f64) / bar(step as f64 / count as f64);
+            (0..count).map(|step| beta(step).min(0.999) as f32).collect()
+        }
+        Betas::Trained(betas) => betas.clone(),
+    };
+    if config.zero_terminal_snr {
+        betas = rescaled(&betas);
+    }
+    // torch multiplies in f64 and rounds what it stores.
+    let mut product = 1.0f64;
+    let mut alphas: Vec<f32> = betas
+        .iter()
+        .map(|beta| {
+            product *= f64::from(1.0 - beta);
+            product as f32
+        })
+        .collect();
+    if config.zero_terminal_snr && !matches!(config.class, super::Class::Ddim | super::Class::Lcm) {
+        // Not 0, so that the first sigma is finite.
+        if let Some(last) = alphas.last_mut() {
+            *last = 2f32.powi(-24);
+        }
+    }
+    alphas
+}
+
+/// Betas with which nothing is left of the picture at the last time (Lin and others, 2023).
+fn rescaled(betas: &[f32]) -> Vec<f32> {
+    let mut product = 1.0f64;
+    let mut roots: Vec<f32> = betas
+        .iter()
+        .map(|beta| {
+            product *= f64::from(1.0 - beta);
+            (product as f32).sqrt()
+        })
+        .collect();
+    let (first, last) = (roots.first().copied().unwrap_or(1.0), roots.last().copied().unwrap_or(0.0));
+    for root in &mut roots {
+        *root -= last;
+        *root *= first / (first - last);
+    }
+    let bars: Vec<f32> = roots.iter().map(|root| root * root).collect();
+    let alphas = bars.iter().enumerate().map(|(index, bar)| match index.checked_sub(1) {
+        Some(before) => bar / bars[before],
+        None => *bar,
+    });
+    alphas.map(|alpha| 1.0 - alpha).collect()
+}
+
+/// The noise beside a picture of unit scale at each time of the training.
+pub fn sigmas(alphas_cumprod: &[f32]) -> Vec<f32> {
+    alphas_cumprod.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect()
+}
+
+/// The times of `steps` steps, most noise first; `extra` more are laid out and the last ones not taken; `train_steps` are
+/// there to choose from.
+pub fn times(config: &SchedulerConfig, train_steps: usize, steps: usize, extra: usize) -> Vec<f64> {
+    match config.spacing {
+        Spacing::Linspace => {
+            let mut times = linspace(0.0, train_steps as f64 - 1.0, steps + extra);
+            times.reverse();
+            times.truncate(steps);
+            times
+        }
+        Spacing::Leading => {
+            let ratio = train_steps / (steps + extra);
+            (extra..steps + extra).rev().map(|step| (step * ratio + config.offset) as f64).collect()
+        }
+        Spacing::Trailing => {
+            let ratio = config.train_steps as f64 / steps as f64;
+            let start = train_steps as f64;
+            // As many as `numpy.arange` makes, which rounding may have be one more.
+            let count = (start / ratio).ceil() as usize;
+            let delta = (start - ratio) - start;
+            (0..count).map(|step| (start + step as f64 * delta).round_ties_even() - 1.0).collect()
+        }
+    }
+}
+
+/// The sigma at a time between those of the training.
+pub fn interpolate(sigmas: &[f32], time: f64) -> f64 {
+    let last = sigmas.len() - 1;
+    let below = (time.max(0.0) as usize).min(last);
+    let (low, high) = (f64::from(sigmas[below]), f64::from(sigmas[(below + 1).min(last)]));
+    if below == last { low } else { low + (high - low) * (time - below as f64) }
+}
+
+/// Sigmas along a line of their own between two bounds.
+pub fn line(config: &SchedulerConfig, most: f64, least: f64, steps: usize) -> Option<Vec<f64>> {
+    let most = config.sigma_bounds[1].unwrap_or(most);
+    let least = config.sigma_bounds[0].unwrap_or(least);
+    const RHO: f64 = 7.0;
+    match config.line {
+        SigmaLine::Times => None,
+        SigmaLine::Karras => {
+            let (most, least) = (most.powf(1.0 / RHO), least.powf(1.0 / RHO));
+            Some(linspace(0.0, 1.0, steps).into_iter().map(|ramp| (most + ramp * (least - most)).powf(RHO)).collect())
+        }
+        SigmaLine::Exponential => Some(linspace(most.ln(), least.ln(), steps).into_iter().map(f64::exp).collect()),
+    }
+}
+
+/// The time of the training, between whole ones, at which there is so much noise.
+pub fn time_of(sigmas: &[f32], sigma: f64) -> f64 {
+    let wanted = sigma.max(1e-10).ln();
+    let log = |index: usize| f64::from(sigmas[index].ln());
+    let above = sigmas.iter().filter(|sigma| wanted >= f64::from(sigma.ln())).count();
+    let low = above.saturating_sub(1).min(sigmas.len().saturating_sub(2));
+    let weight = ((log(low) - wanted) / (log(low) - log(low + 1))).clamp(0.0, 1.0);
+    (1.0 - weight) * low as f64 + weight * (low + 1) as f64
+}
+
+/// `numpy.linspace`.
+pub fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
+    let step = if count > 1 { (stop - start) / (count - 1) as f64 } else { 0.0 };
+    let mut values: Vec<f64> = (0..count).map(|index| index as f64 * step + start).collect();
+    if count > 1
+        && let Some(last) = values.last_mut()
+    {
+        *last = stop;
+    }
+    values
+}
+
+/// `torch.linspace` in f32, which counts from both ends.
+pub fn linspace_f32(start: f32, stop: f32, count: usize) -> Vec<f32> {
+    let step = if count > 1 { (stop - start) / (count - 1) as f32 } else { 0.0 };
+    let value = |index: usize| match index {
+        index if index < count / 2 => start + step * index as f32,
+        _ if count == 1 => start,
+        index => stop - step * (count - 1 - index) as f32,
+    };
+    (0..count).map(value).collect()
+}
