@@ -11,10 +11,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::ops::cases::{
-    Argmax, Attention, Case, Combine, Depthwise, Gather, GatherRows, Linear, Map, MatrixRows, Mining, MiningStats,
-    Norm, Patches, Random, Resize, Rotary, Route, RoutedLinear, Sample, Storage, check, self_check,
+    Argmax, Attention, Case, Combine, Denoise, Depthwise, Gather, GatherRows, Linear, Map, MatrixRows, Mining,
+    MiningStats, Norm, Patches, Random, Resize, Rotary, Route, RoutedLinear, Sample, Storage, check, self_check,
 };
-use mgm::ops::{Activation, specialisations};
+use mgm::ops::{self, Activation, specialisations};
 use mgm::tensor::Precision;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -280,6 +280,28 @@ fn norms() {
     // More rows than a grid has columns.
     cases.push(Norm { rows: 65_537, k: 2, centred: false, unit_offset: false, eps: 1e-6, shift: 0.5 });
     check_everywhere("norms", &boxed(cases));
+}
+
+#[test]
+fn sampler_steps() {
+    let mut cases = Vec::new();
+    let plain = ops::Denoise {
+        guidance: None,
+        denoised: [1.0, -5.9],
+        limit: f32::INFINITY,
+        next: [0.9, 0.3, 0.0, 0.0, 0.0],
+        input_scale: 0.4,
+    };
+    for count in [1, 3, 63, 64, 65, 127, 1024] {
+        let guided = ops::Denoise { guidance: Some(7.5), ..plain };
+        let all = ops::Denoise { limit: 0.8, next: [0.9, -0.3, 0.7, -0.2, 1.3], ..guided };
+        for (step, copies, noise) in [(plain, 1, false), (guided, 2, false), (all, 2, true), (all, 1, true)] {
+            cases.push(Denoise { count, copies, step, noise });
+        }
+    }
+    // More workgroups than a grid has columns.
+    cases.push(Denoise { count: 64 * 65_536 + 1, copies: 1, step: plain, noise: false });
+    check_everywhere("sampler steps", &boxed(cases));
 }
 
 const HEAD_DIMS: [usize; 14] = [4, 8, 12, 16, 20, 32, 40, 64, 72, 80, 96, 128, 252, 256];

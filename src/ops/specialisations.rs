@@ -1,7 +1,7 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
 use super::linear::{Form, Input, Variant};
-use super::{attention, convolution, gather, group_norm, mining, norm, roofline, routing, sampling, softmax};
+use super::{attention, convolution, denoise, gather, group_norm, mining, norm, roofline, routing, sampling, softmax};
 use crate::gpu::Kernel;
 use crate::tensor::{Precision, fill_kernel};
 
@@ -13,6 +13,7 @@ pub fn specialisations() -> Vec<Kernel> {
         convolution::patches_kernel(),
         convolution::depthwise_kernel(),
         convolution::resize_kernel(),
+        denoise::kernel(),
         convolution::concatenate_kernel(),
         softmax::kernel(),
     ];

@@ -7,6 +7,7 @@
 
 mod attention;
 mod convolution;
+mod denoise;
 mod gather;
 mod linear;
 mod matrix;
@@ -25,6 +26,7 @@ use crate::{Error, Result};
 
 pub use attention::{Attention, Rotary, Storage};
 pub use convolution::{Depthwise, Patches, Resize};
+pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
 pub use linear::{Linear, RoutedLinear};
 pub use matrix::MatrixRows;
@@ -139,6 +141,18 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(Attention { times: 70, keys: 70, storage: Storage::Packed, ..attention }),
         Box::new(Attention { times: 1, storage: Storage::F16, ..attention }),
         Box::new(Rotary { heads: 3, kv_heads: 1, head_dim: 20, times: 5, position: 11, half: false }),
+        Box::new(Denoise {
+            count: 300,
+            copies: 2,
+            step: crate::ops::Denoise {
+                guidance: Some(5.0),
+                denoised: [1.0, -2.0],
+                limit: 1.5,
+                next: [0.9, 0.2, 0.3, -0.1, 0.5],
+                input_scale: 0.5,
+            },
+            noise: true,
+        }),
         Box::new(Patches { height: 13, width: 10, channels: 3, size: 4, planar: true, first: 1, count: 4 }),
         Box::new(Depthwise { height: 9, width: 11, channels: 7 }),
         Box::new(Resize { from: (7, 5), channels: 3, to: (12, 13) }),
