@@ -7,8 +7,10 @@ use crate::tensor::{Matrix, Precision};
 use crate::vision::ConvNextConfig;
 use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
 use crate::weights::gguf_model::GgufModel;
-use crate::weights::mgm::MgmCheckpoint;
+use crate::weights::mgm::{Expected, MgmCheckpoint};
 use crate::weights::model_files::ModelFiles;
+use crate::weights::sdxl::{SdxlCheckpoint, VAE};
+use crate::weights::view::Weights;
 
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +67,22 @@ impl Plan {
             plan.parts = vec![("language model", tensors.sum())];
         }
         plan
+    }
+
+    /// The plan for a model that paints, its matrices at `precision`.
+    pub fn of_diffusion(checkpoint: &SdxlCheckpoint, precision: Precision) -> Self {
+        let part = |(name, _, tensors): (&'static str, &Weights, Vec<Expected>)| {
+            let precision = if name == VAE { vision_precision(precision) } else { precision };
+            let bytes = tensors.iter().map(|(_, shape)| match shape.as_slice() {
+                [rows, columns @ ..] if !columns.is_empty() => {
+                    Matrix::bytes_for(precision, *rows, columns.iter().product())
+                }
+                shape => vectors(shape.iter().product()),
+            });
+            (name, bytes.sum())
+        };
+        let parts = checkpoint.networks().into_iter().map(part).collect();
+        Self { parts, cache_per_position: 0, max_positions: 0 }
     }
 
     /// The plan for a model of these sizes, its language model at `precision`.

@@ -4,12 +4,8 @@ use crate::image::Rgb8;
 use crate::{Error, Result};
 
 /// Red, green and blue of each channel of Stable Diffusion XL's latents, fitted to what its VAE makes of them.
-const COLOURS: [[f32; 3]; 4] = [
-    [0.3651, 0.4232, 0.4341],
-    [-0.2533, -0.0042, 0.1068],
-    [0.1076, 0.1111, -0.0362],
-    [-0.3165, -0.2492, -0.2188],
-];
+const COLOURS: [[f32; 3]; 4] =
+    [[0.3651, 0.4232, 0.4341], [-0.2533, -0.0042, 0.1068], [0.1076, 0.1111, -0.0362], [-0.3165, -0.2492, -0.2188]];
 /// Of latents that are zero.
 const GREY: [f32; 3] = [0.1084, -0.0175, -0.0011];
 

@@ -91,13 +91,16 @@ pub enum RowOrder {
         /// Heads that the rows are divided into.
         heads: usize,
     },
+    /// The matrix is stored transposed, its columns one after another.
+    Transposed,
 }
 
 impl RowOrder {
     /// Where row `row` of `rows` is stored.
     fn stored(self, row: usize, rows: usize) -> usize {
         match self {
-            Self::InOrder => row,
+            // A transposed matrix has no rows to find; it is read as a whole.
+            Self::InOrder | Self::Transposed => row,
             Self::HalvesInTurn { heads } => {
                 let head_rows = (rows / heads.max(1)).max(1);
                 let half = (head_rows / 2).max(1);
@@ -112,6 +115,90 @@ impl RowOrder {
 struct Located {
     stored: Rc<StoredTensor>,
     file: usize,
+    /// Added whenever the tensor is read.
+    added: Vec<Rc<LowRank>>,
+}
+
+impl Located {
+    fn new(stored: StoredTensor, file: usize) -> Self {
+        Self { stored: Rc::new(stored), file, added: Vec::new() }
+    }
+}
+
+/// What a tensor of a checkpoint is to be seen as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// Some of its rows.
+    Rows(Range<usize>),
+    /// All of it under another shape of as many elements.
+    Shaped(Vec<usize>),
+    /// The transposed matrix.
+    Transposed,
+}
+
+impl Part {
+    /// The stored tensor that the part is; `None` where the tensor has no such part.
+    fn of(&self, stored: &StoredTensor) -> Option<StoredTensor> {
+        let mut part = stored.clone();
+        let in_order = stored.rows == RowOrder::InOrder;
+        match self {
+            Self::Whole => {}
+            Self::Rows(rows) => {
+                let count = *stored.info.shape.first()?;
+                if !in_order || rows.start > rows.end || rows.end > count {
+                    return None;
+                }
+                part.offset += stored.info.bytes()? / count as u64 * rows.start as u64;
+                *part.info.shape.first_mut()? = rows.len();
+            }
+            Self::Shaped(shape) => {
+                part.info.shape.clone_from(shape);
+                if !in_order || part.info.elements() != stored.info.elements() {
+                    return None;
+                }
+            }
+            Self::Transposed => {
+                if !in_order || stored.info.shape.len() != 2 || stored.info.dtype.unit().0 != 1 {
+                    return None;
+                }
+                part.info.shape.reverse();
+                part.rows = RowOrder::Transposed;
+            }
+        }
+        Some(part)
+    }
+}
+
+/// The product of two thin matrices, to be added to a larger one: a low-rank adaptation (LoRA, Hu and others, 2021).
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// Where the two are.
+    pub checkpoint: Rc<Checkpoint>,
+    /// The name of the matrix [rows, rank].
+    pub up: String,
+    /// The name of the matrix [rank, columns].
+    pub down: String,
+    /// The product is multiplied by this.
+    pub scale: f32,
+}
+
+impl LowRank {
+    /// Adds rows of the product to `values`, which are the same rows of the larger matrix.
+    async fn add(&self, rows: Range<usize>, values: &mut [f32]) -> Result<()> {
+        let up = self.checkpoint.read_rows(&self.up, rows.clone()).await?;
+        let down = self.checkpoint.read(&self.down).await?;
+        let columns = values.len() / rows.len().max(1);
+        let rank = up.len() / rows.len().max(1);
+        for (row, up) in values.chunks_exact_mut(columns.max(1)).zip(up.chunks_exact(rank.max(1))) {
+            for (up, down) in up.iter().zip(down.chunks_exact(columns.max(1))) {
+                let weight = up * self.scale;
+                row.iter_mut().zip(down).for_each(|(value, down)| *value += weight * down);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A set of named tensors in one or many files. Cheap next to the tensors: only headers are in memory.
@@ -163,7 +250,7 @@ impl Checkpoint {
 
     /// A checkpoint of one file whose tensors are known.
     pub(super) fn of_tensors(source: Rc<dyn ByteSource>, tensors: Vec<(String, StoredTensor)>) -> Self {
-        let located = |(name, stored)| (name, Located { stored: Rc::new(stored), file: 0 });
+        let located = |(name, stored)| (name, Located::new(stored, 0));
         Self {
             name: source.name().to_owned(),
             files: vec![source],
@@ -188,7 +275,7 @@ impl Checkpoint {
                     let hint = format!(", though {index_file} says that it is there");
                     return Err(Error::MissingTensor { name, file: source.name().to_owned(), hint });
                 };
-                let located = Located { stored: Rc::new(stored), file: checkpoint.files.len() };
+                let located = Located::new(stored, checkpoint.files.len());
                 checkpoint.tensors.insert(name, located);
             }
             checkpoint.files.push(source);
@@ -229,13 +316,70 @@ impl Checkpoint {
         Self { name: self.name.clone(), files: self.files.clone(), tensors }
     }
 
+    /// Parts of tensors under names of their own, in the same files: `view` says of a tensor which.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] if a tensor has no such part.
+    pub fn viewed(&self, view: impl Fn(&str, &TensorInfo) -> Vec<(String, Part)>) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (name, located) in &self.tensors {
+            for (seen, part) in view(name, &located.stored.info) {
+                let stored = part.of(&located.stored).ok_or_else(|| Error::WrongShape {
+                    name: name.clone(),
+                    found: located.stored.info.shape.clone(),
+                    expected: format!("one that {seen} can be {part:?} of"),
+                })?;
+                tensors.insert(seen, Located::new(stored, located.file));
+            }
+        }
+        Ok(Self { name: self.name.clone(), files: self.files.clone(), tensors })
+    }
+
+    /// Has a product added to a tensor whenever it is read.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`] where the three do not go together; [`Error::Unsupported`] if the tensor is
+    /// quantised.
+    pub fn add_low_rank(&mut self, name: &str, product: LowRank) -> Result<()> {
+        let TensorInfo { shape, dtype } = self.locate(name)?.stored.info.clone();
+        if matches!(dtype, Dtype::Block(_)) {
+            return Err(Error::Unsupported {
+                what: format!("adding to tensor {name} of type"),
+                found: dtype.name().to_owned(),
+                supported: "F32, F16, BF16: add before quantising".to_owned(),
+            });
+        }
+        let columns = |shape: &[usize]| shape.iter().skip(1).product::<usize>();
+        let up = self.shape_in(&product, &product.up)?;
+        let down = self.shape_in(&product, &product.down)?;
+        let wrong = |tensor: &str, found: &[usize], expected: String| Error::WrongShape {
+            name: tensor.to_owned(),
+            found: found.to_vec(),
+            expected: format!("{expected}, since {name} has {shape:?}"),
+        };
+        if down.is_empty() || columns(&down) != columns(&shape) {
+            return Err(wrong(&product.down, &down, format!("{} elements a row", columns(&shape))));
+        }
+        if up.first() != shape.first() || columns(&up) != down[0] {
+            return Err(wrong(&product.up, &up, format!("{:?} rows of {}", shape.first(), down[0])));
+        }
+        if let Some(located) = self.tensors.get_mut(name) {
+            located.added.push(Rc::new(product));
+        }
+        Ok(())
+    }
+
+    fn shape_in(&self, product: &LowRank, name: &str) -> Result<Vec<usize>> {
+        Ok(product.checkpoint.locate(name)?.stored.info.shape.clone())
+    }
+
     /// This checkpoint's tensors, and those of `other` under names that this one has not.
     pub fn extended(&self, other: &Self) -> Self {
         let mut result = self.clone();
         let shift = result.files.len();
         result.files.extend(other.files.iter().cloned());
         for (name, located) in &other.tensors {
-            let moved = Located { stored: Rc::clone(&located.stored), file: located.file + shift };
+            let moved = Located { file: located.file + shift, ..located.clone() };
             result.tensors.entry(name.clone()).or_insert(moved);
         }
         result
@@ -246,9 +390,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::read_rows`].
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let located = self.locate(name)?;
-        let elements = located.stored.info.elements().unwrap_or(0);
-        self.read_elements(located, 0..elements).await
+        let rows = self.locate(name)?.stored.info.shape.first().copied().unwrap_or(1);
+        self.read_rows(name, 0..rows).await
     }
 
     /// Reads rows along the first dimension as `f32`, row-major, so that a large tensor can be taken in pieces. (A tensor
@@ -263,6 +406,23 @@ impl Checkpoint {
         let count = shape.first().copied().unwrap_or(1);
         if rows.start > rows.end || rows.end > count {
             return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
+        }
+        let mut values = self.read_stored_rows(located, rows.clone()).await?;
+        for product in &located.added {
+            Box::pin(product.add(rows.clone(), &mut values)).await?;
+        }
+        Ok(values)
+    }
+
+    /// Rows as they are in the file.
+    async fn read_stored_rows(&self, located: &Located, rows: Range<usize>) -> Result<Vec<f32>> {
+        let TensorInfo { shape, .. } = &located.stored.info;
+        let count = shape.first().copied().unwrap_or(1);
+        if located.stored.rows == RowOrder::Transposed {
+            let stored = self.read_elements(located, 0..located.stored.info.elements().unwrap_or(0)).await?;
+            let columns = shape.get(1).copied().unwrap_or(1);
+            let row = |row: usize| (0..columns).map(move |column| column * count + row);
+            return Ok(rows.flat_map(row).filter_map(|place| stored.get(place).copied()).collect());
         }
         if located.stored.rows != RowOrder::InOrder && !rows.is_empty() {
             let columns = shape.iter().skip(1).fold(1u64, |columns, size| columns.saturating_mul(*size as u64));

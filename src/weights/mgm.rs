@@ -331,7 +331,7 @@ fn missing_tower(folder: &Rc<dyn Folder>, which: &str, path: &str, option: &str)
 }
 
 /// A tensor's name and shape.
-type Expected = (String, Vec<usize>);
+pub type Expected = (String, Vec<usize>);
 
 /// A part of a checkpoint as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -360,7 +360,7 @@ impl PartReport {
         Self::new("language model", weights, language_tensors(config))
     }
 
-    fn new(name: &'static str, weights: &Weights, expected: Vec<Expected>) -> Self {
+    pub(super) fn new(name: &'static str, weights: &Weights, expected: Vec<Expected>) -> Self {
         let mut report = Self {
             name,
             origin: weights.checkpoint().name().to_owned(),

@@ -19,6 +19,7 @@ pub mod mgm;
 pub mod model_files;
 pub mod pickle;
 pub mod safetensors;
+pub mod sdxl;
 pub mod source;
 pub mod torch_bin;
 pub mod view;

@@ -1,0 +1,214 @@
+//! The tensors that each network has, for its configuration.
+
+use crate::diffusion::{TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::weights::mgm::Expected;
+
+/// A list of tensors under construction.
+#[derive(Default)]
+struct Tensors(Vec<Expected>);
+
+impl Tensors {
+    fn weight(&mut self, name: &str, shape: &[usize]) {
+        self.0.push((format!("{name}.weight"), shape.to_vec()));
+    }
+
+    /// A layer with a bias.
+    fn layer(&mut self, name: &str, shape: &[usize]) {
+        self.weight(name, shape);
+        self.0.push((format!("{name}.bias"), shape[..1].to_vec()));
+    }
+
+    fn convolution(&mut self, name: &str, output: usize, input: usize, side: usize) {
+        self.layer(name, &[output, input, side, side]);
+    }
+
+    /// A residual block; `time` is the width of the timestep's embedding, where there is one.
+    fn resnet(&mut self, name: &str, input: usize, output: usize, time: Option<usize>) {
+        self.layer(&format!("{name}.norm1"), &[input]);
+        self.convolution(&format!("{name}.conv1"), output, input, 3);
+        if let Some(time) = time {
+            self.layer(&format!("{name}.time_emb_proj"), &[output, time]);
+        }
+        self.layer(&format!("{name}.norm2"), &[output]);
+        self.convolution(&format!("{name}.conv2"), output, output, 3);
+        if input != output {
+            self.convolution(&format!("{name}.conv_shortcut"), output, input, 1);
+        }
+    }
+
+    fn transformer(&mut self, name: &str, width: usize, context: usize, depth: Option<usize>) {
+        let Some(depth) = depth else { return };
+        self.layer(&format!("{name}.norm"), &[width]);
+        self.layer(&format!("{name}.proj_in"), &[width, width]);
+        self.layer(&format!("{name}.proj_out"), &[width, width]);
+        for layer in 0..depth {
+            let name = format!("{name}.transformer_blocks.{layer}");
+            for norm in ["norm1", "norm2", "norm3"] {
+                self.layer(&format!("{name}.{norm}"), &[width]);
+            }
+            for (attention, from) in [("attn1", width), ("attn2", context)] {
+                self.weight(&format!("{name}.{attention}.to_q"), &[width, width]);
+                self.weight(&format!("{name}.{attention}.to_k"), &[width, from]);
+                self.weight(&format!("{name}.{attention}.to_v"), &[width, from]);
+                self.layer(&format!("{name}.{attention}.to_out.0"), &[width, width]);
+            }
+            self.layer(&format!("{name}.ff.net.0.proj"), &[8 * width, width]);
+            self.layer(&format!("{name}.ff.net.2"), &[width, 4 * width]);
+        }
+    }
+}
+
+pub(super) fn unet(config: &UnetConfig) -> Vec<Expected> {
+    let mut tensors = Tensors::default();
+    let Some((first, last)) = config.levels.first().zip(config.levels.last()) else { return tensors.0 };
+    let time = 4 * first.channels;
+    let context = config.cross_attention_dim;
+    tensors.convolution("conv_in", first.channels, config.in_channels, 3);
+    tensors.layer("time_embedding.linear_1", &[time, first.channels]);
+    tensors.layer("time_embedding.linear_2", &[time, time]);
+    tensors.layer("add_embedding.linear_1", &[time, config.projection_class_embeddings_input_dim]);
+    tensors.layer("add_embedding.linear_2", &[time, time]);
+    // The maps that the way up takes up again.
+    let mut kept = vec![first.channels];
+    let mut width = first.channels;
+    let levels = config.levels.len();
+    for (index, level) in config.levels.iter().enumerate() {
+        let name = format!("down_blocks.{index}");
+        for (layer, depth) in level.down.iter().enumerate() {
+            tensors.resnet(&format!("{name}.resnets.{layer}"), width, level.channels, Some(time));
+            tensors.transformer(&format!("{name}.attentions.{layer}"), level.channels, context, *depth);
+            width = level.channels;
+            kept.push(width);
+        }
+        if index + 1 < levels {
+            tensors.convolution(&format!("{name}.downsamplers.0.conv"), width, width, 3);
+            kept.push(width);
+        }
+    }
+    tensors.resnet("mid_block.resnets.0", width, last.channels, Some(time));
+    tensors.transformer("mid_block.attentions.0", last.channels, context, config.mid_depth);
+    tensors.resnet("mid_block.resnets.1", last.channels, last.channels, Some(time));
+    for (index, level) in config.levels.iter().rev().enumerate() {
+        let name = format!("up_blocks.{index}");
+        for (layer, depth) in level.up.iter().enumerate() {
+            let input = width + kept.pop().unwrap_or(0);
+            tensors.resnet(&format!("{name}.resnets.{layer}"), input, level.channels, Some(time));
+            tensors.transformer(&format!("{name}.attentions.{layer}"), level.channels, context, *depth);
+            width = level.channels;
+        }
+        if index + 1 < levels {
+            tensors.convolution(&format!("{name}.upsamplers.0.conv"), width, width, 3);
+        }
+    }
+    tensors.layer("conv_norm_out", &[first.channels]);
+    tensors.convolution("conv_out", config.out_channels, first.channels, 3);
+    tensors.0
+}
+
+pub(super) fn vae(config: &VaeConfig) -> Vec<Expected> {
+    let mut tensors = Tensors::default();
+    let channels = &config.block_out_channels;
+    let Some((first, last)) = channels.first().copied().zip(channels.last().copied()) else { return tensors.0 };
+    let latent = config.latent_channels;
+    let middle = |tensors: &mut Tensors, side: &str| {
+        for resnet in [0, 1] {
+            tensors.resnet(&format!("{side}.mid_block.resnets.{resnet}"), last, last, None);
+        }
+        if config.mid_block_attention {
+            let name = format!("{side}.mid_block.attentions.0");
+            tensors.layer(&format!("{name}.group_norm"), &[last]);
+            for module in ["to_q", "to_k", "to_v", "to_out.0"] {
+                tensors.layer(&format!("{name}.{module}"), &[last, last]);
+            }
+        }
+    };
+    tensors.convolution("encoder.conv_in", first, config.in_channels, 3);
+    let mut width = first;
+    for (index, output) in channels.iter().copied().enumerate() {
+        for layer in 0..config.layers_per_block {
+            tensors.resnet(&format!("encoder.down_blocks.{index}.resnets.{layer}"), width, output, None);
+            width = output;
+        }
+        if index + 1 < channels.len() {
+            tensors.convolution(&format!("encoder.down_blocks.{index}.downsamplers.0.conv"), width, width, 3);
+        }
+    }
+    middle(&mut tensors, "encoder");
+    tensors.layer("encoder.conv_norm_out", &[last]);
+    tensors.convolution("encoder.conv_out", 2 * latent, last, 3);
+    if config.use_quant_conv {
+        tensors.convolution("quant_conv", 2 * latent, 2 * latent, 1);
+    }
+    if config.use_post_quant_conv {
+        tensors.convolution("post_quant_conv", latent, latent, 1);
+    }
+    tensors.convolution("decoder.conv_in", last, latent, 3);
+    middle(&mut tensors, "decoder");
+    let mut width = last;
+    for (index, output) in channels.iter().rev().copied().enumerate() {
+        for layer in 0..=config.layers_per_block {
+            tensors.resnet(&format!("decoder.up_blocks.{index}.resnets.{layer}"), width, output, None);
+            width = output;
+        }
+        if index + 1 < channels.len() {
+            tensors.convolution(&format!("decoder.up_blocks.{index}.upsamplers.0.conv"), width, width, 3);
+        }
+    }
+    tensors.layer("decoder.conv_norm_out", &[first]);
+    tensors.convolution("decoder.conv_out", config.out_channels, first, 3);
+    tensors.0
+}
+
+pub(super) fn text(config: &TextEncoderConfig) -> Vec<Expected> {
+    let mut tensors = Tensors::default();
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    tensors.weight("text_model.embeddings.token_embedding", &[config.vocab_size, width]);
+    tensors.weight("text_model.embeddings.position_embedding", &[config.max_positions, width]);
+    for layer in 0..config.num_layers {
+        let name = format!("text_model.encoder.layers.{layer}");
+        tensors.layer(&format!("{name}.layer_norm1"), &[width]);
+        tensors.layer(&format!("{name}.layer_norm2"), &[width]);
+        for module in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            tensors.layer(&format!("{name}.self_attn.{module}"), &[width, width]);
+        }
+        tensors.layer(&format!("{name}.mlp.fc1"), &[inner, width]);
+        tensors.layer(&format!("{name}.mlp.fc2"), &[width, inner]);
+    }
+    tensors.layer("text_model.final_layer_norm", &[width]);
+    if let Some(projection) = config.projection_dim {
+        tensors.weight("text_projection", &[projection, width]);
+    }
+    tensors.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::tests::{fixture, fixture_config};
+    use super::*;
+
+    fn same(expected: Vec<Expected>, part: &str) {
+        let mut names: Vec<String> = expected.into_iter().map(|(name, _)| name).collect();
+        let mut diffusers: Vec<String> = fixture(part).into_iter().map(|[_, name]| name).collect();
+        names.sort();
+        diffusers.sort();
+        assert_eq!(names, diffusers);
+    }
+
+    #[test]
+    fn the_networks_have_the_tensors_that_diffusers_has() {
+        same(unet(&fixture_config()), "unet");
+        same(vae(&VaeConfig::sdxl()), "vae");
+    }
+
+    /// Parameters as the model's makers count them (2.6 billion, and the file sizes of the release).
+    #[test]
+    fn the_released_networks_have_the_released_sizes() {
+        let parameters = |tensors: Vec<Expected>| -> usize {
+            tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        };
+        assert_eq!(parameters(unet(&UnetConfig::sdxl())), 2_567_463_684);
+        assert_eq!(parameters(vae(&VaeConfig::sdxl())), 83_653_863);
+        assert_eq!(parameters(text(&TextEncoderConfig::sdxl_1())), 123_060_480);
+        assert_eq!(parameters(text(&TextEncoderConfig::sdxl_2())), 694_659_840);
+    }
+}

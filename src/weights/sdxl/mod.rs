@@ -1,0 +1,392 @@
+//! A Stable Diffusion XL model: its networks, tokenizers and scheduler, from a folder in diffusers' layout or from a single file.
+
+mod expected;
+mod lora;
+mod names;
+mod single_file;
+
+use std::rc::Rc;
+
+pub use lora::Lora;
+
+use super::checkpoint::{Checkpoint, Part};
+use super::config::MAX_CONFIG;
+use super::dtype::Dtype;
+use super::mgm::{Expected, PartReport};
+use super::source::{ByteSource, Folder, read_file};
+use super::view::Weights;
+use crate::diffusion::scheduler::{Override, SchedulerConfig};
+use crate::diffusion::{TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::tensor::Precision;
+use crate::text::clip::ClipTokenizer;
+use crate::{Error, Result};
+
+/// The file that tells a folder in diffusers' layout.
+pub const MODEL_INDEX: &str = "model_index.json";
+
+/// What the parts are called in messages.
+pub const UNET: &str = "UNet";
+/// The autoencoder.
+pub const VAE: &str = "VAE";
+/// CLIP's text tower.
+pub const TEXT_1: &str = "first text encoder";
+/// OpenCLIP's.
+pub const TEXT_2: &str = "second text encoder";
+
+const TEXT_FOLDERS: [&str; 2] = ["text_encoder", "text_encoder_2"];
+const TOKENIZER_FOLDERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
+
+/// What fills the windows of the second text encoder, where no file says it.
+const SECOND_PAD: &str = "!";
+
+/// How a model is opened.
+#[derive(Clone, Default)]
+pub struct OpenOptions {
+    /// Take the files of the f16 variant where there are both.
+    pub prefer_f16: bool,
+    /// For a single file: where tokenizers are, and configurations if they are needed.
+    pub beside: Option<Rc<dyn Folder>>,
+}
+
+/// An opened model. Only headers, configurations and tokenizers are in memory.
+pub struct SdxlCheckpoint {
+    /// Its folder or file.
+    pub name: String,
+    /// The UNet, under diffusers' names.
+    pub unet: (Weights, UnetConfig),
+    /// The autoencoder.
+    pub vae: (Weights, VaeConfig),
+    /// The two text encoders, under transformers' names.
+    pub text: [(Weights, TextEncoderConfig); 2],
+    /// Their tokenizers.
+    pub tokenizers: [ClipTokenizer; 2],
+    /// `scheduler_config.json`, where there is one, with its name.
+    pub scheduler: Option<(String, Vec<u8>)>,
+    /// An empty negative prompt means states of zeros rather than those of an empty text.
+    pub zeros_for_empty: bool,
+}
+
+/// Networks with their configurations.
+struct Networks {
+    unet: (Weights, UnetConfig),
+    vae: (Weights, VaeConfig),
+    text: [(Weights, TextEncoderConfig); 2],
+}
+
+/// Configurations that lie beside a single file.
+#[derive(Default)]
+struct GivenConfigs {
+    unet: Option<UnetConfig>,
+    vae: Option<VaeConfig>,
+    text: [Option<TextEncoderConfig>; 2],
+}
+
+impl SdxlCheckpoint {
+    /// Whether a folder holds such a model.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read.
+    pub async fn is_in(folder: &dyn Folder) -> Result<bool> {
+        Ok(folder.open(MODEL_INDEX).await?.is_some())
+    }
+
+    /// Opens a folder in diffusers' layout.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`] for what is not there; [`Error::Unsupported`] for another kind of pipeline; whatever is wrong with the
+    /// files.
+    pub async fn open(folder: Rc<dyn Folder>, options: &OpenOptions) -> Result<Self> {
+        let file = format!("{}/{MODEL_INDEX}", folder.name());
+        let Some(bytes) = read_file(&*folder, MODEL_INDEX, MAX_CONFIG).await? else {
+            return Err(Error::MissingFile {
+                file,
+                hint: "a model in diffusers' layout has one, and the folders unet, vae, text_encoder, text_encoder_2, \
+                       tokenizer, tokenizer_2 and scheduler beside it"
+                    .to_owned(),
+            });
+        };
+        let index: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
+            file: file.clone(),
+            offset: 0,
+            reason: error.to_string(),
+        })?;
+        let class = index.get("_class_name").and_then(|name| name.as_str()).unwrap_or_default();
+        const CLASSES: [&str; 3] =
+            ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "LatentConsistencyModelPipeline"];
+        if !CLASSES.contains(&class) {
+            return Err(Error::Unsupported {
+                what: format!("{file}: _class_name"),
+                found: class.to_owned(),
+                supported: CLASSES.join(", "),
+            });
+        }
+        let [first, second] = [0, 1].map(|index| text_part(&folder, index, options));
+        let (first, second) = (first.await?, second.await?);
+        let unet = part(&folder, "unet", UNET, NETWORK_STEM, options).await?;
+        let vae = part(&folder, "vae", VAE, NETWORK_STEM, options).await?;
+        let vae_weights = vae.0.viewed(|name, info| vec![(modern_vae(name), as_matrix(name, &info.shape))])?;
+        let networks = Networks {
+            unet: (Weights::new(Rc::new(unet.0)), UnetConfig::parse(&unet.1, &unet.2)?),
+            vae: (Weights::new(Rc::new(vae_weights)), VaeConfig::parse(&vae.1, &vae.2)?),
+            text: [first, second],
+        };
+        let tokenizers = [
+            ClipTokenizer::load(&*folder.child(TOKENIZER_FOLDERS[0]), None).await?,
+            ClipTokenizer::load(&*folder.child(TOKENIZER_FOLDERS[1]), None).await?,
+        ];
+        let zeros = index.get("force_zeros_for_empty_prompt").and_then(serde_json::Value::as_bool).unwrap_or(true);
+        let scheduler = scheduler_in(&folder).await?;
+        Ok(Self::of(folder.name(), networks, tokenizers, scheduler, zeros))
+    }
+
+    /// Opens a single file. The tokenizers are in the folder that the options name.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`] without tokenizers; [`Error::MissingTensor`] if the file is another kind of model; whatever is wrong
+    /// with it.
+    pub async fn open_file(source: Rc<dyn ByteSource>, options: &OpenOptions) -> Result<Self> {
+        let checkpoint = Checkpoint::open_file(source).await?;
+        if !single_file::is_one(&checkpoint) {
+            return Err(Error::MissingTensor {
+                name: "model.diffusion_model.*".to_owned(),
+                file: checkpoint.name().to_owned(),
+                hint: ": a single file of Stable Diffusion XL has such tensors; for a model in parts name its folder"
+                    .to_owned(),
+            });
+        }
+        let Some(beside) = &options.beside else {
+            return Err(Error::MissingFile {
+                file: "tokenizer/vocab.json".to_owned(),
+                hint: format!(
+                    "{} holds no vocabulary: name a folder with CLIP's vocab.json and merges.txt, or one in diffusers' \
+                     layout (--tokenizer DIR), or put a folder called tokenizer beside it",
+                    checkpoint.name()
+                ),
+            });
+        };
+        let given = given_configs(beside).await?;
+        let tokenizers = tokenizers_beside(beside).await?;
+        let networks = single_file::networks(&checkpoint, given)?;
+        let scheduler = scheduler_in(beside).await?;
+        Ok(Self::of(checkpoint.name(), networks, tokenizers, scheduler, true))
+    }
+
+    fn of(
+        name: &str,
+        networks: Networks,
+        tokenizers: [ClipTokenizer; 2],
+        scheduler: Option<(String, Vec<u8>)>,
+        zeros_for_empty: bool,
+    ) -> Self {
+        let Networks { unet, vae, text } = networks;
+        Self { name: name.to_owned(), unet, vae, text, tokenizers, scheduler, zeros_for_empty }
+    }
+
+    /// The scheduler's settings: the model's, or those of the released model, with another class if one is chosen.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::parse`].
+    pub fn scheduler(&self, choice: Option<&Override>) -> Result<SchedulerConfig> {
+        match &self.scheduler {
+            Some((file, bytes)) => SchedulerConfig::parse(file, bytes, choice),
+            None => SchedulerConfig::released(choice),
+        }
+    }
+
+    /// How most of the UNet's weights are stored, which is how they are kept where nothing else is asked for.
+    pub fn stored_precision(&self) -> Precision {
+        let checkpoint = self.unet.0.checkpoint();
+        let bytes = |narrow: bool| {
+            checkpoint
+                .tensors()
+                .filter(|(_, info)| matches!(info.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Block(_)) == narrow)
+                .map(|(_, info)| info.elements().unwrap_or(0))
+                .sum::<u64>()
+        };
+        if bytes(true) > bytes(false) { Precision::F16 } else { Precision::F32 }
+    }
+
+    /// The networks with the tensors that they need.
+    pub fn networks(&self) -> [(&'static str, &Weights, Vec<Expected>); 4] {
+        let [first, second] = &self.text;
+        [
+            (TEXT_1, &first.0, expected::text(&first.1)),
+            (TEXT_2, &second.0, expected::text(&second.1)),
+            (UNET, &self.unet.0, expected::unet(&self.unet.1)),
+            (VAE, &self.vae.0, expected::vae(&self.vae.1)),
+        ]
+    }
+
+    /// The parts, with what they lack and what they hold beyond need.
+    pub fn report(&self) -> Vec<PartReport> {
+        let report = |(name, weights, expected)| PartReport::new(name, weights, expected);
+        self.networks().into_iter().map(report).collect()
+    }
+
+    /// Checks, before anything is loaded, that every tensor is there and fits, and that the networks go together.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::Config`].
+    pub fn check(&self) -> Result<()> {
+        for part in self.report() {
+            if let Some((name, found, expected)) = part.misshapen.into_iter().next() {
+                return Err(Error::WrongShape { name, found, expected: format!("{expected:?}") });
+            }
+            if let Some(name) = part.missing.first() {
+                let more = part.missing.len() - 1;
+                let hint = match more {
+                    0 => format!(", and the {} needs it", part.name),
+                    _ => format!(", and the {} needs it and {more} others that are not there", part.name),
+                };
+                return Err(Error::MissingTensor { name: name.clone(), file: part.origin, hint });
+            }
+        }
+        let unet = &self.unet.1;
+        let [first, second] = [&self.text[0].1, &self.text[1].1];
+        let width = first.hidden_size + second.hidden_size;
+        let bad = |reason: String| Err(Error::Config { file: self.name.clone(), reason });
+        if width != unet.cross_attention_dim {
+            let wanted = unet.cross_attention_dim;
+            return bad(format!("the text encoders' states are {width} wide, the UNet takes {wanted}"));
+        }
+        match second.projection_dim {
+            Some(pooled) if pooled == unet.pooled_width() => {}
+            pooled => {
+                let wanted = unet.pooled_width();
+                return bad(format!("the second text encoder pools to {pooled:?}, the UNet takes {wanted}"));
+            }
+        }
+        if unet.in_channels != self.vae.1.latent_channels || unet.out_channels != unet.in_channels {
+            let (found, wanted) = (unet.in_channels, self.vae.1.latent_channels);
+            return bad(format!(
+                "the UNet takes {found} channels and gives {}, the VAE has {wanted}: inpainting models are not supported",
+                unet.out_channels
+            ));
+        }
+        Ok(())
+    }
+
+    /// Merges LoRA files into the weights: whatever is read of these from now on has them in.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming what in a file fits nothing; [`Error::WrongShape`].
+    pub async fn merge(&mut self, lora: &Lora) -> Result<()> {
+        lora.merge(&mut self.unet, &mut self.text)
+    }
+}
+
+const NETWORK_STEM: &str = "diffusion_pytorch_model";
+const TEXT_STEM: &str = "model";
+
+/// The names under which a network's weights may be stored, best first: plain ones, the variant's, torch's own.
+fn candidates(stem: &str, prefer_f16: bool) -> Vec<String> {
+    let torch = if stem == TEXT_STEM { "pytorch_model" } else { stem };
+    let plain = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors")];
+    // Indices of variants have had both names.
+    let variant = [
+        format!("{stem}.safetensors.index.fp16.json"),
+        format!("{stem}.fp16.safetensors.index.json"),
+        format!("{stem}.fp16.safetensors"),
+    ];
+    let torch = [format!("{torch}.bin.index.json"), format!("{torch}.bin"), format!("{torch}.fp16.bin")];
+    if prefer_f16 {
+        variant.into_iter().chain(plain).chain(torch).collect()
+    } else {
+        plain.into_iter().chain(variant).chain(torch).collect()
+    }
+}
+
+/// A network's tensors, its configuration's name and bytes.
+async fn part(
+    folder: &Rc<dyn Folder>,
+    child: &str,
+    what: &str,
+    stem: &str,
+    options: &OpenOptions,
+) -> Result<(Checkpoint, String, Vec<u8>)> {
+    let child = folder.child(child);
+    let file = format!("{}/config.json", child.name());
+    let Some(config) = read_file(&*child, "config.json", MAX_CONFIG).await? else {
+        let hint = format!("the {what} has its configuration there; is the download complete?");
+        return Err(Error::MissingFile { file, hint });
+    };
+    let names = candidates(stem, options.prefer_f16);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Ok((Checkpoint::open(&*child, &names).await?, file, config))
+}
+
+async fn text_part(
+    folder: &Rc<dyn Folder>,
+    index: usize,
+    options: &OpenOptions,
+) -> Result<(Weights, TextEncoderConfig)> {
+    let what = [TEXT_1, TEXT_2][index];
+    let (checkpoint, file, config) = part(folder, TEXT_FOLDERS[index], what, TEXT_STEM, options).await?;
+    let weights = checkpoint.renamed(|name| (!name.ends_with("position_ids")).then(|| name.to_owned()));
+    Ok((Weights::new(Rc::new(weights)), TextEncoderConfig::parse(&file, &config)?))
+}
+
+async fn scheduler_in(folder: &Rc<dyn Folder>) -> Result<Option<(String, Vec<u8>)>> {
+    let child = folder.child("scheduler");
+    let file = "scheduler_config.json";
+    let bytes = read_file(&*child, file, MAX_CONFIG).await?;
+    Ok(bytes.map(|bytes| (format!("{}/{file}", child.name()), bytes)))
+}
+
+async fn given_configs(folder: &Rc<dyn Folder>) -> Result<GivenConfigs> {
+    let read = async |child: &str| {
+        let child = folder.child(child);
+        let bytes = read_file(&*child, "config.json", MAX_CONFIG).await?;
+        Ok::<_, Error>(bytes.map(|bytes| (format!("{}/config.json", child.name()), bytes)))
+    };
+    let mut given = GivenConfigs::default();
+    if let Some((file, bytes)) = read("unet").await? {
+        given.unet = Some(UnetConfig::parse(&file, &bytes)?);
+    }
+    if let Some((file, bytes)) = read("vae").await? {
+        given.vae = Some(VaeConfig::parse(&file, &bytes)?);
+    }
+    for (config, child) in given.text.iter_mut().zip(TEXT_FOLDERS) {
+        if let Some((file, bytes)) = read(child).await? {
+            *config = Some(TextEncoderConfig::parse(&file, &bytes)?);
+        }
+    }
+    Ok(given)
+}
+
+/// Both tokenizers: of the two folders of diffusers' layout, or of one vocabulary, which both encoders share.
+async fn tokenizers_beside(folder: &Rc<dyn Folder>) -> Result<[ClipTokenizer; 2]> {
+    let there = async |folder: &dyn Folder| -> Result<bool> {
+        Ok(folder.open("vocab.json").await?.is_some() || folder.open("tokenizer.json").await?.is_some())
+    };
+    let [first, second] = TOKENIZER_FOLDERS.map(|name| folder.child(name));
+    let first = if there(&*first).await? { first } else { Rc::clone(folder) };
+    Ok([
+        ClipTokenizer::load(&*first, None).await?,
+        if there(&*second).await? {
+            ClipTokenizer::load(&*second, None).await?
+        } else {
+            ClipTokenizer::load(&*first, Some(SECOND_PAD)).await?
+        },
+    ])
+}
+
+/// The name of a tensor of the autoencoder, with the attention's modules as they are called today.
+fn modern_vae(name: &str) -> String {
+    let Some((before, rest)) = name.split_once(".attentions.0.") else { return name.to_owned() };
+    let (module, end) = rest.split_once('.').unwrap_or((rest, ""));
+    match names::vae_attention(module) {
+        Some(module) => format!("{before}.attentions.0.{module}.{end}"),
+        None => name.to_owned(),
+    }
+}
+
+/// The autoencoder's attention was once written as 1 x 1 convolutions; it is seen as matrices.
+fn as_matrix(name: &str, shape: &[usize]) -> Part {
+    match shape {
+        &[rows, columns, 1, 1] if name.contains("attn_1.") || name.contains(".attentions.") => {
+            Part::Shaped(vec![rows, columns])
+        }
+        _ => Part::Whole,
+    }
+}

@@ -1,0 +1,224 @@
+//! A whole model in one file, in the names of the original code, seen under diffusers' names. Nothing is copied: OpenCLIP's joined
+//! queries, keys and values are three ranges of rows, its projection is a matrix stored transposed.
+//!
+//! The file has no configuration. Sizes are read off the tensors; what no tensor tells is as released: heads of 64 channels, 32 groups in
+//! the norms, the noise schedule. A folder beside it, or one that is named, can say otherwise.
+
+use std::rc::Rc;
+
+use super::names::{self, OPEN_CLIP_LAYER, UnetNames};
+use super::{Networks, TEXT_1, TEXT_2, UNET, VAE};
+use crate::diffusion::{TextEncoderConfig, UnetConfig, UnetLevel, VaeConfig};
+use crate::weights::checkpoint::{Checkpoint, Part};
+use crate::weights::view::Weights;
+use crate::{Error, Result};
+
+/// Where the networks are in the file.
+const PREFIXES: [&str; 4] = [
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "conditioner.embedders.0.transformer.",
+    "conditioner.embedders.1.model.",
+];
+
+/// Channels of an attention head, as in all released models of this family.
+const HEAD: usize = 64;
+
+/// Whether the names are those of a single file.
+pub(super) fn is_one(checkpoint: &Checkpoint) -> bool {
+    checkpoint.names().any(|name| name.starts_with(PREFIXES[0]))
+}
+
+/// The networks' tensors under diffusers' names; configurations of `given` count before what is read off the tensors.
+pub(super) fn networks(checkpoint: &Checkpoint, given: super::GivenConfigs) -> Result<Networks> {
+    for (prefix, part) in PREFIXES.iter().zip([UNET, VAE, TEXT_1, TEXT_2]) {
+        if !checkpoint.names().any(|name| name.starts_with(prefix)) {
+            return Err(Error::MissingTensor {
+                name: format!("{prefix}*"),
+                file: checkpoint.name().to_owned(),
+                hint: format!(": this file has no {part}; is it Stable Diffusion XL?"),
+            });
+        }
+    }
+    let under = |prefix: &'static str| {
+        Weights::new(Rc::new(checkpoint.renamed(move |name| name.strip_prefix(prefix).map(str::to_owned))))
+    };
+    let [unet, vae, text_1, text_2] = PREFIXES.map(under);
+
+    let text_2 = Weights::new(Rc::new(open_clip(&text_2)?));
+    let text_1 = Weights::new(Rc::new(
+        text_1.checkpoint().renamed(|name| (!name.ends_with("position_ids")).then(|| name.to_owned())),
+    ));
+    let [text_1_config, text_2_config] = given.text;
+    let text_1_config = match text_1_config {
+        Some(config) => config,
+        None => text_config(&text_1, TextEncoderConfig::sdxl_1())?,
+    };
+    let text_2_config = match text_2_config {
+        Some(config) => config,
+        None => text_config(&text_2, TextEncoderConfig::sdxl_2())?,
+    };
+    let unet_config = match given.unet {
+        Some(config) => config,
+        None => self::unet_config(&unet, text_2_config.projection_dim.unwrap_or(text_2_config.hidden_size))?,
+    };
+    let unet_names = UnetNames::new(&unet_config);
+    let unet = unet.checkpoint().renamed(|name| unet_names.diffusers(name));
+    let vae_config = match given.vae {
+        Some(config) => config,
+        None => self::vae_config(&vae)?,
+    };
+    let levels = vae_config.block_out_channels.len();
+    let vae = vae.checkpoint().viewed(|name, info| {
+        let Some(renamed) = names::vae(name, levels) else { return Vec::new() };
+        vec![(renamed, super::as_matrix(name, &info.shape))]
+    })?;
+    Ok(Networks {
+        unet: (Weights::new(Rc::new(unet)), unet_config),
+        vae: (Weights::new(Rc::new(vae)), vae_config),
+        text: [(text_1, text_1_config), (text_2, text_2_config)],
+    })
+}
+
+/// OpenCLIP's text tower under transformers' names.
+pub(super) fn open_clip(weights: &Weights) -> Result<Checkpoint> {
+    weights.checkpoint().viewed(|name, info| {
+        let whole = |name: String| vec![(name, Part::Whole)];
+        match name {
+            "positional_embedding" => whole("text_model.embeddings.position_embedding.weight".to_owned()),
+            "token_embedding.weight" => whole("text_model.embeddings.token_embedding.weight".to_owned()),
+            "ln_final.weight" => whole("text_model.final_layer_norm.weight".to_owned()),
+            "ln_final.bias" => whole("text_model.final_layer_norm.bias".to_owned()),
+            "text_projection" => vec![("text_projection.weight".to_owned(), Part::Transposed)],
+            _ => {
+                let Some((layer, rest)) =
+                    name.strip_prefix("transformer.resblocks.").and_then(|rest| rest.split_once('.'))
+                else {
+                    return Vec::new();
+                };
+                let prefix = format!("text_model.encoder.layers.{layer}");
+                if let Some(kind) = rest.strip_prefix("attn.in_proj_") {
+                    let rows = info.shape.first().map_or(0, |rows| rows / 3);
+                    let part = |(index, part)| {
+                        let name = format!("{prefix}.self_attn.{part}_proj.{kind}");
+                        (name, Part::Rows(index * rows..(index + 1) * rows))
+                    };
+                    return ["q", "k", "v"].into_iter().enumerate().map(part).collect();
+                }
+                let renamed = OPEN_CLIP_LAYER.iter().find_map(|(original, module)| {
+                    rest.strip_prefix(original)
+                        .filter(|rest| rest.starts_with('.'))
+                        .map(|rest| format!("{module}{rest}"))
+                });
+                renamed.map(|renamed| whole(format!("{prefix}.{renamed}"))).unwrap_or_default()
+            }
+        }
+    })
+}
+
+fn text_config(weights: &Weights, released: TextEncoderConfig) -> Result<TextEncoderConfig> {
+    let [vocab_size, hidden_size] = weights.dims("text_model.embeddings.token_embedding.weight")?;
+    let [max_positions, _] = weights.dims("text_model.embeddings.position_embedding.weight")?;
+    let [intermediate_size, _] = weights.dims("text_model.encoder.layers.0.mlp.fc1.weight")?;
+    let projection_dim = match released.projection_dim {
+        Some(_) => Some(weights.dims::<2>("text_projection.weight")?[0]),
+        None => None,
+    };
+    Ok(TextEncoderConfig {
+        hidden_size,
+        intermediate_size,
+        num_layers: weights.count("text_model.encoder.layers.{}.layer_norm1.weight"),
+        num_heads: heads(weights, "text_model.embeddings.token_embedding.weight", hidden_size)?,
+        vocab_size,
+        max_positions,
+        projection_dim,
+        ..released
+    })
+}
+
+fn heads(weights: &Weights, name: &str, channels: usize) -> Result<usize> {
+    if channels > 0 && channels.is_multiple_of(HEAD) {
+        return Ok(channels / HEAD);
+    }
+    Err(Error::WrongShape {
+        name: weights.full_name(name),
+        found: weights.shape(name)?.to_vec(),
+        expected: format!(
+            "a multiple of {HEAD} channels; a model with other heads needs its folder of configurations (--tokenizer DIR)"
+        ),
+    })
+}
+
+fn unet_config(unet: &Weights, pooled: usize) -> Result<UnetConfig> {
+    let released = UnetConfig::sdxl();
+    let [_, in_channels, _, _] = unet.dims("input_blocks.0.0.weight")?;
+    let [out_channels, _, _, _] = unet.dims("out.2.weight")?;
+    let [_, added] = unet.dims("label_emb.0.0.weight")?;
+    let depth = |block: &str| match unet.count(&format!("{block}.transformer_blocks.{{}}.norm1.weight")) {
+        0 => None,
+        count => Some(count),
+    };
+    let mut levels = vec![UnetLevel { channels: 0, heads: 1, down: Vec::new(), up: Vec::new() }];
+    for block in 1usize.. {
+        let resnet = format!("input_blocks.{block}.0.out_layers.3.weight");
+        if unet.contains(&format!("input_blocks.{block}.0.op.weight")) {
+            levels.push(UnetLevel { channels: 0, heads: 1, down: Vec::new(), up: Vec::new() });
+        } else if unet.contains(&resnet) {
+            let [channels, ..] = unet.dims::<4>(&resnet)?;
+            if let Some(level) = levels.last_mut() {
+                level.channels = channels;
+                level.down.push(depth(&format!("input_blocks.{block}.1")));
+            }
+        } else {
+            break;
+        }
+    }
+    let mid_depth = depth("middle_block.1");
+    let mut block = 0;
+    let mut context = None;
+    let last = levels.len() - 1;
+    for (index, level) in levels.iter_mut().enumerate().rev() {
+        for _ in 0..=level.down.len() {
+            level.up.push(depth(&format!("output_blocks.{block}.1")));
+            block += 1;
+        }
+        let attends = level.down.iter().chain(&level.up).any(Option::is_some) || (index == last && mid_depth.is_some());
+        if attends {
+            let name = format!("output_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight", block - 1);
+            level.heads = heads(unet, &name, level.channels)?;
+            context = context.or(Some(unet.dims::<2>(&name)?[1]));
+        }
+    }
+    Ok(UnetConfig {
+        in_channels,
+        out_channels,
+        levels,
+        mid_depth,
+        cross_attention_dim: context.unwrap_or(released.cross_attention_dim),
+        addition_time_embed_dim: added.saturating_sub(pooled) / 6,
+        projection_class_embeddings_input_dim: added,
+        ..released
+    })
+}
+
+fn vae_config(vae: &Weights) -> Result<VaeConfig> {
+    let mut block_out_channels = Vec::new();
+    while vae.contains(&format!("encoder.down.{}.block.0.conv1.weight", block_out_channels.len())) {
+        let name = format!("encoder.down.{}.block.0.conv1.weight", block_out_channels.len());
+        block_out_channels.push(vae.dims::<4>(&name)?[0]);
+    }
+    let [_, in_channels, _, _] = vae.dims("encoder.conv_in.weight")?;
+    let [out_channels, _, _, _] = vae.dims("decoder.conv_out.weight")?;
+    let [_, latent_channels, _, _] = vae.dims("decoder.conv_in.weight")?;
+    Ok(VaeConfig {
+        in_channels,
+        out_channels,
+        latent_channels,
+        block_out_channels,
+        layers_per_block: vae.count("encoder.down.0.block.{}.conv1.weight"),
+        use_quant_conv: vae.contains("quant_conv.weight"),
+        use_post_quant_conv: vae.contains("post_quant_conv.weight"),
+        mid_block_attention: vae.contains("decoder.mid.attn_1.q.weight"),
+        ..VaeConfig::sdxl()
+    })
+}
