@@ -4,6 +4,7 @@
 //! implementation (see `tests/reference/README.md`).
 
 mod common;
+mod painting;
 
 use std::path::Path;
 
@@ -15,7 +16,7 @@ use mgm::vision::{Encoded, Vision};
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm_native::files::DiskFolder;
 
-use common::{Expected, golden_cases, open_gpu};
+use common::{Expected, open_gpu};
 
 /// How far values may be from the expected ones, as a part of the expected tensor's largest magnitude.
 ///
@@ -26,14 +27,19 @@ const BOUND: f32 = 2e-4;
 
 #[test]
 fn every_case_matches() {
-    let cases = golden_cases();
+    let cases = common::all_cases();
     let mut failures = Vec::new();
     for case in &cases {
         // A device of its own for each case: its memory is given back.
         let gpu = open_gpu();
         println!("== {} on {}", case.display(), gpu.adapter().name);
         let mut report = Report::default();
-        if let Err(error) = pollster::block_on(check_case(&gpu, case, &mut report)) {
+        let checked = if common::paints(case) {
+            pollster::block_on(painting::check_case(&gpu, case, &mut report))
+        } else {
+            pollster::block_on(check_case(&gpu, case, &mut report))
+        };
+        if let Err(error) = checked {
             report.failures.push(format!("error: {error}"));
         }
         failures.extend(report.failures.iter().map(|failure| format!("{}: {failure}", case.display())));

@@ -23,16 +23,13 @@ pub fn open_gpu_with(mut options: GpuOptions) -> Gpu {
 }
 
 /// The golden cases' folders; only those named in `MGM_CASES` (with commas between) where that is set.
-pub fn golden_cases() -> Vec<PathBuf> {
+pub fn all_cases() -> Vec<PathBuf> {
     let root = std::env::var_os("MGM_GOLDENS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens"), PathBuf::from);
     let entries = std::fs::read_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
     let mut cases: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        // Cases with pictures to draw have no checkpoint of a language model.
-        .filter(|path| {
-            std::fs::read_to_string(path.join("expected.json")).is_ok_and(|text| text.contains("\"checkpoint\""))
-        })
+        .filter(|path| path.join("expected.json").is_file())
         .collect();
     if let Ok(names) = std::env::var("MGM_CASES") {
         cases.retain(|case| names.split(',').any(|name| case.ends_with(name)));
@@ -40,6 +37,18 @@ pub fn golden_cases() -> Vec<PathBuf> {
     cases.sort();
     assert!(!cases.is_empty(), "no golden cases in {}", root.display());
     cases
+}
+
+/// Those of language models.
+pub fn golden_cases() -> Vec<PathBuf> {
+    let mut cases = all_cases();
+    cases.retain(|case| !paints(case));
+    cases
+}
+
+/// Whether a case is one of pictures to be painted, without a language model.
+pub fn paints(case: &Path) -> bool {
+    std::fs::read_to_string(case.join("expected.json")).is_ok_and(|text| text.contains("\"model\": \"sdxl\""))
 }
 
 /// `expected.json`.
