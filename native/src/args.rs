@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use clap::{Args, Parser, Subcommand};
+use mgm::diffusion::pipeline::MAX_SIDE;
+use mgm::diffusion::scheduler::Override;
 use mgm::gpu::{AdapterChoice, GpuOptions};
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
@@ -25,6 +27,8 @@ pub struct Options {
 pub enum Command {
     /// Ask a model about images, once (--prompt) or in a conversation
     Chat(ChatArgs),
+    /// Paint pictures from words with Stable Diffusion XL
+    Generate(GenerateArgs),
     /// List GPU adapters with what matters for this program
     Info,
     /// Check every kernel on a GPU against a reference on the CPU
@@ -160,6 +164,93 @@ pub struct ChatArgs {
     pub json: bool,
 }
 
+/// Which model paints, and how it is kept.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Folder of a Stable Diffusion XL model in diffusers' layout, or a single .safetensors file of one
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// For a single file: folder with CLIP's vocab.json and merges.txt, or one in diffusers' layout, whose tokenizers,
+    /// configurations and scheduler are taken [default: what lies beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// LoRA file to merge into the weights, and how much it counts; repeat it for several
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora)]
+    pub lora: Vec<LoraFile>,
+    /// How weights are stored: f32, f16, q8 [default: as in the file]
+    #[arg(long)]
+    pub precision: Option<Precision>,
+}
+
+/// A LoRA file and how much it counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    pub path: PathBuf,
+    pub scale: f32,
+}
+
+/// What pictures are to be like.
+#[derive(Debug, Clone, Args)]
+pub struct PictureArgs {
+    /// Steps of the scheduler
+    #[arg(long, default_value_t = 50, value_parser = parse_steps)]
+    pub steps: usize,
+    /// How closely to follow the prompt; 1 leaves the negative prompt out and takes half the time
+    #[arg(long, default_value_t = 5.0, value_parser = parse_guidance)]
+    pub guidance: f32,
+    /// Pixels across and down, multiples of 8 [default: what the model was trained on, 1024x1024]
+    #[arg(long, value_name = "WxH", value_parser = parse_picture_size)]
+    pub size: Option<(usize, usize)>,
+    /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm, turbo, and behind it -karras, -exponential, -leading,
+    /// -trailing or -linspace [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
+    pub scheduler: Option<(String, Override)>,
+    /// Type that noise is drawn in, which decides what a seed gives: f32, f16 [default: f32 at precision f32, else f16, as diffusers]
+    #[arg(long, value_parser = ["f32", "f16"])]
+    pub noise: Option<String>,
+    /// Show no previews, even in a terminal that can
+    #[arg(long)]
+    pub no_preview: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What is to be seen
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// What is not to be seen
+    #[arg(long, value_name = "TEXT")]
+    pub negative: Option<String>,
+    #[command(flatten)]
+    pub picture: PictureArgs,
+    /// Seed of the noise; the pictures of a batch count on from it [default: random]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// How many pictures
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_batch)]
+    pub batch: usize,
+    /// Picture to begin with instead of noise
+    #[arg(long, value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// How much of it to paint over, above 0 up to 1 [default: 0.6]
+    #[arg(long, requires = "init_image", value_parser = parse_strength)]
+    pub strength: Option<f32>,
+    /// Noise to begin with instead of a seed's: a safetensors file whose only tensor, or the one called latents, is of unit variance
+    /// and [1, 4, H / 8, W / 8]
+    #[arg(long, value_name = "FILE", conflicts_with = "init_image")]
+    pub latents: Option<PathBuf>,
+    /// Print one JSON object and nothing else on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// PNG file to write; a batch's are numbered
+    #[arg(long, value_name = "FILE", default_value = "picture.png")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     #[command(flatten)]
@@ -260,6 +351,59 @@ fn parse_size(text: &str) -> Result<u64, String> {
     let number: f64 = number.parse().map_err(|_| format!("{text:?} is not a size; sizes look like 512M or 8G"))?;
     let bytes = number * f64::from(1u32 << shift);
     if bytes.is_finite() && bytes >= 1.0 { Ok(bytes as u64) } else { Err("a size is at least one byte".to_owned()) }
+}
+
+fn parse_lora(text: &str) -> Result<LoraFile, String> {
+    // The last colon, where a number follows it: paths may have colons too.
+    let split = text.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse::<f32>().ok()?)));
+    let (path, scale) = split.unwrap_or((text, 1.0));
+    if path.is_empty() || !scale.is_finite() {
+        return Err("a LoRA is a file, and behind a colon how much it counts, such as style.safetensors:0.8".to_owned());
+    }
+    Ok(LoraFile { path: PathBuf::from(path), scale })
+}
+
+fn parse_steps(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(steps) if (1..=1000).contains(&steps) => Ok(steps),
+        _ => Err("steps are a number from 1 to 1000".to_owned()),
+    }
+}
+
+fn parse_batch(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=1000).contains(&count) => Ok(count),
+        _ => Err("a batch is a number from 1 to 1000".to_owned()),
+    }
+}
+
+fn parse_guidance(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(value) if (0.0..=1000.0).contains(&value) => Ok(value),
+        _ => Err("guidance is a number from 0 to 1000".to_owned()),
+    }
+}
+
+fn parse_strength(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("strength is a number above 0, up to 1".to_owned()),
+    }
+}
+
+fn parse_picture_size(text: &str) -> Result<(usize, usize), String> {
+    let wrong = || format!("{text:?} is not a size; sizes look like 1024x768");
+    let (width, height) = text.split_once(['x', 'X', '×']).ok_or_else(wrong)?;
+    let side = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
+    let (width, height) = (side(width)?, side(height)?);
+    match [width, height].into_iter().find(|side| *side == 0 || side % 8 != 0 || *side > MAX_SIDE) {
+        Some(side) => Err(format!("a side of {side} pixels, expected a multiple of 8, up to {MAX_SIDE}")),
+        None => Ok((width, height)),
+    }
+}
+
+fn parse_scheduler(text: &str) -> Result<(String, Override), String> {
+    text.parse().map(|choice| (text.to_owned(), choice)).map_err(|error: mgm::Error| error.to_string())
 }
 
 fn parse_temperature(text: &str) -> Result<f32, String> {

@@ -87,7 +87,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
 }
 
 /// Ctrl-C asks to stop what is going on; a second one, when that was not heard, ends the program.
-fn install_interrupt(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+pub fn install_interrupt(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     let stop = stop.clone();
     ctrlc::set_handler(move || {
         if stop.swap(true, Ordering::Relaxed) {
@@ -97,14 +97,14 @@ fn install_interrupt(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     .map_err(|error| Failure::Output(std::io::Error::other(error)))
 }
 
-fn read_image(path: &Path) -> mgm::Result<Rgb8> {
+pub fn read_image(path: &Path) -> mgm::Result<Rgb8> {
     let name = path.display().to_string();
     let bytes =
         std::fs::read(path).map_err(|error| mgm::Error::Io { file: name.clone(), reason: error.to_string() })?;
     decode(&name, &bytes)
 }
 
-fn random_seed() -> u64 {
+pub fn random_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0u8)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 
 use mgm::plan::Plan;
 use mgm::session::LoadOptions;
@@ -10,18 +11,53 @@ use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, PartReport};
 use mgm::weights::model_files::ModelFiles;
+use mgm::weights::sdxl::SdxlCheckpoint;
+use mgm_native::files::DiskFolder;
 
-use crate::Failure;
 use crate::args::InspectArgs;
+use crate::{Failure, generate};
 
 /// How many names of a long list are shown.
 const SHOWN: usize = 8;
 
 pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
+    if let Some(path) = arguments.checkpoint.checkpoint.as_deref()
+        && is_diffusion(path).await?
+    {
+        return inspect_diffusion(&generate::open(path, None, None).await?);
+    }
     match arguments.checkpoint.open().await? {
         ModelFiles::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
         ModelFiles::Gguf(model) => inspect_gguf(&model),
     }
+}
+
+/// Whether a path is a model that paints: a folder in diffusers' layout, or a single file.
+async fn is_diffusion(path: &Path) -> mgm::Result<bool> {
+    if path.is_file() {
+        return Ok(path.extension().is_some_and(|extension| extension == "safetensors"));
+    }
+    SdxlCheckpoint::is_in(&DiskFolder::new(path)).await
+}
+
+fn inspect_diffusion(checkpoint: &SdxlCheckpoint) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let scheduler = checkpoint.scheduler(None)?;
+    writeln!(out, "{} (Stable Diffusion XL)", checkpoint.name)?;
+    let widths: Vec<String> = checkpoint.unet.1.levels.iter().map(|level| level.channels.to_string()).collect();
+    let side = checkpoint.unet.1.sample_size * checkpoint.vae.1.pixels_per_latent();
+    writeln!(out, "UNet: channels {}, context {}, {side} px", widths.join("/"), checkpoint.unet.1.cross_attention_dim)?;
+    for (index, (_, text)) in checkpoint.text.iter().enumerate() {
+        let (layers, width, heads) = (text.num_layers, text.hidden_size, text.num_heads);
+        writeln!(out, "text encoder {}: {layers} layers, width {width}, {heads} heads", index + 1)?;
+    }
+    writeln!(out, "scheduler: {}, {:?} spacing, {:?}", scheduler.class, scheduler.spacing, scheduler.prediction)?;
+    let bad = show_report(&mut out, &checkpoint.report())?;
+    let plans = [Precision::F32, Precision::F16, Precision::Q8]
+        .map(|precision| (precision.to_string(), Plan::of_diffusion(checkpoint, precision)));
+    show_plans(&mut out, &plans)?;
+    out.flush()?;
+    if bad { Err(incomplete(&checkpoint.name)) } else { Ok(()) }
 }
 
 fn describe(out: &mut impl Write, language: &LanguageConfig) -> std::io::Result<()> {
@@ -143,6 +179,9 @@ fn show_plans(out: &mut impl Write, plans: &[(String, Plan)]) -> std::io::Result
             row(out, name, plans.iter().map(|(_, plan)| plan.parts.get(index).map_or(0, |part| part.1)))?;
         }
         row(out, "all weights", plans.iter().map(|(_, plan)| plan.weights()))?;
+        if first.cache_per_position == 0 {
+            return Ok(());
+        }
         let positions = first.max_positions as u64;
         let title = format!("keys and values, {positions} tokens");
         row(out, &title, plans.iter().map(|(_, plan)| plan.cache_per_position * positions))?;

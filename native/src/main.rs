@@ -5,9 +5,11 @@ mod bench;
 mod bench_gguf;
 mod chat;
 mod doctor;
+mod generate;
 mod info;
 mod inspect;
 mod pack;
+mod picture;
 mod progress;
 mod pull;
 
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
 async fn run(options: Options) -> Result<(), Failure> {
     match options.command {
         Command::Chat(arguments) => chat::run(arguments).await,
+        Command::Generate(arguments) => generate::run(arguments).await,
         Command::Info => info::run().await,
         Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,

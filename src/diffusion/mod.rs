@@ -6,6 +6,8 @@
 pub mod answer;
 pub mod config;
 #[cfg(feature = "gpu")]
+pub mod pipeline;
+#[cfg(feature = "gpu")]
 mod pixel_attention;
 pub mod preview;
 pub mod random;
