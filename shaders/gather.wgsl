@@ -1,4 +1,4 @@
-// Rows of a table by number, quantised or not: y[start + i] = scale * table[ids[i]]. Ids outside this piece of the table
+// Rows of a table by number, quantised or not: y[i] = scale * table[ids[start + i]]. Ids outside this piece of the table
 // (first .. first + rows) are another piece's business: their rows are left alone.
 // y [.., k]. Dispatch: an invocation for four elements, 64 a workgroup, folded over x and y.
 struct Params {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use crate::gpu::Gpu;
 use crate::ops::Norm;
 use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
+use crate::text::conversation::Template;
 use crate::weights::dtype::Dtype;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
@@ -27,6 +28,43 @@ enum Origin {
 
 /// Called after every block with the bytes written to the device since the last call; `false` stops the loading.
 pub type OnProgress = Rc<dyn Fn(u64) -> bool>;
+
+/// How a model is loaded.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
+    pub precision: Precision,
+    /// Keep the language model's matrices as they are stored, whatever the precision: GGUF files' and bundles'.
+    pub keep_stored: bool,
+    /// The conversation's template; without it the checkpoint tells.
+    pub template: Option<Template>,
+    /// Called with bytes loaded since the last call; `false` stops.
+    pub on_progress: Option<OnProgress>,
+}
+
+impl LoadOptions {
+    /// Everything as the checkpoint says, its language model at `precision`.
+    pub fn at(precision: Precision) -> Self {
+        Self { precision, keep_stored: false, template: None, on_progress: None }
+    }
+}
+
+/// The precision that the vision side gets when the language model has `precision`.
+pub fn vision_precision(precision: Precision) -> Precision {
+    precision.min(Precision::F16)
+}
+
+impl From<crate::weights::config::Activation> for crate::ops::Activation {
+    fn from(activation: crate::weights::config::Activation) -> Self {
+        use crate::weights::config::Activation as Configured;
+        match activation {
+            Configured::Silu => Self::Silu,
+            Configured::QuickGelu => Self::QuickGelu,
+            Configured::GeluErf => Self::GeluErf,
+            Configured::GeluTanh => Self::GeluTanh,
+        }
+    }
+}
 
 /// Loads the tensors of one part of a model, at one precision. Cheap to clone; [`Loader::pp`] goes down a level of names.
 #[derive(Clone)]
@@ -62,7 +100,7 @@ impl Loader {
         Self { origin, ..self.clone() }
     }
 
-    /// The same loader at another precision.
+    /// The same loader at exactly this precision, whatever is stored.
     pub fn at(&self, precision: Precision) -> Self {
         Self { precision, keep_stored: false, ..self.clone() }
     }

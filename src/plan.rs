@@ -1,19 +1,20 @@
 //! How much memory a model needs, before any of it is taken.
 
 use crate::Result;
+use crate::load::{LoadOptions, vision_precision};
 use crate::ops::KvCache;
-use crate::session::{LoadOptions, vision_precision};
 use crate::tensor::{Matrix, Precision};
 use crate::vision::ConvNextConfig;
 use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
 use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::MgmCheckpoint;
 use crate::weights::model_files::ModelFiles;
+use crate::weights::view::Weights;
 
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Weights by part.
+    /// Weights by part, the language model last.
     pub parts: Vec<(&'static str, u64)>,
     /// Keys and values of one position.
     pub cache_per_position: u64,
@@ -36,13 +37,13 @@ impl Plan {
     /// The plan for whatever files a model is in.
     pub fn of_files(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         match files {
-            ModelFiles::Mgm(checkpoint) => Self::of_checkpoint(checkpoint, options.precision),
+            ModelFiles::Mgm(checkpoint) => Self::of_checkpoint(checkpoint, options),
             ModelFiles::Gguf(model) => Ok(Self::of_gguf(model, options)),
         }
     }
 
-    /// The plan for a checkpoint, its language model at `precision`.
-    pub fn of_checkpoint(checkpoint: &MgmCheckpoint, precision: Precision) -> Result<Self> {
+    /// The plan for a checkpoint.
+    pub fn of_checkpoint(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         let vision = match &checkpoint.vision {
             Some(weights) => Some(VisionSizes {
                 config: weights.config.clone(),
@@ -51,20 +52,26 @@ impl Plan {
             }),
             None => None,
         };
-        Ok(Self::new(&checkpoint.config.language, vision.as_ref(), precision))
+        let plan = Self::new(&checkpoint.config.language, vision.as_ref(), options.precision);
+        Ok(plan.with_stored(&checkpoint.language, options))
     }
 
     /// The plan for a GGUF file.
     pub fn of_gguf(model: &GgufModel, options: &LoadOptions) -> Self {
-        let mut plan = Self::new(&model.config, None, options.precision);
-        if options.keep_stored {
-            let tensors = model.weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
+        Self::new(&model.config, None, options.precision).with_stored(&model.weights, options)
+    }
+
+    /// The plan with the language model as large as `weights` store it, where they are kept so.
+    fn with_stored(mut self, weights: &Weights, options: &LoadOptions) -> Self {
+        let kept = options.keep_stored.then_some(()).and(self.parts.last_mut());
+        if let Some((_, bytes)) = kept {
+            let tensors = weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
                 &[rows, columns] => Matrix::bytes_for(info.dtype.precision(), rows, columns),
                 _ => vectors(info.elements().unwrap_or(0) as usize),
             });
-            plan.parts = vec![("language model", tensors.sum())];
+            *bytes = tensors.sum();
         }
-        plan
+        self
     }
 
     /// The plan for a model of these sizes, its language model at `precision`.

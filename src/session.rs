@@ -8,10 +8,10 @@ use web_time::Instant;
 use crate::gpu::Gpu;
 use crate::image::Rgb8;
 use crate::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
-use crate::load::{Loader, OnProgress};
+use crate::load::{LoadOptions, Loader, vision_precision};
 use crate::ops::Sampling;
 use crate::plan::Plan;
-use crate::tensor::{Precision, Tensor};
+use crate::tensor::Tensor;
 use crate::text::chat_template::ChatTemplate;
 use crate::text::conversation::{Conversation, Style, Template, TemplateFacts, Turn};
 use crate::text::stop::StopIds;
@@ -24,19 +24,6 @@ use crate::weights::mgm::MgmCheckpoint;
 use crate::weights::model_files::ModelFiles;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
-
-/// How a model is loaded.
-#[derive(Clone)]
-pub struct LoadOptions {
-    /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
-    pub precision: Precision,
-    /// Keep the language model's matrices as they are stored, whatever the precision: GGUF files' and bundles'.
-    pub keep_stored: bool,
-    /// The conversation's template; without it the checkpoint tells.
-    pub template: Option<Template>,
-    /// Called with bytes loaded since the last call; `false` stops.
-    pub on_progress: Option<OnProgress>,
-}
 
 /// A Mini-Gemini model on a device.
 #[derive(Debug)]
@@ -52,11 +39,6 @@ pub struct Model {
     generation: GenerationConfig,
 }
 
-/// The precision that the vision side gets when the language model has `precision`.
-pub fn vision_precision(precision: Precision) -> Precision {
-    precision.min(Precision::F16)
-}
-
 impl Model {
     /// Loads a model from whatever files it is in.
     pub async fn open(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
@@ -70,7 +52,7 @@ impl Model {
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and without it the rest is of no use.
         let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
-        check_memory(gpu, &Plan::of_checkpoint(checkpoint, options.precision)?, options)?;
+        check_memory(gpu, &Plan::of_checkpoint(checkpoint, options)?, options)?;
         let config = &checkpoint.config;
         let template = match options.template {
             Some(template) => template,
@@ -526,9 +508,9 @@ impl Chat {
         let mut pictures = self.images.iter();
         let mut positions = Vec::new();
         for token in tokens {
-            match (token, token == PromptToken::Image) {
-                (PromptToken::Text(id), _) => positions.push(Position::Text(id)),
-                (PromptToken::Image, _) => {
+            match token {
+                PromptToken::Text(id) => positions.push(Position::Text(id)),
+                PromptToken::Image => {
                     let Some(picture) = pictures.next() else {
                         return Err(Error::InvalidArgument("the prompt has more places than pictures".to_owned()));
                     };
@@ -571,12 +553,13 @@ impl Chat {
             let mut recorder = model.gpu.record();
             let x = model.language.embed(&mut recorder, portion, &images)?;
             let x = model.language.forward(&mut recorder, &x, &mut self.cache)?;
-            let read = x.slice_rows(x.rows() - 1..x.rows()).read_back(&mut recorder);
+            let more = done + portion.len() < positions.len();
+            let read = more.then(|| x.slice_rows(x.rows() - 1..x.rows()).read_back(&mut recorder));
             recorder.submit()?;
             self.cached.extend_from_slice(&positions[done..done + portion.len()]);
             done += portion.len();
             last = Some(x);
-            if done < positions.len() {
+            if let Some(read) = read {
                 // So that progress is true and a stop takes effect.
                 read.bytes().await?;
             }

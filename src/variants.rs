@@ -139,7 +139,6 @@ pub fn released(name: &str) -> Option<Variant> {
             grid,
             global: hd,
             aspect_ratio: AspectRatio::Pad,
-            optimize_tower: false,
             optimize_high_tower: false,
         },
         clip: ClipConfig {

@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use mgm::gpu::{Cost, Gpu};
 use mgm::image::Rgb8;
-use mgm::language::{Language, PREFILL_POSITIONS, Position};
-use mgm::load::{Loader, OnProgress};
+use mgm::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
+use mgm::load::{Loader, OnProgress, vision_precision};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::roofline;
-use mgm::session::vision_precision;
 use mgm::tensor::{Precision, Tensor};
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
@@ -69,7 +68,7 @@ pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
     };
     let precision = arguments.precision.unwrap_or(Precision::Q4);
     let plan = Plan::new(&variant.language, Some(&variant.vision), precision);
-    let positions = (prefill(&arguments) + arguments.decode) as usize;
+    let positions = (prefill_length(&arguments) + arguments.decode) as usize;
     if positions > variant.language.max_positions {
         return Err(mgm::Error::PromptTooLong { tokens: positions, limit: variant.language.max_positions }.into());
     }
@@ -133,7 +132,7 @@ async fn measure_roofline(arguments: &BenchArgs) -> Result<(), Failure> {
 }
 
 /// Positions of the prompt.
-fn prefill(arguments: &BenchArgs) -> u32 {
+fn prefill_length(arguments: &BenchArgs) -> u32 {
     arguments.prefill.unwrap_or(640)
 }
 
@@ -144,7 +143,7 @@ fn dry_run(variant: &Variant, plan: &Plan, precision: Precision, arguments: &Ben
         writeln!(out, "{name:<32} {:>10.1}", *bytes as f64 / MIB)?;
     }
     writeln!(out, "{:<32} {:>10.1}", "all weights", plan.weights() as f64 / MIB)?;
-    let positions = u64::from(prefill(arguments) + arguments.decode);
+    let positions = u64::from(prefill_length(arguments) + arguments.decode);
     let title = format!("keys and values, {positions} tokens");
     writeln!(out, "{title:<32} {:>10.1}", (plan.cache_per_position * positions) as f64 / MIB)?;
     Ok(())
@@ -220,7 +219,7 @@ async fn measure(
     gpu.trim();
 
     note("prefilling");
-    let prefill = prefill(arguments) as usize;
+    let prefill = prefill_length(arguments) as usize;
     let visual = tokens.rows().min(prefill.saturating_sub(1));
     let positions: Vec<Position> = (0..prefill)
         .map(|index| match index.checked_sub(prefill - visual) {
@@ -231,31 +230,15 @@ async fn measure(
     let meter = Meter::start(&gpu);
     let mut cache = language.cache();
     let steps = arguments.decode as usize;
-    let chosen = Tensor::zeros(&gpu, &[steps], "chosen tokens")?;
-    let mut x = None;
-    for portion in positions.chunks(PREFILL_POSITIONS) {
-        let mut recorder = gpu.record();
-        cache.reserve(&mut recorder, prefill + steps)?;
-        let embedded = language.embed(&mut recorder, portion, std::slice::from_ref(&tokens))?;
-        x = Some(language.forward(&mut recorder, &embedded, &mut cache)?);
-        recorder.submit()?;
-    }
-    let mut recorder = gpu.record();
-    if let Some(x) = &x {
-        language.choose(&mut recorder, x, Sampling::GREEDY, 0.0, &chosen, 0)?;
-    }
-    finish(recorder, &chosen).await?;
+    let end = self::prefill(&gpu, &language, &positions, std::slice::from_ref(&tokens), &mut cache, steps)?;
+    let mut generator = Generator::new(&language, &gpu, &mut cache, end, steps, Sampling::GREEDY, || 0.0)?;
+    // The first token, so that the time is the prompt's alone.
+    generator.next().await?;
     parts.push(meter.stop("prefill", prefill));
 
     note("decoding");
     let meter = Meter::start(&gpu);
-    for place in 1..steps {
-        let mut recorder = gpu.record();
-        let x = language.embed_chosen(&mut recorder, &chosen, place - 1)?;
-        let x = language.forward(&mut recorder, &x, &mut cache)?;
-        language.choose(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
-        finish(recorder, &chosen).await?;
-    }
+    while generator.next().await?.is_some() {}
     parts.push(meter.stop("decode", steps.saturating_sub(1)));
     if arguments.device.profile {
         eprintln!("{}", gpu.take_profile().await?);
@@ -268,6 +251,26 @@ async fn measure(
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         parts,
     })
+}
+
+/// Runs a prompt through the model, with room for `steps` tokens behind it; gives the residual stream of its end.
+pub(crate) fn prefill(
+    gpu: &Gpu,
+    language: &Language,
+    positions: &[Position],
+    images: &[Tensor],
+    cache: &mut Cache,
+    steps: usize,
+) -> mgm::Result<Tensor> {
+    let mut end = None;
+    for portion in positions.chunks(PREFILL_POSITIONS) {
+        let mut recorder = gpu.record();
+        cache.reserve(&mut recorder, positions.len() + steps)?;
+        let x = language.embed(&mut recorder, portion, images)?;
+        end = Some(language.forward(&mut recorder, &x, cache)?);
+        recorder.submit()?;
+    }
+    end.ok_or_else(|| mgm::Error::InvalidArgument("the prompt is empty".to_owned()))
 }
 
 fn note(what: &str) {

@@ -9,11 +9,13 @@ use std::time::Instant;
 
 use mgm::gpu::Gpu;
 use mgm::image::{Rgb8, decode};
+use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model};
+use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, Model};
 use mgm::weights::config::Activation;
 use mgm::weights::model_files::ModelFiles;
+use mgm_native::files::io_error;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
@@ -99,8 +101,7 @@ fn install_interrupt(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
 
 fn read_image(path: &Path) -> mgm::Result<Rgb8> {
     let name = path.display().to_string();
-    let bytes =
-        std::fs::read(path).map_err(|error| mgm::Error::Io { file: name.clone(), reason: error.to_string() })?;
+    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
     decode(&name, &bytes)
 }
 

@@ -34,7 +34,8 @@ impl Cache {
         self.length = self.length.min(length);
     }
 
-    /// Makes room for `positions` positions in all, so that growing later is not needed.
+    /// Makes room for `positions` positions in all, so that growing later is not needed. What was recorded so far is
+    /// submitted where the cache grows: without room, or without the rest of a recording, it is as it was.
     pub fn reserve(&mut self, recorder: &mut Recorder, positions: usize) -> Result<()> {
         let capacity = self.layers.first().map_or(0, KvCache::capacity);
         if positions <= capacity {
@@ -52,8 +53,10 @@ impl Cache {
             }
             layers.push(larger);
         }
+        let table = RotaryTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?;
+        recorder.flush()?;
         self.layers = layers;
-        self.table = Some(RotaryTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?);
+        self.table = Some(table);
         Ok(())
     }
 

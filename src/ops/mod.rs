@@ -17,7 +17,7 @@ pub use attention::{Attention, KeyValues, KvCache, Rotary, RotaryTable, attentio
 pub use convolution::{FeatureMap, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_rows};
 pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};
-pub use mining::{MiningMap, mining, mining_stats};
+pub use mining::{MiningMap, check_windows, mining, mining_stats};
 pub use norm::{Norm, norm};
 pub use routing::{Routing, combine, route};
 pub use sampling::{Sampling, sample};

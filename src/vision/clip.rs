@@ -49,6 +49,7 @@ impl ClipVit {
     ) -> Result<Self> {
         let width = config.hidden_size;
         let needed = config.layers_before(select_layer)?;
+        attention_heads(config).check()?;
         let model = loader.pp("vision_model");
         let embeddings = model.pp("embeddings");
         let patches = (config.image_size / config.patch_size).pow(2);
@@ -94,6 +95,11 @@ impl ClipVit {
     }
 }
 
+fn attention_heads(config: &ClipConfig) -> Attention {
+    let heads = config.num_heads;
+    Attention { heads, kv_heads: heads, head_dim: config.hidden_size / heads, causal: false }
+}
+
 impl Layer {
     async fn load(loader: &Loader, config: &ClipConfig) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
@@ -105,12 +111,7 @@ impl Layer {
         }
         let qkv = [("q_proj.weight", width), ("k_proj.weight", width), ("v_proj.weight", width)];
         Ok(Self {
-            attention: Attention {
-                heads: config.num_heads,
-                kv_heads: config.num_heads,
-                head_dim: width / config.num_heads,
-                causal: false,
-            },
+            attention: attention_heads(config),
             norm_1: loader.layer_norm("layer_norm1", width, config.layer_norm_eps).await?,
             qkv: attention.stacked(&qkv, width).await?,
             qkv_bias: attention.upload("qkv.bias", &[3 * width], &qkv_bias).await?,

@@ -8,7 +8,7 @@ mod projector;
 use crate::gpu::{Gpu, Recorder};
 use crate::image::{Preprocess, Rgb8, Views};
 use crate::load::{Loader, OnProgress};
-use crate::ops::{FeatureMap, MiningMap};
+use crate::ops::{self, FeatureMap, MiningMap};
 use crate::tensor::{Precision, Tensor};
 use crate::weights::config::{AspectRatio, ClipConfig, VisionConfig};
 use crate::weights::mgm::VisionWeights;
@@ -106,33 +106,16 @@ impl Vision {
         if config.high_hidden_size != convnext.channels() {
             return Err(mismatch("mm_hidden_size_aux", config.high_hidden_size, convnext.channels()));
         }
-        let vision = Self {
+        // Of all tiles; the global view's windows have as many cells, of more texels.
+        let window = config.high_image_size / 4 / config.grid / clip.grid();
+        ops::check_windows(window, if config.global { config.grid } else { 1 })?;
+        Ok(Self {
             image_size: clip.image_size,
             clip: ClipVit::load(&parts.clip, clip, config.select_layer, config.select_feature).await?,
             convnext: ConvNext::load(&parts.convnext, convnext).await?,
             mining: PatchInfoMining::load(&parts.mining, config.hidden_size, config.high_hidden_size).await?,
             projector: Projector::load(&parts.projector, config.projector, config.hidden_size, hidden_size).await?,
             config,
-        };
-        vision.check_window(clip)?;
-        Ok(vision)
-    }
-
-    /// Every low-resolution token must lie over a whole square of cells of the high-resolution map.
-    fn check_window(&self, clip: &ClipConfig) -> Result<()> {
-        let side = clip.grid();
-        let cells = self.config.high_image_size / 4 / self.config.grid;
-        if self.config.high_image_size.is_multiple_of(32 * self.config.grid) && side > 0 && cells.is_multiple_of(side) {
-            return Ok(());
-        }
-        Err(Error::Config {
-            file: "config.json".to_owned(),
-            reason: format!(
-                "image_size_aux {} gives tiles of {cells} cells a side, which is not a multiple of the {side} tokens that \
-                 CLIP has a side (sizes are multiples of {})",
-                self.config.high_image_size,
-                4 * side * self.config.grid
-            ),
         })
     }
 
@@ -211,17 +194,5 @@ impl Vision {
         }
         let tokens = self.projector.forward(recorder, &all)?;
         Ok(Encoded { low, high, mined, tokens })
-    }
-}
-
-impl From<crate::weights::config::Activation> for crate::ops::Activation {
-    fn from(activation: crate::weights::config::Activation) -> Self {
-        use crate::weights::config::Activation as Configured;
-        match activation {
-            Configured::Silu => Self::Silu,
-            Configured::QuickGelu => Self::QuickGelu,
-            Configured::GeluErf => Self::GeluErf,
-            Configured::GeluTanh => Self::GeluTanh,
-        }
     }
 }

@@ -246,9 +246,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::read_rows`].
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let located = self.locate(name)?;
-        let elements = located.stored.info.elements().unwrap_or(0);
-        self.read_elements(located, 0..elements).await
+        let rows = self.locate(name)?.stored.info.shape.first().copied().unwrap_or(1);
+        self.read_rows(name, 0..rows).await
     }
 
     /// Reads rows along the first dimension as `f32`, row-major, so that a large tensor can be taken in pieces. (A tensor

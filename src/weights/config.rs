@@ -161,8 +161,6 @@ pub struct VisionConfig {
     pub global: bool,
     /// How pictures become squares.
     pub aspect_ratio: AspectRatio,
-    /// Whether the low-resolution tower was trained.
-    pub optimize_tower: bool,
     /// Whether the high-resolution tower was trained, so that its weights are the checkpoint's own.
     pub optimize_high_tower: bool,
 }
@@ -219,7 +217,6 @@ struct Raw {
     image_grid: Option<u64>,
     image_global: Option<bool>,
     image_aspect_ratio: Option<String>,
-    optimize_vision_tower: Option<bool>,
     optimize_vision_tower_aux: Option<bool>,
     tokenizer_model_max_length: Option<u64>,
 }
@@ -270,7 +267,7 @@ const MAX_HEADS: usize = 1 << 10;
 const MAX_HEAD_DIM: usize = 1 << 10;
 const MAX_VOCABULARY: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 24;
-const MAX_EXPERTS: usize = 1 << 10;
+const MAX_EXPERTS: usize = 64;
 const MAX_IMAGE_SIZE: usize = 1 << 13;
 const MAX_GRID: usize = 8;
 
@@ -497,7 +494,6 @@ impl Raw {
                 Some("pad") => AspectRatio::Pad,
                 _ => AspectRatio::Crop,
             },
-            optimize_tower: self.optimize_vision_tower.unwrap_or(false),
             optimize_high_tower: self.optimize_vision_tower_aux.unwrap_or(false),
         }))
     }
@@ -531,14 +527,8 @@ fn token_ids(file: File, key: &str, value: Option<&Value>) -> Result<Vec<u32>> {
 pub struct GenerationConfig {
     /// Ids that end an answer.
     pub eos_tokens: Vec<u32>,
-    /// Whether to sample rather than take the likeliest token.
-    pub do_sample: Option<bool>,
-    /// Divisor of the logits.
-    pub temperature: Option<f32>,
     /// Probability that the kept tokens share.
     pub top_p: Option<f32>,
-    /// How many tokens are kept.
-    pub top_k: Option<u32>,
 }
 
 impl GenerationConfig {
@@ -550,25 +540,14 @@ impl GenerationConfig {
         #[derive(Deserialize)]
         struct Raw {
             eos_token_id: Option<Value>,
-            do_sample: Option<bool>,
-            temperature: Option<f32>,
             top_p: Option<f32>,
-            top_k: Option<u32>,
         }
         let file = File(file);
         let raw: Raw = file.parse(bytes)?;
-        for (key, value, limit) in [("temperature", raw.temperature, 1000.0), ("top_p", raw.top_p, 1.0)] {
-            if value.is_some_and(|value| !(0.0..=limit).contains(&value)) {
-                return Err(file.error(format!("{key} is {value:?}, expected 0 to {limit}")));
-            }
+        if let Some(top_p) = raw.top_p.filter(|top_p| !(0.0..=1.0).contains(top_p)) {
+            return Err(file.error(format!("top_p is {top_p}, expected 0 to 1")));
         }
-        Ok(Self {
-            eos_tokens: token_ids(file, "eos_token_id", raw.eos_token_id.as_ref())?,
-            do_sample: raw.do_sample,
-            temperature: raw.temperature,
-            top_p: raw.top_p,
-            top_k: raw.top_k,
-        })
+        Ok(Self { eos_tokens: token_ids(file, "eos_token_id", raw.eos_token_id.as_ref())?, top_p: raw.top_p })
     }
 }
 
@@ -857,12 +836,7 @@ pub(super) mod tests {
     fn generation_and_clip_configurations_are_read() {
         let generation =
             GenerationConfig::parse("g", br#"{"eos_token_id": [1, 107], "top_p": 0.9, "do_sample": true}"#);
-        let expected = GenerationConfig {
-            eos_tokens: vec![1, 107],
-            do_sample: Some(true),
-            top_p: Some(0.9),
-            ..GenerationConfig::default()
-        };
+        let expected = GenerationConfig { eos_tokens: vec![1, 107], top_p: Some(0.9) };
         assert_eq!(generation.unwrap(), expected);
         assert!(GenerationConfig::parse("g", br#"{"top_p": 2.0}"#).is_err());
         let clip = json!({"hidden_size": 64, "num_attention_heads": 4, "image_size": 336, "patch_size": 14});
