@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt::Display;
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::gpu::Gpu;
@@ -182,7 +183,7 @@ impl Loader {
                     if self.keep_stored && matches!(weights.info(name)?.dtype, Dtype::Block(_)) {
                         builder.push_packed(&weights.read_packed(name, range).await?)?;
                     } else {
-                        builder.push(&weights.read_rows(name, range).await?)?;
+                        builder.push(&read_rows(weights, name, range, precision).await?)?;
                     }
                     self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
                 }
@@ -221,8 +222,8 @@ impl Loader {
                     scales: alternating(&evens.scales, &odds.scales, scales),
                 })?;
             } else {
-                let evens = weights.read_rows(even, range.clone()).await?;
-                let odds = weights.read_rows(odd, range).await?;
+                let evens = read_rows(weights, even, range.clone(), precision).await?;
+                let odds = read_rows(weights, odd, range, precision).await?;
                 builder.push(&alternating(&evens, &odds, columns))?;
             }
             self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
@@ -296,6 +297,19 @@ impl Loader {
             Some(on_progress) if !on_progress(bytes) => Err(Error::Cancelled),
             _ => Ok(()),
         }
+    }
+}
+
+/// Rows as f32, if `precision` can hold them.
+async fn read_rows(weights: &Weights, name: &str, rows: Range<usize>, precision: Precision) -> Result<Vec<f32>> {
+    let values = weights.read_rows(name, rows).await?;
+    match values.iter().find(|value| value.abs() > precision.largest()) {
+        None => Ok(values),
+        Some(value) => Err(Error::Unsupported {
+            what: format!("a weight of {} at {precision}", weights.full_name(name)),
+            found: value.to_string(),
+            supported: format!("magnitudes up to {} (f32 holds larger ones)", precision.largest()),
+        }),
     }
 }
 

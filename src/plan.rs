@@ -1,6 +1,6 @@
 //! How much memory a model needs, before any of it is taken.
 
-use crate::Result;
+use crate::gpu::Gpu;
 use crate::load::{LoadOptions, vision_precision};
 use crate::ops::KvCache;
 use crate::tensor::{Matrix, Precision};
@@ -10,6 +10,7 @@ use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::MgmCheckpoint;
 use crate::weights::model_files::ModelFiles;
 use crate::weights::view::Weights;
+use crate::{Error, Result};
 
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,22 @@ impl Plan {
             cache_per_position: language.num_layers as u64
                 * KvCache::bytes_for(1, kv_width, precision != Precision::F32),
             max_positions: language.max_positions,
+        }
+    }
+
+    /// Checks that the weights, and keys and values of so many positions, fit into what the user allows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if not.
+    pub fn check(&self, gpu: &Gpu, positions: usize) -> Result<()> {
+        let needed = self.weights() + self.cache_per_position * positions as u64;
+        match gpu.memory().limit {
+            Some(available) if needed > available => Err(Error::OutOfMemory {
+                what: format!("the weights, and keys and values of {positions} tokens"),
+                needed,
+                available,
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -62,7 +62,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
         times.push(run_once(&gpu, &language, &positions, decode).await?);
     }
     if arguments.device.profile {
-        eprintln!("{}", gpu.take_profile().await?);
+        note!("{}", gpu.take_profile().await?);
     }
     let median = |part: fn(&Times) -> f64| {
         let mut values: Vec<f64> = times.iter().map(part).collect();

@@ -222,6 +222,12 @@ impl Recorder {
         self.flush()
     }
 
+    /// Submits what was recorded so far and waits until it is done; recording goes on.
+    pub async fn finish(&mut self) -> Result<()> {
+        self.flush()?;
+        self.gpu.flush_writes().await
+    }
+
     /// Submits what was recorded so far; recording goes on.
     pub(crate) fn flush(&mut self) -> Result<()> {
         if self.commands.is_empty() {

@@ -14,14 +14,16 @@ pub struct Cache {
     rotary: Rotary,
     half: bool,
     depth: usize,
+    /// Positions that the model was made for: growing in advance stops there.
+    context: usize,
     layers: Vec<KvCache>,
     table: Option<RotaryTable>,
     length: usize,
 }
 
 impl Cache {
-    pub(super) fn new(depth: usize, attention: Attention, rotary: Rotary, half: bool) -> Self {
-        Self { attention, rotary, half, depth, layers: Vec::new(), table: None, length: 0 }
+    pub(super) fn new(depth: usize, context: usize, attention: Attention, rotary: Rotary, half: bool) -> Self {
+        Self { attention, rotary, half, depth, context, layers: Vec::new(), table: None, length: 0 }
     }
 
     /// Positions in it.
@@ -42,7 +44,8 @@ impl Cache {
             return Ok(());
         }
         // Half as much again: a long answer copies the cache a few times, not at every step.
-        let capacity = positions.max(capacity + capacity / 2).next_multiple_of(STEP);
+        let ahead = (capacity + capacity / 2).min(self.context);
+        let capacity = positions.max(ahead).next_multiple_of(STEP);
         let gpu = recorder.gpu().clone();
         let columns = self.attention.kv_heads * self.attention.head_dim;
         let mut layers = Vec::with_capacity(self.depth);

@@ -103,7 +103,7 @@ impl Language {
     /// An empty cache.
     pub fn cache(&self) -> Cache {
         let rotary = Rotary { theta: self.config.rope_theta, divisors: self.config.rope_divisors.clone() };
-        Cache::new(self.layers.len(), self.attention, rotary, self.half_cache)
+        Cache::new(self.layers.len(), self.config.max_positions, self.attention, rotary, self.half_cache)
     }
 
     /// Embeddings of positions, [positions, hidden]: rows of the table, or of pictures' visual tokens (`images`, by number).

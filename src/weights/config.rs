@@ -118,15 +118,6 @@ pub enum AspectRatio {
     Crop,
 }
 
-/// Which of CLIP's tokens are features.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SelectFeature {
-    /// Those of the patches.
-    Patch,
-    /// The class token too.
-    ClassAndPatch,
-}
-
 /// The projector from features to embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Projector {
@@ -149,8 +140,6 @@ pub struct VisionConfig {
     pub high_hidden_size: usize,
     /// Which of CLIP's hidden states is the feature: from the end if negative.
     pub select_layer: i32,
-    /// Which tokens of it.
-    pub select_feature: SelectFeature,
     /// The projector.
     pub projector: Projector,
     /// Side of the high-resolution view in pixels.
@@ -458,11 +447,10 @@ impl Raw {
         if self.mm_use_im_start_end == Some(true) {
             return unsupported("mm_use_im_start_end", "true", "false");
         }
-        let select_feature = match self.mm_vision_select_feature.as_deref() {
-            None | Some("patch") => SelectFeature::Patch,
-            Some("cls_patch") => SelectFeature::ClassAndPatch,
-            Some(other) => return unsupported("mm_vision_select_feature", other, "patch and cls_patch"),
-        };
+        // The class token has no window to mine.
+        if let Some(other) = self.mm_vision_select_feature.as_deref().filter(|feature| *feature != "patch") {
+            return unsupported("mm_vision_select_feature", other, "patch");
+        }
         let projector = self.mm_projector_type.as_deref().unwrap_or("linear");
         let projector = match projector {
             "identity" => Projector::Identity,
@@ -485,7 +473,6 @@ impl Raw {
             hidden_size: file.size("mm_hidden_size", self.mm_hidden_size, MAX_WIDTH)?,
             high_hidden_size: file.size("mm_hidden_size_aux", self.mm_hidden_size_aux, MAX_WIDTH)?,
             select_layer,
-            select_feature,
             projector,
             high_image_size: file.size("image_size_aux", self.image_size_aux, MAX_IMAGE_SIZE)?,
             grid: file.size("image_grid", Some(self.image_grid.unwrap_or(1)), MAX_GRID)?,
@@ -640,7 +627,7 @@ impl ClipConfig {
         Self {
             hidden_size: size("hidden_size", hidden_size, MAX_WIDTH)?,
             intermediate_size: size("intermediate_size", intermediate_size, MAX_WIDTH)?,
-            num_layers: size("num_hidden_layers", model.count("encoder.layers.{}.mlp.fc1.weight"), MAX_LAYERS)?,
+            num_layers: size("num_hidden_layers", model.count("encoder.layers"), MAX_LAYERS)?,
             num_heads: size("num_attention_heads", hidden_size / HEAD_DIM, MAX_HEADS)?,
             image_size: size("image_size", side.saturating_mul(patch_size), MAX_IMAGE_SIZE)?,
             patch_size: size("patch_size", patch_size, MAX_IMAGE_SIZE)?,
