@@ -132,10 +132,10 @@ impl TokenizerConfig {
                 self.roles.entry(role).or_insert_with(|| text.to_owned());
             }
         }
-        if self.additional.is_empty() {
-            if let Some(list) = map.get("additional_special_tokens").and_then(Value::as_array) {
-                self.additional = list.iter().filter_map(token_text).map(str::to_owned).collect();
-            }
+        if self.additional.is_empty()
+            && let Some(list) = map.get("additional_special_tokens").and_then(Value::as_array)
+        {
+            self.additional = list.iter().filter_map(token_text).map(str::to_owned).collect();
         }
     }
 
