@@ -77,6 +77,7 @@ smollm2: setup $(SMOLLM2)
 lint:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo check --locked --manifest-path fuzz/Cargo.toml
 
 # Type checks need no linker and no system libraries of the target.
 cross:
