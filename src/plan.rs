@@ -1,8 +1,8 @@
 //! How much memory a model needs, before any of it is taken.
 
-use crate::Result;
+use crate::gpu::Gpu;
+use crate::load::{LoadOptions, vision_precision};
 use crate::ops::KvCache;
-use crate::session::{LoadOptions, vision_precision};
 use crate::tensor::{Matrix, Precision};
 use crate::vision::ConvNextConfig;
 use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
@@ -11,11 +11,12 @@ use crate::weights::mgm::{Expected, MgmCheckpoint};
 use crate::weights::model_files::ModelFiles;
 use crate::weights::sdxl::{SdxlCheckpoint, VAE};
 use crate::weights::view::Weights;
+use crate::{Error, Result};
 
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Weights by part.
+    /// Weights by part, the language model last.
     pub parts: Vec<(&'static str, u64)>,
     /// Keys and values of one position.
     pub cache_per_position: u64,
@@ -38,13 +39,13 @@ impl Plan {
     /// The plan for whatever files a model is in.
     pub fn of_files(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         match files {
-            ModelFiles::Mgm(checkpoint) => Self::of_checkpoint(checkpoint, options.precision),
+            ModelFiles::Mgm(checkpoint) => Self::of_checkpoint(checkpoint, options),
             ModelFiles::Gguf(model) => Ok(Self::of_gguf(model, options)),
         }
     }
 
-    /// The plan for a checkpoint, its language model at `precision`.
-    pub fn of_checkpoint(checkpoint: &MgmCheckpoint, precision: Precision) -> Result<Self> {
+    /// The plan for a checkpoint.
+    pub fn of_checkpoint(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         let vision = match &checkpoint.vision {
             Some(weights) => Some(VisionSizes {
                 config: weights.config.clone(),
@@ -53,20 +54,26 @@ impl Plan {
             }),
             None => None,
         };
-        Ok(Self::new(&checkpoint.config.language, vision.as_ref(), precision))
+        let plan = Self::new(&checkpoint.config.language, vision.as_ref(), options.precision);
+        Ok(plan.with_stored(&checkpoint.language, options))
     }
 
     /// The plan for a GGUF file.
     pub fn of_gguf(model: &GgufModel, options: &LoadOptions) -> Self {
-        let mut plan = Self::new(&model.config, None, options.precision);
-        if options.keep_stored {
-            let tensors = model.weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
+        Self::new(&model.config, None, options.precision).with_stored(&model.weights, options)
+    }
+
+    /// The plan with the language model as large as `weights` store it, where they are kept so.
+    fn with_stored(mut self, weights: &Weights, options: &LoadOptions) -> Self {
+        let kept = options.keep_stored.then_some(()).and(self.parts.last_mut());
+        if let Some((_, bytes)) = kept {
+            let tensors = weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
                 &[rows, columns] => Matrix::bytes_for(info.dtype.precision(), rows, columns),
                 _ => vectors(info.elements().unwrap_or(0) as usize),
             });
-            plan.parts = vec![("language model", tensors.sum())];
+            *bytes = tensors.sum();
         }
-        plan
+        self
     }
 
     /// The plan for a model that paints, its matrices at `precision`.
@@ -102,6 +109,22 @@ impl Plan {
             cache_per_position: language.num_layers as u64
                 * KvCache::bytes_for(1, kv_width, precision != Precision::F32),
             max_positions: language.max_positions,
+        }
+    }
+
+    /// Checks that the weights, and keys and values of so many positions, fit into what the user allows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if not.
+    pub fn check(&self, gpu: &Gpu, positions: usize) -> Result<()> {
+        let needed = self.weights() + self.cache_per_position * positions as u64;
+        match gpu.memory().limit {
+            Some(available) if needed > available => Err(Error::OutOfMemory {
+                what: format!("the weights, and keys and values of {positions} tokens"),
+                needed,
+                available,
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -8,10 +8,10 @@ use web_time::Instant;
 use crate::gpu::Gpu;
 use crate::image::Rgb8;
 use crate::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
-use crate::load::{Loader, OnProgress};
+use crate::load::{LoadOptions, Loader, vision_precision};
 use crate::ops::Sampling;
 use crate::plan::Plan;
-use crate::tensor::{Precision, Tensor};
+use crate::tensor::Tensor;
 use crate::text::chat_template::ChatTemplate;
 use crate::text::conversation::{Conversation, Style, Template, TemplateFacts, Turn};
 use crate::text::stop::StopIds;
@@ -25,18 +25,8 @@ use crate::weights::model_files::ModelFiles;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
-/// How a model is loaded.
-#[derive(Clone)]
-pub struct LoadOptions {
-    /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
-    pub precision: Precision,
-    /// Keep the language model's matrices as they are stored, whatever the precision: GGUF files' and bundles'.
-    pub keep_stored: bool,
-    /// The conversation's template; without it the checkpoint tells.
-    pub template: Option<Template>,
-    /// Called with bytes loaded since the last call; `false` stops.
-    pub on_progress: Option<OnProgress>,
-}
+/// Positions without room for which a model is not worth loading.
+const LEAST_POSITIONS: usize = 256;
 
 /// A Mini-Gemini model on a device.
 #[derive(Debug)]
@@ -52,11 +42,6 @@ pub struct Model {
     generation: GenerationConfig,
 }
 
-/// The precision that the vision side gets when the language model has `precision`.
-pub fn vision_precision(precision: Precision) -> Precision {
-    precision.min(Precision::F16)
-}
-
 impl Model {
     /// Loads a model from whatever files it is in.
     pub async fn open(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
@@ -70,7 +55,7 @@ impl Model {
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and without it the rest is of no use.
         let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
-        check_memory(gpu, &Plan::of_checkpoint(checkpoint, options.precision)?, options)?;
+        Plan::of_checkpoint(checkpoint, options)?.check(gpu, LEAST_POSITIONS)?;
         let config = &checkpoint.config;
         let template = match options.template {
             Some(template) => template,
@@ -103,7 +88,7 @@ impl Model {
     pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
         let header = &*model.header;
         let tokenizer = Tokenizer::from_gguf(header)?;
-        check_memory(gpu, &Plan::of_gguf(model, options), options)?;
+        Plan::of_gguf(model, options).check(gpu, LEAST_POSITIONS)?;
         let style = match (options.template, header.text("tokenizer.chat_template")) {
             (Some(template), _) => Style::Known(template),
             (None, Some(source)) => {
@@ -164,6 +149,11 @@ impl Model {
         self.vision.is_some()
     }
 
+    /// The vision side, if it has one.
+    pub fn vision(&self) -> Option<&Vision> {
+        self.vision.as_ref()
+    }
+
     /// The language model.
     pub fn language(&self) -> &Language {
         &self.language
@@ -179,7 +169,7 @@ impl Model {
         let size = vision.cells();
         let attended = Tensor::zeros(&self.gpu, &[size * size], "weights of cells")?;
         let mut recorder = self.gpu.record();
-        vision.encode_attended(&mut recorder, &preprocess.views(image)?, Some(&attended))?;
+        vision.encode(&mut recorder, &preprocess.views(image)?, Some(&attended), &mut |_, _| true).await?;
         let weights = attended.read_back(&mut recorder);
         recorder.submit()?;
         let (width, height) = (image.width() as f32, image.height() as f32);
@@ -224,17 +214,6 @@ pub fn template_of(checkpoint: &MgmCheckpoint, tokenizer: &Tokenizer) -> Result<
 
 fn blind() -> Error {
     Error::InvalidArgument("this checkpoint has no vision side: it cannot look at images".to_owned())
-}
-
-fn check_memory(gpu: &Gpu, plan: &Plan, options: &LoadOptions) -> Result<()> {
-    match gpu.memory().limit {
-        Some(limit) if plan.weights() > limit => Err(Error::OutOfMemory {
-            what: format!("the weights at {}", options.precision),
-            needed: plan.weights(),
-            available: limit,
-        }),
-        _ => Ok(()),
-    }
 }
 
 async fn load_language(
@@ -287,8 +266,8 @@ pub struct AnswerOptions {
 pub enum Event<'a> {
     /// The oldest turns were dropped to make room for the question.
     DroppedTurns(usize),
-    /// A picture was looked at.
-    Looked,
+    /// Stages of looking at a picture that are done, of all.
+    Looking(usize, usize),
     /// Positions of the prompt that are done, of all that are new.
     Prefill(usize, usize),
     /// The next token of the answer.
@@ -441,6 +420,9 @@ impl Chat {
         options: &AnswerOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
+        self.conversation.ask(question, images.len());
+        // Before pictures are looked at, which takes longest.
+        let tokens = self.fit_prompt(options.max_new_tokens, on_event)?;
         let started = Instant::now();
         for image in images {
             let picture = self.look(image, on_event).await?;
@@ -450,8 +432,7 @@ impl Chat {
         let vision_ms = milliseconds(started);
 
         let started = Instant::now();
-        self.conversation.ask(question, images.len());
-        let mut positions = self.fit_prompt(on_event)?;
+        let mut positions = self.positions(tokens)?;
         let prompt_tokens = positions.len();
         positions.extend(options.begun.iter().map(|id| Position::Text(*id)));
         let cached_tokens = self.keep_common_prefix(&positions);
@@ -484,51 +465,59 @@ impl Chat {
         }
         let Some(vision) = &self.model.vision else { return Err(blind()) };
         let mut recorder = self.model.gpu.record();
-        let encoded = vision.encode_image(&mut recorder, image)?;
-        // Wait, so that the time is the picture's and its large intermediates are free before the prompt's are taken.
-        let done = encoded.tokens.slice_rows(0..1).read_back(&mut recorder);
-        recorder.submit()?;
-        done.bytes().await?;
+        let views = vision.preprocess().views(image)?;
+        let mut on_step = |done, all| on_event(Event::Looking(done, all));
+        let encoded = vision.encode(&mut recorder, &views, None, &mut on_step).await?;
         let number = self.next_image;
         self.next_image += 1;
-        if !on_event(Event::Looked) {
-            return Err(Error::Cancelled);
-        }
         Ok(Picture { tokens: encoded.tokens, number, hash })
     }
 
-    /// The prompt's positions, after dropping the oldest turns without pictures if it would be too long. The assistant's
-    /// header at the end is never cut off.
-    fn fit_prompt(&mut self, on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Vec<Position>> {
+    /// The prompt's tokens, after dropping the oldest turns without pictures where it would be too long or leave little room
+    /// for the answer. The assistant's header at the end is never cut off.
+    fn fit_prompt(
+        &mut self,
+        max_new_tokens: usize,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<Vec<PromptToken>> {
+        let limit = self.model.prompt_limit;
+        let context = self.model.language.config().max_positions;
+        let roomy = limit.min(context - max_new_tokens.min(context / 4));
+        let rows = self.model.vision.as_ref().map(Vision::tokens);
         let mut dropped = 0;
         loop {
-            let positions = self.positions()?;
-            if positions.len() <= self.model.prompt_limit {
-                if dropped > 0 {
-                    on_event(Event::DroppedTurns(dropped));
-                }
-                return Ok(positions);
+            let tokens = self.model.tokenizer.encode_prompt(&self.conversation.prompt()?)?;
+            let mut positions = 0;
+            for token in &tokens {
+                positions += match token {
+                    PromptToken::Text(_) => 1,
+                    PromptToken::Image => rows.ok_or_else(blind)?,
+                };
             }
             let last = self.conversation.turns.len().saturating_sub(1);
-            match self.conversation.turns[..last].iter().position(|turn| turn.images == 0) {
-                Some(oldest) => drop(self.conversation.turns.remove(oldest)),
-                None => {
-                    return Err(Error::PromptTooLong { tokens: positions.len(), limit: self.model.prompt_limit });
+            let oldest = self.conversation.turns[..last].iter().position(|turn| turn.images == 0);
+            match oldest {
+                Some(oldest) if positions > roomy => drop(self.conversation.turns.remove(oldest)),
+                _ if positions > limit => return Err(Error::PromptTooLong { tokens: positions, limit }),
+                _ => {
+                    if dropped > 0 {
+                        on_event(Event::DroppedTurns(dropped));
+                    }
+                    return Ok(tokens);
                 }
             }
             dropped += 1;
         }
     }
 
-    /// The prompt as positions, with pictures by their numbers.
-    fn positions(&self) -> Result<Vec<Position>> {
-        let tokens = self.model.tokenizer.encode_prompt(&self.conversation.prompt()?)?;
+    /// A prompt as positions, with pictures by their numbers.
+    fn positions(&self, prompt: Vec<PromptToken>) -> Result<Vec<Position>> {
         let mut pictures = self.images.iter();
         let mut positions = Vec::new();
-        for token in tokens {
-            match (token, token == PromptToken::Image) {
-                (PromptToken::Text(id), _) => positions.push(Position::Text(id)),
-                (PromptToken::Image, _) => {
+        for token in prompt {
+            match token {
+                PromptToken::Text(id) => positions.push(Position::Text(id)),
+                PromptToken::Image => {
                     let Some(picture) = pictures.next() else {
                         return Err(Error::InvalidArgument("the prompt has more places than pictures".to_owned()));
                     };
@@ -571,12 +560,13 @@ impl Chat {
             let mut recorder = model.gpu.record();
             let x = model.language.embed(&mut recorder, portion, &images)?;
             let x = model.language.forward(&mut recorder, &x, &mut self.cache)?;
-            let read = x.slice_rows(x.rows() - 1..x.rows()).read_back(&mut recorder);
+            let more = done + portion.len() < positions.len();
+            let read = more.then(|| x.slice_rows(x.rows() - 1..x.rows()).read_back(&mut recorder));
             recorder.submit()?;
             self.cached.extend_from_slice(&positions[done..done + portion.len()]);
             done += portion.len();
             last = Some(x);
-            if done < positions.len() {
+            if let Some(read) = read {
                 // So that progress is true and a stop takes effect.
                 read.bytes().await?;
             }

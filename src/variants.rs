@@ -3,8 +3,7 @@
 use crate::plan::VisionSizes;
 use crate::vision::ConvNextConfig;
 use crate::weights::config::{
-    Activation, Architecture, AspectRatio, ClipConfig, ExpertsConfig, LanguageConfig, Projector, SelectFeature,
-    VisionConfig,
+    Activation, Architecture, AspectRatio, ClipConfig, ExpertsConfig, LanguageConfig, Projector, VisionConfig,
 };
 
 /// A released model.
@@ -133,13 +132,11 @@ pub fn released(name: &str) -> Option<Variant> {
             hidden_size: 1024,
             high_hidden_size: ConvNextConfig::LARGE.channels(),
             select_layer: -2,
-            select_feature: SelectFeature::Patch,
             projector: Projector::Mlp(2),
             high_image_size: 768 * grid,
             grid,
             global: hd,
             aspect_ratio: AspectRatio::Pad,
-            optimize_tower: false,
             optimize_high_tower: false,
         },
         clip: ClipConfig {

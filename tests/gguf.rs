@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use mgm::language::{Generator, Language, Position};
+use mgm::load::LoadOptions;
 use mgm::load::Loader;
 use mgm::ops::Sampling;
-use mgm::session::{AnswerOptions, LoadOptions, Model};
+use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::{Precision, dequantise};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::blocks::BlockType;
@@ -125,7 +126,7 @@ fn tokenizers_and_templates_come_from_the_file() {
     assert_eq!(tokenizer.decode(&ids, true), "the at 42é");
 
     let gpu = common::open_gpu();
-    let options = LoadOptions { precision: Precision::F16, keep_stored: true, template: None, on_progress: None };
+    let options = LoadOptions { keep_stored: true, ..LoadOptions::at(Precision::F16) };
     for name in ["llama", "mixtral", "gemma"] {
         let file = open(&data(&format!("{name}.gguf")));
         let model = Rc::new(pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect("a model"));

@@ -7,11 +7,16 @@ mod common;
 mod painting;
 
 use std::path::Path;
+use std::rc::Rc;
 
 use mgm::gpu::Gpu;
+use mgm::image::Rgb8;
 use mgm::language::{Language, PREFILL_POSITIONS, Position};
+use mgm::load::LoadOptions;
 use mgm::ops::{FeatureMap, Sampling, resize};
+use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::{Precision, Tensor};
+use mgm::text::tokenizer::PromptToken;
 use mgm::vision::{Encoded, Vision};
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm_native::files::DiskFolder;
@@ -22,8 +27,15 @@ use common::{Expected, open_gpu};
 ///
 /// Both sides compute in f32 and differ in the order of sums and in `exp`, `erf` and `sqrt` (3 ulp in WGSL). A sum of n
 /// products has a relative error of about sqrt(n) * 2^-24: 1e-5 for the longest (a few thousand terms, depth after depth).
-/// The bound is 1e-3; what is measured over all cases on two adapters is below 2e-5, so this is ten times that.
+/// What is measured over this project's cases on two adapters is below 2e-5, and they get ten times that. Cases from elsewhere
+/// may have other scales in them: they get 1e-3.
 const BOUND: f32 = 2e-4;
+const FOREIGN_BOUND: f32 = 1e-3;
+
+/// Whether the cases are not this project's own.
+fn foreign() -> bool {
+    std::env::var_os("MGM_GOLDENS").is_some()
+}
 
 #[test]
 fn every_case_matches() {
@@ -71,8 +83,17 @@ impl Report {
             worst = worst.max(error);
         }
         println!("   {name:<28} {:>8} values, largest error {worst:.2e} of scale {scale:.3}", found.len());
-        if worst > BOUND {
-            self.failures.push(format!("{name}: error {worst:.2e} of the tensor's scale, allowed {BOUND:.0e}"));
+        let bound = if foreign() { FOREIGN_BOUND } else { BOUND };
+        if worst > bound {
+            self.failures.push(format!("{name}: error {worst:.2e} of the tensor's scale, allowed {bound:.0e}"));
+        }
+    }
+}
+
+impl Report {
+    fn equal<A: PartialEq<B> + std::fmt::Debug, B: std::fmt::Debug>(&mut self, name: &str, found: A, expected: &B) {
+        if found != *expected {
+            self.failures.push(format!("{name}: {found:?}, expected {expected:?}"));
         }
     }
 }
@@ -80,16 +101,18 @@ impl Report {
 async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<()> {
     let expected = Expected::read(case);
     let folder = DiskFolder::new(case.join(&expected.json.checkpoint));
-    let checkpoint = MgmCheckpoint::open(std::rc::Rc::new(folder), TowerOptions::default()).await?;
+    let checkpoint = MgmCheckpoint::open(Rc::new(folder), TowerOptions::default()).await?;
     let config = &checkpoint.config.language;
+    let pictures = (expected.json.images.iter())
+        .map(|file| mgm::image::decode(file, &std::fs::read(case.join(file)).expect("the case's image")))
+        .collect::<mgm::Result<Vec<_>>>()?;
 
+    let model = Rc::new(Model::load(gpu, &checkpoint, &LoadOptions::at(Precision::F32)).await?);
+    check_conversation(&model, &pictures, &expected, report).await?;
     let mut images = Vec::new();
-    if let Some(weights) = checkpoint.vision.as_ref().filter(|_| !expected.json.images.is_empty()) {
-        let vision = Vision::load(gpu, weights, config.hidden_size, Precision::F32, None).await?;
-        for (index, file) in expected.json.images.iter().enumerate() {
-            let bytes = std::fs::read(case.join(file)).expect("the case's image");
-            let image = mgm::image::decode(file, &bytes)?;
-            images.push(check_image(gpu, &vision, &image, index, &expected, report).await?);
+    if let Some(vision) = model.vision() {
+        for (index, image) in pictures.iter().enumerate() {
+            images.push(check_image(gpu, vision, image, index, &expected, report).await?);
         }
     }
 
@@ -108,18 +131,51 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
             Precision::Q8 => 0.995,
             _ => 0.7,
         };
-        if cosine < least {
+        if cosine < least && !foreign() {
             report.failures.push(format!("{precision}: cosine {cosine} to f32's logits, at least {least} expected"));
         }
     }
 
-    let language = Language::load(gpu, config, &checkpoint.language, Precision::F32, None).await?;
+    let language = model.language();
     for (index, turn) in expected.json.turns.iter().enumerate() {
         let positions = common::positions(&turn.input_ids, &images);
         if positions.len() != turn.n_embeds {
             report.failures.push(format!("turn {index}: {} positions, expected {}", positions.len(), turn.n_embeds));
         }
-        check_turn(gpu, &language, &positions, &images, index, &expected, report).await?;
+        check_turn(gpu, language, &positions, &images, index, &expected, report).await?;
+    }
+    Ok(())
+}
+
+/// Asks the case's questions as a user does: prompts, ids, greedy answers and texts.
+async fn check_conversation(
+    model: &Rc<Model>,
+    pictures: &[Rgb8],
+    expected: &Expected,
+    report: &mut Report,
+) -> mgm::Result<()> {
+    let mut chat = model.chat(None);
+    for (index, turn) in expected.json.turns.iter().enumerate() {
+        let pictures = if index == 0 { pictures } else { &[] };
+        let mut asked = chat.conversation().clone();
+        asked.ask(&turn.question, pictures.len());
+        let prompt = asked.prompt()?;
+        let ids = model.tokenizer().encode_prompt(&prompt)?.into_iter().map(|token| match token {
+            PromptToken::Text(id) => i64::from(id),
+            PromptToken::Image => -200,
+        });
+        let options = AnswerOptions {
+            sampling: Sampling::GREEDY,
+            seed: 0,
+            max_new_tokens: turn.greedy_ids.len(),
+            begun: Vec::new(),
+        };
+        report.equal(&format!("turn {index}: prompt"), prompt.to_string(), &turn.prompt);
+        report.equal(&format!("turn {index}: ids"), ids.collect::<Vec<_>>(), &turn.input_ids);
+        let answer = chat.ask(&turn.question, pictures, &options, &mut |_| true).await?;
+        report.equal(&format!("turn {index}: positions"), answer.prompt_tokens, &turn.n_embeds);
+        report.equal(&format!("turn {index}: greedy ids of a conversation"), answer.token_ids, &turn.greedy_ids);
+        report.equal(&format!("turn {index}: text"), answer.text.as_str(), &turn.text.trim());
     }
     Ok(())
 }
@@ -172,7 +228,7 @@ async fn check_image(
     report.compare(&name("pixels_low_sample"), &low_sample, expected.values(&name("pixels_low_sample")));
 
     let mut recorder = gpu.record();
-    let Encoded { low, high, mined, tokens } = vision.encode(&mut recorder, &views)?;
+    let Encoded { low, high, mined, tokens } = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await?;
     let side = high[0].height;
     let mut upsampled = Vec::new();
     for map in &high {

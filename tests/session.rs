@@ -7,9 +7,10 @@ use std::rc::Rc;
 use mgm::Error;
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::image::{Rgb8, decode};
+use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::session::{AnswerOptions, Event, FinishReason, LoadOptions, Model};
+use mgm::session::{AnswerOptions, Event, FinishReason, Model};
 use mgm::tensor::Precision;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm_native::files::DiskFolder;
@@ -34,7 +35,7 @@ async fn open(case: &std::path::Path, expected: &Expected) -> MgmCheckpoint {
 }
 
 async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Rc<Model> {
-    let options = LoadOptions { precision: Precision::F32, keep_stored: false, template: None, on_progress: None };
+    let options = LoadOptions::at(Precision::F32);
     Rc::new(Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model"))
 }
 
@@ -212,8 +213,8 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
         for precision in Precision::CHOICES {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
-            let planned = Plan::of_checkpoint(&checkpoint, precision).expect("a plan").weights();
-            let options = LoadOptions { precision, keep_stored: false, template: None, on_progress: None };
+            let planned = Plan::of_checkpoint(&checkpoint, &LoadOptions::at(precision)).expect("a plan").weights();
+            let options = LoadOptions::at(precision);
             Model::load(&gpu, &checkpoint, &options).await.expect("a model");
             let peak = gpu.memory().peak;
             // Buffers are whole 256s of bytes; there are about 300.
@@ -221,9 +222,53 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
         }
         let limit = Some(1 << 20);
         let gpu = open_gpu_with(GpuOptions { memory_limit: limit, ..Default::default() });
-        let options = LoadOptions { precision: Precision::F32, keep_stored: false, template: None, on_progress: None };
+        let options = LoadOptions::at(Precision::F32);
         let error = Model::load(&gpu, &open(&case, &expected).await, &options).await.expect_err("too large");
         assert!(matches!(error, Error::OutOfMemory { available: 1_048_576, .. }), "{error}");
+    });
+}
+
+#[test]
+fn without_room_for_a_question_the_conversation_stays_as_it_was() {
+    let case = case("no-image");
+    let expected = Expected::read(&case);
+    let question = expected.json.turns[0].question.clone();
+    let long = "word ".repeat(400);
+    pollster::block_on(async {
+        let gpu = open_gpu();
+        let model = load(&gpu, &case, &expected).await;
+        let mut chat = model.chat(None);
+        chat.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
+        let second = chat.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+
+        // As much memory as that took is too little for keys and values of a long question.
+        let limit = Some(gpu.memory().peak);
+        let gpu = open_gpu_with(GpuOptions { memory_limit: limit, ..Default::default() });
+        let model = load(&gpu, &case, &expected).await;
+        let mut chat = model.chat(None);
+        chat.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
+        let error = chat.ask(&long, &[], &GREEDY, &mut |_| true).await.expect_err("no room");
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+        let after = chat.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+        assert_eq!(after.token_ids, second.token_ids);
+        assert!(after.cached_tokens > 0, "the first turn is still in the cache");
+    });
+}
+
+/// Bind groups hold their buffers: those of a conversation that is over must go, or its memory stays.
+#[test]
+fn conversations_that_are_over_leave_nothing_behind() {
+    let case = case("no-image");
+    let expected = Expected::read(&case);
+    pollster::block_on(async {
+        let gpu = open_gpu();
+        let model = load(&gpu, &case, &expected).await;
+        let mut counts = Vec::new();
+        for _ in 0..4 {
+            model.chat(None).ask("Who are you?", &[], &GREEDY, &mut |_| true).await.expect("an answer");
+            counts.push((gpu.bind_group_count(), gpu.memory().allocated));
+        }
+        assert!(counts[3] <= counts[1], "bind groups and bytes after each conversation: {counts:?}");
     });
 }
 
@@ -237,8 +282,7 @@ fn a_token_takes_few_dispatches() {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
             let layers = checkpoint.config.language.num_layers as u64;
-            let options =
-                LoadOptions { precision: Precision::Q4, keep_stored: false, template: None, on_progress: None };
+            let options = LoadOptions::at(Precision::Q4);
             let model = Rc::new(Model::load(&gpu, &checkpoint, &options).await.expect("a model"));
             // Long enough that attention splits its keys. The same prompt with a short and a long answer: the difference is
             // tokens alone.

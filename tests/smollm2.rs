@@ -6,7 +6,8 @@ mod common;
 use std::rc::Rc;
 
 use mgm::language::Position;
-use mgm::session::{AnswerOptions, LoadOptions, Model};
+use mgm::load::LoadOptions;
+use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::Precision;
 use mgm::text::conversation::Style;
 use mgm::weights::gguf_model::GgufModel;
@@ -35,7 +36,7 @@ fn smollm2_says_what_llama_cpp_says() {
     let gpu = common::open_gpu();
     pollster::block_on(async {
         let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
-        let options = LoadOptions { precision: Precision::F16, keep_stored: true, template: None, on_progress: None };
+        let options = LoadOptions { keep_stored: true, ..LoadOptions::at(Precision::F16) };
         let model = Rc::new(Model::load_gguf(&gpu, &file, &options).await.expect("a model"));
         assert!(matches!(model.style(), Style::Own(_)));
         let mut worst: f64 = 0.0;

@@ -104,11 +104,8 @@ fn check_golden(case: &str, parameters: [u64; 5], figures: [Figures; 5]) -> MgmC
     check(&vision.clip.pp("vision_model.embeddings"), "position_embedding.weight", figures[2]);
     check(&vision.convnext.pp("stages").pp(2), "blocks.1.mlp.fc1.weight", figures[3]);
     check(&vision.mining.pp("val"), "1.weight", figures[4]);
-    assert_eq!(
-        checkpoint.language.count("model.layers.{}.input_layernorm.weight"),
-        checkpoint.config.language.num_layers
-    );
-    assert_eq!(vision.convnext.count("stages.2.blocks.{}.gamma"), 3);
+    assert_eq!(checkpoint.language.count("model.layers"), checkpoint.config.language.num_layers);
+    assert_eq!(vision.convnext.count("stages.2.blocks"), 3);
     assert_eq!((vision.clip_config.num_heads, vision.clip_config.grid()), (4, 24));
     for (part, parameters) in checkpoint.report().into_iter().zip(parameters) {
         assert_eq!((part.missing, part.unexpected, part.misshapen), (vec![], vec![], vec![]), "{}", part.name);

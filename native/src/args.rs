@@ -13,7 +13,7 @@ use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
 use mgm::weights::source::Folder;
-use mgm_native::files::{DiskFile, DiskFolder};
+use mgm_native::files::{DiskFile, DiskFolder, io_error};
 
 /// Mini-Gemini vision-language models on any GPU.
 #[derive(Debug, Parser)]
@@ -32,9 +32,9 @@ pub enum Command {
     /// List GPU adapters with what matters for this program
     Info,
     /// Check every kernel on a GPU against a reference on the CPU
-    Doctor(DoctorArgs),
+    Doctor(DeviceArgs),
     /// Show a checkpoint's parts, sizes and memory needs, and what is missing or unexpected
-    Inspect(InspectArgs),
+    Inspect(CheckpointArgs),
     /// Write a model as a bundle: one folder for native programs and browsers
     Pack(PackArgs),
     /// Download a model and its towers from the Hugging Face Hub, or from the mirror in HF_ENDPOINT
@@ -52,9 +52,6 @@ pub struct DeviceArgs {
     /// The most GPU memory to use, such as 512M or 8G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub gpu_memory: Option<u64>,
-    /// Print a table of GPU time by kernel on standard error
-    #[arg(long)]
-    pub profile: bool,
 }
 
 impl DeviceArgs {
@@ -62,9 +59,24 @@ impl DeviceArgs {
         GpuOptions {
             adapter: self.adapter.clone().unwrap_or_default(),
             memory_limit: self.gpu_memory,
-            profile: self.profile,
             ..Default::default()
         }
+    }
+}
+
+/// The same, where what runs can be timed by kernel.
+#[derive(Debug, Args)]
+pub struct TimedDeviceArgs {
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print a table of GPU time by kernel on standard error
+    #[arg(long)]
+    pub profile: bool,
+}
+
+impl TimedDeviceArgs {
+    pub fn options(&self) -> GpuOptions {
+        GpuOptions { profile: self.profile, ..self.device.options() }
     }
 }
 
@@ -115,8 +127,7 @@ impl CheckpointArgs {
 
 /// Opens a GGUF file.
 pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
-    let file = DiskFile::open(path)
-        .map_err(|error| mgm::Error::Io { file: path.display().to_string(), reason: error.to_string() })?;
+    let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
     GgufModel::open(Rc::new(file)).await
 }
 
@@ -125,7 +136,7 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub checkpoint: CheckpointArgs,
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub device: TimedDeviceArgs,
     /// A question; repeat it for several turns. Without it the conversation is interactive
     #[arg(long, value_name = "TEXT")]
     pub prompt: Vec<String>,
@@ -248,19 +259,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE", default_value = "picture.png")]
     pub out: PathBuf,
     #[command(flatten)]
-    pub device: DeviceArgs,
-}
-
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    #[command(flatten)]
-    pub device: DeviceArgs,
-}
-
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    #[command(flatten)]
-    pub checkpoint: CheckpointArgs,
+    pub device: TimedDeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -318,7 +317,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["synthetic", "dry_run"])]
     pub gguf: Option<PathBuf>,
     /// Measure the kernels instead, beside what the adapter can do at best
-    #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run", "profile"])]
     pub roofline: bool,
     /// How weights are stored: f32, f16, q8, q4 [default: q4; what is in a GGUF file as it is there]
     #[arg(long)]
@@ -336,7 +335,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub device: TimedDeviceArgs,
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {

@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use mgm::gpu::{Cost, Gpu};
 use mgm::image::Rgb8;
-use mgm::language::{Language, PREFILL_POSITIONS, Position};
-use mgm::load::{Loader, OnProgress};
+use mgm::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
+use mgm::load::{Loader, OnProgress, vision_precision};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::roofline;
-use mgm::session::vision_precision;
 use mgm::tensor::{Precision, Tensor};
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
@@ -49,6 +48,24 @@ struct Report {
     parts: Vec<PartReport>,
 }
 
+/// What a run would allocate.
+#[derive(Debug, Serialize)]
+struct DryRun {
+    model: &'static str,
+    precision: String,
+    parts: Vec<PartPlan>,
+    weight_bytes: u64,
+    /// Of the prompt and the answer.
+    positions: u64,
+    cache_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct PartPlan {
+    name: &'static str,
+    bytes: u64,
+}
+
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
@@ -69,7 +86,7 @@ pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
     };
     let precision = arguments.precision.unwrap_or(Precision::Q4);
     let plan = Plan::new(&variant.language, Some(&variant.vision), precision);
-    let positions = (prefill(&arguments) + arguments.decode) as usize;
+    let positions = prefill_length(&arguments) as usize + arguments.decode as usize;
     if positions > variant.language.max_positions {
         return Err(mgm::Error::PromptTooLong { tokens: positions, limit: variant.language.max_positions }.into());
     }
@@ -133,20 +150,34 @@ async fn measure_roofline(arguments: &BenchArgs) -> Result<(), Failure> {
 }
 
 /// Positions of the prompt.
-fn prefill(arguments: &BenchArgs) -> u32 {
+fn prefill_length(arguments: &BenchArgs) -> u32 {
     arguments.prefill.unwrap_or(640)
 }
 
 fn dry_run(variant: &Variant, plan: &Plan, precision: Precision, arguments: &BenchArgs) -> Result<(), Failure> {
+    let positions = u64::from(prefill_length(arguments)) + u64::from(arguments.decode);
+    let cache_bytes = plan.cache_per_position * positions;
     let mut out = std::io::stdout().lock();
+    if arguments.json {
+        let parts: Vec<_> = plan.parts.iter().map(|(name, bytes)| PartPlan { name, bytes: *bytes }).collect();
+        let report = DryRun {
+            model: variant.name,
+            precision: precision.to_string(),
+            parts,
+            weight_bytes: plan.weights(),
+            positions,
+            cache_bytes,
+        };
+        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
+        return Ok(());
+    }
     writeln!(out, "{} at {}: GPU memory needed, in MiB", variant.name, precision)?;
     for (name, bytes) in &plan.parts {
         writeln!(out, "{name:<32} {:>10.1}", *bytes as f64 / MIB)?;
     }
     writeln!(out, "{:<32} {:>10.1}", "all weights", plan.weights() as f64 / MIB)?;
-    let positions = u64::from(prefill(arguments) + arguments.decode);
     let title = format!("keys and values, {positions} tokens");
-    writeln!(out, "{title:<32} {:>10.1}", (plan.cache_per_position * positions) as f64 / MIB)?;
+    writeln!(out, "{title:<32} {:>10.1}", cache_bytes as f64 / MIB)?;
     Ok(())
 }
 
@@ -188,6 +219,7 @@ async fn measure(
     arguments: &BenchArgs,
 ) -> Result<Report, Failure> {
     let gpu = Gpu::open(&arguments.device.options()).await?;
+    plan.check(&gpu, prefill_length(arguments) as usize + arguments.decode as usize)?;
     let started = Instant::now();
     let bar = progress::bytes(plan.weights(), "filling");
     let counter = bar.clone();
@@ -206,21 +238,19 @@ async fn measure(
     gpu.take_profile().await?;
 
     let mut parts = Vec::new();
-    note("looking");
+    note!("mgm: looking …");
     let side = 640;
     let pixels = (0..side * side * 3).map(|index| (index * 31 % 251) as u8).collect();
     let views = vision.preprocess().views(&Rgb8::new(side, side, pixels)?)?;
     let meter = Meter::start(&gpu);
     let mut recorder = gpu.record();
-    let encoded = vision.encode(&mut recorder, &views)?;
-    finish(recorder, &encoded.tokens).await?;
-    let tokens = encoded.tokens.clone();
-    drop(encoded);
+    let tokens = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await?.tokens;
+    drop(recorder);
     parts.push(meter.stop("vision", tokens.rows()));
     gpu.trim();
 
-    note("prefilling");
-    let prefill = prefill(arguments) as usize;
+    note!("mgm: prefilling …");
+    let prefill = prefill_length(arguments) as usize;
     let visual = tokens.rows().min(prefill.saturating_sub(1));
     let positions: Vec<Position> = (0..prefill)
         .map(|index| match index.checked_sub(prefill - visual) {
@@ -231,34 +261,18 @@ async fn measure(
     let meter = Meter::start(&gpu);
     let mut cache = language.cache();
     let steps = arguments.decode as usize;
-    let chosen = Tensor::zeros(&gpu, &[steps], "chosen tokens")?;
-    let mut x = None;
-    for portion in positions.chunks(PREFILL_POSITIONS) {
-        let mut recorder = gpu.record();
-        cache.reserve(&mut recorder, prefill + steps)?;
-        let embedded = language.embed(&mut recorder, portion, std::slice::from_ref(&tokens))?;
-        x = Some(language.forward(&mut recorder, &embedded, &mut cache)?);
-        recorder.submit()?;
-    }
-    let mut recorder = gpu.record();
-    if let Some(x) = &x {
-        language.choose(&mut recorder, x, Sampling::GREEDY, 0.0, &chosen, 0)?;
-    }
-    finish(recorder, &chosen).await?;
+    let end = self::prefill(&gpu, &language, &positions, std::slice::from_ref(&tokens), &mut cache, steps)?;
+    let mut generator = Generator::new(&language, &gpu, &mut cache, end, steps, Sampling::GREEDY, || 0.0)?;
+    // The first token, so that the time is the prompt's alone.
+    generator.next().await?;
     parts.push(meter.stop("prefill", prefill));
 
-    note("decoding");
+    note!("mgm: decoding …");
     let meter = Meter::start(&gpu);
-    for place in 1..steps {
-        let mut recorder = gpu.record();
-        let x = language.embed_chosen(&mut recorder, &chosen, place - 1)?;
-        let x = language.forward(&mut recorder, &x, &mut cache)?;
-        language.choose(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
-        finish(recorder, &chosen).await?;
-    }
+    while generator.next().await?.is_some() {}
     parts.push(meter.stop("decode", steps.saturating_sub(1)));
     if arguments.device.profile {
-        eprintln!("{}", gpu.take_profile().await?);
+        note!("{}", gpu.take_profile().await?);
     }
     Ok(Report {
         model: variant.name,
@@ -270,15 +284,22 @@ async fn measure(
     })
 }
 
-fn note(what: &str) {
-    eprintln!("mgm: {what} …");
-}
-
-/// Submits, and waits until the device is done and has the numbers of `result` right.
-async fn finish(mut recorder: mgm::gpu::Recorder, result: &Tensor) -> mgm::Result<()> {
-    let flat = result.reshape(&[result.len()]);
-    let read = flat.slice_elements(0..flat.len().min(64)).read_back(&mut recorder);
-    recorder.submit()?;
-    read.bytes().await?;
-    Ok(())
+/// Runs a prompt through the model, with room for `steps` tokens behind it; gives the residual stream of its end.
+pub(crate) fn prefill(
+    gpu: &Gpu,
+    language: &Language,
+    positions: &[Position],
+    images: &[Tensor],
+    cache: &mut Cache,
+    steps: usize,
+) -> mgm::Result<Tensor> {
+    let mut end = None;
+    for portion in positions.chunks(PREFILL_POSITIONS) {
+        let mut recorder = gpu.record();
+        cache.reserve(&mut recorder, positions.len() + steps)?;
+        let x = language.embed(&mut recorder, portion, images)?;
+        end = Some(language.forward(&mut recorder, &x, cache)?);
+        recorder.submit()?;
+    }
+    end.ok_or_else(|| mgm::Error::InvalidArgument("the prompt is empty".to_owned()))
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use mgm::gpu::Gpu;
-use mgm::language::{Generator, Language, PREFILL_POSITIONS, Position};
+use mgm::language::{Generator, Language, Position};
 use mgm::load::Loader;
 use mgm::ops::Sampling;
 use mgm::tensor::Precision;
 use serde::Serialize;
 
-use crate::Failure;
 use crate::args::{BenchArgs, open_gguf};
+use crate::{Failure, bench};
 
 /// Positions of the prompt, without another number.
 const PREFILL: u32 = 128;
@@ -62,7 +62,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
         times.push(run_once(&gpu, &language, &positions, decode).await?);
     }
     if arguments.device.profile {
-        eprintln!("{}", gpu.take_profile().await?);
+        note!("{}", gpu.take_profile().await?);
     }
     let median = |part: fn(&Times) -> f64| {
         let mut values: Vec<f64> = times.iter().map(part).collect();
@@ -111,14 +111,7 @@ async fn run_once(gpu: &Gpu, language: &Language, positions: &[Position], decode
     cache.reserve(&mut recorder, positions.len() + decode)?;
     recorder.submit()?;
     let started = Instant::now();
-    let mut end = None;
-    for portion in positions.chunks(PREFILL_POSITIONS) {
-        let mut recorder = gpu.record();
-        let x = language.embed(&mut recorder, portion, &[])?;
-        end = Some(language.forward(&mut recorder, &x, &mut cache)?);
-        recorder.submit()?;
-    }
-    let Some(end) = end else { return Err(mgm::Error::InvalidArgument("the prompt is empty".to_owned())) };
+    let end = bench::prefill(gpu, language, positions, &[], &mut cache, decode)?;
     // One token, so that the time is the prompt's alone.
     let mut first = Generator::new(language, gpu, &mut cache, end.clone(), 1, Sampling::GREEDY, || 0.0)?;
     first.next().await?;

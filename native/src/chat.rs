@@ -1,5 +1,6 @@
 //! `mgm chat`: one-shot or interactive.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -9,11 +10,13 @@ use std::time::Instant;
 
 use mgm::gpu::Gpu;
 use mgm::image::{Rgb8, decode};
+use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model};
+use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, Model};
 use mgm::weights::config::Activation;
 use mgm::weights::model_files::ModelFiles;
+use mgm_native::files::io_error;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
@@ -38,7 +41,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let gpu = Gpu::open(&arguments.device.options()).await?;
     if gpu.adapter().is_software() {
-        eprintln!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
+        note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
     }
     let stop = Arc::new(AtomicBool::new(false));
     let (precision, stored) = opened.default_precision();
@@ -81,7 +84,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         talk.one_shot(&arguments.prompt, images, load_ms, &gpu).await
     };
     if arguments.device.profile {
-        eprintln!("{}", gpu.take_profile().await?);
+        note!("{}", gpu.take_profile().await?);
     }
     result
 }
@@ -99,9 +102,13 @@ pub fn install_interrupt(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
 
 pub fn read_image(path: &Path) -> mgm::Result<Rgb8> {
     let name = path.display().to_string();
-    let bytes =
-        std::fs::read(path).map_err(|error| mgm::Error::Io { file: name.clone(), reason: error.to_string() })?;
+    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
     decode(&name, &bytes)
+}
+
+fn without_controls(text: &str) -> Cow<'_, str> {
+    let control = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(control) { text.replace(control, "").into() } else { text.into() }
 }
 
 pub fn random_seed() -> u64 {
@@ -151,13 +158,20 @@ impl Talk {
         let mut output = Ok(());
         let (stop, quiet) = (self.stop.clone(), self.quiet);
         let mut at_start = true;
+        let terminal = std::io::stdout().is_terminal();
         let mut on_event = |event: Event<'_>| {
             match event {
                 Event::DroppedTurns(count) => {
-                    eprintln!("mgm: note: the context is full; the {count} oldest turns were left out");
+                    note!("mgm: note: the context is full; the {count} oldest turns were left out");
                 }
-                Event::Looked | Event::Token(_) => {}
+                Event::Token(_) => {}
+                Event::Looking(done, all) => {
+                    bar.set_message("looking");
+                    bar.set_length(all as u64);
+                    bar.set_position(done as u64);
+                }
                 Event::Prefill(done, all) => {
+                    bar.set_message("reading");
                     bar.set_length(all as u64);
                     bar.set_position(done as u64);
                     if done == all {
@@ -168,6 +182,8 @@ impl Talk {
                     // Models like to begin with a space.
                     let text = if at_start { text.trim_start() } else { text };
                     at_start &= text.is_empty();
+                    // A model must not move the cursor or ring the bell.
+                    let text = if terminal { without_controls(text) } else { Cow::Borrowed(text) };
                     let mut out = std::io::stdout().lock();
                     output = out.write_all(text.as_bytes()).and_then(|()| out.flush());
                 }
@@ -231,7 +247,7 @@ impl Talk {
         let terminal = std::io::stdin().is_terminal();
         let mut lines = Lines::open(terminal)?;
         if terminal {
-            eprintln!(
+            note!(
                 "/image FILE adds an image to the next question, /reset starts over, /quit leaves; Ctrl-C stops an answer"
             );
         }
@@ -244,16 +260,16 @@ impl Talk {
                 "/reset" => {
                     self.chat.reset();
                     images.clear();
-                    eprintln!("a new conversation");
+                    note!("a new conversation");
                 }
-                "/image" if rest.trim().is_empty() => eprintln!("mgm: error: /image needs a file's name"),
-                "/image" if !sees => eprintln!("mgm: error: this checkpoint cannot look at images"),
+                "/image" if rest.trim().is_empty() => note!("mgm: error: /image needs a file's name"),
+                "/image" if !sees => note!("mgm: error: this checkpoint cannot look at images"),
                 "/image" => match read_image(Path::new(rest.trim())) {
                     Ok(image) => images.push(image),
-                    Err(error) => eprintln!("mgm: error: {error}"),
+                    Err(error) => note!("mgm: error: {error}"),
                 },
                 command if command.starts_with('/') => {
-                    eprintln!("mgm: error: unknown command {command}; there are /image FILE, /reset and /quit");
+                    note!("mgm: error: unknown command {command}; there are /image FILE, /reset and /quit");
                 }
                 _ => match self.ask(line, &std::mem::take(&mut images)).await {
                     Ok(answer) => {
@@ -262,8 +278,8 @@ impl Talk {
                     }
                     // A lost device will not answer again; all else is this question's problem.
                     Err(Failure::Core(error @ mgm::Error::DeviceLost(_))) => return Err(error.into()),
-                    Err(Failure::Core(mgm::Error::Cancelled)) => eprintln!("stopped before the answer began"),
-                    Err(Failure::Core(error)) => eprintln!("mgm: error: {error}"),
+                    Err(Failure::Core(mgm::Error::Cancelled)) => note!("stopped before the answer began"),
+                    Err(Failure::Core(error)) => note!("mgm: error: {error}"),
                     Err(failure) => return Err(failure),
                 },
             }

@@ -8,11 +8,11 @@ use mgm::Error;
 use mgm::gpu::Gpu;
 use mgm::ops::cases::{check, self_check};
 
-use crate::args::DoctorArgs;
+use crate::args::DeviceArgs;
 use crate::{Failure, progress};
 
-pub async fn run(arguments: DoctorArgs) -> Result<(), Failure> {
-    let gpu = Gpu::open(&arguments.device.options()).await?;
+pub async fn run(device: DeviceArgs) -> Result<(), Failure> {
+    let gpu = Gpu::open(&device.options()).await?;
     let adapter = gpu.adapter();
     let mut out = std::io::stdout().lock();
     writeln!(out, "adapter  {} ({}, {})", adapter.name, adapter.backend, adapter.kind)?;

@@ -21,11 +21,6 @@ impl DiskFolder {
         let name = path.display().to_string();
         Self { path, name }
     }
-
-    /// Where the folder is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 impl Folder for DiskFolder {
@@ -39,7 +34,7 @@ impl Folder for DiskFolder {
             match DiskFile::open(&path) {
                 Ok(source) => Ok(Some(Rc::new(source) as Rc<dyn ByteSource>)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(Error::Io { file: path.display().to_string(), reason: error.to_string() }),
+                Err(error) => Err(io_error(&path, error)),
             }
         })
     }
@@ -105,4 +100,14 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io
         }
     }
     Ok(())
+}
+
+/// What went wrong with a file.
+pub fn io_error(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::Io { file: path.display().to_string(), reason: error.to_string() }
+}
+
+/// Bytes in hexadecimal, as checksums are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

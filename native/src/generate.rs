@@ -49,7 +49,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
     let started = Instant::now();
     let gpu = Gpu::open(&arguments.device.options()).await?;
     if gpu.adapter().is_software() {
-        eprintln!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
+        note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
     }
     let stop = Arc::new(AtomicBool::new(false));
     install_interrupt(&stop)?;
@@ -83,7 +83,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
         println!("{}", serde_json::to_string(&report).map_err(std::io::Error::other)?);
     }
     if arguments.device.profile {
-        eprintln!("{}", gpu.take_profile().await?);
+        note!("{}", gpu.take_profile().await?);
     }
     Ok(())
 }
@@ -362,7 +362,7 @@ impl Painter {
             .generate(&request, &mut |event| {
                 match event {
                     Event::PromptCut(dropped) => {
-                        eprintln!("mgm: note: the prompt is too long for the text encoders; left out: {dropped:?}");
+                        note!("mgm: note: the prompt is too long for the text encoders; left out: {dropped:?}");
                     }
                     Event::Loading(part) => {
                         finish_loading();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use mgm::load::LoadOptions;
 use mgm::plan::Plan;
-use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
 use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
@@ -14,19 +14,19 @@ use mgm::weights::model_files::ModelFiles;
 use mgm::weights::sdxl::SdxlCheckpoint;
 use mgm_native::files::DiskFolder;
 
-use crate::args::InspectArgs;
+use crate::args::CheckpointArgs;
 use crate::{Failure, generate};
 
 /// How many names of a long list are shown.
 const SHOWN: usize = 8;
 
-pub async fn run(arguments: InspectArgs) -> Result<(), Failure> {
-    if let Some(path) = arguments.checkpoint.checkpoint.as_deref()
+pub async fn run(checkpoint: CheckpointArgs) -> Result<(), Failure> {
+    if let Some(path) = checkpoint.checkpoint.as_deref()
         && is_diffusion(path).await?
     {
         return inspect_diffusion(&generate::open(path, None, None).await?);
     }
-    match arguments.checkpoint.open().await? {
+    match checkpoint.open().await? {
         ModelFiles::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
         ModelFiles::Gguf(model) => inspect_gguf(&model),
     }
@@ -98,9 +98,8 @@ fn inspect_gguf(model: &GgufModel) -> Result<(), Failure> {
         writeln!(out, "{kind:<20} {count:>8} {:>10.1}", bytes as f64 / 1e6)?;
     }
     let bad = show_report(&mut out, &[PartReport::of_language(&model.weights, &model.config)])?;
-    let plan = |keep_stored, precision| {
-        Plan::of_gguf(model, &LoadOptions { precision, keep_stored, template: None, on_progress: None })
-    };
+    let plan =
+        |keep_stored, precision| Plan::of_gguf(model, &LoadOptions { keep_stored, ..LoadOptions::at(precision) });
     let mut plans = vec![("as stored".to_owned(), plan(true, Precision::F16))];
     plans.extend(Precision::CHOICES.map(|precision| (precision.to_string(), plan(false, precision))));
     show_plans(&mut out, &plans)?;
@@ -134,7 +133,7 @@ fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), Failure> {
     let bad = show_report(&mut out, &checkpoint.report())?;
     let plans = Precision::CHOICES
         .iter()
-        .map(|precision| Ok((precision.to_string(), Plan::of_checkpoint(checkpoint, *precision)?)))
+        .map(|precision| Ok((precision.to_string(), Plan::of_checkpoint(checkpoint, &LoadOptions::at(*precision))?)))
         .collect::<mgm::Result<Vec<_>>>()?;
     show_plans(&mut out, &plans)?;
     out.flush()?;

@@ -1,5 +1,12 @@
 //! The binary `mgm`.
 
+/// Writes a line to standard error. Where that is closed or full, there is nobody to tell.
+macro_rules! note {
+    ($($what:tt)*) => {{
+        let _ = ::std::io::Write::write_fmt(&mut ::std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
+    }};
+}
+
 mod args;
 mod bench;
 mod bench_gguf;
@@ -66,8 +73,7 @@ fn main() -> ExitCode {
         // Whoever read our output has seen enough (`mgm info | head -1`).
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
-            // Nothing is left to do if standard error is closed too.
-            let _ = writeln!(std::io::stderr(), "mgm: error: {failure}");
+            note!("mgm: error: {failure}");
             ExitCode::from(FAILED)
         }
     }

@@ -14,7 +14,7 @@ use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
 use mgm::weights::mgm::MgmCheckpoint;
 use mgm::weights::model_files::ModelFiles;
 use mgm::weights::source::ByteSource;
-use mgm_native::files::DiskFile;
+use mgm_native::files::{DiskFile, hex, io_error};
 use sha2::{Digest, Sha256};
 
 use crate::args::PackArgs;
@@ -59,7 +59,7 @@ pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
             return Err(Error::InvalidArgument(reason).into());
         }
         ModelFiles::Gguf(model) => {
-            let file = DiskFile::open(path).map_err(|error| io_error(path, &error))?;
+            let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
             let source: Rc<dyn ByteSource> = Rc::new(file);
             Plan::of_gguf(&source, model, &name, shard_bytes).await?
         }
@@ -82,7 +82,7 @@ fn refuse_incomplete(checkpoint: &MgmCheckpoint) -> Result<(), Error> {
 }
 
 async fn write(plan: Plan, out: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(out).map_err(|error| io_error(out, &error))?;
+    std::fs::create_dir_all(out).map_err(|error| io_error(out, error))?;
     if out.join(MANIFEST).exists() {
         let reason = format!("{} holds a bundle already: name another folder, or remove it", out.display());
         return Err(Error::InvalidArgument(reason).into());
@@ -131,10 +131,6 @@ fn name_of(path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-fn io_error(path: &Path, error: &std::io::Error) -> Error {
-    Error::Io { file: path.display().to_string(), reason: error.to_string() }
-}
-
 /// A file that is hashed while it is written.
 struct HashingFile {
     path: PathBuf,
@@ -145,21 +141,21 @@ struct HashingFile {
 
 impl HashingFile {
     fn create(path: PathBuf) -> Result<Self, Failure> {
-        let file = File::create(&path).map_err(|error| io_error(&path, &error))?;
+        let file = File::create(&path).map_err(|error| io_error(&path, error))?;
         Ok(Self { path, file: BufWriter::new(file), hash: Sha256::new(), bytes: 0 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
-        Ok(self.file.write_all(bytes).map_err(|error| io_error(&self.path, &error))?)
+        Ok(self.file.write_all(bytes).map_err(|error| io_error(&self.path, error))?)
     }
 
     fn finish(self, file: &str, part: &str) -> Result<BundleFile, Failure> {
         let written = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
         // A full disk may show itself only here.
-        written.and_then(|file| file.sync_all()).map_err(|error| io_error(&self.path, &error))?;
-        let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        written.and_then(|file| file.sync_all()).map_err(|error| io_error(&self.path, error))?;
+        let sha256 = hex(&self.hash.finalize());
         Ok(BundleFile { file: file.to_owned(), bytes: self.bytes, sha256, part: part.to_owned() })
     }
 }

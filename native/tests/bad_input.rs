@@ -9,6 +9,8 @@ use tempfile::TempDir;
 
 const SHARD: &str = "MGM-2B/model-00002-of-00002.safetensors";
 const FIRST_SHARD: &str = "MGM-2B/model-00001-of-00002.safetensors";
+/// A matrix in [`SHARD`].
+const SOME_MATRIX: &str = "model.layers.2.mlp.up_proj.weight";
 const CLIP: &str = "OpenAI/clip-vit-large-patch14-336/model.safetensors";
 const CONVNEXT: &str = "OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup/open_clip_pytorch_model.bin";
 
@@ -184,6 +186,47 @@ fn rows() -> Vec<Row> {
             &["open_clip_pytorch_model.bin", "compressed"],
         ),
         damaged(
+            "a block of ConvNeXt without one of its tensors",
+            |case| {
+                let (from, to) = (b"stages.2.blocks.1.conv_dw.weight", b"stages.2.blocks.1.conv_xx.weight");
+                let mut bytes = fs::read(case.join(CONVNEXT)).expect("a pickle");
+                let at = bytes.windows(from.len()).position(|window| window == from).expect("its name");
+                bytes[at..at + to.len()].copy_from_slice(to);
+                fs::write(case.join(CONVNEXT), bytes).expect("a pickle");
+            },
+            &["stages.2.blocks.1.conv_dw.weight", "missing"],
+        ),
+        damaged(
+            "a layer of CLIP without one of its tensors, and no configuration",
+            |case| {
+                let folder = case.join(CLIP).parent().expect("a folder").to_owned();
+                fs::remove_file(folder.join("config.json")).expect("a configuration");
+                edit_header(&case.join(CLIP), "vision_model.encoder.layers.2.mlp.fc1.weight", "fc1", "fcx");
+            },
+            &["layers.2.mlp.fc1.weight", "missing"],
+        ),
+        damaged(
+            "a weight beyond f16",
+            |case| poke(&case.join(SHARD), SOME_MATRIX, 1e30),
+            &[SOME_MATRIX, "f16", "65504"],
+        ),
+        damaged(
+            "features of the class token",
+            |case| edit_config(case, |config| config["mm_vision_select_feature"] = "cls_patch".into()),
+            &["mm_vision_select_feature", "cls_patch"],
+        ),
+        damaged(
+            "tiles without kernels",
+            |case| {
+                edit_config(case, |config| {
+                    config["image_grid"] = 3.into();
+                    config["image_global"] = true.into();
+                    config["image_size_aux"] = 2304.into();
+                });
+            },
+            &["patch info mining", "not supported"],
+        ),
+        damaged(
             "no such checkpoint",
             |case| fs::remove_dir_all(case.join("MGM-2B")).expect("a folder"),
             &["config.json", "missing"],
@@ -240,10 +283,16 @@ fn tiny_and_huge_images_are_answered() {
 #[test]
 fn a_full_disk_is_reported() {
     let case = copy_of_case();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has /dev/full");
+    // Notes that cannot be told do not keep an answer back.
+    let mut command = chat(case.path(), &["--json".to_owned()]);
+    command.stderr(full());
+    let (code, out, _) = run(command);
+    assert_eq!(code, Some(0));
+    serde_json::from_slice::<serde_json::Value>(&out).expect("one JSON object");
     for arguments in [vec!["--json".to_owned()], vec![]] {
-        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has /dev/full");
         let mut command = chat(case.path(), &arguments);
-        command.stdout(full);
+        command.stdout(full());
         let (code, _, said) = run(command);
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("writing the output") && !said.contains("panicked"), "{said}");

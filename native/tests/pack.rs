@@ -9,18 +9,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
-}
+mod common;
 
-fn expected(case: &str) -> Value {
-    let file = goldens().join(case).join("expected.json");
-    serde_json::from_slice(&fs::read(file).expect("expected.json")).expect("JSON")
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().expect("a string")
-}
+use common::{expected, goldens, text};
 
 fn mgm(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));

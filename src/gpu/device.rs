@@ -181,16 +181,25 @@ impl Gpu {
 
     /// A buffer for weights or other lasting data, filled with zeros.
     pub fn allocate(&self, bytes: u64, what: &str) -> Result<Buffer> {
-        let buffer = self.0.memory.dedicated(bytes, what)?;
-        self.check().map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))?;
-        Ok(buffer)
+        self.make_room(what, bytes, || self.0.memory.dedicated(bytes, what))
     }
 
     /// A buffer from the pool, its content undefined. Write it by recorded commands only.
     pub(crate) fn temporary(&self, bytes: u64, what: &str) -> Result<Buffer> {
-        let buffer = self.0.memory.pooled(bytes, what)?;
-        self.check().map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))?;
-        Ok(buffer)
+        self.make_room(what, bytes, || self.0.memory.pooled(bytes, what))
+    }
+
+    /// Allocates, once more without what is only kept for later use if there is no room.
+    fn make_room(&self, what: &str, bytes: u64, allocate: impl Fn() -> Result<Buffer>) -> Result<Buffer> {
+        let checked = || allocate().and_then(|buffer| self.check().map(|()| buffer));
+        let allocated = match checked() {
+            Err(Error::OutOfMemory { .. }) => {
+                self.trim();
+                checked()
+            }
+            done => done,
+        };
+        allocated.map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))
     }
 
     /// Room for a tensor: a buffer, and where in it the tensor starts. `lasting` room is filled with zeros; other room
@@ -324,6 +333,17 @@ impl Gpu {
         self.0.times.lock().unwrap_or_else(PoisonError::into_inner).push(times);
     }
 
+    /// Drops the bind groups that are of no use after this submission.
+    pub(super) fn sweep_bind_groups(&self, submission: u64) {
+        let gone = self.0.memory.take_gone().into_iter().collect();
+        self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).sweep(submission, &gone);
+    }
+
+    /// How many bind groups are kept for later use. Each keeps its buffers' memory.
+    pub fn bind_group_count(&self) -> usize {
+        self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Counts a submission; gives its number.
     pub(super) fn count(&self, dispatches: u64, cost: Cost) -> u64 {
         let mut total = self.0.cost.lock().unwrap_or_else(PoisonError::into_inner);
@@ -348,7 +368,7 @@ impl Gpu {
 /// Puts the name and size of what was being allocated into an out-of-memory error that the driver reported.
 fn name_allocation(error: Error, what: &str, bytes: u64, allocated: u64) -> Error {
     match error {
-        Error::OutOfMemory { .. } => Error::OutOfMemory {
+        Error::OutOfMemory { needed: 0, .. } => Error::OutOfMemory {
             what: format!("{what} (after {} MiB)", allocated.saturating_sub(bytes) >> 20),
             needed: bytes,
             available: 0,

@@ -61,6 +61,7 @@ impl Drop for Buffer {
                 .push((raw, self.id));
         } else {
             memory.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
+            memory.gone.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
         }
     }
 }
@@ -76,6 +77,8 @@ pub(super) struct Memory {
     next_id: AtomicU64,
     /// Free pooled buffers by size.
     free: Mutex<BTreeMap<u64, Vec<(wgpu::Buffer, u64)>>>,
+    /// Buffers given up since [`Memory::take_gone`] was last called. Whatever else holds them keeps their memory.
+    gone: Mutex<Vec<u64>>,
 }
 
 const USAGE: wgpu::BufferUsages =
@@ -91,6 +94,7 @@ impl Memory {
             peak: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
             free: Mutex::default(),
+            gone: Mutex::default(),
         })
     }
 
@@ -126,10 +130,6 @@ impl Memory {
         if let Some(limit) = self.limit {
             let allocated = self.allocated.load(Ordering::Relaxed);
             if allocated + bytes > limit {
-                self.trim();
-            }
-            let allocated = self.allocated.load(Ordering::Relaxed);
-            if allocated + bytes > limit {
                 return Err(out_of_memory(limit.saturating_sub(allocated)));
             }
         }
@@ -151,6 +151,11 @@ impl Memory {
         let bytes: u64 = free.iter().map(|(bytes, list)| bytes * list.len() as u64).sum();
         free.clear();
         self.allocated.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// The numbers of the buffers that were given up since the last call.
+    pub(super) fn take_gone(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

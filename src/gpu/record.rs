@@ -1,6 +1,6 @@
 //! Recording work: a list of dispatches and copies that is encoded and submitted in one go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytemuck::Pod;
@@ -184,9 +184,10 @@ impl Recorder {
             mapped_at_creation: true,
         });
         self.gpu.check()?;
-        if let Ok(mut view) = staging.slice(..).get_mapped_range_mut() {
-            view.slice(..bytes.len()).copy_from_slice(bytes);
-        }
+        let unmapped = |error: wgpu::MapRangeError| Error::Gpu(format!("{what}: no memory to upload from: {error}"));
+        let mut view = staging.slice(..).get_mapped_range_mut().map_err(unmapped)?;
+        view.slice(..bytes.len()).copy_from_slice(bytes);
+        drop(view);
         staging.unmap();
         self.commands.push(Command::Copy {
             source: staging,
@@ -221,7 +222,14 @@ impl Recorder {
         self.flush()
     }
 
-    fn flush(&mut self) -> Result<()> {
+    /// Submits what was recorded so far and waits until it is done; recording goes on.
+    pub async fn finish(&mut self) -> Result<()> {
+        self.flush()?;
+        self.gpu.flush_writes().await
+    }
+
+    /// Submits what was recorded so far; recording goes on.
+    pub(crate) fn flush(&mut self) -> Result<()> {
         if self.commands.is_empty() {
             return self.gpu.check();
         }
@@ -241,7 +249,7 @@ impl Recorder {
             gpu.note_times(times);
         }
         let submission = gpu.count(u64::from(dispatches), cost);
-        gpu.bind_groups().lock().unwrap_or_else(PoisonError::into_inner).sweep(submission);
+        gpu.sweep_bind_groups(submission);
         gpu.check()
     }
 }
@@ -315,13 +323,17 @@ async fn read_staging(gpu: &Gpu, staging: &wgpu::Buffer, submitted: Option<&wgpu
     staging.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
     #[cfg(not(target_arch = "wasm32"))]
     gpu.wait(submitted)?;
-    let lost = || gpu.check().err().unwrap_or_else(|| Error::DeviceLost("a buffer could not be read back".to_owned()));
+    // What the device says of it comes first: it tells a lost device from a failed copy.
+    let failed = |reason: String| {
+        gpu.check().err().unwrap_or_else(|| Error::Gpu(format!("a buffer could not be read back: {reason}")))
+    };
     match receiver.await {
         Ok(Ok(())) => {}
-        _ => return Err(lost()),
+        Ok(Err(error)) => return Err(failed(error.to_string())),
+        Err(_) => return Err(failed("its mapping was given up".to_owned())),
     }
     gpu.check()?;
-    let bytes = staging.slice(..).get_mapped_range().map_err(|_| lost())?.to_vec();
+    let bytes = staging.slice(..).get_mapped_range().map_err(|error| failed(error.to_string()))?.to_vec();
     staging.unmap();
     Ok(bytes)
 }
@@ -384,7 +396,7 @@ pub(super) struct BindGroups {
 
 type BindGroupKey = (usize, Vec<(u64, u64, u64)>);
 
-/// Above this many, bind groups that were not used for a while are dropped (and with them the buffers they hold).
+/// Above this many, bind groups that were not used for a while are dropped.
 const MAX_BIND_GROUPS: usize = 8192;
 
 impl BindGroups {
@@ -399,8 +411,12 @@ impl BindGroups {
         entry.0.clone()
     }
 
-    fn sweep(&mut self, submission: u64) {
+    /// Drops the groups that bind buffers which are `gone`: they can be of no use, and keep the buffers' memory.
+    pub(super) fn sweep(&mut self, submission: u64, gone: &HashSet<u64>) {
         self.submission = submission;
+        if !gone.is_empty() {
+            self.made.retain(|(_, bindings), _| bindings.iter().all(|(buffer, ..)| !gone.contains(buffer)));
+        }
         if self.made.len() > MAX_BIND_GROUPS {
             self.made.retain(|_, (_, used)| *used + 4 > submission);
         }
@@ -408,6 +424,10 @@ impl BindGroups {
 
     pub(super) fn clear(&mut self) {
         self.made.clear();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.made.len()
     }
 }
 

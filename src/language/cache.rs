@@ -14,14 +14,16 @@ pub struct Cache {
     rotary: Rotary,
     half: bool,
     depth: usize,
+    /// Positions that the model was made for: growing in advance stops there.
+    context: usize,
     layers: Vec<KvCache>,
     table: Option<RotaryTable>,
     length: usize,
 }
 
 impl Cache {
-    pub(super) fn new(depth: usize, attention: Attention, rotary: Rotary, half: bool) -> Self {
-        Self { attention, rotary, half, depth, layers: Vec::new(), table: None, length: 0 }
+    pub(super) fn new(depth: usize, context: usize, attention: Attention, rotary: Rotary, half: bool) -> Self {
+        Self { attention, rotary, half, depth, context, layers: Vec::new(), table: None, length: 0 }
     }
 
     /// Positions in it.
@@ -34,14 +36,16 @@ impl Cache {
         self.length = self.length.min(length);
     }
 
-    /// Makes room for `positions` positions in all, so that growing later is not needed.
+    /// Makes room for `positions` positions in all, so that growing later is not needed. What was recorded so far is
+    /// submitted where the cache grows: without room, or without the rest of a recording, it is as it was.
     pub fn reserve(&mut self, recorder: &mut Recorder, positions: usize) -> Result<()> {
         let capacity = self.layers.first().map_or(0, KvCache::capacity);
         if positions <= capacity {
             return Ok(());
         }
         // Half as much again: a long answer copies the cache a few times, not at every step.
-        let capacity = positions.max(capacity + capacity / 2).next_multiple_of(STEP);
+        let ahead = (capacity + capacity / 2).min(self.context);
+        let capacity = positions.max(ahead).next_multiple_of(STEP);
         let gpu = recorder.gpu().clone();
         let columns = self.attention.kv_heads * self.attention.head_dim;
         let mut layers = Vec::with_capacity(self.depth);
@@ -52,8 +56,10 @@ impl Cache {
             }
             layers.push(larger);
         }
+        let table = RotaryTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?;
+        recorder.flush()?;
         self.layers = layers;
-        self.table = Some(RotaryTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?);
+        self.table = Some(table);
         Ok(())
     }
 

@@ -71,6 +71,7 @@ impl Language {
             head_dim: config.head_dim,
             causal: true,
         };
+        attention.check()?;
         // The table and the head lose most by quantisation, and are read once a token: never below 8 bits.
         let wide = |loader: &Loader| loader.at_least(Precision::Q8);
         let embedding = wide(&model).matrix("embed_tokens.weight", config.vocab_size, width).await?;
@@ -102,7 +103,7 @@ impl Language {
     /// An empty cache.
     pub fn cache(&self) -> Cache {
         let rotary = Rotary { theta: self.config.rope_theta, divisors: self.config.rope_divisors.clone() };
-        Cache::new(self.layers.len(), self.attention, rotary, self.half_cache)
+        Cache::new(self.layers.len(), self.config.max_positions, self.attention, rotary, self.half_cache)
     }
 
     /// Embeddings of positions, [positions, hidden]: rows of the table, or of pictures' visual tokens (`images`, by number).
@@ -179,15 +180,13 @@ impl Language {
         chosen: &Tensor,
         place: usize,
     ) -> Result<()> {
-        let last = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "last position")?;
-        x.slice_rows(x.rows() - 1..x.rows()).copy_to(recorder, &last, 0);
-        let logits = self.logits(recorder, &last)?;
+        let logits = if x.rows() == 1 {
+            self.logits(recorder, x)?
+        } else {
+            let last = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "last position")?;
+            x.slice_rows(x.rows() - 1..x.rows()).copy_to(recorder, &last, 0);
+            self.logits(recorder, &last)?
+        };
         ops::sample(recorder, &logits, sampling, draw, chosen, place)
-    }
-
-    /// Bytes of keys and values that one position takes in all layers.
-    pub fn cache_bytes_per_position(&self) -> u64 {
-        self.layers.len() as u64
-            * ops::KvCache::bytes_for(1, self.attention.kv_heads * self.attention.head_dim, self.half_cache)
     }
 }

@@ -263,7 +263,11 @@ pub(crate) fn rotary_kernel(half: bool) -> Kernel {
 }
 
 impl Attention {
-    fn check(&self) -> Result<()> {
+    /// Checks that there is a kernel for these heads.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if not.
+    pub fn check(&self) -> Result<()> {
         let fits = self.head_dim.is_multiple_of(4)
             && (4..=MAX_HEAD_DIM).contains(&self.head_dim)
             && self.kv_heads > 0

@@ -1,4 +1,4 @@
-//! The matrix products: y = x W^T with f32, f16, q8 or q4 weights, and what is fused behind them.
+//! The matrix products: y = x W^T with weights in any of the formats of [`Precision`], and what is fused around them.
 
 use bytemuck::{Pod, Zeroable};
 

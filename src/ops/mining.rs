@@ -167,6 +167,21 @@ pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Resul
     Ok(stats)
 }
 
+/// Checks that there is a kernel for windows of `window` x `window` cells on a map averaged over `pool` x `pool` texels.
+///
+/// # Errors
+/// [`Error::Unsupported`] if not.
+pub fn check_windows(window: usize, pool: usize) -> Result<()> {
+    if POOLS.contains(&pool) && (1..=MAX_TEXELS / pool).contains(&window) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: "patch info mining: cells along a side of a window, texels along a side of a cell".to_owned(),
+        found: format!("{window}, {pool}"),
+        supported: format!("cells of 1 or 2 texels, windows up to {MAX_TEXELS} texels"),
+    })
+}
+
 /// The attended windows of one tile: folded queries u [tokens, channels] -> [tokens, channels]. The tile's tokens form a
 /// square; its upper left cell in the map is (`first_row`, `first_column`), and each token has `window` x `window` cells.
 /// The weight that each of these cells got goes to its place in `attended` [height * width of the map], where that is given.
@@ -182,15 +197,12 @@ pub fn mining(
     let (tokens, channels) = (u.rows(), map.channels());
     let side = tokens.isqrt();
     u.expect("folded queries", &[side * side, channels])?;
-    let inside = first_row + side * window <= map.height() && first_column + side * window <= map.width();
-    if !inside || window == 0 || window * map.pool > MAX_TEXELS {
+    check_windows(window, map.pool)?;
+    if first_row + side * window > map.height() || first_column + side * window > map.width() {
         return Err(Error::WrongShape {
             name: "the high-resolution map".to_owned(),
             found: vec![map.height(), map.width()],
-            expected: format!(
-                "{side} x {side} windows of {window} x {window} cells, at most {} wide",
-                MAX_TEXELS / map.pool
-            ),
+            expected: format!("{side} x {side} windows of {window} x {window} cells"),
         });
     }
     stats.expect("mining statistics", &[map.height() * map.width(), 2])?;

@@ -24,7 +24,7 @@ pub use denoise::{Denoise, denoise};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelSums, GroupNorm, Rectangle, group_norm, scale_channels};
 pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};
-pub use mining::{MiningMap, mining, mining_stats};
+pub use mining::{MiningMap, check_windows, mining, mining_stats};
 pub use norm::{Norm, norm};
 pub use routing::{Routing, combine, route};
 pub use sampling::{Sampling, sample};

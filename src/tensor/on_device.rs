@@ -48,11 +48,6 @@ impl Tensor {
         Ok(Self { buffer, offset, shape: shape.to_vec() })
     }
 
-    /// A tensor at a place in an existing buffer.
-    pub fn within(buffer: Arc<Buffer>, offset: u64, shape: &[usize]) -> Self {
-        Self { buffer, offset, shape: shape.to_vec() }
-    }
-
     /// Its shape.
     pub fn shape(&self) -> &[usize] {
         &self.shape

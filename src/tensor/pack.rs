@@ -73,6 +73,16 @@ impl Precision {
         matches!(self, Self::Q6 | Self::Q5K | Self::Q4K)
     }
 
+    /// The largest magnitude that a weight can have, where floats are converted: f16's, or what f16 scales reach.
+    pub fn largest(self) -> f32 {
+        const F16: f32 = 65504.0;
+        match self {
+            Self::F16 | Self::Q4 | Self::Q5 => F16,
+            Self::Q8 => 127.0 * F16,
+            Self::F32 | Self::Q6 | Self::Q5K | Self::Q4K => f32::MAX,
+        }
+    }
+
     /// Elements to which a row is padded.
     pub fn row_multiple(self) -> usize {
         if self.bits().is_some() { GROUP } else { 4 }

@@ -73,11 +73,6 @@ impl ChatTemplate {
             })
             .map_err(|error| failed(file, &error))
     }
-
-    /// The beginning token's text, which many templates write themselves.
-    pub fn bos(&self) -> &str {
-        &self.0.bos
-    }
 }
 
 /// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but white space is cut

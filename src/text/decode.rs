@@ -322,11 +322,12 @@ impl Joiner {
             _ => {
                 let mut piece = unit.text();
                 let mut known = true;
-                if first && style.drop_first_space {
-                    if let Some(rest) = piece.strip_prefix(SPACE) {
-                        piece = rest;
-                        known = matches!(unit, Unit::Text { rest_is_piece: true, .. });
-                    }
+                if first
+                    && style.drop_first_space
+                    && let Some(rest) = piece.strip_prefix(SPACE)
+                {
+                    piece = rest;
+                    known = matches!(unit, Unit::Text { rest_is_piece: true, .. });
                 }
                 if !known {
                     // Not a piece of its own: SentencePiece prints it as it is.
@@ -334,11 +335,12 @@ impl Joiner {
                     out.push_str(piece);
                 } else {
                     let mut dropped = false;
-                    if !self.past_start && (style.drop_dummy_prefix || style.remove_extra_whitespaces) {
-                        if let Some(rest) = piece.strip_prefix(SPACE) {
-                            piece = rest;
-                            dropped = !style.remove_extra_whitespaces;
-                        }
+                    if !self.past_start
+                        && (style.drop_dummy_prefix || style.remove_extra_whitespaces)
+                        && let Some(rest) = piece.strip_prefix(SPACE)
+                    {
+                        piece = rest;
+                        dropped = !style.remove_extra_whitespaces;
                     }
                     self.prefix_dropped = dropped;
                     out.extend(piece.chars().map(|c| if c == SPACE { ' ' } else { c }));

@@ -12,6 +12,7 @@
 //! | Llama, Yi (7B, 13B, 34B) | both | `tokenizer.model`, `legacy` as `tokenizer_config.json` says |
 //! | any | one of them | that one |
 
+use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 
 use super::conversation::Prompt;
@@ -258,10 +259,8 @@ impl Tokenizer {
 
     fn from_json(bytes: &[u8], config: &TokenizerConfig, gemma: bool) -> Result<Self> {
         let bad = |reason: String| Error::Config { file: JSON.to_owned(), reason };
-        let file: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
-        let style = json_style(file.get("decoder").unwrap_or(&serde_json::Value::Null))?;
-        drop(file);
+        let file: JsonFile = serde_json::from_slice(bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
+        let style = json_style(&file.decoder)?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| bad(format!("not a tokenizer that is understood: {error}")))?;
         tokenizer.with_padding(None);
@@ -558,6 +557,13 @@ impl JsonStyle {
 }
 
 /// Reads the `decoder` of a `tokenizer.json`.
+/// The part of a tokenizer.json that is read here, beside what the library reads.
+#[derive(Deserialize)]
+struct JsonFile {
+    #[serde(default)]
+    decoder: serde_json::Value,
+}
+
 fn json_style(decoder: &serde_json::Value) -> Result<JsonStyle> {
     let kind =
         |value: &serde_json::Value| value.get("type").and_then(|kind| kind.as_str()).unwrap_or("none").to_owned();

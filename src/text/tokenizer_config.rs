@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::weights::source::Folder;
+use crate::weights::source::{Folder, read_file};
 use crate::{Error, Result};
 
 /// Nothing beside a checkpoint's tensors is larger (the largest `tokenizer.json` has 35 MB).
@@ -132,10 +132,10 @@ impl TokenizerConfig {
                 self.roles.entry(role).or_insert_with(|| text.to_owned());
             }
         }
-        if self.additional.is_empty() {
-            if let Some(list) = map.get("additional_special_tokens").and_then(Value::as_array) {
-                self.additional = list.iter().filter_map(token_text).map(str::to_owned).collect();
-            }
+        if self.additional.is_empty()
+            && let Some(list) = map.get("additional_special_tokens").and_then(Value::as_array)
+        {
+            self.additional = list.iter().filter_map(token_text).map(str::to_owned).collect();
         }
     }
 
@@ -164,14 +164,5 @@ async fn read_json<T: serde::de::DeserializeOwned>(folder: &dyn Folder, name: &s
 
 /// A whole file of `folder`, `None` if it is not there.
 pub(super) async fn read(folder: &dyn Folder, name: &str) -> Result<Option<Vec<u8>>> {
-    let Some(source) = folder.open(name).await? else { return Ok(None) };
-    if source.len() > MAX_FILE {
-        return Err(Error::Config {
-            file: source.name().to_owned(),
-            reason: format!("{} bytes; a tokenizer file of more than {MAX_FILE} bytes cannot be right", source.len()),
-        });
-    }
-    let mut bytes = vec![0; source.len() as usize];
-    source.read(0, &mut bytes).await?;
-    Ok(Some(bytes))
+    read_file(folder, name, MAX_FILE).await
 }

@@ -6,7 +6,7 @@ use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, Epilogue, Norm};
 use crate::tensor::{Matrix, Tensor};
-use crate::weights::config::{ClipConfig, SelectFeature};
+use crate::weights::config::ClipConfig;
 
 /// A CLIP vision transformer.
 #[derive(Debug)]
@@ -20,17 +20,11 @@ pub struct ClipVit {
     positions: Tensor,
     pre_norm: Norm,
     layers: Vec<ClipLayer>,
-    keep_class: bool,
 }
 
 impl ClipVit {
     /// Loads the layers that hidden state `select_layer` takes ([`ClipConfig::layers_before`]).
-    pub async fn load(
-        loader: &Loader,
-        config: &ClipConfig,
-        select_layer: i32,
-        select_feature: SelectFeature,
-    ) -> Result<Self> {
+    pub async fn load(loader: &Loader, config: &ClipConfig, select_layer: i32) -> Result<Self> {
         let width = config.hidden_size;
         let needed = config.layers_before(select_layer)?;
         let model = loader.pp("vision_model");
@@ -61,24 +55,24 @@ impl ClipVit {
             positions: embeddings.upload("positions", &[1 + patches, width], &positions).await?,
             pre_norm: model.layer_norm("pre_layrnorm", width, config.layer_norm_eps).await?, // the checkpoints' spelling
             layers,
-            keep_class: select_feature == SelectFeature::ClassAndPatch,
         })
     }
 
-    /// Pixels [3, image_size, image_size] -> features [patches, width] (one row more, first, where the class token is kept).
+    /// Patches of a picture, each of which gives a feature.
+    pub fn patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Pixels [3, image_size, image_size] -> features [patches, width].
     pub fn forward(&self, recorder: &mut Recorder, pixels: &Tensor) -> Result<Tensor> {
         let side = self.image_size;
-        let patches = (side / self.patch_size).pow(2);
-        let patches = ops::patches(recorder, pixels, (side, side, 3), true, self.patch_size, 0, patches)?;
+        let patches = ops::patches(recorder, pixels, (side, side, 3), true, self.patch_size, 0, self.patches())?;
         let embeddings = Tensor::temporary(recorder.gpu(), self.positions.shape(), "embeddings")?;
         self.positions.copy_to(recorder, &embeddings, 0);
         ops::linear_add(recorder, &patches, &self.patch_embedding, Epilogue::default(), &embeddings, 1)?;
         let x = ops::norm(recorder, &embeddings, &self.pre_norm)?;
         for layer in &self.layers {
             layer.forward(recorder, &x)?;
-        }
-        if self.keep_class {
-            return Ok(x);
         }
         let features = Tensor::temporary(recorder.gpu(), &[x.rows() - 1, x.columns()], "features")?;
         x.slice_rows(1..x.rows()).copy_to(recorder, &features, 0);

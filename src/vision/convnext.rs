@@ -32,7 +32,7 @@ impl ConvNextConfig {
         let mut config = Self { depths: [0; 4], widths: [0; 4] };
         for stage in 0..4 {
             let stage_weights = weights.pp("stages").pp(stage);
-            config.depths[stage] = stage_weights.count("blocks.{}.conv_dw.weight");
+            config.depths[stage] = stage_weights.count("blocks");
             let [width, ..] = stage_weights.dims::<4>("blocks.0.conv_dw.weight")?;
             config.widths[stage] = width;
         }
@@ -59,11 +59,12 @@ pub struct ConvNext {
     stem: Matrix,
     stem_bias: Tensor,
     stem_norm: Norm,
-    stages: Vec<Stage>,
+    stages: [Stage; 4],
 }
 
+/// Blocks at one resolution.
 #[derive(Debug)]
-struct Stage {
+pub struct Stage {
     downsample: Option<Downsample>,
     blocks: Vec<Block>,
 }
@@ -102,6 +103,7 @@ impl ConvNext {
                     .await?,
             );
         }
+        let stages = stages.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))?;
         let width = config.widths[0];
         Ok(Self {
             stem: stem.matrix("0.weight", width, 3 * 16).await?,
@@ -111,8 +113,8 @@ impl ConvNext {
         })
     }
 
-    /// Pixels [3, size, size] -> the raw outputs of the four stages, at strides 4, 8, 16 and 32. `size` is a multiple of 32.
-    pub fn forward(&self, recorder: &mut Recorder, pixels: &Tensor, size: usize) -> Result<[FeatureMap; 4]> {
+    /// Pixels [3, size, size] -> the map that the stages work on, at a stride of 4. `size` is a multiple of 32.
+    pub fn stem(&self, recorder: &mut Recorder, pixels: &Tensor, size: usize) -> Result<FeatureMap> {
         if size == 0 || !size.is_multiple_of(32) {
             return Err(Error::WrongShape {
                 name: "high-resolution view".to_owned(),
@@ -125,13 +127,12 @@ impl ConvNext {
         let bias = Epilogue { bias: Some(&self.stem_bias), ..Default::default() };
         let pixels = ops::linear(recorder, &patches, &self.stem, bias)?;
         let pixels = ops::norm(recorder, &pixels, &self.stem_norm)?;
-        let mut x = FeatureMap { height: side, width: side, pixels };
-        let mut maps = Vec::with_capacity(4);
-        for stage in &self.stages {
-            x = stage.forward(recorder, &x)?;
-            maps.push(x.clone());
-        }
-        maps.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))
+        Ok(FeatureMap { height: side, width: side, pixels })
+    }
+
+    /// The four stages, each working on the raw output of the one before, at strides of 4, 8, 16 and 32.
+    pub fn stages(&self) -> &[Stage; 4] {
+        &self.stages
     }
 }
 
@@ -155,7 +156,8 @@ impl Stage {
         Ok(Self { downsample, blocks })
     }
 
-    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
+    /// The stage's raw output. The first stage works in place.
+    pub fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
         let x = match &self.downsample {
             Some(downsample) => downsample.forward(recorder, x)?,
             None => x.clone(),

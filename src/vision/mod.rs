@@ -6,9 +6,9 @@ mod mining;
 mod projector;
 
 use crate::gpu::{Gpu, Recorder};
-use crate::image::{Preprocess, Rgb8, Views};
+use crate::image::{Preprocess, Views};
 use crate::load::{Loader, OnProgress};
-use crate::ops::{FeatureMap, MiningMap};
+use crate::ops::{self, FeatureMap, MiningMap};
 use crate::tensor::{Precision, Tensor};
 use crate::weights::config::{AspectRatio, ClipConfig, VisionConfig};
 use crate::weights::mgm::VisionWeights;
@@ -106,33 +106,16 @@ impl Vision {
         if config.high_hidden_size != convnext.channels() {
             return Err(mismatch("mm_hidden_size_aux", config.high_hidden_size, convnext.channels()));
         }
-        let vision = Self {
+        // Of all tiles; the global view's windows have as many cells, of more texels.
+        let window = config.high_image_size / 4 / config.grid / clip.grid();
+        ops::check_windows(window, if config.global { config.grid } else { 1 })?;
+        Ok(Self {
             image_size: clip.image_size,
-            clip: ClipVit::load(&parts.clip, clip, config.select_layer, config.select_feature).await?,
+            clip: ClipVit::load(&parts.clip, clip, config.select_layer).await?,
             convnext: ConvNext::load(&parts.convnext, convnext).await?,
             mining: PatchInfoMining::load(&parts.mining, config.hidden_size, config.high_hidden_size).await?,
             projector: Projector::load(&parts.projector, config.projector, config.hidden_size, hidden_size).await?,
             config,
-        };
-        vision.check_window(clip)?;
-        Ok(vision)
-    }
-
-    /// Every low-resolution token must lie over a whole square of cells of the high-resolution map.
-    fn check_window(&self, clip: &ClipConfig) -> Result<()> {
-        let side = clip.grid();
-        let cells = self.config.high_image_size / 4 / self.config.grid;
-        if self.config.high_image_size.is_multiple_of(32 * self.config.grid) && side > 0 && cells.is_multiple_of(side) {
-            return Ok(());
-        }
-        Err(Error::Config {
-            file: "config.json".to_owned(),
-            reason: format!(
-                "image_size_aux {} gives tiles of {cells} cells a side, which is not a multiple of the {side} tokens that \
-                 CLIP has a side (sizes are multiples of {})",
-                self.config.high_image_size,
-                4 * side * self.config.grid
-            ),
         })
     }
 
@@ -148,36 +131,47 @@ impl Vision {
         }
     }
 
-    /// Visual tokens of a picture.
-    pub fn encode_image(&self, recorder: &mut Recorder, image: &Rgb8) -> Result<Encoded> {
-        self.encode(recorder, &self.preprocess().views(image)?)
-    }
-
-    /// Visual tokens of a picture's views.
-    pub fn encode(&self, recorder: &mut Recorder, views: &Views) -> Result<Encoded> {
-        self.encode_attended(recorder, views, None)
-    }
-
     /// Cells of the high-resolution map along one side.
     pub fn cells(&self) -> usize {
         self.config.high_image_size / 4
     }
 
-    /// The same; `attended` [cells * cells] takes the weight that each cell of the high-resolution map got from the token of
-    /// its tile that mined it.
-    pub fn encode_attended(
+    /// Visual tokens that a picture gives.
+    pub fn tokens(&self) -> usize {
+        let tiles = self.config.grid * self.config.grid + usize::from(self.config.global);
+        tiles * self.clip.patches()
+    }
+
+    /// Visual tokens of a picture's views, computed when this returns. `attended` [cells * cells] takes the weight that each
+    /// cell of the high-resolution map got from the token of its tile that mined it. `on_step` hears of stages of the work
+    /// that are done, and how many there are; it gives `false` to stop.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if it was stopped.
+    pub async fn encode(
         &self,
         recorder: &mut Recorder,
         views: &Views,
         attended: Option<&Tensor>,
+        on_step: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Encoded> {
         let (grid, size) = (self.config.grid, self.config.high_image_size);
+        let mut steps = Steps { done: 0, all: self.convnext.stages().len() + views.low.len() + 1, on_step };
         let pixels = Tensor::upload(recorder, &[3, size, size], &views.high, "high-resolution view")?;
-        let high = self.convnext.forward(recorder, &pixels, size)?;
+        let mut x = self.convnext.stem(recorder, &pixels, size)?;
+        let mut high = Vec::new();
+        for stage in self.convnext.stages() {
+            x = stage.forward(recorder, &x)?;
+            high.push(x.clone());
+            steps.step(recorder).await?;
+        }
+        let high: [FeatureMap; 4] =
+            high.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))?;
         let mut low = Vec::new();
         for tile in &views.low {
             let pixels = Tensor::upload(recorder, &[3, self.image_size, self.image_size], tile, "low-resolution view")?;
             low.push(self.clip.forward(recorder, &pixels)?);
+            steps.step(recorder).await?;
         }
 
         // The global tile is last among the views and first among the tokens; it looks at the averaged map.
@@ -210,6 +204,22 @@ impl Vision {
             row += tile.rows();
         }
         let tokens = self.projector.forward(recorder, &all)?;
+        steps.step(recorder).await?;
         Ok(Encoded { low, high, mined, tokens })
+    }
+}
+
+/// Work in stages that are waited for, so that progress is true and a stop takes effect.
+struct Steps<'a> {
+    done: usize,
+    all: usize,
+    on_step: &'a mut dyn FnMut(usize, usize) -> bool,
+}
+
+impl Steps<'_> {
+    async fn step(&mut self, recorder: &mut Recorder) -> Result<()> {
+        recorder.finish().await?;
+        self.done += 1;
+        if (self.on_step)(self.done, self.all) { Ok(()) } else { Err(Error::Cancelled) }
     }
 }

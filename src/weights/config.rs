@@ -118,15 +118,6 @@ pub enum AspectRatio {
     Crop,
 }
 
-/// Which of CLIP's tokens are features.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SelectFeature {
-    /// Those of the patches.
-    Patch,
-    /// The class token too.
-    ClassAndPatch,
-}
-
 /// The projector from features to embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Projector {
@@ -149,8 +140,6 @@ pub struct VisionConfig {
     pub high_hidden_size: usize,
     /// Which of CLIP's hidden states is the feature: from the end if negative.
     pub select_layer: i32,
-    /// Which tokens of it.
-    pub select_feature: SelectFeature,
     /// The projector.
     pub projector: Projector,
     /// Side of the high-resolution view in pixels.
@@ -161,8 +150,6 @@ pub struct VisionConfig {
     pub global: bool,
     /// How pictures become squares.
     pub aspect_ratio: AspectRatio,
-    /// Whether the low-resolution tower was trained.
-    pub optimize_tower: bool,
     /// Whether the high-resolution tower was trained, so that its weights are the checkpoint's own.
     pub optimize_high_tower: bool,
 }
@@ -219,7 +206,6 @@ struct Raw {
     image_grid: Option<u64>,
     image_global: Option<bool>,
     image_aspect_ratio: Option<String>,
-    optimize_vision_tower: Option<bool>,
     optimize_vision_tower_aux: Option<bool>,
     tokenizer_model_max_length: Option<u64>,
 }
@@ -270,7 +256,7 @@ pub(crate) const MAX_HEADS: usize = 1 << 10;
 const MAX_HEAD_DIM: usize = 1 << 10;
 pub(crate) const MAX_VOCABULARY: usize = 1 << 24;
 pub(crate) const MAX_POSITIONS: usize = 1 << 24;
-const MAX_EXPERTS: usize = 1 << 10;
+const MAX_EXPERTS: usize = 64;
 pub(crate) const MAX_IMAGE_SIZE: usize = 1 << 13;
 const MAX_GRID: usize = 8;
 
@@ -461,11 +447,10 @@ impl Raw {
         if self.mm_use_im_start_end == Some(true) {
             return unsupported("mm_use_im_start_end", "true", "false");
         }
-        let select_feature = match self.mm_vision_select_feature.as_deref() {
-            None | Some("patch") => SelectFeature::Patch,
-            Some("cls_patch") => SelectFeature::ClassAndPatch,
-            Some(other) => return unsupported("mm_vision_select_feature", other, "patch and cls_patch"),
-        };
+        // The class token has no window to mine.
+        if let Some(other) = self.mm_vision_select_feature.as_deref().filter(|feature| *feature != "patch") {
+            return unsupported("mm_vision_select_feature", other, "patch");
+        }
         let projector = self.mm_projector_type.as_deref().unwrap_or("linear");
         let projector = match projector {
             "identity" => Projector::Identity,
@@ -488,7 +473,6 @@ impl Raw {
             hidden_size: file.size("mm_hidden_size", self.mm_hidden_size, MAX_WIDTH)?,
             high_hidden_size: file.size("mm_hidden_size_aux", self.mm_hidden_size_aux, MAX_WIDTH)?,
             select_layer,
-            select_feature,
             projector,
             high_image_size: file.size("image_size_aux", self.image_size_aux, MAX_IMAGE_SIZE)?,
             grid: file.size("image_grid", Some(self.image_grid.unwrap_or(1)), MAX_GRID)?,
@@ -497,7 +481,6 @@ impl Raw {
                 Some("pad") => AspectRatio::Pad,
                 _ => AspectRatio::Crop,
             },
-            optimize_tower: self.optimize_vision_tower.unwrap_or(false),
             optimize_high_tower: self.optimize_vision_tower_aux.unwrap_or(false),
         }))
     }
@@ -531,14 +514,8 @@ fn token_ids(file: File, key: &str, value: Option<&Value>) -> Result<Vec<u32>> {
 pub struct GenerationConfig {
     /// Ids that end an answer.
     pub eos_tokens: Vec<u32>,
-    /// Whether to sample rather than take the likeliest token.
-    pub do_sample: Option<bool>,
-    /// Divisor of the logits.
-    pub temperature: Option<f32>,
     /// Probability that the kept tokens share.
     pub top_p: Option<f32>,
-    /// How many tokens are kept.
-    pub top_k: Option<u32>,
 }
 
 impl GenerationConfig {
@@ -550,25 +527,14 @@ impl GenerationConfig {
         #[derive(Deserialize)]
         struct Raw {
             eos_token_id: Option<Value>,
-            do_sample: Option<bool>,
-            temperature: Option<f32>,
             top_p: Option<f32>,
-            top_k: Option<u32>,
         }
         let file = File(file);
         let raw: Raw = file.parse(bytes)?;
-        for (key, value, limit) in [("temperature", raw.temperature, 1000.0), ("top_p", raw.top_p, 1.0)] {
-            if value.is_some_and(|value| !(0.0..=limit).contains(&value)) {
-                return Err(file.error(format!("{key} is {value:?}, expected 0 to {limit}")));
-            }
+        if let Some(top_p) = raw.top_p.filter(|top_p| !(0.0..=1.0).contains(top_p)) {
+            return Err(file.error(format!("top_p is {top_p}, expected 0 to 1")));
         }
-        Ok(Self {
-            eos_tokens: token_ids(file, "eos_token_id", raw.eos_token_id.as_ref())?,
-            do_sample: raw.do_sample,
-            temperature: raw.temperature,
-            top_p: raw.top_p,
-            top_k: raw.top_k,
-        })
+        Ok(Self { eos_tokens: token_ids(file, "eos_token_id", raw.eos_token_id.as_ref())?, top_p: raw.top_p })
     }
 }
 
@@ -661,7 +627,7 @@ impl ClipConfig {
         Self {
             hidden_size: size("hidden_size", hidden_size, MAX_WIDTH)?,
             intermediate_size: size("intermediate_size", intermediate_size, MAX_WIDTH)?,
-            num_layers: size("num_hidden_layers", model.count("encoder.layers.{}.mlp.fc1.weight"), MAX_LAYERS)?,
+            num_layers: size("num_hidden_layers", model.count("encoder.layers"), MAX_LAYERS)?,
             num_heads: size("num_attention_heads", hidden_size / HEAD_DIM, MAX_HEADS)?,
             image_size: size("image_size", side.saturating_mul(patch_size), MAX_IMAGE_SIZE)?,
             patch_size: size("patch_size", patch_size, MAX_IMAGE_SIZE)?,
@@ -857,12 +823,7 @@ pub(super) mod tests {
     fn generation_and_clip_configurations_are_read() {
         let generation =
             GenerationConfig::parse("g", br#"{"eos_token_id": [1, 107], "top_p": 0.9, "do_sample": true}"#);
-        let expected = GenerationConfig {
-            eos_tokens: vec![1, 107],
-            do_sample: Some(true),
-            top_p: Some(0.9),
-            ..GenerationConfig::default()
-        };
+        let expected = GenerationConfig { eos_tokens: vec![1, 107], top_p: Some(0.9) };
         assert_eq!(generation.unwrap(), expected);
         assert!(GenerationConfig::parse("g", br#"{"top_p": 2.0}"#).is_err());
         let clip = json!({"hidden_size": 64, "num_attention_heads": 4, "image_size": 336, "patch_size": 14});

@@ -22,6 +22,9 @@ const MAX_DIMENSIONS: usize = 4;
 /// Arrays in arrays, at most.
 const MAX_NESTING: usize = 4;
 
+/// Elements of all arrays together, at most: vocabularies and merges have some hundred thousand.
+const MAX_ELEMENTS: usize = 1 << 22;
+
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -144,6 +147,8 @@ type Parsed<T> = std::result::Result<T, Problem>;
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Of all arrays so far.
+    elements: usize,
 }
 
 impl Reader<'_> {
@@ -208,6 +213,10 @@ impl Reader<'_> {
                 if (self.bytes.len() - self.at) as u64 / size < count as u64 {
                     return Err(Problem::NeedsMore);
                 }
+                self.elements += count;
+                if self.elements > MAX_ELEMENTS {
+                    return self.fail(format!("arrays of more than {MAX_ELEMENTS} elements in all"));
+                }
                 let mut values = Vec::with_capacity(count);
                 for _ in 0..count {
                     values.push(self.value(kind, nesting + 1)?);
@@ -223,7 +232,7 @@ impl Reader<'_> {
 }
 
 fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
-    let mut reader = Reader { bytes, at: 0 };
+    let mut reader = Reader { bytes, at: 0, elements: 0 };
     if reader.take()? != *MAGIC {
         return Err(Problem::Malformed(0, "the first four bytes are not \"GGUF\"".to_owned()));
     }

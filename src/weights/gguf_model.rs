@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Sizes beyond which no model makes sense.
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
-const MAX_EXPERTS: usize = 256;
+const MAX_EXPERTS: usize = 64;
 
 /// An opened GGUF file. Only its header is in memory.
 #[derive(Debug, Clone)]

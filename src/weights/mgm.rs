@@ -479,7 +479,7 @@ fn convnext_tensors(weights: &Weights) -> Vec<Expected> {
             with_bias(&mut tensors, &format!("stages.{stage}.downsample.0"), &[below]);
             with_bias(&mut tensors, &format!("stages.{stage}.downsample.1"), &[channels, below, 2, 2]);
         }
-        for block in 0..weights.count(&format!("stages.{stage}.blocks.{{}}.gamma")).max(1) {
+        for block in 0..weights.pp("stages").pp(stage).count("blocks").max(1) {
             let block = format!("stages.{stage}.blocks.{block}");
             let wide = channels.saturating_mul(4);
             tensors.push((format!("{block}.gamma"), vec![channels]));

@@ -1,5 +1,6 @@
 //! Tensors under a prefix of their names, as a model's layers ask for them.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
 use std::rc::Rc;
@@ -123,10 +124,12 @@ impl Weights {
         self.checkpoint.read_packed(&self.full_name(name), rows).await
     }
 
-    /// How many numbered tensors there are in a row: with the pattern `layers.{}.norm.weight`, how many of
-    /// `layers.0.norm.weight`, `layers.1.norm.weight` and so on.
-    pub fn count(&self, pattern: &str) -> usize {
-        (0..).take_while(|index: &usize| self.contains(&pattern.replacen("{}", &index.to_string(), 1))).count()
+    /// How many numbers there are behind `part`: of `layers.0.w`, `layers.0.b`, `layers.1.w`, 2 behind `layers`. Where one
+    /// is left out, as many are counted, so that loading all of them names what is missing.
+    pub fn count(&self, part: impl Display) -> usize {
+        let part = self.pp(part);
+        let numbers = part.names().filter_map(|name| name.split('.').next()?.parse::<usize>().ok());
+        numbers.collect::<BTreeSet<_>>().len()
     }
 }
 
@@ -146,7 +149,7 @@ mod tests {
         ]);
         let folder = MemoryFolder::new([("model.safetensors", bytes)]);
         let weights = Weights::new(Rc::new(pollster::block_on(Checkpoint::open(&folder, MODEL_FILES)).unwrap()));
-        assert_eq!(weights.count("m.layers.{}.w"), 2);
+        assert_eq!((weights.count("m.layers"), weights.pp("m").count("layers"), weights.count("n")), (3, 3, 0));
         let layers = weights.pp("m").pp("layers");
         assert_eq!(layers.names().collect::<Vec<_>>(), ["0.w", "1.w", "3.w"]);
         let layer = layers.pp(0);

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use js_sys::Function;
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::image::Rgb8;
+use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::session::{AnswerOptions, Chat, Event, FinishReason, LoadOptions, Model};
+use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model};
 use mgm::tensor::Precision;
 use mgm::text::conversation::{Template, Turn};
 use mgm::weights::gguf_model::GgufModel;
@@ -226,7 +227,7 @@ async fn answer(
 ) -> mgm::Result<AnswerReport> {
     let mut on_event = |event: Event<'_>| match event {
         Event::DroppedTurns(count) => tell(on_event, "dropped", &(count as f64).into()),
-        Event::Looked => tell(on_event, "looked", &JsValue::NULL),
+        Event::Looking(done, of) => tell(on_event, "looking", &(done as f64 / of.max(1) as f64).into()),
         Event::Prefill(done, of) => tell(on_event, "prefill", &(done as f64 / of.max(1) as f64).into()),
         Event::Token(id) => tell(on_event, "token", &id.into()),
         Event::Text(text) => tell(on_event, "text", &text.into()),

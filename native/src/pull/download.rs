@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use mgm::{Error, Result};
+use mgm_native::files::{hex, io_error};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Response, StatusCode};
@@ -78,7 +79,7 @@ impl Client {
             return Ok(());
         }
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| io_error(folder, &error))?;
+            std::fs::create_dir_all(folder).map_err(|error| io_error(folder, error))?;
         }
         let mut wrong = 0;
         loop {
@@ -230,7 +231,7 @@ impl Part {
             .append(true)
             .open(&path)
             .and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (length, handle) = opened.map_err(|error| io_error(&path, &error))?;
+        let (length, handle) = opened.map_err(|error| io_error(&path, error))?;
         let mut part = Self { path, file: handle, length, size: file.size };
         if part.length > file.size {
             part.restart()?;
@@ -239,7 +240,7 @@ impl Part {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|error| io_error(&self.path, &error))?;
+        self.file.write_all(bytes).map_err(|error| io_error(&self.path, error))?;
         self.length += bytes.len() as u64;
         Ok(())
     }
@@ -247,16 +248,16 @@ impl Part {
     fn restart(&mut self) -> Result<()> {
         self.length = 0;
         let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
-        emptied.map(|_| ()).map_err(|error| io_error(&self.path, &error))
+        emptied.map(|_| ()).map_err(|error| io_error(&self.path, error))
     }
 
     /// Checks the content and gives the file its name. A wrong one is removed.
     fn finish(self, path: &Path, file: &HubFile) -> Result<()> {
-        self.file.sync_all().map_err(|error| io_error(&self.path, &error))?;
+        self.file.sync_all().map_err(|error| io_error(&self.path, error))?;
         if is_right(&self.path, file)? {
-            return std::fs::rename(&self.path, path).map_err(|error| io_error(path, &error));
+            return std::fs::rename(&self.path, path).map_err(|error| io_error(path, error));
         }
-        std::fs::remove_file(&self.path).map_err(|error| io_error(&self.path, &error))?;
+        std::fs::remove_file(&self.path).map_err(|error| io_error(&self.path, error))?;
         Err(Error::Malformed {
             file: path.display().to_string(),
             offset: 0,
@@ -268,7 +269,6 @@ impl Part {
 
 /// Whether a file's content is what its digest says; `true` where there is none.
 fn is_right(path: &Path, file: &HubFile) -> Result<bool> {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     Ok(match &file.digest {
         None => true,
         Some(Digest::Sha256(expected)) => hex(&hash(path, Sha256::new())?) == *expected,
@@ -291,12 +291,8 @@ fn hash<D: sha2::Digest>(path: &Path, mut hasher: D) -> Result<Vec<u8>> {
             }
         }
     };
-    read().map_err(|error| io_error(path, &error))?;
+    read().map_err(|error: std::io::Error| io_error(path, error))?;
     Ok(hasher.finalize().to_vec())
-}
-
-fn io_error(path: &Path, error: &std::io::Error) -> Error {
-    Error::Io { file: path.display().to_string(), reason: error.to_string() }
 }
 
 fn network(url: &str, reason: &str) -> Error {

@@ -13,6 +13,7 @@ use indicatif::ProgressBar;
 use mgm::weights::bundle::MANIFEST;
 use mgm::weights::checkpoint::{MODEL_FILES, OPEN_CLIP_FILES};
 use mgm::{Error, Result};
+use mgm_native::files::io_error;
 use serde::Deserialize;
 
 use crate::args::PullArgs;
@@ -188,9 +189,8 @@ struct Tower {
 /// The towers named in a `config.json`. They are named by the folders of whoever trained the model; the repositories that
 /// those were copies of are known (Mini-Gemini's instructions name them).
 fn towers_of(config: &Path) -> Result<Vec<Tower>> {
-    let io_error = |reason: String| Error::Io { file: config.display().to_string(), reason };
-    let bytes = std::fs::read(config).map_err(|error| io_error(error.to_string()))?;
-    let towers: Towers = serde_json::from_slice(&bytes).map_err(|error| io_error(error.to_string()))?;
+    let bytes = std::fs::read(config).map_err(|error| io_error(config, error))?;
+    let towers: Towers = serde_json::from_slice(&bytes).map_err(|error| io_error(config, error))?;
     let known = |path: String| {
         let name = path.rsplit('/').next().unwrap_or(&path).to_owned();
         let (repo, weights) = match name.as_str() {

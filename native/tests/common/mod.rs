@@ -1,0 +1,23 @@
+//! What several test files need.
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// The folder of the golden cases.
+pub fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
+}
+
+/// A case's `expected.json`.
+pub fn expected(case: &str) -> Value {
+    let file = goldens().join(case).join("expected.json");
+    serde_json::from_slice(&fs::read(file).expect("expected.json")).expect("JSON")
+}
+
+/// A string of it.
+pub fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
