@@ -341,6 +341,11 @@ pub struct Chat {
 }
 
 impl Chat {
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// The conversation so far.
     pub fn conversation(&self) -> &Conversation {
         &self.conversation

@@ -173,6 +173,45 @@ pub struct ChatArgs {
     /// Print one JSON object and nothing else on standard output
     #[arg(long, requires = "prompt")]
     pub json: bool,
+    #[command(flatten)]
+    pub drawing: DrawingArgs,
+}
+
+/// Pictures in answers.
+#[derive(Debug, Args)]
+pub struct DrawingArgs {
+    /// Stable Diffusion XL model (folder or single file) that paints what an answer describes between <h> and </h>
+    #[arg(long, value_name = "MODEL")]
+    pub generate: Option<PathBuf>,
+    /// Ask for a picture with every --prompt [default: with those that contain the word "generate"]
+    #[arg(long = "gen", requires = "generate")]
+    pub always: bool,
+    /// PNG file for the picture; further ones are numbered
+    #[arg(long, value_name = "FILE", default_value = "picture.png", requires = "generate")]
+    pub out: PathBuf,
+    /// How the painting model's weights are stored: f32, f16, q8 [default: as in the file]
+    #[arg(long, value_name = "PRECISION", requires = "generate")]
+    pub generate_precision: Option<Precision>,
+    /// For a single file: folder with its tokenizers (see mgm generate)
+    #[arg(long, value_name = "DIR", requires = "generate")]
+    pub tokenizer: Option<PathBuf>,
+    /// LoRA file for the painting model; repeat it for several
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "generate")]
+    pub lora: Vec<LoraFile>,
+    #[command(flatten)]
+    pub picture: PictureArgs,
+}
+
+impl DrawingArgs {
+    /// The painting model, if there is to be one.
+    pub fn model(&self) -> Option<ModelArgs> {
+        Some(ModelArgs {
+            model: self.generate.clone()?,
+            tokenizer: self.tokenizer.clone(),
+            lora: self.lora.clone(),
+            precision: self.generate_precision,
+        })
+    }
 }
 
 /// Which model paints, and how it is kept.
@@ -204,10 +243,10 @@ pub struct LoraFile {
 #[derive(Debug, Clone, Args)]
 pub struct PictureArgs {
     /// Steps of the scheduler
-    #[arg(long, default_value_t = 50, value_parser = parse_steps)]
+    #[arg(long, default_value_t = 50, value_parser = parse_steps, allow_hyphen_values = true)]
     pub steps: usize,
     /// How closely to follow the prompt; 1 leaves the negative prompt out and takes half the time
-    #[arg(long, default_value_t = 5.0, value_parser = parse_guidance)]
+    #[arg(long, default_value_t = 5.0, value_parser = parse_guidance, allow_hyphen_values = true)]
     pub guidance: f32,
     /// Pixels across and down, multiples of 8 [default: what the model was trained on, 1024x1024]
     #[arg(long, value_name = "WxH", value_parser = parse_picture_size)]
@@ -240,13 +279,13 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub seed: Option<u64>,
     /// How many pictures
-    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_batch)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_batch, allow_hyphen_values = true)]
     pub batch: usize,
     /// Picture to begin with instead of noise
     #[arg(long, value_name = "FILE")]
     pub init_image: Option<PathBuf>,
     /// How much of it to paint over, above 0 up to 1 [default: 0.6]
-    #[arg(long, requires = "init_image", value_parser = parse_strength)]
+    #[arg(long, requires = "init_image", value_parser = parse_strength, allow_hyphen_values = true)]
     pub strength: Option<f32>,
     /// Noise to begin with instead of a seed's: a safetensors file whose only tensor, or the one called latents, is of unit variance
     /// and [1, 4, H / 8, W / 8]
@@ -269,7 +308,8 @@ pub struct PackArgs {
     /// Folder to write the bundle to
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// How the language model's weights are stored: f32, f16, q8, q4 [default: q4; a GGUF file's stay as they are]
+    /// How the language model's weights are stored: f32, f16, q8, q4 [default: q4; a GGUF file's stay as they are]; a painting
+    /// model's: f32, f16, q8 [default: f16]
     #[arg(long)]
     pub precision: Option<Precision>,
     /// The most bytes of a shard, such as 16M [default: 64M, which is also the most]

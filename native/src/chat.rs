@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use mgm::diffusion::answer::{NEGATIVE_PROMPT, REQUEST, asking_for_picture, picture_prompt, wants_picture};
+use mgm::diffusion::pipeline::Start;
 use mgm::gpu::Gpu;
 use mgm::image::{Rgb8, decode};
 use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, Model};
+use mgm::text::Turn;
 use mgm::weights::config::Activation;
 use mgm::weights::model_files::ModelFiles;
 use mgm_native::files::io_error;
@@ -21,11 +24,20 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 
 use crate::args::ChatArgs;
+use crate::generate::{Painter, Painting, PictureReport, numbered, outputs};
+use crate::picture::save;
 use crate::{Failure, progress};
 
 pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     // Images first: a wrong file name should not cost a load.
     let images = arguments.image.iter().map(|path| read_image(path)).collect::<mgm::Result<Vec<_>>>()?;
+    let drawing = match arguments.drawing.model() {
+        Some(model) => {
+            outputs(&arguments.drawing.out, 1)?;
+            Some((model.open().await?, model))
+        }
+        None => None,
+    };
     let mut opened = arguments.checkpoint.open().await?;
     let gelu = match arguments.gelu.as_deref() {
         Some("erf") => Some(Activation::GeluErf),
@@ -44,42 +56,46 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
     }
     let stop = Arc::new(AtomicBool::new(false));
+    install_interrupt(&stop)?;
     let (precision, stored) = opened.default_precision();
-    let mut options = LoadOptions {
+    let options = LoadOptions {
         precision: arguments.precision.unwrap_or(precision),
         keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
         template: arguments.conversation,
         on_progress: None,
     };
-    let plan = Plan::of_files(&opened, &options)?;
-    let bar = progress::bytes(plan.weights(), "loading");
-    let (counter, stopping) = (bar.clone(), stop.clone());
-    options.on_progress = Some(Rc::new(move |bytes| {
-        counter.inc(bytes);
-        !stopping.load(Ordering::Relaxed)
-    }));
-    install_interrupt(&stop)?;
-    let model = Rc::new(Model::open(&gpu, &opened, &options).await?);
-    bar.finish_and_clear();
-    drop(opened);
+    let mut language = Language::new(&gpu, opened, options, arguments.system, &stop)?;
+    let chat = language.load().await?;
+    let (sees, top_p) = (chat.model().sees(), chat.model().generation().top_p);
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     // Loading is not measured as a kernel.
     gpu.take_profile().await?;
 
     let seed = arguments.seed.unwrap_or_else(random_seed);
+    let drawing = match drawing {
+        Some((checkpoint, model)) => Some(Drawing {
+            painter: Painter::new(&gpu, checkpoint, &model, &arguments.drawing.picture, stop.clone())?,
+            out: arguments.drawing.out.clone(),
+            // Shorter, since it is told and may be given to other programs.
+            seed: arguments.seed.unwrap_or(seed >> 32),
+            pictures: 0,
+            always: arguments.drawing.always,
+        }),
+        None => None,
+    };
     let options = AnswerOptions {
         sampling: Sampling {
             temperature: arguments.temperature,
             top_k: arguments.top_k,
-            top_p: arguments.top_p.or(model.generation().top_p).unwrap_or(1.0),
+            top_p: arguments.top_p.or(top_p).unwrap_or(1.0),
         },
         seed,
         max_new_tokens: arguments.max_new_tokens as usize,
         begun: Vec::new(),
     };
-    let mut talk = Talk { chat: model.chat(arguments.system), options, stop, quiet: arguments.json };
+    let mut talk = Talk { language, drawing, options, stop, quiet: arguments.json };
     let result = if arguments.prompt.is_empty() {
-        talk.interactive(model.sees(), images).await
+        talk.interactive(sees, images).await
     } else {
         talk.one_shot(&arguments.prompt, images, load_ms, &gpu).await
     };
@@ -87,6 +103,95 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         note!("{}", gpu.take_profile().await?);
     }
     result
+}
+
+/// A language model with a conversation, on the device or, for a while, only in its files: it may have to make room for a model
+/// that paints.
+struct Language {
+    gpu: Gpu,
+    opened: ModelFiles,
+    options: LoadOptions,
+    system: Option<String>,
+    weights: u64,
+    stop: Arc<AtomicBool>,
+    chat: Option<Chat>,
+    /// The conversation, while there is no chat.
+    turns: Vec<Turn>,
+    /// All pictures of the conversation's turns.
+    images: Vec<Rgb8>,
+}
+
+impl Language {
+    fn new(
+        gpu: &Gpu,
+        opened: ModelFiles,
+        options: LoadOptions,
+        system: Option<String>,
+        stop: &Arc<AtomicBool>,
+    ) -> mgm::Result<Self> {
+        let weights = Plan::of_files(&opened, &options)?.weights();
+        Ok(Self {
+            gpu: gpu.clone(),
+            opened,
+            options,
+            system,
+            weights,
+            stop: stop.clone(),
+            chat: None,
+            turns: Vec::new(),
+            images: Vec::new(),
+        })
+    }
+
+    /// The conversation, its model on the device.
+    async fn load(&mut self) -> mgm::Result<&mut Chat> {
+        let chat = match self.chat.take() {
+            Some(chat) => chat,
+            None => {
+                let bar = progress::bytes(self.weights, "loading");
+                let (counter, stopping) = (bar.clone(), self.stop.clone());
+                let on_progress = Rc::new(move |bytes| {
+                    counter.inc(bytes);
+                    !stopping.load(Ordering::Relaxed)
+                });
+                let options = LoadOptions { on_progress: Some(on_progress), ..self.options.clone() };
+                let model = Model::open(&self.gpu, &self.opened, &options).await;
+                bar.finish_and_clear();
+                let mut chat = Rc::new(model?).chat(self.system.clone());
+                if !self.turns.is_empty() {
+                    chat.restore(self.system.clone(), self.turns.clone(), &self.images, &mut |_| true).await?;
+                }
+                chat
+            }
+        };
+        Ok(self.chat.insert(chat))
+    }
+
+    /// Gives the device's memory back; the conversation stays.
+    fn release(&mut self) {
+        if let Some(chat) = self.chat.take() {
+            self.turns.clone_from(&chat.conversation().turns);
+        }
+        self.gpu.trim();
+    }
+
+    fn reset(&mut self) {
+        self.turns.clear();
+        self.images.clear();
+        if let Some(chat) = &mut self.chat {
+            chat.reset();
+        }
+    }
+}
+
+/// A model that paints what answers describe.
+struct Drawing {
+    painter: Painter,
+    out: PathBuf,
+    seed: u64,
+    pictures: u64,
+    /// Ask for a picture with every question.
+    always: bool,
 }
 
 /// Ctrl-C asks to stop what is going on; a second one, when that was not heard, ends the program.
@@ -118,7 +223,8 @@ pub fn random_seed() -> u64 {
 
 /// A conversation in a terminal or for a program.
 struct Talk {
-    chat: Chat,
+    language: Language,
+    drawing: Option<Drawing>,
     options: AnswerOptions,
     stop: Arc<AtomicBool>,
     /// Print nothing while answers are made.
@@ -132,6 +238,8 @@ struct TurnReport {
     text: String,
     finish_reason: &'static str,
     timings: Timings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<PictureReport>,
 }
 
 #[derive(Serialize)]
@@ -154,6 +262,13 @@ impl Talk {
     /// Asks, streaming the answer to standard output unless quiet.
     async fn ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, Failure> {
         self.stop.store(false, Ordering::Relaxed);
+        if let (Some(drawing), None, Some(limit)) =
+            (&mut self.drawing, &self.language.chat, self.language.gpu.memory().limit)
+            && self.language.gpu.memory().allocated + self.language.weights > limit
+        {
+            drawing.painter.diffusion().release();
+        }
+        let chat = self.language.load().await?;
         let bar = progress::count(0, "reading");
         let mut output = Ok(());
         let (stop, quiet) = (self.stop.clone(), self.quiet);
@@ -191,10 +306,49 @@ impl Talk {
             }
             output.is_ok() && !stop.load(Ordering::Relaxed)
         };
-        let answer = self.chat.ask(question, images, &self.options, &mut on_event).await;
+        let answer = chat.ask(question, images, &self.options, &mut on_event).await;
         bar.finish_and_clear();
         output?;
-        Ok(answer?)
+        let answer = answer?;
+        if self.drawing.is_some() {
+            self.language.images.extend_from_slice(images);
+        }
+        Ok(answer)
+    }
+
+    /// The question as it is put to the model: with a request for a picture behind it, where one is wanted and can be painted.
+    fn worded(&self, question: &str, wanted: bool) -> String {
+        match &self.drawing {
+            Some(drawing) if wanted || drawing.always || wants_picture(question) => asking_for_picture(question),
+            _ => question.to_owned(),
+        }
+    }
+
+    /// Paints what an answer describes; `None` if it describes nothing, or nobody paints.
+    async fn draw(&mut self, answer: &str) -> Result<Option<PictureReport>, Failure> {
+        let Some(drawing) = &mut self.drawing else { return Ok(None) };
+        let Some(prompt) = picture_prompt(answer) else { return Ok(None) };
+        let gpu = self.language.gpu.clone();
+        if let Some(limit) = gpu.memory().limit
+            && gpu.memory().allocated + drawing.painter.diffusion().missing_bytes() > limit
+        {
+            self.language.release();
+        }
+        let size = drawing.painter.size();
+        let seed = drawing.seed.wrapping_add(drawing.pictures);
+        let painting = Painting { prompt, negative: Some(NEGATIVE_PROMPT), start: Start::Noise, seed };
+        let painted = drawing.painter.paint(painting, size).await?;
+        drawing.pictures += 1;
+        let file = match drawing.pictures {
+            1 => drawing.out.clone(),
+            number => numbered(&drawing.out, number as usize),
+        };
+        save(&file, &painted.image, &painted.settings)?;
+        drawing.painter.show(&painted.image)?;
+        if !self.quiet {
+            note!("mgm: note: the picture is in {}", file.display());
+        }
+        Ok(Some(PictureReport::new(&file, painted)))
     }
 
     async fn one_shot(
@@ -208,10 +362,14 @@ impl Talk {
         let mut vision_ms = 0.0;
         let mut images = Some(images);
         for prompt in prompts {
-            let answer = self.ask(prompt, &images.take().unwrap_or_default()).await?;
+            let answer = self.ask(&self.worded(prompt, false), &images.take().unwrap_or_default()).await?;
             if !self.quiet {
                 writeln!(std::io::stdout())?;
             }
+            let picture = match answer.finish_reason {
+                FinishReason::Cancelled => None,
+                _ => self.draw(&answer.text).await?,
+            };
             vision_ms += answer.vision_ms;
             let cancelled = answer.finish_reason == FinishReason::Cancelled;
             turns.push(TurnReport {
@@ -229,6 +387,7 @@ impl Talk {
                     FinishReason::Length => "length",
                     FinishReason::Cancelled => "cancelled",
                 },
+                picture,
             });
             if cancelled {
                 break;
@@ -242,13 +401,30 @@ impl Talk {
         Ok(())
     }
 
+    /// A question, its answer and what is painted for it.
+    async fn turn(&mut self, line: &str, images: &[Rgb8]) -> Result<(), Failure> {
+        let asked = line.strip_prefix("/gen").map(str::trim);
+        let question = self.worded(asked.unwrap_or(line), asked.is_some());
+        let answer = self.ask(&question, images).await?;
+        let stopped = answer.finish_reason == FinishReason::Cancelled;
+        writeln!(std::io::stdout(), "{}", if stopped { " [stopped]" } else { "" })?;
+        if !stopped {
+            let picture = self.draw(&answer.text).await?;
+            if picture.is_none() && self.drawing.is_some() && question.ends_with(REQUEST) {
+                note!("mgm: note: the answer describes no picture (nothing between <h> and </h>)");
+            }
+        }
+        Ok(())
+    }
+
     /// Questions line by line until the end of input.
     async fn interactive(&mut self, sees: bool, mut images: Vec<Rgb8>) -> Result<(), Failure> {
         let terminal = std::io::stdin().is_terminal();
         let mut lines = Lines::open(terminal)?;
         if terminal {
             note!(
-                "/image FILE adds an image to the next question, /reset starts over, /quit leaves; Ctrl-C stops an answer"
+                "/image FILE adds an image to the next question, {}/reset starts over, /quit leaves; Ctrl-C stops an answer",
+                if self.drawing.is_some() { "/gen TEXT asks for a picture, " } else { "" }
             );
         }
         while let Some(line) = lines.next()? {
@@ -258,7 +434,7 @@ impl Talk {
                 "" => continue,
                 "/quit" | "/exit" => break,
                 "/reset" => {
-                    self.chat.reset();
+                    self.language.reset();
                     images.clear();
                     note!("a new conversation");
                 }
@@ -268,17 +444,20 @@ impl Talk {
                     Ok(image) => images.push(image),
                     Err(error) => note!("mgm: error: {error}"),
                 },
-                command if command.starts_with('/') => {
-                    note!("mgm: error: unknown command {command}; there are /image FILE, /reset and /quit");
+                "/gen" if self.drawing.is_none() => {
+                    note!("mgm: error: nothing to paint with: start with --generate MODEL")
                 }
-                _ => match self.ask(line, &std::mem::take(&mut images)).await {
-                    Ok(answer) => {
-                        let stopped = answer.finish_reason == FinishReason::Cancelled;
-                        writeln!(std::io::stdout(), "{}", if stopped { " [stopped]" } else { "" })?;
-                    }
+                "/gen" if rest.trim().is_empty() => note!("mgm: error: /gen needs words"),
+                command if command.starts_with('/') && command != "/gen" => {
+                    note!(
+                        "mgm: error: unknown command {command}; there are /image FILE, /gen TEXT, /reset and /quit"
+                    );
+                }
+                _ => match self.turn(line, &std::mem::take(&mut images)).await {
+                    Ok(()) => {}
                     // A lost device will not answer again; all else is this question's problem.
                     Err(Failure::Core(error @ mgm::Error::DeviceLost(_))) => return Err(error.into()),
-                    Err(Failure::Core(mgm::Error::Cancelled)) => note!("stopped before the answer began"),
+                    Err(Failure::Core(mgm::Error::Cancelled)) => note!("stopped"),
                     Err(Failure::Core(error)) => note!("mgm: error: {error}"),
                     Err(failure) => return Err(failure),
                 },

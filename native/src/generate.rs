@@ -14,6 +14,7 @@ use mgm::diffusion::settings::Settings;
 use mgm::gpu::Gpu;
 use mgm::image::{Canvas, Rgb8, Window, bicubic};
 use mgm::tensor::Precision;
+use mgm::weights::bundle::read::Bundle;
 use mgm::weights::checkpoint::Checkpoint;
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
 use mgm::weights::source::{ByteSource, Folder};
@@ -119,6 +120,7 @@ impl ModelArgs {
         for LoraFile { path, scale } in &self.lora {
             checkpoint.merge(&Lora::open(open_file(path)?, *scale).await?).await?;
         }
+        checkpoint.check()?;
         Ok(checkpoint)
     }
 }
@@ -128,6 +130,9 @@ pub async fn open(model: &Path, beside: Option<&Path>, precision: Option<Precisi
     let folder = |path: &Path| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
     let prefer_f16 = precision.is_some_and(|precision| precision != Precision::F32);
     if !model.is_file() {
+        if let Some(bundle) = Bundle::find(&folder(model)).await? {
+            return SdxlCheckpoint::open_bundle(&bundle).await;
+        }
         return SdxlCheckpoint::open(folder(model), &OpenOptions { prefer_f16, beside: None }).await;
     }
     let near = || {
@@ -183,7 +188,9 @@ fn whole_size(image: &Rgb8, unit: usize) -> (usize, usize) {
 
 fn fitted(image: Rgb8, width: usize, height: usize, unit: usize) -> Result<Rgb8> {
     // A senseless size is refused later, with better words.
-    if (image.width(), image.height()) == (width, height) || width % unit != 0 || height % unit != 0 {
+    if (image.width(), image.height()) == (width, height)
+        || ![width, height].iter().all(|side| side.is_multiple_of(unit))
+    {
         return Ok(image);
     }
     let window = Window { left: 0, top: 0, width, height };
@@ -302,6 +309,11 @@ impl Painter {
     /// The model.
     pub fn diffusion(&mut self) -> &mut Diffusion {
         &mut self.diffusion
+    }
+
+    /// The size of pictures where none is given with each.
+    pub fn size(&self) -> (usize, usize) {
+        self.arguments.size.unwrap_or_else(|| default_size(self.diffusion.checkpoint()))
     }
 
     /// Paints a picture of so many pixels.

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::rc::Rc;
 
 use mgm::load::LoadOptions;
 use mgm::plan::Plan;
 use mgm::tensor::Precision;
+use mgm::weights::bundle::read::Bundle;
 use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, PartReport};
 use mgm::weights::model_files::ModelFiles;
 use mgm::weights::sdxl::SdxlCheckpoint;
+use mgm::weights::source::Folder;
 use mgm_native::files::DiskFolder;
 
 use crate::args::CheckpointArgs;
@@ -33,11 +36,13 @@ pub async fn run(checkpoint: CheckpointArgs) -> Result<(), Failure> {
 }
 
 /// Whether a path is a model that paints: a folder in diffusers' layout, or a single file.
-async fn is_diffusion(path: &Path) -> mgm::Result<bool> {
+pub async fn is_diffusion(path: &Path) -> mgm::Result<bool> {
     if path.is_file() {
         return Ok(path.extension().is_some_and(|extension| extension == "safetensors"));
     }
-    SdxlCheckpoint::is_in(&DiskFolder::new(path)).await
+    let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
+    let bundle = Bundle::find(&folder).await?;
+    Ok(SdxlCheckpoint::is_in(&*folder).await? || bundle.is_some_and(|bundle| SdxlCheckpoint::is_packed(&bundle)))
 }
 
 fn inspect_diffusion(checkpoint: &SdxlCheckpoint) -> Result<(), Failure> {

@@ -13,12 +13,14 @@ use mgm::weights::bundle::plan::{Plan, Shard};
 use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
 use mgm::weights::mgm::MgmCheckpoint;
 use mgm::weights::model_files::ModelFiles;
-use mgm::weights::source::ByteSource;
-use mgm_native::files::{DiskFile, hex, io_error};
+use mgm::weights::sdxl::SdxlCheckpoint;
+use mgm::weights::source::{ByteSource, Folder};
+use mgm_native::files::{DiskFile, DiskFolder, hex, io_error};
 use sha2::{Digest, Sha256};
 
 use crate::args::PackArgs;
-use crate::{Failure, progress};
+use crate::inspect::is_diffusion;
+use crate::{Failure, generate, progress};
 
 /// Smaller ones would be all header.
 const SMALLEST_SHARD: u64 = 64 << 10;
@@ -28,17 +30,18 @@ pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
         let reason = "--language cannot be packed into a checkpoint: pack the GGUF file by itself".to_owned();
         return Err(Error::InvalidArgument(reason).into());
     }
+    if let Some(path) = arguments.checkpoint.checkpoint.as_deref()
+        && is_diffusion(path).await?
+    {
+        return pack_diffusion(path, &arguments).await;
+    }
     let opened = arguments.checkpoint.open().await?;
+    let shard_bytes = shard_bytes(&arguments)?;
     let path = arguments.checkpoint.checkpoint.as_deref().unwrap_or(Path::new("model"));
     let name = match arguments.name {
         Some(name) => name,
         None => name_of(path),
     };
-    let shard_bytes = arguments.shard_size.unwrap_or(SHARD_BYTES);
-    if !(SMALLEST_SHARD..=SHARD_BYTES).contains(&shard_bytes) {
-        let reason = format!("--shard-size is {shard_bytes} bytes, expected {SMALLEST_SHARD} to {SHARD_BYTES}");
-        return Err(Error::InvalidArgument(reason).into());
-    }
     let plan = match &opened {
         ModelFiles::Mgm(checkpoint) => {
             if let Some(packed) = checkpoint.packed {
@@ -64,6 +67,38 @@ pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
             Plan::of_gguf(&source, model, &name, shard_bytes).await?
         }
     };
+    write(plan, &arguments.out).await
+}
+
+fn shard_bytes(arguments: &PackArgs) -> Result<u64, Error> {
+    let shard_bytes = arguments.shard_size.unwrap_or(SHARD_BYTES);
+    if (SMALLEST_SHARD..=SHARD_BYTES).contains(&shard_bytes) {
+        return Ok(shard_bytes);
+    }
+    let reason = format!("--shard-size is {shard_bytes} bytes, expected {SMALLEST_SHARD} to {SHARD_BYTES}");
+    Err(Error::InvalidArgument(reason))
+}
+
+/// Packs a model that paints.
+async fn pack_diffusion(path: &Path, arguments: &PackArgs) -> Result<(), Failure> {
+    let precision = arguments.precision.unwrap_or(Precision::F16);
+    let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
+    let refused = if path.is_file() || !SdxlCheckpoint::is_in(&*folder).await? {
+        Some(format!("{}: a model that paints is packed from its folder in diffusers' layout", path.display()))
+    } else if !matches!(precision, Precision::F32 | Precision::F16 | Precision::Q8) {
+        Some(format!("--precision {precision}: a model that paints is packed at f32, f16 or q8"))
+    } else if arguments.conversation.is_some() {
+        Some("--conversation is for language models".to_owned())
+    } else {
+        None
+    };
+    if let Some(reason) = refused {
+        return Err(Error::InvalidArgument(reason).into());
+    }
+    let checkpoint = generate::open(path, None, None).await?;
+    checkpoint.check()?;
+    let name = arguments.name.clone().unwrap_or_else(|| name_of(path));
+    let plan = Plan::of_diffusion(&folder, &checkpoint, &name, precision, shard_bytes(arguments)?).await?;
     write(plan, &arguments.out).await
 }
 

@@ -152,6 +152,14 @@ impl Diffusion {
         &self.plan
     }
 
+    /// What a picture needs beside what is loaded: the largest part that is not there, and room to work.
+    pub fn missing_bytes(&self) -> u64 {
+        let parts =
+            [(Part::Text, self.text.is_some()), (Part::Unet, self.unet.is_some()), (Part::Vae, self.decoder.is_some())];
+        let missing = parts.iter().filter(|(_, there)| !there).map(|(part, _)| part.bytes(&self.plan)).max();
+        missing.unwrap_or(0) + WORKING_BYTES.min(self.gpu.memory().limit.unwrap_or(u64::MAX) / 4)
+    }
+
     /// Gives the memory of all parts back. They are loaded again when they are needed.
     pub fn release(&mut self) {
         (self.text, self.unet, self.decoder) = (None, None, None);
@@ -177,7 +185,7 @@ impl Diffusion {
     fn check(&self, request: &Request) -> Result<Schedule> {
         let Request { width, height, steps, guidance, .. } = *request;
         let unit = self.pixels_per_latent();
-        if [width, height].iter().any(|side| *side == 0 || side % unit != 0 || *side > MAX_SIDE) {
+        if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(unit) || *side > MAX_SIDE) {
             return Err(Error::InvalidArgument(format!(
                 "a picture of {width} x {height} pixels, expected sides that are multiples of {unit}, up to {MAX_SIDE}"
             )));

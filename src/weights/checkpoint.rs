@@ -228,7 +228,7 @@ impl Checkpoint {
     /// As [`Self::open`] otherwise.
     pub async fn find(folder: &dyn Folder, candidates: &[&str]) -> Result<Option<Self>> {
         for file in candidates {
-            if file.ends_with(".index.json") {
+            if file.ends_with(".json") {
                 if let Some(index) = read_file(folder, file, MAX_INDEX).await? {
                     return Self::open_index(folder, file, &index).await.map(Some);
                 }

@@ -4,7 +4,8 @@
 
 The original names are listed as the original code numbers its blocks; that diffusers' converter turns them into exactly
 the tensors of a diffusers model shows that the list is right. The UNet has the released form with fewer transformer
-layers. A LoRA's modules are converted by diffusers' loader of Kohya's files.
+layers; `golden_unet` and `golden_vae` have the form of the golden case. A LoRA's modules are converted by diffusers'
+loader of Kohya's files.
 """
 
 import json
@@ -24,10 +25,14 @@ from diffusers.loaders.single_file_utils import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 DEPTHS = [0, 2, 3]
+GOLDEN_DEPTHS = [0, 1, 2]
+# By layers of a level, which tells the two apart.
+WIDTHS = {1: [32, 32, 64], 2: [64, 128, 256]}
+VAE_WIDTHS = {1: [32, 32, 32, 64], 2: [32, 64, 128, 128]}
 RESNET = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
 
 
-def unet_names():
+def unet_names(depths, layers):
     """Modules with weight and bias, and those with a weight alone, in the original's numbering."""
     both, weight = [], []
 
@@ -44,9 +49,10 @@ def unet_names():
 
     both += ["time_embed.0", "time_embed.2", "label_emb.0.0", "label_emb.0.2", "input_blocks.0.0", "out.0", "out.2"]
     block = 1
-    for level, depth in enumerate(DEPTHS):
-        for layer in range(2):
-            resnet(f"input_blocks.{block}.0", shortcut=layer == 0 and level > 0)
+    for level, depth in enumerate(depths):
+        for layer in range(layers):
+            shortcut = layer == 0 and level > 0 and WIDTHS[layers][level] != WIDTHS[layers][level - 1]
+            resnet(f"input_blocks.{block}.0", shortcut)
             if depth:
                 transformer(f"input_blocks.{block}.1", depth)
             block += 1
@@ -54,21 +60,21 @@ def unet_names():
             both.append(f"input_blocks.{block}.0.op")
             block += 1
     resnet("middle_block.0", False)
-    transformer("middle_block.1", DEPTHS[-1])
+    transformer("middle_block.1", depths[-1])
     resnet("middle_block.2", False)
     block = 0
-    for level, depth in reversed(list(enumerate(DEPTHS))):
-        for layer in range(3):
+    for level, depth in reversed(list(enumerate(depths))):
+        for layer in range(layers + 1):
             resnet(f"output_blocks.{block}.0", True)
             if depth:
                 transformer(f"output_blocks.{block}.1", depth)
-            if layer == 2 and level > 0:
+            if layer == layers and level > 0:
                 both.append(f"output_blocks.{block}.{2 if depth else 1}.conv")
             block += 1
     return [f"{name}.{kind}" for name in both for kind in ["weight", "bias"]] + [f"{name}.weight" for name in weight]
 
 
-def vae_names():
+def vae_names(layers):
     both = ["quant_conv", "post_quant_conv"]
     for side in ["encoder", "decoder"]:
         both += [f"{side}.{part}" for part in ["conv_in", "conv_out", "norm_out"]]
@@ -76,11 +82,11 @@ def vae_names():
         parts = ["norm1", "conv1", "norm2", "conv2"]
         both += [f"{side}.mid.block_{block}.{part}" for block in [1, 2] for part in parts]
         way = "down" if side == "encoder" else "up"
-        widths = [1, 2, 4, 4] if side == "encoder" else [4, 4, 2, 1]
+        widths = VAE_WIDTHS[layers] if side == "encoder" else VAE_WIDTHS[layers][::-1]
         for step, width in enumerate(widths):
             level = step if side == "encoder" else 3 - step
             before = widths[max(step - 1, 0)]
-            for block in range(2 if side == "encoder" else 3):
+            for block in range(layers if side == "encoder" else layers + 1):
                 extra = ["nin_shortcut"] if block == 0 and before != width else []
                 both += [f"{side}.{way}.{level}.block.{block}.{part}" for part in parts + extra]
             if step < 3:
@@ -98,14 +104,14 @@ def pairs(names, converted):
     return [[name, back[number]] for number, name in enumerate(names)]
 
 
-def unet():
+def unet(depths, layers):
     with torch.device("meta"):
         model = UNet2DConditionModel(
             down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
             up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            block_out_channels=[64, 128, 256],
-            layers_per_block=2,
-            transformer_layers_per_block=[1, *DEPTHS[1:]],
+            block_out_channels=WIDTHS[layers],
+            layers_per_block=layers,
+            transformer_layers_per_block=[1, *depths[1:]],
             attention_head_dim=[1, 2, 4],
             cross_attention_dim=32,
             use_linear_projection=True,
@@ -113,22 +119,22 @@ def unet():
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=64,
         )
-    names = unet_names()
+    names = unet_names(depths, layers)
     config = {**model.config, "class_embed_type": None}
     converted = convert_ldm_unet_checkpoint(numbered(names, "model.diffusion_model."), config)
     assert set(converted) == set(model.state_dict()), set(converted) ^ set(model.state_dict())
     return pairs(names, converted), model
 
 
-def vae():
+def vae(layers):
     with torch.device("meta"):
         model = AutoencoderKL(
-            block_out_channels=[32, 64, 128, 128],
+            block_out_channels=VAE_WIDTHS[layers],
             down_block_types=["DownEncoderBlock2D"] * 4,
             up_block_types=["UpDecoderBlock2D"] * 4,
-            layers_per_block=2,
+            layers_per_block=layers,
         )
-    names = vae_names()
+    names = vae_names(layers)
     checkpoint = numbered(names, "first_stage_model.")
     checkpoint = {name: value.reshape(1, 1, 1, 1) if "attn_1" in name else value for name, value in checkpoint.items()}
     converted = convert_ldm_vae_checkpoint(checkpoint, model.config)
@@ -139,7 +145,7 @@ def vae():
 def lora(unet_model):
     """Kohya's module names, in both spellings of the UNet, and of the text encoders."""
     made = []
-    for name in unet_names():
+    for name in unet_names(DEPTHS, 2):
         if ".transformer_blocks." in name and name.endswith(".weight") and "norm" not in name:
             made.append("lora_unet_" + name.removesuffix(".weight").replace(".", "_"))
     text = CLIPTextConfig(
@@ -163,8 +169,9 @@ def lora(unet_model):
 
 
 def main(out):
-    unet_pairs, model = unet()
-    made = {"unet": unet_pairs, "vae": vae(), "lora": lora(model)}
+    unet_pairs, model = unet(DEPTHS, 2)
+    made = {"unet": unet_pairs, "vae": vae(2), "lora": lora(model)}
+    made["golden_unet"], made["golden_vae"] = unet(GOLDEN_DEPTHS, 1)[0], vae(1)
     with open(out, "w") as file:
         json.dump(made, file, indent=0)
         file.write("\n")

@@ -74,7 +74,7 @@ pub struct BundleFile {
     pub bytes: u64,
     /// SHA-256 of it in hexadecimal.
     pub sha256: String,
-    /// The part of the model that it belongs to: `tokenizer`, `vision` or `language`.
+    /// The part of the model that it belongs to: `tokenizer`, `vision`, `language` or `diffusion`.
     pub part: String,
 }
 

@@ -10,7 +10,8 @@ use super::super::checkpoint::StoredTensor;
 use super::super::dtype::Dtype;
 use super::super::gguf_model::GgufModel;
 use super::super::mgm::{MgmCheckpoint, VisionWeights};
-use super::super::source::{ByteSource, read_file, read_range};
+use super::super::sdxl::{self, SdxlCheckpoint};
+use super::super::source::{ByteSource, Folder, read_file, read_range};
 use super::super::view::Weights;
 use super::{CLIP_CONFIG, FORMAT, GGUF_HEADER, Manifest, VERSION};
 use crate::tensor::{GROUP, Precision, pack_rows};
@@ -166,6 +167,47 @@ impl Plan {
         Ok(layout.finish(manifest, vec![(GGUF_HEADER.to_owned(), header)]))
     }
 
+    /// The bundle of a model that paints, in diffusers' layout in `folder`, its matrices at `precision`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the model's files.
+    pub async fn of_diffusion(
+        folder: &Rc<dyn Folder>,
+        checkpoint: &SdxlCheckpoint,
+        name: &str,
+        precision: Precision,
+        shard_bytes: u64,
+    ) -> Result<Self> {
+        let mut manifest = Manifest {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            name: name.to_owned(),
+            precision: precision.to_string(),
+            ..Manifest::default()
+        };
+        for file in sdxl::CONFIGS {
+            if let Some(bytes) = read_file(&**folder, file, MAX_FILE).await? {
+                let config = serde_json::from_slice(&bytes).map_err(|error| Error::Config {
+                    file: format!("{}/{file}", folder.name()),
+                    reason: error.to_string(),
+                })?;
+                manifest.configs.insert(file.to_owned(), config);
+            }
+        }
+        let mut files = Vec::new();
+        for file in sdxl::FILES {
+            if let Some(bytes) = read_file(&**folder, file, MAX_FILE).await? {
+                files.push((sdxl::flat_name(file), bytes));
+            }
+        }
+        let mut layout = Layout::new(shard_bytes);
+        for (part, weights) in checkpoint.parts() {
+            layout.part("diffusion");
+            layout.diffusion(part, weights, precision)?;
+        }
+        Ok(layout.finish(manifest, files))
+    }
+
     /// Bytes of all that is to be written but the manifest.
     pub fn bytes(&self) -> u64 {
         let files: u64 = self.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
@@ -299,6 +341,19 @@ impl Layout {
                 let precision = if vectors || folded { Precision::F32 } else { precision };
                 self.values(prefix(name), weights, name, precision)?;
             }
+        }
+        Ok(())
+    }
+
+    fn diffusion(&mut self, part: &str, weights: &Weights, precision: Precision) -> Result<()> {
+        for name in weights.names() {
+            // As the loaders have it: vectors whole, the autoencoder and the text encoders' tables not below f16.
+            let precision = match weights.shape(name)?.len() {
+                0 | 1 => Precision::F32,
+                _ if part == "vae" || name.contains("embeddings.") => precision.min(Precision::F16),
+                _ => precision,
+            };
+            self.values(format!("{part}.{name}"), weights, name, precision)?;
         }
         Ok(())
     }

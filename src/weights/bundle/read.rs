@@ -29,6 +29,11 @@ impl Bundle {
         Ok(Some(Self { manifest, folder: Rc::clone(folder) }))
     }
 
+    /// The bundle's folder, for messages.
+    pub fn name(&self) -> String {
+        self.folder.name().to_owned()
+    }
+
     /// The bundle's configurations and other files, without a way to anything around it.
     pub fn folder(&self) -> Rc<dyn Folder> {
         let configs = self.manifest.configs.iter();

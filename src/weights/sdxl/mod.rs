@@ -9,11 +9,12 @@ use std::rc::Rc;
 
 pub use lora::Lora;
 
+use super::bundle::read::Bundle;
 use super::checkpoint::{Checkpoint, Part};
 use super::config::MAX_CONFIG;
 use super::dtype::Dtype;
 use super::mgm::{Expected, PartReport};
-use super::source::{ByteSource, Folder, read_file};
+use super::source::{ByteSource, Folder, MemoryFolder, MemorySource, read_file};
 use super::view::Weights;
 use crate::diffusion::scheduler::{Override, SchedulerConfig};
 use crate::diffusion::{TextEncoderConfig, UnetConfig, VaeConfig};
@@ -38,6 +39,37 @@ const TOKENIZER_FOLDERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
 
 /// What fills the windows of the second text encoder, where no file says it.
 const SECOND_PAD: &str = "!";
+
+/// Small files of diffusers' layout that are configurations.
+pub(super) const CONFIGS: [&str; 12] = [
+    MODEL_INDEX,
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "text_encoder_2/config.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/added_tokens.json",
+    "tokenizer_2/tokenizer_config.json",
+    "tokenizer_2/special_tokens_map.json",
+    "tokenizer_2/added_tokens.json",
+];
+
+/// Its vocabularies.
+pub(super) const FILES: [&str; 6] = [
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer.json",
+    "tokenizer_2/vocab.json",
+    "tokenizer_2/merges.txt",
+    "tokenizer_2/tokenizer.json",
+];
+
+/// The name of one of [`FILES`] in a bundle, which has no folders.
+pub(super) fn flat_name(file: &str) -> String {
+    file.replace('/', ".")
+}
 
 /// How a model is opened.
 #[derive(Clone, Default)]
@@ -88,6 +120,11 @@ impl SdxlCheckpoint {
     /// [`Error::Io`] if it cannot be read.
     pub async fn is_in(folder: &dyn Folder) -> Result<bool> {
         Ok(folder.open(MODEL_INDEX).await?.is_some())
+    }
+
+    /// Whether a bundle holds such a model.
+    pub fn is_packed(bundle: &Bundle) -> bool {
+        bundle.manifest.configs.contains_key(MODEL_INDEX)
     }
 
     /// Opens a folder in diffusers' layout.
@@ -171,6 +208,66 @@ impl SdxlCheckpoint {
         Ok(Self::of(checkpoint.name(), networks, tokenizers, scheduler, true))
     }
 
+    /// Opens a bundle of a model in diffusers' layout.
+    ///
+    /// # Errors
+    /// As [`Self::open`], for a bundle of something else too.
+    pub async fn open_bundle(bundle: &Bundle) -> Result<Self> {
+        let name = bundle.name();
+        if !Self::is_packed(bundle) {
+            return Err(Error::Config {
+                file: name,
+                reason: "this bundle holds no model that paints: pack one in diffusers' layout".to_owned(),
+            });
+        }
+        let mut files: Vec<(String, Rc<dyn ByteSource>)> = Vec::new();
+        for (file, config) in &bundle.manifest.configs {
+            let bytes = config.to_string().into_bytes();
+            files.push((file.clone(), Rc::new(MemorySource::new(format!("{name}: {file}"), bytes))));
+        }
+        for file in FILES {
+            if let Some(source) = bundle.folder().open(&flat_name(file)).await? {
+                files.push((file.to_owned(), source));
+            }
+        }
+        let folder: Rc<dyn Folder> = Rc::new(MemoryFolder::of_sources(files));
+        let checkpoint = bundle.checkpoint().await?;
+        let part = |part: &str| {
+            let prefix = format!("{part}.");
+            Weights::new(Rc::new(checkpoint.renamed(|name| name.strip_prefix(&prefix).map(str::to_owned))))
+        };
+        let config = async |part: &str| {
+            let child = folder.child(part);
+            let file = format!("{part}/config.json");
+            match read_file(&*child, "config.json", MAX_CONFIG).await? {
+                Some(bytes) => Ok((file, bytes)),
+                None => Err(Error::MissingFile { file, hint: format!("{name} lacks it; pack the model again") }),
+            }
+        };
+        let [unet, vae] = [config("unet").await?, config("vae").await?];
+        let text = [config(TEXT_FOLDERS[0]).await?, config(TEXT_FOLDERS[1]).await?];
+        let networks = Networks {
+            unet: (part("unet"), UnetConfig::parse(&unet.0, &unet.1)?),
+            vae: (part("vae"), VaeConfig::parse(&vae.0, &vae.1)?),
+            text: [
+                (part(TEXT_FOLDERS[0]), TextEncoderConfig::parse(&text[0].0, &text[0].1)?),
+                (part(TEXT_FOLDERS[1]), TextEncoderConfig::parse(&text[1].0, &text[1].1)?),
+            ],
+        };
+        let tokenizers = tokenizers_beside(&folder).await?;
+        let index = bundle.manifest.configs.get(MODEL_INDEX);
+        let zeros = index.and_then(|index| index.get("force_zeros_for_empty_prompt"));
+        let zeros = zeros.and_then(serde_json::Value::as_bool).unwrap_or(true);
+        let scheduler = scheduler_in(&folder).await?;
+        Ok(Self::of(&name, networks, tokenizers, scheduler, zeros))
+    }
+
+    /// The networks by the names of their folders.
+    pub(super) fn parts(&self) -> [(&'static str, &Weights); 4] {
+        let [first, second] = &self.text;
+        [(TEXT_FOLDERS[0], &first.0), (TEXT_FOLDERS[1], &second.0), ("unet", &self.unet.0), ("vae", &self.vae.0)]
+    }
+
     fn of(
         name: &str,
         networks: Networks,
@@ -196,14 +293,22 @@ impl SdxlCheckpoint {
     /// How most of the UNet's weights are stored, which is how they are kept where nothing else is asked for.
     pub fn stored_precision(&self) -> Precision {
         let checkpoint = self.unet.0.checkpoint();
-        let bytes = |narrow: bool| {
-            checkpoint
-                .tensors()
-                .filter(|(_, info)| matches!(info.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Block(_)) == narrow)
-                .map(|(_, info)| info.elements().unwrap_or(0))
-                .sum::<u64>()
+        let kind = |dtype: Dtype| match dtype {
+            Dtype::Block(_) => Precision::Q8,
+            Dtype::F16 | Dtype::Bf16 => Precision::F16,
+            _ => Precision::F32,
         };
-        if bytes(true) > bytes(false) { Precision::F16 } else { Precision::F32 }
+        let elements = |precision: Precision| -> u64 {
+            let of = checkpoint.tensors().filter(|(_, info)| kind(info.dtype) == precision);
+            of.map(|(_, info)| info.elements().unwrap_or(0)).sum()
+        };
+        // Convolutions are not quantised in files.
+        let [whole, half, blocks] = [Precision::F32, Precision::F16, Precision::Q8].map(elements);
+        match (blocks > 0, half > whole) {
+            (true, _) => Precision::Q8,
+            (false, true) => Precision::F16,
+            (false, false) => Precision::F32,
+        }
     }
 
     /// The networks with the tensors that they need.

@@ -88,11 +88,10 @@ impl UnetNames {
 
     /// The original name of what diffusers calls `name`.
     pub fn original(&self, name: &str) -> Option<String> {
-        let reversed = self.0.iter().find_map(|(original, diffusers)| {
+        self.0.iter().find_map(|(original, diffusers)| {
             let rest = name.strip_prefix(diffusers.as_str())?;
             (rest.is_empty() || rest.starts_with('.')).then(|| format!("{original}{rest}"))
-        });
-        reversed
+        })
     }
 }
 
