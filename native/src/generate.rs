@@ -118,7 +118,7 @@ impl ModelArgs {
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
         let mut checkpoint = open(&self.model, self.tokenizer.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
-            checkpoint.merge(&Lora::open(open_file(path)?, *scale).await?).await?;
+            checkpoint.merge(&Lora::open(open_file(path)?, *scale).await?)?;
         }
         checkpoint.check()?;
         Ok(checkpoint)

@@ -375,7 +375,7 @@ impl SdxlCheckpoint {
     ///
     /// # Errors
     /// [`Error::Config`] naming what in a file fits nothing; [`Error::WrongShape`].
-    pub async fn merge(&mut self, lora: &Lora) -> Result<()> {
+    pub fn merge(&mut self, lora: &Lora) -> Result<()> {
         lora.merge(&mut self.unet, &mut self.text)
     }
 }

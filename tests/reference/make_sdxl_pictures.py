@@ -1,0 +1,119 @@
+"""Pictures that diffusers paints with the golden Stable Diffusion XL, from seeds on the CPU.
+
+    make_sdxl_pictures.py ../goldens/sdxl-base/sdxl ../data/diffusion/pictures
+
+writes a PNG for each case, `cases.json` with the arguments that `mgm generate` takes for the same picture, and the LoRA
+file that one of them merges.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+PROMPT = "a gold mine, misty hills"
+LORA = "style.safetensors"
+
+
+def lora(folder):
+    """Kohya's names and weights, with an alpha."""
+    generator = torch.Generator().manual_seed(1)
+    made = {}
+    for module, out, columns in [
+        ("lora_unet_middle_block_1_transformer_blocks_0_attn2_to_out_0", 64, 64),
+        ("lora_unet_output_blocks_0_1_transformer_blocks_1_ff_net_2", 64, 256),
+        ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 32, 32),
+        ("lora_te1_text_model_encoder_layers_0_self_attn_out_proj", 32, 32),
+        ("lora_te2_text_model_encoder_layers_1_self_attn_out_proj", 48, 48),
+        ("lora_te2_text_model_encoder_layers_1_mlp_fc1", 96, 48),
+    ]:
+        made[f"{module}.lora_down.weight"] = torch.randn(4, columns, generator=generator) / columns**0.5
+        made[f"{module}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
+        made[f"{module}.alpha"] = torch.tensor(2.0)
+    save_file(made, folder / LORA)
+
+
+def cases(init):
+    def case(name, scheduler=None, kind=None, settings=None, lora=None, strength=None, **call):
+        call = {"width": 64, "height": 64, "steps": 4, "guidance": 5.0, "seed": 7, **call}
+        return name, {
+            "scheduler": scheduler, "kind": kind, "settings": settings or {}, "lora": lora, "strength": strength, **call
+        }
+
+    yield case("plain", steps=6, width=128, height=128)
+    yield case("negative", negative="lowres, blurry", seed=2**40 + 3)
+    yield case("empty-negative", negative="")
+    yield case("guidance-1", guidance=1.0, negative="anything")
+    yield case("wide", width=104, height=72, steps=3)
+    yield case("long", prompt="gold " * 90, steps=3)
+    yield case("karras", "euler-karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}, steps=5)
+    trailing = {"timestep_spacing": "trailing"}
+    yield case("trailing", "euler-trailing", "EulerDiscreteScheduler", trailing, steps=5)
+    yield case("ancestral", "euler-a", "EulerAncestralDiscreteScheduler")
+    yield case("turbo", "turbo", "EulerAncestralDiscreteScheduler", trailing, steps=1, guidance=0.0)
+    yield case("ddim", "ddim", "DDIMScheduler", steps=5)
+    yield case("dpm", "dpm++-2m", "DPMSolverMultistepScheduler", steps=6)
+    sde = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}
+    yield case("dpm-sde", "dpm++-2m-sde-karras", "DPMSolverMultistepScheduler", sde, steps=6)
+    yield case("lcm", "lcm", "LCMScheduler", guidance=1.0)
+    yield case("image", strength=0.5, steps=6)
+    yield case("image-ancestral", "euler-a", "EulerAncestralDiscreteScheduler", strength=0.8, steps=5)
+    yield case("lora", lora=0.7)
+
+
+def paint(model, folder, init, case):
+    kind = StableDiffusionXLPipeline if case["strength"] is None else StableDiffusionXLImg2ImgPipeline
+    pipeline = kind.from_pretrained(model, torch_dtype=torch.float32, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    if case["kind"]:
+        scheduler = getattr(diffusers, case["kind"])
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **case["settings"])
+    if case["lora"]:
+        pipeline.load_lora_weights(folder, weight_name=LORA)
+        pipeline.fuse_lora(lora_scale=case["lora"])
+    size = {"width": case["width"], "height": case["height"]}
+    extra = size if case["strength"] is None else {
+        "image": Image.open(init), "strength": case["strength"], "original_size": (64, 64), "target_size": (64, 64)
+    }
+    return pipeline(
+        prompt=case.get("prompt", PROMPT),
+        negative_prompt=case.get("negative"),
+        num_inference_steps=case["steps"],
+        guidance_scale=case["guidance"],
+        generator=torch.Generator("cpu").manual_seed(case["seed"]),
+        output_type="np",
+        **extra,
+    ).images[0]
+
+
+def main(model, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    lora(folder)
+    init = folder / "init.png"
+    ramp = numpy.arange(64 * 64 * 3).reshape(64, 64, 3)
+    Image.fromarray(((ramp * 7) % 251).astype(numpy.uint8)).save(init)
+    listed = {}
+    for name, case in cases(init):
+        image = paint(model, folder, init, case)
+        Image.fromarray((image * 255).round().astype(numpy.uint8)).save(folder / f"{name}.png")
+        arguments = ["--prompt", case.get("prompt", PROMPT)]
+        for key in ["steps", "guidance", "seed", "negative", "scheduler"]:
+            if case.get(key) is not None:
+                arguments += [f"--{key}", str(case[key])]
+        arguments += ["--size", f"{case['width']}x{case['height']}"]
+        if case["strength"]:
+            arguments += ["--init-image", init.name, "--strength", str(case["strength"])]
+        if case["lora"]:
+            arguments += ["--lora", f"{LORA}:{case['lora']}"]
+        listed[name] = arguments
+        print(name, image.std())
+    (folder / "cases.json").write_text(json.dumps(listed, indent=1) + "\n")
+
+
+main(sys.argv[1], Path(sys.argv[2]))
