@@ -449,9 +449,7 @@ impl Talk {
                 }
                 "/gen" if rest.trim().is_empty() => note!("mgm: error: /gen needs words"),
                 command if command.starts_with('/') && command != "/gen" => {
-                    note!(
-                        "mgm: error: unknown command {command}; there are /image FILE, /gen TEXT, /reset and /quit"
-                    );
+                    note!("mgm: error: unknown command {command}; there are /image FILE, /gen TEXT, /reset and /quit");
                 }
                 _ => match self.turn(line, &std::mem::take(&mut images)).await {
                     Ok(()) => {}
