@@ -1,10 +1,20 @@
-//! The parts of drawing that need no device, against what torch and diffusers made (`tests/reference/make_diffusion.py`).
+//! The parts of drawing that need no device, against what torch and diffusers made (`tests/reference/make_diffusion.py`), and
+//! the pipeline's manners: it stops when it is told, and keeps to its memory.
+
+mod common;
 
 use std::path::Path;
+use std::rc::Rc;
+
+use mgm::Error;
+use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
 
 use mgm::diffusion::random::{Generator, NoiseType};
 use mgm::diffusion::scheduler::{Schedule, SchedulerConfig};
+use mgm::gpu::{Gpu, GpuOptions};
+use mgm::tensor::Precision;
 use mgm::text::clip::ClipTokenizer;
+use mgm::weights::sdxl::{OpenOptions, SdxlCheckpoint};
 use mgm_native::files::DiskFolder;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -170,4 +180,100 @@ fn prompts_become_clips_windows() {
     let tokenizer = load("tokenizer", None);
     let window = tokenizer.window("a b c d", 4).unwrap();
     assert_eq!((window.ids.len(), window.dropped.as_deref()), (4, Some("c d")));
+}
+
+fn open() -> SdxlCheckpoint {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/sdxl-base/sdxl");
+    let options = OpenOptions::default();
+    pollster::block_on(SdxlCheckpoint::open(Rc::new(DiskFolder::new(folder)), &options)).unwrap()
+}
+
+fn painter(gpu: &Gpu) -> mgm::Result<Diffusion> {
+    Diffusion::new(gpu, open(), LoadOptions { precision: Precision::F32, on_progress: None })
+}
+
+fn request(steps: usize) -> Request {
+    Request {
+        prompt: "a gold mine".to_owned(),
+        negative: None,
+        scheduler: SchedulerConfig::released(None).unwrap(),
+        steps,
+        guidance: 5.0,
+        width: 64,
+        height: 64,
+        start: Start::Noise,
+        seed: 1,
+        noise: NoiseType::F32,
+        previews: true,
+    }
+}
+
+#[test]
+fn painting_stops_between_steps_and_starts_again() {
+    let gpu = common::open_gpu();
+    let mut painter = painter(&gpu).unwrap();
+    let mut told = Vec::new();
+    let stopped = pollster::block_on(painter.generate(&request(9), &mut |event| match event {
+        Event::Step(done, all) => {
+            told.push((done, all));
+            done < 2
+        }
+        _ => true,
+    }));
+    assert_eq!((stopped, told), (Err(Error::Cancelled), vec![(0, 9), (1, 9), (2, 9)]));
+
+    let paint = |painter: &mut Diffusion| {
+        let mut seen = Vec::new();
+        let picture = pollster::block_on(painter.generate(&request(3), &mut |event| {
+            seen.push(match event {
+                Event::Loading(part) => part.to_owned(),
+                Event::Step(done, _) => done.to_string(),
+                Event::Preview(image) => format!("{} x {}", image.width(), image.height()),
+                Event::Decoding => "decoding".to_owned(),
+                Event::PromptCut(_) => "cut".to_owned(),
+            });
+            true
+        }));
+        (picture.unwrap(), seen)
+    };
+    let ((first, seen), (second, seen_again)) = (paint(&mut painter), paint(&mut painter));
+    assert_eq!(first, second);
+    // The prompt is remembered and the UNet still there; of the autoencoder only the decoder is loaded, once.
+    let steps = ["0", "1", "8 x 8", "2", "8 x 8", "3", "8 x 8"];
+    assert_eq!(seen, [&steps[..], &["VAE", "decoding"]].concat());
+    assert_eq!(seen_again, [&steps[..], &["decoding"]].concat());
+    painter.release();
+    assert_eq!(paint(&mut painter).0, first);
+}
+
+/// Parts make room for each other, and the picture is the same as where all stay.
+#[test]
+fn painting_keeps_to_its_memory() {
+    let gpu = common::open_gpu();
+    let expected = pollster::block_on(painter(&gpu).unwrap().generate(&request(2), &mut |_| true)).unwrap();
+    // Room for the UNet (6 MiB) and the work of a picture, but not for the other parts beside them.
+    let limit = 12 << 20;
+    let limited = common::open_gpu_with(GpuOptions { memory_limit: Some(limit), ..Default::default() });
+    let mut painter = painter(&limited).unwrap();
+    for round in 0..2 {
+        let mut loaded = Vec::new();
+        let picture = pollster::block_on(painter.generate(&request(2), &mut |event| {
+            if let Event::Loading(part) = event {
+                loaded.push(part.to_owned());
+            }
+            true
+        }));
+        assert_eq!(picture.as_ref(), Ok(&expected));
+        println!("loaded {loaded:?}; {:?}", limited.memory());
+        // The UNet made room for the autoencoder. The prompt's states are remembered: the text encoders do not come again.
+        let expected: &[&str] =
+            if round == 0 { &["first text encoder", "second text encoder", "UNet", "VAE"] } else { &["UNet"] };
+        assert_eq!(loaded, expected);
+    }
+    assert!(limited.memory().peak <= limit, "{:?}", limited.memory());
+
+    let small = common::open_gpu_with(GpuOptions { memory_limit: Some(1 << 20), ..Default::default() });
+    let refused = self::painter(&small);
+    let error = refused.err().expect("no room").to_string();
+    assert!(error.contains("UNet") && error.contains("bytes needed"), "{error}");
 }

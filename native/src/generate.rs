@@ -359,8 +359,7 @@ impl Painter {
         };
         let started = Instant::now();
         let (first, last) = (Cell::new(None), Cell::new(None));
-        let bar = progress::count(settings.steps as u64, "painting");
-        bar.set_length(0);
+        let mut bar = ProgressBar::hidden();
         let plan = self.diffusion.plan().clone();
         let Self { diffusion, stop, loading, screen, shown, .. } = self;
         stop.store(false, Ordering::Relaxed);
@@ -383,9 +382,12 @@ impl Painter {
                     }
                     Event::Step(done, all) => {
                         finish_loading();
-                        first.set(first.get().or(Some((done, Instant::now()))));
-                        last.set(Some((done, Instant::now())));
-                        bar.set_length(all as u64);
+                        if done == 0 {
+                            bar = progress::count(all as u64, "painting");
+                        } else {
+                            first.set(first.get().or(Some((done, Instant::now()))));
+                            last.set(Some((done, Instant::now())));
+                        }
                         bar.set_position(done as u64);
                     }
                     Event::Preview(image) => {

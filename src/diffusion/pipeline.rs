@@ -313,6 +313,7 @@ impl Diffusion {
         let input = Tensor::new(&gpu, &[pictures * pixels, channels], &scaled.repeat(pictures), "model input")?;
 
         let steps = schedule.steps.len();
+        told(on_event, Event::Step(0, steps))?;
         let mut pending: Option<Readback> = None;
         for (index, step) in schedule.steps.iter().enumerate() {
             let map = FeatureMap { height, width, pixels: input.clone() };

@@ -150,7 +150,7 @@ impl Part {
                 if !in_order || rows.start > rows.end || rows.end > count {
                     return None;
                 }
-                part.offset += stored.info.bytes()? / count as u64 * rows.start as u64;
+                part.offset += stored.info.bytes()?.checked_div(count as u64)? * rows.start as u64;
                 *part.info.shape.first_mut()? = rows.len();
             }
             Self::Shaped(shape) => {

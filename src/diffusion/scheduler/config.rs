@@ -187,7 +187,7 @@ impl SchedulerConfig {
         let lcm = class == Class::Lcm;
         let (first, last, schedule) = if lcm { (0.00085, 0.012, "scaled_linear") } else { (0.0001, 0.02, "linear") };
         let (first, last) = (settings.number("beta_start", first)?, settings.number("beta_end", last)?);
-        let train_steps = settings.count("num_train_timesteps", 1000, 1..=100_000)?;
+        let train_steps = settings.count("num_train_timesteps", 1000, 2..=100_000)?;
         let betas = match settings.values.get("trained_betas") {
             None | Some(Value::Null) => settings.one_of(
                 "beta_schedule",
@@ -455,8 +455,8 @@ mod tests {
             (r#"{"thresholding":true}"#, "thresholding"),
             (r#"{"use_beta_sigmas":true}"#, "use_beta_sigmas"),
             (r#"{"beta_schedule":"sigmoid"}"#, "supported: linear, scaled_linear, squaredcos_cap_v2"),
-            (r#"{"num_train_timesteps":0}"#, "expected a number from 1"),
-            (r#"{"num_train_timesteps":"x"}"#, "expected a number from 1"),
+            (r#"{"num_train_timesteps":0}"#, "expected a number from 2"),
+            (r#"{"num_train_timesteps":"x"}"#, "expected a number from 2"),
             (r#"{"trained_betas":[0.1]}"#, "1 trained_betas, 1000"),
             (r#"{"use_karras_sigmas":true,"use_exponential_sigmas":true}"#, "both"),
             (r#"{"_class_name":"DPMSolverMultistepScheduler","solver_order":3}"#, "solver_order is 3"),

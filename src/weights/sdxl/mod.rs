@@ -148,8 +148,7 @@ impl SdxlCheckpoint {
             reason: error.to_string(),
         })?;
         let class = index.get("_class_name").and_then(|name| name.as_str()).unwrap_or_default();
-        const CLASSES: [&str; 3] =
-            ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "LatentConsistencyModelPipeline"];
+        const CLASSES: [&str; 2] = ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"];
         if !CLASSES.contains(&class) {
             return Err(Error::Unsupported {
                 what: format!("{file}: _class_name"),

@@ -124,10 +124,12 @@ fn text_config(weights: &Weights, released: TextEncoderConfig) -> Result<TextEnc
         Some(_) => Some(weights.dims::<2>("text_projection.weight")?[0]),
         None => None,
     };
+    let num_layers = weights.count("text_model.encoder.layers.{}.layer_norm1.weight");
+    sensible(weights, "layers of a text encoder", num_layers > 0)?;
     Ok(TextEncoderConfig {
         hidden_size,
         intermediate_size,
-        num_layers: weights.count("text_model.encoder.layers.{}.layer_norm1.weight"),
+        num_layers,
         num_heads: heads(weights, "text_model.embeddings.token_embedding.weight", hidden_size)?,
         vocab_size,
         max_positions,
@@ -189,16 +191,29 @@ fn unet_config(unet: &Weights, pooled: usize) -> Result<UnetConfig> {
             context = context.or(Some(unet.dims::<2>(&name)?[1]));
         }
     }
+    let groups = |channels: usize| channels > 0 && channels.is_multiple_of(released.norm_num_groups);
+    sensible(unet, "channels of the UNet", levels.iter().all(|level| groups(level.channels)))?;
+    let sizes = added.saturating_sub(pooled);
+    sensible(unet, "width of label_emb", sizes > 0 && sizes.is_multiple_of(12))?;
     Ok(UnetConfig {
         in_channels,
         out_channels,
         levels,
         mid_depth,
         cross_attention_dim: context.unwrap_or(released.cross_attention_dim),
-        addition_time_embed_dim: added.saturating_sub(pooled) / 6,
+        addition_time_embed_dim: sizes / 6,
         projection_class_embeddings_input_dim: added,
         ..released
     })
+}
+
+/// Refuses what no model of this family has.
+fn sensible(weights: &Weights, what: &str, is: bool) -> Result<()> {
+    if is {
+        return Ok(());
+    }
+    let file = weights.checkpoint().name().to_owned();
+    Err(Error::Config { file, reason: format!("the {what} are not those of a Stable Diffusion XL model") })
 }
 
 fn vae_config(vae: &Weights) -> Result<VaeConfig> {
@@ -207,6 +222,9 @@ fn vae_config(vae: &Weights) -> Result<VaeConfig> {
         let name = format!("encoder.down.{}.block.0.conv1.weight", block_out_channels.len());
         block_out_channels.push(vae.dims::<4>(&name)?[0]);
     }
+    let groups = VaeConfig::sdxl().norm_num_groups;
+    let fits = |channels: &usize| *channels > 0 && channels.is_multiple_of(groups);
+    sensible(vae, "channels of the VAE", !block_out_channels.is_empty() && block_out_channels.iter().all(fits))?;
     let [_, in_channels, _, _] = vae.dims("encoder.conv_in.weight")?;
     let [out_channels, _, _, _] = vae.dims("decoder.conv_out.weight")?;
     let [_, latent_channels, _, _] = vae.dims("decoder.conv_in.weight")?;
