@@ -185,7 +185,7 @@ fn prompts_become_clips_windows() {
 fn open() -> SdxlCheckpoint {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/sdxl-base/sdxl");
     let options = OpenOptions::default();
-    pollster::block_on(SdxlCheckpoint::open(Rc::new(DiskFolder::new(folder)), &options)).unwrap()
+    pollster::block_on(SdxlCheckpoint::open(Rc::new(DiskFolder::new(folder)), &options)).expect("a model")
 }
 
 fn painter(gpu: &Gpu) -> mgm::Result<Diffusion> {
@@ -196,7 +196,7 @@ fn request(steps: usize) -> Request {
     Request {
         prompt: "a gold mine".to_owned(),
         negative: None,
-        scheduler: SchedulerConfig::released(None).unwrap(),
+        scheduler: SchedulerConfig::released(None).expect("a scheduler"),
         steps,
         guidance: 5.0,
         width: 64,

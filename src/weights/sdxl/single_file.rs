@@ -124,7 +124,7 @@ fn text_config(weights: &Weights, released: TextEncoderConfig) -> Result<TextEnc
         Some(_) => Some(weights.dims::<2>("text_projection.weight")?[0]),
         None => None,
     };
-    let num_layers = weights.count("text_model.encoder.layers.{}.layer_norm1.weight");
+    let num_layers = weights.count("text_model.encoder.layers");
     sensible(weights, "layers of a text encoder", num_layers > 0)?;
     Ok(TextEncoderConfig {
         hidden_size,
@@ -156,7 +156,7 @@ fn unet_config(unet: &Weights, pooled: usize) -> Result<UnetConfig> {
     let [_, in_channels, _, _] = unet.dims("input_blocks.0.0.weight")?;
     let [out_channels, _, _, _] = unet.dims("out.2.weight")?;
     let [_, added] = unet.dims("label_emb.0.0.weight")?;
-    let depth = |block: &str| match unet.count(&format!("{block}.transformer_blocks.{{}}.norm1.weight")) {
+    let depth = |block: &str| match unet.count(format!("{block}.transformer_blocks")) {
         0 => None,
         count => Some(count),
     };
@@ -233,7 +233,7 @@ fn vae_config(vae: &Weights) -> Result<VaeConfig> {
         out_channels,
         latent_channels,
         block_out_channels,
-        layers_per_block: vae.count("encoder.down.0.block.{}.conv1.weight"),
+        layers_per_block: vae.count("encoder.down.0.block"),
         use_quant_conv: vae.contains("quant_conv.weight"),
         use_post_quant_conv: vae.contains("post_quant_conv.weight"),
         mid_block_attention: vae.contains("decoder.mid.attn_1.q.weight"),
