@@ -23,9 +23,9 @@ override WINDOW: u32 = 8;
 override SIDE: u32 = 8;
 const LOWEST: f32 = -3.402823e38;
 
-@group(0) @binding(4) var<storage, read> inputs: array<f32>; // u
+@group(0) @binding(4) var<storage, read> inputs: array<Channels>; // u
 @group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> output: array<f32>;
+@group(0) @binding(6) var<storage, read_write> output: array<Channels>;
 
 // First u . texel, then the weight of the texel in y, for the texels of one stage after the other.
 var<workgroup> texels: array<f32, 4 * SIDE * SIDE>;
@@ -75,7 +75,7 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
             if t < SIDE * SIDE && y < map.size.x && x < map.size.y && used(stage, t / SIDE) && used(stage, t % SIDE) {
                 let at = (y * map.size.y + x) * map.channels;
                 for (var c = lane; c < map.channels; c += 16u) {
-                    sum += inputs[u + first_channel + c] * texel(stage, at + c);
+                    sum += dot_channels(inputs[u + first_channel + c], texel(stage, at + c));
                 }
             }
             lane_sums[local] = sum;
@@ -94,7 +94,7 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     // Sum of u, for the mean's part of the scores.
     var part = 0.0;
     for (var c = local; c < params.channels; c += 256u) {
-        part += inputs[u + c];
+        part += sum_channels(inputs[u + c]);
     }
     lane_sums[local] = part;
     workgroupBarrier();
@@ -187,7 +187,7 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
         let y0 = tap(row * POOL, map.ratio).low;
         let x0 = tap(column * POOL, map.ratio).low;
         for (var c = local; c < map.channels; c += 256u) {
-            var sum = -mean_sum;
+            var sum = Channels(-mean_sum);
             for (var ty = 0u; ty < min(SIDE, map.size.x - y0); ty++) {
                 for (var tx = 0u; tx < min(SIDE, map.size.y - x0); tx++) {
                     let weight = texels[(stage * SIDE + ty) * SIDE + tx];

@@ -3,18 +3,18 @@
 // over 2 x 2 cells where POOL is 2 (the global view of the HD models).
 struct Stage {
     size: vec2<u32>, // height, width
-    channels: u32,
+    channels: u32,   // Channels in a texel (`channels_*`)
     ratio: u32,      // cells of the first map for each of this one's
 }
 
 override POOL: u32 = 1;
 
-@group(0) @binding(0) var<storage, read> stage0: array<f32>;
-@group(0) @binding(1) var<storage, read> stage1: array<f32>;
-@group(0) @binding(2) var<storage, read> stage2: array<f32>;
-@group(0) @binding(3) var<storage, read> stage3: array<f32>;
+@group(0) @binding(0) var<storage, read> stage0: array<Channels>;
+@group(0) @binding(1) var<storage, read> stage1: array<Channels>;
+@group(0) @binding(2) var<storage, read> stage2: array<Channels>;
+@group(0) @binding(3) var<storage, read> stage3: array<Channels>;
 
-fn texel(stage: u32, i: u32) -> f32 {
+fn texel(stage: u32, i: u32) -> Channels {
     switch stage {
         case 0u: {
             return stage0[i];

@@ -1,5 +1,5 @@
-// Mean and 1 / standard deviation over the channels of every cell of the map: what the layer norms in front of keys and
-// values need (they differ in gain and bias only). Two passes over the cell, so that no digits cancel.
+// Mean and 1 / standard deviation over the channels of every cell of a pooled map: what the layer norms in front of keys and
+// values need (they differ in gain and bias only). (Of an unpooled map: mining_products and mining_mixed, which read less.) Two passes over the cell, so that no digits cancel.
 //     stats [cells] of (mean, 1 / sqrt(variance + eps)), cells row-major.
 // Dispatch: a workgroup a cell, folded over x and y.
 struct Params {
@@ -50,7 +50,7 @@ fn mining_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
             let rows = taps(y, map.ratio, map.size.x);
             let columns = taps(x, map.ratio, map.size.y);
             for (var c = local; c < map.channels; c += WORKGROUP) {
-                var value = 0.0;
+                var value = Channels();
                 for (var i = 0u; i < 2u * POOL; i++) {
                     for (var j = 0u; j < 2u * POOL; j++) {
                         let at = (rows.at[i] * map.size.y + columns.at[j]) * map.channels + c;
@@ -58,10 +58,10 @@ fn mining_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
                     }
                 }
                 let d = value - mean;
-                sum += select(d, d * d, pass_index == 1u);
+                sum += select(sum_channels(d), dot_channels(d, d), pass_index == 1u);
             }
         }
-        let total = workgroup_sum4(vec4(sum, 0.0, 0.0, 0.0), local).x / f32(params.channels);
+        let total = workgroup_sum4(vec4(sum, 0.0, 0.0, 0.0), local).x / f32(EACH * params.channels);
         if pass_index == 0u {
             mean = total;
         } else {

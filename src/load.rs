@@ -9,6 +9,7 @@ use crate::gpu::Gpu;
 use crate::ops::{Convolution, GroupNorm, Norm, Sampling2d};
 use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
 use crate::text::conversation::Template;
+use crate::weights::checkpoint::RowOrder;
 use crate::weights::dtype::Dtype;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
@@ -142,17 +143,23 @@ impl Loader {
 
     /// Several matrices with the same columns on top of each other.
     pub async fn stacked(&self, parts: &[(&str, usize)], columns: usize) -> Result<Matrix> {
-        let rows = parts.iter().map(|(_, rows)| rows).sum();
-        let what = self.full_name(parts.first().map_or("", |(name, _)| name));
+        let parts: Vec<_> = parts.iter().map(|(name, rows)| (*name, *rows, RowOrder::InOrder)).collect();
+        self.stacked_in_order(&parts, columns).await
+    }
+
+    /// The same, the rows of each in an order of its own.
+    pub async fn stacked_in_order(&self, parts: &[(&str, usize, RowOrder)], columns: usize) -> Result<Matrix> {
+        let rows = parts.iter().map(|(_, rows, _)| rows).sum();
+        let what = self.full_name(parts.first().map_or("", |(name, ..)| name));
         let weights = match &self.origin {
             Origin::Checkpoint(weights) => weights,
             Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, rows, columns).await,
         };
-        for (name, rows) in parts {
+        for (name, rows, _) in parts {
             expect_flattened(weights, name, *rows, columns)?;
         }
         // Neighbours of one precision make one matrix, and so one dispatch.
-        let mut stacked: Vec<(Precision, Vec<(&str, usize)>)> = Vec::new();
+        let mut stacked: Vec<(Precision, Vec<(&str, usize, RowOrder)>)> = Vec::new();
         for part in parts {
             let precision = self.precision_of(weights, part.0)?;
             match stacked.last_mut() {
@@ -162,16 +169,16 @@ impl Loader {
         }
         let mut matrices = Vec::new();
         for (precision, parts) in stacked {
-            let rows = parts.iter().map(|(_, rows)| rows).sum();
+            let rows = parts.iter().map(|(_, rows, _)| rows).sum();
             let mut builder = MatrixBuilder::new(&self.gpu, precision, rows, columns, &what)?;
-            for (name, rows) in parts {
+            for (name, rows, order) in parts {
                 for first in (0..rows).step_by(block_rows(columns)) {
                     let range = first..(first + block_rows(columns)).min(rows);
                     let count = range.len();
                     if self.keep_stored && matches!(weights.info(name)?.dtype, Dtype::Block(_)) {
-                        builder.push_packed(&weights.read_packed(name, range).await?)?;
+                        builder.push_packed(&weights.read_packed_in(name, range, order).await?)?;
                     } else {
-                        builder.push(&read_rows(weights, name, range, precision).await?)?;
+                        builder.push(&read_rows(weights, name, range, order, precision).await?)?;
                     }
                     self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
                 }
@@ -210,8 +217,8 @@ impl Loader {
                     scales: alternating(&evens.scales, &odds.scales, scales),
                 })?;
             } else {
-                let evens = read_rows(weights, even, range.clone(), precision).await?;
-                let odds = read_rows(weights, odd, range, precision).await?;
+                let evens = read_rows(weights, even, range.clone(), RowOrder::InOrder, precision).await?;
+                let odds = read_rows(weights, odd, range, RowOrder::InOrder, precision).await?;
                 builder.push(&alternating(&evens, &odds, columns))?;
             }
             self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
@@ -375,8 +382,14 @@ impl Loader {
 }
 
 /// Rows as f32, if `precision` can hold them.
-async fn read_rows(weights: &Weights, name: &str, rows: Range<usize>, precision: Precision) -> Result<Vec<f32>> {
-    let values = weights.read_rows(name, rows).await?;
+async fn read_rows(
+    weights: &Weights,
+    name: &str,
+    rows: Range<usize>,
+    order: RowOrder,
+    precision: Precision,
+) -> Result<Vec<f32>> {
+    let values = weights.read_rows_in(name, rows, order).await?;
     match values.iter().find(|value| value.abs() > precision.largest()) {
         None => Ok(values),
         Some(value) => Err(Error::Unsupported {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use web_time::Instant;
 
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Listing};
 use crate::image::Rgb8;
 use crate::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
 use crate::load::{LoadOptions, Loader, vision_precision};
@@ -157,6 +157,12 @@ impl Model {
     /// The language model.
     pub fn language(&self) -> &Language {
         &self.language
+    }
+
+    /// The kernels and products of conversations in text, so that a host can make pipelines ahead ([`Gpu::prepare`]) and have
+    /// products measured ([`crate::ops::tune`]).
+    pub fn list(&self) -> Result<Listing> {
+        self.language.list(&self.gpu)
     }
 
     /// What patch info mining weighs in a picture.

@@ -14,7 +14,7 @@ use mgm::ops::cases::{
     Argmax, Attention, Case, Combine, Denoise, Depthwise, Gather, GatherRows, Linear, Map, MatrixRows, Mining,
     MiningStats, Norm, Patches, Random, Resize, Rotary, Route, RoutedLinear, Sample, Storage, check, self_check,
 };
-use mgm::ops::{self, Activation, specialisations};
+use mgm::ops::{self, Activation, Shape, Tuning, specialisations, tune};
 use mgm::tensor::Precision;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -233,6 +233,26 @@ fn linear_drawn() {
     drawn(40, strategy);
 }
 
+/// Every form that a device could run, also those that only a measurement would choose.
+#[test]
+fn every_form_of_a_product_is_right() {
+    for device in [&devices().full, &devices().software, &devices().base] {
+        let gpu = device.lock().unwrap_or_else(PoisonError::into_inner);
+        let shapes =
+            Precision::ALL.into_iter().flat_map(|precision| [1, 128].map(|m| Shape { precision, m, n: 96, k: 64 }));
+        let mut forms = HashSet::new();
+        let tuning = pollster::block_on(tune(&gpu, shapes, |timing| {
+            assert!(timing.right, "{} is wrong for {:?} on {}", timing.form, timing.shape, gpu.adapter().name);
+            forms.insert(timing.form.clone());
+        }));
+        println!("{} forms on {}", forms.len(), gpu.adapter().name);
+        assert!(!tuning.expect("measurements").is_empty());
+        pollster::block_on(gpu.check_guards()).expect("nothing around tensors is written");
+        // The other tests are about what is chosen without measurements.
+        gpu.set_tuning(Tuning::none(&gpu));
+    }
+}
+
 #[test]
 fn routed_linear() {
     let mut cases = Vec::new();
@@ -269,7 +289,7 @@ fn matrices_hold_what_was_pushed() {
 #[test]
 fn norms() {
     let mut cases = Vec::new();
-    for k in [1, 2, 3, 4, 63, 64, 65, 127, 255, 256, 257, 1031] {
+    for k in [1, 2, 3, 4, 36, 63, 64, 65, 127, 255, 256, 257, 1028, 1031, 2052, 8196] {
         for rows in [1, 3] {
             for (centred, unit_offset) in [(false, false), (false, true), (true, false), (true, true)] {
                 let shift = if centred { 3.0 } else { 0.0 };
@@ -384,11 +404,20 @@ fn rotary_embedding() {
     let mut cases = Vec::new();
     for head_dim in HEAD_DIMS {
         for half in [false, true] {
-            cases.push(Rotary { heads: 3, kv_heads: 1, head_dim, times: 5, position: 7, half });
-            cases.push(Rotary { heads: 2, kv_heads: 2, head_dim, times: 1, position: 0, half });
+            let precision = Precision::ALL[cases.len() / 2 % 8];
+            let case = Rotary { heads: 3, kv_heads: 1, head_dim, times: 5, position: 7, k: 68, precision, half };
+            cases.push(Rotary { k: 33, ..case });
+            cases.push(Rotary { heads: 2, kv_heads: 2, times: 1, position: 0, ..case });
         }
     }
-    check_everywhere("rotary", &boxed(cases));
+    for precision in Precision::ALL {
+        let case = Rotary { heads: 4, kv_heads: 2, head_dim: 16, times: 1, position: 3, k: 64, precision, half: true };
+        cases.extend([case, Rotary { times: 15, ..case }]);
+    }
+    check_everywhere("rotary", &boxed(cases.clone()));
+    for device in &devices().pieces {
+        check_on(device, "rotary in pieces", &boxed(cases.iter().copied().filter(|case| case.k == 64)));
+    }
 }
 
 #[test]
@@ -477,6 +506,10 @@ fn mining_against_its_definition() {
     add(2, 6, (0, 6), 1, [3, 3, 3, 3], [1, 3, 6, 12]);
     add(2, 5, (1, 0), 1, [2, 3, 2, 3], [1, 1, 2, 2]);
     add(1, 4, (0, 4), 1, [257, 300, 64, 520], released);
+    // Channels by fours.
+    add(1, 4, (0, 4), 1, [264, 300, 64, 520], released);
+    add(2, 8, (1, 2), 2, [8, 16, 4, 12], released);
+    add(2, 3, (1, 2), 1, [8, 4, 4, 12], [1, 3, 6, 12]);
     check_everywhere("mining", &cases);
 }
 

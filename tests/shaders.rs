@@ -25,6 +25,7 @@ fn validate(kernel: &Kernel, module: &Module) -> ModuleInfo {
     // unpack2x16float and its like are part of WebGPU's core, but not of every target of naga.
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, kernel.uses_subgroups());
+    capabilities.set(Capabilities::SHADER_FLOAT16, kernel.uses_f16());
     Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -61,7 +62,9 @@ fn compile(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> u32 {
         .unwrap_or_else(|error| panic!("{}: MSL: {error}", name()));
     assert!(text.contains("kernel void") && translation.entry_point_names.iter().all(Result::is_ok), "{}", name());
 
-    let hlsl = naga::back::hlsl::Options { shader_model: naga::back::hlsl::ShaderModel::V6_0, ..Default::default() };
+    let shader_model =
+        if kernel.uses_f16() { naga::back::hlsl::ShaderModel::V6_2 } else { naga::back::hlsl::ShaderModel::V6_0 };
+    let hlsl = naga::back::hlsl::Options { shader_model, ..Default::default() };
     let pipeline = naga::back::hlsl::PipelineOptions { entry_point: Some((entry.0, entry.1.to_owned())) };
     let mut text = String::new();
     let reflection = naga::back::hlsl::Writer::new(&mut text, &hlsl, &pipeline)

@@ -41,6 +41,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Measure a model at its released size, with random weights made on the device
     Bench(BenchArgs),
+    /// Find the fastest kernels for a model on this device, for all later runs
+    Tune(TuneArgs),
 }
 
 /// Which device, and how.
@@ -261,6 +263,17 @@ pub struct PictureArgs {
     /// Show no previews, even in a terminal that can
     #[arg(long)]
     pub no_preview: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// How weights are stored: f32, f16, q8, q4 [default: f16; what is in a GGUF file as it is there]
+    #[arg(long)]
+    pub precision: Option<Precision>,
 }
 
 #[derive(Debug, Args)]

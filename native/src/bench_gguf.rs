@@ -12,7 +12,7 @@ use mgm::tensor::Precision;
 use serde::Serialize;
 
 use crate::args::{BenchArgs, open_gguf};
-use crate::{Failure, bench};
+use crate::{Failure, bench, kept};
 
 /// Positions of the prompt, without another number.
 const PREFILL: u32 = 128;
@@ -29,12 +29,29 @@ struct Report {
     decode_tokens_per_s: f64,
     load_ms: f64,
     weights_mib: f64,
+    /// What loading added to this process's memory at most, without the weights themselves, which a software adapter has there
+    /// too.
+    load_host_mib: Option<f64>,
     peak_memory_mib: f64,
     dispatches_per_token: f64,
+    /// Products whose kernels were chosen by `mgm tune`.
+    tuned: usize,
+    /// Milliseconds between the answers to one step and the next, step by step.
+    step_ms: Vec<f64>,
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// A line of what the system says about this process's memory, in bytes, where it says anything: `VmRSS` now, `VmHWM` at most.
+fn memory_of(line: &str) -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'))?;
+    value.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kib| kib * 1024.0)
 }
 
 pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
-    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let gpu = kept::open(&arguments.device.options()).await?;
+    let before = memory_of("VmRSS");
     let started = Instant::now();
     let model = open_gguf(path).await?;
     let precision = arguments.precision.unwrap_or(Precision::F16);
@@ -46,6 +63,9 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     gpu.flush_writes().await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     let weights = gpu.memory().allocated;
+    let load_host_mib = memory_of("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights as f64) / MIB);
+    kept::prepare(&gpu, &language.list(&gpu)?.kernels);
+    gpu.trim();
 
     let (prefill, decode) = (arguments.prefill.unwrap_or(PREFILL) as usize, arguments.decode as usize);
     if prefill + decode > model.config.max_positions {
@@ -77,9 +97,12 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
         prefill_tokens_per_s: prefill as f64 / median(|times| times.prefill_s),
         decode_tokens_per_s: decode.saturating_sub(1) as f64 / median(|times| times.decode_s),
         load_ms,
-        weights_mib: weights as f64 / f64::from(1 << 20),
-        peak_memory_mib: gpu.memory().peak as f64 / f64::from(1 << 20),
+        weights_mib: weights as f64 / MIB,
+        load_host_mib,
+        peak_memory_mib: gpu.memory().peak as f64 / MIB,
         dispatches_per_token: median(|times| times.dispatches),
+        tuned: gpu.tuning().len(),
+        step_ms: fastest_steps(&times),
     };
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -102,6 +125,13 @@ struct Times {
     prefill_s: f64,
     decode_s: f64,
     dispatches: f64,
+    step_ms: Vec<f64>,
+}
+
+/// Step by step the shortest time of all runs: what others do on the machine only ever adds.
+fn fastest_steps(times: &[Times]) -> Vec<f64> {
+    let steps = times.iter().map(|times| times.step_ms.len()).min().unwrap_or(0);
+    (0..steps).map(|step| times.iter().map(|times| times.step_ms[step]).fold(f64::INFINITY, f64::min)).collect()
 }
 
 /// Prefills, up to the first token; then the other tokens.
@@ -121,8 +151,14 @@ async fn run_once(gpu: &Gpu, language: &Language, positions: &[Position], decode
     let mut generator = Generator::new(language, gpu, &mut cache, end, decode, Sampling::GREEDY, || 0.0)?;
     let started = Instant::now();
     let before = gpu.dispatch_count();
-    while generator.next().await?.is_some() {}
+    let mut step_ms = Vec::with_capacity(decode);
+    let mut last = started;
+    while generator.next().await?.is_some() {
+        let now = Instant::now();
+        step_ms.push((now - last).as_secs_f64() * 1000.0);
+        last = now;
+    }
     let decode_s = started.elapsed().as_secs_f64();
     let steps = decode.saturating_sub(1).max(1) as f64;
-    Ok(Times { prefill_s, decode_s, dispatches: (gpu.dispatch_count() - before) as f64 / steps })
+    Ok(Times { prefill_s, decode_s, dispatches: (gpu.dispatch_count() - before) as f64 / steps, step_ms })
 }

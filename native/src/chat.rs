@@ -26,7 +26,7 @@ use serde::Serialize;
 use crate::args::ChatArgs;
 use crate::generate::{Painter, Painting, PictureReport, numbered, outputs};
 use crate::picture::save;
-use crate::{Failure, progress};
+use crate::{Failure, kept, progress};
 
 pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     // Images first: a wrong file name should not cost a load.
@@ -51,7 +51,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         }
     }
     let started = Instant::now();
-    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let gpu = kept::open(&arguments.device.options()).await?;
     if gpu.adapter().is_software() {
         note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
     }
@@ -157,7 +157,9 @@ impl Language {
                 let options = LoadOptions { on_progress: Some(on_progress), ..self.options.clone() };
                 let model = Model::open(&self.gpu, &self.opened, &options).await;
                 bar.finish_and_clear();
-                let mut chat = Rc::new(model?).chat(self.system.clone());
+                let model = model?;
+                kept::prepare(&self.gpu, &model.list()?.kernels);
+                let mut chat = Rc::new(model).chat(self.system.clone());
                 if !self.turns.is_empty() {
                     chat.restore(self.system.clone(), self.turns.clone(), &self.images, &mut |_| true).await?;
                 }

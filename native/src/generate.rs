@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::args::{GenerateArgs, LoraFile, ModelArgs, PictureArgs};
 use crate::chat::{install_interrupt, random_seed, read_image};
 use crate::picture::{Screen, save};
-use crate::{Failure, progress};
+use crate::{Failure, kept, progress};
 
 /// How much of a picture is painted over where nothing is said.
 const STRENGTH: f32 = 0.6;
@@ -48,7 +48,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
     let init = init.map(|image| fitted(image, width, height, unit)).transpose()?;
 
     let started = Instant::now();
-    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let gpu = kept::open(&arguments.device.options()).await?;
     if gpu.adapter().is_software() {
         note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
     }

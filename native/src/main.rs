@@ -15,10 +15,12 @@ mod doctor;
 mod generate;
 mod info;
 mod inspect;
+mod kept;
 mod pack;
 mod picture;
 mod progress;
 mod pull;
+mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -89,5 +91,6 @@ async fn run(options: Options) -> Result<(), Failure> {
         Command::Pack(arguments) => pack::run(arguments).await,
         Command::Pull(arguments) => pull::run(arguments),
         Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Tune(arguments) => tune::run(arguments).await,
     }
 }

@@ -43,6 +43,8 @@ pub struct AdapterSummary {
     pub driver: String,
     /// What it offers.
     pub capabilities: Capabilities,
+    /// Name of this adapter under this driver, for what is kept of it from run to run: letters, digits, `-` and `_`.
+    pub cache_name: String,
 }
 
 impl AdapterSummary {
@@ -54,6 +56,7 @@ impl AdapterSummary {
             backend: format!("{:?}", info.backend),
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
             capabilities: Capabilities::new(adapter.features(), &adapter.limits(), &info),
+            cache_name: cache_name(&info),
             name: info.name,
         }
     }
@@ -62,6 +65,14 @@ impl AdapterSummary {
     pub fn is_software(&self) -> bool {
         self.kind == "software"
     }
+}
+
+fn cache_name(info: &wgpu::AdapterInfo) -> String {
+    let text = format!(
+        "{:?}_{:x}_{:x}_{}_{}_{}",
+        info.backend, info.vendor, info.device, info.name, info.driver, info.driver_info
+    );
+    text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
 }
 
 fn kind(device_type: wgpu::DeviceType) -> &'static str {

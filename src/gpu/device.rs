@@ -1,15 +1,16 @@
 //! An open device.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::adapter::{self, AdapterChoice, AdapterSummary};
 use super::capabilities::Capabilities;
 use super::guard::{self, Guards, ZONE_BYTES};
-use super::kernel::{Kernel, Pipelines};
+use super::kernel::{Kernel, Maker, Pipeline, Pipelines, Specialise};
 use super::memory::{Buffer, Memory, MemoryUse};
 use super::profile::Profile;
-use super::record::{BindGroups, Cost, PARAMS_BUFFER_BYTES, PendingTimes, Recorder};
+use super::record::{BindGroups, Cost, PARAMS_BUFFER_BYTES, PendingTimes, Recorder, Spare};
+use crate::ops::{Form, Shape, Tuning};
 use crate::{Error, Result};
 
 /// How to open a device.
@@ -57,7 +58,16 @@ struct Inner {
     cost: Mutex<Cost>,
     guards: Option<Guards>,
     software_kernels: bool,
+    /// Which forms of kernels were measured to be the fastest here.
+    tuning: RwLock<Tuning>,
+    spare: Mutex<Spare>,
+    /// Small buffers for reading back, unmapped, for the next time.
+    staging: Mutex<Vec<wgpu::Buffer>>,
+    pipeline_cache: Option<wgpu::PipelineCache>,
 }
+
+/// Buffers of this size are kept for reading back: a token's id fits.
+const SMALL_STAGING: u64 = 256;
 
 type Faults = Arc<Mutex<Option<Error>>>;
 
@@ -72,6 +82,15 @@ fn note(faults: &Faults, error: Error) {
 impl Gpu {
     /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
     pub async fn open(options: &GpuOptions) -> Result<Self> {
+        Self::open_kept(options, |_| None).await
+    }
+
+    /// The same with the pipelines of an earlier run: `kept` gives what [`Gpu::pipeline_cache`] gave for the same adapter and
+    /// driver ([`AdapterSummary::cache_name`]), and nothing else, or nothing.
+    pub async fn open_kept(
+        options: &GpuOptions,
+        kept: impl FnOnce(&AdapterSummary) -> Option<Vec<u8>>,
+    ) -> Result<Self> {
         let instance = adapter::instance();
         let (index, adapter) = adapter::choose(&instance, &options.adapter).await?;
         let summary = AdapterSummary::new(index, &adapter);
@@ -80,6 +99,7 @@ impl Gpu {
         } else {
             let wanted = wgpu::Features::SUBGROUP
                 | wgpu::Features::SHADER_F16
+                | wgpu::Features::PIPELINE_CACHE
                 | if options.profile { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
             (adapter.features() & wanted, adapter.limits())
         };
@@ -122,6 +142,14 @@ impl Gpu {
         if let Some(bytes) = options.max_binding_bytes {
             capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
         }
+        let pipeline_cache = features.contains(wgpu::Features::PIPELINE_CACHE).then(|| {
+            let data = kept(&summary);
+            let descriptor =
+                wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data: data.as_deref(), fallback: true };
+            // SAFETY: the data is what `Gpu::pipeline_cache` gave earlier, as asked for above; wgpu checks its head against
+            // the adapter and driver and begins an empty cache where they differ.
+            unsafe { device.create_pipeline_cache(&descriptor) }
+        });
         let memory = Memory::new(device.clone(), limits.max_buffer_size, options.memory_limit);
         let params = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("parameters"),
@@ -146,6 +174,10 @@ impl Gpu {
             cost: Mutex::default(),
             guards: options.guard_zones.then(Guards::default),
             software_kernels,
+            tuning: RwLock::default(),
+            spare: Mutex::default(),
+            staging: Mutex::default(),
+            pipeline_cache,
         })))
     }
 
@@ -177,6 +209,44 @@ impl Gpu {
     /// A new recording.
     pub fn record(&self) -> Recorder {
         Recorder::new(self.clone())
+    }
+
+    /// A recording that runs nothing, and only notes what it would run ([`Recorder::into_listing`]).
+    pub fn list(&self) -> Recorder {
+        Recorder::listing(self.clone())
+    }
+
+    /// Has kernels chosen by measurements ([`crate::ops::tune`]) of the same adapter and driver. Those of another are ignored.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        if tuning.is_of(&self.adapter().cache_name) {
+            *self.0.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
+        }
+    }
+
+    /// The measurements in use.
+    pub fn tuning(&self) -> Tuning {
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The form that was measured to be the fastest for a product.
+    pub(crate) fn tuned(&self, shape: &Shape) -> Option<Form> {
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).form(shape)
+    }
+
+    /// Makes a kernel's pipeline, if it is not there yet. Several threads may do so at a time.
+    pub fn prepare(&self, kernel: Kernel) {
+        self.0.pipelines.make(&self.maker(), kernel);
+    }
+
+    /// Pipelines in the driver's own form, to be kept for [`Gpu::open_kept`], where the driver gives them.
+    pub fn pipeline_cache(&self) -> Option<Vec<u8>> {
+        self.0.pipeline_cache.as_ref()?.get_data()
+    }
+
+    /// Buffers, pipelines and bind groups made since the device was opened: none in a steady state.
+    pub fn objects_made(&self) -> u64 {
+        let bind_groups = self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).count;
+        self.0.memory.created() + self.0.pipelines.kernels().len() as u64 + bind_groups
     }
 
     /// A buffer for weights or other lasting data, filled with zeros.
@@ -317,8 +387,44 @@ impl Gpu {
         &self.0.params
     }
 
-    pub(super) fn pipelines(&self) -> &Pipelines {
-        &self.0.pipelines
+    pub(super) fn pipeline<S: Specialise>(&self, key: &S) -> Arc<Pipeline> {
+        self.0.pipelines.get(&self.maker(), key)
+    }
+
+    fn maker(&self) -> Maker<'_> {
+        let Inner { device, capabilities, pipeline_cache, .. } = &*self.0;
+        Maker { device, capabilities, cache: pipeline_cache.as_ref() }
+    }
+
+    /// A buffer to read at least `bytes` back through.
+    pub(super) fn take_staging(&self, bytes: u64) -> wgpu::Buffer {
+        if bytes <= SMALL_STAGING {
+            let kept = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            if let Some(buffer) = kept {
+                return buffer;
+            }
+        }
+        self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read back"),
+            size: bytes.max(SMALL_STAGING),
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// Takes a buffer back that was read.
+    pub(super) fn keep_staging(&self, buffer: wgpu::Buffer) {
+        if buffer.size() == SMALL_STAGING {
+            self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        }
+    }
+
+    pub(super) fn take_spare(&self) -> Spare {
+        std::mem::take(&mut *self.0.spare.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn keep_spare(&self, spare: Spare) {
+        *self.0.spare.lock().unwrap_or_else(PoisonError::into_inner) = spare;
     }
 
     pub(super) fn bind_groups(&self) -> &Mutex<BindGroups> {

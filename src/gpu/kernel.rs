@@ -1,7 +1,10 @@
 //! Kernels: WGSL parts put together, override constants, bindings; and the cache of their pipelines.
 
+use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Capabilities;
 
@@ -70,6 +73,9 @@ impl Kernel {
     /// Browsers want extensions enabled by a directive that naga does not take, so directives depend on who compiles.
     pub fn wgsl(&self, for_browser: bool) -> String {
         let mut text = String::new();
+        if self.uses_f16() {
+            text.push_str("enable f16;\n");
+        }
         if for_browser && self.uses_subgroups() {
             text.push_str("enable subgroups;\n");
         }
@@ -83,9 +89,27 @@ impl Kernel {
         text
     }
 
+    /// Whether the kernel computes with 16-bit floats.
+    pub fn uses_f16(&self) -> bool {
+        self.sources.iter().any(|source| source.name == "stage_half.wgsl")
+    }
+
     /// Whether the kernel needs subgroup operations.
     pub fn uses_subgroups(&self) -> bool {
         self.sources.iter().any(|source| source.name.contains("subgroup"))
+    }
+}
+
+/// What decides a specialisation: a small key that is compared and hashed for every dispatch, and the kernel it stands for,
+/// which is made out once.
+pub trait Specialise: Clone + Eq + Hash + Send + 'static {
+    /// The kernel.
+    fn kernel(&self) -> Kernel;
+}
+
+impl Specialise for Kernel {
+    fn kernel(&self) -> Kernel {
+        self.clone()
     }
 }
 
@@ -94,6 +118,7 @@ impl Kernel {
 pub(super) struct Pipeline {
     pub(super) id: usize,
     pub(super) name: &'static str,
+    pub(super) bindings: &'static [Access],
     pub(super) raw: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
 }
@@ -101,18 +126,37 @@ pub(super) struct Pipeline {
 /// All pipelines of a device, made when first asked for.
 #[derive(Debug, Default)]
 pub(super) struct Pipelines {
-    made: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
+    /// Made outside of the lock, so that several threads can make some at a time.
+    made: Mutex<HashMap<Kernel, Arc<OnceLock<Arc<Pipeline>>>>>,
+    /// The same by their keys: for each type of key a map of its own.
+    by_key: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
+    next_id: AtomicUsize,
 }
 
 impl Pipelines {
-    pub(super) fn get(&self, device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel) -> Arc<Pipeline> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = made.get(kernel) {
-            return pipeline.clone();
+    /// The pipeline of a key. Finding one that was made allocates nothing.
+    pub(super) fn get<S: Specialise>(&self, maker: &Maker<'_>, key: &S) -> Arc<Pipeline> {
+        if let Some(pipeline) = self.of_key(key) {
+            return pipeline;
         }
-        let pipeline = Arc::new(create(device, capabilities, kernel, made.len()));
-        made.insert(kernel.clone(), pipeline.clone());
+        let pipeline = self.make(maker, key.kernel());
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = by_key.entry(TypeId::of::<S>()).or_insert_with(|| Box::new(HashMap::<S, Arc<Pipeline>>::new()));
+        if let Some(map) = map.downcast_mut::<HashMap<S, Arc<Pipeline>>>() {
+            map.insert(key.clone(), pipeline.clone());
+        }
         pipeline
+    }
+
+    fn of_key<S: Specialise>(&self, key: &S) -> Option<Arc<Pipeline>> {
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        by_key.get(&TypeId::of::<S>())?.downcast_ref::<HashMap<S, Arc<Pipeline>>>()?.get(key).cloned()
+    }
+
+    /// The pipeline of a kernel.
+    pub(super) fn make(&self, maker: &Maker<'_>, kernel: Kernel) -> Arc<Pipeline> {
+        let cell = self.made.lock().unwrap_or_else(PoisonError::into_inner).entry(kernel.clone()).or_default().clone();
+        cell.get_or_init(|| Arc::new(maker.make(&kernel, self.next_id.fetch_add(1, Ordering::Relaxed)))).clone()
     }
 
     pub(super) fn kernels(&self) -> Vec<Kernel> {
@@ -120,50 +164,62 @@ impl Pipelines {
     }
 }
 
-fn create(device: &wgpu::Device, capabilities: &Capabilities, kernel: &Kernel, id: usize) -> Pipeline {
-    debug_assert!(capabilities.subgroups || !kernel.uses_subgroups(), "{} needs subgroups", kernel.name);
-    let descriptor = wgpu::ShaderModuleDescriptor {
-        label: Some(kernel.label),
-        source: wgpu::ShaderSource::Wgsl(kernel.wgsl(cfg!(target_arch = "wasm32")).into()),
-    };
-    // SAFETY: the shaders are this crate's own. Every op proves its indices from the shapes it checks before it
-    // dispatches, and the guard-zone tests run each specialisation over shapes around its tile sizes. The checks
-    // that this leaves out (bounds clamps, loop bounding) cost up to 40 % of a matrix product.
-    let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
-    let entry = |binding: usize, ty: wgpu::BufferBindingType, dynamic: bool| wgpu::BindGroupLayoutEntry {
-        binding: binding as u32,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
-        count: None,
-    };
-    let mut entries: Vec<_> = kernel
-        .bindings
-        .iter()
-        .enumerate()
-        .map(|(binding, access)| {
-            entry(binding, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, false)
-        })
-        .collect();
-    entries.push(entry(kernel.bindings.len(), wgpu::BufferBindingType::Uniform, true));
-    let layout = device
-        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.label), entries: &entries });
-    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: Some(kernel.label),
-        bind_group_layouts: &[Some(&layout)],
-        immediate_size: 0,
-    });
-    let constants: Vec<_> = kernel.constants.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
-    let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: Some(kernel.label),
-        layout: Some(&pipeline_layout),
-        module: &module,
-        entry_point: Some(kernel.name),
-        compilation_options: wgpu::PipelineCompilationOptions {
-            constants: &constants,
-            // Kernels write workgroup memory before they read it.
-            zero_initialize_workgroup_memory: false,
-        },
-        cache: None,
-    });
-    Pipeline { id, name: kernel.label, raw, layout }
+/// What pipelines are made with.
+pub(super) struct Maker<'a> {
+    pub(super) device: &'a wgpu::Device,
+    pub(super) capabilities: &'a Capabilities,
+    pub(super) cache: Option<&'a wgpu::PipelineCache>,
+}
+
+impl Maker<'_> {
+    fn make(&self, kernel: &Kernel, id: usize) -> Pipeline {
+        let Self { device, capabilities, cache } = *self;
+        debug_assert!(capabilities.subgroups || !kernel.uses_subgroups(), "{} needs subgroups", kernel.name);
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.label),
+            source: wgpu::ShaderSource::Wgsl(kernel.wgsl(cfg!(target_arch = "wasm32")).into()),
+        };
+        // SAFETY: the shaders are this crate's own. Every op proves its indices from the shapes it checks before it
+        // dispatches, and the guard-zone tests run each specialisation over shapes around its tile sizes. The checks
+        // that this leaves out (bounds clamps, loop bounding) cost up to 40 % of a matrix product.
+        let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+        let entry = |binding: usize, ty: wgpu::BufferBindingType, dynamic: bool| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
+            count: None,
+        };
+        let mut entries: Vec<_> = kernel
+            .bindings
+            .iter()
+            .enumerate()
+            .map(|(binding, access)| {
+                entry(binding, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, false)
+            })
+            .collect();
+        entries.push(entry(kernel.bindings.len(), wgpu::BufferBindingType::Uniform, true));
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(kernel.label),
+            entries: &entries,
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let constants: Vec<_> = kernel.constants.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
+        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(kernel.name),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                // Kernels write workgroup memory before they read it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache,
+        });
+        Pipeline { id, name: kernel.label, bindings: kernel.bindings, raw, layout }
+    }
 }

@@ -98,6 +98,11 @@ impl Memory {
         })
     }
 
+    /// Buffers made so far.
+    pub(super) fn created(&self) -> u64 {
+        self.next_id.load(Ordering::Relaxed)
+    }
+
     pub(super) fn usage(&self) -> MemoryUse {
         MemoryUse {
             allocated: self.allocated.load(Ordering::Relaxed),

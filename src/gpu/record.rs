@@ -5,10 +5,11 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytemuck::Pod;
 
-use super::kernel::{Kernel, Pipeline};
+use super::kernel::{Kernel, Pipeline, Specialise};
 use super::memory::Buffer;
 use super::profile::Profile;
 use super::{Access, Gpu};
+use crate::ops::Shape;
 use crate::{Error, Result};
 
 /// Size of one dispatch's parameter slot: WebGPU's default alignment of dynamic uniform offsets.
@@ -68,6 +69,15 @@ enum Command {
     Copy { source: wgpu::Buffer, source_offset: u64, target: wgpu::Buffer, target_offset: u64, bytes: u64 },
 }
 
+/// What a recording would have run.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// The specialisations.
+    pub kernels: HashSet<Kernel>,
+    /// The matrix products.
+    pub products: HashSet<Shape>,
+}
+
 /// A recording. Commands run in the order they are recorded.
 #[derive(Debug)]
 pub struct Recorder {
@@ -75,13 +85,33 @@ pub struct Recorder {
     commands: Vec<Command>,
     params: Vec<u8>,
     cost: Cost,
+    /// Where nothing is run: what would have been.
+    listed: Option<Listing>,
     /// The number of the submission that the commands will be in.
     submitted: Submitted,
 }
 
 impl Recorder {
     pub(super) fn new(gpu: Gpu) -> Self {
-        Self { gpu, commands: Vec::new(), params: Vec::new(), cost: Cost::default(), submitted: Submitted::default() }
+        let Spare { commands, params } = gpu.take_spare();
+        Self { gpu, commands, params, cost: Cost::default(), listed: None, submitted: Submitted::default() }
+    }
+
+    /// A recording that runs nothing and only notes which kernels it would run.
+    pub(super) fn listing(gpu: Gpu) -> Self {
+        Self { listed: Some(Listing::default()), ..Self::new(gpu) }
+    }
+
+    /// What a recording of [`Gpu::list`] noted.
+    pub fn into_listing(self) -> Listing {
+        self.listed.unwrap_or_default()
+    }
+
+    /// Notes a matrix product, where products are listed.
+    pub(crate) fn note_product(&mut self, shape: Shape) {
+        if let Some(listed) = &mut self.listed {
+            listed.products.insert(shape);
+        }
     }
 
     /// The device that will run this.
@@ -90,23 +120,28 @@ impl Recorder {
     }
 
     /// Records one dispatch.
-    pub fn dispatch<P: Pod>(
+    pub fn dispatch<S: Specialise, P: Pod>(
         &mut self,
-        kernel: &Kernel,
+        kernel: &S,
         bindings: &[Binding<'_>],
         params: &P,
         grid: [u32; 3],
         cost: Cost,
     ) -> Result<()> {
-        debug_assert_eq!(bindings.len(), kernel.bindings.len(), "{}", kernel.name);
         const { assert!(size_of::<P>() <= MAX_PARAMS_BYTES) };
         if grid.contains(&0) {
             return Ok(());
         }
-        if grid.iter().any(|&size| size > MAX_GRID) {
-            return Err(Error::Gpu(format!("{}: a grid of {grid:?} workgroups is over the limit", kernel.name)));
+        if let Some(listed) = &mut self.listed {
+            listed.kernels.insert(kernel.kernel());
+            return Ok(());
         }
-        self.check_bindings(kernel, bindings)?;
+        let pipeline = self.gpu.pipeline(kernel);
+        debug_assert_eq!(bindings.len(), pipeline.bindings.len(), "{}", pipeline.name);
+        if grid.iter().any(|&size| size > MAX_GRID) {
+            return Err(Error::Gpu(format!("{}: a grid of {grid:?} workgroups is over the limit", pipeline.name)));
+        }
+        self.check_bindings(&pipeline, bindings)?;
         let wide: Vec<_>;
         let bindings = if self.gpu.guarded() {
             wide = bindings.iter().map(|binding| binding.with_guard_zone()).collect();
@@ -118,7 +153,6 @@ impl Recorder {
         {
             self.flush()?;
         }
-        let pipeline = self.gpu.pipelines().get(self.gpu.device(), self.gpu.capabilities(), kernel);
         let bind_group =
             self.gpu.bind_groups().lock().unwrap_or_else(PoisonError::into_inner).get(&self.gpu, &pipeline, bindings);
         let start = self.params.len();
@@ -130,7 +164,7 @@ impl Recorder {
         Ok(())
     }
 
-    fn check_bindings(&self, kernel: &Kernel, bindings: &[Binding<'_>]) -> Result<()> {
+    fn check_bindings(&self, kernel: &Pipeline, bindings: &[Binding<'_>]) -> Result<()> {
         let capabilities = self.gpu.capabilities();
         for (index, binding) in bindings.iter().enumerate() {
             let fits = binding.bytes > 0
@@ -201,12 +235,7 @@ impl Recorder {
 
     /// Records that `binding` is to be read back. Await the result after [`Recorder::submit`].
     pub fn read_back(&mut self, binding: Binding<'_>) -> Readback {
-        let staging = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("read back"),
-            size: binding.bytes,
-            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-            mapped_at_creation: false,
-        });
+        let staging = self.gpu.take_staging(binding.bytes);
         self.commands.push(Command::Copy {
             source: binding.buffer.raw().clone(),
             source_offset: binding.offset,
@@ -214,12 +243,15 @@ impl Recorder {
             target_offset: 0,
             bytes: binding.bytes,
         });
-        Readback { gpu: self.gpu.clone(), staging, submitted: self.submitted.clone() }
+        Readback { gpu: self.gpu.clone(), staging, bytes: binding.bytes, submitted: self.submitted.clone() }
     }
 
     /// Encodes and submits everything recorded.
     pub fn submit(mut self) -> Result<()> {
-        self.flush()
+        self.flush()?;
+        let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
+        self.gpu.keep_spare(Spare { commands, params });
+        Ok(())
     }
 
     /// Submits what was recorded so far and waits until it is done; recording goes on.
@@ -230,13 +262,12 @@ impl Recorder {
 
     /// Submits what was recorded so far; recording goes on.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        if self.commands.is_empty() {
+        if self.commands.is_empty() || self.listed.is_some() {
             return self.gpu.check();
         }
         let gpu = self.gpu.clone();
         gpu.queue().write_buffer(gpu.params(), 0, &self.params);
-        let commands = std::mem::take(&mut self.commands);
-        self.params.clear();
+        let mut commands = std::mem::take(&mut self.commands);
         let cost = std::mem::take(&mut self.cost);
         let dispatches = commands.iter().filter(|command| matches!(command, Command::Dispatch { .. })).count() as u32;
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -248,6 +279,10 @@ impl Recorder {
         if let Some(times) = times {
             gpu.note_times(times);
         }
+        // The lists are used again: by what is recorded next here, or by the next recording.
+        commands.clear();
+        self.commands = commands;
+        self.params.clear();
         let submission = gpu.count(u64::from(dispatches), cost);
         gpu.sweep_bind_groups(submission);
         gpu.check()
@@ -298,6 +333,7 @@ fn encode(
 pub struct Readback {
     gpu: Gpu,
     staging: wgpu::Buffer,
+    bytes: u64,
     submitted: Submitted,
 }
 
@@ -307,7 +343,9 @@ type Submitted = Arc<OnceLock<wgpu::SubmissionIndex>>;
 impl Readback {
     /// The bytes, once the device has got there. It does not wait for later submissions.
     pub async fn bytes(self) -> Result<Vec<u8>> {
-        read_staging(&self.gpu, &self.staging, self.submitted.get()).await
+        let bytes = read_staging(&self.gpu, &self.staging, self.bytes, self.submitted.get()).await?;
+        self.gpu.keep_staging(self.staging);
+        Ok(bytes)
     }
 
     /// The same as numbers.
@@ -317,10 +355,15 @@ impl Readback {
 }
 
 #[cfg_attr(target_arch = "wasm32", allow(unused_variables))]
-async fn read_staging(gpu: &Gpu, staging: &wgpu::Buffer, submitted: Option<&wgpu::SubmissionIndex>) -> Result<Vec<u8>> {
+async fn read_staging(
+    gpu: &Gpu,
+    staging: &wgpu::Buffer,
+    bytes: u64,
+    submitted: Option<&wgpu::SubmissionIndex>,
+) -> Result<Vec<u8>> {
     gpu.check()?;
     let (sender, receiver) = futures_channel::oneshot::channel();
-    staging.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
+    staging.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
     #[cfg(not(target_arch = "wasm32"))]
     gpu.wait(submitted)?;
     // What the device says of it comes first: it tells a lost device from a failed copy.
@@ -333,7 +376,7 @@ async fn read_staging(gpu: &Gpu, staging: &wgpu::Buffer, submitted: Option<&wgpu
         Err(_) => return Err(failed("its mapping was given up".to_owned())),
     }
     gpu.check()?;
-    let bytes = staging.slice(..).get_mapped_range().map_err(|error| failed(error.to_string()))?.to_vec();
+    let bytes = staging.slice(..bytes).get_mapped_range().map_err(|error| failed(error.to_string()))?.to_vec();
     staging.unmap();
     Ok(bytes)
 }
@@ -379,7 +422,8 @@ impl PendingTimes {
     }
 
     pub(super) async fn add_to(self, profile: &mut Profile, gpu: &Gpu, period: f64) -> Result<()> {
-        let ticks: Vec<[u64; 2]> = bytemuck::pod_collect_to_vec(&read_staging(gpu, &self.staging, None).await?);
+        let ticks: Vec<[u64; 2]> =
+            bytemuck::pod_collect_to_vec(&read_staging(gpu, &self.staging, self.staging.size(), None).await?);
         for ((name, cost), [begin, end]) in self.dispatches.into_iter().zip(ticks) {
             profile.add(name, end.saturating_sub(begin) as f64 * period, cost.bytes, cost.flops);
         }
@@ -392,21 +436,37 @@ impl PendingTimes {
 pub(super) struct BindGroups {
     made: HashMap<BindGroupKey, (wgpu::BindGroup, u64)>,
     submission: u64,
+    /// How many were made.
+    pub(super) count: u64,
 }
 
-type BindGroupKey = (usize, Vec<(u64, u64, u64)>);
+/// A recording's lists, emptied, for the next one.
+#[derive(Debug, Default)]
+pub(super) struct Spare {
+    commands: Vec<Command>,
+    params: Vec<u8>,
+}
+
+/// The pipeline, and buffer, offset and bytes of each binding.
+type BindGroupKey = (usize, [(u64, u64, u64); MAX_BINDINGS]);
+
+/// WebGPU's default limit of storage buffers.
+const MAX_BINDINGS: usize = 8;
 
 /// Above this many, bind groups that were not used for a while are dropped.
 const MAX_BIND_GROUPS: usize = 8192;
 
 impl BindGroups {
     fn get(&mut self, gpu: &Gpu, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
-        let key = (
-            pipeline.id,
-            bindings.iter().map(|binding| (binding.buffer.id(), binding.offset, binding.bytes)).collect(),
-        );
+        let mut key = (pipeline.id, [(0, 0, 0); MAX_BINDINGS]);
+        for (place, binding) in key.1.iter_mut().zip(bindings) {
+            *place = (binding.buffer.id(), binding.offset, binding.bytes);
+        }
         let now = self.submission;
-        let entry = self.made.entry(key).or_insert_with(|| (create_bind_group(gpu, pipeline, bindings), now));
+        let entry = self.made.entry(key).or_insert_with(|| {
+            self.count += 1;
+            (create_bind_group(gpu, pipeline, bindings), now)
+        });
         entry.1 = now;
         entry.0.clone()
     }

@@ -3,8 +3,9 @@
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::load::Loader;
-use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, KvCache, Norm, RotaryTable};
+use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, KvCache, Norm, RotaryTable, Turns};
 use crate::tensor::{Matrix, Precision, Tensor};
+use crate::weights::checkpoint::RowOrder;
 use crate::weights::config::LanguageConfig;
 
 /// A pre-norm decoder layer.
@@ -12,7 +13,8 @@ use crate::weights::config::LanguageConfig;
 pub(super) struct Layer {
     attention: Attention,
     norm_1: Norm,
-    /// Query, key and value projections on top of each other: [(heads + 2 kv_heads) head_dim, hidden].
+    /// Query, key and value projections on top of each other, as [`ops::linear_turned`] wants them:
+    /// [(heads + 2 kv_heads) head_dim, hidden].
     qkv: Matrix,
     out: Matrix,
     norm_2: Norm,
@@ -41,10 +43,16 @@ impl Layer {
         let (eps, unit_offset) = (config.rms_norm_eps, config.norm_unit_offset);
         let heads = loader.pp("self_attn");
         let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        let in_turn = |heads| RowOrder::HalvesInTurn { heads };
+        let qkv = [
+            ("q_proj.weight", q, in_turn(attention.heads)),
+            ("k_proj.weight", kv, in_turn(attention.kv_heads)),
+            ("v_proj.weight", kv, RowOrder::InOrder),
+        ];
         Ok(Self {
             attention,
             norm_1: loader.rms_norm("input_layernorm", width, eps, unit_offset).await?,
-            qkv: heads.stacked(&[("q_proj.weight", q), ("k_proj.weight", kv), ("v_proj.weight", kv)], width).await?,
+            qkv: heads.stacked_in_order(&qkv, width).await?,
             out: heads.matrix("o_proj.weight", width, q).await?,
             norm_2: loader.rms_norm("post_attention_layernorm", width, eps, unit_offset).await?,
             feed_forward: FeedForward::load(loader, config).await?,
@@ -60,8 +68,8 @@ impl Layer {
         cache: &KvCache,
         position: usize,
     ) -> Result<()> {
-        let qkv = ops::linear_normed(recorder, x, &self.norm_1, &self.qkv, Epilogue::default())?;
-        let queries = ops::rotary(recorder, self.attention, &qkv, table, cache, position)?;
+        let turns = Turns { layer: self.attention, table, cache, position };
+        let queries = ops::linear_turned(recorder, x, &self.norm_1, &self.qkv, turns)?;
         let seen = KeyValues::Cached(cache, position + x.rows());
         let attended = ops::attention(recorder, self.attention, &queries, seen)?;
         ops::linear_add(recorder, &attended, &self.out, Epilogue::default(), x, 0)?;

@@ -5,7 +5,7 @@ mod cache;
 mod generate;
 mod layer;
 
-use crate::gpu::{Gpu, Recorder};
+use crate::gpu::{Gpu, Listing, Recorder};
 use crate::load::{Loader, OnProgress};
 use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rotary, Sampling};
 use crate::tensor::{Matrix, Precision, Tensor};
@@ -188,5 +188,33 @@ impl Language {
             self.logits(recorder, &last)?
         };
         ops::sample(recorder, &logits, sampling, draw, chosen, place)
+    }
+
+    /// Records what prompts and answers run, to have it listed ([`Gpu::list`]): prompts' ends of a few lengths and whole
+    /// portions, steps with few and with many keys.
+    pub fn list(&self, gpu: &Gpu) -> Result<Listing> {
+        let mut recorder = gpu.list();
+        let attention = self.attention;
+        // One layer's keys and values stand for all.
+        let (capacity, columns) = (2 * PREFILL_POSITIONS, attention.kv_heads * attention.head_dim);
+        let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
+        let rotary = Rotary { theta: self.config.rope_theta, divisors: self.config.rope_divisors.clone() };
+        let table = ops::RotaryTable::new(gpu, capacity, attention.head_dim, &rotary)?;
+        let chosen = Tensor::zeros(gpu, &[1], "chosen tokens")?;
+        for (times, position) in
+            [(1, 0), (1, PREFILL_POSITIONS), (2, 0), (4, 0), (PREFILL_POSITIONS / 8, 0), (PREFILL_POSITIONS, 0)]
+        {
+            let x = Tensor::temporary(gpu, &[times, self.config.hidden_size], "embeddings")?;
+            let first = Tensor::temporary(gpu, &[1, self.config.hidden_size], "embedding")?;
+            ops::gather(&mut recorder, &chosen, 0, &self.embedding, 1.0, &first)?;
+            for layer in &self.layers {
+                layer.forward(&mut recorder, &x, &table, &cache, position)?;
+            }
+            let sampling = [Sampling::GREEDY, Sampling { temperature: 1.0, ..Sampling::GREEDY }];
+            for sampling in sampling {
+                self.choose(&mut recorder, &x, sampling, 0.0, &chosen, 0)?;
+            }
+        }
+        Ok(recorder.into_listing())
     }
 }

@@ -1,9 +1,9 @@
-//! Attention, the key/value cache and rotary embedding.
+//! Attention and the key/value cache.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, wgsl};
+use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, Specialise, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -94,46 +94,14 @@ impl KvCache {
         [&self.keys, &self.values]
     }
 
-    fn bindings(&self) -> [Binding<'_>; 2] {
-        [self.keys.binding(), self.values.binding()]
+    /// Elements of a position's keys.
+    pub(super) fn columns(&self) -> usize {
+        self.columns
     }
-}
 
-/// What the rotary embedding's angles are made of.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rotary {
-    /// Base of the frequencies.
-    pub theta: f32,
-    /// What the frequencies are divided by, one for each pair; nothing if empty.
-    pub divisors: Vec<f32>,
-}
-
-/// Cosines and sines of the rotary embedding for the positions of a cache.
-#[derive(Debug, Clone)]
-pub struct RotaryTable {
-    turns: Tensor,
-}
-
-impl RotaryTable {
-    /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the reference
-    /// does.
-    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rotary: &Rotary) -> Result<Self> {
-        let half = head_dim / 2;
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| {
-                let divisor = rotary.divisors.get(i).copied().unwrap_or(1.0);
-                1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
-            })
-            .collect();
-        let turns: Vec<f32> = (0..positions)
-            .flat_map(|position| {
-                frequencies.iter().flat_map(move |frequency| {
-                    let angle = position as f32 * frequency;
-                    [angle.cos(), angle.sin()]
-                })
-            })
-            .collect();
-        Ok(Self { turns: Tensor::new(gpu, &[positions, head_dim], &turns, "rotary table")? })
+    /// Whether it is in f16.
+    pub(super) fn is_half(&self) -> bool {
+        self.half
     }
 }
 
@@ -168,7 +136,7 @@ struct Params {
 }
 
 /// What decides a specialisation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
     pub head_dim: usize,
     /// Query rows of a workgroup.
@@ -182,7 +150,7 @@ pub(crate) struct Variant {
 }
 
 /// The kernels that compute attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
     /// With workgroup memory.
     Workgroup,
@@ -205,8 +173,10 @@ impl Variant {
             Form::Subgroup4 => SUBGROUP4_ROWS,
         }
     }
+}
 
-    pub(crate) fn kernel(&self) -> Kernel {
+impl Specialise for Variant {
+    fn kernel(&self) -> Kernel {
         let cache = if self.half { wgsl!("cache_f16.wgsl") } else { wgsl!("cache_f32.wgsl") };
         let head4 = self.head_dim / 4;
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
@@ -239,26 +209,22 @@ impl Variant {
     }
 }
 
-pub(crate) fn merge_kernel(head_dim: usize) -> Kernel {
-    Kernel {
-        name: "attention_merge",
-        label: "attention_merge",
-        sources: vec![wgsl!("attention_merge.wgsl")],
-        constants: vec![("HEAD4", (head_dim / 4) as u32)],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Write],
-    }
+/// What decides a specialisation of the merging kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Merge {
+    pub head_dim: usize,
 }
 
-pub(crate) fn rotary_kernel(half: bool) -> Kernel {
-    let store = if half { wgsl!("store_f16.wgsl") } else { wgsl!("store_f32.wgsl") };
-    Kernel {
-        name: "rotary",
-        label: "rotary",
-        sources: vec![store, wgsl!("rotary.wgsl")],
-        constants: vec![],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Write, Access::Write, Access::Write],
+impl Specialise for Merge {
+    fn kernel(&self) -> Kernel {
+        Kernel {
+            name: "attention_merge",
+            label: "attention_merge",
+            sources: vec![wgsl!("attention_merge.wgsl")],
+            constants: vec![("HEAD4", (self.head_dim / 4) as u32)],
+            sizes: vec![],
+            bindings: &[Access::Read, Access::Write],
+        }
     }
 }
 
@@ -339,7 +305,7 @@ pub fn attention_over(
                 rows: length,
                 half: cache.half,
                 query_stride: width,
-                bindings: cache.bindings(),
+                bindings: cache.stored().map(Tensor::binding),
                 stride: kv_width,
                 starts: [0, 0],
             }
@@ -411,7 +377,7 @@ pub fn attention_over(
             output_start: (sequence * times * width / 4) as u32,
         };
         recorder.dispatch(
-            &Variant { head_dim, rows: block, causal, split, half: source.half, form }.kernel(),
+            &Variant { head_dim, rows: block, causal, split, half: source.half, form },
             &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
             &params,
             [blocks as u32, kv_heads as u32, parts as u32],
@@ -423,7 +389,7 @@ pub fn attention_over(
     }
     if let Some(partial) = partial {
         recorder.dispatch(
-            &merge_kernel(head_dim),
+            &Merge { head_dim },
             &[partial.binding(), y.binding()],
             &[query_rows as u32, kv_heads as u32, group as u32, parts as u32],
             element_grid(query_rows * kv_heads * head_dim / 4),
@@ -431,52 +397,4 @@ pub fn attention_over(
         )?;
     }
     Ok(y)
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct RotaryParams {
-    times: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    first_time: u32,
-    padding: [u32; 3],
-}
-
-/// Turns queries and keys of `qkv` [times, (heads + 2 kv_heads) head_dim] at positions `position ..`, writes keys and values
-/// into the cache there, and gives the queries [times, heads * head_dim].
-pub fn rotary(
-    recorder: &mut Recorder,
-    layer: Attention,
-    qkv: &Tensor,
-    table: &RotaryTable,
-    cache: &KvCache,
-    position: usize,
-) -> Result<Tensor> {
-    layer.check()?;
-    let times = qkv.rows();
-    qkv.expect("queries, keys and values", &[times, layer.packed_columns()])?;
-    let room = cache.capacity.min(table.turns.rows());
-    if position + times > room || table.turns.columns() != layer.head_dim {
-        return Err(Error::InvalidArgument(format!("positions up to {} in a cache for {room}", position + times)));
-    }
-    let queries = Tensor::temporary(recorder.gpu(), &[times, layer.heads * layer.head_dim], "queries")?;
-    let [keys, values] = cache.bindings();
-    let params = RotaryParams {
-        times: times as u32,
-        heads: layer.heads as u32,
-        kv_heads: layer.kv_heads as u32,
-        head_dim: layer.head_dim as u32,
-        first_time: position as u32,
-        padding: [0; 3],
-    };
-    recorder.dispatch(
-        &rotary_kernel(cache.half),
-        &[qkv.binding(), table.turns.binding(), queries.binding(), keys, values],
-        &params,
-        element_grid(qkv.len() / 4),
-        cost(2 * qkv.len(), 3 * qkv.len()),
-    )?;
-    Ok(queries)
 }

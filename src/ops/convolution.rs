@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid, simple};
-use crate::gpu::{Access, Kernel, Recorder, wgsl};
+use crate::gpu::{Access, Kernel, Recorder, Source, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -50,8 +50,20 @@ pub(crate) fn patches_kernel() -> Kernel {
     simple("patches", wgsl!("patches.wgsl"), READ_WRITE)
 }
 
-pub(crate) fn depthwise_kernel() -> Kernel {
-    simple("depthwise", wgsl!("depthwise.wgsl"), &[Access::Read, Access::Read, Access::Read, Access::Write])
+/// How kernels take the channels of maps: by fours, or one by one.
+pub(super) fn channels_reader(vec4: bool) -> Source {
+    if vec4 { wgsl!("channels_vec4.wgsl") } else { wgsl!("channels_scalar.wgsl") }
+}
+
+pub(crate) fn depthwise_kernel(vec4: bool) -> Kernel {
+    Kernel {
+        name: "depthwise",
+        label: "depthwise",
+        sources: vec![channels_reader(vec4), wgsl!("depthwise.wgsl")],
+        constants: vec![],
+        sizes: vec![],
+        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+    }
 }
 
 pub(crate) fn concatenate_kernel() -> Kernel {
@@ -112,11 +124,13 @@ pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias:
     bias.expect("depthwise bias", &[channels])?;
     let y = Tensor::temporary(recorder.gpu(), x.pixels.shape(), "depthwise")?;
     let elements = x.pixels.len();
+    let vec4 = channels.is_multiple_of(4);
+    let counted = if vec4 { channels / 4 } else { channels };
     recorder.dispatch(
-        &depthwise_kernel(),
+        &depthwise_kernel(vec4),
         &[x.pixels.binding(), weight.binding(), bias.binding(), y.binding()],
-        &[x.height as u32, x.width as u32, channels as u32, 0],
-        element_grid(x.height * x.width.div_ceil(4) * channels),
+        &[x.height as u32, x.width as u32, counted as u32, 0],
+        element_grid(x.height * x.width.div_ceil(8) * counted),
         cost(2 * elements, 98 * elements),
     )?;
     Ok(FeatureMap { height: x.height, width: x.width, pixels: y })

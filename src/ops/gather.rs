@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::linear::weight_reader;
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Kernel, Recorder, wgsl};
+use crate::gpu::{Access, Binding, Kernel, Recorder, Specialise, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -24,15 +24,21 @@ struct Params {
     scale: f32,
 }
 
-pub(crate) fn kernel(precision: Precision) -> Kernel {
-    let (reader, sizes) = weight_reader(precision);
-    Kernel {
-        name: "gather",
-        label: "gather",
-        sources: vec![reader, wgsl!("gather.wgsl")],
-        constants: vec![],
-        sizes,
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+/// What decides a specialisation: how the table is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant(pub Precision);
+
+impl Specialise for Variant {
+    fn kernel(&self) -> Kernel {
+        let (reader, sizes) = weight_reader(self.0);
+        Kernel {
+            name: "gather",
+            label: "gather",
+            sources: vec![reader, wgsl!("gather.wgsl")],
+            constants: vec![],
+            sizes,
+            bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+        }
     }
 }
 
@@ -120,7 +126,7 @@ impl Lookup<'_> {
             scale: self.scale,
         };
         recorder.dispatch(
-            &kernel(precision),
+            &Variant(precision),
             &[self.ids.binding(), data, scales.unwrap_or(self.ids.binding()), y.binding()],
             &params,
             element_grid(self.count * k.div_ceil(4)),

@@ -1,27 +1,32 @@
 //! The matrix products: y = x W^T with weights in any of the formats of [`Precision`], and what is fused around them.
 
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
 
 use super::Norm;
-use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, Source, grid_1d, wgsl};
-use crate::tensor::{Matrix, Precision, Tensor};
+use super::tuning::Shape;
+use crate::gpu::{Access, Capabilities, Cost, Gpu, Kernel, Recorder, Source, Specialise, grid_1d, wgsl};
+use crate::tensor::{GROUP, Matrix, Piece, Precision, Tensor};
 use crate::{Error, Result};
 
 /// Up to this many rows of x are taken one by one (matvec); more go through the tiled kernel, which reads each weight
 /// once for 64 rows.
-const MATVEC_ROWS: usize = 4;
+pub(super) const MATVEC_ROWS: usize = 4;
 /// Rows of x, and of W, in a tile of the tiled kernel.
 const TILE: usize = 64;
 /// Rows of W that a workgroup of the kernel for software adapters takes.
 const UNIFORM_COLUMNS: usize = 256;
 
 /// The kernels that compute a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Form {
-    /// Row by row, the invocations of a workgroup splitting k.
+    /// Row by row, the invocations of a workgroup splitting k into fours.
     Matvec,
-    /// Tiles in workgroup memory.
-    Tiled,
+    /// The same with quantised weights, in whole blocks.
+    MatvecBlocks(MatvecBlocks),
+    /// Tiles in workgroup memory, in f16 if `half`.
+    Tiled { half: bool },
     /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
     Uniform(u32),
     /// For software adapters with subgroups of four: this many rows at a time, four or more, handed around in the subgroup.
@@ -30,58 +35,127 @@ pub(crate) enum Form {
     Subgroup(u32),
 }
 
+/// The sizes of [`Form::MatvecBlocks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct MatvecBlocks {
+    /// Sums are taken in subgroups first.
+    pub subgroups: bool,
+    /// Invocations of a workgroup.
+    pub workgroup: u32,
+    /// Blocks of four rows that a workgroup takes.
+    pub blocks: u32,
+}
+
+impl MatvecBlocks {
+    fn all() -> impl Iterator<Item = Self> {
+        let sizes = [(32, 1), (32, 2), (128, 1), (128, 2)];
+        let form = |subgroups| move |(workgroup, blocks)| Self { subgroups, workgroup, blocks };
+        sizes.into_iter().map(form(false)).chain(sizes.into_iter().map(form(true)))
+    }
+
+    fn runs_on(self, capabilities: &Capabilities) -> bool {
+        // Whole subgroups, all of one size.
+        !self.subgroups || capabilities.subgroup_size().is_some_and(|size| self.workgroup.is_multiple_of(size))
+    }
+
+    /// What is likely to do well, without a measurement: as many invocations as there are groups of columns, and more rows
+    /// where there are enough of them for many workgroups.
+    fn likely(n: usize, k: usize) -> Self {
+        let workgroup = if k.div_ceil(GROUP) <= 48 { 32 } else { 128 };
+        Self { subgroups: false, workgroup, blocks: if n >= 8192 { 2 } else { 1 } }
+    }
+}
+
 impl Form {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
         let subgroup = [1, 2, 4, 8].map(Self::Subgroup);
         let subgroup4 = [4, 8].map(Self::Subgroup4);
-        [Self::Matvec, Self::Tiled].into_iter().chain(uniform).chain(subgroup).chain(subgroup4)
+        let tiled = [false, true].map(|half| Self::Tiled { half });
+        let blocks = MatvecBlocks::all().map(Self::MatvecBlocks);
+        std::iter::once(Self::Matvec).chain(tiled).chain(blocks).chain(uniform).chain(subgroup).chain(subgroup4)
     }
 
-    /// The form for `m` rows of x.
-    fn choose(gpu: &Gpu, m: usize) -> Self {
+    /// The form for a product: what was measured on this device to be the fastest, or else what is likely to be.
+    pub(super) fn choose(gpu: &Gpu, shape: Shape) -> Self {
+        gpu.tuned(&shape).unwrap_or_else(|| Self::likely(gpu, shape))
+    }
+
+    /// The form for a product on a device that nothing is known of but its capabilities.
+    fn likely(gpu: &Gpu, Shape { m, n, k, precision }: Shape) -> Self {
         let rows = m.next_power_of_two() as u32;
         match m {
             _ if gpu.software_subgroups() == Some(8) => Self::Subgroup(rows.min(8)),
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
             _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
+            0..=MATVEC_ROWS if precision.bits().is_some() => Self::MatvecBlocks(MatvecBlocks::likely(n, k)),
             0..=MATVEC_ROWS => Self::Matvec,
-            _ => Self::Tiled,
+            _ => Self::Tiled { half: false },
         }
     }
 
     /// The form for `m` pixels of a convolution's result, which no form takes one by one.
-    fn choose_for_map(gpu: &Gpu, m: usize) -> Self {
-        match Self::choose(gpu, m.max(2)) {
-            Self::Matvec => Self::Tiled,
-            form => form,
+    fn choose_for_map(gpu: &Gpu, shape: Shape) -> Self {
+        match Self::choose(gpu, Shape { m: shape.m.max(2), ..shape }) {
+            form if form.takes_many() => form,
+            _ => Self::Tiled { half: false },
         }
+    }
+
+    /// Whether it takes several rows of x at a time.
+    pub(crate) fn takes_many(self) -> bool {
+        !matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::Subgroup(1) | Self::Uniform(1))
     }
 
     /// The most rows of x in one dispatch: as many as fit WebGPU's limit on a grid's dimensions.
     fn max_rows(self) -> usize {
         let rows = match self {
-            Self::Matvec => 1,
-            Self::Tiled => TILE,
+            Self::Matvec | Self::MatvecBlocks(_) => 1,
+            Self::Tiled { .. } => TILE,
             Self::Uniform(rows) | Self::Subgroup4(rows) | Self::Subgroup(rows) => rows as usize,
         };
         rows * 65535
     }
 
-    /// Whether it can take a norm before the product along.
-    pub(crate) fn fuses_norm(self) -> bool {
-        matches!(self, Self::Matvec | Self::Subgroup(_))
+    /// The forms that are worth a measurement: those that the device can run, of one row or of many.
+    pub(super) fn candidates(gpu: &Gpu, shape: Shape) -> Vec<Self> {
+        let capabilities = gpu.capabilities();
+        let few = shape.m <= MATVEC_ROWS;
+        let possible = |form: &Self| match *form {
+            Self::Matvec => few,
+            Self::MatvecBlocks(blocks) => few && shape.precision.bits().is_some() && blocks.runs_on(capabilities),
+            Self::Tiled { half } => !few && !gpu.software_kernels() && (!half || capabilities.shader_f16),
+            // Loads that are the same for a whole workgroup and no workgroup memory: for processors.
+            Self::Uniform(rows) => gpu.software_kernels() && (rows == 1) == few && (few || rows >= 8),
+            Self::Subgroup4(rows) => gpu.software_subgroups() == Some(4) && !few && rows >= 4,
+            Self::Subgroup(rows) => gpu.software_subgroups() == Some(8) && (rows == 1) == few && (few || rows >= 4),
+        };
+        Self::all().filter(possible).collect()
     }
 
-    fn grid(self, m: usize, n: usize) -> [u32; 3] {
+    /// Whether it can take a norm before the product along.
+    pub(crate) fn fuses_norm(self) -> bool {
+        matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::Subgroup(_))
+    }
+
+    /// Whether it can read weights of this precision.
+    pub(crate) fn takes(self, precision: Precision) -> bool {
+        match self {
+            Self::MatvecBlocks(_) => precision.bits().is_some(),
+            _ => true,
+        }
+    }
+
+    pub(super) fn grid(self, m: usize, n: usize) -> [u32; 3] {
         let folded = |count: usize, z: usize| {
             let [x, y, _] = grid_1d(count);
             [x, y, z as u32]
         };
         match self {
             Self::Matvec => folded(n.div_ceil(4), m),
-            Self::Tiled => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
+            Self::MatvecBlocks(MatvecBlocks { blocks, .. }) => folded(n.div_ceil(4 * blocks as usize), m),
+            Self::Tiled { .. } => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
             Self::Uniform(rows) | Self::Subgroup4(rows) => {
                 folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize))
             }
@@ -166,8 +240,8 @@ pub struct Routes<'a> {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct Params {
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+pub(super) struct Params {
     m: u32,
     n: u32,
     k: u32,
@@ -180,12 +254,11 @@ struct Params {
     flags: u32,
     activation: u32,
     eps: f32,
-    map: MapParams,
 }
 
-/// The parameters that only a convolution has.
+/// The parameters that only a convolution has, behind the others.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(super) struct MapParams {
     pub height: u32,
     pub width: u32,
@@ -201,6 +274,30 @@ pub(super) struct MapParams {
     pub width_seen: u32,
     pub first_row: u32,
     pub bias_stride: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct AllMapParams {
+    product: Params,
+    map: MapParams,
+}
+
+impl Params {
+    /// What a product of `m` rows with a piece of a matrix has in any case.
+    pub(super) fn of_piece(piece: &Piece, m: usize, k: usize, norm: Option<&Norm>) -> Self {
+        Self {
+            m: m as u32,
+            n: piece.rows as u32,
+            k: k as u32,
+            weight_stride: piece.precision.row_fours(k) as u32,
+            first: piece.first as u32,
+            route_divisor: 1,
+            flags: if norm.is_some_and(|norm| norm.unit_offset) { UNIT_OFFSET } else { 0 },
+            eps: norm.map_or(0.0, |norm| norm.eps),
+            ..Self::default()
+        }
+    }
 }
 
 /// Bits of `flags` in linear_epilogue.wgsl.
@@ -241,7 +338,7 @@ fn reader_constants(precision: Precision) -> Vec<(&'static str, u32)> {
 }
 
 /// How rows of x are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Input {
     /// Rows of any length.
     Scalar,
@@ -251,36 +348,60 @@ pub(crate) enum Input {
     Map,
 }
 
+impl Input {
+    /// How rows of k are read.
+    pub(super) fn of_rows(k: usize) -> Self {
+        if k.is_multiple_of(4) { Self::Vec4 } else { Self::Scalar }
+    }
+}
+
+/// What becomes of the sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Ending {
+    /// The epilogue, row by row.
+    Plain,
+    /// The epilogue, for the rows of one expert.
+    Routed,
+    /// Queries turned; keys, turned, and values into a cache, in f16 if `half`.
+    Turned { half: bool },
+}
+
 /// What decides a specialisation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
     pub form: Form,
     pub precision: Precision,
     pub input: Input,
-    pub routed: bool,
+    pub ending: Ending,
     /// With a norm before the product.
     pub norm: bool,
 }
 
-impl Variant {
-    pub(crate) fn kernel(&self) -> Kernel {
-        let mut sources = vec![
-            wgsl!("linear_epilogue.wgsl"),
-            wgsl!("activation.wgsl"),
-            match self.input {
-                Input::Scalar => wgsl!("input_scalar.wgsl"),
-                Input::Vec4 => wgsl!("input_vec4.wgsl"),
-                Input::Map => wgsl!("input_convolution.wgsl"),
-            },
-            match self.input {
-                Input::Map => wgsl!("rows_map.wgsl"),
-                _ if self.routed => wgsl!("rows_routed.wgsl"),
-                _ => wgsl!("rows_direct.wgsl"),
-            },
-        ];
+impl Specialise for Variant {
+    fn kernel(&self) -> Kernel {
+        let mut sources = match self.ending {
+            Ending::Plain => vec![
+                wgsl!("linear_epilogue.wgsl"),
+                wgsl!("activation.wgsl"),
+                if self.input == Input::Map { wgsl!("rows_map.wgsl") } else { wgsl!("rows_direct.wgsl") },
+            ],
+            Ending::Routed => {
+                vec![wgsl!("linear_epilogue.wgsl"), wgsl!("activation.wgsl"), wgsl!("rows_routed.wgsl")]
+            }
+            Ending::Turned { half } => vec![
+                wgsl!("rotary_epilogue.wgsl"),
+                if half { wgsl!("store_f16.wgsl") } else { wgsl!("store_f32.wgsl") },
+                wgsl!("rows_direct.wgsl"),
+            ],
+        };
+        sources.push(match self.input {
+            Input::Scalar => wgsl!("input_scalar.wgsl"),
+            Input::Vec4 => wgsl!("input_vec4.wgsl"),
+            Input::Map => wgsl!("input_convolution.wgsl"),
+        });
         let mut constants = Vec::new();
         let (reader, mut sizes) = match self.form {
-            Form::Subgroup(_) => block_reader(self.precision),
+            Form::Subgroup(_) | Form::MatvecBlocks(_) => block_reader(self.precision),
             _ => weight_reader(self.precision),
         };
         sources.push(reader);
@@ -293,8 +414,16 @@ impl Variant {
                 sources.extend([wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
                 "matvec"
             }
-            Form::Tiled => {
-                sources.push(wgsl!("matmul.wgsl"));
+            Form::MatvecBlocks(MatvecBlocks { subgroups, workgroup, blocks }) => {
+                let reduce = if subgroups { wgsl!("reduce_subgroup.wgsl") } else { wgsl!("reduce_workgroup.wgsl") };
+                sources.extend([reduce, wgsl!("matvec_blocks.wgsl")]);
+                constants.push(("WORKGROUP", workgroup));
+                sizes.push(("BLOCKS", blocks));
+                "matvec_blocks"
+            }
+            Form::Tiled { half } => {
+                let stage = if half { wgsl!("stage_half.wgsl") } else { wgsl!("stage_f32.wgsl") };
+                sources.extend([stage, wgsl!("matmul.wgsl")]);
                 "matmul"
             }
             Form::Uniform(rows) => {
@@ -323,19 +452,16 @@ impl Variant {
             sources,
             constants,
             sizes,
-            bindings: &[
-                Access::Read,
-                Access::Read,
-                Access::Read,
-                Access::Read,
-                Access::Read,
-                Access::Read,
-                Access::Read,
-                Access::Write,
-            ],
+            bindings: match self.ending {
+                Ending::Turned { .. } => &[R, R, R, R, W, W, R, W],
+                _ => &[R, R, R, R, R, R, R, W],
+            },
         }
     }
 }
+
+const R: Access = Access::Read;
+const W: Access = Access::Write;
 
 /// One of the products below, about to be recorded.
 struct Product<'a> {
@@ -377,7 +503,7 @@ pub fn linear_normed(
     weight: &Matrix,
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
-    if norm.bias.is_some() || !Form::choose(recorder.gpu(), x.rows()).fuses_norm() {
+    if norm.bias.is_some() || !fuses_norm(recorder.gpu(), x.rows(), weight) {
         let normed = super::norm(recorder, x, norm)?;
         return linear(recorder, &normed, weight, epilogue);
     }
@@ -409,6 +535,11 @@ pub fn linear_routed(
     y: &Tensor,
 ) -> Result<()> {
     Product { x, norm: None, weight, epilogue, y, row: 0, routes: Some(routes), accumulate: false }.record(recorder)
+}
+
+/// Whether all pieces of a product can take a norm along.
+pub(super) fn fuses_norm(gpu: &Gpu, m: usize, weight: &Matrix) -> bool {
+    weight.pieces().iter().all(|piece| Form::choose(gpu, Shape::of(piece, m, weight.columns())).fuses_norm())
 }
 
 impl Product<'_> {
@@ -461,14 +592,16 @@ impl Product<'_> {
         }
         let Self { x, weight, epilogue, y, row, routes, norm, .. } = self;
         let (k, outputs) = (x.columns(), epilogue.outputs(weight));
-        let form = Form::choose(recorder.gpu(), m);
         let any = x.binding();
         for piece in weight.pieces() {
+            let shape = Shape::of(piece, m, k);
+            recorder.note_product(shape);
+            let form = Form::choose(recorder.gpu(), shape);
             let variant = Variant {
                 form,
                 precision: piece.precision,
-                input: if k.is_multiple_of(4) { Input::Vec4 } else { Input::Scalar },
-                routed: routes.is_some(),
+                input: Input::of_rows(k),
+                ending: if routes.is_some() { Ending::Routed } else { Ending::Plain },
                 norm: norm.is_some(),
             };
             let bindings = [
@@ -482,25 +615,19 @@ impl Product<'_> {
                 y.binding(),
             ];
             let params = Params {
-                m: m as u32,
-                n: piece.rows as u32,
-                k: k as u32,
-                weight_stride: piece.precision.row_fours(k) as u32,
-                first: piece.first as u32,
                 output_stride: outputs as u32,
                 output_start: (row * outputs) as u32,
                 route_base: routes.map_or(0, |routes| routes.base) as u32,
                 route_divisor: routes.map_or(1, |routes| routes.divisor) as u32,
                 flags: self.flags(),
                 activation: epilogue.activation.code(),
-                eps: norm.map_or(0.0, |norm| norm.eps),
-                ..Default::default()
+                ..Params::of_piece(piece, m, k, norm)
             };
             let cost = Cost {
                 bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64 + ((m * k + m * piece.rows) * 4) as f64,
                 flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
             };
-            recorder.dispatch(&variant.kernel(), &bindings, &params, form.grid(m, piece.rows), cost)?;
+            recorder.dispatch(&variant, &bindings, &params, form.grid(m, piece.rows), cost)?;
         }
         Ok(())
     }
@@ -510,35 +637,34 @@ impl MapProduct<'_> {
     pub(super) fn record(self, recorder: &mut Recorder) -> Result<()> {
         let Self { x, weight, bias, activation, residual, y, map } = self;
         let (m, n, k) = (y.rows(), weight.rows(), weight.columns());
-        let form = Form::choose_for_map(recorder.gpu(), m);
         let any = x.binding();
         let flags = if bias.is_some() { HAS_BIAS } else { 0 } | if residual.is_some() { HAS_RESIDUAL } else { 0 };
-        for first_row in (0..m).step_by(form.max_rows()) {
-            let rows = form.max_rows().min(m - first_row);
-            for piece in weight.pieces() {
-                let variant =
-                    Variant { form, precision: piece.precision, input: Input::Map, routed: false, norm: false };
-                let bindings = [
-                    any,
-                    piece.data.binding(),
-                    piece.scales.as_ref().map_or(any, Tensor::binding),
-                    bias.map_or(any, Tensor::binding),
-                    any,
-                    residual.map_or(any, Tensor::binding),
-                    any,
-                    y.binding(),
-                ];
-                let params = Params {
-                    m: rows as u32,
-                    n: piece.rows as u32,
-                    k: k as u32,
-                    weight_stride: piece.precision.row_fours(k) as u32,
-                    first: piece.first as u32,
-                    output_stride: n as u32,
-                    flags,
-                    activation: activation.code(),
+        for piece in weight.pieces() {
+            let shape = Shape::of(piece, m, k);
+            recorder.note_product(shape);
+            let form = Form::choose_for_map(recorder.gpu(), shape);
+            let variant =
+                Variant { form, precision: piece.precision, input: Input::Map, ending: Ending::Plain, norm: false };
+            let bindings = [
+                any,
+                piece.data.binding(),
+                piece.scales.as_ref().map_or(any, Tensor::binding),
+                bias.map_or(any, Tensor::binding),
+                any,
+                residual.map_or(any, Tensor::binding),
+                any,
+                y.binding(),
+            ];
+            for first_row in (0..m).step_by(form.max_rows()) {
+                let rows = form.max_rows().min(m - first_row);
+                let params = AllMapParams {
+                    product: Params {
+                        output_stride: n as u32,
+                        flags,
+                        activation: activation.code(),
+                        ..Params::of_piece(piece, rows, k, None)
+                    },
                     map: MapParams { first_row: first_row as u32, ..map },
-                    ..Default::default()
                 };
                 let read = x.len() / m * rows;
                 let cost = Cost {
@@ -546,7 +672,7 @@ impl MapProduct<'_> {
                         + ((read + rows * piece.rows) * 4) as f64,
                     flops: 2.0 * rows as f64 * k as f64 * piece.rows as f64,
                 };
-                recorder.dispatch(&variant.kernel(), &bindings, &params, form.grid(rows, piece.rows), cost)?;
+                recorder.dispatch(&variant, &bindings, &params, form.grid(rows, piece.rows), cost)?;
             }
         }
         Ok(())

@@ -2,8 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::FeatureMap;
-use crate::gpu::{Access, Cost, Kernel, Recorder, grid_1d, wgsl};
+use super::convolution::channels_reader;
+use super::{FeatureMap, cost, element_grid};
+use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, grid_1d, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -101,24 +102,66 @@ impl MiningMap {
         Ok(stages)
     }
 
+    /// Whether kernels can take channels by fours.
+    fn vec4(&self) -> bool {
+        self.stages.iter().all(|map| map.channels().is_multiple_of(4))
+    }
+
+    /// The stages with channels as kernels count them: by fours, or one by one.
+    fn counted_stages(&self) -> Result<([Stage; 4], usize)> {
+        let each = if self.vec4() { 4 } else { 1 };
+        let stages = self.stages()?.map(|stage| Stage { channels: stage.channels / each as u32, ..stage });
+        Ok((stages, self.channels() / each))
+    }
+
     fn bytes(&self) -> f64 {
         self.stages.iter().map(|map| map.pixels.bytes() as f64).sum()
     }
 }
 
-pub(crate) fn stats_kernel(pool: usize) -> Kernel {
+pub(crate) fn stats_kernel(vec4: bool) -> Kernel {
     Kernel {
         name: "mining_stats",
         label: "mining_stats",
-        sources: vec![wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_map.wgsl"), wgsl!("mining_stats.wgsl")],
-        constants: vec![("POOL", pool as u32)],
+        sources: vec![
+            channels_reader(vec4),
+            wgsl!("reduce_workgroup.wgsl"),
+            wgsl!("mining_map.wgsl"),
+            wgsl!("mining_stats.wgsl"),
+        ],
+        constants: vec![("POOL", 2)],
+        sizes: vec![],
+        bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
+    }
+}
+
+/// Invocations of the workgroups of [`products_kernel`]: few where a processor plays all of them.
+pub(crate) const PRODUCTS_WORKGROUPS: [u32; 2] = [8, 64];
+
+pub(crate) fn products_kernel(vec4: bool, neighbours: bool, workgroup: u32) -> Kernel {
+    Kernel {
+        name: "mining_products",
+        label: "mining_products",
+        sources: vec![channels_reader(vec4), wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_products.wgsl")],
+        constants: vec![("NEIGHBOURS", u32::from(neighbours)), ("WORKGROUP", workgroup)],
+        sizes: vec![],
+        bindings: &[Access::Read, Access::Write],
+    }
+}
+
+pub(crate) fn mixed_kernel() -> Kernel {
+    Kernel {
+        name: "mining_mixed",
+        label: "mining_mixed",
+        sources: vec![wgsl!("mining_mixed.wgsl")],
+        constants: vec![],
         sizes: vec![],
         bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
     }
 }
 
 /// The kernel for these windows; `keep` for the form that also gives the weights of the cells.
-pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool) -> Kernel {
+pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) -> Kernel {
     const BINDINGS: &[Access] = &[
         Access::Read,
         Access::Read,
@@ -135,6 +178,7 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool) -> Kernel {
         name: "mining",
         label: "mining",
         sources: vec![
+            channels_reader(vec4),
             wgsl!("mining_map.wgsl"),
             wgsl!("mining.wgsl"),
             if keep { wgsl!("mining_keep.wgsl") } else { wgsl!("mining_plain.wgsl") },
@@ -149,18 +193,29 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool) -> Kernel {
 pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Result<Tensor> {
     let cells = map.height() * map.width();
     let stats = Tensor::temporary(recorder.gpu(), &[cells, 2], "mining statistics")?;
-    let params = StatsParams {
-        stages: map.stages()?,
+    let params = |(stages, channels): ([Stage; 4], usize)| StatsParams {
+        stages,
         height: map.height() as u32,
         width: map.width() as u32,
-        channels: map.channels() as u32,
+        channels: channels as u32,
         eps,
     };
+    if map.pool == 1 {
+        let products = products(recorder, map)?;
+        recorder.dispatch(
+            &mixed_kernel(),
+            &[&products[0], &products[1], &products[2], &products[3], &stats].map(Tensor::binding),
+            &params((map.stages()?, map.channels())),
+            element_grid(cells),
+            cost(products.iter().map(Tensor::len).sum::<usize>() + stats.len(), 120 * cells),
+        )?;
+        return Ok(stats);
+    }
     let [s0, s1, s2, s3] = &map.stages;
     recorder.dispatch(
-        &stats_kernel(map.pool),
+        &stats_kernel(map.vec4()),
         &[s0.pixels.binding(), s1.pixels.binding(), s2.pixels.binding(), s3.pixels.binding(), stats.binding()],
-        &params,
+        &params(map.counted_stages()?),
         grid_1d(cells),
         Cost { bytes: map.bytes(), flops: (20 * map.pool * map.pool * cells * map.channels()) as f64 },
     )?;
@@ -180,6 +235,29 @@ pub fn check_windows(window: usize, pool: usize) -> Result<()> {
         found: format!("{window}, {pool}"),
         supported: format!("cells of 1 or 2 texels, windows up to {MAX_TEXELS} texels"),
     })
+}
+
+/// Means of all stages' texels, and products with their neighbours: [texels, 8] each.
+fn products(recorder: &mut Recorder, map: &MiningMap) -> Result<Vec<Tensor>> {
+    let (stages, _) = map.counted_stages()?;
+    let gpu: Gpu = recorder.gpu().clone();
+    let workgroup = PRODUCTS_WORKGROUPS[usize::from(!gpu.software_kernels())];
+    let mut all = Vec::new();
+    for (stage, texels) in stages.iter().zip(&map.stages) {
+        let count = texels.height * texels.width;
+        let products = Tensor::temporary(&gpu, &[count, 8], "products of texels")?;
+        // Cells of the first stage's size are not mixed.
+        let neighbours = stage.ratio > 1;
+        recorder.dispatch(
+            &products_kernel(map.vec4(), neighbours, workgroup),
+            &[texels.pixels.binding(), products.binding()],
+            &[stage.height, stage.width, stage.channels, 0],
+            grid_1d(count),
+            cost(texels.pixels.len() + products.len(), if neighbours { 18 } else { 4 } * texels.pixels.len()),
+        )?;
+        all.push(products);
+    }
+    Ok(all)
 }
 
 /// The attended windows of one tile: folded queries u [tokens, channels] -> [tokens, channels]. The tile's tokens form a
@@ -207,12 +285,13 @@ pub fn mining(
     }
     stats.expect("mining statistics", &[map.height() * map.width(), 2])?;
     let y = Tensor::temporary(recorder.gpu(), &[tokens, channels], "mined windows")?;
+    let (stages, counted) = map.counted_stages()?;
     let params = MiningParams {
-        stages: map.stages()?,
+        stages,
         tokens: tokens as u32,
         tokens_wide: side as u32,
         width: map.width() as u32,
-        channels: channels as u32,
+        channels: counted as u32,
         first_row: first_row as u32,
         first_column: first_column as u32,
         padding: [0; 2],
@@ -234,7 +313,7 @@ pub fn mining(
         bindings.push(attended.binding());
     }
     recorder.dispatch(
-        &mining_kernel(window, map.pool, attended.is_some()),
+        &mining_kernel(window, map.pool, attended.is_some(), map.vec4()),
         &bindings,
         &params,
         grid_1d(tokens),

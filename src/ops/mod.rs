@@ -12,24 +12,29 @@ mod linear;
 mod mining;
 mod norm;
 pub mod roofline;
+mod rotary;
 mod routing;
 mod sampling;
 mod softmax;
 mod specialisations;
+mod tuning;
 
-pub use attention::{Attention, KeyValues, KvCache, Rotary, RotaryTable, attention, attention_over, rotary};
+pub use attention::{Attention, KeyValues, KvCache, attention, attention_over};
 pub use convolution::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use convolution2d::{Convolution, MapEpilogue, Sampling2d, convolution, convolution_doubled};
 pub use denoise::{Denoise, denoise};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelSums, GroupNorm, Rectangle, group_norm, scale_channels};
+pub(crate) use linear::Form;
 pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};
 pub use mining::{MiningMap, check_windows, mining, mining_stats};
 pub use norm::{Norm, norm};
+pub use rotary::{Rotary, RotaryTable, Turns, linear_turned};
 pub use routing::{Routing, combine, route};
 pub use sampling::{Sampling, sample};
 pub use softmax::softmax;
 pub use specialisations::specialisations;
+pub use tuning::{Shape, Tuning, tune};
 
 use crate::gpu::{Access, Cost, Kernel, Source, grid_1d};
 

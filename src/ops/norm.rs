@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::cost;
 use crate::Result;
-use crate::gpu::{Access, Kernel, Recorder, grid_1d, wgsl};
+use crate::gpu::{Access, Gpu, Kernel, Recorder, Specialise, grid_1d, wgsl};
 use crate::tensor::Tensor;
 
 /// A normalisation layer.
@@ -29,14 +29,58 @@ struct Params {
     padding: u32,
 }
 
-pub(crate) fn kernel(centred: bool, unit_offset: bool) -> Kernel {
-    Kernel {
-        name: "norm",
-        label: "norm",
-        sources: vec![wgsl!("reduce_workgroup.wgsl"), wgsl!("norm.wgsl")],
-        constants: vec![("CENTRED", u32::from(centred)), ("UNIT_OFFSET", u32::from(unit_offset))],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+/// What decides a specialisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    pub centred: bool,
+    pub unit_offset: bool,
+    pub held: Option<Held>,
+}
+
+/// How rows are held that are read once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Held {
+    /// Invocations a row.
+    pub workgroup: usize,
+    /// Vectors of four that each holds.
+    pub each: usize,
+}
+
+impl Held {
+    /// The sizes that there are kernels for.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let sizes = [(8, 7), (64, 4), (256, 4)];
+        sizes
+            .into_iter()
+            .flat_map(|(workgroup, powers)| (0..powers).map(move |power| Self { workgroup, each: 1 << power }))
+    }
+
+    /// The first that holds rows of k. A processor that plays a GPU does better without many invocations that wait for each
+    /// other.
+    fn choose(gpu: &Gpu, k: usize) -> Option<Self> {
+        let fits = |held: &Self| (gpu.software_kernels() || held.workgroup > 8) && 4 * held.workgroup * held.each >= k;
+        if k.is_multiple_of(4) { Self::all().find(fits) } else { None }
+    }
+}
+
+impl Specialise for Variant {
+    fn kernel(&self) -> Kernel {
+        let mut constants = vec![("CENTRED", u32::from(self.centred)), ("UNIT_OFFSET", u32::from(self.unit_offset))];
+        let (name, source, sizes) = match self.held {
+            Some(Held { workgroup, each }) => {
+                constants.push(("WORKGROUP", workgroup as u32));
+                ("norm_held", wgsl!("norm_held.wgsl"), vec![("HELD", each as u32)])
+            }
+            None => ("norm", wgsl!("norm.wgsl"), vec![]),
+        };
+        Kernel {
+            name,
+            label: name,
+            sources: vec![wgsl!("reduce_workgroup.wgsl"), source],
+            constants,
+            sizes,
+            bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+        }
     }
 }
 
@@ -48,7 +92,11 @@ pub fn norm(recorder: &mut Recorder, x: &Tensor, layer: &Norm) -> Result<Tensor>
     let bias = layer.bias.as_ref().unwrap_or(&layer.weight);
     bias.expect("norm bias", &[k])?;
     recorder.dispatch(
-        &kernel(layer.bias.is_some(), layer.unit_offset),
+        &Variant {
+            centred: layer.bias.is_some(),
+            unit_offset: layer.unit_offset,
+            held: Held::choose(recorder.gpu(), k),
+        },
         &[x.binding(), layer.weight.binding(), bias.binding(), y.binding()],
         &Params { rows: rows as u32, k: k as u32, eps: layer.eps, padding: 0 },
         grid_1d(rows),

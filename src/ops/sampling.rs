@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::cost;
-use crate::gpu::{Access, Kernel, Recorder, wgsl};
+use crate::gpu::{Access, Kernel, Recorder, Specialise, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -35,14 +35,23 @@ struct Params {
     padding: [u32; 2],
 }
 
-pub(crate) fn kernel(draws: bool) -> Kernel {
-    Kernel {
-        name: "sample",
-        label: "sample",
-        sources: vec![wgsl!("sample.wgsl")],
-        constants: vec![("SAMPLE", u32::from(draws))],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Write],
+/// What decides a specialisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    /// Not only the likeliest token.
+    pub draws: bool,
+}
+
+impl Specialise for Variant {
+    fn kernel(&self) -> Kernel {
+        Kernel {
+            name: "sample",
+            label: "sample",
+            sources: vec![wgsl!("sample.wgsl")],
+            constants: vec![("SAMPLE", u32::from(self.draws))],
+            sizes: vec![],
+            bindings: &[Access::Read, Access::Write],
+        }
     }
 }
 
@@ -70,5 +79,5 @@ pub fn sample(
         draw,
         padding: [0; 2],
     };
-    recorder.dispatch(&kernel(draws), &[logits.binding(), chosen.binding()], &params, [1, 1, 1], cost(vocab, vocab))
+    recorder.dispatch(&Variant { draws }, &[logits.binding(), chosen.binding()], &params, [1, 1, 1], cost(vocab, vocab))
 }

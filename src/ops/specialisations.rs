@@ -1,8 +1,8 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
-use super::linear::{Form, Input, Variant};
+use super::linear::{Ending, Form, Input, Variant};
 use super::{attention, convolution, denoise, gather, group_norm, mining, norm, roofline, routing, sampling, softmax};
-use crate::gpu::Kernel;
+use crate::gpu::{Kernel, Specialise};
 use crate::tensor::{Precision, fill_kernel};
 
 const BOTH: [bool; 2] = [false, true];
@@ -11,7 +11,6 @@ pub fn specialisations() -> Vec<Kernel> {
     let mut kernels = vec![
         fill_kernel(),
         convolution::patches_kernel(),
-        convolution::depthwise_kernel(),
         convolution::resize_kernel(),
         denoise::kernel(),
         convolution::concatenate_kernel(),
@@ -21,15 +20,23 @@ pub fn specialisations() -> Vec<Kernel> {
     kernels.extend(group_norm::kernels());
     kernels.extend(linear_kernels());
     kernels.extend(attention_kernels());
-    kernels.extend(Precision::ALL.map(gather::kernel));
+    kernels.extend(Precision::ALL.map(|precision| gather::Variant(precision).kernel()));
     for first in BOTH {
-        kernels.extend(BOTH.map(|second| norm::kernel(first, second)));
-        kernels.extend([sampling::kernel(first), attention::rotary_kernel(first)]);
+        for held in norm::Held::all().map(Some).chain([None]) {
+            kernels.extend(BOTH.map(|unit_offset| norm::Variant { centred: first, unit_offset, held }.kernel()));
+        }
+        kernels.push(convolution::depthwise_kernel(first));
+        kernels.push(mining::stats_kernel(first));
+        for workgroup in mining::PRODUCTS_WORKGROUPS {
+            kernels.extend(BOTH.map(|neighbours| mining::products_kernel(first, neighbours, workgroup)));
+        }
+        kernels.push(sampling::Variant { draws: first }.kernel());
     }
+    kernels.push(mining::mixed_kernel());
     for pool in mining::POOLS {
-        kernels.push(mining::stats_kernel(pool));
-        for keep in [false, true] {
-            kernels.extend((1..=mining::MAX_TEXELS / pool).map(|window| mining::mining_kernel(window, pool, keep)));
+        for (keep, vec4) in BOTH.into_iter().flat_map(|keep| BOTH.map(|vec4| (keep, vec4))) {
+            let windows = 1..=mining::MAX_TEXELS / pool;
+            kernels.extend(windows.map(|window| mining::mining_kernel(window, pool, keep, vec4)));
         }
     }
     for top_k in 1..=routing::MAX_EXPERTS {
@@ -41,19 +48,20 @@ pub fn specialisations() -> Vec<Kernel> {
 fn linear_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for form in Form::all() {
-        for precision in Precision::ALL {
-            for (input, routed, norm) in [Input::Scalar, Input::Vec4]
-                .into_iter()
-                .flat_map(|a| BOTH.into_iter().flat_map(move |b| BOTH.map(|c| (a, b, c))))
+        for precision in Precision::ALL.into_iter().filter(|precision| form.takes(*precision)) {
+            for ending in [Ending::Plain, Ending::Routed, Ending::Turned { half: false }, Ending::Turned { half: true }]
             {
-                // No expert has a norm of its own.
-                if !(norm && (routed || !form.fuses_norm())) {
-                    kernels.push(Variant { form, precision, input, routed, norm }.kernel());
+                for (input, norm) in [Input::Scalar, Input::Vec4].into_iter().flat_map(|a| BOTH.map(|b| (a, b))) {
+                    // No expert has a norm of its own.
+                    if !norm || (ending != Ending::Routed && form.fuses_norm()) {
+                        kernels.push(Variant { form, precision, input, ending, norm }.kernel());
+                    }
                 }
             }
             // Convolutions go through no form that takes rows one by one.
-            if !matches!(form, Form::Matvec | Form::Subgroup(1) | Form::Uniform(1)) {
-                kernels.push(Variant { form, precision, input: Input::Map, routed: false, norm: false }.kernel());
+            if form.takes_many() {
+                kernels
+                    .push(Variant { form, precision, input: Input::Map, ending: Ending::Plain, norm: false }.kernel());
             }
         }
     }
@@ -63,7 +71,7 @@ fn linear_kernels() -> Vec<Kernel> {
 fn attention_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
-        kernels.push(attention::merge_kernel(head_dim));
+        kernels.push(attention::Merge { head_dim }.kernel());
         for form in [attention::Form::Workgroup, attention::Form::Subgroup] {
             let most = attention::Variant::max_rows(head_dim, form);
             for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= most) {

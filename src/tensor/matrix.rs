@@ -106,13 +106,8 @@ impl Matrix {
             Precision::F16 => (Fill { mask: 0x83ff_83ff, base: 0x2000_2000 }, None),
             Precision::Q8 => (random, fixed(0x068e_068e)),
             Precision::Q4 => (random, fixed(0xa3ae_1819)),
-            Precision::Q6 | Precision::Q5K | Precision::Q5 | Precision::Q4K => {
-                return Err(Error::Unsupported {
-                    what: "precision of random weights".to_owned(),
-                    found: precision.to_string(),
-                    supported: "f32, f16, q8, q4".to_owned(),
-                });
-            }
+            // Small, whether taken as f16 or as f32, or as high bits.
+            Precision::Q6 | Precision::Q5K | Precision::Q5 | Precision::Q4K => (random, fixed(0x1819_1819)),
         };
         let mut recorder = gpu.record();
         for (index, piece) in builder.matrix.pieces.iter().enumerate() {

@@ -22,6 +22,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use half::f16;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -31,7 +32,8 @@ pub const GROUP: usize = 32;
 pub const BLOCK_ROWS: usize = 4;
 
 /// How weights are stored on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit floats: bit-faithful, four bytes a weight.
     F32,

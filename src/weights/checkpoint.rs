@@ -80,13 +80,13 @@ impl StoredTensor {
     }
 }
 
-/// The order of a stored matrix's rows.
+/// An order of a matrix's rows, as stored or as asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowOrder {
     /// As they are numbered.
     InOrder,
-    /// The rows of each of so many heads taken in turn from the head's first and second half, as llama.cpp stores queries and
-    /// keys for its interleaved rotary embedding.
+    /// The rows of each of so many heads taken in turn from the head's first and second half, so that those that the rotary
+    /// embedding turns together are neighbours. llama.cpp stores queries and keys so.
     HalvesInTurn {
         /// Heads that the rows are divided into.
         heads: usize,
@@ -106,6 +106,18 @@ impl RowOrder {
                 let half = (head_rows / 2).max(1);
                 let (head, within) = (row / head_rows, row % head_rows);
                 head * head_rows + 2 * (within % half) + within / half
+            }
+        }
+    }
+
+    /// The number of the row that is at place `place` of `rows`.
+    fn number(self, place: usize, rows: usize) -> usize {
+        match self {
+            Self::InOrder | Self::Transposed => place,
+            Self::HalvesInTurn { heads } => {
+                let head_rows = (rows / heads.max(1)).max(1);
+                let (head, within) = (place / head_rows, place % head_rows);
+                head * head_rows + within % 2 * (head_rows / 2) + within / 2
             }
         }
     }
@@ -401,13 +413,21 @@ impl Checkpoint {
     /// [`Error::MissingTensor`]; [`Error::WrongDtype`] if it is not of floats; [`Error::BadValue`] at the first NaN or
     /// infinity; [`Error::InvalidArgument`] if it has fewer rows; [`Error::Io`].
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        self.read_rows_in(name, rows, RowOrder::InOrder).await
+    }
+
+    /// The rows that are at places `rows` when a tensor's rows are in `order`, otherwise as [`Self::read_rows`].
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`].
+    pub async fn read_rows_in(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Vec<f32>> {
         let located = self.locate(name)?;
         let TensorInfo { shape, .. } = &located.stored.info;
         let count = shape.first().copied().unwrap_or(1);
         if rows.start > rows.end || rows.end > count {
             return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
         }
-        let mut values = self.read_stored_rows(located, rows.clone()).await?;
+        let mut values = self.read_stored_rows(located, rows.clone(), order).await?;
         for product in &located.added {
             Box::pin(product.add(rows.clone(), &mut values)).await?;
         }
@@ -415,7 +435,7 @@ impl Checkpoint {
     }
 
     /// Rows as they are in the file.
-    async fn read_stored_rows(&self, located: &Located, rows: Range<usize>) -> Result<Vec<f32>> {
+    async fn read_stored_rows(&self, located: &Located, rows: Range<usize>, order: RowOrder) -> Result<Vec<f32>> {
         let TensorInfo { shape, .. } = &located.stored.info;
         let count = shape.first().copied().unwrap_or(1);
         if located.stored.rows == RowOrder::Transposed {
@@ -424,10 +444,13 @@ impl Checkpoint {
             let row = |row: usize| (0..columns).map(move |column| column * count + row);
             return Ok(rows.flat_map(row).filter_map(|place| stored.get(place).copied()).collect());
         }
-        if located.stored.rows != RowOrder::InOrder && !rows.is_empty() {
+        if located.stored.rows != order && !rows.is_empty() {
             let columns = shape.iter().skip(1).fold(1u64, |columns, size| columns.saturating_mul(*size as u64));
             let first = (rows.start as u64).saturating_mul(columns);
-            let bytes = self.read_row_bytes(located, rows).await?;
+            let mut bytes = self.read_row_bytes(located, rows, order).await?;
+            if located.stored.big_endian {
+                bytes.chunks_exact_mut(located.stored.info.dtype.unit().1).for_each(<[u8]>::reverse);
+            }
             let mut values = Vec::new();
             if !decode_f32(located.stored.info.dtype, &bytes, &mut values) {
                 return Err(not_floats(&located.stored));
@@ -457,11 +480,12 @@ impl Checkpoint {
         self.tensors.get(name).map_or(name, |located| &located.stored.name)
     }
 
-    /// The rows of a tensor of blocks, in the device's format that holds the same weights.
+    /// The rows of a tensor of blocks, in the device's format that holds the same weights: those that are at places `rows`
+    /// when all are in `order`.
     ///
     /// # Errors
     /// As [`Self::read_rows`]; [`Error::WrongDtype`] if it is not of blocks.
-    pub async fn read_packed(&self, name: &str, rows: Range<usize>) -> Result<Packed> {
+    pub async fn read_packed(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Packed> {
         let located = self.locate(name)?;
         let TensorInfo { shape, dtype } = &located.stored.info;
         let Dtype::Block(kind) = *dtype else {
@@ -469,7 +493,7 @@ impl Checkpoint {
             return Err(Error::WrongDtype { name: name.to_owned(), found, expected });
         };
         let first = (rows.start as u64).saturating_mul(shape.last().copied().unwrap_or(0) as u64);
-        let bytes = self.read_row_bytes(located, rows).await?;
+        let bytes = self.read_row_bytes(located, rows, order).await?;
         kind.repack(&bytes).map_err(|(group, value)| Error::BadValue {
             name: located.stored.name.clone(),
             value,
@@ -477,20 +501,22 @@ impl Checkpoint {
         })
     }
 
-    /// The bytes of rows along the first dimension, in the order of their numbers.
-    async fn read_row_bytes(&self, located: &Located, rows: Range<usize>) -> Result<Vec<u8>> {
-        let StoredTensor { name, info, offset, rows: order, .. } = &*located.stored;
+    /// The bytes of the rows along the first dimension that are at places `rows` when all are in `order`.
+    async fn read_row_bytes(&self, located: &Located, rows: Range<usize>, order: RowOrder) -> Result<Vec<u8>> {
+        let StoredTensor { name, info, offset, rows: stored, .. } = &*located.stored;
         let count = info.shape.first().copied().unwrap_or(1);
         if rows.start >= rows.end || rows.end > count {
             return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
         }
         let source = self.files.get(located.file).ok_or_else(|| self.missing(name))?;
         let row_bytes = info.bytes().unwrap_or(0) / count as u64;
-        let places: Vec<usize> = rows.map(|row| order.stored(row, count)).collect();
+        let as_stored = order == *stored;
+        let place = |place| if as_stored { place } else { stored.stored(order.number(place, count), count) };
+        let places: Vec<usize> = rows.map(place).collect();
         let first = places.iter().copied().min().unwrap_or(0);
         let span = places.iter().copied().max().unwrap_or(0) + 1 - first;
         let bytes = read_range(&**source, offset + first as u64 * row_bytes, span as u64 * row_bytes, MAX_ROWS).await?;
-        if *order == RowOrder::InOrder {
+        if as_stored {
             return Ok(bytes);
         }
         let row_bytes = row_bytes as usize;

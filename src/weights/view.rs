@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::checkpoint::{Checkpoint, TensorInfo};
+use super::checkpoint::{Checkpoint, RowOrder, TensorInfo};
 use crate::tensor::Packed;
 use crate::{Error, Result};
 
@@ -116,12 +116,28 @@ impl Weights {
         self.checkpoint.read_rows(&self.full_name(name), rows).await
     }
 
+    /// Reads the rows that are at places `rows` when all are in `order`, as `f32`, row-major.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_rows_in`].
+    pub async fn read_rows_in(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Vec<f32>> {
+        self.checkpoint.read_rows_in(&self.full_name(name), rows, order).await
+    }
+
     /// Reads rows of a tensor of blocks in the device's format that holds the same weights.
     ///
     /// # Errors
     /// As [`Checkpoint::read_packed`].
     pub async fn read_packed(&self, name: &str, rows: Range<usize>) -> Result<Packed> {
-        self.checkpoint.read_packed(&self.full_name(name), rows).await
+        self.read_packed_in(name, rows, RowOrder::InOrder).await
+    }
+
+    /// The same of the rows that are at places `rows` when all are in `order`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_packed`].
+    pub async fn read_packed_in(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Packed> {
+        self.checkpoint.read_packed(&self.full_name(name), rows, order).await
     }
 
     /// How many numbers there are behind `part`: of `layers.0.w`, `layers.0.b`, `layers.1.w`, 2 behind `layers`. Where one

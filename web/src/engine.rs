@@ -7,7 +7,7 @@ use js_sys::Function;
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::image::Rgb8;
 use mgm::load::LoadOptions;
-use mgm::ops::Sampling;
+use mgm::ops::{Sampling, Tuning, tune};
 use mgm::plan::Plan;
 use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model};
 use mgm::tensor::Precision;
@@ -31,6 +31,8 @@ struct LoadRequest {
     gpu_memory: Option<u64>,
     /// Whether devices have subgroups.
     subgroups: bool,
+    /// What [`Engine::tune`] gave on an earlier visit.
+    tuning: Option<String>,
 }
 
 /// What is known of a loaded model.
@@ -129,6 +131,10 @@ impl Engine {
             ..GpuOptions::default()
         };
         let gpu = Gpu::open(&options).await.map_err(to_js)?;
+        // What an earlier version wrote is of no use any more.
+        if let Some(tuning) = request.tuning.and_then(|text| serde_json::from_str::<Tuning>(&text).ok()) {
+            gpu.set_tuning(tuning);
+        }
         let files = open(&files).await.map_err(to_js)?;
         let (mut precision, mut keep_stored) = files.default_precision();
         if let Some(name) = request.precision {
@@ -141,6 +147,9 @@ impl Engine {
         tell(&on_event, "total", &(weight_bytes as f64).into());
         options.on_progress = Some(Rc::new(move |bytes| tell(&on_event, "loaded", &(bytes as f64).into())));
         let model = Model::open(&gpu, &files, &options).await.map_err(to_js)?;
+        for kernel in model.list().map_err(to_js)?.kernels {
+            gpu.prepare(kernel);
+        }
         Ok(Self { gpu, model: Rc::new(model), chat: RefCell::default(), precision, weight_bytes })
     }
 
@@ -182,6 +191,19 @@ impl Engine {
         set("weights", js_sys::Float32Array::from(&map.weights[..]).into())?;
         set("picture", js_sys::Float32Array::from(&map.picture[..]).into())?;
         Ok(object.into())
+    }
+
+    /// Measures which kernels are the fastest for the model on this device, and uses them from now on. `on_event` is called with
+    /// `"measured"` and a product, a kernel and its microseconds as JSON. Gives JSON for the next [`Engine::load`].
+    pub async fn tune(&self, on_event: Function) -> Result<String, JsValue> {
+        let products = self.model.list().map_err(to_js)?.products;
+        let tuning = tune(&self.gpu, products, |timing| {
+            let text = format!("{:?} {} {:?}", timing.shape, timing.form, timing.microseconds);
+            tell(&on_event, "measured", &text.into());
+        })
+        .await
+        .map_err(to_js)?;
+        to_json(&tuning)
     }
 
     /// Bytes on the device.

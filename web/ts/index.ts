@@ -131,6 +131,15 @@ export class Mgm {
     return reply.map;
   }
 
+  /**
+   * Measures which kernels are the fastest for this model on this device (a few seconds), uses them from now on, and keeps the
+   * result for later loads.
+   */
+  async tune(options: { signal?: AbortSignal } = {}): Promise<void> {
+    await this.#call({ type: "tune" }, options.signal);
+    options.signal?.throwIfAborted();
+  }
+
   /** Memory in use. */
   async memory(): Promise<MemoryReport> {
     const reply = await this.#call({ type: "memory" });

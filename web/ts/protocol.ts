@@ -25,6 +25,7 @@ export type Request =
   | { id: number; type: "look"; image: ImageData }
   | { id: number; type: "memory" }
   | { id: number; type: "check" }
+  | { id: number; type: "tune" }
   | { id: number; type: "abort" };
 
 /** The core's report of an answer. */
@@ -63,5 +64,6 @@ export type Reply =
   | { id: number; type: "answered"; report: Report }
   | { id: number; type: "checked"; cases: CheckedCase[] }
   | { id: number; type: "looked"; map: LookMap }
+  | { id: number; type: "tuned" }
   | { id: number; type: "memory"; memory: MemoryReport }
   | { id: number; type: "error"; error: WireError };

@@ -4,11 +4,13 @@
 //   mgm/<key of the URL>/bundle.json          the manifest
 //   mgm/<key of the URL>/<sha256>             a whole and checked file
 //   mgm/<key of the URL>/<sha256>.part        one that is on its way
+//   mgm/tuning.json                           which kernels are the fastest on this device, if it was measured
 
 import { MgmError } from "./errors.js";
 
 const ROOT = "mgm";
 const SOURCE = "source.json";
+const TUNING = "tuning.json";
 
 /** A bundle that is kept on this device. */
 export interface CachedBundle {
@@ -84,6 +86,24 @@ export async function remember(folder: FileSystemDirectoryHandle, record: Source
   for (const name of names) {
     if (!name.endsWith(".json") && !wanted.has(name)) await folder.removeEntry(name);
   }
+}
+
+/** What was measured of this device's kernels, if anything was. */
+export async function keptTuning(): Promise<string | undefined> {
+  try {
+    const folder = await root(false);
+    return folder && (await (await getFile(folder, TUNING))?.text());
+  } catch (error) {
+    // Without storage nothing is kept.
+    if (error instanceof MgmError) return undefined;
+    throw error;
+  }
+}
+
+/** Keeps what was measured of this device's kernels. */
+export async function keepTuning(tuning: string): Promise<void> {
+  const folder = await root(true);
+  if (folder) await putText(folder, TUNING, tuning);
 }
 
 /** The bundles that are kept on this device. */

@@ -26,8 +26,8 @@ export interface Message {
 /** How far loading is. */
 export interface Progress {
   /** `download`: files to this device; `load`: weights to the GPU; `recover`: the same after the device was lost;
-   *  `check`: kernels, in parts of one. */
-  phase: "download" | "load" | "recover" | "check";
+   *  `check`: kernels, in parts of one; `tune`: measurements made, of which nobody knows how many there will be. */
+  phase: "download" | "load" | "recover" | "check" | "tune";
   /** The part of the model that was worked on last: `tokenizer`, `vision`, `language`. */
   part: string;
   /** Bytes done. */

@@ -2,6 +2,7 @@
 
 import init, { Engine, Sha256, selfCheck } from "./wasm/mgm_web.js";
 import { getBundle } from "./download.js";
+import { keptTuning, keepTuning } from "./storage.js";
 import { MgmError, toWire } from "./errors.js";
 import type { ChatCall, CheckedCase, LoadCall, MemoryReport, Reply, Report, Request } from "./protocol.js";
 import type { LookMap, ModelInfo, Progress } from "./types.js";
@@ -51,6 +52,9 @@ async function handle(request: Exclude<Request, { type: "abort" }>, signal: Abor
       return { id, type: "looked", map: await look(request.image) };
     case "check":
       return { id, type: "checked", cases: await check(id, signal) };
+    case "tune":
+      await tune(id, signal);
+      return { id, type: "tuned" };
     case "memory":
       return { id, type: "memory", memory: await memory() };
   }
@@ -96,7 +100,9 @@ async function start(
   const report = reporter(id, phase);
   let total = 0;
   let done = 0;
-  return Engine.load(files, JSON.stringify({ ...call.options, subgroups }), (name: string, bytes: number) => {
+  const tuning = await keptTuning();
+  const options = JSON.stringify({ ...call.options, subgroups, ...(tuning !== undefined && { tuning }) });
+  return Engine.load(files, options, (name: string, bytes: number) => {
     if (name === "total") total = bytes;
     else done += bytes;
     report("weights", Math.min(done, total), total);
@@ -141,6 +147,19 @@ async function check(id: number, signal: AbortSignal): Promise<CheckedCase[]> {
     return !signal.aborted;
   });
   return JSON.parse(cases) as CheckedCase[];
+}
+
+/** Measures kernels for the loaded model; what is found is used at once, and by every later load. */
+async function tune(id: number, signal: AbortSignal): Promise<void> {
+  if (!loaded) throw new MgmError("invalid-argument", "no model is loaded");
+  const report = reporter(id, "tune");
+  let measured = 0;
+  const tuning = await loaded.engine.tune(() => {
+    report("kernels", ++measured, Number.POSITIVE_INFINITY);
+    return true;
+  });
+  signal.throwIfAborted();
+  if (loaded.call.cache) await keepTuning(tuning);
 }
 
 async function memory(): Promise<MemoryReport> {

@@ -1,11 +1,11 @@
-//! Cases of attention and rotary embedding.
+//! Cases of attention.
 
 use half::f16;
 
 use super::{Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
-use crate::ops::{self, KeyValues, KvCache, RotaryTable};
+use crate::ops::{self, KeyValues, KvCache};
 use crate::tensor::Tensor;
 use crate::weights::source::LocalFuture;
 
@@ -40,7 +40,7 @@ pub struct Attention {
 }
 
 /// Positions of the cache beyond those that count. They hold NaN.
-const SPARE: usize = 3;
+pub(super) const SPARE: usize = 3;
 
 impl Attention {
     fn layer(&self) -> ops::Attention {
@@ -138,120 +138,6 @@ impl Case for Attention {
                     (sum / total) as f32
                 }));
             }
-        }
-        y
-    }
-}
-
-/// Rotary embedding and the write into the cache: [`ops::rotary`]. The result is queries, keys, values.
-#[derive(Debug, Clone, Copy)]
-pub struct Rotary {
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Positions.
-    pub times: usize,
-    /// The first of them.
-    pub position: usize,
-    /// An f16 cache.
-    pub half: bool,
-}
-
-const THETA: f64 = 10000.0;
-
-impl Rotary {
-    fn inputs(&self) -> Vec<f32> {
-        let columns = (self.heads + 2 * self.kv_heads) * self.head_dim;
-        Random::new(&self.name()).values(self.times * columns, 2.0)
-    }
-
-    fn capacity(&self) -> usize {
-        self.position + self.times + SPARE
-    }
-}
-
-impl Case for Rotary {
-    fn flops(&self) -> f64 {
-        (3 * self.times * (self.heads + self.kv_heads) * self.head_dim) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (8 * self.times * (self.heads + 2 * self.kv_heads) * self.head_dim) as f64
-    }
-
-    /// Angles are f32 (as in the reference implementation): position * frequency, each rounded. Values in an f16 cache have
-    /// 10 bits after the leading one, and may be rounded either way.
-    fn bound(&self) -> f64 {
-        let angle = (self.capacity() as f64 * 2.0f64.powi(-23)).powi(2);
-        F32 + angle + if self.half { 2.0f64.powi(-10).powi(2) / 3.0 } else { 0.0 }
-    }
-
-    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
-        Box::pin(async move {
-            let Self { heads, kv_heads, head_dim, times, position, half } = *self;
-            let layer = ops::Attention { heads, kv_heads, head_dim, causal: true };
-            let qkv = Tensor::new(gpu, &[times, layer.packed_columns()], &self.inputs(), "qkv")?;
-            let table = RotaryTable::new(
-                gpu,
-                self.capacity(),
-                head_dim,
-                &ops::Rotary { theta: THETA as f32, divisors: Vec::new() },
-            )?;
-            let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
-            let mut recorder = gpu.record();
-            let queries = ops::rotary(&mut recorder, layer, &qkv, &table, &cache, position)?;
-            let [keys, stored_values] = cache.stored();
-            let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
-            recorder.submit()?;
-            let mut values = Vec::new();
-            for (index, readback) in readbacks.into_iter().enumerate() {
-                if half && index > 0 {
-                    values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
-                } else {
-                    values.extend(readback.values::<f32>().await?);
-                }
-            }
-            Ok(values)
-        })
-    }
-
-    fn reference(&self) -> Vec<f32> {
-        let Self { heads, kv_heads, head_dim: d, times, position, .. } = *self;
-        let qkv = self.inputs();
-        let all = heads + 2 * kv_heads;
-        // Elements i and i + d / 2 as real and imaginary part, times e^(i angle).
-        let turned = |time: usize, head: usize, i: usize| {
-            let part = |i: usize| f64::from(qkv[(time * all + head) * d + i]);
-            let angle = (position + time) as f64 * THETA.powf(-((2 * (i % (d / 2))) as f64) / d as f64);
-            if i < d / 2 {
-                part(i) * angle.cos() - part(i + d / 2) * angle.sin()
-            } else {
-                part(i) * angle.cos() + part(i - d / 2) * angle.sin()
-            }
-        };
-        let mut y = Vec::new();
-        for time in 0..times {
-            for head in 0..heads {
-                y.extend((0..d).map(|i| turned(time, head, i) as f32));
-            }
-        }
-        for is_key in [true, false] {
-            let mut cache = vec![0.0; self.capacity() * kv_heads * d];
-            for time in 0..times {
-                for head in 0..kv_heads {
-                    for i in 0..d {
-                        cache[((position + time) * kv_heads + head) * d + i] = if is_key {
-                            turned(time, heads + head, i) as f32
-                        } else {
-                            qkv[(time * all + heads + kv_heads + head) * d + i]
-                        };
-                    }
-                }
-            }
-            y.extend(cache);
         }
         y
     }

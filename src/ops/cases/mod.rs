@@ -14,6 +14,7 @@ mod matrix;
 mod mining;
 mod norm;
 mod random;
+mod rotary;
 mod routing;
 mod sampling;
 
@@ -24,7 +25,7 @@ use crate::tensor::{Packed, Precision, Tensor, dequantise, pack_rows};
 use crate::weights::source::LocalFuture;
 use crate::{Error, Result};
 
-pub use attention::{Attention, Rotary, Storage};
+pub use attention::{Attention, Storage};
 pub use convolution::{Depthwise, Patches, Resize};
 pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
@@ -33,6 +34,7 @@ pub use matrix::MatrixRows;
 pub use mining::{Map, Mining, MiningStats};
 pub use norm::Norm;
 pub use random::Random;
+pub use rotary::Rotary;
 pub use routing::{Combine, Route};
 pub use sampling::{Argmax, Sample};
 
@@ -132,6 +134,16 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         RoutedLinear { tokens: 9, top_k: 2, n: 66, k: 36, precision: Precision::Q8, gated: true, from_tokens: true };
     let attention =
         Attention { heads: 6, kv_heads: 2, head_dim: 40, times: 3, keys: 300, causal: true, storage: Storage::F32 };
+    let rotary = Rotary {
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 20,
+        times: 9,
+        position: 11,
+        k: 37,
+        precision: Precision::F32,
+        half: false,
+    };
     let map = Map { height: 16, width: 24, channels: [24, 40, 33, 65], ratios: [1, 2, 4, 8], pool: 1 };
     cases.extend([
         Box::new(routed) as Box<dyn Case>,
@@ -140,7 +152,6 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(attention),
         Box::new(Attention { times: 70, keys: 70, storage: Storage::Packed, ..attention }),
         Box::new(Attention { times: 1, storage: Storage::F16, ..attention }),
-        Box::new(Rotary { heads: 3, kv_heads: 1, head_dim: 20, times: 5, position: 11, half: false }),
         Box::new(Denoise {
             count: 300,
             copies: 2,
@@ -153,6 +164,8 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             },
             noise: true,
         }),
+        Box::new(Rotary { times: 1, precision: Precision::Q4, half: true, ..rotary }),
+        Box::new(rotary),
         Box::new(Patches { height: 13, width: 10, channels: 3, size: 4, planar: true, first: 1, count: 4 }),
         Box::new(Depthwise { height: 9, width: 11, channels: 7 }),
         Box::new(Resize { from: (7, 5), channels: 3, to: (12, 13) }),

@@ -1,0 +1,41 @@
+//! `mgm tune`: which kernels are the fastest for a model on this device.
+
+use std::io::Write;
+
+use mgm::load::LoadOptions;
+use mgm::ops::tune;
+use mgm::session::Model;
+
+use crate::args::TuneArgs;
+use crate::{Failure, kept};
+
+pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
+    let files = arguments.checkpoint.open().await?;
+    let gpu = kept::open(&arguments.device.options()).await?;
+    let (precision, stored) = files.default_precision();
+    let options = LoadOptions {
+        precision: arguments.precision.unwrap_or(precision),
+        keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
+        template: None,
+        on_progress: None,
+    };
+    let model = Model::open(&gpu, &files, &options).await?;
+    let products = model.list()?.products;
+    drop(model);
+    gpu.trim();
+    let mut out = std::io::stdout().lock();
+    let mut output = writeln!(out, "{}", gpu.adapter().name);
+    let tuning = tune(&gpu, products, |timing| {
+        let (shape, form) = (timing.shape, &timing.form);
+        let product = format!("{} {} x {} x {}", shape.precision, shape.m, shape.n, shape.k);
+        let time = timing.microseconds.map_or("-".to_owned(), |time| format!("{time:.0} us"));
+        if output.is_ok() {
+            output = writeln!(out, "{product:<28} {time:>12}  {form}");
+        }
+    })
+    .await?;
+    output?;
+    let path = kept::write_tuning(&gpu, &tuning)?;
+    writeln!(out, "{} products measured; kept in {}", tuning.len(), path.display())?;
+    Ok(())
+}

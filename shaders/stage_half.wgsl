@@ -1,0 +1,10 @@
+// Tiles in workgroup memory are f16, half as many bytes; sums stay f32. What is larger than f16 can hold becomes its largest.
+alias Staged = vec4<f16>;
+
+fn stage(four: vec4<f32>) -> Staged {
+    return vec4<f16>(clamp(four, vec4(-65504.0), vec4(65504.0)));
+}
+
+fn unstage(four: Staged) -> vec4<f32> {
+    return vec4<f32>(four);
+}

@@ -1,0 +1,149 @@
+//! Cases of the product with rotary embedding behind it.
+
+use half::f16;
+
+use super::attention::SPARE;
+use super::{Case, F32, Random, stored};
+use crate::Result;
+use crate::gpu::Gpu;
+use crate::ops::{self, KvCache, Norm, RotaryTable, Turns};
+use crate::tensor::{Matrix, Precision, Tensor};
+use crate::weights::source::LocalFuture;
+
+/// Queries, keys and values, turned and written into the cache: [`ops::linear_turned`]. The result is queries, keys, values.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotary {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Positions.
+    pub times: usize,
+    /// The first of them.
+    pub position: usize,
+    /// Columns of the weight.
+    pub k: usize,
+    /// How the weight is stored.
+    pub precision: Precision,
+    /// An f16 cache.
+    pub half: bool,
+}
+
+const THETA: f64 = 10000.0;
+const EPS: f32 = 1e-2;
+
+impl Rotary {
+    fn columns(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// x, the gain, and W with the rows of heads in order.
+    fn inputs(&self) -> [Vec<f32>; 3] {
+        let mut random = Random::new(&self.name());
+        let weight = random.values(self.columns() * self.k, 3.0 / (self.k as f64).sqrt());
+        [random.values(self.times * self.k, 1.0), random.values(self.k, 1.0), weight]
+    }
+
+    fn capacity(&self) -> usize {
+        self.position + self.times + SPARE
+    }
+
+    /// Where element i of a head lies: next to the one that it turns with.
+    fn place(&self, i: usize) -> usize {
+        let half = self.head_dim / 2;
+        2 * (i % half) + i / half
+    }
+}
+
+impl Case for Rotary {
+    fn flops(&self) -> f64 {
+        (2 * self.times * self.columns() * self.k) as f64
+    }
+
+    fn bytes(&self) -> f64 {
+        Matrix::bytes_for(self.precision, self.columns(), self.k) as f64
+            + (4 * self.times * (self.k + self.columns())) as f64
+    }
+
+    /// Angles are f32 (as in the reference implementation): position * frequency, each rounded. Values in an f16 cache have
+    /// 10 bits after the leading one, and may be rounded either way.
+    fn bound(&self) -> f64 {
+        let angle = (self.capacity() as f64 * 2.0f64.powi(-23)).powi(2);
+        F32 + angle + if self.half { 2.0f64.powi(-10).powi(2) / 3.0 } else { 0.0 }
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let Self { heads, kv_heads, head_dim, times, position, k, precision, half } = *self;
+            let layer = ops::Attention { heads, kv_heads, head_dim, causal: true };
+            let [x, gain, weight] = self.inputs();
+            let mut rows: Vec<&[f32]> = weight.chunks_exact(k).collect();
+            for (row, values) in weight.chunks_exact(k).enumerate().take((heads + kv_heads) * head_dim) {
+                rows[row / head_dim * head_dim + self.place(row % head_dim)] = values;
+            }
+            let weight = Matrix::new(gpu, precision, k, &rows.concat(), "weight")?;
+            let x = Tensor::new(gpu, &[times, k], &x, "x")?;
+            let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
+            let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
+            let rotary = ops::Rotary { theta: THETA as f32, divisors: Vec::new() };
+            let table = RotaryTable::new(gpu, self.capacity(), head_dim, &rotary)?;
+            let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
+            let mut recorder = gpu.record();
+            let turns = Turns { layer, table: &table, cache: &cache, position };
+            let queries = ops::linear_turned(&mut recorder, &x, &norm, &weight, turns)?;
+            let [keys, stored_values] = cache.stored();
+            let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
+            recorder.submit()?;
+            let mut values = Vec::new();
+            for (index, readback) in readbacks.into_iter().enumerate() {
+                if half && index > 0 {
+                    values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
+                } else {
+                    values.extend(readback.values::<f32>().await?);
+                }
+            }
+            Ok(values)
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let Self { heads, kv_heads, head_dim: d, times, position, k, half, .. } = *self;
+        let [x, gain, weight] = self.inputs();
+        let weight = stored(self.precision, k, &weight);
+        let product = |time: usize, row: usize| -> f64 {
+            let x = &x[time * k..][..k];
+            let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let scale = 1.0 / (squares / k as f64 + f64::from(EPS)).sqrt();
+            let gain = gain.iter().map(|gain| f64::from(*gain) + if half { 1.0 } else { 0.0 });
+            let terms = x.iter().zip(gain).zip(&weight[row * k..][..k]);
+            terms.map(|((x, gain), w)| f64::from(*x) * scale * gain * f64::from(*w)).sum()
+        };
+        // Elements i and i + d / 2 as real and imaginary part, times e^(i angle).
+        let turned = |time: usize, head: usize, i: usize| {
+            let part = |i: usize| product(time, head * d + i);
+            let angle = (position + time) as f64 * THETA.powf(-((2 * (i % (d / 2))) as f64) / d as f64);
+            if i < d / 2 {
+                part(i) * angle.cos() - part(i + d / 2) * angle.sin()
+            } else {
+                part(i) * angle.cos() + part(i - d / 2) * angle.sin()
+            }
+        };
+        let mut queries = vec![0.0; times * heads * d];
+        let [mut keys, mut values] = [(); 2].map(|()| vec![0.0; self.capacity() * kv_heads * d]);
+        for time in 0..times {
+            for i in 0..d {
+                for head in 0..heads {
+                    queries[(time * heads + head) * d + self.place(i)] = turned(time, head, i) as f32;
+                }
+                for head in 0..kv_heads {
+                    let at = ((position + time) * kv_heads + head) * d;
+                    keys[at + self.place(i)] = turned(time, heads + head, i) as f32;
+                    values[at + i] = product(time, (heads + kv_heads + head) * d + i) as f32;
+                }
+            }
+        }
+        [queries, keys, values].concat()
+    }
+}

@@ -1,0 +1,159 @@
+//! Rotary embedding, behind the product of queries, keys and values.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::attention::{Attention, KvCache};
+use super::linear::{self, Ending, Form, Input, Variant};
+use super::tuning::Shape;
+use super::{Norm, norm};
+use crate::gpu::{Binding, Cost, Gpu, Recorder};
+use crate::tensor::{Matrix, Tensor};
+use crate::{Error, Result};
+
+/// What the rotary embedding's angles are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotary {
+    /// Base of the frequencies.
+    pub theta: f32,
+    /// What the frequencies are divided by, one for each pair; nothing if empty.
+    pub divisors: Vec<f32>,
+}
+
+/// Cosines and sines of the rotary embedding for the positions of a cache.
+#[derive(Debug, Clone)]
+pub struct RotaryTable {
+    turns: Tensor,
+}
+
+impl RotaryTable {
+    /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the reference
+    /// does.
+    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rotary: &Rotary) -> Result<Self> {
+        let half = head_dim / 2;
+        let frequencies: Vec<f32> = (0..half)
+            .map(|i| {
+                let divisor = rotary.divisors.get(i).copied().unwrap_or(1.0);
+                1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
+            })
+            .collect();
+        let turns: Vec<f32> = (0..positions)
+            .flat_map(|position| {
+                frequencies.iter().flat_map(move |frequency| {
+                    let angle = position as f32 * frequency;
+                    [angle.cos(), angle.sin()]
+                })
+            })
+            .collect();
+        Ok(Self { turns: Tensor::new(gpu, &[positions, head_dim], &turns, "rotary table")? })
+    }
+}
+
+/// How queries and keys are turned, and where keys and values go.
+#[derive(Debug, Clone, Copy)]
+pub struct Turns<'a> {
+    /// The heads.
+    pub layer: Attention,
+    /// The angles.
+    pub table: &'a RotaryTable,
+    /// Where keys and values are written.
+    pub cache: &'a KvCache,
+    /// The position of the first row.
+    pub position: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    product: linear::Params,
+    head_dim: u32,
+    query_width: u32,
+    kv_width: u32,
+    first_time: u32,
+}
+
+/// Queries [m, heads * head_dim] of norm(x) W^T, turned by their positions; keys, turned, and values go into the cache there.
+/// x [m, k], W [(heads + 2 kv_heads) * head_dim, k]: queries, keys, values. Within the heads of queries and keys the rows of W
+/// are in the order of [`RowOrder::HalvesInTurn`](crate::weights::checkpoint::RowOrder), and so are the queries that come out.
+pub fn linear_turned(
+    recorder: &mut Recorder,
+    x: &Tensor,
+    norm: &Norm,
+    weight: &Matrix,
+    turns: Turns<'_>,
+) -> Result<Tensor> {
+    turns.check(x, weight)?;
+    if norm.bias.is_some() || !linear::fuses_norm(recorder.gpu(), x.rows(), weight) {
+        let normed = norm::norm(recorder, x, norm)?;
+        return turns.record(recorder, &normed, None, weight);
+    }
+    turns.record(recorder, x, Some(norm), weight)
+}
+
+impl Turns<'_> {
+    fn check(&self, x: &Tensor, weight: &Matrix) -> Result<()> {
+        let Self { layer, table, cache, position } = self;
+        layer.check()?;
+        if weight.columns() != x.columns() || weight.rows() != layer.packed_columns() {
+            return Err(Error::WrongShape {
+                name: "queries, keys and values".to_owned(),
+                found: vec![weight.rows(), weight.columns()],
+                expected: format!("[{}, {}]", layer.packed_columns(), x.columns()),
+            });
+        }
+        let (end, room) = (position + x.rows(), cache.capacity().min(table.turns.rows()));
+        let columns = layer.kv_heads * layer.head_dim;
+        if end > room || cache.columns() != columns || table.turns.columns() != layer.head_dim {
+            let found = cache.columns();
+            return Err(Error::InvalidArgument(format!(
+                "positions up to {end} in a cache for {room} ({found} columns, expected {columns})"
+            )));
+        }
+        Ok(())
+    }
+
+    fn record(&self, recorder: &mut Recorder, x: &Tensor, norm: Option<&Norm>, weight: &Matrix) -> Result<Tensor> {
+        let Self { layer, table, cache, position } = self;
+        let (m, k) = (x.rows(), x.columns());
+        let (query_width, kv_width) = (layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim);
+        let queries = Tensor::temporary(recorder.gpu(), &[m, query_width], "queries")?;
+        let [keys, values] = cache.stored().map(Tensor::binding);
+        let any = x.binding();
+        for piece in weight.pieces() {
+            let shape = Shape::of(piece, m, k);
+            recorder.note_product(shape);
+            let form = Form::choose(recorder.gpu(), shape);
+            let variant = Variant {
+                form,
+                precision: piece.precision,
+                input: Input::of_rows(k),
+                ending: Ending::Turned { half: cache.is_half() },
+                norm: norm.is_some(),
+            };
+            let bindings: [Binding<'_>; 8] = [
+                any,
+                piece.data.binding(),
+                piece.scales.as_ref().map_or(any, Tensor::binding),
+                table.turns.binding(),
+                keys,
+                values,
+                norm.map_or(any, |norm| norm.weight.binding()),
+                queries.binding(),
+            ];
+            let params = Params {
+                product: linear::Params::of_piece(piece, m, k, norm),
+                head_dim: layer.head_dim as u32,
+                query_width: query_width as u32,
+                kv_width: kv_width as u32,
+                first_time: *position as u32,
+            };
+            let written = if cache.is_half() { 2 } else { 4 } * 2 * kv_width + 4 * query_width;
+            let cost = Cost {
+                bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64
+                    + (m * (4 * k + written * piece.rows / weight.rows())) as f64,
+                flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
+            };
+            recorder.dispatch(&variant, &bindings, &params, form.grid(m, piece.rows), cost)?;
+        }
+        Ok(queries)
+    }
+}

@@ -1,0 +1,217 @@
+//! Which form of a kernel is the fastest on a device: measured once, kept by the host, looked up at every product.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use web_time::Instant;
+
+use super::cases::{Case, F32, Linear, compare};
+use super::linear::{Epilogue, Form, MATVEC_ROWS, linear};
+use crate::Result;
+use crate::gpu::Gpu;
+use crate::tensor::{Matrix, Piece, Precision, Tensor};
+
+/// Changes whenever forms do, so that old measurements are forgotten.
+const VERSION: u32 = 1;
+/// Rows of x that stand for many.
+const MANY: usize = 128;
+/// Time that a measurement of one form takes, about.
+const TIME: Duration = Duration::from_millis(4);
+const MOST_REPEATS: f64 = 50.0;
+/// Measurements of a form, of which the least counts: others may use the device as well.
+const RUNS: usize = 3;
+/// A form that takes so many times as long as the best one is not measured again.
+const HOPELESS: f64 = 3.0;
+/// Bound on the normalised mean square error where tiles are f16: both factors are rounded to 11 bits, off by 2^-12 / sqrt(3)
+/// of themselves each.
+const HALF: f64 = 1.0 / (1 << 23) as f64;
+
+/// A matrix product, as far as the choice of a kernel depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Shape {
+    /// How the weights are stored.
+    pub precision: Precision,
+    /// Rows of x.
+    pub m: usize,
+    /// Rows of W.
+    pub n: usize,
+    /// Columns of both.
+    pub k: usize,
+}
+
+impl Shape {
+    pub(super) fn of(piece: &Piece, m: usize, k: usize) -> Self {
+        Self { precision: piece.precision, m, n: piece.rows, k }
+    }
+
+    /// The shape whose measurement holds for this one: of one row, or of many. Those between are not measured.
+    fn measured(self) -> Option<Self> {
+        match self.m {
+            1 => Some(self),
+            m if m > MATVEC_ROWS => Some(Self { m: MANY, ..self }),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Choice {
+    #[serde(flatten)]
+    shape: Shape,
+    form: Form,
+    microseconds: f64,
+}
+
+/// The fastest forms on an adapter under a driver. The host keeps it, as JSON through serde, from run to run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tuning {
+    version: u32,
+    adapter: String,
+    products: Vec<Choice>,
+}
+
+impl Tuning {
+    /// Whether it was measured by this version on the adapter of this [`cache_name`](crate::gpu::AdapterSummary::cache_name).
+    pub fn is_of(&self, adapter: &str) -> bool {
+        self.version == VERSION && self.adapter == adapter
+    }
+
+    /// How many products were measured.
+    pub fn len(&self) -> usize {
+        self.products.len()
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.products.is_empty()
+    }
+
+    pub(crate) fn form(&self, shape: &Shape) -> Option<Form> {
+        let shape = shape.measured()?;
+        self.products.iter().find(|choice| choice.shape == shape).map(|choice| choice.form)
+    }
+
+    /// One without measurements.
+    pub fn none(gpu: &Gpu) -> Self {
+        Self { version: VERSION, adapter: gpu.adapter().cache_name.clone(), products: Vec::new() }
+    }
+
+    /// One that has every product of `shape` computed by `form`.
+    fn forced(gpu: &Gpu, shape: Shape, form: Form) -> Self {
+        Self { products: vec![Choice { shape, form, microseconds: 0.0 }], ..Self::none(gpu) }
+    }
+}
+
+/// A form's measurement, as it is made.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// The product.
+    pub shape: Shape,
+    /// The form's name.
+    pub form: String,
+    /// Whether it computes what the reference does.
+    pub right: bool,
+    /// Its time; nothing if it is wrong, or far slower than another.
+    pub microseconds: Option<f64>,
+}
+
+/// Measures the forms that the device can run for each of these products, after holding each against the reference, and has
+/// the fastest used from now on. What was measured before stays.
+///
+/// # Errors
+/// Of the device. A form that is wrong on it is no error: it is left out.
+pub async fn tune(
+    gpu: &Gpu,
+    products: impl IntoIterator<Item = Shape>,
+    mut on_timing: impl FnMut(&Timing),
+) -> Result<Tuning> {
+    let mut tuning = gpu.tuning();
+    if !tuning.is_of(&gpu.adapter().cache_name) {
+        tuning = Tuning::none(gpu);
+    }
+    let mut right = HashMap::new();
+    let shapes: BTreeSet<Shape> = products.into_iter().filter_map(Shape::measured).collect();
+    for shape in shapes {
+        let measured = measure(gpu, shape, &mut right, &mut on_timing).await;
+        gpu.set_tuning(tuning.clone());
+        if let Some(choice) = measured? {
+            tuning.products.retain(|old| old.shape != shape);
+            tuning.products.push(choice);
+        }
+    }
+    gpu.set_tuning(tuning.clone());
+    Ok(tuning)
+}
+
+async fn measure(
+    gpu: &Gpu,
+    shape: Shape,
+    right: &mut HashMap<(Form, Precision), bool>,
+    on_timing: &mut impl FnMut(&Timing),
+) -> Result<Option<Choice>> {
+    let candidates = Form::candidates(gpu, shape);
+    if candidates.len() < 2 {
+        return Ok(None);
+    }
+    let weight = Matrix::random(gpu, shape.precision, shape.n, shape.k, 1, "weight to measure")?;
+    let x = Tensor::zeros(gpu, &[shape.m, shape.k], "x to measure")?;
+    let mut best: Option<Choice> = None;
+    for form in candidates {
+        let key = (form, shape.precision);
+        let is_right = match right.get(&key) {
+            Some(is_right) => *is_right,
+            None => *right.entry(key).or_insert(computes_right(gpu, shape, form).await?),
+        };
+        let mut microseconds = None;
+        if is_right {
+            gpu.set_tuning(Tuning::forced(gpu, shape, form));
+            microseconds = time(gpu, &x, &weight, best.as_ref().map(|best| best.microseconds)).await?;
+        }
+        on_timing(&Timing { shape, form: format!("{form:?}"), right: is_right, microseconds });
+        if let Some(microseconds) = microseconds
+            && best.as_ref().is_none_or(|best| microseconds < best.microseconds)
+        {
+            best = Some(Choice { shape, form, microseconds });
+        }
+    }
+    Ok(best)
+}
+
+/// Holds a form against the reference at a small size that is no multiple of anything but four.
+async fn computes_right(gpu: &Gpu, shape: Shape, form: Form) -> Result<bool> {
+    let m = if shape.m == 1 { 1 } else { 70 };
+    let case = Linear { m, n: 67, k: 132, precision: shape.precision, norm: true, ..Linear::default() };
+    let small = Shape { precision: shape.precision, m, n: case.n, k: case.k };
+    gpu.set_tuning(Tuning::forced(gpu, small.measured().unwrap_or(small), form));
+    let values = case.run(gpu).await?;
+    let bound = if form == (Form::Tiled { half: true }) { HALF } else { F32 };
+    Ok(compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= bound))
+}
+
+/// Microseconds of a product; nothing if there is no hope of being faster than `best`.
+async fn time(gpu: &Gpu, x: &Tensor, weight: &Matrix, best: Option<f64>) -> Result<Option<f64>> {
+    let once = async |repeat: usize| -> Result<f64> {
+        let mut recorder = gpu.record();
+        let mut y = linear(&mut recorder, x, weight, Epilogue::default())?;
+        for _ in 1..repeat {
+            y = linear(&mut recorder, x, weight, Epilogue::default())?;
+        }
+        let read = y.reshape(&[y.len()]).slice_elements(0..1).read_back(&mut recorder);
+        let started = Instant::now();
+        recorder.submit()?;
+        read.bytes().await?;
+        Ok(started.elapsed().as_secs_f64() * 1e6)
+    };
+    once(1).await?; // makes the pipeline
+    let first = once(1).await?;
+    if best.is_some_and(|best| first > HOPELESS * best.max(1000.0)) {
+        return Ok(None);
+    }
+    let repeat = (TIME.as_secs_f64() * 1e6 / first).clamp(1.0, MOST_REPEATS) as usize;
+    let mut least = f64::INFINITY;
+    for _ in 0..RUNS {
+        least = least.min(once(repeat).await? / repeat as f64);
+    }
+    Ok(Some(least))
+}
