@@ -1,4 +1,5 @@
-// Block reader: q8 (see weights_q8.wgsl). 32 weights of each of four neighbouring rows are 128 bytes, their scales 8.
+// Block reader: q8 (see weights_q8.wgsl). 32 weights of each of four neighbouring rows are 128 bytes, their scales 8; those of
+// eight such fours lie one after the other.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<vec2<u32>>;
 
@@ -19,7 +20,7 @@ fn block_offset(b: u32) -> vec4<f32> {
 // Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
 // the row length in fours.
 fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
-    let at = row4 * (stride >> 3u) + group;
+    let at = 8u * ((row4 >> 3u) * (stride >> 3u) + group) + (row4 & 7u);
     let pairs = scales[at];
     row_scales[b] = vec4(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
     for (var half = 0u; half < 2u; half++) {

@@ -1,5 +1,5 @@
 // Block reader: integers of BITS bits, 4 to 6 (see weights_quantised.wgsl). 32 weights of each of four neighbouring rows are
-// 64 bytes, and a word beside each of them 16.
+// 64 bytes, and a word beside each of them 16; those of eight such fours lie one after the other.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<vec4<u32>>;
 
@@ -27,7 +27,9 @@ fn block_offset(b: u32) -> vec4<f32> {
 // Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
 // the row length in fours.
 fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
-    let at = row4 * (stride >> 3u) + group;
+    let block = (row4 >> 3u) * (stride >> 3u) + group;
+    let at = 8u * block + (row4 & 7u);
+    let beside = 8u * WORDS * block + (row4 & 7u); // and every eighth from there
     let w0 = weights[4u * at];
     let w1 = weights[4u * at + 1u];
     let w2 = weights[4u * at + 2u];
@@ -36,21 +38,21 @@ fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
         words[b][word] = vec4(w0[word], w1[word], w2[word], w3[word]);
     }
     if BITS == 5u {
-        let bits = scales[WORDS * at];
+        let bits = scales[beside];
         for (var word = 0u; word < 4u; word++) {
             high[b][word] = bits >> vec4(8u * word);
         }
     }
     if BITS == 6u {
         for (var word = 0u; word < 4u; word++) {
-            high[b][word] = scales[WORDS * at + (word >> 1u)] >> vec4(16u * (word & 1u));
+            high[b][word] = scales[beside + 8u * (word >> 1u)] >> vec4(16u * (word & 1u));
         }
     }
     if WIDE == 1u {
-        first[b] = bitcast<vec4<f32>>(scales[WORDS * at + HIGH_WORDS]);
-        second[b] = bitcast<vec4<f32>>(scales[WORDS * at + WORDS - 1u]);
+        first[b] = bitcast<vec4<f32>>(scales[beside + 8u * HIGH_WORDS]);
+        second[b] = bitcast<vec4<f32>>(scales[beside + 8u * (WORDS - 1u)]);
     } else {
-        let pairs = scales[WORDS * at + HIGH_WORDS];
+        let pairs = scales[beside + 8u * HIGH_WORDS];
         let s0 = unpack2x16float(pairs.x);
         let s1 = unpack2x16float(pairs.y);
         let s2 = unpack2x16float(pairs.z);

@@ -15,13 +15,14 @@ fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         return;
     }
     let place = input_place(input_row(m));
-    let n = 4u * BLOCKS * ((group.x + group.y * groups.x) * LANES + lane);
+    // The lanes' blocks of four rows lie next to each other.
+    let n = 4u * (BLOCKS * LANES * (group.x + group.y * groups.x) + lane);
     let fours = (params.k + 3u) >> 2u;
     var sums: array<vec4<f32>, BLOCKS>;
     var squares = 0.0;
     for (var k4 = 0u; k4 < fours; k4 += 8u) {
         for (var b = 0u; b < BLOCKS; b++) {
-            load_block(b, min(n + 4u * b, params.n - 1u) >> 2u, k4 >> 3u, params.weight_stride, params.n);
+            load_block(b, min(n + 4u * LANES * b, params.n - 1u) >> 2u, k4 >> 3u, params.weight_stride, params.n);
         }
         let inside = k4 + lane < fours;
         let mine = min(k4 + lane, fours - 1u);
@@ -53,8 +54,8 @@ fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         scale = normed_scale(subgroupAdd(squares));
     }
     for (var b = 0u; b < BLOCKS; b++) {
-        if n + 4u * b < params.n {
-            finish4(m, n + 4u * b, scale * sums[b]);
+        if n + 4u * LANES * b < params.n {
+            finish4(m, n + 4u * LANES * b, scale * sums[b]);
         }
     }
 }

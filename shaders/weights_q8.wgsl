@@ -1,10 +1,10 @@
 // Weight reader: q8. Groups of 32 along the row: weight = scale * q, q signed 8 bit, four in a u32; scale f16, two in a
-// u32. Blocks of four rows that take turns, a group each; `stride` is the row length in fours, a multiple of 8.
+// u32. Blocks of 32 rows that take turns, a group each; `stride` is the row length in fours, a multiple of 8.
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 
 fn group_index(row: u32, group: u32, stride: u32) -> u32 {
-    return 4u * ((row >> 2u) * (stride >> 3u) + group) + (row & 3u);
+    return 32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u);
 }
 
 // What 32 weights of a row have in common: their scale.

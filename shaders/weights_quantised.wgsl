@@ -1,7 +1,7 @@
 // Weight reader: integers of BITS bits, 4 to 6, in groups of 32 along the row (src/tensor/pack.rs). The low four bits, eight
 // in a u32 from the low end; beside them, for each group, BITS - 4 words of high bits, then the scales: a scale and a
 // minimum, weight = minimum + scale * q, as two f32 (WIDE) or two f16 in a word; or, for 6 bits, the scales of the group's
-// halves, weight = scale * (q - 32). Blocks of four rows that take turns, 16 bytes of weights or a word each; `stride` is the
+// halves, weight = scale * (q - 32). Blocks of 32 rows that take turns, 16 bytes of weights or a word each; `stride` is the
 // row length in fours, a multiple of 8. BITS and WIDE are constants of the specialisation.
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
@@ -11,7 +11,7 @@ const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
 
 // A word beside a row's group.
 fn beside(row: u32, group: u32, stride: u32, word: u32) -> u32 {
-    return scales[4u * (WORDS * ((row >> 2u) * (stride >> 3u) + group) + word) + (row & 3u)];
+    return scales[32u * (WORDS * ((row >> 5u) * (stride >> 3u) + group) + word) + (row & 31u)];
 }
 
 // What 32 weights of a row have in common.
@@ -26,7 +26,7 @@ fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
 fn scaled_weight4(row: u32, k4: u32, stride: u32, scale: vec2<f32>) -> vec4<f32> {
     let group = k4 >> 3u;
     let within = k4 & 7u; // four of the group
-    let at = 16u * ((row >> 2u) * (stride >> 3u) + group) + 4u * (row & 3u) + (within >> 1u);
+    let at = 4u * (32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u)) + (within >> 1u);
     var q = (vec4(weights[at]) >> vec4(vec4(0u, 4u, 8u, 12u) + 16u * (within & 1u))) & vec4(15u);
     if BITS == 5u {
         q |= ((vec4(beside(row, group, stride, 0u)) >> vec4(vec4(0u, 1u, 2u, 3u) + 4u * within)) & vec4(1u)) << vec4(4u);

@@ -31,7 +31,9 @@ pub(crate) enum Form {
     Uniform(u32),
     /// For software adapters with subgroups of four: this many rows at a time, four or more, handed around in the subgroup.
     Subgroup4(u32),
-    /// For software adapters with subgroups of eight: this many rows at a time, handed around in the subgroup.
+    /// For software adapters with subgroups of eight: one row.
+    MatvecSubgroup,
+    /// For the same: this many rows at a time, two or more, handed around in the subgroup.
     Subgroup(u32),
 }
 
@@ -70,11 +72,12 @@ impl Form {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
-        let subgroup = [1, 2, 4, 8].map(Self::Subgroup);
+        let subgroup = [2, 4, 8, 16].map(Self::Subgroup);
         let subgroup4 = [4, 8].map(Self::Subgroup4);
         let tiled = [false, true].map(|half| Self::Tiled { half });
         let blocks = MatvecBlocks::all().map(Self::MatvecBlocks);
-        std::iter::once(Self::Matvec).chain(tiled).chain(blocks).chain(uniform).chain(subgroup).chain(subgroup4)
+        let hardware = std::iter::once(Self::Matvec).chain(tiled).chain(blocks);
+        hardware.chain(uniform).chain([Self::MatvecSubgroup]).chain(subgroup).chain(subgroup4)
     }
 
     /// The form for a product: what was measured on this device to be the fastest, or else what is likely to be.
@@ -86,7 +89,8 @@ impl Form {
     fn likely(gpu: &Gpu, Shape { m, n, k, precision }: Shape) -> Self {
         let rows = m.next_power_of_two() as u32;
         match m {
-            _ if gpu.software_subgroups() == Some(8) => Self::Subgroup(rows.min(8)),
+            1 if gpu.software_subgroups() == Some(8) => Self::MatvecSubgroup,
+            _ if gpu.software_subgroups() == Some(8) => Self::Subgroup(rows.min(16)),
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
             _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
             0..=MATVEC_ROWS if precision.bits().is_some() => Self::MatvecBlocks(MatvecBlocks::likely(n, k)),
@@ -129,14 +133,15 @@ impl Form {
             // Loads that are the same for a whole workgroup and no workgroup memory: for processors.
             Self::Uniform(rows) => gpu.software_kernels() && (rows == 1) == few && (few || rows >= 8),
             Self::Subgroup4(rows) => gpu.software_subgroups() == Some(4) && !few && rows >= 4,
-            Self::Subgroup(rows) => gpu.software_subgroups() == Some(8) && (rows == 1) == few && (few || rows >= 4),
+            Self::MatvecSubgroup => gpu.software_subgroups() == Some(8) && shape.m == 1,
+            Self::Subgroup(rows) => gpu.software_subgroups() == Some(8) && !few && rows >= 8,
         };
         Self::all().filter(possible).collect()
     }
 
     /// Whether it can take a norm before the product along.
     pub(crate) fn fuses_norm(self) -> bool {
-        matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::Subgroup(_))
+        matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Subgroup(_))
     }
 
     /// Whether it can read weights of this precision.
@@ -159,7 +164,7 @@ impl Form {
             Self::Uniform(rows) | Self::Subgroup4(rows) => {
                 folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize))
             }
-            Self::Subgroup(1) => folded(n.div_ceil(64), m),
+            Self::MatvecSubgroup => folded(n.div_ceil(64), m),
             Self::Subgroup(rows) => folded(n.div_ceil(32), m.div_ceil(rows as usize)),
         }
     }
@@ -401,7 +406,7 @@ impl Specialise for Variant {
         });
         let mut constants = Vec::new();
         let (reader, mut sizes) = match self.form {
-            Form::Subgroup(_) | Form::MatvecBlocks(_) => block_reader(self.precision),
+            Form::Subgroup(_) | Form::MatvecSubgroup | Form::MatvecBlocks(_) => block_reader(self.precision),
             _ => weight_reader(self.precision),
         };
         sources.push(reader);
@@ -436,7 +441,7 @@ impl Specialise for Variant {
                 constants.push(("ROWS", rows));
                 "matmul_subgroup4"
             }
-            Form::Subgroup(1) => {
+            Form::MatvecSubgroup => {
                 sources.push(wgsl!("matvec_subgroup.wgsl"));
                 "matvec_subgroup"
             }

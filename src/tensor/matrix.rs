@@ -172,11 +172,12 @@ impl MatrixBuilder {
         let row_bytes = precision.row_bytes(columns).max(precision.row_scale_bytes(columns)) as u64;
         // Whole blocks of rows, with which gates lie beside their partners; a few, so that pieces begin on whole words of 16
         // bytes in every format.
-        let limit = (gpu.capabilities().max_piece_bytes() / row_bytes) as usize / 16 * 16;
+        let least = if precision.bits().is_some() { BLOCK_ROWS } else { 16 };
+        let limit = (gpu.capabilities().max_piece_bytes() / row_bytes) as usize / least * least;
         if limit == 0 {
             return Err(Error::OutOfMemory {
-                what: format!("sixteen rows of {what}"),
-                needed: row_bytes * 16,
+                what: format!("{least} rows of {what}"),
+                needed: row_bytes * least as u64,
                 available: gpu.capabilities().max_piece_bytes(),
             });
         }
