@@ -28,6 +28,9 @@ enum Origin {
     Random { name: String, seed: u32 },
 }
 
+/// A matrix that is stacked on others: its name, how many rows it has, and the order that they are to have.
+pub type Part<'a> = (&'a str, usize, RowOrder);
+
 /// Called after every block with the bytes written to the device since the last call; `false` stops the loading.
 pub type OnProgress = Rc<dyn Fn(u64) -> bool>;
 
@@ -148,7 +151,7 @@ impl Loader {
     }
 
     /// The same, the rows of each in an order of its own.
-    pub async fn stacked_in_order(&self, parts: &[(&str, usize, RowOrder)], columns: usize) -> Result<Matrix> {
+    pub async fn stacked_in_order(&self, parts: &[Part<'_>], columns: usize) -> Result<Matrix> {
         let rows = parts.iter().map(|(_, rows, _)| rows).sum();
         let what = self.full_name(parts.first().map_or("", |(name, ..)| name));
         let weights = match &self.origin {
@@ -159,7 +162,7 @@ impl Loader {
             expect_flattened(weights, name, *rows, columns)?;
         }
         // Neighbours of one precision make one matrix, and so one dispatch.
-        let mut stacked: Vec<(Precision, Vec<(&str, usize, RowOrder)>)> = Vec::new();
+        let mut stacked: Vec<(Precision, Vec<Part<'_>>)> = Vec::new();
         for part in parts {
             let precision = self.precision_of(weights, part.0)?;
             match stacked.last_mut() {

@@ -109,13 +109,13 @@ impl Form {
 
     /// Whether it takes several rows of x at a time.
     pub(crate) fn takes_many(self) -> bool {
-        !matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::Subgroup(1) | Self::Uniform(1))
+        !matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Uniform(1))
     }
 
     /// The most rows of x in one dispatch: as many as fit WebGPU's limit on a grid's dimensions.
     fn max_rows(self) -> usize {
         let rows = match self {
-            Self::Matvec | Self::MatvecBlocks(_) => 1,
+            Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup => 1,
             Self::Tiled { .. } => TILE,
             Self::Uniform(rows) | Self::Subgroup4(rows) | Self::Subgroup(rows) => rows as usize,
         };
