@@ -381,6 +381,12 @@ pub struct BenchArgs {
     /// Tokens to generate
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub decode: u32,
+    /// Timed runs of a GGUF file, of which the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// With --roofline: only kernels with this in their names
+    #[arg(long, value_name = "TEXT", requires = "roofline")]
+    pub only: Option<String>,
     /// Only say what would be allocated
     #[arg(long)]
     pub dry_run: bool,

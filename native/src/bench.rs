@@ -136,7 +136,7 @@ async fn measure_roofline(arguments: &BenchArgs) -> Result<(), Failure> {
     let gpu = Gpu::open(&arguments.device.options()).await?;
     let mut output = Ok(());
     let mut out = std::io::stdout().lock();
-    let report = roofline::measure(gpu, None, |line| {
+    let report = roofline::measure(gpu, arguments.only.clone(), |line| {
         if !arguments.json && output.is_ok() {
             output = writeln!(out, "{line}");
         }

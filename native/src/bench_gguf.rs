@@ -16,8 +16,6 @@ use crate::{Failure, bench, kept};
 
 /// Positions of the prompt, without another number.
 const PREFILL: u32 = 128;
-/// Timed runs; their median counts.
-const RUNS: usize = 3;
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -78,7 +76,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     run_once(&gpu, &language, &positions, decode.min(4)).await?;
     gpu.take_profile().await?;
     let mut times = Vec::new();
-    for _ in 0..RUNS {
+    for _ in 0..arguments.runs {
         times.push(run_once(&gpu, &language, &positions, decode).await?);
     }
     if arguments.device.profile {

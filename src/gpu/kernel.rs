@@ -123,11 +123,14 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
 }
 
+/// A pipeline that is there, or that a thread is making.
+type Making = Arc<OnceLock<Arc<Pipeline>>>;
+
 /// All pipelines of a device, made when first asked for.
 #[derive(Debug, Default)]
 pub(super) struct Pipelines {
     /// Made outside of the lock, so that several threads can make some at a time.
-    made: Mutex<HashMap<Kernel, Arc<OnceLock<Arc<Pipeline>>>>>,
+    made: Mutex<HashMap<Kernel, Making>>,
     /// The same by their keys: for each type of key a map of its own.
     by_key: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
     next_id: AtomicUsize,
