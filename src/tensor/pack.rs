@@ -18,7 +18,7 @@
 //! each with 32 weights, and so do the words beside them. Kernels work on four rows at a time, and what they read together
 //! lies together: 64 bytes of q4, and one 16-byte load for a word of each row. What eight invocations read that take 32 rows
 //! together is one stretch of memory as well, which hardware reads ahead: with blocks of four rows each of them had a short
-//! stretch of its own, and a processor that plays a GPU spent a quarter of its time waiting for their beginnings.
+//! stretch of its own, and in one product a processor that plays a GPU spent a quarter of the time at their beginnings.
 
 use std::fmt;
 use std::str::FromStr;
