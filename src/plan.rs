@@ -9,7 +9,7 @@ use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig
 use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::{Expected, MgmCheckpoint};
 use crate::weights::model_files::ModelFiles;
-use crate::weights::sdxl::{SdxlCheckpoint, VAE};
+use crate::weights::sdxl::{self, SdxlCheckpoint, VAE};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
@@ -78,7 +78,16 @@ impl Plan {
 
     /// The plan for a model that paints, its matrices at `precision`.
     pub fn of_diffusion(checkpoint: &SdxlCheckpoint, precision: Precision) -> Self {
-        let part = |(name, _, tensors): (&'static str, &Weights, Vec<Expected>)| {
+        Self::of_painting(checkpoint.networks().map(|(name, _, tensors)| (name, tensors)), precision)
+    }
+
+    /// The plan for Stable Diffusion XL as it was released, its matrices at `precision`.
+    pub fn of_released_diffusion(precision: Precision) -> Self {
+        Self::of_painting(sdxl::released(), precision)
+    }
+
+    fn of_painting(networks: [(&'static str, Vec<Expected>); 4], precision: Precision) -> Self {
+        let part = |(name, tensors): (&'static str, Vec<Expected>)| {
             let precision = if name == VAE { vision_precision(precision) } else { precision };
             let bytes = tensors.iter().map(|(_, shape)| match shape.as_slice() {
                 [rows, columns @ ..] if !columns.is_empty() => {
@@ -88,7 +97,7 @@ impl Plan {
             });
             (name, bytes.sum())
         };
-        let parts = checkpoint.networks().into_iter().map(part).collect();
+        let parts = networks.into_iter().map(part).collect();
         Self { parts, cache_per_position: 0, max_positions: 0 }
     }
 

@@ -11,10 +11,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::ops::cases::{
-    Argmax, Attention, Case, Combine, Denoise, Depthwise, Gather, GatherRows, Linear, Map, MatrixRows, Mining,
-    MiningStats, Norm, Patches, Random, Resize, Rotary, Route, RoutedLinear, Sample, Storage, check, self_check,
+    Argmax, Attention, AttentionOver, Case, Combine, Concatenate, Convolution, Denoise, Depthwise, Gather, GatherRows,
+    GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random, Resize, Rotary, Route,
+    RoutedLinear, Sample, Softmax, Storage, check, self_check,
 };
-use mgm::ops::{self, Activation, Shape, Tuning, specialisations, tune};
+use mgm::ops::{self, Activation, Sampling2d, Shape, Tuning, specialisations, tune};
 use mgm::tensor::Precision;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -397,6 +398,150 @@ fn attention_drawn() {
         },
     );
     drawn(40, strategy);
+}
+
+#[test]
+fn attention_of_several_sequences() {
+    let mut cases = Vec::new();
+    for (sequences, heads, head_dim, times, keys) in [
+        (1, 1, 16, 1, Some(77)),
+        (2, 2, 16, 35, Some(77)),
+        (2, 3, 64, 64, Some(7)),
+        (3, 1, 40, 2, Some(300)),
+        (1, 2, 64, 130, Some(1)),
+        (2, 2, 64, 300, None),
+        (3, 2, 20, 5, None),
+        (2, 1, 128, 33, None),
+        (2, 1, 8, 1, None),
+    ] {
+        cases.push(AttentionOver { sequences, heads, head_dim, times, keys });
+    }
+    check_everywhere("attention of several sequences", &boxed(cases));
+}
+
+const SAMPLINGS: [Sampling2d; 4] = [Sampling2d::Same, Sampling2d::Halved, Sampling2d::HalvedAfter, Sampling2d::Doubled];
+
+#[test]
+fn convolutions_over_awkward_shapes() {
+    let mut cases = Vec::new();
+    // Maps of one pixel and of lines, channels around the fours, the 32 of a quantised group and the 16 of a step; results
+    // around the tiles' 64 and the software kernels' 32 and 256 columns.
+    for (index, (height, width, channels, out)) in [
+        (1, 1, 4, 1),
+        (2, 2, 32, 3),
+        (1, 17, 8, 65),
+        (13, 2, 36, 33),
+        (9, 9, 64, 4),
+        (5, 7, 60, 130),
+        (8, 8, 96, 64),
+        (16, 33, 12, 5),
+        (3, 65, 128, 31),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (place, sampling) in SAMPLINGS.into_iter().enumerate() {
+            let precision = Precision::ALL[(index + place) % 8];
+            let base = Convolution { height, width, channels, out, sampling, ..Convolution::default() };
+            let several = Convolution { pictures: 2 + index % 2, precision, ..base };
+            if sampling == Sampling2d::HalvedAfter && (height < 2 || width < 2) {
+                continue;
+            }
+            cases.push(base);
+            cases.push(Convolution { precision: Precision::F16, side: 1, ..base });
+            cases.push(Convolution { biases: true, residual: place % 2 == 0, ..several });
+            cases.push(Convolution {
+                odd: sampling == Sampling2d::Doubled,
+                activation: Activation::Silu,
+                residual: true,
+                ..several
+            });
+        }
+    }
+    check_everywhere("convolutions", &boxed(cases));
+}
+
+#[test]
+fn convolutions_in_several_pieces() {
+    let mut cases = Vec::new();
+    for precision in Precision::ALL {
+        // 16 rows of 64 columns a piece.
+        cases.push(Convolution {
+            pictures: 2,
+            height: 3,
+            width: 5,
+            channels: 64,
+            out: 70,
+            side: 1,
+            precision,
+            biases: true,
+            residual: true,
+            ..Convolution::default()
+        });
+    }
+    for device in &devices().pieces {
+        check_on(device, "pieces of convolutions", &boxed(cases.clone()));
+    }
+}
+
+#[test]
+fn convolutions_drawn() {
+    let shape = (1..4usize, 1..20usize, 1..20usize, 1..25usize, 1..80usize);
+    let kind = (prop::sample::select(SAMPLINGS.to_vec()), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let strategy = (shape, kind, precision(), prop::sample::select(ACTIVATIONS.to_vec())).prop_map(
+        |((pictures, height, width, fours, out), (sampling, wide, odd, biases, residual), precision, activation)| {
+            let after = usize::from(sampling == Sampling2d::HalvedAfter);
+            Convolution {
+                pictures,
+                height: height + after,
+                width: width + after,
+                channels: 4 * fours,
+                out,
+                side: if wide { 3 } else { 1 },
+                sampling,
+                odd: odd && sampling == Sampling2d::Doubled,
+                precision,
+                activation,
+                biases,
+                residual,
+            }
+        },
+    );
+    drawn(40, strategy);
+}
+
+#[test]
+fn group_norms() {
+    let mut cases = boxed(Vec::<GroupNorm>::new());
+    for (pictures, height, width, channels, groups, shift) in [
+        (1, 1, 2, 4, 1, 0.0),
+        (2, 3, 5, 32, 32, 0.0),
+        (1, 16, 16, 64, 32, 1.0),
+        (3, 7, 9, 60, 6, 100.0),
+        (2, 8, 8, 320, 32, 0.5),
+        (1, 40, 3, 132, 33, 1000.0),
+        (2, 1, 130, 960, 32, 0.0),
+        // More rows than there are stretches.
+        (1, 600, 3, 8, 2, 2.0),
+        (2, 257, 2, 4, 4, 1.0),
+    ] {
+        for silu in [false, true] {
+            cases.push(Box::new(GroupNorm { pictures, height, width, channels, groups, silu, shift }));
+        }
+    }
+    check_everywhere("group norms", &cases);
+}
+
+#[test]
+fn maps_side_by_side_and_softmax() {
+    let mut cases = boxed(Vec::<Concatenate>::new());
+    for (pixels, channels) in [(1, [4, 4]), (127, [8, 124]), (129, [128, 4]), (300, [60, 68])] {
+        cases.push(Box::new(Concatenate { pixels, channels }));
+    }
+    for (rows, k, stride) in [(1, 1, 1), (3, 1, 4), (2, 255, 256), (5, 257, 260), (65_537, 2, 4), (3, 4099, 4100)] {
+        cases.push(Box::new(Softmax { rows, k, stride }));
+    }
+    check_everywhere("maps", &cases);
 }
 
 #[test]

@@ -363,7 +363,7 @@ pub struct PullArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The released model whose shapes to fill with random weights, such as mgm-2b or mgm-7b-hd
+    /// The released model whose shapes to fill with random weights, such as mgm-2b, mgm-7b-hd or sdxl
     #[arg(long, value_name = "MODEL", required_unless_present_any = ["gguf", "roofline"])]
     pub synthetic: Option<String>,
     /// A GGUF file of a language model to measure instead
@@ -372,9 +372,12 @@ pub struct BenchArgs {
     /// Measure the kernels instead, beside what the adapter can do at best
     #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run", "profile"])]
     pub roofline: bool,
-    /// How weights are stored: f32, f16, q8, q4 [default: q4; what is in a GGUF file as it is there]
+    /// How weights are stored: f32, f16, q8, q4 [default: q4, for sdxl f16; what is in a GGUF file as it is there]
     #[arg(long)]
     pub precision: Option<Precision>,
+    /// Pixels of sdxl's picture [default: 1024x1024]
+    #[arg(long, value_name = "WxH", value_parser = parse_picture_size)]
+    pub size: Option<(usize, usize)>,
     /// Positions to prefill (visual tokens included) [default: 640, 128 with a GGUF file]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill: Option<u32>,

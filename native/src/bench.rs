@@ -17,14 +17,14 @@ use mgm::vision::Vision;
 use serde::Serialize;
 
 use crate::args::BenchArgs;
-use crate::{Failure, bench_gguf, progress};
+use crate::{Failure, bench_gguf, bench_sdxl, progress};
 
 /// Seed of the random weights.
-const SEED: u32 = 2024;
+pub(crate) const SEED: u32 = 2024;
 
 /// What a part of the run cost.
 #[derive(Debug, Serialize)]
-struct PartReport {
+pub(crate) struct PartReport {
     name: &'static str,
     milliseconds: f64,
     tokens: usize,
@@ -39,13 +39,13 @@ struct PartReport {
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
-    model: &'static str,
-    precision: String,
-    adapter: String,
-    load_ms: f64,
-    peak_memory_mib: f64,
-    parts: Vec<PartReport>,
+pub(crate) struct Report {
+    pub(crate) model: &'static str,
+    pub(crate) precision: String,
+    pub(crate) adapter: String,
+    pub(crate) load_ms: f64,
+    pub(crate) peak_memory_mib: f64,
+    pub(crate) parts: Vec<PartReport>,
 }
 
 /// What a run would allocate.
@@ -56,7 +56,7 @@ struct DryRun {
     parts: Vec<PartPlan>,
     weight_bytes: u64,
     /// Of the prompt and the answer.
-    positions: u64,
+    positions: usize,
     cache_bytes: u64,
 }
 
@@ -76,11 +76,14 @@ pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
         return bench_gguf::run(path, &arguments).await;
     }
     let name = arguments.synthetic.clone().unwrap_or_default();
+    if name == bench_sdxl::NAME {
+        return bench_sdxl::run(&arguments).await;
+    }
     let Some(variant) = variants::released(&name) else {
         return Err(mgm::Error::Unsupported {
             what: "model".to_owned(),
             found: name,
-            supported: variants::NAMES.join(", "),
+            supported: format!("{}, {}", variants::NAMES.join(", "), bench_sdxl::NAME),
         }
         .into());
     };
@@ -91,12 +94,16 @@ pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
         return Err(mgm::Error::PromptTooLong { tokens: positions, limit: variant.language.max_positions }.into());
     }
     if arguments.dry_run {
-        return dry_run(&variant, &plan, precision, &arguments);
+        return dry_run(variant.name, &plan, precision, positions, arguments.json);
     }
     let report = measure(&variant, &plan, precision, &arguments).await?;
-    let mut out = std::io::stdout().lock();
-    if arguments.json {
-        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
+    show(&mut std::io::stdout().lock(), &report, arguments.json)
+}
+
+/// Prints a report.
+pub(crate) fn show(out: &mut impl Write, report: &Report, json: bool) -> Result<(), Failure> {
+    if json {
+        writeln!(out, "{}", serde_json::to_string(report).map_err(std::io::Error::other)?)?;
         return Ok(());
     }
     writeln!(
@@ -154,47 +161,49 @@ fn prefill_length(arguments: &BenchArgs) -> u32 {
     arguments.prefill.unwrap_or(640)
 }
 
-fn dry_run(variant: &Variant, plan: &Plan, precision: Precision, arguments: &BenchArgs) -> Result<(), Failure> {
-    let positions = u64::from(prefill_length(arguments)) + u64::from(arguments.decode);
-    let cache_bytes = plan.cache_per_position * positions;
+/// Prints what a run would allocate: weights, and keys and values of `positions`.
+pub(crate) fn dry_run(
+    model: &'static str,
+    plan: &Plan,
+    precision: Precision,
+    positions: usize,
+    json: bool,
+) -> Result<(), Failure> {
+    let cache_bytes = plan.cache_per_position * positions as u64;
     let mut out = std::io::stdout().lock();
-    if arguments.json {
+    if json {
         let parts: Vec<_> = plan.parts.iter().map(|(name, bytes)| PartPlan { name, bytes: *bytes }).collect();
-        let report = DryRun {
-            model: variant.name,
-            precision: precision.to_string(),
-            parts,
-            weight_bytes: plan.weights(),
-            positions,
-            cache_bytes,
-        };
+        let weight_bytes = plan.weights();
+        let report = DryRun { model, precision: precision.to_string(), parts, weight_bytes, positions, cache_bytes };
         writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
         return Ok(());
     }
-    writeln!(out, "{} at {}: GPU memory needed, in MiB", variant.name, precision)?;
+    writeln!(out, "{model} at {precision}: GPU memory needed, in MiB")?;
     for (name, bytes) in &plan.parts {
         writeln!(out, "{name:<32} {:>10.1}", *bytes as f64 / MIB)?;
     }
     writeln!(out, "{:<32} {:>10.1}", "all weights", plan.weights() as f64 / MIB)?;
-    let title = format!("keys and values, {positions} tokens");
-    writeln!(out, "{title:<32} {:>10.1}", cache_bytes as f64 / MIB)?;
+    if positions > 0 {
+        let title = format!("keys and values, {positions} tokens");
+        writeln!(out, "{title:<32} {:>10.1}", cache_bytes as f64 / MIB)?;
+    }
     Ok(())
 }
 
 /// A stretch of work on the device, timed from its recording to its end.
-struct Meter<'a> {
+pub(crate) struct Meter<'a> {
     gpu: &'a Gpu,
     started: Instant,
     dispatches: u64,
 }
 
 impl<'a> Meter<'a> {
-    fn start(gpu: &'a Gpu) -> Self {
+    pub(crate) fn start(gpu: &'a Gpu) -> Self {
         gpu.take_cost();
         Self { gpu, started: Instant::now(), dispatches: gpu.dispatch_count() }
     }
 
-    fn stop(self, name: &'static str, tokens: usize) -> PartReport {
+    pub(crate) fn stop(self, name: &'static str, tokens: usize) -> PartReport {
         let seconds = self.started.elapsed().as_secs_f64();
         let Cost { bytes, flops } = self.gpu.take_cost();
         PartReport {

@@ -135,7 +135,7 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
     let expected: Vec<f32> = case.values("image").to_vec();
     let mut pictures = Vec::new();
     // As a whole, and in tiles of about a quarter of the picture.
-    for largest in [u64::MAX, (json.height * json.width * 4 * checkpoint.vae.1.block_out_channels[0]) as u64] {
+    for largest in [u64::MAX, (json.height * json.width * checkpoint.vae.1.block_out_channels[0]) as u64] {
         let mut recorder = gpu.record();
         let channels = checkpoint.vae.1.latent_channels;
         let pixels = Tensor::upload(&mut recorder, &[height * width, channels], &latents, "latents")?;

@@ -116,6 +116,13 @@ impl Case for Attention {
 
     fn reference(&self) -> Vec<f32> {
         let [queries, keys, values] = self.inputs();
+        self.attend(&queries, &keys, &values)
+    }
+}
+
+impl Attention {
+    /// The definition, row by row.
+    fn attend(&self, queries: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
         let d = self.head_dim;
         let mut y = Vec::new();
         for time in 0..self.times {
@@ -126,7 +133,7 @@ impl Case for Attention {
                 let seen = if self.causal { self.keys - self.times + time + 1 } else { self.keys };
                 let scores: Vec<f64> = (0..seen)
                     .map(|key| {
-                        let dot: f64 = query.iter().enumerate().map(|(i, q)| f64::from(*q) * of(&keys, key, i)).sum();
+                        let dot: f64 = query.iter().enumerate().map(|(i, q)| f64::from(*q) * of(keys, key, i)).sum();
                         dot / (d as f64).sqrt()
                     })
                     .collect();
@@ -134,11 +141,97 @@ impl Case for Attention {
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 y.extend((0..d).map(|i| {
-                    let sum: f64 = weights.iter().enumerate().map(|(key, weight)| weight * of(&values, key, i)).sum();
+                    let sum: f64 = weights.iter().enumerate().map(|(key, weight)| weight * of(values, key, i)).sum();
                     (sum / total) as f32
                 }));
             }
         }
         y
+    }
+}
+
+/// Attention of several sequences, each to its own keys: [`ops::attention_over`].
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionOver {
+    /// Sequences, one behind the other.
+    pub sequences: usize,
+    /// Heads of queries, keys and values.
+    pub heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Queries of a sequence.
+    pub times: usize,
+    /// Keys of a sequence, where they are another's; else they are beside the queries.
+    pub keys: Option<usize>,
+}
+
+impl AttentionOver {
+    /// One sequence's.
+    fn one(&self) -> Attention {
+        let Self { heads, head_dim, times, keys, .. } = *self;
+        let keys = keys.unwrap_or(times);
+        Attention { heads, kv_heads: heads, head_dim, times, keys, causal: false, storage: Storage::Packed }
+    }
+
+    /// Queries, keys and values of each sequence.
+    fn inputs(&self) -> Vec<[Vec<f32>; 3]> {
+        let mut random = Random::new(&self.name());
+        let one = self.one();
+        let width = self.heads * self.head_dim;
+        let sequence = |_| {
+            let queries = random.values(self.times * width, 2.0);
+            [queries, random.values(one.keys * width, 2.0), random.values(one.keys * width, 1.0)]
+        };
+        (0..self.sequences).map(sequence).collect()
+    }
+}
+
+/// Matrices of rows of `width`, side by side.
+fn side_by_side(parts: &[&[f32]], width: usize) -> Vec<f32> {
+    let rows = parts.first().map_or(0, |part| part.len() / width);
+    (0..rows).flat_map(|row| parts.iter().flat_map(move |part| &part[row * width..][..width])).copied().collect()
+}
+
+impl Case for AttentionOver {
+    fn flops(&self) -> f64 {
+        self.sequences as f64 * self.one().flops()
+    }
+
+    fn bytes(&self) -> f64 {
+        self.sequences as f64 * self.one().bytes()
+    }
+
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let inputs = self.inputs();
+            let (width, layer) = (self.heads * self.head_dim, self.one().layer());
+            let rows = self.sequences * self.times;
+            let mut recorder = gpu.record();
+            let y = if let Some(keys) = self.keys {
+                let queries: Vec<f32> = inputs.iter().flat_map(|[queries, ..]| queries).copied().collect();
+                let other: Vec<f32> =
+                    inputs.iter().flat_map(|[_, keys, values]| side_by_side(&[keys, values], width)).collect();
+                let queries = Tensor::new(gpu, &[rows, width], &queries, "queries")?;
+                let other = Tensor::new(gpu, &[self.sequences * keys, 2 * width], &other, "keys and values")?;
+                ops::attention_over(&mut recorder, layer, &queries, KeyValues::Other(&other), self.sequences)?
+            } else {
+                let packed: Vec<f32> = inputs
+                    .iter()
+                    .flat_map(|[queries, keys, values]| side_by_side(&[queries, keys, values], width))
+                    .collect();
+                let packed = Tensor::new(gpu, &[rows, 3 * width], &packed, "packed")?;
+                ops::attention_over(&mut recorder, layer, &packed, KeyValues::Packed(&packed), self.sequences)?
+            };
+            read(recorder, &[&y]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let one = self.one();
+        self.inputs().iter().flat_map(|[queries, keys, values]| one.attend(queries, keys, values)).collect()
     }
 }

@@ -10,6 +10,7 @@ mod convolution;
 mod denoise;
 mod gather;
 mod linear;
+mod maps;
 mod matrix;
 mod mining;
 mod norm;
@@ -21,15 +22,17 @@ mod sampling;
 use std::fmt;
 
 use crate::gpu::{Gpu, Recorder};
+use crate::ops::Sampling2d;
 use crate::tensor::{Packed, Precision, Tensor, dequantise, pack_rows};
 use crate::weights::source::LocalFuture;
 use crate::{Error, Result};
 
-pub use attention::{Attention, Storage};
+pub use attention::{Attention, AttentionOver, Storage};
 pub use convolution::{Depthwise, Patches, Resize};
 pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
 pub use linear::{Linear, RoutedLinear};
+pub use maps::{Concatenate, Convolution, GroupNorm, Softmax};
 pub use matrix::MatrixRows;
 pub use mining::{Map, Mining, MiningStats};
 pub use norm::Norm;
@@ -168,6 +171,29 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(rotary),
         Box::new(Patches { height: 13, width: 10, channels: 3, size: 4, planar: true, first: 1, count: 4 }),
         Box::new(Depthwise { height: 9, width: 11, channels: 7 }),
+        Box::new(Convolution {
+            pictures: 2,
+            height: 7,
+            width: 5,
+            channels: 36,
+            out: 37,
+            precision: Precision::F16,
+            residual: true,
+            ..Convolution::default()
+        }),
+        Box::new(Convolution {
+            height: 6,
+            width: 9,
+            channels: 32,
+            out: 5,
+            precision: Precision::Q8,
+            sampling: Sampling2d::Doubled,
+            ..Convolution::default()
+        }),
+        Box::new(GroupNorm { pictures: 2, height: 9, width: 5, channels: 60, groups: 6, silu: true, shift: 3.0 }),
+        Box::new(Concatenate { pixels: 130, channels: [36, 132] }),
+        Box::new(Softmax { rows: 5, k: 300, stride: 303 }),
+        Box::new(AttentionOver { sequences: 2, heads: 2, head_dim: 64, times: 70, keys: Some(77) }),
         Box::new(Resize { from: (7, 5), channels: 3, to: (12, 13) }),
         Box::new(MiningStats { map }),
         Box::new(Mining { map, side: 2, window: 8, origin: (0, 8) }),

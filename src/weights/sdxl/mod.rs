@@ -113,6 +113,16 @@ struct GivenConfigs {
     text: [Option<TextEncoderConfig>; 2],
 }
 
+/// The networks of the released model, with what each needs.
+pub(crate) fn released() -> [(&'static str, Vec<Expected>); 4] {
+    [
+        (TEXT_1, expected::text(&TextEncoderConfig::sdxl_1())),
+        (TEXT_2, expected::text(&TextEncoderConfig::sdxl_2())),
+        (UNET, expected::unet(&UnetConfig::sdxl())),
+        (VAE, expected::vae(&VaeConfig::sdxl())),
+    ]
+}
+
 impl SdxlCheckpoint {
     /// Whether a folder holds such a model.
     ///

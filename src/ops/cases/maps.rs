@@ -1,0 +1,377 @@
+//! Cases of what a UNet is made of: convolutions, group norms, maps side by side, softmax.
+
+use super::linear::activate;
+use super::{Case, F32, Random, read, stored};
+use crate::Result;
+use crate::gpu::Gpu;
+use crate::ops::{self, Activation, FeatureMap, MapEpilogue, Sampling2d};
+use crate::tensor::{Matrix, Precision, Tensor};
+use crate::weights::source::LocalFuture;
+
+/// A convolution: [`ops::convolution`], or [`ops::convolution_doubled`] to sides one less than twice the map's where `odd`.
+#[derive(Debug, Clone, Copy)]
+pub struct Convolution {
+    /// Pictures, one behind the other.
+    pub pictures: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Pixels in a row.
+    pub width: usize,
+    /// Channels that go in, a multiple of 4.
+    pub channels: usize,
+    /// Channels that come out.
+    pub out: usize,
+    /// Side of the kernel.
+    pub side: usize,
+    /// Where it is put.
+    pub sampling: Sampling2d,
+    /// A doubled map is cut off by one.
+    pub odd: bool,
+    /// How the weight is stored.
+    pub precision: Precision,
+    /// The activation.
+    pub activation: Activation,
+    /// Each picture has a bias of its own.
+    pub biases: bool,
+    /// A map is added last.
+    pub residual: bool,
+}
+
+impl Default for Convolution {
+    fn default() -> Self {
+        Self {
+            pictures: 1,
+            height: 1,
+            width: 1,
+            channels: 4,
+            out: 1,
+            side: 3,
+            sampling: Sampling2d::Same,
+            odd: false,
+            precision: Precision::F32,
+            activation: Activation::None,
+            biases: false,
+            residual: false,
+        }
+    }
+}
+
+struct Inputs {
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    biases: Vec<f32>,
+    residual: Vec<f32>,
+}
+
+impl Convolution {
+    fn columns(&self) -> usize {
+        self.side * self.side * self.channels
+    }
+
+    /// Height and width of the result.
+    fn size(&self) -> (usize, usize) {
+        let Self { height, width, .. } = *self;
+        match self.sampling {
+            Sampling2d::Same => (height, width),
+            Sampling2d::Halved => (height.div_ceil(2), width.div_ceil(2)),
+            Sampling2d::HalvedAfter => (height / 2, width / 2),
+            Sampling2d::Doubled => (2 * height - usize::from(self.odd), 2 * width - usize::from(self.odd)),
+        }
+    }
+
+    fn pixels(&self) -> usize {
+        let (height, width) = self.size();
+        self.pictures * height * width
+    }
+
+    fn inputs(&self) -> Inputs {
+        let mut random = Random::new(&self.name());
+        Inputs {
+            x: random.values(self.pictures * self.height * self.width * self.channels, 1.0),
+            weight: random.values(self.out * self.columns(), 3.0 / (self.columns() as f64).sqrt()),
+            biases: random.values(self.pictures * self.out, 1.0),
+            residual: random.values(self.pixels() * self.out, 1.0),
+        }
+    }
+}
+
+impl Case for Convolution {
+    fn flops(&self) -> f64 {
+        2.0 * self.pixels() as f64 * self.out as f64 * self.columns() as f64
+    }
+
+    fn bytes(&self) -> f64 {
+        let activations = self.pictures * self.height * self.width * self.channels + self.pixels() * self.out;
+        Matrix::bytes_for(self.precision, self.out, self.columns()) as f64 + activations as f64 * 4.0
+    }
+
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let Self { pictures, height, width, channels, out, side, sampling, .. } = *self;
+            let inputs = self.inputs();
+            let pixels = Tensor::new(gpu, &[pictures * height * width, channels], &inputs.x, "x")?;
+            let layer = ops::Convolution {
+                weight: Matrix::new(gpu, self.precision, self.columns(), &inputs.weight, "weight")?,
+                bias: Tensor::new(gpu, &[out], &inputs.biases[..out], "bias")?,
+                channels,
+                side,
+                sampling,
+            };
+            let biases = Tensor::new(gpu, &[pictures, out], &inputs.biases, "biases")?;
+            let size = self.size();
+            let residual = FeatureMap {
+                height: size.0,
+                width: size.1,
+                pixels: Tensor::new(gpu, &[self.pixels(), out], &inputs.residual, "residual")?,
+            };
+            let epilogue = MapEpilogue {
+                bias: self.biases.then_some(&biases),
+                activation: self.activation,
+                residual: self.residual.then_some(&residual),
+            };
+            let mut recorder = gpu.record();
+            let x = FeatureMap { height, width, pixels };
+            let y = if sampling == Sampling2d::Doubled {
+                ops::convolution_doubled(&mut recorder, &x, &layer, size, epilogue)?
+            } else {
+                ops::convolution(&mut recorder, &x, &layer, epilogue)?
+            };
+            read(recorder, &[&y.pixels]).await
+        })
+    }
+
+    /// Padded, moved by the stride, multiplied and summed tap by tap.
+    fn reference(&self) -> Vec<f32> {
+        let Inputs { x, weight, biases, residual } = self.inputs();
+        let weight = stored(self.precision, self.columns(), &weight);
+        let (height_out, width_out) = self.size();
+        let doubled = self.sampling == Sampling2d::Doubled;
+        let (height, width) = if doubled { (height_out, width_out) } else { (self.height, self.width) };
+        let before = if self.sampling == Sampling2d::HalvedAfter { 0 } else { self.side / 2 };
+        let halved = matches!(self.sampling, Sampling2d::Halved | Sampling2d::HalvedAfter);
+        let stride = if halved { 2 } else { 1 };
+        let shrink = if doubled { 2 } else { 1 };
+        let mut y = Vec::with_capacity(residual.len());
+        for at in 0..self.pixels() {
+            let (picture, pixel) = (at / (height_out * width_out), at % (height_out * width_out));
+            let (top, left) = (pixel / width_out * stride, pixel % width_out * stride);
+            for out in 0..self.out {
+                let mut sum = f64::from(biases[if self.biases { picture * self.out + out } else { out }]);
+                for tap in 0..self.side * self.side {
+                    let (row, column) = (top + tap / self.side, left + tap % self.side);
+                    let inside = row >= before && row < height + before && column >= before && column < width + before;
+                    if !inside {
+                        continue;
+                    }
+                    let (row, column) = ((row - before) / shrink, (column - before) / shrink);
+                    let start = ((picture * self.height + row) * self.width + column) * self.channels;
+                    let kernel = out * self.columns() + tap * self.channels;
+                    for channel in 0..self.channels {
+                        sum += f64::from(x[start + channel]) * f64::from(weight[kernel + channel]);
+                    }
+                }
+                let mut value = activate(sum, self.activation);
+                if self.residual {
+                    value += f64::from(residual[y.len()]);
+                }
+                y.push(value as f32);
+            }
+        }
+        y
+    }
+}
+
+/// Group normalisation: [`ops::group_norm`].
+#[derive(Debug, Clone, Copy)]
+pub struct GroupNorm {
+    /// Pictures, each with its own mean and variance.
+    pub pictures: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Pixels in a row.
+    pub width: usize,
+    /// Channels, a multiple of 4.
+    pub channels: usize,
+    /// Groups of them.
+    pub groups: usize,
+    /// SiLU behind it.
+    pub silu: bool,
+    /// Added to all values.
+    pub shift: f32,
+}
+
+impl GroupNorm {
+    fn inputs(&self) -> [Vec<f32>; 3] {
+        let mut random = Random::new(&self.name());
+        let mut x = random.values(self.pictures * self.height * self.width * self.channels, 1.0);
+        x.iter_mut().for_each(|value| *value += self.shift);
+        [x, random.values(self.channels, 1.0), random.values(self.channels, 1.0)]
+    }
+
+    const EPS: f32 = 1e-3;
+}
+
+impl Case for GroupNorm {
+    fn flops(&self) -> f64 {
+        8.0 * (self.pictures * self.height * self.width * self.channels) as f64
+    }
+
+    fn bytes(&self) -> f64 {
+        12.0 * (self.pictures * self.height * self.width * self.channels) as f64
+    }
+
+    /// The shift costs digits of the values themselves, relative to what is left of them: 2^-24 shift each.
+    fn bound(&self) -> f64 {
+        F32 * (1.0 + f64::from(self.shift).powi(2))
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let Self { pictures, height, width, channels, groups, silu, .. } = *self;
+            let [x, weight, bias] = self.inputs();
+            let pixels = Tensor::new(gpu, &[pictures * height * width, channels], &x, "x")?;
+            let layer = ops::GroupNorm {
+                weight: Tensor::new(gpu, &[channels], &weight, "weight")?,
+                bias: Tensor::new(gpu, &[channels], &bias, "bias")?,
+                groups,
+                eps: Self::EPS,
+            };
+            let mut recorder = gpu.record();
+            let y = ops::group_norm(&mut recorder, &FeatureMap { height, width, pixels }, &layer, silu)?;
+            read(recorder, &[&y.pixels]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let [x, weight, bias] = self.inputs();
+        let (pixels, width) = (self.height * self.width, self.channels / self.groups);
+        let mut y = vec![0.0; x.len()];
+        for picture in 0..self.pictures {
+            for group in 0..self.groups {
+                let places: Vec<usize> = (0..pixels * width)
+                    .map(|at| (picture * pixels + at / width) * self.channels + group * width + at % width)
+                    .collect();
+                let count = places.len() as f64;
+                let mean = places.iter().map(|at| f64::from(x[*at])).sum::<f64>() / count;
+                let variance = places.iter().map(|at| (f64::from(x[*at]) - mean).powi(2)).sum::<f64>() / count;
+                for at in places {
+                    let channel = at % self.channels;
+                    let normed = (f64::from(x[at]) - mean) / (variance + f64::from(Self::EPS)).sqrt();
+                    let value = normed * f64::from(weight[channel]) + f64::from(bias[channel]);
+                    y[at] = activate(value, if self.silu { Activation::Silu } else { Activation::None }) as f32;
+                }
+            }
+        }
+        y
+    }
+}
+
+/// Channels of two maps side by side: [`ops::concatenate`].
+#[derive(Debug, Clone, Copy)]
+pub struct Concatenate {
+    /// Pixels of each.
+    pub pixels: usize,
+    /// Channels of both, multiples of 4.
+    pub channels: [usize; 2],
+}
+
+impl Concatenate {
+    fn inputs(&self) -> [Vec<f32>; 2] {
+        let mut random = Random::new(&self.name());
+        self.channels.map(|channels| random.values(self.pixels * channels, 1.0))
+    }
+}
+
+impl Case for Concatenate {
+    fn flops(&self) -> f64 {
+        0.0
+    }
+
+    fn bytes(&self) -> f64 {
+        (8 * self.pixels * (self.channels[0] + self.channels[1])) as f64
+    }
+
+    fn bound(&self) -> f64 {
+        0.0
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let inputs = self.inputs();
+            let map = |index: usize| -> Result<FeatureMap> {
+                let shape = [self.pixels, self.channels[index]];
+                Ok(FeatureMap { height: 1, width: self.pixels, pixels: Tensor::new(gpu, &shape, &inputs[index], "x")? })
+            };
+            let mut recorder = gpu.record();
+            let y = ops::concatenate(&mut recorder, &map(0)?, &map(1)?)?;
+            read(recorder, &[&y.pixels]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let [first, second] = self.inputs();
+        let rows = first.chunks_exact(self.channels[0]).zip(second.chunks_exact(self.channels[1]));
+        rows.flat_map(|(first, second)| [first, second].concat()).collect()
+    }
+}
+
+/// Softmax of the first values of rows: [`ops::softmax`].
+#[derive(Debug, Clone, Copy)]
+pub struct Softmax {
+    /// Rows.
+    pub rows: usize,
+    /// Values of a row that count.
+    pub k: usize,
+    /// Length of a row.
+    pub stride: usize,
+}
+
+impl Softmax {
+    const SCALE: f32 = 0.7;
+
+    fn inputs(&self) -> Vec<f32> {
+        Random::new(&self.name()).values(self.rows * self.stride, 20.0)
+    }
+}
+
+impl Case for Softmax {
+    fn flops(&self) -> f64 {
+        6.0 * (self.rows * self.k) as f64
+    }
+
+    fn bytes(&self) -> f64 {
+        8.0 * (self.rows * self.stride) as f64
+    }
+
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let x = Tensor::new(gpu, &[self.rows, self.stride], &self.inputs(), "x")?;
+            let mut recorder = gpu.record();
+            ops::softmax(&mut recorder, &x, self.k, Self::SCALE)?;
+            read(recorder, &[&x]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let mut x = self.inputs();
+        for row in x.chunks_exact_mut(self.stride) {
+            let largest = row[..self.k].iter().copied().fold(f32::MIN, f32::max);
+            let shares: Vec<f64> = row[..self.k]
+                .iter()
+                .map(|value| (f64::from(Self::SCALE) * (f64::from(*value) - f64::from(largest))).exp())
+                .collect();
+            let sum: f64 = shares.iter().sum();
+            row.fill(0.0);
+            row.iter_mut().zip(shares).for_each(|(value, share)| *value = (share / sum) as f32);
+        }
+        x
+    }
+}
