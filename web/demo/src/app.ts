@@ -33,6 +33,7 @@ function sayError(error: unknown): void {
 
 const PHASES: Record<Progress["phase"], string> = {
   download: "Downloading", load: "Loading onto the GPU", recover: "The GPU was lost, loading again", check: "Checking",
+  tune: "Measuring kernels",
 };
 
 function showProgress({ phase, part, loaded, total }: Progress): void {
