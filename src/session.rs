@@ -165,17 +165,17 @@ impl Model {
         self.language.list(&self.gpu)
     }
 
-    /// What patch info mining weighs in a picture.
+    /// What patch info mining weighs in a picture. `on_step` as for [`Vision::encode`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the model has no vision side.
-    pub async fn attention(&self, image: &Rgb8) -> Result<AttentionMap> {
+    /// [`Error::InvalidArgument`] if the model has no vision side; [`Error::Cancelled`] if it was stopped.
+    pub async fn attention(&self, image: &Rgb8, on_step: &mut dyn FnMut(usize, usize) -> bool) -> Result<AttentionMap> {
         let Some(vision) = &self.vision else { return Err(blind()) };
         let preprocess = vision.preprocess();
         let size = vision.cells();
         let attended = Tensor::zeros(&self.gpu, &[size * size], "weights of cells")?;
         let mut recorder = self.gpu.record();
-        vision.encode(&mut recorder, &preprocess.views(image)?, Some(&attended), &mut |_, _| true).await?;
+        vision.encode(&mut recorder, &preprocess.views(image)?, Some(&attended), on_step).await?;
         let weights = attended.read_back(&mut recorder);
         recorder.submit()?;
         let (width, height) = (image.width() as f32, image.height() as f32);

@@ -166,7 +166,7 @@ impl Engine {
         })
     }
 
-    /// Answers the last of the messages. `on_event` is called with `"looked"`, `"dropped"` (turns), `"prefill"` (part done),
+    /// Answers the last of the messages. `on_event` is called with `"looking"` (part done), `"dropped"` (turns), `"prefill"` (part done),
     /// `"token"` and `"text"`; it returns `false` to stop. Gives a report as JSON.
     pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
         let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
@@ -182,9 +182,12 @@ impl Engine {
         to_json(&result.map_err(to_js)?)
     }
 
-    /// What patch info mining weighs in a picture: `{ size, weights, picture }`.
-    pub async fn look(&self, image: Pixels) -> Result<JsValue, JsValue> {
-        let map = self.model.attention(&to_rgb(&image).map_err(to_js)?).await.map_err(to_js)?;
+    /// What patch info mining weighs in a picture: `{ size, weights, picture }`. `on_event` is called with `"looking"` and the
+    /// part done; it returns `false` to stop.
+    pub async fn look(&self, image: Pixels, on_event: Function) -> Result<JsValue, JsValue> {
+        let image = to_rgb(&image).map_err(to_js)?;
+        let mut on_step = |done, of| tell(&on_event, "looking", &(done as f64 / of as f64).into());
+        let map = self.model.attention(&image, &mut on_step).await.map_err(to_js)?;
         let object = js_sys::Object::new();
         let set = |name: &str, value: JsValue| js_sys::Reflect::set(&object, &name.into(), &value);
         set("size", (map.size as f64).into())?;
@@ -234,9 +237,15 @@ async fn open(files: &js_sys::Map) -> mgm::Result<ModelFiles> {
 }
 
 fn to_rgb(image: &Pixels) -> mgm::Result<Rgb8> {
-    let rgba = image.data().to_vec();
-    // Alpha is dropped, not composited: so does the reference.
-    let rgb = rgba.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
+    // In strips: this memory can grow, and never shrinks.
+    const STRIP: u32 = 4 << 18;
+    let rgba = image.data();
+    let mut rgb = Vec::with_capacity(rgba.length() as usize / 4 * 3);
+    for start in (0..rgba.length()).step_by(STRIP as usize) {
+        let strip = rgba.subarray(start, (start + STRIP).min(rgba.length())).to_vec();
+        // Alpha is dropped, not composited: so does the reference.
+        rgb.extend(strip.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]));
+    }
     Rgb8::new(image.width() as usize, image.height() as usize, rgb)
 }
 

@@ -124,12 +124,61 @@ test("wrong calls are typed errors, and do no harm", async () => {
       await code(user([{ type: "image", image: new Blob(["no picture"]) }])),
       await code(user([{ type: "image_url", image_url: "/nowhere.png" }])),
       await code(user([{ type: "sound" }])),
+      await code(undefined),
+      await code("hello"),
+      await code([{ role: "user", content: null }]),
+      await code(user([null])),
+      await code([null]),
+      await Mgm.load("http://[bad").then(() => "none", (error) => `${error.name} ${error.code}`),
     ];
   });
   assert.deepEqual(codes, [
     "MgmError invalid-argument", "MgmError invalid-argument", "MgmError invalid-argument", "MgmError prompt-too-long",
     "MgmError invalid-argument", "MgmError image", "MgmError http", "MgmError invalid-argument",
+    ...Array(6).fill("MgmError invalid-argument"),
   ]);
+});
+
+test("a call that waits for others stops at once", async () => {
+  const { before, waited, name, ids } = await page.evaluate(async (question) => {
+    const messages = [{ role: "user", content: question }];
+    const long = text.chat(messages, { temperature: 0, maxNewTokens: 40 });
+    let over = false;
+    const end = long.finished().finally(() => (over = true));
+    const stop = new AbortController();
+    const queued = text.chat(messages, { signal: stop.signal }).finished().catch((error) => error);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    stop.abort();
+    const { name } = await queued;
+    const before = !over;
+    await end;
+    const after = await text.chat(messages, { temperature: 0, maxNewTokens: 5 }).finished();
+    return { before, name, ids: after.tokenIds };
+  }, question);
+  assert.deepEqual([before, name, ids], [true, "AbortError", golden.slice(0, 5)]);
+});
+
+test("pictures come in every shape that pages have them in", async () => {
+  const kinds = await page.evaluate(async () => {
+    const blob = await (await fetch("/goldens/gemma-2b/image0.png")).blob();
+    const bitmap = await createImageBitmap(blob);
+    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+    canvas.getContext("2d").drawImage(bitmap, 0, 0);
+    const address = URL.createObjectURL(blob);
+    const parts = [
+      blob, bitmap, canvas, { type: "image", image: blob }, { type: "image_url", image_url: blob },
+      { type: "image_url", image_url: { url: blob } }, { type: "image_url", image_url: { url: address } },
+      { type: "image_url", image_url: "/goldens/gemma-2b/image0.png" },
+    ];
+    const codes = [];
+    for (const part of parts) {
+      // This model is blind: it says so once the picture was read.
+      const answer = text.chat([{ role: "user", content: [part, "What is it?"] }], { maxNewTokens: 1 }).finished();
+      codes.push(await answer.then(() => "none", (error) => `${error.code}: ${error.message}`));
+    }
+    return codes;
+  });
+  for (const kind of kinds) assert.match(kind, /invalid-argument: .*vision/);
 });
 
 test("memory is flat over 20 answers", { timeout: 600_000 }, async () => {
@@ -167,6 +216,29 @@ test("a GPU process that dies costs no answer", { timeout: 300_000 }, async () =
   assert.deepEqual(ids.slice(0, golden.length), golden);
   assert.deepEqual(ids, again);
   assert.ok(await page.evaluate("phases.has('recover')"), "the device was not lost");
+});
+
+test("a recovery that is stopped is made up for by the next call, even without the files", { timeout: 300_000 }, async () => {
+  const session = await context.newCDPSession(page);
+  await page.evaluate(async () => {
+    window.stop = new AbortController();
+    window.frail = await Mgm.load("/text/", { onProgress: ({ phase }) => phase === "recover" && stop.abort() });
+    await frail.chat([{ role: "user", content: "Hello" }], { maxNewTokens: 2 }).finished();
+  });
+  await session.send("Browser.crashGpuProcess");
+  const result = await page.evaluate(async (question) => {
+    const messages = [{ role: "user", content: question }];
+    const options = { temperature: 0, maxNewTokens: 5 };
+    const stopped = await frail.chat(messages, { ...options, signal: stop.signal }).finished().catch((error) => error.name);
+    await cache.delete("/text/");
+    const { tokenIds } = await frail.chat(messages, options).finished();
+    const memory = await frail.memory();
+    frail.dispose();
+    return { stopped, tokenIds, gpu: memory.gpu };
+  }, question);
+  assert.equal(result.stopped, "AbortError");
+  assert.deepEqual(result.tokenIds, golden.slice(0, 5));
+  assert.ok(result.gpu > 0);
 });
 
 test("a model that is disposed of says so", async () => {

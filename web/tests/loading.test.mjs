@@ -1,19 +1,22 @@
 // Getting bundles onto this device, with the faults that networks and disks have.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, test } from "node:test";
 import { bundle, expected, launch, openPage, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
 
 let server, other, context, page, folder, manifest;
+/** A folder for manifests that are none. */
+const odd = mkdtempSync(join(tmpdir(), "mgm-odd-"));
 let faults = () => ({});
 
 before(async () => {
   folder = bundle("no-image", "f16", "--shard-size", "64K");
   manifest = JSON.parse(readFileSync(join(folder, "bundle.json")));
-  const folders = { "/": join(web, "tests/page"), "/dist/": join(web, "dist"), "/model/": folder };
+  const folders = { "/": join(web, "tests/page"), "/dist/": join(web, "dist"), "/model/": folder, "/odd/": odd };
   server = await serve(folders, { faults: (request) => faults(request) });
   other = await serve(folders);
   context = await launch();
@@ -24,6 +27,7 @@ after(async () => {
   await context?.close();
   await server?.close();
   await other?.close();
+  rmSync(odd, { recursive: true });
 });
 
 afterEach(async () => {
@@ -71,6 +75,24 @@ test("a second visit works offline and asks for nothing but the manifest", async
   assert.deepEqual((await load()).ids, first.ids);
   const [entry] = await page.evaluate(() => cache.list());
   assert.deepEqual([entry.url, entry.complete, entry.bytes], [`${server.url}/model/`, true, entry.cachedBytes]);
+});
+
+test("a manifest that comes only at the third time is enough, and without storage too", async () => {
+  for (const options of [{}, { cache: false }]) {
+    await page.evaluate(() => cache.delete());
+    server.log.length = 0;
+    faults = ({ path, count }) => (path === "/model/bundle.json" && count < 2 ? { drop: 0 } : {});
+    const { ids, message } = await load(options);
+    assert.ok(ids, message);
+    assert.equal(asks().filter(({ path }) => path === "/model/bundle.json").length, 3);
+  }
+});
+
+test("what is no manifest is a typed error", async () => {
+  for (const text of ["null", "{}", '{"files": [null], "shards": []}', '{"files": [], "shards": [{"file": "../x"}]}', "no JSON"]) {
+    writeFileSync(join(odd, "bundle.json"), text);
+    assert.equal((await load({}, page, "/odd/")).code, "config", text);
+  }
 });
 
 test("connections that break are taken up where they broke", async () => {

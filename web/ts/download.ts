@@ -80,6 +80,8 @@ async function withStorage(
   if (missing.length > 0 || fresh) await remember(folder, { url, name: manifest.name, files: entries });
   if (fresh) await putText(folder, MANIFEST, text);
   await checkRoom(folder, missing);
+  // Else the browser may clear the model away when it wants the room. It decides by itself whether to ask the user.
+  if (missing.length > 0) await navigator.storage.persist?.().catch(() => false);
   options.onProgress(missing[0]?.part ?? "language", loaded, total);
   const advance = (entry: BundleFile, bytes: number) => {
     loaded += bytes;
@@ -99,8 +101,8 @@ async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal
   const kept = await getFile(folder, MANIFEST);
   const keptText = await kept?.text();
   try {
-    const response = await request(new URL(MANIFEST, url).href, { cache: "no-cache", signal });
-    const text = await response.text();
+    // With a copy here there is no need to insist.
+    const text = await fetchManifest(url, keptText === undefined ? TRIES : 1, signal);
     return { text, manifest: parse(text, url), fresh: text !== keptText };
   } catch (error) {
     signal.throwIfAborted();
@@ -110,16 +112,41 @@ async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal
   }
 }
 
+function fetchManifest(url: string, tries: number, signal: AbortSignal): Promise<string> {
+  const address = new URL(MANIFEST, url).href;
+  return insist(address, tries, signal, async () => (await request(address, { cache: "no-cache", signal })).text());
+}
+
+/** Tries something again while it fails in ways that pass. */
+async function insist<T>(url: string, tries: number, signal: AbortSignal, task: () => Promise<T>): Promise<T> {
+  for (let failures = 1; ; failures++) {
+    try {
+      return await task();
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!passes(error) || failures >= tries) throw await named(url, error);
+      await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
+    }
+  }
+}
+
+/** Whether what failed may succeed a moment later. */
+function passes(error: unknown): boolean {
+  return error instanceof TypeError || (error instanceof MgmError && PASSING.has(error.code));
+}
+
 function parse(text: string, url: string): Manifest {
-  let manifest: Partial<Manifest>;
+  let manifest: Partial<Manifest> | null;
   try {
-    manifest = JSON.parse(text) as Partial<Manifest>;
+    manifest = JSON.parse(text) as Partial<Manifest> | null;
   } catch (cause) {
     throw new MgmError("config", `${url}${MANIFEST} is no JSON: is this the address of a bundle?`, { cause });
   }
-  const whole = (entry: BundleFile) =>
-    /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/.test(entry.file) && /^[0-9a-f]{64}$/.test(entry.sha256) && entry.bytes >= 0;
-  if (!Array.isArray(manifest.files) || !Array.isArray(manifest.shards) || ![...manifest.files, ...manifest.shards].every(whole)) {
+  const whole = (entry: Partial<BundleFile> | null) =>
+    /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/.test(entry?.file ?? "") &&
+    /^[0-9a-f]{64}$/.test(entry?.sha256 ?? "") &&
+    Number.isSafeInteger(entry?.bytes) && (entry?.bytes ?? -1) >= 0;
+  if (!Array.isArray(manifest?.files) || !Array.isArray(manifest.shards) || ![...manifest.files, ...manifest.shards].every(whole)) {
     throw new MgmError("config", `${url}${MANIFEST} is not the manifest of a bundle`);
   }
   return { name: String(manifest.name ?? ""), files: manifest.files, shards: manifest.shards };
@@ -217,8 +244,7 @@ async function fill(
       if (size < entry.bytes && ++failures >= TRIES) throw endsEarly(url, size, entry.bytes);
     } catch (error) {
       signal.throwIfAborted();
-      const passing = error instanceof TypeError || (error instanceof MgmError && PASSING.has(error.code));
-      if (!passing || ++failures >= TRIES) throw await named(url, error);
+      if (!passes(error) || ++failures >= TRIES) throw await named(url, error);
       await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
     }
   }
@@ -244,7 +270,7 @@ async function* chunksOf(response: Response): AsyncGenerator<Uint8Array<ArrayBuf
 
 /** Files that stay in the browser's memory, or wherever it keeps blobs. */
 async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
-  const text = await (await request(new URL(MANIFEST, url).href, { signal: options.signal })).text();
+  const text = await fetchManifest(url, TRIES, options.signal);
   const manifest = parse(text, url);
   const entries = [...manifest.files, ...manifest.shards];
   const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -252,19 +278,19 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
   let loaded = 0;
   await inParallel(entries, options.signal, async (entry, signal) => {
     const address = new URL(entry.file, url).href;
-    const response = await request(address, { signal });
-    const blob = await response.blob().catch(async (error: unknown) => {
-      signal.throwIfAborted();
-      throw await named(address, error);
-    });
-    const hash = options.newHash();
-    for (let at = 0; at < blob.size; at += CHECK_BYTES) {
-      hash.update(new Uint8Array(await blob.slice(at, at + CHECK_BYTES).arrayBuffer()));
+    let sound: Blob | undefined;
+    for (let attempt = 0; !sound && attempt < 2; attempt++) {
+      const blob = await insist(address, TRIES, signal, async () => (await request(address, { signal, cache: "no-cache" })).blob());
+      const hash = options.newHash();
+      for (let at = 0; at < blob.size; at += CHECK_BYTES) {
+        hash.update(new Uint8Array(await blob.slice(at, at + CHECK_BYTES).arrayBuffer()));
+      }
+      if (hash.finish() === entry.sha256) sound = blob;
     }
-    if (hash.finish() !== entry.sha256) {
-      throw new MgmError("checksum", `${address} is not the file that the manifest names: its SHA-256 differs`);
+    if (!sound) {
+      throw new MgmError("checksum", `${address} is not the file that the manifest names: its SHA-256 differs, twice`);
     }
-    files.set(entry.file, blob);
+    files.set(entry.file, sound);
     loaded += entry.bytes;
     options.onProgress(entry.part, loaded, total);
   });

@@ -16,7 +16,7 @@ import { MgmError, type MgmErrorCode } from "./errors.js";
 import { toPixels, unpack } from "./messages.js";
 import type { CheckedCase, MemoryReport, Reply, Report, Request, Source } from "./protocol.js";
 import { bundleUrl, cache, type CachedBundle } from "./storage.js";
-import { support, type Support } from "./support.js";
+import { support, type Support, type SupportQuestion } from "./support.js";
 import type {
   Answer, ChatOptions, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, LookMap, Message, ModelInfo, Precision,
   Progress, Timings, Usage,
@@ -25,8 +25,11 @@ import type {
 export { cache, MgmError };
 export type {
   Answer, CachedBundle, ChatOptions, CheckedCase, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, LookMap, MemoryReport, Message,
-  MgmErrorCode, ModelInfo, Precision, Progress, Support, Timings, Usage,
+  MgmErrorCode, ModelInfo, Precision, Progress, Support, SupportQuestion, Timings, Usage,
 };
+
+const NO_WORKER =
+  "the package's worker could not be fetched (a service worker that keeps the package's files lets pages start offline)";
 
 type Handler = (reply: Reply) => void;
 /** A request without its number. */
@@ -45,12 +48,16 @@ export class Mgm {
     this.#onProgress = onProgress;
     this.#worker = startWorker();
     this.#worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#handlers.get(data.id)?.(data);
-    this.#worker.onerror = (event) => this.#end("internal", `the worker failed: ${event.message || "it could not be started"}`);
+    this.#worker.onerror = ({ message }) => {
+      if (message) this.#end("internal", `the worker failed: ${message}`);
+      else if (!navigator.onLine) this.#end("offline", `this device is offline, and ${NO_WORKER}`);
+      else this.#end("network", NO_WORKER);
+    };
   }
 
-  /** Whether this browser can run models, at which precisions, and why not. */
-  static support(): Promise<Support> {
-    return support();
+  /** Whether this browser can run models (of this size), at which precisions, and why not. */
+  static support(question: SupportQuestion = {}): Promise<Support> {
+    return support(question);
   }
 
   /**

@@ -2,7 +2,7 @@
 
 import { MgmError } from "./errors.js";
 import type { ChatCall } from "./protocol.js";
-import type { ImageInput, Message } from "./types.js";
+import type { ContentPart, ImageInput, Message } from "./types.js";
 
 /** Pixels of pictures that came before, while the page holds on to them. */
 const known = new WeakMap<object, ImageData>();
@@ -11,28 +11,51 @@ const known = new WeakMap<object, ImageData>();
 export async function unpack(messages: Message[], signal?: AbortSignal): Promise<Pick<ChatCall, "messages" | "images">> {
   const images: ImageData[] = [];
   const plain: ChatCall["messages"] = [];
-  for (const { role, content } of messages) {
+  // What comes here may be JSON of anywhere.
+  if (!Array.isArray(messages)) throw new MgmError("invalid-argument", "messages are a list: [{ role, content }, ...]");
+  for (const message of messages) {
+    const { role, content } = (message as Message | null) ?? {};
+    if (typeof role !== "string" || !(typeof content === "string" || Array.isArray(content))) {
+      throw new MgmError("invalid-argument", `a message has a role, and a content of text or parts: ${JSON.stringify(message)}`);
+    }
     const texts: string[] = [];
     const before = images.length;
-    for (const part of typeof content === "string" ? [{ type: "text" as const, text: content }] : content) {
-      switch (part.type) {
-        case "text":
-          texts.push(part.text);
-          break;
-        case "image_url":
-          images.push(await fetchPixels(typeof part.image_url === "string" ? part.image_url : part.image_url.url, signal));
-          break;
-        case "image":
-          images.push(await toPixels(part.image));
-          break;
-        default:
-          throw new MgmError("invalid-argument", `unknown part of a message: ${JSON.stringify(part)}`);
-      }
+    for (const part of typeof content === "string" ? [content] : content) {
+      const found = pieceOf(part);
+      if (found === undefined) throw new MgmError("invalid-argument", `unknown part of a message: ${JSON.stringify(part)}`);
+      if ("text" in found) texts.push(found.text);
+      else images.push(typeof found.image === "string" ? await fetchPixels(found.image, signal) : await toPixels(found.image));
       signal?.throwIfAborted();
     }
     plain.push({ role, text: texts.join("\n"), images: images.length - before });
   }
   return { messages: plain, images };
+}
+
+/** What a part of a message says: a text, a picture, or a picture's address. */
+function pieceOf(part: ContentPart): { text: string } | { image: ImageInput | string } | undefined {
+  if (typeof part === "string") return { text: part };
+  if (isPicture(part)) return { image: part };
+  switch (part?.type) {
+    case "text":
+      return typeof part.text === "string" ? { text: part.text } : undefined;
+    case "image":
+      return isPicture(part.image) ? { image: part.image } : undefined;
+    case "image_url": {
+      const image = part.image_url;
+      const inside = typeof image === "object" && !isPicture(image) ? image?.url : image;
+      return typeof inside === "string" || isPicture(inside) ? { image: inside } : undefined;
+    }
+    default:
+      return undefined;
+  }
+}
+
+function isPicture(value: unknown): value is ImageInput {
+  const kinds = [
+    Blob, ImageBitmap, ImageData, OffscreenCanvas, globalThis.HTMLImageElement, globalThis.HTMLCanvasElement, globalThis.HTMLVideoElement,
+  ];
+  return kinds.some((kind) => kind !== undefined && value instanceof kind);
 }
 
 async function fetchPixels(url: string, signal?: AbortSignal): Promise<ImageData> {
@@ -66,9 +89,27 @@ export async function toPixels(image: ImageInput): Promise<ImageData> {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   if (!context) throw new MgmError("image", "this browser gives no canvas to read pixels from");
   context.drawImage(bitmap, 0, 0);
+  let pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  // A canvas forgets the colours behind what is transparent, which count: alpha is dropped, not composited.
+  if (pixels.data.some((value, index) => (index & 3) === 3 && value < 255)) pixels = unpremultiplied(bitmap) ?? pixels;
   bitmap.close();
-  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   // What is on a canvas or in a video may change; a file stays as it is.
   if (image instanceof Blob) known.set(image, pixels);
   return pixels;
+}
+
+/** A bitmap's colours as they are, through a texture; nothing where there is no WebGL, or none for so large a picture. */
+function unpremultiplied(bitmap: ImageBitmap): ImageData | undefined {
+  const { width, height } = bitmap;
+  const gl = new OffscreenCanvas(1, 1).getContext("webgl2");
+  if (!gl || Math.max(width, height) > (gl.getParameter(gl.MAX_TEXTURE_SIZE) as number)) return undefined;
+  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
+  gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
+  gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, gl.getParameter(gl.TEXTURE_BINDING_2D) as WebGLTexture, 0);
+  const pixels = new ImageData(width, height);
+  gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, pixels.data);
+  const failed = gl.getError() !== gl.NO_ERROR;
+  gl.getExtension("WEBGL_lose_context")?.loseContext();
+  return failed ? undefined : pixels;
 }

@@ -130,7 +130,8 @@ async function list(): Promise<CachedBundle[]> {
   return bundles;
 }
 
-/** Removes the bundle that came from `url`; all bundles without one. Models that are loaded now are not affected. */
+/** Removes the bundle that came from `url`; all bundles without one. Models that are loaded now go on, and are
+ *  downloaded again only if their device is lost. */
 async function remove(url?: string | URL): Promise<void> {
   const folder = await root(false);
   if (!folder) return;
@@ -144,14 +145,22 @@ async function remove(url?: string | URL): Promise<void> {
     try {
       await folder.removeEntry(key, { recursive: true });
     } catch (error) {
-      if (!(error instanceof DOMException && error.name === "NotFoundError")) throw error;
+      const name = error instanceof DOMException ? error.name : "";
+      if (name === "NotFoundError") continue;
+      if (name !== "NoModificationAllowedError") throw error;
+      throw new MgmError("storage", "the model is being downloaded, here or in another tab: stop that first", { cause: error });
     }
   }
 }
 
 /** The address of a bundle's folder, with a slash at its end. */
 export function bundleUrl(url: string | URL, base?: string): string {
-  const address = new URL(url, base ?? globalThis.location.href);
+  let address: URL;
+  try {
+    address = new URL(url, base ?? globalThis.location.href);
+  } catch (cause) {
+    throw new MgmError("invalid-argument", `${JSON.stringify(String(url))} is not an address`, { cause });
+  }
   address.hash = "";
   if (address.pathname.endsWith("/bundle.json")) address.pathname = address.pathname.slice(0, -"bundle.json".length);
   if (!address.pathname.endsWith("/")) address.pathname += "/";

@@ -13,8 +13,10 @@ export type ImageInput =
 
 /** A part of a message. Pictures stand before the text, wherever they are among the parts. */
 export type ContentPart =
+  | string
+  | ImageInput
   | { type: "text"; text: string }
-  | { type: "image_url"; image_url: string | { url: string } }
+  | { type: "image_url"; image_url: string | ImageInput | { url: string | ImageInput } }
   | { type: "image"; image: ImageInput };
 
 /** A message of a conversation, as in OpenAI's chat API. Only users' messages have pictures. */

@@ -15,27 +15,41 @@ const RECOVERIES = 2;
 declare const self: DedicatedWorkerGlobalScope;
 
 const wasm = init();
-const aborts = new Map<number, AbortController>();
+/** Calls that are not answered yet. */
+const calls = new Map<number, { abort: AbortController; begun: boolean }>();
 /** The calls before, so that they go one after the other. */
 let turn: Promise<unknown> = Promise.resolve();
-/** What was loaded, to load it again when the device is lost. */
-let loaded: { call: LoadCall; files: Map<string, Blob>; engine: Engine } | undefined;
+/** What was loaded, to load it again when the device is lost: then there is no engine until the next call. */
+let loaded: { call: LoadCall; files: Map<string, Blob>; engine: Engine | undefined } | undefined;
 
 self.onmessage = ({ data }: MessageEvent<Request>) => {
   if (data.type === "abort") {
-    aborts.get(data.id)?.abort();
+    const call = calls.get(data.id);
+    call?.abort.abort();
+    // One that waits for others need not wait to be told so.
+    if (call && !call.begun) fail(data.id, new DOMException("aborted", "AbortError"));
     return;
   }
-  const abort = new AbortController();
-  aborts.set(data.id, abort);
-  turn = turn
-    .then(async () => {
-      abort.signal.throwIfAborted();
-      reply(await handle(data, abort.signal));
-    })
-    .catch((error: unknown) => reply({ id: data.id, type: "error", error: toWire(error) }))
-    .finally(() => aborts.delete(data.id));
+  const { id } = data;
+  const call = { abort: new AbortController(), begun: false };
+  calls.set(id, call);
+  turn = turn.then(async () => {
+    if (!calls.has(id)) return;
+    call.begun = true;
+    try {
+      const answer = await handle(data, call.abort.signal);
+      calls.delete(id);
+      reply(answer);
+    } catch (error) {
+      fail(id, error);
+    }
+  });
 };
+
+function fail(id: number, error: unknown): void {
+  calls.delete(id);
+  reply({ id, type: "error", error: toWire(error) });
+}
 
 function reply(message: Reply): void {
   self.postMessage(message);
@@ -49,7 +63,7 @@ async function handle(request: Exclude<Request, { type: "abort" }>, signal: Abor
     case "chat":
       return { id, type: "answered", report: await answer(id, request.call, signal) };
     case "look":
-      return { id, type: "looked", map: await look(request.image) };
+      return { id, type: "looked", map: await look(id, request.image, signal) };
     case "check":
       return { id, type: "checked", cases: await check(id, signal) };
     case "tune":
@@ -75,18 +89,17 @@ async function load(id: number, call: LoadCall, signal: AbortSignal): Promise<Mo
   await wasm;
   let files: Map<string, Blob>;
   if ("url" in call.source) {
-    files = await getBundle(call.source.url, {
-      cache: call.cache,
-      signal,
-      newHash: () => new Sha256(),
-      onProgress: reporter(id, "download"),
-    });
+    files = await download(id, call.source.url, call.cache, signal);
   } else {
     files = new Map(call.source.files);
   }
   const engine = await start(id, "load", call, files, signal);
   loaded = { call, files, engine };
   return JSON.parse(engine.info()) as ModelInfo;
+}
+
+function download(id: number, url: string, cache: boolean, signal: AbortSignal): Promise<Map<string, Blob>> {
+  return getBundle(url, { cache, signal, newHash: () => new Sha256(), onProgress: reporter(id, "download") });
 }
 
 async function start(
@@ -110,30 +123,54 @@ async function start(
   });
 }
 
-async function answer(id: number, call: ChatCall, signal: AbortSignal): Promise<Report> {
+/** Does something with the model; when its device is lost, on a new one. */
+async function withEngine<T>(id: number, signal: AbortSignal, work: (engine: Engine) => Promise<T>): Promise<T> {
   if (!loaded) throw new MgmError("invalid-argument", "no model is loaded");
-  const begun: number[] = [];
   for (let recoveries = 0; ; recoveries++) {
-    const request = JSON.stringify({ messages: call.messages, ...call.options, begun });
+    const engine = loaded.engine ?? (await recover(id, signal));
     try {
-      const report = await loaded.engine.answer(request, call.images, (name: string, value: unknown) => {
-        if (name === "text") reply({ id, type: "text", text: value as string });
-        if (name === "token" && begun.push(value as number) === 1) reply({ id, type: "first-token" });
-        return !signal.aborted;
-      });
-      return JSON.parse(report) as Report;
+      return await work(engine);
     } catch (error) {
-      if (toWire(error).code !== "device-lost" || recoveries >= RECOVERIES) throw error;
-      // The files are still here: the same model on a new device goes on behind the last token.
-      loaded.engine.free();
-      loaded.engine = await start(id, "recover", loaded.call, loaded.files, signal);
+      if (toWire(error).code !== "device-lost") throw error;
+      loaded.engine = undefined;
+      engine.free();
+      if (recoveries >= RECOVERIES) throw error;
     }
   }
 }
 
-async function look(image: ImageData): Promise<LookMap> {
+/** The same model on a new device, from the files that are still here. */
+async function recover(id: number, signal: AbortSignal): Promise<Engine> {
   if (!loaded) throw new MgmError("invalid-argument", "no model is loaded");
-  const { size, weights, picture } = (await loaded.engine.look(image)) as Omit<LookMap, "picture"> & { picture: Float32Array };
+  const { call } = loaded;
+  try {
+    loaded.engine = await start(id, "recover", call, loaded.files, signal);
+  } catch (error) {
+    // Files that were deleted meanwhile come again from where they came from.
+    if (toWire(error).code !== "io" || !("url" in call.source)) throw error;
+    loaded.files = await download(id, call.source.url, call.cache, signal);
+    loaded.engine = await start(id, "recover", call, loaded.files, signal);
+  }
+  return loaded.engine;
+}
+
+async function answer(id: number, call: ChatCall, signal: AbortSignal): Promise<Report> {
+  // On a new device the answer goes on behind these.
+  const begun: number[] = [];
+  const report = await withEngine(id, signal, (engine) => {
+    const request = JSON.stringify({ messages: call.messages, ...call.options, begun });
+    return engine.answer(request, call.images, (name: string, value: unknown) => {
+      if (name === "text") reply({ id, type: "text", text: value as string });
+      if (name === "token" && begun.push(value as number) === 1) reply({ id, type: "first-token" });
+      return !signal.aborted;
+    });
+  });
+  return JSON.parse(report) as Report;
+}
+
+async function look(id: number, image: ImageData, signal: AbortSignal): Promise<LookMap> {
+  const map: unknown = await withEngine(id, signal, (engine) => engine.look(image, () => !signal.aborted));
+  const { size, weights, picture } = map as Omit<LookMap, "picture"> & { picture: Float32Array };
   const [x = 0, y = 0, width = 1, height = 1] = picture;
   return { size, weights, picture: { x, y, width, height } };
 }
@@ -151,19 +188,20 @@ async function check(id: number, signal: AbortSignal): Promise<CheckedCase[]> {
 
 /** Measures kernels for the loaded model; what is found is used at once, and by every later load. */
 async function tune(id: number, signal: AbortSignal): Promise<void> {
-  if (!loaded) throw new MgmError("invalid-argument", "no model is loaded");
   const report = reporter(id, "tune");
   let measured = 0;
-  const tuning = await loaded.engine.tune(() => {
-    report("kernels", ++measured, Number.POSITIVE_INFINITY);
-    return true;
-  });
+  const tuning = await withEngine(id, signal, (engine) =>
+    engine.tune(() => {
+      report("kernels", ++measured, Number.POSITIVE_INFINITY);
+      return true;
+    }),
+  );
   signal.throwIfAborted();
-  if (loaded.call.cache) await keepTuning(tuning);
+  if (loaded?.call.cache) await keepTuning(tuning);
 }
 
 async function memory(): Promise<MemoryReport> {
-  return { wasm: (await wasm).memory.buffer.byteLength, gpu: loaded?.engine.gpuBytes() ?? 0 };
+  return { wasm: (await wasm).memory.buffer.byteLength, gpu: loaded?.engine?.gpuBytes() ?? 0 };
 }
 
 /**

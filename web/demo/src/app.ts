@@ -31,6 +31,9 @@ function sayError(error: unknown): void {
   notice(error instanceof Error ? error.message : String(error));
 }
 
+/** The least time between two times that an unfinished answer is kept, in milliseconds. */
+const SAVE_INTERVAL = 2000;
+
 const PHASES: Record<Progress["phase"], string> = {
   download: "Downloading", load: "Loading onto the GPU", recover: "The GPU was lost, loading again", check: "Checking",
   tune: "Measuring kernels",
@@ -114,7 +117,13 @@ async function showModels(): Promise<void> {
     }
     return item;
   });
+  if (items.length === 0) {
+    const hint = document.createElement("li");
+    hint.textContent = "This page offers no models: load one from an address, or from files on this device.";
+    items.push(hint);
+  }
   list.replaceChildren(...items);
+  (list.querySelector("button") ?? $("model-url")).focus();
 }
 
 // ---- Conversation --------------------------------------------------------------------------------------------------
@@ -170,13 +179,17 @@ async function send(): Promise<void> {
   busy = stop;
   refresh();
   follow(() => message.element.scrollIntoView({ block: "end" }));
+  message.update(true);
+  // What was asked, and what there is of the answer, outlast a reload.
+  await saveConversation(entries);
+  let saved = performance.now();
   let drawn = false;
   const draw = () => {
     if (drawn) return;
     drawn = true;
     requestAnimationFrame(() => {
       drawn = false;
-      follow(message.update);
+      if (busy === stop) follow(() => message.update(true));
     });
   };
   try {
@@ -185,6 +198,10 @@ async function send(): Promise<void> {
       answer.text += delta.text;
       if (delta.timings) answer.facts = facts(delta);
       draw();
+      if (performance.now() - saved > SAVE_INTERVAL) {
+        saved = performance.now();
+        await saveConversation([...entries, answer]);
+      }
     }
   } catch (error) {
     if (stop.signal.aborted) {
@@ -204,7 +221,7 @@ async function send(): Promise<void> {
   } finally {
     busy = undefined;
     message.element.classList.remove("pending");
-    follow(message.update);
+    follow(() => message.update());
     if (entries.includes(asked)) entries.push(answer);
     await saveConversation(entries);
     refresh();
@@ -224,7 +241,8 @@ function facts({ timings, usage, finishReason }: Delta): string {
 }
 
 async function startOver(): Promise<void> {
-  busy?.abort();
+  // An answer is stopped; a model that is coming goes on coming.
+  if (mgm) busy?.abort();
   entries = [];
   $("log").replaceChildren();
   refresh();
@@ -243,7 +261,10 @@ async function save(): Promise<void> {
 // ---- Pictures ------------------------------------------------------------------------------------------------------
 
 function attach(files: Iterable<File>): void {
-  const pictures = [...files].filter((file) => file.type.startsWith("image/"));
+  const all = [...files];
+  const pictures = all.filter((file) => file.type.startsWith("image/"));
+  const others = all.filter((file) => !pictures.includes(file)).map((file) => file.name || file.type);
+  if (others.length > 0) notice(`No picture: ${others.join(", ")}`);
   attachments = [...attachments, ...pictures];
   showAttachments();
   if (pictures.length > 0) $("question").focus();
@@ -356,7 +377,7 @@ function listen(): void {
   };
   $("stop").onclick = $("cancel").onclick = () => busy?.abort();
   document.onkeydown = (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) busy?.abort();
+    if (event.key === "Escape" && mgm && !document.querySelector("dialog[open]")) busy?.abort();
   };
   $("new").onclick = () => void startOver();
   $("export").onclick = () => void save().catch(sayError);

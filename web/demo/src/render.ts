@@ -19,11 +19,19 @@ export function addressOf(blob: Blob): string {
 /** Markdown of a model as safe elements. What a model writes can be no more than text: no scripts, no requests. */
 export function markdown(text: string): DocumentFragment {
   const html = marked.parse(text, { async: false, gfm: true, breaks: true });
-  return DOMPurify.sanitize(html, {
+  const elements = DOMPurify.sanitize(html, {
     RETURN_DOM_FRAGMENT: true,
     FORBID_TAGS: ["img", "style", "form", "input", "button", "audio", "video", "iframe"],
     FORBID_ATTR: ["style", "src", "srcset", "background"],
   });
+  // What scrolls can be scrolled with the keyboard, and headings come below the page's own.
+  for (const wide of elements.querySelectorAll<HTMLElement>("pre, table")) wide.tabIndex = 0;
+  for (const heading of elements.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
+    const lower = document.createElement(`h${Math.min(6, Number(heading.tagName.slice(1)) + 2)}`);
+    lower.append(...heading.childNodes);
+    heading.replaceWith(lower);
+  }
+  return elements;
 }
 
 /** The element of a message, and a way to change its text. */
@@ -41,7 +49,11 @@ export function messageElement(entry: Entry, onPicture: (image: Blob) => void) {
       const picture = document.createElement("img");
       picture.src = addressOf(image);
       picture.alt = `Picture ${index + 1}: show what the model looked at`;
-      button.append(picture);
+      const hint = document.createElement("span");
+      hint.className = "hint";
+      hint.textContent = "What it looked at";
+      hint.ariaHidden = "true";
+      button.append(picture, hint);
       button.onclick = () => onPicture(image);
       pictures.append(button);
     }
@@ -52,7 +64,9 @@ export function messageElement(entry: Entry, onPicture: (image: Blob) => void) {
   const facts = document.createElement("p");
   facts.className = "facts";
   element.append(text, facts);
-  const update = () => {
+  /** While more is to come, screen readers wait with what is new. */
+  const update = (pending = false) => {
+    element.setAttribute("aria-busy", String(pending));
     if (entry.role === "user") text.textContent = entry.text;
     else text.replaceChildren(markdown(entry.text));
     text.hidden = entry.text === "" && entry.role === "user";
