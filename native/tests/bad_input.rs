@@ -7,6 +7,10 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
+mod common;
+
+use common::copy;
+
 const SHARD: &str = "MGM-2B/model-00002-of-00002.safetensors";
 const FIRST_SHARD: &str = "MGM-2B/model-00001-of-00002.safetensors";
 /// A matrix in [`SHARD`].
@@ -20,18 +24,6 @@ fn data(file: &str) -> PathBuf {
 
 /// A copy of the gemma-2b golden case that a test may damage.
 fn copy_of_case() -> TempDir {
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).expect("a folder");
-        for entry in fs::read_dir(from).expect("the golden case") {
-            let entry = entry.expect("an entry");
-            let target = to.join(entry.file_name());
-            if entry.path().is_dir() {
-                copy(&entry.path(), &target);
-            } else {
-                fs::copy(entry.path(), target).expect("a copy");
-            }
-        }
-    }
     let folder = TempDir::new().expect("a temporary folder");
     copy(&data("goldens/gemma-2b"), folder.path());
     folder

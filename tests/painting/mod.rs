@@ -17,7 +17,7 @@ use safetensors::SafeTensors;
 
 use crate::Report;
 
-/// The bounds: of a step's latents as a part of their scale, and of the picture. The bound that [`Report::compare`]
+/// The widest bounds that a right runtime needs: of a step's latents as a part of their scale, and of the picture. The bound that [`Report::compare`]
 /// holds everything to is a tenth of the first.
 const LEAST_PSNR: f64 = 45.0;
 

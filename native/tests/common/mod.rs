@@ -21,3 +21,17 @@ pub fn expected(case: &str) -> Value {
 pub fn text(value: &Value) -> &str {
     value.as_str().expect("a string")
 }
+
+/// A copy of a folder and all in it.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder to copy") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("a copy");
+        }
+    }
+}
