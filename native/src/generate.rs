@@ -1,6 +1,7 @@
 //! `mgm generate`: pictures from words.
 
 use std::cell::{Cell, RefCell};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -69,7 +70,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
         save(file, &painted.image, &painted.settings)?;
         painter.show(&painted.image)?;
         if !arguments.json {
-            println!("{}", file.display());
+            writeln!(std::io::stdout(), "{}", file.display())?;
         }
         pictures.push(PictureReport::new(file, painted));
     }
@@ -81,7 +82,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
             total_ms: started.elapsed().as_secs_f64() * 1000.0,
             peak_memory_bytes: memory.peak,
         };
-        println!("{}", serde_json::to_string(&report).map_err(std::io::Error::other)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
     }
     if arguments.device.profile {
         note!("{}", gpu.take_profile().await?);

@@ -5,7 +5,6 @@ pub mod clip;
 pub mod conversation;
 mod decode;
 pub mod gguf;
-pub mod picture;
 pub mod sentencepiece;
 pub mod stop;
 pub mod stream;
