@@ -159,7 +159,7 @@ test("a call that waits for others stops at once", async () => {
 });
 
 test("pictures come in every shape that pages have them in", async () => {
-  const kinds = await page.evaluate(async () => {
+  const answers = await page.evaluate(async () => {
     const blob = await (await fetch("/goldens/gemma-2b/image0.png")).blob();
     const bitmap = await createImageBitmap(blob);
     const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
@@ -170,15 +170,15 @@ test("pictures come in every shape that pages have them in", async () => {
       { type: "image_url", image_url: { url: blob } }, { type: "image_url", image_url: { url: address } },
       { type: "image_url", image_url: "/goldens/gemma-2b/image0.png" },
     ];
-    const codes = [];
+    const answers = [];
     for (const part of parts) {
-      // This model is blind: it says so once the picture was read.
-      const answer = text.chat([{ role: "user", content: [part, "What is it?"] }], { maxNewTokens: 1 }).finished();
-      codes.push(await answer.then(() => "none", (error) => `${error.code}: ${error.message}`));
+      const messages = [{ role: "user", content: [part, "What is it?"] }];
+      answers.push((await text.chat(messages, { temperature: 0, maxNewTokens: 4 }).finished()).tokenIds);
     }
-    return codes;
+    return answers;
   });
-  for (const kind of kinds) assert.match(kind, /invalid-argument: .*vision/);
+  assert.equal(answers.length, 8);
+  for (const answer of answers) assert.deepEqual(answer, answers[0]);
 });
 
 test("memory is flat over 20 answers", { timeout: 600_000 }, async () => {
@@ -218,8 +218,12 @@ test("a GPU process that dies costs no answer", { timeout: 300_000 }, async () =
   assert.ok(await page.evaluate("phases.has('recover')"), "the device was not lost");
 });
 
-test("a recovery that is stopped is made up for by the next call, even without the files", { timeout: 300_000 }, async () => {
-  const session = await context.newCDPSession(page);
+test("a recovery that is stopped is made up for by the next call, even without the files", { timeout: 300_000 }, async (t) => {
+  // A browser of its own: one whose GPU process dies twice gives no more devices.
+  const own = await launch();
+  t.after(() => own.close());
+  const page = await openPage(own, `${server.url}/`);
+  const session = await own.newCDPSession(page);
   await page.evaluate(async () => {
     window.stop = new AbortController();
     window.frail = await Mgm.load("/text/", { onProgress: ({ phase }) => phase === "recover" && stop.abort() });
