@@ -150,6 +150,9 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
     let [whole, tiled] = &pictures[..] else { return Ok(()) };
     let (found, in_tiles) = (psnr(whole, &expected), psnr(tiled, whole));
     println!("   image: {found:.1} dB; in tiles {in_tiles:.1} dB from the whole");
+    if in_tiles < LEAST_PSNR {
+        report.failures.push(format!("in tiles the image is {in_tiles:.1} dB from the whole, {LEAST_PSNR} wanted"));
+    }
     if whole.len() != expected.len() || found < LEAST_PSNR {
         report.failures.push(format!("the image is {found:.1} dB from the expected one, at least {LEAST_PSNR} wanted"));
     }
