@@ -77,6 +77,26 @@ test("a second visit works offline and asks for nothing but the manifest", async
   assert.deepEqual([entry.url, entry.complete, entry.bytes], [`${server.url}/model/`, true, entry.cachedBytes]);
 });
 
+test("without any network a model that is here starts and answers; without the package's copies the error says so", async () => {
+  const first = await load();
+  assert.ok(first.ids, first.message);
+  // The package keeps its own files beside the first load, which does not wait for that.
+  await page.waitForFunction(async () => (await (await caches.open("mgm-webgpu")).keys()).length === 2);
+  faults = () => ({ drop: 0 });
+  server.log.length = 0;
+  await context.setOffline(true);
+  try {
+    const second = await load();
+    assert.deepEqual(second.ids, first.ids, second.message);
+    await page.evaluate(() => caches.delete("mgm-webgpu"));
+    const third = await load();
+    assert.equal(third.code, "offline");
+    assert.match(third.message, /the package's (worker|wasm module) could not be fetched/);
+  } finally {
+    await context.setOffline(false);
+  }
+});
+
 test("a manifest that comes only at the third time is enough, and without storage too", async () => {
   for (const options of [{}, { cache: false }]) {
     await page.evaluate(() => cache.delete());

@@ -13,6 +13,7 @@
  */
 
 import { MgmError, type MgmErrorCode } from "./errors.js";
+import { keptWorker } from "./kept.js";
 import { toPixels, unpack } from "./messages.js";
 import type { CheckedCase, MemoryReport, Reply, Report, Request, Source } from "./protocol.js";
 import { bundleUrl, cache, type CachedBundle } from "./storage.js";
@@ -29,7 +30,7 @@ export type {
 };
 
 const NO_WORKER =
-  "the package's worker could not be fetched (a service worker that keeps the package's files lets pages start offline)";
+  "the package's worker could not be fetched, and there is no copy of it on this device";
 
 type Handler = (reply: Reply) => void;
 /** A request without its number. */
@@ -37,7 +38,9 @@ type Call = Request extends infer R ? (R extends { id: number } ? Omit<R, "id"> 
 
 /** A model, loaded on the GPU by a worker of its own. */
 export class Mgm {
-  readonly #worker: Worker;
+  #worker: Worker;
+  /** What was sent before the worker was heard of, to be sent to another if it does not start. */
+  #unheard: Request[] | undefined = [];
   readonly #handlers = new Map<number, Handler>();
   #calls = 0;
   #info: ModelInfo | undefined;
@@ -46,13 +49,40 @@ export class Mgm {
 
   private constructor(onProgress: LoadOptions["onProgress"]) {
     this.#onProgress = onProgress;
-    this.#worker = startWorker();
-    this.#worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#handlers.get(data.id)?.(data);
-    this.#worker.onerror = ({ message }) => {
-      if (message) this.#end("internal", `the worker failed: ${message}`);
-      else if (!navigator.onLine) this.#end("offline", `this device is offline, and ${NO_WORKER}`);
-      else this.#end("network", NO_WORKER);
+    this.#worker = this.#listen(startWorker(), () => void this.#startKept());
+  }
+
+  #listen(worker: Worker, onMissing: () => void): Worker {
+    worker.onmessage = ({ data }: MessageEvent<Reply>) => {
+      this.#unheard = undefined;
+      this.#handlers.get(data.id)?.(data);
     };
+    worker.onerror = ({ message }) => {
+      if (message) this.#end("internal", `the worker failed: ${message}`);
+      else onMissing();
+    };
+    return worker;
+  }
+
+  /** When the worker's script does not come: the copy of it. */
+  async #startKept(): Promise<void> {
+    const missing = () => {
+      if (navigator.onLine) this.#end("network", NO_WORKER);
+      else this.#end("offline", `this device is offline, and ${NO_WORKER}`);
+    };
+    const worker = await keptWorker(new URL("./worker.js", import.meta.url).href);
+    if (!worker || this.#ended) {
+      worker?.terminate();
+      missing();
+      return;
+    }
+    this.#worker = this.#listen(worker, missing);
+    for (const request of this.#unheard ?? []) worker.postMessage(request);
+  }
+
+  #post(request: Request): void {
+    this.#unheard?.push(request);
+    this.#worker.postMessage(request);
   }
 
   /** Whether this browser can run models (of this size), at which precisions, and why not. */
@@ -201,7 +231,7 @@ export class Mgm {
         return;
       }
       const id = ++this.#calls;
-      const abort = () => this.#worker.postMessage({ id, type: "abort" } satisfies Request);
+      const abort = () => this.#post({ id, type: "abort" });
       const settle = () => {
         this.#handlers.delete(id);
         signal?.removeEventListener("abort", abort);
@@ -220,7 +250,7 @@ export class Mgm {
         }
       });
       signal?.addEventListener("abort", abort, { once: true });
-      this.#worker.postMessage({ ...call, id } as Request);
+      this.#post({ ...call, id } as Request);
       if (signal?.aborted) abort();
     });
   }

@@ -15,6 +15,7 @@ interface FileSystemFileHandle {
 }
 
 interface DedicatedWorkerGlobalScope {
+  readonly name: string;
   onmessage: ((event: MessageEvent) => void) | null;
   postMessage(message: unknown): void;
 }

@@ -2,6 +2,7 @@
 
 import init, { Engine, Sha256, selfCheck } from "./wasm/mgm_web.js";
 import { getBundle } from "./download.js";
+import { wasmResponse } from "./kept.js";
 import { keptTuning, keepTuning } from "./storage.js";
 import { MgmError, toWire } from "./errors.js";
 import type { ChatCall, CheckedCase, LoadCall, MemoryReport, Reply, Report, Request } from "./protocol.js";
@@ -14,7 +15,9 @@ const RECOVERIES = 2;
 
 declare const self: DedicatedWorkerGlobalScope;
 
-const wasm = init();
+const wasm = init({
+  module_or_path: wasmResponse(import.meta.url, self.name, () => new URL("./mgm_web_bg.wasm", import.meta.url)),
+});
 /** Calls that are not answered yet. */
 const calls = new Map<number, { abort: AbortController; begun: boolean }>();
 /** The calls before, so that they go one after the other. */
