@@ -11,10 +11,15 @@ const wasmKey = (script: string) => new URL("?wasm", script).href;
 /** For pages: a worker from the copy of the script at an address, if there is one. */
 export async function keptWorker(script: string): Promise<Worker | undefined> {
   try {
-    const kept = await (await caches.open(CACHE)).match(script);
+    const cache = await caches.open(CACHE);
+    // Bundlers may know the worker by one name as such and by another as a file, both in one folder.
+    const folder = new URL(".", script).href;
+    const scripts = (await cache.keys()).map(({ url }) => url).filter((url) => new URL(".", url).href === folder && !url.endsWith("?wasm"));
+    const key = scripts.find((url) => url === script) ?? scripts[0];
+    const kept = key && (await cache.match(key));
     if (!kept) return undefined;
     const address = URL.createObjectURL(new Blob([await kept.text()], { type: "text/javascript" }));
-    return new Worker(address, { type: "module", name: KEPT + script });
+    return new Worker(address, { type: "module", name: KEPT + key });
   } catch {
     // Without storage, or where a policy forbids such workers, there is none.
     return undefined;
