@@ -51,10 +51,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         }
     }
     let started = Instant::now();
-    let gpu = kept::open(&arguments.device.options()).await?;
-    if gpu.adapter().is_software() {
-        note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
-    }
+    let gpu = kept::open_noting(&arguments.device.options()).await?;
     let stop = Arc::new(AtomicBool::new(false));
     install_interrupt(&stop)?;
     let (precision, stored) = opened.default_precision();

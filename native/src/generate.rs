@@ -20,7 +20,7 @@ use mgm::weights::checkpoint::Checkpoint;
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
 use mgm::weights::source::{ByteSource, Folder};
 use mgm::{Error, Result};
-use mgm_native::files::{DiskFile, DiskFolder};
+use mgm_native::files::{DiskFile, DiskFolder, io_error};
 use serde::Serialize;
 
 use crate::args::{GenerateArgs, LoraFile, ModelArgs, PictureArgs};
@@ -49,10 +49,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
     let init = init.map(|image| fitted(image, width, height, unit)).transpose()?;
 
     let started = Instant::now();
-    let gpu = kept::open(&arguments.device.options()).await?;
-    if gpu.adapter().is_software() {
-        note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
-    }
+    let gpu = kept::open_noting(&arguments.device.options()).await?;
     let stop = Arc::new(AtomicBool::new(false));
     install_interrupt(&stop)?;
     let mut painter = Painter::new(&gpu, checkpoint, &arguments.model, &arguments.picture, stop)?;
@@ -147,8 +144,7 @@ pub async fn open(model: &Path, beside: Option<&Path>, precision: Option<Precisi
 }
 
 fn open_file(path: &Path) -> Result<Rc<dyn ByteSource>> {
-    let file = DiskFile::open(path)
-        .map_err(|error| Error::Io { file: path.display().to_string(), reason: error.to_string() })?;
+    let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
     Ok(Rc::new(file))
 }
 

@@ -24,6 +24,15 @@ pub async fn open(options: &GpuOptions) -> mgm::Result<Gpu> {
     Ok(gpu)
 }
 
+/// The same, with a note where it is a program on the CPU.
+pub async fn open_noting(options: &GpuOptions) -> mgm::Result<Gpu> {
+    let gpu = open(options).await?;
+    if gpu.adapter().is_software() {
+        note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
+    }
+    Ok(gpu)
+}
+
 /// Makes pipelines, several at a time, before they are needed, and keeps what the driver made of them.
 pub fn prepare(gpu: &Gpu, kernels: &HashSet<Kernel>) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());

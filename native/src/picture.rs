@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use mgm::diffusion::settings::Settings;
 use mgm::image::Rgb8;
 use mgm::{Error, Result};
+use mgm_native::files::io_error;
 
 /// The bytes of a PNG file. Of what it was made with, "parameters" is the text that other programs read, "mgm" all of it as JSON.
 pub fn png(image: &Rgb8, settings: Option<&Settings>) -> Result<Vec<u8>> {
@@ -37,8 +38,7 @@ pub fn png(image: &Rgb8, settings: Option<&Settings>) -> Result<Vec<u8>> {
 /// Writes a PNG file.
 pub fn save(path: &Path, image: &Rgb8, settings: &Settings) -> Result<()> {
     let bytes = png(image, Some(settings))?;
-    std::fs::write(path, bytes)
-        .map_err(|error| Error::Io { file: path.display().to_string(), reason: error.to_string() })
+    std::fs::write(path, bytes).map_err(|error| io_error(path, error))
 }
 
 /// How the terminal on standard error shows pictures.
