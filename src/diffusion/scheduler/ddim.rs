@@ -1,6 +1,8 @@
 //! DDIM (Song and others, 2020) without new noise:
 //!
-//!     x <- sqrt(abar_next) * x0 + sqrt(1 - abar_next) * epsilon
+//! ```text
+//! x <- sqrt(abar_next) * x0 + sqrt(1 - abar_next) * epsilon
+//! ```
 //!
 //! The sample is sqrt(abar) of the picture and sqrt(1 - abar) of unit noise.
 

@@ -3,8 +3,10 @@
 //! With alpha and sigma the parts of picture and noise in a sample, lambda = ln(alpha / sigma), h the way of lambda in this step and
 //! r h the one in the step before:
 //!
-//!     D = x0 + (x0 - x0_before) / (2 r)                                 (midpoint)
-//!     x <- sigma_next / sigma * x + alpha_next * (1 - exp(-h)) * D
+//! ```text
+//! D = x0 + (x0 - x0_before) / (2 r)                                 (midpoint)
+//! x <- sigma_next / sigma * x + alpha_next * (1 - exp(-h)) * D
+//! ```
 //!
 //! and with new noise exp(-2h) for exp(-h), exp(-h) more before x, and sigma_next * sqrt(1 - exp(-2h)) of noise.
 

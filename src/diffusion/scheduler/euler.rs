@@ -2,8 +2,10 @@
 //!
 //! The sample is the picture plus sigma times unit noise. With x0 the denoised sample, the slope is (x - x0) / sigma:
 //!
-//!     Euler:      x <- x + slope * (sigma_next - sigma)
-//!     ancestral:  x <- x + slope * (sigma_down - sigma) + sigma_up * noise
+//! ```text
+//! Euler:      x <- x + slope * (sigma_next - sigma)
+//! ancestral:  x <- x + slope * (sigma_down - sigma) + sigma_up * noise
+//! ```
 
 use super::config::Spacing;
 use super::noise::{self, alphas_cumprod, interpolate, linspace_f32, time_of, times};

@@ -2,9 +2,11 @@
 //!
 //! Every scheduler here is a list of [`Step`]s with numbers alone, so that one kernel takes them all:
 //!
-//!     output   = negative + guidance * (positive - negative)
-//!     denoised = clamp(denoised.sample * x + denoised.output * output)
-//!     x       <- next.sample * x + next.output * output + next.denoised * denoised + next.previous * previous + next.noise * noise
+//! ```text
+//! output   = negative + guidance * (positive - negative)
+//! denoised = clamp(denoised.sample * x + denoised.output * output)
+//! x       <- next.sample * x + next.output * output + next.denoised * denoised + next.previous * previous + next.noise * noise
+//! ```
 //!
 //! `previous` is the denoised sample of the step before. The numbers are those of diffusers' scheduler of the same class with the
 //! same settings; where it computes its tables in f32, so does [`noise`].
