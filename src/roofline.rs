@@ -7,7 +7,10 @@ use web_time::Instant;
 
 use crate::Result;
 use crate::gpu::{Cost, Gpu, Recorder};
-use crate::ops::{self, Attention, Epilogue, FeatureMap, KeyValues, KvCache, MiningMap, Norm, roofline};
+use crate::ops::{
+    self, Attention, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache, MapEpilogue, MiningMap, Norm,
+    Sampling2d, roofline,
+};
 use crate::tensor::{Matrix, Precision, Tensor};
 
 /// A kernel is timed this long or this often, whichever ends first.
@@ -130,6 +133,17 @@ impl Bench {
         self.depthwise("depthwise 7x7 192 x 64 x 64", 192, 64).await?;
         self.mining("mining, released sizes").await?;
         show(self);
+        // Stable Diffusion XL's UNet at 512 x 512: the convolutions and norms of its three levels, its attention.
+        for precision in [Precision::F32, Precision::F16, Precision::Q8] {
+            for (channels, side) in [(320, 64), (640, 32), (1280, 16)] {
+                self.convolution(channels, side, precision).await?;
+                show(self);
+            }
+        }
+        self.group_norm("group norm and SiLU 320 x 64 x 64", 320, 64).await?;
+        self.attention_to("attention UNet 1024 x 10 x 64", 1024, 1024, (10, 64)).await?;
+        self.attention_to("attention UNet to words 1024 to 77 x 10 x 64", 1024, 77, (10, 64)).await?;
+        show(self);
         Ok(())
     }
 
@@ -200,6 +214,44 @@ impl Bench {
         let cache = KvCache::new(&self.gpu, keys, kv_heads * head_dim, true)?;
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
         self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Cached(&cache, keys))).await
+    }
+
+    /// Attention to keys and values beside the queries' own, not causal.
+    async fn attention_to(
+        &mut self,
+        name: &str,
+        times: usize,
+        keys: usize,
+        (heads, head_dim): (usize, usize),
+    ) -> Result<()> {
+        let layer = Attention { heads, kv_heads: heads, head_dim, causal: false };
+        let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
+        let others = Tensor::zeros(&self.gpu, &[keys, 2 * heads * head_dim], "keys and values")?;
+        self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Other(&others))).await
+    }
+
+    /// A convolution 3 x 3 that keeps channels and size.
+    async fn convolution(&mut self, channels: usize, side: usize, precision: Precision) -> Result<()> {
+        let name = format!("convolution {precision} 3x3 {channels} x {side} x {side}");
+        if !self.wants(&name) {
+            return Ok(());
+        }
+        let layer = Convolution {
+            weight: Matrix::random(&self.gpu, precision, channels, 9 * channels, 1, "weight")?,
+            bias: Tensor::zeros(&self.gpu, &[channels], "bias")?,
+            channels,
+            side: 3,
+            sampling: Sampling2d::Same,
+        };
+        let x = self.map(side, channels)?;
+        self.run(&name, |recorder| Ok(ops::convolution(recorder, &x, &layer, MapEpilogue::default())?.pixels)).await
+    }
+
+    async fn group_norm(&mut self, name: &str, channels: usize, side: usize) -> Result<()> {
+        let x = self.map(side, channels)?;
+        let weight = Tensor::zeros(&self.gpu, &[channels], "weight")?;
+        let layer = GroupNorm { bias: weight.clone(), weight, groups: 32, eps: 1e-5 };
+        self.run(name, |recorder| Ok(ops::group_norm(recorder, &x, &layer, true)?.pixels)).await
     }
 
     async fn norm(&mut self, name: &str, rows: usize, width: usize) -> Result<()> {

@@ -13,7 +13,7 @@ use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
 use mgm::diffusion::random::NoiseType;
 use mgm::diffusion::settings::Settings;
 use mgm::gpu::Gpu;
-use mgm::image::{Canvas, Rgb8, Window, bicubic};
+use mgm::image::Rgb8;
 use mgm::tensor::Precision;
 use mgm::weights::bundle::read::Bundle;
 use mgm::weights::checkpoint::Checkpoint;
@@ -44,9 +44,9 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
     let unit = checkpoint.vae.1.pixels_per_latent();
     let size = arguments.picture.size.or(latent_size.map(|(width, height)| (width * unit, height * unit)));
     let size = size.or_else(|| init.as_ref().map(|image| whole_size(image, unit)));
-    let (width, height) = size.unwrap_or_else(|| default_size(&checkpoint));
+    let size = size.unwrap_or_else(|| checkpoint.default_size());
     let strength = arguments.strength.unwrap_or(STRENGTH);
-    let init = init.map(|image| fitted(image, width, height, unit)).transpose()?;
+    let init = init.map(|image| Start::image(image, size, strength));
 
     let started = Instant::now();
     let gpu = kept::open_noting(&arguments.device.options()).await?;
@@ -58,12 +58,12 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
     for (index, file) in outputs.iter().enumerate() {
         let start = match (&latents, &init) {
             (Some(latents), _) => Start::Latents(latents.of(index)),
-            (None, Some(image)) => Start::Image(image.clone(), strength),
+            (None, Some(image)) => image.clone(),
             (None, None) => Start::Noise,
         };
         let seed = seed.wrapping_add(index as u64);
         let painting = Painting { prompt: &arguments.prompt, negative: arguments.negative.as_deref(), start, seed };
-        let painted = painter.paint(painting, (width, height)).await?;
+        let painted = painter.paint(painting, size).await?;
         save(file, &painted.image, &painted.settings)?;
         painter.show(&painted.image)?;
         if !arguments.json {
@@ -171,27 +171,10 @@ pub fn numbered(out: &Path, number: usize) -> PathBuf {
     out.with_file_name(format!("{stem}-{number}.{extension}"))
 }
 
-/// The size that a model was trained on.
-pub fn default_size(checkpoint: &SdxlCheckpoint) -> (usize, usize) {
-    let side = checkpoint.unet.1.sample_size * checkpoint.vae.1.pixels_per_latent();
-    (side, side)
-}
-
 /// A picture's size without the pixels that make no whole latent.
 fn whole_size(image: &Rgb8, unit: usize) -> (usize, usize) {
     let whole = |side: usize| (side / unit).max(1) * unit;
     (whole(image.width()), whole(image.height()))
-}
-
-fn fitted(image: Rgb8, width: usize, height: usize, unit: usize) -> Result<Rgb8> {
-    // A senseless size is refused later, with better words.
-    if (image.width(), image.height()) == (width, height)
-        || ![width, height].iter().all(|side| side.is_multiple_of(unit))
-    {
-        return Ok(image);
-    }
-    let window = Window { left: 0, top: 0, width, height };
-    Ok(bicubic(&Canvas::of(&image), width, height, window))
 }
 
 /// Noise from a file: [pictures, channels, height, width].
@@ -310,7 +293,7 @@ impl Painter {
 
     /// The size of pictures where none is given with each.
     pub fn size(&self) -> (usize, usize) {
-        self.arguments.size.unwrap_or_else(|| default_size(self.diffusion.checkpoint()))
+        self.arguments.size.unwrap_or_else(|| self.diffusion.checkpoint().default_size())
     }
 
     /// Paints a picture of so many pixels.
@@ -338,8 +321,7 @@ impl Painter {
         let noise = match self.arguments.noise.as_deref() {
             Some("f16") => NoiseType::F16,
             Some(_) => NoiseType::F32,
-            None if self.precision == Precision::F32 => NoiseType::F32,
-            None => NoiseType::F16,
+            None => NoiseType::of(self.precision),
         };
         let request = Request {
             prompt: settings.prompt.clone(),

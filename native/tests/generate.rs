@@ -445,7 +445,7 @@ fn an_answer_ends_in_a_picture() {
     assert_eq!(pixels(&picture), alone);
     // With little memory the two models take turns on the device; the second question finds the conversation again.
     let taking_turns =
-        ask(&["--gen", "--gpu-memory", "40M", "--prompt", "What is this made of?", "--prompt", "And this?"]);
+        ask(&["--gen", "--gpu-memory", "28M", "--prompt", "What is this made of?", "--prompt", "And this?"]);
     for index in [0, 1] {
         assert_eq!(taking_turns[index]["token_ids"], turns[index]["token_ids"]);
         assert_eq!(taking_turns[index]["prompt_tokens"], turns[index]["prompt_tokens"]);

@@ -11,7 +11,7 @@ use super::random::{Generator, NoiseType};
 use super::scheduler::{Schedule, SchedulerConfig, Step};
 use super::{Condition, TextEncoder, Unet, VaeDecoder, VaeEncoder};
 use crate::gpu::{Gpu, Readback, Recorder};
-use crate::image::Rgb8;
+use crate::image::{Canvas, Rgb8, Window, bicubic};
 use crate::load::vision_precision;
 use crate::load::{Loader, OnProgress};
 use crate::ops::{self, FeatureMap};
@@ -67,6 +67,19 @@ pub enum Start {
     Latents(Vec<f32>),
     /// A picture of the size asked for, of which `strength` (above 0, at most 1) is painted over.
     Image(Rgb8, f32),
+}
+
+impl Start {
+    /// A picture of any size, which becomes one of the size asked for.
+    pub fn image(image: Rgb8, (width, height): (usize, usize), strength: f32) -> Self {
+        // Sizes that make no sense are refused later, before this is used.
+        let fits = (image.width(), image.height()) == (width, height);
+        if fits || [width, height].iter().any(|side| *side == 0 || *side > MAX_SIDE) {
+            return Self::Image(image, strength);
+        }
+        let window = Window { left: 0, top: 0, width, height };
+        Self::Image(bicubic(&Canvas::of(&image), width, height, window), strength)
+    }
 }
 
 /// What happens while a picture is made.

@@ -16,6 +16,8 @@ use std::f64::consts::PI;
 
 use half::f16;
 
+use crate::tensor::Precision;
+
 /// The element type that noise is drawn in: diffusers draws in the type of the model, and the two give different numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoiseType {
@@ -23,6 +25,13 @@ pub enum NoiseType {
     F32,
     /// `torch.float16`.
     F16,
+}
+
+impl NoiseType {
+    /// The type that diffusers draws in for a model at this precision; quantised ones are half precision elsewhere.
+    pub fn of(precision: Precision) -> Self {
+        if precision == Precision::F32 { Self::F32 } else { Self::F16 }
+    }
 }
 
 /// `torch.Generator("cpu")`.

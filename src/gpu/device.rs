@@ -7,7 +7,7 @@ use super::adapter::{self, AdapterChoice, AdapterSummary};
 use super::capabilities::Capabilities;
 use super::guard::{self, Guards, ZONE_BYTES};
 use super::kernel::{Kernel, Maker, Pipeline, Pipelines, Specialise};
-use super::memory::{Buffer, Memory, MemoryUse};
+use super::memory::{Buffer, Memory, MemoryUse, Recording};
 use super::profile::Profile;
 use super::record::{BindGroups, Cost, PARAMS_BUFFER_BYTES, PendingTimes, Recorder, Spare};
 use crate::ops::{Form, Shape, Tuning};
@@ -324,6 +324,10 @@ impl Gpu {
             receiver.await.ok();
         }
         self.check()
+    }
+
+    pub(super) fn recording(&self) -> Recording {
+        self.0.memory.recording()
     }
 
     /// Gives unused memory back to the device.

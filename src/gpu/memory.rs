@@ -62,6 +62,19 @@ impl Drop for Buffer {
         } else {
             memory.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
             memory.gone.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
+            memory.retire([raw]);
+        }
+    }
+}
+
+/// A recording that is not over: it may use buffers that were given up since they were recorded.
+#[derive(Debug)]
+pub(super) struct Recording(Arc<Memory>);
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if self.0.recordings.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.destroy_retired();
         }
     }
 }
@@ -79,6 +92,9 @@ pub(super) struct Memory {
     free: Mutex<BTreeMap<u64, Vec<(wgpu::Buffer, u64)>>>,
     /// Buffers given up since [`Memory::take_gone`] was last called. Whatever else holds them keeps their memory.
     gone: Mutex<Vec<u64>>,
+    /// Buffers given up that a recording may still use.
+    retired: Mutex<Vec<wgpu::Buffer>>,
+    recordings: AtomicU64,
 }
 
 const USAGE: wgpu::BufferUsages =
@@ -95,6 +111,8 @@ impl Memory {
             next_id: AtomicU64::new(0),
             free: Mutex::default(),
             gone: Mutex::default(),
+            retired: Mutex::default(),
+            recordings: AtomicU64::new(0),
         })
     }
 
@@ -154,8 +172,30 @@ impl Memory {
     pub(super) fn trim(&self) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: u64 = free.iter().map(|(bytes, list)| bytes * list.len() as u64).sum();
-        free.clear();
+        let buffers = std::mem::take(&mut *free).into_values().flatten().map(|(raw, _)| raw);
+        self.retire(buffers);
         self.allocated.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that a recording has begun.
+    pub(super) fn recording(self: &Arc<Self>) -> Recording {
+        self.recordings.fetch_add(1, Ordering::AcqRel);
+        Recording(Arc::clone(self))
+    }
+
+    /// Takes buffers that nobody will record any more. Their memory is given back at once rather than when they are dropped: in
+    /// browsers dropping leaves it to the garbage collector, which does not know how much there is.
+    fn retire(&self, buffers: impl IntoIterator<Item = wgpu::Buffer>) {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).extend(buffers);
+        if self.recordings.load(Ordering::Acquire) == 0 {
+            self.destroy_retired();
+        }
+    }
+
+    fn destroy_retired(&self) {
+        let retired = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        // What was submitted is done with them first.
+        retired.iter().for_each(wgpu::Buffer::destroy);
     }
 
     /// The numbers of the buffers that were given up since the last call.

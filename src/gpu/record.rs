@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use bytemuck::Pod;
 
 use super::kernel::{Kernel, Pipeline, Specialise};
-use super::memory::Buffer;
+use super::memory::{Buffer, Recording};
 use super::profile::Profile;
 use super::{Access, Gpu};
 use crate::ops::Shape;
@@ -89,12 +89,23 @@ pub struct Recorder {
     listed: Option<Listing>,
     /// The number of the submission that the commands will be in.
     submitted: Submitted,
+    /// Keeps the buffers that were recorded. Dropped last.
+    _recording: Recording,
 }
 
 impl Recorder {
     pub(super) fn new(gpu: Gpu) -> Self {
         let Spare { commands, params } = gpu.take_spare();
-        Self { gpu, commands, params, cost: Cost::default(), listed: None, submitted: Submitted::default() }
+        let recording = gpu.recording();
+        Self {
+            gpu,
+            commands,
+            params,
+            cost: Cost::default(),
+            listed: None,
+            submitted: Submitted::default(),
+            _recording: recording,
+        }
     }
 
     /// A recording that runs nothing and only notes which kernels it would run.

@@ -35,17 +35,19 @@ const tensor = ({ name, dims, data }) =>
     bytes(9, Buffer.from(data.buffer, data.byteOffset, data.byteLength)),
   ]);
 
-/** A model with one node: `inputs` are fed, `weights` are in the file. */
-export function model({ operator, domain = "", attributes = {}, inputs, weights = [], output }) {
-  const node = Buffer.concat([
-    ...[...inputs, ...weights].map(({ name }) => text(1, name)),
-    text(2, output.name),
+const node = ({ operator, domain = "", attributes = {}, inputs, output }) =>
+  Buffer.concat([
+    ...inputs.map((name) => text(1, name)),
+    text(2, output),
     text(4, operator),
     ...Object.entries(attributes).map((entry) => bytes(5, attribute(entry))),
     text(7, domain),
   ]);
+
+/** A model of nodes: `inputs` are fed, `weights` are in the file. */
+export function graph({ nodes, inputs, weights = [], output }) {
   const graph = Buffer.concat([
-    bytes(1, node),
+    ...nodes.map((each) => bytes(1, node(each))),
     text(2, "graph"),
     ...weights.map((weight) => bytes(5, tensor(weight))),
     ...inputs.map((input) => bytes(11, info(input))),
@@ -53,4 +55,10 @@ export function model({ operator, domain = "", attributes = {}, inputs, weights 
   ]);
   const opset = (name, version) => bytes(8, Buffer.concat([text(1, name), integer(2, version)]));
   return Buffer.concat([integer(1, 8), bytes(7, graph), opset("", 17), opset("com.microsoft", 1)]);
+}
+
+/** A model with one node. */
+export function model({ operator, domain, attributes, inputs, weights = [], output }) {
+  const names = [...inputs, ...weights].map(({ name }) => name);
+  return graph({ nodes: [{ operator, domain, attributes, inputs: names, output: output.name }], inputs, weights, output });
 }

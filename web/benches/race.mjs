@@ -7,7 +7,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { launch, openPage, web } from "../tests/browser.mjs";
 import { serve } from "../tests/server.mjs";
-import { model } from "./onnx.mjs";
+import { graph, model } from "./onnx.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const ROUNDS = 3;
@@ -41,13 +41,42 @@ const depthwise = (channels, side) => model({
   ],
   output: { name: "y", dims: [1, channels, side, side] },
 });
-const attention = (times, heads, width) => model({
+const convolution = (channels, side) => model({
+  operator: "Conv",
+  attributes: { kernel_shape: [3, 3], pads: [1, 1, 1, 1] },
+  inputs: [{ name: "x", dims: [1, channels, side, side] }],
+  weights: [
+    { name: "w", dims: [channels, channels, 3, 3], data: values(channels * channels * 9) },
+    { name: "b", dims: [channels], data: values(channels) },
+  ],
+  output: { name: "y", dims: [1, channels, side, side] },
+});
+/** As exporters write it: an instance norm of each group, the channels' gains and offsets, x * sigmoid(x). */
+const groupNorm = (groups, channels, side) => graph({
+  nodes: [
+    { operator: "InstanceNormalization", inputs: ["x", "ones", "zeros"], output: "normed" },
+    { operator: "Mul", inputs: ["normed", "gain"], output: "scaled" },
+    { operator: "Add", inputs: ["scaled", "offset"], output: "moved" },
+    { operator: "Sigmoid", inputs: ["moved"], output: "gate" },
+    { operator: "Mul", inputs: ["moved", "gate"], output: "y" },
+  ],
+  inputs: [{ name: "x", dims: [1, groups, channels / groups, side * side] }],
+  weights: [
+    { name: "ones", dims: [groups], data: values(groups) },
+    { name: "zeros", dims: [groups], data: values(groups) },
+    { name: "gain", dims: [1, groups, channels / groups, 1], data: values(channels) },
+    { name: "offset", dims: [1, groups, channels / groups, 1], data: values(channels) },
+  ],
+  output: { name: "y", dims: [1, groups, channels / groups, side * side] },
+});
+const attention = (times, keys, heads, width) => model({
   operator: "MultiHeadAttention",
   domain: "com.microsoft",
   attributes: { num_heads: heads },
-  inputs: ["q", "k", "v"].map((name) => ({ name, dims: [1, times, heads * width] })),
+  inputs: ["q", "k", "v"].map((name) => ({ name, dims: [1, name === "q" ? times : keys, heads * width] })),
   output: { name: "y", dims: [1, times, heads * width] },
 });
+const feedsOf = (times, keys, width) => ({ q: [1, times, width], k: [1, keys, width], v: [1, keys, width] });
 
 /** Ours by its name in `mgm bench --roofline`, and theirs. */
 const KERNELS = [
@@ -57,9 +86,14 @@ const KERNELS = [
   { ours: "depthwise 7x7 192 x 64 x 64", theirs: depthwise(192, 64), feeds: { x: [1, 192, 64, 64] } },
   {
     ours: "attention CLIP 577 x 16 x 64",
-    theirs: attention(577, 16, 64),
-    feeds: { q: [1, 577, 1024], k: [1, 577, 1024], v: [1, 577, 1024] },
+    theirs: attention(577, 577, 16, 64),
+    feeds: feedsOf(577, 577, 1024),
   },
+  { ours: "convolution f32 3x3 320 x 64 x 64", theirs: convolution(320, 64), feeds: { x: [1, 320, 64, 64] } },
+  { ours: "convolution f32 3x3 1280 x 16 x 16", theirs: convolution(1280, 16), feeds: { x: [1, 1280, 16, 16] } },
+  { ours: "group norm and SiLU 320 x 64 x 64", theirs: groupNorm(32, 320, 64), feeds: { x: [1, 32, 10, 4096] } },
+  { ours: "attention UNet 1024 x 10 x 64", theirs: attention(1024, 1024, 10, 64), feeds: feedsOf(1024, 1024, 640) },
+  { ours: "attention UNet to words 1024 to 77 x 10 x 64", theirs: attention(1024, 77, 10, 64), feeds: feedsOf(1024, 77, 640) },
 ];
 
 const models = mkdtempSync(join(tmpdir(), "mgm-onnx-"));
@@ -126,7 +160,7 @@ const median = (times) => times.toSorted((a, b) => a - b)[times.length >> 1];
 const only = process.env.MGM_ONLY;
 const rows = [];
 console.log(`${context.browser()?.version() ?? "Chromium"}, ${adapter}; medians of ${ROUNDS} rounds, in milliseconds`);
-console.log(`${"kernel".padEnd(34)} ${"mgm".padStart(10)} ${"ORT".padStart(10)} ${"ratio".padStart(7)}`);
+console.log(`${"kernel".padEnd(46)} ${"mgm".padStart(10)} ${"ORT".padStart(10)} ${"ratio".padStart(7)}`);
 for (const [index, { ours, feeds }] of KERNELS.entries()) {
   if (only && !ours.includes(only)) continue;
   const times = { ours: [], theirs: [] };
@@ -137,7 +171,7 @@ for (const [index, { ours, feeds }] of KERNELS.entries()) {
   const row = { kernel: ours, mgm: median(times.ours), onnxruntime: median(times.theirs) };
   row.ratio = row.onnxruntime / row.mgm;
   rows.push(row);
-  console.log(`${ours.padEnd(34)} ${row.mgm.toFixed(2).padStart(10)} ${row.onnxruntime.toFixed(2).padStart(10)} ${row.ratio.toFixed(2).padStart(7)}`);
+  console.log(`${ours.padEnd(46)} ${row.mgm.toFixed(2).padStart(10)} ${row.onnxruntime.toFixed(2).padStart(10)} ${row.ratio.toFixed(2).padStart(7)}`);
 }
 if (process.argv[2]) writeFileSync(process.argv[2], JSON.stringify({ adapter, rows }, null, 2));
 await context.close();

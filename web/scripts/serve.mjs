@@ -20,9 +20,10 @@ function listed() {
   return readdirSync(models).flatMap((folder) => {
     const file = join(models, folder, "bundle.json");
     if (!existsSync(file)) return [];
-    const { name, precision, files, shards, about } = JSON.parse(readFileSync(file));
+    const { name, precision, files, shards, configs, about } = JSON.parse(readFileSync(file));
+    const paints = "model_index.json" in (configs ?? {});
     const bytes = [...files, ...shards].reduce((sum, entry) => sum + entry.bytes, 0);
-    return [{ name: `${name} (${precision})`, url: `models/${folder}/`, bytes, ...(about && { about }) }];
+    return [{ name: `${name} (${precision})`, url: `models/${folder}/`, bytes, paints, ...(about && { about }) }];
   });
 }
 

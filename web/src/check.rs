@@ -6,8 +6,7 @@ use mgm::ops::cases::{check, self_check};
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
-use crate::engine::tell;
-use crate::{to_js, to_json};
+use crate::{tell, to_js, to_json};
 
 #[derive(Serialize)]
 struct Checked {

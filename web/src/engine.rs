@@ -1,13 +1,13 @@
-//! A device with a model on it, and the conversation in its cache.
+//! A language model on a device, and the conversation in its cache.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use js_sys::Function;
-use mgm::gpu::{Gpu, GpuOptions};
+use mgm::gpu::Gpu;
 use mgm::image::Rgb8;
 use mgm::load::LoadOptions;
-use mgm::ops::{Sampling, Tuning, tune};
+use mgm::ops::{Sampling, tune};
 use mgm::plan::Plan;
 use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model};
 use mgm::tensor::Precision;
@@ -19,7 +19,9 @@ use mgm::weights::source::Folder;
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
 
-use crate::{bad_request, source, to_js, to_json};
+use crate::device::Device;
+use crate::pixels::{Pixels, to_rgb};
+use crate::{bad_request, source, tell, to_js, to_json};
 
 /// How a model is loaded; see `LoadOptions` of the package.
 #[derive(Deserialize)]
@@ -27,25 +29,16 @@ use crate::{bad_request, source, to_js, to_json};
 struct LoadRequest {
     precision: Option<String>,
     conversation: Option<String>,
-    /// The most GPU memory to use, in bytes.
-    gpu_memory: Option<u64>,
-    /// Whether devices have subgroups.
-    subgroups: bool,
-    /// What [`Engine::tune`] gave on an earlier visit.
-    tuning: Option<String>,
 }
 
 /// What is known of a loaded model.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Info<'a> {
-    adapter: &'a str,
-    software: bool,
+struct Info {
     precision: String,
     sees: bool,
     max_positions: usize,
     weight_bytes: u64,
-    gpu_bytes: u64,
 }
 
 /// A message of a conversation, its pictures taken out: they come beside, in order.
@@ -91,24 +84,6 @@ struct AnswerReport {
     decode_ms: f64,
 }
 
-/// A picture of a page: what `ImageData` holds.
-#[wasm_bindgen]
-extern "C" {
-    /// `ImageData`, or anything with its properties.
-    pub type Pixels;
-    #[wasm_bindgen(method, getter)]
-    fn width(this: &Pixels) -> u32;
-    #[wasm_bindgen(method, getter)]
-    fn height(this: &Pixels) -> u32;
-    #[wasm_bindgen(method, getter)]
-    fn data(this: &Pixels) -> js_sys::Uint8ClampedArray;
-}
-
-/// Calls back with a name and a value; `false`, or an exception, means to stop.
-pub fn tell(callback: &Function, name: &str, value: &JsValue) -> bool {
-    callback.call2(&JsValue::NULL, &name.into(), value).is_ok_and(|answer| answer != JsValue::FALSE)
-}
-
 /// A model on a device.
 #[wasm_bindgen]
 pub struct Engine {
@@ -123,18 +98,14 @@ pub struct Engine {
 impl Engine {
     /// Loads a model from a `Map` of paths to blobs: a bundle's files, a checkpoint's, or one GGUF file. `on_event` is
     /// called with `"total"` and then `"loaded"` bytes; it returns `false` to stop.
-    pub async fn load(files: js_sys::Map, request: String, on_event: Function) -> Result<Engine, JsValue> {
+    pub async fn load(
+        device: &Device,
+        files: js_sys::Map,
+        request: String,
+        on_event: Function,
+    ) -> Result<Engine, JsValue> {
         let request: LoadRequest = serde_json::from_str(&request).map_err(bad_request)?;
-        let options = GpuOptions {
-            memory_limit: request.gpu_memory,
-            browser_subgroups: request.subgroups,
-            ..GpuOptions::default()
-        };
-        let gpu = Gpu::open(&options).await.map_err(to_js)?;
-        // What an earlier version wrote is of no use any more.
-        if let Some(tuning) = request.tuning.and_then(|text| serde_json::from_str::<Tuning>(&text).ok()) {
-            gpu.set_tuning(tuning);
-        }
+        let gpu = device.gpu.clone();
         let files = open(&files).await.map_err(to_js)?;
         let (mut precision, mut keep_stored) = files.default_precision();
         if let Some(name) = request.precision {
@@ -156,13 +127,10 @@ impl Engine {
     /// What is known of the model, as JSON.
     pub fn info(&self) -> Result<String, JsValue> {
         to_json(&Info {
-            adapter: &self.gpu.adapter().name,
-            software: self.gpu.adapter().is_software(),
             precision: self.precision.to_string(),
             sees: self.model.sees(),
             max_positions: self.model.language().config().max_positions,
             weight_bytes: self.weight_bytes,
-            gpu_bytes: self.gpu.memory().allocated,
         })
     }
 
@@ -208,45 +176,19 @@ impl Engine {
         .map_err(to_js)?;
         to_json(&tuning)
     }
-
-    /// Bytes on the device.
-    #[wasm_bindgen(js_name = gpuBytes)]
-    pub fn gpu_bytes(&self) -> f64 {
-        self.gpu.memory().allocated as f64
-    }
 }
 
 async fn open(files: &js_sys::Map) -> mgm::Result<ModelFiles> {
     let root = source::folder(files);
-    let names: Vec<String> = files.keys().into_iter().filter_map(|name| name.ok()?.as_string()).collect();
+    let names = source::names(files);
     if let Some(gguf) =
         names.iter().find(|name| name.ends_with(".gguf") && !names.iter().any(|name| name.ends_with("bundle.json")))
     {
         let missing = || mgm::Error::MissingFile { file: gguf.clone(), hint: "it is no file".to_owned() };
         return Ok(ModelFiles::Gguf(GgufModel::open(root.open(gguf).await?.ok_or_else(missing)?).await?));
     }
-    // What a person drops is often a folder in a folder.
-    let depth = |name: &&String| name.matches('/').count();
-    let manifest = names
-        .iter()
-        .filter(|name| name.ends_with("bundle.json"))
-        .chain(names.iter().filter(|name| name.rsplit('/').next() == Some("config.json")))
-        .min_by_key(depth);
-    let folder = manifest.and_then(|name| name.rsplit_once('/')).map_or("", |(folder, _)| folder);
+    let folder = source::shallowest(&names, &["bundle.json", "config.json"]);
     ModelFiles::open(root.child(folder), TowerOptions::default()).await
-}
-
-fn to_rgb(image: &Pixels) -> mgm::Result<Rgb8> {
-    // In strips: this memory can grow, and never shrinks.
-    const STRIP: u32 = 4 << 18;
-    let rgba = image.data();
-    let mut rgb = Vec::with_capacity(rgba.length() as usize / 4 * 3);
-    for start in (0..rgba.length()).step_by(STRIP as usize) {
-        let strip = rgba.subarray(start, (start + STRIP).min(rgba.length())).to_vec();
-        // Alpha is dropped, not composited: so does the reference.
-        rgb.extend(strip.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]));
-    }
-    Rgb8::new(image.width() as usize, image.height() as usize, rgb)
 }
 
 async fn answer(

@@ -5,10 +5,14 @@
 #![cfg(target_arch = "wasm32")]
 
 mod check;
+mod device;
 mod digest;
 mod engine;
+mod painter;
+mod pixels;
 mod source;
 
+use js_sys::Function;
 use wasm_bindgen::prelude::*;
 
 /// Makes panics, which are bugs, readable in the console. Called once, before anything else.
@@ -28,6 +32,11 @@ fn to_js(error: mgm::Error) -> JsValue {
 /// A request that the package itself got wrong.
 fn bad_request(error: serde_json::Error) -> JsValue {
     to_js(mgm::Error::InvalidArgument(format!("the request is not understood: {error}")))
+}
+
+/// Calls back with a name and a value; `false`, or an exception, means to stop.
+fn tell(callback: &Function, name: &str, value: &JsValue) -> bool {
+    callback.call2(&JsValue::NULL, &name.into(), value).is_ok_and(|answer| answer != JsValue::FALSE)
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, JsValue> {

@@ -58,3 +58,16 @@ pub fn folder(files: &js_sys::Map) -> MemoryFolder {
     });
     MemoryFolder::of_sources(sources)
 }
+
+/// The paths of a `Map` of paths to blobs.
+pub fn names(files: &js_sys::Map) -> Vec<String> {
+    files.keys().into_iter().filter_map(|name| name.ok()?.as_string()).collect()
+}
+
+/// The folder of the file called one of `marks` that lies least deep, for what a person drops is often a folder in a folder. An
+/// earlier mark counts before a later one.
+pub fn shallowest<'a>(names: &'a [String], marks: &[&str]) -> &'a str {
+    let order = |name: &str| marks.iter().position(|mark| name.rsplit('/').next() == Some(mark));
+    let marked = names.iter().filter_map(|name| Some((name.matches('/').count(), order(name)?, name)));
+    marked.min().and_then(|(_, _, name)| name.rsplit_once('/')).map_or("", |(folder, _)| folder)
+}

@@ -3,14 +3,14 @@
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, isAbsolute, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
 export const web = dirname(dirname(fileURLToPath(import.meta.url)));
 export const root = dirname(web);
 export const goldens = join(root, "tests", "goldens");
-const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
+export const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
 export const mgm = join(target, "release", "mgm");
 
 const FLAGS = [
@@ -46,14 +46,15 @@ export async function openPage(context, url) {
   return page;
 }
 
-/** The folder of a golden checkpoint's bundle, made once. */
+/** The folder of the bundle of a golden checkpoint or of any other model's path, made once. */
 export function bundle(name, precision, ...more) {
   const folder = join(target, "web-bundles", `${name.replaceAll("/", "-")}-${precision}${more.join("")}`);
   if (!existsSync(join(folder, "bundle.json"))) {
     rmSync(folder, { recursive: true, force: true });
     mkdirSync(dirname(folder), { recursive: true });
-    const checkpoint = name.endsWith(".gguf") ? [name] : [join(goldens, name, expected(name).checkpoint), "--precision", precision];
-    execFileSync(mgm, ["pack", ...checkpoint, "--out", folder, ...more], { stdio: "inherit" });
+    const model = isAbsolute(name) ? name : join(goldens, name, expected(name).checkpoint);
+    const kept = name.endsWith(".gguf") ? [] : ["--precision", precision];
+    execFileSync(mgm, ["pack", model, ...kept, "--out", folder, ...more], { stdio: "inherit" });
   }
   return folder;
 }

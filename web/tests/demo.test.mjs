@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { bundle, goldens, launch, root, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
+import { talker } from "./talker.mjs";
 
 const photo = join(root, "tests/data/images/photo.jpg");
 const picture = join(goldens, "gemma-2b/image0.png");
@@ -15,7 +16,11 @@ before(async () => {
   const demo = join(web, "demo/dist");
   server = await serve(
     // At a sub-path, as on many static hosts.
-    { "/some/where/": demo, "/some/where/models/tiny/": bundle("gemma-2b", "q4"), "/some/where/models.json": join(web, "tests/page/models.json") },
+    {
+      "/some/where/": demo, "/some/where/models/tiny/": bundle("gemma-2b", "q4"),
+      "/some/where/models/talker/": bundle(talker(), "f32"), "/some/where/models/sdxl/": bundle(join(goldens, "sdxl-base/sdxl"), "f32"),
+      "/some/where/models.json": join(web, "tests/page/models.json"),
+    },
     { faults: ({ path }) => (slow && path.endsWith(".safetensors") ? { bytesPerSecond: 300_000 } : {}) },
   );
   context = await launch({ viewport: { width: 1100, height: 760 }, acceptDownloads: true, colorScheme: "light" });
@@ -167,6 +172,77 @@ test("what a model writes is no more than text", async () => {
   assert.equal(await page.evaluate(() => window.hacked), undefined);
   assert.equal(await page.locator(".message.assistant img, .message.assistant script, .message.assistant a[href^=javascript]").count(), 0);
   assert.equal(await page.locator(".message.assistant table td").count(), 2);
+});
+
+const use = async (name) => {
+  await page.locator("#model").click();
+  await page.getByRole("button", { name }).click();
+  await page.waitForFunction((name) => document.getElementById("model-name").textContent.includes(`${name} · `), name.replace(/^\w+ /, ""), { timeout: 120_000 });
+  await idle();
+};
+
+test("a model that draws stands beside one that answers, and draws into the conversation", { timeout: 600_000 }, async () => {
+  await page.getByRole("button", { name: "New" }).click();
+  await use("Download Miner");
+  assert.ok(await page.getByRole("button", { name: "Ask for a picture" }).isHidden(), "nothing to draw with yet");
+  await use("Download Tiny SDXL");
+  assert.match(await page.locator("#model-name").textContent(), /Miner · f32 \+ Tiny SDXL · f32/);
+  await page.getByRole("button", { name: "Settings" }).click();
+  await page.getByLabel("Steps").fill("3");
+  await page.getByLabel("Most tokens").fill("24");
+  await shot("settings-pictures");
+  await page.getByRole("button", { name: "Close" }).click();
+  await page.getByRole("button", { name: "Ask for a picture" }).click();
+  assert.equal(await page.getByRole("button", { name: "Ask for a picture" }).getAttribute("aria-pressed"), "true");
+  await page.getByLabel("Question", { exact: true }).fill("What are mountains full of?");
+  await page.keyboard.press("Enter");
+  assert.equal(await page.locator(".message.assistant").getAttribute("aria-busy"), "true");
+  await page.getByText(/Drawing: step [12] of 3/).waitFor({ timeout: 120_000 });
+  await page.locator(".painted canvas").waitFor();
+  await shot("drawing");
+  await page.getByAltText("Drawn: a gold mine").waitFor({ timeout: 240_000 });
+  await idle();
+  await shot("drawn");
+  assert.equal(await page.locator(".message.assistant").getAttribute("aria-busy"), "false");
+  // The description is the caption, and not shown twice.
+  assert.equal((await answers())[0].trim(), "");
+  assert.match(await page.locator(".message.assistant .facts").textContent(), /tokens\/s.*drawn in [\d.]+ s.*seed \d+|drawn in [\d.]+ s.*tokens\/s/);
+  const saved = page.waitForEvent("download");
+  await page.getByRole("link", { name: "Save" }).click();
+  assert.match((await saved).suggestedFilename(), /^picture-\d+\.png$/);
+});
+
+test("drawing can be stopped; drawn pictures and both models outlast a reload, and are exported", { timeout: 600_000 }, async () => {
+  await page.getByRole("button", { name: "Settings" }).click();
+  await page.getByLabel("Steps").fill("500");
+  await page.getByRole("button", { name: "Close" }).click();
+  await page.getByLabel("Question", { exact: true }).fill("And valleys?");
+  await page.keyboard.press("Enter");
+  await page.getByText(/Drawing: step 1 of 500/).waitFor({ timeout: 120_000 });
+  await page.keyboard.press("Escape");
+  await idle();
+  await page.getByText("stopped", { exact: true }).waitFor();
+  await page.reload();
+  await page.getByAltText("Drawn: a gold mine").waitFor();
+  await page.waitForFunction(() => document.getElementById("model-name").textContent === "Miner · f32 + Tiny SDXL · f32", undefined, { timeout: 120_000 });
+  await idle();
+  const download = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Export" }).click();
+  const { messages } = JSON.parse(await (await (await download).createReadStream()).toArray().then((parts) => Buffer.concat(parts).toString()));
+  assert.match(messages[1].content[0].image_url.url, /^data:image\/png;base64,/);
+  assert.match(messages[1].content[1].text, /<h> a gold mine<\/h>/);
+});
+
+test("a model that only draws draws what is said", { timeout: 600_000 }, async () => {
+  await page.evaluate(() => localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", steps: 2 })));
+  await page.reload();
+  await page.waitForFunction(() => document.getElementById("model-name").textContent === "Tiny SDXL · f32", undefined, { timeout: 120_000 });
+  await idle();
+  await page.getByRole("button", { name: "New" }).click();
+  await page.getByLabel("Question", { exact: true }).fill("a misty hill");
+  await page.keyboard.press("Enter");
+  await page.getByAltText("Drawn: a misty hill").waitFor({ timeout: 240_000 });
+  await idle();
 });
 
 test("on a phone, in the dark, by keyboard", async () => {

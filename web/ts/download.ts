@@ -1,9 +1,9 @@
 // Bundles from a server to this device: in parallel, with ranges, checked, resumed, shared between tabs. Worker only.
 
 import { MgmError } from "./errors.js";
+import { type BundleFile, isPainter, MANIFEST, type Manifest, parseManifest } from "./manifest.js";
 import { bundleFolder, getFile, putText, remember } from "./storage.js";
 
-const MANIFEST = "bundle.json";
 /** Files that come at the same time. */
 const PARALLEL = 4;
 /** Failures in a row, without a byte in between, after which a file is given up. */
@@ -16,19 +16,6 @@ const PASSING = new Set(["network", "offline"]);
 const CHECK_BYTES = 4 << 20;
 
 const NO_ROOM = "there is not enough room for the model on this device: cache.list() and cache.delete() make some";
-
-export interface BundleFile {
-  file: string;
-  bytes: number;
-  sha256: string;
-  part: string;
-}
-
-interface Manifest {
-  name: string;
-  files: BundleFile[];
-  shards: BundleFile[];
-}
 
 /** A running SHA-256, of the wasm module. */
 export interface Hash {
@@ -63,21 +50,23 @@ async function withStorage(
   options: DownloadOptions,
 ): Promise<Map<string, Blob>> {
   const { text, manifest, fresh } = await manifestOf(url, folder, options.signal);
-  const entries = [...manifest.files, ...manifest.shards];
+  const entries = distinct(manifest);
   const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
-  const files = new Map<string, Blob>([[MANIFEST, new Blob([text])]]);
+  const found = new Map<string, Blob>();
   const missing: BundleFile[] = [];
   let loaded = 0;
   for (const entry of entries) {
     const file = await getFile(folder, entry.sha256);
     if (file?.size === entry.bytes) {
-      files.set(entry.file, file);
+      found.set(entry.sha256, file);
       loaded += entry.bytes;
     } else {
       missing.push(entry);
     }
   }
-  if (missing.length > 0 || fresh) await remember(folder, { url, name: manifest.name, files: entries });
+  if (missing.length > 0 || fresh) {
+    await remember(folder, { url, name: manifest.name, paints: isPainter(manifest), files: entries });
+  }
   if (fresh) await putText(folder, MANIFEST, text);
   await checkRoom(folder, missing);
   // Else the browser may clear the model away when it wants the room. It decides by itself whether to ask the user.
@@ -91,9 +80,24 @@ async function withStorage(
     await download(new URL(entry.file, url).href, folder, entry, { ...options, signal }, (bytes) => advance(entry, bytes));
     const file = await getFile(folder, entry.sha256);
     if (!file) throw new MgmError("storage", `${entry.file} is gone from this device`);
-    files.set(entry.file, file);
+    found.set(entry.sha256, file);
   });
-  return files;
+  return named(manifest, text, found);
+}
+
+/** The files of different contents, which come once: a bundle may have the same vocabulary twice. */
+function distinct({ files, shards }: Manifest): BundleFile[] {
+  return [...new Map([...files, ...shards].map((entry) => [entry.sha256, entry])).values()];
+}
+
+/** All files by their names. */
+function named({ files, shards }: Manifest, manifest: string, found: Map<string, Blob>): Map<string, Blob> {
+  const blobs = new Map<string, Blob>([[MANIFEST, new Blob([manifest])]]);
+  for (const { file, sha256 } of [...files, ...shards]) {
+    const blob = found.get(sha256);
+    if (blob) blobs.set(file, blob);
+  }
+  return blobs;
 }
 
 /** The manifest from the server, or the one that is here if the server cannot be reached. */
@@ -103,12 +107,12 @@ async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal
   try {
     // With a copy here there is no need to insist.
     const text = await fetchManifest(url, keptText === undefined ? TRIES : 1, signal);
-    return { text, manifest: parse(text, url), fresh: text !== keptText };
+    return { text, manifest: parseManifest(text, url), fresh: text !== keptText };
   } catch (error) {
     signal.throwIfAborted();
     const reachable = error instanceof MgmError && error.code === "config";
-    if (keptText === undefined || reachable) throw await named(url, error);
-    return { text: keptText, manifest: parse(keptText, url), fresh: false };
+    if (keptText === undefined || reachable) throw await explained(url, error);
+    return { text: keptText, manifest: parseManifest(keptText, url), fresh: false };
   }
 }
 
@@ -124,7 +128,7 @@ async function insist<T>(url: string, tries: number, signal: AbortSignal, task: 
       return await task();
     } catch (error) {
       signal.throwIfAborted();
-      if (!passes(error) || failures >= tries) throw await named(url, error);
+      if (!passes(error) || failures >= tries) throw await explained(url, error);
       await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
     }
   }
@@ -133,23 +137,6 @@ async function insist<T>(url: string, tries: number, signal: AbortSignal, task: 
 /** Whether what failed may succeed a moment later. */
 function passes(error: unknown): boolean {
   return error instanceof TypeError || (error instanceof MgmError && PASSING.has(error.code));
-}
-
-function parse(text: string, url: string): Manifest {
-  let manifest: Partial<Manifest> | null;
-  try {
-    manifest = JSON.parse(text) as Partial<Manifest> | null;
-  } catch (cause) {
-    throw new MgmError("config", `${url}${MANIFEST} is no JSON: is this the address of a bundle?`, { cause });
-  }
-  const whole = (entry: Partial<BundleFile> | null) =>
-    /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/.test(entry?.file ?? "") &&
-    /^[0-9a-f]{64}$/.test(entry?.sha256 ?? "") &&
-    Number.isSafeInteger(entry?.bytes) && (entry?.bytes ?? -1) >= 0;
-  if (!Array.isArray(manifest?.files) || !Array.isArray(manifest.shards) || ![...manifest.files, ...manifest.shards].every(whole)) {
-    throw new MgmError("config", `${url}${MANIFEST} is not the manifest of a bundle`);
-  }
-  return { name: String(manifest.name ?? ""), files: manifest.files, shards: manifest.shards };
 }
 
 /** Says before the download what would otherwise show itself in its middle. */
@@ -244,7 +231,7 @@ async function fill(
       if (size < entry.bytes && ++failures >= TRIES) throw endsEarly(url, size, entry.bytes);
     } catch (error) {
       signal.throwIfAborted();
-      if (!passes(error) || ++failures >= TRIES) throw await named(url, error);
+      if (!passes(error) || ++failures >= TRIES) throw await explained(url, error);
       await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
     }
   }
@@ -271,10 +258,10 @@ async function* chunksOf(response: Response): AsyncGenerator<Uint8Array<ArrayBuf
 /** Files that stay in the browser's memory, or wherever it keeps blobs. */
 async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
   const text = await fetchManifest(url, TRIES, options.signal);
-  const manifest = parse(text, url);
-  const entries = [...manifest.files, ...manifest.shards];
+  const manifest = parseManifest(text, url);
+  const entries = distinct(manifest);
   const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
-  const files = new Map<string, Blob>([[MANIFEST, new Blob([text])]]);
+  const found = new Map<string, Blob>();
   let loaded = 0;
   await inParallel(entries, options.signal, async (entry, signal) => {
     const address = new URL(entry.file, url).href;
@@ -290,11 +277,11 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
     if (!sound) {
       throw new MgmError("checksum", `${address} is not the file that the manifest names: its SHA-256 differs, twice`);
     }
-    files.set(entry.file, sound);
+    found.set(entry.sha256, sound);
     loaded += entry.bytes;
     options.onProgress(entry.part, loaded, total);
   });
-  return files;
+  return named(manifest, text, found);
 }
 
 /** A response that is one of success. */
@@ -313,7 +300,7 @@ async function request(url: string, init: RequestInit): Promise<Response> {
 }
 
 /** A connection that broke, by its reason; any other error as it is. */
-async function named(url: string, error: unknown): Promise<unknown> {
+async function explained(url: string, error: unknown): Promise<unknown> {
   return error instanceof TypeError ? whyNot(url, error) : error;
 }
 

@@ -15,28 +15,34 @@
 import { MgmError, type MgmErrorCode } from "./errors.js";
 import { keptWorker } from "./kept.js";
 import { toPixels, unpack } from "./messages.js";
-import type { CheckedCase, MemoryReport, Reply, Report, Request, Source } from "./protocol.js";
+import type { ChatCall, CheckedCase, LoadCall, MemoryReport, News, Outcome, PictureCall, Reply, Report, Request, Source } from "./protocol.js";
 import { bundleUrl, cache, type CachedBundle } from "./storage.js";
 import { support, type Support, type SupportQuestion } from "./support.js";
 import type {
-  Answer, ChatOptions, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, LookMap, Message, ModelInfo, Precision,
-  Progress, Timings, Usage,
+  Answer, ChatOptions, ContentPart, Delta, FinishReason, GenerateOptions, ImageInput, LoadOptions, LookMap, Message, ModelInfo, ModelSource,
+  PainterInfo, Picture, PictureSettings, PictureStep, Precision, Progress, Timings, Usage,
 } from "./types.js";
 
 export { cache, MgmError };
 export type {
-  Answer, CachedBundle, ChatOptions, CheckedCase, ContentPart, Delta, FinishReason, ImageInput, LoadOptions, LookMap, MemoryReport, Message,
-  MgmErrorCode, ModelInfo, Precision, Progress, Support, SupportQuestion, Timings, Usage,
+  Answer, CachedBundle, ChatOptions, CheckedCase, ContentPart, Delta, FinishReason, GenerateOptions, ImageInput, LoadOptions, LookMap,
+  MemoryReport, Message, MgmErrorCode, ModelInfo, ModelSource, PainterInfo, Picture, PictureSettings, PictureStep, Precision, Progress, Support,
+  SupportQuestion, Timings, Usage,
 };
 
 const NO_WORKER =
   "the package's worker could not be fetched, and there is no copy of it on this device";
 
+/** The negative prompt apart, what pictures are painted with where nothing is said: as `mgm generate`. */
+const PICTURE = { steps: 50, guidance: 5, strength: 0.6, previews: false };
+
 type Handler = (reply: Reply) => void;
+/** With properties that may be there and undefined. */
+type Undefined<T> = { [K in keyof T]: T[K] | undefined };
 /** A request without its number. */
 type Call = Request extends infer R ? (R extends { id: number } ? Omit<R, "id"> : never) : never;
 
-/** A model, loaded on the GPU by a worker of its own. */
+/** A model that answers, one that paints, or both, loaded on the GPU by a worker of their own. */
 export class Mgm {
   #worker: Worker;
   /** What was sent before the worker was heard of, to be sent to another if it does not start. */
@@ -100,8 +106,7 @@ export class Mgm {
     if (!able.supported) throw new MgmError("unsupported-browser", able.reason ?? "WebGPU does not work here");
     const mgm = new Mgm(options.onProgress);
     try {
-      const reply = await mgm.#call({ type: "check" }, options.signal);
-      return reply.type === "checked" ? reply.cases : [];
+      return expect(await mgm.#call({ type: "check" }, options.signal), "checked").cases;
     } finally {
       mgm.dispose();
     }
@@ -114,31 +119,19 @@ export class Mgm {
    * Loads a model: from the address of a bundle's folder, or from files that the user chose (a bundle's, a checkpoint's, or
    * one GGUF file). Files from an address are kept on this device; the next time they are not asked for again.
    *
+   * A model that paints (a bundle of Stable Diffusion XL) is loaded beside it with `painter`, or by itself, as the source.
+   *
    * @throws MgmError with its `code`; the signal's reason if aborted.
    */
-  static async load(source: string | URL | Iterable<File>, options: LoadOptions = {}): Promise<Mgm> {
-    const { signal, onProgress, cache = true, precision, conversation, gpuMemory } = options;
+  static async load(source: ModelSource, options: LoadOptions = {}): Promise<Mgm> {
+    const { signal, onProgress, painter } = options;
     signal?.throwIfAborted();
     const able = await support();
     if (!able.supported) throw new MgmError("unsupported-browser", able.reason ?? "WebGPU does not work here");
     const mgm = new Mgm(onProgress);
     try {
-      const reply = await mgm.#call(
-        {
-          type: "load",
-          call: {
-            source: toSource(source),
-            cache,
-            options: {
-              ...(precision !== undefined && { precision }),
-              ...(conversation !== undefined && { conversation }),
-              ...(gpuMemory !== undefined && { gpuMemory }),
-            },
-          },
-        },
-        signal,
-      );
-      if (reply.type === "loaded") mgm.#info = reply.info;
+      await mgm.#load(source, "model", options);
+      if (painter !== undefined) await mgm.#load(painter, "painter", { signal, cache: options.cache });
       return mgm;
     } catch (error) {
       mgm.dispose();
@@ -146,7 +139,29 @@ export class Mgm {
     }
   }
 
-  /** What is known of the model. */
+  /**
+   * Loads a model that paints beside the one that answers, or in the place of another that paints: from the address of a bundle's
+   * folder, or from files that the user chose (a bundle's, or a folder's in diffusers' layout). Its weights come onto the GPU when a picture
+   * needs them; where both models do not fit, they take turns.
+   */
+  async loadPainter(source: ModelSource, options: Pick<LoadOptions, "precision" | "cache" | "signal"> = {}): Promise<void> {
+    await this.#load(source, "painter", options);
+  }
+
+  async #load(source: ModelSource, as: LoadCall["as"], options: Partial<Undefined<LoadOptions>>): Promise<void> {
+    const { signal, cache = true, precision, conversation, gpuMemory } = options;
+    const call: LoadCall = {
+      source: toSource(source),
+      cache,
+      as,
+      ...(gpuMemory !== undefined && { gpuMemory }),
+      options: { ...(precision !== undefined && { precision }), ...(conversation !== undefined && { conversation }) },
+    };
+    const reply = await this.#call({ type: "load", call }, signal);
+    this.#info = expect(reply, "loaded").info;
+  }
+
+  /** What is known of the models. */
   get info(): ModelInfo {
     if (!this.#info) throw new MgmError("disposed", "the model is not loaded");
     return this.#info;
@@ -157,15 +172,27 @@ export class Mgm {
    * whole conversation each time. Calls wait for each other.
    */
   chat(messages: Message[], options: ChatOptions = {}): ChatAnswer {
-    return new ChatAnswer((signal, onText) => this.#answer(messages, options, signal, onText), options.signal);
+    return new ChatAnswer((signal, onDelta) => this.#answer(messages, options, signal, onDelta), options.signal);
+  }
+
+  /** Paints a picture. Stopping is heard between steps. */
+  async generate(options: GenerateOptions): Promise<Picture> {
+    const { prompt, image, strength, onStep, signal } = options;
+    if (typeof prompt !== "string") throw new MgmError("invalid-argument", "a prompt says what is to be seen: generate({ prompt })");
+    const call = { prompt, ...toPictureCall({ previews: onStep !== undefined, ...options }), ...(strength !== undefined && { strength }) };
+    const request = { type: "paint", call, ...(image !== undefined && { image: await toPixels(image) }) } as const;
+    const reply = await this.#call(request, signal, (news) => {
+      if (news.type === "step") onStep?.(news.step);
+    });
+    signal?.throwIfAborted();
+    return expect(reply, "painted").picture;
   }
 
   /** What patch info mining weighs in a picture, whatever is asked about it. */
   async look(image: ImageInput, options: { signal?: AbortSignal } = {}): Promise<LookMap> {
     const reply = await this.#call({ type: "look", image: await toPixels(image) }, options.signal);
     options.signal?.throwIfAborted();
-    if (reply.type !== "looked") throw new MgmError("internal", `the worker replied ${reply.type}`);
-    return reply.map;
+    return expect(reply, "looked").map;
   }
 
   /**
@@ -179,8 +206,7 @@ export class Mgm {
 
   /** Memory in use. */
   async memory(): Promise<MemoryReport> {
-    const reply = await this.#call({ type: "memory" });
-    return reply.type === "memory" ? reply.memory : { wasm: 0, gpu: 0 };
+    return expect(await this.#call({ type: "memory" }), "memory").memory;
   }
 
   /** Frees the GPU and ends the worker. Calls that are under way fail with `disposed`. */
@@ -199,12 +225,12 @@ export class Mgm {
     messages: Message[],
     options: ChatOptions,
     signal: AbortSignal,
-    onText: (text: string) => void,
+    onDelta: (delta: Delta) => void,
   ): Promise<Answer> {
     const started = performance.now();
     let firstTokenMs = 0;
-    const { maxNewTokens = 512, temperature = 0.2, topP, topK = 50, seed } = options;
-    const call = {
+    const { maxNewTokens = 512, temperature = 0.2, topP, topK = 50, seed, picture = "auto" } = options;
+    const call: ChatCall = {
       ...(await unpack(messages, signal)),
       options: {
         maxNewTokens,
@@ -213,18 +239,21 @@ export class Mgm {
         ...(topP !== undefined && { topP }),
         seed: seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER),
       },
+      ...(picture !== false && { picture: toPictures(picture) }),
     };
-    const reply = await this.#call({ type: "chat", call }, signal, (reply) => {
-      if (reply.type === "text") onText(reply.text);
-      if (reply.type === "first-token") firstTokenMs = performance.now() - started;
+    const reply = await this.#call({ type: "chat", call }, signal, (news) => {
+      if (news.type === "text") onDelta({ text: news.text });
+      if (news.type === "step") onDelta({ text: "", step: news.step });
+      if (news.type === "first-token") firstTokenMs = performance.now() - started;
     });
     signal.throwIfAborted();
-    if (reply.type !== "answered") throw new MgmError("internal", `the worker replied ${reply.type}`);
-    return toAnswer(reply.report, firstTokenMs);
+    const answered = expect(reply, "answered");
+    if (answered.picture) onDelta({ text: "", picture: answered.picture });
+    return { ...toAnswer(answered.report, firstTokenMs), ...(answered.picture && { picture: answered.picture }) };
   }
 
   /** Sends a call to the worker and waits for its last reply. */
-  #call(call: Call, signal?: AbortSignal, onReply?: Handler): Promise<Reply> {
+  #call(call: Call, signal?: AbortSignal, onNews?: (news: News) => void): Promise<Outcome> {
     return new Promise((resolve, reject) => {
       if (this.#ended) {
         reject(this.#ended);
@@ -242,8 +271,8 @@ export class Mgm {
           reject(signal?.aborted ? (signal.reason as Error) : new MgmError(reply.error.code, reply.error.message));
         } else if (reply.type === "progress") {
           this.#onProgress?.(reply.progress);
-        } else if (reply.type === "text" || reply.type === "first-token") {
-          onReply?.(reply);
+        } else if (reply.type === "text" || reply.type === "first-token" || reply.type === "step") {
+          onNews?.(reply);
         } else {
           settle();
           resolve(reply);
@@ -260,17 +289,17 @@ export class Mgm {
  * An answer that is being made: an async iterable of its pieces, to be iterated once. Leaving the loop early stops it.
  */
 export class ChatAnswer implements AsyncIterable<Delta> {
-  readonly #pieces: string[] = [];
+  readonly #pieces: Delta[] = [];
   readonly #stop = new AbortController();
   readonly #answer: Promise<Answer>;
   #over = false;
   #wake: () => void = () => undefined;
 
   /** @internal */
-  constructor(run: (signal: AbortSignal, onText: (text: string) => void) => Promise<Answer>, signal?: AbortSignal) {
+  constructor(run: (signal: AbortSignal, onDelta: (delta: Delta) => void) => Promise<Answer>, signal?: AbortSignal) {
     const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
-    this.#answer = run(either, (text) => {
-      this.#pieces.push(text);
+    this.#answer = run(either, (delta) => {
+      this.#pieces.push(delta);
       this.#wake();
     });
     const end = () => {
@@ -288,9 +317,9 @@ export class ChatAnswer implements AsyncIterable<Delta> {
   async *[Symbol.asyncIterator](): AsyncGenerator<Delta, void> {
     try {
       for (;;) {
-        const text = this.#pieces.shift();
-        if (text !== undefined) {
-          yield { text };
+        const piece = this.#pieces.shift();
+        if (piece) {
+          yield piece;
         } else if (this.#over) {
           const { finishReason, usage, timings } = await this.#answer;
           yield { text: "", finishReason, usage, timings };
@@ -304,6 +333,33 @@ export class ChatAnswer implements AsyncIterable<Delta> {
       this.#stop.abort();
     }
   }
+}
+
+/** A call's outcome, which is of one type unless there is a bug. */
+function expect<T extends Outcome["type"]>(outcome: Outcome, type: T): Extract<Outcome, { type: T }> {
+  if (outcome.type !== type) throw new MgmError("internal", `the worker replied ${outcome.type} in the place of ${type}`);
+  return outcome as Extract<Outcome, { type: T }>;
+}
+
+function toPictures(picture: Exclude<ChatOptions["picture"], false | undefined>): NonNullable<ChatCall["picture"]> {
+  const { when = "always", ...settings } = typeof picture === "object" ? picture : { when: picture === true ? "always" : "auto" } as const;
+  return { when, settings: toPictureCall(settings) };
+}
+
+function toPictureCall(settings: PictureSettings): PictureCall {
+  const { negativePrompt, width, height, steps = PICTURE.steps, guidance = PICTURE.guidance, scheduler, previews = PICTURE.previews } = settings;
+  return {
+    steps,
+    guidance,
+    // Such seeds are told and typed again, so they are short.
+    seed: settings.seed ?? Math.floor(Math.random() * 2 ** 32),
+    strength: PICTURE.strength,
+    previews,
+    ...(negativePrompt !== undefined && { negativePrompt }),
+    ...(width !== undefined && { width }),
+    ...(height !== undefined && { height }),
+    ...(scheduler !== undefined && { scheduler }),
+  };
 }
 
 function toAnswer(report: Report, firstTokenMs: number): Answer {

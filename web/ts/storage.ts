@@ -23,12 +23,15 @@ export interface CachedBundle {
   cachedBytes: number;
   /** Whether it can be loaded offline. */
   complete: boolean;
+  /** Whether it is a model that paints. */
+  paints: boolean;
 }
 
 /** What is remembered of a bundle. */
 export interface SourceRecord {
   url: string;
   name: string;
+  paints?: boolean;
   files: { sha256: string; bytes: number }[];
 }
 
@@ -125,7 +128,7 @@ async function list(): Promise<CachedBundle[]> {
       bytes += size;
       cachedBytes += whole?.size ?? (await getFile(entry, `${sha256}.part`))?.size ?? 0;
     }
-    bundles.push({ url: record.url, name: record.name, bytes, cachedBytes, complete });
+    bundles.push({ url: record.url, name: record.name, bytes, cachedBytes, complete, paints: record.paints ?? false });
   }
   return bundles;
 }

@@ -299,6 +299,12 @@ impl SdxlCheckpoint {
         }
     }
 
+    /// Pixels across and down of the pictures that it was trained on.
+    pub fn default_size(&self) -> (usize, usize) {
+        let side = self.unet.1.sample_size * self.vae.1.pixels_per_latent();
+        (side, side)
+    }
+
     /// How most of the UNet's weights are stored, which is how they are kept where nothing else is asked for.
     pub fn stored_precision(&self) -> Precision {
         let checkpoint = self.unet.0.checkpoint();

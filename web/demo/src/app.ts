@@ -1,8 +1,9 @@
 // The page: one conversation with one model.
 
-import { cache, type Delta, type Message, Mgm, MgmError, type Progress } from "mgm-webgpu";
-import { choices, device, megabytes } from "./models.js";
-import { addressOf, messageElement } from "./render.js";
+import { cache, type Delta, type Message, Mgm, MgmError, type Picture, type PictureSettings, type PictureStep, type Progress } from "mgm-webgpu";
+import { type Choice, choices, device, megabytes } from "./models.js";
+import { addressOf } from "./address.js";
+import { messageElement } from "./render.js";
 import { type Entry, exported, loadConversation, loadSettings, saveConversation, saveSettings } from "./store.js";
 
 /** The element with this id, which is in index.html. */
@@ -16,6 +17,10 @@ const settings = loadSettings();
 let entries: Entry[] = [];
 let attachments: Blob[] = [];
 let mgm: Mgm | undefined;
+/** What is loaded: the model that answers, the one that paints. */
+let names: string[] = [];
+/** The button for pictures is pressed. */
+let draws = false;
 /** What is under way and can be stopped. */
 let busy: AbortController | undefined;
 
@@ -44,7 +49,8 @@ function showProgress({ phase, part, loaded, total }: Progress): void {
   const bytes = phase === "check" ? "" : ` ${megabytes(loaded)} of ${megabytes(total)}`;
   $("status-text").textContent = `${PHASES[phase]}${phase === "download" ? ` (${part})` : ""}${bytes}`;
   $<HTMLProgressElement>("progress").value = total > 0 ? loaded / total : 0;
-  if (phase === "recover" && loaded === total) $("status").hidden = true;
+  // What comes in the middle of an answer is followed by the answer.
+  if (mgm && loaded === total) $("status").hidden = true;
 }
 
 function refresh(): void {
@@ -54,76 +60,109 @@ function refresh(): void {
   $<HTMLButtonElement>("export").disabled = entries.length === 0;
   $<HTMLButtonElement>("new").disabled = entries.length === 0 && busy === undefined;
   $<HTMLButtonElement>("model").disabled = busy !== undefined;
+  $("draw").hidden = !mgm?.info.painter;
+  $<HTMLButtonElement>("draw").ariaPressed = String(drawing());
+  $<HTMLTextAreaElement>("question").placeholder = drawing() ? "Say what to draw" : "Ask about a picture";
+}
+
+/** Whether the next question asks for a picture. */
+function drawing(): boolean {
+  return mgm?.info.painter !== undefined && (draws || !mgm.info.chats);
 }
 
 // ---- Models --------------------------------------------------------------------------------------------------------
 
-async function load(source: string | File[], name: string): Promise<void> {
+/** Loads a model in the place of what is there, or, if it `paints`, beside one that answers. */
+async function load(source: string | File[], name: string, paints = false): Promise<void> {
   if (busy) return;
   $<HTMLDialogElement>("models").close();
   notice("");
-  mgm?.dispose();
-  mgm = undefined;
+  const beside = paints && mgm?.info.chats;
   const stop = new AbortController();
   busy = stop;
+  if (!beside) {
+    mgm?.dispose();
+    mgm = undefined;
+    names = [];
+  }
   refresh();
-  $("model-name").textContent = name;
+  $("model-name").textContent = [...names, name].join(" + ");
   try {
-    mgm = await Mgm.load(source, { signal: stop.signal, onProgress: showProgress });
-    $("model-name").textContent = `${name} · ${mgm.info.precision}`;
+    if (beside) await mgm?.loadPainter(source, { signal: stop.signal });
+    else mgm = await Mgm.load(source, { signal: stop.signal, onProgress: showProgress });
+    const precision = beside ? mgm?.info.painter?.precision : mgm?.info.precision;
+    names = [...names.slice(0, 1), `${name} · ${precision}`];
     if (typeof source === "string") {
-      settings.model = source;
+      settings[paints ? "painter" : "model"] = source;
+      if (!beside && paints) settings.model = "";
       saveSettings(settings);
     }
     $("question").focus();
   } catch (error) {
-    $("model-name").textContent = "Choose a model";
     sayError(error);
   } finally {
     busy = undefined;
+    $("model-name").textContent = names.join(" + ") || "Choose a model";
     $("status").hidden = true;
     refresh();
   }
+}
+
+async function choose({ url, name, paints }: Choice): Promise<void> {
+  await load(url, name, paints);
+  // One that answers takes the place of both.
+  if (!paints && mgm?.info.chats) await comeBack(settings.painter);
+}
+
+/** Loads a model that was used before, if it is on this device. */
+async function comeBack(address: string): Promise<void> {
+  const known = address && (await choices()).find(({ url, here }) => here && url === address);
+  if (known) await load(known.url, known.name, known.paints);
 }
 
 async function showModels(): Promise<void> {
   const list = $("model-list");
   $<HTMLDialogElement>("models").showModal();
   $("device").textContent = await device();
-  const items = (await choices()).map((choice) => {
-    const item = document.createElement("li");
-    const about = document.createElement("div");
-    const name = document.createElement("div");
-    name.className = "name";
-    name.textContent = choice.name;
-    const facts = document.createElement("div");
-    facts.className = "muted";
-    const where = choice.here ? "on this device" : "to download";
-    facts.textContent = [`${megabytes(choice.bytes)}, ${where}`, choice.doubt, choice.about].filter(Boolean).join(" · ");
-    about.append(name, facts);
-    const use = document.createElement("button");
-    use.type = "button";
-    use.textContent = choice.here ? "Use" : "Download";
-    use.setAttribute("aria-label", `${use.textContent} ${choice.name}`);
-    use.onclick = () => void load(choice.url, choice.name);
-    item.append(about, use);
-    if (choice.here) {
-      const remove = document.createElement("button");
-      remove.type = "button";
-      remove.textContent = "Delete";
-      remove.setAttribute("aria-label", `Delete ${choice.name} from this device`);
-      remove.onclick = () => void cache.delete(choice.url).then(showModels, sayError);
-      item.append(remove);
-    }
-    return item;
-  });
-  if (items.length === 0) {
+  const all = await choices();
+  const groups = [all.filter(({ paints }) => !paints), all.filter(({ paints }) => paints)] as const;
+  list.replaceChildren(...groups[0].map(choiceElement));
+  $("painter-list").replaceChildren(...groups[1].map(choiceElement));
+  $("painters").hidden = groups[1].length === 0;
+  if (groups[0].length === 0) {
     const hint = document.createElement("li");
     hint.textContent = "This page offers no models: load one from an address, or from files on this device.";
-    items.push(hint);
+    list.replaceChildren(hint);
   }
-  list.replaceChildren(...items);
   (list.querySelector("button") ?? $("model-url")).focus();
+}
+
+function choiceElement(choice: Choice): HTMLLIElement {
+  const item = document.createElement("li");
+  const about = document.createElement("div");
+  const name = document.createElement("div");
+  name.className = "name";
+  name.textContent = choice.name;
+  const facts = document.createElement("div");
+  facts.className = "muted";
+  const where = choice.here ? "on this device" : "to download";
+  facts.textContent = [`${megabytes(choice.bytes)}, ${where}`, choice.doubt, choice.about].filter(Boolean).join(" · ");
+  about.append(name, facts);
+  const use = document.createElement("button");
+  use.type = "button";
+  use.textContent = choice.here ? "Use" : "Download";
+  use.setAttribute("aria-label", `${use.textContent} ${choice.name}`);
+  use.onclick = () => void choose(choice).catch(sayError);
+  item.append(about, use);
+  if (choice.here) {
+    const remove = document.createElement("button");
+    remove.type = "button";
+    remove.textContent = "Delete";
+    remove.setAttribute("aria-label", `Delete ${choice.name} from this device`);
+    remove.onclick = () => void cache.delete(choice.url).then(showModels, sayError);
+    item.append(remove);
+  }
+  return item;
 }
 
 // ---- Conversation --------------------------------------------------------------------------------------------------
@@ -135,10 +174,12 @@ function append(entry: Entry): ReturnType<typeof messageElement> {
 }
 
 function messages(): Message[] {
-  const list: Message[] = entries.map(({ role, text, images }) => ({
-    role,
-    content: images.length > 0 ? [...images.map((image) => ({ type: "image" as const, image })), { type: "text" as const, text }] : text,
-  }));
+  const list: Message[] = entries.map(({ role, text, images, draws }) => {
+    // As the model was asked then.
+    const asked = draws ? `${text} <GEN>` : text;
+    const pictures = images.map((image) => ({ type: "image" as const, image }));
+    return { role, content: pictures.length > 0 ? [...pictures, { type: "text" as const, text: asked }] : asked };
+  });
   if (settings.system) list.unshift({ role: "system", content: settings.system });
   return list;
 }
@@ -161,11 +202,16 @@ async function send(): Promise<void> {
     return;
   }
   if (attachments.length > 0 && !mgm.info.sees) {
-    notice("This model reads only text: choose one that sees pictures, or remove them.");
+    notice(`This model ${mgm.info.chats ? "reads only text" : "only draws"}: choose one that sees pictures, or remove them.`);
     return;
   }
   notice("");
-  const asked: Entry = { role: "user", text, images: attachments };
+  const draws = drawing();
+  if (draws && text === "") {
+    notice("Say what to draw.");
+    return;
+  }
+  const asked: Entry = { role: "user", text, images: attachments, ...(draws && { draws }) };
   entries.push(asked);
   append(asked);
   question.value = "";
@@ -193,10 +239,14 @@ async function send(): Promise<void> {
     });
   };
   try {
-    const { temperature, maxNewTokens } = settings;
-    for await (const delta of mgm.chat(prompt, { temperature, maxNewTokens, signal: stop.signal })) {
+    for await (const delta of answering(mgm, prompt, draws, stop.signal)) {
       answer.text += delta.text;
-      if (delta.timings) answer.facts = facts(delta);
+      if (delta.step) {
+        const { step } = delta;
+        follow(() => message.step(step));
+      }
+      if (delta.picture) answer.picture = kept(delta.picture);
+      if (delta.timings ?? delta.picture) answer.facts = [answer.facts, facts(delta)].filter(Boolean).join(" · ");
       draw();
       if (performance.now() - saved > SAVE_INTERVAL) {
         saved = performance.now();
@@ -229,7 +279,43 @@ async function send(): Promise<void> {
   }
 }
 
-function facts({ timings, usage, finishReason }: Delta): string {
+/** An answer, or, of a model that only paints, a picture as one. */
+async function* answering(mgm: Mgm, messages: Message[], draws: boolean, signal: AbortSignal): AsyncGenerator<Delta, void> {
+  const { temperature, maxNewTokens, steps, guidance, side } = settings;
+  const picture: PictureSettings = { steps, guidance, previews: true, ...(side > 0 && { width: side, height: side }) };
+  if (mgm.info.chats) {
+    const when = draws ? "always" : "auto";
+    yield* mgm.chat(messages, { temperature, maxNewTokens, signal, picture: { when, ...picture } });
+    return;
+  }
+  const prompt = entries.at(-1)?.text ?? "";
+  const pending: PictureStep[] = [];
+  let wake: () => void = () => undefined;
+  let over = false;
+  const onStep = (step: PictureStep) => {
+    pending.push(step);
+    wake();
+  };
+  const done = mgm.generate({ prompt, ...picture, onStep, signal }).finally(() => {
+    over = true;
+    wake();
+  });
+  // It is awaited below.
+  done.catch(() => undefined);
+  while (!over) {
+    for (const step of pending.splice(0)) yield { text: "", step };
+    await new Promise<void>((resolve) => (over ? resolve() : (wake = resolve)));
+  }
+  yield { text: "", picture: await done };
+}
+
+const kept = ({ png, settings: { prompt, seed } }: Picture) => ({ png, prompt, seed });
+
+function facts({ timings, usage, finishReason, picture }: Delta): string {
+  if (picture) {
+    const { timings, settings } = picture;
+    return `drawn in ${(timings.totalMs / 1000).toFixed(1)} s, ${(timings.stepMs / 1000).toFixed(2)} s a step · seed ${settings.seed}`;
+  }
   if (!timings || !usage) return "";
   const parts = [
     `${timings.tokensPerSecond.toFixed(1)} tokens/s`,
@@ -321,6 +407,9 @@ function showSettings(): void {
   $("temperature-value").textContent = settings.temperature === 0 ? "0: always the likeliest token" : String(settings.temperature);
   $<HTMLInputElement>("tokens").value = String(settings.maxNewTokens);
   $<HTMLTextAreaElement>("system").value = settings.system;
+  $<HTMLInputElement>("steps").value = String(settings.steps);
+  $<HTMLInputElement>("guidance").value = String(settings.guidance);
+  $<HTMLSelectElement>("side").value = String(settings.side);
 }
 
 function readSettings(): void {
@@ -328,6 +417,9 @@ function readSettings(): void {
   settings.temperature = Number($<HTMLInputElement>("temperature").value);
   settings.maxNewTokens = Math.max(1, Math.floor(Number($<HTMLInputElement>("tokens").value) || 512));
   settings.system = $<HTMLTextAreaElement>("system").value.trim();
+  settings.steps = Math.min(1000, Math.max(1, Math.floor(Number($<HTMLInputElement>("steps").value) || 20)));
+  settings.guidance = Math.min(1000, Math.max(0, Number($<HTMLInputElement>("guidance").value)));
+  settings.side = Number($<HTMLSelectElement>("side").value);
   saveSettings(settings);
   showSettings();
 }
@@ -382,6 +474,11 @@ function listen(): void {
   $("new").onclick = () => void startOver();
   $("export").onclick = () => void save().catch(sayError);
 
+  $("draw").onclick = () => {
+    draws = !draws;
+    refresh();
+    $("question").focus();
+  };
   $("attach").onclick = () => $("files").click();
   $("photograph").onclick = () => $("camera").click();
   for (const id of ["files", "camera"]) {
@@ -416,7 +513,7 @@ function listen(): void {
     showSettings();
     $<HTMLDialogElement>("preferences").showModal();
   };
-  for (const id of ["theme", "temperature", "tokens", "system"]) $(id).onchange = readSettings;
+  for (const id of ["theme", "temperature", "tokens", "system", "steps", "guidance", "side"]) $(id).onchange = readSettings;
   $("temperature").oninput = readSettings;
   $("check").onclick = () => void check();
 }
@@ -434,10 +531,8 @@ async function start(): Promise<void> {
     notice(support.reason ?? "This browser cannot run models.");
     return;
   }
-  const models = await choices();
-  // What was used last comes back by itself, if it is here and a GPU plays no tricks.
-  const last = models.find(({ url, here }) => here && url === settings.model);
-  if (last) await load(last.url, last.name);
+  await comeBack(settings.model);
+  await comeBack(settings.painter);
 }
 
 if ("serviceWorker" in navigator && location.protocol !== "file:") {

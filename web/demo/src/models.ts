@@ -8,6 +8,8 @@ export interface ListedModel {
   url: string;
   /** Bytes to download, about what it takes on the GPU. */
   bytes: number;
+  /** Whether it paints, beside one that answers. */
+  paints?: boolean;
   about?: string;
 }
 
@@ -33,8 +35,8 @@ export async function choices(): Promise<Choice[]> {
     const url = new URL(model.url, location.href).href;
     all.set(url, { ...model, url, here: false });
   }
-  for (const { url, name, bytes, complete } of kept) {
-    all.set(url, { ...(all.get(url) ?? { name, url, bytes }), here: complete });
+  for (const { url, name, bytes, complete, paints } of kept) {
+    all.set(url, { ...(all.get(url) ?? { name, url, bytes }), paints, here: complete });
   }
   const room = support.storage ? support.storage.quota - support.storage.usage : Infinity;
   return [...all.values()]

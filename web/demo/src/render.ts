@@ -2,19 +2,12 @@
 
 import DOMPurify from "dompurify";
 import { marked } from "marked";
+import { addressOf } from "./address.js";
+import { pictureElement } from "./picture.js";
 import type { Entry } from "./store.js";
 
-/** Addresses of pictures, one for each, while the page is open. */
-const addresses = new WeakMap<Blob, string>();
-
-export function addressOf(blob: Blob): string {
-  let address = addresses.get(blob);
-  if (!address) {
-    address = URL.createObjectURL(blob);
-    addresses.set(blob, address);
-  }
-  return address;
-}
+/** An answer as people read it: the picture's description is the picture's caption. */
+const readable = (text: string): string => text.replace(/<h>[^]*?(<\/h>|$)/g, "");
 
 /** Markdown of a model as safe elements. What a model writes can be no more than text: no scripts, no requests. */
 export function markdown(text: string): DocumentFragment {
@@ -63,16 +56,18 @@ export function messageElement(entry: Entry, onPicture: (image: Blob) => void) {
   text.className = "text";
   const facts = document.createElement("p");
   facts.className = "facts";
-  element.append(text, facts);
+  const picture = pictureElement(entry);
+  element.append(text, picture.element, facts);
   /** While more is to come, screen readers wait with what is new. */
   const update = (pending = false) => {
     element.setAttribute("aria-busy", String(pending));
     if (entry.role === "user") text.textContent = entry.text;
-    else text.replaceChildren(markdown(entry.text));
+    else text.replaceChildren(markdown(entry.picture || pending ? readable(entry.text) : entry.text));
     text.hidden = entry.text === "" && entry.role === "user";
     facts.textContent = entry.facts ?? "";
     facts.hidden = !entry.facts;
+    if (!pending) picture.update();
   };
   update();
-  return { element, update };
+  return { element, update, step: picture.step };
 }

@@ -5,6 +5,10 @@ export interface Entry {
   role: "user" | "assistant";
   text: string;
   images: Blob[];
+  /** Of a question: whether a picture was asked for with the button. */
+  draws?: boolean;
+  /** Of an answer: what was painted. */
+  picture?: { png: Blob; prompt: string; seed: number };
   /** Facts shown below an answer. */
   facts?: string;
 }
@@ -16,9 +20,16 @@ export interface Settings {
   system: string;
   /** The model that was used last, by its address. */
   model: string;
+  /** The model that painted last, by its address. */
+  painter: string;
+  /** Steps of a picture. */
+  steps: number;
+  guidance: number;
+  /** Pixels along a side of a picture; 0 for what the model was trained on. */
+  side: number;
 }
 
-const DEFAULTS: Settings = { theme: "", temperature: 0.2, maxNewTokens: 512, system: "", model: "" };
+const DEFAULTS: Settings = { theme: "", temperature: 0.2, maxNewTokens: 512, system: "", model: "", painter: "", steps: 20, guidance: 5, side: 0 };
 const SETTINGS = "mgm-settings";
 const DATABASE = "mgm-demo";
 const STORE = "conversation";
@@ -77,8 +88,8 @@ export async function saveConversation(entries: Entry[]): Promise<void> {
 /** The conversation as a file: messages as in OpenAI's chat API, pictures inside. */
 export async function exported(entries: Entry[], system: string): Promise<Blob> {
   const messages: unknown[] = system ? [{ role: "system", content: system }] : [];
-  for (const { role, text, images } of entries) {
-    const pictures = await Promise.all(images.map(toDataUrl));
+  for (const { role, text, images, picture } of entries) {
+    const pictures = await Promise.all([...images, ...(picture ? [picture.png] : [])].map(toDataUrl));
     const parts = pictures.map((url) => ({ type: "image_url", image_url: { url } }));
     messages.push({ role, content: parts.length > 0 ? [...parts, { type: "text", text }] : text });
   }
