@@ -24,7 +24,9 @@ before(async () => {
   context = await launch();
   page = await openPage(context, `${server.url}/`);
   await page.evaluate(async () => {
-    window.mgm = await Mgm.load("/talker/", { painter: "/sdxl/" });
+    window.loads = new Map();
+    const onProgress = ({ phase, part, loaded, total }) => phase === "load" && loads.set(part, loaded / total);
+    window.mgm = await Mgm.load("/talker/", { painter: "/sdxl/", onProgress });
     window.bytesOf = async (url) => {
       const bitmap = await createImageBitmap(await (await fetch(url)).blob());
       const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
@@ -82,6 +84,9 @@ test("a seed gives the picture that the binary paints, with steps, previews and 
     return { steps, most: await differs(pixels, url), settings, timings, file };
   }, url);
   assert.ok(most <= NEAR, `differs by ${most}`);
+  const loads = Object.fromEntries(await page.evaluate("[...loads]"));
+  assert.equal(Object.keys(loads).length, 5, `${Object.keys(loads)}`);
+  assert.ok(Object.values(loads).every((part) => part === 1), JSON.stringify(loads));
   assert.deepEqual(steps, [[0, 2, undefined, undefined], [1, 2, 16, 8], [2, 2, 16, 8]]);
   assert.deepEqual(settings, {
     prompt: "a gold mine", negativePrompt: "dark", steps: 2, guidance: 5, width: 128, height: 64, scheduler: "euler-karras", seed: 7, precision: "f32",

@@ -35,6 +35,11 @@ export async function paint(
   /** The first step that is over, and when: it takes longer than the others. */
   let first: { done: number; at: number } | undefined;
   let stepMs = 0;
+  /** Parts are loaded in part: the autoencoder without its encoder, where no picture comes in. */
+  const loadingEnds = () => {
+    if (loaded < total) progress(part, total, total);
+    loaded = total;
+  };
   const tell = (name: string, value: unknown): boolean => {
     switch (name) {
       case "loading":
@@ -48,6 +53,7 @@ export async function paint(
         progress(part, Math.min(loaded, total), total);
         break;
       case "step": {
+        loadingEnds();
         const [done = 0, all = 0] = value as number[];
         step = { done, total: all };
         const now = performance.now();
@@ -57,6 +63,9 @@ export async function paint(
         if (!call.previews || done === 0) onStep(step);
         break;
       }
+      case "decoding":
+        loadingEnds();
+        break;
       case "preview":
         onStep({ ...step, preview: toImageData(value as Pixels) });
         break;

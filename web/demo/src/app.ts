@@ -270,6 +270,7 @@ async function send(): Promise<void> {
     }
   } finally {
     busy = undefined;
+    $("status").hidden = true;
     message.element.classList.remove("pending");
     follow(() => message.update());
     if (entries.includes(asked)) entries.push(answer);
@@ -309,7 +310,7 @@ async function* answering(mgm: Mgm, messages: Message[], draws: boolean, signal:
   yield { text: "", picture: await done };
 }
 
-const kept = ({ png, settings: { prompt, seed } }: Picture) => ({ png, prompt, seed });
+const kept = ({ png, settings: { prompt, seed, width, height } }: Picture) => ({ png, prompt, seed, width, height });
 
 function facts({ timings, usage, finishReason, picture }: Delta): string {
   if (picture) {

@@ -32,9 +32,11 @@ export function pictureElement(entry: Entry) {
       element.replaceChildren();
       return;
     }
-    const { png, prompt, seed } = entry.picture;
+    const { png, prompt, seed, width, height } = entry.picture;
     const image = document.createElement("img");
     image.src = addressOf(png);
+    // So that its room is there before it is.
+    [image.width, image.height] = [width, height];
     image.alt = `Drawn: ${prompt}`;
     const caption = document.createElement("figcaption");
     const save = document.createElement("a");

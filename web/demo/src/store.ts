@@ -8,7 +8,7 @@ export interface Entry {
   /** Of a question: whether a picture was asked for with the button. */
   draws?: boolean;
   /** Of an answer: what was painted. */
-  picture?: { png: Blob; prompt: string; seed: number };
+  picture?: { png: Blob; prompt: string; seed: number; width: number; height: number };
   /** Facts shown below an answer. */
   facts?: string;
 }
