@@ -302,3 +302,28 @@ fn a_token_takes_few_dispatches() {
         });
     }
 }
+
+/// Once a conversation is under way, a token makes no buffer, no pipeline and no bind group.
+#[test]
+fn tokens_make_nothing_on_the_device() {
+    let case = case("llama3-8b");
+    let expected = Expected::read(&case);
+    pollster::block_on(async {
+        let gpu = open_gpu();
+        let model = load(&gpu, &case, &expected).await;
+        let options = AnswerOptions { max_new_tokens: 120, ..GREEDY };
+        let mut made = Vec::new();
+        let mut on_event = |event: Event<'_>| {
+            if let Event::Token(_) = event {
+                made.push(gpu.objects_made());
+            }
+            true
+        };
+        model.chat(None).ask("word ", &[], &options, &mut on_event).await.expect("an answer");
+        assert!(made.len() > 60, "the answer ended after {} tokens", made.len());
+        // The first tokens of a conversation make what the others use.
+        let counts: Vec<u64> = made.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        println!("objects made a token: {counts:?}");
+        assert!(counts[8..].iter().all(|count| *count == 0), "{counts:?}");
+    });
+}

@@ -47,11 +47,21 @@ async function keptWasm(script: string, cause?: unknown): Promise<Response> {
   throw new MgmError(navigator.onLine ? "network" : "offline", "the package's wasm module could not be fetched", { cause });
 }
 
+/** Whether the server says that a response is what was kept before. */
+function isSame({ headers }: Response, kept: Response | undefined): boolean {
+  const marks = ["etag", "last-modified"].filter((name) => headers.has(name));
+  return marks.length > 0 && [...marks, "content-length"].every((name) => headers.get(name) === kept?.headers.get(name));
+}
+
 async function keep(script: string, wasm: Response): Promise<void> {
   const cache = await caches.open(CACHE);
-  const [source] = await Promise.all([fetch(script), cache.put(wasmKey(script), wasm)]);
+  const put = async (key: string, response: Response) => {
+    if (!isSame(response, await cache.match(key))) await cache.put(key, response);
+    else await response.body?.cancel();
+  };
+  const [source] = await Promise.all([fetch(script), put(wasmKey(script), wasm)]);
   if (!source.ok) return;
-  await cache.put(script, source);
+  await put(script, source);
   // Bundlers give each version a name of its own: those before are of no use.
   const folder = new URL(".", script).href;
   for (const { url } of await cache.keys()) {

@@ -114,6 +114,7 @@ struct GivenConfigs {
 }
 
 /// The networks of the released model, with what each needs.
+#[cfg(feature = "gpu")]
 pub(crate) fn released() -> [(&'static str, Vec<Expected>); 4] {
     [
         (TEXT_1, expected::text(&TextEncoderConfig::sdxl_1())),

@@ -1,0 +1,32 @@
+//! Stable Diffusion XL's settings and what is merged into it: configurations, schedules, single files, LoRA files. The first byte
+//! chooses the reader.
+#![no_main]
+
+use std::rc::Rc;
+
+use libfuzzer_sys::fuzz_target;
+use mgm::diffusion::config::{TextEncoderConfig, UnetConfig, VaeConfig};
+use mgm::diffusion::scheduler::{Schedule, SchedulerConfig};
+use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
+use mgm::weights::source::MemorySource;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((reader, bytes)) = bytes.split_first() else { return };
+    let source = || Rc::new(MemorySource::new("fuzz.safetensors", bytes));
+    match reader {
+        0 => {
+            let _ = UnetConfig::parse("config.json", bytes);
+            let _ = VaeConfig::parse("config.json", bytes);
+            let _ = TextEncoderConfig::parse("config.json", bytes);
+        }
+        1 => {
+            let Ok(config) = SchedulerConfig::parse("scheduler_config.json", bytes, None) else { return };
+            for steps in [1, 7, 50] {
+                let _ = Schedule::new(&config, steps);
+                let _ = Schedule::for_image(&config, steps, 0.5);
+            }
+        }
+        2 => drop(pollster::block_on(Lora::open(source(), 1.0))),
+        _ => drop(pollster::block_on(SdxlCheckpoint::open_file(source(), &OpenOptions { prefer_f16: false, beside: None }))),
+    }
+});
