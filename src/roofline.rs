@@ -133,8 +133,12 @@ impl Bench {
         self.depthwise("depthwise 7x7 192 x 64 x 64", 192, 64).await?;
         self.mining("mining, released sizes").await?;
         show(self);
-        // Stable Diffusion XL's UNet at 512 x 512: the convolutions and norms of its three levels, its attention.
-        for precision in [Precision::F32, Precision::F16, Precision::Q8] {
+        // Stable Diffusion XL's UNet at 512 x 512: the convolutions and norms of its three levels, its attention. In f32 at a quarter
+        // of that, for those who want to compare on slow adapters.
+        for (channels, side) in [(320, 32), (1280, 8)] {
+            self.convolution(channels, side, Precision::F32).await?;
+        }
+        for precision in [Precision::F16, Precision::Q8] {
             for (channels, side) in [(320, 64), (640, 32), (1280, 16)] {
                 self.convolution(channels, side, precision).await?;
                 show(self);

@@ -1,5 +1,6 @@
 //! A model and the conversations with it: pictures and text in, text out.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
@@ -322,12 +323,36 @@ impl Answer {
     }
 }
 
-/// A picture of a conversation: its visual tokens, and the number that tells it from all others in the cache.
+/// A picture as a conversation takes it. Its pixels are asked for only if it was not looked at before.
+pub trait Picture {
+    /// What tells it from all other pictures: a hash of its size and pixels.
+    fn hash(&self) -> u64;
+
+    /// Its pixels.
+    ///
+    /// # Errors
+    /// Whatever keeps them from being read.
+    fn pixels(&self) -> Result<Cow<'_, Rgb8>>;
+}
+
+impl Picture for Rgb8 {
+    fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.width(), self.height(), self.data()).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn pixels(&self) -> Result<Cow<'_, Rgb8>> {
+        Ok(Cow::Borrowed(self))
+    }
+}
+
+/// A picture that was looked at: its visual tokens, and the number that tells it from all others in the cache.
 #[derive(Debug, Clone)]
-struct Picture {
+struct Seen {
     tokens: Tensor,
     number: u32,
-    /// Of its size and pixels: the same picture is looked at once.
+    /// [`Picture::hash`]: the same picture is looked at once.
     hash: u64,
 }
 
@@ -337,11 +362,11 @@ pub struct Chat {
     model: Rc<Model>,
     conversation: Conversation,
     /// All pictures, in the order of the turns.
-    images: Vec<Picture>,
+    images: Vec<Seen>,
     /// Pictures of the conversation before [`Chat::restore`], which may come again.
-    known: Vec<Picture>,
+    known: Vec<Seen>,
     cache: Cache,
-    /// What the cache's positions hold, pictures by [`Picture::number`].
+    /// What the cache's positions hold, pictures by [`Seen::number`].
     cached: Vec<Position>,
     next_image: u32,
 }
@@ -375,7 +400,7 @@ impl Chat {
         &mut self,
         system: Option<String>,
         turns: Vec<Turn>,
-        images: &[Rgb8],
+        images: &[&dyn Picture],
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<()> {
         let expected: usize = turns.iter().map(|turn| turn.images).sum();
@@ -389,7 +414,7 @@ impl Chat {
         let known = [std::mem::take(&mut self.known), before.clone()].concat();
         self.known.clone_from(&known);
         for image in images {
-            match self.look(image, on_event).await {
+            match self.look(*image, on_event).await {
                 Ok(picture) => self.images.push(picture),
                 Err(error) => {
                     (self.images, self.known) = (before, known);
@@ -414,6 +439,21 @@ impl Chat {
         options: &AnswerOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
+        let images: Vec<&dyn Picture> = images.iter().map(|image| image as &dyn Picture).collect();
+        self.ask_about(question, &images, options, on_event).await
+    }
+
+    /// The same about pictures whose pixels are elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_about(
+        &mut self,
+        question: &str,
+        images: &[&dyn Picture],
+        options: &AnswerOptions,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<Answer> {
         let before = (self.conversation.clone(), self.images.clone());
         let answer = self.try_ask(question, images, options, on_event).await;
         match &answer {
@@ -427,7 +467,7 @@ impl Chat {
     async fn try_ask(
         &mut self,
         question: &str,
-        images: &[Rgb8],
+        images: &[&dyn Picture],
         options: &AnswerOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
@@ -436,7 +476,7 @@ impl Chat {
         let tokens = self.fit_prompt(options.max_new_tokens, on_event)?;
         let started = Instant::now();
         for image in images {
-            let picture = self.look(image, on_event).await?;
+            let picture = self.look(*image, on_event).await?;
             self.images.push(picture);
         }
         self.known.clear();
@@ -469,19 +509,19 @@ impl Chat {
     }
 
     /// Encodes a picture, if it is new.
-    async fn look(&mut self, image: &Rgb8, on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Picture> {
-        let hash = hash_of(image);
+    async fn look(&mut self, image: &dyn Picture, on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Seen> {
+        let hash = image.hash();
         if let Some(picture) = self.images.iter().chain(&self.known).find(|picture| picture.hash == hash) {
             return Ok(picture.clone());
         }
         let Some(vision) = &self.model.vision else { return Err(blind()) };
         let mut recorder = self.model.gpu.record();
-        let views = vision.preprocess().views(image)?;
+        let views = vision.preprocess().views(&*image.pixels()?)?;
         let mut on_step = |done, all| on_event(Event::Looking(done, all));
         let encoded = vision.encode(&mut recorder, &views, None, &mut on_step).await?;
         let number = self.next_image;
         self.next_image += 1;
-        Ok(Picture { tokens: encoded.tokens, number, hash })
+        Ok(Seen { tokens: encoded.tokens, number, hash })
     }
 
     /// The prompt's tokens, after dropping the oldest turns without pictures where it would be too long or leave little room
@@ -638,12 +678,6 @@ impl Chat {
         self.cache.truncate(self.cached.len());
         Ok(())
     }
-}
-
-fn hash_of(image: &Rgb8) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (image.width(), image.height(), image.data()).hash(&mut hasher);
-    hasher.finish()
 }
 
 fn milliseconds(since: Instant) -> f64 {

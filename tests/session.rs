@@ -176,7 +176,7 @@ fn stopping_seeds_and_limits() {
         second.restore(None, turns.clone(), &[], &mut |_| true).await.expect("the same turns");
         let again = second.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("the same answer");
         assert_eq!((again.text, again.cached_tokens), (answer.text, answer.prompt_tokens - 1));
-        let error = second.restore(None, turns, &[Rgb8::new(1, 1, vec![0; 3]).expect("a pixel")], &mut |_| true).await;
+        let error = second.restore(None, turns, &[&Rgb8::new(1, 1, vec![0; 3]).expect("a pixel")], &mut |_| true).await;
         assert!(matches!(error, Err(Error::InvalidArgument(_))));
 
         // A question beyond the context is refused, and leaves the conversation as it was.

@@ -15,7 +15,7 @@ use mgm::image::{Rgb8, decode};
 use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, Model};
+use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, Model, Picture};
 use mgm::text::Turn;
 use mgm::weights::config::Activation;
 use mgm::weights::model_files::ModelFiles;
@@ -158,7 +158,8 @@ impl Language {
                 kept::prepare(&self.gpu, &model.list()?.kernels);
                 let mut chat = Rc::new(model).chat(self.system.clone());
                 if !self.turns.is_empty() {
-                    chat.restore(self.system.clone(), self.turns.clone(), &self.images, &mut |_| true).await?;
+                    let images: Vec<&dyn Picture> = self.images.iter().map(|image| image as &dyn Picture).collect();
+                    chat.restore(self.system.clone(), self.turns.clone(), &images, &mut |_| true).await?;
                 }
                 chat
             }
@@ -239,6 +240,9 @@ struct TurnReport {
     timings: Timings,
     #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<PictureReport>,
+    /// Why there is no picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture_error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -260,12 +264,28 @@ struct Report<'a> {
 impl Talk {
     /// Asks, streaming the answer to standard output unless quiet.
     async fn ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, Failure> {
+        match self.try_ask(question, images).await {
+            // Text is told only when there was room for all that it needs.
+            Err(Failure::Core(mgm::Error::OutOfMemory { .. })) if self.drawing.is_some() => {
+                self.put_painter_away();
+                self.try_ask(question, images).await
+            }
+            answer => answer,
+        }
+    }
+
+    fn put_painter_away(&mut self) {
+        if let Some(drawing) = &mut self.drawing {
+            drawing.painter.diffusion().release();
+        }
+    }
+
+    async fn try_ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, Failure> {
         self.stop.store(false, Ordering::Relaxed);
-        if let (Some(drawing), None, Some(limit)) =
-            (&mut self.drawing, &self.language.chat, self.language.gpu.memory().limit)
+        if let (None, Some(limit)) = (&self.language.chat, self.language.gpu.memory().limit)
             && self.language.gpu.memory().allocated + self.language.weights > limit
         {
-            drawing.painter.diffusion().release();
+            self.put_painter_away();
         }
         let chat = self.language.load().await?;
         let bar = progress::count(0, "reading");
@@ -336,7 +356,13 @@ impl Talk {
         let size = drawing.painter.size();
         let seed = drawing.seed.wrapping_add(drawing.pictures);
         let painting = Painting { prompt, negative: Some(NEGATIVE_PROMPT), start: Start::Noise, seed };
-        let painted = drawing.painter.paint(painting, size).await?;
+        let painted = match drawing.painter.paint(painting.clone(), size).await {
+            Err(mgm::Error::OutOfMemory { .. }) if self.language.chat.is_some() => {
+                self.language.release();
+                drawing.painter.paint(painting, size).await?
+            }
+            painted => painted?,
+        };
         drawing.pictures += 1;
         let file = match drawing.pictures {
             1 => drawing.out.clone(),
@@ -357,47 +383,58 @@ impl Talk {
         load_ms: f64,
         gpu: &Gpu,
     ) -> Result<(), Failure> {
-        let mut turns = Vec::new();
-        let mut vision_ms = 0.0;
+        let mut report = Report { turns: Vec::new(), adapter: &gpu.adapter().name, load_ms, vision_ms: 0.0 };
         let mut images = Some(images);
+        let mut result = Ok(());
         for prompt in prompts {
-            let answer = self.ask(&self.worded(prompt, false), &images.take().unwrap_or_default()).await?;
-            if !self.quiet {
-                writeln!(std::io::stdout())?;
-            }
-            let picture = match answer.finish_reason {
-                FinishReason::Cancelled => None,
-                _ => self.draw(&answer.text).await?,
-            };
-            vision_ms += answer.vision_ms;
-            let cancelled = answer.finish_reason == FinishReason::Cancelled;
-            turns.push(TurnReport {
-                prompt_tokens: answer.prompt_tokens,
-                timings: Timings {
-                    prefill_ms: answer.prefill_ms,
-                    decode_ms: answer.decode_ms,
-                    decode_tokens_per_s: answer.decode_tokens_per_s(),
-                    cached_tokens: answer.cached_tokens,
-                },
-                token_ids: answer.token_ids,
-                text: answer.text,
-                finish_reason: match answer.finish_reason {
-                    FinishReason::Stop => "stop",
-                    FinishReason::Length => "length",
-                    FinishReason::Cancelled => "cancelled",
-                },
-                picture,
-            });
-            if cancelled {
+            result = self.told_turn(prompt, &images.take().unwrap_or_default(), &mut report).await;
+            let stopped = report.turns.last().is_some_and(|turn| turn.finish_reason == "cancelled");
+            if result.is_err() || stopped {
                 break;
             }
         }
-        if self.quiet {
-            let report = Report { turns, adapter: &gpu.adapter().name, load_ms, vision_ms };
+        // What was answered before something failed is told too.
+        if self.quiet && (result.is_ok() || !report.turns.is_empty()) {
             let text = serde_json::to_string(&report).map_err(std::io::Error::other)?;
             writeln!(std::io::stdout(), "{text}")?;
         }
-        Ok(())
+        result
+    }
+
+    /// A question, its answer and what is painted for it, told in a report.
+    async fn told_turn(&mut self, prompt: &str, images: &[Rgb8], report: &mut Report<'_>) -> Result<(), Failure> {
+        let answer = self.ask(&self.worded(prompt, false), images).await?;
+        if !self.quiet {
+            writeln!(std::io::stdout())?;
+        }
+        let picture = match answer.finish_reason {
+            FinishReason::Cancelled => Ok(None),
+            _ => self.draw(&answer.text).await,
+        };
+        report.vision_ms += answer.vision_ms;
+        let (picture, failure) = match picture {
+            Ok(picture) => (picture, None),
+            Err(failure) => (None, Some(failure)),
+        };
+        report.turns.push(TurnReport {
+            prompt_tokens: answer.prompt_tokens,
+            timings: Timings {
+                prefill_ms: answer.prefill_ms,
+                decode_ms: answer.decode_ms,
+                decode_tokens_per_s: answer.decode_tokens_per_s(),
+                cached_tokens: answer.cached_tokens,
+            },
+            token_ids: answer.token_ids,
+            text: answer.text,
+            finish_reason: match answer.finish_reason {
+                FinishReason::Stop => "stop",
+                FinishReason::Length => "length",
+                FinishReason::Cancelled => "cancelled",
+            },
+            picture,
+            picture_error: failure.as_ref().map(ToString::to_string),
+        });
+        failure.map_or(Ok(()), Err)
     }
 
     /// A question, its answer and what is painted for it.

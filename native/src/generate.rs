@@ -57,7 +57,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), Failure> {
     let mut pictures = Vec::new();
     for (index, file) in outputs.iter().enumerate() {
         let start = match (&latents, &init) {
-            (Some(latents), _) => Start::Latents(latents.of(index)),
+            (Some(latents), _) => latents.of(index),
             (None, Some(image)) => image.clone(),
             (None, None) => Start::Noise,
         };
@@ -206,24 +206,25 @@ impl Latents {
             [found, _, height, width] => (found, height, width),
             _ => (0, 0, 0),
         };
-        if (found != 1 && found != pictures) || height == 0 || width == 0 {
+        if found != pictures || height == 0 || width == 0 {
             return Err(Error::WrongShape {
                 name: (*name).to_owned(),
                 found: shape,
-                expected: format!("[1 or {pictures}, 4, height / 8, width / 8]"),
+                expected: format!("[{pictures}, 4, height / 8, width / 8], one for each picture"),
             });
         }
         Ok(Self { values: file.read(name).await?, pictures: found, height, width })
     }
 
-    fn of(&self, picture: usize) -> Vec<f32> {
+    fn of(&self, picture: usize) -> Start {
         let length = self.values.len() / self.pictures;
-        let index = picture % self.pictures;
-        self.values[index * length..(index + 1) * length].to_vec()
+        let values = self.values[picture * length..(picture + 1) * length].to_vec();
+        Start::Latents { values, width: self.width, height: self.height }
     }
 }
 
 /// What is painted.
+#[derive(Clone)]
 pub struct Painting<'a> {
     pub prompt: &'a str,
     pub negative: Option<&'a str>,
@@ -312,7 +313,7 @@ impl Painter {
             width,
             height,
             scheduler: choice.map_or_else(|| scheduler.class.to_string(), |(name, _)| name.clone()),
-            seed: (!matches!(painting.start, Start::Latents(_))).then_some(painting.seed),
+            seed: (!matches!(painting.start, Start::Latents { .. })).then_some(painting.seed),
             strength,
             model: self.model.clone(),
             precision: self.precision.to_string(),

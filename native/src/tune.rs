@@ -32,6 +32,7 @@ pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
         if output.is_ok() {
             output = writeln!(out, "{product:<28} {time:>12}  {form}");
         }
+        output.is_ok()
     })
     .await?;
     output?;

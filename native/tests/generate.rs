@@ -454,6 +454,58 @@ fn an_answer_ends_in_a_picture() {
 }
 
 #[test]
+fn a_picture_that_fails_costs_no_answer_and_room_is_made() {
+    let folder = folder();
+    let model = talker(folder.path());
+    let sdxl = case().join("sdxl");
+    let picture = folder.path().join("answer.png");
+    let ask = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        command.arg("chat").arg(&model).args(["--precision", "f32", "--temperature", "0", "--json", "--gen"]);
+        command.args(["--generate", text(&sdxl), "--out", text(&picture)]);
+        command.args(more).stdin(Stdio::null()).output().expect("the binary runs")
+    };
+    // More steps than an LCM scheduler has: known when painting begins.
+    let failed = ask(&["--scheduler", "lcm", "--steps", "60", "--prompt", "What is this made of?"]);
+    assert_eq!(failed.status.code(), Some(2));
+    let report: Value = serde_json::from_slice(&failed.stdout).expect("JSON");
+    assert_eq!(report["turns"][0]["text"], "<h> a gold mine</h>");
+    assert!(report["turns"][0]["picture_error"].as_str().is_some_and(|error| error.contains("60 steps")), "{report}");
+    // A picture to look at needs room while the other model is on the device.
+    let image = tests().join("goldens/vicuna-7b/image0.png");
+    for memory in ["24M", "28M"] {
+        let tight = ask(&["--gpu-memory", memory, "--steps", "1", "--image", text(&image), "--prompt", "And this?"]);
+        let report: Value = serde_json::from_str(&well(&tight)).expect("JSON");
+        assert_eq!(report["turns"][0]["picture"]["settings"]["prompt"], "a gold mine");
+    }
+}
+
+#[test]
+fn latents_of_another_shape_are_refused() {
+    let folder = folder();
+    let out = folder.path().join("x.png");
+    let file = folder.path().join("latents.safetensors");
+    for (shape, size, more) in [
+        (vec![1, 4, 16, 16], "64x256", None),
+        (vec![1, 8, 16, 8], "128x128", None),
+        (vec![1, 16, 8, 8], "128x128", None),
+        (vec![1, 4, 16, 16], "128x128", Some("2")),
+    ] {
+        write(&file, &Tensors::from([("latents".to_owned(), (shape.clone(), vec![0; 4 * 1024]))]));
+        let mut arguments =
+            vec!["--prompt", "x", "--steps", "1", "--latents", text(&file), "--size", size, "--out", text(&out)];
+        arguments.extend(more.iter().flat_map(|batch| ["--batch", batch]));
+        let refused = generate(&case().join("sdxl"), &arguments);
+        assert_eq!(
+            refused.status.code(),
+            Some(2),
+            "{shape:?} for {size}: {}",
+            String::from_utf8_lossy(&refused.stderr)
+        );
+    }
+}
+
+#[test]
 fn bad_input_is_told_in_one_line() {
     let model = case().join("sdxl");
     let folder = folder();

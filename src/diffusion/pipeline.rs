@@ -63,8 +63,15 @@ pub struct Request {
 pub enum Start {
     /// Noise of the seed.
     Noise,
-    /// This noise, of unit variance: [4, height / 8, width / 8].
-    Latents(Vec<f32>),
+    /// This noise, of unit variance: [4, height, width].
+    Latents {
+        /// The values.
+        values: Vec<f32>,
+        /// Latents in a row.
+        width: usize,
+        /// Rows of them.
+        height: usize,
+    },
     /// A picture of the size asked for, of which `strength` (above 0, at most 1) is painted over.
     Image(Rgb8, f32),
 }
@@ -186,8 +193,19 @@ impl Diffusion {
     pub async fn generate(&mut self, request: &Request, on_event: OnEvent<'_>) -> Result<Rgb8> {
         let schedule = self.check(request)?;
         let conditions = self.encode_prompts(request, on_event).await?;
-        let latents = self.paint(request, &schedule, &conditions, on_event).await?;
-        self.decode(&latents, on_event).await
+        let latents = match self.paint(request, &schedule, &conditions, on_event).await {
+            Err(Error::OutOfMemory { .. }) if self.drop_all_but(Part::Unet) => {
+                self.paint(request, &schedule, &conditions, on_event).await?
+            }
+            painted => painted?,
+        };
+        match self.decode(&latents, None, on_event).await {
+            Err(Error::OutOfMemory { .. }) => {
+                self.drop_all_but(Part::Vae);
+                self.decode(&latents, Some(TIGHT_MAP), on_event).await
+            }
+            decoded => decoded,
+        }
     }
 
     /// The side of a latent in pixels, of which a picture's sides are multiples.
@@ -209,11 +227,17 @@ impl Diffusion {
         let wanted = self.latent_len(request);
         match &request.start {
             Start::Noise => Schedule::new(&request.scheduler, steps),
-            Start::Latents(latents) if latents.len() != wanted => Err(Error::InvalidArgument(format!(
-                "{} latents for a picture of {width} x {height} pixels, expected {wanted}",
-                latents.len()
-            ))),
-            Start::Latents(_) => Schedule::new(&request.scheduler, steps),
+            Start::Latents { values, width: found_width, height: found_height }
+                if values.len() != wanted || (*found_height, *found_width) != self.latent_size(request) =>
+            {
+                Err(Error::InvalidArgument(format!(
+                    "{} latents, {found_width} x {found_height}, for a picture of {width} x {height} pixels, expected {wanted}, {} x {}",
+                    values.len(),
+                    width / unit,
+                    height / unit
+                )))
+            }
+            Start::Latents { .. } => Schedule::new(&request.scheduler, steps),
             Start::Image(image, strength) => {
                 if (image.width(), image.height()) != (width, height) {
                     let (found_width, found_height) = (image.width(), image.height());
@@ -371,10 +395,10 @@ impl Diffusion {
                 let drawn = channels_last(&generator.randn(count, request.noise), channels);
                 Some(self.encode_image(image, &drawn, on_event).await?)
             }
-            Start::Noise | Start::Latents(_) => None,
+            Start::Noise | Start::Latents { .. } => None,
         };
         let noise = match &request.start {
-            Start::Latents(latents) => channels_last(latents, channels),
+            Start::Latents { values, .. } => channels_last(values, channels),
             _ => channels_last(&generator.randn(count, request.noise), channels),
         };
         Ok(match picture {
@@ -423,6 +447,22 @@ impl Diffusion {
             }
             self.gpu.trim();
         }
+    }
+
+    /// Drops the parts that are not needed for `part`; whether there were any.
+    fn drop_all_but(&mut self, part: Part) -> bool {
+        let mut dropped = false;
+        if part != Part::Text {
+            dropped |= self.text.take().is_some();
+        }
+        if part != Part::Unet {
+            dropped |= self.unet.take().is_some();
+        }
+        if part != Part::Vae {
+            dropped |= self.decoder.take().is_some();
+        }
+        self.gpu.trim();
+        dropped
     }
 
     fn loader(&self, weights: &Weights, precision: Precision) -> Loader {
@@ -495,8 +535,8 @@ impl Diffusion {
         Ok(moments.chunks_exact(2 * channels).zip(drawn.chunks_exact(channels)).flat_map(latent).collect())
     }
 
-    /// The picture that latents stand for.
-    async fn decode(&mut self, latents: &FeatureMap, on_event: OnEvent<'_>) -> Result<Rgb8> {
+    /// The picture that latents stand for, with no map larger than `largest` bytes if that is given.
+    async fn decode(&mut self, latents: &FeatureMap, largest: Option<u64>, on_event: OnEvent<'_>) -> Result<Rgb8> {
         if self.decoder.is_none() {
             self.make_room(Part::Vae);
             told(on_event, Event::Loading(VAE))?;
@@ -509,10 +549,16 @@ impl Diffusion {
         told(on_event, Event::Decoding)?;
         let Some(decoder) = &self.decoder else { return Err(not_loaded()) };
         let mut recorder = self.gpu.record();
-        let picture = decoder.decode(&mut recorder, latents)?;
+        let picture = match largest {
+            Some(largest) => decoder.decode_within(&mut recorder, latents, largest)?,
+            None => decoder.decode(&mut recorder, latents)?,
+        };
         let readback = picture.pixels.read_back(&mut recorder);
         recorder.submit()?;
         let values = readback.values::<f32>().await?;
+        if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+            return Err(Error::BadValue { name: "picture".to_owned(), value: *value, index: index as u64 });
+        }
         let channels = picture.channels().max(1);
         let bytes = values.chunks_exact(channels).flat_map(|pixel| pixel.iter().take(3)).map(|value| byte(*value));
         Rgb8::new(picture.width, picture.height, bytes.collect())
@@ -521,6 +567,8 @@ impl Diffusion {
 
 /// Room that is kept free beside the parts for what they compute with.
 const WORKING_BYTES: u64 = 1 << 30;
+/// The largest map of the autoencoder after memory ran out.
+const TIGHT_MAP: u64 = 32 << 20;
 
 fn told(on_event: OnEvent<'_>, event: Event<'_>) -> Result<()> {
     if on_event(event) { Ok(()) } else { Err(Error::Cancelled) }

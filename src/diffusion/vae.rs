@@ -22,6 +22,8 @@ const EPS: f32 = 1e-6;
 /// Where the memory to use is limited, the largest map may take this part of what is left: a residual block has four of them
 /// at a time.
 const MEMORY_SHARE: u64 = 5;
+/// Larger maps, which a tile's margins are nothing to, would only cost memory.
+const MAX_MAP: u64 = 256 << 20;
 
 /// A layer of the way up or down.
 #[derive(Debug)]
@@ -321,7 +323,7 @@ fn largest_map(recorder: &Recorder) -> u64 {
     let gpu = recorder.gpu();
     let memory = gpu.memory();
     let left = memory.limit.map_or(u64::MAX, |limit| limit.saturating_sub(memory.allocated));
-    gpu.capabilities().max_piece_bytes().min(left / MEMORY_SHARE)
+    gpu.capabilities().max_piece_bytes().min(left / MEMORY_SHARE).min(MAX_MAP)
 }
 
 fn forward_tiled(

@@ -420,6 +420,8 @@ impl Gpu {
     pub(super) fn keep_staging(&self, buffer: wgpu::Buffer) {
         if buffer.size() == SMALL_STAGING {
             self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        } else {
+            buffer.destroy();
         }
     }
 

@@ -1,6 +1,6 @@
 //! Buffers, the pool that recycles them, and the account of device memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -51,31 +51,54 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let (Some(raw), Some(memory)) = (self.raw.take(), self.memory.upgrade()) else { return };
+        let unused = Unused { raw, id: self.id, before: memory.begun.load(Ordering::Acquire) };
         if self.pooled {
-            memory
-                .free
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(self.bytes)
-                .or_default()
-                .push((raw, self.id));
+            memory.free.lock().unwrap_or_else(PoisonError::into_inner).entry(self.bytes).or_default().push(unused);
         } else {
             memory.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
             memory.gone.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
-            memory.retire([raw]);
+            memory.retire([unused]);
         }
     }
 }
 
-/// A recording that is not over: it may use buffers that were given up since they were recorded.
+/// A recording that is not over: it may use buffers that were given up since it began.
 #[derive(Debug)]
-pub(super) struct Recording(Arc<Memory>);
+pub(super) struct Recording {
+    memory: Arc<Memory>,
+    number: u64,
+}
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        if self.0.recordings.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.destroy_retired();
-        }
+        let mut retired = self.memory.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.live.remove(&self.number);
+        retired.destroy_unused();
+    }
+}
+
+/// A buffer that was given up.
+#[derive(Debug)]
+struct Unused {
+    raw: wgpu::Buffer,
+    id: u64,
+    /// The recording that was to begin next then: it and later ones do not use the buffer.
+    before: u64,
+}
+
+/// Buffers that are to be destroyed, and the recordings that may keep them from it.
+#[derive(Debug, Default)]
+struct Retired {
+    buffers: Vec<Unused>,
+    /// The recordings that are not over.
+    live: BTreeSet<u64>,
+}
+
+impl Retired {
+    fn destroy_unused(&mut self) {
+        let oldest = self.live.first().copied().unwrap_or(u64::MAX);
+        // What was submitted is done with them first.
+        self.buffers.extract_if(.., |unused| unused.before <= oldest).for_each(|unused| unused.raw.destroy());
     }
 }
 
@@ -89,12 +112,12 @@ pub(super) struct Memory {
     peak: AtomicU64,
     next_id: AtomicU64,
     /// Free pooled buffers by size.
-    free: Mutex<BTreeMap<u64, Vec<(wgpu::Buffer, u64)>>>,
+    free: Mutex<BTreeMap<u64, Vec<Unused>>>,
     /// Buffers given up since [`Memory::take_gone`] was last called. Whatever else holds them keeps their memory.
     gone: Mutex<Vec<u64>>,
-    /// Buffers given up that a recording may still use.
-    retired: Mutex<Vec<wgpu::Buffer>>,
-    recordings: AtomicU64,
+    retired: Mutex<Retired>,
+    /// Recordings begun so far.
+    begun: AtomicU64,
 }
 
 const USAGE: wgpu::BufferUsages =
@@ -112,7 +135,7 @@ impl Memory {
             free: Mutex::default(),
             gone: Mutex::default(),
             retired: Mutex::default(),
-            recordings: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
         })
     }
 
@@ -134,7 +157,7 @@ impl Memory {
         let bytes = size_class(bytes, self.max_buffer_bytes);
         let recycled =
             self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&bytes).and_then(|list| list.pop());
-        if let Some((raw, id)) = recycled {
+        if let Some(Unused { raw, id, .. }) = recycled {
             return Ok(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled: true });
         }
         self.create(bytes, true, what)
@@ -170,32 +193,26 @@ impl Memory {
 
     /// Gives the pool's free buffers back to the device.
     pub(super) fn trim(&self) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
         let bytes: u64 = free.iter().map(|(bytes, list)| bytes * list.len() as u64).sum();
-        let buffers = std::mem::take(&mut *free).into_values().flatten().map(|(raw, _)| raw);
-        self.retire(buffers);
+        self.retire(free.into_values().flatten());
         self.allocated.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Notes that a recording has begun.
     pub(super) fn recording(self: &Arc<Self>) -> Recording {
-        self.recordings.fetch_add(1, Ordering::AcqRel);
-        Recording(Arc::clone(self))
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = self.begun.fetch_add(1, Ordering::AcqRel);
+        retired.live.insert(number);
+        Recording { memory: Arc::clone(self), number }
     }
 
-    /// Takes buffers that nobody will record any more. Their memory is given back at once rather than when they are dropped: in
-    /// browsers dropping leaves it to the garbage collector, which does not know how much there is.
-    fn retire(&self, buffers: impl IntoIterator<Item = wgpu::Buffer>) {
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).extend(buffers);
-        if self.recordings.load(Ordering::Acquire) == 0 {
-            self.destroy_retired();
-        }
-    }
-
-    fn destroy_retired(&self) {
-        let retired = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
-        // What was submitted is done with them first.
-        retired.iter().for_each(wgpu::Buffer::destroy);
+    /// Takes buffers that nobody will record any more. Their memory is given back as soon as no recording can use them, rather
+    /// than when they are dropped: in browsers dropping leaves it to the garbage collector, which does not know how much there is.
+    fn retire(&self, buffers: impl IntoIterator<Item = Unused>) {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.buffers.extend(buffers);
+        retired.destroy_unused();
     }
 
     /// The numbers of the buffers that were given up since the last call.

@@ -65,8 +65,25 @@ pub fn grid_1d(count: usize) -> [u32; 3] {
 
 #[derive(Debug)]
 enum Command {
-    Dispatch { pipeline: Arc<Pipeline>, bind_group: wgpu::BindGroup, grid: [u32; 3], cost: Cost },
-    Copy { source: wgpu::Buffer, source_offset: u64, target: wgpu::Buffer, target_offset: u64, bytes: u64 },
+    Dispatch {
+        pipeline: Arc<Pipeline>,
+        bind_group: wgpu::BindGroup,
+        grid: [u32; 3],
+        cost: Cost,
+    },
+    Copy {
+        source: wgpu::Buffer,
+        source_offset: u64,
+        target: wgpu::Buffer,
+        target_offset: u64,
+        bytes: u64,
+    },
+    /// Bytes of the host, in a buffer made for them.
+    Upload {
+        staging: wgpu::Buffer,
+        target: wgpu::Buffer,
+        target_offset: u64,
+    },
 }
 
 /// What a recording would have run.
@@ -234,13 +251,7 @@ impl Recorder {
         view.slice(..bytes.len()).copy_from_slice(bytes);
         drop(view);
         staging.unmap();
-        self.commands.push(Command::Copy {
-            source: staging,
-            source_offset: 0,
-            target: target.raw().clone(),
-            target_offset,
-            bytes: padded,
-        });
+        self.commands.push(Command::Upload { staging, target: target.raw().clone(), target_offset });
         Ok((target, target_offset))
     }
 
@@ -291,7 +302,11 @@ impl Recorder {
             gpu.note_times(times);
         }
         // The lists are used again: by what is recorded next here, or by the next recording.
-        commands.clear();
+        for command in commands.drain(..) {
+            if let Command::Upload { staging, .. } = command {
+                staging.destroy();
+            }
+        }
         self.commands = commands;
         self.params.clear();
         let submission = gpu.count(u64::from(dispatches), cost);
@@ -311,6 +326,10 @@ fn encode(
         match command {
             Command::Copy { source, source_offset, target, target_offset, bytes } => {
                 encoder.copy_buffer_to_buffer(source, *source_offset, target, *target_offset, Some(*bytes));
+                remaining.next();
+            }
+            Command::Upload { staging, target, target_offset } => {
+                encoder.copy_buffer_to_buffer(staging, 0, target, *target_offset, None);
                 remaining.next();
             }
             Command::Dispatch { .. } => {

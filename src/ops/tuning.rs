@@ -8,9 +8,9 @@ use web_time::Instant;
 
 use super::cases::{Case, F32, Linear, compare};
 use super::linear::{Epilogue, Form, MATVEC_ROWS, linear};
-use crate::Result;
 use crate::gpu::Gpu;
 use crate::tensor::{Matrix, Piece, Precision, Tensor};
+use crate::{Error, Result};
 
 /// Changes whenever forms do, so that old measurements are forgotten.
 const VERSION: u32 = 1;
@@ -117,14 +117,14 @@ pub struct Timing {
 }
 
 /// Measures the forms that the device can run for each of these products, after holding each against the reference, and has
-/// the fastest used from now on. What was measured before stays.
+/// the fastest used from now on. What was measured before stays. `on_timing` gives `false` to stop.
 ///
 /// # Errors
-/// Of the device. A form that is wrong on it is no error: it is left out.
+/// [`Error::Cancelled`]; those of the device. A form that is wrong on it is no error: it is left out.
 pub async fn tune(
     gpu: &Gpu,
     products: impl IntoIterator<Item = Shape>,
-    mut on_timing: impl FnMut(&Timing),
+    mut on_timing: impl FnMut(&Timing) -> bool,
 ) -> Result<Tuning> {
     let mut tuning = gpu.tuning();
     if !tuning.is_of(&gpu.adapter().cache_name) {
@@ -148,7 +148,7 @@ async fn measure(
     gpu: &Gpu,
     shape: Shape,
     right: &mut HashMap<(Form, Precision), bool>,
-    on_timing: &mut impl FnMut(&Timing),
+    on_timing: &mut impl FnMut(&Timing) -> bool,
 ) -> Result<Option<Choice>> {
     let candidates = Form::candidates(gpu, shape);
     if candidates.len() < 2 {
@@ -168,7 +168,9 @@ async fn measure(
             gpu.set_tuning(Tuning::forced(gpu, shape, form));
             microseconds = time(gpu, &x, &weight, best.as_ref().map(|best| best.microseconds)).await?;
         }
-        on_timing(&Timing { shape, form: format!("{form:?}"), right: is_right, microseconds });
+        if !on_timing(&Timing { shape, form: format!("{form:?}"), right: is_right, microseconds }) {
+            return Err(Error::Cancelled);
+        }
         if let Some(microseconds) = microseconds
             && best.as_ref().is_none_or(|best| microseconds < best.microseconds)
         {

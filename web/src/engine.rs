@@ -5,11 +5,10 @@ use std::rc::Rc;
 
 use js_sys::Function;
 use mgm::gpu::Gpu;
-use mgm::image::Rgb8;
 use mgm::load::LoadOptions;
 use mgm::ops::{Sampling, tune};
 use mgm::plan::Plan;
-use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model};
+use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model, Picture};
 use mgm::tensor::Precision;
 use mgm::text::conversation::{Template, Turn};
 use mgm::weights::gguf_model::GgufModel;
@@ -138,7 +137,7 @@ impl Engine {
     /// `"token"` and `"text"`; it returns `false` to stop. Gives a report as JSON.
     pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
         let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
-        let images = images.iter().map(to_rgb).collect::<mgm::Result<Vec<_>>>().map_err(to_js)?;
+        let images: Vec<&dyn Picture> = images.iter().map(|image| image as &dyn Picture).collect();
         let busy = || to_js(mgm::Error::InvalidArgument("one answer at a time".to_owned()));
         // Taken out, so that a failure or a second call finds none rather than a half-made one.
         let chat = self.chat.try_borrow_mut().map_err(|_| busy())?.take();
@@ -165,12 +164,12 @@ impl Engine {
     }
 
     /// Measures which kernels are the fastest for the model on this device, and uses them from now on. `on_event` is called with
-    /// `"measured"` and a product, a kernel and its microseconds as JSON. Gives JSON for the next [`Engine::load`].
+    /// `"measured"` and a product, a kernel and its microseconds as a text; it returns `false` to stop. Gives JSON for the next [`Engine::load`].
     pub async fn tune(&self, on_event: Function) -> Result<String, JsValue> {
         let products = self.model.list().map_err(to_js)?.products;
         let tuning = tune(&self.gpu, products, |timing| {
             let text = format!("{:?} {} {:?}", timing.shape, timing.form, timing.microseconds);
-            tell(&on_event, "measured", &text.into());
+            tell(&on_event, "measured", &text.into())
         })
         .await
         .map_err(to_js)?;
@@ -195,7 +194,7 @@ async fn answer(
     model: &Model,
     chat: &mut Chat,
     request: AnswerRequest,
-    images: &[Rgb8],
+    images: &[&dyn Picture],
     on_event: &Function,
 ) -> mgm::Result<AnswerReport> {
     let mut on_event = |event: Event<'_>| match event {
@@ -219,7 +218,7 @@ async fn answer(
         max_new_tokens: request.max_new_tokens,
         begun: request.begun,
     };
-    let answer = chat.ask(&question, new, &options, &mut on_event).await?;
+    let answer = chat.ask_about(&question, new, &options, &mut on_event).await?;
     Ok(AnswerReport {
         text: answer.text,
         token_ids: answer.token_ids,

@@ -1,6 +1,10 @@
 //! Pictures of a page.
 
+use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hasher};
+
 use mgm::image::Rgb8;
+use mgm::session::Picture;
 use wasm_bindgen::prelude::*;
 
 #[wasm_bindgen]
@@ -15,16 +19,36 @@ extern "C" {
     fn data(this: &Pixels) -> js_sys::Uint8ClampedArray;
 }
 
+/// Stays outside of this memory, which can grow and never shrinks, until it is looked at.
+impl Picture for Pixels {
+    fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u32(self.width());
+        for_strips(self, |strip| hasher.write(strip));
+        hasher.finish()
+    }
+
+    fn pixels(&self) -> mgm::Result<Cow<'_, Rgb8>> {
+        to_rgb(self).map(Cow::Owned)
+    }
+}
+
 /// The colours of a picture.
 pub fn to_rgb(image: &Pixels) -> mgm::Result<Rgb8> {
-    // In strips: this memory can grow, and never shrinks.
+    let mut rgb = Vec::with_capacity(image.data().length() as usize / 4 * 3);
+    // Alpha is dropped, not composited: so does the reference.
+    for_strips(image, |strip| rgb.extend(strip.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])));
+    Rgb8::new(image.width() as usize, image.height() as usize, rgb)
+}
+
+fn for_strips(image: &Pixels, mut act: impl FnMut(&[u8])) {
     const STRIP: u32 = 4 << 18;
     let rgba = image.data();
-    let mut rgb = Vec::with_capacity(rgba.length() as usize / 4 * 3);
+    let mut strip = Vec::new();
     for start in (0..rgba.length()).step_by(STRIP as usize) {
-        let strip = rgba.subarray(start, (start + STRIP).min(rgba.length())).to_vec();
-        // Alpha is dropped, not composited: so does the reference.
-        rgb.extend(strip.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]));
+        let part = rgba.subarray(start, (start + STRIP).min(rgba.length()));
+        strip.resize(part.length() as usize, 0);
+        part.copy_to(&mut strip);
+        act(&strip);
     }
-    Rgb8::new(image.width() as usize, image.height() as usize, rgb)
 }

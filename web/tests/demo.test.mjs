@@ -160,10 +160,11 @@ test("pictures can be dropped and pasted, and removed", async () => {
 test("what a model writes is no more than text", async () => {
   await page.evaluate(async () => {
     const database = await new Promise((resolve) => (indexedDB.open("mgm-demo", 1).onsuccess = (event) => resolve(event.target.result)));
-    const text = '# Title\n\n<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>[a](javascript:window.hacked=1)\n\n|a|b|\n|-|-|\n|1|2|';
+    const text = '# Title\n\n<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>[a](javascript:window.hacked=1) ![](/leak-1.png) <svg><image href="/leak-2.png"/><rect fill="url(/leak-3.svg#a)"/></svg><math><mi xlink:href="/leak-4"></mi></math><p style="background:url(/leak-5.png)">p</p><table background="/leak-6.png"><tr><td>x</td></tr></table>\n\n|a|b|\n|-|-|\n|1|2|';
     await new Promise((resolve) => {
       const transaction = database.transaction("conversation", "readwrite");
-      transaction.objectStore("conversation").put([{ role: "user", text: "Hello", images: [] }, { role: "assistant", text, images: [] }], "entries");
+      const entries = [{ role: "user", text: "Hello", images: [] }, { role: "assistant", text, images: [] }];
+      transaction.objectStore("conversation").put({ entries, saved: Date.now() }, sessionStorage.getItem("mgm-conversation"));
       transaction.oncomplete = resolve;
     });
   });
@@ -171,7 +172,9 @@ test("what a model writes is no more than text", async () => {
   await page.getByRole("heading", { name: "Title" }).waitFor();
   assert.equal(await page.evaluate(() => window.hacked), undefined);
   assert.equal(await page.locator(".message.assistant img, .message.assistant script, .message.assistant a[href^=javascript]").count(), 0);
-  assert.equal(await page.locator(".message.assistant table td").count(), 2);
+  assert.equal(await page.locator(".message.assistant table td").count(), 3);
+  await page.waitForTimeout(500);
+  assert.deepEqual(server.log.map(({ path }) => path).filter((path) => path.includes("leak")), []);
 });
 
 const use = async (name) => {
@@ -242,6 +245,46 @@ test("a model that only draws draws what is said", { timeout: 600_000 }, async (
   await page.getByLabel("Question", { exact: true }).fill("a misty hill");
   await page.keyboard.press("Enter");
   await page.getByAltText("Drawn: a misty hill").waitFor({ timeout: 240_000 });
+  await idle();
+});
+
+test("a question that was not answered can be asked again; tabs keep their own conversations; a painter from files stands beside", { timeout: 600_000 }, async () => {
+  await page.evaluate(async () => {
+    const database = await new Promise((resolve) => (indexedDB.open("mgm-demo", 1).onsuccess = (event) => resolve(event.target.result)));
+    await new Promise((resolve) => {
+      const transaction = database.transaction("conversation", "readwrite");
+      const entries = [{ role: "user", text: "Hello", images: [] }, { role: "assistant", text: "Hi", images: [] }, { role: "user", text: "And now?", images: [] }];
+      transaction.objectStore("conversation").put({ entries, saved: Date.now() }, sessionStorage.getItem("mgm-conversation"));
+      transaction.oncomplete = resolve;
+    });
+    localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", painter: "" }));
+  });
+  await page.reload();
+  await page.getByText("Hi", { exact: true }).waitFor();
+  assert.equal(await page.getByLabel("Question", { exact: true }).inputValue(), "And now?");
+  assert.equal(await page.locator(".message").count(), 2);
+
+  const other = await context.newPage();
+  await other.goto(`${server.url}/some/where/`);
+  await other.getByText("Hi", { exact: true }).waitFor();
+  await other.getByRole("button", { name: "New" }).click();
+  await other.waitForTimeout(300);
+  await other.close();
+  await page.reload();
+  await page.getByText("Hi", { exact: true }).waitFor();
+
+  // By its address without a slash, and from a folder.
+  await page.locator("#model").click();
+  await page.getByLabel("Address of a bundle").fill(`${server.url}/some/where/models/talker`);
+  await page.getByRole("button", { name: "Load from address" }).click();
+  await page.waitForFunction(() => document.getElementById("model-name").textContent === "talker · f32", undefined, { timeout: 120_000 });
+  await idle();
+  await page.locator("#model-folder-input").setInputFiles(bundle(join(goldens, "sdxl-base/sdxl"), "f32"));
+  await page.waitForFunction(() => document.getElementById("model-name").textContent.startsWith("talker · f32 + "), undefined, { timeout: 120_000 });
+  await idle();
+  assert.ok(await page.getByRole("button", { name: "Ask for a picture" }).isVisible());
+  await page.reload();
+  await page.waitForFunction(() => document.getElementById("model-name").textContent.includes(" · f32"), undefined, { timeout: 120_000 });
   await idle();
 });
 

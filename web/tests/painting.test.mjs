@@ -94,6 +94,7 @@ test("a seed gives the picture that the binary paints, with steps, previews and 
   assert.ok(timings.stepMs > 0 && timings.totalMs > timings.stepMs);
   assert.deepEqual([file.type, ...file.size], ["image/png", 128, 64]);
   assert.match(file.text, /tEXtparameters\0a gold mine\nNegative prompt: dark\nSteps: 2, Sampler: euler-karras, CFG scale: 5, Seed: 7, Size: 128x64/);
+  assert.match(file.text, /tEXtmgm\0\{"prompt":"a gold mine","negative_prompt":"dark","steps":2,/);
 });
 
 test("a picture can be begun with", { timeout: 300_000 }, async () => {
@@ -177,6 +178,11 @@ test("where both do not fit they take turns, with the same results", { timeout: 
       same: String(tokenIds) === String(turns[turn].tokenIds) && String(picture.pixels.data) === String(turns[turn].picture.pixels.data),
       cached: usage.cachedTokens,
     }));
+    // What answers is off the device now, and known all the same.
+    await small.generate({ prompt: "a", steps: 1, width: 64, height: 64 });
+    await small.loadPainter("/sdxl/");
+    const { chats, sees, maxPositions } = small.info;
+    if (!chats || !sees || !(maxPositions > 0)) throw new Error(JSON.stringify(small.info));
     const { gpu } = await small.memory();
     small.dispose();
     return { gpu, results };
@@ -203,20 +209,29 @@ test("errors are typed, and say what to do", async () => {
     await told(() => mgm.generate({ prompt: "a", scheduler: "magic" }));
     await told(() => mgm.generate({ prompt: "a", guidance: -1 }));
     await told(() => mgm.generate({}));
+    await told(() => mgm.generate({ prompt: " " }));
     await told(() => mgm.generate({ prompt: "a", image: new Blob(["no picture"]) }));
+    // What is of no use is not downloaded.
+    await cache.delete("/talker/");
+    await told(() => text.loadPainter("/talker/"));
+    const useless = (await cache.list()).some(({ url, cachedBytes }) => url.endsWith("/talker/") && cachedBytes > 0);
+    // A picture that fails costs no answer.
+    const { text: answered, pictureError } = await mgm.chat(user("a"), { temperature: 0, picture: { width: 100 } }).finished();
     const { info } = painter;
     const alone = await painter.generate({ prompt: "a", steps: 1, width: 64, height: 64, guidance: 1 });
     text.dispose();
     painter.dispose();
-    return { messages, info, alone: alone.pixels.width };
+    return { messages, info, alone: alone.pixels.width, useless, answered, pictureError: `${pictureError?.code}` };
   });
   const expected = [
     /^invalid-argument: no model that paints is loaded/, /^invalid-argument: no model that paints is loaded/,
     /^invalid-argument: this model paints, and does not answer/, /^invalid-argument: this model answers and does not paint/,
     /^invalid-argument: .*multiples of 8/, /^invalid-argument/, /^invalid-argument/, /^unsupported: .*magic/, /^invalid-argument: guidance/,
-    /^invalid-argument: a prompt says/, /^image/,
+    /^invalid-argument: a prompt says/, /^invalid-argument: a prompt says/, /^image/,
   ];
   for (const [index, pattern] of expected.entries()) assert.match(results.messages[index], pattern);
+  assert.match(results.messages.at(-1), /^invalid-argument: this model answers and does not paint/);
+  assert.deepEqual([results.useless, results.answered, results.pictureError], [false, "<h> a gold mine</h>", "invalid-argument"]);
   assert.ok(!results.info.chats && results.info.painter && results.info.maxPositions === 0);
   assert.equal(results.alone, 64);
 });

@@ -27,6 +27,8 @@ export interface Hash {
 export interface DownloadOptions {
   cache: boolean;
   signal: AbortSignal;
+  /** Throws if what the manifest names is not wanted. */
+  accept: (manifest: Manifest) => void;
   newHash: () => Hash;
   onProgress: (part: string, loaded: number, total: number) => void;
 }
@@ -50,6 +52,7 @@ async function withStorage(
   options: DownloadOptions,
 ): Promise<Map<string, Blob>> {
   const { text, manifest, fresh } = await manifestOf(url, folder, options.signal);
+  options.accept(manifest);
   const entries = distinct(manifest);
   const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
   const found = new Map<string, Blob>();
@@ -222,7 +225,8 @@ async function fill(
         skip -= passed;
         const bytes = chunk.subarray(passed, passed + entry.bytes - size);
         if (bytes.length === 0) continue;
-        access.write(bytes, { at: size });
+        const written = access.write(bytes, { at: size });
+        if (written !== bytes.length) throw new MgmError("quota", NO_ROOM);
         hash.update(bytes);
         size += bytes.length;
         advance(bytes.length);
@@ -259,6 +263,7 @@ async function* chunksOf(response: Response): AsyncGenerator<Uint8Array<ArrayBuf
 async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
   const text = await fetchManifest(url, TRIES, options.signal);
   const manifest = parseManifest(text, url);
+  options.accept(manifest);
   const entries = distinct(manifest);
   const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
   const found = new Map<string, Blob>();

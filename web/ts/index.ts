@@ -14,16 +14,17 @@
 
 import { MgmError, type MgmErrorCode } from "./errors.js";
 import { keptWorker } from "./kept.js";
+import { identify } from "./manifest.js";
 import { toPixels, unpack } from "./messages.js";
 import type { ChatCall, CheckedCase, LoadCall, MemoryReport, News, Outcome, PictureCall, Reply, Report, Request, Source } from "./protocol.js";
-import { bundleUrl, cache, type CachedBundle } from "./storage.js";
+import { bundleUrl, cache, type CachedBundle, identifyBundle } from "./storage.js";
 import { support, type Support, type SupportQuestion } from "./support.js";
 import type {
   Answer, ChatOptions, ContentPart, Delta, FinishReason, GenerateOptions, ImageInput, LoadOptions, LookMap, Message, ModelInfo, ModelSource,
   PainterInfo, Picture, PictureSettings, PictureStep, Precision, Progress, Timings, Usage,
 } from "./types.js";
 
-export { cache, MgmError };
+export { bundleUrl, cache, MgmError };
 export type {
   Answer, CachedBundle, ChatOptions, CheckedCase, ContentPart, Delta, FinishReason, GenerateOptions, ImageInput, LoadOptions, LookMap,
   MemoryReport, Message, MgmErrorCode, ModelInfo, ModelSource, PainterInfo, Picture, PictureSettings, PictureStep, Precision, Progress, Support,
@@ -115,6 +116,12 @@ export class Mgm {
   /** The models that are kept on this device. */
   static readonly cache = cache;
 
+  /** What a model is, before it is loaded: its name, if it tells it, and whether it paints. */
+  static identify(source: ModelSource, options: { signal?: AbortSignal } = {}): Promise<{ name: string; paints: boolean }> {
+    const place = toSource(source);
+    return "files" in place ? identify(new Map(place.files)) : identifyBundle(place.url, options.signal);
+  }
+
   /**
    * Loads a model: from the address of a bundle's folder, or from files that the user chose (a bundle's, a checkpoint's, or
    * one GGUF file). Files from an address are kept on this device; the next time they are not asked for again.
@@ -178,7 +185,7 @@ export class Mgm {
   /** Paints a picture. Stopping is heard between steps. */
   async generate(options: GenerateOptions): Promise<Picture> {
     const { prompt, image, strength, onStep, signal } = options;
-    if (typeof prompt !== "string") throw new MgmError("invalid-argument", "a prompt says what is to be seen: generate({ prompt })");
+    if (typeof prompt !== "string" || prompt.trim() === "") throw new MgmError("invalid-argument", "a prompt says what is to be seen: generate({ prompt })");
     const call = { prompt, ...toPictureCall({ previews: onStep !== undefined, ...options }), ...(strength !== undefined && { strength }) };
     const request = { type: "paint", call, ...(image !== undefined && { image: await toPixels(image) }) } as const;
     const reply = await this.#call(request, signal, (news) => {
@@ -248,8 +255,10 @@ export class Mgm {
     });
     signal.throwIfAborted();
     const answered = expect(reply, "answered");
-    if (answered.picture) onDelta({ text: "", picture: answered.picture });
-    return { ...toAnswer(answered.report, firstTokenMs), ...(answered.picture && { picture: answered.picture }) };
+    const { picture: painted, pictureError: error } = answered;
+    const more = { ...(painted && { picture: painted }), ...(error && { pictureError: new MgmError(error.code, error.message) }) };
+    if (painted ?? error) onDelta({ text: "", ...more });
+    return { ...toAnswer(answered.report, firstTokenMs), ...more };
   }
 
   /** Sends a call to the worker and waits for its last reply. */

@@ -43,17 +43,23 @@ export const isPainter = ({ configs }: Manifest): boolean => MODEL_INDEX in (con
 
 /** What files by their paths are: the model's name, if they tell it, and whether it paints. */
 export async function identify(files: Map<string, Blob>): Promise<{ name: string; paints: boolean }> {
-  const named = (name: string) => [...files].find(([path]) => path === name || path.endsWith(`/${name}`));
-  const text = await named(MANIFEST)?.[1].text();
-  if (text !== undefined) {
+  // What lies least deep counts, as for the core; of what lies equally deep, a manifest before a configuration.
+  const marks = [MANIFEST, "config.json", MODEL_INDEX];
+  const depth = (path: string) => path.split("/").length;
+  const order = (path: string) => marks.indexOf(path.split("/").at(-1) ?? "");
+  const [path, blob] =
+    [...files]
+      .filter(([path]) => order(path) >= 0)
+      .sort(([a], [b]) => depth(a) - depth(b) || order(a) - order(b))[0] ?? [];
+  if (path !== undefined && blob && order(path) === 0) {
     try {
-      const manifest = parseManifest(text, "");
+      const manifest = parseManifest(await blob.text(), "");
       return { name: manifest.name, paints: isPainter(manifest) };
     } catch {
       // The core says what is wrong with it.
       return { name: "", paints: false };
     }
   }
-  const index = named(MODEL_INDEX)?.[0];
-  return { name: index?.split("/").at(-2) ?? "", paints: index !== undefined };
+  const paints = path !== undefined && order(path) === marks.indexOf(MODEL_INDEX);
+  return { name: path?.split("/").at(-2) ?? "", paints };
 }

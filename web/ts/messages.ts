@@ -91,11 +91,16 @@ export async function toPixels(image: ImageInput): Promise<ImageData> {
   context.drawImage(bitmap, 0, 0);
   let pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   // A canvas forgets the colours behind what is transparent, which count: alpha is dropped, not composited.
-  if (pixels.data.some((value, index) => (index & 3) === 3 && value < 255)) pixels = unpremultiplied(bitmap) ?? pixels;
+  if (hasTransparency(pixels)) pixels = unpremultiplied(bitmap) ?? pixels;
   bitmap.close();
   // What is on a canvas or in a video may change; a file stays as it is.
   if (image instanceof Blob) known.set(image, pixels);
   return pixels;
+}
+
+function hasTransparency({ data }: ImageData): boolean {
+  for (let at = 3; at < data.length; at += 4) if (data[at] !== 255) return true;
+  return false;
 }
 
 /** A bitmap's colours as they are, through a texture; nothing where there is no WebGL, or none for so large a picture. */

@@ -4,7 +4,7 @@
 import { Device, Engine, Painter, Sha256 } from "./wasm/mgm_web.js";
 import { getBundle } from "./download.js";
 import { MgmError, toWire } from "./errors.js";
-import { identify } from "./manifest.js";
+import { identify, isPainter, type Manifest } from "./manifest.js";
 import type { LoadCall } from "./protocol.js";
 import { keptTuning } from "./storage.js";
 import type { ModelInfo, PainterInfo, Progress } from "./types.js";
@@ -12,19 +12,24 @@ import type { ModelInfo, PainterInfo, Progress } from "./types.js";
 /** How often a device may be lost during one call. */
 const RECOVERIES = 2;
 
+const NO_PAINTER = "this model answers and does not paint: what paints is packed from a folder in diffusers' layout";
+
 /** Who waits for what is done here. */
 export interface Watch {
   signal: AbortSignal;
   report(phase: Progress["phase"]): (part: string, done: number, total: number) => void;
 }
 
-/** A model's files, and the model itself while it is there. */
-interface Slot<M extends { free(): void }> {
+/** A model's files, what is known of it, and the model itself while it is there. */
+interface Slot<M extends { free(): void; info(): string }, I> {
   call: LoadCall;
   files: Map<string, Blob>;
   model: M | undefined;
+  info: I | undefined;
 }
 
+type Answering = Slot<Engine, EngineInfo>;
+type Painting = Slot<Painter, PainterInfo>;
 type EngineInfo = Pick<ModelInfo, "precision" | "sees" | "maxPositions" | "weightBytes">;
 
 export class Models {
@@ -32,22 +37,22 @@ export class Models {
   #device: Device | undefined;
   /** A device was lost: what is loaded now is recovered. */
   #lost = false;
-  #answering: Slot<Engine> | undefined;
-  #painting: Slot<Painter> | undefined;
+  #answering: Answering | undefined;
+  #painting: Painting | undefined;
 
   /** Loads a model beside what is there, in the place of one of its kind. */
   async load(call: LoadCall, watch: Watch): Promise<ModelInfo> {
     const files = await filesOf(call, watch);
     this.#gpuMemory ??= call.gpuMemory;
     if ((await identify(files)).paints) {
-      const slot: Slot<Painter> = { call, files, model: undefined };
+      const slot: Painting = { call, files, model: undefined, info: undefined };
       await this.#withDevice(() => this.#painter(slot));
       this.#painting?.model?.free();
       this.#painting = slot;
     } else if (call.as === "painter") {
-      throw new MgmError("invalid-argument", "this model answers and does not paint: what paints is packed from a folder in diffusers' layout");
+      throw new MgmError("invalid-argument", NO_PAINTER);
     } else {
-      const slot: Slot<Engine> = { call, files, model: undefined };
+      const slot: Answering = { call, files, model: undefined, info: undefined };
       await this.#withDevice(
         () => this.#engine(slot, watch),
         () => this.#putPainterAway(),
@@ -89,7 +94,7 @@ export class Models {
     return needed ? this.#paintingSlot() !== undefined : this.#painting !== undefined;
   }
 
-  #paintingSlot(): Slot<Painter> {
+  #paintingSlot(): Painting {
     if (this.#painting) return this.#painting;
     throw new MgmError("invalid-argument", "no model that paints is loaded: Mgm.load(url, { painter }) or loadPainter() does");
   }
@@ -146,7 +151,7 @@ export class Models {
     return this.#device;
   }
 
-  async #engine(slot: Slot<Engine>, watch: Watch): Promise<Engine> {
+  async #engine(slot: Answering, watch: Watch): Promise<Engine> {
     if (slot.model) return slot.model;
     const load = async () => {
       const device = await this.#opened();
@@ -160,15 +165,17 @@ export class Models {
       });
     };
     slot.model = await withFiles(slot, watch, load);
+    slot.info = JSON.parse(slot.model.info()) as EngineInfo;
     return slot.model;
   }
 
   /** The model that paints. Its weights come onto the device when a picture needs them. */
-  async #painter(slot: Slot<Painter>): Promise<Painter> {
+  async #painter(slot: Painting): Promise<Painter> {
     if (slot.model) return slot.model;
     const { precision } = slot.call.options;
     const options = { name: (await identify(slot.files)).name, ...(precision !== undefined && { precision }) };
     slot.model = await Painter.open(await this.#opened(), slot.files, JSON.stringify(options));
+    slot.info = JSON.parse(slot.model.info()) as PainterInfo;
     return slot.model;
   }
 
@@ -195,8 +202,8 @@ export class Models {
 
   #info(): ModelInfo {
     const device = JSON.parse(this.#device?.info() ?? "{}") as Pick<ModelInfo, "adapter" | "software">;
-    const engine = this.#answering?.model && (JSON.parse(this.#answering.model.info()) as EngineInfo);
-    const painter = this.#painting?.model && (JSON.parse(this.#painting.model.info()) as PainterInfo);
+    const engine = this.#answering?.info;
+    const painter = this.#painting?.info;
     const { precision = "f32", weightBytes = 0 } = engine ?? painter ?? {};
     return {
       ...device,
@@ -208,13 +215,17 @@ export class Models {
   }
 }
 
-async function filesOf({ source, cache }: LoadCall, { signal, report }: Watch): Promise<Map<string, Blob>> {
+async function filesOf({ source, cache, as }: LoadCall, { signal, report }: Watch): Promise<Map<string, Blob>> {
   if ("files" in source) return new Map(source.files);
-  return getBundle(source.url, { cache, signal, newHash: () => new Sha256(), onProgress: report("download") });
+  // Before gigabytes come that are of no use.
+  const accept = (manifest: Manifest) => {
+    if (as === "painter" && !isPainter(manifest)) throw new MgmError("invalid-argument", NO_PAINTER);
+  };
+  return getBundle(source.url, { cache, signal, accept, newHash: () => new Sha256(), onProgress: report("download") });
 }
 
 /** Does something with the files; those that were deleted meanwhile come again from where they came from. */
-async function withFiles<M extends { free(): void }, T>(slot: Slot<M>, watch: Watch, work: () => Promise<T>): Promise<T> {
+async function withFiles<T>(slot: Answering | Painting, watch: Watch, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {
@@ -238,7 +249,7 @@ export async function askForSubgroups(): Promise<boolean> {
     const request = prototype.requestDevice;
     prototype.requestDevice = function (descriptor) {
       const features = new Set<string>(descriptor?.requiredFeatures);
-      features.add("subgroups");
+      if (this.features.has("subgroups")) features.add("subgroups");
       return request.call(this, { ...descriptor, requiredFeatures: [...features] as GPUFeatureName[] });
     };
     prototype.mgmAsksForSubgroups = true;

@@ -78,7 +78,8 @@ export async function paint(
   const { prompt, negative_prompt: negativePrompt, steps, guidance, width, height, scheduler, seed, strength, precision } = settings;
   return {
     pixels,
-    png: await toPng(pixels, "parameters", parameters),
+    // As the binary writes them: for other programs, and all of it as JSON.
+    png: await toPng(pixels, { parameters, mgm: JSON.stringify(settings) }),
     settings: {
       prompt, steps, guidance, width, height, scheduler, seed, precision,
       ...(negativePrompt !== null && { negativePrompt }),

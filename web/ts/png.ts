@@ -5,13 +5,13 @@ const CHUNK_FRAME = 12;
 /** The signature and the first chunk, IHDR, behind which other chunks may stand. */
 const HEAD_BYTES = 8 + CHUNK_FRAME + 13;
 
-/** A picture as a PNG file with a text under `keyword`, a word of ASCII. */
-export async function toPng(pixels: ImageData, keyword: string, text: string): Promise<Blob> {
+/** A picture as a PNG file with texts under keywords of ASCII. */
+export async function toPng(pixels: ImageData, texts: Record<string, string>): Promise<Blob> {
   const canvas = new OffscreenCanvas(pixels.width, pixels.height);
   canvas.getContext("2d")?.putImageData(pixels, 0, 0);
   const plain = await canvas.convertToBlob({ type: "image/png" });
-  const chunk = textChunk(keyword, text);
-  return new Blob([plain.slice(0, HEAD_BYTES), chunk, plain.slice(HEAD_BYTES)], { type: "image/png" });
+  const chunks = Object.entries(texts).map(([keyword, text]) => textChunk(keyword, text));
+  return new Blob([plain.slice(0, HEAD_BYTES), ...chunks, plain.slice(HEAD_BYTES)], { type: "image/png" });
 }
 
 /** "tEXt" for what is ASCII, which every reader knows, else "iTXt" in UTF-8. */

@@ -85,7 +85,7 @@ export type News =
 /** How a call ends. */
 export type Outcome =
   | { id: number; type: "loaded"; info: ModelInfo }
-  | { id: number; type: "answered"; report: Report; picture?: Picture }
+  | { id: number; type: "answered"; report: Report; picture?: Picture; pictureError?: WireError }
   | { id: number; type: "painted"; picture: Picture }
   | { id: number; type: "checked"; cases: CheckedCase[] }
   | { id: number; type: "looked"; map: LookMap }

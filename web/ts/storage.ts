@@ -7,6 +7,7 @@
 //   mgm/tuning.json                           which kernels are the fastest on this device, if it was measured
 
 import { MgmError } from "./errors.js";
+import { isPainter, MANIFEST, parseManifest } from "./manifest.js";
 
 const ROOT = "mgm";
 const SOURCE = "source.json";
@@ -107,6 +108,21 @@ export async function keptTuning(): Promise<string | undefined> {
 export async function keepTuning(tuning: string): Promise<void> {
   const folder = await root(true);
   if (folder) await putText(folder, TUNING, tuning);
+}
+
+/** What the bundle at `url` is, from this device or from its server. */
+export async function identifyBundle(url: string, signal?: AbortSignal): Promise<{ name: string; paints: boolean }> {
+  const kept = await root(false).then(
+    async (folder) => folder && getFile(await folder.getDirectoryHandle(await keyOf(url)), SOURCE),
+  ).catch(() => undefined);
+  if (kept) {
+    const { name, paints = false } = JSON.parse(await kept.text()) as SourceRecord;
+    return { name, paints };
+  }
+  const response = await fetch(new URL(MANIFEST, url), { cache: "no-cache", ...(signal && { signal }) });
+  if (!response.ok) throw new MgmError("http", `${url}${MANIFEST}: the server answers ${response.status}`);
+  const manifest = parseManifest(await response.text(), url);
+  return { name: manifest.name, paints: isPainter(manifest) };
 }
 
 /** The bundles that are kept on this device. */

@@ -1,3 +1,5 @@
+import type { MgmError } from "./errors.js";
+
 /** How weights are stored on the device. */
 export type Precision = "f32" | "f16" | "q8" | "q4";
 
@@ -175,6 +177,8 @@ export interface Answer {
   timings: Timings;
   /** What was painted for it. */
   picture?: Picture;
+  /** Why nothing was, if it describes a picture. */
+  pictureError?: MgmError;
 }
 
 /** The next piece of an answer. The last has no text, and says how it ended. */
@@ -184,6 +188,8 @@ export interface Delta {
   step?: PictureStep;
   /** The answer's picture. */
   picture?: Picture;
+  /** Why there is none. */
+  pictureError?: MgmError;
   finishReason?: FinishReason;
   usage?: Usage;
   timings?: Timings;

@@ -4,7 +4,7 @@ import init, {
   askingForPicture, negativePrompt, picturePrompt, selfCheck, wantsPicture,
 } from "./wasm/mgm_web.js";
 import { wasmResponse } from "./kept.js";
-import { toWire } from "./errors.js";
+import { toWire, type WireError } from "./errors.js";
 import { askForSubgroups, Models, type Watch } from "./models.js";
 import { paint } from "./paint.js";
 import type { ChatCall, CheckedCase, MemoryReport, News, Outcome, PictureCall, Reply, Report, Request } from "./protocol.js";
@@ -100,7 +100,7 @@ function reporter(id: number, phase: Progress["phase"]) {
   };
 }
 
-async function answer(call: ChatCall, context: Context): Promise<{ report: Report; picture?: Picture }> {
+async function answer(call: ChatCall, context: Context): Promise<{ report: Report; picture?: Picture; pictureError?: WireError }> {
   const { id, signal } = context;
   const paints = models.paints(call.picture?.when === "always");
   const messages = paints ? askingForPictures(call) : call.messages;
@@ -118,7 +118,13 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Repor
   const prompt = call.picture && paints && !signal.aborted ? picturePrompt(report.text) : undefined;
   if (!call.picture || prompt === undefined) return { report };
   const settings = { negativePrompt: negativePrompt(), ...call.picture.settings, prompt };
-  return { report, picture: await paintFor(settings, undefined, context) };
+  try {
+    return { report, picture: await paintFor(settings, undefined, context) };
+  } catch (error) {
+    // The answer is there all the same.
+    signal.throwIfAborted();
+    return { report, pictureError: toWire(error) };
+  }
 }
 
 /** The messages, with a request for a picture behind the questions that want one. */
@@ -161,7 +167,7 @@ async function tune(context: Context): Promise<void> {
   const tuning = await models.answering(context, (engine) =>
     engine.tune(() => {
       progress("kernels", ++measured, Number.POSITIVE_INFINITY);
-      return true;
+      return !context.signal.aborted;
     }),
   );
   context.signal.throwIfAborted();

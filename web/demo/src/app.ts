@@ -1,6 +1,6 @@
 // The page: one conversation with one model.
 
-import { cache, type Delta, type Message, Mgm, MgmError, type Picture, type PictureSettings, type PictureStep, type Progress } from "mgm-webgpu";
+import { bundleUrl, cache, type Delta, type Message, Mgm, MgmError, type Picture, type PictureSettings, type PictureStep, type Progress } from "mgm-webgpu";
 import { type Choice, choices, device, megabytes } from "./models.js";
 import { addressOf } from "./address.js";
 import { messageElement } from "./render.js";
@@ -72,14 +72,18 @@ function drawing(): boolean {
 
 // ---- Models --------------------------------------------------------------------------------------------------------
 
-/** Loads a model in the place of what is there, or, if it `paints`, beside one that answers. */
-async function load(source: string | File[], name: string, paints = false): Promise<void> {
+/** Loads a model in the place of what is there, or, if it paints, beside one that answers. */
+async function load(source: string | File[], name: string, known?: boolean): Promise<void> {
   if (busy) return;
   $<HTMLDialogElement>("models").close();
   notice("");
-  const beside = paints && mgm?.info.chats;
   const stop = new AbortController();
   busy = stop;
+  refresh();
+  const { signal } = stop;
+  // What goes wrong with it is told by loading.
+  const paints = known ?? (await Mgm.identify(source, { signal }).then(({ paints }) => paints, () => false));
+  const beside = paints && mgm?.info.chats;
   if (!beside) {
     mgm?.dispose();
     mgm = undefined;
@@ -88,12 +92,12 @@ async function load(source: string | File[], name: string, paints = false): Prom
   refresh();
   $("model-name").textContent = [...names, name].join(" + ");
   try {
-    if (beside) await mgm?.loadPainter(source, { signal: stop.signal });
-    else mgm = await Mgm.load(source, { signal: stop.signal, onProgress: showProgress });
+    if (beside) await mgm?.loadPainter(source, { signal });
+    else mgm = await Mgm.load(source, { signal, onProgress: showProgress });
     const precision = beside ? mgm?.info.painter?.precision : mgm?.info.precision;
     names = [...names.slice(0, 1), `${name} · ${precision}`];
     if (typeof source === "string") {
-      settings[paints ? "painter" : "model"] = source;
+      settings[paints ? "painter" : "model"] = bundleUrl(source);
       if (!beside && paints) settings.model = "";
       saveSettings(settings);
     }
@@ -122,7 +126,7 @@ async function comeBack(address: string): Promise<void> {
 
 async function showModels(): Promise<void> {
   const list = $("model-list");
-  $<HTMLDialogElement>("models").showModal();
+  if (!$<HTMLDialogElement>("models").open) $<HTMLDialogElement>("models").showModal();
   $("device").textContent = await device();
   const all = await choices();
   const groups = [all.filter(({ paints }) => !paints), all.filter(({ paints }) => paints)] as const;
@@ -184,6 +188,10 @@ function messages(): Message[] {
   return list;
 }
 
+async function keep(entries: Entry[]): Promise<void> {
+  if (!(await saveConversation(entries))) notice("This browser does not keep the conversation (is this a private window, or the disk full?): Export saves it.");
+}
+
 /** Keeps the newest text in view, unless the user reads elsewhere. */
 function follow(act: () => void): void {
   const main = document.querySelector("main");
@@ -227,7 +235,7 @@ async function send(): Promise<void> {
   follow(() => message.element.scrollIntoView({ block: "end" }));
   message.update(true);
   // What was asked, and what there is of the answer, outlast a reload.
-  await saveConversation(entries);
+  await keep(entries);
   let saved = performance.now();
   let drawn = false;
   const draw = () => {
@@ -250,7 +258,7 @@ async function send(): Promise<void> {
       draw();
       if (performance.now() - saved > SAVE_INTERVAL) {
         saved = performance.now();
-        await saveConversation([...entries, answer]);
+        await keep([...entries, answer]);
       }
     }
   } catch (error) {
@@ -274,7 +282,7 @@ async function send(): Promise<void> {
     message.element.classList.remove("pending");
     follow(() => message.update());
     if (entries.includes(asked)) entries.push(answer);
-    await saveConversation(entries);
+    await keep(entries);
     refresh();
     question.focus();
   }
@@ -334,7 +342,7 @@ async function startOver(): Promise<void> {
   $("log").replaceChildren();
   refresh();
   $("question").focus();
-  await saveConversation(entries);
+  await keep(entries);
 }
 
 async function save(): Promise<void> {
@@ -342,7 +350,8 @@ async function save(): Promise<void> {
   link.href = URL.createObjectURL(await exported(entries, settings.system));
   link.download = `conversation-${new Date().toISOString().slice(0, 10)}.json`;
   link.click();
-  URL.revokeObjectURL(link.href);
+  // Some browsers come for it later.
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 // ---- Pictures ------------------------------------------------------------------------------------------------------
@@ -524,7 +533,15 @@ async function start(): Promise<void> {
   listen();
   refresh();
   entries = await loadConversation();
+  // What was not answered before the page went away can be asked again.
+  const unanswered = entries.at(-1)?.role === "user" ? entries.pop() : undefined;
   for (const entry of entries) append(entry);
+  if (unanswered) {
+    $<HTMLTextAreaElement>("question").value = unanswered.text;
+    attachments = unanswered.images;
+    draws = unanswered.draws ?? false;
+    showAttachments();
+  }
   refresh();
   document.querySelector("main")?.scrollTo(0, Number.MAX_SAFE_INTEGER);
   const support = await Mgm.support();

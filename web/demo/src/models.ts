@@ -1,6 +1,6 @@
 // Which models there are: those that this site lists, and those that are on this device.
 
-import { cache, Mgm } from "mgm-webgpu";
+import { bundleUrl, cache, Mgm } from "mgm-webgpu";
 
 /** An entry of `models.json`, beside the page. */
 export interface ListedModel {
@@ -32,7 +32,7 @@ export async function choices(): Promise<Choice[]> {
     .catch(() => []);
   const all = new Map<string, Choice>();
   for (const model of listed) {
-    const url = new URL(model.url, location.href).href;
+    const url = bundleUrl(model.url);
     all.set(url, { ...model, url, here: false });
   }
   for (const { url, name, bytes, complete, paints } of kept) {

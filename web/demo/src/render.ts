@@ -14,6 +14,8 @@ export function markdown(text: string): DocumentFragment {
   const html = marked.parse(text, { async: false, gfm: true, breaks: true });
   const elements = DOMPurify.sanitize(html, {
     RETURN_DOM_FRAGMENT: true,
+    // Without SVG and MathML, whose elements and attributes fetch in many ways.
+    USE_PROFILES: { html: true },
     FORBID_TAGS: ["img", "style", "form", "input", "button", "audio", "video", "iframe"],
     FORBID_ATTR: ["style", "src", "srcset", "background"],
   });

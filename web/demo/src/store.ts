@@ -59,30 +59,69 @@ function open(): Promise<IDBDatabase> {
   });
 }
 
+/** Does something with the conversations; nothing comes of it where the browser keeps nothing. */
 async function transact<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore) => IDBRequest<T>): Promise<T | undefined> {
+  const database = await open();
   try {
-    const database = await open();
-    try {
-      return await new Promise<T>((resolve, reject) => {
-        const request = act(database.transaction(STORE, mode).objectStore(STORE));
-        request.onsuccess = () => resolve(request.result);
-        request.onerror = () => reject(request.error ?? new Error("the database failed"));
-      });
-    } finally {
-      database.close();
-    }
-  } catch {
-    return undefined;
+    return await new Promise<T>((resolve, reject) => {
+      const transaction = database.transaction(STORE, mode);
+      const request = act(transaction.objectStore(STORE));
+      // A disk that is full shows itself at the end.
+      transaction.oncomplete = () => resolve(request.result);
+      transaction.onabort = () => reject(transaction.error ?? new Error("the database failed"));
+    });
+  } finally {
+    database.close();
   }
 }
 
-export async function loadConversation(): Promise<Entry[]> {
-  const entries = await transact<unknown>("readonly", (store) => store.get("entries"));
-  return Array.isArray(entries) ? (entries as Entry[]) : [];
+/** A conversation as it is kept. */
+interface Kept {
+  entries: Entry[];
+  saved: number;
 }
 
-export async function saveConversation(entries: Entry[]): Promise<void> {
-  await transact("readwrite", (store) => store.put(entries, "entries"));
+/** Conversations that are kept: each tab has its own. */
+const MOST = 8;
+const TAB = "mgm-conversation";
+
+/** The name of this tab's conversation, the same after a reload. */
+function tab(): string {
+  let name = sessionStorage.getItem(TAB);
+  if (!name) sessionStorage.setItem(TAB, (name = crypto.randomUUID()));
+  return name;
+}
+
+async function all(): Promise<[name: string, kept: Kept][]> {
+  const [names, values] = await Promise.all([
+    transact("readonly", (store) => store.getAllKeys()),
+    transact("readonly", (store) => store.getAll() as IDBRequest<Kept[]>),
+  ]);
+  const pairs = (names ?? []).map((name, index) => [String(name), values?.[index]] as const);
+  const whole = pairs.filter((pair): pair is readonly [string, Kept] => Array.isArray(pair[1]?.entries));
+  return whole.map(([name, kept]): [string, Kept] => [name, kept]).sort(([, a], [, b]) => b.saved - a.saved);
+}
+
+/** This tab's conversation; in a new tab the last of any. */
+export async function loadConversation(): Promise<Entry[]> {
+  try {
+    const kept = await all();
+    const own = kept.find(([name]) => name === tab());
+    return (own ?? kept[0])?.[1].entries ?? [];
+  } catch {
+    return [];
+  }
+}
+
+/** Keeps this tab's conversation; whether that went well. */
+export async function saveConversation(entries: Entry[]): Promise<boolean> {
+  try {
+    await transact("readwrite", (store) => store.put({ entries, saved: Date.now() } satisfies Kept, tab()));
+    for (const [name] of (await all()).slice(MOST)) await transact("readwrite", (store) => store.delete(name));
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** The conversation as a file: messages as in OpenAI's chat API, pictures inside. */

@@ -15,7 +15,7 @@ interface Scope {
 
 const scope = self as unknown as Scope;
 const NAME = "mgm-demo";
-const FILES = ["./", "app.js", "look.js", "worker.js", "mgm_web_bg.wasm", "style.css", "icon.svg", "models.json"];
+const FILES = ["./", "index.html", "app.js", "look.js", "worker.js", "mgm_web_bg.wasm", "style.css", "icon.svg", "models.json"];
 
 scope.addEventListener("install", (event) => {
   scope.skipWaiting();
