@@ -66,7 +66,8 @@ impl Model {
         let vision = match &checkpoint.vision {
             Some(weights) => {
                 let precision = vision_precision(options.precision);
-                Some(Vision::load(gpu, weights, hidden_size, precision, options.on_progress.clone()).await?)
+                let (high, on_progress) = (options.high_resolution, options.on_progress.clone());
+                Some(Vision::load(gpu, weights, hidden_size, precision, high, on_progress).await?)
             }
             None => None,
         };
@@ -168,9 +169,14 @@ impl Model {
     /// What patch info mining weighs in a picture. `on_step` as for [`Vision::encode`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the model has no vision side; [`Error::Cancelled`] if it was stopped.
+    /// [`Error::InvalidArgument`] if the model has no vision side, or was loaded without the high-resolution branch;
+    /// [`Error::Cancelled`] if it was stopped.
     pub async fn attention(&self, image: &Rgb8, on_step: &mut dyn FnMut(usize, usize) -> bool) -> Result<AttentionMap> {
         let Some(vision) = &self.vision else { return Err(blind()) };
+        if !vision.high_resolution() {
+            let reason = "this model was loaded without its high-resolution branch: nothing is mined";
+            return Err(Error::InvalidArgument(reason.to_owned()));
+        }
         let preprocess = vision.preprocess();
         let size = vision.cells();
         let attended = Tensor::zeros(&self.gpu, &[size * size], "weights of cells")?;

@@ -229,6 +229,7 @@ async fn check_image(
 
     let mut recorder = gpu.record();
     let Encoded { low, high, mined, tokens } = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await?;
+    let high = high.expect("the high-resolution branch is on");
     let side = high[0].height;
     let mut upsampled = Vec::new();
     for map in &high {

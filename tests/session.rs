@@ -327,3 +327,53 @@ fn tokens_make_nothing_on_the_device() {
         assert!(counts[8..].iter().all(|count| *count == 0), "{counts:?}");
     });
 }
+
+/// Expected values by tests/reference/make_low_resolution.py: every 29th token, and the first greedy ids.
+#[test]
+fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tower_alone() {
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/vision");
+    let bytes = std::fs::read(data.join("low_resolution.safetensors")).expect("the tokens");
+    let tokens = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let turns: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(data.join("low_resolution.json")).expect("the turns")).expect("JSON");
+    for name in ["vicuna-7b", "vicuna-7b-hd", "gemma-2b"] {
+        let case = case(name);
+        let expected = Expected::read(&case);
+        pollster::block_on(async {
+            let gpu = open_gpu();
+            let checkpoint = open(&case, &expected).await;
+            let full = LoadOptions::at(Precision::F32);
+            let low = LoadOptions { high_resolution: false, ..full.clone() };
+            let weights = |options| Plan::of_checkpoint(&checkpoint, options).expect("a plan").weights();
+            assert!(weights(&low) < weights(&full));
+            let model = Rc::new(Model::load(&gpu, &checkpoint, &low).await.expect("a golden model"));
+
+            let pictures = images(&expected, &case);
+            let vision = model.vision().expect("a vision side");
+            let views = vision.preprocess().views(&pictures[0]).expect("views");
+            let mut recorder = gpu.record();
+            let encoded = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await.expect("tokens");
+            let read = encoded.tokens.read_back(&mut recorder);
+            recorder.submit().expect("a submission");
+            let found: Vec<f32> = read.values().await.expect("values");
+            let wanted: Vec<f32> = bytemuck::pod_collect_to_vec(tokens.tensor(name).expect("the case").data());
+            let width = encoded.tokens.columns();
+            let found: Vec<f32> = found.chunks_exact(width).step_by(29).flatten().copied().collect();
+            assert_eq!(found.len(), wanted.len());
+            let largest = wanted.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let error = found.iter().zip(&wanted).fold(0.0f32, |error, (a, b)| error.max((a - b).abs()));
+            // As in goldens.rs.
+            assert!(error <= 2e-4 * largest, "{name}: {error} of {largest}");
+
+            let options = AnswerOptions { max_new_tokens: 8, ..GREEDY };
+            let question = &expected.json.turns[0].question;
+            let answer = model.chat(None).ask(question, &pictures, &options, &mut |_| true).await.expect("an answer");
+            let ids: Vec<u32> = serde_json::from_value(turns[name]["greedy_ids"].clone()).expect("ids");
+            assert_eq!(answer.token_ids, ids[..answer.token_ids.len()], "{name}");
+            assert_ne!(ids, expected.json.turns[0].greedy_ids[..ids.len()], "{name}: it would have gone unnoticed");
+            let error =
+                model.attention(&pictures[0], &mut |_, _| true).await.expect_err("nothing is mined").to_string();
+            assert!(error.contains("high-resolution"), "{error}");
+        });
+    }
+}

@@ -169,6 +169,9 @@ pub struct ChatArgs {
     /// Replace the template's system text
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Look at images in low resolution alone: without the high-resolution tower and patch info mining
+    #[arg(long)]
+    pub no_high_resolution: bool,
     /// The form of Gemma's GELU: tanh or erf [default: as the configuration says]
     #[arg(long, value_parser = ["tanh", "erf"])]
     pub gelu: Option<String>,

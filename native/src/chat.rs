@@ -59,6 +59,7 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
         precision: arguments.precision.unwrap_or(precision),
         keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
         template: arguments.conversation,
+        high_resolution: !arguments.no_high_resolution,
         on_progress: None,
     };
     let mut language = Language::new(&gpu, opened, options, arguments.system, &stop)?;

@@ -12,12 +12,11 @@ use crate::{Failure, kept};
 pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
     let files = arguments.checkpoint.open().await?;
     let gpu = kept::open(&arguments.device.options()).await?;
-    let (precision, stored) = files.default_precision();
+    let (default, stored) = files.default_precision();
+    let precision = arguments.precision.unwrap_or(default);
     let options = LoadOptions {
-        precision: arguments.precision.unwrap_or(precision),
         keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
-        template: None,
-        on_progress: None,
+        ..LoadOptions::at(precision)
     };
     let model = Model::open(&gpu, &files, &options).await?;
     let products = model.list()?.products;
