@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use mgm::load::LoadOptions;
 use mgm::ops::tune;
 use mgm::session::Model;
 
@@ -12,12 +11,7 @@ use crate::{Failure, kept};
 pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
     let files = arguments.checkpoint.open().await?;
     let gpu = kept::open(&arguments.device.options()).await?;
-    let (default, stored) = files.default_precision();
-    let precision = arguments.precision.unwrap_or(default);
-    let options = LoadOptions {
-        keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
-        ..LoadOptions::at(precision)
-    };
+    let options = arguments.checkpoint.load_options(&files, arguments.precision);
     let model = Model::open(&gpu, &files, &options).await?;
     let products = model.list()?.products;
     drop(model);
