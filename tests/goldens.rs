@@ -333,7 +333,7 @@ async fn check_turn(
     for place in 0..steps {
         language.choose(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
         if place + 1 < steps {
-            x = language.embed_chosen(&mut recorder, &chosen, place)?;
+            x = language.embed_chosen(&mut recorder, &chosen, place, 1)?;
             x = language.forward(&mut recorder, &x, &mut cache)?;
         }
     }

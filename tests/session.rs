@@ -377,3 +377,59 @@ fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tow
         });
     }
 }
+
+/// The golden turns, each with the turns before as its history, answered together with shorter and longer questions.
+#[test]
+fn questions_answered_together_get_the_golden_answers() {
+    for name in ["vicuna-7b", "gemma-2b", "mixtral-8x7b", "no-image"] {
+        let case = case(name);
+        let expected = Expected::read(&case);
+        pollster::block_on(async {
+            let gpu = open_gpu();
+            let model = load(&gpu, &case, &expected).await;
+            let mut chat = model.chat(None);
+            let pictures = images(&expected, &case);
+            let (mut requests, mut wanted) = (Vec::new(), Vec::new());
+            let turns = &expected.json.turns;
+            for index in 0..turns.len() {
+                let before = turns[..index].iter().enumerate().map(|(index, turn)| mgm::text::Turn {
+                    question: turn.question.clone(),
+                    images: if index == 0 { pictures.len() } else { 0 },
+                    answer: Some(turn.text.clone()),
+                });
+                let (of_history, of_question) =
+                    if index == 0 { (&[][..], &pictures[..]) } else { (&pictures[..], &[][..]) };
+                chat.restore(None, before.collect(), of_history, &mut |_| true).await.expect("a conversation");
+                let request = chat.request(&turns[index].question, of_question, 24, &mut |_| true).await;
+                requests.push(request.expect("a request"));
+                assert_eq!(chat.conversation().turns.len(), index);
+                wanted.push((turns[index].greedy_ids.clone(), turns[index].n_embeds));
+            }
+            // Of another length, with a picture and without: what they get is what they get alone.
+            let others = [("What would you say is to be seen at its left side?", &pictures[..]), ("Hm?", &[][..])];
+            for (question, images) in others {
+                chat.restore(None, Vec::new(), &[], &mut |_| true).await.expect("a conversation");
+                requests.push(chat.request(question, images, 24, &mut |_| true).await.expect("a request"));
+                let alone = model.chat(None).ask(question, images, &GREEDY, &mut |_| true).await.expect("an answer");
+                wanted.push((alone.token_ids, alone.prompt_tokens));
+            }
+            let answers = model.answer_all(&requests, 24, &mut || true).await.expect("answers");
+            assert_eq!(answers.len(), wanted.len());
+            for (index, (answer, (ids, positions))) in answers.iter().zip(&wanted).enumerate() {
+                assert_eq!(answer.prompt_tokens, *positions, "{name}, question {index}");
+                let length = answer.token_ids.len();
+                assert_eq!(answer.token_ids, ids[..length], "{name}, question {index}");
+                assert!(length == ids.len() || answer.finish_reason == FinishReason::Stop, "{name}, question {index}");
+                assert!(!answer.text.is_empty(), "{name}, question {index}");
+            }
+            // One question, and the same one twice, are batches too; a stop is heard.
+            for some in [&requests[..1], &[requests[0].clone(), requests[0].clone()]] {
+                let few = model.answer_all(some, 3, &mut || true).await.expect("answers");
+                assert!(few.iter().all(|answer| answer.token_ids[..] == wanted[0].0[..3]), "{name}");
+            }
+            let stopped = model.answer_all(&requests, 24, &mut || false).await;
+            assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
+            assert!(matches!(model.answer_all(&[], 24, &mut || true).await, Err(Error::InvalidArgument(_))));
+        });
+    }
+}

@@ -227,6 +227,9 @@ pub struct EvalArgs {
     /// Ask N questions that this seed draws from all, instead of the first
     #[arg(long, requires = "limit")]
     pub seed: Option<u64>,
+    /// Questions to answer at the same time (fewer where memory is short). Those about one image share what is common to them
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub batch: u32,
     /// Line to put behind every question instead of the benchmark's own; empty for none
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,

@@ -378,7 +378,12 @@ fn an_interrupt_leaves_a_file_to_go_on_with() {
     let out = data.file("out.jsonl");
     let command = |more: &[&str]| {
         let mut command = eval("jsonl", &data.file("q.jsonl"));
-        command.arg(golden("gemma-2b")).arg("--out").arg(&out).args(["--max-new-tokens", "2"]).args(more);
+        command
+            .arg(golden("gemma-2b"))
+            .arg("--out")
+            .arg(&out)
+            .args(["--max-new-tokens", "2", "--batch", "2"])
+            .args(more);
         command
     };
     let child = command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");

@@ -1,6 +1,6 @@
 //! What is asked, and what would be right.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -145,19 +145,32 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The same questions with those about one picture, with the same turns before, next to each other: it is looked at once,
-/// and what their prompts begin with is read once.
-pub fn by_picture<'a>(questions: Vec<&'a Question>) -> Vec<&'a Question> {
-    let mut places = std::collections::HashMap::new();
+/// Questions to be asked together, at most so many: those about one picture, so that it is looked at once and what their
+/// prompts begin with is read once; and those that are alone with theirs.
+pub fn batches<'a>(questions: &[&'a Question], most: usize) -> Vec<Vec<&'a Question>> {
+    let mut places = HashMap::new();
     let mut groups: Vec<Vec<&'a Question>> = Vec::new();
     for question in questions {
-        let place = *places.entry((&question.picture, &question.history)).or_insert(groups.len());
+        let place = *places.entry(&question.picture).or_insert(groups.len());
         if place == groups.len() {
             groups.push(Vec::new());
         }
         groups[place].push(question);
     }
-    groups.concat()
+    let mut batches = Vec::new();
+    let mut alone = Vec::new();
+    for group in groups {
+        if group.len() > 1 {
+            batches.extend(group.chunks(most).map(<[_]>::to_vec));
+        } else {
+            alone.extend(group);
+        }
+        if alone.len() == most {
+            batches.push(std::mem::take(&mut alone));
+        }
+    }
+    batches.extend((!alone.is_empty()).then_some(alone));
+    batches
 }
 
 #[cfg(test)]
@@ -201,7 +214,12 @@ mod tests {
 
     #[test]
     fn questions_about_a_picture_come_together() {
-        let questions = [question(0, "a"), question(1, "b"), question(2, "a"), question(3, "c"), question(4, "b")];
-        assert_eq!(ids(&by_picture(questions.iter().collect())), [0, 2, 1, 4, 3]);
+        let pictures = ["a", "b", "a", "c", "b", "a", "d", "e"];
+        let questions: Vec<Question> = pictures.iter().enumerate().map(|(id, name)| question(id, name)).collect();
+        let questions: Vec<&Question> = questions.iter().collect();
+        let of = |most| batches(&questions, most).iter().map(|batch| ids(batch)).collect::<Vec<_>>();
+        assert_eq!(of(2), [vec![0, 2], vec![5], vec![1, 4], vec![3, 6], vec![7]]);
+        assert_eq!(of(16), [vec![0, 2, 5], vec![1, 4], vec![3, 6, 7]]);
+        assert_eq!(of(1).concat(), [0, 2, 5, 1, 4, 3, 6, 7]);
     }
 }

@@ -23,7 +23,7 @@ use crate::chat::install_interrupt;
 use crate::{Failure, kept, load, progress};
 use answers::{Answers, AnswersFile, Settings};
 use asking::Asker;
-use dataset::{Dataset, Question, by_picture, check_pictures, select};
+use dataset::{Dataset, Question, batches, check_pictures, select};
 pub use formats::Format;
 use formats::Source;
 use report::{Figures, Report, Run, by_kind};
@@ -74,7 +74,7 @@ async fn ask(
     let settings = settings(arguments, &options, max_new_tokens)?;
     let mut answers = AnswersFile::open(out, &settings, &dataset.questions)?;
     let left = selected.iter().copied().filter(|question| answers.answers.get(question).is_none());
-    let left = by_picture(left.collect());
+    let left: Vec<&Question> = left.collect();
     check_pictures(&left)?;
     if left.is_empty() {
         return Ok((answers.answers, None));
@@ -99,17 +99,19 @@ async fn ask(
     let started = Instant::now();
     let mut told = Told::new(left.len());
     let mut asker = Asker::new(model.chat(None), max_new_tokens, &stop);
-    for (index, question) in left.iter().enumerate() {
-        let answer = match asker.ask(question).await {
+    let mut done = 0;
+    for batch in batches(&left, arguments.batch as usize) {
+        let answered = match asker.ask(&batch).await {
             Err(Error::Cancelled) => {
                 told.finish();
-                note!("mgm: note: {index} of {} answered; the same command goes on from here", left.len());
+                note!("mgm: note: {done} of {} answered; the same command goes on from here", left.len());
                 return Err(Error::Cancelled.into());
             }
-            answer => answer?,
+            answered => answered?,
         };
-        answers.add(answer)?;
-        told.tell(index + 1);
+        done += answered.len();
+        answered.into_iter().try_for_each(|answer| answers.add(answer))?;
+        told.tell(done);
     }
     told.finish();
     if arguments.device.profile {
