@@ -472,6 +472,13 @@ fn bad_data_are_told_with_their_lines() {
         ),
         ("easy-vqa", "e", &[("e/questions.json", "[]")], &[], &["answers.txt"]),
         ("pope", "p.json", &[("p.json", pope)], &[], &["line 1", "maybe", "yes"]),
+        (
+            "pope",
+            "p",
+            &[("p/coco_pope_random.json", &pope.replace("maybe", "no"))],
+            &[],
+            &["p/a.png", "missing", "line 1"],
+        ),
         ("pope", "p", &[("p/readme.txt", "")], &[], &["no json or jsonl file"]),
         ("mmbench", "m.tsv", &[("m.tsv", "a,b\n")], &[], &["line 1", "index"]),
         (

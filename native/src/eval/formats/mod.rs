@@ -89,10 +89,11 @@ impl Source {
         if line.is_empty() { bare.to_owned() } else { format!("{bare}\n{line}") }
     }
 
-    /// The file of a picture: in --images, or beside the data.
+    /// The file of a picture: in --images, or in the folder of the data.
     fn image(&self, name: &str) -> PathBuf {
         match &self.images {
             Some(folder) => folder.join(name),
+            None if self.data.is_dir() => self.data.join(name),
             None => beside(&self.data, name),
         }
     }
