@@ -62,7 +62,7 @@ fn sees(row: u32, key: u32, end: u32) -> bool {
 // Where the output of a query row starts.
 fn output_at(part: u32, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
     if SPLIT == 1u {
-        return ((part * query_rows() + row) * kv_heads + kv_head) * (HEAD4 + 1u);
+        return params.output_start + ((part * query_rows() + row) * kv_heads + kv_head) * (HEAD4 + 1u);
     }
     let head = kv_head * params.group + row % params.group;
     return params.output_start + ((row / params.group) * kv_heads * params.group + head) * HEAD4;

@@ -1,13 +1,13 @@
-// Choosing the next token from logits, on the device, in one workgroup: argmax, or temperature, top-k, top-p and a draw, in
+// Choosing the next token from each row of logits, on the device, in a workgroup a row: argmax, or temperature, top-k, top-p and a draw, in
 // that order.
 //
 // The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers that order
 // the same way, and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30,
 // so the result does not depend on the order of the sum. Logits equal to the cut-off are all kept.
-// Dispatch: (1, 1, 1).
+// Dispatch: (rows, 1, 1).
 struct Params {
     vocab: u32,
-    output: u32,             // where in `chosen` to write
+    output: u32,             // where in `chosen` to write the first row's
     top_k: u32,              // 0: all
     top_p: f32,              // 1: all
     inverse_temperature: f32,
@@ -28,10 +28,12 @@ var<workgroup> best_index: array<u32, WORKGROUP>;
 var<workgroup> bins: array<atomic<u32>, 256>;
 var<workgroup> found: vec2<u32>; // the bin that holds the cut-off, and the mass above it
 
+var<private> first_logit: u32; // of this workgroup's row
+
 // A logit made finite: NaN and minus infinity are the lowest there is. NaN is told by its bits, since compilers may assume
 // that there is none.
 fn logit(i: u32) -> f32 {
-    let value = logits[i];
+    let value = logits[first_logit + i];
     let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
     return select(clamp(value, LOWEST, -LOWEST), LOWEST, is_nan);
 }
@@ -88,7 +90,8 @@ fn cut_off(wanted: u32, by_count: bool, lowest: u32, maximum: f32, total: f32, l
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn sample(@builtin(local_invocation_index) local: u32) {
+fn sample(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    first_logit = group.x * params.vocab;
     // Argmax; the lowest index wins ties.
     var value = LOWEST;
     var index = 0xffffffffu;
@@ -118,7 +121,7 @@ fn sample(@builtin(local_invocation_index) local: u32) {
     let argmax = best_index[0];
     if SAMPLE == 0u {
         if local == 0u {
-            chosen[params.output] = argmax;
+            chosen[params.output + group.x] = argmax;
         }
         return;
     }

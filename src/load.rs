@@ -43,6 +43,9 @@ pub struct LoadOptions {
     pub keep_stored: bool,
     /// The conversation's template; without it the checkpoint tells.
     pub template: Option<Template>,
+    /// Look at pictures at high resolution too. `false` leaves the high-resolution tower and patch info mining out
+    /// ([`crate::vision::Vision`]).
+    pub high_resolution: bool,
     /// Called with bytes loaded since the last call; `false` stops.
     pub on_progress: Option<OnProgress>,
 }
@@ -50,7 +53,7 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// Everything as the checkpoint says, its language model at `precision`.
     pub fn at(precision: Precision) -> Self {
-        Self { precision, keep_stored: false, template: None, on_progress: None }
+        Self { precision, keep_stored: false, template: None, high_resolution: true, on_progress: None }
     }
 }
 

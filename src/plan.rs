@@ -13,6 +13,9 @@ use crate::weights::sdxl::{self, SdxlCheckpoint, VAE};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
+/// The parts that are left out where pictures are looked at in low resolution alone.
+const HIGH_RESOLUTION: [&str; 2] = ["ConvNeXt", "patch info mining"];
+
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -54,7 +57,10 @@ impl Plan {
             }),
             None => None,
         };
-        let plan = Self::new(&checkpoint.config.language, vision.as_ref(), options.precision);
+        let mut plan = Self::new(&checkpoint.config.language, vision.as_ref(), options.precision);
+        if !options.high_resolution {
+            plan.parts.retain(|(part, _)| !HIGH_RESOLUTION.contains(part));
+        }
         Ok(plan.with_stored(&checkpoint.language, options))
     }
 
@@ -107,8 +113,8 @@ impl Plan {
         if let Some(vision) = vision {
             let precision = vision_precision(precision);
             parts.push(("CLIP ViT", clip(&vision.clip, vision.config.select_layer, precision)));
-            parts.push(("ConvNeXt", convnext(&vision.convnext, precision)));
-            parts.push(("patch info mining", mining(&vision.config, precision)));
+            parts.push((HIGH_RESOLUTION[0], convnext(&vision.convnext, precision)));
+            parts.push((HIGH_RESOLUTION[1], mining(&vision.config, precision)));
             parts.push(("projector", projector(&vision.config, language.hidden_size, precision)));
         }
         parts.push(("language model", self::language(language, precision)));

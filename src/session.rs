@@ -1,5 +1,7 @@
 //! A model and the conversations with it: pictures and text in, text out.
 
+mod batch;
+
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
@@ -25,6 +27,8 @@ use crate::weights::mgm::MgmCheckpoint;
 use crate::weights::model_files::ModelFiles;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
+
+pub use batch::Request;
 
 /// Positions without room for which a model is not worth loading.
 const LEAST_POSITIONS: usize = 256;
@@ -67,7 +71,8 @@ impl Model {
         let vision = match &checkpoint.vision {
             Some(weights) => {
                 let precision = vision_precision(options.precision);
-                Some(Vision::load(gpu, weights, hidden_size, precision, options.on_progress.clone()).await?)
+                let (high, on_progress) = (options.high_resolution, options.on_progress.clone());
+                Some(Vision::load(gpu, weights, hidden_size, precision, high, on_progress).await?)
             }
             None => None,
         };
@@ -169,9 +174,14 @@ impl Model {
     /// What patch info mining weighs in a picture. `on_step` as for [`Vision::encode`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the model has no vision side; [`Error::Cancelled`] if it was stopped.
+    /// [`Error::InvalidArgument`] if the model has no vision side, or was loaded without the high-resolution branch;
+    /// [`Error::Cancelled`] if it was stopped.
     pub async fn attention(&self, image: &Rgb8, on_step: &mut dyn FnMut(usize, usize) -> bool) -> Result<AttentionMap> {
         let Some(vision) = &self.vision else { return Err(blind()) };
+        if !vision.high_resolution() {
+            let reason = "this model was loaded without its high-resolution branch: nothing is mined";
+            return Err(Error::InvalidArgument(reason.to_owned()));
+        }
         let preprocess = vision.preprocess();
         let size = vision.cells();
         let attended = Tensor::zeros(&self.gpu, &[size * size], "weights of cells")?;
@@ -347,6 +357,11 @@ impl Picture for Rgb8 {
     }
 }
 
+/// Pictures that are here, as conversations take them.
+pub fn pictures(images: &[Rgb8]) -> Vec<&dyn Picture> {
+    images.iter().map(|image| image as &dyn Picture).collect()
+}
+
 /// A picture that was looked at: its visual tokens, and the number that tells it from all others in the cache.
 #[derive(Debug, Clone)]
 struct Seen {
@@ -439,8 +454,7 @@ impl Chat {
         options: &AnswerOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
-        let images: Vec<&dyn Picture> = images.iter().map(|image| image as &dyn Picture).collect();
-        self.ask_about(question, &images, options, on_event).await
+        self.ask_about(question, &pictures(images), options, on_event).await
     }
 
     /// The same about pictures whose pixels are elsewhere.
@@ -471,19 +485,9 @@ impl Chat {
         options: &AnswerOptions,
         on_event: &mut dyn FnMut(Event<'_>) -> bool,
     ) -> Result<Answer> {
-        self.conversation.ask(question, images.len());
-        // Before pictures are looked at, which takes longest.
-        let tokens = self.fit_prompt(options.max_new_tokens, on_event)?;
-        let started = Instant::now();
-        for image in images {
-            let picture = self.look(*image, on_event).await?;
-            self.images.push(picture);
-        }
-        self.known.clear();
-        let vision_ms = milliseconds(started);
+        let (mut positions, vision_ms) = self.prompt(question, images, options.max_new_tokens, on_event).await?;
 
         let started = Instant::now();
-        let mut positions = self.positions(tokens)?;
         let prompt_tokens = positions.len();
         positions.extend(options.begun.iter().map(|id| Position::Text(*id)));
         let cached_tokens = self.keep_common_prefix(&positions);
@@ -506,6 +510,27 @@ impl Chat {
         self.decode(x, room, options, on_event, started, &mut answer).await?;
         answer.text = self.model.tokenizer.answer(&answer.token_ids);
         Ok(answer)
+    }
+
+    /// The prompt of a question that is put to the conversation, and the time that looking took.
+    async fn prompt(
+        &mut self,
+        question: &str,
+        images: &[&dyn Picture],
+        max_new_tokens: usize,
+        on_event: &mut dyn FnMut(Event<'_>) -> bool,
+    ) -> Result<(Vec<Position>, f64)> {
+        self.conversation.ask(question, images.len());
+        // Before pictures are looked at, which takes longest.
+        let tokens = self.fit_prompt(max_new_tokens, on_event)?;
+        let started = Instant::now();
+        for image in images {
+            let picture = self.look(*image, on_event).await?;
+            self.images.push(picture);
+        }
+        self.known.clear();
+        let vision_ms = milliseconds(started);
+        Ok((self.positions(tokens)?, vision_ms))
     }
 
     /// Encodes a picture, if it is new.
@@ -592,16 +617,8 @@ impl Chat {
     /// Runs new positions through the model; gives the residual stream of the last portion.
     async fn prefill(&mut self, positions: &[Position], on_event: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Tensor> {
         let model = Rc::clone(&self.model);
-        // The model numbers pictures by their place in a list.
         let images: Vec<Tensor> = self.images.iter().map(|picture| picture.tokens.clone()).collect();
-        let place = |number: u32| self.images.iter().position(|picture| picture.number == number).unwrap_or(0) as u32;
-        let placed: Vec<Position> = positions
-            .iter()
-            .map(|position| match *position {
-                Position::Visual { image, row } => Position::Visual { image: place(image), row },
-                text @ Position::Text(_) => text,
-            })
-            .collect();
+        let placed = placed(positions, &self.images);
         let mut recorder = model.gpu.record();
         self.cache.reserve(&mut recorder, self.cached.len() + positions.len())?;
         recorder.submit()?;
@@ -678,6 +695,16 @@ impl Chat {
         self.cache.truncate(self.cached.len());
         Ok(())
     }
+}
+
+/// Positions with pictures by their place in a list, as the model numbers them.
+fn placed(positions: &[Position], pictures: &[Seen]) -> Vec<Position> {
+    let place = |number: u32| pictures.iter().position(|picture| picture.number == number).unwrap_or(0) as u32;
+    let of_position = |position: &Position| match *position {
+        Position::Visual { image, row } => Position::Visual { image: place(image), row },
+        text @ Position::Text(_) => text,
+    };
+    positions.iter().map(of_position).collect()
 }
 
 fn milliseconds(since: Instant) -> f64 {

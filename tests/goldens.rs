@@ -229,6 +229,7 @@ async fn check_image(
 
     let mut recorder = gpu.record();
     let Encoded { low, high, mined, tokens } = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await?;
+    let high = high.expect("the high-resolution branch is on");
     let side = high[0].height;
     let mut upsampled = Vec::new();
     for map in &high {
@@ -332,7 +333,7 @@ async fn check_turn(
     for place in 0..steps {
         language.choose(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
         if place + 1 < steps {
-            x = language.embed_chosen(&mut recorder, &chosen, place)?;
+            x = language.embed_chosen(&mut recorder, &chosen, place, 1)?;
             x = language.forward(&mut recorder, &x, &mut cache)?;
         }
     }

@@ -11,12 +11,12 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::ops::cases::{
-    Argmax, Attention, AttentionOver, Case, Combine, Concatenate, Convolution, Denoise, Depthwise, Gather, GatherRows,
-    GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random, Resize, Rotary, Route,
-    RoutedLinear, Sample, Softmax, Storage, check, self_check,
+    Argmax, Attention, AttentionOver, AttentionToRuns, Case, Combine, Concatenate, Convolution, Denoise, Depthwise,
+    Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random, Resize, Rotary,
+    Route, RoutedLinear, Sample, Softmax, Storage, check, self_check,
 };
-use mgm::ops::{self, Activation, Sampling2d, Shape, Tuning, specialisations, tune};
-use mgm::tensor::Precision;
+use mgm::ops::{self, Activation, Look, Run, Sampling2d, Shape, Tuning, specialisations, tune};
+use mgm::tensor::{Precision, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -420,6 +420,43 @@ fn attention_of_several_sequences() {
     check_everywhere("attention of several sequences", &boxed(cases));
 }
 
+#[test]
+fn attention_of_a_batch_with_one_cache() {
+    let mut cases = Vec::new();
+    for (heads, kv_heads, head_dim) in [(2, 2, 20), (6, 3, 64), (8, 1, 256)] {
+        for half in [false, true] {
+            let base = AttentionToRuns { heads, kv_heads, head_dim, common: 0, own: [1, 1, 1], steps: 0, half };
+            for (common, own) in [(0, [1, 2, 65]), (1, [17, 3, 1]), (300, [2, 1, 40])] {
+                cases.extend([0, 1, 70].map(|steps| AttentionToRuns { common, own, steps, ..base }));
+            }
+        }
+    }
+    check_everywhere("attention of a batch", &boxed(cases));
+}
+
+#[test]
+fn looks_that_are_not_in_the_cache_are_refused() {
+    let gpu = common::open_gpu();
+    let cache = ops::KvCache::new(&gpu, 10, 8, false).expect("a cache");
+    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true };
+    let queries = Tensor::zeros(&gpu, &[3, 8], "queries").expect("queries");
+    let look = |queries, start, step, count, causal| Look { queries, keys: Run { start, step, count }, causal };
+    let attend = |sets: &[Vec<Look>]| {
+        let mut recorder = gpu.record();
+        ops::attention_to_runs(&mut recorder, layer, &queries, &cache, sets).is_ok()
+    };
+    assert!(attend(&[vec![look(0..3, 0, 1, 10, true)], vec![look(0..1, 9, 5, 1, false), look(1..3, 1, 4, 3, false)]]));
+    assert!(!attend(&[]));
+    assert!(!attend(&[vec![]]));
+    assert!(!attend(&[vec![look(0..2, 0, 1, 10, false)]]), "a query without a look");
+    assert!(!attend(&[vec![look(0..2, 0, 1, 4, false), look(1..3, 0, 1, 4, false)]]), "a query with two");
+    assert!(!attend(&[vec![look(0..4, 0, 1, 4, false)]]), "more queries than there are");
+    assert!(!attend(&[vec![look(0..3, 0, 1, 11, false)]]), "keys behind the end");
+    assert!(!attend(&[vec![look(0..3, 1, 5, 3, false)]]), "keys behind the end, in steps");
+    assert!(!attend(&[vec![look(0..3, 0, 1, 0, false)]]), "no keys");
+    assert!(!attend(&[vec![look(0..3, 0, 1, 2, true)]]), "a query before the first key");
+}
+
 const SAMPLINGS: [Sampling2d; 4] = [Sampling2d::Same, Sampling2d::Halved, Sampling2d::HalvedAfter, Sampling2d::Doubled];
 
 #[test]
@@ -675,7 +712,7 @@ fn routing() {
 fn sampling() {
     let mut cases = boxed(Vec::<Argmax>::new());
     for vocab in [1, 2, 3, 255, 256, 257, 1000, 4099] {
-        cases.push(Box::new(Argmax { vocab, rows: 5 }));
+        cases.extend([false, true].map(|together| Box::new(Argmax { vocab, rows: 5, together }) as Box<dyn Case>));
     }
     for (vocab, temperature, top_k, top_p) in [
         (1, 1.0, 0, 1.0),

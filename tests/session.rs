@@ -327,3 +327,109 @@ fn tokens_make_nothing_on_the_device() {
         assert!(counts[8..].iter().all(|count| *count == 0), "{counts:?}");
     });
 }
+
+/// Expected values by tests/reference/make_low_resolution.py: every 29th token, and the first greedy ids.
+#[test]
+fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tower_alone() {
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/vision");
+    let bytes = std::fs::read(data.join("low_resolution.safetensors")).expect("the tokens");
+    let tokens = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let turns: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(data.join("low_resolution.json")).expect("the turns")).expect("JSON");
+    for name in ["vicuna-7b", "vicuna-7b-hd", "gemma-2b"] {
+        let case = case(name);
+        let expected = Expected::read(&case);
+        pollster::block_on(async {
+            let gpu = open_gpu();
+            let checkpoint = open(&case, &expected).await;
+            let full = LoadOptions::at(Precision::F32);
+            let low = LoadOptions { high_resolution: false, ..full.clone() };
+            let weights = |options| Plan::of_checkpoint(&checkpoint, options).expect("a plan").weights();
+            assert!(weights(&low) < weights(&full));
+            let model = Rc::new(Model::load(&gpu, &checkpoint, &low).await.expect("a golden model"));
+
+            let pictures = images(&expected, &case);
+            let vision = model.vision().expect("a vision side");
+            let views = vision.preprocess().views(&pictures[0]).expect("views");
+            let mut recorder = gpu.record();
+            let encoded = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await.expect("tokens");
+            let read = encoded.tokens.read_back(&mut recorder);
+            recorder.submit().expect("a submission");
+            let found: Vec<f32> = read.values().await.expect("values");
+            let wanted: Vec<f32> = bytemuck::pod_collect_to_vec(tokens.tensor(name).expect("the case").data());
+            let width = encoded.tokens.columns();
+            let found: Vec<f32> = found.chunks_exact(width).step_by(29).flatten().copied().collect();
+            assert_eq!(found.len(), wanted.len());
+            let largest = wanted.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let error = found.iter().zip(&wanted).fold(0.0f32, |error, (a, b)| error.max((a - b).abs()));
+            // As in goldens.rs.
+            assert!(error <= 2e-4 * largest, "{name}: {error} of {largest}");
+
+            let options = AnswerOptions { max_new_tokens: 8, ..GREEDY };
+            let question = &expected.json.turns[0].question;
+            let answer = model.chat(None).ask(question, &pictures, &options, &mut |_| true).await.expect("an answer");
+            let ids: Vec<u32> = serde_json::from_value(turns[name]["greedy_ids"].clone()).expect("ids");
+            assert_eq!(answer.token_ids, ids[..answer.token_ids.len()], "{name}");
+            assert_ne!(ids, expected.json.turns[0].greedy_ids[..ids.len()], "{name}: it would have gone unnoticed");
+            let error =
+                model.attention(&pictures[0], &mut |_, _| true).await.expect_err("nothing is mined").to_string();
+            assert!(error.contains("high-resolution"), "{error}");
+        });
+    }
+}
+
+/// The golden turns, each with the turns before as its history, answered together with shorter and longer questions.
+#[test]
+fn questions_answered_together_get_the_golden_answers() {
+    for name in ["vicuna-7b", "gemma-2b", "mixtral-8x7b", "no-image"] {
+        let case = case(name);
+        let expected = Expected::read(&case);
+        pollster::block_on(async {
+            let gpu = open_gpu();
+            let model = load(&gpu, &case, &expected).await;
+            let mut chat = model.chat(None);
+            let pictures = images(&expected, &case);
+            let (mut requests, mut wanted) = (Vec::new(), Vec::new());
+            let turns = &expected.json.turns;
+            for index in 0..turns.len() {
+                let before = turns[..index].iter().enumerate().map(|(index, turn)| mgm::text::Turn {
+                    question: turn.question.clone(),
+                    images: if index == 0 { pictures.len() } else { 0 },
+                    answer: Some(turn.text.clone()),
+                });
+                let (of_history, of_question) =
+                    if index == 0 { (&[][..], &pictures[..]) } else { (&pictures[..], &[][..]) };
+                chat.restore(None, before.collect(), of_history, &mut |_| true).await.expect("a conversation");
+                let request = chat.request(&turns[index].question, of_question, 24, &mut |_| true).await;
+                requests.push(request.expect("a request"));
+                assert_eq!(chat.conversation().turns.len(), index);
+                wanted.push((turns[index].greedy_ids.clone(), turns[index].n_embeds));
+            }
+            // Of another length, with a picture and without: what they get is what they get alone.
+            let others = [("What would you say is to be seen at its left side?", &pictures[..]), ("Hm?", &[][..])];
+            for (question, images) in others {
+                chat.restore(None, Vec::new(), &[], &mut |_| true).await.expect("a conversation");
+                requests.push(chat.request(question, images, 24, &mut |_| true).await.expect("a request"));
+                let alone = model.chat(None).ask(question, images, &GREEDY, &mut |_| true).await.expect("an answer");
+                wanted.push((alone.token_ids, alone.prompt_tokens));
+            }
+            let answers = model.answer_all(&requests, 24, &mut || true).await.expect("answers");
+            assert_eq!(answers.len(), wanted.len());
+            for (index, (answer, (ids, positions))) in answers.iter().zip(&wanted).enumerate() {
+                assert_eq!(answer.prompt_tokens, *positions, "{name}, question {index}");
+                let length = answer.token_ids.len();
+                assert_eq!(answer.token_ids, ids[..length], "{name}, question {index}");
+                assert!(length == ids.len() || answer.finish_reason == FinishReason::Stop, "{name}, question {index}");
+                assert!(!answer.text.is_empty(), "{name}, question {index}");
+            }
+            // One question, and the same one twice, are batches too; a stop is heard.
+            for some in [&requests[..1], &[requests[0].clone(), requests[0].clone()]] {
+                let few = model.answer_all(some, 3, &mut || true).await.expect("answers");
+                assert!(few.iter().all(|answer| answer.token_ids[..] == wanted[0].0[..3]), "{name}");
+            }
+            let stopped = model.answer_all(&requests, 24, &mut || false).await;
+            assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
+            assert!(matches!(model.answer_all(&[], 24, &mut || true).await, Err(Error::InvalidArgument(_))));
+        });
+    }
+}

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use mgm::diffusion::pipeline::MAX_SIDE;
 use mgm::diffusion::scheduler::Override;
 use mgm::gpu::{AdapterChoice, GpuOptions};
+use mgm::load::LoadOptions;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 use mgm::weights::gguf_model::GgufModel;
@@ -14,6 +15,8 @@ use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
 use mgm::weights::source::Folder;
 use mgm_native::files::{DiskFile, DiskFolder, io_error};
+
+use crate::eval::Format;
 
 /// Mini-Gemini vision-language models on any GPU.
 #[derive(Debug, Parser)]
@@ -27,6 +30,8 @@ pub struct Options {
 pub enum Command {
     /// Ask a model about images, once (--prompt) or in a conversation
     Chat(ChatArgs),
+    /// Ask a model the questions of a benchmark, and mark its answers as the benchmark does
+    Eval(EvalArgs),
     /// Paint pictures from words with Stable Diffusion XL
     Generate(GenerateArgs),
     /// List GPU adapters with what matters for this program
@@ -125,6 +130,15 @@ impl CheckpointArgs {
         }
         Ok(files)
     }
+
+    /// How to load what was opened: at this precision, or else as the files are best.
+    pub fn load_options(&self, files: &ModelFiles, precision: Option<Precision>) -> LoadOptions {
+        let (default, stored) = files.default_precision();
+        LoadOptions {
+            keep_stored: precision.is_none() && (stored || self.language.is_some()),
+            ..LoadOptions::at(precision.unwrap_or(default))
+        }
+    }
 }
 
 /// Opens a GGUF file.
@@ -169,6 +183,9 @@ pub struct ChatArgs {
     /// Replace the template's system text
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Look at images in low resolution alone: without the high-resolution tower and patch info mining
+    #[arg(long)]
+    pub no_high_resolution: bool,
     /// The form of Gemma's GELU: tanh or erf [default: as the configuration says]
     #[arg(long, value_parser = ["tanh", "erf"])]
     pub gelu: Option<String>,
@@ -178,6 +195,72 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub drawing: DrawingArgs,
 }
+
+#[derive(Debug, Args)]
+#[command(after_long_help = EVAL_HELP)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
+    #[command(flatten)]
+    pub device: TimedDeviceArgs,
+    /// The form of the data
+    #[arg(long)]
+    pub format: Format,
+    /// The benchmark's file or folder
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// For vqa and textvqa: JSON file with the annotators' answers
+    #[arg(long, value_name = "FILE")]
+    pub annotations: Option<PathBuf>,
+    /// Folder of the images [default: where the data are; for easy-vqa their folder images]
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// JSON lines to append every answer to. A run that was stopped goes on behind the answers in it
+    #[arg(long, value_name = "FILE", required_unless_present = "answers")]
+    pub out: Option<PathBuf>,
+    /// Ask nothing: mark the answers in this file (JSON lines with "id" or "question_id", and "text" or "answer")
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "checkpoint"])]
+    pub answers: Option<PathBuf>,
+    /// Ask only the first N questions
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Ask N questions that this seed draws from all, instead of the first
+    #[arg(long, requires = "limit")]
+    pub seed: Option<u64>,
+    /// Questions to answer at the same time (fewer where memory is short). Those about one image share what is common to them
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub batch: u32,
+    /// Line to put behind every question instead of the benchmark's own; empty for none
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// How weights are stored: f32, f16, q8, q4 [default: f16; what is in a GGUF file or a bundle as it is there]
+    #[arg(long)]
+    pub precision: Option<Precision>,
+    /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
+    #[arg(long, value_name = "NAME")]
+    pub conversation: Option<Template>,
+    /// The most tokens to generate for an answer [default: the benchmark's, 128 or 1024]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_new_tokens: Option<u32>,
+    /// Look at images in low resolution alone: without the high-resolution tower and patch info mining
+    #[arg(long)]
+    pub no_high_resolution: bool,
+    /// Print one JSON object and nothing else on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EVAL_HELP: &str = "\
+Answers are the likeliest tokens (no sampling). Prompts and marks are those of the benchmarks' own evaluations, as Mini-Gemini's
+scripts use them:
+  easy-vqa   the word itself, but for case and a period at its end
+  jsonl      one of the answers, both sides normalised as for textvqa; the question is put as it is
+  vqa        min(1, annotators who agree / 3), averaged over leaving out each; VQAEval's normalisation
+  textvqa    the same with EvalAI's normalisation; prompts of LLaVA's file hold words that an OCR system read
+  pope       no if the first sentence has \"No\", \"no\" or \"not\", else yes; precision, recall, F1, part of yes
+  mmbench    the letter named, one round, not circular
+  mmmu       the letter named, or drawn (seed 42) if none is; for open questions the conclusion, numbers to two decimals
+Confidence intervals are Wilson's. Ctrl-C stops; the same command with the same --out goes on.";
 
 /// Pictures in answers.
 #[derive(Debug, Args)]

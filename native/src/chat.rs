@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -15,7 +14,7 @@ use mgm::image::{Rgb8, decode};
 use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, Model, Picture};
+use mgm::session::{Answer, AnswerOptions, Chat, Event, FinishReason, pictures};
 use mgm::text::Turn;
 use mgm::weights::config::Activation;
 use mgm::weights::model_files::ModelFiles;
@@ -26,7 +25,7 @@ use serde::Serialize;
 use crate::args::ChatArgs;
 use crate::generate::{Painter, Painting, PictureReport, numbered, outputs};
 use crate::picture::save;
-use crate::{Failure, kept, progress};
+use crate::{Failure, kept, load, progress};
 
 pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     // Images first: a wrong file name should not cost a load.
@@ -54,12 +53,10 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     let gpu = kept::open_noting(&arguments.device.options()).await?;
     let stop = Arc::new(AtomicBool::new(false));
     install_interrupt(&stop)?;
-    let (precision, stored) = opened.default_precision();
     let options = LoadOptions {
-        precision: arguments.precision.unwrap_or(precision),
-        keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
         template: arguments.conversation,
-        on_progress: None,
+        high_resolution: !arguments.no_high_resolution,
+        ..arguments.checkpoint.load_options(&opened, arguments.precision)
     };
     let mut language = Language::new(&gpu, opened, options, arguments.system, &stop)?;
     let chat = language.load().await?;
@@ -145,20 +142,10 @@ impl Language {
         let chat = match self.chat.take() {
             Some(chat) => chat,
             None => {
-                let bar = progress::bytes(self.weights, "loading");
-                let (counter, stopping) = (bar.clone(), self.stop.clone());
-                let on_progress = Rc::new(move |bytes| {
-                    counter.inc(bytes);
-                    !stopping.load(Ordering::Relaxed)
-                });
-                let options = LoadOptions { on_progress: Some(on_progress), ..self.options.clone() };
-                let model = Model::open(&self.gpu, &self.opened, &options).await;
-                bar.finish_and_clear();
-                let model = model?;
-                kept::prepare(&self.gpu, &model.list()?.kernels);
-                let mut chat = Rc::new(model).chat(self.system.clone());
+                let model = load::model(&self.gpu, &self.opened, &self.options, &self.stop).await?;
+                let mut chat = model.chat(self.system.clone());
                 if !self.turns.is_empty() {
-                    let images: Vec<&dyn Picture> = self.images.iter().map(|image| image as &dyn Picture).collect();
+                    let images = pictures(&self.images);
                     chat.restore(self.system.clone(), self.turns.clone(), &images, &mut |_| true).await?;
                 }
                 chat

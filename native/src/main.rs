@@ -13,10 +13,12 @@ mod bench_gguf;
 mod bench_sdxl;
 mod chat;
 mod doctor;
+mod eval;
 mod generate;
 mod info;
 mod inspect;
 mod kept;
+mod load;
 mod pack;
 mod picture;
 mod progress;
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
 async fn run(options: Options) -> Result<(), Failure> {
     match options.command {
         Command::Chat(arguments) => chat::run(arguments).await,
+        Command::Eval(arguments) => eval::run(arguments).await,
         Command::Generate(arguments) => generate::run(arguments).await,
         Command::Info => info::run().await,
         Command::Doctor(arguments) => doctor::run(arguments).await,

@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use mgm::load::LoadOptions;
 use mgm::ops::tune;
 use mgm::session::Model;
 
@@ -12,13 +11,7 @@ use crate::{Failure, kept};
 pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
     let files = arguments.checkpoint.open().await?;
     let gpu = kept::open(&arguments.device.options()).await?;
-    let (precision, stored) = files.default_precision();
-    let options = LoadOptions {
-        precision: arguments.precision.unwrap_or(precision),
-        keep_stored: arguments.precision.is_none() && (stored || arguments.checkpoint.language.is_some()),
-        template: None,
-        on_progress: None,
-    };
+    let options = arguments.checkpoint.load_options(&files, arguments.precision);
     let model = Model::open(&gpu, &files, &options).await?;
     let products = model.list()?.products;
     drop(model);

@@ -10,9 +10,9 @@ use crate::{Error, Result};
 
 /// Steps that are submitted before the first of their tokens is read. The device always has the next one at hand; as many
 /// are done in vain when an answer ends.
-const AHEAD: usize = 3;
+pub(super) const AHEAD: usize = 3;
 /// The same where the device is the CPU: recording a step takes time from the one that runs (measured: 10 % slower with 3).
-const AHEAD_IN_SOFTWARE: usize = 1;
+pub(super) const AHEAD_IN_SOFTWARE: usize = 1;
 
 /// Generates tokens after a prompt. A token stays on the device and feeds the next step there; the host reads it behind.
 pub struct Generator<'a> {
@@ -81,7 +81,7 @@ impl<'a> Generator<'a> {
         let x = match self.prompt_end.take() {
             Some(x) => x,
             None => {
-                let x = self.language.embed_chosen(&mut recorder, &self.chosen, place - 1)?;
+                let x = self.language.embed_chosen(&mut recorder, &self.chosen, place - 1, 1)?;
                 self.language.forward(&mut recorder, &x, self.cache)?
             }
         };

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::load::Loader;
-use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, KvCache, Norm, RotaryTable, Turns};
+use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, KvCache, Look, Norm, RotaryTable, Turns};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::checkpoint::RowOrder;
 use crate::weights::config::LanguageConfig;
@@ -72,8 +72,27 @@ impl Layer {
         let queries = ops::linear_turned(recorder, x, &self.norm_1, &self.qkv, turns)?;
         let seen = KeyValues::Cached(cache, position + x.rows());
         let attended = ops::attention(recorder, self.attention, &queries, seen)?;
-        ops::linear_add(recorder, &attended, &self.out, Epilogue::default(), x, 0)?;
+        self.after_attention(recorder, x, &attended)
+    }
 
+    /// The same of rows of several sequences, which go into the cache from `row` on and look at `sets` of its rows.
+    pub(super) fn forward_batch(
+        &self,
+        recorder: &mut Recorder,
+        x: &Tensor,
+        table: &RotaryTable,
+        cache: &KvCache,
+        row: usize,
+        sets: &[Vec<Look>],
+    ) -> Result<()> {
+        let turns = Turns { layer: self.attention, table, cache, position: row };
+        let queries = ops::linear_turned(recorder, x, &self.norm_1, &self.qkv, turns)?;
+        let attended = ops::attention_to_runs(recorder, self.attention, &queries, cache, sets)?;
+        self.after_attention(recorder, x, &attended)
+    }
+
+    fn after_attention(&self, recorder: &mut Recorder, x: &Tensor, attended: &Tensor) -> Result<()> {
+        ops::linear_add(recorder, attended, &self.out, Epilogue::default(), x, 0)?;
         self.feed_forward.forward(recorder, &self.norm_2, x)
     }
 }

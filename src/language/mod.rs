@@ -1,6 +1,7 @@
 //! The language model: a decoder-only transformer with rotary positions, grouped-query attention and gated feed-forward
 //! layers, dense or a mixture of experts. One code for Gemma, Llama (Vicuna, Llama-3, Yi) and Mixtral.
 
+mod batch;
 mod cache;
 mod generate;
 mod layer;
@@ -13,6 +14,7 @@ use crate::weights::config::{Architecture, LanguageConfig};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
+pub use batch::{BatchCache, BatchGenerator};
 pub use cache::Cache;
 pub use generate::Generator;
 use layer::Layer;
@@ -137,9 +139,9 @@ impl Language {
         Ok(x)
     }
 
-    /// The embedding [1, hidden] of a token that was chosen on the device: `chosen[place]`.
-    pub fn embed_chosen(&self, recorder: &mut Recorder, chosen: &Tensor, place: usize) -> Result<Tensor> {
-        let x = Tensor::temporary(recorder.gpu(), &[1, self.config.hidden_size], "embedding")?;
+    /// The embeddings [count, hidden] of tokens that were chosen on the device: `chosen[place..]`.
+    pub fn embed_chosen(&self, recorder: &mut Recorder, chosen: &Tensor, place: usize, count: usize) -> Result<Tensor> {
+        let x = Tensor::temporary(recorder.gpu(), &[count, self.config.hidden_size], "embedding")?;
         ops::gather(recorder, chosen, place, &self.embedding, self.embedding_scale(), &x)?;
         Ok(x)
     }

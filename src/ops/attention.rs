@@ -1,5 +1,7 @@
 //! Attention and the key/value cache.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
@@ -103,6 +105,28 @@ impl KvCache {
     pub(super) fn is_half(&self) -> bool {
         self.half
     }
+}
+
+/// Rows of a cache: `count` of them, `step` apart, from `start` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first.
+    pub start: usize,
+    /// From one to the next.
+    pub step: usize,
+    /// How many; not none.
+    pub count: usize,
+}
+
+/// Neighbouring queries, and keys and values that all of them attend to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Rows of the queries.
+    pub queries: Range<usize>,
+    /// Rows of the cache.
+    pub keys: Run,
+    /// The queries are the last of the keys, and see only what is not behind them.
+    pub causal: bool,
 }
 
 /// Where keys and values lie, in elements.
@@ -388,13 +412,124 @@ pub fn attention_over(
         )?;
     }
     if let Some(partial) = partial {
-        recorder.dispatch(
-            &Merge { head_dim },
-            &[partial.binding(), y.binding()],
-            &[query_rows as u32, kv_heads as u32, group as u32, parts as u32],
-            element_grid(query_rows * kv_heads * head_dim / 4),
-            cost(partial.len() + y.len(), 2 * partial.len()),
-        )?;
+        merge(recorder, layer, &partial, &y, parts)?;
     }
     Ok(y)
+}
+
+/// Attention of queries [rows, heads * head_dim] of several sequences, whose keys and values lie in one cache, in runs. In each
+/// of the sets every query is in one look, in order; it attends to the keys of all its looks together. Every look is a
+/// dispatch that leaves its part, and the parts are merged as those of split keys are.
+pub fn attention_to_runs(
+    recorder: &mut Recorder,
+    layer: Attention,
+    queries: &Tensor,
+    cache: &KvCache,
+    sets: &[Vec<Look>],
+) -> Result<Tensor> {
+    layer.check()?;
+    let Attention { heads, kv_heads, head_dim, .. } = layer;
+    let (rows, width, kv_width) = (queries.rows(), heads * head_dim, kv_heads * head_dim);
+    queries.expect("queries", &[rows, width])?;
+    check_sets(rows, cache, kv_width, sets)?;
+    let group = heads / kv_heads;
+    let query_rows = rows * group;
+    let form = match recorder.gpu().software_subgroups() {
+        Some(8) => Form::Subgroup,
+        _ => Form::Workgroup,
+    };
+    let most = Variant::max_rows(head_dim, form);
+    // Few queries that all look at the same keys: those are split, as in [`attention`].
+    let parts_of = |set: &[Look]| match set {
+        [look] if query_rows <= most => look.keys.count.div_ceil(PART_KEYS),
+        _ => 1,
+    };
+    let parts: usize = sets.iter().map(|set| parts_of(set)).sum();
+    let partial = Tensor::temporary(recorder.gpu(), &[parts * query_rows * kv_heads, head_dim + 4], "attention parts")?;
+    let [keys, values] = cache.stored().map(Tensor::binding);
+    let element = if cache.half { 2 } else { 4 };
+    let mut first_part = 0;
+    for set in sets {
+        let parts = parts_of(set);
+        for Look { queries: looking, keys: run, causal } in set {
+            let times = looking.len();
+            let block = (times * group).next_power_of_two().min(most);
+            let (stride, start) = ((run.step * kv_width / 4) as u32, (run.start * kv_width / 4) as u32);
+            let params = Params {
+                times: times as u32,
+                keys: run.count as u32,
+                group: group as u32,
+                first_time: if *causal { (run.count - times) as u32 } else { 0 },
+                query_stride: (width / 4) as u32,
+                query_start: (looking.start * width / 4) as u32,
+                key_stride: stride,
+                key_start: start,
+                value_stride: stride,
+                value_start: start,
+                part_keys: if parts > 1 { PART_KEYS } else { run.count.next_multiple_of(64) } as u32,
+                scale: 1.0 / (head_dim as f32).sqrt(),
+                output_start: ((first_part * query_rows + looking.start * group) * kv_heads * (head_dim / 4 + 1))
+                    as u32,
+            };
+            recorder.dispatch(
+                &Variant { head_dim, rows: block, causal: *causal, split: true, half: cache.half, form },
+                &[queries.binding(), keys, values, partial.binding()],
+                &params,
+                [(times * group).div_ceil(block) as u32, kv_heads as u32, parts as u32],
+                Cost {
+                    bytes: (2 * times * width * 4 + 2 * run.count * kv_width * element) as f64,
+                    flops: 4.0 * (times * run.count * width) as f64,
+                },
+            )?;
+        }
+        first_part += parts;
+    }
+    let y = Tensor::temporary(recorder.gpu(), &[rows, width], "attention")?;
+    merge(recorder, layer, &partial, &y, parts)?;
+    Ok(y)
+}
+
+/// Checks that every set has every query once, and that the keys are in the cache.
+fn check_sets(rows: usize, cache: &KvCache, kv_width: usize, sets: &[Vec<Look>]) -> Result<()> {
+    let fits = |look: &Look| {
+        let Run { start, step, count } = look.keys;
+        let seen = if look.causal { look.queries.len() } else { 1 };
+        count >= seen && count > 0 && start + (count - 1) * step < cache.capacity
+    };
+    for set in sets {
+        let mut next = 0;
+        for look in set {
+            if look.queries.start != next || look.queries.is_empty() || !fits(look) {
+                break;
+            }
+            next = look.queries.end;
+        }
+        if next != rows || set.iter().any(|look| look.queries.end > rows) {
+            return Err(Error::InvalidArgument(format!(
+                "{set:?} do not have each of {rows} queries once, with keys among {}",
+                cache.capacity
+            )));
+        }
+    }
+    if sets.is_empty() || rows == 0 || cache.columns != kv_width {
+        let found = cache.columns;
+        return Err(Error::InvalidArgument(format!(
+            "{rows} queries with {found} columns of keys, expected {kv_width}"
+        )));
+    }
+    Ok(())
+}
+
+/// Joins parts that attention left.
+fn merge(recorder: &mut Recorder, layer: Attention, partial: &Tensor, y: &Tensor, parts: usize) -> Result<()> {
+    let Attention { heads, kv_heads, head_dim, .. } = layer;
+    let group = heads / kv_heads;
+    let query_rows = y.rows() * group;
+    recorder.dispatch(
+        &Merge { head_dim },
+        &[partial.binding(), y.binding()],
+        &[query_rows as u32, kv_heads as u32, group as u32, parts as u32],
+        element_grid(query_rows * kv_heads * head_dim / 4),
+        cost(partial.len() + y.len(), 2 * partial.len()),
+    )
 }

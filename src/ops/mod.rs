@@ -19,7 +19,7 @@ mod softmax;
 mod specialisations;
 mod tuning;
 
-pub use attention::{Attention, KeyValues, KvCache, attention, attention_over};
+pub use attention::{Attention, KeyValues, KvCache, Look, Run, attention, attention_over, attention_to_runs};
 pub use convolution::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use convolution2d::{Convolution, MapEpilogue, Sampling2d, convolution, convolution_doubled};
 pub use denoise::{Denoise, denoise};

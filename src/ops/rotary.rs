@@ -29,14 +29,25 @@ impl RotaryTable {
     /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the reference
     /// does.
     pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rotary: &Rotary) -> Result<Self> {
+        Self::of(gpu, 0..positions, head_dim, rotary)
+    }
+
+    /// The same for any positions, one a row of the cache.
+    pub fn of(
+        gpu: &Gpu,
+        positions: impl ExactSizeIterator<Item = usize>,
+        head_dim: usize,
+        rotary: &Rotary,
+    ) -> Result<Self> {
         let half = head_dim / 2;
+        let rows = positions.len();
         let frequencies: Vec<f32> = (0..half)
             .map(|i| {
                 let divisor = rotary.divisors.get(i).copied().unwrap_or(1.0);
                 1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
             })
             .collect();
-        let turns: Vec<f32> = (0..positions)
+        let turns: Vec<f32> = positions
             .flat_map(|position| {
                 frequencies.iter().flat_map(move |frequency| {
                     let angle = position as f32 * frequency;
@@ -44,7 +55,7 @@ impl RotaryTable {
                 })
             })
             .collect();
-        Ok(Self { turns: Tensor::new(gpu, &[positions, head_dim], &turns, "rotary table")? })
+        Ok(Self { turns: Tensor::new(gpu, &[rows, head_dim], &turns, "rotary table")? })
     }
 }
 

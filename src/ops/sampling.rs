@@ -55,7 +55,8 @@ impl Specialise for Variant {
     }
 }
 
-/// Writes the token chosen from logits [1, vocab] to `chosen[place]` (u32). `draw` is uniform in [0, 1).
+/// Writes the token chosen from each row of logits [rows, vocab] to `chosen[place..]` (u32). `draw` is uniform in [0, 1); several
+/// rows have none, they take the likeliest token.
 pub fn sample(
     recorder: &mut Recorder,
     logits: &Tensor,
@@ -64,12 +65,12 @@ pub fn sample(
     chosen: &Tensor,
     place: usize,
 ) -> Result<()> {
-    let vocab = logits.columns();
-    logits.expect("logits", &[1, vocab])?;
-    if place >= chosen.len() {
-        return Err(Error::InvalidArgument(format!("token {place} of {}", chosen.len())));
-    }
+    let (rows, vocab) = (logits.rows(), logits.columns());
     let draws = sampling.temperature > 0.0;
+    if rows == 0 || place + rows > chosen.len() || draws && rows > 1 {
+        let one = if draws { ", and one draw" } else { "" };
+        return Err(Error::InvalidArgument(format!("{rows} tokens at {place} of {}{one}", chosen.len())));
+    }
     let params = Params {
         vocab: vocab as u32,
         output: place as u32,
@@ -79,5 +80,11 @@ pub fn sample(
         draw,
         padding: [0; 2],
     };
-    recorder.dispatch(&Variant { draws }, &[logits.binding(), chosen.binding()], &params, [1, 1, 1], cost(vocab, vocab))
+    recorder.dispatch(
+        &Variant { draws },
+        &[logits.binding(), chosen.binding()],
+        &params,
+        [rows as u32, 1, 1],
+        cost(rows * vocab, rows * vocab),
+    )
 }

@@ -25,9 +25,17 @@ pub struct Vision {
     config: VisionConfig,
     image_size: usize,
     clip: ClipVit,
+    high: Option<HighResolution>,
+    projector: Projector,
+}
+
+/// What sees the high-resolution view. Without it the features of the low-resolution tower alone go to the projector, as if
+/// every mined window were zero: as many visual tokens, without what only the high-resolution view can tell. No released
+/// model was trained so; it shows what mining is worth.
+#[derive(Debug)]
+struct HighResolution {
     convnext: ConvNext,
     mining: PatchInfoMining,
-    projector: Projector,
 }
 
 /// What a picture became on the way to visual tokens.
@@ -35,9 +43,10 @@ pub struct Vision {
 pub struct Encoded {
     /// CLIP's features, [patches, width] for every tile, the global one last.
     pub low: Vec<Tensor>,
-    /// ConvNeXt's maps at strides 4, 8, 16 and 32.
-    pub high: [FeatureMap; 4],
-    /// Mined features of every tile in the order of the tokens: the global one first.
+    /// ConvNeXt's maps at strides 4, 8, 16 and 32; `None` without the high-resolution branch.
+    pub high: Option<[FeatureMap; 4]>,
+    /// Mined features of every tile in the order of the tokens: the global one first. Without the high-resolution branch
+    /// the features of [`Encoded::low`] in that order.
     pub mined: Vec<Tensor>,
     /// Visual tokens, [tokens, hidden_size].
     pub tokens: Tensor,
@@ -52,12 +61,14 @@ struct Parts {
 }
 
 impl Vision {
-    /// Loads a checkpoint's vision side for a language model of width `hidden_size`.
+    /// Loads a checkpoint's vision side for a language model of width `hidden_size`: all of it, or, where `high_resolution` is
+    /// not wanted, the low-resolution tower and the projector.
     pub async fn load(
         gpu: &Gpu,
         weights: &VisionWeights,
         hidden_size: usize,
         precision: Precision,
+        high_resolution: bool,
         on_progress: Option<OnProgress>,
     ) -> Result<Self> {
         let loader =
@@ -68,8 +79,8 @@ impl Vision {
             mining: loader(&weights.mining),
             projector: loader(&weights.projector),
         };
-        let convnext = ConvNextConfig::from_weights(&weights.convnext)?;
-        Self::from_parts(&parts, weights.config.clone(), &weights.clip_config, &convnext, hidden_size).await
+        let convnext = if high_resolution { Some(ConvNextConfig::from_weights(&weights.convnext)?) } else { None };
+        Self::from_parts(&parts, weights.config.clone(), &weights.clip_config, convnext.as_ref(), hidden_size).await
     }
 
     /// A vision side of these shapes with random weights.
@@ -86,14 +97,14 @@ impl Vision {
             mining: loader.pp("mining"),
             projector: loader.pp("projector").pp("layers"),
         };
-        Self::from_parts(&parts, config, clip, convnext, hidden_size).await
+        Self::from_parts(&parts, config, clip, Some(convnext), hidden_size).await
     }
 
     async fn from_parts(
         parts: &Parts,
         config: VisionConfig,
         clip: &ClipConfig,
-        convnext: &ConvNextConfig,
+        convnext: Option<&ConvNextConfig>,
         hidden_size: usize,
     ) -> Result<Self> {
         let mismatch = |key: &str, found: usize, expected: usize| Error::Config {
@@ -103,17 +114,24 @@ impl Vision {
         if config.hidden_size != clip.hidden_size {
             return Err(mismatch("mm_hidden_size", config.hidden_size, clip.hidden_size));
         }
-        if config.high_hidden_size != convnext.channels() {
-            return Err(mismatch("mm_hidden_size_aux", config.high_hidden_size, convnext.channels()));
+        if let Some(convnext) = convnext {
+            if config.high_hidden_size != convnext.channels() {
+                return Err(mismatch("mm_hidden_size_aux", config.high_hidden_size, convnext.channels()));
+            }
+            // Of all tiles; the global view's windows have as many cells, of more texels.
+            let window = config.high_image_size / 4 / config.grid / clip.grid();
+            ops::check_windows(window, if config.global { config.grid } else { 1 })?;
         }
-        // Of all tiles; the global view's windows have as many cells, of more texels.
-        let window = config.high_image_size / 4 / config.grid / clip.grid();
-        ops::check_windows(window, if config.global { config.grid } else { 1 })?;
         Ok(Self {
             image_size: clip.image_size,
             clip: ClipVit::load(&parts.clip, clip, config.select_layer).await?,
-            convnext: ConvNext::load(&parts.convnext, convnext).await?,
-            mining: PatchInfoMining::load(&parts.mining, config.hidden_size, config.high_hidden_size).await?,
+            high: match convnext {
+                Some(convnext) => Some(HighResolution {
+                    convnext: ConvNext::load(&parts.convnext, convnext).await?,
+                    mining: PatchInfoMining::load(&parts.mining, config.hidden_size, config.high_hidden_size).await?,
+                }),
+                None => None,
+            },
             projector: Projector::load(&parts.projector, config.projector, config.hidden_size, hidden_size).await?,
             config,
         })
@@ -131,6 +149,11 @@ impl Vision {
         }
     }
 
+    /// Whether pictures are looked at in high resolution too.
+    pub fn high_resolution(&self) -> bool {
+        self.high.is_some()
+    }
+
     /// Cells of the high-resolution map along one side.
     pub fn cells(&self) -> usize {
         self.config.high_image_size / 4
@@ -144,7 +167,8 @@ impl Vision {
 
     /// Visual tokens of a picture's views, computed when this returns. `attended` [cells * cells] takes the weight that each
     /// cell of the high-resolution map got from the token of its tile that mined it. `on_step` hears of stages of the work
-    /// that are done, and how many there are; it gives `false` to stop.
+    /// that are done, and how many there are; it gives `false` to stop. Without the high-resolution branch nothing is
+    /// written to `attended`.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if it was stopped.
@@ -155,46 +179,24 @@ impl Vision {
         attended: Option<&Tensor>,
         on_step: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Encoded> {
-        let (grid, size) = (self.config.grid, self.config.high_image_size);
-        let mut steps = Steps { done: 0, all: self.convnext.stages().len() + views.low.len() + 1, on_step };
-        let pixels = Tensor::upload(recorder, &[3, size, size], &views.high, "high-resolution view")?;
-        let mut x = self.convnext.stem(recorder, &pixels, size)?;
-        let mut high = Vec::new();
-        for stage in self.convnext.stages() {
-            x = stage.forward(recorder, &x)?;
-            high.push(x.clone());
-            steps.step(recorder).await?;
-        }
-        let high: [FeatureMap; 4] =
-            high.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))?;
+        let stages = self.high.as_ref().map_or(0, |high| high.convnext.stages().len());
+        let mut steps = Steps { done: 0, all: stages + views.low.len() + 1, on_step };
+        let high = match &self.high {
+            Some(high) => Some(self.high_map(high, recorder, &views.high, &mut steps).await?),
+            None => None,
+        };
         let mut low = Vec::new();
         for tile in &views.low {
             let pixels = Tensor::upload(recorder, &[3, self.image_size, self.image_size], tile, "low-resolution view")?;
             low.push(self.clip.forward(recorder, &pixels)?);
             steps.step(recorder).await?;
         }
-
-        // The global tile is last among the views and first among the tokens; it looks at the averaged map.
-        let (tiles, global) = low.split_at(grid * grid);
-        let mut mined = Vec::new();
-        let maps = [(global, grid), (tiles, 1)];
-        for (tiles, pool) in maps.into_iter().filter(|(tiles, _)| !tiles.is_empty()) {
-            let map = MiningMap { stages: high.clone(), pool };
-            let statistics = self.mining.statistics(recorder, &map)?;
-            let tiles_wide = grid / pool;
-            let cells = map.height() / tiles_wide;
-            for (index, x) in tiles.iter().enumerate() {
-                let tile = Tile {
-                    map: &map,
-                    statistics: &statistics,
-                    window: cells / x.rows().isqrt(),
-                    origin: (index / tiles_wide * cells, index % tiles_wide * cells),
-                    // The global view's map is a smaller one.
-                    attended: attended.filter(|_| pool == 1),
-                };
-                mined.push(self.mining.forward(recorder, x, &tile)?);
-            }
-        }
+        // The global tile is last among the views and first among the tokens.
+        let (tiles, global) = low.split_at(self.config.grid * self.config.grid);
+        let mined = match (&self.high, &high) {
+            (Some(branch), Some(map)) => self.mine(&branch.mining, recorder, map, tiles, global, attended)?,
+            _ => [global, tiles].concat(),
+        };
 
         let rows = mined.iter().map(Tensor::rows).sum();
         let all = Tensor::temporary(recorder.gpu(), &[rows, self.config.hidden_size], "mined features")?;
@@ -206,6 +208,59 @@ impl Vision {
         let tokens = self.projector.forward(recorder, &all)?;
         steps.step(recorder).await?;
         Ok(Encoded { low, high, mined, tokens })
+    }
+
+    /// The four stages' maps of the high-resolution view.
+    async fn high_map(
+        &self,
+        high: &HighResolution,
+        recorder: &mut Recorder,
+        view: &[f32],
+        steps: &mut Steps<'_>,
+    ) -> Result<[FeatureMap; 4]> {
+        let size = self.config.high_image_size;
+        let pixels = Tensor::upload(recorder, &[3, size, size], view, "high-resolution view")?;
+        let mut x = high.convnext.stem(recorder, &pixels, size)?;
+        let mut maps = Vec::new();
+        for stage in high.convnext.stages() {
+            x = stage.forward(recorder, &x)?;
+            maps.push(x.clone());
+            steps.step(recorder).await?;
+        }
+        maps.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))
+    }
+
+    /// Mined features in the order of the tokens. The global tile looks at the averaged map.
+    fn mine(
+        &self,
+        mining: &PatchInfoMining,
+        recorder: &mut Recorder,
+        high: &[FeatureMap; 4],
+        tiles: &[Tensor],
+        global: &[Tensor],
+        attended: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let grid = self.config.grid;
+        let mut mined = Vec::new();
+        let maps = [(global, grid), (tiles, 1)];
+        for (tiles, pool) in maps.into_iter().filter(|(tiles, _)| !tiles.is_empty()) {
+            let map = MiningMap { stages: high.clone(), pool };
+            let statistics = mining.statistics(recorder, &map)?;
+            let tiles_wide = grid / pool;
+            let cells = map.height() / tiles_wide;
+            for (index, x) in tiles.iter().enumerate() {
+                let tile = Tile {
+                    map: &map,
+                    statistics: &statistics,
+                    window: cells / x.rows().isqrt(),
+                    origin: (index / tiles_wide * cells, index % tiles_wide * cells),
+                    // The global view's map is a smaller one.
+                    attended: attended.filter(|_| pool == 1),
+                };
+                mined.push(mining.forward(recorder, x, &tile)?);
+            }
+        }
+        Ok(mined)
     }
 }
 

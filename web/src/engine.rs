@@ -112,7 +112,7 @@ impl Engine {
             keep_stored = false;
         }
         let template = request.conversation.map(|name| name.parse::<Template>()).transpose().map_err(to_js)?;
-        let mut options = LoadOptions { precision, keep_stored, template, on_progress: None };
+        let mut options = LoadOptions { keep_stored, template, ..LoadOptions::at(precision) };
         let weight_bytes = Plan::of_files(&files, &options).map_err(to_js)?.weights();
         tell(&on_event, "total", &(weight_bytes as f64).into());
         options.on_progress = Some(Rc::new(move |bytes| tell(&on_event, "loaded", &(bytes as f64).into())));

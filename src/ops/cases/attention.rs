@@ -5,7 +5,7 @@ use half::f16;
 use super::{Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
-use crate::ops::{self, KeyValues, KvCache};
+use crate::ops::{self, KeyValues, KvCache, Look, Run};
 use crate::tensor::Tensor;
 use crate::weights::source::LocalFuture;
 
@@ -233,5 +233,144 @@ impl Case for AttentionOver {
     fn reference(&self) -> Vec<f32> {
         let one = self.one();
         self.inputs().iter().flat_map(|[queries, keys, values]| one.attend(queries, keys, values)).collect()
+    }
+}
+
+/// Attention of three sequences whose keys and values lie in one cache: [`ops::attention_to_runs`]. They have a beginning in
+/// common, then keys of their own, then one from each in turn.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionToRuns {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Keys in common.
+    pub common: usize,
+    /// Keys of each one's own.
+    pub own: [usize; 3],
+    /// Keys in turn. Without any the queries are at the positions of the own keys, else one of each sequence at its last.
+    pub steps: usize,
+    /// The cache is in f16.
+    pub half: bool,
+}
+
+impl AttentionToRuns {
+    /// One sequence's.
+    fn one(&self, sequence: usize) -> Attention {
+        let Self { heads, kv_heads, head_dim, common, own, steps, half } = *self;
+        let times = if steps == 0 { own[sequence] } else { 1 };
+        let storage = if half { Storage::F16 } else { Storage::F32 };
+        Attention { heads, kv_heads, head_dim, times, keys: common + own[sequence] + steps, causal: true, storage }
+    }
+
+    /// Queries, keys and values of each sequence, the same at the beginning.
+    fn inputs(&self) -> Vec<[Vec<f32>; 3]> {
+        let mut random = Random::new(&self.name());
+        let kv_width = self.kv_heads * self.head_dim;
+        let mut values = |count, spread| {
+            let mut values = random.values(count, spread);
+            if self.half {
+                values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+            }
+            values
+        };
+        let common = [values(self.common * kv_width, 2.0), values(self.common * kv_width, 1.0)];
+        let sequence = |index| {
+            let one = self.one(index);
+            let more = (one.keys - self.common) * kv_width;
+            let queries = values(one.times * self.heads * self.head_dim, 2.0);
+            let [keys, attended] = &common;
+            [queries, [keys.clone(), values(more, 2.0)].concat(), [attended.clone(), values(more, 1.0)].concat()]
+        };
+        (0..self.own.len()).map(sequence).collect()
+    }
+
+    /// Keys or values in the order of the cache.
+    fn cached(&self, of_sequences: &[&Vec<f32>]) -> Vec<f32> {
+        let width = self.kv_heads * self.head_dim;
+        let rows =
+            |sequence: usize, from: usize, count: usize| &of_sequences[sequence][from * width..][..count * width];
+        let mut cached = rows(0, 0, self.common).to_vec();
+        for (sequence, own) in self.own.iter().enumerate() {
+            cached.extend_from_slice(rows(sequence, self.common, *own));
+        }
+        for step in 0..self.steps {
+            for (sequence, own) in self.own.iter().enumerate() {
+                cached.extend_from_slice(rows(sequence, self.common + own + step, 1));
+            }
+        }
+        cached
+    }
+
+    fn sets(&self) -> Vec<Vec<Look>> {
+        let count = self.own.len();
+        let rows = if self.steps == 0 { self.own.iter().sum() } else { count };
+        let all = |keys| vec![Look { queries: 0..rows, keys, causal: false }];
+        let mut sets = Vec::new();
+        if self.common > 0 {
+            sets.push(all(Run { start: 0, step: 1, count: self.common }));
+        }
+        let starts = self.own.iter().scan(0, |end, own| {
+            *end += own;
+            Some(*end - own)
+        });
+        let own = starts.zip(self.own).enumerate().map(|(sequence, (start, own))| {
+            let keys = Run { start: self.common + start, step: 1, count: own };
+            let queries = if self.steps == 0 { start..start + own } else { sequence..sequence + 1 };
+            Look { queries, keys, causal: self.steps == 0 }
+        });
+        sets.push(own.collect());
+        if self.steps > 0 {
+            let first = self.common + self.own.iter().sum::<usize>();
+            let turn = |sequence| {
+                let keys = Run { start: first + sequence, step: count, count: self.steps };
+                Look { queries: sequence..sequence + 1, keys, causal: false }
+            };
+            sets.push((0..count).map(turn).collect());
+        }
+        sets
+    }
+}
+
+impl Case for AttentionToRuns {
+    fn flops(&self) -> f64 {
+        (0..self.own.len()).map(|sequence| self.one(sequence).flops()).sum()
+    }
+
+    fn bytes(&self) -> f64 {
+        (0..self.own.len()).map(|sequence| self.one(sequence).bytes()).sum()
+    }
+
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let inputs = self.inputs();
+            let queries: Vec<f32> = inputs.iter().flat_map(|[queries, ..]| queries).copied().collect();
+            let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+            let contents = [1, 2].map(|which| {
+                let of_sequences: Vec<&Vec<f32>> = inputs.iter().map(|inputs| &inputs[which]).collect();
+                self.cached(&of_sequences)
+            });
+            let cache = KvCache::new(gpu, contents[0].len() / kv_width + SPARE, kv_width, self.half)?;
+            for (tensor, content) in cache.stored().into_iter().zip(&contents) {
+                tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, self.half));
+            }
+            let queries = Tensor::new(gpu, &[queries.len() / width, width], &queries, "queries")?;
+            let mut recorder = gpu.record();
+            let layer = self.one(0).layer();
+            let y = ops::attention_to_runs(&mut recorder, layer, &queries, &cache, &self.sets())?;
+            read(recorder, &[&y]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let inputs = self.inputs();
+        let sequences = inputs.iter().enumerate();
+        sequences.flat_map(|(index, [queries, keys, values])| self.one(index).attend(queries, keys, values)).collect()
     }
 }

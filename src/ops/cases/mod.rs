@@ -27,7 +27,7 @@ use crate::tensor::{Packed, Precision, Tensor, dequantise, pack_rows};
 use crate::weights::source::LocalFuture;
 use crate::{Error, Result};
 
-pub use attention::{Attention, AttentionOver, Storage};
+pub use attention::{Attention, AttentionOver, AttentionToRuns, Storage};
 pub use convolution::{Depthwise, Patches, Resize};
 pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
@@ -155,6 +155,15 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(attention),
         Box::new(Attention { times: 70, keys: 70, storage: Storage::Packed, ..attention }),
         Box::new(Attention { times: 1, storage: Storage::F16, ..attention }),
+        Box::new(AttentionToRuns {
+            heads: 6,
+            kv_heads: 2,
+            head_dim: 40,
+            common: 70,
+            own: [3, 1, 20],
+            steps: 2,
+            half: true,
+        }),
         Box::new(Denoise {
             count: 300,
             copies: 2,
@@ -199,7 +208,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(Mining { map, side: 2, window: 8, origin: (0, 8) }),
         Box::new(Route { tokens: 70, experts: 8, top_k: 2 }),
         Box::new(Combine { tokens: 5, experts: 8, top_k: 2, width: 33 }),
-        Box::new(Argmax { vocab: 1000, rows: 4 }),
+        Box::new(Argmax { vocab: 1000, rows: 4, together: true }),
         Box::new(Sample { vocab: 1000, temperature: 0.7, top_k: 50, top_p: 0.9, tied: false, draws: 8 }),
     ]);
     cases

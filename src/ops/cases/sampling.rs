@@ -19,6 +19,8 @@ pub struct Argmax {
     pub vocab: usize,
     /// Logits to choose from.
     pub rows: usize,
+    /// All rows at once.
+    pub together: bool,
 }
 
 impl Argmax {
@@ -63,9 +65,11 @@ impl Case for Argmax {
         Box::pin(async move {
             let chosen = Tensor::zeros(gpu, &[self.rows], "chosen")?;
             let mut recorder = gpu.record();
-            for (row, logits) in self.inputs().iter().enumerate() {
-                let logits = Tensor::new(gpu, &[1, self.vocab], logits, "logits")?;
-                ops::sample(&mut recorder, &logits, Sampling::GREEDY, 0.0, &chosen, row)?;
+            let inputs = self.inputs();
+            let at_once = if self.together { self.rows } else { 1 };
+            for (index, rows) in inputs.chunks(at_once).enumerate() {
+                let logits = Tensor::new(gpu, &[rows.len(), self.vocab], &rows.concat(), "logits")?;
+                ops::sample(&mut recorder, &logits, Sampling::GREEDY, 0.0, &chosen, index * at_once)?;
             }
             tokens(recorder, &chosen).await
         })

@@ -1,0 +1,49 @@
+//! Questions of one's own, in a form that is easy to write: JSON lines with `image`, `question`, `answer` or `answers`, and, if
+//! wanted, `kind`, `id` and `history`.
+
+use mgm::Result;
+use serde::Deserialize;
+
+use super::{Id, Source, read_json_lines, wrong};
+use crate::eval::dataset::{Dataset, Picture, Question, Truth};
+
+#[derive(Deserialize)]
+struct Row {
+    id: Option<Id>,
+    image: Option<String>,
+    question: String,
+    answer: Option<String>,
+    answers: Option<Vec<String>>,
+    kind: Option<String>,
+    #[serde(default)]
+    history: Vec<Turn>,
+}
+
+#[derive(Deserialize)]
+struct Turn {
+    question: String,
+    answer: String,
+}
+
+pub fn open(source: &Source) -> Result<Dataset> {
+    let file = &source.data;
+    let questions = read_json_lines::<Row>(file)?.into_iter().map(|(line, row)| {
+        let answers = match (row.answer, row.answers) {
+            (Some(answer), None) => vec![answer],
+            (None, Some(answers)) if !answers.is_empty() => answers,
+            _ => {
+                return Err(wrong(file, format!("line {line}: expected one of \"answer\" and \"answers\", not empty")));
+            }
+        };
+        Ok(Question {
+            id: row.id.map_or_else(|| line.to_string(), |id| id.to_string()),
+            place: format!("line {line} of {}", file.display()),
+            picture: row.image.map(|name| Picture::File(source.image(&name))),
+            history: row.history.into_iter().map(|turn| (turn.question, turn.answer)).collect(),
+            prompt: source.instructed(&row.question, ""),
+            kind: row.kind,
+            truth: Truth::AnyOf(answers),
+        })
+    });
+    Ok(Dataset { questions: questions.collect::<Result<_>>()?, max_new_tokens: 128 })
+}
