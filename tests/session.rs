@@ -399,7 +399,9 @@ fn questions_answered_together_get_the_golden_answers() {
                 });
                 let (of_history, of_question) =
                     if index == 0 { (&[][..], &pictures[..]) } else { (&pictures[..], &[][..]) };
-                chat.restore(None, before.collect(), &mgm::session::pictures(of_history), &mut |_| true).await.expect("a conversation");
+                chat.restore(None, before.collect(), &mgm::session::pictures(of_history), &mut |_| true)
+                    .await
+                    .expect("a conversation");
                 let request = chat.request(&turns[index].question, of_question, 24, &mut |_| true).await;
                 requests.push(request.expect("a request"));
                 assert_eq!(chat.conversation().turns.len(), index);

@@ -43,7 +43,8 @@ export async function paint(
   const tell = (name: string, value: unknown): boolean => {
     switch (name) {
       case "loading":
-        [part, loaded] = [value as string, 0];
+        loadingEnds();
+        [part, loaded, total] = [value as string, 0, 0];
         break;
       case "total":
         total = value as number;
