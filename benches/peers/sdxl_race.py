@@ -5,14 +5,16 @@
         --no-binary stable-diffusion-cpp-python stable-diffusion-cpp-python==0.4.7
     venv/bin/python sdxl_race.py MGM [--size 256x256 512x512] [--rounds 2] [--peer-options NAME ...]
 
-pip compiles it for this processor (a C++ compiler is needed). Text goes to standard error, one JSON object to standard output.
+pip compiles it for this processor (a C++ compiler is needed). Text goes to standard error, one JSON object to standard
+output.
 
-Both read f16 weights and run as many threads as there are processors. A step is the UNet for a prompt and a negative prompt; the
-peer runs them one after the other, this project as a batch. Weights are random; the peer reads them from a file (6.9 GB, made
-where `--checkpoint` says unless it is there, kept until someone deletes it), this project makes them on the device.
-`--peer-options` are switches of the peer's constructor, such as diffusion_flash_attn. Set VK_ICD_FILENAMES to choose the
-Vulkan device. The machine's load is noted with every run: beside other work, only the fastest runs mean something. Seconds in
-parentheses are those of all processors, which others' work lengthens less (the peer's threads wait for each other at work, though).
+Both read f16 weights and run as many threads as there are processors. A step is the UNet for a prompt and a negative
+prompt; the peer runs them one after the other, this project as a batch. Weights are random; the peer reads them from a
+file (6.9 GB, made where `--checkpoint` says unless it is there, kept until someone deletes it), this project makes them on
+the device. `--peer-options` are switches of the peer's constructor, such as diffusion_flash_attn. Set VK_ICD_FILENAMES to
+choose the Vulkan device. The machine's load is noted with every run: beside other work only the fastest runs mean
+something. Seconds in parentheses are those of all processors together, which others' work lengthens less (threads of
+either side that wait at work are in them).
 """
 
 import argparse
@@ -156,7 +158,9 @@ def race(arguments):
             name: {part: min(one["processor"][part] for one in of_one) for part in PARTS} for name, of_one in made.items()
         }
         # How many times as fast as the peer this project is.
-        ratio, processor_ratio = ({part: all[PEER][part] / all[OURS][part] for part in PARTS} for all in [fastest, processor])
+        ratio, processor_ratio = (
+            {part: of[PEER][part] / of[OURS][part] for part in PARTS} for of in [fastest, processor]
+        )
         table.append({
             "size": size, "runs": made, "fastest": fastest, "ratio": ratio,
             "processor": processor, "processor_ratio": processor_ratio,
