@@ -359,6 +359,15 @@ fn pictures_in_the_data_are_looked_at_and_what_does_not_fit_counts_as_wrong() {
     let said = report(&mut command);
     assert_eq!((&said["answered"], &said["failed"]), (&json!(2), &json!(1)));
     assert!(text(&answers(&data.file("long.jsonl"))[0]["error"]).contains("context"));
+    // What POPE reads in no text is a yes.
+    let row = json!({"question_id": 1, "image": "none.png", "text": long, "label": "yes"});
+    data.write("pope.json", row.to_string());
+    data.write("no.jsonl", json!({"question_id": 1, "text": "", "error": "too long"}).to_string());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+    command.args(["eval", "--json", "--format", "pope", "--answers"]).arg(data.file("no.jsonl"));
+    command.arg("--data").arg(data.file("pope.json"));
+    let said = report(&mut command);
+    assert_eq!((figures(&said).0, &said["failed"]), (0.0, &json!(1)), "{said}");
 }
 
 #[cfg(unix)]

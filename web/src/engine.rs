@@ -138,14 +138,9 @@ impl Engine {
     pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
         let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let images: Vec<&dyn Picture> = images.iter().map(|image| image as &dyn Picture).collect();
-        let busy = || to_js(mgm::Error::InvalidArgument("one answer at a time".to_owned()));
-        // Taken out, so that a failure or a second call finds none rather than a half-made one.
-        let chat = self.chat.try_borrow_mut().map_err(|_| busy())?.take();
-        let mut chat = chat.unwrap_or_else(|| self.model.chat(None));
+        let mut chat = self.chat.take().unwrap_or_else(|| self.model.chat(None));
         let result = answer(&self.model, &mut chat, request, &images, &on_event).await;
-        if let Ok(mut kept) = self.chat.try_borrow_mut() {
-            *kept = Some(chat);
-        }
+        self.chat.replace(Some(chat));
         to_json(&result.map_err(to_js)?)
     }
 
@@ -164,7 +159,7 @@ impl Engine {
     }
 
     /// Measures which kernels are the fastest for the model on this device, and uses them from now on. `on_event` is called with
-    /// `"measured"` and a product, a kernel and its microseconds as a text; it returns `false` to stop. Gives JSON for the next [`Engine::load`].
+    /// `"measured"` and a product, a kernel and its microseconds as a text; it returns `false` to stop. Gives JSON for the next `Device::open`.
     pub async fn tune(&self, on_event: Function) -> Result<String, JsValue> {
         let products = self.model.list().map_err(to_js)?.products;
         let tuning = tune(&self.gpu, products, |timing| {

@@ -42,7 +42,7 @@ struct Info {
     weight_bytes: u64,
 }
 
-/// What to paint; see `PaintOptions` of the package.
+/// What to paint; see `GenerateOptions` of the package.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PaintRequest {

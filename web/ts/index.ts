@@ -372,13 +372,13 @@ function toPictureCall(settings: PictureSettings): PictureCall {
 }
 
 function toAnswer(report: Report, firstTokenMs: number): Answer {
-  const { text, tokenIds, promptTokens, cachedTokens, visionMs, prefillMs, decodeMs } = report;
+  const { text, tokenIds, promptTokens, cachedTokens, droppedTurns, visionMs, prefillMs, decodeMs } = report;
   const after = tokenIds.length - 1;
   return {
     text,
     tokenIds,
     finishReason: report.finishReason === "stop" ? "stop" : "length",
-    usage: { promptTokens, cachedTokens, completionTokens: tokenIds.length },
+    usage: { promptTokens, cachedTokens, completionTokens: tokenIds.length, droppedTurns },
     timings: {
       visionMs,
       prefillMs,

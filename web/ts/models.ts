@@ -77,7 +77,7 @@ export class Models {
 
   /** Does something with the model that paints. */
   async painting<T>(watch: Watch, work: (painter: Painter) => Promise<T>): Promise<T> {
-    const slot = this.#paintingSlot();
+    const slot = this.needPainter();
     const paint = async () => {
       const painter = await this.#painter(slot);
       this.#makeRoom(painter.missingBytes(), () => this.#putEngineAway());
@@ -89,12 +89,13 @@ export class Models {
     );
   }
 
-  /** Whether there is one that paints; throws if there is none and one is `needed`. */
-  paints(needed = false): boolean {
-    return needed ? this.#paintingSlot() !== undefined : this.#painting !== undefined;
+  /** Whether there is one that paints. */
+  get paints(): boolean {
+    return this.#painting !== undefined;
   }
 
-  #paintingSlot(): Painting {
+  /** The one that paints, which must be there. */
+  needPainter(): Painting {
     if (this.#painting) return this.#painting;
     throw new MgmError("invalid-argument", "no model that paints is loaded: Mgm.load(url, { painter }) or loadPainter() does");
   }

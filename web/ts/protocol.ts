@@ -53,6 +53,7 @@ export interface Report {
   tokenIds: number[];
   promptTokens: number;
   cachedTokens: number;
+  droppedTurns: number;
   finishReason: "stop" | "length" | "cancelled";
   visionMs: number;
   prefillMs: number;

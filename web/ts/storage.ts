@@ -119,7 +119,10 @@ export async function identifyBundle(url: string, signal?: AbortSignal): Promise
     const { name, paints = false } = JSON.parse(await kept.text()) as SourceRecord;
     return { name, paints };
   }
-  const response = await fetch(new URL(MANIFEST, url), { cache: "no-cache", ...(signal && { signal }) });
+  const response = await fetch(new URL(MANIFEST, url), { cache: "no-cache", ...(signal && { signal }) }).catch((cause: unknown) => {
+    signal?.throwIfAborted();
+    throw new MgmError("network", `${url}${MANIFEST} could not be fetched`, { cause });
+  });
   if (!response.ok) throw new MgmError("http", `${url}${MANIFEST}: the server answers ${response.status}`);
   const manifest = parseManifest(await response.text(), url);
   return { name: manifest.name, paints: isPainter(manifest) };

@@ -32,9 +32,10 @@ export interface Progress {
   /** `download`: files to this device; `load`: weights to the GPU; `recover`: the same after the device was lost;
    *  `check`: kernels, in parts of one; `tune`: measurements made, of which nobody knows how many there will be. */
   phase: "download" | "load" | "recover" | "check" | "tune";
-  /** The part of the model that was worked on last: `tokenizer`, `vision`, `language`. */
+  /** The part that was worked on last: of a bundle (`tokenizer`, `vision`, `language`, `diffusion`), of a model (`weights`, `UNet`, ...) or
+   *  `kernels`. */
   part: string;
-  /** Bytes done. */
+  /** Bytes done; for `check` and `tune` as said above. */
   loaded: number;
   /** Bytes in all. */
   total: number;
@@ -151,6 +152,8 @@ export interface Usage {
   /** How many of them were still in the cache from the answer before. */
   cachedTokens: number;
   completionTokens: number;
+  /** The oldest turns without pictures that were left out, since the context was full. */
+  droppedTurns: number;
 }
 
 /** How long an answer took, in milliseconds. */

@@ -102,18 +102,21 @@ function reporter(id: number, phase: Progress["phase"]) {
 
 async function answer(call: ChatCall, context: Context): Promise<{ report: Report; picture?: Picture; pictureError?: WireError }> {
   const { id, signal } = context;
-  const paints = models.paints(call.picture?.when === "always");
+  if (call.picture?.when === "always") models.needPainter();
+  const { paints } = models;
   const messages = paints ? askingForPictures(call) : call.messages;
   // On a new device the answer goes on behind these.
   const begun: number[] = [];
+  let droppedTurns = 0;
   const report = await models.answering(context, async (engine) => {
     const request = JSON.stringify({ messages, ...call.options, begun });
     const report = await engine.answer(request, call.images, (name: string, value: unknown) => {
+      if (name === "dropped") droppedTurns = value as number;
       if (name === "text") tell({ id, type: "text", text: value as string });
       if (name === "token" && begun.push(value as number) === 1) tell({ id, type: "first-token" });
       return !signal.aborted;
     });
-    return JSON.parse(report) as Report;
+    return { ...(JSON.parse(report) as Report), droppedTurns };
   });
   const prompt = call.picture && paints && !signal.aborted ? picturePrompt(report.text) : undefined;
   if (!call.picture || prompt === undefined) return { report };

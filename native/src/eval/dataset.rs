@@ -57,8 +57,8 @@ pub enum Truth {
     Readers(Vec<String>),
     /// Yes or no.
     YesNo(bool),
-    /// The letter of one of these options.
-    Choice { options: Vec<String>, answer: String },
+    /// The letter of one of these options; where none is named, a drawn one, as MMMU's evaluation has it, or wrong.
+    Choice { options: Vec<String>, answer: String, drawn: bool },
     /// Any of these, somewhere in the answer; MMMU's open questions.
     Open(Vec<String>),
 }

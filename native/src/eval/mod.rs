@@ -149,10 +149,8 @@ fn settings(arguments: &EvalArgs, options: &LoadOptions, max_new_tokens: u32) ->
 fn marked(arguments: &EvalArgs, answers: Answers, selected: &[&Question], run: Option<Run>) -> Report {
     let mut marker = Marker::new();
     let answered: Vec<_> = selected.iter().filter_map(|question| Some((*question, answers.get(question)?))).collect();
-    let marks: Vec<(&Question, Mark)> = answered
-        .iter()
-        .filter_map(|(question, answer)| Some((*question, marker.mark(question, &answer.text)?)))
-        .collect();
+    let marks: Vec<(&Question, Mark)> =
+        answered.iter().filter_map(|(question, answer)| Some((*question, marker.mark(question, answer)?))).collect();
     Report {
         format: arguments.format.to_string(),
         data: arguments.data.display().to_string(),

@@ -1,6 +1,6 @@
 // The page: one conversation with one model.
 
-import { bundleUrl, cache, type Delta, type Message, Mgm, MgmError, type Picture, type PictureSettings, type PictureStep, type Progress } from "mgm-webgpu";
+import { bundleUrl, cache, type Delta, type Message, Mgm, type Picture, type PictureSettings, type PictureStep, type Progress } from "mgm-webgpu";
 import { type Choice, choices, device, megabytes } from "./models.js";
 import { addressOf } from "./address.js";
 import { messageElement } from "./render.js";
@@ -46,8 +46,7 @@ const PHASES: Record<Progress["phase"], string> = {
 
 function showProgress({ phase, part, loaded, total }: Progress): void {
   $("status").hidden = false;
-  const bytes = phase === "check" ? "" : ` ${megabytes(loaded)} of ${megabytes(total)}`;
-  $("status-text").textContent = `${PHASES[phase]}${phase === "download" ? ` (${part})` : ""}${bytes}`;
+  $("status-text").textContent = `${PHASES[phase]}${phase === "download" ? ` (${part})` : ""} ${megabytes(loaded)} of ${megabytes(total)}`;
   $<HTMLProgressElement>("progress").value = total > 0 ? loaded / total : 0;
   // What comes in the middle of an answer is followed by the answer.
   if (mgm && loaded === total) $("status").hidden = true;
@@ -332,6 +331,7 @@ function facts({ timings, usage, finishReason, picture }: Delta): string {
     `${usage.completionTokens} tokens`,
   ];
   if (finishReason === "length") parts.push("reached the limit");
+  if (usage.droppedTurns > 0) parts.push(`the context is full: ${usage.droppedTurns} of the oldest turns were left out`);
   return parts.join(" · ");
 }
 
@@ -556,4 +556,4 @@ async function start(): Promise<void> {
 if ("serviceWorker" in navigator && location.protocol !== "file:") {
   navigator.serviceWorker.register("sw.js").catch(() => undefined);
 }
-start().catch((error: unknown) => sayError(error instanceof MgmError || error instanceof Error ? error : String(error)));
+start().catch(sayError);

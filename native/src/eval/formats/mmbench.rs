@@ -51,7 +51,7 @@ pub fn open(source: &Source) -> Result<Dataset> {
         let truth = match value(answer) {
             None => Truth::Hidden,
             Some(answer) if LETTERS[..options.len()].contains(&answer) => {
-                Truth::Choice { options, answer: answer.to_owned() }
+                Truth::Choice { options, answer: answer.to_owned(), drawn: false }
             }
             Some(answer) => {
                 let reason = format!("line {line}: the answer is {answer:?}, but there are {} options", options.len());

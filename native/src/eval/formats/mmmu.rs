@@ -108,7 +108,7 @@ impl Values {
                 if !hidden && !known {
                     return Err(format!("the answer is {answer:?}, but there are {} options", options.len()));
                 }
-                let truth = Truth::Choice { options, answer: answer.to_owned() };
+                let truth = Truth::Choice { options, answer: answer.to_owned(), drawn: true };
                 (source.instructed(&format!("{text}\n{lines}"), LETTER), truth)
             }
             "open" => {

@@ -2,12 +2,18 @@
 
 /// Signs that are stripped from both ends, one kind after another.
 const SIGNS: [char; 7] = [',', '.', '!', '?', ';', ':', '\''];
-/// Words from which on an option's text may be what an answer names it by: more than this.
+/// An answer of more words than this may name an option by its text.
 const WORDS: usize = 5;
 
 /// The letter of an option.
 pub fn letter(option: usize) -> String {
     char::from_u32('A' as u32 + option as u32).map(String::from).unwrap_or_default()
+}
+
+/// The option whose letter an answer begins with, a sign behind it: "B. blue".
+pub fn leading(options: &[String], answer: &str) -> Option<usize> {
+    let rest = |option: &usize| answer.trim_start().strip_prefix(&letter(*option));
+    (0..options.len()).find(|option| rest(option).is_some_and(|rest| rest.starts_with(['.', ')', ':', ','])))
 }
 
 /// The option that an answer names: "(B)", else "B" by itself, else, in a longer answer, by its text. Of several the one that

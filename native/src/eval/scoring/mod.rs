@@ -7,6 +7,7 @@ mod words;
 
 use std::collections::HashSet;
 
+use super::answers::Answer;
 use super::dataset::{Question, Truth};
 use python_random::PythonRandom;
 
@@ -33,7 +34,17 @@ impl Marker {
     }
 
     /// The mark of an answer; `None` if nobody knows what is right.
-    pub fn mark(&mut self, question: &Question, answer: &str) -> Option<Mark> {
+    pub fn mark(&mut self, question: &Question, answer: &Answer) -> Option<Mark> {
+        if answer.error.is_some() {
+            // A question that could not be asked is not answered rightly, whatever would be made of no text.
+            let yes_no = match question.truth {
+                Truth::Hidden => return None,
+                Truth::YesNo(right) => Some((right, !right)),
+                _ => None,
+            };
+            return Some(Mark { score: 0.0, understood: false, yes_no });
+        }
+        let answer = answer.text.as_str();
         let told = |score: f64| Mark { score, understood: !answer.trim().is_empty(), yes_no: None };
         Some(match &question.truth {
             Truth::Hidden => return None,
@@ -55,14 +66,14 @@ impl Marker {
                 let (said, understood) = yes_no(answer);
                 Mark { score: f64::from(u8::from(said == *right)), understood, yes_no: Some((*right, said)) }
             }
-            Truth::Choice { options, answer: right } => {
-                let said = choice::chosen(options, answer);
-                let letter = said.unwrap_or_else(|| self.draws.below(options.len() as u32) as usize);
-                Mark {
-                    score: f64::from(u8::from(choice::letter(letter) == *right)),
-                    understood: said.is_some(),
-                    yes_no: None,
-                }
+            Truth::Choice { options, answer: right, drawn } => {
+                let said = match drawn {
+                    true => choice::chosen(options, answer),
+                    false => choice::chosen(options, answer).or_else(|| choice::leading(options, answer)),
+                };
+                let letter = said.or_else(|| drawn.then(|| self.draws.below(options.len() as u32) as usize));
+                let right = letter.is_some_and(|letter| choice::letter(letter) == *right);
+                Mark { score: f64::from(u8::from(right)), understood: said.is_some(), yes_no: None }
             }
             Truth::Open(answers) => told(f64::from(u8::from(open::is_right(answers, answer)))),
         })
@@ -101,6 +112,10 @@ mod tests {
         serde_json::from_value(value.clone()).unwrap()
     }
 
+    fn said(text: &str) -> Answer {
+        Answer { id: String::new(), prompt: None, text: text.to_owned(), error: None }
+    }
+
     fn marks(truth: Truth, answers: &[&str]) -> Vec<Mark> {
         let question = Question {
             id: String::new(),
@@ -112,7 +127,7 @@ mod tests {
             truth,
         };
         let mut marker = Marker::new();
-        answers.iter().map(|answer| marker.mark(&question, answer).unwrap()).collect()
+        answers.iter().map(|answer| marker.mark(&question, &said(answer)).unwrap()).collect()
     }
 
     fn scores(truth: Truth, answers: &[&str]) -> Vec<f64> {
@@ -220,8 +235,12 @@ mod tests {
         for (answer, wanted) in table {
             assert_eq!(choice(answer), wanted, "{answer:?}");
         }
-        let mark = marks(Truth::Choice { options: options.clone(), answer: "A".to_owned() }, &["", "A"]);
+        let mark = marks(Truth::Choice { options: options.clone(), answer: "A".to_owned(), drawn: true }, &["", "A"]);
         assert_eq!((mark[0].understood, mark[1].understood, mark[1].score), (false, true, 1.0));
+        // Where nothing is drawn, a letter with its option behind it counts too.
+        let plain = Truth::Choice { options: options.clone(), answer: "A".to_owned(), drawn: false };
+        let said = ["A. red", "A) red", "A: red", "Ared", "a dog", "B. blue", ""];
+        assert_eq!(scores(plain, &said), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]
@@ -246,6 +265,6 @@ mod tests {
             kind: None,
             truth: Truth::Hidden,
         };
-        assert_eq!(Marker::new().mark(&question, "A"), None);
+        assert_eq!(Marker::new().mark(&question, &said("A")), None);
     }
 }
