@@ -257,7 +257,7 @@ scripts use them:
   jsonl      one of the answers, both sides normalised as for textvqa; the question is put as it is
   vqa        min(1, annotators who agree / 3), averaged over leaving out each; VQAEval's normalisation
   textvqa    the same with EvalAI's normalisation; prompts of LLaVA's file hold words that an OCR system read
-  pope       no if the first sentence has \"No\", \"no\" or \"not\", else yes; precision, recall, F1, part of yes
+  pope       no if the first sentence has \"No\", \"no\" or \"not\", else yes; precision, recall, F1, yes ratio
   mmbench    the letter named, else wrong (the official marks are a server's); one round, not circular
   mmmu       the letter named, or drawn (seed 42) if none is; for open questions the conclusion, numbers to two decimals
 Confidence intervals are Wilson's. Ctrl-C stops; the same command with the same --out goes on.";

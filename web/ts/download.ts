@@ -1,17 +1,12 @@
 // Bundles from a server to this device: in parallel, with ranges, checked, resumed, shared between tabs. Worker only.
 
 import { MgmError } from "./errors.js";
+import { chunksOf, explained, fetchManifest, FIRST_WAIT, insist, passes, request, TRIES, wait } from "./fetching.js";
 import { type BundleFile, isPainter, MANIFEST, type Manifest, parseManifest } from "./manifest.js";
 import { bundleFolder, getFile, putText, remember } from "./storage.js";
 
 /** Files that come at the same time. */
 const PARALLEL = 4;
-/** Failures in a row, without a byte in between, after which a file is given up. */
-const TRIES = 5;
-/** The first wait between tries, in milliseconds; it doubles. */
-const FIRST_WAIT = 250;
-/** What may be better a moment later. */
-const PASSING = new Set(["network", "offline"]);
 /** Bytes of a part that are read at once when it is checked again. */
 const CHECK_BYTES = 4 << 20;
 
@@ -119,29 +114,6 @@ async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal
   }
 }
 
-function fetchManifest(url: string, tries: number, signal: AbortSignal): Promise<string> {
-  const address = new URL(MANIFEST, url).href;
-  return insist(address, tries, signal, async () => (await request(address, { cache: "no-cache", signal })).text());
-}
-
-/** Tries something again while it fails in ways that pass. */
-async function insist<T>(url: string, tries: number, signal: AbortSignal, task: () => Promise<T>): Promise<T> {
-  for (let failures = 1; ; failures++) {
-    try {
-      return await task();
-    } catch (error) {
-      signal.throwIfAborted();
-      if (!passes(error) || failures >= tries) throw await explained(url, error);
-      await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
-    }
-  }
-}
-
-/** Whether what failed may succeed a moment later. */
-function passes(error: unknown): boolean {
-  return error instanceof TypeError || (error instanceof MgmError && PASSING.has(error.code));
-}
-
 /** Says before the download what would otherwise show itself in its middle. */
 async function checkRoom(folder: FileSystemDirectoryHandle, missing: BundleFile[]): Promise<void> {
   let needed = 0;
@@ -245,20 +217,6 @@ function endsEarly(url: string, size: number, bytes: number): MgmError {
   return new MgmError("network", `${url} ends after ${size} of ${bytes} bytes, again and again`);
 }
 
-async function* chunksOf(response: Response): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  const reader = response.body?.getReader();
-  if (!reader) return;
-  try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      yield value;
-    }
-  } finally {
-    await reader.cancel().catch(() => undefined);
-  }
-}
-
 /** Files that stay in the browser's memory, or wherever it keeps blobs. */
 async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
   const text = await fetchManifest(url, TRIES, options.signal);
@@ -289,39 +247,6 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
   return named(manifest, text, found);
 }
 
-/** A response that is one of success. */
-async function request(url: string, init: RequestInit): Promise<Response> {
-  let response: Response;
-  try {
-    response = await fetch(url, init);
-  } catch (error) {
-    init.signal?.throwIfAborted();
-    throw await whyNot(url, error);
-  }
-  if (response.ok) return response;
-  await response.body?.cancel();
-  const passing = response.status >= 500 || response.status === 429;
-  throw new MgmError(passing ? "network" : "http", `${url}: the server answers ${response.status} ${response.statusText}`);
-}
-
-/** A connection that broke, by its reason; any other error as it is. */
-async function explained(url: string, error: unknown): Promise<unknown> {
-  return error instanceof TypeError ? whyNot(url, error) : error;
-}
-
-/** Browsers do not tell why a request failed; one that asks for less does. */
-async function whyNot(url: string, cause: unknown): Promise<MgmError> {
-  if (!navigator.onLine) return new MgmError("offline", `${url}: this device is offline`, { cause });
-  if (new URL(url).origin !== globalThis.location.origin) {
-    const reachable = await fetch(url, { mode: "no-cors", method: "HEAD" }).then(() => true, () => false);
-    if (reachable) {
-      const message = `${url}: the server does not let pages of ${globalThis.location.origin} read it (CORS)`;
-      return new MgmError("cors", message, { cause });
-    }
-  }
-  return new MgmError("network", `${url}: the connection failed`, { cause });
-}
-
 /** Runs a task for each item, a few at a time. The first failure stops the others. */
 async function inParallel<T>(
   items: T[],
@@ -346,18 +271,4 @@ async function inParallel<T>(
   );
   signal.throwIfAborted();
   if (results.some((result) => result.status === "rejected")) throw failed.signal.reason;
-}
-
-function wait(milliseconds: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const stop = () => {
-      clearTimeout(timer);
-      reject(signal.reason as Error);
-    };
-    const timer = setTimeout(() => {
-      signal.removeEventListener("abort", stop);
-      resolve();
-    }, milliseconds);
-    signal.addEventListener("abort", stop, { once: true });
-  });
 }

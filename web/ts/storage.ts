@@ -7,7 +7,8 @@
 //   mgm/tuning.json                           which kernels are the fastest on this device, if it was measured
 
 import { MgmError } from "./errors.js";
-import { isPainter, MANIFEST, parseManifest } from "./manifest.js";
+import { fetchManifest } from "./fetching.js";
+import { isPainter, parseManifest } from "./manifest.js";
 
 const ROOT = "mgm";
 const SOURCE = "source.json";
@@ -111,7 +112,7 @@ export async function keepTuning(tuning: string): Promise<void> {
 }
 
 /** What the bundle at `url` is, from this device or from its server. */
-export async function identifyBundle(url: string, signal?: AbortSignal): Promise<{ name: string; paints: boolean }> {
+export async function identifyBundle(url: string, signal = new AbortController().signal): Promise<{ name: string; paints: boolean }> {
   const kept = await root(false).then(
     async (folder) => folder && getFile(await folder.getDirectoryHandle(await keyOf(url)), SOURCE),
   ).catch(() => undefined);
@@ -119,12 +120,7 @@ export async function identifyBundle(url: string, signal?: AbortSignal): Promise
     const { name, paints = false } = JSON.parse(await kept.text()) as SourceRecord;
     return { name, paints };
   }
-  const response = await fetch(new URL(MANIFEST, url), { cache: "no-cache", ...(signal && { signal }) }).catch((cause: unknown) => {
-    signal?.throwIfAborted();
-    throw new MgmError("network", `${url}${MANIFEST} could not be fetched`, { cause });
-  });
-  if (!response.ok) throw new MgmError("http", `${url}${MANIFEST}: the server answers ${response.status}`);
-  const manifest = parseManifest(await response.text(), url);
+  const manifest = parseManifest(await fetchManifest(url, 1, signal), url);
   return { name: manifest.name, paints: isPainter(manifest) };
 }
 

@@ -20,7 +20,7 @@ let mgm: Mgm | undefined;
 /** What is loaded: the model that answers, the one that paints. */
 let names: string[] = [];
 /** The button for pictures is pressed. */
-let draws = false;
+let drawPressed = false;
 /** What is under way and can be stopped. */
 let busy: AbortController | undefined;
 
@@ -66,7 +66,7 @@ function refresh(): void {
 
 /** Whether the next question asks for a picture. */
 function drawing(): boolean {
-  return mgm?.info.painter !== undefined && (draws || !mgm.info.chats);
+  return mgm?.info.painter !== undefined && (drawPressed || !mgm.info.chats);
 }
 
 // ---- Models --------------------------------------------------------------------------------------------------------
@@ -213,12 +213,12 @@ async function send(): Promise<void> {
     return;
   }
   notice("");
-  const draws = drawing();
-  if (draws && text === "") {
+  const asksForPicture = drawing();
+  if (asksForPicture && text === "") {
     notice("Say what to draw.");
     return;
   }
-  const asked: Entry = { role: "user", text, images: attachments, ...(draws && { draws }) };
+  const asked: Entry = { role: "user", text, images: attachments, ...(asksForPicture && { draws: true }) };
   entries.push(asked);
   append(asked);
   question.value = "";
@@ -236,29 +236,33 @@ async function send(): Promise<void> {
   // What was asked, and what there is of the answer, outlast a reload.
   await keep(entries);
   let saved = performance.now();
-  let drawn = false;
-  const draw = () => {
-    if (drawn) return;
-    drawn = true;
+  let scheduled = false;
+  const repaint = () => {
+    if (scheduled) return;
+    scheduled = true;
     requestAnimationFrame(() => {
-      drawn = false;
+      scheduled = false;
       if (busy === stop) follow(() => message.update(true));
     });
   };
+  const onDelta = async (delta: Delta) => {
+    answer.text += delta.text;
+    if (delta.step) {
+      const { step } = delta;
+      follow(() => message.step(step));
+    }
+    if (delta.picture) answer.picture = kept(delta.picture);
+    answer.facts = [answer.facts, facts(delta)].filter(Boolean).join(" · ");
+    repaint();
+    if (delta.text !== "" && performance.now() - saved > SAVE_INTERVAL) {
+      saved = performance.now();
+      await keep([...entries, answer]);
+    }
+  };
   try {
-    for await (const delta of answering(mgm, prompt, draws, stop.signal)) {
-      answer.text += delta.text;
-      if (delta.step) {
-        const { step } = delta;
-        follow(() => message.step(step));
-      }
-      if (delta.picture) answer.picture = kept(delta.picture);
-      if (delta.timings ?? delta.picture) answer.facts = [answer.facts, facts(delta)].filter(Boolean).join(" · ");
-      draw();
-      if (performance.now() - saved > SAVE_INTERVAL) {
-        saved = performance.now();
-        await keep([...entries, answer]);
-      }
+    await answerTo(mgm, prompt, asksForPicture, stop.signal, onDelta);
+    if (asksForPicture && !answer.text.includes("</h>") && !answer.picture) {
+      answer.facts = [answer.facts, "the answer describes no picture"].filter(Boolean).join(" · ");
     }
   } catch (error) {
     if (stop.signal.aborted) {
@@ -287,39 +291,31 @@ async function send(): Promise<void> {
   }
 }
 
-/** An answer, or, of a model that only paints, a picture as one. */
-async function* answering(mgm: Mgm, messages: Message[], draws: boolean, signal: AbortSignal): AsyncGenerator<Delta, void> {
+/** Makes an answer, or, with a model that only paints, a picture as one. */
+async function answerTo(
+  mgm: Mgm,
+  messages: Message[],
+  asksForPicture: boolean,
+  signal: AbortSignal,
+  onDelta: (delta: Delta) => Promise<void>,
+): Promise<void> {
   const { temperature, maxNewTokens, steps, guidance, side } = settings;
   const picture: PictureSettings = { steps, guidance, previews: true, ...(side > 0 && { width: side, height: side }) };
   if (mgm.info.chats) {
-    const when = draws ? "always" : "auto";
-    yield* mgm.chat(messages, { temperature, maxNewTokens, signal, picture: { when, ...picture } });
+    const when = asksForPicture ? "always" : "auto";
+    const chat = mgm.chat(messages, { temperature, maxNewTokens, signal, picture: { when, ...picture } });
+    for await (const delta of chat) await onDelta(delta);
     return;
   }
   const prompt = entries.at(-1)?.text ?? "";
-  const pending: PictureStep[] = [];
-  let wake: () => void = () => undefined;
-  let over = false;
-  const onStep = (step: PictureStep) => {
-    pending.push(step);
-    wake();
-  };
-  const done = mgm.generate({ prompt, ...picture, onStep, signal }).finally(() => {
-    over = true;
-    wake();
-  });
-  // It is awaited below.
-  done.catch(() => undefined);
-  while (!over) {
-    for (const step of pending.splice(0)) yield { text: "", step };
-    await new Promise<void>((resolve) => (over ? resolve() : (wake = resolve)));
-  }
-  yield { text: "", picture: await done };
+  const onStep = (step: PictureStep) => void onDelta({ text: "", step });
+  await onDelta({ text: "", picture: await mgm.generate({ prompt, ...picture, onStep, signal }) });
 }
 
 const kept = ({ png, settings: { prompt, seed, width, height } }: Picture) => ({ png, prompt, seed, width, height });
 
-function facts({ timings, usage, finishReason, picture }: Delta): string {
+function facts({ timings, usage, finishReason, picture, pictureError }: Delta): string {
+  if (pictureError) return `not drawn: ${pictureError.message}`;
   if (picture) {
     const { timings, settings } = picture;
     return `drawn in ${(timings.totalMs / 1000).toFixed(1)} s, ${(timings.stepMs / 1000).toFixed(2)} s a step · seed ${settings.seed}`;
@@ -485,7 +481,7 @@ function listen(): void {
   $("export").onclick = () => void save().catch(sayError);
 
   $("draw").onclick = () => {
-    draws = !draws;
+    drawPressed = !drawPressed;
     refresh();
     $("question").focus();
   };
@@ -539,7 +535,7 @@ async function start(): Promise<void> {
   if (unanswered) {
     $<HTMLTextAreaElement>("question").value = unanswered.text;
     attachments = unanswered.images;
-    draws = unanswered.draws ?? false;
+    drawPressed = unanswered.draws ?? false;
     showAttachments();
   }
   refresh();
