@@ -364,7 +364,7 @@ fn pictures_in_the_data_are_looked_at_and_what_does_not_fit_counts_as_wrong() {
     data.write("pope.json", row.to_string());
     data.write("no.jsonl", json!({"question_id": 1, "text": "", "error": "too long"}).to_string());
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
-    command.args(["eval", "--json", "--format", "pope", "--answers"]).arg(data.file("no.jsonl"));
+    command.args(["eval", "--format", "pope", "--answers"]).arg(data.file("no.jsonl"));
     command.arg("--data").arg(data.file("pope.json"));
     let said = report(&mut command);
     assert_eq!((figures(&said).0, &said["failed"]), (0.0, &json!(1)), "{said}");
