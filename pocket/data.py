@@ -2,6 +2,7 @@
 
 A sample is made from its number alone, so that a run that goes on after a stop sees what it would have seen."""
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, WORDS
 
 # Held-out scenes have numbers from here on; training never gets there.
 HELD_OUT = 1 << 40
+# Processes that make samples beside the trainer: with two cores it is as fast without.
+WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
 NUMBER = len(WORDS) + 1
 
 # What a cell of the 8 x 8 grid holds: names of the fields and how many values each has (0 is "nothing").
@@ -188,7 +191,6 @@ class Batches(IterableDataset):
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
         tokenizer = Tokenizer(self.tokenizer)
         base = (HELD_OUT if self.recipe.held_out else 0) + self.seed * (1 << 32)
         number = self.first
@@ -200,7 +202,7 @@ class Batches(IterableDataset):
 
 
 def batches(
-    tokenizer: Path, recipe: Recipe, size: int, first: int, seed: int, count: int | None = None, workers: int = 1
+    tokenizer: Path, recipe: Recipe, size: int, first: int, seed: int, count: int | None = None, workers: int = WORKERS
 ) -> Iterator[Batch]:
     data = Batches(tokenizer, recipe, size, first, seed, count)
     return iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))

@@ -60,7 +60,7 @@ def main(folder: Path, steps: int | None = None) -> None:
 
     def evaluate() -> dict[str, float]:
         held = data.Recipe(held_out=True, text_only=0.0)
-        return accuracy(model, data.batches(tokenizer, held, 32, 0, SEED, count=2, workers=0), visual)
+        return accuracy(model, data.batches(tokenizer, held, 32, 0, SEED, count=2), visual)
 
     fit(
         run,
