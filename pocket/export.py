@@ -1,6 +1,7 @@
-"""Writes a model as a released checkpoint: the Mini-Gemini folder, and both towers' folders beside it.
+"""Writes a run's models as released checkpoints: the Mini-Gemini folder, both towers' folders beside it, and the painter in
+diffusers' layout.
 
-    python -m pocket.export STATE OUT [--untrained]
+    python -m pocket.export RUN OUT [--part mgm|painter] [--untrained]
 """
 
 import argparse
@@ -16,6 +17,7 @@ from .models.mgm import Mgm
 from .sizes import CLIP_FOLDER, CLIP_MEAN, CLIP_STD, CONVNEXT_FOLDER, Sizes
 
 MODEL_FOLDER = "Pocket"
+PAINTER_FOLDER = "sdxl"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -167,18 +169,36 @@ def export(model: Mgm, tokenizer: Path, out: Path) -> Path:
     return folder
 
 
+def export_painter(folder: Path, out: Path, untrained: bool) -> Path:
+    """Writes OUT/sdxl in diffusers' layout."""
+    from .models.painter import Painter, load_tokenizer, make_vae, pipeline
+    from .train.paint import tokenizer_folder, trained_vae
+
+    tokenizer = load_tokenizer(tokenizer_folder(folder))
+    painter = Painter(len(tokenizer))
+    vae = make_vae() if untrained else trained_vae(folder)
+    if not untrained:
+        painter.load_state_dict(torch.load(folder / "paint.pt", weights_only=False, map_location="cpu")["average"])
+    pipeline(painter, vae, tokenizer).save_pretrained(out / PAINTER_FOLDER)
+    return out / PAINTER_FOLDER
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a training run")
     parser.add_argument("out", type=Path)
     parser.add_argument("--untrained", action="store_true", help="random weights, to try the layout")
+    parser.add_argument("--part", choices=("mgm", "painter", "both"), default="both")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model = Mgm()
-    if not arguments.untrained:
-        state = torch.load(arguments.run / "model.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-    print(export(model, arguments.run / "tokenizer", arguments.out))
+    if arguments.part != "painter":
+        model = Mgm()
+        if not arguments.untrained:
+            state = torch.load(arguments.run / "instruct.pt", weights_only=False, map_location="cpu")
+            model.load_state_dict(state["model"])
+        print(export(model, arguments.run / "tokenizer", arguments.out))
+    if arguments.part != "mgm":
+        print(export_painter(arguments.run, arguments.out, arguments.untrained))
 
 
 if __name__ == "__main__":

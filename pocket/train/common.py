@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,18 +47,28 @@ def orthogonal(update: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for the matrices of hidden layers, AdamW for everything else: about half the steps of AdamW alone."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], rate: float, adam_rate: float, decay: float = 0.02) -> None:
-        hidden, other = [], []
+    def __init__(
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        rate: float,
+        adam_rate: float,
+        decay: float = 0.02,
+        scale: Callable[[str], float] = lambda _: 1.0,
+    ) -> None:
+        """`scale` makes some parameters' rates smaller, by name."""
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in named:
-            if not parameter.requires_grad:
-                continue
-            matrix = parameter.dim() == 2 and not any(part in name for part in ("embed", "position", "head"))
-            (hidden if matrix else other).append(parameter)
-        groups = [
-            {"params": hidden, "muon": True, "lr": rate, "base": rate, "decay": decay},
-            {"params": other, "muon": False, "lr": adam_rate, "base": adam_rate, "decay": 0.0},
-        ]
-        super().__init__([group for group in groups if group["params"]], {})
+            if parameter.requires_grad:
+                hidden = parameter.dim() == 2 and not any(part in name for part in ("embed", "position", "head"))
+                groups.setdefault((hidden, scale(name)), []).append(parameter)
+        super().__init__(
+            [
+                {"params": parameters, "muon": hidden, "lr": 0.0, "base": (rate if hidden else adam_rate) * factor,
+                 "decay": decay if hidden else 0.0}
+                for (hidden, factor), parameters in sorted(groups.items(), key=lambda item: (not item[0][0], -item[0][1]))
+            ],
+            {},
+        )  # fmt: skip
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -150,11 +161,12 @@ def fit(
     steps: int,
     modules: dict[str, nn.Module],
     optimiser: Muon,
-    batches: Callable[[int], Iterable[Batch]],
-    loss_of: Callable[[Batch], dict[str, Tensor]],
+    batches: Callable[[int], Iterable[Any]],
+    loss_of: Callable[[Any], dict[str, Tensor]],
     evaluate: Callable[[], dict[str, float]],
     evaluate_every: int = 150,
     log_every: int = 10,
+    after_step: Callable[[int], None] | None = None,
 ) -> None:
     """Trains until `steps`, from where the run stopped. `loss_of` gives named losses; their sum is descended."""
     first = 0
@@ -180,6 +192,8 @@ def fit(
         total.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+        if after_step:
+            after_step(step)
         for name, value in losses.items():
             sums[name] += float(value.detach())
         if (step + 1) % log_every == 0:
