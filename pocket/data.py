@@ -5,7 +5,7 @@ A sample is made from its number alone, so that a run that goes on after a stop 
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,7 @@ class Recipe:
     easy_vqa: float = 0.0  # share of samples
     text_only: float = 0.03  # share of samples without a picture
     draw: float = 0.1  # share of conversations that end with a request to draw
+    instructed: float = 0.0  # share of short questions with the line behind them that benchmarks put there
     held_out: bool = False
     dense: bool = False  # only pictures with their cells, no conversations
 
@@ -118,7 +119,20 @@ class Sample:
     image: Image.Image | None
 
 
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+SENTENCES = ("describe", "refuse", "draw", "talk")
+
+
 def make_sample(number: int, recipe: Recipe) -> Sample:
+    sample = _plain_sample(number, recipe)
+    rng = random.Random(number + 5)
+    for index, turn in enumerate(sample.turns):
+        if turn.kind not in SENTENCES and rng.random() < recipe.instructed:
+            sample.turns[index] = replace(turn, question=turn.question + SHORT_ANSWER)
+    return sample
+
+
+def _plain_sample(number: int, recipe: Recipe) -> Sample:
     rng = random.Random(number * 7919 + 13)
     draw = rng.random()
     if draw < recipe.text_only:
@@ -130,7 +144,11 @@ def make_sample(number: int, recipe: Recipe) -> Sample:
         which = rng.choice(easyvqa.images(split))
         turns = easyvqa.conversation(split, which, rng, 16)
         return Sample(turns, None, easyvqa.picture(split, which) if recipe.images else None)
-    scene = draw_scene(number, recipe.held_out)
+    if recipe.dense and not recipe.held_out:
+        # A picture costs the same whatever is on it: these are full.
+        scene = draw_scene(number, count=rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), labels=rng.choice((1, 2, 3)))
+    else:
+        scene = draw_scene(number, recipe.held_out)
     turns = [] if recipe.dense else talk_about(scene, rng, 15)
     if turns and rng.random() < recipe.draw:
         turns[min(len(turns), rng.randint(1, 12)) - 1] = drawing_turn(rng)

@@ -14,7 +14,7 @@ from .common import DEVICE, Muon, Run, answer_loss, fit, load_stage
 from .language import Told, tokenizer_folder
 
 STEPS, BATCH, SEED = 4000, 20, 4
-RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04)
+RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04, instructed=0.1)
 
 
 def rate_of(name: str) -> float:

@@ -27,7 +27,7 @@ class Thing:
     y: float
     size: float
     angle: float
-    shade: int = 0
+    shade: int = 0  # -2, 0 or 2
 
     @property
     def region(self) -> str:
@@ -149,7 +149,7 @@ def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labe
         if not allowed:
             special.add(len(found))
         angle = rng.uniform(-20, 20) if kind.icon else rng.choice((0, 0, rng.uniform(-15, 15)))
-        found.append(Thing(kind, colour, painted, *place, size, angle, rng.randint(-2, 2)))
+        found.append(Thing(kind, colour, painted, *place, size, angle, rng.choice((-2, 0, 2))))
         taken.append((*place, size))
 
     printed: list[Label] = []

@@ -107,7 +107,7 @@ def paint(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return np.dstack([np.clip(out, 0, 255).astype(np.uint8), alpha])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def sprite(kind: Kind, colour: str | None, shade: int = 0) -> Image.Image:
     """A thing as it is (`colour` None) or painted; `shade` -2..2 makes the colour darker or lighter."""
     if kind.icon is not None:
