@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import data
 from ..models.mgm import Mgm
 from ..sizes import POCKET
+from ..tokenizer import Tokenizer
 from .common import DEVICE, Muon, Run, accuracy, fit, load_stage
 from .language import Told, tokenizer_folder
 
@@ -47,10 +48,11 @@ def main(folder: Path, steps: int | None = None) -> None:
     torch.manual_seed(SEED)
     run = Run("align", folder)
     tokenizer = tokenizer_folder(folder)
-    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size).to(DEVICE)
+    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
     language, towers = load_stage(folder, "language"), load_stage(folder, "towers")
     model.language.load_state_dict(language["language"])
     told.load_state_dict(language["told"])
+    words = language["language"]["embed_tokens.weight"].clone()
     model.vision.clip.load_state_dict(towers["clip"])
     model.vision.convnext.load_state_dict(towers["convnext"])
     model.requires_grad_(False)
@@ -64,7 +66,7 @@ def main(folder: Path, steps: int | None = None) -> None:
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         cells = batch.cells.to(DEVICE)
-        target = told(cells, batch.offsets.to(DEVICE)).float()
+        target = told(cells, batch.offsets.to(DEVICE), words).float()
         visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch, generator))
         return {"tokens": token_loss(visual, target, cells, batch.known.to(DEVICE))}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import data
 from ..models.mgm import Mgm
 from ..sizes import POCKET
+from ..tokenizer import Tokenizer
 from .align import held_out_accuracy, keep_mask, token_loss
 from .common import DEVICE, Muon, Run, answer_loss, fit, load_stage
 from .language import Told, tokenizer_folder
@@ -27,10 +28,11 @@ def main(folder: Path, steps: int | None = None) -> None:
     torch.manual_seed(SEED)
     run = Run("instruct", folder)
     tokenizer = tokenizer_folder(folder)
-    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size).to(DEVICE)
+    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
     language, towers, aligned = (load_stage(folder, stage) for stage in ("language", "towers", "align"))
     model.language.load_state_dict(language["language"])
     told.load_state_dict(language["told"])
+    words = language["language"]["embed_tokens.weight"].clone()
     told.requires_grad_(False)
     model.vision.clip.load_state_dict(towers["clip"])
     model.vision.convnext.load_state_dict(towers["convnext"])
@@ -43,7 +45,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         cells = batch.cells.to(DEVICE)
         visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch, generator))
-        target = told(cells, batch.offsets.to(DEVICE)).float()
+        target = told(cells, batch.offsets.to(DEVICE), words).float()
         return {
             "answers": answer_loss(model, batch, visual)[0],
             "tokens": 0.3 * token_loss(visual, target, cells, batch.known.to(DEVICE)),
