@@ -28,11 +28,11 @@ PLURALS = {
     "broccoli": "broccoli", "bread": "bread", "cheese": "cheese", "coffee": "coffee",
 }  # fmt: skip
 
-# Other words for them that emojibase lists as tags or labels.
+# Other words for them, from emojibase's labels and tags, where no second kind has them too.
 SYNONYMS = {
     "car": "automobile", "bicycle": "bike", "plane": "airplane", "bee": "honeybee", "rabbit": "bunny", "donut": "doughnut",
-    "gift": "present", "ship": "boat", "bird": "dove", "locomotive": "train", "coffee": "hot drink", "letter": "envelope",
-    "television": "TV", "shoe": "sneaker", "lamp": "light bulb", "crocodile": "alligator",
+    "gift": "present", "bird": "dove", "locomotive": "train", "letter": "envelope",
+    "television": "TV", "shoe": "sneaker", "lamp": "light bulb",
 }  # fmt: skip
 
 SHAPES = (
