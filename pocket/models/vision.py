@@ -268,6 +268,8 @@ class Vision(nn.Module):
             nn.Linear(clip.hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
 
+        nn.init.normal_(self.projector[2].weight, std=0.005)  # word embeddings are small
+
     def features(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """CLIP's features and what they mined."""
         x = self.clip(low)

@@ -227,6 +227,20 @@ def answer_loss(model: Mgm, batch: Batch, visual: Tensor) -> tuple[Tensor, Tenso
     return loss, rows, columns, logits.argmax(-1) == target
 
 
+def question_loss(model: Mgm, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
+    """The answers' cross entropy, and the questions': what is asked about is mostly what is there, so that foretelling it
+    teaches to look."""
+    ids = batch.ids.to(DEVICE)
+    sequence, went = splice(model.embed(ids.clamp(min=0)), ids, visual)
+    hidden = model.language(sequence)
+    rows, columns = (ids > 0).nonzero(as_tuple=True)
+    rows, columns = rows[columns > 0], columns[columns > 0]
+    logits = model.language.logits(hidden[rows, went[rows, columns] - 1])
+    each = F.cross_entropy(logits, ids[rows, columns], reduction="none")
+    answer = batch.answers.to(DEVICE)[rows, columns]
+    return each[answer].mean(), each[~answer].mean()
+
+
 def accuracy(model: Mgm, batches: Iterable[Batch], visual_of: Callable[[Batch], Tensor]) -> dict[str, float]:
     """Share of answers that are right to the last id, by kind of question. (Under greedy decoding an answer is exact if and
     only if every id of it is the likeliest after those before.)"""

@@ -16,7 +16,7 @@ from ..tokenizer import train as train_tokenizer
 from ..world.scene import BACKGROUNDS, GRID, draw_scene
 from ..world.talk import corpus
 from ..world.things import COLOUR_NAMES, KINDS, WORDS
-from .common import DEVICE, Muon, Run, accuracy, answer_loss, fit
+from .common import DEVICE, Muon, Run, accuracy, fit, question_loss
 
 STEPS, BATCH, SEED = 1800, 24, 1
 
@@ -89,6 +89,10 @@ def main(folder: Path, steps: int | None = None) -> None:
     def visual(batch: data.Batch) -> Tensor:
         return told(batch.cells.to(DEVICE), batch.offsets.to(DEVICE), language.embed_tokens.weight)
 
+    def loss_of(batch: data.Batch) -> dict[str, Tensor]:
+        answers, questions = question_loss(model, batch, visual(batch))
+        return {"loss": answers, "questions": 0.25 * questions}
+
     def evaluate() -> dict[str, float]:
         held = data.Recipe(held_out=True, text_only=0.0)
         return accuracy(model, data.batches(tokenizer, held, 32, 0, SEED, count=2), visual)
@@ -99,6 +103,6 @@ def main(folder: Path, steps: int | None = None) -> None:
         {"language": language, "told": told},
         optimiser,
         lambda first: data.batches(tokenizer, recipe, BATCH, first, SEED),
-        lambda batch: {"loss": answer_loss(model, batch, visual(batch))[0]},
+        loss_of,
         evaluate,
     )

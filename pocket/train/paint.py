@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -75,16 +76,31 @@ def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidanc
     return vae.decode(x / vae.config.scaling_factor).sample
 
 
+@lru_cache(maxsize=None)
+def gallery(background: str | None) -> tuple[list[tuple[str, str | None]], Tensor]:
+    """The clean drawing of every thing in every colour on a background, in three sizes, small and flat."""
+    wanted = [
+        drawings.Drawing(kind, colour, colour is not None, background)
+        for kind in KINDS
+        for colour in (COLOUR_NAMES if kind.icon is None else (*PAINTS, None))
+    ]
+    names = [(drawing.kind.name, drawing.colour) for drawing in wanted for _ in SIZES]
+    drawn = [F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), 4).flatten() for d in wanted for size in SIZES]
+    return names, torch.stack(drawn)
+
+
+SIZES = (0.68, 0.75, 0.82)
+
+
 def nearest(picture: Tensor, background: str | None) -> tuple[str, str | None]:
-    """The thing and colour whose drawing on this background is nearest to a picture."""
-    small = F.avg_pool2d(picture[None].float().cpu(), 4)
-    best = (float("inf"), "", None)
-    for kind in KINDS:
-        for colour in (*(COLOUR_NAMES if kind.icon is None else PAINTS), *(() if kind.icon is None else (None,))):
-            drawing = drawings.Drawing(kind, colour, colour is not None, background)
-            other = F.avg_pool2d(as_tensor([drawings.picture(drawing, SIDE)]), 4)
-            best = min(best, (float(F.mse_loss(small, other)), kind.name, colour or ""), key=lambda each: each[0])
-    return best[1], best[2]
+    """The thing and the colour (None: as it is) whose drawing on this background is nearest to a picture, which may be moved
+    by a few pixels."""
+    names, drawn = gallery(background)
+    padded = F.pad(F.avg_pool2d(picture[None].float().cpu(), 4), (2, 2, 2, 2), mode="replicate")
+    side = SIDE // 4
+    moved = torch.stack([padded[0, :, y : y + side, x : x + side].flatten() for y in range(5) for x in range(5)])
+    distance = torch.cdist(moved, drawn)
+    return names[int(distance.amin(0).argmin())]
 
 
 def main(folder: Path, steps: int | None = None) -> None:
@@ -142,7 +158,7 @@ def main(folder: Path, steps: int | None = None) -> None:
             sheet.paste(drawings.picture(drawing, SIDE), at)
             sheet.paste(as_image(made[i]), (at[0], at[1] + SIDE))
             kind, colour = nearest(made[i], drawing.background)
-            right += kind == drawing.kind.name and colour == (drawing.colour if drawing.painted else "")
+            right += (kind, colour) == (drawing.kind.name, drawing.colour if drawing.painted else None)
         sheet.save(folder / "paint.png")
         return {"nearest picture is the one asked for": right / len(wanted)}
 

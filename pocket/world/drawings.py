@@ -41,9 +41,9 @@ def draw(rng: random.Random, held_out: bool = False) -> Drawing:
             return Drawing(kind, colour, painted, background)
 
 
-def picture(drawing: Drawing, side: int, rng: random.Random | None = None) -> Image.Image:
+def picture(drawing: Drawing, side: int, rng: random.Random | None = None, size: float = 0.75) -> Image.Image:
     """Its picture; `rng` varies size and place a little."""
-    size = rng.uniform(0.66, 0.84) if rng else 0.75
+    size = rng.uniform(0.66, 0.84) if rng else size
     x, y = (rng.uniform(0.46, 0.54) if rng else 0.5 for _ in range(2))
     image = Image.new("RGB", (side, side), BACKGROUNDS[drawing.background or "white"])
     shape = sprite(drawing.kind, drawing.colour if drawing.painted else None)
