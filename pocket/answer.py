@@ -1,7 +1,7 @@
 """Asks a trained model about a picture, in PyTorch, and compares the program `mgm` with it.
 
-    python -m pocket.answer RUN --image FILE "What colour is the cat?" ...
-    python -m pocket.answer RUN --compare EXPORTED_FOLDER --mgm target/release/mgm [--scenes 4]
+python -m pocket.answer RUN --image FILE "What colour is the cat?" ...
+python -m pocket.answer RUN --compare EXPORTED_FOLDER --mgm target/release/mgm [--scenes 4]
 """
 
 import argparse
@@ -72,7 +72,11 @@ def compare(model: Mgm, tokenizer: Tokenizer, folder: Path, mgm: Path, scenes: i
             ours = answers(model, tokenizer, Image.open(file.name).convert("RGB"), questions)
         lines = [line for line in said.splitlines() if line.strip()]
         wanted = [line for answer in ours for line in answer.splitlines() if line.strip()]
-        mark = "same" if [line.strip() for line in lines[-len(wanted) :]] == [line.strip() for line in wanted] else "DIFFERENT"
+        mark = (
+            "same"
+            if [line.strip() for line in lines[-len(wanted) :]] == [line.strip() for line in wanted]
+            else "DIFFERENT"
+        )
         same &= mark == "same"
         print(f"{mark}: {questions}\n  PyTorch {ours}\n  mgm     {lines}")
     return same

@@ -204,7 +204,9 @@ def _nothing() -> tuple[np.ndarray, np.ndarray]:
 class Batches(IterableDataset):
     """Batch after batch from a number on."""
 
-    def __init__(self, tokenizer: Path, recipe: Recipe, size: int, first: int, seed: int, batches: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Path, recipe: Recipe, size: int, first: int, seed: int, batches: int | None = None
+    ) -> None:
         self.tokenizer, self.recipe, self.size, self.first, self.seed = tokenizer, recipe, size, first, seed
         self.batches = batches
 

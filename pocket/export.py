@@ -164,8 +164,10 @@ def export(model: Mgm, tokenizer: Path, out: Path) -> Path:
     prefix = "model.vision_tower_aux.vision_"
     high = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     write_json(out / CONVNEXT_FOLDER / "open_clip_config.json", open_clip_json(model.sizes))
-    torch.save({f"visual.trunk.{name}": value for name, value in high.items()},
-               out / CONVNEXT_FOLDER / "open_clip_pytorch_model.bin")
+    torch.save(
+        {f"visual.trunk.{name}": value for name, value in high.items()},
+        out / CONVNEXT_FOLDER / "open_clip_pytorch_model.bin",
+    )
     return folder
 
 

@@ -21,6 +21,7 @@ NEEDS = {
     "paint": ("vae",),
 }
 TRIES = 3
+STOPPED = 75  # a stage that was asked to stop ends with this
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
         for stage, process in list(running.items()):
             if process.poll() is not None:
                 del running[stage]
-                if process.returncode and not stopping:
+                if process.returncode not in (0, STOPPED):
                     failures[stage] = failures.get(stage, 0) + 1
                 print(f"{time.strftime('%H:%M:%S')} {stage} ended with {process.returncode}", flush=True)
         ready = [

@@ -32,7 +32,9 @@ def keep_mask(batch: data.Batch, generator: torch.Generator) -> Tensor:
     return (torch.rand(len(batch.ids), generator=generator) >= SWITCHED_OFF).float().to(DEVICE)
 
 
-def held_out_accuracy(model: Mgm, tokenizer: Path, batches: int, seed: int, easy_vqa: bool, mining: bool = True) -> dict:
+def held_out_accuracy(
+    model: Mgm, tokenizer: Path, batches: int, seed: int, easy_vqa: bool, mining: bool = True
+) -> dict:
     """Accuracy on held-out scenes (and easy-vqa's test split), with mining or with it switched off."""
     share = 0.25 if easy_vqa else 0.0
     recipe = data.Recipe(images=True, held_out=True, text_only=0.0, easy_vqa=share)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..data import Batch, splice
 from ..models.mgm import Mgm
 
+STOPPED = 75  # exit status of a stage that was asked to stop
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -80,7 +81,9 @@ class Muon(torch.optim.Optimizer):
                 if group["muon"]:
                     momentum = state.setdefault("momentum", torch.zeros_like(parameter))
                     momentum.lerp_(grad, 0.05)
-                    update = orthogonal(grad.lerp(momentum, 0.95)) * max(1, parameter.shape[0] / parameter.shape[1]) ** 0.5
+                    update = (
+                        orthogonal(grad.lerp(momentum, 0.95)) * max(1, parameter.shape[0] / parameter.shape[1]) ** 0.5
+                    )
                 else:
                     first = state.setdefault("first", torch.zeros_like(parameter))
                     second = state.setdefault("second", torch.zeros_like(parameter))
@@ -198,7 +201,12 @@ def fit(
             sums[name] += float(value.detach())
         if (step + 1) % log_every == 0:
             seconds = (time.time() - since) / log_every
-            run.log(step=step + 1, of=steps, seconds=round(seconds, 3), **{n: round(v / log_every, 4) for n, v in sums.items()})
+            run.log(
+                step=step + 1,
+                of=steps,
+                seconds=round(seconds, 3),
+                **{n: round(v / log_every, 4) for n, v in sums.items()},
+            )
             sums.clear()
             since = time.time()
         if (step + 1) % evaluate_every == 0 or step + 1 == steps:
@@ -207,7 +215,8 @@ def fit(
         if run.due():
             save(step + 1)
             if run.stop:
-                raise SystemExit(f"stopped at step {step + 1}; the same command goes on from there")
+                print(f"stopped at step {step + 1}; the same command goes on from there", flush=True)
+                raise SystemExit(STOPPED)
     save(steps)
     run.finish()
 

@@ -54,7 +54,10 @@ def main(folder: Path, steps: int | None = None) -> None:
     def evaluate() -> dict:
         with_mining = held_out_accuracy(model, tokenizer, 3, SEED, easy_vqa=True)
         without = held_out_accuracy(model, tokenizer, 2, SEED, easy_vqa=True, mining=False)
-        return with_mining | {"read small without mining": without.get("read small"), "world without mining": without["world"]}
+        return with_mining | {
+            "read small without mining": without.get("read small"),
+            "world without mining": without["world"],
+        }
 
     fit(run, steps or STEPS, {"model": model}, optimiser, lambda first: data.batches(tokenizer, RECIPE, BATCH, first, SEED),
         loss_of, evaluate, evaluate_every=200)  # fmt: skip

@@ -35,7 +35,9 @@ class Told(nn.Module):
                 table.weight[0].zero_()
         nn.init.normal_(self.offset_head.weight, std=0.03)
         for name, index in data.FIELD_INDEX.items():
-            self.register_buffer(f"words{index}", word_shares(tokenizer, FIELD_WORDS.get(name, ()), data.FIELDS[name]), False)
+            self.register_buffer(
+                f"words{index}", word_shares(tokenizer, FIELD_WORDS.get(name, ()), data.FIELDS[name]), False
+            )
 
     def forward(self, cells: Tensor, offsets: Tensor, words: Tensor) -> Tensor:
         """`words`: the language model's embeddings [vocabulary, hidden]."""
@@ -62,7 +64,11 @@ def word_shares(tokenizer: Tokenizer, words: tuple[str, ...], size: int) -> Tens
     """For each value of a field the mean over the ids of its word: [size, vocabulary]."""
     shares = torch.zeros(size, tokenizer.vocab_size)
     for value, word in enumerate(words, 1):
-        ids = [i for i in tokenizer.text(word if word.isdigit() else f" {word}") if tokenizer.model.id_to_piece(i) != "\u2581"]
+        ids = [
+            i
+            for i in tokenizer.text(word if word.isdigit() else f" {word}")
+            if tokenizer.model.id_to_piece(i) != "\u2581"
+        ]
         for i in ids:
             shares[value, i] += 1 / len(ids)
     return shares

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -76,7 +76,7 @@ def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidanc
     return vae.decode(x / vae.config.scaling_factor).sample
 
 
-@lru_cache(maxsize=None)
+@cache
 def gallery(background: str | None) -> tuple[list[tuple[str, str | None]], Tensor]:
     """The clean drawing of every thing in every colour on a background, in three sizes, small and flat."""
     wanted = [
@@ -85,7 +85,9 @@ def gallery(background: str | None) -> tuple[list[tuple[str, str | None]], Tenso
         for colour in (COLOUR_NAMES if kind.icon is None else (*PAINTS, None))
     ]
     names = [(drawing.kind.name, drawing.colour) for drawing in wanted for _ in SIZES]
-    drawn = [F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), 4).flatten() for d in wanted for size in SIZES]
+    drawn = [
+        F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), 4).flatten() for d in wanted for size in SIZES
+    ]
     return names, torch.stack(drawn)
 
 
@@ -148,7 +150,9 @@ def main(folder: Path, steps: int | None = None) -> None:
 
     def evaluate() -> dict[str, float]:
         wanted = [drawings.draw(random.Random(i), held_out=i % 2 == 0) for i in range(16)]
-        text = torch.tensor(tokenizer([d.prompt for d in wanted], padding="max_length", truncation=True).input_ids).to(DEVICE)
+        text = torch.tensor(tokenizer([d.prompt for d in wanted], padding="max_length", truncation=True).input_ids).to(
+            DEVICE
+        )
         with mixed():
             made = paint(average, vae, text, steps=15, guidance=4.0, seed=1).float()
         sheet = Image.new("RGB", (8 * SIDE, 4 * SIDE))

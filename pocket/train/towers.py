@@ -103,7 +103,10 @@ def main(folder: Path, steps: int | None = None) -> None:
     run = Run("towers", folder)
     tokenizer = tokenizer_folder(folder)
     clip, convnext = ClipVit(POCKET.clip).to(DEVICE), ConvNext(POCKET.convnext).to(DEVICE)
-    low_heads, high_heads = CellHeads(POCKET.clip.hidden_size).to(DEVICE), CellHeads(POCKET.convnext.channels).to(DEVICE)
+    low_heads, high_heads = (
+        CellHeads(POCKET.clip.hidden_size).to(DEVICE),
+        CellHeads(POCKET.convnext.channels).to(DEVICE),
+    )
     modules = {"clip": clip, "convnext": convnext, "low_heads": low_heads, "high_heads": high_heads}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimiser = Muon(named, rate=0.02, adam_rate=2e-3)

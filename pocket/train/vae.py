@@ -20,7 +20,9 @@ STEPS, BATCH, SEED = 3000, 12, 5
 
 
 def as_tensor(images: list[Image.Image]) -> Tensor:
-    return torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
+    return (
+        torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
+    )
 
 
 def as_image(pixels: Tensor) -> Image.Image:
@@ -73,13 +75,18 @@ def main(folder: Path, steps: int | None = None) -> None:
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
         rng = random.Random(7)
-        target = as_tensor([drawings.picture(drawings.draw(rng, held_out=True), SIDE, rng) for _ in range(16)]).to(DEVICE)
+        target = as_tensor([drawings.picture(drawings.draw(rng, held_out=True), SIDE, rng) for _ in range(16)]).to(
+            DEVICE
+        )
         guess = vae.decode(vae.encode(target).latent_dist.mean).sample
         sheet = Image.new("RGB", (16 * SIDE, 2 * SIDE))
         for i in range(16):
             sheet.paste(as_image(target[i]), (i * SIDE, 0))
             sheet.paste(as_image(guess[i]), (i * SIDE, SIDE))
         sheet.save(folder / "vae.png")
-        return {"psnr": round(float(10 * torch.log10(4 / F.mse_loss(guess, target))), 2), "scale": round(scale_of(vae, 2), 3)}
+        return {
+            "psnr": round(float(10 * torch.log10(4 / F.mse_loss(guess, target))), 2),
+            "scale": round(scale_of(vae, 2), 3),
+        }
 
     fit(run, steps or STEPS, {"vae": vae}, optimiser, lambda first: pictures(first, SEED), loss_of, evaluate, 300)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from . import drawings, sprites
 from .scene import SIDE, Scene, draw_scene, render
-from .talk import Talk, Turn, _read, talk_about
+from .talk import Talk, Turn, reading, talk_about
 
 HELD_OUT = 1 << 40
 EXPORT = HELD_OUT + (99 << 32)
@@ -69,7 +69,7 @@ def small_text_questions(folder: Path, count: int) -> list[dict]:
         scene = draw_scene(seed, held_out=True, count=random.Random(seed).randint(1, 4), labels=1)
         if len(scene.labels) != 1 or not scene.labels[0].small:
             continue
-        turn = _read(Talk(scene, random.Random(seed)), scene.labels[0])
+        turn = reading(Talk(scene, random.Random(seed)), scene.labels[0])
         image = f"images/small-text-{len(rows):05}.png"
         render(scene).save(folder / image)
         rows.append(_row(scene, turn, [], len(rows), image))

@@ -12,7 +12,6 @@ from PIL import Image
 from .talk import Turn
 
 
-
 def _root() -> Path:
     """The folder `data` of the package, installed or named by POCKET_EASY_VQA."""
     if "POCKET_EASY_VQA" in os.environ:

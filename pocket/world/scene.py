@@ -156,7 +156,11 @@ def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labe
     for _ in range(labels):
         small = rng.random() < 0.5
         height = rng.uniform(*(SMALL_TEXT if small else LARGE_TEXT)) / SIDE
-        text = rng.choice(WORDS) if rng.random() < 0.6 else str(rng.randint(1, 99) if rng.random() < 0.5 else rng.randint(100, 999))
+        text = (
+            rng.choice(WORDS)
+            if rng.random() < 0.6
+            else str(rng.randint(1, 99) if rng.random() < 0.5 else rng.randint(100, 999))
+        )
         if text in {label.text for label in printed}:
             continue
         width = 0.72 * height * len(text) + 0.03
@@ -165,7 +169,11 @@ def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labe
             continue
         plate = rng.choice((None, "white", "black", "yellow"))
         under = COLOURS[plate] if plate else ground
-        inks = [name for name in ("black", "white", "red", "blue") if sum(abs(a - b) for a, b in zip(COLOURS[name], under)) > 330]
+        inks = [
+            name
+            for name in ("black", "white", "red", "blue")
+            if sum(abs(a - b) for a, b in zip(COLOURS[name], under)) > 330
+        ]
         if not inks:
             continue
         printed.append(Label(text, small, *place, height, rng.choice(inks), plate))

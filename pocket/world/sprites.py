@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def _around(count: int, turn: float = -math.pi / 2, radius: float = 1.0) -> list
     return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mask(shape: str) -> Image.Image:
     """A shape's coverage."""
     size = 4 * SIDE

@@ -111,7 +111,9 @@ def what(talk: Talk) -> Turn | None:
     """What is it, what is there."""
     if len(talk.things) == 1 and talk.rng.random() < 0.5:
         talk.last = thing = talk.things[0]
-        return Turn("what", talk.one_of("What is it?", "What is this?", "What thing is shown?"), article(thing.kind.name))
+        return Turn(
+            "what", talk.one_of("What is it?", "What is this?", "What thing is shown?"), article(thing.kind.name)
+        )
     thing = talk.pick(lambda t: where(t.x, t.y) is not None)
     if thing is None:
         return None
@@ -154,8 +156,6 @@ def count(talk: Talk) -> Turn | None:
     if draw < 0.75:
         thing = talk.pick()
         name = thing.kind.name if thing and talk.rng.random() < 0.9 else talk.absent()
-        from .things import Kind  # noqa: F401
-
         kind = KINDS[KIND_INDEX[name]]
         question = talk.one_of(f"How many {kind.plural} are there?", f"How many {kind.plural} do you see?")
         return Turn("count", question, NUMBERS[talk.counts[name]])
@@ -196,7 +196,12 @@ def relation(talk: Talk) -> Turn | None:
     if one is None or other is None or one is other:
         return None
     side = talk.one_of("left of", "right of", "above", "below")
-    distance = {"left of": other.x - one.x, "right of": one.x - other.x, "above": other.y - one.y, "below": one.y - other.y}[side]
+    distance = {
+        "left of": other.x - one.x,
+        "right of": one.x - other.x,
+        "above": other.y - one.y,
+        "below": one.y - other.y,
+    }[side]
     a, b = talk.the(one), talk.the(other)
     if abs(distance) < MARGIN or a is None or b is None:
         return None
@@ -210,7 +215,11 @@ def exists(talk: Talk) -> Turn | None:
         if thing is None:
             return None
         talk.last = thing if talk.counts[thing.kind.name] == 1 else None
-        phrase = article(talk.word(thing.kind.name)) if talk.rng.random() < 0.6 or not thing.painted else article(thing.phrase)
+        phrase = (
+            article(talk.word(thing.kind.name))
+            if talk.rng.random() < 0.6 or not thing.painted
+            else article(thing.phrase)
+        )
         return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes")
     name = talk.absent()
     phrase = article(name)
@@ -227,10 +236,12 @@ def exists(talk: Talk) -> Turn | None:
     return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "no")
 
 
-def _read(talk: Talk, label: Label) -> Turn:
+def reading(talk: Talk, label: Label) -> Turn:
     kind = "read small" if label.small else "read large"
     if len(talk.scene.labels) == 1:
-        question = talk.one_of("What does the text say?", "Read the text.", "What is written there?", "What does it say?")
+        question = talk.one_of(
+            "What does the text say?", "Read the text.", "What is written there?", "What does it say?"
+        )
         if label.text.isdigit() and talk.rng.random() < 0.5:
             question = talk.one_of("Which number is written there?", "What number do you see?", "Read the number.")
         return Turn(kind, question, label.text)
@@ -246,7 +257,7 @@ def read(talk: Talk) -> Turn | None:
     label = talk.rng.choice(labels)
     if len(labels) > 1 and (where(label.x, label.y) is None or len({other.region for other in labels}) < len(labels)):
         return None
-    return _read(talk, label)
+    return reading(talk, label)
 
 
 def compare(talk: Talk) -> Turn | None:
@@ -289,7 +300,9 @@ def follow(talk: Talk) -> Turn | None:
         return None
     draw = talk.rng.random()
     if draw < 0.4 and thing.colour:
-        return Turn("follow", talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"), thing.colour)
+        return Turn(
+            "follow", talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"), thing.colour
+        )
     if draw < 0.8:
         if where(thing.x, thing.y) is None:
             return None
