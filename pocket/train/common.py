@@ -181,7 +181,7 @@ def fit(
         first = state["step"]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     sums: dict[str, float] = defaultdict(float)
-    since = time.time()
+    counted, since = 0, time.time()
 
     def save(step: int) -> None:
         run.save(step=step, optimiser=optimiser.state_dict(), **{n: m.state_dict() for n, m in modules.items()})
@@ -199,16 +199,13 @@ def fit(
             after_step(step)
         for name, value in losses.items():
             sums[name] += float(value.detach())
+        counted += 1
         if (step + 1) % log_every == 0:
-            seconds = (time.time() - since) / log_every
-            run.log(
-                step=step + 1,
-                of=steps,
-                seconds=round(seconds, 3),
-                **{n: round(v / log_every, 4) for n, v in sums.items()},
-            )
+            seconds = (time.time() - since) / counted
+            means = {name: round(value / counted, 4) for name, value in sums.items()}
+            run.log(step=step + 1, of=steps, seconds=round(seconds, 3), **means)
             sums.clear()
-            since = time.time()
+            counted, since = 0, time.time()
         if (step + 1) % evaluate_every == 0 or step + 1 == steps:
             run.log(step=step + 1, held_out=evaluate())
             since = time.time()
