@@ -62,7 +62,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     vision = model.vision
     modules = {"mining": vision.mining.requires_grad_(), "projector": vision.projector.requires_grad_()}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
-    optimiser = Muon(named, rate=0.02, adam_rate=2e-3)
+    optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
     generator = torch.Generator().manual_seed(SEED)
     recipe = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 

@@ -39,7 +39,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     model.vision.mining.load_state_dict(aligned["mining"])
     model.vision.projector.load_state_dict(aligned["projector"])
     model.vision.clip.vision_model.post_layernorm.requires_grad_(False)
-    optimiser = Muon(model.named_parameters(), rate=0.01, adam_rate=1e-3, scale=rate_of)
+    optimiser = Muon(model.named_parameters(), rate=0.004, adam_rate=6e-4, scale=rate_of)
     generator = torch.Generator().manual_seed(SEED)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:

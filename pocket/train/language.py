@@ -103,7 +103,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     language = model.language
     recipe = data.Recipe()
     named = [*language.named_parameters(), *((f"told_embed.{n}", p) for n, p in told.named_parameters())]
-    optimiser = Muon(named, rate=0.02, adam_rate=2e-3)
+    optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
 
     def visual(batch: data.Batch) -> Tensor:
         return told(batch.cells.to(DEVICE), batch.offsets.to(DEVICE), language.embed_tokens.weight)

@@ -115,7 +115,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     negative = torch.tensor(tokenizer([NEGATIVE], padding="max_length", truncation=True).input_ids)
     painter = Painter(len(tokenizer)).to(DEVICE)
     average = copy.deepcopy(painter).requires_grad_(False).eval()
-    optimiser = Muon(painter.named_parameters(), rate=0.01, adam_rate=1e-3)
+    optimiser = Muon(painter.named_parameters(), rate=0.004, adam_rate=7e-4)
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
     def batches(first: int) -> Iterator[tuple[Tensor, ...]]:

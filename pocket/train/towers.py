@@ -109,7 +109,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     )
     modules = {"clip": clip, "convnext": convnext, "low_heads": low_heads, "high_heads": high_heads}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
-    optimiser = Muon(named, rate=0.02, adam_rate=2e-3)
+    optimiser = Muon(named, rate=0.007, adam_rate=1e-3)
 
     def tell(batch: data.Batch) -> tuple:
         pixels = batch.pixels.to(DEVICE)
