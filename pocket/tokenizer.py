@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import sentencepiece as spm
+from sentencepiece import sentencepiece_model_pb2
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -16,8 +17,24 @@ BOS, EOS = 1, 2
 IMAGE = -200
 
 
-def train(corpus: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Writes `tokenizer.model` and the two configurations that a released checkpoint has beside it."""
+def complete(model: Path, words: Iterable[str]) -> int:
+    """Adds merges behind all others until each of these words is one piece; returns the number of pieces."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
+    for word in words:
+        pieces = spm.SentencePieceProcessor(model_proto=proto.SerializeToString()).encode(word, out_type=str)
+        while len(pieces) > 1:
+            pieces[:2] = ["".join(pieces[:2])]
+            if not any(piece.piece == pieces[0] for piece in proto.pieces):
+                lowest = min(piece.score for piece in proto.pieces)
+                proto.pieces.add(piece=pieces[0], score=lowest - 1)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    model.write_bytes(proto.SerializeToString())
+    return len(proto.pieces)
+
+
+def train(corpus: Iterable[str], vocab_size: int, folder: Path, whole: Iterable[str] = ()) -> int:
+    """Writes `tokenizer.model` and the two configurations that a released checkpoint has beside it. The words of `whole` are
+    one piece each. Returns the number of pieces."""
     folder.mkdir(parents=True, exist_ok=True)
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
@@ -36,6 +53,7 @@ def train(corpus: Iterable[str], vocab_size: int, folder: Path) -> None:
         pad_id=-1,
     )
     (folder / "tokenizer.vocab").unlink()
+    size = complete(folder / "tokenizer.model", whole)
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     special = {"0": "<unk>", "1": "<s>", "2": "</s>"}
     config = {
@@ -57,6 +75,7 @@ def train(corpus: Iterable[str], vocab_size: int, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
     (folder / "special_tokens_map.json").write_text(json.dumps(roles, indent=1) + "\n")
+    return size
 
 
 class Tokenizer:

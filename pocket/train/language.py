@@ -20,6 +20,7 @@ from ..world.talk import corpus
 from ..world.things import COLOUR_NAMES, KINDS, WORDS, region
 from .common import DEVICE, Muon, Run, accuracy, fit, question_loss
 
+PIECES = 1280  # of the tokenizer, before the printed words are made whole
 STEPS, BATCH, SEED = 1800, 24, 1
 
 
@@ -91,7 +92,11 @@ def tokenizer_folder(folder: Path) -> Path:
     """The tokenizer's folder; it is trained if there is none."""
     out = folder / "tokenizer"
     if not (out / "tokenizer.model").exists():
-        train_tokenizer(corpus(3000, draw_scene), POCKET.language.vocab_size, out)
+        size = train_tokenizer(corpus(3000, draw_scene), PIECES, out, whole=WORDS)
+        if size != POCKET.language.vocab_size:
+            raise SystemExit(
+                f"the tokenizer has {size} pieces; sizes.py says {POCKET.language.vocab_size}: change it there"
+            )
     return out
 
 
