@@ -22,6 +22,7 @@ from .world.talk import talk_about
 
 def load(run: Path) -> Mgm:
     """The model of the last stage that has one."""
+    torch.manual_seed(0)  # what no stage has trained yet is at least the same each time
     model = Mgm()
     if (run / "instruct.pt").exists():
         model.load_state_dict(torch.load(run / "instruct.pt", weights_only=False, map_location="cpu")["model"])
