@@ -22,7 +22,7 @@ from PIL import Image
 
 from . import drawings, sprites
 from .scene import SIDE, Scene, draw_scene, render
-from .talk import Talk, Turn, reading, talk_about
+from .talk import REQUESTS, Talk, Turn, reading, talk_about
 
 HELD_OUT = 1 << 40
 EXPORT = HELD_OUT + (99 << 32)
@@ -82,10 +82,9 @@ def drawing_requests(count: int) -> list[dict]:
     for number in range(count):
         rng = random.Random(EXPORT + number)
         wanted = drawings.draw(rng, held_out=number % 2 == 0)
-        verb = rng.choice(("Draw", "Paint", "Generate", "Generate a picture of", "Draw me", "Show me"))
         rows.append(
             {
-                "id": number, "question": f"{verb} {wanted.prompt}.", "prompt": wanted.prompt, "thing": wanted.kind.name,
+                "id": number, "question": rng.choice(REQUESTS).format(wanted.prompt), "prompt": wanted.prompt, "thing": wanted.kind.name,
                 "colour": wanted.colour, "painted": wanted.painted, "background": wanted.background,
             }
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Scenes: what is where, drawn from a seed, and their pictures."""
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -243,8 +243,3 @@ def framed(image: Image.Image, rng: random.Random) -> Image.Image:
         return image
     side = rng.randint(128, 400)
     return image.resize((side, side), Image.Resampling.BICUBIC)
-
-
-def without(scene: Scene, index: int) -> Scene:
-    """The scene without one of its things."""
-    return replace(scene, things=scene.things[:index] + scene.things[index + 1 :])

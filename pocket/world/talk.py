@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..tokenizer import SYSTEM
+from . import drawings
 from .scene import Label, Scene, Thing
-from .things import COLOUR_NAMES, KIND_INDEX, KINDS, PAINTS, SHAPES, SYNONYMS, WORDS, article
+from .things import COLOUR_NAMES, KIND_INDEX, KINDS, PAINTS, SYNONYMS, WORDS, article, region
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MARGIN = 0.12  # two things are left, right, above or below of one another from this distance on
@@ -75,8 +76,6 @@ def where(x: float, y: float) -> str | None:
     for value in (x, y):
         if min(abs(value - 1 / 3), abs(value - 2 / 3)) < BORDER:
             return None
-    from .things import region
-
     return region(x, y)
 
 
@@ -118,8 +117,10 @@ def what(talk: Talk) -> Turn | None:
     if thing is None:
         return None
     place = where(thing.x, thing.y)
-    if any(other is not thing and abs(other.x - thing.x) < 0.36 and abs(other.y - thing.y) < 0.36 and
-           other.region == place for other in talk.things):  # fmt: skip
+    # Nothing else may be there, nor half there.
+    others = [other for other in talk.things if other is not thing]
+    near = [other for other in others if max(abs(other.x - thing.x), abs(other.y - thing.y)) < 0.36]
+    if any(other.region == place or where(other.x, other.y) is None for other in near):
         return None
     if any(label.region == place for label in talk.scene.labels):
         return None
@@ -344,37 +345,15 @@ def talk_about(scene: Scene, rng: random.Random, turns: int) -> list[Turn]:
 
 # --- requests to draw, and small talk ---
 
-
-def request(rng: random.Random, held_out: bool = False) -> tuple[str, str, str, str | None]:
-    """(what is asked for, the prompt that answers it, thing, colour)."""
-    from .scene import BACKGROUNDS
-    from .sprites import natural_colour
-    from .things import held_colour
-
-    while True:
-        kind = rng.choice(KINDS) if rng.random() < 0.7 else KINDS[-1 - rng.randrange(len(SHAPES))]
-        if kind.icon is None:
-            colour, painted = rng.choice(COLOUR_NAMES), True
-        elif held_out or rng.random() < 0.6:
-            colour, painted = rng.choice(PAINTS), True
-        else:
-            colour, painted = natural_colour(kind), False
-        if not painted or held_colour(kind.name, colour or "") == held_out:
-            break
-    phrase = article(f"{colour} {kind.name}" if painted else kind.name)
-    ground = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.4 else None
-    asked = f"{phrase} on {article(ground)} background" if ground else phrase
-    prompt = asked
-    question = rng.choice(
-        (f"Draw {asked}.", f"Paint {asked}.", f"Generate {asked}.", f"Generate a picture of {asked}.", f"Draw me {asked}.",
-         f"Please draw {asked}.", f"Show me {asked}.", f"Make a picture of {asked}.")
-    )  # fmt: skip
-    return question, prompt, kind.name, colour
+REQUESTS = (
+    "Draw {}.", "Paint {}.", "Generate {}.", "Generate a picture of {}.", "Draw me {}.", "Please draw {}.", "Show me {}.",
+    "Make a picture of {}.",
+)  # fmt: skip
 
 
 def drawing_turn(rng: random.Random, held_out: bool = False) -> Turn:
-    question, prompt, _, _ = request(rng, held_out)
-    return Turn("draw", f"{question} <GEN>", f"<h>{prompt}</h>")
+    prompt = drawings.draw(rng, held_out).prompt
+    return Turn("draw", f"{rng.choice(REQUESTS).format(prompt)} <GEN>", f"<h>{prompt}</h>")
 
 
 SMALL_TALK = (
