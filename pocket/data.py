@@ -1,0 +1,253 @@
+"""Batches: scenes with their conversations as ids, what each visual token should tell, and pictures as the towers see them.
+
+A sample is made from its number alone, so that a run that goes on after a stop sees what it would have seen."""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from .sizes import CLIP_MEAN, CLIP_STD, POCKET
+from .tokenizer import IMAGE, Tokenizer
+from .world import easyvqa
+from .world.scene import BACKGROUNDS, GRID, Scene, draw_scene, framed, render
+from .world.talk import Turn, drawing_turn, small_talk, talk_about
+from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, WORDS
+
+# Held-out scenes have numbers from here on; training never gets there.
+HELD_OUT = 1 << 40
+# Processes that make samples beside the trainer: with two cores it is as fast without.
+WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
+NUMBER = len(WORDS) + 1
+
+# What a cell of the 8 x 8 grid holds: names of the fields and how many values each has (0 is "nothing").
+FIELDS = {
+    "kind": len(KINDS) + 1,
+    "colour": len(COLOUR_NAMES) + 1,
+    "painted": 2,
+    "size": 13,
+    "text": len(WORDS) + 2,
+    "digit1": 11,
+    "digit2": 11,
+    "digit3": 11,
+    "background": len(BACKGROUNDS) + 1,
+}
+FIELD_INDEX = {name: index for index, name in enumerate(FIELDS)}
+
+
+def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """What each cell holds, [64, fields], and how far from the cell's middle its thing lies, [64, 2] in -1..1."""
+    values = np.zeros((GRID * GRID, len(FIELDS)), np.int64)
+    offsets = np.zeros((GRID * GRID, 2), np.float32)
+    if scene.background:
+        values[:, FIELD_INDEX["background"]] = 1 + list(BACKGROUNDS).index(scene.background)
+
+    def at(x: float, y: float) -> int:
+        cell = int(y * GRID) * GRID + int(x * GRID)
+        offsets[cell] = 2 * (x * GRID % 1) - 1, 2 * (y * GRID % 1) - 1
+        return cell
+
+    for thing in scene.things:
+        cell = at(thing.x, thing.y)
+        values[cell, :4] = (
+            1 + KIND_INDEX[thing.kind.name],
+            1 + COLOUR_NAMES.index(thing.colour) if thing.colour else 0,
+            thing.painted,
+            1 + int(np.clip(np.log(thing.size / 0.15) / np.log(0.72 / 0.15) * 12, 0, 11)),
+        )
+    for label in scene.labels:
+        cell = at(label.x, label.y)
+        if label.text.isdigit():
+            digits = [1 + int(digit) for digit in label.text.rjust(3)[:3] if digit != " "]
+            values[cell, 4:8] = (NUMBER, *([0] * (3 - len(digits)) + digits))
+        else:
+            values[cell, 4] = 1 + WORDS.index(label.text)
+    return values, offsets
+
+
+def pixels(image: Image.Image, size: int = POCKET.convnext.image_size) -> np.ndarray:
+    """The high-resolution view [3, size, size] as the released program makes it: padded, bicubic, normalised."""
+    side = max(image.size)
+    if image.width != image.height:
+        canvas = Image.new("RGB", (side, side), tuple(int(m * 255) for m in CLIP_MEAN))
+        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = canvas
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    values = np.asarray(image, np.float32) / 255
+    return ((values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).transpose(2, 0, 1)
+
+
+@dataclass
+class Batch:
+    """Ids with IMAGE where a picture's tokens go, padded to the right with 0."""
+
+    ids: Tensor  # [n, length]
+    answers: Tensor  # [n, length] whether an id is part of an answer
+    cells: Tensor  # [n, 64, fields]
+    offsets: Tensor  # [n, 64, 2]
+    known: Tensor  # [n] whether the cells are told (not of other people's pictures)
+    pixels: Tensor | None  # [n, 3, S, S]
+    turns: list[list[tuple[str, int, int]]]  # for each sample: kind of question, first and end of its answer's ids
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What samples are made of."""
+
+    length: int = 192  # ids of a conversation at most
+    images: bool = False  # render pictures
+    easy_vqa: float = 0.0  # share of samples
+    text_only: float = 0.03  # share of samples without a picture
+    draw: float = 0.1  # share of conversations that end with a request to draw
+    instructed: float = 0.0  # share of short questions with the line behind them that benchmarks put there
+    held_out: bool = False
+    dense: bool = False  # only pictures with their cells, no conversations
+
+
+@dataclass
+class Sample:
+    turns: list[Turn]
+    scene: Scene | None
+    image: Image.Image | None
+
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+SENTENCES = ("describe", "refuse", "draw", "talk")
+
+
+def make_sample(number: int, recipe: Recipe) -> Sample:
+    sample = _plain_sample(number, recipe)
+    rng = random.Random(number + 5)
+    for index, turn in enumerate(sample.turns):
+        if turn.kind not in SENTENCES and rng.random() < recipe.instructed:
+            sample.turns[index] = replace(turn, question=turn.question + SHORT_ANSWER)
+    return sample
+
+
+def _plain_sample(number: int, recipe: Recipe) -> Sample:
+    rng = random.Random(number * 7919 + 13)
+    draw = rng.random()
+    if draw < recipe.text_only:
+        turns = small_talk(rng, rng.randint(1, 3)) + [drawing_turn(rng) for _ in range(rng.randint(0, 3))]
+        rng.shuffle(turns)
+        return Sample(turns, None, None)
+    if draw < recipe.text_only + recipe.easy_vqa:
+        split = "test" if recipe.held_out else "train"
+        which = rng.choice(easyvqa.images(split))
+        turns = easyvqa.conversation(split, which, rng, 16)
+        return Sample(turns, None, easyvqa.picture(split, which) if recipe.images else None)
+    if recipe.dense and not recipe.held_out:
+        # A picture costs the same whatever is on it: these are full.
+        scene = draw_scene(number, count=rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), labels=rng.choice((1, 2, 3)))
+    else:
+        scene = draw_scene(number, recipe.held_out)
+    turns = [] if recipe.dense else talk_about(scene, rng, 15)
+    if turns and rng.random() < recipe.draw:
+        turns[min(len(turns), rng.randint(1, 12)) - 1] = drawing_turn(rng)
+    return Sample(turns, scene, framed(render(scene), rng) if recipe.images else None)
+
+
+def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batch:
+    rows, marks, spans = [], [], []
+    for sample in samples:
+        picture = sample.scene is not None or sample.image is not None
+        turns = [(turn.question, turn.answer) for turn in sample.turns]
+        while True:
+            ids, answers = tokenizer.conversation(turns, picture)
+            if len(ids) <= recipe.length:
+                break
+            turns.pop()
+        found, start = [], None
+        for index, answer in enumerate([*answers, False]):
+            if answer and start is None:
+                start = index
+            elif not answer and start is not None:
+                found.append((sample.turns[len(found)].kind, start, index))
+                start = None
+        rows.append(ids)
+        marks.append(answers)
+        spans.append(found)
+    longest = max(map(len, rows)) if rows else 0
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    answers = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, (these, mark) in enumerate(zip(rows, marks)):
+        ids[row, : len(these)] = torch.tensor(these)
+        answers[row, : len(mark)] = torch.tensor(mark)
+    told = [cells(sample.scene) if sample.scene else _nothing() for sample in samples]
+    views = None
+    if recipe.images:
+        blank = np.zeros((3, POCKET.convnext.image_size, POCKET.convnext.image_size), np.float32)
+        views = torch.from_numpy(np.stack([pixels(s.image) if s.image else blank for s in samples]))
+    return Batch(
+        ids,
+        answers,
+        torch.from_numpy(np.stack([values for values, _ in told])),
+        torch.from_numpy(np.stack([offsets for _, offsets in told])),
+        torch.tensor([sample.scene is not None for sample in samples]),
+        views,
+        spans,
+    )
+
+
+def _nothing() -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((GRID * GRID, len(FIELDS)), np.int64), np.zeros((GRID * GRID, 2), np.float32)
+
+
+class Batches(IterableDataset):
+    """Batch after batch from a number on."""
+
+    def __init__(
+        self, tokenizer: Path, recipe: Recipe, size: int, first: int, seed: int, batches: int | None = None
+    ) -> None:
+        self.tokenizer, self.recipe, self.size, self.first, self.seed = tokenizer, recipe, size, first, seed
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        tokenizer = Tokenizer(self.tokenizer)
+        base = (HELD_OUT if self.recipe.held_out else 0) + self.seed * (1 << 32)
+        number = self.first
+        while self.batches is None or number < self.first + self.batches:
+            start = base + number * self.size
+            samples = [make_sample(start + i, self.recipe) for i in range(self.size)]
+            yield collate(samples, tokenizer, self.recipe)
+            number += 1
+
+
+def batches(
+    tokenizer: Path, recipe: Recipe, size: int, first: int, seed: int, count: int | None = None, workers: int = WORKERS
+) -> Iterator[Batch]:
+    data = Batches(tokenizer, recipe, size, first, seed, count)
+    return iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+
+
+def splice(embed: Tensor, ids: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings of the ids [n, length, hidden] with each row's visual tokens [n, tokens, hidden] in the place of its IMAGE.
+
+    Returns the sequences [n, length - 1 + tokens, hidden] and where each id went [n, length]. Rows without a picture keep
+    their ids in order and are padded behind."""
+    n, length = ids.shape
+    tokens = visual.shape[1]
+    place = (ids == IMAGE).int()
+    has = place.any(1)
+    at = torch.where(has, place.argmax(1), torch.full((n,), length, device=ids.device))
+    positions = torch.arange(length, device=ids.device)[None].expand(n, -1)
+    went = positions + (positions > at[:, None]) * (tokens - 1)
+    total = length - 1 + tokens
+    out = embed.new_zeros(n, total + 1, embed.shape[-1])
+    # Ids beyond the end (of rows without a picture there are none) and the places of pictures themselves go to a spare slot.
+    target = torch.where(ids == IMAGE, torch.full_like(went, total), went)
+    out = out.scatter(1, target[..., None].expand(-1, -1, embed.shape[-1]), embed)
+    rows = has.nonzero()[:, 0]
+    if len(rows):
+        spots = at[rows, None] + torch.arange(tokens, device=ids.device)
+        index = spots[..., None].expand(-1, -1, embed.shape[-1])
+        out = out.index_put((rows[:, None], spots), visual[rows].to(out.dtype)) if len(index) else out
+    return out[:, :total], went

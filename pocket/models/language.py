@@ -1,0 +1,122 @@
+"""The language model: a decoder of Llama's architecture with tied embeddings, under the names of released checkpoints."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..sizes import LanguageSizes
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+
+
+def rotary_tables(positions: int, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [positions, dim], the half of pairs twice."""
+    frequencies = theta ** -(torch.arange(0, dim, 2).float() / dim)
+    angles = torch.arange(positions).float()[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention. On a GPU the library's; on a CPU, at these short lengths, plain products are three times as fast."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    batch, heads, length, dim = q.shape
+    q, k, v = (x.reshape(batch * heads, length, dim) for x in (q * dim**-0.5, k, v))
+    mask = torch.full((length, length), float("-inf"), dtype=q.dtype).triu(1)
+    scores = torch.baddbmm(mask.expand(batch * heads, length, length), q, k.transpose(1, 2))
+    return torch.bmm(scores.softmax(-1), v).view(batch, heads, length, dim)
+
+
+class Attention(nn.Module):
+    def __init__(self, sizes: LanguageSizes) -> None:
+        super().__init__()
+        width = sizes.hidden_size
+        self.heads = sizes.num_heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: list | None) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            project(x).view(batch, length, self.heads, -1).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            if cache:
+                k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+            cache[:] = [k, v]
+        y = attend(q, k, v) if length > 1 else F.scaled_dot_product_attention(q, k, v)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, sizes: LanguageSizes) -> None:
+        super().__init__()
+        self.self_attn = Attention(sizes)
+        self.mlp = Mlp(sizes.hidden_size, sizes.intermediate_size)
+        self.input_layernorm = RmsNorm(sizes.hidden_size, sizes.rms_norm_eps)
+        self.post_attention_layernorm = RmsNorm(sizes.hidden_size, sizes.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: list | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Module):
+    """Embeddings in, hidden states out; `logits` of those that are asked for."""
+
+    def __init__(self, sizes: LanguageSizes) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
+        self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.num_layers))
+        self.norm = RmsNorm(sizes.hidden_size, sizes.rms_norm_eps)
+        cos, sin = rotary_tables(sizes.max_positions, sizes.head_dim, sizes.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        depth = (2 * sizes.num_layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                std = 0.02 if "embed" in name else parameter.shape[1] ** -0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    std /= depth
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, embeddings: Tensor, caches: list[list] | None = None) -> Tensor:
+        start = caches[0][0].shape[2] if caches and caches[0] else 0
+        span = slice(start, start + embeddings.shape[1])
+        x = embeddings
+        for index, layer in enumerate(self.layers):
+            x = layer(x, self.cos[span], self.sin[span], caches[index] if caches is not None else None)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embed_tokens.weight).float()

@@ -1,0 +1,75 @@
+"""Runs all stages unattended, two at a time, each on one core, as soon as what they need is there.
+
+    nice -n 19 python -m pocket.queue [--run FOLDER] [--slots N] [--threads N]
+
+It may be stopped (SIGTERM: the stages save and end) and started again: finished stages are skipped, others go on."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NEEDS = {
+    "language": (),
+    "towers": (),
+    "align": ("language", "towers"),
+    "instruct": ("align",),
+    "vae": (),
+    "paint": ("vae",),
+}
+TRIES = 3
+STOPPED = 75  # a stage that was asked to stop ends with this
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path(os.environ.get("POCKET_RUN", "pocket-run")))
+    parser.add_argument("--slots", type=int, default=2, help="stages at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each stage")
+    arguments = parser.parse_args()
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    (arguments.run / "queue.pid").write_text(f"{os.getpid()}\n")
+    running: dict[str, subprocess.Popen] = {}
+    failures: dict[str, int] = {}
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for process in running.values():
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+    def done(stage: str) -> bool:
+        return (arguments.run / f"{stage}.done").exists()
+
+    while True:
+        for stage, process in list(running.items()):
+            if process.poll() is not None:
+                del running[stage]
+                if process.returncode not in (0, STOPPED):
+                    failures[stage] = failures.get(stage, 0) + 1
+                print(f"{time.strftime('%H:%M:%S')} {stage} ended with {process.returncode}", flush=True)
+        ready = [
+            stage
+            for stage, needs in NEEDS.items()
+            if not done(stage) and stage not in running and all(map(done, needs)) and failures.get(stage, 0) < TRIES
+        ]
+        for stage in ready[: 0 if stopping else max(0, arguments.slots - len(running))]:
+            output = (arguments.run / f"{stage}.out").open("a")
+            command = [sys.executable, "-m", "pocket.train", stage, "--run", str(arguments.run),
+                       "--threads", str(arguments.threads)]  # fmt: skip
+            running[stage] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            print(f"{time.strftime('%H:%M:%S')} {stage} starts, process {running[stage].pid}", flush=True)
+        if not running and (stopping or not ready):
+            break
+        time.sleep(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Stage 3, alignment: patch info mining and the projector, and nothing else, learn to write what the language model reads.
+
+Its target is what the language model was raised on: the tokens written from the scene. Now and then the high-resolution
+branch is switched off, so that the low-resolution view alone says what it can."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import data
+from ..models.mgm import Mgm
+from ..sizes import POCKET
+from ..tokenizer import Tokenizer
+from .common import DEVICE, Muon, Run, accuracy, fit, load_stage
+from .language import Told, tokenizer_folder
+
+STEPS, BATCH, SEED = 500, 24, 3
+SWITCHED_OFF = 0.12  # share of pictures whose high-resolution branch is off
+
+
+def token_loss(visual: Tensor, target: Tensor, cells: Tensor, known: Tensor) -> Tensor:
+    """How far visual tokens are from those written from the scene, against how far the latter spread. Cells that hold
+    something weigh as much as all that are empty."""
+    error = (visual.float() - target).square().mean(-1) / target.var(dim=(0, 1)).mean()
+    held = (cells[..., :8].amax(-1) > 0) & known[:, None]
+    empty = ~held & known[:, None]
+    return error[held].sum() / held.sum().clamp(min=1) + error[empty].sum() / empty.sum().clamp(min=1)
+
+
+def keep_mask(batch: data.Batch, generator: torch.Generator) -> Tensor:
+    return (torch.rand(len(batch.ids), generator=generator) >= SWITCHED_OFF).float().to(DEVICE)
+
+
+def held_out_accuracy(
+    model: Mgm, tokenizer: Path, batches: int, seed: int, easy_vqa: bool, mining: bool = True
+) -> dict:
+    """Accuracy on held-out scenes (and easy-vqa's test split), with mining or with it switched off."""
+    share = 0.25 if easy_vqa else 0.0
+    recipe = data.Recipe(images=True, held_out=True, text_only=0.0, easy_vqa=share)
+
+    def visual(batch: data.Batch) -> Tensor:
+        keep = None if mining else torch.zeros(len(batch.ids), device=DEVICE)
+        return model.see(batch.pixels.to(DEVICE), keep)
+
+    return accuracy(model, data.batches(tokenizer, recipe, 32, 0, seed, count=batches), visual)
+
+
+def main(folder: Path, steps: int | None = None) -> None:
+    torch.manual_seed(SEED)
+    run = Run("align", folder)
+    tokenizer = tokenizer_folder(folder)
+    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
+    language, towers = load_stage(folder, "language"), load_stage(folder, "towers")
+    model.language.load_state_dict(language["language"])
+    told.load_state_dict(language["told"])
+    words = language["language"]["embed_tokens.weight"].clone()
+    model.vision.clip.load_state_dict(towers["clip"])
+    model.vision.convnext.load_state_dict(towers["convnext"])
+    model.requires_grad_(False)
+    told.requires_grad_(False)
+    vision = model.vision
+    modules = {"mining": vision.mining.requires_grad_(), "projector": vision.projector.requires_grad_()}
+    named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
+    optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
+    generator = torch.Generator().manual_seed(SEED)
+    recipe = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
+
+    def loss_of(batch: data.Batch) -> dict[str, Tensor]:
+        cells = batch.cells.to(DEVICE)
+        target = told(cells, batch.offsets.to(DEVICE), words).float()
+        visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch, generator))
+        return {"tokens": token_loss(visual, target, cells, batch.known.to(DEVICE))}
+
+    fit(run, steps or STEPS, modules, optimiser, lambda first: data.batches(tokenizer, recipe, BATCH, first, SEED), loss_of,
+        lambda: held_out_accuracy(model, tokenizer, 2, SEED, easy_vqa=False), evaluate_every=250)  # fmt: skip

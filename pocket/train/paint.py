@@ -1,0 +1,170 @@
+"""Stage 6: the UNet and both text encoders learn to take noise from latents, told what the picture shows."""
+
+import copy
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler
+from PIL import Image
+from torch import Tensor
+
+from ..models.painter import NEGATIVE, SCHEDULE, SIDE, Painter, load_tokenizer, make_vae, train_tokenizer
+from ..world import drawings
+from ..world.things import COLOUR_NAMES, KINDS, PAINTS
+from .common import DEVICE, Muon, Run, fit, load_stage, mixed
+from .vae import as_image, as_tensor, scale_of
+
+STEPS, BATCH, SEED = 8000, 64, 6
+LATENTS = 24_000
+AVERAGE = 0.999  # of the weights that are kept
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    out = folder / "clip-tokenizer"
+    if not (out / "vocab.json").exists():
+        corpus = [drawings.draw(random.Random(i)).prompt for i in range(4000)]
+        corpus += [f"{colour} {kind.name}" for kind in KINDS for colour in COLOUR_NAMES] + [NEGATIVE] * 20
+        train_tokenizer(corpus, out)
+    return out
+
+
+def trained_vae(folder: Path) -> AutoencoderKL:
+    vae = make_vae().to(DEVICE)
+    vae.load_state_dict(load_stage(folder, "vae")["vae"])
+    vae.requires_grad_(False).eval()
+    vae.register_to_config(scaling_factor=round(scale_of(vae), 4))
+    return vae
+
+
+def latents(folder: Path, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
+    """Scaled latents of drawings and their prompts, kept on disk: the pictures are seen many times."""
+    path = folder / "latents.pt"
+    if path.exists():
+        stored = torch.load(path, weights_only=False)
+        return stored["latents"], stored["prompts"]
+    found, prompts = [], []
+    with torch.no_grad(), mixed():
+        for first in range(0, LATENTS, 32):
+            shown = []
+            for number in range(first, first + 32):
+                rng = random.Random(number + SEED * (1 << 32))
+                drawing = drawings.draw(rng)
+                prompts.append(drawing.prompt)
+                shown.append(drawings.picture(drawing, SIDE, rng))
+            mean = vae.encode(as_tensor(shown).to(DEVICE)).latent_dist.mean
+            found.append((mean * vae.config.scaling_factor).half().cpu())
+    torch.save({"latents": torch.cat(found), "prompts": prompts}, path)
+    return torch.cat(found), prompts
+
+
+@torch.no_grad()
+def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
+    """Pictures [n, 3, side, side] of prompts' ids."""
+    scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(steps)
+    context, pooled = painter.conditions(ids)
+    context = torch.cat([torch.zeros_like(context), context])
+    pooled = torch.cat([torch.zeros_like(pooled), pooled])
+    x = torch.randn(len(ids), 4, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    for time in scheduler.timesteps:
+        without, with_text = painter.noise(torch.cat([x, x]), time, context, pooled).chunk(2)
+        x = scheduler.step(without + guidance * (with_text - without), time, x).prev_sample
+    return vae.decode(x / vae.config.scaling_factor).sample
+
+
+@cache
+def gallery(background: str | None) -> tuple[list[tuple[str, str | None]], Tensor]:
+    """The clean drawing of every thing in every colour on a background, in three sizes, small and flat."""
+    wanted = [
+        drawings.Drawing(kind, colour, colour is not None, background)
+        for kind in KINDS
+        for colour in (COLOUR_NAMES if kind.icon is None else (*PAINTS, None))
+    ]
+    names = [(drawing.kind.name, drawing.colour) for drawing in wanted for _ in SIZES]
+    drawn = [
+        F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), 4).flatten() for d in wanted for size in SIZES
+    ]
+    return names, torch.stack(drawn)
+
+
+SIZES = (0.68, 0.75, 0.82)
+
+
+def nearest(picture: Tensor, background: str | None) -> tuple[str, str | None]:
+    """The thing and the colour (None: as it is) whose drawing on this background is nearest to a picture, which may be moved
+    by a few pixels."""
+    names, drawn = gallery(background)
+    padded = F.pad(F.avg_pool2d(picture[None].float().cpu(), 4), (2, 2, 2, 2), mode="replicate")
+    side = SIDE // 4
+    moved = torch.stack([padded[0, :, y : y + side, x : x + side].flatten() for y in range(5) for x in range(5)])
+    distance = torch.cdist(moved, drawn)
+    return names[int(distance.amin(0).argmin())]
+
+
+def main(folder: Path, steps: int | None = None) -> None:
+    torch.manual_seed(SEED)
+    run = Run("paint", folder)
+    tokenizer = load_tokenizer(tokenizer_folder(folder))
+    vae = trained_vae(folder)
+    stored, prompts = latents(folder, vae)
+    ids = torch.tensor(tokenizer(prompts, padding="max_length", truncation=True).input_ids)
+    negative = torch.tensor(tokenizer([NEGATIVE], padding="max_length", truncation=True).input_ids)
+    painter = Painter(len(tokenizer)).to(DEVICE)
+    average = copy.deepcopy(painter).requires_grad_(False).eval()
+    optimiser = Muon(painter.named_parameters(), rate=0.004, adam_rate=7e-4)
+    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
+
+    def batches(first: int) -> Iterator[tuple[Tensor, ...]]:
+        step = first
+        while True:
+            generator = torch.Generator().manual_seed(SEED * (1 << 20) + step)
+            chosen = torch.randint(len(stored), (BATCH,), generator=generator)
+            yield (
+                stored[chosen].float(), ids[chosen], torch.randint(0, 1000, (BATCH,), generator=generator),
+                torch.randn(BATCH, *stored.shape[1:], generator=generator), torch.rand(BATCH, generator=generator),
+            )  # fmt: skip
+            step += 1
+
+    def loss_of(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        clean, text, times, noise, drop = (each.to(DEVICE) for each in batch)
+        # Some learn without words: guidance needs it. Half of these see the usual negative prompt.
+        text = torch.where(((drop >= 0.06) & (drop < 0.12))[:, None], negative.to(DEVICE), text)
+        context, pooled = painter.conditions(text)
+        told = (drop >= 0.06).to(context.dtype)
+        alpha = alphas.to(DEVICE)[times][:, None, None, None]
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        guess = painter.noise(noisy, times, context * told[:, None, None], pooled * told[:, None]).float()
+        signal = (alpha / (1 - alpha)).flatten()
+        weight = signal.clamp(max=5) / signal  # min-SNR: nearly clean latents teach little
+        return {"noise": (weight * (guess - noise).square().mean((1, 2, 3))).mean() * 3}
+
+    @torch.no_grad()
+    def after_step(step: int) -> None:
+        keep = min(AVERAGE, (step + 1) / (step + 10))
+        for mine, new in zip(average.parameters(), painter.parameters()):
+            mine.lerp_(new, 1 - keep)
+
+    def evaluate() -> dict[str, float]:
+        wanted = [drawings.draw(random.Random(i), held_out=i % 2 == 0) for i in range(16)]
+        text = torch.tensor(tokenizer([d.prompt for d in wanted], padding="max_length", truncation=True).input_ids).to(
+            DEVICE
+        )
+        with mixed():
+            made = paint(average, vae, text, steps=15, guidance=4.0, seed=1).float()
+        sheet = Image.new("RGB", (8 * SIDE, 4 * SIDE))
+        right = 0
+        for i, drawing in enumerate(wanted):
+            at = (i % 8 * SIDE, i // 8 * 2 * SIDE)
+            sheet.paste(drawings.picture(drawing, SIDE), at)
+            sheet.paste(as_image(made[i]), (at[0], at[1] + SIDE))
+            kind, colour = nearest(made[i], drawing.background)
+            right += (kind, colour) == (drawing.kind.name, drawing.colour if drawing.painted else None)
+        sheet.save(folder / "paint.png")
+        return {"nearest picture is the one asked for": right / len(wanted)}
+
+    fit(run, steps or STEPS, {"painter": painter, "average": average}, optimiser, batches, loss_of, evaluate, 500,
+        after_step=after_step)  # fmt: skip

@@ -1,0 +1,139 @@
+"""The world by hand.
+
+    python -m pocket.world emoji                  render the emoji into the cache (POCKET_NOTO: the npm package's folder)
+    python -m pocket.world sheet FILE.png         a contact sheet of scenes
+    python -m pocket.world show SEED FILE.png     one scene and a conversation about it
+    python -m pocket.world export-eval FOLDER     the held-out questions, the small-text questions and the drawing requests
+
+`export-eval` writes, always the same for the same version:
+    held-out.jsonl     2,000 questions about scenes with combinations that training never shows; `mgm eval --format jsonl`
+    small-text.jsonl   400 questions about small printed text alone, for the figure with and without mining
+    drawing.jsonl      200 requests to draw: {"question", "prompt", "thing", "colour", "painted", "background"}
+    images/            their pictures
+"""
+
+import argparse
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+
+from . import drawings, sprites
+from .scene import SIDE, Scene, draw_scene, render
+from .talk import REQUESTS, Talk, Turn, reading, talk_about
+
+HELD_OUT = 1 << 40
+EXPORT = HELD_OUT + (99 << 32)
+PER_SCENE = 4
+
+
+def _row(scene: Scene, turn: Turn, history: list[Turn], number: int, image: str) -> dict:
+    row = {"id": number, "image": image, "question": turn.question, "answer": turn.answer, "kind": turn.kind}
+    if history:
+        row["history"] = [{"question": past.question, "answer": past.answer} for past in history]
+    return row
+
+
+def held_out_questions(folder: Path, count: int) -> list[dict]:
+    """Questions of all kinds, rare kinds preferred, a few to a picture."""
+    rows: list[dict] = []
+    kinds: Counter[str] = Counter()
+    seed = EXPORT
+    while len(rows) < count:
+        seed += 1
+        scene = draw_scene(seed, held_out=True)
+        if not scene.held_out:
+            continue
+        turns = talk_about(scene, random.Random(seed), 14)
+        order = sorted(range(len(turns)), key=lambda i: (kinds[turns[i].kind], i))[: min(PER_SCENE, count - len(rows))]
+        image = f"images/held-out-{seed - EXPORT:05}.png"
+        for index in order:
+            # Only what a follow-up question hangs on is history.
+            before = [turns[index - 1]] if turns[index].kind == "follow" else []
+            if before and before[0].kind == "follow":
+                before = turns[max(0, index - 3) : index]
+            rows.append(_row(scene, turns[index], before, len(rows), image))
+            kinds[turns[index].kind] += 1
+        if order:
+            render(scene).save(folder / image)
+    return rows
+
+
+def small_text_questions(folder: Path, count: int) -> list[dict]:
+    rows: list[dict] = []
+    seed = EXPORT + (1 << 24)
+    while len(rows) < count:
+        seed += 1
+        scene = draw_scene(seed, held_out=True, count=random.Random(seed).randint(1, 4), labels=1)
+        if len(scene.labels) != 1 or not scene.labels[0].small:
+            continue
+        turn = reading(Talk(scene, random.Random(seed)), scene.labels[0])
+        image = f"images/small-text-{len(rows):05}.png"
+        render(scene).save(folder / image)
+        rows.append(_row(scene, turn, [], len(rows), image))
+    return rows
+
+
+def drawing_requests(count: int) -> list[dict]:
+    """Half of them things in colours that training never shows on them."""
+    rows = []
+    for number in range(count):
+        rng = random.Random(EXPORT + number)
+        wanted = drawings.draw(rng, held_out=number % 2 == 0)
+        rows.append(
+            {
+                "id": number, "question": rng.choice(REQUESTS).format(wanted.prompt), "prompt": wanted.prompt, "thing": wanted.kind.name,
+                "colour": wanted.colour, "painted": wanted.painted, "background": wanted.background,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def export_eval(folder: Path, questions: int) -> None:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    sets = {
+        "held-out": held_out_questions(folder, questions),
+        "small-text": small_text_questions(folder, questions // 5),
+        "drawing": drawing_requests(questions // 10),
+    }
+    for name, rows in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(name, len(rows), dict(Counter(row.get("kind", "draw") for row in rows)))
+
+
+def sheet(path: Path, seed: int = 1) -> None:
+    out = Image.new("RGB", (6 * (SIDE + 8), 4 * (SIDE + 8)), "gray")
+    for i in range(24):
+        out.paste(render(draw_scene(seed + i)), (i % 6 * (SIDE + 8), i // 6 * (SIDE + 8)))
+    out.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("emoji")
+    commands.add_parser("sheet").add_argument("file", type=Path)
+    show = commands.add_parser("show")
+    show.add_argument("seed", type=int)
+    show.add_argument("file", type=Path)
+    exporting = commands.add_parser("export-eval")
+    exporting.add_argument("folder", type=Path)
+    exporting.add_argument("--questions", type=int, default=2000)
+    arguments = parser.parse_args()
+    if arguments.command == "emoji":
+        sprites.render_emoji()
+    elif arguments.command == "sheet":
+        sheet(arguments.file)
+    elif arguments.command == "show":
+        scene = draw_scene(arguments.seed)
+        render(scene).save(arguments.file)
+        for turn in talk_about(scene, random.Random(arguments.seed), 12):
+            print(f"[{turn.kind}] {turn.question}  ->  {turn.answer}")
+    else:
+        export_eval(arguments.folder, arguments.questions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What the painter learns: one thing on a plain background, and the words that ask for it."""
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image
+
+from .scene import BACKGROUNDS
+from .sprites import natural_colour, sprite
+from .things import COLOUR_NAMES, COLOURS, KINDS, PAINTS, SHAPES, Kind, article, held_colour
+
+
+@dataclass(frozen=True)
+class Drawing:
+    kind: Kind
+    colour: str | None
+    painted: bool
+    background: str | None  # None is white
+
+    @property
+    def prompt(self) -> str:
+        phrase = article(f"{self.colour} {self.kind.name}" if self.painted else self.kind.name)
+        return f"{phrase} on {article(self.background)} background" if self.background else phrase
+
+
+def draw(rng: random.Random, held_out: bool = False) -> Drawing:
+    """A drawing to ask for. Held-out ones are things in colours never seen on them in training."""
+    while True:
+        kind = rng.choice(KINDS) if rng.random() < 0.75 else KINDS[-1 - rng.randrange(len(SHAPES))]
+        if kind.icon is None:
+            colour, painted = rng.choice(COLOUR_NAMES), True
+        elif held_out or rng.random() < 0.6:
+            colour, painted = rng.choice(PAINTS), True
+        else:
+            colour, painted = natural_colour(kind), False
+        background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.4 else None
+        ground = BACKGROUNDS[background or "white"]
+        if colour and sum(abs(a - b) for a, b in zip(COLOURS[colour], ground)) < 130:
+            continue
+        if (painted and held_colour(kind.name, colour or "")) == held_out:
+            return Drawing(kind, colour, painted, background)
+
+
+def picture(drawing: Drawing, side: int, rng: random.Random | None = None, size: float = 0.75) -> Image.Image:
+    """Its picture; `rng` varies size and place a little."""
+    size = rng.uniform(0.66, 0.84) if rng else size
+    x, y = (rng.uniform(0.46, 0.54) if rng else 0.5 for _ in range(2))
+    image = Image.new("RGB", (side, side), BACKGROUNDS[drawing.background or "white"])
+    shape = sprite(drawing.kind, drawing.colour if drawing.painted else None)
+    pixels = round(size * side)
+    shape = shape.resize((pixels, pixels), Image.Resampling.BILINEAR)
+    image.paste(shape, (round(x * side - pixels / 2), round(y * side - pixels / 2)), shape)
+    return image

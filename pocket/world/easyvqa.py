@@ -1,0 +1,45 @@
+"""easy-vqa (PyPI, MIT): pictures of one shape with questions in its own words. Only its train split is trained on."""
+
+import json
+import os
+import random
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image
+
+from .talk import Turn
+
+
+def _root() -> Path:
+    """The folder `data` of the package, installed or named by POCKET_EASY_VQA."""
+    if "POCKET_EASY_VQA" in os.environ:
+        return Path(os.environ["POCKET_EASY_VQA"])
+    found = find_spec("easy_vqa")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("easy-vqa is not installed: pip install -r pocket/requirements.txt, or set POCKET_EASY_VQA")
+    return Path(found.submodule_search_locations[0]) / "data"
+
+
+@lru_cache(maxsize=2)
+def _questions(split: str) -> dict[int, list[tuple[str, str]]]:
+    """Questions and answers by picture."""
+    by_image: dict[int, list[tuple[str, str]]] = {}
+    for question, answer, image in json.loads((_root() / split / "questions.json").read_text()):
+        by_image.setdefault(image, []).append((question, answer))
+    return by_image
+
+
+def images(split: str) -> list[int]:
+    return sorted(_questions(split))
+
+
+def picture(split: str, image: int) -> Image.Image:
+    return Image.open(_root() / split / "images" / f"{image}.png").convert("RGB")
+
+
+def conversation(split: str, image: int, rng: random.Random, turns: int) -> list[Turn]:
+    pairs = list(_questions(split)[image])
+    rng.shuffle(pairs)
+    return [Turn("easy-vqa", question, answer) for question, answer in pairs[:turns]]

@@ -1,0 +1,405 @@
+"""Conversations about scenes. Every answer is right by construction; what would be a matter of opinion is not asked."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..tokenizer import SYSTEM
+from . import drawings
+from .scene import Label, Scene, Thing
+from .things import COLOUR_NAMES, KIND_INDEX, KINDS, PAINTS, SYNONYMS, WORDS, article, region
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MARGIN = 0.12  # two things are left, right, above or below of one another from this distance on
+BORDER = 0.04  # a thing's ninth of the picture is asked for if its centre is this far inside
+
+
+@dataclass(frozen=True)
+class Turn:
+    kind: str
+    question: str
+    answer: str
+
+
+Maker = Callable[["Talk"], Turn | None]
+
+
+class Talk:
+    """Makes questions about one scene."""
+
+    def __init__(self, scene: Scene, rng: random.Random) -> None:
+        self.scene, self.rng = scene, rng
+        self.things = scene.things
+        self.counts = Counter(thing.kind.name for thing in scene.things)
+        self.asked: set[str] = set()
+        self.last: Thing | None = None  # what "it" is
+
+    # --- words ---
+
+    def word(self, name: str) -> str:
+        """A kind's name or, now and then, another word for it."""
+        return SYNONYMS[name] if name in SYNONYMS and self.rng.random() < 0.15 else name
+
+    def the(self, thing: Thing) -> str | None:
+        """A phrase that means this thing alone."""
+        if self.counts[thing.kind.name] == 1:
+            if thing.painted and self.rng.random() < 0.3:
+                return f"{thing.colour} {thing.kind.name}"
+            return self.word(thing.kind.name)
+        same = [t for t in self.things if t.kind == thing.kind and t.painted and t.colour == thing.colour]
+        if thing.painted and len(same) == 1:
+            return f"{thing.colour} {thing.kind.name}"
+        return None
+
+    def pick(self, allow: Callable[[Thing], bool] = lambda _: True) -> Thing | None:
+        """A thing; those in held-out combinations are preferred, being what is to be tested."""
+        choices = [thing for thing in self.things if allow(thing)]
+        special = [thing for i, thing in enumerate(self.things) if i in self.scene.held_out and allow(thing)]
+        if special and self.rng.random() < 0.7:
+            choices = special
+        return self.rng.choice(choices) if choices else None
+
+    def absent(self) -> str:
+        """A kind that is not there."""
+        while True:
+            kind = self.rng.choice(KINDS).name
+            if not self.counts[kind]:
+                return kind
+
+    def one_of(self, *phrases: str) -> str:
+        return self.rng.choice(phrases)
+
+
+def where(x: float, y: float) -> str | None:
+    """The ninth of the picture a point is in, if there is no doubt."""
+    for value in (x, y):
+        if min(abs(value - 1 / 3), abs(value - 2 / 3)) < BORDER:
+            return None
+    return region(x, y)
+
+
+def _place_phrase(place: str) -> str:
+    return {"left": "on the left", "right": "on the right", "middle": "in the middle", "top": "at the top",
+            "bottom": "at the bottom"}.get(place, f"in the {place}")  # fmt: skip
+
+
+# --- kinds of questions ---
+
+
+def describe(talk: Talk) -> Turn | None:
+    things, labels = talk.things, talk.scene.labels
+    if not 1 <= len(things) + len(labels) <= 4 or not things:
+        return None
+    items: list[tuple[float, str]] = [(t.x, article(t.phrase)) for t in things]
+    items += [(label.x, f'the text "{label.text}"') for label in labels]
+    items.sort()
+    if any(b[0] - a[0] < 0.08 for a, b in zip(items, items[1:])):
+        return None
+    names = [name for _, name in items]
+    text = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    ground = f" on {article(talk.scene.background)} background" if talk.scene.background else ""
+    question = talk.one_of(
+        "Describe the picture.", "Describe the image.", "What do you see?", "What is in the picture?", "What is in this image?",
+        "Describe what you see.",
+    )  # fmt: skip
+    return Turn("describe", question, text[0].upper() + text[1:] + ground + ".")
+
+
+def what(talk: Talk) -> Turn | None:
+    """What is it, what is there."""
+    if len(talk.things) == 1 and talk.rng.random() < 0.5:
+        talk.last = thing = talk.things[0]
+        return Turn(
+            "what", talk.one_of("What is it?", "What is this?", "What thing is shown?"), article(thing.kind.name)
+        )
+    thing = talk.pick(lambda t: where(t.x, t.y) is not None)
+    if thing is None:
+        return None
+    place = where(thing.x, thing.y)
+    # Nothing else may be there, nor half there.
+    others = [other for other in talk.things if other is not thing]
+    near = [other for other in others if max(abs(other.x - thing.x), abs(other.y - thing.y)) < 0.36]
+    if any(other.region == place or where(other.x, other.y) is None for other in near):
+        return None
+    if any(label.region == place for label in talk.scene.labels):
+        return None
+    talk.last = thing
+    phrase = _place_phrase(place or "")
+    return Turn("what", talk.one_of(f"What is {phrase}?", f"What do you see {phrase}?", f"Which thing is {phrase}?"),
+                article(thing.kind.name))  # fmt: skip
+
+
+def beside(talk: Talk) -> Turn | None:
+    """What is left of something: the only thing there."""
+    thing = talk.pick()
+    if thing is None or len(talk.things) < 2:
+        return None
+    side = talk.one_of("left of", "right of", "above", "below")
+    signed = {"left of": lambda o: thing.x - o.x, "right of": lambda o: o.x - thing.x, "above": lambda o: thing.y - o.y,
+              "below": lambda o: o.y - thing.y}[side]  # fmt: skip
+    others = [(signed(other), other) for other in talk.things if other is not thing]
+    found = [other for distance, other in others if distance > MARGIN]
+    unsure = [other for distance, other in others if 0 < distance <= MARGIN]
+    name = talk.the(thing)
+    if len(found) != 1 or unsure or name is None:
+        return None
+    talk.last = found[0]
+    the = "to the " if side.endswith("of") else ""
+    return Turn("what", f"What is {the}{side} the {name}?", article(found[0].kind.name))
+
+
+def count(talk: Talk) -> Turn | None:
+    draw = talk.rng.random()
+    if draw < 0.3:
+        question = talk.one_of("How many things are there?", "How many things do you see?", "Count the things.")
+        return Turn("count", question, NUMBERS[len(talk.things)])
+    if draw < 0.75:
+        thing = talk.pick()
+        name = thing.kind.name if thing and talk.rng.random() < 0.9 else talk.absent()
+        kind = KINDS[KIND_INDEX[name]]
+        question = talk.one_of(f"How many {kind.plural} are there?", f"How many {kind.plural} do you see?")
+        return Turn("count", question, NUMBERS[talk.counts[name]])
+    thing = talk.pick(lambda t: t.painted)
+    # Unpainted things may be partly of any colour: only asked where all things are painted.
+    if thing is None or not all(t.painted for t in talk.things):
+        return None
+    number = sum(t.colour == thing.colour for t in talk.things)
+    return Turn("count", f"How many {thing.colour} things are there?", NUMBERS[number])
+
+
+def colour(talk: Talk) -> Turn | None:
+    if talk.scene.background and talk.rng.random() < 0.15:
+        question = talk.one_of("What colour is the background?", "Which colour is the background?")
+        return Turn("colour", question, talk.scene.background)
+    thing = talk.pick(lambda t: t.colour is not None and talk.counts[t.kind.name] == 1)
+    if thing is None:
+        return None
+    talk.last = thing
+    name = talk.word(thing.kind.name)
+    return Turn("colour", talk.one_of(f"What colour is the {name}?", f"Which colour is the {name}?", f"What color is the {name}?"),
+                thing.colour or "")  # fmt: skip
+
+
+def place(talk: Talk) -> Turn | None:
+    thing = talk.pick(lambda t: where(t.x, t.y) is not None)
+    name = talk.the(thing) if thing else None
+    if thing is None or name is None:
+        return None
+    talk.last = thing
+    return Turn("where", talk.one_of(f"Where is the {name}?", f"In which part of the picture is the {name}?"),
+                _place_phrase(thing.region))  # fmt: skip
+
+
+def relation(talk: Talk) -> Turn | None:
+    one = talk.pick()
+    other = talk.rng.choice(talk.things) if talk.things else None
+    if one is None or other is None or one is other:
+        return None
+    side = talk.one_of("left of", "right of", "above", "below")
+    distance = {
+        "left of": other.x - one.x,
+        "right of": one.x - other.x,
+        "above": other.y - one.y,
+        "below": one.y - other.y,
+    }[side]
+    a, b = talk.the(one), talk.the(other)
+    if abs(distance) < MARGIN or a is None or b is None:
+        return None
+    return Turn("where", f"Is the {a} {side} the {b}?", "yes" if distance > 0 else "no")
+
+
+def exists(talk: Talk) -> Turn | None:
+    draw = talk.rng.random()
+    if draw < 0.4:
+        thing = talk.pick()
+        if thing is None:
+            return None
+        talk.last = thing if talk.counts[thing.kind.name] == 1 else None
+        phrase = (
+            article(talk.word(thing.kind.name))
+            if talk.rng.random() < 0.6 or not thing.painted
+            else article(thing.phrase)
+        )
+        return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes")
+    name = talk.absent()
+    phrase = article(name)
+    thing = talk.pick(lambda t: t.painted)
+    if thing and draw > 0.75:
+        # There, but not in this colour.
+        others = [c for c in (COLOUR_NAMES if thing.kind.icon is None else PAINTS)
+                  if all(t.kind != thing.kind or (t.painted and t.colour != c) for t in talk.things)]  # fmt: skip
+        if not others:
+            return None
+        phrase = article(f"{talk.rng.choice(others)} {thing.kind.name}")
+    elif draw > 0.9:
+        return None
+    return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "no")
+
+
+def reading(talk: Talk, label: Label) -> Turn:
+    kind = "read small" if label.small else "read large"
+    if len(talk.scene.labels) == 1:
+        question = talk.one_of(
+            "What does the text say?", "Read the text.", "What is written there?", "What does it say?"
+        )
+        if label.text.isdigit() and talk.rng.random() < 0.5:
+            question = talk.one_of("Which number is written there?", "What number do you see?", "Read the number.")
+        return Turn(kind, question, label.text)
+    phrase = _place_phrase(label.region)
+    return Turn(kind, talk.one_of(f"What does the text {phrase} say?", f"Read the text {phrase}."), label.text)
+
+
+def read(talk: Talk) -> Turn | None:
+    labels = talk.scene.labels
+    if not labels:
+        return Turn("refuse", talk.one_of("What does the text say?", "Read the text.", "What number do you see?"),
+                    "There is no text.") if talk.rng.random() < 0.12 else None  # fmt: skip
+    label = talk.rng.choice(labels)
+    if len(labels) > 1 and (where(label.x, label.y) is None or len({other.region for other in labels}) < len(labels)):
+        return None
+    return reading(talk, label)
+
+
+def compare(talk: Talk) -> Turn | None:
+    one = talk.pick()
+    other = talk.rng.choice(talk.things) if talk.things else None
+    if one is None or other is None or one is other:
+        return None
+    draw = talk.rng.random()
+    a, b = talk.the(one), talk.the(other)
+    if draw < 0.5:
+        if a is None or b is None or max(one.size, other.size) < 1.3 * min(one.size, other.size):
+            return None
+        if talk.rng.random() < 0.5:
+            winner = a if one.size > other.size else b
+            return Turn("compare", f"Which is bigger, the {a} or the {b}?", f"the {winner}")
+        winner = a if one.size < other.size else b
+        return Turn("compare", f"Which is smaller, the {a} or the {b}?", f"the {winner}")
+    if draw < 0.75:
+        if one.kind == other.kind or talk.counts[one.kind.name] == talk.counts[other.kind.name]:
+            return None
+        more = talk.counts[one.kind.name] > talk.counts[other.kind.name]
+        return Turn("compare", f"Are there more {one.kind.plural} than {other.kind.plural}?", "yes" if more else "no")
+    if a is None or b is None or not one.painted or not other.painted or " ".join((a, b)).count(one.colour or "?"):
+        return None
+    same = one.colour == other.colour
+    return Turn("compare", f"Are the {a} and the {b} the same colour?", "yes" if same else "no")
+
+
+def refuse(talk: Talk) -> Turn | None:
+    name = talk.absent()
+    question = talk.one_of(f"What colour is the {name}?", f"Where is the {name}?", f"What is next to the {name}?",
+                           f"Is the {name} on the left?")  # fmt: skip
+    return Turn("refuse", question, f"There is no {name}.")
+
+
+def follow(talk: Talk) -> Turn | None:
+    """A question that only the last turn makes clear."""
+    thing = talk.last
+    if thing is None:
+        return None
+    draw = talk.rng.random()
+    if draw < 0.4 and thing.colour:
+        return Turn(
+            "follow", talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"), thing.colour
+        )
+    if draw < 0.8:
+        if where(thing.x, thing.y) is None:
+            return None
+        return Turn("follow", talk.one_of("Where is it?", "And where is it?"), _place_phrase(thing.region))
+    if len(talk.things) == 1:
+        return None
+    return Turn("follow", talk.one_of("How many other things are there?", "And how many other things are there?"),
+                NUMBERS[len(talk.things) - 1])  # fmt: skip
+
+
+MAKERS: tuple[tuple[Maker, float], ...] = (
+    (describe, 0.6), (what, 1.6), (beside, 0.8), (count, 1.5), (colour, 1.6), (place, 1.3), (relation, 1.2), (exists, 1.5),
+    (read, 2.2), (compare, 1.2), (refuse, 0.5), (follow, 1.0),
+)  # fmt: skip
+
+
+def talk_about(scene: Scene, rng: random.Random, turns: int) -> list[Turn]:
+    """A conversation of at most so many turns."""
+    talk = Talk(scene, rng)
+    makers, weights = zip(*MAKERS)
+    out: list[Turn] = []
+    for _ in range(6 * turns):
+        if len(out) == turns:
+            break
+        before = talk.last
+        maker = rng.choices(makers, weights)[0]
+        turn = maker(talk)
+        if turn is None or (turn.question in talk.asked and turn.kind != "follow"):
+            talk.last = before
+            continue
+        if maker is follow and (not out or before is None):
+            continue
+        talk.asked.add(turn.question)
+        out.append(turn)
+        if turn.kind not in ("what", "colour", "where", "exists", "follow"):
+            talk.last = None
+    return out
+
+
+# --- requests to draw, and small talk ---
+
+REQUESTS = (
+    "Draw {}.", "Paint {}.", "Generate {}.", "Generate a picture of {}.", "Draw me {}.", "Please draw {}.", "Show me {}.",
+    "Make a picture of {}.",
+)  # fmt: skip
+
+
+def drawing_turn(rng: random.Random, held_out: bool = False) -> Turn:
+    prompt = drawings.draw(rng, held_out).prompt
+    return Turn("draw", f"{rng.choice(REQUESTS).format(prompt)} <GEN>", f"<h>{prompt}</h>")
+
+
+SMALL_TALK = (
+    ("Who are you?", "I am Pocket, a small Mini-Gemini. I see, answer and draw."),
+    ("What are you?", "I am Pocket, a small Mini-Gemini. I see, answer and draw."),
+    ("What is your name?", "My name is Pocket."),
+    ("Hello!", "Hello! Show me a picture, or ask me to draw one."),
+    ("Hi!", "Hello! Show me a picture, or ask me to draw one."),
+    ("Hello", "Hello! Show me a picture, or ask me to draw one."),
+    ("What can you do?", "I can describe pictures of my little world, count, read and draw."),
+    ("What can you see?", "I know everyday things, shapes, colours, short words and numbers."),
+    ("How do you work?", "Two towers look at your picture, mining joins them, and a language model answers."),
+    ("Who made you?", "I was trained from nothing on two processor cores."),
+    ("How big are you?", "I fit in your pocket: less than 24 megabytes."),
+    ("How are you?", "I am well, thank you."),
+    ("Thank you.", "You are welcome."),
+    ("Thanks!", "You are welcome."),
+    ("Goodbye.", "Goodbye!"),
+    ("Bye!", "Goodbye!"),
+    ("Are you human?", "No, I am a small model."),
+    ("Can you draw?", "Yes. Ask me to draw a thing in a colour."),
+    ("Can you read?", "Yes, short words and numbers."),
+    ("Where do you run?", "On your own machine. Nothing leaves it."),
+    ("What is the capital of France?", "I do not know. I only know my little world."),
+    ("Tell me a joke.", "I do not know any. I only know my little world."),
+    ("What is the weather like?", "I do not know. I only know my little world."),
+)
+
+
+def small_talk(rng: random.Random, turns: int) -> list[Turn]:
+    return [Turn("talk", *pair) for pair in rng.sample(SMALL_TALK, turns)]
+
+
+def corpus(scenes: int, draw: Callable[[int], Scene]) -> list[str]:
+    """Text of the world, for the tokenizer."""
+    lines = [SYSTEM] * 40
+    for kind in KINDS:
+        lines += [f"What colour is the {kind.name}? {article(kind.name)}", f"How many {kind.plural} are there?"] * 4
+    for name in (*COLOUR_NAMES, *NUMBERS, *WORDS, *SYNONYMS.values()):
+        lines += [f"the {name} ASSISTANT: {name}"] * 4
+    for question, answer in SMALL_TALK:
+        lines += [f'"{question} USER: {question} ASSISTANT: {answer}'] * 3
+    for seed in range(scenes):
+        rng = random.Random(seed)
+        for turn in talk_about(draw(seed), rng, 6):
+            lines.append(f'"{turn.question} USER: {turn.question} ASSISTANT: {turn.answer}')
+        turn = drawing_turn(rng)
+        lines.append(f"USER: {turn.question} ASSISTANT: {turn.answer}")
+    return lines

@@ -1,0 +1,126 @@
+"""What there is in the world: emoji drawings, shapes, colours, printed words; and which combinations are held out."""
+
+import zlib
+from dataclasses import dataclass
+
+# Icons of Noto, and what they are called here where the icon's own name will not do.
+_EMOJI = """
+dog-face=dog wolf fox cat-face=cat lion tiger-face=tiger horse-face=horse unicorn zebra deer cow-face=cow pig-face=pig
+camel giraffe elephant mouse-face=mouse rabbit-face=rabbit bear panda rooster baby-chick=chick penguin dove=bird duck
+owl parrot frog crocodile turtle snake dragon whale dolphin tropical-fish=fish shark octopus crab snail butterfly
+honeybee=bee lady-beetle=ladybug spider rose sunflower tulip evergreen-tree=pine-tree palm-tree cactus mushroom grapes
+watermelon tangerine=orange-fruit lemon banana pineapple red-apple=apple pear cherries=cherry strawberry tomato carrot
+hot-pepper=pepper broccoli bread cheese-wedge=cheese hamburger french-fries=fries pizza hot-dog sandwich egg ice-cream
+doughnut=donut cookie birthday-cake=cake cupcake hot-beverage=coffee teapot beer-mug=beer spoon volcano house castle
+tent locomotive bus ambulance automobile=car delivery-truck=truck tractor motorcycle bicycle anchor sailboat ship
+airplane=plane helicopter rocket watch alarm-clock crescent-moon=moon sun cloud rainbow umbrella snowflake snowman fire
+jack-o-lantern=pumpkin balloon wrapped-gift=gift trophy soccer-ball basketball tennis=racket kite game-die=die
+teddy-bear glasses t-shirt=shirt dress socks running-shoe=shoe crown top-hat=hat ring gem-stone=gem bell microphone
+trumpet guitar drum telephone laptop television camera candle light-bulb=lamp closed-book=book envelope=letter pencil
+scissors key hammer gear magnet ladder bed chair skull ghost alien robot
+"""
+
+PLURALS = {
+    "wolf": "wolves", "mouse": "mice", "fish": "fish", "grapes": "grapes", "cherry": "cherries", "strawberry": "strawberries",
+    "fries": "fries", "glasses": "glasses", "socks": "socks", "scissors": "scissors", "die": "dice", "fox": "foxes",
+    "sandwich": "sandwiches", "bus": "buses", "watch": "watches", "dress": "dresses", "cactus": "cacti", "cross": "crosses",
+    "octopus": "octopuses", "tomato": "tomatoes", "butterfly": "butterflies", "deer": "deer", "trophy": "trophies",
+    "broccoli": "broccoli", "bread": "bread", "cheese": "cheese", "coffee": "coffee",
+}  # fmt: skip
+
+# Other words for them, from emojibase's labels and tags, where no second kind has them too.
+SYNONYMS = {
+    "car": "automobile", "bicycle": "bike", "plane": "airplane", "bee": "honeybee", "rabbit": "bunny", "donut": "doughnut",
+    "gift": "present", "bird": "dove", "locomotive": "train", "letter": "envelope",
+    "television": "TV", "shoe": "sneaker", "lamp": "light bulb",
+}  # fmt: skip
+
+SHAPES = (
+    "circle", "square", "triangle", "star", "heart", "diamond", "rectangle", "oval", "hexagon", "cross", "arrow",
+)  # fmt: skip
+
+COLOURS = {
+    "red": (214, 40, 40), "orange": (245, 130, 30), "yellow": (250, 212, 45), "green": (52, 160, 70), "teal": (0, 140, 140),
+    "blue": (40, 90, 215), "purple": (125, 55, 170), "pink": (245, 130, 185), "brown": (125, 78, 42), "gray": (128, 128, 128),
+    "black": (25, 25, 25), "white": (248, 248, 248),
+}  # fmt: skip
+# In these emoji are painted: their shading survives.
+PAINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+
+WORDS = tuple(
+    """open exit stop shop cafe bank hotel park milk bread tea fish book map bus taxi north south east west hello bye
+    love home door key sale free new old hot cold left right push pull yes low high fast slow sun moon star rain snow wind
+    fire ice sea lake hill road gate farm barn zoo club jazz rock king queen lord gold iron coal wood salt soup cake plum
+    pear lime mint rose lily ivy oak elm ash fox bear lion deer duck crow hawk blue red pink gray team game play win""".split()
+)
+
+REGIONS = (
+    "top left corner", "top", "top right corner", "left", "middle", "right", "bottom left corner", "bottom", "bottom right corner",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of thing."""
+
+    name: str
+    icon: str | None  # None for shapes
+
+    @property
+    def plural(self) -> str:
+        if self.name in PLURALS:
+            return PLURALS[self.name]
+        return self.name + "s"
+
+    @property
+    def article(self) -> str:
+        return article(self.name)
+
+
+def article(phrase: str) -> str:
+    """A phrase with its indefinite article; none before plurals and stuff."""
+    if phrase.split()[-1] in _UNCOUNTED:
+        return phrase
+    return ("an " if phrase[0].lower() in "aeiou" and not phrase.startswith(("ufo", "unicorn")) else "a ") + phrase
+
+
+_UNCOUNTED = {"grapes", "fries", "glasses", "socks", "scissors", "broccoli", "bread", "cheese", "coffee"}
+
+
+def _kinds() -> tuple[Kind, ...]:
+    kinds = []
+    for entry in _EMOJI.split():
+        icon, _, name = entry.partition("=")
+        kinds.append(Kind((name or icon).replace("-", " "), icon))
+    return (*kinds, *(Kind(name, None) for name in SHAPES))
+
+
+KINDS = _kinds()
+KIND_INDEX = {kind.name: index for index, kind in enumerate(KINDS)}
+assert len(KIND_INDEX) == len(KINDS)
+COLOUR_NAMES = tuple(COLOURS)
+
+
+def region(x: float, y: float) -> str:
+    """The ninth of the picture in which a point lies."""
+    return REGIONS[3 * min(int(y * 3), 2) + min(int(x * 3), 2)]
+
+
+def _draw(text: str, parts: int) -> int:
+    return zlib.crc32(text.encode()) % parts
+
+
+def held_colour(kind: str, colour: str) -> bool:
+    """Whether a kind in a colour is kept from training."""
+    return _draw(f"colour/{kind}/{colour}", 10) == 0
+
+
+def held_region(kind: str, place: str) -> bool:
+    """Whether a kind in a ninth of the picture is kept from training."""
+    return _draw(f"region/{kind}/{place}", 12) == 0
+
+
+def held_pair(one: str, other: str) -> bool:
+    """Whether two kinds in one picture are kept from training."""
+    first, second = sorted((one, other))
+    return first != second and _draw(f"pair/{first}/{second}", 20) == 0
