@@ -23,6 +23,7 @@ mod text_encoder;
 mod tiles;
 #[cfg(feature = "gpu")]
 mod transformer;
+pub mod twister;
 #[cfg(feature = "gpu")]
 mod unet;
 #[cfg(feature = "gpu")]

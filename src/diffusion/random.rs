@@ -16,6 +16,7 @@ use std::f64::consts::PI;
 
 use half::f16;
 
+use super::twister::Twister;
 use crate::tensor::Precision;
 
 /// The element type that noise is drawn in: diffusers draws in the type of the model, and the two give different numbers.
@@ -127,51 +128,6 @@ impl NoiseType {
                 }
             }
         }
-    }
-}
-
-/// The Mersenne Twister of Matsumoto and Nishimura with a period of 2^19937 - 1.
-#[derive(Debug, Clone)]
-struct Twister {
-    state: Vec<u32>,
-    next: usize,
-}
-
-/// Words of state, and the distance of the word that is mixed in.
-const STATE: usize = 624;
-const SHIFT: usize = 397;
-
-impl Twister {
-    fn new(seed: u32) -> Self {
-        let mut state = Vec::with_capacity(STATE);
-        let mut word = seed;
-        state.push(word);
-        for index in 1..STATE as u32 {
-            word = 1_812_433_253u32.wrapping_mul(word ^ (word >> 30)).wrapping_add(index);
-            state.push(word);
-        }
-        Self { state, next: STATE }
-    }
-
-    fn next(&mut self) -> u32 {
-        if self.next == STATE {
-            self.renew();
-        }
-        let mut word = self.state[self.next];
-        self.next += 1;
-        word ^= word >> 11;
-        word ^= (word << 7) & 0x9d2c_5680;
-        word ^= (word << 15) & 0xefc6_0000;
-        word ^ (word >> 18)
-    }
-
-    fn renew(&mut self) {
-        for index in 0..STATE {
-            let mixed = (self.state[index] & 0x8000_0000) | (self.state[(index + 1) % STATE] & 0x7fff_ffff);
-            let odd = if mixed & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[index] = self.state[(index + SHIFT) % STATE] ^ (mixed >> 1) ^ odd;
-        }
-        self.next = 0;
     }
 }
 

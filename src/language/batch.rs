@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::Language;
+use super::cache::larger;
 use super::generate::{AHEAD, AHEAD_IN_SOFTWARE};
 use crate::gpu::{Gpu, Readback, Recorder};
 use crate::ops::{self, Attention, KvCache, Look, Rotary, RotaryTable, Run, Sampling};
@@ -84,16 +85,8 @@ impl BatchCache {
         // All of the prompts at once, and steps by halves as much again.
         let prompts = self.steps() + STEPS * self.own.len();
         let capacity = rows.max(prompts).max(capacity + capacity / 2);
+        let layers = larger(recorder, &self.layers, self.depth, self.length, &self.attention, capacity, self.half)?;
         let gpu = recorder.gpu().clone();
-        let columns = self.attention.kv_heads * self.attention.head_dim;
-        let mut layers = Vec::with_capacity(self.depth);
-        for layer in 0..self.depth {
-            let larger = KvCache::new(&gpu, capacity, columns, self.half)?;
-            if let Some(cache) = self.layers.get(layer) {
-                cache.copy_to(recorder, &larger, self.length);
-            }
-            layers.push(larger);
-        }
         let positions = (0..capacity).map(|row| self.position(row));
         let table = RotaryTable::of(&gpu, positions, self.attention.head_dim, &self.rotary)?;
         recorder.flush()?;

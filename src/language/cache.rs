@@ -46,16 +46,8 @@ impl Cache {
         // Half as much again: a long answer copies the cache a few times, not at every step.
         let ahead = (capacity + capacity / 2).min(self.context);
         let capacity = positions.max(ahead).next_multiple_of(STEP);
+        let layers = larger(recorder, &self.layers, self.depth, self.length, &self.attention, capacity, self.half)?;
         let gpu = recorder.gpu().clone();
-        let columns = self.attention.kv_heads * self.attention.head_dim;
-        let mut layers = Vec::with_capacity(self.depth);
-        for layer in 0..self.depth {
-            let larger = KvCache::new(&gpu, capacity, columns, self.half)?;
-            if let Some(cache) = self.layers.get(layer) {
-                cache.copy_to(recorder, &larger, self.length);
-            }
-            layers.push(larger);
-        }
         let table = RotaryTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?;
         recorder.flush()?;
         self.layers = layers;
@@ -74,4 +66,26 @@ impl Cache {
     pub(super) fn advance(&mut self, positions: usize) {
         self.length += positions;
     }
+}
+
+/// Caches of so many layers with room for `capacity` positions, the first `length` as in `before`.
+pub(super) fn larger(
+    recorder: &mut Recorder,
+    before: &[KvCache],
+    depth: usize,
+    length: usize,
+    attention: &Attention,
+    capacity: usize,
+    half: bool,
+) -> Result<Vec<KvCache>> {
+    let columns = attention.kv_heads * attention.head_dim;
+    let mut layers = Vec::with_capacity(depth);
+    for layer in 0..depth {
+        let larger = KvCache::new(recorder.gpu(), capacity, columns, half)?;
+        if let Some(cache) = before.get(layer) {
+            cache.copy_to(recorder, &larger, length);
+        }
+        layers.push(larger);
+    }
+    Ok(layers)
 }

@@ -1,39 +1,13 @@
-//! The draws of Python's `random`, which MMMU's evaluation takes where an answer names no option: the Mersenne Twister of
-//! Matsumoto and Nishimura (1998), seeded as Python does.
+//! The draws of Python's `random`, which MMMU's evaluation takes where an answer names no option.
 
-const STATE: usize = 624;
-const SHIFT: usize = 397;
+use mgm::diffusion::twister::Twister;
 
-pub struct PythonRandom {
-    state: Vec<u32>,
-    next: usize,
-}
+pub struct PythonRandom(Twister);
 
 impl PythonRandom {
     /// `random.seed(seed)`: seeded by an array of one number.
     pub fn new(seed: u32) -> Self {
-        let mut state = vec![19_650_218u32];
-        for index in 1..STATE {
-            let last = state[index - 1];
-            state.push(1_812_433_253u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(index as u32));
-        }
-        let mut place = 1;
-        let mut mix = |factor: u32, added: &dyn Fn(usize) -> u32, times: usize| {
-            for _ in 0..times {
-                let last = state[place - 1];
-                let mixed = state[place] ^ (last ^ (last >> 30)).wrapping_mul(factor);
-                state[place] = mixed.wrapping_add(added(place));
-                place += 1;
-                if place == STATE {
-                    state[0] = state[STATE - 1];
-                    place = 1;
-                }
-            }
-        };
-        mix(1_664_525, &|_| seed, STATE);
-        mix(1_566_083_941, &|place| (place as u32).wrapping_neg(), STATE - 1);
-        state[0] = 0x8000_0000;
-        Self { state, next: STATE }
+        Self(Twister::from_key(&[seed]))
     }
 
     /// `random.choice` of so many things: the place of the one that is drawn.
@@ -41,32 +15,11 @@ impl PythonRandom {
         let bits = 32 - count.leading_zeros();
         loop {
             // As many bits as the count has, until they are below it.
-            let drawn = self.next() >> (32 - bits);
+            let drawn = self.0.next() >> (32 - bits);
             if drawn < count {
                 return drawn;
             }
         }
-    }
-
-    fn next(&mut self) -> u32 {
-        if self.next == STATE {
-            self.renew();
-        }
-        let mut word = self.state[self.next];
-        self.next += 1;
-        word ^= word >> 11;
-        word ^= (word << 7) & 0x9d2c_5680;
-        word ^= (word << 15) & 0xefc6_0000;
-        word ^ (word >> 18)
-    }
-
-    fn renew(&mut self) {
-        for index in 0..STATE {
-            let mixed = (self.state[index] & 0x8000_0000) | (self.state[(index + 1) % STATE] & 0x7fff_ffff);
-            let odd = if mixed & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[index] = self.state[(index + SHIFT) % STATE] ^ (mixed >> 1) ^ odd;
-        }
-        self.next = 0;
     }
 }
 
