@@ -24,6 +24,7 @@ export interface Watch {
 interface Slot<M extends { free(): void; info(): string }, I> {
   call: LoadCall;
   files: Map<string, Blob>;
+  name: string;
   model: M | undefined;
   info: I | undefined;
 }
@@ -44,15 +45,16 @@ export class Models {
   async load(call: LoadCall, watch: Watch): Promise<ModelInfo> {
     const files = await filesOf(call, watch);
     this.#gpuMemory ??= call.gpuMemory;
-    if ((await identify(files)).paints) {
-      const slot: Painting = { call, files, model: undefined, info: undefined };
+    const { name, paints } = await identify(files);
+    if (paints) {
+      const slot: Painting = { call, files, name, model: undefined, info: undefined };
       await this.#withDevice(() => this.#painter(slot));
       this.#painting?.model?.free();
       this.#painting = slot;
     } else if (call.as === "painter") {
       throw new MgmError("invalid-argument", NO_PAINTER);
     } else {
-      const slot: Answering = { call, files, model: undefined, info: undefined };
+      const slot: Answering = { call, files, name, model: undefined, info: undefined };
       await this.#withDevice(
         () => this.#engine(slot, watch),
         () => this.#putPainterAway(),
@@ -174,7 +176,7 @@ export class Models {
   async #painter(slot: Painting): Promise<Painter> {
     if (slot.model) return slot.model;
     const { precision } = slot.call.options;
-    const options = { name: (await identify(slot.files)).name, ...(precision !== undefined && { precision }) };
+    const options = { name: slot.name, ...(precision !== undefined && { precision }) };
     slot.model = await Painter.open(await this.#opened(), slot.files, JSON.stringify(options));
     slot.info = JSON.parse(slot.model.info()) as PainterInfo;
     return slot.model;

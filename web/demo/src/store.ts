@@ -81,7 +81,7 @@ interface Kept {
   saved: number;
 }
 
-/** Conversations that are kept: each tab has its own. */
+/** Conversations that are kept from earlier visits: each tab has its own. */
 const MOST = 8;
 const TAB = "mgm-conversation";
 
@@ -106,6 +106,8 @@ async function all(): Promise<[name: string, kept: Kept][]> {
 export async function loadConversation(): Promise<Entry[]> {
   try {
     const kept = await all();
+    // Here rather than at every save, since it reads them all.
+    for (const [name] of kept.slice(MOST)) await transact("readwrite", (store) => store.delete(name));
     const own = kept.find(([name]) => name === tab());
     return (own ?? kept[0])?.[1].entries ?? [];
   } catch {
@@ -117,7 +119,6 @@ export async function loadConversation(): Promise<Entry[]> {
 export async function saveConversation(entries: Entry[]): Promise<boolean> {
   try {
     await transact("readwrite", (store) => store.put({ entries, saved: Date.now() } satisfies Kept, tab()));
-    for (const [name] of (await all()).slice(MOST)) await transact("readwrite", (store) => store.delete(name));
     return true;
   } catch {
     return false;

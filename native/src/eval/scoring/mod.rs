@@ -134,19 +134,23 @@ mod tests {
         marks(truth, answers).iter().map(|mark| mark.score).collect()
     }
 
-    /// Expected values by tests/reference/make_scoring.py from lmms-eval.
-    #[test]
-    fn text_vqa_agrees_with_lmms_eval() {
-        for case in fixture()["text_vqa"].as_array().unwrap() {
-            let readers = texts(&case["answers"]);
+    /// Holds the scores of answers against those that tests/reference/make_scoring.py had from elsewhere.
+    fn agrees(table: &str, truth: impl Fn(Vec<String>) -> Truth) {
+        for case in fixture()[table].as_array().unwrap() {
+            let people = texts(&case["answers"]);
             for (answer, score) in case["scores"].as_object().unwrap() {
-                let found = scores(Truth::Readers(readers.clone()), &[answer])[0];
+                let found = scores(truth(people.clone()), &[answer])[0];
                 assert!(
                     (found - score.as_f64().unwrap()).abs() < 1e-9,
-                    "{answer:?} of {readers:?}: {found}, not {score}"
+                    "{answer:?} of {people:?}: {found}, not {score}"
                 );
             }
         }
+    }
+
+    #[test]
+    fn text_vqa_agrees_with_lmms_eval() {
+        agrees("text_vqa", Truth::Readers);
     }
 
     #[test]
@@ -159,16 +163,7 @@ mod tests {
     /// From LAVIS' copy of the VQA evaluation.
     #[test]
     fn vqa_agrees_with_lavis() {
-        for case in fixture()["vqa"].as_array().unwrap() {
-            let annotators = texts(&case["answers"]);
-            for (answer, score) in case["scores"].as_object().unwrap() {
-                let found = scores(Truth::Annotators(annotators.clone()), &[answer])[0];
-                assert!(
-                    (found - score.as_f64().unwrap()).abs() < 1e-9,
-                    "{answer:?} of {annotators:?}: {found}, not {score}"
-                );
-            }
-        }
+        agrees("vqa", Truth::Annotators);
     }
 
     #[test]
