@@ -117,10 +117,21 @@ impl Engine {
         tell(&on_event, "total", &(weight_bytes as f64).into());
         options.on_progress = Some(Rc::new(move |bytes| tell(&on_event, "loaded", &(bytes as f64).into())));
         let model = Model::open(&gpu, &files, &options).await.map_err(to_js)?;
-        for kernel in model.list().map_err(to_js)?.kernels {
-            gpu.prepare(kernel);
-        }
         Ok(Self { gpu, model: Rc::new(model), chat: RefCell::default(), precision, weight_bytes })
+    }
+
+    /// Makes the pipelines that a conversation in text needs, one after the other. `on_event` is called with `"prepared"` and
+    /// how many there are; it returns `false` to stop. Browsers do nothing else on a device while they make one, so whoever
+    /// has something to ask waits for one at most.
+    pub async fn prepare(&self, on_event: Function) -> Result<(), JsValue> {
+        for (index, kernel) in self.model.list().map_err(to_js)?.kernels.into_iter().enumerate() {
+            self.gpu.prepare(kernel);
+            self.gpu.flush_writes().await.map_err(to_js)?;
+            if !tell(&on_event, "prepared", &(index as f64 + 1.0).into()) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// What is known of the model, as JSON.

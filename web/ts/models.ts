@@ -65,6 +65,11 @@ export class Models {
     return this.#info();
   }
 
+  /** Makes pipelines for the model that answers, as long as nobody waits. */
+  async prepare(goOn: () => boolean): Promise<void> {
+    await this.#answering?.model?.prepare(goOn);
+  }
+
   /** Does something with the model that answers. */
   async answering<T>(watch: Watch, work: (engine: Engine) => Promise<T>): Promise<T> {
     const slot = this.#answering;

@@ -50,6 +50,8 @@ self.onmessage = ({ data }: MessageEvent<Request>) => {
       const outcome = await handle(data, { id, signal, report: (phase) => reporter(id, phase) });
       calls.delete(id);
       reply(outcome);
+      // Until somebody asks for something. Whether the device was lost the next call finds out.
+      if (outcome.type === "loaded") await models.prepare(() => calls.size === 0).catch(() => undefined);
     } catch (error) {
       fail(id, error);
     }
