@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from .tokenizer import IMAGE, Tokenizer
 from .world import easyvqa
 from .world.scene import BACKGROUNDS, GRID, Scene, draw_scene, framed, render
 from .world.talk import Turn, drawing_turn, small_talk, talk_about
-from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, WORDS
+from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, SYNONYMS, WORDS
 
 # Held-out scenes have numbers from here on; training never gets there.
 HELD_OUT = 1 << 40
@@ -42,6 +43,10 @@ FIELDS = {
 FIELD_INDEX = {name: index for index, name in enumerate(FIELDS)}
 
 
+def cell_of(x: float, y: float) -> int:
+    return int(y * GRID) * GRID + int(x * GRID)
+
+
 def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """What each cell holds, [64, fields], and how far from the cell's middle its thing lies, [64, 2] in -1..1."""
     values = np.zeros((GRID * GRID, len(FIELDS)), np.int64)
@@ -50,7 +55,7 @@ def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         values[:, FIELD_INDEX["background"]] = 1 + list(BACKGROUNDS).index(scene.background)
 
     def at(x: float, y: float) -> int:
-        cell = int(y * GRID) * GRID + int(x * GRID)
+        cell = cell_of(x, y)
         offsets[cell] = 2 * (x * GRID % 1) - 1, 2 * (y * GRID % 1) - 1
         return cell
 
@@ -86,6 +91,16 @@ def pixels(image: Image.Image, size: int = POCKET.convnext.image_size) -> np.nda
 
 
 @dataclass
+class Looks:
+    """Where taught heads are to look, one entry for each id that should look somewhere."""
+
+    rows: Tensor  # [m] of the batch
+    columns: Tensor  # [m] of the ids
+    depth: Tensor  # [m] 0: the id ends the name of a kind that is there; 1: an answer begins behind it
+    cells: Tensor  # [m, 64] where
+
+
+@dataclass
 class Batch:
     """Ids with IMAGE where a picture's tokens go, padded to the right with 0."""
 
@@ -95,6 +110,7 @@ class Batch:
     offsets: Tensor  # [n, 64, 2]
     known: Tensor  # [n] whether the cells are told (not of other people's pictures)
     pixels: Tensor | None  # [n, 3, S, S]
+    looks: Looks
     turns: list[list[tuple[str, int, int]]]  # for each sample: kind of question, first and end of its answer's ids
 
 
@@ -182,6 +198,8 @@ def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batc
         ids[row, : len(these)] = torch.tensor(these)
         answers[row, : len(mark)] = torch.tensor(mark)
     told = [cells(sample.scene) if sample.scene else _nothing() for sample in samples]
+    kinds = np.stack([values[:, 0] for values, _ in told])
+    looks = looks_of(samples, rows, spans, kinds, tokenizer)
     views = None
     if recipe.images:
         blank = np.zeros((3, POCKET.convnext.image_size, POCKET.convnext.image_size), np.float32)
@@ -193,8 +211,47 @@ def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batc
         torch.from_numpy(np.stack([offsets for _, offsets in told])),
         torch.tensor([sample.scene is not None for sample in samples]),
         views,
+        looks,
         spans,
     )
+
+
+@lru_cache(maxsize=1)
+def names_of(tokenizer: Tokenizer) -> dict[tuple[int, ...], int]:
+    """The ids of what kinds are called, and the values of the field that mean the kinds."""
+    names = {}
+    for index, kind in enumerate(KINDS, 1):
+        for name in {kind.name, kind.plural, SYNONYMS.get(kind.name, kind.name)}:
+            names[tuple(tokenizer.text(f" {name}"))] = index
+    return names
+
+
+def looks_of(
+    samples: list[Sample],
+    rows: list[list[int]],
+    spans: list[list[tuple[str, int, int]]],
+    kinds: np.ndarray,
+    tokenizer: Tokenizer,
+) -> Looks:
+    names = names_of(tokenizer)
+    longest = max(map(len, names))
+    found: list[tuple[int, int, int, np.ndarray]] = []
+    for row, (ids, sample) in enumerate(zip(rows, samples)):
+        if sample.scene is None:
+            continue
+        for end in range(len(ids)):
+            # A name within a longer one is not meant.
+            kind = next((k for n in range(longest, 0, -1) if (k := names.get(tuple(ids[max(0, end + 1 - n) : end + 1])))), 0)
+            if kind and (kinds[row] == kind).any():
+                found.append((row, end, 0, kinds[row] == kind))
+        for (_, start, _), turn in zip(spans[row], sample.turns):
+            if turn.about:
+                where = np.zeros(GRID * GRID, bool)
+                where[[cell_of(item.x, item.y) for item in turn.about]] = True
+                found.append((row, start - 1, 1, where))
+    columns = [torch.tensor([entry[i] for entry in found], dtype=torch.long) for i in range(3)]
+    places = np.stack([entry[3] for entry in found]) if found else np.zeros((0, GRID * GRID), bool)
+    return Looks(*columns, torch.from_numpy(places))
 
 
 def _nothing() -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ class LanguageSizes:
     intermediate_size: int = 704
     num_layers: int = 5
     num_heads: int = 4
-    vocab_size: int = 1337
+    vocab_size: int = 1397
     max_positions: int = 2048
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5

@@ -11,7 +11,7 @@ from ..models.mgm import Mgm
 from ..sizes import POCKET
 from ..tokenizer import Tokenizer
 from .align import held_out_accuracy, keep_mask, token_loss
-from .common import DEVICE, Muon, Run, answer_loss, fit, load_stage
+from .common import DEVICE, Muon, Run, fit, load_stage, read
 from .language import Told, tokenizer_folder
 
 STEPS, BATCH, SEED = 4000, 20, 4
@@ -46,8 +46,10 @@ def main(folder: Path, steps: int | None = None) -> None:
         cells = batch.cells.to(DEVICE)
         visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch, generator))
         target = told(cells, batch.offsets.to(DEVICE), words).float()
+        found = read(model, batch, visual, answers_only=True)
         return {
-            "answers": answer_loss(model, batch, visual)[0],
+            "answers": found.each.mean(),
+            "looks": 0.1 * found.looks,
             "tokens": 0.3 * token_loss(visual, target, cells, batch.known.to(DEVICE)),
         }
 

@@ -17,10 +17,10 @@ from ..tokenizer import Tokenizer
 from ..tokenizer import train as train_tokenizer
 from ..world.scene import BACKGROUNDS, GRID, draw_scene
 from ..world.talk import corpus
-from ..world.things import COLOUR_NAMES, KINDS, WORDS, region
-from .common import DEVICE, Muon, Run, accuracy, fit, question_loss
+from ..world.things import COLOUR_NAMES, KINDS, NAMES, WORDS, region
+from .common import DEVICE, Muon, Run, accuracy, fit, read
 
-PIECES = 1280  # of the tokenizer, before the printed words are made whole
+PIECES = 1280  # of the tokenizer, before names are made whole
 STEPS, BATCH, SEED = 1800, 24, 1
 
 
@@ -33,15 +33,16 @@ class Told(nn.Module):
         self.fields = nn.ModuleList(nn.Embedding(size, hidden, padding_idx=0) for size in data.FIELDS.values())
         self.position_embed = nn.Parameter(smooth_positions(hidden))
         self.offset_head = nn.Linear(2, hidden, bias=False)
-        for table in self.fields:
-            nn.init.normal_(table.weight, std=0.05)
+        for name, table in zip(data.FIELDS, self.fields):
+            # Where there are words, these say it.
+            nn.init.normal_(table.weight, std=0.003 if name in FIELD_WORDS else 0.02)
         with torch.no_grad():
             # Sizes are in order from the beginning.
             sizes = self.fields[data.FIELD_INDEX["size"]].weight
-            sizes.copy_(0.2 * sizes + torch.linspace(-1, 1, len(sizes))[:, None] * torch.randn(hidden) * 0.08)
+            sizes.copy_(0.2 * sizes + torch.linspace(-1, 1, len(sizes))[:, None] * torch.randn(hidden) * 0.03)
             for table in self.fields:
                 table.weight[0].zero_()
-        nn.init.normal_(self.offset_head.weight, std=0.03)
+        nn.init.normal_(self.offset_head.weight, std=0.01)
         for name, index in data.FIELD_INDEX.items():
             shares = word_shares(tokenizer, FIELD_WORDS.get(name, ()), data.FIELDS[name])
             self.register_buffer(f"words{index}", shares, persistent=False)
@@ -62,7 +63,7 @@ def smooth_positions(hidden: int) -> Tensor:
     """Embeddings of the 64 places that change smoothly from left to right and from top to bottom."""
     steps = torch.linspace(0, math.pi, GRID)
     waves = torch.stack([torch.cos(steps), torch.sin(steps), torch.cos(2 * steps)])
-    across, down = (waves.T @ torch.randn(3, hidden) * 0.03 for _ in range(2))
+    across, down = (waves.T @ torch.randn(3, hidden) * 0.01 for _ in range(2))
     return (down[:, None] + across[None]).reshape(GRID * GRID, hidden)
 
 
@@ -92,7 +93,7 @@ def tokenizer_folder(folder: Path) -> Path:
     """The tokenizer's folder; it is trained if there is none."""
     out = folder / "tokenizer"
     if not (out / "tokenizer.model").exists():
-        size = train_tokenizer(corpus(3000, draw_scene), PIECES, out, whole=WORDS)
+        size = train_tokenizer(corpus(3000, draw_scene), PIECES, out, whole=NAMES)
         if size != POCKET.language.vocab_size:
             raise SystemExit(
                 f"the tokenizer has {size} pieces; sizes.py says {POCKET.language.vocab_size}: change it there"
@@ -114,8 +115,10 @@ def main(folder: Path, steps: int | None = None) -> None:
         return told(batch.cells.to(DEVICE), batch.offsets.to(DEVICE), language.embed_tokens.weight)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
-        answers, questions = question_loss(model, batch, visual(batch))
-        return {"loss": answers, "questions": 0.25 * questions}
+        found = read(model, batch, visual(batch))
+        # What is asked about is mostly what is there, so that foretelling questions teaches to look, too.
+        questions = found.each[~found.answer].mean()
+        return {"loss": found.each[found.answer].mean(), "questions": 0.25 * questions, "looks": 0.3 * found.looks}
 
     def evaluate() -> dict[str, float]:
         held = data.Recipe(held_out=True, text_only=0.0)

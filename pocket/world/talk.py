@@ -20,6 +20,7 @@ class Turn:
     kind: str
     question: str
     answer: str
+    about: tuple[Thing | Label, ...] = ()  # where to look for the answer
 
 
 Maker = Callable[["Talk"], Turn | None]
@@ -60,6 +61,10 @@ class Talk:
             choices = special
         return self.rng.choice(choices) if choices else None
 
+    def called(self, name: str) -> tuple[Thing, ...]:
+        """All things of a kind."""
+        return tuple(thing for thing in self.things if thing.kind.name == name)
+
     def absent(self) -> str:
         """A kind that is not there."""
         while True:
@@ -94,6 +99,7 @@ def describe(talk: Talk) -> Turn | None:
     items: list[tuple[float, str]] = [(t.x, article(t.phrase)) for t in things]
     items += [(label.x, f'the text "{label.text}"') for label in labels]
     items.sort()
+    first = min((*things, *labels), key=lambda item: item.x)
     if any(b[0] - a[0] < 0.08 for a, b in zip(items, items[1:])):
         return None
     names = [name for _, name in items]
@@ -103,7 +109,7 @@ def describe(talk: Talk) -> Turn | None:
         "Describe the picture.", "Describe the image.", "What do you see?", "What is in the picture?", "What is in this image?",
         "Describe what you see.",
     )  # fmt: skip
-    return Turn("describe", question, text[0].upper() + text[1:] + ground + ".")
+    return Turn("describe", question, text[0].upper() + text[1:] + ground + ".", (first,))
 
 
 def what(talk: Talk) -> Turn | None:
@@ -111,7 +117,7 @@ def what(talk: Talk) -> Turn | None:
     if len(talk.things) == 1 and talk.rng.random() < 0.5:
         talk.last = thing = talk.things[0]
         return Turn(
-            "what", talk.one_of("What is it?", "What is this?", "What thing is shown?"), article(thing.kind.name)
+            "what", talk.one_of("What is it?", "What is this?", "What thing is shown?"), article(thing.kind.name), (thing,)
         )
     thing = talk.pick(lambda t: where(t.x, t.y) is not None)
     if thing is None:
@@ -127,7 +133,7 @@ def what(talk: Talk) -> Turn | None:
     talk.last = thing
     phrase = _place_phrase(place or "")
     return Turn("what", talk.one_of(f"What is {phrase}?", f"What do you see {phrase}?", f"Which thing is {phrase}?"),
-                article(thing.kind.name))  # fmt: skip
+                article(thing.kind.name), (thing,))  # fmt: skip
 
 
 def beside(talk: Talk) -> Turn | None:
@@ -146,26 +152,26 @@ def beside(talk: Talk) -> Turn | None:
         return None
     talk.last = found[0]
     the = "to the " if side.endswith("of") else ""
-    return Turn("what", f"What is {the}{side} the {name}?", article(found[0].kind.name))
+    return Turn("what", f"What is {the}{side} the {name}?", article(found[0].kind.name), (found[0],))
 
 
 def count(talk: Talk) -> Turn | None:
     draw = talk.rng.random()
     if draw < 0.3:
         question = talk.one_of("How many things are there?", "How many things do you see?", "Count the things.")
-        return Turn("count", question, NUMBERS[len(talk.things)])
+        return Turn("count", question, NUMBERS[len(talk.things)], talk.things)
     if draw < 0.75:
         thing = talk.pick()
         name = thing.kind.name if thing and talk.rng.random() < 0.9 else talk.absent()
         kind = KINDS[KIND_INDEX[name]]
         question = talk.one_of(f"How many {kind.plural} are there?", f"How many {kind.plural} do you see?")
-        return Turn("count", question, NUMBERS[talk.counts[name]])
+        return Turn("count", question, NUMBERS[talk.counts[name]], talk.called(name))
     thing = talk.pick(lambda t: t.painted)
     # Unpainted things may be partly of any colour: only asked where all things are painted.
     if thing is None or not all(t.painted for t in talk.things):
         return None
-    number = sum(t.colour == thing.colour for t in talk.things)
-    return Turn("count", f"How many {thing.colour} things are there?", NUMBERS[number])
+    same = tuple(t for t in talk.things if t.colour == thing.colour)
+    return Turn("count", f"How many {thing.colour} things are there?", NUMBERS[len(same)], same)
 
 
 def colour(talk: Talk) -> Turn | None:
@@ -178,7 +184,7 @@ def colour(talk: Talk) -> Turn | None:
     talk.last = thing
     name = talk.word(thing.kind.name)
     return Turn("colour", talk.one_of(f"What colour is the {name}?", f"Which colour is the {name}?", f"What color is the {name}?"),
-                thing.colour or "")  # fmt: skip
+                thing.colour or "", (thing,))  # fmt: skip
 
 
 def place(talk: Talk) -> Turn | None:
@@ -188,7 +194,7 @@ def place(talk: Talk) -> Turn | None:
         return None
     talk.last = thing
     return Turn("where", talk.one_of(f"Where is the {name}?", f"In which part of the picture is the {name}?"),
-                _place_phrase(thing.region))  # fmt: skip
+                _place_phrase(thing.region), (thing,))  # fmt: skip
 
 
 def relation(talk: Talk) -> Turn | None:
@@ -206,7 +212,7 @@ def relation(talk: Talk) -> Turn | None:
     a, b = talk.the(one), talk.the(other)
     if abs(distance) < MARGIN or a is None or b is None:
         return None
-    return Turn("where", f"Is the {a} {side} the {b}?", "yes" if distance > 0 else "no")
+    return Turn("where", f"Is the {a} {side} the {b}?", "yes" if distance > 0 else "no", (one, other))
 
 
 def exists(talk: Talk) -> Turn | None:
@@ -221,10 +227,11 @@ def exists(talk: Talk) -> Turn | None:
             if talk.rng.random() < 0.6 or not thing.painted
             else article(thing.phrase)
         )
-        return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes")
+        return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes", talk.called(thing.kind.name))
     name = talk.absent()
     phrase = article(name)
     thing = talk.pick(lambda t: t.painted)
+    about: tuple[Thing, ...] = ()
     if thing and draw > 0.75:
         # There, but not in this colour.
         others = [c for c in (COLOUR_NAMES if thing.kind.icon is None else PAINTS)
@@ -232,9 +239,10 @@ def exists(talk: Talk) -> Turn | None:
         if not others:
             return None
         phrase = article(f"{talk.rng.choice(others)} {thing.kind.name}")
+        about = talk.called(thing.kind.name)
     elif draw > 0.9:
         return None
-    return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "no")
+    return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "no", about)
 
 
 def reading(talk: Talk, label: Label) -> Turn:
@@ -245,9 +253,9 @@ def reading(talk: Talk, label: Label) -> Turn:
         )
         if label.text.isdigit() and talk.rng.random() < 0.5:
             question = talk.one_of("Which number is written there?", "What number do you see?", "Read the number.")
-        return Turn(kind, question, label.text)
+        return Turn(kind, question, label.text, (label,))
     phrase = _place_phrase(label.region)
-    return Turn(kind, talk.one_of(f"What does the text {phrase} say?", f"Read the text {phrase}."), label.text)
+    return Turn(kind, talk.one_of(f"What does the text {phrase} say?", f"Read the text {phrase}."), label.text, (label,))
 
 
 def read(talk: Talk) -> Turn | None:
@@ -273,18 +281,19 @@ def compare(talk: Talk) -> Turn | None:
             return None
         if talk.rng.random() < 0.5:
             winner = a if one.size > other.size else b
-            return Turn("compare", f"Which is bigger, the {a} or the {b}?", f"the {winner}")
+            return Turn("compare", f"Which is bigger, the {a} or the {b}?", f"the {winner}", (one, other))
         winner = a if one.size < other.size else b
-        return Turn("compare", f"Which is smaller, the {a} or the {b}?", f"the {winner}")
+        return Turn("compare", f"Which is smaller, the {a} or the {b}?", f"the {winner}", (one, other))
     if draw < 0.75:
         if one.kind == other.kind or talk.counts[one.kind.name] == talk.counts[other.kind.name]:
             return None
         more = talk.counts[one.kind.name] > talk.counts[other.kind.name]
-        return Turn("compare", f"Are there more {one.kind.plural} than {other.kind.plural}?", "yes" if more else "no")
+        return Turn("compare", f"Are there more {one.kind.plural} than {other.kind.plural}?", "yes" if more else "no",
+                    talk.called(one.kind.name) + talk.called(other.kind.name))  # fmt: skip
     if a is None or b is None or not one.painted or not other.painted or " ".join((a, b)).count(one.colour or "?"):
         return None
     same = one.colour == other.colour
-    return Turn("compare", f"Are the {a} and the {b} the same colour?", "yes" if same else "no")
+    return Turn("compare", f"Are the {a} and the {b} the same colour?", "yes" if same else "no", (one, other))
 
 
 def refuse(talk: Talk) -> Turn | None:
@@ -302,16 +311,16 @@ def follow(talk: Talk) -> Turn | None:
     draw = talk.rng.random()
     if draw < 0.4 and thing.colour:
         return Turn(
-            "follow", talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"), thing.colour
+            "follow", talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"), thing.colour, (thing,)
         )
     if draw < 0.8:
         if where(thing.x, thing.y) is None:
             return None
-        return Turn("follow", talk.one_of("Where is it?", "And where is it?"), _place_phrase(thing.region))
+        return Turn("follow", talk.one_of("Where is it?", "And where is it?"), _place_phrase(thing.region), (thing,))
     if len(talk.things) == 1:
         return None
     return Turn("follow", talk.one_of("How many other things are there?", "And how many other things are there?"),
-                NUMBERS[len(talk.things) - 1])  # fmt: skip
+                NUMBERS[len(talk.things) - 1], tuple(t for t in talk.things if t is not thing))  # fmt: skip
 
 
 MAKERS: tuple[tuple[Maker, float], ...] = (

@@ -99,6 +99,14 @@ KINDS = _kinds()
 KIND_INDEX = {kind.name: index for index, kind in enumerate(KINDS)}
 assert len(KIND_INDEX) == len(KINDS)
 COLOUR_NAMES = tuple(COLOURS)
+# What things, colours and texts are called, word by word.
+NAMES = tuple(
+    dict.fromkeys(
+        word
+        for phrase in (*WORDS, *COLOURS, *(name for kind in KINDS for name in (kind.name, kind.plural)), *SYNONYMS.values())
+        for word in phrase.split()
+    )
+)
 
 
 def region(x: float, y: float) -> str:
