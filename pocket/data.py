@@ -241,7 +241,9 @@ def looks_of(
             continue
         for end in range(len(ids)):
             # A name within a longer one is not meant.
-            kind = next((k for n in range(longest, 0, -1) if (k := names.get(tuple(ids[max(0, end + 1 - n) : end + 1])))), 0)
+            kind = next(
+                (k for n in range(longest, 0, -1) if (k := names.get(tuple(ids[max(0, end + 1 - n) : end + 1])))), 0
+            )
             if kind and (kinds[row] == kind).any():
                 found.append((row, end, 0, kinds[row] == kind))
         for (_, start, _), turn in zip(spans[row], sample.turns):

@@ -59,9 +59,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: list | None, watch: list[Tensor] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: list | None, watch: list[Tensor] | None) -> Tensor:
         batch, length, width = x.shape
         q, k, v = (
             project(x).view(batch, length, self.heads, -1).transpose(1, 2)
@@ -95,9 +93,7 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(sizes.hidden_size, sizes.rms_norm_eps)
         self.post_attention_layernorm = RmsNorm(sizes.hidden_size, sizes.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: list | None, watch: list[Tensor] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: list | None, watch: list[Tensor] | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, watch)
         return x + self.mlp(self.post_attention_layernorm(x))
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Batch, splice
-from ..tokenizer import IMAGE
 from ..models.mgm import Mgm
+from ..tokenizer import IMAGE
 
 STOPPED = 75  # exit status of a stage that was asked to stop
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -117,7 +117,10 @@ def what(talk: Talk) -> Turn | None:
     if len(talk.things) == 1 and talk.rng.random() < 0.5:
         talk.last = thing = talk.things[0]
         return Turn(
-            "what", talk.one_of("What is it?", "What is this?", "What thing is shown?"), article(thing.kind.name), (thing,)
+            "what",
+            talk.one_of("What is it?", "What is this?", "What thing is shown?"),
+            article(thing.kind.name),
+            (thing,),
         )
     thing = talk.pick(lambda t: where(t.x, t.y) is not None)
     if thing is None:
@@ -227,7 +230,9 @@ def exists(talk: Talk) -> Turn | None:
             if talk.rng.random() < 0.6 or not thing.painted
             else article(thing.phrase)
         )
-        return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes", talk.called(thing.kind.name))
+        return Turn(
+            "exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes", talk.called(thing.kind.name)
+        )
     name = talk.absent()
     phrase = article(name)
     thing = talk.pick(lambda t: t.painted)
@@ -255,7 +260,9 @@ def reading(talk: Talk, label: Label) -> Turn:
             question = talk.one_of("Which number is written there?", "What number do you see?", "Read the number.")
         return Turn(kind, question, label.text, (label,))
     phrase = _place_phrase(label.region)
-    return Turn(kind, talk.one_of(f"What does the text {phrase} say?", f"Read the text {phrase}."), label.text, (label,))
+    return Turn(
+        kind, talk.one_of(f"What does the text {phrase} say?", f"Read the text {phrase}."), label.text, (label,)
+    )
 
 
 def read(talk: Talk) -> Turn | None:
@@ -311,7 +318,10 @@ def follow(talk: Talk) -> Turn | None:
     draw = talk.rng.random()
     if draw < 0.4 and thing.colour:
         return Turn(
-            "follow", talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"), thing.colour, (thing,)
+            "follow",
+            talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"),
+            thing.colour,
+            (thing,),
         )
     if draw < 0.8:
         if where(thing.x, thing.y) is None:

@@ -103,7 +103,12 @@ COLOUR_NAMES = tuple(COLOURS)
 NAMES = tuple(
     dict.fromkeys(
         word
-        for phrase in (*WORDS, *COLOURS, *(name for kind in KINDS for name in (kind.name, kind.plural)), *SYNONYMS.values())
+        for phrase in (
+            *WORDS,
+            *COLOURS,
+            *(name for kind in KINDS for name in (kind.name, kind.plural)),
+            *SYNONYMS.values(),
+        )
         for word in phrase.split()
     )
 )
