@@ -72,7 +72,7 @@ impl Form {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
-        let subgroup = [2, 4, 8, 16].map(Self::Subgroup);
+        let subgroup = [2, 4, 8, 16, 32].map(Self::Subgroup);
         let subgroup4 = [4, 8].map(Self::Subgroup4);
         let tiled = [false, true].map(|half| Self::Tiled { half });
         let blocks = MatvecBlocks::all().map(Self::MatvecBlocks);
@@ -90,7 +90,9 @@ impl Form {
         let rows = m.next_power_of_two() as u32;
         match m {
             1 if gpu.software_subgroups() == Some(8) => Self::MatvecSubgroup,
-            _ if gpu.software_subgroups() == Some(8) => Self::Subgroup(rows.min(16)),
+            _ if gpu.software_subgroups() == Some(8) => {
+                Self::Subgroup(rows.min(if precision.bits().is_some() { 16 } else { 32 }))
+            }
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
             _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
             0..=MATVEC_ROWS if precision.bits().is_some() => Self::MatvecBlocks(MatvecBlocks::likely(n, k)),
