@@ -1,6 +1,5 @@
 // What happens to a matrix product's sum before it is stored:
 //     v = sum (+ bias);  v = activation(v), or activation(gate) * up;  v = gamma * v;  v += residual;  y = v or y += v.
-// Which of these apply is the same for a whole dispatch, so that a pipeline serves them all.
 struct Params {
     m: u32,             // rows of the input
     n: u32,             // rows of this piece of the weight
@@ -11,8 +10,6 @@ struct Params {
     output_start: u32,  // where output row 0 starts
     route_base: u32,    // this expert's place in `routes`
     route_divisor: u32,
-    flags: u32,         // HAS_BIAS and so on
-    activation: u32,
     eps: f32,           // of the norm before the product
     // Of a convolution (input_convolution.wgsl, rows_map.wgsl):
     height: u32,        // of the map
@@ -31,32 +28,29 @@ struct Params {
     bias_stride: u32,   // length of a picture's own bias; 0: all have the same
 }
 
-const HAS_BIAS: u32 = 1u;
-const HAS_GAMMA: u32 = 2u;
-const GATED: u32 = 4u;       // weight rows alternate gate, up
-const ACCUMULATE: u32 = 8u;
-const UNIT_OFFSET: u32 = 16u; // the norm's stored gain is one less than the gain
-const HAS_RESIDUAL: u32 = 32u;
+// A CPU that plays a GPU does what is under every branch and forgets it, so these are constants.
+override HAS_BIAS: bool = false;
+override HAS_GAMMA: bool = false;
+override GATED: bool = false; // weight rows alternate gate, up
+override ACCUMULATE: bool = false;
+override HAS_RESIDUAL: bool = false;
+override ACTIVATION: u32 = 0;
 
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> gamma: array<f32>;
 @group(0) @binding(7) var<storage, read_write> output: array<f32>;
 @group(0) @binding(8) var<uniform> params: Params;
 
-fn has(flag: u32) -> bool {
-    return (params.flags & flag) != 0u;
-}
-
 fn store(row: u32, column: u32, value: f32) {
     var v = value;
-    if has(HAS_GAMMA) {
+    if HAS_GAMMA {
         v *= gamma[column];
     }
     let at = params.output_start + row * params.output_stride + column;
-    if has(HAS_RESIDUAL) {
+    if HAS_RESIDUAL {
         v += residual_at(at);
     }
-    if has(ACCUMULATE) {
+    if ACCUMULATE {
         v += output[at];
     }
     output[at] = v;
@@ -67,23 +61,23 @@ fn finish4(m: u32, n: u32, sums: vec4<f32>) {
     let row = output_row(m);
     let column = params.first + n;
     var v = sums;
-    if has(HAS_BIAS) {
+    if HAS_BIAS {
         let start = bias_start(m) + params.first;
         let i = min(vec4(n) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
         v += vec4(bias[start + i.x], bias[start + i.y], bias[start + i.z], bias[start + i.w]);
     }
-    if has(GATED) {
+    if GATED {
         if n + 1u < params.n {
-            store(row, column >> 1u, activate(v.x, params.activation) * v.y);
+            store(row, column >> 1u, activate(v.x, ACTIVATION) * v.y);
         }
         if n + 3u < params.n {
-            store(row, (column >> 1u) + 1u, activate(v.z, params.activation) * v.w);
+            store(row, (column >> 1u) + 1u, activate(v.z, ACTIVATION) * v.w);
         }
         return;
     }
     for (var i = 0u; i < 4u; i++) {
         if n + i < params.n {
-            store(row, column + i, activate(v[i], params.activation));
+            store(row, column + i, activate(v[i], ACTIVATION));
         }
     }
 }

@@ -2,9 +2,10 @@
 //     (s x g) W^T = s ((x g) W^T),
 // so that the sum of squares can be taken along with the product.
 override NORM: u32 = 0;
+override UNIT_OFFSET: u32 = 0; // the stored gain is one less than the gain
 
 fn normed_gain(k4: u32) -> vec4<f32> {
-    return gain4(k4, params.k) + vec4(select(0.0, 1.0, has(UNIT_OFFSET)));
+    return gain4(k4, params.k) + vec4(f32(UNIT_OFFSET));
 }
 
 fn normed_scale(squares: f32) -> f32 {

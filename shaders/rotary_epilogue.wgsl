@@ -14,8 +14,6 @@ struct Params {
     output_start: u32,
     route_base: u32,
     route_divisor: u32,
-    flags: u32,
-    activation: u32,
     eps: f32,           // of the norm before the product
     head_dim: u32,
     query_width: u32,   // heads d
@@ -23,15 +21,9 @@ struct Params {
     first_time: u32,
 }
 
-const UNIT_OFFSET: u32 = 16u; // the norm's stored gain is one less than the gain
-
 @group(0) @binding(3) var<storage, read> turns: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> output: array<vec4<f32>>;
 @group(0) @binding(8) var<uniform> params: Params;
-
-fn has(flag: u32) -> bool {
-    return (params.flags & flag) != 0u;
-}
 
 // Sums of four neighbouring weight rows, the first a multiple of 4: of one head, since all rows are a multiple of 4.
 fn finish4(m: u32, n: u32, sums: vec4<f32>) {

@@ -33,8 +33,8 @@ pub(crate) enum Form {
     Subgroup4(u32),
     /// For software adapters with subgroups of eight: one row.
     MatvecSubgroup,
-    /// For the same: this many rows at a time, two or more, handed around in the subgroup.
-    Subgroup(u32),
+    /// For the same: this many rows at a time, two or more, handed around in the subgroup, and one or two blocks of columns.
+    Subgroup { rows: u32, blocks: u32 },
 }
 
 /// The sizes of [`Form::MatvecBlocks`].
@@ -72,7 +72,8 @@ impl Form {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
-        let subgroup = [2, 4, 8, 16, 32].map(Self::Subgroup);
+        let sizes = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
+        let subgroup = sizes.map(|(rows, blocks)| Self::Subgroup { rows, blocks });
         let subgroup4 = [4, 8].map(Self::Subgroup4);
         let tiled = [false, true].map(|half| Self::Tiled { half });
         let blocks = MatvecBlocks::all().map(Self::MatvecBlocks);
@@ -91,7 +92,9 @@ impl Form {
         match m {
             1 if gpu.software_subgroups() == Some(8) => Self::MatvecSubgroup,
             _ if gpu.software_subgroups() == Some(8) => {
-                Self::Subgroup(rows.min(if precision.bits().is_some() { 16 } else { 32 }))
+                // What is loaded from x serves both blocks, what is loaded from W all rows: quantised weights are few bytes.
+                let (most, blocks) = if precision.bits().is_some() { (16, 2) } else { (32, 1) };
+                Self::Subgroup { rows: rows.min(most), blocks: if rows < 8 { 1 } else { blocks } }
             }
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
             _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
@@ -119,7 +122,7 @@ impl Form {
         let rows = match self {
             Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup => 1,
             Self::Tiled { .. } => TILE,
-            Self::Uniform(rows) | Self::Subgroup4(rows) | Self::Subgroup(rows) => rows as usize,
+            Self::Uniform(rows) | Self::Subgroup4(rows) | Self::Subgroup { rows, .. } => rows as usize,
         };
         rows * 65535
     }
@@ -136,14 +139,14 @@ impl Form {
             Self::Uniform(rows) => gpu.software_kernels() && (rows == 1) == few && (few || rows >= 8),
             Self::Subgroup4(rows) => gpu.software_subgroups() == Some(4) && !few && rows >= 4,
             Self::MatvecSubgroup => gpu.software_subgroups() == Some(8) && shape.m == 1,
-            Self::Subgroup(rows) => gpu.software_subgroups() == Some(8) && !few && rows >= 8,
+            Self::Subgroup { rows, .. } => gpu.software_subgroups() == Some(8) && !few && rows >= 8,
         };
         Self::all().filter(possible).collect()
     }
 
     /// Whether it can take a norm before the product along.
     pub(crate) fn fuses_norm(self) -> bool {
-        matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Subgroup(_))
+        matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Subgroup { .. })
     }
 
     /// Whether it can read weights of this precision.
@@ -167,7 +170,7 @@ impl Form {
                 folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize))
             }
             Self::MatvecSubgroup => folded(n.div_ceil(64), m),
-            Self::Subgroup(rows) => folded(n.div_ceil(32), m.div_ceil(rows as usize)),
+            Self::Subgroup { rows, blocks } => folded(n.div_ceil(32 * blocks as usize), m.div_ceil(rows as usize)),
         }
     }
 }
@@ -258,8 +261,6 @@ pub(super) struct Params {
     output_start: u32,
     route_base: u32,
     route_divisor: u32,
-    flags: u32,
-    activation: u32,
     eps: f32,
 }
 
@@ -300,20 +301,11 @@ impl Params {
             weight_stride: piece.precision.row_fours(k) as u32,
             first: piece.first as u32,
             route_divisor: 1,
-            flags: if norm.is_some_and(|norm| norm.unit_offset) { UNIT_OFFSET } else { 0 },
             eps: norm.map_or(0.0, |norm| norm.eps),
             ..Self::default()
         }
     }
 }
-
-/// Bits of `flags` in linear_epilogue.wgsl.
-const HAS_BIAS: u32 = 1;
-const HAS_GAMMA: u32 = 2;
-const GATED: u32 = 4;
-const ACCUMULATE: u32 = 8;
-const UNIT_OFFSET: u32 = 16;
-const HAS_RESIDUAL: u32 = 32;
 
 /// The reader of a matrix's weights by fours of a row, with the constants that it needs.
 pub(crate) fn weight_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
@@ -373,6 +365,30 @@ pub(crate) enum Ending {
     Turned { half: bool },
 }
 
+/// What of the epilogue there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Applied {
+    pub bias: bool,
+    pub gamma: bool,
+    pub gated: bool,
+    pub accumulate: bool,
+    pub residual: bool,
+    pub activation: Activation,
+}
+
+impl Applied {
+    fn constants(self) -> [(&'static str, u32); 6] {
+        [
+            ("HAS_BIAS", self.bias.into()),
+            ("HAS_GAMMA", self.gamma.into()),
+            ("GATED", self.gated.into()),
+            ("ACCUMULATE", self.accumulate.into()),
+            ("HAS_RESIDUAL", self.residual.into()),
+            ("ACTIVATION", self.activation.code()),
+        ]
+    }
+}
+
 /// What decides a specialisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
@@ -382,6 +398,9 @@ pub(crate) struct Variant {
     pub ending: Ending,
     /// With a norm before the product.
     pub norm: bool,
+    /// That norm's gain is stored less one.
+    pub unit_offset: bool,
+    pub applied: Applied,
 }
 
 impl Specialise for Variant {
@@ -407,14 +426,17 @@ impl Specialise for Variant {
             Input::Map => wgsl!("input_convolution.wgsl"),
         });
         let mut constants = Vec::new();
+        if !matches!(self.ending, Ending::Turned { .. }) {
+            constants.extend(self.applied.constants());
+        }
         let (reader, mut sizes) = match self.form {
-            Form::Subgroup(_) | Form::MatvecSubgroup | Form::MatvecBlocks(_) => block_reader(self.precision),
+            Form::Subgroup { .. } | Form::MatvecSubgroup | Form::MatvecBlocks(_) => block_reader(self.precision),
             _ => weight_reader(self.precision),
         };
         sources.push(reader);
         if self.form.fuses_norm() {
             sources.push(wgsl!("linear_norm.wgsl"));
-            constants.push(("NORM", u32::from(self.norm)));
+            constants.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
         }
         let name = match self.form {
             Form::Matvec => {
@@ -447,9 +469,9 @@ impl Specialise for Variant {
                 sources.push(wgsl!("matvec_subgroup.wgsl"));
                 "matvec_subgroup"
             }
-            Form::Subgroup(rows) => {
+            Form::Subgroup { rows, blocks } => {
                 sources.push(wgsl!("matmul_subgroup.wgsl"));
-                sizes.push(("ROWS", rows));
+                sizes.extend([("ROWS", rows), ("BLOCKS", blocks)]);
                 "matmul_subgroup"
             }
         };
@@ -579,25 +601,12 @@ impl Product<'_> {
         Ok(routes.map_or(x.rows(), |routes| routes.capacity))
     }
 
-    fn flags(&self) -> u32 {
-        [
-            (self.epilogue.bias.is_some(), HAS_BIAS),
-            (self.epilogue.gamma.is_some(), HAS_GAMMA),
-            (self.epilogue.gated, GATED),
-            (self.accumulate, ACCUMULATE),
-            (self.norm.is_some_and(|norm| norm.unit_offset), UNIT_OFFSET),
-        ]
-        .into_iter()
-        .filter_map(|(set, flag)| set.then_some(flag))
-        .sum()
-    }
-
     fn record(self, recorder: &mut Recorder) -> Result<()> {
         let m = self.check()?;
         if m == 0 {
             return Ok(());
         }
-        let Self { x, weight, epilogue, y, row, routes, norm, .. } = self;
+        let Self { x, weight, epilogue, y, row, routes, norm, accumulate } = self;
         let (k, outputs) = (x.columns(), epilogue.outputs(weight));
         let any = x.binding();
         for piece in weight.pieces() {
@@ -610,6 +619,15 @@ impl Product<'_> {
                 input: Input::of_rows(k),
                 ending: if routes.is_some() { Ending::Routed } else { Ending::Plain },
                 norm: norm.is_some(),
+                unit_offset: norm.is_some_and(|norm| norm.unit_offset),
+                applied: Applied {
+                    bias: epilogue.bias.is_some(),
+                    gamma: epilogue.gamma.is_some(),
+                    gated: epilogue.gated,
+                    accumulate,
+                    residual: false,
+                    activation: epilogue.activation,
+                },
             };
             let bindings = [
                 x.binding(),
@@ -626,8 +644,6 @@ impl Product<'_> {
                 output_start: (row * outputs) as u32,
                 route_base: routes.map_or(0, |routes| routes.base) as u32,
                 route_divisor: routes.map_or(1, |routes| routes.divisor) as u32,
-                flags: self.flags(),
-                activation: epilogue.activation.code(),
                 ..Params::of_piece(piece, m, k, norm)
             };
             let cost = Cost {
@@ -645,13 +661,20 @@ impl MapProduct<'_> {
         let Self { x, weight, bias, activation, residual, y, map } = self;
         let (m, n, k) = (y.rows(), weight.rows(), weight.columns());
         let any = x.binding();
-        let flags = if bias.is_some() { HAS_BIAS } else { 0 } | if residual.is_some() { HAS_RESIDUAL } else { 0 };
+        let applied = Applied { bias: bias.is_some(), residual: residual.is_some(), activation, ..Applied::default() };
         for piece in weight.pieces() {
             let shape = Shape::of(piece, m, k);
             recorder.note_product(shape);
             let form = Form::choose_for_map(recorder.gpu(), shape);
-            let variant =
-                Variant { form, precision: piece.precision, input: Input::Map, ending: Ending::Plain, norm: false };
+            let variant = Variant {
+                form,
+                precision: piece.precision,
+                input: Input::Map,
+                ending: Ending::Plain,
+                norm: false,
+                unit_offset: false,
+                applied,
+            };
             let bindings = [
                 any,
                 piece.data.binding(),
@@ -665,12 +688,7 @@ impl MapProduct<'_> {
             for first_row in (0..m).step_by(form.max_rows()) {
                 let rows = form.max_rows().min(m - first_row);
                 let params = AllMapParams {
-                    product: Params {
-                        output_stride: n as u32,
-                        flags,
-                        activation: activation.code(),
-                        ..Params::of_piece(piece, rows, k, None)
-                    },
+                    product: Params { output_stride: n as u32, ..Params::of_piece(piece, rows, k, None) },
                     map: MapParams { first_row: first_row as u32, ..map },
                 };
                 let read = x.len() / m * rows;

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::attention::{Attention, KvCache};
-use super::linear::{self, Ending, Form, Input, Variant};
+use super::linear::{self, Applied, Ending, Form, Input, Variant};
 use super::tuning::Shape;
 use super::{Norm, norm};
 use crate::gpu::{Binding, Cost, Gpu, Recorder};
@@ -139,6 +139,8 @@ impl Turns<'_> {
                 input: Input::of_rows(k),
                 ending: Ending::Turned { half: cache.is_half() },
                 norm: norm.is_some(),
+                unit_offset: norm.is_some_and(|norm| norm.unit_offset),
+                applied: Applied::default(),
             };
             let bindings: [Binding<'_>; 8] = [
                 any,

@@ -1,6 +1,6 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
-use super::linear::{Ending, Form, Input, Variant};
+use super::linear::{Activation, Applied, Ending, Form, Input, Variant};
 use super::{attention, convolution, denoise, gather, group_norm, mining, norm, roofline, routing, sampling, softmax};
 use crate::gpu::{Kernel, Specialise};
 use crate::tensor::{Precision, fill_kernel};
@@ -47,6 +47,15 @@ pub fn specialisations() -> Vec<Kernel> {
 
 fn linear_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
+    // All of the epilogue: less of it leaves code out and adds none.
+    let applied = Applied {
+        bias: true,
+        gamma: true,
+        gated: true,
+        accumulate: true,
+        residual: true,
+        activation: Activation::GeluErf,
+    };
     for form in Form::all() {
         for precision in Precision::ALL.into_iter().filter(|precision| form.takes(*precision)) {
             for ending in [Ending::Plain, Ending::Routed, Ending::Turned { half: false }, Ending::Turned { half: true }]
@@ -54,14 +63,16 @@ fn linear_kernels() -> Vec<Kernel> {
                 for (input, norm) in [Input::Scalar, Input::Vec4].into_iter().flat_map(|a| BOTH.map(|b| (a, b))) {
                     // No expert has a norm of its own.
                     if !norm || (ending != Ending::Routed && form.fuses_norm()) {
-                        kernels.push(Variant { form, precision, input, ending, norm }.kernel());
+                        let variant = Variant { form, precision, input, ending, norm, unit_offset: norm, applied };
+                        kernels.push(variant.kernel());
                     }
                 }
             }
             // Convolutions go through no form that takes rows one by one.
             if form.takes_many() {
-                kernels
-                    .push(Variant { form, precision, input: Input::Map, ending: Ending::Plain, norm: false }.kernel());
+                let (input, ending) = (Input::Map, Ending::Plain);
+                let variant = Variant { form, precision, input, ending, norm: false, unit_offset: false, applied };
+                kernels.push(variant.kernel());
             }
         }
     }
