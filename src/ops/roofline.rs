@@ -11,18 +11,21 @@ const READ_STEPS: usize = 64;
 const FMA_STEPS: usize = 2 * 4 * 16 * 256;
 
 pub(crate) fn kernels() -> [Kernel; 2] {
-    [
-        simple("roofline_read", wgsl!("roofline_read.wgsl"), &[Access::Read, Access::Write]),
-        simple("roofline_fma", wgsl!("roofline_fma.wgsl"), &[Access::Write]),
-    ]
+    [read_kernel(64), simple("roofline_fma", wgsl!("roofline_fma.wgsl"), &[Access::Write])]
+}
+
+fn read_kernel(workgroup: usize) -> Kernel {
+    let kernel = simple("roofline_read", wgsl!("roofline_read.wgsl"), &[Access::Read, Access::Write]);
+    Kernel { constants: vec![("WORKGROUP", workgroup as u32)], ..kernel }
 }
 
 /// Reads `source`, but for a last part of less than 64 KiB.
 pub fn read_all(recorder: &mut Recorder, source: &Tensor) -> Result<Tensor> {
-    let groups = source.len() / 4 / (64 * READ_STEPS);
-    let fours = groups * 64 * READ_STEPS;
-    let y = Tensor::temporary(recorder.gpu(), &[groups * 64], "sums")?;
-    let [kernel, _] = kernels();
+    let workgroup = recorder.gpu().software_subgroups().map_or(64, |lanes| lanes as usize);
+    let groups = source.len() / 4 / (workgroup * READ_STEPS);
+    let fours = groups * workgroup * READ_STEPS;
+    let y = Tensor::temporary(recorder.gpu(), &[groups * workgroup], "sums")?;
+    let kernel = read_kernel(workgroup);
     let cost = Cost { bytes: (fours * 16) as f64, flops: 0.0 };
     recorder.dispatch(&kernel, &[source.binding(), y.binding()], &[0u32; 4], grid_1d(groups), cost)?;
     Ok(y)
