@@ -1,6 +1,6 @@
 // Block reader: f16 (see weights_f16.wgsl), 32 columns of four neighbouring rows. Rows and columns past the end repeat the
 // last ones: what they are multiplied with is zero, or what becomes of them is not stored.
-@group(0) @binding(1) var<storage, read> weights: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 
 // What is loaded at a time, and how many columns are in it.
 alias Word = vec4<u32>;
@@ -16,16 +16,18 @@ fn block_offset(b: u32) -> vec4<f32> {
 }
 
 // Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
-// the row length in fours.
+// the row length in fours, an even number.
 fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
-    for (var i = 0u; i < 8u; i++) {
-        let k4 = min(8u * group + i, stride - 1u);
-        let w0 = weights[min(4u * row4, n - 1u) * stride + k4];
-        let w1 = weights[min(4u * row4 + 1u, n - 1u) * stride + k4];
-        let w2 = weights[min(4u * row4 + 2u, n - 1u) * stride + k4];
-        let w3 = weights[min(4u * row4 + 3u, n - 1u) * stride + k4];
-        words[b][2u * i] = vec4(w0.x, w1.x, w2.x, w3.x);
-        words[b][2u * i + 1u] = vec4(w0.y, w1.y, w2.y, w3.y);
+    let eights = stride >> 1u;
+    for (var i = 0u; i < 4u; i++) {
+        let k8 = min(4u * group + i, eights - 1u);
+        let w0 = weights[min(4u * row4, n - 1u) * eights + k8];
+        let w1 = weights[min(4u * row4 + 1u, n - 1u) * eights + k8];
+        let w2 = weights[min(4u * row4 + 2u, n - 1u) * eights + k8];
+        let w3 = weights[min(4u * row4 + 3u, n - 1u) * eights + k8];
+        for (var pair = 0u; pair < 4u; pair++) {
+            words[b][4u * i + pair] = vec4(w0[pair], w1[pair], w2[pair], w3[pair]);
+        }
     }
 }
 

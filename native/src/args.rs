@@ -17,6 +17,7 @@ use mgm::weights::source::Folder;
 use mgm_native::files::{DiskFile, DiskFolder, io_error};
 
 use crate::eval::Format;
+use crate::shipped;
 
 /// Mini-Gemini vision-language models on any GPU.
 #[derive(Debug, Parser)]
@@ -91,6 +92,7 @@ impl TimedDeviceArgs {
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
     /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer) or of a bundle, or a GGUF file of a language model
+    /// [default: pocket, where it came with this program]
     pub checkpoint: Option<PathBuf>,
     /// Folder of the low-resolution tower (CLIP ViT) [default: beside or inside the checkpoint]
     #[arg(long, value_name = "DIR")]
@@ -104,10 +106,15 @@ pub struct CheckpointArgs {
 }
 
 impl CheckpointArgs {
+    /// Takes the model that came with the program, if there is one and none is named.
+    pub fn or_shipped(&mut self) {
+        self.checkpoint = self.checkpoint.take().or_else(|| shipped::find(shipped::ANSWERS));
+    }
+
     pub async fn open(&self) -> mgm::Result<ModelFiles> {
         let Some(checkpoint) = &self.checkpoint else {
             return Err(mgm::Error::InvalidArgument(
-                "name the folder of a checkpoint, such as MGM-2B: no trained model ships with mgm yet".to_owned(),
+                "name the folder of a checkpoint, such as MGM-2B: no model came with this program".to_owned(),
             ));
         };
         if checkpoint.is_file() {
@@ -196,6 +203,16 @@ pub struct ChatArgs {
     pub drawing: DrawingArgs,
 }
 
+impl ChatArgs {
+    /// Takes the models that came with the program, if there are any and none is named.
+    pub fn or_shipped(&mut self) {
+        if self.checkpoint.checkpoint.is_none() {
+            self.checkpoint.or_shipped();
+            self.drawing.generate = self.drawing.generate.take().or_else(|| shipped::find(shipped::PAINTS));
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_long_help = EVAL_HELP)]
 pub struct EvalArgs {
@@ -266,14 +283,15 @@ Confidence intervals are Wilson's. Ctrl-C stops; the same command with the same 
 #[derive(Debug, Args)]
 pub struct DrawingArgs {
     /// Stable Diffusion XL model (folder or single file) that paints what an answer describes between <h> and </h>
+    /// [default: the one that came with this program, where the model that answers did too]
     #[arg(long, value_name = "MODEL")]
     pub generate: Option<PathBuf>,
     /// Ask for a picture with every --prompt [default: with those that contain the word "generate"]
-    #[arg(long = "gen", requires = "generate")]
+    #[arg(long = "gen")]
     pub always: bool,
-    /// PNG file for the picture; further ones are numbered
-    #[arg(long, value_name = "FILE", default_value = "picture.png", requires = "generate")]
-    pub out: PathBuf,
+    /// PNG file for the picture; further ones are numbered [default: picture.png]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
     /// How the painting model's weights are stored: f32, f16, q8 [default: as in the file]
     #[arg(long, value_name = "PRECISION", requires = "generate")]
     pub generate_precision: Option<Precision>,
@@ -288,14 +306,25 @@ pub struct DrawingArgs {
 }
 
 impl DrawingArgs {
-    /// The painting model, if there is to be one.
-    pub fn model(&self) -> Option<ModelArgs> {
-        Some(ModelArgs {
-            model: self.generate.clone()?,
+    /// The painting model and the first file, if there is to be one.
+    ///
+    /// # Errors
+    /// [`mgm::Error::InvalidArgument`] if pictures are asked for and nothing can paint them.
+    pub fn model(&self) -> mgm::Result<Option<(ModelArgs, PathBuf)>> {
+        let Some(model) = self.generate.clone() else {
+            if self.always || self.out.is_some() {
+                let reason = "there is nothing to paint with: --generate names a Stable Diffusion XL model";
+                return Err(mgm::Error::InvalidArgument(reason.to_owned()));
+            }
+            return Ok(None);
+        };
+        let arguments = ModelArgs {
+            model,
             tokenizer: self.tokenizer.clone(),
             lora: self.lora.clone(),
             precision: self.generate_precision,
-        })
+        };
+        Ok(Some((arguments, self.out.clone().unwrap_or_else(|| "picture.png".into()))))
     }
 }
 

@@ -30,10 +30,10 @@ use crate::{Failure, kept, load, progress};
 pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
     // Images first: a wrong file name should not cost a load.
     let images = arguments.image.iter().map(|path| read_image(path)).collect::<mgm::Result<Vec<_>>>()?;
-    let drawing = match arguments.drawing.model() {
-        Some(model) => {
-            outputs(&arguments.drawing.out, 1)?;
-            Some((model.open().await?, model))
+    let drawing = match arguments.drawing.model()? {
+        Some((model, out)) => {
+            outputs(&out, 1)?;
+            Some((model.open().await?, model, out))
         }
         None => None,
     };
@@ -67,9 +67,9 @@ pub async fn run(arguments: ChatArgs) -> Result<(), Failure> {
 
     let seed = arguments.seed.unwrap_or_else(random_seed);
     let drawing = match drawing {
-        Some((checkpoint, model)) => Some(Drawing {
+        Some((checkpoint, model, out)) => Some(Drawing {
             painter: Painter::new(&gpu, checkpoint, &model, &arguments.drawing.picture, stop.clone())?,
-            out: arguments.drawing.out.clone(),
+            out,
             // Shorter, since it is told and may be given to other programs.
             seed: arguments.seed.unwrap_or(seed >> 32),
             pictures: 0,

@@ -23,6 +23,7 @@ mod pack;
 mod picture;
 mod progress;
 mod pull;
+mod shipped;
 mod tune;
 
 use std::io::Write;
@@ -86,15 +87,27 @@ fn main() -> ExitCode {
 
 async fn run(options: Options) -> Result<(), Failure> {
     match options.command {
-        Command::Chat(arguments) => chat::run(arguments).await,
-        Command::Eval(arguments) => eval::run(arguments).await,
+        Command::Chat(mut arguments) => {
+            arguments.or_shipped();
+            chat::run(arguments).await
+        }
+        Command::Eval(mut arguments) => {
+            arguments.checkpoint.or_shipped();
+            eval::run(arguments).await
+        }
         Command::Generate(arguments) => generate::run(arguments).await,
         Command::Info => info::run().await,
         Command::Doctor(arguments) => doctor::run(arguments).await,
-        Command::Inspect(arguments) => inspect::run(arguments).await,
+        Command::Inspect(mut arguments) => {
+            arguments.or_shipped();
+            inspect::run(arguments).await
+        }
         Command::Pack(arguments) => pack::run(arguments).await,
         Command::Pull(arguments) => pull::run(arguments),
         Command::Bench(arguments) => bench::run(arguments).await,
-        Command::Tune(arguments) => tune::run(arguments).await,
+        Command::Tune(mut arguments) => {
+            arguments.checkpoint.or_shipped();
+            tune::run(arguments).await
+        }
     }
 }

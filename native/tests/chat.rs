@@ -127,3 +127,33 @@ fn doctor_finds_every_kernel_right() {
     let right: usize = kernels.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number");
     assert!(right > 30, "{said}");
 }
+
+#[test]
+fn without_a_checkpoint_the_shipped_model_answers() {
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let shipped = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        command.arg("chat").args(more).env("MGM_MODELS", folder.path()).stdin(Stdio::null());
+        command.args(["--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "4", "--json"]);
+        command
+    };
+    let none = shipped(&[]).output().expect("the binary runs");
+    assert_eq!(none.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("name the folder of a checkpoint"));
+
+    let checkpoint = goldens().join("gemma-2b").join(text(&expected("gemma-2b")["checkpoint"]));
+    let mut pack = Command::new(env!("CARGO_BIN_EXE_mgm"));
+    pack.arg("pack").arg(&checkpoint).args(["--precision", "f32", "--out"]).arg(folder.path().join("pocket"));
+    run(pack);
+    let ids = |command| -> Value {
+        let report: Value = serde_json::from_str(&run(command)).expect("one JSON object");
+        report["turns"][0]["token_ids"].clone()
+    };
+    let named = checkpoint.to_str().expect("UTF-8");
+    assert_eq!(ids(shipped(&[])), ids(shipped(&[named, "--precision", "f32"])));
+
+    // There is nothing to paint with.
+    let undrawn = shipped(&["--gen"]).output().expect("the binary runs");
+    assert_eq!(undrawn.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&undrawn.stderr).contains("nothing to paint with"));
+}

@@ -87,9 +87,13 @@ impl Precision {
         }
     }
 
-    /// Elements to which a row is padded.
+    /// Elements to which a row is padded: whole groups, or whole loads of 16 bytes.
     pub fn row_multiple(self) -> usize {
-        if self.bits().is_some() { GROUP } else { 4 }
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 8,
+            _ => GROUP,
+        }
     }
 
     /// Rows that `rows` rows take up: whole blocks, where there are blocks.
