@@ -17,7 +17,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
+.PHONY: help setup browser browser-packages run test smollm2 lint cross swiftshader bench bench-burn web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build, and ask a tiny model about a photograph'
@@ -29,6 +29,7 @@ help:
 	@echo 'make web          build the package and the demo page for browsers, and serve the page (needs Node.js)'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
 	@echo 'make bench        time the kernels, and race llama.cpp (needs Node.js)'
+	@echo 'make bench-burn   the same kernels of burn, for comparison'
 
 # Installs the packages of a list that are missing.
 define install
@@ -96,6 +97,10 @@ bench: setup $(SMOLLM2)
 		npm install --silent --no-fund --no-audit --prefix benches/peers && \
 		node benches/peers/race.mjs $(abspath $(MGM)) $(abspath $(SMOLLM2)) > $(dir $(SMOLLM2))race.json; \
 	else echo 'npm is missing: no race against llama.cpp'; fi
+
+# Kernels of another framework on wgpu; it takes long to build.
+bench-burn: setup
+	CARGO_TARGET_DIR=target/burn cargo run --release --manifest-path benches/burn/Cargo.toml
 
 web-tools: setup
 	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or later (https://nodejs.org)'; exit 1; }
