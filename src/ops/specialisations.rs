@@ -63,8 +63,10 @@ fn linear_kernels() -> Vec<Kernel> {
                 for (input, norm) in [Input::Scalar, Input::Vec4].into_iter().flat_map(|a| BOTH.map(|b| (a, b))) {
                     // No expert has a norm of its own.
                     if !norm || (ending != Ending::Routed && form.fuses_norm()) {
-                        let variant = Variant { form, precision, input, ending, norm, unit_offset: norm, applied };
-                        kernels.push(variant.kernel());
+                        for unit_offset in BOTH.into_iter().filter(|unit_offset| norm || !unit_offset) {
+                            let variant = Variant { form, precision, input, ending, norm, unit_offset, applied };
+                            kernels.push(variant.kernel());
+                        }
                     }
                 }
             }

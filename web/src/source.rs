@@ -67,6 +67,7 @@ impl ByteSource for BlobSource {
         Box::pin(async move {
             let fail = |reason: String| Error::Io { file: self.name.clone(), reason };
             let thrown = |error: JsValue| fail(format!("reading {offset}: {}", describe(&error)));
+            let wanted = buffer.len();
             let mut at = offset;
             let mut left = buffer;
             while !left.is_empty() {
@@ -85,7 +86,7 @@ impl ByteSource for BlobSource {
                 let bytes = Uint8Array::new(&bytes);
                 let count = (bytes.length().saturating_sub(skipped) as usize).min(left.len());
                 if count == 0 {
-                    return Err(fail(format!("{} of the bytes at {offset} are missing", left.len())));
+                    return Err(fail(format!("only {} of {wanted} bytes at {offset}", wanted - left.len())));
                 }
                 let (part, rest) = left.split_at_mut(count);
                 bytes.subarray(skipped, skipped + count as u32).copy_to(part);

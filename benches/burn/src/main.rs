@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (m, n, k) in [(128, 1024, 1024), (512, 4096, 1024)] {
         bench.linear(m, n, k)?;
     }
-    for (channels, side) in [(320, 64), (1280, 16)] {
+    for (channels, side) in [(320, 32), (1280, 8)] {
         bench.convolution(channels, side)?;
     }
     println!("{}", json!({ "peer": "burn, wgpu", "rows": bench.rows }));
