@@ -194,7 +194,7 @@ fn linear_with_every_epilogue() {
                 };
                 // All combinations of parts, and each activation with and without a gate.
                 if bits as usize % ACTIVATIONS.len() == number || bits == 8 || bits == 12 {
-                    some.push(case.clone());
+                    some.push(case);
                 }
                 cases.push(case);
             }
