@@ -27,6 +27,7 @@ HELD_OUT = 1 << 40
 # Processes that make samples beside the trainer: with two cores it is as fast without.
 WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
 NUMBER = len(WORDS) + 1
+PAD = 32  # ids of a batch are padded to a multiple of this
 
 # What a cell of the 8 x 8 grid holds: names of the fields and how many values each has (0 is "nothing").
 FIELDS = {
@@ -191,7 +192,8 @@ def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batc
         rows.append(ids)
         marks.append(answers)
         spans.append(found)
-    longest = max(map(len, rows)) if rows else 0
+    # A few lengths only: layers are compiled for each.
+    longest = -max(map(len, rows), default=0) // PAD * -PAD
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     answers = torch.zeros(len(rows), longest, dtype=torch.bool)
     for row, (these, mark) in enumerate(zip(rows, marks)):

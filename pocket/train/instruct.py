@@ -11,7 +11,7 @@ from ..models.mgm import Mgm
 from ..sizes import POCKET
 from ..tokenizer import Tokenizer
 from .align import held_out_accuracy, keep_mask, token_loss
-from .common import DEVICE, Muon, Run, fit, load_stage, read
+from .common import DEVICE, Muon, Run, compile_layers, fit, load_stage, read
 from .language import Told, tokenizer_folder
 
 STEPS, BATCH, SEED = 4000, 20, 4
@@ -40,6 +40,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     model.vision.projector.load_state_dict(aligned["projector"])
     model.vision.clip.vision_model.post_layernorm.requires_grad_(False)
     optimiser = Muon(model.named_parameters(), rate=0.004, adam_rate=6e-4, scale=rate_of)
+    compile_layers(*model.language.layers, *model.vision.clip.vision_model.encoder["layers"], model.vision.mining)
     generator = torch.Generator().manual_seed(SEED)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
