@@ -17,7 +17,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test smollm2 lint cross swiftshader bench bench-burn web web-tools web-build web-test web-bench
+.PHONY: help setup browser browser-packages run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build, and ask a tiny model about a photograph'
@@ -28,8 +28,7 @@ help:
 	@echo 'make swiftshader  the kernel, session and golden tests on a second software GPU (installs chromium)'
 	@echo 'make web          build the package and the demo page for browsers, and serve the page (needs Node.js)'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
-	@echo 'make bench        time the kernels, and race llama.cpp (needs Node.js)'
-	@echo 'make bench-burn   the same kernels of burn, for comparison'
+	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels: one table (needs Node.js)'
 
 # Installs the packages of a list that are missing.
 define install
@@ -90,17 +89,13 @@ cross:
 swiftshader: setup browser
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test ops --test session --test goldens
 
-bench: setup $(SMOLLM2)
+# One table of this project and its peers; burn takes minutes to build.
+bench: web-build browser $(SMOLLM2)
 	cargo build --release
-	$(MGM) bench --roofline
-	@if command -v npm >/dev/null; then \
-		npm install --silent --no-fund --no-audit --prefix benches/peers && \
-		node benches/peers/race.mjs $(abspath $(MGM)) $(abspath $(SMOLLM2)) > $(dir $(SMOLLM2))race.json; \
-	else echo 'npm is missing: no race against llama.cpp'; fi
-
-# Kernels of another framework on wgpu; it takes long to build.
-bench-burn: setup
-	CARGO_TARGET_DIR=target/burn cargo run --release --manifest-path benches/burn/Cargo.toml
+	CARGO_TARGET_DIR=$(abspath target/burn) cargo build --release --manifest-path benches/burn/Cargo.toml
+	npm install --silent --no-fund --no-audit --prefix benches/peers
+	cd web/benches && npm ci --silent --no-fund --no-audit
+	node benches/race.mjs $(abspath $(MGM)) $(abspath $(SMOLLM2)) $(abspath target/bench)
 
 web-tools: setup
 	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or later (https://nodejs.org)'; exit 1; }
@@ -123,4 +118,4 @@ web-test: web-build browser
 
 web-bench: web-build $(SMOLLM2)
 	cargo build --release
-	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs $(abspath $(SMOLLM2)) && node race.mjs
+	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs $(abspath $(SMOLLM2))

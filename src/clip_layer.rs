@@ -69,7 +69,7 @@ impl ClipLayer {
         let bias = |bias| Epilogue { bias: Some(bias), ..Default::default() };
         let normed = ops::norm(recorder, x, &self.norm_1)?;
         let qkv = ops::linear(recorder, &normed, &self.qkv, bias(&self.qkv_bias))?;
-        let attended = ops::attention(recorder, self.attention, &qkv, KeyValues::Packed(&qkv))?;
+        let attended = ops::attention(recorder, self.attention, &qkv, KeyValues::Packed)?;
         ops::linear_add(recorder, &attended, &self.out, bias(&self.out_bias), x, 0)?;
 
         let normed = ops::norm(recorder, x, &self.norm_2)?;

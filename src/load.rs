@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// f32 values of a matrix that are in host memory at a time: 4 MiB.
 const BLOCK_VALUES: usize = 1 << 20;
 /// Bytes that may wait in staging memory before the device must take them.
-const STAGED_BYTES: u64 = 32 << 20;
+const STAGED_BYTES: u64 = 16 << 20;
 
 /// Where tensors come from.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use web_time::Instant;
 
 use crate::Result;
-use crate::gpu::{Cost, Gpu, Recorder};
+use crate::gpu::{Gpu, Recorder};
 use crate::ops::{
     self, Attention, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache, MapEpilogue, MiningMap, Norm,
     Sampling2d, roofline,
@@ -21,89 +21,82 @@ const SUBMISSION: Duration = Duration::from_millis(50);
 /// What is read to find the bandwidth: more than caches hold, and less than a binding.
 const READ_WORDS: usize = 16 << 20;
 
-/// A kernel's time, and the least time that its work takes on this adapter.
+/// What an adapter can do at best.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
-    /// What was timed.
-    pub kernel: String,
-    /// Median, in milliseconds.
-    pub milliseconds: f64,
-    /// Rate of its arithmetic.
-    pub gflop_per_s: f64,
-    /// Rate of what it must read and write.
-    pub gigabytes_per_s: f64,
-    /// The longer of its bytes at the adapter's bandwidth and its operations at the adapter's rate, over its time.
-    pub part_of_roofline: f64,
-}
-
-/// What the adapter can do, and the kernels.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct Limits {
     /// The adapter's name.
     pub adapter: String,
+    /// Whether it is a program on the CPU.
+    pub software: bool,
     /// Bandwidth of plain reads.
     pub read_gigabytes_per_s: f64,
     /// Rate of multiply-adds in registers, two operations each.
     pub fma_gflop_per_s: f64,
-    /// The kernels.
-    pub rows: Vec<Row>,
 }
 
-/// Measures, and prints rows to `out` as they come. Only kernels with `filter` in their names, if it is given.
-///
-/// # Errors
-/// Of the device, and of `out`.
-pub async fn measure(gpu: Gpu, filter: Option<String>, mut out: impl FnMut(&str)) -> Result<Report> {
-    let mut bench = Bench { gpu, filter: None, read: f64::INFINITY, fma: f64::INFINITY, rows: Vec::new() };
-    let source = Tensor::zeros(&bench.gpu, &[READ_WORDS], "source")?;
-    bench.run("read", |recorder| roofline::read_all(recorder, &source)).await?;
-    drop(source);
-    bench.run("multiply-add", |recorder| roofline::multiply_add(recorder, 1024)).await?;
-    let [read, fma] = [0, 1].map(|index| bench.rows[index].clone());
-    (bench.read, bench.fma) = (read.gigabytes_per_s, fma.gflop_per_s);
-    bench.rows.clear();
-    bench.filter = filter;
-    let adapter = bench.gpu.adapter().name.clone();
-    out(&format!("{adapter}: reads {:.2} GB/s, multiply-adds {:.2} GFLOP/s", bench.read, bench.fma));
-    out(&format!("{:<44} {:>10} {:>10} {:>9} {:>9}", "kernel", "ms", "GFLOP/s", "GB/s", "roofline"));
-    bench.all(&mut out).await?;
-    Ok(Report { adapter, read_gigabytes_per_s: bench.read, fma_gflop_per_s: bench.fma, rows: bench.rows })
+/// A kernel's work and time, and the least time that this work takes on the adapter.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// What was timed.
+    pub kernel: String,
+    /// What it must read and write.
+    pub megabytes: f64,
+    /// Its arithmetic; a multiply-add counts as two.
+    pub megaflop: f64,
+    /// Median.
+    pub milliseconds: f64,
+    /// The longer of its bytes at the adapter's bandwidth and its operations at the adapter's rate, over its time.
+    pub part_of_roofline: f64,
 }
 
-/// Only the kernels with `filter` in their names, beside nothing: for races against others.
+impl Row {
+    /// Rate of its arithmetic.
+    pub fn gflop_per_s(&self) -> f64 {
+        self.megaflop / self.milliseconds
+    }
+
+    /// Rate of what it reads and writes.
+    pub fn gigabytes_per_s(&self) -> f64 {
+        self.megabytes / self.milliseconds
+    }
+}
+
+/// Measures the adapter itself.
 ///
 /// # Errors
 /// Of the device.
-pub async fn times(gpu: Gpu, filter: String) -> Result<Vec<Row>> {
-    let mut bench = Bench { gpu, filter: Some(filter), read: f64::INFINITY, fma: f64::INFINITY, rows: Vec::new() };
-    bench.all(&mut |_| ()).await?;
-    Ok(bench.rows)
+pub async fn limits(gpu: &Gpu) -> Result<Limits> {
+    let mut bench = Bench { gpu: gpu.clone(), filter: None, limits: None, on_row: |_: &Row| () };
+    let source = Tensor::zeros(gpu, &[READ_WORDS], "source")?;
+    let read = bench.time("read", |recorder| roofline::read_all(recorder, &source)).await?;
+    drop(source);
+    let fma = bench.time("multiply-add", |recorder| roofline::multiply_add(recorder, 1024)).await?;
+    Ok(Limits {
+        adapter: gpu.adapter().name.clone(),
+        software: gpu.adapter().is_software(),
+        read_gigabytes_per_s: read.gigabytes_per_s(),
+        fma_gflop_per_s: fma.gflop_per_s(),
+    })
 }
 
-struct Bench {
+/// Measures kernels, those with `filter` in their names if it is given, against `limits` if they are; rows go to `on_row` as they
+/// come.
+///
+/// # Errors
+/// Of the device.
+pub async fn measure(gpu: Gpu, limits: Option<Limits>, filter: Option<String>, on_row: impl FnMut(&Row)) -> Result<()> {
+    Bench { gpu, filter, limits, on_row }.all().await
+}
+
+struct Bench<F> {
     gpu: Gpu,
     filter: Option<String>,
-    read: f64,
-    fma: f64,
-    rows: Vec<Row>,
+    limits: Option<Limits>,
+    on_row: F,
 }
 
-impl Bench {
-    async fn all(&mut self, out: &mut impl FnMut(&str)) -> Result<()> {
-        let mut shown = 0;
-        let mut show = |bench: &Self| {
-            for row in &bench.rows[shown..] {
-                out(&format!(
-                    "{:<44} {:>10.3} {:>10.2} {:>9.2} {:>8.0}%",
-                    row.kernel,
-                    row.milliseconds,
-                    row.gflop_per_s,
-                    row.gigabytes_per_s,
-                    row.part_of_roofline * 100.0
-                ));
-            }
-            shown = bench.rows.len();
-        };
+impl<F: FnMut(&Row)> Bench<F> {
+    async fn all(mut self) -> Result<()> {
         for precision in Precision::CHOICES {
             for (m, n, k) in [
                 (1, 2048, 2048),
@@ -115,24 +108,20 @@ impl Bench {
                 (512, 4096, 1024),
             ] {
                 self.linear(m, n, k, precision).await?;
-                show(self);
             }
         }
         // SmolLM2-135M.
         for (n, k) in [(960, 576), (576, 576), (3072, 576), (576, 1536)] {
             self.linear(1, n, k, Precision::Q4).await?;
             self.linear(128, n, k, Precision::Q4).await?;
-            show(self);
         }
         self.linear(1, 49152, 576, Precision::Q8).await?;
         self.attention("attention CLIP 577 x 16 x 64", 577, 577, (16, 16, 64), false).await?;
         self.attention("attention prefill 512 x 8/1 x 256", 512, 512, (8, 1, 256), true).await?;
         self.attention("attention decode 1024 x 32 x 128", 1, 1024, (32, 32, 128), true).await?;
-        show(self);
         self.norm("norm 577 x 1024", 577, 1024).await?;
         self.depthwise("depthwise 7x7 192 x 64 x 64", 192, 64).await?;
         self.mining("mining, released sizes").await?;
-        show(self);
         // Stable Diffusion XL's UNet at 512 x 512: the convolutions and norms of its three levels, its attention. In f32 at a quarter
         // of that, for those who want to compare on slow adapters.
         for (channels, side) in [(320, 32), (1280, 8)] {
@@ -141,13 +130,11 @@ impl Bench {
         for precision in [Precision::F16, Precision::Q8] {
             for (channels, side) in [(320, 64), (640, 32), (1280, 16)] {
                 self.convolution(channels, side, precision).await?;
-                show(self);
             }
         }
         self.group_norm("group norm and SiLU 320 x 64 x 64", 320, 64).await?;
         self.attention_to("attention UNet 1024 x 10 x 64", 1024, 1024, (10, 64)).await?;
         self.attention_to("attention UNet to words 1024 to 77 x 10 x 64", 1024, 77, (10, 64)).await?;
-        show(self);
         Ok(())
     }
 
@@ -156,9 +143,14 @@ impl Bench {
     }
 
     async fn run(&mut self, name: &str, record: impl Fn(&mut Recorder) -> Result<Tensor>) -> Result<()> {
-        if !self.wants(name) {
-            return Ok(());
+        if self.wants(name) {
+            let row = self.time(name, record).await?;
+            (self.on_row)(&row);
         }
+        Ok(())
+    }
+
+    async fn time(&mut self, name: &str, record: impl Fn(&mut Recorder) -> Result<Tensor>) -> Result<Row> {
         let gpu = self.gpu.clone();
         let once = async |repeat: usize| -> Result<Duration> {
             let mut recorder = gpu.record();
@@ -185,15 +177,18 @@ impl Bench {
         let runs = (times.len() * repeat) as f64;
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
-        let Cost { bytes, flops } = Cost { bytes: cost.bytes / runs / 1e9, flops: cost.flops / runs / 1e9 };
-        self.rows.push(Row {
+        let [bytes, flops] = [cost.bytes / runs, cost.flops / runs];
+        let floor = self
+            .limits
+            .as_ref()
+            .map_or(0.0, |limits| (bytes / limits.read_gigabytes_per_s).max(flops / limits.fma_gflop_per_s) / 1e9);
+        Ok(Row {
             kernel: name.to_owned(),
+            megabytes: bytes / 1e6,
+            megaflop: flops / 1e6,
             milliseconds: median * 1e3,
-            gflop_per_s: flops / median,
-            gigabytes_per_s: bytes / median,
-            part_of_roofline: (bytes / self.read).max(flops / self.fma) / median,
-        });
-        Ok(())
+            part_of_roofline: floor / median,
+        })
     }
 
     async fn linear(&mut self, m: usize, n: usize, k: usize, precision: Precision) -> Result<()> {

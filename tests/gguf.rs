@@ -7,18 +7,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use half::f16;
 use mgm::language::{Generator, Language, Position};
-use mgm::load::LoadOptions;
-use mgm::load::Loader;
+use mgm::load::{LoadOptions, Loader};
 use mgm::ops::Sampling;
 use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::{Precision, dequantise};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::blocks::BlockType;
-use mgm::weights::gguf::{Header, Value};
+use mgm::weights::gguf::{Array, Header, Value};
 use mgm::weights::gguf_model::GgufModel;
+use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm::weights::source::MemorySource;
-use mgm_native::files::DiskFile;
+use mgm_native::files::{DiskFile, DiskFolder};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -149,10 +150,38 @@ fn tokenizers_and_templates_come_from_the_file() {
     }
 }
 
+#[derive(Deserialize)]
+struct Cuts {
+    texts: Vec<String>,
+    /// For each value of `tokenizer.ggml.pre` ("" where there is none) the ids of every text.
+    ids: BTreeMap<String, Vec<Vec<u32>>>,
+}
+
+/// Ids of llama.cpp (tests/reference/make_bpe.mjs) with merges that go across words, so that every cut shows.
+#[test]
+fn byte_level_bpe_cuts_texts_as_llama_cpp_does() {
+    let cuts: Cuts = serde_json::from_slice(&std::fs::read(data("bpe.json")).expect("ids")).expect("JSON");
+    let file = std::fs::read(data("bpe.gguf")).expect("a file");
+    let mut header = pollster::block_on(Header::read(&MemorySource::new("bpe.gguf", file))).expect("a header");
+    header.metadata.insert("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(false));
+    assert_eq!(cuts.ids.len(), 23);
+    for (name, ids) in &cuts.ids {
+        match name.as_str() {
+            "" => header.metadata.remove("tokenizer.ggml.pre"),
+            name => header.metadata.insert("tokenizer.ggml.pre".to_owned(), Value::Text(name.to_owned())),
+        };
+        let tokenizer = Tokenizer::from_gguf(&header).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for (text, expected) in cuts.texts.iter().zip(ids) {
+            assert_eq!(&tokenizer.encode(text).expect("ids"), expected, "{name}: {text:?}");
+            assert_eq!(&tokenizer.decode(expected, true), text, "{name}");
+        }
+    }
+}
+
 /// What files of the wild do, with the ids and texts that llama.cpp's rules give, worked out by hand.
 #[test]
 fn converters_habits_are_understood() {
-    const PIECES: [(&str, i128); 12] = [
+    const PIECES: [(&str, i64); 12] = [
         ("<unk>", 3), // should be "unknown": 2
         ("<s>", 3),
         ("</s>", 3),
@@ -166,17 +195,13 @@ fn converters_habits_are_understood() {
         ("x", 1),
         ("[tool]", 3),
     ];
-    let numbers = |values: &mut dyn Iterator<Item = i128>| Value::Array(values.map(Value::Integer).collect());
     let header = |more: &[(&str, Value)]| Header {
         file: "wild.gguf".to_owned(),
         metadata: [
             ("tokenizer.ggml.model", Value::Text("llama".to_owned())),
-            ("tokenizer.ggml.tokens", Value::Array(PIECES.map(|(text, _)| Value::Text(text.to_owned())).to_vec())),
-            (
-                "tokenizer.ggml.scores",
-                Value::Array((0..12).map(|index| Value::Float(-f64::from(12 - index))).collect()),
-            ),
-            ("tokenizer.ggml.token_type", numbers(&mut PIECES.iter().map(|(_, kind)| *kind))),
+            ("tokenizer.ggml.tokens", Value::Array(Array::Texts(PIECES.into_iter().map(|(text, _)| text).collect()))),
+            ("tokenizer.ggml.scores", Value::Array(Array::Floats((0..12).map(|index| index as f32 - 12.0).collect()))),
+            ("tokenizer.ggml.token_type", Value::Array(Array::Integers(PIECES.map(|(_, kind)| kind).to_vec()))),
         ]
         .iter()
         .chain(more)
@@ -229,7 +254,18 @@ fn bad_files_are_refused_with_what_is_wrong() {
         let error = pollster::block_on(GgufModel::open(source)).expect_err(what).to_string();
         assert!(error.contains(reason), "{what}: {error:?} lacks {reason:?}");
     }
-    // A scale that is not a number is found while loading.
+    // A scale that is not finite is found while loading, whatever holds it.
+    for kind in BlockType::ALL {
+        let at = if kind == BlockType::Q6K { 208 } else { 0 };
+        for scale in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
+            let mut block = vec![1; kind.block_bytes()];
+            block[at..at + 2].copy_from_slice(&f16::ONE.to_le_bytes());
+            assert!(kind.repack(&block).is_ok(), "{}", kind.name());
+            block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            let (group, found) = kind.repack(&block).expect_err(kind.name());
+            assert!(group == 0 && !found.is_finite(), "{}: {scale} gives {found} in group {group}", kind.name());
+        }
+    }
     let gpu = common::open_gpu();
     let model = open(&data("gemma.gguf"));
     let info = model.header.tensors.iter().find(|tensor| tensor.name == "blk.1.ffn_down.weight").expect("a tensor");
@@ -239,4 +275,152 @@ fn bad_files_are_refused_with_what_is_wrong() {
     let loader = Loader::new(&gpu, model.weights.clone(), Precision::F16, None).keeping_stored();
     let error = pollster::block_on(Language::from_loader(&loader, &model.config)).expect_err("NaN").to_string();
     assert!(error.contains("blk.1.ffn_down.weight") && error.contains("NaN"), "{error}");
+}
+
+/// A GGUF file of f32 tensors, rows first.
+fn write_gguf(metadata: &[(&str, Value)], tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+    fn text(out: &mut Vec<u8>, text: &str) {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+    }
+    let mut out = b"GGUF".to_vec();
+    out.extend(3u32.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        text(&mut out, key);
+        match value {
+            Value::Integer(value) => {
+                out.extend(4u32.to_le_bytes());
+                out.extend((*value as u32).to_le_bytes());
+            }
+            Value::Float(value) => {
+                out.extend(6u32.to_le_bytes());
+                out.extend((*value as f32).to_le_bytes());
+            }
+            Value::Text(value) => {
+                out.extend(8u32.to_le_bytes());
+                text(&mut out, value);
+            }
+            other => panic!("{other:?} is not needed here"),
+        }
+    }
+    let mut offset = 0u64;
+    for (name, shape, values) in tensors {
+        text(&mut out, name);
+        out.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().rev().for_each(|size| out.extend((*size as u64).to_le_bytes()));
+        out.extend(0u32.to_le_bytes());
+        out.extend(offset.to_le_bytes());
+        offset += (values.len() as u64 * 4).next_multiple_of(32);
+    }
+    for (.., values) in tensors {
+        out.resize(out.len().next_multiple_of(32), 0);
+        out.extend(bytemuck::cast_slice::<f32, u8>(values));
+    }
+    out
+}
+
+/// A golden checkpoint whose language model comes from a GGUF file of the same weights answers as the checkpoint itself.
+#[test]
+fn a_gguf_file_is_the_language_half_of_a_checkpoint() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/vicuna-7b");
+    let expected = common::Expected::read(&case);
+    let folder = case.join("MGM-7B");
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(folder.join(name)).expect(name)).expect("JSON")
+    };
+    let config = json("config.json");
+    let number = |key: &str| config[key].as_f64().unwrap_or_else(|| panic!("config.json has no number {key}"));
+    let integer = |key: &str| Value::Integer(number(key) as i128);
+    let metadata = [
+        ("general.architecture", Value::Text("llama".to_owned())),
+        ("llama.block_count", integer("num_hidden_layers")),
+        ("llama.context_length", integer("max_position_embeddings")),
+        ("llama.embedding_length", integer("hidden_size")),
+        ("llama.feed_forward_length", integer("intermediate_size")),
+        ("llama.attention.head_count", integer("num_attention_heads")),
+        ("llama.attention.head_count_kv", integer("num_key_value_heads")),
+        ("llama.attention.layer_norm_rms_epsilon", Value::Float(number("rms_norm_eps"))),
+        ("llama.rope.freq_base", Value::Float(number("rope_theta"))),
+    ];
+    let heads = number("num_attention_heads") as usize;
+    let mut tensors = Vec::new();
+    let mut shards: Vec<_> = json("model.safetensors.index.json")["weight_map"]
+        .as_object()
+        .expect("a map")
+        .values()
+        .map(|shard| shard.as_str().expect("a name").to_owned())
+        .collect();
+    shards.sort();
+    shards.dedup();
+    for shard in shards {
+        let bytes = std::fs::read(folder.join(shard)).expect("a shard");
+        let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+        for (name, tensor) in file.tensors() {
+            let Some(renamed) = name_in_gguf(&name) else { continue };
+            let (shape, mut values) = (tensor.shape().to_vec(), floats(&file, &name));
+            if renamed.contains("attn_q") || renamed.contains("attn_k") {
+                values = in_pairs(&values, heads, shape[1]);
+            }
+            tensors.push((renamed, shape, values));
+        }
+    }
+    let file = write_gguf(&metadata, &tensors);
+    let gpu = common::open_gpu();
+    pollster::block_on(async {
+        let source = Rc::new(MemorySource::new("language.gguf", file));
+        let language = GgufModel::open(source).await.expect("a GGUF file");
+        let opened = MgmCheckpoint::open(Rc::new(DiskFolder::new(folder.clone())), TowerOptions::default()).await;
+        let mut checkpoint = opened.expect("a golden checkpoint");
+        checkpoint.replace_language(&language).expect("the same sizes");
+        let options = LoadOptions { keep_stored: true, ..LoadOptions::at(Precision::F32) };
+        let model = Rc::new(Model::load(&gpu, &checkpoint, &options).await.expect("a model"));
+        let mut chat = model.chat(None);
+        let image = std::fs::read(case.join(&expected.json.images[0])).expect("an image");
+        let pictures = [mgm::image::decode("image", &image).expect("a picture")];
+        let options = AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 24, begun: Vec::new() };
+        for (index, turn) in expected.json.turns.iter().enumerate() {
+            let shown = if index == 0 { &pictures[..] } else { &[] };
+            let answer = chat.ask(&turn.question, shown, &options, &mut |_| true).await.expect("an answer");
+            assert_eq!(answer.token_ids, turn.greedy_ids[..answer.token_ids.len()], "turn {index}");
+            assert!(answer.token_ids.len() > 3, "turn {index}");
+        }
+
+        // One of other sizes is refused, with both.
+        let other = open(&data("llama.gguf"));
+        let error = checkpoint.replace_language(&other).expect_err("other sizes").to_string();
+        assert!(error.contains("width 256") && error.contains("width 96"), "{error}");
+    });
+}
+
+fn name_in_gguf(name: &str) -> Option<String> {
+    let top = [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
+    if let Some((_, renamed)) = top.iter().find(|(own, _)| name.strip_suffix(".weight") == Some(own)) {
+        return Some(format!("{renamed}.weight"));
+    }
+    let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let parts = [
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+    ];
+    let (_, renamed) = parts.iter().find(|(own, _)| part.strip_suffix(".weight") == Some(own))?;
+    Some(format!("blk.{layer}.{renamed}.weight"))
+}
+
+/// Rows of queries and keys as llama.cpp's converter orders them: those that turn together next to each other.
+fn in_pairs(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
+    let head = values.len() / columns / heads;
+    let row = |index: usize| {
+        let (which, place) = (index / head, index % head);
+        &values[(which * head + place % 2 * (head / 2) + place / 2) * columns..][..columns]
+    };
+    (0..heads * head).flat_map(row).copied().collect()
 }

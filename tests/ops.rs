@@ -103,10 +103,14 @@ fn check_on(device: &Mutex<Gpu>, what: &str, cases: &[Box<dyn Case>]) {
     }
 }
 
+/// On all devices at a time: the driver's compiler, which takes most of the time, uses one thread for each.
 fn check_everywhere(what: &str, cases: &[Box<dyn Case>]) {
-    check_on(&devices().full, what, cases);
-    check_on(&devices().software, what, cases);
-    check_on(&devices().base, what, cases);
+    let Devices { full, software, base, .. } = devices();
+    std::thread::scope(|scope| {
+        for device in [full, software, base] {
+            scope.spawn(|| check_on(device, what, cases));
+        }
+    });
 }
 
 fn boxed<C: Case + 'static>(cases: impl IntoIterator<Item = C>) -> Vec<Box<dyn Case>> {
@@ -117,17 +121,19 @@ fn boxed<C: Case + 'static>(cases: impl IntoIterator<Item = C>) -> Vec<Box<dyn C
 fn drawn<S>(count: u32, strategy: S)
 where
     S: Strategy,
-    S::Value: Case,
+    S::Value: Case + 'static,
 {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let config = Config { cases: count, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
     let devices = [&devices().full, &devices().software, &devices().base]
         .map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner));
     let result = TestRunner::new_with_rng(config, rng).run(&strategy, |case| {
-        for gpu in &devices {
-            pollster::block_on(check(gpu, &case)).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        }
-        Ok(())
+        let check_on = |gpu: &Gpu| pollster::block_on(check(gpu, &case)).map(drop).map_err(|error| error.to_string());
+        std::thread::scope(|scope| {
+            let running = devices.each_ref().map(|gpu| scope.spawn(|| check_on(gpu)));
+            running.into_iter().try_for_each(|running| running.join().unwrap_or_else(|_| Err("a panic".to_owned())))
+        })
+        .map_err(TestCaseError::fail)
     });
     if let Err(error) = result {
         panic!("{error}");
@@ -267,6 +273,39 @@ fn every_form_of_a_product_is_right() {
         // The other tests are about what is chosen without measurements.
         gpu.set_tuning(Tuning::none(&gpu));
     }
+}
+
+#[test]
+fn kept_measurements_count_only_where_they_hold() {
+    let gpu = devices().software.lock().unwrap_or_else(PoisonError::into_inner);
+    let shape = Shape { precision: Precision::Q4, m: 128, n: 96, k: 64 };
+    let tuning = pollster::block_on(tune(&gpu, [shape], |_| true)).expect("measurements");
+    let kept = serde_json::to_value(&tuning).expect("JSON");
+    let used = |kept: &serde_json::Value| {
+        gpu.set_tuning(Tuning::none(&gpu));
+        gpu.set_tuning(serde_json::from_value(kept.clone()).expect("measurements"));
+        gpu.tuning().len()
+    };
+    assert_eq!(used(&kept), 1);
+    // Forms that there are not, or not for this product or this device: damage, or another device that looks the same.
+    for form in [
+        serde_json::json!({"uniform": 0}),
+        serde_json::json!({"subgroup": {"rows": 3, "blocks": 7}}),
+        serde_json::json!({"matvec_blocks": {"subgroups": false, "workgroup": 32, "blocks": 1}}),
+        serde_json::json!({"tiled": {"half": true}}),
+        serde_json::json!("matvec"),
+    ] {
+        let mut kept = kept.clone();
+        kept["products"][0]["form"] = form;
+        assert_eq!(used(&kept), 0, "{kept}");
+    }
+    // Other kernels than these, and another adapter.
+    for (key, value) in [("kernels", serde_json::json!(1)), ("adapter", serde_json::json!("another"))] {
+        let mut kept = kept.clone();
+        kept[key] = value;
+        assert_eq!(used(&kept), 0, "{key}");
+    }
+    gpu.set_tuning(Tuning::none(&gpu));
 }
 
 #[test]
@@ -602,13 +641,33 @@ fn rotary_embedding() {
     for head_dim in HEAD_DIMS {
         for half in [false, true] {
             let precision = Precision::ALL[cases.len() / 2 % 8];
-            let case = Rotary { heads: 3, kv_heads: 1, head_dim, times: 5, position: 7, k: 68, precision, half };
+            let case = Rotary {
+                heads: 3,
+                kv_heads: 1,
+                head_dim,
+                times: 5,
+                position: 7,
+                k: 68,
+                precision,
+                half,
+                divided: head_dim % 8 == 0,
+            };
             cases.push(Rotary { k: 33, ..case });
             cases.push(Rotary { heads: 2, kv_heads: 2, times: 1, position: 0, ..case });
         }
     }
     for precision in Precision::ALL {
-        let case = Rotary { heads: 4, kv_heads: 2, head_dim: 16, times: 1, position: 3, k: 64, precision, half: true };
+        let case = Rotary {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            times: 1,
+            position: 3,
+            k: 64,
+            precision,
+            half: true,
+            divided: true,
+        };
         cases.extend([case, Rotary { times: 15, ..case }]);
     }
     check_everywhere("rotary", &boxed(cases.clone()));

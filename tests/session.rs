@@ -39,14 +39,26 @@ async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Rc<Mode
     Rc::new(Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model"))
 }
 
+/// A device that is taken for hardware: with its kernels, and three steps ahead of what is read.
+fn open_as_hardware() -> Gpu {
+    open_gpu_with(GpuOptions { software_kernels: Some(false), ..GpuOptions::default() })
+}
+
 #[test]
 fn turns_give_the_golden_answers_and_prefill_only_what_is_new() {
     // One picture and two turns; no picture; Mixtral; HD is in goldens.rs.
-    for name in ["vicuna-7b", "no-image", "mixtral-8x7b", "yi-34b"] {
+    for (name, open) in [
+        ("vicuna-7b", open_gpu as fn() -> Gpu),
+        ("vicuna-7b", open_as_hardware),
+        ("no-image", open_gpu),
+        ("no-image", open_as_hardware),
+        ("mixtral-8x7b", open_gpu),
+        ("yi-34b", open_gpu),
+    ] {
         let case = case(name);
         let expected = Expected::read(&case);
         pollster::block_on(async {
-            let gpu = open_gpu();
+            let gpu = open();
             let model = load(&gpu, &case, &expected).await;
             let mut chat = model.chat(None);
             for (index, turn) in expected.json.turns.iter().enumerate() {
@@ -108,6 +120,40 @@ fn a_lost_device_is_an_error_and_the_answer_goes_on_with_another() {
         let answer = model.chat(None).ask(&turn.question, &pictures, &options, &mut |_| true).await.expect("an answer");
         assert_eq!(answer.token_ids, turn.greedy_ids);
     });
+}
+
+/// Steps that were submitted behind the last token that was taken leave nothing in the conversation: what follows is what
+/// follows on a device that is one step ahead, with other kernels.
+#[test]
+fn steps_ahead_of_a_stop_are_forgotten() {
+    let case = case("vicuna-7b");
+    let expected = Expected::read(&case);
+    let pictures = images(&expected, &case);
+    let conversation = |gpu: Gpu| {
+        pollster::block_on(async {
+            let model = load(&gpu, &case, &expected).await;
+            let mut chat = model.chat(None);
+            let mut said = Vec::new();
+            for (turn, stop_after) in [4, 1, 24, 2, 24].into_iter().enumerate() {
+                let mut tokens = 0;
+                let mut on_event = |event: Event<'_>| {
+                    tokens += usize::from(matches!(event, Event::Token(_)));
+                    tokens < stop_after
+                };
+                let question = &expected.json.turns[turn % 2].question;
+                let shown = if turn == 0 { &pictures[..] } else { &[] };
+                let answer = chat.ask(question, shown, &GREEDY, &mut on_event).await.expect("an answer");
+                assert!(answer.token_ids.len() <= stop_after, "{:?}", answer.token_ids);
+                assert!(turn == 0 || answer.cached_tokens > 0, "turn {turn} keeps nothing of the one before");
+                // How much of an answer is still in the cache depends on how far ahead the device was.
+                said.push((answer.token_ids, answer.prompt_tokens, answer.finish_reason));
+            }
+            said
+        })
+    };
+    let (ahead, one_by_one) = (conversation(open_as_hardware()), conversation(open_gpu()));
+    assert_eq!(ahead, one_by_one);
+    assert_eq!(ahead[0].0, expected.json.turns[0].greedy_ids[..4]);
 }
 
 #[test]
@@ -298,7 +344,8 @@ fn a_token_takes_few_dispatches() {
             assert!(tokens > 0, "{name}: the answer ended at once");
             let per_token = (runs[1].1 - runs[0].1) / tokens;
             println!("{name}: {per_token} dispatches a token, {layers} layers");
-            assert!(per_token <= 9 * layers + 4, "{name}: {per_token} dispatches a token, {layers} layers");
+            // Five a layer, and above 256 keys a sixth that merges parts of attention; embedding, head, choice.
+            assert!(per_token <= 6 * layers + 4, "{name}: {per_token} dispatches a token, {layers} layers");
         });
     }
 }

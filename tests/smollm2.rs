@@ -9,7 +9,8 @@ use mgm::language::Position;
 use mgm::load::LoadOptions;
 use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::Precision;
-use mgm::text::conversation::Style;
+use mgm::text::PromptToken;
+use mgm::text::conversation::{Conversation, Style};
 use mgm::weights::gguf_model::GgufModel;
 use mgm_native::files::DiskFile;
 use serde::Deserialize;
@@ -49,6 +50,12 @@ fn smollm2_says_what_llama_cpp_says() {
                 begun: Vec::new(),
             };
             let answer = chat.ask(&case.prompt, &[], &options, &mut |_| true).await.expect("an answer");
+            // The conversation's prompt, by the template in the file, is llama.cpp's, id for id.
+            let mut asked = Conversation::new(model.style().clone());
+            asked.ask(&case.prompt, 0);
+            let prompt = model.tokenizer().encode_prompt(&asked.prompt().expect("a prompt")).expect("ids");
+            let ids: Vec<PromptToken> = case.ids.iter().map(|id| PromptToken::Text(*id)).collect();
+            assert_eq!(prompt, ids, "{}", case.prompt);
             assert_eq!(answer.prompt_tokens, case.ids.len(), "{}", case.prompt);
             assert_eq!(answer.token_ids, case.greedy, "{}", case.prompt);
 

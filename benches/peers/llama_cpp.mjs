@@ -14,6 +14,8 @@ const llama = await getLlama({
     maxThreads: availableParallelism(),
     vramPadding: 0,
 });
+if (backend === "vulkan" && (await llama.getGpuDeviceNames()).length === 0)
+    throw new Error("no Vulkan device: name one in GGML_VK_VISIBLE_DEVICES");
 const started = performance.now();
 const model = await llama.loadModel({modelPath: file, gpuLayers: backend === "vulkan" ? "max" : 0});
 const context = await model.createContext({contextSize: prefill + decode + 8, batchSize: 512, sequences: 1, threads: availableParallelism()});
@@ -41,7 +43,7 @@ for (let run = 0; run <= runs; run++) {
 const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
 console.log(JSON.stringify({
     peer: `llama.cpp ${backend}`,
-    gpu: llama.gpu,
+    device: backend === "vulkan" ? (await llama.getGpuDeviceNames()).join(", ") : `${availableParallelism()} threads`,
     prefill_tokens_per_s: median(rates.map((rate) => rate.prefill)),
     decode_tokens_per_s: median(rates.map((rate) => rate.decode)),
     load_ms,

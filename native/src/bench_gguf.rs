@@ -9,6 +9,7 @@ use mgm::language::{Generator, Language, Position};
 use mgm::load::Loader;
 use mgm::ops::Sampling;
 use mgm::tensor::Precision;
+use mgm::text::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::args::{BenchArgs, open_gguf};
@@ -27,8 +28,8 @@ struct Report {
     decode_tokens_per_s: f64,
     load_ms: f64,
     weights_mib: f64,
-    /// What loading added to this process's memory at most, without the weights themselves, which a software adapter has there
-    /// too.
+    /// What loading, the tokenizer's too, added to this process's memory at most, without the weights themselves, which a software
+    /// adapter has there too.
     load_host_mib: Option<f64>,
     peak_memory_mib: f64,
     dispatches_per_token: f64,
@@ -52,6 +53,8 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     let before = memory_of("VmRSS");
     let started = Instant::now();
     let model = open_gguf(path).await?;
+    // As for a conversation: it is there while the weights come, and counts.
+    let tokenizer = Tokenizer::from_gguf(&model.header)?;
     let precision = arguments.precision.unwrap_or(Precision::F16);
     let mut loader = Loader::new(&gpu, model.weights.clone(), precision, None);
     if arguments.precision.is_none() {
@@ -62,6 +65,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     let weights = gpu.memory().allocated;
     let load_host_mib = memory_of("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights as f64) / MIB);
+    drop(tokenizer);
     kept::prepare(&gpu, &language.list(&gpu)?.kernels);
     gpu.trim();
 

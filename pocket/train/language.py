@@ -18,10 +18,10 @@ from ..tokenizer import train as train_tokenizer
 from ..world.scene import BACKGROUNDS, GRID, draw_scene
 from ..world.talk import corpus
 from ..world.things import COLOUR_NAMES, KINDS, NAMES, WORDS, region
-from .common import DEVICE, Muon, Run, accuracy, fit, read
+from .common import DEVICE, Muon, Run, accuracy, compile_layers, fit, read
 
 PIECES = 1280  # of the tokenizer, before names are made whole
-STEPS, BATCH, SEED = 1800, 24, 1
+STEPS, BATCH, SEED = 1500, 24, 1
 
 
 class Told(nn.Module):
@@ -110,6 +110,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     recipe = data.Recipe()
     named = [*language.named_parameters(), *((f"told_embed.{n}", p) for n, p in told.named_parameters())]
     optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
+    compile_layers(*language.layers)
 
     def visual(batch: data.Batch) -> Tensor:
         return told(batch.cells.to(DEVICE), batch.offsets.to(DEVICE), language.embed_tokens.weight)

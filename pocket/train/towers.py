@@ -14,10 +14,10 @@ from ..data import FIELD_INDEX, FIELDS
 from ..models.vision import ClipVit, ConvNext
 from ..sizes import POCKET
 from ..world.scene import GRID
-from .common import DEVICE, Muon, Run, fit
+from .common import DEVICE, Muon, Run, compile_layers, fit
 from .language import tokenizer_folder
 
-STEPS, BATCH, SEED = 5000, 24, 2
+STEPS, BATCH, SEED = 4000, 24, 2
 RECIPE = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
 
@@ -110,6 +110,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     modules = {"clip": clip, "convnext": convnext, "low_heads": low_heads, "high_heads": high_heads}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimiser = Muon(named, rate=0.007, adam_rate=1e-3)
+    compile_layers(*clip.vision_model.encoder["layers"], *(block for stage in convnext.stages for block in stage.blocks))
 
     def tell(batch: data.Batch) -> tuple:
         pixels = batch.pixels.to(DEVICE)

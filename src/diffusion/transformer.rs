@@ -138,7 +138,7 @@ impl Layer {
     fn forward(&self, recorder: &mut Recorder, x: &Tensor, prompt: &Tensor, pictures: usize) -> Result<()> {
         let normed = ops::norm(recorder, x, &self.norm_1)?;
         let qkv = ops::linear(recorder, &normed, &self.qkv, Epilogue::default())?;
-        let attended = ops::attention_over(recorder, self.attention, &qkv, KeyValues::Packed(&qkv), pictures)?;
+        let attended = ops::attention_over(recorder, self.attention, &qkv, KeyValues::Packed, pictures)?;
         drop(qkv);
         self.out_1.add(recorder, &attended, x)?;
 

@@ -68,6 +68,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// One without constants, whose label is its name.
+    pub fn new(name: &'static str, sources: impl Into<Vec<Source>>, bindings: &'static [Access]) -> Self {
+        Self { name, label: name, sources: sources.into(), constants: Vec::new(), sizes: Vec::new(), bindings }
+    }
+
     /// The WGSL text of this specialisation.
     ///
     /// Browsers want extensions enabled by a directive that naga does not take, so directives depend on who compiles.

@@ -32,8 +32,8 @@ pub struct Attention {
 /// Where the keys and values of an attention lie.
 #[derive(Debug, Clone, Copy)]
 pub enum KeyValues<'a> {
-    /// Beside the queries, as columns of one tensor [times, (heads + 2 kv_heads) head_dim].
-    Packed(&'a Tensor),
+    /// Beside the queries, as columns of the same tensor [times, (heads + 2 kv_heads) head_dim].
+    Packed,
     /// In a cache, of which the first `length` positions count; the queries are its last ones.
     Cached(&'a KvCache, usize),
     /// Keys and values side by side in a tensor of their own, [keys, 2 kv_heads head_dim]: what another sequence brings
@@ -242,12 +242,8 @@ pub(crate) struct Merge {
 impl Specialise for Merge {
     fn kernel(&self) -> Kernel {
         Kernel {
-            name: "attention_merge",
-            label: "attention_merge",
-            sources: vec![wgsl!("attention_merge.wgsl")],
             constants: vec![("HEAD4", (self.head_dim / 4) as u32)],
-            sizes: vec![],
-            bindings: &[Access::Read, Access::Write],
+            ..Kernel::new("attention_merge", [wgsl!("attention_merge.wgsl")], &[Access::Read, Access::Write])
         }
     }
 }
@@ -280,7 +276,7 @@ impl Attention {
 }
 
 /// softmax(q k^T / sqrt(head_dim)) v for all heads: queries [times, heads * head_dim] -> the same shape. With
-/// [`KeyValues::Packed`] the queries are the first columns of that tensor and `queries` is ignored (pass the same tensor).
+/// [`KeyValues::Packed`] the queries are the first columns of `queries`.
 pub fn attention(
     recorder: &mut Recorder,
     layer: Attention,
@@ -304,10 +300,10 @@ pub fn attention_over(
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let rows = queries.rows();
     let source = match key_values {
-        KeyValues::Packed(packed) => {
-            packed.expect("queries, keys and values", &[rows, layer.packed_columns()])?;
+        KeyValues::Packed => {
             let columns = layer.packed_columns();
-            let keys = packed.binding();
+            queries.expect("queries, keys and values", &[rows, columns])?;
+            let keys = queries.binding();
             Source {
                 rows,
                 half: false,

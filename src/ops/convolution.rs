@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{cost, element_grid, simple};
+use super::{cost, element_grid};
 use crate::gpu::{Access, Kernel, Recorder, Source, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -47,7 +47,7 @@ struct PatchParams {
 const READ_WRITE: &[Access] = &[Access::Read, Access::Write];
 
 pub(crate) fn patches_kernel() -> Kernel {
-    simple("patches", wgsl!("patches.wgsl"), READ_WRITE)
+    Kernel::new("patches", [wgsl!("patches.wgsl")], READ_WRITE)
 }
 
 /// How kernels take the channels of maps: by fours, or one by one.
@@ -56,22 +56,19 @@ pub(super) fn channels_reader(vec4: bool) -> Source {
 }
 
 pub(crate) fn depthwise_kernel(vec4: bool) -> Kernel {
-    Kernel {
-        name: "depthwise",
-        label: "depthwise",
-        sources: vec![channels_reader(vec4), wgsl!("depthwise.wgsl")],
-        constants: vec![],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
-    }
+    Kernel::new(
+        "depthwise",
+        [channels_reader(vec4), wgsl!("depthwise.wgsl")],
+        &[Access::Read, Access::Read, Access::Read, Access::Write],
+    )
 }
 
 pub(crate) fn concatenate_kernel() -> Kernel {
-    simple("concatenate", wgsl!("concatenate.wgsl"), &[Access::Read, Access::Read, Access::Write])
+    Kernel::new("concatenate", [wgsl!("concatenate.wgsl")], &[Access::Read, Access::Read, Access::Write])
 }
 
 pub(crate) fn resize_kernel() -> Kernel {
-    simple("resize", wgsl!("resize.wgsl"), READ_WRITE)
+    Kernel::new("resize", [wgsl!("resize.wgsl")], READ_WRITE)
 }
 
 /// Patches `first ..` of a picture, `count` of them, as rows [count, channels * size * size] in the order of torch's

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{cost, element_grid, simple};
+use super::{cost, element_grid};
 use crate::gpu::{Access, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -38,7 +38,7 @@ struct Params {
 
 pub(crate) fn kernel() -> Kernel {
     const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
-    simple("denoise", wgsl!("denoise.wgsl"), BINDINGS)
+    Kernel::new("denoise", [wgsl!("denoise.wgsl")], BINDINGS)
 }
 
 /// Takes `sample` and the denoised sample in `previous` a step further, in place, by the model's `output` (for the negative

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::linear::weight_reader;
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Kernel, Recorder, Specialise, wgsl};
+use crate::gpu::{Access, Kernel, Recorder, Specialise, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -49,8 +49,6 @@ struct Lookup<'a> {
     ids: &'a Tensor,
     /// The first of them.
     start: usize,
-    /// How many.
-    count: usize,
     scale: f32,
     /// Added to what is there.
     accumulate: bool,
@@ -65,72 +63,50 @@ pub fn gather(
     scale: f32,
     y: &Tensor,
 ) -> Result<()> {
-    Lookup { ids, start, count: y.rows(), scale, accumulate: false }.of_matrix(recorder, table, y)
+    Lookup { ids, start, scale, accumulate: false }.record(recorder, table, y)
 }
 
 /// y[i] += table[ids[i]] for `y.rows()` ids (u32).
 pub fn gather_add(recorder: &mut Recorder, ids: &Tensor, table: &Matrix, y: &Tensor) -> Result<()> {
-    Lookup { ids, start: 0, count: y.rows(), scale: 1.0, accumulate: true }.of_matrix(recorder, table, y)
+    Lookup { ids, start: 0, scale: 1.0, accumulate: true }.record(recorder, table, y)
 }
 
 /// [`gather`] with an f32 tensor [rows, columns] as the table. Columns are a multiple of 4.
 pub fn gather_rows(recorder: &mut Recorder, ids: &Tensor, table: &Tensor, scale: f32, y: &Tensor) -> Result<()> {
-    let lookup = Lookup { ids, start: 0, count: y.rows(), scale, accumulate: false };
-    if !table.columns().is_multiple_of(4) {
-        return Err(Error::WrongShape {
-            name: "gather".to_owned(),
-            found: table.shape().to_vec(),
-            expected: "a multiple of 4 columns".to_owned(),
-        });
-    }
-    lookup.record(recorder, Precision::F32, table.binding(), None, 0, table.rows(), table.columns(), y)
+    let table = Matrix::from_tensor(table)?;
+    gather(recorder, ids, 0, &table, scale, y)
 }
 
 impl Lookup<'_> {
-    fn of_matrix(&self, recorder: &mut Recorder, table: &Matrix, y: &Tensor) -> Result<()> {
-        for piece in table.pieces() {
-            let scales = piece.scales.as_ref().map(Tensor::binding);
-            let data = piece.data.binding();
-            self.record(recorder, piece.precision, data, scales, piece.first, piece.rows, table.columns(), y)?;
-        }
-        Ok(())
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn record(
-        &self,
-        recorder: &mut Recorder,
-        precision: Precision,
-        data: Binding<'_>,
-        scales: Option<Binding<'_>>,
-        first: usize,
-        rows: usize,
-        k: usize,
-        y: &Tensor,
-    ) -> Result<()> {
-        if self.start + self.count > self.ids.len() || y.columns() != k {
+    fn record(&self, recorder: &mut Recorder, table: &Matrix, y: &Tensor) -> Result<()> {
+        let (count, k) = (y.rows(), table.columns());
+        if self.start + count > self.ids.len() || y.columns() != k {
             return Err(Error::WrongShape {
                 name: "gather".to_owned(),
                 found: y.shape().to_vec(),
                 expected: format!("[at most {}, {k}]", self.ids.len().saturating_sub(self.start)),
             });
         }
-        let params = Params {
-            count: self.count as u32,
-            k: k as u32,
-            weight_stride: precision.row_fours(k) as u32,
-            first: first as u32,
-            rows: rows as u32,
-            ids_start: self.start as u32,
-            accumulate: u32::from(self.accumulate),
-            scale: self.scale,
-        };
-        recorder.dispatch(
-            &Variant(precision),
-            &[self.ids.binding(), data, scales.unwrap_or(self.ids.binding()), y.binding()],
-            &params,
-            element_grid(self.count * k.div_ceil(4)),
-            cost(2 * self.count * k, self.count * k),
-        )
+        for piece in table.pieces() {
+            let params = Params {
+                count: count as u32,
+                k: k as u32,
+                weight_stride: piece.precision.row_fours(k) as u32,
+                first: piece.first as u32,
+                rows: piece.rows as u32,
+                ids_start: self.start as u32,
+                accumulate: u32::from(self.accumulate),
+                scale: self.scale,
+            };
+            let ids = self.ids.binding();
+            recorder.dispatch(
+                &Variant(piece.precision),
+                &[ids, piece.data.binding(), piece.scales.as_ref().map_or(ids, Tensor::binding), y.binding()],
+                &params,
+                element_grid(count * k.div_ceil(4)),
+                cost(2 * count * k, count * k),
+            )?;
+        }
+        Ok(())
     }
 }

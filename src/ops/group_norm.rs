@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{FeatureMap, cost, simple};
+use super::{FeatureMap, cost};
 use crate::gpu::{Access, Gpu, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -100,18 +100,16 @@ pub(crate) fn kernels() -> [Kernel; 3] {
 }
 
 fn sums_kernel() -> Kernel {
-    simple("group_norm_sums", wgsl!("group_norm_sums.wgsl"), &[Access::Read, Access::Write])
+    Kernel::new("group_norm_sums", [wgsl!("group_norm_sums.wgsl")], &[Access::Read, Access::Write])
 }
 
 fn factors_kernel() -> Kernel {
     let bindings = &[Access::Read, Access::Read, Access::Read, Access::Write];
-    let mut kernel = simple("group_norm_factors", wgsl!("group_norm_factors.wgsl"), bindings);
-    kernel.sources.insert(0, wgsl!("reduce_workgroup.wgsl"));
-    kernel
+    Kernel::new("group_norm_factors", [wgsl!("reduce_workgroup.wgsl"), wgsl!("group_norm_factors.wgsl")], bindings)
 }
 
 fn apply_kernel() -> Kernel {
-    simple("group_norm", wgsl!("group_norm.wgsl"), &[Access::Read, Access::Read, Access::Write])
+    Kernel::new("group_norm", [wgsl!("group_norm.wgsl")], &[Access::Read, Access::Read, Access::Write])
 }
 
 impl ChannelSums {

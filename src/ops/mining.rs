@@ -121,17 +121,17 @@ impl MiningMap {
 
 pub(crate) fn stats_kernel(vec4: bool) -> Kernel {
     Kernel {
-        name: "mining_stats",
-        label: "mining_stats",
-        sources: vec![
-            channels_reader(vec4),
-            wgsl!("reduce_workgroup.wgsl"),
-            wgsl!("mining_map.wgsl"),
-            wgsl!("mining_stats.wgsl"),
-        ],
         constants: vec![("POOL", 2)],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
+        ..Kernel::new(
+            "mining_stats",
+            [
+                channels_reader(vec4),
+                wgsl!("reduce_workgroup.wgsl"),
+                wgsl!("mining_map.wgsl"),
+                wgsl!("mining_stats.wgsl"),
+            ],
+            &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
+        )
     }
 }
 
@@ -140,24 +140,21 @@ pub(crate) const PRODUCTS_WORKGROUPS: [u32; 2] = [8, 64];
 
 pub(crate) fn products_kernel(vec4: bool, neighbours: bool, workgroup: u32) -> Kernel {
     Kernel {
-        name: "mining_products",
-        label: "mining_products",
-        sources: vec![channels_reader(vec4), wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_products.wgsl")],
         constants: vec![("NEIGHBOURS", u32::from(neighbours)), ("WORKGROUP", workgroup)],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Write],
+        ..Kernel::new(
+            "mining_products",
+            [channels_reader(vec4), wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_products.wgsl")],
+            &[Access::Read, Access::Write],
+        )
     }
 }
 
 pub(crate) fn mixed_kernel() -> Kernel {
-    Kernel {
-        name: "mining_mixed",
-        label: "mining_mixed",
-        sources: vec![wgsl!("mining_mixed.wgsl")],
-        constants: vec![],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
-    }
+    Kernel::new(
+        "mining_mixed",
+        [wgsl!("mining_mixed.wgsl")],
+        &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
+    )
 }
 
 /// The kernel for these windows; `keep` for the form that also gives the weights of the cells.
@@ -175,17 +172,17 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) 
     // Texels along a side of the window: all of the first stage's, or half as many and a border of the second's.
     let side = (window * pool).max(window * pool / 2 + 2);
     Kernel {
-        name: "mining",
-        label: "mining",
-        sources: vec![
-            channels_reader(vec4),
-            wgsl!("mining_map.wgsl"),
-            wgsl!("mining.wgsl"),
-            if keep { wgsl!("mining_keep.wgsl") } else { wgsl!("mining_plain.wgsl") },
-        ],
         constants: vec![("POOL", pool as u32), ("WINDOW", window as u32), ("SIDE", side as u32)],
-        sizes: vec![],
-        bindings: if keep { BINDINGS } else { &BINDINGS[..7] },
+        ..Kernel::new(
+            "mining",
+            [
+                channels_reader(vec4),
+                wgsl!("mining_map.wgsl"),
+                wgsl!("mining.wgsl"),
+                if keep { wgsl!("mining_keep.wgsl") } else { wgsl!("mining_plain.wgsl") },
+            ],
+            if keep { BINDINGS } else { &BINDINGS[..7] },
+        )
     }
 }
 

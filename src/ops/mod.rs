@@ -36,7 +36,7 @@ pub use softmax::softmax;
 pub use specialisations::specialisations;
 pub use tuning::{Shape, Tuning, tune};
 
-use crate::gpu::{Access, Cost, Kernel, Source, grid_1d};
+use crate::gpu::{Cost, grid_1d};
 
 /// Invocations of the element-wise kernels' workgroups.
 const ELEMENTS: usize = 64;
@@ -44,11 +44,6 @@ const ELEMENTS: usize = 64;
 /// The grid for `count` elements, [`ELEMENTS`] a workgroup.
 fn element_grid(count: usize) -> [u32; 3] {
     grid_1d(count.div_ceil(ELEMENTS))
-}
-
-/// A kernel of a single file.
-fn simple(name: &'static str, source: Source, bindings: &'static [Access]) -> Kernel {
-    Kernel { name, label: name, sources: vec![source], constants: vec![], sizes: vec![], bindings }
 }
 
 /// A cost in elements of four bytes read or written.

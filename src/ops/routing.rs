@@ -43,23 +43,15 @@ impl Routing {
 
 pub(crate) fn route_kernel(top_k: usize) -> Kernel {
     Kernel {
-        name: "route",
-        label: "route",
-        sources: vec![wgsl!("route.wgsl")],
         constants: vec![("TOP", top_k as u32)],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Write, Access::Write, Access::Write],
+        ..Kernel::new("route", [wgsl!("route.wgsl")], &[Access::Read, Access::Write, Access::Write, Access::Write])
     }
 }
 
 pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
     Kernel {
-        name: "combine",
-        label: "combine",
-        sources: vec![wgsl!("combine.wgsl")],
         constants: vec![("TOP", top_k as u32)],
-        sizes: vec![],
-        bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
+        ..Kernel::new("combine", [wgsl!("combine.wgsl")], &[Access::Read, Access::Read, Access::Read, Access::Write])
     }
 }
 

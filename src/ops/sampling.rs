@@ -45,12 +45,8 @@ pub(crate) struct Variant {
 impl Specialise for Variant {
     fn kernel(&self) -> Kernel {
         Kernel {
-            name: "sample",
-            label: "sample",
-            sources: vec![wgsl!("sample.wgsl")],
             constants: vec![("SAMPLE", u32::from(self.draws))],
-            sizes: vec![],
-            bindings: &[Access::Read, Access::Write],
+            ..Kernel::new("sample", [wgsl!("sample.wgsl")], &[Access::Read, Access::Write])
         }
     }
 }

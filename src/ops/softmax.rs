@@ -1,12 +1,12 @@
 //! Softmax of rows.
 
-use super::{cost, simple};
+use super::cost;
 use crate::gpu::{Access, Kernel, Recorder, grid_1d, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 pub(crate) fn kernel() -> Kernel {
-    simple("softmax", wgsl!("softmax.wgsl"), &[Access::Write])
+    Kernel::new("softmax", [wgsl!("softmax.wgsl")], &[Access::Write])
 }
 
 /// x = softmax(scale x) over the first `k` values of every row of `x`, in place; what is behind them becomes zero.

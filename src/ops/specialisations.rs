@@ -18,7 +18,7 @@ pub fn specialisations() -> Vec<Kernel> {
     ];
     kernels.extend(roofline::kernels());
     kernels.extend(group_norm::kernels());
-    kernels.extend(linear_kernels());
+    kernels.extend(product_kernels());
     kernels.extend(attention_kernels());
     kernels.extend(Precision::ALL.map(|precision| gather::Variant(precision).kernel()));
     for first in BOTH {
@@ -45,7 +45,8 @@ pub fn specialisations() -> Vec<Kernel> {
     kernels
 }
 
-fn linear_kernels() -> Vec<Kernel> {
+/// Every kernel that computes a matrix product.
+pub(super) fn product_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     // All of the epilogue: less of it leaves code out and adds none.
     let applied = Applied {

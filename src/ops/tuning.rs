@@ -1,6 +1,8 @@
 //! Which form of a kernel is the fastest on a device: measured once, kept by the host, looked up at every product.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,12 +10,11 @@ use web_time::Instant;
 
 use super::cases::{Case, F32, Linear, compare};
 use super::linear::{Epilogue, Form, MATVEC_ROWS, linear};
+use super::specialisations::product_kernels;
 use crate::gpu::Gpu;
 use crate::tensor::{Matrix, Piece, Precision, Tensor};
 use crate::{Error, Result};
 
-/// Changes whenever forms do, so that old measurements are forgotten.
-const VERSION: u32 = 1;
 /// Rows of x that stand for many.
 const MANY: usize = 128;
 /// Time that a measurement of one form takes, about.
@@ -66,15 +67,22 @@ struct Choice {
 /// The fastest forms on an adapter under a driver. The host keeps it, as JSON through serde, from run to run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tuning {
-    version: u32,
+    /// [`kernels`] when it was measured.
+    kernels: u64,
     adapter: String,
     products: Vec<Choice>,
 }
 
 impl Tuning {
-    /// Whether it was measured by this version on the adapter of this [`cache_name`](crate::gpu::AdapterSummary::cache_name).
+    /// Whether these very kernels were measured, on the adapter of this [`cache_name`](crate::gpu::AdapterSummary::cache_name).
     pub fn is_of(&self, adapter: &str) -> bool {
-        self.version == VERSION && self.adapter == adapter
+        self.kernels == kernels() && self.adapter == adapter
+    }
+
+    /// Without the choices that this device cannot run: what a host kept may be damaged, and browsers do not tell adapters
+    /// apart.
+    pub(crate) fn retain_possible(&mut self, gpu: &Gpu) {
+        self.products.retain(|choice| Form::candidates(gpu, choice.shape).contains(&choice.form));
     }
 
     /// How many products were measured.
@@ -94,13 +102,25 @@ impl Tuning {
 
     /// One without measurements.
     pub fn none(gpu: &Gpu) -> Self {
-        Self { version: VERSION, adapter: gpu.adapter().cache_name.clone(), products: Vec::new() }
+        Self { kernels: kernels(), adapter: gpu.adapter().cache_name.clone(), products: Vec::new() }
     }
 
     /// One that has every product of `shape` computed by `form`.
     fn forced(gpu: &Gpu, shape: Shape, form: Form) -> Self {
         Self { products: vec![Choice { shape, form, microseconds: 0.0 }], ..Self::none(gpu) }
     }
+}
+
+/// A hash of the text of every kernel that computes products: measurements of others are forgotten.
+fn kernels() -> u64 {
+    static HASH: OnceLock<u64> = OnceLock::new();
+    *HASH.get_or_init(|| {
+        let mut hasher = DefaultHasher::new();
+        for kernel in product_kernels() {
+            (kernel.wgsl(false), kernel.constants).hash(&mut hasher);
+        }
+        hasher.finish()
+    })
 }
 
 /// A form's measurement, as it is made.

@@ -143,14 +143,7 @@ impl Fill {
 
 /// The kernel behind [`Matrix::random`].
 pub(crate) fn fill_kernel() -> Kernel {
-    Kernel {
-        name: "fill",
-        label: "fill",
-        sources: vec![wgsl!("fill.wgsl")],
-        constants: vec![],
-        sizes: vec![],
-        bindings: &[Access::Write],
-    }
+    Kernel::new("fill", [wgsl!("fill.wgsl")], &[Access::Write])
 }
 
 /// Makes a [`Matrix`] from rows pushed in order, in blocks of any size.

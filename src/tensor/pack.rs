@@ -3,7 +3,7 @@
 //! | precision | a row of k weights | beside it, for each 32 |
 //! | --- | --- | --- |
 //! | f32 | k f32, padded to a multiple of 4 | |
-//! | f16 | k f16, padded to a multiple of 4 | |
+//! | f16 | k f16, padded to a multiple of 8 | |
 //! | q8 | k i8, padded to a multiple of 32 | f16 scale: w = scale q |
 //! | q6 | low 4 bits of k u6, low half first | two words of high bits; f32 scales of the 16 and the 16: w = scale (q - 32) |
 //! | q5k | low 4 bits of k u5 | a word of high bits; f32 scale and minimum: w = minimum + scale q |
@@ -202,9 +202,11 @@ impl Group {
         })
     }
 
-    /// Whether the scales are what the precision can hold exactly.
+    /// Whether the scales are finite, and what the precision can hold exactly.
     pub fn fits(&self, precision: Precision) -> bool {
-        precision.wide_scales() || self.scales.iter().all(|&scale| f16::from_f32(scale).to_f32() == scale)
+        self.scales
+            .iter()
+            .all(|&scale| scale.is_finite() && (precision.wide_scales() || f16::from_f32(scale).to_f32() == scale))
     }
 }
 

@@ -62,7 +62,7 @@ impl ClipTokenizer {
                 }
             },
         };
-        let tokenizer = Tokenizer::from_tokenizer_json(json.to_string().as_bytes(), &config)?;
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), &config, false)?;
         let id = |role: &str, usual: &str| {
             let text = config.role(role).unwrap_or(usual);
             tokenizer.token_id(text).ok_or_else(|| Error::Config {

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 
 use super::conversation::Prompt;
-use super::decode::{Decoder, SentencePieceStyle, Style, Unit};
+use super::decode::{Decoder, SentencePieceStyle, Style, Unit, Units};
 use super::sentencepiece::{Model, PieceKind, SPACE};
 use super::tokenizer_config::{AddedToken, TokenizerConfig, read};
 use crate::weights::source::Folder;
@@ -39,7 +39,6 @@ pub enum PromptToken {
 pub struct Tokenizer {
     encoder: Encoder,
     decoder: Decoder,
-    ids: HashMap<String, u32>,
     bos: Option<u32>,
     eos: Option<u32>,
     vocab_size: usize,
@@ -133,11 +132,6 @@ impl Tokenizer {
         Self::from_model(model, config, Family::Gguf)
     }
 
-    /// A tokenizer from the text of a `tokenizer.json`.
-    pub(super) fn from_tokenizer_json(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
-        Self::from_json(bytes, config, false)
-    }
-
     fn from_model(model: Model, config: &TokenizerConfig, family: Family) -> Result<Self> {
         let piece = |id: Option<u32>| id.and_then(|id| model.pieces().get(id as usize)).map(|piece| piece.text.clone());
         let unknown = piece(Some(model.unknown()));
@@ -192,15 +186,12 @@ impl Tokenizer {
             Family::Llama | Family::Gemma | Family::Gguf => Mode::PerSegment,
         };
 
-        let mut units = HashMap::with_capacity(model.pieces().len());
-        let mut ids = HashMap::with_capacity(model.pieces().len());
+        let mut units = Units::with_capacity(model.pieces().len());
         for (id, piece) in model.pieces().iter().enumerate() {
-            let id = id as u32;
-            ids.insert(piece.text.clone(), id);
-            let text = piece.text.clone();
-            let unit = match piece.kind {
-                PieceKind::Byte(byte) => Unit::Bytes(vec![byte]),
-                _ if mode == Mode::Converted => Unit::Text { text: with_spaces(&text), rest_is_piece: true },
+            let text = &*piece.text;
+            let unit = match &piece.kind {
+                PieceKind::Byte(byte) => Unit::Bytes(std::slice::from_ref(byte)),
+                _ if mode == Mode::Converted => Unit::Text { text: &with_spaces(text), rest_is_piece: true },
                 PieceKind::Control => Unit::Control(text),
                 PieceKind::Unknown => Unit::Unknown(text),
                 PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused => {
@@ -208,12 +199,11 @@ impl Tokenizer {
                     Unit::Text { text, rest_is_piece }
                 }
             };
-            units.insert(id, unit);
+            units.insert(id as u32, unit);
         }
         for (&id, token) in &added {
-            ids.insert(token.content.clone(), id);
             // GGUF's user-defined tokens (Gemma's runs of white space) are text like any other when they are printed.
-            let text = token.content.clone();
+            let text = &*token.content;
             let plain = family == Family::Gguf && !token.special;
             units.insert(id, if plain { Unit::Text { text, rest_is_piece: true } } else { Unit::Added(text) });
         }
@@ -229,8 +219,11 @@ impl Tokenizer {
             }),
         };
 
-        let id_of = |text: Option<&str>| text.and_then(|text| ids.get(text)).copied();
-        let (bos, eos) = (id_of(bos.as_deref()), id_of(eos.as_deref()));
+        let id_of = |text: &String| {
+            let listed = added.iter().rev().find(|(_, token)| token.content == *text);
+            listed.map(|(&id, _)| id).or_else(|| model.id(text))
+        };
+        let (bos, eos) = (bos.as_ref().and_then(id_of), eos.as_ref().and_then(id_of));
         let around = Around {
             before: bos.filter(|_| config.add_bos_token.unwrap_or(true)),
             after: eos.filter(|_| config.add_eos_token.unwrap_or(false)),
@@ -250,48 +243,72 @@ impl Tokenizer {
         Ok(Self {
             encoder: Encoder::SentencePiece(Box::new(encoder)),
             decoder: Decoder { units, special, style, clean_up: config.clean_up_tokenization_spaces },
-            ids,
             bos,
             eos,
             vocab_size: next as usize,
         })
     }
 
-    fn from_json(bytes: &[u8], config: &TokenizerConfig, gemma: bool) -> Result<Self> {
+    pub(super) fn from_json(bytes: &[u8], config: &TokenizerConfig, gemma: bool) -> Result<Self> {
         let bad = |reason: String| Error::Config { file: JSON.to_owned(), reason };
         let file: JsonFile = serde_json::from_slice(bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
         let style = json_style(&file.decoder)?;
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| bad(format!("not a tokenizer that is understood: {error}")))?;
+        Self::from_library(tokenizer, style, config, gemma, |tokenizer| {
+            tokenizer.get_vocab(true).into_values().collect()
+        })
+    }
+
+    /// A byte-level BPE tokenizer as the library has it, of so many tokens, with `config` beside it.
+    pub(super) fn from_byte_level(
+        tokenizer: tokenizers::Tokenizer,
+        tokens: u32,
+        config: &TokenizerConfig,
+    ) -> Result<Self> {
+        // Asking the library for its vocabulary would copy it.
+        Self::from_library(tokenizer, JsonStyle::ByteLevel, config, false, |_| (0..tokens).collect())
+    }
+
+    fn from_library(
+        mut tokenizer: tokenizers::Tokenizer,
+        style: JsonStyle,
+        config: &TokenizerConfig,
+        gemma: bool,
+        ids: impl FnOnce(&tokenizers::Tokenizer) -> Vec<u32>,
+    ) -> Result<Self> {
+        let bad = |reason: String| Error::Config { file: JSON.to_owned(), reason };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| bad(error.to_string()))?;
 
         // As transformers: tokens that only the configuration knows are added to the file's.
-        let known: HashSet<String> =
+        let mut seen: HashSet<String> =
             tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
         let listed = config.added.values().cloned();
         let roles = config.special_texts().map(AddedToken::special);
-        let mut seen = known;
-        for token in listed.chain(roles) {
-            if seen.insert(token.content.clone()) && !token.content.is_empty() {
-                let added = tokenizers::AddedToken::from(token.content, token.special)
+        let new = listed.chain(roles).filter(|token| !token.content.is_empty() && seen.insert(token.content.clone()));
+        let new: Vec<_> = new
+            .map(|token| {
+                tokenizers::AddedToken::from(token.content, token.special)
                     .lstrip(token.lstrip)
                     .rstrip(token.rstrip)
                     .single_word(token.single_word)
-                    .normalized(token.normalized);
-                tokenizer.add_tokens([added]).map_err(|error| bad(error.to_string()))?;
-            }
-        }
+                    .normalized(token.normalized)
+            })
+            .collect();
+        tokenizer.add_tokens(new).map_err(|error| bad(error.to_string()))?;
 
         let added = tokenizer.get_added_tokens_decoder();
-        let ids: HashMap<String, u32> = tokenizer.get_vocab(true);
-        let mut units = HashMap::with_capacity(ids.len());
+        let ids = ids(&tokenizer);
         let byte_level = matches!(style, JsonStyle::ByteLevel);
         let byte_of = byte_level.then(byte_level_alphabet);
-        for (text, &id) in &ids {
-            units.insert(id, style.unit(text, byte_of.as_ref()));
+        let mut units = Units::with_capacity(ids.len());
+        for id in &ids {
+            if let Some(text) = tokenizer.id_to_token(*id) {
+                style.add_unit(&mut units, *id, &text, byte_of.as_ref());
+            }
         }
-        let id_of = |role: &str| config.role(role).and_then(|text| ids.get(text)).copied();
+        let id_of = |role: &str| config.role(role).and_then(|text| tokenizer.token_to_id(text));
         let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
         let class = config.class.as_deref().unwrap_or_default();
         let overruled = gemma || class.contains("Llama");
@@ -308,7 +325,6 @@ impl Tokenizer {
                 clean_up: config.clean_up_tokenization_spaces,
             },
             encoder: Encoder::Json { tokenizer: Box::new(tokenizer), around },
-            ids,
             bos,
             eos,
         })
@@ -366,7 +382,10 @@ impl Tokenizer {
 
     /// The id of a token by its text (in the vocabulary's own spelling).
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.ids.get(token).copied()
+        match &self.encoder {
+            Encoder::SentencePiece(encoder) => encoder.added.id(token).or_else(|| encoder.model.id(token)),
+            Encoder::Json { tokenizer, .. } => tokenizer.token_to_id(token),
+        }
     }
 
     /// The beginning token, whether or not [`Tokenizer::encode`] adds it.
@@ -490,6 +509,11 @@ impl AddedTokens {
         Self { tokens, by_first }
     }
 
+    /// The id of the token with this text.
+    fn id(&self, text: &str) -> Option<u32> {
+        self.tokens.iter().rev().find(|(_, token)| token.content == text).map(|(id, _)| *id)
+    }
+
     /// The longest token that `text` begins with.
     fn at_start(&self, text: &str) -> Option<&(u32, AddedToken)> {
         let list = self.by_first.get(text.as_bytes().first()?)?;
@@ -538,25 +562,24 @@ impl From<JsonStyle> for Style {
 }
 
 impl JsonStyle {
-    fn unit(&self, text: &str, byte_of: Option<&HashMap<char, u8>>) -> Unit {
+    fn add_unit(&self, units: &mut Units, id: u32, text: &str, byte_of: Option<&HashMap<char, u8>>) {
         match self {
             Self::ByteLevel => {
                 let bytes =
                     byte_of.and_then(|map| text.chars().map(|c| map.get(&c).copied()).collect::<Option<Vec<u8>>>());
-                Unit::Bytes(bytes.unwrap_or_else(|| text.as_bytes().to_vec()))
+                units.insert(id, Unit::Bytes(bytes.as_deref().unwrap_or(text.as_bytes())));
             }
             Self::Fallback { replace, bytes, .. } => {
                 let text = replace.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
                 match byte_token(&text) {
-                    Some(byte) if *bytes => Unit::Bytes(vec![byte]),
-                    _ => Unit::Text { text, rest_is_piece: true },
+                    Some(byte) if *bytes => units.insert(id, Unit::Bytes(&[byte])),
+                    _ => units.insert(id, Unit::Text { text: &text, rest_is_piece: true }),
                 }
             }
         }
     }
 }
 
-/// Reads the `decoder` of a `tokenizer.json`.
 /// The part of a tokenizer.json that is read here, beside what the library reads.
 #[derive(Deserialize)]
 struct JsonFile {
@@ -564,6 +587,7 @@ struct JsonFile {
     decoder: serde_json::Value,
 }
 
+/// Reads the `decoder` of a `tokenizer.json`.
 fn json_style(decoder: &serde_json::Value) -> Result<JsonStyle> {
     let kind =
         |value: &serde_json::Value| value.get("type").and_then(|kind| kind.as_str()).unwrap_or("none").to_owned();

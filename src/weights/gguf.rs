@@ -3,6 +3,7 @@
 //! The format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and 3, little-endian: magic,
 //! version, counts, key/value pairs, tensor descriptions, then the data at multiples of an alignment.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::blocks::BlockType;
@@ -37,7 +38,62 @@ pub enum Value {
     /// UTF-8; bytes that are not are replaced.
     Text(String),
     /// Elements of one type.
-    Array(Vec<Value>),
+    Array(Array),
+}
+
+/// An array of the metadata, close together: vocabularies have hundreds of thousands of elements.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Array {
+    /// Of any integer type.
+    Integers(Vec<i64>),
+    /// Of f32, or of f64, rounded.
+    Floats(Vec<f32>),
+    /// Of texts.
+    Texts(Texts),
+    /// Of arrays or of truth values: read over.
+    Other,
+}
+
+/// Texts, one behind the other in one buffer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Texts {
+    all: String,
+    ends: Vec<u32>,
+}
+
+impl Texts {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The text of this number.
+    pub fn get(&self, index: usize) -> Option<&str> {
+        let end = *self.ends.get(index)? as usize;
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        self.all.get(start..end)
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        (0..self.len()).filter_map(|index| self.get(index))
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Texts {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(texts: I) -> Self {
+        let mut found = Self::default();
+        for text in texts {
+            found.all.push_str(text);
+            found.ends.push(found.all.len() as u32);
+        }
+        found
+    }
 }
 
 /// What a GGUF file says about itself.
@@ -104,7 +160,7 @@ impl Header {
     }
 
     /// An array of the metadata.
-    pub fn array(&self, key: &str) -> Option<&[Value]> {
+    pub fn array(&self, key: &str) -> Option<&Array> {
         match self.metadata.get(key) {
             Some(Value::Array(values)) => Some(values),
             _ => None,
@@ -112,14 +168,11 @@ impl Header {
     }
 
     /// An array of texts.
-    pub fn texts(&self, key: &str) -> Option<Vec<&str>> {
-        self.array(key)?
-            .iter()
-            .map(|value| match value {
-                Value::Text(text) => Some(text.as_str()),
-                _ => None,
-            })
-            .collect()
+    pub fn texts(&self, key: &str) -> Option<&Texts> {
+        match self.array(key)? {
+            Array::Texts(texts) => Some(texts),
+            _ => None,
+        }
     }
 }
 
@@ -151,7 +204,7 @@ struct Reader<'a> {
     elements: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn take<const N: usize>(&mut self) -> Parsed<[u8; N]> {
         let end = self.at.checked_add(N).ok_or(Problem::NeedsMore)?;
         let mut taken = [0; N];
@@ -181,12 +234,12 @@ impl Reader<'_> {
         Ok(count as usize)
     }
 
-    fn text(&mut self) -> Parsed<String> {
+    fn text(&mut self) -> Parsed<Cow<'a, str>> {
         let length = self.count("bytes of text", 1)?;
         let end = self.at.checked_add(length).ok_or(Problem::NeedsMore)?;
         let bytes = self.bytes.get(self.at..end).ok_or(Problem::NeedsMore)?;
         self.at = end;
-        Ok(String::from_utf8_lossy(bytes).into_owned())
+        Ok(String::from_utf8_lossy(bytes))
     }
 
     fn value(&mut self, kind: u32, nesting: usize) -> Parsed<Value> {
@@ -199,34 +252,66 @@ impl Reader<'_> {
             5 => Value::Integer(i32::from_le_bytes(self.take()?).into()),
             6 => Value::Float(f32::from_le_bytes(self.take()?).into()),
             7 => Value::Bool(u8::from_le_bytes(self.take()?) != 0),
-            8 => Value::Text(self.text()?),
-            9 if nesting < MAX_NESTING => {
-                let kind = self.u32()?;
-                let size = match kind {
-                    0 | 1 | 7 => 1,
-                    2 | 3 => 2,
-                    4..=6 => 4,
-                    _ => 8,
-                };
-                let count = self.count("elements of an array", size)?;
-                // What is not there is not allocated for.
-                if (self.bytes.len() - self.at) as u64 / size < count as u64 {
-                    return Err(Problem::NeedsMore);
-                }
-                self.elements += count;
-                if self.elements > MAX_ELEMENTS {
-                    return self.fail(format!("arrays of more than {MAX_ELEMENTS} elements in all"));
-                }
-                let mut values = Vec::with_capacity(count);
-                for _ in 0..count {
-                    values.push(self.value(kind, nesting + 1)?);
-                }
-                Value::Array(values)
-            }
+            8 => Value::Text(self.text()?.into_owned()),
+            9 if nesting < MAX_NESTING => Value::Array(self.array(nesting)?),
             10 => Value::Integer(self.u64()?.into()),
             11 => Value::Integer(i64::from_le_bytes(self.take()?).into()),
             12 => Value::Float(f64::from_le_bytes(self.take()?)),
             _ => return self.fail(format!("unknown type of value {kind}")),
+        })
+    }
+
+    fn array(&mut self, nesting: usize) -> Parsed<Array> {
+        let kind = self.u32()?;
+        let size = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            _ => 8,
+        };
+        let count = self.count("elements of an array", size)?;
+        // What is not there is not allocated for.
+        if (self.bytes.len() - self.at) as u64 / size < count as u64 {
+            return Err(Problem::NeedsMore);
+        }
+        self.elements += count;
+        if self.elements > MAX_ELEMENTS {
+            return self.fail(format!("arrays of more than {MAX_ELEMENTS} elements in all"));
+        }
+        Ok(match kind {
+            8 => {
+                let mut texts = Texts { all: String::new(), ends: Vec::with_capacity(count) };
+                for _ in 0..count {
+                    let text = self.text()?;
+                    texts.all.push_str(&text);
+                    // A header has less than 4 GiB.
+                    texts.ends.push(texts.all.len() as u32);
+                }
+                Array::Texts(texts)
+            }
+            0..=5 | 10 | 11 => {
+                let mut values = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let Value::Integer(value) = self.value(kind, nesting + 1)? else { continue };
+                    // Only a u64 may be larger, and nothing that counts is.
+                    values.push(i64::try_from(value).unwrap_or(i64::MAX));
+                }
+                Array::Integers(values)
+            }
+            6 | 12 => {
+                let mut values = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let Value::Float(value) = self.value(kind, nesting + 1)? else { continue };
+                    values.push(value as f32);
+                }
+                Array::Floats(values)
+            }
+            _ => {
+                for _ in 0..count {
+                    self.value(kind, nesting + 1)?;
+                }
+                Array::Other
+            }
         })
     }
 }
@@ -245,14 +330,14 @@ fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
     let pair_count = reader.count("key/value pairs", 12)?;
     let mut metadata = BTreeMap::new();
     for _ in 0..pair_count {
-        let key = reader.text()?;
+        let key = reader.text()?.into_owned();
         let kind = reader.u32()?;
         let value = reader.value(kind, 0)?;
         metadata.insert(key, value);
     }
     let mut descriptions = Vec::new();
     for _ in 0..tensor_count {
-        let name = reader.text()?;
+        let name = reader.text()?.into_owned();
         let dimensions = reader.u32()? as usize;
         if dimensions > MAX_DIMENSIONS {
             return reader

@@ -271,6 +271,56 @@ def gemma(results, tensors):
     results["gemma"] = {"prompt": prompt, "greedy": greedy}
 
 
+def llama3_factors(config):
+    """What llama.cpp's converter writes as rope_freqs.weight for Llama 3.1: what each pair's frequency is divided by."""
+    scaling, dim = config.rope_scaling, config.hidden_size // config.num_attention_heads
+    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+    context = scaling["original_max_position_embeddings"]
+    factors = []
+    for i in range(0, dim, 2):
+        wavelength = 2 * np.pi * config.rope_theta ** (i / dim)
+        if wavelength < context / high:
+            factors.append(1.0)
+        elif wavelength > context / low:
+            factors.append(factor)
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, np.float32)
+
+
+def scaled(results, tensors, name, scaling):
+    """A model whose rotary frequencies are scaled, over a prompt long enough to tell."""
+    writer = Writer(OUT / f"{name}.gguf", "llama")
+    vocab = spm_tokenizer(writer.file, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        max_position_embeddings=256, rope_theta=100.0, rope_scaling=scaling, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    )
+    common(writer.file, config, 32)
+    if scaling["rope_type"] == "linear":
+        writer.file.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.file.add_rope_scaling_factor(scaling["factor"])
+    else:
+        writer.file.add_tensor("rope_freqs.weight", llama3_factors(config))
+    writer.add("token_embd.weight", "model.embed_tokens.weight", "F16", (vocab, 64), spread=0.5)
+    writer.add("output_norm.weight", "model.norm.weight", None, (64,), norm=1)
+    layer, hf = "blk.0.", "model.layers.0."
+    writer.add(layer + "attn_norm.weight", hf + "input_layernorm.weight", None, (64,), norm=1)
+    writer.add(layer + "ffn_norm.weight", hf + "post_attention_layernorm.weight", None, (64,), norm=1)
+    for part, hf_part, heads in [("attn_q", "q_proj", 2), ("attn_k", "k_proj", 2), ("attn_v", "v_proj", None), ("attn_output", "o_proj", None)]:
+        writer.add(f"{layer}{part}.weight", f"{hf}self_attn.{hf_part}.weight", "F16", (64, 64), heads=heads, spread=0.3)
+    for part, hf_part in [("ffn_gate", "gate_proj"), ("ffn_up", "up_proj"), ("ffn_down", "down_proj")]:
+        writer.add(f"{layer}{part}.weight", f"{hf}mlp.{hf_part}.weight", "F16", (64, 64), spread=0.1)
+    writer.finish()
+    model = LlamaForCausalLM(config)
+    model.load_state_dict({**writer.state, "lm_head.weight": writer.state["model.embed_tokens.weight"]})
+    prompt = [1, *(int(i) for i in rng.integers(3, vocab, 48))]
+    logits, greedy = expectations(model, prompt)
+    tensors[f"{name}.logits"] = logits
+    results[name] = {"prompt": prompt, "greedy": greedy}
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     results, tensors = {}, {}
@@ -281,8 +331,12 @@ def main():
     llama(results, tensors)
     mixtral(results, tensors)
     gemma(results, tensors)
+    scaled(results, tensors, "linear-rope", {"rope_type": "linear", "factor": 4.0})
+    llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    scaled(results, tensors, "llama3-rope", {"rope_type": "llama3", "factor": 8.0, **llama3})
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, OUT / "expected.safetensors")
     (OUT / "expected.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

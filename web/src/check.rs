@@ -45,5 +45,7 @@ pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String
 #[wasm_bindgen(js_name = timeKernels)]
 pub async fn time_kernels(subgroups: bool, filter: String) -> Result<String, JsValue> {
     let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;
-    to_json(&mgm::roofline::times(gpu, filter).await.map_err(to_js)?)
+    let mut rows = Vec::new();
+    mgm::roofline::measure(gpu, None, Some(filter), |row| rows.push(row.clone())).await.map_err(to_js)?;
+    to_json(&rows)
 }

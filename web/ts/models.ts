@@ -149,7 +149,7 @@ export class Models {
 
   async #opened(): Promise<Device> {
     if (!this.#device) {
-      const tuning = await keptTuning();
+      const tuning = await keptTuning(await deviceName());
       const subgroups = await askForSubgroups();
       const gpuMemory = this.#gpuMemory;
       this.#device = await Device.open(
@@ -245,12 +245,23 @@ async function withFiles<T>(slot: Answering | Painting, watch: Watch, work: () =
   }
 }
 
+function requestAdapter(): Promise<GPUAdapter | null> {
+  return navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+}
+
+/** Tells one device from another, as far as browsers let us: the core sees neither vendor nor driver here. A new version of the
+ *  browser may bring another compiler of shaders, so it counts too. */
+export async function deviceName(): Promise<string> {
+  const { vendor, architecture, device, description } = (await requestAdapter())?.info ?? {};
+  return [vendor, architecture, device, description, navigator.userAgent].join("\n");
+}
+
 /**
  * Lets devices have subgroups where the adapter has them, and says whether they do. wgpu's web backend does not know the
  * feature (https://github.com/gfx-rs/wgpu/issues/10146), but hands shaders on as they are.
  */
 export async function askForSubgroups(): Promise<boolean> {
-  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  const adapter = await requestAdapter();
   if (!adapter?.features.has("subgroups")) return false;
   const prototype = GPUAdapter.prototype as GPUAdapter & { mgmAsksForSubgroups?: boolean };
   if (!prototype.mgmAsksForSubgroups) {

@@ -93,22 +93,30 @@ export async function remember(folder: FileSystemDirectoryHandle, record: Source
   }
 }
 
-/** What was measured of this device's kernels, if anything was. */
-export async function keptTuning(): Promise<string | undefined> {
+/** What was measured of a device's kernels, and of which. */
+interface KeptTuning {
+  device: string;
+  tuning: string;
+}
+
+/** What was measured of this device's kernels, if anything was: that of another one counts as nothing. */
+export async function keptTuning(device: string): Promise<string | undefined> {
   try {
     const folder = await root(false);
-    return folder && (await (await getFile(folder, TUNING))?.text());
+    const text = folder && (await (await getFile(folder, TUNING))?.text());
+    const kept = text ? (JSON.parse(text) as KeptTuning | null) : undefined;
+    return kept?.device === device ? kept.tuning : undefined;
   } catch (error) {
-    // Without storage nothing is kept.
-    if (error instanceof MgmError) return undefined;
+    // Without storage nothing is kept, and what is damaged is measured again.
+    if (error instanceof MgmError || error instanceof SyntaxError) return undefined;
     throw error;
   }
 }
 
 /** Keeps what was measured of this device's kernels. */
-export async function keepTuning(tuning: string): Promise<void> {
+export async function keepTuning(device: string, tuning: string): Promise<void> {
   const folder = await root(true);
-  if (folder) await putText(folder, TUNING, tuning);
+  if (folder) await putText(folder, TUNING, JSON.stringify({ device, tuning } satisfies KeptTuning));
 }
 
 /** What the bundle at `url` is, from this device or from its server. */

@@ -5,7 +5,7 @@ import init, {
 } from "./wasm/mgm_web.js";
 import { wasmResponse } from "./kept.js";
 import { toWire, type WireError } from "./errors.js";
-import { askForSubgroups, Models, type Watch } from "./models.js";
+import { askForSubgroups, deviceName, Models, type Watch } from "./models.js";
 import { paint } from "./paint.js";
 import type { ChatCall, CheckedCase, MemoryReport, News, Outcome, PictureCall, Reply, Report, Request } from "./protocol.js";
 import { keepTuning } from "./storage.js";
@@ -176,7 +176,7 @@ async function tune(context: Context): Promise<void> {
     }),
   );
   context.signal.throwIfAborted();
-  if (models.kept) await keepTuning(tuning);
+  if (models.kept) await keepTuning(await deviceName(), tuning);
 }
 
 async function memory(): Promise<MemoryReport> {

@@ -72,16 +72,6 @@ fn cache_bytes(values: &[f32], spare: usize, half: bool) -> Vec<u8> {
 }
 
 impl Case for Attention {
-    fn flops(&self) -> f64 {
-        let seen = if self.causal { self.keys as f64 - (self.times - 1) as f64 / 2.0 } else { self.keys as f64 };
-        4.0 * seen * (self.times * self.heads * self.head_dim) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        let element = if self.storage == Storage::F16 { 2 } else { 4 };
-        (8 * self.times * self.heads * self.head_dim + 2 * element * self.keys * self.kv_heads * self.head_dim) as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }
@@ -100,7 +90,7 @@ impl Case for Attention {
                     packed.extend_from_slice(&values[time * kv_width..][..kv_width]);
                 }
                 let packed = Tensor::new(gpu, &[self.times, width + 2 * kv_width], &packed, "packed")?;
-                ops::attention(&mut recorder, self.layer(), &packed, KeyValues::Packed(&packed))?
+                ops::attention(&mut recorder, self.layer(), &packed, KeyValues::Packed)?
             } else {
                 let half = self.storage == Storage::F16;
                 let cache = KvCache::new(gpu, self.keys + SPARE, kv_width, half)?;
@@ -193,14 +183,6 @@ fn side_by_side(parts: &[&[f32]], width: usize) -> Vec<f32> {
 }
 
 impl Case for AttentionOver {
-    fn flops(&self) -> f64 {
-        self.sequences as f64 * self.one().flops()
-    }
-
-    fn bytes(&self) -> f64 {
-        self.sequences as f64 * self.one().bytes()
-    }
-
     fn bound(&self) -> f64 {
         F32
     }
@@ -224,7 +206,7 @@ impl Case for AttentionOver {
                     .flat_map(|[queries, keys, values]| side_by_side(&[queries, keys, values], width))
                     .collect();
                 let packed = Tensor::new(gpu, &[rows, 3 * width], &packed, "packed")?;
-                ops::attention_over(&mut recorder, layer, &packed, KeyValues::Packed(&packed), self.sequences)?
+                ops::attention_over(&mut recorder, layer, &packed, KeyValues::Packed, self.sequences)?
             };
             read(recorder, &[&y]).await
         })
@@ -335,14 +317,6 @@ impl AttentionToRuns {
 }
 
 impl Case for AttentionToRuns {
-    fn flops(&self) -> f64 {
-        (0..self.own.len()).map(|sequence| self.one(sequence).flops()).sum()
-    }
-
-    fn bytes(&self) -> f64 {
-        (0..self.own.len()).map(|sequence| self.one(sequence).bytes()).sum()
-    }
-
     fn bound(&self) -> f64 {
         F32
     }

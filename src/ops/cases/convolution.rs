@@ -33,14 +33,6 @@ impl Patches {
 }
 
 impl Case for Patches {
-    fn flops(&self) -> f64 {
-        0.0
-    }
-
-    fn bytes(&self) -> f64 {
-        (8 * self.count * self.channels * self.size * self.size) as f64
-    }
-
     fn bound(&self) -> f64 {
         0.0
     }
@@ -97,14 +89,6 @@ impl Depthwise {
 }
 
 impl Case for Depthwise {
-    fn flops(&self) -> f64 {
-        (98 * self.height * self.width * self.channels) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (8 * self.height * self.width * self.channels) as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }
@@ -163,14 +147,6 @@ impl Resize {
 }
 
 impl Case for Resize {
-    fn flops(&self) -> f64 {
-        (8 * self.to.0 * self.to.1 * self.channels) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (4 * (self.to.0 * self.to.1 + self.from.0 * self.from.1) * self.channels) as f64
-    }
-
     /// Weights are differences of coordinates, which are rounded to 2^-24 of their size a few times.
     fn bound(&self) -> f64 {
         F32 + (self.from.0.max(self.from.1) as f64 * 2.0f64.powi(-22)).powi(2)

@@ -30,14 +30,6 @@ impl Denoise {
 }
 
 impl Case for Denoise {
-    fn flops(&self) -> f64 {
-        (16 * self.count) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        ((self.copies + 6) * self.count * 4) as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }

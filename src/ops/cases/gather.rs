@@ -53,14 +53,6 @@ pub struct Gather {
 }
 
 impl Case for Gather {
-    fn flops(&self) -> f64 {
-        (self.count * self.columns) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        Matrix::bytes_for(self.precision, self.count, self.columns) as f64 + (4 * self.count * self.columns) as f64
-    }
-
     fn bound(&self) -> f64 {
         BOUND
     }
@@ -96,14 +88,6 @@ pub struct GatherRows {
 }
 
 impl Case for GatherRows {
-    fn flops(&self) -> f64 {
-        (self.count * self.columns) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (8 * self.count * self.columns) as f64
-    }
-
     fn bound(&self) -> f64 {
         BOUND
     }

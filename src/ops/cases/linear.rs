@@ -113,15 +113,6 @@ fn output(x: &[f32], weight: &[f32], column: usize, bias: &[f32], activation: Ac
 }
 
 impl Case for Linear {
-    fn flops(&self) -> f64 {
-        2.0 * self.m as f64 * self.n as f64 * self.k as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        let activations = self.m * (self.k + self.outputs()) * 4;
-        Matrix::bytes_for(self.precision, self.n, self.k) as f64 + activations as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }
@@ -234,15 +225,6 @@ impl RoutedLinear {
 }
 
 impl Case for RoutedLinear {
-    fn flops(&self) -> f64 {
-        2.0 * self.inputs().3.len() as f64 * (self.n * self.k) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        let activations = self.inputs().3.len() * (self.k + self.outputs()) * 4;
-        Matrix::bytes_for(self.precision, self.n, self.k) as f64 + activations as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }

@@ -96,15 +96,6 @@ impl Convolution {
 }
 
 impl Case for Convolution {
-    fn flops(&self) -> f64 {
-        2.0 * self.pixels() as f64 * self.out as f64 * self.columns() as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        let activations = self.pictures * self.height * self.width * self.channels + self.pixels() * self.out;
-        Matrix::bytes_for(self.precision, self.out, self.columns()) as f64 + activations as f64 * 4.0
-    }
-
     fn bound(&self) -> f64 {
         F32
     }
@@ -216,14 +207,6 @@ impl GroupNorm {
 }
 
 impl Case for GroupNorm {
-    fn flops(&self) -> f64 {
-        8.0 * (self.pictures * self.height * self.width * self.channels) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        12.0 * (self.pictures * self.height * self.width * self.channels) as f64
-    }
-
     /// The shift costs digits of the values themselves, relative to what is left of them: 2^-24 shift each.
     fn bound(&self) -> f64 {
         F32 * (1.0 + f64::from(self.shift).powi(2))
@@ -287,14 +270,6 @@ impl Concatenate {
 }
 
 impl Case for Concatenate {
-    fn flops(&self) -> f64 {
-        0.0
-    }
-
-    fn bytes(&self) -> f64 {
-        (8 * self.pixels * (self.channels[0] + self.channels[1])) as f64
-    }
-
     fn bound(&self) -> f64 {
         0.0
     }
@@ -339,14 +314,6 @@ impl Softmax {
 }
 
 impl Case for Softmax {
-    fn flops(&self) -> f64 {
-        6.0 * (self.rows * self.k) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        8.0 * (self.rows * self.stride) as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }

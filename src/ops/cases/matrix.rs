@@ -26,14 +26,6 @@ impl MatrixRows {
 }
 
 impl Case for MatrixRows {
-    fn flops(&self) -> f64 {
-        0.0
-    }
-
-    fn bytes(&self) -> f64 {
-        crate::tensor::Matrix::bytes_for(self.precision, self.rows, self.columns) as f64
-    }
-
     fn bound(&self) -> f64 {
         0.0
     }

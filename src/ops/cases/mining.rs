@@ -34,10 +34,6 @@ impl Map {
         (self.height / self.pool, self.width / self.pool)
     }
 
-    fn texels(&self) -> usize {
-        (0..4).map(|i| self.height * self.width / self.ratios[i].pow(2) * self.channels[i]).sum()
-    }
-
     fn stages(&self, random: &mut Random) -> [Vec<f32>; 4] {
         std::array::from_fn(|stage| {
             let texels = self.height * self.width / self.ratios[stage].pow(2);
@@ -105,14 +101,6 @@ pub struct MiningStats {
 }
 
 impl Case for MiningStats {
-    fn flops(&self) -> f64 {
-        (20 * self.map.height * self.map.width * self.map.all_channels()) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        4.0 * self.map.texels() as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }
@@ -157,14 +145,6 @@ impl Mining {
 }
 
 impl Case for Mining {
-    fn flops(&self) -> f64 {
-        4.0 * self.map.texels() as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (4 * self.map.texels() + 8 * self.side * self.side * self.map.all_channels()) as f64
-    }
-
     /// Differences of weighted texels from their mean: the statistics' rounding is part of the result.
     fn bound(&self) -> f64 {
         10.0 * F32

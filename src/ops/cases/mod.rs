@@ -1,6 +1,6 @@
-//! One case, three uses: an op's parameters as a struct that makes its own inputs, computes what must come out in plain f64
-//! Rust, and knows its cost and its error bound. The property tests, the benches and the self-check on a user's own
-//! device all run these.
+//! One case, several uses: an op's parameters as a struct that makes its own inputs, computes what must come out in plain f64
+//! Rust, and knows its error bound. The property tests, the self-check on a user's own device and tuning all run these.
+//! (What an op costs is said where it is dispatched.)
 //!
 //! References follow the definition of the op, not the algorithm of the shader: mining is upsampled, gathered and
 //! normalised cell by cell, top-p sorts, attention has its whole row of scores.
@@ -50,15 +50,11 @@ pub use sampling::{Argmax, Sample};
 pub const F32: f64 = 1e-11;
 
 /// A test case of an op.
-pub trait Case: fmt::Debug {
+pub trait Case: fmt::Debug + Sync {
     /// The op and its parameters; also the seed of the inputs.
     fn name(&self) -> String {
         format!("{self:?}")
     }
-    /// Operations; a multiply-add counts as two.
-    fn flops(&self) -> f64;
-    /// Bytes read and written at least.
-    fn bytes(&self) -> f64;
     /// The normalised mean square error that is allowed. 0 where the result must be exact.
     fn bound(&self) -> f64;
     /// What the device gives.
@@ -146,6 +142,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         k: 37,
         precision: Precision::F32,
         half: false,
+        divided: true,
     };
     let map = Map { height: 16, width: 24, channels: [24, 40, 33, 65], ratios: [1, 2, 4, 8], pool: 1 };
     cases.extend([

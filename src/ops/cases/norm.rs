@@ -34,14 +34,6 @@ impl Norm {
 }
 
 impl Case for Norm {
-    fn flops(&self) -> f64 {
-        (8 * self.rows * self.k) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (8 * self.rows * self.k) as f64
-    }
-
     /// The mean's own rounding counts for as much as it is larger than the spread.
     fn bound(&self) -> f64 {
         F32 * (1.0 + f64::from(self.shift).powi(2))

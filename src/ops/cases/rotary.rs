@@ -29,6 +29,8 @@ pub struct Rotary {
     pub precision: Precision,
     /// An f16 cache.
     pub half: bool,
+    /// Frequencies are divided, each by another number.
+    pub divided: bool,
 }
 
 const THETA: f64 = 10000.0;
@@ -46,6 +48,10 @@ impl Rotary {
         [random.values(self.times * self.k, 1.0), random.values(self.k, 1.0), weight]
     }
 
+    fn divisors(&self) -> Vec<f32> {
+        if self.divided { (0..self.head_dim / 2).map(|i| 1.0 + i as f32 * 0.75).collect() } else { Vec::new() }
+    }
+
     fn capacity(&self) -> usize {
         self.position + self.times + SPARE
     }
@@ -58,15 +64,6 @@ impl Rotary {
 }
 
 impl Case for Rotary {
-    fn flops(&self) -> f64 {
-        (2 * self.times * self.columns() * self.k) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        Matrix::bytes_for(self.precision, self.columns(), self.k) as f64
-            + (4 * self.times * (self.k + self.columns())) as f64
-    }
-
     /// Angles are f32 (as in the reference implementation): position * frequency, each rounded. Values in an f16 cache have
     /// 10 bits after the leading one, and may be rounded either way.
     fn bound(&self) -> f64 {
@@ -76,7 +73,7 @@ impl Case for Rotary {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
         Box::pin(async move {
-            let Self { heads, kv_heads, head_dim, times, position, k, precision, half } = *self;
+            let Self { heads, kv_heads, head_dim, times, position, k, precision, half, .. } = *self;
             let layer = ops::Attention { heads, kv_heads, head_dim, causal: true };
             let [x, gain, weight] = self.inputs();
             let mut rows: Vec<&[f32]> = weight.chunks_exact(k).collect();
@@ -87,7 +84,7 @@ impl Case for Rotary {
             let x = Tensor::new(gpu, &[times, k], &x, "x")?;
             let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
             let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
-            let rotary = ops::Rotary { theta: THETA as f32, divisors: Vec::new() };
+            let rotary = ops::Rotary { theta: THETA as f32, divisors: self.divisors() };
             let table = RotaryTable::new(gpu, self.capacity(), head_dim, &rotary)?;
             let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
             let mut recorder = gpu.record();
@@ -120,10 +117,13 @@ impl Case for Rotary {
             let terms = x.iter().zip(gain).zip(&weight[row * k..][..k]);
             terms.map(|((x, gain), w)| f64::from(*x) * scale * gain * f64::from(*w)).sum()
         };
+        let divisors = self.divisors();
         // Elements i and i + d / 2 as real and imaginary part, times e^(i angle).
         let turned = |time: usize, head: usize, i: usize| {
             let part = |i: usize| product(time, head * d + i);
-            let angle = (position + time) as f64 * THETA.powf(-((2 * (i % (d / 2))) as f64) / d as f64);
+            let pair = i % (d / 2);
+            let divisor = divisors.get(pair).map_or(1.0, |divisor| f64::from(*divisor));
+            let angle = (position + time) as f64 * THETA.powf(-((2 * pair) as f64) / d as f64) / divisor;
             if i < d / 2 {
                 part(i) * angle.cos() - part(i + d / 2) * angle.sin()
             } else {

@@ -45,14 +45,6 @@ impl Route {
 }
 
 impl Case for Route {
-    fn flops(&self) -> f64 {
-        (self.tokens * self.experts * self.top_k) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (4 * self.tokens * (self.experts + 3 * self.top_k)) as f64
-    }
-
     /// A wrong number among at most a few thousand slots is far above it.
     fn bound(&self) -> f64 {
         F32
@@ -121,14 +113,6 @@ impl Combine {
 }
 
 impl Case for Combine {
-    fn flops(&self) -> f64 {
-        (2 * self.tokens * self.top_k * self.width) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (4 * self.tokens * self.width * (self.top_k + 2)) as f64
-    }
-
     fn bound(&self) -> f64 {
         F32
     }

@@ -49,14 +49,6 @@ impl Argmax {
 }
 
 impl Case for Argmax {
-    fn flops(&self) -> f64 {
-        (self.vocab * self.rows) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (4 * self.vocab * self.rows) as f64
-    }
-
     fn bound(&self) -> f64 {
         0.0
     }
@@ -177,14 +169,6 @@ impl Sample {
 }
 
 impl Case for Sample {
-    fn flops(&self) -> f64 {
-        (self.vocab * self.draws) as f64
-    }
-
-    fn bytes(&self) -> f64 {
-        (4 * self.vocab * self.draws) as f64
-    }
-
     fn bound(&self) -> f64 {
         0.0
     }

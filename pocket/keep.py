@@ -1,0 +1,77 @@
+"""Puts a run's stages into a folder in f16, without their optimisers' states, and back: what to carry to another machine.
+
+    python -m pocket.keep save FOLDER [--run RUN]
+    python -m pocket.keep restore FOLDER [--run RUN]
+
+Finished stages stay finished; others go on at their step, with new momenta. Tokenizers and the log come along."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .train.__main__ import STAGES
+
+BESIDE = ("tokenizer", "clip-tokenizer", "log.jsonl")
+
+
+def save(run: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES:
+        path = run / f"{stage}.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=False, map_location="cpu")
+            modules = {name: value for name, value in state.items() if name not in ("step", "optimiser")}
+            tensors = {
+                f"{module}/{name}": value.half().contiguous() if value.is_floating_point() else value.contiguous()
+                for module, values in modules.items()
+                for name, value in values.items()
+            }
+            done = (run / f"{stage}.done").exists()
+            metadata = {"step": str(state["step"]), "done": str(int(done))}
+            save_file(tensors, folder / f"{stage}.safetensors", metadata)
+    copy(run, folder)
+
+
+def restore(run: Path, folder: Path) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES:
+        path = folder / f"{stage}.safetensors"
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                state: dict = {"step": int(metadata["step"])}
+                for key in file.keys():
+                    module, name = key.split("/", 1)
+                    tensor = file.get_tensor(key)
+                    state.setdefault(module, {})[name] = tensor.float() if tensor.is_floating_point() else tensor
+            torch.save(state, run / f"{stage}.pt")
+            if metadata["done"] == "1":
+                (run / f"{stage}.done").touch()
+    copy(folder, run)
+
+
+def copy(source: Path, target: Path) -> None:
+    for name in BESIDE:
+        path = source / name
+        if path.is_dir():
+            shutil.copytree(path, target / name, dirs_exist_ok=True)
+        elif path.exists():
+            shutil.copy(path, target / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("save", "restore"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--run", type=Path, default=Path(os.environ.get("POCKET_RUN", "pocket-run")))
+    arguments = parser.parse_args()
+    (save if arguments.action == "save" else restore)(arguments.run, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
