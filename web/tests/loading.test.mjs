@@ -209,3 +209,31 @@ test("files that the user chose: a bundle's, a checkpoint's", async () => {
   assert.ok(["missing-file", "config"].includes(result.code), result.code);
   assert.ok(expected("no-image"));
 });
+
+test("measured kernels are kept with the device they are of, and what is kept does no harm", async () => {
+  const plain = await load();
+  const kept = await page.evaluate(async () => {
+    const mgm = await Mgm.load("/model/");
+    await mgm.tune();
+    mgm.dispose();
+    const folder = await (await navigator.storage.getDirectory()).getDirectoryHandle("mgm");
+    return (await (await folder.getFileHandle("tuning.json")).getFile()).text();
+  });
+  const { device, tuning } = JSON.parse(kept);
+  assert.ok(device.includes(await page.evaluate(() => navigator.userAgent)), device);
+  const { products } = JSON.parse(tuning);
+  assert.ok(products.length > 0 && products.every(({ form, microseconds }) => form && microseconds > 0), tuning);
+  // Of this device; of another; with forms that there are not; no JSON.
+  const impossible = tuning.replaceAll(/"form":("\w+"|\{[^}]*\}+)/g, '"form":{"uniform":0}');
+  assert.notEqual(impossible, tuning);
+  for (const text of [kept, JSON.stringify({ device: "another", tuning }), JSON.stringify({ device, tuning: impossible }), "{", "null"]) {
+    await page.evaluate(async (text) => {
+      const folder = await (await navigator.storage.getDirectory()).getDirectoryHandle("mgm");
+      const file = await (await folder.getFileHandle("tuning.json")).createWritable();
+      await file.write(text);
+      await file.close();
+    }, text);
+    const { ids, message } = await load();
+    assert.deepEqual(ids, plain.ids, message ?? text);
+  }
+});
