@@ -6,6 +6,7 @@ pub mod cases;
 mod convolution;
 mod convolution2d;
 mod denoise;
+mod form;
 mod gather;
 mod group_norm;
 mod linear;
@@ -23,9 +24,9 @@ pub use attention::{Attention, KeyValues, KvCache, Look, Run, attention, attenti
 pub use convolution::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use convolution2d::{Convolution, MapEpilogue, Sampling2d, convolution, convolution_doubled};
 pub use denoise::{Denoise, denoise};
+pub(crate) use form::Form;
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelSums, GroupNorm, Rectangle, group_norm, scale_channels};
-pub(crate) use linear::Form;
 pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};
 pub use mining::{MiningMap, check_windows, mining, mining_stats};
 pub use norm::{Norm, norm};

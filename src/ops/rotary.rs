@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::attention::{Attention, KvCache};
-use super::linear::{self, Applied, Ending, Form, Input, Variant};
+use super::form::Form;
+use super::linear::{self, Applied, Ending, Input, Variant};
 use super::tuning::Shape;
 use super::{Norm, norm};
 use crate::gpu::{Binding, Cost, Gpu, Recorder};

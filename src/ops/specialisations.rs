@@ -1,6 +1,7 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
-use super::linear::{Activation, Applied, Ending, Form, Input, Variant};
+use super::form::Form;
+use super::linear::{Activation, Applied, Ending, Input, Variant};
 use super::{attention, convolution, denoise, gather, group_norm, mining, norm, roofline, routing, sampling, softmax};
 use crate::gpu::{Kernel, Specialise};
 use crate::tensor::{Precision, fill_kernel};

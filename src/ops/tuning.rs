@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use web_time::Instant;
 
 use super::cases::{Case, F32, Linear, compare};
-use super::linear::{Epilogue, Form, MATVEC_ROWS, linear};
+use super::form::{Form, MATVEC_ROWS};
+use super::linear::{Epilogue, linear};
 use super::specialisations::product_kernels;
 use crate::gpu::Gpu;
 use crate::tensor::{Matrix, Piece, Precision, Tensor};

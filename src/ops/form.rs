@@ -1,0 +1,173 @@
+//! The kernels that can compute a product, and which of them does.
+
+use serde::{Deserialize, Serialize};
+
+use super::tuning::Shape;
+use crate::gpu::{Capabilities, Gpu, grid_1d};
+use crate::tensor::{GROUP, Precision};
+
+/// Up to this many rows of x are taken one by one (matvec); more go through the tiled kernel, which reads each weight
+/// once for 64 rows.
+pub(super) const MATVEC_ROWS: usize = 4;
+/// Rows of x, and of W, in a tile of the tiled kernel.
+const TILE: usize = 64;
+/// Rows of W that a workgroup of the kernel for software adapters takes.
+const UNIFORM_COLUMNS: usize = 256;
+
+/// The kernels that compute a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Form {
+    /// Row by row, the invocations of a workgroup splitting k into fours.
+    Matvec,
+    /// The same with quantised weights, in whole blocks.
+    MatvecBlocks(MatvecBlocks),
+    /// Tiles in workgroup memory, in f16 if `half`.
+    Tiled { half: bool },
+    /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
+    Uniform(u32),
+    /// For software adapters with subgroups of four: this many rows at a time, four or more, handed around in the subgroup.
+    Subgroup4(u32),
+    /// For software adapters with subgroups of eight: one row.
+    MatvecSubgroup,
+    /// For the same: this many rows at a time, two or more, handed around in the subgroup, and one or two blocks of columns.
+    Subgroup { rows: u32, blocks: u32 },
+}
+
+/// The sizes of [`Form::MatvecBlocks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct MatvecBlocks {
+    /// Sums are taken in subgroups first.
+    pub subgroups: bool,
+    /// Invocations of a workgroup.
+    pub workgroup: u32,
+    /// Blocks of four rows that a workgroup takes.
+    pub blocks: u32,
+}
+
+impl MatvecBlocks {
+    fn all() -> impl Iterator<Item = Self> {
+        let sizes = [(32, 1), (32, 2), (128, 1), (128, 2)];
+        let form = |subgroups| move |(workgroup, blocks)| Self { subgroups, workgroup, blocks };
+        sizes.into_iter().map(form(false)).chain(sizes.into_iter().map(form(true)))
+    }
+
+    fn runs_on(self, capabilities: &Capabilities) -> bool {
+        // Whole subgroups, all of one size.
+        !self.subgroups || capabilities.subgroup_size().is_some_and(|size| self.workgroup.is_multiple_of(size))
+    }
+
+    /// What is likely to do well, without a measurement: as many invocations as there are groups of columns, and more rows
+    /// where there are enough of them for many workgroups.
+    fn likely(n: usize, k: usize) -> Self {
+        let workgroup = if k.div_ceil(GROUP) <= 48 { 32 } else { 128 };
+        Self { subgroups: false, workgroup, blocks: if n >= 8192 { 2 } else { 1 } }
+    }
+}
+
+impl Form {
+    /// All of them.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
+        let sizes = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
+        let subgroup = sizes.map(|(rows, blocks)| Self::Subgroup { rows, blocks });
+        let subgroup4 = [4, 8].map(Self::Subgroup4);
+        let tiled = [false, true].map(|half| Self::Tiled { half });
+        let blocks = MatvecBlocks::all().map(Self::MatvecBlocks);
+        let hardware = std::iter::once(Self::Matvec).chain(tiled).chain(blocks);
+        hardware.chain(uniform).chain([Self::MatvecSubgroup]).chain(subgroup).chain(subgroup4)
+    }
+
+    /// The form for a product: what was measured on this device to be the fastest, or else what is likely to be.
+    pub(super) fn choose(gpu: &Gpu, shape: Shape) -> Self {
+        gpu.tuned(&shape).unwrap_or_else(|| Self::likely(gpu, shape))
+    }
+
+    /// The form for a product on a device that nothing is known of but its capabilities.
+    fn likely(gpu: &Gpu, Shape { m, n, k, precision }: Shape) -> Self {
+        let rows = m.next_power_of_two() as u32;
+        match m {
+            1 if gpu.software_subgroups() == Some(8) => Self::MatvecSubgroup,
+            _ if gpu.software_subgroups() == Some(8) => {
+                // What is loaded from x serves both blocks, what is loaded from W all rows: quantised weights are few bytes.
+                let (most, blocks) = if precision.bits().is_some() { (16, 2) } else { (32, 1) };
+                Self::Subgroup { rows: rows.min(most), blocks: if rows < 8 { 1 } else { blocks } }
+            }
+            3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
+            _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
+            0..=MATVEC_ROWS if precision.bits().is_some() => Self::MatvecBlocks(MatvecBlocks::likely(n, k)),
+            0..=MATVEC_ROWS => Self::Matvec,
+            _ => Self::Tiled { half: false },
+        }
+    }
+
+    /// The form for `m` pixels of a convolution's result, which no form takes one by one.
+    pub(super) fn choose_for_map(gpu: &Gpu, shape: Shape) -> Self {
+        match Self::choose(gpu, Shape { m: shape.m.max(2), ..shape }) {
+            form if form.takes_many() => form,
+            _ => Self::Tiled { half: false },
+        }
+    }
+
+    /// Whether it takes several rows of x at a time.
+    pub(crate) fn takes_many(self) -> bool {
+        !matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Uniform(1))
+    }
+
+    /// The most rows of x in one dispatch: as many as fit WebGPU's limit on a grid's dimensions.
+    pub(super) fn max_rows(self) -> usize {
+        let rows = match self {
+            Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup => 1,
+            Self::Tiled { .. } => TILE,
+            Self::Uniform(rows) | Self::Subgroup4(rows) | Self::Subgroup { rows, .. } => rows as usize,
+        };
+        rows * 65535
+    }
+
+    /// The forms that are worth a measurement: those that the device can run, of one row or of many.
+    pub(super) fn candidates(gpu: &Gpu, shape: Shape) -> Vec<Self> {
+        let capabilities = gpu.capabilities();
+        let few = shape.m <= MATVEC_ROWS;
+        let possible = |form: &Self| match *form {
+            Self::Matvec => few,
+            Self::MatvecBlocks(blocks) => few && shape.precision.bits().is_some() && blocks.runs_on(capabilities),
+            Self::Tiled { half } => !few && !gpu.software_kernels() && (!half || capabilities.shader_f16),
+            // Loads that are the same for a whole workgroup and no workgroup memory: for processors.
+            Self::Uniform(rows) => gpu.software_kernels() && (rows == 1) == few && (few || rows >= 8),
+            Self::Subgroup4(rows) => gpu.software_subgroups() == Some(4) && !few && rows >= 4,
+            Self::MatvecSubgroup => gpu.software_subgroups() == Some(8) && shape.m == 1,
+            Self::Subgroup { rows, .. } => gpu.software_subgroups() == Some(8) && !few && rows >= 8,
+        };
+        Self::all().filter(possible).collect()
+    }
+
+    /// Whether it can take a norm before the product along.
+    pub(crate) fn fuses_norm(self) -> bool {
+        matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Subgroup { .. })
+    }
+
+    /// Whether it can read weights of this precision.
+    pub(crate) fn takes(self, precision: Precision) -> bool {
+        match self {
+            Self::MatvecBlocks(_) => precision.bits().is_some(),
+            _ => true,
+        }
+    }
+
+    pub(super) fn grid(self, m: usize, n: usize) -> [u32; 3] {
+        let folded = |count: usize, z: usize| {
+            let [x, y, _] = grid_1d(count);
+            [x, y, z as u32]
+        };
+        match self {
+            Self::Matvec => folded(n.div_ceil(4), m),
+            Self::MatvecBlocks(MatvecBlocks { blocks, .. }) => folded(n.div_ceil(4 * blocks as usize), m),
+            Self::Tiled { .. } => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
+            Self::Uniform(rows) | Self::Subgroup4(rows) => {
+                folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize))
+            }
+            Self::MatvecSubgroup => folded(n.div_ceil(64), m),
+            Self::Subgroup { rows, blocks } => folded(n.div_ceil(32 * blocks as usize), m.div_ceil(rows as usize)),
+        }
+    }
+}
