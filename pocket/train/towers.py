@@ -110,7 +110,9 @@ def main(folder: Path, steps: int | None = None) -> None:
     modules = {"clip": clip, "convnext": convnext, "low_heads": low_heads, "high_heads": high_heads}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimiser = Muon(named, rate=0.007, adam_rate=1e-3)
-    compile_layers(*clip.vision_model.encoder["layers"], *(block for stage in convnext.stages for block in stage.blocks))
+    compile_layers(
+        *clip.vision_model.encoder["layers"], *(block for stage in convnext.stages for block in stage.blocks)
+    )
 
     def tell(batch: data.Batch) -> tuple:
         pixels = batch.pixels.to(DEVICE)
