@@ -66,7 +66,7 @@ impl Row {
 /// # Errors
 /// Of the device.
 pub async fn limits(gpu: &Gpu) -> Result<Limits> {
-    let mut bench = Bench { gpu: gpu.clone(), filter: None, limits: None, on_row: |_: &Row| () };
+    let bench = Bench { gpu: gpu.clone(), filter: None, limits: None, on_row: |_: &Row| () };
     let source = Tensor::zeros(gpu, &[READ_WORDS], "source")?;
     let read = bench.time("read", |recorder| roofline::read_all(recorder, &source)).await?;
     drop(source);
@@ -150,7 +150,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         Ok(())
     }
 
-    async fn time(&mut self, name: &str, record: impl Fn(&mut Recorder) -> Result<Tensor>) -> Result<Row> {
+    async fn time(&self, name: &str, record: impl Fn(&mut Recorder) -> Result<Tensor>) -> Result<Row> {
         let gpu = self.gpu.clone();
         let once = async |repeat: usize| -> Result<Duration> {
             let mut recorder = gpu.record();

@@ -150,6 +150,30 @@ fn tokenizers_and_templates_come_from_the_file() {
     }
 }
 
+/// A merge that makes no token: one shorter than the longest token, and one longer than all.
+#[test]
+fn merges_that_make_no_token_are_refused() {
+    for (long, reason) in
+        [("the", "`ab` out of vocabulary"), ("x", "a merge makes 2 bytes, but the longest token has 1")]
+    {
+        let texts = |texts: &[&str]| Value::Array(Array::Texts(texts.iter().copied().collect()));
+        let header = Header {
+            file: "bad.gguf".to_owned(),
+            metadata: [
+                ("tokenizer.ggml.model", Value::Text("gpt2".to_owned())),
+                ("tokenizer.ggml.tokens", texts(&["a", "b", long])),
+                ("tokenizer.ggml.merges", texts(&["a b"])),
+            ]
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+            tensors: Vec::new(),
+        };
+        let error = Tokenizer::from_gguf(&header).expect_err("a merge without a token").to_string();
+        assert!(error.contains("bad.gguf") && error.contains(reason), "{error}");
+    }
+}
+
 #[derive(Deserialize)]
 struct Cuts {
     texts: Vec<String>,

@@ -172,6 +172,15 @@ fn missing_and_damaged_files_are_named() {
     assert!(text.contains("tokenizer.model") && text.contains("tokenizer.json"), "{text}");
     let text = load(&[("tokenizer.json", b"{")]).unwrap_err().to_string();
     assert!(text.contains("(memory)/tokenizer.json"), "{text}");
+    for merges in [r#"["a b"]"#, r#"[["a", "b"]]"#] {
+        let file = format!(
+            r#"{{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+            "decoder": {{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true}},
+            "model": {{"type": "BPE", "vocab": {{"a": 0, "b": 1}}, "merges": {merges}}}}}"#
+        );
+        let text = load(&[("tokenizer.json", file.as_bytes())]).unwrap_err().to_string();
+        assert!(text.contains("(memory)/tokenizer.json") && text.contains("a merge makes 2 bytes"), "{text}");
+    }
     let text = load(&[("tokenizer.model", b"nonsense")]).unwrap_err().to_string();
     assert!(text.contains("(memory)/tokenizer.model") && text.contains("byte"), "{text}");
     let model = fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model");

@@ -218,8 +218,8 @@ impl Gpu {
 
     /// Has kernels chosen by measurements ([`crate::ops::tune`]) of the same adapter and driver. Those of another are ignored.
     pub fn set_tuning(&self, mut tuning: Tuning) {
-        tuning.retain_possible(self);
         if tuning.is_of(&self.adapter().cache_name) {
+            tuning.retain_possible(self);
             *self.0.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
         }
     }

@@ -1,6 +1,6 @@
 //! Which form of a kernel is the fastest on a device: measured once, kept by the host, looked up at every product.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -77,7 +77,7 @@ pub struct Tuning {
 impl Tuning {
     /// Whether these very kernels were measured, on the adapter of this [`cache_name`](crate::gpu::AdapterSummary::cache_name).
     pub fn is_of(&self, adapter: &str) -> bool {
-        self.kernels == kernels() && self.adapter == adapter
+        self.adapter == adapter && self.kernels == kernels()
     }
 
     /// Without the choices that this device cannot run: what a host kept may be damaged, and browsers do not tell adapters
@@ -112,14 +112,18 @@ impl Tuning {
     }
 }
 
-/// A hash of the text of every kernel that computes products: measurements of others are forgotten.
+/// A hash of every kernel that computes products, and of the text of their files: measurements of others are forgotten.
 fn kernels() -> u64 {
     static HASH: OnceLock<u64> = OnceLock::new();
     *HASH.get_or_init(|| {
         let mut hasher = DefaultHasher::new();
+        let mut files = BTreeMap::new();
         for kernel in product_kernels() {
-            (kernel.wgsl(false), kernel.constants).hash(&mut hasher);
+            // A kernel names its files; each is read once.
+            kernel.hash(&mut hasher);
+            files.extend(kernel.sources.iter().map(|source| (source.name, source.text)));
         }
+        files.hash(&mut hasher);
         hasher.finish()
     })
 }

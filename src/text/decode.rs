@@ -67,7 +67,7 @@ pub(super) enum Unit<'a> {
     Added(&'a str),
 }
 
-/// The units of a vocabulary, in one buffer: Llama 3's 128,000 take 6 MB, and each by itself would take 20.
+/// The units of a vocabulary, in one buffer: a text each, of 128,000, would take several times as much.
 #[derive(Debug, Default)]
 pub(super) struct Units {
     bytes: Vec<u8>,

@@ -7,6 +7,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
+use super::merges;
 use super::sentencepiece::{Model, Normalizer, Piece, PieceKind};
 use super::tokenizer::Tokenizer;
 use super::tokenizer_config::{AddedToken, TokenizerConfig};
@@ -218,14 +219,16 @@ fn piece(text: &str, kind: i64, score: f32) -> Option<Piece> {
 }
 
 /// A byte-level BPE tokenizer. Its added tokens are still to come.
-fn byte_level(tokens: &Texts, merges: &Texts, pre: &PreTokenizer) -> tokenizers::Result<tokenizers::Tokenizer> {
+fn byte_level(tokens: &Texts, lines: &Texts, pre: &PreTokenizer) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut vocab = Vocab::with_capacity(tokens.len());
     vocab.extend(tokens.iter().enumerate().map(|(id, token)| (token.to_owned(), id as u32)));
-    let pairs = merges.iter().map(|merge| {
+    let pairs = lines.iter().map(|merge| {
         let (left, right) = merge.split_once(' ').ok_or_else(|| format!("the merge {merge:?} is not a pair"))?;
         Ok((left.to_owned(), right.to_owned()))
     });
     let pairs = pairs.collect::<tokenizers::Result<Vec<_>>>()?;
+    let joined = pairs.iter().map(|(left, right)| left.len() + right.len());
+    merges::check(joined.max().unwrap_or(0), tokens.iter().map(str::len).max().unwrap_or(0))?;
     let model = BPE::builder().vocab_and_merges(vocab, pairs).ignore_merges(pre.ignore_merges).build()?;
     let split = |pattern: &&str| {
         let pattern = SplitPattern::Regex((*pattern).to_owned());

@@ -5,6 +5,7 @@ pub mod clip;
 pub mod conversation;
 mod decode;
 pub mod gguf;
+mod merges;
 pub mod sentencepiece;
 pub mod stop;
 pub mod stream;

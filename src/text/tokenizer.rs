@@ -17,6 +17,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::conversation::Prompt;
 use super::decode::{Decoder, SentencePieceStyle, Style, Unit, Units};
+use super::merges;
 use super::sentencepiece::{Model, PieceKind, SPACE};
 use super::tokenizer_config::{AddedToken, TokenizerConfig, read};
 use crate::weights::source::Folder;
@@ -219,10 +220,8 @@ impl Tokenizer {
             }),
         };
 
-        let id_of = |text: &String| {
-            let listed = added.iter().rev().find(|(_, token)| token.content == *text);
-            listed.map(|(&id, _)| id).or_else(|| model.id(text))
-        };
+        let added = AddedTokens::new(added.into_iter());
+        let id_of = |text: &String| added.id(text).or_else(|| model.id(text));
         let (bos, eos) = (bos.as_ref().and_then(id_of), eos.as_ref().and_then(id_of));
         let around = Around {
             before: bos.filter(|_| config.add_bos_token.unwrap_or(true)),
@@ -232,14 +231,7 @@ impl Tokenizer {
             Mode::Once { .. } => (unknown.clone(), model.encode_without_prefix(&unknown).len()),
             _ => Default::default(),
         };
-        let encoder = SentencePiece {
-            added: AddedTokens::new(added.iter().map(|(&id, token)| (id, token.clone()))),
-            model,
-            mode,
-            around,
-            guard,
-            special: special.clone(),
-        };
+        let encoder = SentencePiece { added, model, mode, around, guard, special: special.clone() };
         Ok(Self {
             encoder: Encoder::SentencePiece(Box::new(encoder)),
             decoder: Decoder { units, special, style, clean_up: config.clean_up_tokenization_spaces },
@@ -253,6 +245,10 @@ impl Tokenizer {
         let bad = |reason: String| Error::Config { file: JSON.to_owned(), reason };
         let file: JsonFile = serde_json::from_slice(bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
         let style = json_style(&file.decoder)?;
+        // A model without a vocabulary of keys is none of byte pairs.
+        if file.model.vocab.0 > 0 {
+            merges::check(file.model.merges.0, file.model.vocab.0).map_err(bad)?;
+        }
         let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| bad(format!("not a tokenizer that is understood: {error}")))?;
         Self::from_library(tokenizer, style, config, gemma, |tokenizer| {
@@ -585,6 +581,8 @@ impl JsonStyle {
 struct JsonFile {
     #[serde(default)]
     decoder: serde_json::Value,
+    #[serde(default)]
+    model: merges::Model,
 }
 
 /// Reads the `decoder` of a `tokenizer.json`.

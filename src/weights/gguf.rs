@@ -79,6 +79,12 @@ impl Texts {
         self.all.get(start..end)
     }
 
+    fn push(&mut self, text: &str) {
+        self.all.push_str(text);
+        // A header has less than 4 GiB.
+        self.ends.push(self.all.len() as u32);
+    }
+
     /// All of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         (0..self.len()).filter_map(|index| self.get(index))
@@ -88,10 +94,7 @@ impl Texts {
 impl<'a> FromIterator<&'a str> for Texts {
     fn from_iter<I: IntoIterator<Item = &'a str>>(texts: I) -> Self {
         let mut found = Self::default();
-        for text in texts {
-            found.all.push_str(text);
-            found.ends.push(found.all.len() as u32);
-        }
+        texts.into_iter().for_each(|text| found.push(text));
         found
     }
 }
@@ -282,10 +285,7 @@ impl<'a> Reader<'a> {
             8 => {
                 let mut texts = Texts { all: String::new(), ends: Vec::with_capacity(count) };
                 for _ in 0..count {
-                    let text = self.text()?;
-                    texts.all.push_str(&text);
-                    // A header has less than 4 GiB.
-                    texts.ends.push(texts.all.len() as u32);
+                    texts.push(&self.text()?);
                 }
                 Array::Texts(texts)
             }

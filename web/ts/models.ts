@@ -149,7 +149,7 @@ export class Models {
 
   async #opened(): Promise<Device> {
     if (!this.#device) {
-      const tuning = await keptTuning(await deviceName());
+      const tuning = await keptTuning(deviceName);
       const subgroups = await askForSubgroups();
       const gpuMemory = this.#gpuMemory;
       this.#device = await Device.open(

@@ -99,13 +99,14 @@ interface KeptTuning {
   tuning: string;
 }
 
-/** What was measured of this device's kernels, if anything was: that of another one counts as nothing. */
-export async function keptTuning(device: string): Promise<string | undefined> {
+/** What was measured of this device's kernels, if anything was: that of another one counts as nothing. The device is asked for its
+ *  name only then. */
+export async function keptTuning(device: () => Promise<string>): Promise<string | undefined> {
   try {
     const folder = await root(false);
     const text = folder && (await (await getFile(folder, TUNING))?.text());
     const kept = text ? (JSON.parse(text) as KeptTuning | null) : undefined;
-    return kept?.device === device ? kept.tuning : undefined;
+    return kept && kept.device === (await device()) ? kept.tuning : undefined;
   } catch (error) {
     // Without storage nothing is kept, and what is damaged is measured again.
     if (error instanceof MgmError || error instanceof SyntaxError) return undefined;
