@@ -344,8 +344,11 @@ fn a_token_takes_few_dispatches() {
             assert!(tokens > 0, "{name}: the answer ended at once");
             let per_token = (runs[1].1 - runs[0].1) / tokens;
             println!("{name}: {per_token} dispatches a token, {layers} layers");
-            // Five a layer, and above 256 keys a sixth that merges parts of attention; embedding, head, choice.
-            assert!(per_token <= 6 * layers + 4, "{name}: {per_token} dispatches a token, {layers} layers");
+            // Five a layer, and above 256 keys a sixth that merges parts of attention; embedding, head, choice. The products of
+            // software adapters without subgroups of eight do not take the two norms along.
+            let norms_apart = gpu.adapter().is_software() && gpu.capabilities().subgroup_size() != Some(8);
+            let a_layer = if norms_apart { 8 } else { 6 };
+            assert!(per_token <= a_layer * layers + 4, "{name}: {per_token} dispatches a token, {layers} layers");
         });
     }
 }

@@ -19,7 +19,7 @@ from ..world.things import COLOUR_NAMES, KINDS, PAINTS
 from .common import DEVICE, Muon, Run, fit, load_stage, mixed
 from .vae import as_image, as_tensor, scale_of
 
-STEPS, BATCH, SEED = 8000, 64, 6
+STEPS, BATCH, SEED = 5000, 32, 6
 LATENTS = 24_000
 AVERAGE = 0.999  # of the weights that are kept
 

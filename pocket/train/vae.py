@@ -16,7 +16,7 @@ from ..world import drawings
 from ..world.scene import draw_scene, render
 from .common import DEVICE, Muon, Run, fit
 
-STEPS, BATCH, SEED = 3000, 12, 5
+STEPS, BATCH, SEED = 1500, 12, 5
 
 
 def as_tensor(images: list[Image.Image]) -> Tensor:
