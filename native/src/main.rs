@@ -95,7 +95,10 @@ async fn run(options: Options) -> Result<(), Failure> {
             arguments.checkpoint.or_shipped();
             eval::run(arguments).await
         }
-        Command::Generate(arguments) => generate::run(arguments).await,
+        Command::Generate(mut arguments) => {
+            arguments.model.or_shipped();
+            generate::run(arguments).await
+        }
         Command::Info => info::run().await,
         Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Inspect(mut arguments) => {

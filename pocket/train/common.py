@@ -60,7 +60,7 @@ def orthogonal(update: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the matrices of hidden layers, AdamW for everything else: about half the steps of AdamW alone."""
+    """Muon for the matrices of hidden layers, Adam for everything else: about half the steps of Adam alone."""
 
     def __init__(
         self,
@@ -69,12 +69,15 @@ class Muon(torch.optim.Optimizer):
         adam_rate: float,
         decay: float = 0.02,
         scale: Callable[[str], float] = lambda _: 1.0,
+        convolutions: bool = False,
     ) -> None:
-        """`scale` makes some parameters' rates smaller, by name."""
+        """`scale` makes some parameters' rates smaller, by name; with `convolutions` their kernels count as matrices [out, in * taps],
+        but for those from or to pixels and latents."""
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in named:
             if parameter.requires_grad:
-                hidden = parameter.dim() == 2 and not any(part in name for part in ("embed", "position", "head"))
+                matrix = parameter.dim() == 2 or (convolutions and parameter.dim() == 4 and min(parameter.shape[:2]) > 8)
+                hidden = matrix and not any(part in name for part in ("embed", "position", "head"))
                 groups.setdefault((hidden, scale(name)), []).append(parameter)
         super().__init__(
             [
@@ -95,9 +98,9 @@ class Muon(torch.optim.Optimizer):
                 if group["muon"]:
                     momentum = state.setdefault("momentum", torch.zeros_like(parameter))
                     momentum.lerp_(grad, 0.05)
-                    update = (
-                        orthogonal(grad.lerp(momentum, 0.95)) * max(1, parameter.shape[0] / parameter.shape[1]) ** 0.5
-                    )
+                    matrix = grad.lerp(momentum, 0.95).flatten(1)
+                    scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                    update = scale * orthogonal(matrix).view_as(parameter)
                 else:
                     first = state.setdefault("first", torch.zeros_like(parameter))
                     second = state.setdefault("second", torch.zeros_like(parameter))
@@ -138,10 +141,6 @@ class Run:
     @property
     def path(self) -> Path:
         return self.folder / f"{self.stage}.pt"
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / f"{self.stage}.done").exists()
 
     def log(self, **values: object) -> None:
         line = json.dumps({"stage": self.stage, "time": time.strftime("%H:%M:%S"), **values})

@@ -14,7 +14,7 @@ from .align import held_out_accuracy, keep_mask, token_loss
 from .common import DEVICE, Muon, Run, compile_layers, fit, load_stage, read
 from .language import Told, tokenizer_folder
 
-STEPS, BATCH, SEED = 2000, 20, 4
+STEPS, BATCH, SEED = 2600, 20, 4
 RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04, instructed=0.1)
 
 

@@ -3,6 +3,7 @@ has eyes. In the place of a picture stand tokens that are written from the scene
 cell holds and where it lies, which begin as the embeddings of the words for it. (The paper starts from a language model that has been trained on text; this is ours.)"""
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +14,11 @@ from torch import Tensor, nn
 from .. import data
 from ..models.mgm import Mgm
 from ..sizes import POCKET
-from ..tokenizer import Tokenizer
-from ..tokenizer import train as train_tokenizer
-from ..world.scene import BACKGROUNDS, GRID, draw_scene
-from ..world.talk import corpus
-from ..world.things import COLOUR_NAMES, KINDS, NAMES, WORDS, region
+from ..tokenizer import VOCABULARY, Tokenizer
+from ..world.scene import BACKGROUNDS, GRID
+from ..world.things import COLOUR_NAMES, KINDS, WORDS, region
 from .common import DEVICE, Muon, Run, accuracy, compile_layers, fit, read
 
-PIECES = 1280  # of the tokenizer, before names are made whole
 STEPS, BATCH, SEED = 1500, 24, 1
 
 
@@ -90,14 +88,10 @@ def word_shares(tokenizer: Tokenizer, values: Sequence[dict[str, float]], size: 
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """The tokenizer's folder; it is trained if there is none."""
+    """The tokenizer's folder in a run: a copy of the one in `pocket/vocabulary`, whose ids the sizes in `sizes.py` are for."""
     out = folder / "tokenizer"
-    if not (out / "tokenizer.model").exists():
-        size = train_tokenizer(corpus(3000, draw_scene), PIECES, out, whole=NAMES)
-        if size != POCKET.language.vocab_size:
-            raise SystemExit(
-                f"the tokenizer has {size} pieces; sizes.py says {POCKET.language.vocab_size}: change it there"
-            )
+    if not out.exists():
+        shutil.copytree(VOCABULARY, out)
     return out
 
 

@@ -7,6 +7,7 @@
 
 `export-eval` writes, always the same for the same version:
     held-out.jsonl     2,000 questions about scenes with combinations that training never shows; `mgm eval --format jsonl`
+    held-out-*.jsonl   those of them that are about the combination itself: a colour on a thing, a thing in a place, a pair
     small-text.jsonl   400 questions about small printed text alone, for the figure with and without mining
     drawing.jsonl      200 requests to draw: {"question", "prompt", "thing", "colour", "painted", "background"}
     images/            their pictures
@@ -51,10 +52,12 @@ def held_out_questions(folder: Path, count: int) -> list[dict]:
         image = f"images/held-out-{seed - EXPORT:05}.png"
         for index in order:
             # Only what a follow-up question hangs on is history.
-            before = [turns[index - 1]] if turns[index].kind == "follow" else []
-            if before and before[0].kind == "follow":
-                before = turns[max(0, index - 3) : index]
-            rows.append(_row(scene, turns[index], before, len(rows), image))
+            start = index
+            while turns[start].kind == "follow":
+                start -= 1
+            row = _row(scene, turns[index], turns[start:index], len(rows), image)
+            new = any(scene.things[i] in turns[index].about for i in scene.held_out)
+            rows.append(row | {"novelty": scene.novelty, "about_it": new})
             kinds[turns[index].kind] += 1
         if order:
             render(scene).save(folder / image)
@@ -93,8 +96,13 @@ def drawing_requests(count: int) -> list[dict]:
 
 def export_eval(folder: Path, questions: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    held_out = held_out_questions(folder, questions)
     sets = {
-        "held-out": held_out_questions(folder, questions),
+        "held-out": held_out,
+        **{
+            f"held-out-{novelty}": [row for row in held_out if row["about_it"] and row["novelty"] == novelty]
+            for novelty in ("colour", "region", "pair")
+        },
         "small-text": small_text_questions(folder, questions // 5),
         "drawing": drawing_requests(questions // 10),
     }

@@ -62,7 +62,8 @@ class Scene:
     labels: tuple[Label, ...]
     background: str | None  # a plain background's colour; None for patterns
     seed: int
-    held_out: frozenset[int] = field(default_factory=frozenset)  # indices of things in combinations kept from training
+    held_out: frozenset[int] = field(default_factory=frozenset)  # indices of the things in the combination kept from training
+    novelty: str | None = None  # what is new about them: colour, region or pair
 
 
 def _distance(ax: float, ay: float, bx: float, by: float) -> float:
@@ -92,13 +93,13 @@ def _look(rng: random.Random, kind: Kind) -> tuple[str | None, bool]:
     return natural_colour(kind), False
 
 
-def _allowed(kind: Kind, colour: str | None, painted: bool, place: str, others: list[Thing]) -> bool:
-    """Whether nothing about a thing is held out."""
+def _novelty(kind: Kind, colour: str | None, painted: bool, place: str, others: list[Thing]) -> str | None:
+    """What about a thing is kept from training: `colour`, `region`, `pair` (with one of the others), or nothing."""
     if painted and colour and things.held_colour(kind.name, colour):
-        return False
-    return not things.held_region(kind.name, place) and not any(
-        things.held_pair(kind.name, other.kind.name) for other in others
-    )
+        return "colour"
+    if things.held_region(kind.name, place):
+        return "region"
+    return "pair" if any(things.held_pair(kind.name, other.kind.name) for other in others) else None
 
 
 def _contrasts(colour: str | None, background: tuple[int, int, int]) -> bool:
@@ -113,7 +114,7 @@ BACKGROUNDS = {
 
 
 def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labels: int | None = None) -> Scene:
-    """The scene of a seed. Without `held_out` it has no held-out combination; with it, at least one if it has things."""
+    """The scene of a seed. Without `held_out` it has no held-out combination; with it one, unless none was found for its things."""
     rng = random.Random(seed)
     background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.7 else None
     ground = BACKGROUNDS[background] if background else _ground(random.Random(seed + 1))[0]
@@ -122,6 +123,7 @@ def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labe
     if labels is None:
         labels = rng.choice((0, 0, 0, 1, 1, 2)) if count < 6 else rng.choice((0, 0, 1))
     few = rng.random() < 0.35 and count > 2  # scenes for counting: few kinds, many of each
+    novelty = random.Random(seed + 3).choice(("colour", "region", "pair") if count > 1 else ("colour", "region"))
     palette = [rng.choice(KINDS) for _ in range(2)] if few else None
 
     found: list[Thing] = []
@@ -133,21 +135,23 @@ def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labe
         place = _place(rng, taken, size)
         if place is None:
             continue
-        for _ in range(60):
-            if palette:
+        wanted = novelty if held_out and not special and (found or novelty != "pair") else None
+        for _ in range(200):
+            if palette and not wanted:
                 kind = rng.choice(palette)
             else:
                 kind = rng.choice(KINDS) if rng.random() < 0.75 else KINDS[-1 - rng.randrange(len(SHAPES))]
             colour, painted = _look(rng, kind)
             if not _contrasts(colour, ground):
                 continue
-            allowed = _allowed(kind, colour, painted, things.region(*place), found)
-            if allowed != (held_out and not special):
+            if _novelty(kind, colour, painted, things.region(*place), found) == wanted:
                 break
         else:
             continue
-        if not allowed:
+        if wanted:
             special.add(len(found))
+        if wanted == "pair":
+            special |= {i for i, other in enumerate(found) if things.held_pair(kind.name, other.kind.name)}
         angle = rng.uniform(-20, 20) if kind.icon else rng.choice((0, 0, rng.uniform(-15, 15)))
         found.append(Thing(kind, colour, painted, *place, size, angle, rng.choice((-2, 0, 2))))
         taken.append((*place, size))
@@ -178,7 +182,7 @@ def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labe
             continue
         printed.append(Label(text, small, *place, height, rng.choice(inks), plate))
         taken.append((*place, max(width, height)))
-    return Scene(tuple(found), tuple(printed), background, seed, frozenset(special))
+    return Scene(tuple(found), tuple(printed), background, seed, frozenset(special), novelty if special else None)
 
 
 # --- pictures ---

@@ -1,5 +1,6 @@
 """Drawings of things as RGBA pictures: Noto's emoji rendered once from SVG, shapes drawn, both in any colour."""
 
+import io
 import json
 import math
 import os
@@ -30,12 +31,9 @@ def render_emoji() -> None:
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
         svg += icon["body"] + "</svg>"
         png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE, height=2 * SIDE))
-        CACHE.mkdir(parents=True, exist_ok=True)
-        temporary = CACHE / "icon.png"
-        temporary.write_bytes(png)
-        image = Image.open(temporary).convert("RGBA")
+        image = Image.open(io.BytesIO(png)).convert("RGBA")
         out[kind.icon] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
-        temporary.unlink()
+    CACHE.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(CACHE / "emoji.npz", **out)
 
 

@@ -35,6 +35,7 @@ class Talk:
         self.counts = Counter(thing.kind.name for thing in scene.things)
         self.asked: set[str] = set()
         self.last: Thing | None = None  # what "it" is
+        self.told: set[Label] = set()  # what was read already: to read it again is to copy
 
     # --- words ---
 
@@ -48,10 +49,9 @@ class Talk:
             if thing.painted and self.rng.random() < 0.3:
                 return f"{thing.colour} {thing.kind.name}"
             return self.word(thing.kind.name)
-        same = [t for t in self.things if t.kind == thing.kind and t.painted and t.colour == thing.colour]
-        if thing.painted and len(same) == 1:
-            return f"{thing.colour} {thing.kind.name}"
-        return None
+        # Unpainted ones may be partly of any colour.
+        same = [t for t in self.things if t.kind == thing.kind and (not t.painted or t.colour == thing.colour)]
+        return f"{thing.colour} {thing.kind.name}" if thing.painted and same == [thing] else None
 
     def pick(self, allow: Callable[[Thing], bool] = lambda _: True) -> Thing | None:
         """A thing; those in held-out combinations are preferred, being what is to be tested."""
@@ -105,6 +105,7 @@ def describe(talk: Talk) -> Turn | None:
     names = [name for _, name in items]
     text = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
     ground = f" on {article(talk.scene.background)} background" if talk.scene.background else ""
+    talk.told.update(labels)
     question = talk.one_of(
         "Describe the picture.", "Describe the image.", "What do you see?", "What is in the picture?", "What is in this image?",
         "Describe what you see.",
@@ -218,6 +219,21 @@ def relation(talk: Talk) -> Turn | None:
     return Turn("where", f"Is the {a} {side} the {b}?", "yes" if distance > 0 else "no", (one, other))
 
 
+def side(talk: Talk) -> Turn | None:
+    """Whether something is in one half of the picture, or not there at all."""
+    name = talk.one_of("on the left", "on the right", "at the top", "at the bottom")
+    axis, low = int(name.startswith("at")), name in ("on the left", "at the top")
+    if talk.rng.random() < 0.15:
+        absent = talk.absent()
+        return Turn("refuse", f"Is the {absent} {name}?", f"There is no {absent}.")
+    thing = talk.pick(lambda t: abs((t.x, t.y)[axis] - 0.5) > MARGIN)
+    called = talk.the(thing) if thing else None
+    if thing is None or called is None:
+        return None
+    talk.last = thing
+    return Turn("where", f"Is the {called} {name}?", "yes" if ((thing.x, thing.y)[axis] < 0.5) == low else "no", (thing,))
+
+
 def exists(talk: Talk) -> Turn | None:
     draw = talk.rng.random()
     if draw < 0.4:
@@ -233,8 +249,7 @@ def exists(talk: Talk) -> Turn | None:
         return Turn(
             "exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes", talk.called(thing.kind.name)
         )
-    name = talk.absent()
-    phrase = article(name)
+    phrase = article(talk.word(talk.absent()))
     thing = talk.pick(lambda t: t.painted)
     about: tuple[Thing, ...] = ()
     if thing and draw > 0.75:
@@ -271,8 +286,12 @@ def read(talk: Talk) -> Turn | None:
         return Turn("refuse", talk.one_of("What does the text say?", "Read the text.", "What number do you see?"),
                     "There is no text.") if talk.rng.random() < 0.12 else None  # fmt: skip
     label = talk.rng.choice(labels)
-    if len(labels) > 1 and (where(label.x, label.y) is None or len({other.region for other in labels}) < len(labels)):
+    alone = sum(other.region == label.region for other in labels) == 1
+    if len(labels) > 1 and not (alone and where(label.x, label.y)):
         return None
+    if label in talk.told:
+        return None
+    talk.told.add(label)
     return reading(talk, label)
 
 
@@ -297,16 +316,19 @@ def compare(talk: Talk) -> Turn | None:
         more = talk.counts[one.kind.name] > talk.counts[other.kind.name]
         return Turn("compare", f"Are there more {one.kind.plural} than {other.kind.plural}?", "yes" if more else "no",
                     talk.called(one.kind.name) + talk.called(other.kind.name))  # fmt: skip
-    if a is None or b is None or not one.painted or not other.painted or " ".join((a, b)).count(one.colour or "?"):
+    wanted = talk.rng.random() < 0.5
+    painted = [t for t in talk.things if t.painted and talk.counts[t.kind.name] == 1]
+    pairs = [(x, y) for x in painted for y in painted if x is not y and (x.colour == y.colour) == wanted]
+    if not pairs:
         return None
-    same = one.colour == other.colour
-    return Turn("compare", f"Are the {a} and the {b} the same colour?", "yes" if same else "no", (one, other))
+    one, other = talk.rng.choice(pairs)
+    names = f"the {talk.word(one.kind.name)} and the {talk.word(other.kind.name)}"
+    return Turn("compare", f"Are {names} the same colour?", "yes" if wanted else "no", (one, other))
 
 
 def refuse(talk: Talk) -> Turn | None:
     name = talk.absent()
-    question = talk.one_of(f"What colour is the {name}?", f"Where is the {name}?", f"What is next to the {name}?",
-                           f"Is the {name} on the left?")  # fmt: skip
+    question = talk.one_of(f"What colour is the {name}?", f"Where is the {name}?")
     return Turn("refuse", question, f"There is no {name}.")
 
 
@@ -334,8 +356,8 @@ def follow(talk: Talk) -> Turn | None:
 
 
 MAKERS: tuple[tuple[Maker, float], ...] = (
-    (describe, 0.6), (what, 1.6), (beside, 0.8), (count, 1.5), (colour, 1.6), (place, 1.3), (relation, 1.2), (exists, 1.5),
-    (read, 2.2), (compare, 1.2), (refuse, 0.5), (follow, 1.0),
+    (describe, 0.6), (what, 1.6), (beside, 0.8), (count, 1.5), (colour, 1.6), (place, 1.3), (relation, 1.2), (side, 0.7), (exists, 1.5),
+    (read, 4.0), (compare, 1.2), (refuse, 0.3), (follow, 1.0),
 )  # fmt: skip
 
 
@@ -349,6 +371,8 @@ def talk_about(scene: Scene, rng: random.Random, turns: int) -> list[Turn]:
             break
         before = talk.last
         maker = rng.choices(makers, weights)[0]
+        if maker is not follow:
+            talk.last = None
         turn = maker(talk)
         if turn is None or (turn.question in talk.asked and turn.kind != "follow"):
             talk.last = before
@@ -357,8 +381,6 @@ def talk_about(scene: Scene, rng: random.Random, turns: int) -> list[Turn]:
             continue
         talk.asked.add(turn.question)
         out.append(turn)
-        if turn.kind not in ("what", "colour", "where", "exists", "follow"):
-            talk.last = None
     return out
 
 
@@ -386,7 +408,7 @@ SMALL_TALK = (
     ("What can you see?", "I know everyday things, shapes, colours, short words and numbers."),
     ("How do you work?", "Two towers look at your picture, mining joins them, and a language model answers."),
     ("Who made you?", "I was trained from nothing on two processor cores."),
-    ("How big are you?", "I fit in your pocket: less than 24 megabytes."),
+    ("How big are you?", "I fit in your pocket: less than 24 mebibytes."),
     ("How are you?", "I am well, thank you."),
     ("Thank you.", "You are welcome."),
     ("Thanks!", "You are welcome."),

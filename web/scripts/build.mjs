@@ -37,17 +37,15 @@ run(tool("tsc"), "--emitDeclarationOnly");
 const demo = join(web, "demo");
 const page = join(demo, "dist");
 rmSync(page, { recursive: true, force: true });
-await build({
-  ...common,
-  outdir: page,
-  splitting: true,
-  chunkNames: "[name]",
-  entryPoints: ["app", "sw"].map((name) => join(demo, "src", `${name}.ts`)),
-  alias: { "mgm-webgpu": join(web, "ts", "index.ts") },
-});
+const source = (name) => join(demo, "src", `${name}.ts`);
+const alias = { "mgm-webgpu": join(web, "ts", "index.ts") };
+await build({ ...common, outdir: page, splitting: true, chunkNames: "[name]", entryPoints: [source("app")], alias });
+// By itself: not every browser lets service workers import.
+await build({ ...common, outdir: page, entryPoints: [source("sw")] });
 run(tool("tsc"), "--project", join(demo, "tsconfig.json"));
 for (const file of ["worker.js", "mgm_web_bg.wasm"]) cpSync(join(dist, file), join(page, file));
 for (const file of ["index.html", "style.css", "icon.svg"]) cpSync(join(demo, file), join(page, file));
+cpSync(join(root, "pocket", "examples"), join(page, "examples"), { recursive: true });
 
 for (const file of ["index.js", "worker.js", "mgm_web_bg.wasm"]) {
   const path = join(dist, file);

@@ -1,4 +1,4 @@
-// Serves the demo page, with the bundles found in a folder as its models: serve.mjs [MODELS] [PORT].
+// Serves the demo page with the models that come with it and the bundles found in a folder: serve.mjs [MODELS] [PORT].
 
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { createReadStream } from "node:fs";
@@ -6,8 +6,10 @@ import { createServer } from "node:http";
 import { dirname, extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 
-const page = join(dirname(dirname(fileURLToPath(import.meta.url))), "demo", "dist");
-const models = process.argv[2];
+const web = dirname(dirname(fileURLToPath(import.meta.url)));
+const page = join(web, "demo", "dist");
+const shipped = join(dirname(web), "models");
+const folders = [shipped, process.argv[2]].filter((folder) => folder && existsSync(folder));
 const port = Number(process.argv[3] ?? process.env.PORT ?? 8080);
 const TYPES = {
   ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".json": "application/json",
@@ -16,15 +18,25 @@ const TYPES = {
 
 /** The bundles, as the page's `models.json` lists them. */
 function listed() {
-  if (!models || !existsSync(models)) return [];
-  return readdirSync(models).flatMap((folder) => {
-    const file = join(models, folder, "bundle.json");
-    if (!existsSync(file)) return [];
-    const { name, precision, files, shards, configs, about } = JSON.parse(readFileSync(file));
-    const paints = "model_index.json" in (configs ?? {});
-    const bytes = [...files, ...shards].reduce((sum, entry) => sum + entry.bytes, 0);
-    return [{ name: `${name} (${precision})`, url: `models/${folder}/`, bytes, paints, ...(about && { about }) }];
-  });
+  const all = folders.flatMap((folder) => readdirSync(folder).flatMap((bundle) => entry(folder, bundle)));
+  return all.filter(({ url }, index) => all.findIndex((other) => other.url === url) === index);
+}
+
+function entry(folder, bundle) {
+  const file = join(folder, bundle, "bundle.json");
+  if (!existsSync(file)) return [];
+  const { name, precision, files, shards, configs } = JSON.parse(readFileSync(file));
+  const paints = "model_index.json" in (configs ?? {});
+  const bytes = [...files, ...shards].reduce((sum, entry) => sum + entry.bytes, 0);
+  const starts = folder === shipped;
+  return [{ name: starts ? name : `${name} (${precision})`, url: `models/${bundle}/`, bytes, paints, starts }];
+}
+
+/** The file that a path of the page or of a model means. */
+function fileOf(path) {
+  if (!path.startsWith("/models/")) return join(page, path);
+  const inFolders = folders.map((folder) => join(folder, path.slice("/models/".length)));
+  return inFolders.find((file) => existsSync(file)) ?? join(page, path);
 }
 
 createServer((request, response) => {
@@ -33,7 +45,7 @@ createServer((request, response) => {
     response.writeHead(200, { "Content-Type": "application/json" }).end(JSON.stringify(listed()));
     return;
   }
-  let file = path.startsWith("/models/") && models ? join(models, path.slice("/models/".length)) : join(page, path);
+  let file = fileOf(path);
   if (existsSync(file) && statSync(file).isDirectory()) file = join(file, "index.html");
   if (!existsSync(file)) {
     response.writeHead(404).end("not found");

@@ -18,6 +18,7 @@ before(async () => {
     // At a sub-path, as on many static hosts.
     {
       "/some/where/": demo, "/some/where/models/tiny/": bundle("gemma-2b", "q4"),
+      "/some/where/models/pocket/": join(root, "models/pocket"), "/some/where/models/pocket-painter/": join(root, "models/pocket-painter"),
       "/some/where/models/talker/": bundle(talker(), "f32"), "/some/where/models/sdxl/": bundle(join(goldens, "sdxl-base/sdxl"), "f32"),
       "/some/where/models.json": join(web, "tests/page/models.json"),
     },
@@ -51,6 +52,40 @@ test("it welcomes, and lists the models with their sizes", async () => {
   await page.getByText("Tiny MGM-2B").waitFor();
   assert.match(await page.locator("#device").textContent(), /This device: .*swiftshader.*played by the CPU/);
   await shot("models");
+});
+
+test("an example is answered by the model that comes with the page, and drawn by the one that draws", { timeout: 600_000 }, async (t) => {
+  await page.getByRole("button", { name: "Close" }).click();
+  const pressed = performance.now();
+  await page.getByRole("button", { name: "How many ducks are there?" }).click();
+  await page.waitForFunction(() => document.querySelector(".message.assistant .text")?.textContent.trim() !== "", undefined, { timeout: 240_000 });
+  t.diagnostic(`download, load and the first token: ${((performance.now() - pressed) / 1000).toFixed(1)} s`);
+  await page.getByRole("button", { name: /Pocket · .* \+ Pocket's painter/ }).waitFor({ timeout: 120_000 });
+  await idle();
+  assert.deepEqual((await answers()).map((text) => text.trim()), ["four"]);
+  await shot("example");
+  await page.getByRole("button", { name: "New" }).click();
+  await shot("examples");
+  await page.getByRole("button", { name: "Draw a blue cat." }).click();
+  await page.getByAltText("Drawn: a blue cat").waitFor({ timeout: 240_000 });
+  await idle();
+  await shot("example-drawn");
+  // With the models on the device, as on a second visit.
+  await page.getByRole("button", { name: "New" }).click();
+  await page.reload();
+  await page.getByRole("button", { name: "Read the number." }).waitFor();
+  const again = performance.now();
+  await page.waitForFunction(() => document.getElementById("status").hidden && document.getElementById("model-name").textContent.includes("painter ·"), undefined, { timeout: 120_000 });
+  await page.getByRole("button", { name: "Read the number." }).click();
+  await page.waitForFunction(() => document.querySelector(".message.assistant .text")?.textContent.trim() !== "", undefined, { timeout: 240_000 });
+  t.diagnostic(`models that are on the device, loaded, and the first token: ${((performance.now() - again) / 1000).toFixed(1)} s`);
+  await idle();
+  assert.deepEqual((await answers()).map((text) => text.trim()), ["7"]);
+  await page.getByRole("button", { name: "New" }).click();
+  await page.evaluate(() => localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", painter: "" })));
+  await page.reload();
+  await page.getByRole("button", { name: "Choose a model" }).first().click();
+  await page.getByText("Tiny MGM-2B").waitFor();
 });
 
 test("a model downloads with progress; a download can be stopped and goes on", { timeout: 240_000 }, async () => {

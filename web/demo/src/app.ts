@@ -3,6 +3,7 @@
 import { bundleUrl, cache, type Delta, type Message, Mgm, type Picture, type PictureSettings, type PictureStep, type Progress } from "mgm-webgpu";
 import { type Choice, choices, device, megabytes } from "./models.js";
 import { addressOf } from "./address.js";
+import { type Example, exampleElements, examplePicture } from "./examples.js";
 import { messageElement } from "./render.js";
 import { type Entry, exported, loadConversation, loadSettings, saveConversation, saveSettings } from "./store.js";
 
@@ -121,6 +122,36 @@ async function choose({ url, name, paints }: Choice): Promise<void> {
 async function comeBack(address: string): Promise<void> {
   const known = address && (await choices()).find(({ url, here }) => here && url === address);
   if (known) await load(known.url, known.name, known.paints);
+}
+
+/** Shows the examples, where the page comes with models for them. */
+async function offerExamples(): Promise<void> {
+  const starting = (await choices()).filter(({ starts }) => starts);
+  const answers = starting.find(({ paints }) => !paints);
+  const paints = starting.find(({ paints }) => paints);
+  if (!answers) return;
+  $("examples").replaceChildren(...exampleElements((example) => void tryOut(example, answers, paints).catch(sayError)));
+  const bytes = megabytes(answers.bytes + (paints?.bytes ?? 0));
+  $("try-text").textContent = `Try one, with ${answers.name}, a small model that comes with this page (${bytes}):`;
+  $("try").hidden = false;
+}
+
+/** Asks an example's question. Its model comes first, the one that draws when it is needed or else afterwards. */
+async function tryOut(example: Example, answers: Choice, paints: Choice | undefined): Promise<void> {
+  if (busy) return;
+  const addPainter = async () => {
+    if (paints && mgm && !mgm.info.painter) await load(paints.url, paints.name, true);
+  };
+  if (!mgm?.info.sees) await load(answers.url, answers.name, false);
+  if (example.draws) await addPainter();
+  if (!mgm?.info.sees || (example.draws && !mgm.info.painter)) return;
+  attachments = await examplePicture(example);
+  $<HTMLTextAreaElement>("question").value = example.question;
+  drawPressed = example.draws ?? false;
+  await send();
+  drawPressed = false;
+  refresh();
+  await addPainter();
 }
 
 async function showModels(): Promise<void> {
@@ -545,6 +576,7 @@ async function start(): Promise<void> {
     notice(support.reason ?? "This browser cannot run models.");
     return;
   }
+  await offerExamples();
   await comeBack(settings.model);
   await comeBack(settings.painter);
 }

@@ -10,6 +10,8 @@ export interface ListedModel {
   bytes: number;
   /** Whether it paints, beside one that answers. */
   paints?: boolean;
+  /** Whether the page's examples are for it: the first such that answers and the first that paints are loaded when one is tried. */
+  starts?: boolean;
   about?: string;
 }
 

@@ -2,6 +2,8 @@
 
 /// <reference lib="webworker" />
 
+import { EXAMPLES } from "./examples.js";
+
 interface Scope {
   skipWaiting(): void;
   clients: { claim(): Promise<void> };
@@ -15,7 +17,10 @@ interface Scope {
 
 const scope = self as unknown as Scope;
 const NAME = "mgm-demo";
-const FILES = ["./", "index.html", "app.js", "look.js", "worker.js", "mgm_web_bg.wasm", "style.css", "icon.svg", "models.json"];
+const FILES = [
+  "./", "index.html", "app.js", "look.js", "worker.js", "mgm_web_bg.wasm", "style.css", "icon.svg", "models.json",
+  ...EXAMPLES.flatMap(({ picture }) => picture ?? []),
+];
 
 scope.addEventListener("install", (event) => {
   scope.skipWaiting();

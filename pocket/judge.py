@@ -1,0 +1,135 @@
+"""Whether the painter paints what is asked: the program draws 200 requests, looks at the pictures afresh, and a nearest-picture
+check against the generator's own drawings looks, too.
+
+    python -m pocket.judge EVAL OUT [--models models] [--mgm target/release/mgm]
+
+EVAL is what `python -m pocket.world export-eval` wrote. Every request goes the way it goes in a conversation: the answering model
+writes the words, the painter paints them, with the negative prompt of conversations and as many steps as `make run` and the demo
+page take. A picture is right
+
+* to a fresh look, if the answering model names the thing and the colour that were asked for (`mgm eval`, two questions, none that
+  could be answered with "yes");
+* to the nearest-picture check, if of all things in all colours on that background, in three sizes and 25 places, the drawing of
+  the thing in the colour is the nearest.
+
+OUT gets the pictures, `questions.jsonl`, the answers, `sheet.png` and `figures.json`. A run that was stopped goes on; pictures of other
+bundles are refused."""
+
+import argparse
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from .models.painter import NEGATIVE
+from .world import drawings
+from .world.things import KIND_INDEX, KINDS
+
+STEPS, GUIDANCE = 20, 5.0
+COLUMNS, LABEL = 20, 12
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def evaluate(mgm: Path, model: Path, questions: list[dict], data: Path, out: Path) -> dict[str, str]:
+    """Answers by id, by `mgm eval`."""
+    data.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    subprocess.run([mgm, "eval", model, "--format", "jsonl", "--data", data, "--out", out], check=True)
+    return {str(row["id"]): row["text"] for row in lines(out) if "text" in row}
+
+
+def same_bundles(models: Path, folder: Path) -> None:
+    """Notes which bundles the folder's files are of; ends if they are of others."""
+    of = {name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest() for name in ("pocket", "pocket-painter")}
+    note = folder / "bundles.json"
+    if note.exists() and json.loads(note.read_text()) != of:
+        raise SystemExit(f"{folder} has pictures of other bundles: name an empty folder")
+    note.write_text(json.dumps(of))
+
+
+def nearest_is_right(picture: Image.Image, row: dict) -> bool:
+    from .train.paint import nearest
+    from .train.vae import as_tensor
+
+    with torch.no_grad():
+        kind, colour = nearest(as_tensor([picture])[0], row["background"])
+    return (kind, colour) == (row["thing"], row["colour"] if row["painted"] else None)
+
+
+def questions_about(row: dict) -> list[dict]:
+    image = f"{row['id']:03}.png"
+    asked = [{"id": f"{row['id']}-thing", "image": image, "question": "What is it?", "answer": drawings.article(row["thing"]), "kind": "thing"}]
+    if row["colour"]:
+        question = f"What colour is the {row['thing']}?"
+        asked.append({"id": f"{row['id']}-colour", "image": image, "question": question, "answer": row["colour"], "kind": "colour"})
+    return asked
+
+
+def sheet(rows: list[dict], folder: Path, verdicts: dict[int, tuple[bool, bool]], side: int = 64) -> Image.Image:
+    """All pictures, each with a bar beneath: left the fresh look, right the nearest picture, green or red."""
+    high = -(-len(rows) // COLUMNS)
+    out = Image.new("RGB", (COLUMNS * (side + 4), high * (side + LABEL)), "white")
+    pen = ImageDraw.Draw(out)
+    for index, row in enumerate(rows):
+        x, y = index % COLUMNS * (side + 4), index // COLUMNS * (side + LABEL)
+        out.paste(Image.open(folder / f"{row['id']:03}.png").convert("RGB").resize((side, side)), (x, y))
+        for part, right in enumerate(verdicts[row["id"]]):
+            left = x + part * side // 2
+            pen.rectangle((left, y + side + 1, left + side // 2 - 2, y + side + 4), fill="green" if right else "red")
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("eval", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--mgm", type=Path, default=Path("target/release/mgm"))
+    parser.add_argument("--limit", type=int)
+    arguments = parser.parse_args()
+    mgm, folder = arguments.mgm, arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    same_bundles(arguments.models, folder)
+    rows = lines(arguments.eval / "drawing.jsonl")[: arguments.limit]
+
+    asked = [{"id": str(row["id"]), "question": f"{row['question']} <GEN>", "answer": f"<h>{row['prompt']}</h>", "kind": "draw"} for row in rows]
+    written = evaluate(mgm, arguments.models / "pocket", asked, folder / "requests.jsonl", folder / "requests-answers.jsonl")
+    for row in rows:
+        picture = folder / f"{row['id']:03}.png"
+        if picture.exists():
+            continue
+        words = written[str(row["id"])].partition("<h>")[2].partition("</h>")[0]
+        subprocess.run(
+            [mgm, "generate", arguments.models / "pocket-painter", "--prompt", words, "--negative", NEGATIVE, "--steps", str(STEPS),
+             "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", picture, "--no-preview"],
+            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
+    looked = [question for row in rows for question in questions_about(row)]
+    said = evaluate(mgm, arguments.models / "pocket", looked, folder / "questions.jsonl", folder / "looks.jsonl")
+    verdicts = {}
+    for row in rows:
+        fresh = all(said[q["id"]].strip().lower().rstrip(".") == q["answer"] for q in questions_about(row))
+        verdicts[row["id"]] = (fresh, nearest_is_right(Image.open(folder / f"{row['id']:03}.png").convert("RGB"), row))
+    sheet(rows, folder, verdicts).save(folder / "sheet.png")
+
+    groups = {
+        "all": rows,
+        "colours never seen on the thing": [row for row in rows if row["id"] % 2 == 0],
+        "shapes": [row for row in rows if KINDS[KIND_INDEX[row["thing"]]].icon is None],
+    }
+    figures = {}
+    for name, which in groups.items():
+        fresh, near = ([verdicts[row["id"]][i] for row in which] for i in (0, 1))
+        both = sum(a and b for a, b in zip(fresh, near))
+        figures[name] = {"pictures": len(which), "fresh look": sum(fresh), "nearest picture": sum(near), "both": both}
+        print(f"{name}: {figures[name]}")
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

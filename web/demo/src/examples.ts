@@ -1,0 +1,44 @@
+// What can be tried with one press, with the models that come with the page.
+
+export interface Example {
+  /** Beside the page. */
+  picture?: string;
+  question: string;
+  /** Whether the question asks for a picture. */
+  draws?: boolean;
+}
+
+/** From the world that Pocket knows: pictures of held-out combinations. */
+export const EXAMPLES: readonly Example[] = [
+  { picture: "examples/ducks.png", question: "How many ducks are there?" },
+  { picture: "examples/cupcake.png", question: "Read the number." },
+  { picture: "examples/tea.png", question: "Describe the picture." },
+  { question: "Draw a blue cat.", draws: true },
+];
+
+/** Buttons for them. */
+export function exampleElements(act: (example: Example) => void): HTMLLIElement[] {
+  return EXAMPLES.map((example) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.onclick = () => act(example);
+    if (example.picture) {
+      const picture = document.createElement("img");
+      picture.src = example.picture;
+      picture.alt = "";
+      button.append(picture);
+    }
+    button.append(example.question);
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  });
+}
+
+/** An example's picture, to be sent. */
+export async function examplePicture({ picture }: Example): Promise<Blob[]> {
+  if (!picture) return [];
+  const response = await fetch(picture);
+  if (!response.ok) throw new Error(`the example's picture could not be fetched: ${response.status}`);
+  return [await response.blob()];
+}
