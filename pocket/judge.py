@@ -45,7 +45,10 @@ def evaluate(mgm: Path, model: Path, questions: list[dict], data: Path, out: Pat
 
 def same_bundles(models: Path, folder: Path) -> None:
     """Notes which bundles the folder's files are of; ends if they are of others."""
-    of = {name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest() for name in ("pocket", "pocket-painter")}
+    of = {
+        name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest()
+        for name in ("pocket", "pocket-painter")
+    }
     note = folder / "bundles.json"
     if note.exists() and json.loads(note.read_text()) != of:
         raise SystemExit(f"{folder} has pictures of other bundles: name an empty folder")
@@ -63,10 +66,26 @@ def nearest_is_right(picture: Image.Image, row: dict) -> bool:
 
 def questions_about(row: dict) -> list[dict]:
     image = f"{row['id']:03}.png"
-    asked = [{"id": f"{row['id']}-thing", "image": image, "question": "What is it?", "answer": drawings.article(row["thing"]), "kind": "thing"}]
+    asked = [
+        {
+            "id": f"{row['id']}-thing",
+            "image": image,
+            "question": "What is it?",
+            "answer": drawings.article(row["thing"]),
+            "kind": "thing",
+        }
+    ]
     if row["colour"]:
         question = f"What colour is the {row['thing']}?"
-        asked.append({"id": f"{row['id']}-colour", "image": image, "question": question, "answer": row["colour"], "kind": "colour"})
+        asked.append(
+            {
+                "id": f"{row['id']}-colour",
+                "image": image,
+                "question": question,
+                "answer": row["colour"],
+                "kind": "colour",
+            }
+        )
     return asked
 
 
@@ -97,8 +116,18 @@ def main() -> None:
     same_bundles(arguments.models, folder)
     rows = lines(arguments.eval / "drawing.jsonl")[: arguments.limit]
 
-    asked = [{"id": str(row["id"]), "question": f"{row['question']} <GEN>", "answer": f"<h>{row['prompt']}</h>", "kind": "draw"} for row in rows]
-    written = evaluate(mgm, arguments.models / "pocket", asked, folder / "requests.jsonl", folder / "requests-answers.jsonl")
+    asked = [
+        {
+            "id": str(row["id"]),
+            "question": f"{row['question']} <GEN>",
+            "answer": f"<h>{row['prompt']}</h>",
+            "kind": "draw",
+        }
+        for row in rows
+    ]
+    written = evaluate(
+        mgm, arguments.models / "pocket", asked, folder / "requests.jsonl", folder / "requests-answers.jsonl"
+    )
     for row in rows:
         picture = folder / f"{row['id']:03}.png"
         if picture.exists():

@@ -12,16 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-NEEDS = {
-    "language": (),
-    "towers": (),
-    "align": ("language", "towers"),
-    "instruct": ("align",),
-    "vae": (),
-    "paint": ("vae",),
-}
+from .train import NEEDS, STOPPED
+
 TRIES = 3
-STOPPED = 75  # a stage that was asked to stop ends with this
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("language", "towers", "align", "instruct", "vae", "paint")
+from . import NEEDS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=tuple(NEEDS))
     parser.add_argument("--run", type=Path, default=Path(os.environ.get("POCKET_RUN", "pocket-run")))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
     parser.add_argument("--threads", type=int, default=2)

@@ -28,7 +28,8 @@ def token_loss(visual: Tensor, target: Tensor, cells: Tensor, known: Tensor) -> 
     return error[held].sum() / held.sum().clamp(min=1) + error[empty].sum() / empty.sum().clamp(min=1)
 
 
-def keep_mask(batch: data.Batch, generator: torch.Generator) -> Tensor:
+def keep_mask(batch: data.Batch) -> Tensor:
+    generator = torch.Generator().manual_seed(int(batch.cells.sum()))  # the same after a stop
     return (torch.rand(len(batch.ids), generator=generator) >= SWITCHED_OFF).float().to(DEVICE)
 
 
@@ -63,13 +64,12 @@ def main(folder: Path, steps: int | None = None) -> None:
     modules = {"mining": vision.mining.requires_grad_(), "projector": vision.projector.requires_grad_()}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
-    generator = torch.Generator().manual_seed(SEED)
     recipe = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         cells = batch.cells.to(DEVICE)
         target = told(cells, batch.offsets.to(DEVICE), words).float()
-        visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch, generator))
+        visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch))
         return {"tokens": token_loss(visual, target, cells, batch.known.to(DEVICE))}
 
     fit(run, steps or STEPS, modules, optimiser, lambda first: data.batches(tokenizer, recipe, BATCH, first, SEED), loss_of,

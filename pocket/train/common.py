@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..data import Batch, splice
 from ..models.mgm import Mgm
 from ..tokenizer import IMAGE
+from . import STOPPED
 
-STOPPED = 75  # exit status of a stage that was asked to stop
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -76,7 +76,9 @@ class Muon(torch.optim.Optimizer):
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in named:
             if parameter.requires_grad:
-                matrix = parameter.dim() == 2 or (convolutions and parameter.dim() == 4 and min(parameter.shape[:2]) > 8)
+                matrix = parameter.dim() == 2 or (
+                    convolutions and parameter.dim() == 4 and min(parameter.shape[:2]) > 8
+                )
                 hidden = matrix and not any(part in name for part in ("embed", "position", "head"))
                 groups.setdefault((hidden, scale(name)), []).append(parameter)
         super().__init__(

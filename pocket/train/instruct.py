@@ -41,11 +41,10 @@ def main(folder: Path, steps: int | None = None) -> None:
     model.vision.clip.vision_model.post_layernorm.requires_grad_(False)
     optimiser = Muon(model.named_parameters(), rate=0.004, adam_rate=6e-4, scale=rate_of)
     compile_layers(*model.language.layers, *model.vision.clip.vision_model.encoder["layers"], model.vision.mining)
-    generator = torch.Generator().manual_seed(SEED)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         cells = batch.cells.to(DEVICE)
-        visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch, generator))
+        visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch))
         target = told(cells, batch.offsets.to(DEVICE), words).float()
         found = read(model, batch, visual, answers_only=True)
         return {

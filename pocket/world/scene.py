@@ -62,7 +62,9 @@ class Scene:
     labels: tuple[Label, ...]
     background: str | None  # a plain background's colour; None for patterns
     seed: int
-    held_out: frozenset[int] = field(default_factory=frozenset)  # indices of the things in the combination kept from training
+    held_out: frozenset[int] = field(
+        default_factory=frozenset
+    )  # indices of the things in the combination kept from training
     novelty: str | None = None  # what is new about them: colour, region or pair
 
 

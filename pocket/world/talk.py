@@ -231,7 +231,9 @@ def side(talk: Talk) -> Turn | None:
     if thing is None or called is None:
         return None
     talk.last = thing
-    return Turn("where", f"Is the {called} {name}?", "yes" if ((thing.x, thing.y)[axis] < 0.5) == low else "no", (thing,))
+    return Turn(
+        "where", f"Is the {called} {name}?", "yes" if ((thing.x, thing.y)[axis] < 0.5) == low else "no", (thing,)
+    )
 
 
 def exists(talk: Talk) -> Turn | None:
