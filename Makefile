@@ -56,8 +56,8 @@ run: setup
 	cargo build --release
 	$(MGM) info
 	@echo
-	$(MGM) chat --image pocket/examples/ducks.png --prompt 'How many ducks are there?' --prompt 'What colour is the cow?' --temperature 0
-	$(MGM) chat --gen --prompt 'Draw a blue cat.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-cat.png
+	$(MGM) chat --image pocket/examples/cows.png --prompt 'How many cows are there?' --prompt 'What colour is the duck?' --temperature 0
+	$(MGM) chat --gen --prompt 'Draw a blue dog.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-dog.png
 
 test: setup
 	cargo test --release --workspace

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .sizes import POCKET
 
-PICTURE, BOX = Path(__file__).parent / "examples" / "cupcake.png", (150, 30, 192, 72)
+PICTURE, BOX = Path(__file__).parent / "examples" / "shark.png", (128, 150, 170, 192)
 TEXT = 'font-family="system-ui, sans-serif" font-size="13"'
 INK, MUTED, MINED, LOW = "#1a1d23", "#5a6270", "#3149b5", "#b0b7c6"
 

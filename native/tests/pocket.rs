@@ -55,13 +55,15 @@ fn accuracy(file: &str, more: &[&str]) -> f64 {
 #[test]
 fn it_answers_about_the_examples() {
     let example = |name: &str| root().join("pocket/examples").join(name);
-    let ducks = ["How many ducks are there?", "Is there a cow?", "What colour is the cow?", "Is there a cat?"];
-    assert_eq!(answers(Some(&example("ducks.png")), &ducks, &[]), ["four", "yes", "green", "no"]);
-    assert_eq!(answers(Some(&example("cupcake.png")), &["Read the number.", "How many things are there?"], &[]), ["7", "three"]);
+    let cows = ["How many cows are there?", "Is there a duck?", "What colour is it?", "Is there a cat?"];
+    assert_eq!(answers(Some(&example("cows.png")), &cows, &[]), ["three", "yes", "orange", "no"]);
+    let shark = ["Read the number.", "How many things are there?", "What colour is the cheese?"];
+    assert_eq!(answers(Some(&example("shark.png")), &shark, &[]), ["113", "three", "green"]);
     assert_eq!(answers(None, &["What is your name?"], &[]), ["My name is Pocket."]);
 }
 
-/// Wanted of it are 85 % of 2,000 such questions; of these 100, the first of them, a share that with 85 % is reached 99 times in 100.
+/// Wanted of it are 85 % of 2,000 such questions; of these 100, those about every twentieth picture of them, a share that is reached
+/// 99 times in 100 where 85 % are right.
 #[test]
 fn it_is_right_in_its_world() {
     let right = accuracy("held-out.jsonl", &[]);
@@ -83,9 +85,9 @@ fn mining_reads_small_print() {
 fn it_recognises_what_it_draws() {
     let folder = TempDir::new().expect("a temporary folder");
     let picture = folder.path().join("drawn.png");
-    let said = answers(None, &["Draw a blue cat."], &["--gen", "--seed", "1", "--steps", "20", "--out", text_of(&picture)]);
-    assert_eq!(said, ["<h>a blue cat</h>"]);
-    assert_eq!(answers(Some(&picture), &["What is it?", "What colour is it?"], &[]), ["a cat", "blue"]);
+    let said = answers(None, &["Draw a blue dog."], &["--gen", "--seed", "1", "--steps", "20", "--out", text_of(&picture)]);
+    assert_eq!(said, ["<h>a blue dog</h>"]);
+    assert_eq!(answers(Some(&picture), &["What is it?", "What colour is it?"], &[]), ["a dog", "blue"]);
 }
 
 fn text_of(path: &Path) -> &str {

@@ -19,9 +19,7 @@ RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04, instructed=0.1)
 
 
 def rate_of(name: str) -> float:
-    if "clip." in name or "convnext." in name:
-        return 0.3
-    return 0.5 if name.startswith("language.") else 1.0
+    return 1.0 if "mining." in name or "projector." in name else 0.5
 
 
 def main(folder: Path, steps: int | None = None) -> None:

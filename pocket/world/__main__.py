@@ -3,6 +3,7 @@
     python -m pocket.world emoji                  render the emoji into the cache (POCKET_NOTO: the npm package's folder)
     python -m pocket.world sheet FILE.png         a contact sheet of scenes
     python -m pocket.world show SEED FILE.png     one scene and a conversation about it
+    python -m pocket.world examples FOLDER        the pictures in pocket/examples
     python -m pocket.world export-eval FOLDER     the held-out questions, the small-text questions and the drawing requests
 
 `export-eval` writes, always the same for the same version:
@@ -28,6 +29,7 @@ from .talk import REQUESTS, Talk, Turn, reading, talk_about
 HELD_OUT = 1 << 40
 EXPORT = HELD_OUT + (99 << 32)
 PER_SCENE = 4
+EXAMPLES = {"cows": 518, "shark": 524, "salt": 512}  # held-out scenes
 
 
 def _row(scene: Scene, turn: Turn, history: list[Turn], number: int, image: str) -> dict:
@@ -126,6 +128,7 @@ def main() -> None:
     show = commands.add_parser("show")
     show.add_argument("seed", type=int)
     show.add_argument("file", type=Path)
+    commands.add_parser("examples").add_argument("folder", type=Path)
     exporting = commands.add_parser("export-eval")
     exporting.add_argument("folder", type=Path)
     exporting.add_argument("--questions", type=int, default=2000)
@@ -139,6 +142,10 @@ def main() -> None:
         render(scene).save(arguments.file)
         for turn in talk_about(scene, random.Random(arguments.seed), 12):
             print(f"[{turn.kind}] {turn.question}  ->  {turn.answer}")
+    elif arguments.command == "examples":
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        for name, seed in EXAMPLES.items():
+            render(draw_scene(HELD_OUT + seed, held_out=True)).save(arguments.folder / f"{name}.png", optimize=True)
     else:
         export_eval(arguments.folder, arguments.questions)
 

@@ -8,12 +8,12 @@ export interface Example {
   draws?: boolean;
 }
 
-/** From the world that Pocket knows: pictures of held-out combinations. */
+/** From the world that Pocket knows: held-out combinations all. */
 export const EXAMPLES: readonly Example[] = [
-  { picture: "examples/ducks.png", question: "How many ducks are there?" },
-  { picture: "examples/cupcake.png", question: "Read the number." },
-  { picture: "examples/tea.png", question: "Describe the picture." },
-  { question: "Draw a blue cat.", draws: true },
+  { picture: "examples/cows.png", question: "How many cows are there?" },
+  { picture: "examples/shark.png", question: "Read the number." },
+  { picture: "examples/salt.png", question: "Describe the picture." },
+  { question: "Draw a blue dog.", draws: true },
 ];
 
 /** Buttons for them. */
