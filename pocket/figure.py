@@ -1,8 +1,6 @@
 """The figure of README.md: what patch info mining is worth for small print.
 
-    mgm eval models/pocket --format jsonl --data EVAL/small-text.jsonl --out mined.jsonl --json >mined.json
-    mgm eval models/pocket --format jsonl --data EVAL/small-text.jsonl --out low.jsonl --json --no-high-resolution >low.json
-    python -m pocket.figure mined.json low.json docs/mining.svg
+    python -m pocket.figure OUT/figures.json docs/mining.svg     OUT: of python -m pocket.figures
 
 Left, a picture and its printed number as both towers see it; right, the part of the questions answered rightly, with 95 %
 confidence intervals."""
@@ -58,11 +56,11 @@ def bar(y: int, name: str, colour: str, report: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mined", type=Path)
-    parser.add_argument("low", type=Path)
+    parser.add_argument("figures", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    mined, low = (json.loads(path.read_text()) for path in (arguments.mined, arguments.low))
+    figures = json.loads(arguments.figures.read_text())
+    mined, low = figures["small-text"], figures["small-text low"]
     title = f"Small print read by Pocket: {100 * mined['accuracy']:.1f} % with mining, {100 * low['accuracy']:.1f} % without"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 200" role="img" aria-label="{title}">',

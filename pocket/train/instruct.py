@@ -1,5 +1,5 @@
-"""Stage 4, instruction tuning, with requests to draw mixed in: language model, projector and mining, and the towers at a
-small rate. The dense target of the alignment stays as a second loss: it costs nothing and tells more than answers do."""
+"""Stage 4, instruction tuning, with requests to draw mixed in: projector and mining, and language model and towers at
+half the rate. The dense target of the alignment stays as a second loss: it costs nothing and tells more than answers do."""
 
 from pathlib import Path
 

@@ -1,0 +1,76 @@
+"""Every figure of the model card, by the program itself.
+
+    python -m pocket.world export-eval EVAL
+    python -m pocket.figures EVAL OUT [--models models] [--f32 out/Pocket] [--mgm target/release/mgm]
+    python -m pocket.judge EVAL OUT/drawings
+
+Runs `mgm eval` on easy-vqa's test split, the held-out questions and those about small print (with and without the high-resolution
+view) with the bundle; with `--f32`, the first two also with the exported checkpoint at full precision. Writes OUT/figures.json and
+prints the card's tables. Answers are kept in OUT: a run that was stopped goes on."""
+
+import argparse
+import json
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+NOVELTIES = ("colour", "region", "pair")
+
+
+def percent(figures: dict) -> str:
+    low, high = figures["interval"]
+    return f"{100 * figures['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("eval", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--f32", type=Path)
+    parser.add_argument("--mgm", type=Path, default=Path("target/release/mgm"))
+    arguments = parser.parse_args()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    easy_vqa = Path(find_spec("easy_vqa").origin).parent / "data"  # type: ignore[union-attr, arg-type]
+    bundle = arguments.models / "pocket"
+
+    def run(*command: str | Path) -> dict:
+        done = subprocess.run(
+            [arguments.mgm, "eval", *command, "--json"], check=True, stdout=subprocess.PIPE, text=True
+        )
+        return json.loads(done.stdout)
+
+    def ask(name: str, model: Path, data: Path, *more: str) -> dict:
+        form = "easy-vqa" if data == easy_vqa else "jsonl"
+        return run(model, "--format", form, "--data", data, "--out", out / f"{name}.jsonl", *more)
+
+    def mark_again(answers: str, data: Path) -> dict:
+        """The figures of some of the questions that were answered."""
+        return run("--answers", out / f"{answers}.jsonl", "--format", "jsonl", "--data", data)
+
+    held_out, small = arguments.eval / "held-out.jsonl", arguments.eval / "small-text.jsonl"
+    reports = {
+        "easy-vqa": ask("easy-vqa", bundle, easy_vqa),
+        "held-out": ask("held-out", bundle, held_out),
+        "small-text": ask("small-text", bundle, small),
+        "small-text low": ask("small-text-low", bundle, small, "--no-high-resolution"),
+    }
+    for novelty in NOVELTIES:
+        reports[f"held-out {novelty}"] = mark_again("held-out", arguments.eval / f"held-out-{novelty}.jsonl")
+    if arguments.f32:
+        for name, data in (("easy-vqa", easy_vqa), ("held-out", held_out)):
+            reports[f"{name} f32"] = ask(f"{name}-f32", arguments.f32, data, "--precision", "f32")
+    kept = ("questions", "accuracy", "interval", "kinds")
+    (out / "figures.json").write_text(
+        json.dumps({name: {key: report[key] for key in kept} for name, report in reports.items()}, indent=1) + "\n"
+    )
+    for name, report in reports.items():
+        print(f"| {name} | {report['questions']} | {percent(report)} |")
+    print()
+    for kind in reports["held-out"]["kinds"]:
+        print(f"| {kind['kind']} | {kind['questions']} | {percent(kind)} |")
+
+
+if __name__ == "__main__":
+    main()
