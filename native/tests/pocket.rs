@@ -85,7 +85,8 @@ fn mining_reads_small_print() {
 fn it_recognises_what_it_draws() {
     let folder = TempDir::new().expect("a temporary folder");
     let picture = folder.path().join("drawn.png");
-    let said = answers(None, &["Draw a blue dog."], &["--gen", "--seed", "1", "--steps", "20", "--out", text_of(&picture)]);
+    let said =
+        answers(None, &["Draw a blue dog."], &["--gen", "--seed", "1", "--steps", "20", "--out", text_of(&picture)]);
     assert_eq!(said, ["<h>a blue dog</h>"]);
     assert_eq!(answers(Some(&picture), &["What is it?", "What colour is it?"], &[]), ["a dog", "blue"]);
 }

@@ -1,6 +1,8 @@
 """Stage 3, alignment: patch info mining and the projector, and nothing else, learn to write what the language model reads.
 
-Its target is what the language model was raised on: the tokens written from the scene. Now and then the high-resolution
+Its target is what the language model was raised on: the tokens written from the scene. How far they are from it says little about
+what they tell (of a word, most is right when it is known to be a word), so that heads, thrown away like the towers', read
+them, too. Now and then the high-resolution
 branch is switched off, so that the low-resolution view alone says what it can."""
 
 from pathlib import Path
@@ -14,8 +16,9 @@ from ..sizes import POCKET
 from ..tokenizer import Tokenizer
 from .common import DEVICE, Muon, Run, accuracy, fit, load_stage
 from .language import Told, tokenizer_folder
+from .towers import CellHeads, cell_loss
 
-STEPS, BATCH, SEED = 500, 24, 3
+STEPS, BATCH, SEED = 1200, 24, 3
 SWITCHED_OFF = 0.12  # share of pictures whose high-resolution branch is off
 
 
@@ -61,16 +64,20 @@ def main(folder: Path, steps: int | None = None) -> None:
     model.requires_grad_(False)
     told.requires_grad_(False)
     vision = model.vision
-    modules = {"mining": vision.mining.requires_grad_(), "projector": vision.projector.requires_grad_()}
+    heads = CellHeads(POCKET.language.hidden_size).to(DEVICE)
+    modules = {"mining": vision.mining.requires_grad_(), "projector": vision.projector.requires_grad_(), "heads": heads}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
     recipe = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
-        cells = batch.cells.to(DEVICE)
-        target = told(cells, batch.offsets.to(DEVICE), words).float()
+        cells, offsets = batch.cells.to(DEVICE), batch.offsets.to(DEVICE)
+        target = told(cells, offsets, words).float()
         visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch))
-        return {"tokens": token_loss(visual, target, cells, batch.known.to(DEVICE))}
+        return {
+            "tokens": token_loss(visual, target, cells, batch.known.to(DEVICE)),
+            "cells": 0.5 * cell_loss(heads(visual.float()), cells, offsets),
+        }
 
     fit(run, steps or STEPS, modules, optimiser, lambda first: data.batches(tokenizer, recipe, BATCH, first, SEED), loss_of,
-        lambda: held_out_accuracy(model, tokenizer, 2, SEED, easy_vqa=False), evaluate_every=250)  # fmt: skip
+        lambda: held_out_accuracy(model, tokenizer, 2, SEED, easy_vqa=False), evaluate_every=400)  # fmt: skip

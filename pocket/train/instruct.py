@@ -1,6 +1,8 @@
 """Stage 4, instruction tuning, with requests to draw mixed in: projector and mining, and language model and towers at
-half the rate. The dense target of the alignment stays as a second loss: it costs nothing and tells more than answers do."""
+half the rate. The dense target of the alignment stays as a second loss, also of full pictures that nothing is asked about: it tells
+more than answers do."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,9 +15,12 @@ from ..tokenizer import Tokenizer
 from .align import held_out_accuracy, keep_mask, token_loss
 from .common import DEVICE, Muon, Run, compile_layers, fit, load_stage, read
 from .language import Told, tokenizer_folder
+from .towers import CellHeads, cell_loss
 
-STEPS, BATCH, SEED = 2600, 20, 4
+STEPS, BATCH, SEED = 1400, 16, 4
+PICTURES = 12  # beside the conversations
 RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04, instructed=0.1)
+FULL = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
 
 def rate_of(name: str) -> float:
@@ -37,18 +42,31 @@ def main(folder: Path, steps: int | None = None) -> None:
     model.vision.mining.load_state_dict(aligned["mining"])
     model.vision.projector.load_state_dict(aligned["projector"])
     model.vision.clip.vision_model.post_layernorm.requires_grad_(False)
-    optimiser = Muon(model.named_parameters(), rate=0.004, adam_rate=6e-4, scale=rate_of)
+    heads = CellHeads(POCKET.language.hidden_size).to(DEVICE)
+    heads.load_state_dict(aligned["heads"])
+    named = [*model.named_parameters(), *((f"heads.{name}", p) for name, p in heads.named_parameters())]
+    optimiser = Muon(named, rate=0.004, adam_rate=6e-4, scale=rate_of)
     compile_layers(*model.language.layers, *model.vision.clip.vision_model.encoder["layers"], model.vision.mining)
 
-    def loss_of(batch: data.Batch) -> dict[str, Tensor]:
-        cells = batch.cells.to(DEVICE)
-        visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch))
-        target = told(cells, batch.offsets.to(DEVICE), words).float()
-        found = read(model, batch, visual, answers_only=True)
+    def batches(first: int) -> Iterator[tuple[data.Batch, data.Batch]]:
+        talks = data.batches(tokenizer, RECIPE, BATCH, first, SEED)
+        return zip(talks, data.batches(tokenizer, FULL, PICTURES, first, SEED + 100))
+
+    def loss_of(both: tuple[data.Batch, data.Batch]) -> dict[str, Tensor]:
+        def of_both(name: str) -> Tensor:
+            return torch.cat([getattr(batch, name) for batch in both]).to(DEVICE)
+
+        cells = of_both("cells")
+        visual = model.see(of_both("pixels"), torch.cat([keep_mask(batch) for batch in both]))
+        target = told(cells, of_both("offsets"), words).float()
+        full = both[1]
+        found = read(model, both[0], visual[: len(both[0].ids)], answers_only=True)
         return {
             "answers": found.each.mean(),
             "looks": 0.1 * found.looks,
-            "tokens": 0.3 * token_loss(visual, target, cells, batch.known.to(DEVICE)),
+            "tokens": 0.4 * token_loss(visual, target, cells, of_both("known")),
+            "cells": 0.15
+            * cell_loss(heads(visual[-PICTURES:].float()), full.cells.to(DEVICE), full.offsets.to(DEVICE)),
         }
 
     def evaluate() -> dict:
@@ -59,5 +77,6 @@ def main(folder: Path, steps: int | None = None) -> None:
             "world without mining": without["world"],
         }
 
-    fit(run, steps or STEPS, {"model": model}, optimiser, lambda first: data.batches(tokenizer, RECIPE, BATCH, first, SEED),
-        loss_of, evaluate, evaluate_every=200)  # fmt: skip
+    fit(
+        run, steps or STEPS, {"model": model, "heads": heads}, optimiser, batches, loss_of, evaluate, evaluate_every=200
+    )
