@@ -171,7 +171,8 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
             count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
         else:
             count, labels = rng.choice((1, 2, 3)), rng.choice((6, 7, 8, 9))
-        scene = draw_scene(number, count=count, labels=labels)
+        # Of all, small numbers are learnt last.
+        scene = draw_scene(number, count=count, labels=labels, hard_text=True)
     else:
         # Reading is learnt last: there is more to read than in the world at large.
         scene = draw_scene(number, labels=rng.choice((None, None, 1, 2, 4)))

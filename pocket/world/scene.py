@@ -115,8 +115,10 @@ BACKGROUNDS = {
 }  # fmt: skip
 
 
-def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labels: int | None = None) -> Scene:
-    """The scene of a seed. Without `held_out` it has no held-out combination; with it one, unless none was found for its things."""
+def draw_scene(
+    seed: int, held_out: bool = False, count: int | None = None, labels: int | None = None, hard_text: bool = False
+) -> Scene:
+    """The scene of a seed. With `hard_text` most labels are small, and most are numbers. Without `held_out` it has no held-out combination; with it one, unless none was found for its things."""
     rng = random.Random(seed)
     background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.7 else None
     ground = BACKGROUNDS[background] if background else _ground(random.Random(seed + 1))[0]
@@ -160,11 +162,11 @@ def draw_scene(seed: int, held_out: bool = False, count: int | None = None, labe
 
     printed: list[Label] = []
     for _ in range(labels):
-        small = rng.random() < 0.5
+        small = rng.random() < (0.8 if hard_text else 0.5)
         height = rng.uniform(*(SMALL_TEXT if small else LARGE_TEXT)) / SIDE
         text = (
             rng.choice(WORDS)
-            if rng.random() < 0.6
+            if rng.random() < (0.3 if hard_text else 0.6)
             else str(rng.randint(1, 99) if rng.random() < 0.5 else rng.randint(100, 999))
         )
         if text in {label.text for label in printed}:
