@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="an exported folder")
     parser.add_argument("--mgm", type=Path, default=Path("target/release/mgm"))
     parser.add_argument("--scenes", type=int, default=4)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     model, tokenizer = load(arguments.run), Tokenizer(arguments.run / "tokenizer")
     if arguments.compare:
         raise SystemExit(not compare(model, tokenizer, arguments.compare, arguments.mgm, arguments.scenes))

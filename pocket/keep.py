@@ -1,6 +1,6 @@
 """Puts a run's stages into a folder in f16, without their optimisers' states, and back: what to carry to another machine.
 
-    python -m pocket.keep save FOLDER [--run RUN]
+    python -m pocket.keep save FOLDER [--run RUN] [--stages language towers]
     python -m pocket.keep restore FOLDER [--run RUN]
 
 Finished stages stay finished; others go on at their step, with new momenta. Tokenizers and the log come along."""
@@ -14,14 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .train.__main__ import STAGES
+from .train import NEEDS
 
 BESIDE = ("tokenizer", "clip-tokenizer", "log.jsonl")
 
 
-def save(run: Path, folder: Path) -> None:
+def save(run: Path, folder: Path, stages: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
+    for stage in stages:
         path = run / f"{stage}.pt"
         if path.exists():
             state = torch.load(path, weights_only=False, map_location="cpu")
@@ -39,7 +39,7 @@ def save(run: Path, folder: Path) -> None:
 
 def restore(run: Path, folder: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
+    for stage in NEEDS:
         path = folder / f"{stage}.safetensors"
         if path.exists():
             with safe_open(path, "pt") as file:
@@ -68,9 +68,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("save", "restore"))
     parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--stages", nargs="+", choices=tuple(NEEDS), default=tuple(NEEDS), help="to save [default: all]"
+    )
     parser.add_argument("--run", type=Path, default=Path(os.environ.get("POCKET_RUN", "pocket-run")))
     arguments = parser.parse_args()
-    (save if arguments.action == "save" else restore)(arguments.run, arguments.folder)
+    if arguments.action == "save":
+        save(arguments.run, arguments.folder, arguments.stages)
+    else:
+        restore(arguments.run, arguments.folder)
 
 
 if __name__ == "__main__":

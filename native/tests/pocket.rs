@@ -55,8 +55,8 @@ fn accuracy(file: &str, more: &[&str]) -> f64 {
 #[test]
 fn it_answers_about_the_examples() {
     let example = |name: &str| root().join("pocket/examples").join(name);
-    let cows = ["How many cows are there?", "Is there a duck?", "What colour is it?", "Is there a cat?"];
-    assert_eq!(answers(Some(&example("cows.png")), &cows, &[]), ["three", "yes", "orange", "no"]);
+    let zebras = ["How many zebras are there?", "Is there a cow?"];
+    assert_eq!(answers(Some(&example("zebras.png")), &zebras, &[]), ["four", "no"]);
     let shark = ["Read the number.", "How many things are there?", "What colour is the cheese?"];
     assert_eq!(answers(Some(&example("shark.png")), &shark, &[]), ["113", "three", "green"]);
     assert_eq!(answers(None, &["What is your name?"], &[]), ["My name is Pocket."]);

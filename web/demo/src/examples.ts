@@ -10,9 +10,9 @@ export interface Example {
 
 /** From the world that Pocket knows: held-out combinations all. */
 export const EXAMPLES: readonly Example[] = [
-  { picture: "examples/cows.png", question: "How many cows are there?" },
+  { picture: "examples/zebras.png", question: "How many zebras are there?" },
   { picture: "examples/shark.png", question: "Read the number." },
-  { picture: "examples/salt.png", question: "Describe the picture." },
+  { picture: "examples/cupcake.png", question: "Describe the picture." },
   { question: "Draw a blue dog.", draws: true },
 ];
 
