@@ -47,7 +47,11 @@ def main() -> None:
 
     def mark_again(answers: str, data: Path) -> dict:
         """The figures of some of the questions that were answered."""
-        return run("--answers", out / f"{answers}.jsonl", "--format", "jsonl", "--data", data)
+        asked = {str(json.loads(line)["id"]) for line in data.read_text().splitlines()}
+        lines = (out / f"{answers}.jsonl").read_text().splitlines(keepends=True)[1:]
+        some = out / f"{data.stem}-answers.jsonl"
+        some.write_text("".join(line for line in lines if json.loads(line)["id"] in asked))
+        return run("--answers", some, "--format", "jsonl", "--data", data)
 
     held_out, small = arguments.eval / "held-out.jsonl", arguments.eval / "small-text.jsonl"
     reports = {
