@@ -166,11 +166,14 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
     if recipe.held_out:
         scene = draw_scene(number, held_out=True)
     elif recipe.dense:
-        # A picture costs the same whatever is on it: these are full, of things or of text.
-        if rng.random() < 0.5:
+        # A picture costs the same whatever is on it: these are full, of things or of text, or of one thing.
+        draw = rng.random()
+        if draw < 0.45:
             count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
-        else:
+        elif draw < 0.88:
             count, labels = rng.choice((1, 2, 3)), rng.choice((6, 7, 8, 9))
+        else:
+            count, labels = 1, 0
         # Of all, small numbers are learnt last.
         scene = draw_scene(number, count=count, labels=labels, hard_text=True)
     else:

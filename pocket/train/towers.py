@@ -17,7 +17,7 @@ from ..world.scene import GRID
 from .common import DEVICE, Muon, Run, compile_layers, fit
 from .language import tokenizer_folder
 
-STEPS, BATCH, SEED = 5000, 24, 2
+STEPS, BATCH, SEED = 9000, 24, 2
 RECIPE = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
 

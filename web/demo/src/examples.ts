@@ -22,17 +22,27 @@ export function exampleElements(act: (example: Example) => void): HTMLLIElement[
     const button = document.createElement("button");
     button.type = "button";
     button.onclick = () => act(example);
-    if (example.picture) {
-      const picture = document.createElement("img");
-      picture.src = example.picture;
-      picture.alt = "";
-      button.append(picture);
-    }
-    button.append(example.question);
+    button.append(example.picture ? pictureElement(example.picture) : blankElement(), example.question);
     const item = document.createElement("li");
     item.append(button);
     return item;
   });
+}
+
+function pictureElement(address: string): HTMLImageElement {
+  const picture = document.createElement("img");
+  picture.src = address;
+  picture.alt = "";
+  return picture;
+}
+
+/** In the place of a picture that is still to be drawn. */
+function blankElement(): HTMLElement {
+  const blank = document.createElement("div");
+  blank.className = "blank";
+  blank.ariaHidden = "true";
+  blank.textContent = "✎";
+  return blank;
 }
 
 /** An example's picture, to be sent. */
