@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::answer::NEGATIVE_PROMPT;
 use super::preview::{byte, preview};
 use super::random::{Generator, NoiseType};
 use super::scheduler::{Schedule, SchedulerConfig, Step};
@@ -92,7 +93,7 @@ impl Start {
 /// What happens while a picture is made.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The end of a prompt finds no room in a text encoder's window.
+    /// The end of a prompt finds no room in a text encoder's window. (Not told of [`NEGATIVE_PROMPT`].)
     PromptCut(&'a str),
     /// A part of the model is being loaded.
     Loading(&'static str),
@@ -291,7 +292,9 @@ impl Diffusion {
         for ((_, config), tokenizer) in self.checkpoint.text.iter().zip(&self.checkpoint.tokenizers) {
             windows.push(tokenizer.window(text, config.max_positions)?);
         }
-        if let Some(dropped) = windows.iter().find_map(|window| window.dropped.as_deref())
+        // The negative prompt of conversations is nobody's: that it is cut tells nothing.
+        if text != NEGATIVE_PROMPT
+            && let Some(dropped) = windows.iter().find_map(|window| window.dropped.as_deref())
             && !on_event(Event::PromptCut(dropped))
         {
             return Err(Error::Cancelled);
