@@ -14,7 +14,7 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-NOVELTIES = ("colour", "region", "pair")
+from .world.scene import NOVELTIES
 
 
 def percent(figures: dict) -> str:

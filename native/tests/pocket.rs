@@ -71,7 +71,8 @@ fn it_is_right_in_its_world() {
     assert!(right >= 0.76, "{right}");
 }
 
-/// The paper's claim in miniature: small print is read through the high-resolution view.
+/// The paper's claim in miniature: small print is read through the high-resolution view. (Wanted are 75 % of 400 such questions; the
+/// bundle that ships reaches 62.7 %, as its card says.)
 #[test]
 fn mining_reads_small_print() {
     let mined = accuracy("small-text.jsonl", &[]);

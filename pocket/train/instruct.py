@@ -58,15 +58,14 @@ def main(folder: Path, steps: int | None = None) -> None:
 
         cells = of_both("cells")
         visual = model.see(of_both("pixels"), torch.cat([keep_mask(batch) for batch in both]))
-        target = told(cells, of_both("offsets"), words).float()
-        full = both[1]
+        offsets = of_both("offsets")
+        target = told(cells, offsets, words).float()
         found = read(model, both[0], visual[: len(both[0].ids)], answers_only=True)
         return {
             "answers": found.each.mean(),
             "looks": 0.1 * found.looks,
             "tokens": 0.4 * token_loss(visual, target, cells, of_both("known")),
-            "cells": 0.15
-            * cell_loss(heads(visual[-PICTURES:].float()), full.cells.to(DEVICE), full.offsets.to(DEVICE)),
+            "cells": 0.15 * cell_loss(heads(visual[-PICTURES:].float()), cells[-PICTURES:], offsets[-PICTURES:]),
         }
 
     def evaluate() -> dict:

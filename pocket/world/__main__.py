@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import drawings, sprites
-from .scene import SIDE, Scene, draw_scene, render
+from .scene import NOVELTIES, SIDE, Scene, draw_scene, render
 from .talk import REQUESTS, Talk, Turn, reading, talk_about
 
 HELD_OUT = 1 << 40
@@ -103,7 +103,7 @@ def export_eval(folder: Path, questions: int) -> None:
         "held-out": held_out,
         **{
             f"held-out-{novelty}": [row for row in held_out if row["about_it"] and row["novelty"] == novelty]
-            for novelty in ("colour", "region", "pair")
+            for novelty in NOVELTIES
         },
         "small-text": small_text_questions(folder, questions // 5),
         "drawing": drawing_requests(questions // 10),

@@ -62,10 +62,9 @@ class Scene:
     labels: tuple[Label, ...]
     background: str | None  # a plain background's colour; None for patterns
     seed: int
-    held_out: frozenset[int] = field(
-        default_factory=frozenset
-    )  # indices of the things in the combination kept from training
-    novelty: str | None = None  # what is new about them: colour, region or pair
+    # Indices of the things in the combination kept from training, and what is new about them.
+    held_out: frozenset[int] = field(default_factory=frozenset)
+    novelty: str | None = None
 
 
 def _distance(ax: float, ay: float, bx: float, by: float) -> float:
@@ -83,7 +82,7 @@ def _place(rng: random.Random, taken: list[tuple[float, float, float]], size: fl
     return None
 
 
-_SIZES = {1: (0.25, 0.85), 2: (0.22, 0.45), 3: (0.2, 0.4), 4: (0.2, 0.34), 5: (0.17, 0.3), 6: (0.17, 0.27), 7: (0.16, 0.25),
+_SIZES = {1: (0.25, 0.7), 2: (0.22, 0.45), 3: (0.2, 0.4), 4: (0.2, 0.34), 5: (0.17, 0.3), 6: (0.17, 0.27), 7: (0.16, 0.25),
           8: (0.16, 0.23), 9: (0.16, 0.22)}  # fmt: skip
 
 
@@ -95,8 +94,11 @@ def _look(rng: random.Random, kind: Kind) -> tuple[str | None, bool]:
     return natural_colour(kind), False
 
 
+NOVELTIES = ("colour", "region", "pair")
+
+
 def _novelty(kind: Kind, colour: str | None, painted: bool, place: str, others: list[Thing]) -> str | None:
-    """What about a thing is kept from training: `colour`, `region`, `pair` (with one of the others), or nothing."""
+    """Which of NOVELTIES a thing is, if any: its colour, its place, or one of the others beside it is kept from training."""
     if painted and colour and things.held_colour(kind.name, colour):
         return "colour"
     if things.held_region(kind.name, place):
@@ -118,7 +120,8 @@ BACKGROUNDS = {
 def draw_scene(
     seed: int, held_out: bool = False, count: int | None = None, labels: int | None = None, hard_text: bool = False
 ) -> Scene:
-    """The scene of a seed. With `hard_text` most labels are small, and most are numbers. Without `held_out` it has no held-out combination; with it one, unless none was found for its things."""
+    """The scene of a seed. Without `held_out` it has no held-out combination; with it one, unless none was found for its things.
+    With `hard_text` most labels are small, and most are numbers."""
     rng = random.Random(seed)
     background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.7 else None
     ground = BACKGROUNDS[background] if background else _ground(random.Random(seed + 1))[0]
@@ -127,7 +130,7 @@ def draw_scene(
     if labels is None:
         labels = rng.choice((0, 0, 0, 1, 1, 2)) if count < 6 else rng.choice((0, 0, 1))
     few = rng.random() < 0.35 and count > 2  # scenes for counting: few kinds, many of each
-    novelty = random.Random(seed + 3).choice(("colour", "region", "pair") if count > 1 else ("colour", "region"))
+    novelty = random.Random(seed + 3).choice(NOVELTIES if count > 1 else NOVELTIES[:2])
     palette = [rng.choice(KINDS) for _ in range(2)] if few else None
 
     found: list[Thing] = []
