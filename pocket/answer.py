@@ -29,7 +29,8 @@ def load(run: Path) -> Mgm:
         return model.eval()
     for stage, parts in {
         "language": {"language": model.language},
-        "towers": {"clip": model.vision.clip, "convnext": model.vision.convnext},
+        "clip": {"tower": model.vision.clip},
+        "convnext": {"tower": model.vision.convnext},
         "align": {"mining": model.vision.mining, "projector": model.vision.projector},
     }.items():
         if (run / f"{stage}.pt").exists():

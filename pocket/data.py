@@ -171,7 +171,7 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
         if draw < 0.45:
             count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
         elif draw < 0.88:
-            count, labels = rng.choice((1, 2, 3)), rng.choice((6, 7, 8, 9))
+            count, labels = rng.choice((1, 2, 3)), rng.choice((8, 16, 24))
         else:
             count, labels = 1, 0
         # Of all, small numbers are learnt last.

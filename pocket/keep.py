@@ -1,6 +1,6 @@
 """Puts a run's stages into a folder in f16, without their optimisers' states, and back: what to carry to another machine.
 
-    python -m pocket.keep save FOLDER [--run RUN] [--stages language towers]
+    python -m pocket.keep save FOLDER [--run RUN] [--stages language clip]
     python -m pocket.keep restore FOLDER [--run RUN]
 
 Finished stages stay finished; others go on at their step, with new momenta. Tokenizers and the log come along."""

@@ -70,18 +70,25 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        let total = subgroupAdd(totals[r]);
-        if row0 + r <= last_row {
-            let at = output_at(group.z, row0 + r, kv_head, groups.y);
-            let factor = select(1.0 / total, 1.0, SPLIT == 1u);
-            for (var p = 0u; p < PARTS; p++) {
-                if p * LANES + lane < HEAD4 {
-                    output[at + p * LANES + lane] = factor * sums[p][r];
-                }
+    // Every row comes to the front in turn (see matmul_subgroup.wgsl).
+    let rows = min(ROWS, last_row + 1u - row0);
+    for (var r = 0u; r < rows; r++) {
+        let total = subgroupAdd(totals[0]);
+        let at = output_at(group.z, row0 + r, kv_head, groups.y);
+        let factor = select(1.0 / total, 1.0, SPLIT == 1u);
+        for (var p = 0u; p < PARTS; p++) {
+            if p * LANES + lane < HEAD4 {
+                output[at + p * LANES + lane] = factor * sums[p][0];
             }
-            if SPLIT == 1u && lane == 0u {
-                output[at + HEAD4] = vec4(maxima[r], total, 0.0, 0.0);
+        }
+        if SPLIT == 1u && lane == 0u {
+            output[at + HEAD4] = vec4(maxima[0], total, 0.0, 0.0);
+        }
+        for (var next = 1u; next < ROWS; next++) {
+            totals[next - 1u] = totals[next];
+            maxima[next - 1u] = maxima[next];
+            for (var p = 0u; p < PARTS; p++) {
+                sums[p][next - 1u] = sums[p][next];
             }
         }
     }

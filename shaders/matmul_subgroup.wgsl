@@ -75,17 +75,25 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
             sums2[m] = sum2;
         }
     }
-    for (var m = 0u; m < ROWS; m++) {
+    // Not unrolled: of what a row ends with, ROWS copies took most of the driver's time to compile. So every row comes to the
+    // front in turn, and no index but a constant is left.
+    let rows = min(ROWS, count - m0);
+    for (var m = 0u; m < rows; m++) {
         var scale = 1.0;
         if NORM == 1u {
             // By all lanes, those past the last column too.
-            scale = normed_scale(subgroupAdd(squares[m]));
+            scale = normed_scale(subgroupAdd(squares[0]));
         }
-        if m0 + m < count && n < params.n {
-            finish4(m0 + m, n, scale * sums[m]);
+        if n < params.n {
+            finish4(m0 + m, n, scale * sums[0]);
         }
-        if BLOCKS == 2u && m0 + m < count && n2 < params.n {
-            finish4(m0 + m, n2, scale * sums2[m]);
+        if BLOCKS == 2u && n2 < params.n {
+            finish4(m0 + m, n2, scale * sums2[0]);
+        }
+        for (var next = 1u; next < ROWS; next++) {
+            sums[next - 1u] = sums[next];
+            sums2[next - 1u] = sums2[next];
+            squares[next - 1u] = squares[next];
         }
     }
 }

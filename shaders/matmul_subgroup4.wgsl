@@ -64,26 +64,16 @@ fn matmul_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     if n >= params.n {
         return;
     }
-    finish4(m0, n, s0);
-    if m0 + 1u < count {
-        finish4(m0 + 1u, n, s1);
-    }
-    if m0 + 2u < count {
-        finish4(m0 + 2u, n, s2);
-    }
-    if m0 + 3u < count {
-        finish4(m0 + 3u, n, s3);
-    }
-    if ROWS > 4u && m0 + 4u < count {
-        finish4(m0 + 4u, n, s4);
-    }
-    if ROWS > 5u && m0 + 5u < count {
-        finish4(m0 + 5u, n, s5);
-    }
-    if ROWS > 6u && m0 + 6u < count {
-        finish4(m0 + 6u, n, s6);
-    }
-    if ROWS > 7u && m0 + 7u < count {
-        finish4(m0 + 7u, n, s7);
+    // Every row comes to the front in turn (see matmul_subgroup.wgsl).
+    let rows = min(ROWS, count - m0);
+    for (var m = 0u; m < rows; m++) {
+        finish4(m0 + m, n, s0);
+        s0 = s1;
+        s1 = s2;
+        s2 = s3;
+        s3 = s4;
+        s4 = s5;
+        s5 = s6;
+        s6 = s7;
     }
 }

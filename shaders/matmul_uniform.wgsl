@@ -43,11 +43,15 @@ fn matmul_uniform(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
             }
         }
     }
-    if n < params.n {
-        for (var i = 0u; i < ROWS; i++) {
-            if m0 + i < count {
-                finish4(m0 + i, n, sums[i]);
-            }
+    if n >= params.n {
+        return;
+    }
+    // Every row comes to the front in turn (see matmul_subgroup.wgsl).
+    let rows = min(ROWS, count - m0);
+    for (var m = 0u; m < rows; m++) {
+        finish4(m0 + m, n, sums[0]);
+        for (var next = 1u; next < ROWS; next++) {
+            sums[next - 1u] = sums[next];
         }
     }
 }

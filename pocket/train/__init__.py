@@ -2,8 +2,9 @@
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "language": (),
-    "towers": (),
-    "align": ("language", "towers"),
+    "convnext": (),
+    "clip": (),
+    "align": ("language", "clip", "convnext"),
     "instruct": ("align",),
     "vae": (),
     "paint": ("vae",),

@@ -18,7 +18,7 @@ from .common import DEVICE, Muon, Run, accuracy, fit, load_stage
 from .language import Told, tokenizer_folder
 from .towers import CellHeads, cell_loss
 
-STEPS, BATCH, SEED = 1200, 24, 3
+STEPS, BATCH, SEED = 1500, 24, 3
 SWITCHED_OFF = 0.12  # share of pictures whose high-resolution branch is off
 
 
@@ -55,12 +55,12 @@ def main(folder: Path, steps: int | None = None) -> None:
     run = Run("align", folder)
     tokenizer = tokenizer_folder(folder)
     model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
-    language, towers = load_stage(folder, "language"), load_stage(folder, "towers")
+    language, clip, convnext = (load_stage(folder, stage) for stage in ("language", "clip", "convnext"))
     model.language.load_state_dict(language["language"])
     told.load_state_dict(language["told"])
     words = language["language"]["embed_tokens.weight"].clone()
-    model.vision.clip.load_state_dict(towers["clip"])
-    model.vision.convnext.load_state_dict(towers["convnext"])
+    model.vision.clip.load_state_dict(clip["tower"])
+    model.vision.convnext.load_state_dict(convnext["tower"])
     model.requires_grad_(False)
     told.requires_grad_(False)
     vision = model.vision

@@ -1,8 +1,9 @@
-"""Stage 2, the towers: each learns by itself to tell what lies in each cell of the 8 x 8 grid. The heads that tell it are
-thrown away. (The released towers come from contrastive training on captions; telling every cell is captioning at its
-densest, and learns from thousands of pictures rather than billions.)"""
+"""What the stages of both towers share (`clip`, `convnext`): each learns by itself to tell what lies in each cell of the 8 x 8
+grid. The heads that tell it are thrown away. (The released towers come from contrastive training on captions; telling every
+cell is captioning at its densest, and learns from thousands of pictures rather than billions.)"""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -11,13 +12,10 @@ from torch import Tensor, nn
 
 from .. import data
 from ..data import FIELD_INDEX, FIELDS
-from ..models.vision import ClipVit, ConvNext
-from ..sizes import POCKET
-from ..world.scene import GRID
 from .common import DEVICE, Muon, Run, compile_layers, fit
 from .language import tokenizer_folder
 
-STEPS, BATCH, SEED = 9000, 24, 2
+BATCH, SEED = 24, 2
 RECIPE = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
 
@@ -63,74 +61,47 @@ def cell_loss(told: tuple[list[Tensor], Tensor], cells: Tensor, offsets: Tensor)
     return total
 
 
-def window_means(maps: list[Tensor]) -> Tensor:
-    """Maps of four strides, channels last, as one feature for each cell of the grid: [n, 64, channels]."""
-    pooled = []
-    for stage in maps:
-        stage = stage.permute(0, 3, 1, 2)
-        side = stage.shape[-1]
-        if side % GRID == 0:
-            stage = F.avg_pool2d(stage, side // GRID)
-        else:
-            stage = F.interpolate(stage.float(), size=(GRID, GRID), mode="bilinear", align_corners=False)
-        pooled.append(stage.float())
-    return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
-
-
-def low_view(high: Tensor) -> Tensor:
-    side = POCKET.clip.image_size
-    return F.interpolate(high, size=(side, side), mode="bilinear", align_corners=False)
-
-
-def field_accuracy(told: list[Tensor], cells: Tensor, right: dict, count: dict, prefix: str) -> None:
+def field_accuracy(told: list[Tensor], cells: Tensor, right: dict, count: dict) -> None:
     thing, text = cells[..., FIELD_INDEX["kind"]] > 0, cells[..., FIELD_INDEX["text"]] > 0
     number = cells[..., FIELD_INDEX["text"]] == data.NUMBER
     guesses = [logits.argmax(-1) for logits in told]
     hits = {name: guesses[i] == cells[..., i] for name, i in FIELD_INDEX.items()}
     digits = hits["digit1"] & hits["digit2"] & hits["digit3"]
+    long = cells[..., FIELD_INDEX["digit1"]] > 0
     named = {
         "kind": (hits["kind"], thing), "colour": (hits["colour"], thing & (cells[..., FIELD_INDEX["painted"]] > 0)),
         "empty": (hits["kind"], ~thing), "size": (hits["size"], thing), "word": (hits["text"], text & ~number),
-        "number": (hits["text"] & digits, number), "background": (hits["background"], thing),
+        "number": (hits["text"] & digits, number), "number of 3 digits": (hits["text"] & digits, number & long),
+        "background": (hits["background"], thing),
     }  # fmt: skip
     for name, (hit, where) in named.items():
-        right[f"{prefix} {name}"] += int((hit & where).sum())
-        count[f"{prefix} {name}"] += int(where.sum())
+        right[name] += int((hit & where).sum())
+        count[name] += int(where.sum())
 
 
-def main(folder: Path, steps: int | None = None) -> None:
+def train(stage: str, tower: nn.Module, layers: Iterable[nn.Module], width: int, features: Callable[[Tensor], Tensor],
+          folder: Path, steps: int) -> None:  # fmt: skip
+    """Trains a tower. `features` makes one feature of `width` for each cell, [n, 64, width], from high-resolution views."""
     torch.manual_seed(SEED)
-    run = Run("towers", folder)
+    run = Run(stage, folder)
     tokenizer = tokenizer_folder(folder)
-    clip, convnext = ClipVit(POCKET.clip).to(DEVICE), ConvNext(POCKET.convnext).to(DEVICE)
-    low_heads, high_heads = (
-        CellHeads(POCKET.clip.hidden_size).to(DEVICE),
-        CellHeads(POCKET.convnext.channels).to(DEVICE),
-    )
-    modules = {"clip": clip, "convnext": convnext, "low_heads": low_heads, "high_heads": high_heads}
+    modules = {"tower": tower, "heads": CellHeads(width).to(DEVICE)}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
-    optimiser = Muon(named, rate=0.007, adam_rate=1e-3)
-    compile_layers(
-        *clip.vision_model.encoder["layers"], *(block for stage in convnext.stages for block in stage.blocks)
-    )
+    compile_layers(*layers)
 
-    def tell(batch: data.Batch) -> tuple:
-        pixels = batch.pixels.to(DEVICE)
-        return low_heads(clip(low_view(pixels)).float()), high_heads(window_means(convnext(pixels)))
+    def tell(batch: data.Batch) -> tuple[list[Tensor], Tensor]:
+        return modules["heads"](features(batch.pixels.to(DEVICE)).float())
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
-        cells, offsets = batch.cells.to(DEVICE), batch.offsets.to(DEVICE)
-        low, high = tell(batch)
-        return {"low": cell_loss(low, cells, offsets), "high": cell_loss(high, cells, offsets)}
+        return {"cells": cell_loss(tell(batch), batch.cells.to(DEVICE), batch.offsets.to(DEVICE))}
 
     def evaluate() -> dict[str, float]:
         right, count = defaultdict(int), defaultdict(int)
         held = data.Recipe(images=True, dense=True, text_only=0.0, held_out=True)
         with torch.no_grad():
-            for batch in data.batches(tokenizer, held, 32, 0, SEED, count=5):
-                for prefix, (fields, _) in zip(("low", "high"), tell(batch)):
-                    field_accuracy(fields, batch.cells.to(DEVICE), right, count, prefix)
+            for batch in data.batches(tokenizer, held, 32, 0, SEED, count=8):
+                field_accuracy(tell(batch)[0], batch.cells.to(DEVICE), right, count)
         return {name: round(right[name] / max(1, count[name]), 3) for name in count}
 
-    fit(run, steps or STEPS, modules, optimiser, lambda first: data.batches(tokenizer, RECIPE, BATCH, first, SEED), loss_of,
-        evaluate, evaluate_every=300)  # fmt: skip
+    fit(run, steps, modules, Muon(named, rate=0.007, adam_rate=1e-3),
+        lambda first: data.batches(tokenizer, RECIPE, BATCH, first, SEED), loss_of, evaluate, evaluate_every=300)  # fmt: skip

@@ -5,6 +5,7 @@
     python -m pocket.world show SEED FILE.png     one scene and a conversation about it
     python -m pocket.world examples FOLDER        the pictures in pocket/examples
     python -m pocket.world export-eval FOLDER     the held-out questions, the small-text questions and the drawing requests
+    python -m pocket.world cut-tests EVAL FOLDER  tests/data/pocket: the questions about some of the pictures of export-eval
 
 `export-eval` writes, always the same for the same version:
     held-out.jsonl     2,000 questions about scenes with combinations that training never shows; `mgm eval --format jsonl`
@@ -17,6 +18,7 @@
 import argparse
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -113,6 +115,21 @@ def export_eval(folder: Path, questions: int) -> None:
         print(name, len(rows), dict(Counter(row.get("kind", "draw") for row in rows)))
 
 
+def cut_tests(evaluation: Path, folder: Path) -> None:
+    """The questions about every twentieth held-out picture and about the first thirty with small print."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "images").iterdir():
+        old.unlink()
+    for name, every, most in (("held-out", 20, None), ("small-text", 1, 30)):
+        rows = [json.loads(line) for line in (evaluation / f"{name}.jsonl").read_text().splitlines()]
+        images = list(dict.fromkeys(row["image"] for row in rows))[:most:every]
+        kept = [row for row in rows if row["image"] in images]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        for image in images:
+            shutil.copyfile(evaluation / image, folder / image)
+        print(name, len(kept), "questions about", len(images), "pictures")
+
+
 def sheet(path: Path, seed: int = 1) -> None:
     out = Image.new("RGB", (6 * (SIDE + 8), 4 * (SIDE + 8)), "gray")
     for i in range(24):
@@ -132,6 +149,9 @@ def main() -> None:
     exporting = commands.add_parser("export-eval")
     exporting.add_argument("folder", type=Path)
     exporting.add_argument("--questions", type=int, default=2000)
+    cutting = commands.add_parser("cut-tests")
+    cutting.add_argument("eval", type=Path)
+    cutting.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "emoji":
         sprites.render_emoji()
@@ -142,6 +162,8 @@ def main() -> None:
         render(scene).save(arguments.file)
         for turn in talk_about(scene, random.Random(arguments.seed), 12):
             print(f"[{turn.kind}] {turn.question}  ->  {turn.answer}")
+    elif arguments.command == "cut-tests":
+        cut_tests(arguments.eval, arguments.folder)
     elif arguments.command == "examples":
         arguments.folder.mkdir(parents=True, exist_ok=True)
         for name, seed in EXAMPLES.items():
