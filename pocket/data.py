@@ -159,10 +159,9 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
         rng.shuffle(turns)
         return Sample(turns, None, None)
     if draw < recipe.text_only + recipe.easy_vqa:
-        split = "test" if recipe.held_out else "train"
-        which = rng.choice(easyvqa.images(split))
-        turns = easyvqa.conversation(split, which, rng, 16)
-        return Sample(turns, None, easyvqa.picture(split, which) if recipe.images else None)
+        which = rng.choice(easyvqa.images(recipe.held_out))
+        turns = easyvqa.conversation(which, rng, 16)
+        return Sample(turns, None, easyvqa.picture(which) if recipe.images else None)
     if recipe.held_out:
         scene = draw_scene(number, held_out=True)
     elif recipe.dense:

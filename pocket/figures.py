@@ -11,9 +11,9 @@ prints the card's tables. Answers are kept in OUT: a run that was stopped goes o
 import argparse
 import json
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
+from .world import easyvqa
 from .world.scene import NOVELTIES
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    easy_vqa = Path(find_spec("easy_vqa").origin).parent / "data"  # type: ignore[union-attr, arg-type]
+    easy_vqa = easyvqa.root()
     bundle = arguments.models / "pocket"
 
     def run(*command: str | Path) -> dict:

@@ -22,14 +22,14 @@ import subprocess
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .models.painter import NEGATIVE
 from .world import drawings
 from .world.things import KIND_INDEX, KINDS
 
 STEPS, GUIDANCE = 20, 5.0
-COLUMNS, LABEL = 20, 12
+COLUMNS, LABEL = 20, 22
 
 
 def lines(path: Path) -> list[dict]:
@@ -89,13 +89,16 @@ def questions_about(row: dict) -> list[dict]:
     return asked
 
 
-def sheet(rows: list[dict], folder: Path, verdicts: dict[int, tuple[bool, bool]], side: int = 64) -> Image.Image:
-    """All pictures, each with a bar beneath: left the fresh look, right the nearest picture, green or red."""
-    high = -(-len(rows) // COLUMNS)
+def sheet(rows: list[dict], folder: Path, verdicts: dict[int, tuple[bool, bool]]) -> Image.Image:
+    """All pictures, each with a bar beneath (left the fresh look, right the nearest picture, green or red) and what was asked for."""
+    side, high = 84, -(-len(rows) // COLUMNS)
     out = Image.new("RGB", (COLUMNS * (side + 4), high * (side + LABEL)), "white")
     pen = ImageDraw.Draw(out)
+    font = ImageFont.load_default(size=9)
     for index, row in enumerate(rows):
         x, y = index % COLUMNS * (side + 4), index // COLUMNS * (side + LABEL)
+        wanted = f"{row['colour']} {row['thing']}" if row["painted"] else row["thing"]
+        pen.text((x, y + side + 5), wanted, font=font, fill="black")
         out.paste(Image.open(folder / f"{row['id']:03}.png").convert("RGB").resize((side, side)), (x, y))
         for part, right in enumerate(verdicts[row["id"]]):
             left = x + part * side // 2
@@ -133,10 +136,13 @@ def main() -> None:
         if picture.exists():
             continue
         words = written[str(row["id"])].partition("<h>")[2].partition("</h>")[0]
-        subprocess.run(
-            [mgm, "generate", arguments.models / "pocket-painter", "--prompt", words, "--negative", NEGATIVE, "--steps", str(STEPS),
-             "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", picture, "--no-preview"],
-            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        drawn = folder / "drawn.png"
+        command = [mgm, "generate", arguments.models / "pocket-painter", "--prompt", words, "--negative", NEGATIVE, "--steps",
+                   str(STEPS), "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"request {row['id']}: {done.stderr}")
+        drawn.replace(picture)
 
     looked = [question for row in rows for question in questions_about(row)]
     said = evaluate(mgm, arguments.models / "pocket", looked, folder / "questions.jsonl", folder / "looks.jsonl")

@@ -24,7 +24,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each stage")
     arguments = parser.parse_args()
     arguments.run.mkdir(parents=True, exist_ok=True)
-    (arguments.run / "queue.pid").write_text(f"{os.getpid()}\n")
     running: dict[str, subprocess.Popen] = {}
     failures: dict[str, int] = {}
     stopping = False
@@ -54,14 +53,17 @@ def main() -> None:
             if not done(stage) and stage not in running and all(map(done, needs)) and failures.get(stage, 0) < TRIES
         ]
         for stage in ready[: 0 if stopping else max(0, arguments.slots - len(running))]:
-            output = (arguments.run / f"{stage}.out").open("a")
             command = [sys.executable, "-m", "pocket.train", stage, "--run", str(arguments.run),
                        "--threads", str(arguments.threads)]  # fmt: skip
-            running[stage] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            with (arguments.run / f"{stage}.out").open("a") as output:
+                running[stage] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             print(f"{time.strftime('%H:%M:%S')} {stage} starts, process {running[stage].pid}", flush=True)
         if not running and (stopping or not ready):
             break
         time.sleep(2)
+    left = [stage for stage in NEEDS if not done(stage)]
+    if left and not stopping:
+        raise SystemExit(f"not done: {', '.join(left)}; {arguments.run}/STAGE.out says why")
 
 
 if __name__ == "__main__":

@@ -113,9 +113,10 @@ impl CheckpointArgs {
 
     pub async fn open(&self) -> mgm::Result<ModelFiles> {
         let Some(checkpoint) = &self.checkpoint else {
-            return Err(mgm::Error::InvalidArgument(
-                "name the folder of a checkpoint, such as MGM-2B: no model came with this program".to_owned(),
-            ));
+            return Err(mgm::Error::InvalidArgument(format!(
+                "name the folder of a checkpoint, such as MGM-2B: {}",
+                shipped::missing(shipped::ANSWERS)
+            )));
         };
         if checkpoint.is_file() {
             return open_gguf(checkpoint).await.map(ModelFiles::Gguf);

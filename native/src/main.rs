@@ -105,7 +105,10 @@ async fn run(options: Options) -> Result<(), Failure> {
             arguments.or_shipped();
             inspect::run(arguments).await
         }
-        Command::Pack(arguments) => pack::run(arguments).await,
+        Command::Pack(mut arguments) => {
+            arguments.checkpoint.or_shipped();
+            pack::run(arguments).await
+        }
         Command::Pull(arguments) => pull::run(arguments),
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Tune(mut arguments) => {

@@ -20,6 +20,14 @@ pub fn find(name: &str) -> Option<PathBuf> {
     folders.iter().find_map(|folder| bundle(folder, name))
 }
 
+/// Why it is not here.
+pub fn missing(name: &str) -> String {
+    match std::env::var_os("MGM_MODELS") {
+        Some(folder) => format!("MGM_MODELS says {}, where there is no bundle {name:?}", Path::new(&folder).display()),
+        None => "no model came with this program".to_owned(),
+    }
+}
+
 fn bundle(folder: &Path, name: &str) -> Option<PathBuf> {
     let path = folder.join(name);
     path.join("bundle.json").is_file().then_some(path)

@@ -584,6 +584,10 @@ fn bad_answers_and_arguments_are_told() {
     assert!(said.contains("--out") && said.contains("required"), "{said}");
     let said = failure(eval("coco", &data.file("q.jsonl")).args(["--out", "x"]));
     assert!(said.contains("easy-vqa") && said.contains("textvqa"), "{said}");
+    // No model comes along where there is none.
+    let mut command = eval("jsonl", &data.file("q.jsonl"));
+    let said = failure(command.args(["--out", "x"]).env("MGM_MODELS", data.file("models")));
+    assert!(said.contains("checkpoint"), "{said}");
     let said = failure(eval("jsonl", &data.file("q.jsonl")).args(["--out", "x", "--seed", "1"]));
     assert!(said.contains("--limit"), "{said}");
     let mut command = eval("jsonl", &data.file("q.jsonl"));

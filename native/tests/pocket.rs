@@ -130,6 +130,15 @@ fn it_recognises_what_it_draws() {
     assert_eq!(answers(Some(&picture), &questions, &[]), ["a car", "red", "yellow"]);
 }
 
+#[test]
+fn both_bundles_are_small_enough_to_come_along() {
+    let bytes = |name: &str| -> u64 {
+        let files = std::fs::read_dir(root().join("models").join(name)).expect("a bundle");
+        files.map(|file| file.expect("a file").metadata().expect("its size").len()).sum()
+    };
+    assert!(bytes("pocket") + bytes("pocket-painter") <= 24 << 20);
+}
+
 fn text_of(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }

@@ -2,8 +2,10 @@
 are those of the reference. Needs no trained model."""
 
 import random
+import re
 import tempfile
 import unittest
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -15,8 +17,8 @@ from pocket.models.mgm import Mgm
 from pocket.models.vision import Depthwise, Mining
 from pocket.tokenizer import IMAGE, SYSTEM, Tokenizer, train
 from pocket.world import drawings, things
-from pocket.world.scene import GRID, draw_scene, render
-from pocket.world.talk import NUMBERS, corpus, drawing_turn, talk_about
+from pocket.world.scene import GRID, Scene, Thing, draw_scene, render
+from pocket.world.talk import NUMBERS, Turn, corpus, drawing_turn, talk_about
 
 
 class World(unittest.TestCase):
@@ -44,31 +46,108 @@ class World(unittest.TestCase):
             self.assertEqual(len(found), len(set(found)))
 
     def test_answers_agree_with_the_scene(self) -> None:
-        """The questions whose answers can be told from their words alone, checked another way."""
-        checked = 0
-        for seed in range(400):
+        """Every question whose answer can be told from its words, checked another way."""
+        checked: Counter[str] = Counter()
+        for seed in range(600):
             scene = draw_scene(seed)
-            names = [thing.kind.name for thing in scene.things]
-            texts = [label.text for label in scene.labels]
-            for turn in talk_about(scene, random.Random(seed), 12):
-                question = turn.question.rstrip("?.")
-                if turn.kind.startswith("read"):
-                    self.assertIn(turn.answer, texts)
-                elif turn.kind == "refuse" and turn.answer != "There is no text.":
-                    name = turn.answer.removeprefix("There is no ").rstrip(".")
-                    self.assertNotIn(name, names)
-                    self.assertIn(name, question)
-                elif question.startswith("How many ") and turn.kind == "count":
-                    words = question.removeprefix("How many ").removesuffix(" are there").removesuffix(" do you see")
-                    if words == "things":
-                        self.assertEqual(turn.answer, NUMBERS[len(names)])
-                    elif not words.endswith(" things"):
-                        kind = next(k for k in things.KINDS if k.plural == words)
-                        self.assertEqual(turn.answer, NUMBERS[names.count(kind.name)])
-                    checked += 1
-                elif turn.kind == "describe":
-                    self.assertTrue(all(name in turn.answer.lower() for name in names))
-        self.assertGreater(checked, 100)
+            for turn in talk_about(scene, random.Random(seed), 14):
+                checked[self.check(turn, scene)] += 1
+        for form in (
+            "read",
+            "refuse",
+            "count",
+            "describe",
+            "colour",
+            "where",
+            "side",
+            "relation",
+            "bigger",
+            "more",
+            "exists",
+        ):
+            self.assertGreater(checked[form], 10, form)
+
+    def check(self, turn: Turn, scene: Scene) -> str:
+        """Checks one question and says of which form it is."""
+        names = [thing.kind.name for thing in scene.things]
+        question = turn.question.rstrip("?.")
+
+        def called(phrase: str) -> list[Thing]:
+            """What a phrase can mean: a kind or another word for it, with or without a colour."""
+            found = []
+            for thing in scene.things:
+                words = {thing.kind.name, things.SYNONYMS.get(thing.kind.name, "")}
+                if phrase in words or (thing.painted and phrase == f"{thing.colour} {thing.kind.name}"):
+                    found.append(thing)
+            return found
+
+        def one(phrase: str) -> Thing:
+            found = called(phrase)
+            self.assertEqual(len(found), 1, turn)
+            return found[0]
+
+        if turn.kind.startswith("read"):
+            self.assertIn(turn.answer, [label.text for label in scene.labels])
+            return "read"
+        if turn.kind == "refuse":
+            name = turn.answer.rstrip(".").split(" no ")[1]
+            self.assertNotIn(name, names)
+            if name != "text":
+                self.assertIn(name, question)
+            return "refuse"
+        if found := re.fullmatch(r"How many (.+?) (are there|do you see)", question):
+            words = found[1]
+            if words == "things":
+                self.assertEqual(turn.answer, NUMBERS[len(names)])
+            elif words.endswith(" things"):
+                if words.startswith("other"):
+                    return "follow"
+                colours = [thing.colour for thing in scene.things]
+                self.assertEqual(turn.answer, NUMBERS[colours.count(words.split()[0])])
+            else:
+                kind = next(kind for kind in things.KINDS if kind.plural == words)
+                self.assertEqual(turn.answer, NUMBERS[names.count(kind.name)])
+            return "count"
+        if turn.kind == "describe":
+            self.assertTrue(all(name in turn.answer.lower() for name in names))
+            return "describe"
+        if found := re.fullmatch(r"(?:What|Which) colou?r (?:is|are) the (.+)", question):
+            wanted = scene.background if found[1] == "background" else one(found[1]).colour
+            self.assertEqual(turn.answer, wanted)
+            return "colour"
+        if found := re.fullmatch(r"(?:Where|In which part of the picture) (?:is|are) the (.+)", question):
+            thing = one(found[1])
+            place = things.REGIONS[3 * int(thing.y * 3) + int(thing.x * 3)]
+            self.assertTrue(turn.answer.endswith(place), turn)
+            return "where"
+        if found := re.fullmatch(r"(?:Is|Are) the (.+) (on the left|on the right|at the top|at the bottom)", question):
+            thing = one(found[1])
+            halves = {
+                "on the left": thing.x < 0.5, "on the right": thing.x > 0.5, "at the top": thing.y < 0.5,
+                "at the bottom": thing.y > 0.5,
+            }  # fmt: skip
+            self.assertEqual(turn.answer, "yes" if halves[found[2]] else "no", turn)
+            return "side"
+        if found := re.fullmatch(r"(?:Is|Are) the (.+) (left of|right of|above|below) the (.+)", question):
+            a, b = one(found[1]), one(found[3])
+            there = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[found[2]]
+            self.assertEqual(turn.answer, "yes" if there else "no", turn)
+            return "relation"
+        if found := re.fullmatch(r"Which is (bigger|smaller), the (.+) or the (.+)", question):
+            pair = sorted((one(phrase).size, phrase) for phrase in (found[2], found[3]))
+            self.assertEqual(turn.answer, f"the {pair[found[1] == 'bigger'][1]}", turn)
+            return "bigger"
+        if found := re.fullmatch(r"Are there more (.+) than (.+)", question):
+            first, second = (
+                sum(thing.kind.plural == plural for thing in scene.things) for plural in (found[1], found[2])
+            )
+            self.assertEqual(turn.answer, "yes" if first > second else "no", turn)
+            return "more"
+        if found := re.fullmatch(r"(?:Is|Are) there (?:an? )?(.+)|Do you see (?:an? )?(.+)", question):
+            there = called(found[1] or found[2])
+            self.assertEqual(turn.answer, "yes" if there else "no", turn)
+            return "exists"
+        return "else"
 
     def test_drawings_are_held_out_too(self) -> None:
         for seed in range(200):

@@ -136,6 +136,7 @@ class Run:
         self.saved = time.time()
         self.stop = False
         signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
 
     def _stop(self, *_: object) -> None:
         self.stop = True

@@ -1,6 +1,7 @@
 """Stage 6: the UNet and both text encoders learn to take noise from latents, told what the picture shows."""
 
 import copy
+import hashlib
 import random
 from collections.abc import Iterator
 from functools import cache
@@ -44,9 +45,12 @@ def trained_vae(folder: Path) -> AutoencoderKL:
 def latents(folder: Path, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
     """Scaled latents of drawings and their prompts, kept on disk: the pictures are seen many times."""
     path = folder / "latents.pt"
+    weights = b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())
+    made_by = f"{hashlib.sha256(weights).hexdigest()} {vae.config.scaling_factor}"
     if path.exists():
         stored = torch.load(path, weights_only=False)
-        return stored["latents"], stored["prompts"]
+        if stored.get("vae") == made_by:
+            return stored["latents"], stored["prompts"]
     found, prompts = [], []
     with torch.no_grad(), mixed():
         for first in range(0, LATENTS, 32):
@@ -58,7 +62,9 @@ def latents(folder: Path, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
                 shown.append(drawings.picture(drawing, SIDE, rng))
             mean = vae.encode(as_tensor(shown).to(DEVICE)).latent_dist.mean
             found.append((mean * vae.config.scaling_factor).half().cpu())
-    torch.save({"latents": torch.cat(found), "prompts": prompts}, path)
+    temporary = path.with_suffix(".tmp")
+    torch.save({"latents": torch.cat(found), "prompts": prompts, "vae": made_by}, temporary)
+    temporary.replace(path)
     return torch.cat(found), prompts
 
 

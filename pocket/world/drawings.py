@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from .scene import BACKGROUNDS
-from .sprites import natural_colour, sprite
+from .sprites import has_colour, natural_colour, sprite
 from .things import COLOUR_NAMES, COLOURS, KINDS, PAINTS, SHAPES, Kind, article, held_colour
 
 
@@ -36,6 +36,8 @@ def draw(rng: random.Random, held_out: bool = False) -> Drawing:
         background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.4 else None
         ground = BACKGROUNDS[background or "white"]
         if colour and sum(abs(a - b) for a, b in zip(COLOURS[colour], ground)) < 130:
+            continue
+        if kind.icon and painted and not has_colour(kind, colour or ""):
             continue
         if (painted and held_colour(kind.name, colour or "")) == held_out:
             return Drawing(kind, colour, painted, background)

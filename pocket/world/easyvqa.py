@@ -12,7 +12,7 @@ from PIL import Image
 from .talk import Turn
 
 
-def _root() -> Path:
+def root() -> Path:
     """The folder `data` of the package, installed or named by POCKET_EASY_VQA."""
     if "POCKET_EASY_VQA" in os.environ:
         return Path(os.environ["POCKET_EASY_VQA"])
@@ -22,24 +22,26 @@ def _root() -> Path:
     return Path(found.submodule_search_locations[0]) / "data"
 
 
-@lru_cache(maxsize=2)
-def _questions(split: str) -> dict[int, list[tuple[str, str]]]:
+@lru_cache(maxsize=1)
+def _questions() -> dict[int, list[tuple[str, str]]]:
     """Questions and answers by picture."""
     by_image: dict[int, list[tuple[str, str]]] = {}
-    for question, answer, image in json.loads((_root() / split / "questions.json").read_text()):
+    for question, answer, image in json.loads((root() / "train" / "questions.json").read_text()):
         by_image.setdefault(image, []).append((question, answer))
     return by_image
 
 
-def images(split: str) -> list[int]:
-    return sorted(_questions(split))
+@lru_cache(maxsize=2)
+def images(held_out: bool) -> list[int]:
+    """Pictures of the train split: a twentieth of them is kept to look at the training, which never sees the test split."""
+    return [image for i, image in enumerate(sorted(_questions())) if (i % 20 == 0) == held_out]
 
 
-def picture(split: str, image: int) -> Image.Image:
-    return Image.open(_root() / split / "images" / f"{image}.png").convert("RGB")
+def picture(image: int) -> Image.Image:
+    return Image.open(root() / "train" / "images" / f"{image}.png").convert("RGB")
 
 
-def conversation(split: str, image: int, rng: random.Random, turns: int) -> list[Turn]:
-    pairs = list(_questions(split)[image])
+def conversation(image: int, rng: random.Random, turns: int) -> list[Turn]:
+    pairs = list(_questions()[image])
     rng.shuffle(pairs)
     return [Turn("easy-vqa", question, answer) for question, answer in pairs[:turns]]

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import things
-from .sprites import natural_colour, sprite
+from .sprites import coverage, has_colour, natural_colour, sprite
 from .things import COLOUR_NAMES, COLOURS, KINDS, PAINTS, SHAPES, WORDS, Kind
 
 SIDE = 192
@@ -32,6 +32,11 @@ class Thing:
     @property
     def region(self) -> str:
         return things.region(self.x, self.y)
+
+    @property
+    def area(self) -> float:
+        """What it covers, as a part of the picture."""
+        return self.size**2 * coverage(self.kind)
 
     @property
     def phrase(self) -> str:
@@ -90,7 +95,9 @@ def _look(rng: random.Random, kind: Kind) -> tuple[str | None, bool]:
     if kind.icon is None:
         return rng.choice(COLOUR_NAMES), True
     if rng.random() < 0.45:
-        return rng.choice(PAINTS), True
+        colour = rng.choice(PAINTS)
+        if has_colour(kind, colour):
+            return colour, True
     return natural_colour(kind), False
 
 

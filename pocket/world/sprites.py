@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .things import COLOURS, KINDS, Kind
+from .things import COLOUR_NAMES, COLOURS, KINDS, NATURAL, Kind
 
 SIDE = 128
 CACHE = Path(os.environ.get("POCKET_CACHE", "pocket-cache"))
@@ -123,15 +123,33 @@ def _shaded(colour: str, shade: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB of 0 to 255 in CIELAB (D65)."""
+    light = np.where(rgb <= 10.31475, rgb / 3294.6, ((rgb / 255 + 0.055) / 1.055) ** 2.4)
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = light @ matrix.T / (0.9505, 1.0, 1.089)
+    root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = np.moveaxis(root, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+@cache
+def has_colour(kind: Kind, colour: str) -> bool:
+    """Whether more of a painted drawing is nearer to its colour (CIELAB) than to any other: in its shadows, a lemon painted orange
+    is brown."""
+    rgba = np.asarray(sprite(kind, colour))[::2, ::2]
+    pixels = _lab(rgba[rgba[..., 3] > 128][:, :3].astype(np.float32))
+    named = _lab(np.array(list(COLOURS.values()), np.float32))
+    nearest = np.linalg.norm(pixels[:, None] - named, axis=-1).argmin(1)
+    return int(np.bincount(nearest, minlength=len(named)).argmax()) == COLOUR_NAMES.index(colour)
+
+
+@cache
+def coverage(kind: Kind) -> float:
+    """The part of its square that a drawing covers."""
+    return float(np.asarray(sprite(kind, None))[..., 3].mean()) / 255
+
+
 def natural_colour(kind: Kind) -> str | None:
     """An emoji's colour, where its drawing leaves no doubt."""
     return NATURAL.get(kind.name)
-
-
-# Drawings of which nearly all is of one colour (looked at, and measured to be more than 72 % of the pixels).
-NATURAL = {
-    "wolf": "gray", "chick": "yellow", "rose": "red", "pine tree": "green", "cactus": "green", "tomato": "red",
-    "cheese": "yellow", "teapot": "red", "moon": "yellow", "pumpkin": "orange", "balloon": "red", "dress": "blue",
-    "bell": "yellow", "trumpet": "yellow", "telephone": "red", "key": "yellow", "magnet": "red", "broccoli": "green",
-    "orange fruit": "orange", "octopus": "red", "elephant": "gray",
-}  # fmt: skip

@@ -8,7 +8,21 @@ from dataclasses import dataclass
 from ..tokenizer import SYSTEM
 from . import drawings
 from .scene import Label, Scene, Thing
-from .things import COLOUR_NAMES, KIND_INDEX, KINDS, PAINTS, SYNONYMS, WORDS, article, region
+from .things import (
+    ALSO,
+    COLOUR_NAMES,
+    KIND_INDEX,
+    KINDS,
+    PAINTS,
+    STUFF,
+    SYNONYMS,
+    WORDS,
+    Kind,
+    article,
+    be,
+    held_colour,
+    region,
+)
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MARGIN = 0.12  # two things are left, right, above or below of one another from this distance on
@@ -33,7 +47,7 @@ class Talk:
         self.scene, self.rng = scene, rng
         self.things = scene.things
         self.counts = Counter(thing.kind.name for thing in scene.things)
-        self.asked: set[str] = set()
+        self.asked: set[object] = set()  # what was asked: what was answered already is copied
         self.last: Thing | None = None  # what "it" is
         self.told: set[Label] = set()  # what was read already: to read it again is to copy
 
@@ -45,13 +59,16 @@ class Talk:
 
     def the(self, thing: Thing) -> str | None:
         """A phrase that means this thing alone."""
-        if self.counts[thing.kind.name] == 1:
-            if thing.painted and self.rng.random() < 0.3:
-                return f"{thing.colour} {thing.kind.name}"
+        if self.mixed(thing.kind.name):
+            return None
+        if self.counts[thing.kind.name] == 1 and (not thing.painted or self.rng.random() < 0.7):
             return self.word(thing.kind.name)
         # Unpainted ones may be partly of any colour.
         same = [t for t in self.things if t.kind == thing.kind and (not t.painted or t.colour == thing.colour)]
-        return f"{thing.colour} {thing.kind.name}" if thing.painted and same == [thing] else None
+        if not thing.painted or same != [thing]:
+            return None
+        self.asked.add((thing.colour, (thing,)))
+        return f"{thing.colour} {thing.kind.name}"
 
     def pick(self, allow: Callable[[Thing], bool] = lambda _: True) -> Thing | None:
         """A thing; those in held-out combinations are preferred, being what is to be tested."""
@@ -65,12 +82,20 @@ class Talk:
         """All things of a kind."""
         return tuple(thing for thing in self.things if thing.kind.name == name)
 
+    def mixed(self, name: str) -> bool:
+        """Whether there are things that could be called so, too."""
+        return any(self.counts[other] for other in ALSO.get(name, ()))
+
     def absent(self) -> str:
         """A kind that is not there."""
         while True:
             kind = self.rng.choice(KINDS).name
-            if not self.counts[kind]:
+            if not self.counts[kind] and not self.mixed(kind):
                 return kind
+
+    def counted(self, kind: Kind) -> bool:
+        """Whether there is no doubt how many there are."""
+        return kind.name not in STUFF and not self.mixed(kind.name)
 
     def one_of(self, *phrases: str) -> str:
         return self.rng.choice(phrases)
@@ -82,6 +107,22 @@ def where(x: float, y: float) -> str | None:
         if min(abs(value - 1 / 3), abs(value - 2 / 3)) < BORDER:
             return None
     return region(x, y)
+
+
+def alone(item: Thing | Label, others: tuple[Thing | Label, ...]) -> bool:
+    """Whether nothing but the item is, or is half, where a phrase says that it is. "On the left" may mean all of the left."""
+    place = where(item.x, item.y)
+    for other in others:
+        if other is item:
+            continue
+        if place in ("left", "right", "top", "bottom"):
+            at = other.x if place in ("left", "right") else other.y
+            if at < 1 / 3 + BORDER if place in ("left", "top") else at > 2 / 3 - BORDER:
+                return False
+        near = max(abs(other.x - item.x), abs(other.y - item.y)) < 0.36
+        if other.region == place or (near and where(other.x, other.y) is None):
+            return False
+    return True
 
 
 def _place_phrase(place: str) -> str:
@@ -126,18 +167,19 @@ def what(talk: Talk) -> Turn | None:
     thing = talk.pick(lambda t: where(t.x, t.y) is not None)
     if thing is None:
         return None
-    place = where(thing.x, thing.y)
-    # Nothing else may be there, nor half there.
-    others = [other for other in talk.things if other is not thing]
-    near = [other for other in others if max(abs(other.x - thing.x), abs(other.y - thing.y)) < 0.36]
-    if any(other.region == place or where(other.x, other.y) is None for other in near):
-        return None
-    if any(label.region == place for label in talk.scene.labels):
+    if not alone(thing, (*talk.things, *talk.scene.labels)):
         return None
     talk.last = thing
-    phrase = _place_phrase(place or "")
+    phrase = _place_phrase(thing.region)
+    talk.asked.add((phrase, (thing,)))
     return Turn("what", talk.one_of(f"What is {phrase}?", f"What do you see {phrase}?", f"Which thing is {phrase}?"),
                 article(thing.kind.name), (thing,))  # fmt: skip
+
+
+def along(side: str, one: Thing | Label, other: Thing | Label) -> float:
+    """How far one lies on this side of the other."""
+    right, down = one.x - other.x, one.y - other.y
+    return {"left of": -right, "right of": right, "above": -down, "below": down}[side]
 
 
 def beside(talk: Talk) -> Turn | None:
@@ -146,13 +188,11 @@ def beside(talk: Talk) -> Turn | None:
     if thing is None or len(talk.things) < 2:
         return None
     side = talk.one_of("left of", "right of", "above", "below")
-    signed = {"left of": lambda o: thing.x - o.x, "right of": lambda o: o.x - thing.x, "above": lambda o: thing.y - o.y,
-              "below": lambda o: o.y - thing.y}[side]  # fmt: skip
-    others = [(signed(other), other) for other in talk.things if other is not thing]
+    others = [(along(side, other, thing), other) for other in (*talk.things, *talk.scene.labels) if other is not thing]
     found = [other for distance, other in others if distance > MARGIN]
     unsure = [other for distance, other in others if 0 < distance <= MARGIN]
     name = talk.the(thing)
-    if len(found) != 1 or unsure or name is None:
+    if len(found) != 1 or unsure or name is None or not isinstance(found[0], Thing):
         return None
     talk.last = found[0]
     the = "to the " if side.endswith("of") else ""
@@ -168,6 +208,8 @@ def count(talk: Talk) -> Turn | None:
         thing = talk.pick()
         name = thing.kind.name if thing and talk.rng.random() < 0.9 else talk.absent()
         kind = KINDS[KIND_INDEX[name]]
+        if not talk.counted(kind):
+            return None
         question = talk.one_of(f"How many {kind.plural} are there?", f"How many {kind.plural} do you see?")
         return Turn("count", question, NUMBERS[talk.counts[name]], talk.called(name))
     thing = talk.pick(lambda t: t.painted)
@@ -182,13 +224,14 @@ def colour(talk: Talk) -> Turn | None:
     if talk.scene.background and talk.rng.random() < 0.15:
         question = talk.one_of("What colour is the background?", "Which colour is the background?")
         return Turn("colour", question, talk.scene.background)
-    thing = talk.pick(lambda t: t.colour is not None and talk.counts[t.kind.name] == 1)
+    thing = talk.pick(lambda t: t.colour is not None and talk.counts[t.kind.name] == 1 and not talk.mixed(t.kind.name))
     if thing is None:
         return None
     talk.last = thing
     name = talk.word(thing.kind.name)
-    return Turn("colour", talk.one_of(f"What colour is the {name}?", f"Which colour is the {name}?", f"What color is the {name}?"),
-                thing.colour or "", (thing,))  # fmt: skip
+    asked = f"{be(name)} the {name}?"
+    question = talk.one_of(f"What colour {asked}", f"Which colour {asked}", f"What color {asked}")
+    return Turn("colour", question, thing.colour or "", (thing,))
 
 
 def place(talk: Talk) -> Turn | None:
@@ -197,7 +240,7 @@ def place(talk: Talk) -> Turn | None:
     if thing is None or name is None:
         return None
     talk.last = thing
-    return Turn("where", talk.one_of(f"Where is the {name}?", f"In which part of the picture is the {name}?"),
+    return Turn("where", talk.one_of(f"Where {be(name)} the {name}?", f"In which part of the picture {be(name)} the {name}?"),
                 _place_phrase(thing.region), (thing,))  # fmt: skip
 
 
@@ -207,16 +250,11 @@ def relation(talk: Talk) -> Turn | None:
     if one is None or other is None or one is other:
         return None
     side = talk.one_of("left of", "right of", "above", "below")
-    distance = {
-        "left of": other.x - one.x,
-        "right of": one.x - other.x,
-        "above": other.y - one.y,
-        "below": one.y - other.y,
-    }[side]
+    distance = along(side, one, other)
     a, b = talk.the(one), talk.the(other)
     if abs(distance) < MARGIN or a is None or b is None:
         return None
-    return Turn("where", f"Is the {a} {side} the {b}?", "yes" if distance > 0 else "no", (one, other))
+    return Turn("where", f"{be(a).title()} the {a} {side} the {b}?", "yes" if distance > 0 else "no", (one, other))
 
 
 def side(talk: Talk) -> Turn | None:
@@ -225,14 +263,17 @@ def side(talk: Talk) -> Turn | None:
     axis, low = int(name.startswith("at")), name in ("on the left", "at the top")
     if talk.rng.random() < 0.15:
         absent = talk.absent()
-        return Turn("refuse", f"Is the {absent} {name}?", f"There is no {absent}.")
+        return Turn("refuse", f"{be(absent).title()} the {absent} {name}?", f"There {be(absent)} no {absent}.")
     thing = talk.pick(lambda t: abs((t.x, t.y)[axis] - 0.5) > MARGIN)
     called = talk.the(thing) if thing else None
     if thing is None or called is None:
         return None
     talk.last = thing
     return Turn(
-        "where", f"Is the {called} {name}?", "yes" if ((thing.x, thing.y)[axis] < 0.5) == low else "no", (thing,)
+        "where",
+        f"{be(called).title()} the {called} {name}?",
+        "yes" if ((thing.x, thing.y)[axis] < 0.5) == low else "no",
+        (thing,),
     )
 
 
@@ -243,28 +284,26 @@ def exists(talk: Talk) -> Turn | None:
         if thing is None:
             return None
         talk.last = thing if talk.counts[thing.kind.name] == 1 else None
-        phrase = (
-            article(talk.word(thing.kind.name))
-            if talk.rng.random() < 0.6 or not thing.painted
-            else article(thing.phrase)
-        )
-        return Turn(
-            "exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "yes", talk.called(thing.kind.name)
-        )
+        phrase = article(talk.word(thing.kind.name))
+        if thing.painted and talk.rng.random() < 0.4:
+            phrase = article(thing.phrase)
+            talk.asked.add((thing.colour, (thing,)))
+        return Turn("exists", talk.one_of(f"{be(phrase).title()} there {phrase}?", f"Do you see {phrase}?"), "yes",
+                    talk.called(thing.kind.name))  # fmt: skip
     phrase = article(talk.word(talk.absent()))
     thing = talk.pick(lambda t: t.painted)
     about: tuple[Thing, ...] = ()
     if thing and draw > 0.75:
         # There, but not in this colour.
         others = [c for c in (COLOUR_NAMES if thing.kind.icon is None else PAINTS)
-                  if all(t.kind != thing.kind or (t.painted and t.colour != c) for t in talk.things)]  # fmt: skip
+                  if not held_colour(thing.kind.name, c) and all(t.kind != thing.kind or (t.painted and t.colour != c) for t in talk.things)]  # fmt: skip
         if not others:
             return None
         phrase = article(f"{talk.rng.choice(others)} {thing.kind.name}")
         about = talk.called(thing.kind.name)
     elif draw > 0.9:
         return None
-    return Turn("exists", talk.one_of(f"Is there {phrase}?", f"Do you see {phrase}?"), "no", about)
+    return Turn("exists", talk.one_of(f"{be(phrase).title()} there {phrase}?", f"Do you see {phrase}?"), "no", about)
 
 
 def reading(talk: Talk, label: Label) -> Turn:
@@ -288,8 +327,7 @@ def read(talk: Talk) -> Turn | None:
         return Turn("refuse", talk.one_of("What does the text say?", "Read the text.", "What number do you see?"),
                     "There is no text.") if talk.rng.random() < 0.12 else None  # fmt: skip
     label = talk.rng.choice(labels)
-    alone = sum(other.region == label.region for other in labels) == 1
-    if len(labels) > 1 and not (alone and where(label.x, label.y)):
+    if len(labels) > 1 and not (where(label.x, label.y) and alone(label, labels)):
         return None
     if label in talk.told:
         return None
@@ -305,21 +343,23 @@ def compare(talk: Talk) -> Turn | None:
     draw = talk.rng.random()
     a, b = talk.the(one), talk.the(other)
     if draw < 0.5:
-        if a is None or b is None or max(one.size, other.size) < 1.3 * min(one.size, other.size):
+        # By its longer side and by what it covers.
+        bigger = [(x, y) for x, y in ((one, other), (other, one)) if x.size > 1.3 * y.size and x.area > 1.3 * y.area]
+        if a is None or b is None or not bigger:
             return None
-        if talk.rng.random() < 0.5:
-            winner = a if one.size > other.size else b
-            return Turn("compare", f"Which is bigger, the {a} or the {b}?", f"the {winner}", (one, other))
-        winner = a if one.size < other.size else b
-        return Turn("compare", f"Which is smaller, the {a} or the {b}?", f"the {winner}", (one, other))
+        word, which = talk.rng.choice((("bigger", bigger[0][0]), ("smaller", bigger[0][1])))
+        return Turn("compare", f"Which is {word}, the {a} or the {b}?", f"the {a if which is one else b}", (one, other))
     if draw < 0.75:
         if one.kind == other.kind or talk.counts[one.kind.name] == talk.counts[other.kind.name]:
+            return None
+        if not talk.counted(one.kind) or not talk.counted(other.kind):
             return None
         more = talk.counts[one.kind.name] > talk.counts[other.kind.name]
         return Turn("compare", f"Are there more {one.kind.plural} than {other.kind.plural}?", "yes" if more else "no",
                     talk.called(one.kind.name) + talk.called(other.kind.name))  # fmt: skip
-    wanted = talk.rng.random() < 0.5
-    painted = [t for t in talk.things if t.painted and talk.counts[t.kind.name] == 1]
+    # Two of the same colour are seldom there.
+    wanted = talk.rng.random() < 0.75
+    painted = [t for t in talk.things if t.painted and talk.counts[t.kind.name] == 1 and not talk.mixed(t.kind.name)]
     pairs = [(x, y) for x in painted for y in painted if x is not y and (x.colour == y.colour) == wanted]
     if not pairs:
         return None
@@ -330,8 +370,8 @@ def compare(talk: Talk) -> Turn | None:
 
 def refuse(talk: Talk) -> Turn | None:
     name = talk.absent()
-    question = talk.one_of(f"What colour is the {name}?", f"Where is the {name}?")
-    return Turn("refuse", question, f"There is no {name}.")
+    question = talk.one_of(f"What colour {be(name)} the {name}?", f"Where {be(name)} the {name}?")
+    return Turn("refuse", question, f"There {be(name)} no {name}.")
 
 
 def follow(talk: Talk) -> Turn | None:
@@ -340,17 +380,14 @@ def follow(talk: Talk) -> Turn | None:
     if thing is None:
         return None
     draw = talk.rng.random()
+    it, its = ("is it", "its") if be(thing.kind.name) == "is" else ("are they", "their")
     if draw < 0.4 and thing.colour:
-        return Turn(
-            "follow",
-            talk.one_of("What colour is it?", "And which colour is it?", "And its colour?"),
-            thing.colour,
-            (thing,),
-        )
+        question = talk.one_of(f"What colour {it}?", f"And which colour {it}?", f"And {its} colour?")
+        return Turn("follow", question, thing.colour, (thing,))
     if draw < 0.8:
         if where(thing.x, thing.y) is None:
             return None
-        return Turn("follow", talk.one_of("Where is it?", "And where is it?"), _place_phrase(thing.region), (thing,))
+        return Turn("follow", talk.one_of(f"Where {it}?", f"And where {it}?"), _place_phrase(thing.region), (thing,))
     if len(talk.things) == 1:
         return None
     return Turn("follow", talk.one_of("How many other things are there?", "And how many other things are there?"),
@@ -358,8 +395,8 @@ def follow(talk: Talk) -> Turn | None:
 
 
 MAKERS: tuple[tuple[Maker, float], ...] = (
-    (describe, 0.6), (what, 1.6), (beside, 0.8), (count, 1.5), (colour, 1.6), (place, 1.3), (relation, 1.2), (side, 0.7), (exists, 1.5),
-    (read, 4.0), (compare, 1.2), (refuse, 0.3), (follow, 1.0),
+    (describe, 0.6), (what, 1.6), (beside, 0.8), (count, 1.5), (colour, 1.6), (place, 1.3), (relation, 1.2), (side, 0.7), (exists, 1.2),
+    (read, 4.0), (compare, 2.5), (refuse, 0.3), (follow, 1.0),
 )  # fmt: skip
 
 
@@ -376,14 +413,21 @@ def talk_about(scene: Scene, rng: random.Random, turns: int) -> list[Turn]:
         if maker is not follow:
             talk.last = None
         turn = maker(talk)
-        if turn is None or (turn.question in talk.asked and turn.kind != "follow"):
+        if turn is None or meaning(turn) in talk.asked:
             talk.last = before
             continue
-        if maker is follow and (not out or before is None):
-            continue
-        talk.asked.add(turn.question)
+        talk.asked.add(meaning(turn))
         out.append(turn)
     return out
+
+
+def meaning(turn: Turn) -> object:
+    """The same of questions that ask for the same thing in other words."""
+    if turn.kind == "describe":
+        return "describe"
+    if turn.kind == "refuse":
+        return turn.answer
+    return (turn.answer, turn.about) if turn.about and turn.answer not in ("yes", "no") else turn.question
 
 
 # --- requests to draw, and small talk ---
@@ -396,7 +440,9 @@ REQUESTS = (
 
 def drawing_turn(rng: random.Random, held_out: bool = False) -> Turn:
     prompt = drawings.draw(rng, held_out).prompt
-    return Turn("draw", f"{rng.choice(REQUESTS).format(prompt)} <GEN>", f"<h>{prompt}</h>")
+    # Programs put it there when a person presses a button.
+    button = " <GEN>" if rng.random() < 0.7 else ""
+    return Turn("draw", rng.choice(REQUESTS).format(prompt) + button, f"<h>{prompt}</h>")
 
 
 SMALL_TALK = (

@@ -2,11 +2,12 @@
 // Needs cargo with the target wasm32-unknown-unknown (`make web` sees to it).
 
 import { execFileSync } from "node:child_process";
-import { cpSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
+import { entry, shipped } from "./models.mjs";
 
 const web = dirname(dirname(fileURLToPath(import.meta.url)));
 const root = dirname(web);
@@ -46,6 +47,8 @@ run(tool("tsc"), "--project", join(demo, "tsconfig.json"));
 for (const file of ["worker.js", "mgm_web_bg.wasm"]) cpSync(join(dist, file), join(page, file));
 for (const file of ["index.html", "style.css", "icon.svg"]) cpSync(join(demo, file), join(page, file));
 cpSync(join(root, "pocket", "examples"), join(page, "examples"), { recursive: true });
+cpSync(shipped, join(page, "models"), { recursive: true });
+writeFileSync(join(page, "models.json"), JSON.stringify(readdirSync(shipped).flatMap((bundle) => entry(shipped, bundle))));
 
 for (const file of ["index.js", "worker.js", "mgm_web_bg.wasm"]) {
   const path = join(dist, file);

@@ -1,14 +1,14 @@
 // Serves the demo page with the models that come with it and the bundles found in a folder: serve.mjs [MODELS] [PORT].
 
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { createReadStream } from "node:fs";
 import { createServer } from "node:http";
 import { dirname, extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
+import { entry, shipped } from "./models.mjs";
 
 const web = dirname(dirname(fileURLToPath(import.meta.url)));
 const page = join(web, "demo", "dist");
-const shipped = join(dirname(web), "models");
 const folders = [shipped, process.argv[2]].filter((folder) => folder && existsSync(folder));
 const port = Number(process.argv[3] ?? process.env.PORT ?? 8080);
 const TYPES = {
@@ -20,16 +20,6 @@ const TYPES = {
 function listed() {
   const all = folders.flatMap((folder) => readdirSync(folder).flatMap((bundle) => entry(folder, bundle)));
   return all.filter(({ url }, index) => all.findIndex((other) => other.url === url) === index);
-}
-
-function entry(folder, bundle) {
-  const file = join(folder, bundle, "bundle.json");
-  if (!existsSync(file)) return [];
-  const { name, precision, files, shards, configs } = JSON.parse(readFileSync(file));
-  const paints = "model_index.json" in (configs ?? {});
-  const bytes = [...files, ...shards].reduce((sum, entry) => sum + entry.bytes, 0);
-  const starts = folder === shipped;
-  return [{ name: starts ? name : `${name} (${precision})`, url: `models/${bundle}/`, bytes, paints, starts }];
 }
 
 /** The file that a path of the page or of a model means. */

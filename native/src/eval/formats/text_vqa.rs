@@ -1,7 +1,7 @@
 //! TextVQA: `TextVQA_0.5.1_val.json` has the questions and ten answers to each. LLaVA's `llava_textvqa_val_v051_ocr.jsonl` has the
 //! questions with words that an OCR system read in the pictures; released Mini-Gemini figures are with these.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use mgm::Result;
 use serde::Deserialize;
@@ -35,11 +35,12 @@ pub fn open(source: &Source) -> Result<Dataset> {
     let questions = match &source.annotations {
         Some(annotations) => {
             let file = &source.data;
-            let mut known: HashMap<(String, String), Annotation> = read_json::<Annotations>(annotations)?
-                .data
-                .into_iter()
-                .map(|annotation| ((annotation.image_id.clone(), annotation.question.to_lowercase()), annotation))
-                .collect();
+            // The same may be asked twice about a picture, of other people.
+            let mut known: HashMap<(String, String), VecDeque<Annotation>> = HashMap::new();
+            for annotation in read_json::<Annotations>(annotations)?.data {
+                let key = (annotation.image_id.clone(), annotation.question.to_lowercase());
+                known.entry(key).or_default().push_back(annotation);
+            }
             let rows = read_json_lines::<Row>(file)?.into_iter();
             let question = |(line, row): (usize, Row)| {
                 let Some(asked) = question_line(&row.text) else {
@@ -51,9 +52,9 @@ pub fn open(source: &Source) -> Result<Dataset> {
                 };
                 // LLaVA's evaluation finds annotations by the same two.
                 let key = (row.question_id, asked.to_lowercase());
-                let Some(annotation) = known.remove(&key) else {
+                let Some(annotation) = known.get_mut(&key).and_then(VecDeque::pop_front) else {
                     let reason = format!(
-                        "line {line} of {} asks {:?} about image {}: that is not in it, or twice there",
+                        "line {line} of {} asks {:?} about image {}: that is not in it, or less often",
                         file.display(),
                         key.1,
                         key.0

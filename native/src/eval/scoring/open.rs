@@ -18,7 +18,7 @@ static NUMBERS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
         r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
         r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
     ];
-    patterns.iter().filter_map(|pattern| Regex::new(pattern).ok()).collect()
+    patterns.iter().map(|pattern| Regex::new(pattern).expect("the pattern is one")).collect()
 });
 
 /// What can be compared.
