@@ -5,6 +5,7 @@ python -m pocket.answer RUN --compare EXPORTED_FOLDER --mgm target/release/mgm [
 """
 
 import argparse
+import json
 import random
 import subprocess
 import tempfile
@@ -14,9 +15,9 @@ import torch
 from PIL import Image
 
 from . import data
-from .models.mgm import Mgm
+from .models.mgm import LIMIT, Mgm
 from .tokenizer import EOS, IMAGE, Tokenizer
-from .world.scene import draw_scene, render
+from .world.scene import HELD_OUT, draw_scene, render
 from .world.talk import talk_about
 
 
@@ -62,25 +63,19 @@ def compare(model: Mgm, tokenizer: Tokenizer, folder: Path, mgm: Path, scenes: i
     """Whether the program gives the same answers as PyTorch in f32."""
     same = True
     for seed in range(scenes):
-        scene = draw_scene(data.HELD_OUT + seed, held_out=True)
+        scene = draw_scene(HELD_OUT + seed, held_out=True)
         questions = [turn.question for turn in talk_about(scene, random.Random(seed), 3)]
         with tempfile.NamedTemporaryFile(suffix=".png") as file:
             render(scene).save(file.name)
             command = [str(mgm), "chat", str(folder), "--image", file.name, "--temperature", "0", "--precision", "f32",
-                       "--max-new-tokens", "64"]  # fmt: skip
+                       "--max-new-tokens", str(LIMIT), "--json"]  # fmt: skip
             for question in questions:
                 command += ["--prompt", question]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            said = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
             ours = answers(model, tokenizer, Image.open(file.name).convert("RGB"), questions)
-        lines = [line for line in said.splitlines() if line.strip()]
-        wanted = [line for answer in ours for line in answer.splitlines() if line.strip()]
-        mark = (
-            "same"
-            if [line.strip() for line in lines[-len(wanted) :]] == [line.strip() for line in wanted]
-            else "DIFFERENT"
-        )
-        same &= mark == "same"
-        print(f"{mark}: {questions}\n  PyTorch {ours}\n  mgm     {lines}")
+        theirs = [turn["text"].strip() for turn in said["turns"]]
+        same &= ours == theirs
+        print(f"{'same' if ours == theirs else 'DIFFERENT'}: {questions}\n  PyTorch {ours}\n  mgm     {theirs}")
     return same
 
 

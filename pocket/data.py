@@ -18,12 +18,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from .sizes import CLIP_MEAN, CLIP_STD, POCKET
 from .tokenizer import IMAGE, Tokenizer
 from .world import easyvqa
-from .world.scene import BACKGROUNDS, GRID, Scene, draw_scene, framed, render
+from .world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, draw_scene, framed, render
 from .world.talk import Turn, drawing_turn, small_talk, talk_about
 from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, SYNONYMS, WORDS
 
-# Held-out scenes have numbers from here on; training never gets there.
-HELD_OUT = 1 << 40
 # Processes that make samples beside the trainer: with two cores it is as fast without.
 WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
 NUMBER = len(WORDS) + 1

@@ -1,7 +1,7 @@
 """Writes a run's models as released checkpoints: the Mini-Gemini folder, both towers' folders beside it, and the painter in
 diffusers' layout.
 
-    python -m pocket.export RUN OUT [--part mgm|painter] [--untrained]
+    python -m pocket.export RUN OUT [--part mgm|painter]
 """
 
 import argparse
@@ -14,16 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .models.mgm import Mgm
-from .sizes import CLIP_FOLDER, CLIP_MEAN, CLIP_STD, CONVNEXT_FOLDER, Sizes
+from .sizes import CLIP_FOLDER, CLIP_MEAN, CLIP_STD, CONVNEXT_FOLDER, POCKET
+from .train.common import load_stage
 
 MODEL_FOLDER = "Pocket"
 PAINTER_FOLDER = "sdxl"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def config_json(sizes: Sizes) -> dict:
+def config_json() -> dict:
     """The model's `config.json`, every key that the released ones have and that means something."""
-    language = sizes.language
+    language = POCKET.language
     return {
         "architectures": ["MGMLlamaForCausalLM"],
         "attention_bias": False,
@@ -36,12 +37,12 @@ def config_json(sizes: Sizes) -> dict:
         "image_global": False,
         "image_grid": 1,
         "image_grid_pinpoints": None,
-        "image_size_aux": sizes.convnext.image_size,
+        "image_size_aux": POCKET.convnext.image_size,
         "initializer_range": 0.02,
         "intermediate_size": language.intermediate_size,
         "max_position_embeddings": language.max_positions,
-        "mm_hidden_size": sizes.clip.hidden_size,
-        "mm_hidden_size_aux": sizes.convnext.channels,
+        "mm_hidden_size": POCKET.clip.hidden_size,
+        "mm_hidden_size_aux": POCKET.convnext.channels,
         "mm_projector_type": "mlp2x_gelu",
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
@@ -68,8 +69,8 @@ def config_json(sizes: Sizes) -> dict:
     }
 
 
-def clip_config_json(sizes: Sizes) -> dict:
-    clip = sizes.clip
+def clip_config_json() -> dict:
+    clip = POCKET.clip
     return {
         "architectures": ["CLIPVisionModel"],
         "attention_dropout": 0.0,
@@ -87,9 +88,9 @@ def clip_config_json(sizes: Sizes) -> dict:
     }
 
 
-def preprocessor_json(sizes: Sizes) -> dict:
+def preprocessor_json() -> dict:
     return {
-        "crop_size": sizes.clip.image_size,
+        "crop_size": POCKET.clip.image_size,
         "do_center_crop": True,
         "do_normalize": True,
         "do_resize": True,
@@ -97,14 +98,14 @@ def preprocessor_json(sizes: Sizes) -> dict:
         "image_mean": list(CLIP_MEAN),
         "image_std": list(CLIP_STD),
         "resample": 3,
-        "size": sizes.clip.image_size,
+        "size": POCKET.clip.image_size,
     }
 
 
-def open_clip_json(sizes: Sizes) -> dict:
+def open_clip_json() -> dict:
     return {
         "model_cfg": {
-            "embed_dim": sizes.convnext.widths[-1],
+            "embed_dim": POCKET.convnext.widths[-1],
             "vision_cfg": {
                 "timm_model_name": "convnext",
                 "timm_model_pretrained": False,
@@ -112,7 +113,7 @@ def open_clip_json(sizes: Sizes) -> dict:
                 "timm_proj": "",
                 "timm_drop": 0.0,
                 "timm_drop_path": 0.0,
-                "image_size": sizes.convnext.image_size,
+                "image_size": POCKET.convnext.image_size,
             },
         },
         "preprocess_cfg": {"mean": list(CLIP_MEAN), "std": list(CLIP_STD)},
@@ -135,7 +136,7 @@ def checkpoint_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             ours = next(prefix for prefix in prefixes if name.startswith(prefix))
             new = prefixes[ours] + name.removeprefix(ours)
-        out[new] = value.detach().float().contiguous().clone()
+        out[new] = value.contiguous()
     return out
 
 
@@ -149,7 +150,7 @@ def export(model: Mgm, tokenizer: Path, out: Path) -> Path:
     folder = out / MODEL_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     weights = checkpoint_names(model.state_dict())
-    write_json(folder / "config.json", config_json(model.sizes))
+    write_json(folder / "config.json", config_json())
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     for file in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / file, folder / file)
@@ -157,13 +158,13 @@ def export(model: Mgm, tokenizer: Path, out: Path) -> Path:
 
     prefix = "model.vision_tower.vision_tower."
     clip = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    write_json(out / CLIP_FOLDER / "config.json", clip_config_json(model.sizes))
-    write_json(out / CLIP_FOLDER / "preprocessor_config.json", preprocessor_json(model.sizes))
+    write_json(out / CLIP_FOLDER / "config.json", clip_config_json())
+    write_json(out / CLIP_FOLDER / "preprocessor_config.json", preprocessor_json())
     save_file(clip, out / CLIP_FOLDER / "model.safetensors", metadata={"format": "pt"})
 
     prefix = "model.vision_tower_aux.vision_"
     high = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    write_json(out / CONVNEXT_FOLDER / "open_clip_config.json", open_clip_json(model.sizes))
+    write_json(out / CONVNEXT_FOLDER / "open_clip_config.json", open_clip_json())
     torch.save(
         {f"visual.trunk.{name}": value for name, value in high.items()},
         out / CONVNEXT_FOLDER / "open_clip_pytorch_model.bin",
@@ -171,17 +172,15 @@ def export(model: Mgm, tokenizer: Path, out: Path) -> Path:
     return folder
 
 
-def export_painter(folder: Path, out: Path, untrained: bool) -> Path:
+def export_painter(folder: Path, out: Path) -> Path:
     """Writes OUT/sdxl in diffusers' layout."""
-    from .models.painter import Painter, load_tokenizer, make_vae, pipeline
+    from .models.painter import Painter, load_tokenizer, pipeline
     from .train.paint import tokenizer_folder, trained_vae
 
     tokenizer = load_tokenizer(tokenizer_folder(folder))
     painter = Painter(len(tokenizer))
-    vae = make_vae() if untrained else trained_vae(folder)
-    if not untrained:
-        painter.load_state_dict(torch.load(folder / "paint.pt", weights_only=False, map_location="cpu")["average"])
-    pipeline(painter, vae, tokenizer).save_pretrained(out / PAINTER_FOLDER)
+    painter.load_state_dict(load_stage(folder, "paint")["average"])
+    pipeline(painter.cpu(), trained_vae(folder).cpu(), tokenizer).save_pretrained(out / PAINTER_FOLDER)
     return out / PAINTER_FOLDER
 
 
@@ -189,18 +188,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a training run")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--untrained", action="store_true", help="random weights, to try the layout")
-    parser.add_argument("--part", choices=("mgm", "painter", "both"), default="both")
+    parser.add_argument("--part", choices=("mgm", "painter"), help="one of the two alone")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
     if arguments.part != "painter":
         model = Mgm()
-        if not arguments.untrained:
-            state = torch.load(arguments.run / "instruct.pt", weights_only=False, map_location="cpu")
-            model.load_state_dict(state["model"])
+        model.load_state_dict(load_stage(arguments.run, "instruct")["model"])
         print(export(model, arguments.run / "tokenizer", arguments.out))
     if arguments.part != "mgm":
-        print(export_painter(arguments.run, arguments.out, arguments.untrained))
+        print(export_painter(arguments.run, arguments.out))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .models.painter import NEGATIVE
+from .nearest import nearest
+from .train.vae import as_tensor
 from .world import drawings
-from .world.things import KIND_INDEX, KINDS
+from .world.things import SHAPES
 
 STEPS, GUIDANCE = 20, 5.0
 COLUMNS, LABEL = 20, 22
@@ -56,9 +58,6 @@ def same_bundles(models: Path, folder: Path) -> None:
 
 
 def nearest_is_right(picture: Image.Image, row: dict) -> bool:
-    from .train.paint import nearest
-    from .train.vae import as_tensor
-
     with torch.no_grad():
         kind, colour = nearest(as_tensor([picture])[0], row["background"])
     return (kind, colour) == (row["thing"], row["colour"] if row["painted"] else None)
@@ -154,8 +153,8 @@ def main() -> None:
 
     groups = {
         "all": rows,
-        "colours never seen on the thing": [row for row in rows if row["id"] % 2 == 0],
-        "shapes": [row for row in rows if KINDS[KIND_INDEX[row["thing"]]].icon is None],
+        "colours never seen on the thing": [row for row in rows if row["held_out"]],
+        "shapes": [row for row in rows if row["thing"] in SHAPES],
     }
     figures = {}
     for name, which in groups.items():

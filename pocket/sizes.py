@@ -1,6 +1,6 @@
 """Every size of the model, in one place. Names are those of the released configurations."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -59,9 +59,9 @@ class LanguageSizes:
 class Sizes:
     """The whole Mini-Gemini."""
 
-    clip: ClipSizes = field(default_factory=ClipSizes)
-    convnext: ConvNextSizes = field(default_factory=ConvNextSizes)
-    language: LanguageSizes = field(default_factory=LanguageSizes)
+    clip: ClipSizes = ClipSizes()
+    convnext: ConvNextSizes = ConvNextSizes()
+    language: LanguageSizes = LanguageSizes()
 
 
 POCKET = Sizes()

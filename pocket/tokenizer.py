@@ -6,6 +6,7 @@ conversation template that goes with it.
 What is trained uses the one in `vocabulary`: another world has other ids, and then `sizes.py` and all stages change with it."""
 
 import json
+import random
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2
+
+from .world.scene import draw_scene
+from .world.talk import NUMBERS, SMALL_TALK, drawing_turn, talk_about
+from .world.things import COLOUR_NAMES, KINDS, NAMES, SYNONYMS, WORDS, article
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -118,9 +123,7 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self.model.get_piece_size()
 
-    def conversation(
-        self, turns: list[tuple[str, str | None]], image: bool, system: str = SYSTEM
-    ) -> tuple[list[int], list[bool]]:
+    def conversation(self, turns: list[tuple[str, str | None]], image: bool) -> tuple[list[int], list[bool]]:
         """Ids of a conversation in the Vicuna template, IMAGE for a picture's place, and which ids are answers.
 
         The last answer may be None: then this is a prompt."""
@@ -131,7 +134,7 @@ class Tokenizer:
             ids.extend(new)
             answers.extend([answer] * len(new))
 
-        put(f" {system} USER:")
+        put(f" {SYSTEM} USER:")
         for index, (question, answer) in enumerate(turns):
             if index:
                 put("USER:")
@@ -147,13 +150,27 @@ class Tokenizer:
         return ids, answers
 
 
-def main() -> None:
-    from .world.scene import draw_scene
-    from .world.talk import corpus
-    from .world.things import NAMES
+def corpus(scenes: int) -> list[str]:
+    """Text of the world, for the tokenizer."""
+    lines = [SYSTEM] * 40
+    for kind in KINDS:
+        lines += [f"What colour is the {kind.name}? {article(kind.name)}", f"How many {kind.plural} are there?"] * 4
+    for name in (*COLOUR_NAMES, *NUMBERS, *WORDS, *SYNONYMS.values()):
+        lines += [f"the {name} ASSISTANT: {name}"] * 4
+    for question, answer in SMALL_TALK:
+        lines += [f'"{question} USER: {question} ASSISTANT: {answer}'] * 3
+    for seed in range(scenes):
+        rng = random.Random(seed)
+        for turn in talk_about(draw_scene(seed), rng, 6):
+            lines.append(f'"{turn.question} USER: {turn.question} ASSISTANT: {turn.answer}')
+        turn = drawing_turn(rng)
+        lines.append(f"USER: {turn.question} ASSISTANT: {turn.answer}")
+    return lines
 
+
+def main() -> None:
     folder = Path(sys.argv[1])
-    size = train(corpus(3000, draw_scene), PIECES, folder, whole=NAMES)
+    size = train(corpus(3000), PIECES, folder, whole=NAMES)
     print(f"{folder}: {size} pieces")
 
 

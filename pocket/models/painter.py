@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 SIDE, LATENT = 128, 16
 POSITIONS = 24
 MERGES = 700
+# The beginning of the negative prompt that conversations have (src/diffusion/answer.rs): no more fits the text encoders' positions.
 NEGATIVE = (
     "out of frame, lowres, text, error, cropped, worst quality, low quality, jpeg artifacts, ugly, duplicate, morbid, "
     "mutilated, out of frame, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, mutation, deformed, blurry"

@@ -256,6 +256,11 @@ class Mining(nn.Module):
         return value(pooled * value_norm.weight + value_norm.bias)
 
 
+def low_view(high: Tensor, side: int) -> Tensor:
+    """The low-resolution view, made from the high-resolution one without antialiasing, as the released program does it."""
+    return F.interpolate(high, size=(side, side), mode="bilinear", align_corners=False)
+
+
 class Vision(nn.Module):
     """From two views of a picture to visual tokens in the language model's space."""
 

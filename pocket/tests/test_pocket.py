@@ -15,10 +15,10 @@ from pocket import data
 from pocket.export import checkpoint_names
 from pocket.models.mgm import Mgm
 from pocket.models.vision import Depthwise, Mining
-from pocket.tokenizer import IMAGE, SYSTEM, Tokenizer, train
+from pocket.tokenizer import IMAGE, SYSTEM, Tokenizer, corpus, train
 from pocket.world import drawings, things
-from pocket.world.scene import GRID, Scene, Thing, draw_scene, render
-from pocket.world.talk import NUMBERS, Turn, corpus, drawing_turn, talk_about
+from pocket.world.scene import GRID, HELD_OUT, Scene, Thing, draw_scene, render
+from pocket.world.talk import NUMBERS, Turn, drawing_turn, talk_about
 
 
 class World(unittest.TestCase):
@@ -32,7 +32,7 @@ class World(unittest.TestCase):
                     self.assertFalse(things.held_pair(thing.kind.name, other.kind.name))
 
     def test_held_out_scenes_have_one(self) -> None:
-        scenes = [draw_scene(data.HELD_OUT + seed, held_out=True) for seed in range(200)]
+        scenes = [draw_scene(HELD_OUT + seed, held_out=True) for seed in range(200)]
         self.assertGreater(sum(bool(scene.held_out) for scene in scenes), 190)
 
     def test_a_seed_is_a_scene(self) -> None:
@@ -160,7 +160,7 @@ class Text(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.folder = tempfile.TemporaryDirectory()
-        train(corpus(300, draw_scene), 1000, Path(cls.folder.name))
+        train(corpus(300), 1000, Path(cls.folder.name))
         cls.tokenizer = Tokenizer(Path(cls.folder.name))
 
     @classmethod

@@ -24,11 +24,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # bf16 for matrix products: on GPUs and on CPUs that multiply it more than twice as fast, on others a fortieth.
-BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+BF16 = "POCKET_F32" not in os.environ and (DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported())
 
 
 def mixed() -> torch.autocast | nullcontext:
-    if os.environ.get("POCKET_F32") or not BF16:
+    if not BF16:
         return nullcontext()
     return torch.autocast(DEVICE.type, torch.bfloat16)
 
@@ -49,7 +49,7 @@ def compile_layers(*layers: nn.Module) -> None:
 def orthogonal(update: Tensor) -> Tensor:
     """The nearest matrix with singular values about 1, by five Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update.bfloat16() if BF16 and not os.environ.get("POCKET_F32") else update
+    x = update.bfloat16() if BF16 else update
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
@@ -290,7 +290,6 @@ def accuracy(model: Mgm, batches: Iterable[Batch], visual_of: Callable[[Batch], 
     only if every id of it is the likeliest after those before.)"""
     right: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
-    model.eval()
     with torch.no_grad(), mixed():
         for batch in batches:
             found = read(model, batch, visual_of(batch), answers_only=True, teach=False)
@@ -300,7 +299,6 @@ def accuracy(model: Mgm, batches: Iterable[Batch], visual_of: Callable[[Batch], 
                 for kind, start, end in turns:
                     count[kind] += 1
                     right[kind] += bool(hit[row, start:end].all())
-    model.train()
     out = {kind: round(right[kind] / count[kind], 3) for kind in sorted(count)}
     world = [kind for kind in count if kind not in ("easy-vqa", "draw", "talk")]
     out["world"] = round(sum(right[k] for k in world) / max(1, sum(count[k] for k in world)), 4)

@@ -4,19 +4,18 @@ import copy
 import hashlib
 import random
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
-from ..models.painter import NEGATIVE, SCHEDULE, SIDE, Painter, load_tokenizer, make_vae, train_tokenizer
+from ..models.painter import LATENT, NEGATIVE, SCHEDULE, SIDE, Painter, load_tokenizer, make_vae, train_tokenizer
+from ..nearest import nearest
 from ..world import drawings
-from ..world.things import COLOUR_NAMES, KINDS, PAINTS
+from ..world.things import COLOUR_NAMES, KINDS
 from .common import DEVICE, Muon, Run, fit, load_stage, mixed
 from .vae import as_image, as_tensor, scale_of
 
@@ -76,40 +75,11 @@ def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidanc
     context, pooled = painter.conditions(ids)
     context = torch.cat([torch.zeros_like(context), context])
     pooled = torch.cat([torch.zeros_like(pooled), pooled])
-    x = torch.randn(len(ids), 4, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    x = torch.randn(len(ids), 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     for time in scheduler.timesteps:
         without, with_text = painter.noise(torch.cat([x, x]), time, context, pooled).chunk(2)
         x = scheduler.step(without + guidance * (with_text - without), time, x).prev_sample
     return vae.decode(x / vae.config.scaling_factor).sample
-
-
-@cache
-def gallery(background: str | None) -> tuple[list[tuple[str, str | None]], Tensor]:
-    """The clean drawing of every thing in every colour on a background, in three sizes, small and flat."""
-    wanted = [
-        drawings.Drawing(kind, colour, colour is not None, background)
-        for kind in KINDS
-        for colour in (COLOUR_NAMES if kind.icon is None else (*PAINTS, None))
-    ]
-    names = [(drawing.kind.name, drawing.colour) for drawing in wanted for _ in SIZES]
-    drawn = [
-        F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), 4).flatten() for d in wanted for size in SIZES
-    ]
-    return names, torch.stack(drawn)
-
-
-SIZES = (0.68, 0.75, 0.82)
-
-
-def nearest(picture: Tensor, background: str | None) -> tuple[str, str | None]:
-    """The thing and the colour (None: as it is) whose drawing on this background is nearest to a picture, which may be moved
-    by a few pixels."""
-    names, drawn = gallery(background)
-    padded = F.pad(F.avg_pool2d(picture[None].float().cpu(), 4), (2, 2, 2, 2), mode="replicate")
-    side = SIDE // 4
-    moved = torch.stack([padded[0, :, y : y + side, x : x + side].flatten() for y in range(5) for x in range(5)])
-    distance = torch.cdist(moved, drawn)
-    return names[int(distance.amin(0).argmin())]
 
 
 def main(folder: Path, steps: int | None = None) -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from .scene import BACKGROUNDS
 from .sprites import has_colour, natural_colour, sprite
-from .things import COLOUR_NAMES, COLOURS, KINDS, PAINTS, SHAPES, Kind, article, held_colour
+from .things import COLOUR_NAMES, COLOURS, PAINTS, Kind, any_kind, article, colour_distance, held_colour
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Drawing:
 def draw(rng: random.Random, held_out: bool = False) -> Drawing:
     """A drawing to ask for. Held-out ones are things in colours never seen on them in training."""
     while True:
-        kind = rng.choice(KINDS) if rng.random() < 0.75 else KINDS[-1 - rng.randrange(len(SHAPES))]
+        kind = any_kind(rng)
         if kind.icon is None:
             colour, painted = rng.choice(COLOUR_NAMES), True
         elif held_out or rng.random() < 0.6:
@@ -35,7 +35,7 @@ def draw(rng: random.Random, held_out: bool = False) -> Drawing:
             colour, painted = natural_colour(kind), False
         background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.4 else None
         ground = BACKGROUNDS[background or "white"]
-        if colour and sum(abs(a - b) for a, b in zip(COLOURS[colour], ground)) < 130:
+        if colour and colour_distance(COLOURS[colour], ground) < 130:
             continue
         if kind.icon and painted and not has_colour(kind, colour or ""):
             continue

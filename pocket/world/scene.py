@@ -8,8 +8,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import things
 from .sprites import coverage, has_colour, natural_colour, sprite
-from .things import COLOUR_NAMES, COLOURS, KINDS, PAINTS, SHAPES, WORDS, Kind
+from .things import COLOUR_NAMES, COLOURS, KINDS, PAINTS, WORDS, Kind, any_kind, colour_distance
 
+# Held-out scenes are those of seeds from here on; training never gets there.
+HELD_OUT = 1 << 40
 SIDE = 192
 GRID = 8  # no two centres lie in one of GRID x GRID cells, so that every token has one thing to tell
 SMALL_TEXT = (7, 9)  # the heights of letters in pixels of SIDE: a third of that in the low-resolution view
@@ -114,7 +116,7 @@ def _novelty(kind: Kind, colour: str | None, painted: bool, place: str, others: 
 
 
 def _contrasts(colour: str | None, background: tuple[int, int, int]) -> bool:
-    return colour is None or sum(abs(a - b) for a, b in zip(COLOURS[colour], background)) > 130
+    return colour is None or colour_distance(COLOURS[colour], background) > 130
 
 
 # Plain backgrounds by the name under which they can be asked for.
@@ -154,7 +156,7 @@ def draw_scene(
             if palette and not wanted:
                 kind = rng.choice(palette)
             else:
-                kind = rng.choice(KINDS) if rng.random() < 0.75 else KINDS[-1 - rng.randrange(len(SHAPES))]
+                kind = any_kind(rng)
             colour, painted = _look(rng, kind)
             if not _contrasts(colour, ground):
                 continue
@@ -187,11 +189,7 @@ def draw_scene(
             continue
         plate = rng.choice((None, "white", "black", "yellow"))
         under = COLOURS[plate] if plate else ground
-        inks = [
-            name
-            for name in ("black", "white", "red", "blue")
-            if sum(abs(a - b) for a, b in zip(COLOURS[name], under)) > 330
-        ]
+        inks = [name for name in ("black", "white", "red", "blue") if colour_distance(COLOURS[name], under) > 330]
         if not inks:
             continue
         printed.append(Label(text, small, *place, height, rng.choice(inks), plate))

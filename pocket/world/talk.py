@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..tokenizer import SYSTEM
 from . import drawings
 from .scene import Label, Scene, Thing
 from .things import (
@@ -16,7 +15,6 @@ from .things import (
     PAINTS,
     STUFF,
     SYNONYMS,
-    WORDS,
     Kind,
     article,
     be,
@@ -474,21 +472,3 @@ SMALL_TALK = (
 
 def small_talk(rng: random.Random, turns: int) -> list[Turn]:
     return [Turn("talk", *pair) for pair in rng.sample(SMALL_TALK, turns)]
-
-
-def corpus(scenes: int, draw: Callable[[int], Scene]) -> list[str]:
-    """Text of the world, for the tokenizer."""
-    lines = [SYSTEM] * 40
-    for kind in KINDS:
-        lines += [f"What colour is the {kind.name}? {article(kind.name)}", f"How many {kind.plural} are there?"] * 4
-    for name in (*COLOUR_NAMES, *NUMBERS, *WORDS, *SYNONYMS.values()):
-        lines += [f"the {name} ASSISTANT: {name}"] * 4
-    for question, answer in SMALL_TALK:
-        lines += [f'"{question} USER: {question} ASSISTANT: {answer}'] * 3
-    for seed in range(scenes):
-        rng = random.Random(seed)
-        for turn in talk_about(draw(seed), rng, 6):
-            lines.append(f'"{turn.question} USER: {turn.question} ASSISTANT: {turn.answer}')
-        turn = drawing_turn(rng)
-        lines.append(f"USER: {turn.question} ASSISTANT: {turn.answer}")
-    return lines

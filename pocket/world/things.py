@@ -1,5 +1,6 @@
 """What there is in the world: emoji drawings, shapes, colours, printed words; and which combinations are held out."""
 
+import random
 import zlib
 from dataclasses import dataclass
 
@@ -126,6 +127,16 @@ NAMES = tuple(
         for word in phrase.split()
     )
 )
+
+
+def colour_distance(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How far two colours are apart, over red, green and blue."""
+    return sum(abs(a - b) for a, b in zip(one, other))
+
+
+def any_kind(rng: random.Random) -> Kind:
+    """A kind; a quarter and more are shapes."""
+    return rng.choice(KINDS) if rng.random() < 0.75 else KINDS[-1 - rng.randrange(len(SHAPES))]
 
 
 def region(x: float, y: float) -> str:
