@@ -5,12 +5,14 @@
     python -m pocket.judge EVAL OUT/drawings
 
 Runs `mgm eval` on easy-vqa's test split, the held-out questions and those about small print (with and without the high-resolution
-view) with the bundle; with `--f32`, the first two also with the exported checkpoint at full precision. Writes OUT/figures.json and
-prints the card's tables. Answers are kept in OUT: a run that was stopped goes on."""
+view) with the bundle; with `--f32`, the first two also with the exported checkpoint at full precision. Writes OUT/figures.json, which says
+of which bundle they are, and prints the card's tables. Answers are kept in OUT: a run that was stopped goes on."""
 
 import argparse
+import hashlib
 import json
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 from .world import easyvqa
@@ -66,14 +68,26 @@ def main() -> None:
         for name, data in (("easy-vqa", easy_vqa), ("held-out", held_out)):
             reports[f"{name} f32"] = ask(f"{name}-f32", arguments.f32, data, "--precision", "f32")
     kept = ("questions", "accuracy", "interval", "kinds")
-    (out / "figures.json").write_text(
-        json.dumps({name: {key: report[key] for key in kept} for name, report in reports.items()}, indent=1) + "\n"
-    )
+    figures = {name: {key: report[key] for key in kept} for name, report in reports.items()}
+    blind = blind_accuracy(held_out)
+    for kind in figures["held-out"]["kinds"]:
+        kind["blind"] = blind[kind["kind"]]
+    bundle_sum = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+    (out / "figures.json").write_text(json.dumps({"bundle.json": bundle_sum, **figures}, indent=1) + "\n")
     for name, report in reports.items():
         print(f"| {name} | {report['questions']} | {percent(report)} |")
-    print()
-    for kind in reports["held-out"]["kinds"]:
-        print(f"| {kind['kind']} | {kind['questions']} | {percent(kind)} |")
+    print("\n| kind of question | questions | right | always the commonest answer |\n| --- | --- | --- | --- |")
+    for kind in figures["held-out"]["kinds"]:
+        print(f"| {kind['kind']} | {kind['questions']} | {percent(kind)} | {100 * kind['blind']:.0f} % |")
+
+
+def blind_accuracy(data: Path) -> dict[str, float]:
+    """By kind, what always giving the commonest answer would reach."""
+    answers: dict[str, Counter[str]] = {}
+    for line in data.read_text().splitlines():
+        row = json.loads(line)
+        answers.setdefault(row["kind"], Counter())[row["answer"]] += 1
+    return {kind: found.most_common(1)[0][1] / found.total() for kind, found in answers.items()}
 
 
 if __name__ == "__main__":
