@@ -25,6 +25,7 @@ from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, SYNONYMS, WORDS
 # Processes that make samples beside the trainer: with two cores it is as fast without.
 WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
 NUMBER = len(WORDS) + 1
+PAINTED = 128  # the side of painted pictures: some of the pictures with one large thing are as soft as these
 PAD = 32  # ids of a batch are padded to a multiple of this
 
 # What a cell of the 8 x 8 grid holds: names of the fields and how many values each has (0 is "nothing").
@@ -165,21 +166,30 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
     elif recipe.dense:
         # A picture costs the same whatever is on it: these are full, of things or of text, or of one thing.
         draw = rng.random()
-        if draw < 0.45:
+        sizes = None
+        if draw < 0.36:
             count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
-        elif draw < 0.88:
+        elif draw < 0.7:
             count, labels = rng.choice((1, 2, 3)), rng.choice((8, 16, 24))
         else:
-            count, labels = 1, 0
+            # As what is painted fills its picture.
+            count, labels, sizes = 1, 0, (0.55, 0.85)
         # Of all, small numbers are learnt last.
-        scene = draw_scene(number, count=count, labels=labels, hard_text=True)
+        scene = draw_scene(number, count=count, labels=labels, hard_text=True, sizes=sizes)
     else:
         # Reading is learnt last: there is more to read than in the world at large.
-        scene = draw_scene(number, labels=rng.choice((None, None, 1, 2, 4)))
+        labels = rng.choice((None, None, 1, 2, 4))
+        scene = draw_scene(number, labels=labels)
+        if rng.random() < 0.12:
+            scene = draw_scene(number, count=1, labels=0, sizes=(0.55, 0.85))
     turns = [] if recipe.dense else talk_about(scene, rng, 15)
     if turns and rng.random() < recipe.draw:
         turns[min(len(turns), rng.randint(1, 12)) - 1] = drawing_turn(rng)
-    return Sample(turns, scene, framed(render(scene), rng) if recipe.images else None)
+    if not recipe.images:
+        return Sample(turns, scene, None)
+    large = len(scene.things) == 1 and scene.things[0].size > 0.5
+    image = render(scene, PAINTED) if large and not recipe.held_out and rng.random() < 0.5 else render(scene)
+    return Sample(turns, scene, framed(image, rng))
 
 
 def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batch:

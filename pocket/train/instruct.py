@@ -17,7 +17,7 @@ from .common import DEVICE, Muon, Run, compile_layers, fit, load_stage, read
 from .language import Told, tokenizer_folder
 from .towers import CellHeads, cell_loss
 
-STEPS, BATCH, SEED = 2000, 16, 4
+STEPS, BATCH, SEED = 2400, 16, 4
 PICTURES = 12  # beside the conversations
 RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04, instructed=0.1)
 FULL = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)

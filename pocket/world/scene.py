@@ -127,10 +127,15 @@ BACKGROUNDS = {
 
 
 def draw_scene(
-    seed: int, held_out: bool = False, count: int | None = None, labels: int | None = None, hard_text: bool = False
+    seed: int,
+    held_out: bool = False,
+    count: int | None = None,
+    labels: int | None = None,
+    hard_text: bool = False,
+    sizes: tuple[float, float] | None = None,
 ) -> Scene:
     """The scene of a seed. Without `held_out` it has no held-out combination; with it one, unless none was found for its things.
-    With `hard_text` most labels are small, and most are numbers."""
+    With `hard_text` most labels are small, and most are numbers; `sizes` are things' sizes, instead of those for their number."""
     rng = random.Random(seed)
     background = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.7 else None
     ground = BACKGROUNDS[background] if background else _ground(random.Random(seed + 1))[0]
@@ -145,7 +150,7 @@ def draw_scene(
     found: list[Thing] = []
     special: set[int] = set()
     taken: list[tuple[float, float, float]] = []
-    low, high = _SIZES[count]
+    low, high = sizes or _SIZES[count]
     for _ in range(count):
         size = rng.uniform(low, high)
         place = _place(rng, taken, size)
