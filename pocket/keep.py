@@ -39,9 +39,11 @@ def save(run: Path, folder: Path, stages: list[str]) -> None:
 
 def restore(run: Path, folder: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    for stage in NEEDS:
-        path = folder / f"{stage}.safetensors"
-        if path.exists():
+    for path in sorted(folder.glob("*.safetensors")):
+        stage = path.stem
+        if stage not in NEEDS:
+            raise SystemExit(f"{path}: there is no stage {stage}")
+        if not (run / f"{stage}.pt").exists():
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 state: dict = {"step": int(metadata["step"])}

@@ -71,14 +71,14 @@ fn it_is_right_in_its_world() {
     assert!(right >= 0.76, "{right}");
 }
 
-/// The paper's claim in miniature: small print is read through the high-resolution view. (Wanted are 75 % of 400 such questions; the
-/// bundle that ships reaches 62.7 %, as its card says.)
+/// The paper's claim in miniature: small print is read through the high-resolution view. Wanted are 75 % of 400 such questions, these
+/// 30 among them.
 #[test]
 fn mining_reads_small_print() {
     let mined = accuracy("small-text.jsonl", &[]);
     let low = accuracy("small-text.jsonl", &["--no-high-resolution"]);
     println!("{mined} with the high-resolution view, {low} without");
-    assert!(mined >= 0.6, "{mined}");
+    assert!(mined >= 0.75, "{mined}");
     assert!(low <= mined / 2.0, "{low}, with mining {mined}");
 }
 
