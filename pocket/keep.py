@@ -3,7 +3,7 @@
     python -m pocket.keep save FOLDER [--run RUN] [--stages language clip]
     python -m pocket.keep restore FOLDER [--run RUN]
 
-Finished stages stay finished; others go on at their step, with new momenta. Tokenizers and the log come along."""
+Finished stages stay finished; others go on at their step, with new momenta. The log comes along."""
 
 import argparse
 import os
@@ -15,8 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .train import NEEDS
-
-BESIDE = ("tokenizer", "clip-tokenizer", "log.jsonl")
 
 
 def save(run: Path, folder: Path, stages: list[str]) -> None:
@@ -58,12 +56,8 @@ def restore(run: Path, folder: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    for name in BESIDE:
-        path = source / name
-        if path.is_dir():
-            shutil.copytree(path, target / name, dirs_exist_ok=True)
-        elif path.exists():
-            shutil.copy(path, target / name)
+    if (source / "log.jsonl").exists():
+        shutil.copy(source / "log.jsonl", target / "log.jsonl")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ use serde::Serialize;
 use crate::args::{GenerateArgs, LoraFile, ModelArgs, PictureArgs};
 use crate::chat::{install_interrupt, random_seed, read_image};
 use crate::picture::{Screen, save};
-use crate::{Failure, kept, progress};
+use crate::{Failure, kept, progress, shipped};
 
 /// How much of a picture is painted over where nothing is said.
 const STRENGTH: f32 = 0.6;
@@ -115,9 +115,8 @@ impl ModelArgs {
     /// Opens the model and what is merged into it.
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
         let Some(model) = &self.model else {
-            return Err(Error::InvalidArgument(
-                "name a Stable Diffusion XL model to paint with: none came with this program".to_owned(),
-            ));
+            let why = shipped::missing(shipped::PAINTS);
+            return Err(Error::InvalidArgument(format!("name a Stable Diffusion XL model to paint with: {why}")));
         };
         let mut checkpoint = open(model, self.tokenizer.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
