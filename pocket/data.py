@@ -2,6 +2,7 @@
 
 A sample is made from its number alone, so that a run that goes on after a stop sees what it would have seen."""
 
+import io
 import os
 import random
 from collections.abc import Iterator
@@ -11,21 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .sizes import CLIP_MEAN, CLIP_STD, POCKET
 from .tokenizer import IMAGE, Tokenizer
 from .world import easyvqa
-from .world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, draw_scene, framed, render
+from .world.drawings import Drawing
+from .world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, Thing, draw_scene, framed, render
 from .world.talk import Turn, drawing_turn, small_talk, talk_about
 from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, SYNONYMS, WORDS
 
 # Processes that make samples beside the trainer: with two cores it is as fast without.
 WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
 NUMBER = len(WORDS) + 1
-PAINTED = 128  # the side of painted pictures: some of the pictures with one large thing are as soft as these
+PAINTED = 128  # the side of painted pictures
+LARGE = 0.2  # the share of conversations about one large thing
 PAD = 32  # ids of a batch are padded to a multiple of this
 
 # What a cell of the 8 x 8 grid holds: names of the fields and how many values each has (0 is "nothing").
@@ -90,6 +94,49 @@ def pixels(image: Image.Image, size: int = POCKET.convnext.image_size) -> np.nda
     return ((values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).transpose(2, 0, 1)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A picture by the painter, and what it shows."""
+
+    drawing: Drawing
+    size: float
+    x: float
+    y: float
+    image: Image.Image
+
+    def scene(self, seed: int) -> Scene:
+        drawn = self.drawing
+        thing = Thing(drawn.kind, drawn.colour, drawn.painted, self.x, self.y, self.size, 0.0)
+        return Scene((thing,), (), drawn.background or "white", seed)
+
+
+@lru_cache(maxsize=1)
+def load_lessons(path: Path) -> list[Lesson]:
+    return torch.load(path, weights_only=False)["lessons"]
+
+
+def softened(image: Image.Image, rng: random.Random) -> Image.Image:
+    """As a painter might have painted it: a little bent, soft, with a faint texture."""
+    noise = torch.Generator().manual_seed(rng.getrandbits(32))
+
+    def smooth(channels: int, cells: int, strength: float) -> Tensor:
+        coarse = torch.randn(1, channels, cells, cells, generator=noise) * strength
+        return F.interpolate(coarse, (image.height, image.width), mode="bicubic", align_corners=True)
+
+    picture = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None]
+    bend = smooth(2, rng.randint(3, 8), rng.uniform(0, 0.025))[0].permute(1, 2, 0)[None]
+    straight = F.affine_grid(torch.eye(2, 3)[None], list(picture.shape), align_corners=False)
+    picture = F.grid_sample(picture, straight + bend, mode="bilinear", padding_mode="border", align_corners=False)
+    picture = picture + smooth(3, rng.choice((16, 32, 64)), rng.uniform(0, 9))
+    out = Image.fromarray(picture[0].permute(1, 2, 0).clamp(0, 255).round().byte().numpy(), "RGB")
+    out = out.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.7)))
+    if rng.random() < 0.4:
+        file = io.BytesIO()
+        out.save(file, "JPEG", quality=rng.randint(30, 90))
+        out = Image.open(file).convert("RGB")
+    return out
+
+
 @dataclass
 class Looks:
     """Where taught heads are to look, one entry for each id that should look somewhere."""
@@ -126,6 +173,7 @@ class Recipe:
     instructed: float = 0.0  # share of short questions with the line behind them that benchmarks put there
     held_out: bool = False
     dense: bool = False  # only pictures with their cells, no conversations
+    lessons: Path | None = None  # pictures by the painter, among those of one large thing
 
 
 @dataclass
@@ -161,35 +209,45 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
         which = rng.choice(easyvqa.images(recipe.held_out))
         turns = easyvqa.conversation(which, rng, 16)
         return Sample(turns, None, easyvqa.picture(which) if recipe.images else None)
+    image = None
     if recipe.held_out:
         scene = draw_scene(number, held_out=True)
     elif recipe.dense:
         # A picture costs the same whatever is on it: these are full, of things or of text, or of one thing.
         draw = rng.random()
-        sizes = None
+        # Of all, small numbers are learnt last.
         if draw < 0.36:
             count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
+            scene = draw_scene(number, count=count, labels=labels, hard_text=True)
         elif draw < 0.7:
             count, labels = rng.choice((1, 2, 3)), rng.choice((8, 16, 24))
+            scene = draw_scene(number, count=count, labels=labels, hard_text=True)
         else:
-            # As what is painted fills its picture.
-            count, labels, sizes = 1, 0, (0.55, 0.85)
-        # Of all, small numbers are learnt last.
-        scene = draw_scene(number, count=count, labels=labels, hard_text=True, sizes=sizes)
+            scene, image = _large(number, rng, recipe)
+    elif rng.random() < LARGE:
+        scene, image = _large(number, rng, recipe)
     else:
         # Reading is learnt last: there is more to read than in the world at large.
-        labels = rng.choice((None, None, 1, 2, 4))
-        scene = draw_scene(number, labels=labels)
-        if rng.random() < 0.12:
-            scene = draw_scene(number, count=1, labels=0, sizes=(0.55, 0.85))
+        scene = draw_scene(number, labels=rng.choice((None, None, 1, 2, 4)))
     turns = [] if recipe.dense else talk_about(scene, rng, 15)
     if turns and rng.random() < recipe.draw:
         turns[min(len(turns), rng.randint(1, 12)) - 1] = drawing_turn(rng)
     if not recipe.images:
         return Sample(turns, scene, None)
-    large = len(scene.things) == 1 and scene.things[0].size > 0.5
-    image = render(scene, PAINTED) if large and not recipe.held_out and rng.random() < 0.5 else render(scene)
-    return Sample(turns, scene, framed(image, rng))
+    return Sample(turns, scene, framed(image or render(scene), rng))
+
+
+def _large(number: int, rng: random.Random, recipe: Recipe) -> tuple[Scene, Image.Image | None]:
+    """One large thing, as what is painted fills its picture, and how the painter might have painted it, or did."""
+    draw = rng.random()
+    if recipe.lessons and draw < 0.5:
+        lesson = rng.choice(load_lessons(recipe.lessons))
+        return lesson.scene(number), lesson.image
+    scene = draw_scene(number, count=1, labels=0, sizes=(0.55, 0.85))
+    if not recipe.images or draw > 0.85:
+        return scene, None
+    image = render(scene, PAINTED)
+    return scene, softened(image, rng) if draw < 0.75 else image
 
 
 def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batch:

@@ -1,7 +1,7 @@
 """Whether the painter paints what is asked: the program draws 200 requests, looks at the pictures afresh, and a nearest-picture
 check against the generator's own drawings looks, too.
 
-    python -m pocket.judge EVAL OUT [--models models] [--mgm target/release/mgm]
+    python -m pocket.judge EVAL OUT [--models models] [--mgm target/release/mgm] [--clean]
 
 EVAL is what `python -m pocket.world export-eval` wrote. Every request goes the way it goes in a conversation: the answering model
 writes the words, the painter paints them, with the negative prompt of conversations and as many steps as `make run` and the demo
@@ -11,6 +11,9 @@ page take. A picture is right
   could be answered with "yes");
 * to the nearest-picture check, if of all things in all colours on that background, in three sizes and 25 places, the drawing of
   the thing in the colour is the nearest.
+
+With `--clean` the generator's own drawings of what was asked are looked at instead: what a fresh look is worth when nothing was
+painted wrong.
 
 OUT gets the pictures, `questions.jsonl`, the answers, `sheet.png` and `figures.json`. A run that was stopped goes on; pictures of other
 bundles are refused."""
@@ -24,11 +27,11 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .models.painter import NEGATIVE
+from .models.painter import NEGATIVE, SIDE
 from .nearest import nearest
 from .train.vae import as_tensor
 from .world import drawings
-from .world.things import SHAPES
+from .world.things import KIND_INDEX, KINDS, SHAPES
 
 STEPS, GUIDANCE = 20, 5.0
 COLUMNS, LABEL = 20, 22
@@ -45,11 +48,11 @@ def evaluate(mgm: Path, model: Path, questions: list[dict], data: Path, out: Pat
     return {str(row["id"]): row["text"] for row in lines(out) if "text" in row}
 
 
-def same_bundles(models: Path, folder: Path) -> None:
+def same_bundles(models: Path, folder: Path, clean: bool) -> None:
     """Notes which bundles the folder's files are of; ends if they are of others."""
     of = {
         name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest()
-        for name in ("pocket", "pocket-painter")
+        for name in (("pocket",) if clean else ("pocket", "pocket-painter"))
     }
     note = folder / "bundles.json"
     if note.exists() and json.loads(note.read_text()) != of:
@@ -57,10 +60,42 @@ def same_bundles(models: Path, folder: Path) -> None:
     note.write_text(json.dumps(of))
 
 
+def drawing_of(row: dict) -> Image.Image:
+    """The generator's own."""
+    kind = KINDS[KIND_INDEX[row["thing"]]]
+    return drawings.picture(drawings.Drawing(kind, row["colour"], row["painted"], row["background"]), SIDE)
+
+
+def draw(rows: list[dict], mgm: Path, models: Path, folder: Path) -> None:
+    """The program's, of words that the answering model writes; those in the folder already are kept."""
+    asked = [
+        {
+            "id": str(row["id"]),
+            "question": f"{row['question']} <GEN>",
+            "answer": f"<h>{row['prompt']}</h>",
+            "kind": "draw",
+        }
+        for row in rows
+    ]
+    written = evaluate(mgm, models / "pocket", asked, folder / "requests.jsonl", folder / "requests-answers.jsonl")
+    for row in rows:
+        picture = folder / f"{row['id']:03}.png"
+        if picture.exists():
+            continue
+        words = written[str(row["id"])].partition("<h>")[2].partition("</h>")[0]
+        drawn = folder / "drawn.png"
+        command = [mgm, "generate", models / "pocket-painter", "--prompt", words, "--negative", NEGATIVE, "--steps",
+                   str(STEPS), "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"request {row['id']}: {done.stderr}")
+        drawn.replace(picture)
+
+
 def nearest_is_right(picture: Image.Image, row: dict) -> bool:
     with torch.no_grad():
-        kind, colour = nearest(as_tensor([picture])[0], row["background"])
-    return (kind, colour) == (row["thing"], row["colour"] if row["painted"] else None)
+        found = nearest(as_tensor([picture])[0], row["background"])
+    return (found.kind, found.colour) == (row["thing"], row["colour"] if row["painted"] else None)
 
 
 def questions_about(row: dict) -> list[dict]:
@@ -112,36 +147,18 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--mgm", type=Path, default=Path("target/release/mgm"))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--clean", action="store_true", help="look at the generator's drawings")
     arguments = parser.parse_args()
     mgm, folder = arguments.mgm, arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    same_bundles(arguments.models, folder)
+    same_bundles(arguments.models, folder, arguments.clean)
     rows = lines(arguments.eval / "drawing.jsonl")[: arguments.limit]
 
-    asked = [
-        {
-            "id": str(row["id"]),
-            "question": f"{row['question']} <GEN>",
-            "answer": f"<h>{row['prompt']}</h>",
-            "kind": "draw",
-        }
-        for row in rows
-    ]
-    written = evaluate(
-        mgm, arguments.models / "pocket", asked, folder / "requests.jsonl", folder / "requests-answers.jsonl"
-    )
-    for row in rows:
-        picture = folder / f"{row['id']:03}.png"
-        if picture.exists():
-            continue
-        words = written[str(row["id"])].partition("<h>")[2].partition("</h>")[0]
-        drawn = folder / "drawn.png"
-        command = [mgm, "generate", arguments.models / "pocket-painter", "--prompt", words, "--negative", NEGATIVE, "--steps",
-                   str(STEPS), "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise SystemExit(f"request {row['id']}: {done.stderr}")
-        drawn.replace(picture)
+    if arguments.clean:
+        for row in rows:
+            drawing_of(row).save(folder / f"{row['id']:03}.png")
+    else:
+        draw(rows, mgm, arguments.models, folder)
 
     looked = [question for row in rows for question in questions_about(row)]
     said = evaluate(mgm, arguments.models / "pocket", looked, folder / "questions.jsonl", folder / "looks.jsonl")

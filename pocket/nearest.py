@@ -1,6 +1,7 @@
 """What a picture shows, without a model: the drawing of the generator that is nearest to it."""
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,29 +13,43 @@ from .world import drawings
 from .world.things import COLOUR_NAMES, KINDS, PAINTS
 
 SIZES = (0.68, 0.75, 0.82)
+POOL, REACH = 4, 2  # drawings are compared by means over 4 x 4 pixels, moved by at most two of these
+
+
+class Nearest(NamedTuple):
+    """A drawing. Size and place are parts of the picture's side, as a scene's."""
+
+    kind: str
+    colour: str | None  # None: as it is
+    size: float
+    x: float
+    y: float
 
 
 @cache
-def gallery(background: str | None) -> tuple[list[tuple[str, str | None]], Tensor]:
+def gallery(background: str | None) -> tuple[list[tuple[str, str | None, float]], Tensor]:
     """The clean drawing of every thing in every colour on a background, in three sizes, small and flat."""
     wanted = [
         drawings.Drawing(kind, colour, colour is not None, background)
         for kind in KINDS
         for colour in (COLOUR_NAMES if kind.icon is None else (*PAINTS, None))
     ]
-    names = [(drawing.kind.name, drawing.colour) for drawing in wanted for _ in SIZES]
+    names = [(drawing.kind.name, drawing.colour, size) for drawing in wanted for size in SIZES]
     drawn = [
-        F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), 4).flatten() for d in wanted for size in SIZES
+        F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), POOL).flatten()
+        for d in wanted
+        for size in SIZES
     ]
     return names, torch.stack(drawn)
 
 
-def nearest(picture: Tensor, background: str | None) -> tuple[str, str | None]:
-    """The thing and the colour (None: as it is) whose drawing on this background is nearest to a picture, which may be moved
-    by a few pixels."""
+def nearest(picture: Tensor, background: str | None) -> Nearest:
+    """The drawing on this background that is nearest to a picture [3, side, side] of -1..1."""
     names, drawn = gallery(background)
-    padded = F.pad(F.avg_pool2d(picture[None].float().cpu(), 4), (2, 2, 2, 2), mode="replicate")
-    side = SIDE // 4
-    moved = torch.stack([padded[0, :, y : y + side, x : x + side].flatten() for y in range(5) for x in range(5)])
+    padded = F.pad(F.avg_pool2d(picture[None].float().cpu(), POOL), (REACH,) * 4, mode="replicate")
+    side, moves = SIDE // POOL, range(2 * REACH + 1)
+    moved = torch.stack([padded[0, :, y : y + side, x : x + side].flatten() for y in moves for x in moves])
     distance = torch.cdist(moved, drawn)
-    return names[int(distance.amin(0).argmin())]
+    move, name = divmod(int(distance.argmin()), len(names))
+    down, right = divmod(move, len(moves))
+    return Nearest(*names[name], 0.5 + (right - REACH) / side, 0.5 + (down - REACH) / side)

@@ -5,8 +5,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "convnext": (),
     "clip": (),
     "align": ("language", "clip", "convnext"),
-    "instruct": ("align",),
     "vae": (),
     "paint": ("vae",),
+    "lessons": ("paint",),
+    "instruct": ("align", "lessons"),
 }
 STOPPED = 75  # exit status of a stage that was asked to stop

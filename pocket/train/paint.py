@@ -1,4 +1,4 @@
-"""Stage 6: the UNet and both text encoders learn to take noise from latents, told what the picture shows."""
+"""Stage 5: the UNet and both text encoders learn to take noise from latents, told what the picture shows."""
 
 import copy
 import hashlib
@@ -141,8 +141,8 @@ def main(folder: Path, steps: int | None = None) -> None:
             at = (i % 8 * SIDE, i // 8 * 2 * SIDE)
             sheet.paste(drawings.picture(drawing, SIDE), at)
             sheet.paste(as_image(made[i]), (at[0], at[1] + SIDE))
-            kind, colour = nearest(made[i], drawing.background)
-            right += (kind, colour) == (drawing.kind.name, drawing.colour if drawing.painted else None)
+            found = nearest(made[i], drawing.background)
+            right += (found.kind, found.colour) == (drawing.kind.name, drawing.colour if drawing.painted else None)
         sheet.save(folder / "paint.png")
         return {"nearest picture is the one asked for": right / len(wanted)}
 

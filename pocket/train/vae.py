@@ -1,4 +1,4 @@
-"""Stage 5: the autoencoder between 128 x 128 pictures and 16 x 16 latents."""
+"""Stage 4: the autoencoder between 128 x 128 pictures and 16 x 16 latents."""
 
 import random
 from collections.abc import Iterator
