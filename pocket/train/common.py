@@ -212,11 +212,10 @@ def fit(
     if state:
         for name, module in modules.items():
             module.load_state_dict(state[name])
-        if "optimiser" in state:  # not if it was carried here (pocket.keep)
-            rates = [group["base"] for group in optimiser.param_groups]
-            optimiser.load_state_dict(state["optimiser"])
-            for group, rate in zip(optimiser.param_groups, rates):
-                group["base"] = rate  # as the code says now, not as it did when the state was saved
+        rates = [group["base"] for group in optimiser.param_groups]
+        optimiser.load_state_dict(state["optimiser"])
+        for group, rate in zip(optimiser.param_groups, rates):
+            group["base"] = rate  # as the code says now, not as it did when the state was saved
         first = state["step"]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     sums: dict[str, float] = defaultdict(float)
