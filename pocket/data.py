@@ -1,11 +1,11 @@
 """Batches: scenes with their conversations as ids, what each visual token should tell, and pictures as the towers see them.
 
-A sample is made from its number alone, so that a run that goes on after a stop sees what it would have seen."""
+A sample is made from its number alone (and the lessons there are), so that a run that goes on after a stop sees what it would have seen."""
 
 import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,19 +17,16 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .sizes import CLIP_MEAN, CLIP_STD, POCKET
+from .sizes import CLIP_MEAN, CLIP_STD, PAINTED, POCKET
 from .tokenizer import IMAGE, Tokenizer
 from .world import easyvqa
-from .world.drawings import Drawing
-from .world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, Thing, draw_scene, framed, render
+from .world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, draw_scene, framed, render
 from .world.talk import Turn, drawing_turn, small_talk, talk_about
 from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, SYNONYMS, WORDS
 
 # Processes that make samples beside the trainer: with two cores it is as fast without.
 WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
 NUMBER = len(WORDS) + 1
-PAINTED = 128  # the side of painted pictures
-LARGE = 0.2  # the share of conversations about one large thing
 PAD = 32  # ids of a batch are padded to a multiple of this
 
 # What a cell of the 8 x 8 grid holds: names of the fields and how many values each has (0 is "nothing").
@@ -94,29 +91,9 @@ def pixels(image: Image.Image, size: int = POCKET.convnext.image_size) -> np.nda
     return ((values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).transpose(2, 0, 1)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A picture by the painter, and what it shows."""
-
-    drawing: Drawing
-    size: float
-    x: float
-    y: float
-    image: Image.Image
-
-    def scene(self, seed: int) -> Scene:
-        drawn = self.drawing
-        thing = Thing(drawn.kind, drawn.colour, drawn.painted, self.x, self.y, self.size, 0.0)
-        return Scene((thing,), (), drawn.background or "white", seed)
-
-
-@lru_cache(maxsize=1)
-def load_lessons(path: Path) -> list[Lesson]:
-    return torch.load(path, weights_only=False)["lessons"]
-
-
 def softened(image: Image.Image, rng: random.Random) -> Image.Image:
-    """As a painter might have painted it: a little bent, soft, with a faint texture."""
+    """A little bent, soft, with a faint texture, as a painter might have painted it, now and then stored as people store pictures.
+    Lessons by the painter itself are few; these are of every thing in every colour that may be shown."""
     noise = torch.Generator().manual_seed(rng.getrandbits(32))
 
     def smooth(channels: int, cells: int, strength: float) -> Tensor:
@@ -169,11 +146,11 @@ class Recipe:
     images: bool = False  # render pictures
     easy_vqa: float = 0.0  # share of samples
     text_only: float = 0.03  # share of samples without a picture
-    draw: float = 0.1  # share of conversations that end with a request to draw
+    draw: float = 0.1  # share of conversations with a request to draw
     instructed: float = 0.0  # share of short questions with the line behind them that benchmarks put there
     held_out: bool = False
     dense: bool = False  # only pictures with their cells, no conversations
-    lessons: Path | None = None  # pictures by the painter, among those of one large thing
+    lessons: Sequence[tuple[Scene, Image.Image]] = ()  # pictures by the painter, among those of one large thing
 
 
 @dataclass
@@ -215,16 +192,16 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
     elif recipe.dense:
         # A picture costs the same whatever is on it: these are full, of things or of text, or of one thing.
         draw = rng.random()
-        # Of all, small numbers are learnt last.
-        if draw < 0.36:
-            count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
-            scene = draw_scene(number, count=count, labels=labels, hard_text=True)
-        elif draw < 0.7:
-            count, labels = rng.choice((1, 2, 3)), rng.choice((8, 16, 24))
+        if draw < 0.7:
+            if draw < 0.36:
+                count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
+            else:
+                count, labels = rng.choice((1, 2, 3)), rng.choice((8, 16, 24))
+            # Of all, small numbers are learnt last.
             scene = draw_scene(number, count=count, labels=labels, hard_text=True)
         else:
             scene, image = _large(number, rng, recipe)
-    elif rng.random() < LARGE:
+    elif rng.random() < 0.2:
         scene, image = _large(number, rng, recipe)
     else:
         # Reading is learnt last: there is more to read than in the world at large.
@@ -238,16 +215,16 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
 
 
 def _large(number: int, rng: random.Random, recipe: Recipe) -> tuple[Scene, Image.Image | None]:
-    """One large thing, as what is painted fills its picture, and how the painter might have painted it, or did."""
-    draw = rng.random()
-    if recipe.lessons and draw < 0.5:
-        lesson = rng.choice(load_lessons(recipe.lessons))
-        return lesson.scene(number), lesson.image
+    """One large thing, as what is painted fills its picture: of those a painter painted half, if there are any; of the rest half
+    are as a painter might have painted them."""
+    if recipe.lessons and rng.random() < 0.5:
+        return rng.choice(recipe.lessons)
     scene = draw_scene(number, count=1, labels=0, sizes=(0.55, 0.85))
-    if not recipe.images or draw > 0.85:
+    draw = rng.random()
+    if not recipe.images or draw < 0.3:
         return scene, None
     image = render(scene, PAINTED)
-    return scene, softened(image, rng) if draw < 0.75 else image
+    return scene, softened(image, rng) if draw > 0.5 else image
 
 
 def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batch:

@@ -174,12 +174,10 @@ def export(model: Mgm, tokenizer: Path, out: Path) -> Path:
 
 def export_painter(folder: Path, out: Path) -> Path:
     """Writes OUT/sdxl in diffusers' layout."""
-    from .models.painter import Painter, load_tokenizer, pipeline
-    from .train.paint import tokenizer_folder, trained_vae
+    from .models.painter import pipeline
+    from .train.paint import trained_painter, trained_vae
 
-    tokenizer = load_tokenizer(tokenizer_folder(folder))
-    painter = Painter(len(tokenizer))
-    painter.load_state_dict(load_stage(folder, "paint")["average"])
+    painter, tokenizer = trained_painter(folder)
     pipeline(painter.cpu(), trained_vae(folder).cpu(), tokenizer).save_pretrained(out / PAINTER_FOLDER)
     return out / PAINTER_FOLDER
 

@@ -8,7 +8,7 @@ writes the words, the painter paints them, with the negative prompt of conversat
 page take. A picture is right
 
 * to a fresh look, if the answering model names the thing and the colour that were asked for (`mgm eval`, two questions, none that
-  could be answered with "yes");
+  could be answered with "yes"; it learnt from pictures by this painter, of other combinations: `pocket/train/lessons.py`);
 * to the nearest-picture check, if of all things in all colours on that background, in three sizes and 25 places, the drawing of
   the thing in the colour is the nearest.
 
@@ -24,16 +24,13 @@ import json
 import subprocess
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .models.painter import NEGATIVE, SIDE
+from .models.painter import DENOISING_STEPS, GUIDANCE, NEGATIVE, SIDE, as_tensor
 from .nearest import nearest
-from .train.vae import as_tensor
 from .world import drawings
-from .world.things import KIND_INDEX, KINDS, SHAPES
+from .world.things import SHAPES, be, held_region
 
-STEPS, GUIDANCE = 20, 5.0
 COLUMNS, LABEL = 20, 22
 
 
@@ -48,26 +45,21 @@ def evaluate(mgm: Path, model: Path, questions: list[dict], data: Path, out: Pat
     return {str(row["id"]): row["text"] for row in lines(out) if "text" in row}
 
 
-def same_bundles(models: Path, folder: Path, clean: bool) -> None:
+def same_bundles(models: Path, folder: Path, names: tuple[str, ...]) -> None:
     """Notes which bundles the folder's files are of; ends if they are of others."""
-    of = {
-        name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest()
-        for name in (("pocket",) if clean else ("pocket", "pocket-painter"))
-    }
+    of = {name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest() for name in names}
     note = folder / "bundles.json"
     if note.exists() and json.loads(note.read_text()) != of:
         raise SystemExit(f"{folder} has pictures of other bundles: name an empty folder")
     note.write_text(json.dumps(of))
 
 
-def drawing_of(row: dict) -> Image.Image:
-    """The generator's own."""
-    kind = KINDS[KIND_INDEX[row["thing"]]]
-    return drawings.picture(drawings.Drawing(kind, row["colour"], row["painted"], row["background"]), SIDE)
+def file_of(row: dict) -> str:
+    return f"{row['id']:03}.png"
 
 
-def draw(rows: list[dict], mgm: Path, models: Path, folder: Path) -> None:
-    """The program's, of words that the answering model writes; those in the folder already are kept."""
+def paint_requests(rows: list[dict], mgm: Path, models: Path, folder: Path) -> None:
+    """Has the answering model write the words and the painter paint them; pictures that are in the folder are kept."""
     asked = [
         {
             "id": str(row["id"]),
@@ -79,38 +71,38 @@ def draw(rows: list[dict], mgm: Path, models: Path, folder: Path) -> None:
     ]
     written = evaluate(mgm, models / "pocket", asked, folder / "requests.jsonl", folder / "requests-answers.jsonl")
     for row in rows:
-        picture = folder / f"{row['id']:03}.png"
+        picture = folder / file_of(row)
         if picture.exists():
             continue
         words = written[str(row["id"])].partition("<h>")[2].partition("</h>")[0]
         drawn = folder / "drawn.png"
         command = [mgm, "generate", models / "pocket-painter", "--prompt", words, "--negative", NEGATIVE, "--steps",
-                   str(STEPS), "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
+                   str(DENOISING_STEPS), "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise SystemExit(f"request {row['id']}: {done.stderr}")
         drawn.replace(picture)
 
 
-def nearest_is_right(picture: Image.Image, row: dict) -> bool:
-    with torch.no_grad():
-        found = nearest(as_tensor([picture])[0], row["background"])
-    return (found.kind, found.colour) == (row["thing"], row["colour"] if row["painted"] else None)
+def names(answer: str) -> str:
+    """What an answer names, without its article."""
+    words = answer.lower().rstrip(". ").split()
+    return " ".join(words[1:] if words[:1] in (["a"], ["an"]) else words)
 
 
 def questions_about(row: dict) -> list[dict]:
-    image = f"{row['id']:03}.png"
+    image = file_of(row)
     asked = [
         {
             "id": f"{row['id']}-thing",
             "image": image,
             "question": "What is it?",
-            "answer": drawings.article(row["thing"]),
+            "answer": row["thing"],
             "kind": "thing",
         }
     ]
     if row["colour"]:
-        question = f"What colour is the {row['thing']}?"
+        question = f"What colour {be(row['thing'])} the {row['thing']}?"
         asked.append(
             {
                 "id": f"{row['id']}-colour",
@@ -133,7 +125,7 @@ def sheet(rows: list[dict], folder: Path, verdicts: dict[int, tuple[bool, bool]]
         x, y = index % COLUMNS * (side + 4), index // COLUMNS * (side + LABEL)
         wanted = f"{row['colour']} {row['thing']}" if row["painted"] else row["thing"]
         pen.text((x, y + side + 5), wanted, font=font, fill="black")
-        out.paste(Image.open(folder / f"{row['id']:03}.png").convert("RGB").resize((side, side)), (x, y))
+        out.paste(Image.open(folder / file_of(row)).convert("RGB").resize((side, side)), (x, y))
         for part, right in enumerate(verdicts[row["id"]]):
             left = x + part * side // 2
             pen.rectangle((left, y + side + 1, left + side // 2 - 2, y + side + 4), fill="green" if right else "red")
@@ -146,31 +138,32 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--mgm", type=Path, default=Path("target/release/mgm"))
-    parser.add_argument("--limit", type=int)
     parser.add_argument("--clean", action="store_true", help="look at the generator's drawings")
     arguments = parser.parse_args()
     mgm, folder = arguments.mgm, arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    same_bundles(arguments.models, folder, arguments.clean)
-    rows = lines(arguments.eval / "drawing.jsonl")[: arguments.limit]
+    same_bundles(arguments.models, folder, ("pocket",) if arguments.clean else ("pocket", "pocket-painter"))
+    rows = lines(arguments.eval / "drawing.jsonl")
 
     if arguments.clean:
         for row in rows:
-            drawing_of(row).save(folder / f"{row['id']:03}.png")
+            drawings.picture(drawings.Drawing.of_row(row), SIDE).save(folder / file_of(row))
     else:
-        draw(rows, mgm, arguments.models, folder)
+        paint_requests(rows, mgm, arguments.models, folder)
 
     looked = [question for row in rows for question in questions_about(row)]
     said = evaluate(mgm, arguments.models / "pocket", looked, folder / "questions.jsonl", folder / "looks.jsonl")
     verdicts = {}
     for row in rows:
-        fresh = all(said[q["id"]].strip().lower().rstrip(".") == q["answer"] for q in questions_about(row))
-        verdicts[row["id"]] = (fresh, nearest_is_right(Image.open(folder / f"{row['id']:03}.png").convert("RGB"), row))
+        fresh = all(names(said[q["id"]]) == q["answer"] for q in questions_about(row))
+        picture = as_tensor([Image.open(folder / file_of(row)).convert("RGB")])[0]
+        verdicts[row["id"]] = (fresh, nearest(picture, row["background"]).shows(drawings.Drawing.of_row(row)))
     sheet(rows, folder, verdicts).save(folder / "sheet.png")
 
     groups = {
         "all": rows,
         "colours never seen on the thing": [row for row in rows if row["held_out"]],
+        "things never seen in the middle": [row for row in rows if held_region(row["thing"], "middle")],
         "shapes": [row for row in rows if row["thing"] in SHAPES],
     }
     figures = {}

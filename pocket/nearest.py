@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .models.painter import SIDE
-from .train.vae import as_tensor
+from .models.painter import SIDE, as_tensor
 from .world import drawings
 from .world.things import COLOUR_NAMES, KINDS, PAINTS
 
@@ -25,31 +24,30 @@ class Nearest(NamedTuple):
     x: float
     y: float
 
+    def shows(self, wanted: drawings.Drawing) -> bool:
+        return (self.kind, self.colour) == (wanted.kind.name, wanted.paint)
+
 
 @cache
 def gallery(background: str | None) -> tuple[list[tuple[str, str | None, float]], Tensor]:
     """The clean drawing of every thing in every colour on a background, in three sizes, small and flat."""
-    wanted = [
-        drawings.Drawing(kind, colour, colour is not None, background)
+    shown = [
+        (drawings.Drawing(kind, colour, colour is not None, background), size)
         for kind in KINDS
         for colour in (COLOUR_NAMES if kind.icon is None else (*PAINTS, None))
-    ]
-    names = [(drawing.kind.name, drawing.colour, size) for drawing in wanted for size in SIZES]
-    drawn = [
-        F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), POOL).flatten()
-        for d in wanted
         for size in SIZES
     ]
-    return names, torch.stack(drawn)
+    drawn = [F.avg_pool2d(as_tensor([drawings.picture(d, SIDE, size=size)]), POOL).flatten() for d, size in shown]
+    return [(d.kind.name, d.colour, size) for d, size in shown], torch.stack(drawn)
 
 
 def nearest(picture: Tensor, background: str | None) -> Nearest:
     """The drawing on this background that is nearest to a picture [3, side, side] of -1..1."""
-    names, drawn = gallery(background)
-    padded = F.pad(F.avg_pool2d(picture[None].float().cpu(), POOL), (REACH,) * 4, mode="replicate")
+    shown, drawn = gallery(background)
+    padded = F.pad(F.avg_pool2d(picture[None].cpu(), POOL), (REACH,) * 4, mode="replicate")
     side, moves = SIDE // POOL, range(2 * REACH + 1)
     moved = torch.stack([padded[0, :, y : y + side, x : x + side].flatten() for y in moves for x in moves])
     distance = torch.cdist(moved, drawn)
-    move, name = divmod(int(distance.argmin()), len(names))
+    move, which = divmod(int(distance.argmin()), len(shown))
     down, right = divmod(move, len(moves))
-    return Nearest(*names[name], 0.5 + (right - REACH) / side, 0.5 + (down - REACH) / side)
+    return Nearest(*shown[which], 0.5 + (right - REACH) / side, 0.5 + (down - REACH) / side)

@@ -1,4 +1,5 @@
-"""Runs all stages unattended, two at a time, each on one core, as soon as what they need is there.
+"""Runs all stages unattended, two at a time, each on one core, as soon as what they need is there; a stage that has nothing beside it
+gets all of them.
 
     nice -n 19 python -m pocket.queue [--run FOLDER] [--slots N] [--threads N]
 
@@ -52,9 +53,12 @@ def main() -> None:
             for stage, needs in NEEDS.items()
             if not done(stage) and stage not in running and all(map(done, needs)) and failures.get(stage, 0) < TRIES
         ]
-        for stage in ready[: 0 if stopping else max(0, arguments.slots - len(running))]:
+        starting = ready[: 0 if stopping else max(0, arguments.slots - len(running))]
+        # The last stage has nothing beside it.
+        alone = len(starting) == 1 and not running
+        for stage in starting:
             command = [sys.executable, "-m", "pocket.train", stage, "--run", str(arguments.run),
-                       "--threads", str(arguments.threads)]  # fmt: skip
+                       "--threads", str(arguments.threads * (arguments.slots if alone else 1))]  # fmt: skip
             with (arguments.run / f"{stage}.out").open("a") as output:
                 running[stage] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             print(f"{time.strftime('%H:%M:%S')} {stage} starts, process {running[stage].pid}", flush=True)

@@ -5,12 +5,16 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-SIDE, LATENT = 128, 16
+from ..sizes import PAINTED
+
+SIDE, LATENT = PAINTED, 16
 POSITIONS = 24
 MERGES = 700
 # The beginning of the negative prompt that conversations have (src/diffusion/answer.rs): no more fits the text encoders' positions.
@@ -18,6 +22,8 @@ NEGATIVE = (
     "out of frame, lowres, text, error, cropped, worst quality, low quality, jpeg artifacts, ugly, duplicate, morbid, "
     "mutilated, out of frame, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, mutation, deformed, blurry"
 )
+# As `make run` and the demo page draw.
+DENOISING_STEPS, GUIDANCE = 20, 5.0
 SCHEDULE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1,
@@ -93,6 +99,18 @@ class Painter(nn.Module):
         return self.unet(latents, times, encoder_hidden_states=context, added_cond_kwargs=added).sample
 
 
+def as_tensor(images: list[Image.Image]) -> Tensor:
+    """[n, 3, side, side] of -1..1."""
+    return (
+        torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
+    )
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    values = (pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(1, 2, 0)
+    return Image.fromarray(values.cpu().numpy())
+
+
 # --- the tokenizer ---
 
 
@@ -131,6 +149,11 @@ def train_tokenizer(corpus: list[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(f"{a} {b}" for a, b in merges) + "\n")
+
+
+def ids_of(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """[n, positions]"""
+    return torch.tensor(tokenizer(prompts, padding="max_length", truncation=True).input_ids)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

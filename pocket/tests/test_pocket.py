@@ -6,6 +6,7 @@ import re
 import tempfile
 import unittest
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,11 @@ from transformers import LlamaTokenizer
 from pocket import data
 from pocket.export import checkpoint_names
 from pocket.models.mgm import Mgm
-from pocket.models.painter import SIDE
+from pocket.models.painter import SIDE, as_tensor
 from pocket.models.vision import Depthwise, Mining
 from pocket.nearest import nearest
 from pocket.tokenizer import IMAGE, SYSTEM, Tokenizer, corpus, train
-from pocket.train.vae import as_tensor
+from pocket.train.lessons import scene_of
 from pocket.world import drawings, things
 from pocket.world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, Thing, draw_scene, render
 from pocket.world.talk import NUMBERS, Turn, drawing_turn, talk_about
@@ -161,26 +162,23 @@ class World(unittest.TestCase):
             self.assertEqual(held, seed % 2 == 0)
 
     def test_a_lesson_is_what_was_painted(self) -> None:
-        """What a picture's sample says of it is what the nearest-picture check saw: thing, colour, place and size."""
+        """The nearest-picture check finds thing, colour, place and size, and samples say that of the picture."""
         wanted = drawings.Drawing(KINDS[KIND_INDEX["umbrella"]], "blue", True, "yellow")
+        self.assertEqual(drawings.Drawing.of_row(wanted.row()), wanted)
         picture = Image.new("RGB", (SIDE, SIDE), BACKGROUNDS["yellow"])
         picture.paste(drawings.picture(wanted, SIDE, size=0.68), (8, -4))
         found = nearest(as_tensor([data.softened(picture, random.Random(1))])[0], "yellow")
         self.assertEqual(found, ("umbrella", "blue", 0.68, 0.5 + 8 / SIDE, 0.5 - 4 / SIDE))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "lessons.pt"
-            torch.save({"lessons": [data.Lesson(wanted, found.size, found.x, found.y, picture)]}, path)
-            recipe = data.Recipe(images=True, lessons=path)
-            samples = [data.make_sample(number, recipe) for number in range(200)]
-        seen = [s for s in samples if s.scene and s.scene.things[:1] and s.scene.things[0].size == 0.68]
-        self.assertGreater(len(seen), 10)
-        for sample in seen:
-            self.assertEqual(sample.scene.background, "yellow")
+        self.assertTrue(found.shows(wanted))
+        lesson = scene_of(wanted.row() | {"size": found.size, "x": found.x, "y": found.y})
+        recipe = data.Recipe(images=True, lessons=[(lesson, picture)])
+        samples = [s for s in (data.make_sample(number, recipe) for number in range(200)) if s.scene is lesson]
+        self.assertGreater(len(samples), 10)
+        for sample in samples:
             for turn in sample.turns:
-                if turn.question.startswith("What colour is the umbrella?"):
-                    self.assertEqual(turn.answer, "blue")
-            values, _ = data.cells(sample.scene)
-            self.assertEqual(values[data.cell_of(found.x, found.y), 0], 1 + KIND_INDEX["umbrella"])
+                self.check(replace(turn, question=turn.question.removesuffix(data.SHORT_ANSWER)), lesson)
+        values, _ = data.cells(lesson)
+        self.assertEqual(values[data.cell_of(found.x, found.y), 0], 1 + KIND_INDEX["umbrella"])
 
 
 class Text(unittest.TestCase):

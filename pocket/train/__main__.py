@@ -1,6 +1,6 @@
 """python -m pocket.train STAGE [--run FOLDER] [--steps N]
 
-Stages, in order: language, convnext, clip, align, vae, paint, lessons, instruct. The same command goes on where a stage was stopped."""
+NEEDS has the stages. The same command goes on where a stage was stopped."""
 
 import argparse
 import os

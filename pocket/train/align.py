@@ -1,4 +1,4 @@
-"""Stage 3, alignment: patch info mining and the projector, and nothing else, learn to write what the language model reads.
+"""Alignment: patch info mining and the projector, and nothing else, learn to write what the language model reads.
 
 Its target is what the language model was raised on: the tokens written from the scene. How far they are from it says little about
 what they tell (of a word, most is right when it is known to be a word), so that heads, thrown away like the towers', read
@@ -16,7 +16,7 @@ from ..sizes import POCKET
 from ..tokenizer import Tokenizer
 from .common import DEVICE, Muon, Run, accuracy, fit, load_stage
 from .language import Told, tokenizer_folder
-from .towers import CellHeads, cell_loss
+from .towers import RECIPE, CellHeads, cell_loss
 
 STEPS, BATCH, SEED = 1500, 24, 3
 SWITCHED_OFF = 0.12  # share of pictures whose high-resolution branch is off
@@ -39,7 +39,7 @@ def keep_mask(batch: data.Batch) -> Tensor:
 def held_out_accuracy(
     model: Mgm, tokenizer: Path, batches: int, seed: int, easy_vqa: bool, mining: bool = True
 ) -> dict:
-    """Accuracy on held-out scenes (and easy-vqa's test split), with mining or with it switched off."""
+    """Accuracy on held-out scenes (and the part of easy-vqa's train split that is kept back), with mining or with it switched off."""
     share = 0.25 if easy_vqa else 0.0
     recipe = data.Recipe(images=True, held_out=True, text_only=0.0, easy_vqa=share)
 
@@ -68,7 +68,6 @@ def main(folder: Path, steps: int | None = None) -> None:
     modules = {"mining": vision.mining.requires_grad_(), "projector": vision.projector.requires_grad_(), "heads": heads}
     named = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
-    recipe = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         cells, offsets = batch.cells.to(DEVICE), batch.offsets.to(DEVICE)
@@ -79,5 +78,5 @@ def main(folder: Path, steps: int | None = None) -> None:
             "cells": 0.5 * cell_loss(heads(visual.float()), cells, offsets),
         }
 
-    fit(run, steps or STEPS, modules, optimiser, lambda first: data.batches(tokenizer, recipe, BATCH, first, SEED), loss_of,
+    fit(run, steps or STEPS, modules, optimiser, lambda first: data.batches(tokenizer, RECIPE, BATCH, first, SEED), loss_of,
         lambda: held_out_accuracy(model, tokenizer, 2, SEED, easy_vqa=False), evaluate_every=400)  # fmt: skip

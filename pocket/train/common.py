@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import time
+import timeit
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +25,22 @@ from . import STOPPED
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _faster_in_bf16() -> bool:
-    """Measured, not asked: CPUs that can multiply bf16 do it more than twice as fast as f32, or half as fast; others a fortieth."""
+@cache
+def bf16() -> bool:
+    """Whether matrix products are in bf16: on GPUs, and on CPUs where that is faster than f32. Measured, not asked: with AMX it is
+    more than twice as fast, with AVX-512 BF16 twice as fast or half, and without either a fortieth."""
+    if "POCKET_F32" in os.environ or DEVICE.type == "cuda":
+        return "POCKET_F32" not in os.environ
 
     def seconds(dtype: torch.dtype) -> float:
         matrix = torch.ones(384, 384, dtype=dtype)
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            matrix @ matrix
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=6))
 
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
-# bf16 for matrix products.
-BF16 = "POCKET_F32" not in os.environ and (DEVICE.type == "cuda" or _faster_in_bf16())
-
-
 def mixed() -> torch.autocast | nullcontext:
-    if not BF16:
+    if not bf16():
         return nullcontext()
     return torch.autocast(DEVICE.type, torch.bfloat16)
 
@@ -64,7 +61,7 @@ def compile_layers(*layers: nn.Module) -> None:
 def orthogonal(update: Tensor) -> Tensor:
     """The nearest matrix with singular values about 1, by five Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update.bfloat16() if BF16 else update
+    x = update.bfloat16() if bf16() else update
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
@@ -182,16 +179,12 @@ class Run:
         (self.folder / f"{self.stage}.done").touch()
 
 
-def stage_path(folder: Path, stage: str) -> Path:
-    """Where an earlier stage left what it made: finished or, if its time was cut short, as far as it got."""
+def load_stage(folder: Path, stage: str) -> dict:
+    """What an earlier stage left: finished or, if its time was cut short, as far as it got."""
     path = folder / f"{stage}.pt"
     if not path.exists():
         raise SystemExit(f"stage {stage} comes first: {path} is missing; run `python -m pocket.train {stage}`")
-    return path
-
-
-def load_stage(folder: Path, stage: str) -> dict:
-    return torch.load(stage_path(folder, stage), weights_only=False, map_location=DEVICE)
+    return torch.load(path, weights_only=False, map_location=DEVICE)
 
 
 def fit(

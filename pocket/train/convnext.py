@@ -1,4 +1,4 @@
-"""Stage 2, the high-resolution tower: ConvNeXt learns to tell what lies in each cell, small print included."""
+"""The high-resolution tower: ConvNeXt learns to tell what lies in each cell, small print included."""
 
 from pathlib import Path
 

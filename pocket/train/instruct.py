@@ -1,4 +1,4 @@
-"""Stage 7, instruction tuning, with requests to draw mixed in: projector and mining, and language model and towers at
+"""Instruction tuning, with requests to draw mixed in: projector and mining, and language model and towers at
 half the rate. The dense target of the alignment stays as a second loss, also of full pictures that nothing is asked about: it tells
 more than answers do."""
 
@@ -14,14 +14,15 @@ from ..models.mgm import Mgm
 from ..sizes import POCKET
 from ..tokenizer import Tokenizer
 from .align import held_out_accuracy, keep_mask, token_loss
-from .common import DEVICE, Muon, Run, compile_layers, fit, load_stage, read, stage_path
+from .common import DEVICE, Muon, Run, compile_layers, fit, load_stage, read
 from .language import Told, tokenizer_folder
+from .lessons import load_lessons
+from .towers import RECIPE as FULL
 from .towers import CellHeads, cell_loss
 
 STEPS, BATCH, SEED = 3200, 16, 4
 PICTURES = 12  # beside the conversations
 RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04, instructed=0.1)
-FULL = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
 
 
 def rate_of(name: str) -> float:
@@ -30,7 +31,8 @@ def rate_of(name: str) -> float:
 
 def main(folder: Path, steps: int | None = None) -> None:
     torch.manual_seed(SEED)
-    run, lessons = Run("instruct", folder), stage_path(folder, "lessons")
+    run = Run("instruct", folder)
+    recipe, full = (replace(recipe, lessons=load_lessons(folder)) for recipe in (RECIPE, FULL))
     tokenizer = tokenizer_folder(folder)
     model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
     heads = CellHeads(POCKET.language.hidden_size).to(DEVICE)
@@ -52,8 +54,8 @@ def main(folder: Path, steps: int | None = None) -> None:
     compile_layers(*model.language.layers, *model.vision.clip.vision_model.encoder["layers"], model.vision.mining)
 
     def batches(first: int) -> Iterator[tuple[data.Batch, data.Batch]]:
-        talks = data.batches(tokenizer, replace(RECIPE, lessons=lessons), BATCH, first, SEED)
-        return zip(talks, data.batches(tokenizer, replace(FULL, lessons=lessons), PICTURES, first, SEED + 100))
+        talks = data.batches(tokenizer, recipe, BATCH, first, SEED)
+        return zip(talks, data.batches(tokenizer, full, PICTURES, first, SEED + 100))
 
     def loss_of(both: tuple[data.Batch, data.Batch]) -> dict[str, Tensor]:
         def of_both(name: str) -> Tensor:

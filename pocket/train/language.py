@@ -1,9 +1,10 @@
-"""Stage 1, language: the language model learns the world's words and how to reason about a grid of visual tokens, before it
+"""The language model learns the world's words and how to reason about a grid of visual tokens, before it
 has eyes. In the place of a picture stand tokens that are written from the scene itself: the sum of embeddings of what each
 cell holds and where it lies, which begin as the embeddings of the words for it. (The paper starts from a language model that has been trained on text; this is ours.)"""
 
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,13 @@ def tokenizer_folder(folder: Path) -> Path:
     """The tokenizer's folder in a run: a copy of the one in `pocket/vocabulary`, whose ids the sizes in `sizes.py` are for."""
     out = folder / "tokenizer"
     if not out.exists():
-        shutil.copytree(VOCABULARY, out)
+        # Of stages that start together one is first.
+        copy = Path(tempfile.mkdtemp(dir=folder))
+        shutil.copytree(VOCABULARY, copy, dirs_exist_ok=True)
+        try:
+            copy.rename(out)
+        except OSError:
+            shutil.rmtree(copy)
     return out
 
 

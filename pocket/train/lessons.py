@@ -1,55 +1,66 @@
-"""Stage 6: the painter paints for the answering model, which comes after: what is painted is soft, a little bent and has a faint
-texture, none of which the generator's own drawings are. Of things and colours in those Pocket told 92 %, in the same drawings painted
-75 %, before it had seen any.
+"""The painter paints for the answering model, which is instructed next: what is painted is soft, a little bent and has a faint texture,
+none of which the generator's own drawings are.
 
-Only pictures that the nearest-picture check takes for what was asked are kept, and none of what is kept from training."""
+Only pictures that the nearest-picture check takes for what was asked are kept, and of what is kept from training none."""
 
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
-from ..data import Lesson
-from ..models.painter import Painter, load_tokenizer
+from ..models.painter import DENOISING_STEPS, GUIDANCE, as_image, ids_of
 from ..nearest import nearest
 from ..world import drawings
-from ..world.scene import novelty_of
-from ..world.things import region
+from ..world.scene import BACKGROUNDS, Scene, Thing
+from ..world.things import held_region, region
 from . import STOPPED
-from .common import DEVICE, Run, load_stage, mixed
-from .paint import paint, tokenizer_folder, trained_vae
-from .vae import as_image
+from .common import DEVICE, Run, load_stage
+from .paint import paint, trained_painter, trained_vae
 
-COUNT, BATCH, SEED = 1600, 32, 7
-STEPS, GUIDANCE = 20, 5.0  # as conversations draw
+STEPS, BATCH, SEED = 50, 32, 7
+
+
+def load_lessons(folder: Path) -> list[tuple[Scene, Image.Image]]:
+    state = load_stage(folder, "lessons")
+    pictures = state["pictures"].cpu().numpy()
+    return [(scene_of(row), Image.fromarray(picture)) for row, picture in zip(state["rows"], pictures)]
+
+
+def scene_of(row: dict) -> Scene:
+    drawn = drawings.Drawing.of_row(row)
+    thing = Thing(drawn.kind, drawn.colour, drawn.painted, row["x"], row["y"], row["size"], 0.0)
+    return Scene((thing,), (), drawn.background or "white", seed=0)  # never rendered
+
+
+def ground_of(picture: torch.Tensor) -> str:
+    """The background whose colour is nearest to that of most of the border."""
+    border = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], dim=1)
+    colour = (border.median(dim=1).values.cpu() + 1) * 127.5
+    return min(BACKGROUNDS, key=lambda name: float((colour - torch.tensor(BACKGROUNDS[name])).norm()))
 
 
 def main(folder: Path, steps: int | None = None) -> None:
-    """`steps` is a number of batches."""
-    run = Run("lessons", folder)
-    tokenizer, vae = load_tokenizer(tokenizer_folder(folder)), trained_vae(folder)
-    painter = Painter(len(tokenizer)).to(DEVICE)
-    painter.load_state_dict(load_stage(folder, "paint")["average"])
-    state = run.load() or {"step": 0, "lessons": []}
-    lessons: list[Lesson] = state["lessons"]
-    last = steps or COUNT // BATCH
+    run, last = Run("lessons", folder), steps or STEPS
+    (painter, tokenizer), vae = trained_painter(folder), trained_vae(folder)
+    state = run.load() or {"step": 0, "rows": [], "pictures": torch.empty(0)}
+    rows, pictures = state["rows"], list(state["pictures"].cpu()[: len(state["rows"])])
     for step in range(state["step"], last):
         first = SEED * (1 << 32) + step * BATCH
         wanted = [drawings.draw(random.Random(first + i)) for i in range(BATCH)]
-        ids = torch.tensor(tokenizer([d.prompt for d in wanted], padding="max_length", truncation=True).input_ids)
-        with mixed():
-            made = paint(painter, vae, ids.to(DEVICE), STEPS, GUIDANCE, seed=first).float().clamp(-1, 1)
-        for drawing, picture in zip(wanted, made):
+        ids = ids_of(tokenizer, [drawing.prompt for drawing in wanted]).to(DEVICE)
+        for drawing, picture in zip(wanted, paint(painter, vae, ids, DENOISING_STEPS, GUIDANCE, seed=first)):
             found = nearest(picture, drawing.background)
-            colour = drawing.colour if drawing.painted else None
-            place = region(found.x, found.y)
-            if (found.kind, found.colour) == (drawing.kind.name, colour) and not novelty_of(
-                drawing.kind, drawing.colour, drawing.painted, place, []
-            ):
-                lessons.append(Lesson(drawing, found.size, found.x, found.y, as_image(picture)))
-        run.log(step=step + 1, of=last, kept=len(lessons), painted=(step + 1) * BATCH)
+            plain = ground_of(picture) == (drawing.background or "white")
+            if plain and found.shows(drawing) and not held_region(drawing.kind.name, region(found.x, found.y)):
+                rows.append(drawing.row() | {"size": found.size, "x": found.x, "y": found.y})
+                pictures.append(torch.from_numpy(np.array(as_image(picture))))
+        run.log(step=step + 1, of=last, kept=len(rows), painted=(step + 1) * BATCH)
         if run.due() or step + 1 == last:
-            run.save(step=step + 1, lessons=lessons)
+            run.save(step=step + 1, rows=rows, pictures=torch.stack(pictures or [torch.empty(0)]))
             if run.stop:
                 raise SystemExit(STOPPED)
+    if not rows:
+        raise SystemExit("none of the pictures shows what was asked for: train `paint` for longer")
     run.finish()

@@ -1,4 +1,4 @@
-"""Stage 5: the UNet and both text encoders learn to take noise from latents, told what the picture shows."""
+"""The UNet and both text encoders learn to take noise from latents, told what the picture shows."""
 
 import copy
 import hashlib
@@ -11,13 +11,26 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPTokenizer
 
-from ..models.painter import LATENT, NEGATIVE, SCHEDULE, SIDE, Painter, load_tokenizer, make_vae, train_tokenizer
+from ..models.painter import (
+    LATENT,
+    NEGATIVE,
+    SCHEDULE,
+    SIDE,
+    Painter,
+    as_image,
+    as_tensor,
+    ids_of,
+    load_tokenizer,
+    make_vae,
+    train_tokenizer,
+)
 from ..nearest import nearest
 from ..world import drawings
 from ..world.things import COLOUR_NAMES, KINDS
 from .common import DEVICE, Muon, Run, fit, load_stage, mixed
-from .vae import as_image, as_tensor, scale_of
+from .vae import scale_of
 
 STEPS, BATCH, SEED = 6500, 32, 6
 LATENTS = 24_000
@@ -67,19 +80,28 @@ def latents(folder: Path, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
     return torch.cat(found), prompts
 
 
+def trained_painter(folder: Path) -> tuple[Painter, CLIPTokenizer]:
+    tokenizer = load_tokenizer(tokenizer_folder(folder))
+    painter = Painter(len(tokenizer)).to(DEVICE)
+    painter.load_state_dict(load_stage(folder, "paint")["average"])
+    return painter.eval(), tokenizer
+
+
 @torch.no_grad()
 def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
-    """Pictures [n, 3, side, side] of prompts' ids."""
-    scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
-    scheduler.set_timesteps(steps)
-    context, pooled = painter.conditions(ids)
-    context = torch.cat([torch.zeros_like(context), context])
-    pooled = torch.cat([torch.zeros_like(pooled), pooled])
-    x = torch.randn(len(ids), 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-    for time in scheduler.timesteps:
-        without, with_text = painter.noise(torch.cat([x, x]), time, context, pooled).chunk(2)
-        x = scheduler.step(without + guidance * (with_text - without), time, x).prev_sample
-    return vae.decode(x / vae.config.scaling_factor).sample
+    """Pictures [n, 3, side, side] of -1..1 of prompts' ids, guided away from no words at all."""
+    with mixed():
+        scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
+        scheduler.set_timesteps(steps)
+        context, pooled = painter.conditions(ids)
+        context = torch.cat([torch.zeros_like(context), context])
+        pooled = torch.cat([torch.zeros_like(pooled), pooled])
+        x = torch.randn(len(ids), 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+        for time in scheduler.timesteps:
+            without, with_text = painter.noise(torch.cat([x, x]), time, context, pooled).chunk(2)
+            x = scheduler.step(without + guidance * (with_text - without), time, x).prev_sample
+        picture = vae.decode(x / vae.config.scaling_factor).sample
+    return picture.float().clamp(-1, 1)
 
 
 def main(folder: Path, steps: int | None = None) -> None:
@@ -88,8 +110,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     tokenizer = load_tokenizer(tokenizer_folder(folder))
     vae = trained_vae(folder)
     stored, prompts = latents(folder, vae)
-    ids = torch.tensor(tokenizer(prompts, padding="max_length", truncation=True).input_ids)
-    negative = torch.tensor(tokenizer([NEGATIVE], padding="max_length", truncation=True).input_ids)
+    ids, negative = ids_of(tokenizer, prompts), ids_of(tokenizer, [NEGATIVE])
     painter = Painter(len(tokenizer)).to(DEVICE)
     if DEVICE.type == "cpu":
         # The library's fused attention is slow on its way back at 256 places: a step takes a fifth less time without.
@@ -130,19 +151,15 @@ def main(folder: Path, steps: int | None = None) -> None:
 
     def evaluate() -> dict[str, float]:
         wanted = [drawings.draw(random.Random(i), held_out=i % 2 == 0) for i in range(16)]
-        text = torch.tensor(tokenizer([d.prompt for d in wanted], padding="max_length", truncation=True).input_ids).to(
-            DEVICE
-        )
-        with mixed():
-            made = paint(average, vae, text, steps=15, guidance=4.0, seed=1).float()
+        text = ids_of(tokenizer, [drawing.prompt for drawing in wanted]).to(DEVICE)
+        made = paint(average, vae, text, steps=15, guidance=4.0, seed=1)
         sheet = Image.new("RGB", (8 * SIDE, 4 * SIDE))
         right = 0
         for i, drawing in enumerate(wanted):
             at = (i % 8 * SIDE, i // 8 * 2 * SIDE)
             sheet.paste(drawings.picture(drawing, SIDE), at)
             sheet.paste(as_image(made[i]), (at[0], at[1] + SIDE))
-            found = nearest(made[i], drawing.background)
-            right += (found.kind, found.colour) == (drawing.kind.name, drawing.colour if drawing.painted else None)
+            right += nearest(made[i], drawing.background).shows(drawing)
         sheet.save(folder / "paint.png")
         return {"nearest picture is the one asked for": right / len(wanted)}
 

@@ -16,7 +16,7 @@ from .common import DEVICE, Muon, Run, compile_layers, fit
 from .language import tokenizer_folder
 
 BATCH, SEED = 24, 2
-RECIPE = data.Recipe(images=True, dense=True, text_only=0.0, draw=0.0)
+RECIPE = data.Recipe(images=True, dense=True, text_only=0.0)
 
 
 class CellHeads(nn.Module):

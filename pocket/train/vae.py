@@ -1,33 +1,21 @@
-"""Stage 4: the autoencoder between 128 x 128 pictures and 16 x 16 latents."""
+"""The autoencoder between 128 x 128 pictures and 16 x 16 latents."""
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from ..models.painter import SIDE, make_vae
+from ..models.painter import SIDE, as_image, as_tensor, make_vae
 from ..world import drawings
 from ..world.scene import draw_scene, render
 from .common import DEVICE, Muon, Run, fit
 
 STEPS, BATCH, SEED = 1800, 12, 5
-
-
-def as_tensor(images: list[Image.Image]) -> Tensor:
-    return (
-        torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
-    )
-
-
-def as_image(pixels: Tensor) -> Image.Image:
-    values = (pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(1, 2, 0)
-    return Image.fromarray(values.cpu().numpy())
 
 
 def sample(number: int) -> Image.Image:

@@ -7,7 +7,18 @@ from PIL import Image
 
 from .scene import BACKGROUNDS
 from .sprites import has_colour, natural_colour, sprite
-from .things import COLOUR_NAMES, COLOURS, PAINTS, Kind, any_kind, article, colour_distance, held_colour
+from .things import (
+    COLOUR_NAMES,
+    COLOURS,
+    KIND_INDEX,
+    KINDS,
+    PAINTS,
+    Kind,
+    any_kind,
+    article,
+    colour_distance,
+    held_colour,
+)
 
 
 @dataclass(frozen=True)
@@ -16,6 +27,23 @@ class Drawing:
     colour: str | None
     painted: bool
     background: str | None  # None is white
+
+    @property
+    def paint(self) -> str | None:
+        """The colour it is painted in; None: as it is."""
+        return self.colour if self.painted else None
+
+    def row(self) -> dict:
+        return {
+            "thing": self.kind.name,
+            "colour": self.colour,
+            "painted": self.painted,
+            "background": self.background,
+        }
+
+    @classmethod
+    def of_row(cls, row: dict) -> "Drawing":
+        return cls(KINDS[KIND_INDEX[row["thing"]]], row["colour"], row["painted"], row["background"])
 
     @property
     def prompt(self) -> str:
@@ -48,7 +76,7 @@ def picture(drawing: Drawing, side: int, rng: random.Random | None = None, size:
     size = rng.uniform(0.66, 0.84) if rng else size
     x, y = (rng.uniform(0.46, 0.54) if rng else 0.5 for _ in range(2))
     image = Image.new("RGB", (side, side), BACKGROUNDS[drawing.background or "white"])
-    shape = sprite(drawing.kind, drawing.colour if drawing.painted else None)
+    shape = sprite(drawing.kind, drawing.paint)
     pixels = round(size * side)
     shape = shape.resize((pixels, pixels), Image.Resampling.BILINEAR)
     image.paste(shape, (round(x * side - pixels / 2), round(y * side - pixels / 2)), shape)

@@ -71,11 +71,13 @@ def drawing_requests(count: int) -> list[dict]:
         wanted = drawings.draw(rng, held_out=number % 2 == 0)
         rows.append(
             {
-                "id": number, "question": rng.choice(REQUESTS).format(wanted.prompt), "prompt": wanted.prompt, "thing": wanted.kind.name,
-                "colour": wanted.colour, "painted": wanted.painted, "background": wanted.background,
+                "id": number,
+                "question": rng.choice(REQUESTS).format(wanted.prompt),
+                "prompt": wanted.prompt,
+                **wanted.row(),
                 "held_out": number % 2 == 0,
             }
-        )  # fmt: skip
+        )
     return rows
 
 

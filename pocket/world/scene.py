@@ -106,7 +106,7 @@ def _look(rng: random.Random, kind: Kind) -> tuple[str | None, bool]:
 NOVELTIES = ("colour", "region", "pair")
 
 
-def novelty_of(kind: Kind, colour: str | None, painted: bool, place: str, others: list[Thing]) -> str | None:
+def _novelty(kind: Kind, colour: str | None, painted: bool, place: str, others: list[Thing]) -> str | None:
     """Which of NOVELTIES a thing is, if any: its colour, its place, or one of the others beside it is kept from training."""
     if painted and colour and things.held_colour(kind.name, colour):
         return "colour"
@@ -165,7 +165,7 @@ def draw_scene(
             colour, painted = _look(rng, kind)
             if not _contrasts(colour, ground):
                 continue
-            if novelty_of(kind, colour, painted, things.region(*place), found) == wanted:
+            if _novelty(kind, colour, painted, things.region(*place), found) == wanted:
                 break
         else:
             continue

@@ -34,7 +34,9 @@ def render_emoji() -> None:
         image = Image.open(io.BytesIO(png)).convert("RGBA")
         out[kind.icon] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
     CACHE.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(CACHE / "emoji.npz", **out)
+    temporary = CACHE / f"emoji-{os.getpid()}.npz"
+    np.savez_compressed(temporary, **out)
+    temporary.replace(CACHE / "emoji.npz")
 
 
 @lru_cache(maxsize=1)

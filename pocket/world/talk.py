@@ -436,8 +436,8 @@ REQUESTS = (
 )  # fmt: skip
 
 
-def drawing_turn(rng: random.Random, held_out: bool = False) -> Turn:
-    prompt = drawings.draw(rng, held_out).prompt
+def drawing_turn(rng: random.Random) -> Turn:
+    prompt = drawings.draw(rng).prompt
     # Programs put it there when a person presses a button.
     button = " <GEN>" if rng.random() < 0.7 else ""
     return Turn("draw", rng.choice(REQUESTS).format(prompt) + button, f"<h>{prompt}</h>")
