@@ -14,6 +14,10 @@ const TILE: usize = 64;
 /// Rows of W that a workgroup of the kernel for software adapters takes.
 const UNIFORM_COLUMNS: usize = 256;
 
+/// Weights that stay in a core's cache: software adapters gain nothing from sharing their loads among more than a few rows,
+/// and a kernel of few rows takes them a quarter of the time to compile.
+const CACHED_WEIGHTS: usize = 1 << 19;
+
 /// The kernels that compute a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -90,7 +94,11 @@ impl Form {
             1 if gpu.software_subgroups() == Some(8) => Self::MatvecSubgroup,
             _ if gpu.software_subgroups() == Some(8) => {
                 // What is loaded from x serves both blocks, what is loaded from W all rows: quantised weights are few bytes.
-                let (most, blocks) = if precision.bits().is_some() { (16, 2) } else { (32, 1) };
+                let (most, blocks) = match precision.bits() {
+                    _ if n * k <= CACHED_WEIGHTS => (8, 1),
+                    Some(_) => (16, 2),
+                    None => (32, 1),
+                };
                 Self::Subgroup { rows: rows.min(most), blocks: if rows < 8 { 1 } else { blocks } }
             }
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
