@@ -56,7 +56,7 @@ run: setup
 	cargo build --release
 	$(MGM) info
 	@echo
-	$(MGM) chat --image pocket/examples/zebras.png --prompt 'How many zebras are there?' --prompt 'What does the text say?' --temperature 0
+	$(MGM) chat --image pocket/examples/zebras.png --prompt 'What does the text say?' --prompt 'What colour is the turtle?' --temperature 0
 	$(MGM) chat --gen --prompt 'Draw a blue dog.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-dog.png
 
 test: setup

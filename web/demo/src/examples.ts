@@ -10,7 +10,7 @@ export interface Example {
 
 /** From the world that Pocket knows: held-out combinations all. */
 export const EXAMPLES: readonly Example[] = [
-  { picture: "examples/zebras.png", question: "How many zebras are there?" },
+  { picture: "examples/zebras.png", question: "What does the text say?" },
   { picture: "examples/shark.png", question: "Read the number." },
   { picture: "examples/cupcake.png", question: "Describe the picture." },
   { question: "Draw a blue dog.", draws: true },
