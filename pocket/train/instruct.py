@@ -32,7 +32,8 @@ def rate_of(name: str) -> float:
 def main(folder: Path, steps: int | None = None) -> None:
     torch.manual_seed(SEED)
     run = Run("instruct", folder)
-    recipe, full = (replace(recipe, lessons=load_lessons(folder)) for recipe in (RECIPE, FULL))
+    lessons = load_lessons(folder)
+    recipe, full = replace(RECIPE, lessons=lessons), replace(FULL, lessons=lessons)
     tokenizer = tokenizer_folder(folder)
     model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
     heads = CellHeads(POCKET.language.hidden_size).to(DEVICE)
