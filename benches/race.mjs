@@ -7,7 +7,7 @@
 // 3. kernels in Chromium: mgm, and onnxruntime-web (web/benches/race.mjs);
 // 4. every kernel beside what the adapter can do at best (`mgm bench --roofline`).
 //
-// RACE=language,burn,web,roofline runs some of them only, ROUNDS=5 more rounds than three. What cannot run is said, and left out.
+// RACE=language,burn,web,roofline runs some of them only, ROUNDS=5 races in five rounds instead of three. What cannot run is said, and left out.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -54,7 +54,7 @@ function inTurns(racers) {
 
 function language() {
   const peer = (backend, tokens, env) =>
-    run(process.execPath, [join(here, "peers/llama_cpp.mjs"), file, backend, prefill, tokens, 1], env);
+    run(process.execPath, [join(here, "peers/llama_cpp.mjs"), file, backend, prefill, tokens], env);
   // llama.cpp leaves devices that are CPUs out, unless they are named.
   const device = { GGML_VK_VISIBLE_DEVICES: process.env.GGML_VK_VISIBLE_DEVICES ?? "0" };
   const results = inTurns({
@@ -93,8 +93,8 @@ function burn() {
     burn: () => run(program, [3], software ? { CUBECL_WGPU_DEFAULT_DEVICE: "Cpu" } : {}),
   });
   const milliseconds = (runs, kernel) =>
-    median(runs.map(({ rows }) => rows.find((one) => (one.kernel ?? one.name) === kernel)?.milliseconds ?? Number.NaN));
-  const kernels = results.burn[0]?.rows.map(({ name }) => name) ?? [];
+    median(runs.map(({ rows }) => rows.find((one) => one.kernel === kernel)?.milliseconds ?? Number.NaN));
+  const kernels = results.burn[0]?.rows.map(({ kernel }) => kernel) ?? [];
   say("Kernels natively, milliseconds");
   say(row(["", "mgm", "burn", "mgm is"]));
   return kernels.map((kernel) => {
@@ -107,7 +107,7 @@ function burn() {
 function web() {
   const out = join(folder, "web.json");
   try {
-    execFileSync(process.execPath, [join(here, "../web/benches/race.mjs"), out], { stdio: ["ignore", "ignore", "inherit"] });
+    execFileSync(process.execPath, [join(here, "../web/benches/race.mjs"), out, String(rounds)], { stdio: ["ignore", "ignore", "inherit"] });
   } catch (error) {
     console.error(`web/benches/race.mjs: ${error.message.split("\n")[0]}`);
     return undefined;

@@ -24,7 +24,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
         row_maximum[local] = LOWEST;
         row_sum[local] = 0.0;
     }
-    // In the second half an invocation owns a column of the head dimension and every STRIDE-th row.
+    // In the second half an invocation owns a column of the head dimension and every row_step-th row.
     let column = local % COLUMNS;
     let first_row = local / COLUMNS;
     let row_step = BLOCK / COLUMNS;

@@ -62,7 +62,7 @@ fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     }
 }
 
-// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale[b] * column + block_offset[b].
+// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale(b) * column + block_offset(b).
 fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     var q = (loaded >> vec4(4u * i)) & vec4(15u);
     if BITS == 5u {

@@ -1,21 +1,11 @@
 // y = x W^T for many rows of x, in tiles of 64 rows of x by 64 rows of W, 16 columns of both staged at a time in workgroup
 // memory (as `stage_*` says). 128 invocations compute 8 x 4 outputs each: for 12 vectors that they read there they do 128
 // multiply-adds. Dispatch: (ceil(n / 64), ceil(m / 64), 1).
-const TILE: u32 = 64u;
 const STEP4: u32 = 4u;    // columns staged, in fours
 const ROW: u32 = STEP4 + 1u; // so that neighbouring rows begin in different banks
 
 var<workgroup> input_tile: array<Staged, TILE * ROW>;
 var<workgroup> weight_tile: array<Staged, TILE * ROW>;
-
-// Where a row of a tile lies: rows that invocations next to each other read at a time are next to each other.
-fn input_slot(row: u32) -> u32 {
-    return ((row & 7u) * 8u + (row >> 3u)) * ROW;
-}
-
-fn weight_slot(row: u32) -> u32 {
-    return ((row & 3u) * 16u + (row >> 2u)) * ROW;
-}
 
 @compute @workgroup_size(128)
 fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
@@ -31,8 +21,8 @@ fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let load_k4 = 2u * (local & 1u);
     let place = input_place(input_row(min(m0 + load_row, count - 1u)));
     let w_row = min(n0 + load_row, params.n - 1u);
-    let x_at = input_slot(load_row) + load_k4;
-    let w_at = weight_slot(load_row) + load_k4;
+    let x_at = input_slot(load_row) * ROW + load_k4;
+    let w_at = weight_slot(load_row) * ROW + load_k4;
     let fours = (params.k + 3u) >> 2u;
     let my_m = local >> 4u; // rows 8 my_m ..
     let my_n = local & 15u; // columns 4 my_n ..

@@ -1,5 +1,4 @@
-// y = x W^T for adapters that run on a CPU. There a barrier costs a switch of every invocation, a load from a different
-// address for each lane is a loop over lanes, and a load from the same address is one instruction. So no workgroup
+// y = x W^T for adapters that run on a CPU, without subgroups. There a barrier costs a switch of every invocation. So no workgroup
 // memory: an invocation computes four columns of y for ROWS rows, and the rows of x are the same for the whole workgroup.
 // Dispatch: (ceil(n / 256) folded over x and y, with ceil(m / ROWS) as z).
 override ROWS: u32 = 16;

@@ -16,10 +16,13 @@ use crate::tensor::{Matrix, Precision, Tensor};
 /// A kernel is timed this long or this often, whichever ends first.
 const TIME: Duration = Duration::from_secs(2);
 const RUNS: usize = 20;
-/// A submission lasts about as long, if that takes no more than a hundred of the kernel.
+/// A submission lasts about as long, if that takes no more of the kernel than so many.
 const SUBMISSION: Duration = Duration::from_millis(50);
-/// What is read to find the bandwidth: more than caches hold, and less than a binding.
-const READ_WORDS: usize = 16 << 20;
+const MOST_REPEATS: usize = 4096;
+/// More than the caches of hardware hold: what is read to find the bandwidth, and weights that take turns.
+const UNCACHED_BYTES: u64 = 256 << 20;
+/// Less than a binding of any device, and more than the caches of a core.
+const READ_BYTES_IN_SOFTWARE: u64 = 64 << 20;
 
 /// What an adapter can do at best.
 #[derive(Debug, Clone, Serialize)]
@@ -67,7 +70,9 @@ impl Row {
 /// Of the device.
 pub async fn limits(gpu: &Gpu) -> Result<Limits> {
     let bench = Bench { gpu: gpu.clone(), filter: None, limits: None, on_row: |_: &Row| () };
-    let source = Tensor::zeros(gpu, &[READ_WORDS], "source")?;
+    let most = if gpu.software_kernels() { READ_BYTES_IN_SOFTWARE } else { UNCACHED_BYTES };
+    let bytes = most.min(gpu.capabilities().max_piece_bytes());
+    let source = Tensor::zeros(gpu, &[bytes as usize / 4], "source")?;
     let read = bench.time("read", |recorder| roofline::read_all(recorder, &source)).await?;
     drop(source);
     let fma = bench.time("multiply-add", |recorder| roofline::multiply_add(recorder, 1024)).await?;
@@ -110,6 +115,11 @@ impl<F: FnMut(&Row)> Bench<F> {
                 self.linear(m, n, k, precision).await?;
             }
         }
+        // A token through LLaMA 7B.
+        for (n, k) in [(12288, 4096), (22016, 4096), (4096, 11008)] {
+            self.linear(1, n, k, Precision::Q4).await?;
+        }
+        self.linear(1, 32000, 4096, Precision::Q8).await?;
         // SmolLM2-135M.
         for (n, k) in [(960, 576), (576, 576), (3072, 576), (576, 1536)] {
             self.linear(1, n, k, Precision::Q4).await?;
@@ -142,17 +152,17 @@ impl<F: FnMut(&Row)> Bench<F> {
         self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
     }
 
-    async fn run(&mut self, name: &str, record: impl Fn(&mut Recorder) -> Result<Tensor>) -> Result<()> {
+    async fn run(&mut self, name: &str, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<()> {
         if self.wants(name) {
-            let row = self.time(name, record).await?;
+            let row = self.time(name, &mut record).await?;
             (self.on_row)(&row);
         }
         Ok(())
     }
 
-    async fn time(&self, name: &str, record: impl Fn(&mut Recorder) -> Result<Tensor>) -> Result<Row> {
+    async fn time(&self, name: &str, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<Row> {
         let gpu = self.gpu.clone();
-        let once = async |repeat: usize| -> Result<Duration> {
+        let mut once = async |repeat: usize| -> Result<Duration> {
             let mut recorder = gpu.record();
             let mut y = record(&mut recorder)?;
             for _ in 1..repeat {
@@ -166,7 +176,10 @@ impl<F: FnMut(&Row)> Bench<F> {
         };
         once(1).await?; // makes pipelines
         // Short kernels share a submission, whose own cost is not theirs.
-        let repeat = (SUBMISSION.as_secs_f64() / once(1).await?.as_secs_f64()).clamp(1.0, 100.0) as usize;
+        let mut repeat = 1;
+        while repeat < MOST_REPEATS && once(repeat).await? < SUBMISSION {
+            repeat *= 2;
+        }
         self.gpu.take_cost();
         let started = Instant::now();
         let mut times = Vec::new();
@@ -196,9 +209,20 @@ impl<F: FnMut(&Row)> Bench<F> {
         if !self.wants(&name) {
             return Ok(());
         }
-        let weight = Matrix::random(&self.gpu, precision, n, k, 1, "weight")?;
+        let mut weights = vec![Matrix::random(&self.gpu, precision, n, k, 1, "weight")?];
+        if !self.gpu.software_kernels() {
+            // As a model's, of which none is still in a cache when its turn comes.
+            while weights.len() as u64 * weights[0].bytes() < UNCACHED_BYTES {
+                weights.push(Matrix::random(&self.gpu, precision, n, k, 1, "weight")?);
+            }
+        }
         let x = Tensor::zeros(&self.gpu, &[m, k], "x")?;
-        self.run(&name, |recorder| ops::linear(recorder, &x, &weight, Epilogue::default())).await
+        let mut turn = 0;
+        self.run(&name, |recorder| {
+            turn = (turn + 1) % weights.len();
+            ops::linear(recorder, &x, &weights[turn], Epilogue::default())
+        })
+        .await
     }
 
     async fn attention(

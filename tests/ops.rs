@@ -13,9 +13,9 @@ use mgm::gpu::{Gpu, GpuOptions, Kernel};
 use mgm::ops::cases::{
     Argmax, Attention, AttentionOver, AttentionToRuns, Case, Combine, Concatenate, Convolution, Denoise, Depthwise,
     Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random, Resize, Rotary,
-    Route, RoutedLinear, Sample, Softmax, Storage, check, self_check,
+    Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
 };
-use mgm::ops::{self, Activation, Look, Run, Sampling2d, Shape, Tuning, specialisations, tune};
+use mgm::ops::{self, Activation, Look, Run, Sampling2d, Shape, TuneOptions, Tuning, specialisations, tune};
 use mgm::tensor::{Precision, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -58,7 +58,7 @@ fn devices() -> &'static Devices {
 /// The kernel without the constants by which products leave out parts of their epilogue: the list has products with all parts.
 fn but_for_its_epilogue(mut kernel: Kernel) -> Kernel {
     const PARTS: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "GATED", "ACCUMULATE", "HAS_RESIDUAL", "ACTIVATION"];
-    kernel.constants.retain(|(name, _)| !PARTS.contains(name));
+    kernel.overrides.retain(|(name, _)| !PARTS.contains(name));
     kernel
 }
 
@@ -99,7 +99,7 @@ fn check_on(device: &Mutex<Gpu>, what: &str, cases: &[Box<dyn Case>]) {
     static ALL: OnceLock<HashSet<Kernel>> = OnceLock::new();
     let all = ALL.get_or_init(|| specialisations().into_iter().map(but_for_its_epilogue).collect());
     for kernel in gpu.kernels().into_iter().map(but_for_its_epilogue) {
-        assert!(all.contains(&kernel), "{} {:?} is not in ops::specialisations()", kernel.name, kernel.constants);
+        assert!(all.contains(&kernel), "{} {:?} is not in ops::specialisations()", kernel.name, kernel.overrides);
     }
 }
 
@@ -262,7 +262,7 @@ fn every_form_of_a_product_is_right() {
         let shapes =
             Precision::ALL.into_iter().flat_map(|precision| [1, 128].map(|m| Shape { precision, m, n: 96, k: 64 }));
         let mut forms = HashSet::new();
-        let tuning = pollster::block_on(tune(&gpu, shapes, |timing| {
+        let tuning = pollster::block_on(tune(&gpu, shapes, TuneOptions { int8: true }, |timing| {
             assert!(timing.right, "{} is wrong for {:?} on {}", timing.form, timing.shape, gpu.adapter().name);
             forms.insert(timing.form.clone());
             true
@@ -275,11 +275,106 @@ fn every_form_of_a_product_is_right() {
     }
 }
 
+/// Has every product of many rows with weights of this shape computed by a form, given as JSON; `false` if the device cannot.
+fn force(gpu: &Gpu, form: &serde_json::Value, precision: Precision, n: usize, k: usize) -> bool {
+    let mut tuning = serde_json::to_value(Tuning::none(gpu)).expect("JSON");
+    tuning["products"] = serde_json::json!([
+        { "precision": precision, "m": 512, "n": n, "k": k, "form": form, "microseconds": 0.0 }
+    ]);
+    gpu.set_tuning(Tuning::none(gpu));
+    gpu.set_tuning(serde_json::from_value(tuning).expect("measurements"));
+    gpu.tuning().len() == 1
+}
+
+/// The forms that round factors, which only a measurement chooses, with everything that can be around a product.
+#[test]
+fn rounding_forms_over_awkward_shapes() {
+    // Both factors are rounded to 11 bits: off by 2^-12 / sqrt(3) of themselves each.
+    const HALF: f64 = 1.0 / (1 << 23) as f64;
+    // x is rounded to steps of a 127th of the largest of 32, which is at most 3 times the root of the mean square in what is drawn
+    // here (uniform, or the product of two such).
+    const BYTES: f64 = (3.0 / 127.0) * (3.0 / 127.0) / 12.0;
+    // Where two sums are multiplied, both are off; SiLU is up to 1.1 times as steep as the identity.
+    const BOTH_SUMS: f64 = 2.5;
+
+    let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
+    let capabilities = gpu.capabilities();
+    let mut forms = vec![(serde_json::json!("packed"), BYTES)];
+    if capabilities.shader_f16 {
+        forms.push((serde_json::json!({"tiled": {"half": true}}), HALF));
+    }
+    for size in &capabilities.cooperative_sizes {
+        let workgroup = 4 * capabilities.subgroup_max_size;
+        // Subgroups that have nothing to do, and fewer than there are quarters, which take turns.
+        for workgroup in [workgroup, 2 * workgroup] {
+            let form = |tile| serde_json::json!({"cooperative": {"size": size, "tile": tile, "workgroup": workgroup}});
+            forms.extend([(form(64), HALF), (form(128), HALF)]);
+        }
+    }
+
+    let mut cases: Vec<(Precision, usize, usize, Box<dyn Case>)> = Vec::new();
+    for (index, (m, n, k)) in
+        [(5, 1, 4), (64, 64, 32), (65, 67, 36), (300, 131, 100), (130, 260, 31), (70, 6, 3), (17, 258, 1100)].into_iter().enumerate()
+    {
+        for precision in [Precision::ALL[index], Precision::ALL[(index + 3) % 8], Precision::ALL[(index + 5) % 8]] {
+            let base = Linear { m, n, k, precision, ..Linear::default() };
+            let n = n.next_multiple_of(2);
+            let gated = Linear { n, bias: true, gated: true, activation: Activation::Silu, ..base };
+            let added = Linear { bias: true, gamma: true, accumulate: true, ..base };
+            cases.extend([base, gated, added].map(|case| (precision, case.n, k, Box::new(case) as Box<dyn Case>)));
+        }
+    }
+    for (index, precision) in Precision::ALL.into_iter().enumerate() {
+        for (tokens, n, k) in [(66, 64, 40), (130, 10, 68)] {
+            let case = RoutedLinear { tokens, top_k: 2, n, k, precision, gated: index % 2 == 0, from_tokens: true };
+            cases.push((precision, n, k, Box::new(case)));
+        }
+        let (heads, kv_heads, head_dim, k, half) = (3, 1, 16, 68, index % 2 == 0);
+        let case =
+            Rotary { heads, kv_heads, head_dim, times: 70, position: 7, k, precision, half, divided: true };
+        cases.push((precision, (heads + 2 * kv_heads) * head_dim, k, Box::new(case)));
+        let sampling = SAMPLINGS[index % SAMPLINGS.len()];
+        let (channels, out) = (36, 67);
+        let case = Convolution {
+            height: 10,
+            width: 13,
+            channels,
+            out,
+            sampling,
+            precision,
+            pictures: 2,
+            biases: true,
+            residual: true,
+            ..Convolution::default()
+        };
+        cases.push((precision, out, 9 * channels, Box::new(case)));
+    }
+
+    for (form, bound) in forms {
+        let (mut ran, mut worst) = (0, 0.0f64);
+        for (precision, n, k, case) in &cases {
+            if force(&gpu, &form, *precision, *n, *k) {
+                let values = pollster::block_on(case.run(&gpu)).unwrap_or_else(|error| panic!("{form}: {error}"));
+                let name = format!("{form}: {}", case.name());
+                let report = compare(&name, &values, &case.reference()).expect("numbers");
+                assert!(report.nmse <= BOTH_SUMS * bound, "{name}: nmse {:.1e}", report.nmse);
+                pollster::block_on(gpu.check_guards()).unwrap_or_else(|error| panic!("{name}: {error}"));
+                worst = worst.max(report.nmse / bound);
+                ran += 1;
+            }
+        }
+        println!("{form}: {ran} cases, at most {worst:.2} of the rounding's own error");
+        // Bytes are multiplied where weights are quantised, which six of the eight formats are.
+        assert!(ran >= cases.len() / 2, "{form} ran {ran} of {} cases", cases.len());
+    }
+    gpu.set_tuning(Tuning::none(&gpu));
+}
+
 #[test]
 fn kept_measurements_count_only_where_they_hold() {
     let gpu = devices().software.lock().unwrap_or_else(PoisonError::into_inner);
     let shape = Shape { precision: Precision::Q4, m: 128, n: 96, k: 64 };
-    let tuning = pollster::block_on(tune(&gpu, [shape], |_| true)).expect("measurements");
+    let tuning = pollster::block_on(tune(&gpu, [shape], TuneOptions::default(), |_| true)).expect("measurements");
     let kept = serde_json::to_value(&tuning).expect("JSON");
     let used = |kept: &serde_json::Value| {
         gpu.set_tuning(Tuning::none(&gpu));
@@ -293,6 +388,8 @@ fn kept_measurements_count_only_where_they_hold() {
         serde_json::json!({"subgroup": {"rows": 3, "blocks": 7}}),
         serde_json::json!({"matvec_blocks": {"subgroups": false, "workgroup": 32, "blocks": 1}}),
         serde_json::json!({"tiled": {"half": true}}),
+        serde_json::json!({"cooperative": {"size": 16, "tile": 64, "workgroup": 128}}),
+        serde_json::json!("packed"),
         serde_json::json!("matvec"),
     ] {
         let mut kept = kept.clone();

@@ -18,7 +18,7 @@ const MAX_STORAGE_BUFFERS: usize = 8;
 
 fn describe(kernel: &Kernel) -> String {
     let sources: Vec<_> = kernel.sources.iter().map(|source| source.name).collect();
-    format!("{} {:?} of {}", kernel.name, kernel.constants, sources.join(" + "))
+    format!("{} {:?} of {}", kernel.name, kernel.overrides, sources.join(" + "))
 }
 
 fn validate(kernel: &Kernel, module: &Module) -> ModuleInfo {
@@ -26,6 +26,7 @@ fn validate(kernel: &Kernel, module: &Module) -> ModuleInfo {
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, kernel.uses_subgroups());
     capabilities.set(Capabilities::SHADER_FLOAT16, kernel.uses_f16());
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, kernel.uses_cooperative_matrices());
     Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -33,58 +34,80 @@ fn validate(kernel: &Kernel, module: &Module) -> ModuleInfo {
         .unwrap_or_else(|error| panic!("{}: {}", describe(kernel), error.emit_to_string(&kernel.wgsl(false))))
 }
 
-/// Compiles one specialisation; gives its workgroup memory in bytes.
-fn compile(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> u32 {
-    let name = || describe(kernel);
-    let entry = (ShaderStage::Compute, kernel.name);
-    let constants: HashMap<_, _> =
-        kernel.constants.iter().map(|(name, value)| ((*name).to_owned(), f64::from(*value))).collect();
-    for (constant, _) in &kernel.constants {
-        let known = module.overrides.iter().any(|(_, item)| item.name.as_deref() == Some(constant));
-        assert!(known, "{}: {constant} is not an override constant of the shader", name());
+/// The module with its overrides set.
+fn specialise(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> (Module, ModuleInfo) {
+    let overrides: HashMap<_, _> =
+        kernel.overrides.iter().map(|(name, value)| ((*name).to_owned(), f64::from(*value))).collect();
+    for (name, _) in &kernel.overrides {
+        let known = module.overrides.iter().any(|(_, item)| item.name.as_deref() == Some(name));
+        assert!(known, "{}: {name} is not an override of the shader", describe(kernel));
     }
-    let (module, info) = process_overrides(module, info, Some(entry), &constants.into_iter().collect())
-        .unwrap_or_else(|error| panic!("{}: {error}", name()));
+    let entry = (ShaderStage::Compute, kernel.name);
+    let (module, info) = process_overrides(module, info, Some(entry), &overrides.into_iter().collect())
+        .unwrap_or_else(|error| panic!("{}: {error}", describe(kernel)));
+    (module.into_owned(), info.into_owned())
+}
 
-    let spv = naga::back::spv::Options {
+fn compile_to_spirv(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
+    let options = naga::back::spv::Options {
         flags: naga::back::spv::WriterFlags::empty(),
         ..naga::back::spv::Options::default()
     };
-    let pipeline = naga::back::spv::PipelineOptions { shader_stage: entry.0, entry_point: entry.1.to_owned() };
-    let words = naga::back::spv::write_vec(&module, &info, &spv, Some(&pipeline))
-        .unwrap_or_else(|error| panic!("{}: SPIR-V: {error}", name()));
+    let pipeline = naga::back::spv::PipelineOptions {
+        shader_stage: ShaderStage::Compute,
+        entry_point: kernel.name.to_owned(),
+    };
+    let words = naga::back::spv::write_vec(module, info, &options, Some(&pipeline))
+        .unwrap_or_else(|error| panic!("{}: SPIR-V: {error}", describe(kernel)));
     assert!(words.len() > 5);
+}
 
-    let msl = naga::back::msl::Options { lang_version: (2, 1), ..Default::default() };
-    let pipeline =
-        naga::back::msl::PipelineOptions { entry_point: Some((entry.0, entry.1.to_owned())), ..Default::default() };
-    let (text, translation) = naga::back::msl::write_string(&module, &info, &msl, &pipeline)
-        .unwrap_or_else(|error| panic!("{}: MSL: {error}", name()));
-    assert!(text.contains("kernel void") && translation.entry_point_names.iter().all(Result::is_ok), "{}", name());
+fn compile_to_msl(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
+    let lang_version = if kernel.uses_cooperative_matrices() { (2, 3) } else { (2, 1) };
+    let options = naga::back::msl::Options { lang_version, ..Default::default() };
+    let pipeline = naga::back::msl::PipelineOptions {
+        entry_point: Some((ShaderStage::Compute, kernel.name.to_owned())),
+        ..Default::default()
+    };
+    let (text, translation) = naga::back::msl::write_string(module, info, &options, &pipeline)
+        .unwrap_or_else(|error| panic!("{}: MSL: {error}", describe(kernel)));
+    assert!(
+        text.contains("kernel void") && translation.entry_point_names.iter().all(Result::is_ok),
+        "{}",
+        describe(kernel)
+    );
+}
 
+fn compile_to_hlsl(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
     let shader_model =
         if kernel.uses_f16() { naga::back::hlsl::ShaderModel::V6_2 } else { naga::back::hlsl::ShaderModel::V6_0 };
-    let hlsl = naga::back::hlsl::Options { shader_model, ..Default::default() };
-    let pipeline = naga::back::hlsl::PipelineOptions { entry_point: Some((entry.0, entry.1.to_owned())) };
+    let options = naga::back::hlsl::Options { shader_model, ..Default::default() };
+    let pipeline = naga::back::hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, kernel.name.to_owned())) };
     let mut text = String::new();
-    let reflection = naga::back::hlsl::Writer::new(&mut text, &hlsl, &pipeline)
-        .write(&module, &info, None)
-        .unwrap_or_else(|error| panic!("{}: HLSL: {error}", name()));
-    assert!(reflection.entry_point_names.iter().all(Result::is_ok), "{}", name());
-    assert!(text.contains("numthreads"), "{}", name());
+    let reflection = naga::back::hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(module, info, None)
+        .unwrap_or_else(|error| panic!("{}: HLSL: {error}", describe(kernel)));
+    assert!(reflection.entry_point_names.iter().all(Result::is_ok), "{}", describe(kernel));
+    assert!(text.contains("numthreads"), "{}", describe(kernel));
+}
 
+/// Checks the workgroup against the limits; gives its memory in bytes.
+fn workgroup_bytes(kernel: &Kernel, module: &Module) -> u32 {
     let point = module.entry_points.iter().find(|point| point.name == kernel.name).expect("the entry point");
     let invocations: u32 = point.workgroup_size.iter().product();
-    assert!(invocations <= MAX_INVOCATIONS, "{}: {invocations} invocations in a workgroup", name());
+    assert!(invocations <= MAX_INVOCATIONS, "{}: {invocations} invocations in a workgroup", describe(kernel));
     let mut layouter = naga::proc::Layouter::default();
-    layouter.update(module.to_ctx()).unwrap_or_else(|error| panic!("{}: {error}", name()));
+    layouter.update(module.to_ctx()).unwrap_or_else(|error| panic!("{}: {error}", describe(kernel)));
     let bytes: u32 = module
         .global_variables
         .iter()
         .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
         .map(|(_, variable)| layouter[variable.ty].size.next_multiple_of(16))
         .sum();
-    assert!(bytes <= MAX_WORKGROUP_BYTES, "{}: {bytes} bytes of workgroup memory", name());
+    // Only devices with more memory are given these tiles.
+    let large = kernel.uses_cooperative_matrices() && kernel.consts.contains(&("TILE", 128));
+    let most = if large { 2 * MAX_WORKGROUP_BYTES } else { MAX_WORKGROUP_BYTES };
+    assert!(bytes <= most, "{}: {bytes} bytes of workgroup memory", describe(kernel));
     bytes
 }
 
@@ -104,7 +127,14 @@ fn every_specialisation_compiles_for_every_backend() {
             let info = validate(kernel, &module);
             (module, info)
         });
-        let bytes = compile(kernel, module, info);
+        let (module, info) = specialise(kernel, module, info);
+        compile_to_spirv(kernel, &module, &info);
+        compile_to_msl(kernel, &module, &info);
+        // DirectX has no cooperative matrices.
+        if !kernel.uses_cooperative_matrices() {
+            compile_to_hlsl(kernel, &module, &info);
+        }
+        let bytes = workgroup_bytes(kernel, &module);
         let entry = summary.entry(kernel.name).or_default();
         entry.0 += 1;
         entry.1 = entry.1.max(bytes);
@@ -115,7 +145,7 @@ fn every_specialisation_compiles_for_every_backend() {
     println!("{} specialisations of {} texts compiled to SPIR-V, MSL and HLSL", kernels.len(), parsed.len());
 }
 
-/// tint takes what browsers take; it alone checks that control flow around barriers is uniform.
+/// tint takes what browsers take (no cooperative matrices); it alone checks that control flow around barriers is uniform.
 #[test]
 fn every_text_is_taken_by_tint() {
     if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
@@ -126,7 +156,7 @@ fn every_text_is_taken_by_tint() {
     std::fs::create_dir_all(&folder).expect("a temporary folder");
     let mut seen = HashSet::new();
     let mut failures = Vec::new();
-    for kernel in specialisations() {
+    for kernel in specialisations().into_iter().filter(|kernel| !kernel.uses_cooperative_matrices()) {
         let text = kernel.wgsl(true);
         if !seen.insert(text.clone()) {
             continue;

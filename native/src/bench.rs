@@ -248,7 +248,7 @@ async fn measure(
     precision: Precision,
     arguments: &BenchArgs,
 ) -> Result<Report, Failure> {
-    let gpu = Gpu::open(&arguments.device.options()).await?;
+    let gpu = kept::open(&arguments.device.options()).await?;
     plan.check(&gpu, prefill_length(arguments) as usize + arguments.decode as usize)?;
     let started = Instant::now();
     let bar = progress::bytes(plan.weights(), "filling");

@@ -21,6 +21,9 @@ pub async fn run() -> Result<(), Failure> {
         } else {
             writeln!(out, "   subgroups           no")?;
         }
+        let matrices: Vec<_> = capabilities.cooperative_sizes.iter().map(|size| format!("{size} x {size}")).collect();
+        let matrices = if matrices.is_empty() { "no".to_owned() } else { matrices.join(", ") };
+        writeln!(out, "   matrix units        {matrices}")?;
         writeln!(out, "   kernel timestamps   {}", yes(capabilities.timestamps))?;
         writeln!(out, "   largest binding     {} MiB", capabilities.max_binding_bytes >> 20)?;
         writeln!(out, "   largest buffer      {} MiB", capabilities.max_buffer_bytes >> 20)?;

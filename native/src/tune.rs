@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use mgm::ops::tune;
+use mgm::ops::{TuneOptions, tune};
 use mgm::session::Model;
 
 use crate::args::TuneArgs;
@@ -18,7 +18,7 @@ pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
     gpu.trim();
     let mut out = std::io::stdout().lock();
     let mut output = writeln!(out, "{}", gpu.adapter().name);
-    let tuning = tune(&gpu, products, |timing| {
+    let done = tune(&gpu, products, TuneOptions { int8: arguments.int8 }, |timing| {
         let (shape, form) = (timing.shape, &timing.form);
         let product = format!("{} {} x {} x {}", shape.precision, shape.m, shape.n, shape.k);
         let time = timing.microseconds.map_or("-".to_owned(), |time| format!("{time:.0} us"));
@@ -27,9 +27,12 @@ pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
         }
         output.is_ok()
     })
-    .await?;
-    output?;
+    .await;
+    // Also what was measured before it ended early.
+    let tuning = gpu.tuning();
     let path = kept::write_tuning(&gpu, &tuning)?;
-    writeln!(out, "{} products measured; kept in {}", tuning.len(), path.display())?;
+    output?;
+    done?;
+    writeln!(out, "{} products are measured; kept in {}", tuning.len(), path.display())?;
     Ok(())
 }

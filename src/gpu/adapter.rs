@@ -55,7 +55,7 @@ impl AdapterSummary {
             kind: kind(info.device_type),
             backend: format!("{:?}", info.backend),
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-            capabilities: Capabilities::new(adapter.features(), &adapter.limits(), &info),
+            capabilities: Capabilities::new(adapter.features(), &adapter.limits(), adapter),
             cache_name: cache_name(&info),
             name: info.name,
         }

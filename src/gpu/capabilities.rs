@@ -11,6 +11,8 @@ pub struct Capabilities {
     pub subgroup_min_size: u32,
     /// Largest subgroup size the device may use.
     pub subgroup_max_size: u32,
+    /// Rows of the square matrices that subgroups multiply in f16, with sums in f32: 8 or 16, or none.
+    pub cooperative_sizes: Vec<u32>,
     /// Timestamps at pass boundaries.
     pub timestamps: bool,
     /// Largest storage binding, in bytes.
@@ -27,12 +29,14 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// Reads what the kernels care about from a device's granted features and limits.
-    pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Self {
+    pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, adapter: &wgpu::Adapter) -> Self {
+        let info = adapter.get_info();
         Self {
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             subgroup_min_size: info.subgroup_min_size,
             subgroup_max_size: info.subgroup_max_size,
+            cooperative_sizes: cooperative_sizes(features, adapter),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
@@ -51,4 +55,23 @@ impl Capabilities {
     pub fn max_piece_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes) & !255
     }
+}
+
+fn cooperative_sizes(features: wgpu::Features, adapter: &wgpu::Adapter) -> Vec<u32> {
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+    if !features.contains(needed) {
+        return Vec::new();
+    }
+    let fits = |matrix: &wgpu::CooperativeMatrixProperties| {
+        let types = (matrix.ab_type, matrix.cr_type);
+        matrix.m_size == matrix.n_size
+            && matrix.m_size == matrix.k_size
+            && types == (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32)
+            && !matrix.saturating_accumulation
+    };
+    let mut sizes: Vec<_> =
+        adapter.cooperative_matrix_properties().iter().filter(|matrix| fits(matrix)).map(|matrix| matrix.m_size).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
 }

@@ -1,7 +1,7 @@
 //! An open device.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::adapter::{self, AdapterChoice, AdapterSummary};
 use super::capabilities::Capabilities;
@@ -61,6 +61,8 @@ struct Inner {
     /// Which forms of kernels were measured to be the fastest here.
     tuning: RwLock<Tuning>,
     spare: Mutex<Spare>,
+    /// Held from when a submission's parameters are written until it is submitted: all submissions have them in one buffer.
+    submitting: Mutex<()>,
     /// Small buffers for reading back, unmapped, for the next time.
     staging: Mutex<Vec<wgpu::Buffer>>,
     pipeline_cache: Option<wgpu::PipelineCache>,
@@ -94,12 +96,13 @@ impl Gpu {
         let instance = adapter::instance();
         let (index, adapter) = adapter::choose(&instance, &options.adapter).await?;
         let summary = AdapterSummary::new(index, &adapter);
-        let (features, limits) = if options.base_only {
+        let (mut features, limits) = if options.base_only {
             (wgpu::Features::empty(), wgpu::Limits::default())
         } else {
             let wanted = wgpu::Features::SUBGROUP
                 | wgpu::Features::SHADER_F16
                 | wgpu::Features::PIPELINE_CACHE
+                | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
                 | if options.profile { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
             (adapter.features() & wanted, adapter.limits())
         };
@@ -109,16 +112,25 @@ impl Gpu {
                 summary.name
             )));
         }
-        let (device, queue) = adapter
-            .request_device(&wgpu::DeviceDescriptor {
+        let request = |required_features| {
+            adapter.request_device(&wgpu::DeviceDescriptor {
                 label: Some("mgm"),
-                required_features: features,
+                required_features,
                 required_limits: limits.clone(),
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
+                // SAFETY: the one experimental feature asked for is cooperative matrices, which one kernel of this crate uses.
+                // Models run it only where `mgm tune` held it against the reference on this very adapter and driver.
+                experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
                 ..Default::default()
             })
-            .await
-            .map_err(|error| Error::NoAdapter(format!("{} could not be opened: {error}", summary.name)))?;
+        };
+        let mut opened = request(features).await;
+        if opened.is_err() && features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            features.remove(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+            opened = request(features).await;
+        }
+        let (device, queue) =
+            opened.map_err(|error| Error::NoAdapter(format!("{} could not be opened: {error}", summary.name)))?;
 
         let faults = Arc::new(Mutex::new(None));
         let uncaptured = faults.clone();
@@ -137,7 +149,7 @@ impl Gpu {
         device.set_device_lost_callback(move |_, message| note(&lost, Error::DeviceLost(message)));
 
         let software_kernels = options.software_kernels.unwrap_or(summary.is_software());
-        let mut capabilities = Capabilities::new(features, &limits, &adapter.get_info());
+        let mut capabilities = Capabilities::new(features, &limits, &adapter);
         capabilities.subgroups |= options.browser_subgroups;
         if let Some(bytes) = options.max_binding_bytes {
             capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
@@ -176,6 +188,7 @@ impl Gpu {
             software_kernels,
             tuning: RwLock::default(),
             spare: Mutex::default(),
+            submitting: Mutex::default(),
             staging: Mutex::default(),
             pipeline_cache,
         })))
@@ -375,7 +388,7 @@ impl Gpu {
         std::mem::take(&mut *self.0.cost.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Every specialisation that was dispatched.
+    /// Every specialisation of which there is a pipeline.
     pub fn kernels(&self) -> Vec<Kernel> {
         self.0.pipelines.kernels()
     }
@@ -386,6 +399,10 @@ impl Gpu {
 
     pub(super) fn queue(&self) -> &wgpu::Queue {
         &self.0.queue
+    }
+
+    pub(super) fn submitting(&self) -> MutexGuard<'_, ()> {
+        self.0.submitting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn params(&self) -> &wgpu::Buffer {

@@ -59,10 +59,9 @@ pub struct Kernel {
     /// WGSL files, joined in order.
     pub sources: Vec<Source>,
     /// Values of `override` constants. Booleans are 0 or 1.
-    pub constants: Vec<(&'static str, u32)>,
-    /// Values of `const` declarations, for what an `override` cannot be: lengths of arrays that invocations keep for
-    /// themselves.
-    pub sizes: Vec<(&'static str, u32)>,
+    pub overrides: Vec<(&'static str, u32)>,
+    /// Values of `const` declarations, for what an `override` cannot be: lengths of arrays, and what decides them.
+    pub consts: Vec<(&'static str, u32)>,
     /// Storage bindings.
     pub bindings: &'static [Access],
 }
@@ -70,7 +69,7 @@ pub struct Kernel {
 impl Kernel {
     /// One without constants, whose label is its name.
     pub fn new(name: &'static str, sources: impl Into<Vec<Source>>, bindings: &'static [Access]) -> Self {
-        Self { name, label: name, sources: sources.into(), constants: Vec::new(), sizes: Vec::new(), bindings }
+        Self { name, label: name, sources: sources.into(), overrides: Vec::new(), consts: Vec::new(), bindings }
     }
 
     /// The WGSL text of this specialisation.
@@ -84,7 +83,10 @@ impl Kernel {
         if for_browser && self.uses_subgroups() {
             text.push_str("enable subgroups;\n");
         }
-        for (name, value) in &self.sizes {
+        if self.uses_cooperative_matrices() {
+            text.push_str("enable wgpu_cooperative_matrix;\n");
+        }
+        for (name, value) in &self.consts {
             text.push_str(&format!("const {name}: u32 = {value}u;\n"));
         }
         for source in &self.sources {
@@ -96,12 +98,21 @@ impl Kernel {
 
     /// Whether the kernel computes with 16-bit floats.
     pub fn uses_f16(&self) -> bool {
-        self.sources.iter().any(|source| source.name == "stage_half.wgsl")
+        self.has_source("stage_half")
     }
 
     /// Whether the kernel needs subgroup operations.
     pub fn uses_subgroups(&self) -> bool {
-        self.sources.iter().any(|source| source.name.contains("subgroup"))
+        self.uses_cooperative_matrices() || self.has_source("subgroup")
+    }
+
+    /// Whether the kernel has subgroups multiply matrices. Neither browsers nor DirectX have these.
+    pub fn uses_cooperative_matrices(&self) -> bool {
+        self.has_source("cooperative")
+    }
+
+    fn has_source(&self, part_of_name: &str) -> bool {
+        self.sources.iter().any(|source| source.name.contains(part_of_name))
     }
 }
 
@@ -215,7 +226,7 @@ impl Maker<'_> {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
-        let constants: Vec<_> = kernel.constants.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
+        let constants: Vec<_> = kernel.overrides.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
         let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel.label),
             layout: Some(&pipeline_layout),

@@ -16,6 +16,7 @@ pub use adapter::{AdapterChoice, AdapterSummary, list_adapters};
 pub use capabilities::Capabilities;
 pub use device::{Gpu, GpuOptions};
 pub(crate) use kernel::wgsl;
+pub(crate) use record::MAX_GRID;
 pub use kernel::{Access, Kernel, Source, Specialise};
 pub use memory::{Buffer, MemoryUse};
 pub use profile::{KernelTime, Profile};

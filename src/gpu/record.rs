@@ -26,7 +26,7 @@ pub(super) const PARAMS_BUFFER_BYTES: u64 = (MAX_DISPATCHES * MAX_PARAMS_BYTES) 
 const FLOPS_PER_SUBMISSION: f64 = 2e11;
 
 /// WebGPU's limit on each dimension of a grid.
-const MAX_GRID: u32 = 65535;
+pub(crate) const MAX_GRID: u32 = 65535;
 
 /// What a dispatch must move and compute at least: the floor its time is held against.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -288,6 +288,7 @@ impl Recorder {
             return self.gpu.check();
         }
         let gpu = self.gpu.clone();
+        let submitting = gpu.submitting();
         gpu.queue().write_buffer(gpu.params(), 0, &self.params);
         let mut commands = std::mem::take(&mut self.commands);
         let cost = std::mem::take(&mut self.cost);
@@ -296,6 +297,7 @@ impl Recorder {
         let times = (gpu.profiling() && dispatches > 0).then(|| PendingTimes::new(&gpu, dispatches));
         let times = encode(&mut encoder, &commands, times);
         let index = gpu.queue().submit([encoder.finish()]);
+        drop(submitting);
         // Set once: what is recorded next gets another.
         let _ = std::mem::take(&mut self.submitted).set(index);
         if let Some(times) = times {

@@ -204,21 +204,21 @@ impl Specialise for Variant {
         let cache = if self.half { wgsl!("cache_f16.wgsl") } else { wgsl!("cache_f32.wgsl") };
         let head4 = self.head_dim / 4;
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
-        let mut constants = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
-        let mut sizes = Vec::new();
+        let mut overrides = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
+        let mut consts = Vec::new();
         let (name, source) = match self.form {
             Form::Subgroup => {
-                sizes.extend(lengths);
-                sizes.push(("PARTS", head4.div_ceil(8) as u32));
+                consts.extend(lengths);
+                consts.push(("PARTS", head4.div_ceil(8) as u32));
                 ("attention_subgroup", wgsl!("attention_subgroup.wgsl"))
             }
             Form::Subgroup4 => {
-                sizes.push(("HEAD4", head4 as u32));
+                consts.push(("HEAD4", head4 as u32));
                 ("attention_subgroup4", wgsl!("attention_subgroup4.wgsl"))
             }
             Form::Workgroup => {
-                constants.extend(lengths);
-                constants.push(("COLUMNS", head4.next_power_of_two() as u32));
+                overrides.extend(lengths);
+                overrides.push(("COLUMNS", head4.next_power_of_two() as u32));
                 ("attention", wgsl!("attention.wgsl"))
             }
         };
@@ -226,8 +226,8 @@ impl Specialise for Variant {
             name,
             label: name,
             sources: vec![wgsl!("attention_parts.wgsl"), cache, source],
-            constants,
-            sizes,
+            overrides,
+            consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
         }
     }
@@ -242,7 +242,7 @@ pub(crate) struct Merge {
 impl Specialise for Merge {
     fn kernel(&self) -> Kernel {
         Kernel {
-            constants: vec![("HEAD4", (self.head_dim / 4) as u32)],
+            overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
             ..Kernel::new("attention_merge", [wgsl!("attention_merge.wgsl")], &[Access::Read, Access::Write])
         }
     }

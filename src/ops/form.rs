@@ -3,17 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::tuning::Shape;
-use crate::gpu::{Capabilities, Gpu, grid_1d};
+use crate::gpu::{Capabilities, Gpu, MAX_GRID, grid_1d};
 use crate::tensor::{GROUP, Precision};
 
 /// Up to this many rows of x are taken one by one (matvec); more go through the tiled kernel, which reads each weight
 /// once for 64 rows.
 pub(super) const MATVEC_ROWS: usize = 4;
-/// Rows of x, and of W, in a tile of the tiled kernel.
-const TILE: usize = 64;
-/// Rows of W that a workgroup of the kernel for software adapters takes.
-const UNIFORM_COLUMNS: usize = 256;
-
 /// Weights that stay in a core's cache: software adapters gain nothing from sharing their loads among more than a few rows,
 /// and a kernel of few rows takes them a quarter of the time to compile.
 const CACHED_WEIGHTS: usize = 1 << 19;
@@ -28,6 +23,10 @@ pub(crate) enum Form {
     MatvecBlocks(MatvecBlocks),
     /// Tiles in workgroup memory, in f16 if `half`.
     Tiled { half: bool },
+    /// Tiles of bytes in workgroup memory: x rounded to 8 bits in groups of 32, quantised weights as they are.
+    Packed,
+    /// On a GPU's matrix units: tiles in f16, products of matrices that a subgroup holds together, sums in f32.
+    Cooperative(Cooperative),
     /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
     Uniform(u32),
     /// For software adapters with subgroups of four: this many rows at a time, four or more, handed around in the subgroup.
@@ -47,6 +46,33 @@ pub(crate) struct MatvecBlocks {
     pub workgroup: u32,
     /// Blocks of four rows that a workgroup takes.
     pub blocks: u32,
+}
+
+/// The sizes of [`Form::Cooperative`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Cooperative {
+    /// Rows and columns of a matrix.
+    pub size: u32,
+    /// Rows of x, and of W, in a tile: 64, or 128 where there is workgroup memory enough.
+    pub tile: u32,
+    /// Invocations of a workgroup.
+    pub workgroup: u32,
+}
+
+impl Cooperative {
+    fn all() -> impl Iterator<Item = Self> {
+        let sizes = [8, 16].into_iter().flat_map(|size| [64, 128].map(|tile| (size, tile)));
+        sizes.flat_map(|(size, tile)| [32, 64, 128, 256].map(|workgroup| Self { size, tile, workgroup }))
+    }
+
+    fn runs_on(self, capabilities: &Capabilities) -> bool {
+        let Capabilities { subgroup_min_size: least, subgroup_max_size: most, .. } = *capabilities;
+        capabilities.cooperative_sizes.contains(&self.size)
+            && (self.tile == 64 || capabilities.max_workgroup_bytes >= 32768)
+            // Four subgroups of a size that the driver may choose, and a whole one whatever it chooses.
+            && (least..=most).contains(&(self.workgroup / 4))
+            && self.workgroup >= most
+    }
 }
 
 impl MatvecBlocks {
@@ -69,6 +95,17 @@ impl MatvecBlocks {
     }
 }
 
+/// What a kernel rounds before it multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rounding {
+    /// Nothing.
+    None,
+    /// Both factors, to f16.
+    Half,
+    /// x, to integers of 8 bits in groups of 32 with a scale.
+    Bytes,
+}
+
 impl Form {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
@@ -77,8 +114,9 @@ impl Form {
         let subgroup = sizes.map(|(rows, blocks)| Self::Subgroup { rows, blocks });
         let subgroup4 = [4, 8].map(Self::Subgroup4);
         let tiled = [false, true].map(|half| Self::Tiled { half });
+        let cooperative = Cooperative::all().map(Self::Cooperative);
         let blocks = MatvecBlocks::all().map(Self::MatvecBlocks);
-        let hardware = std::iter::once(Self::Matvec).chain(tiled).chain(blocks);
+        let hardware = [Self::Matvec, Self::Packed].into_iter().chain(tiled).chain(cooperative).chain(blocks);
         hardware.chain(uniform).chain([Self::MatvecSubgroup]).chain(subgroup).chain(subgroup4)
     }
 
@@ -124,29 +162,41 @@ impl Form {
 
     /// The most rows of x in one dispatch: as many as fit WebGPU's limit on a grid's dimensions.
     pub(super) fn max_rows(self) -> usize {
-        let rows = match self {
-            Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup => 1,
-            Self::Tiled { .. } => TILE,
-            Self::Uniform(rows) | Self::Subgroup4(rows) | Self::Subgroup { rows, .. } => rows as usize,
-        };
-        rows * 65535
+        self.tile()[0] * MAX_GRID as usize
+    }
+
+    /// Rows of x and rows of W that a workgroup takes.
+    fn tile(self) -> [usize; 2] {
+        match self {
+            Self::Matvec => [1, 4],
+            Self::MatvecBlocks(MatvecBlocks { blocks, .. }) => [1, 4 * blocks as usize],
+            Self::MatvecSubgroup => [1, 64],
+            Self::Tiled { .. } | Self::Packed => [64, 64],
+            Self::Cooperative(Cooperative { tile, .. }) => [tile as usize; 2],
+            Self::Uniform(rows) | Self::Subgroup4(rows) => [rows as usize, 256],
+            Self::Subgroup { rows, blocks } => [rows as usize, 32 * blocks as usize],
+        }
     }
 
     /// The forms that are worth a measurement: those that the device can run, of one row or of many.
     pub(super) fn candidates(gpu: &Gpu, shape: Shape) -> Vec<Self> {
         let capabilities = gpu.capabilities();
         let few = shape.m <= MATVEC_ROWS;
+        // Those with tiles in workgroup memory.
+        let tiles = !few && !gpu.software_kernels();
         let possible = |form: &Self| match *form {
             Self::Matvec => few,
-            Self::MatvecBlocks(blocks) => few && shape.precision.bits().is_some() && blocks.runs_on(capabilities),
-            Self::Tiled { half } => !few && !gpu.software_kernels() && (!half || capabilities.shader_f16),
+            Self::MatvecBlocks(blocks) => few && blocks.runs_on(capabilities),
+            Self::Tiled { half } => tiles && (!half || capabilities.shader_f16),
+            Self::Packed => tiles,
+            Self::Cooperative(form) => tiles && form.runs_on(capabilities),
             // Loads that are the same for a whole workgroup and no workgroup memory: for processors.
             Self::Uniform(rows) => gpu.software_kernels() && (rows == 1) == few && (few || rows >= 8),
             Self::Subgroup4(rows) => gpu.software_subgroups() == Some(4) && !few && rows >= 4,
             Self::MatvecSubgroup => gpu.software_subgroups() == Some(8) && shape.m == 1,
             Self::Subgroup { rows, .. } => gpu.software_subgroups() == Some(8) && !few && rows >= 8,
         };
-        Self::all().filter(possible).collect()
+        Self::all().filter(|form| form.takes(shape.precision)).filter(possible).collect()
     }
 
     /// Whether it can take a norm before the product along.
@@ -154,28 +204,32 @@ impl Form {
         matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Subgroup { .. })
     }
 
+    /// What it rounds, beside how factors are stored.
+    pub(super) fn rounding(self) -> Rounding {
+        match self {
+            Self::Packed => Rounding::Bytes,
+            Self::Tiled { half: true } | Self::Cooperative(_) => Rounding::Half,
+            _ => Rounding::None,
+        }
+    }
+
     /// Whether it can read weights of this precision.
     pub(crate) fn takes(self, precision: Precision) -> bool {
         match self {
-            Self::MatvecBlocks(_) => precision.bits().is_some(),
+            Self::MatvecBlocks(_) | Self::Packed => precision.bits().is_some(),
             _ => true,
         }
     }
 
     pub(super) fn grid(self, m: usize, n: usize) -> [u32; 3] {
-        let folded = |count: usize, z: usize| {
-            let [x, y, _] = grid_1d(count);
-            [x, y, z as u32]
-        };
+        let tile = self.tile();
+        let (rows, columns) = (m.div_ceil(tile[0]), n.div_ceil(tile[1]));
         match self {
-            Self::Matvec => folded(n.div_ceil(4), m),
-            Self::MatvecBlocks(MatvecBlocks { blocks, .. }) => folded(n.div_ceil(4 * blocks as usize), m),
-            Self::Tiled { .. } => [n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1],
-            Self::Uniform(rows) | Self::Subgroup4(rows) => {
-                folded(n.div_ceil(UNIFORM_COLUMNS), m.div_ceil(rows as usize))
+            Self::Tiled { .. } | Self::Packed | Self::Cooperative(_) => [columns as u32, rows as u32, 1],
+            _ => {
+                let [x, y, _] = grid_1d(columns);
+                [x, y, rows as u32]
             }
-            Self::MatvecSubgroup => folded(n.div_ceil(64), m),
-            Self::Subgroup { rows, blocks } => folded(n.div_ceil(32 * blocks as usize), m.div_ceil(rows as usize)),
         }
     }
 }

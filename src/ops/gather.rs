@@ -30,13 +30,13 @@ pub(crate) struct Variant(pub Precision);
 
 impl Specialise for Variant {
     fn kernel(&self) -> Kernel {
-        let (reader, sizes) = weight_reader(self.0);
+        let (reader, consts) = weight_reader(self.0);
         Kernel {
             name: "gather",
             label: "gather",
             sources: vec![reader, wgsl!("gather.wgsl")],
-            constants: vec![],
-            sizes,
+            overrides: vec![],
+            consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
         }
     }

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Norm;
-use super::form::{Form, MatvecBlocks};
+use super::form::{Cooperative, Form, MatvecBlocks};
 use super::tuning::Shape;
 use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, Source, Specialise, wgsl};
 use crate::tensor::{Matrix, Piece, Precision, Tensor};
@@ -211,7 +211,7 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    fn constants(self) -> [(&'static str, u32); 6] {
+    fn overrides(self) -> [(&'static str, u32); 6] {
         [
             ("HAS_BIAS", self.bias.into()),
             ("HAS_GAMMA", self.gamma.into()),
@@ -259,18 +259,18 @@ impl Specialise for Variant {
             Input::Vec4 => wgsl!("input_vec4.wgsl"),
             Input::Map => wgsl!("input_convolution.wgsl"),
         });
-        let mut constants = Vec::new();
+        let mut overrides = Vec::new();
         if !matches!(self.ending, Ending::Turned { .. }) {
-            constants.extend(self.applied.constants());
+            overrides.extend(self.applied.overrides());
         }
-        let (reader, mut sizes) = match self.form {
+        let (reader, mut consts) = match self.form {
             Form::Subgroup { .. } | Form::MatvecSubgroup | Form::MatvecBlocks(_) => block_reader(self.precision),
             _ => weight_reader(self.precision),
         };
         sources.push(reader);
         if self.form.fuses_norm() {
             sources.push(wgsl!("linear_norm.wgsl"));
-            constants.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
+            overrides.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
         }
         let name = match self.form {
             Form::Matvec => {
@@ -280,23 +280,37 @@ impl Specialise for Variant {
             Form::MatvecBlocks(MatvecBlocks { subgroups, workgroup, blocks }) => {
                 let reduce = if subgroups { wgsl!("reduce_subgroup.wgsl") } else { wgsl!("reduce_workgroup.wgsl") };
                 sources.extend([reduce, wgsl!("matvec_blocks.wgsl")]);
-                constants.push(("WORKGROUP", workgroup));
-                sizes.push(("BLOCKS", blocks));
+                overrides.push(("WORKGROUP", workgroup));
+                consts.push(("BLOCKS", blocks));
                 "matvec_blocks"
             }
             Form::Tiled { half } => {
                 let stage = if half { wgsl!("stage_half.wgsl") } else { wgsl!("stage_f32.wgsl") };
-                sources.extend([stage, wgsl!("matmul.wgsl")]);
+                sources.extend([wgsl!("tiles_64.wgsl"), stage, wgsl!("matmul.wgsl")]);
                 "matmul"
+            }
+            Form::Packed => {
+                let bytes = match self.precision {
+                    Precision::Q8 => wgsl!("packed_q8.wgsl"),
+                    _ => wgsl!("packed_quantised.wgsl"),
+                };
+                sources.extend([wgsl!("tiles_64.wgsl"), bytes, wgsl!("matmul_packed.wgsl")]);
+                "matmul_packed"
+            }
+            Form::Cooperative(Cooperative { size, tile, workgroup }) => {
+                let matrices = if size == 8 { wgsl!("cooperative_8.wgsl") } else { wgsl!("cooperative_16.wgsl") };
+                sources.extend([wgsl!("stage_half.wgsl"), matrices, wgsl!("matmul_cooperative.wgsl")]);
+                consts.extend([("TILE", tile), ("WORKGROUP", workgroup)]);
+                "matmul_cooperative"
             }
             Form::Uniform(rows) => {
                 sources.push(wgsl!("matmul_uniform.wgsl"));
-                constants.push(("ROWS", rows));
+                overrides.push(("ROWS", rows));
                 "matmul_uniform"
             }
             Form::Subgroup4(rows) => {
                 sources.push(wgsl!("matmul_subgroup4.wgsl"));
-                constants.push(("ROWS", rows));
+                overrides.push(("ROWS", rows));
                 "matmul_subgroup4"
             }
             Form::MatvecSubgroup => {
@@ -305,7 +319,7 @@ impl Specialise for Variant {
             }
             Form::Subgroup { rows, blocks } => {
                 sources.push(wgsl!("matmul_subgroup.wgsl"));
-                sizes.extend([("ROWS", rows), ("BLOCKS", blocks)]);
+                consts.extend([("ROWS", rows), ("BLOCKS", blocks)]);
                 "matmul_subgroup"
             }
         };
@@ -313,8 +327,8 @@ impl Specialise for Variant {
             name,
             label: if self.input == Input::Map { "convolution" } else { name },
             sources,
-            constants,
-            sizes,
+            overrides,
+            consts,
             bindings: match self.ending {
                 Ending::Turned { .. } => &[R, R, R, R, W, W, R, W],
                 _ => &[R, R, R, R, R, R, R, W],

@@ -121,7 +121,7 @@ impl MiningMap {
 
 pub(crate) fn stats_kernel(vec4: bool) -> Kernel {
     Kernel {
-        constants: vec![("POOL", 2)],
+        overrides: vec![("POOL", 2)],
         ..Kernel::new(
             "mining_stats",
             [
@@ -140,7 +140,7 @@ pub(crate) const PRODUCTS_WORKGROUPS: [u32; 2] = [8, 64];
 
 pub(crate) fn products_kernel(vec4: bool, neighbours: bool, workgroup: u32) -> Kernel {
     Kernel {
-        constants: vec![("NEIGHBOURS", u32::from(neighbours)), ("WORKGROUP", workgroup)],
+        overrides: vec![("NEIGHBOURS", u32::from(neighbours)), ("WORKGROUP", workgroup)],
         ..Kernel::new(
             "mining_products",
             [channels_reader(vec4), wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_products.wgsl")],
@@ -172,7 +172,7 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) 
     // Texels along a side of the window: all of the first stage's, or half as many and a border of the second's.
     let side = (window * pool).max(window * pool / 2 + 2);
     Kernel {
-        constants: vec![("POOL", pool as u32), ("WINDOW", window as u32), ("SIDE", side as u32)],
+        overrides: vec![("POOL", pool as u32), ("WINDOW", window as u32), ("SIDE", side as u32)],
         ..Kernel::new(
             "mining",
             [

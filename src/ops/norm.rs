@@ -65,10 +65,10 @@ impl Held {
 
 impl Specialise for Variant {
     fn kernel(&self) -> Kernel {
-        let mut constants = vec![("CENTRED", u32::from(self.centred)), ("UNIT_OFFSET", u32::from(self.unit_offset))];
-        let (name, source, sizes) = match self.held {
+        let mut overrides = vec![("CENTRED", u32::from(self.centred)), ("UNIT_OFFSET", u32::from(self.unit_offset))];
+        let (name, source, consts) = match self.held {
             Some(Held { workgroup, each }) => {
-                constants.push(("WORKGROUP", workgroup as u32));
+                overrides.push(("WORKGROUP", workgroup as u32));
                 ("norm_held", wgsl!("norm_held.wgsl"), vec![("HELD", each as u32)])
             }
             None => ("norm", wgsl!("norm.wgsl"), vec![]),
@@ -77,8 +77,8 @@ impl Specialise for Variant {
             name,
             label: name,
             sources: vec![wgsl!("reduce_workgroup.wgsl"), source],
-            constants,
-            sizes,
+            overrides,
+            consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
         }
     }

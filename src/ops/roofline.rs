@@ -15,7 +15,7 @@ pub(crate) fn kernels() -> [Kernel; 2] {
 
 fn read_kernel(workgroup: usize) -> Kernel {
     let kernel = Kernel::new("roofline_read", [wgsl!("roofline_read.wgsl")], &[Access::Read, Access::Write]);
-    Kernel { constants: vec![("WORKGROUP", workgroup as u32)], ..kernel }
+    Kernel { overrides: vec![("WORKGROUP", workgroup as u32)], ..kernel }
 }
 
 /// Reads `source`, but for a last part of less than 64 KiB.

@@ -43,14 +43,14 @@ impl Routing {
 
 pub(crate) fn route_kernel(top_k: usize) -> Kernel {
     Kernel {
-        constants: vec![("TOP", top_k as u32)],
+        overrides: vec![("TOP", top_k as u32)],
         ..Kernel::new("route", [wgsl!("route.wgsl")], &[Access::Read, Access::Write, Access::Write, Access::Write])
     }
 }
 
 pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
     Kernel {
-        constants: vec![("TOP", top_k as u32)],
+        overrides: vec![("TOP", top_k as u32)],
         ..Kernel::new("combine", [wgsl!("combine.wgsl")], &[Access::Read, Access::Read, Access::Read, Access::Write])
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Variant {
 impl Specialise for Variant {
     fn kernel(&self) -> Kernel {
         Kernel {
-            constants: vec![("SAMPLE", u32::from(self.draws))],
+            overrides: vec![("SAMPLE", u32::from(self.draws))],
             ..Kernel::new("sample", [wgsl!("sample.wgsl")], &[Access::Read, Access::Write])
         }
     }

@@ -9,18 +9,20 @@ use serde::{Deserialize, Serialize};
 use web_time::Instant;
 
 use super::cases::{Case, F32, Linear, compare};
-use super::form::{Form, MATVEC_ROWS};
+use super::form::{Form, MATVEC_ROWS, Rounding};
 use super::linear::{Epilogue, linear};
 use super::specialisations::product_kernels;
 use crate::gpu::Gpu;
 use crate::tensor::{Matrix, Piece, Precision, Tensor};
 use crate::{Error, Result};
 
-/// Rows of x that stand for many.
-const MANY: usize = 128;
+/// Rows of x that stand for many: a prompt's portion.
+const MANY: usize = 512;
+/// Rows of x that are measured for these on a software adapter, which is as busy with fewer.
+const MANY_IN_SOFTWARE: usize = 128;
 /// Time that a measurement of one form takes, about.
 const TIME: Duration = Duration::from_millis(4);
-const MOST_REPEATS: f64 = 50.0;
+const MOST_REPEATS: usize = 1024;
 /// Measurements of a form, of which the least counts: others may use the device as well.
 const RUNS: usize = 3;
 /// A form that takes so many times as long as the best one is not measured again.
@@ -28,6 +30,24 @@ const HOPELESS: f64 = 3.0;
 /// Bound on the normalised mean square error where tiles are f16: both factors are rounded to 11 bits, off by 2^-12 / sqrt(3)
 /// of themselves each.
 const HALF: f64 = 1.0 / (1 << 23) as f64;
+
+/// The same where x is rounded to 8 bits: steps of a 127th of the largest of 32, off by a step / sqrt(12), where the largest is at
+/// most three times the root of the mean square.
+const BYTES: f64 = (3.0 / 127.0) * (3.0 / 127.0) / 12.0;
+
+/// Which forms of kernels [`tune`] measures.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TuneOptions {
+    /// Also those that round activations to integers of 8 bits, 32 at a time with a scale, as llama.cpp does: fast where a device
+    /// multiplies packed bytes, and some 2e-5 of the mean square off.
+    pub int8: bool,
+}
+
+impl TuneOptions {
+    fn allow(self, form: Form) -> bool {
+        self.int8 || form.rounding() != Rounding::Bytes
+    }
+}
 
 /// A matrix product, as far as the choice of a kernel depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -142,23 +162,26 @@ pub struct Timing {
 }
 
 /// Measures the forms that the device can run for each of these products, after holding each against the reference, and has
-/// the fastest used from now on. What was measured before stays. `on_timing` gives `false` to stop.
+/// the fastest used from now on. What was measured before stays, but for forms that `options` do not allow. `on_timing` gives
+/// `false` to stop.
 ///
 /// # Errors
 /// [`Error::Cancelled`]; those of the device. A form that is wrong on it is no error: it is left out.
 pub async fn tune(
     gpu: &Gpu,
     products: impl IntoIterator<Item = Shape>,
+    options: TuneOptions,
     mut on_timing: impl FnMut(&Timing) -> bool,
 ) -> Result<Tuning> {
     let mut tuning = gpu.tuning();
     if !tuning.is_of(&gpu.adapter().cache_name) {
         tuning = Tuning::none(gpu);
     }
+    tuning.products.retain(|choice| options.allow(choice.form));
     let mut right = HashMap::new();
     let shapes: BTreeSet<Shape> = products.into_iter().filter_map(Shape::measured).collect();
     for shape in shapes {
-        let measured = measure(gpu, shape, &mut right, &mut on_timing).await;
+        let measured = measure(gpu, shape, options, &mut right, &mut on_timing).await;
         gpu.set_tuning(tuning.clone());
         if let Some(choice) = measured? {
             tuning.products.retain(|old| old.shape != shape);
@@ -172,15 +195,18 @@ pub async fn tune(
 async fn measure(
     gpu: &Gpu,
     shape: Shape,
+    options: TuneOptions,
     right: &mut HashMap<(Form, Precision), bool>,
     on_timing: &mut impl FnMut(&Timing) -> bool,
 ) -> Result<Option<Choice>> {
-    let candidates = Form::candidates(gpu, shape);
+    let mut candidates = Form::candidates(gpu, shape);
+    candidates.retain(|form| options.allow(*form));
     if candidates.len() < 2 {
         return Ok(None);
     }
     let weight = Matrix::random(gpu, shape.precision, shape.n, shape.k, 1, "weight to measure")?;
-    let x = Tensor::zeros(gpu, &[shape.m, shape.k], "x to measure")?;
+    let m = if gpu.software_kernels() { shape.m.min(MANY_IN_SOFTWARE) } else { shape.m };
+    let x = Tensor::zeros(gpu, &[m, shape.k], "x to measure")?;
     let mut best: Option<Choice> = None;
     for form in candidates {
         let key = (form, shape.precision);
@@ -211,8 +237,17 @@ async fn computes_right(gpu: &Gpu, shape: Shape, form: Form) -> Result<bool> {
     let case = Linear { m, n: 67, k: 132, precision: shape.precision, norm: true, ..Linear::default() };
     let small = Shape { precision: shape.precision, m, n: case.n, k: case.k };
     gpu.set_tuning(Tuning::forced(gpu, small.measured().unwrap_or(small), form));
-    let values = case.run(gpu).await?;
-    let bound = if form == (Form::Tiled { half: true }) { HALF } else { F32 };
+    let values = match case.run(gpu).await {
+        Ok(values) => values,
+        Err(lost @ Error::DeviceLost(_)) => return Err(lost),
+        // Such as a driver that does not take the kernel.
+        Err(_) => return Ok(false),
+    };
+    let bound = match form.rounding() {
+        Rounding::None => F32,
+        Rounding::Half => HALF,
+        Rounding::Bytes => BYTES,
+    };
     Ok(compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= bound))
 }
 
@@ -231,11 +266,16 @@ async fn time(gpu: &Gpu, x: &Tensor, weight: &Matrix, best: Option<f64>) -> Resu
         Ok(started.elapsed().as_secs_f64() * 1e6)
     };
     once(1).await?; // makes the pipeline
-    let first = once(1).await?;
+    let mut first = once(1).await?;
     if best.is_some_and(|best| first > HOPELESS * best.max(1000.0)) {
         return Ok(None);
     }
-    let repeat = (TIME.as_secs_f64() * 1e6 / first).clamp(1.0, MOST_REPEATS) as usize;
+    // So many that a submission's own time is a small part.
+    let mut repeat = 1;
+    while first < TIME.as_secs_f64() * 1e6 && repeat < MOST_REPEATS {
+        repeat *= 2;
+        first = once(repeat).await?;
+    }
     let mut least = f64::INFINITY;
     for _ in 0..RUNS {
         least = least.min(once(repeat).await? / repeat as f64);

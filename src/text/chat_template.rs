@@ -81,9 +81,10 @@ fn without_generation_marks(source: &str) -> String {
     let mut rest = source;
     let mut kept = String::with_capacity(source.len());
     while let Some(start) = rest.find("{%") {
-        let Some(end) = rest[start..].find("%}").map(|end| start + end) else { break };
-        let block = &rest[start + 2..end];
-        kept.push_str(&rest[..start + 2]);
+        let inside = start + 2;
+        let Some(end) = rest[inside..].find("%}").map(|end| inside + end) else { break };
+        let block = &rest[inside..end];
+        kept.push_str(&rest[..inside]);
         kept.push_str(&match block.trim_matches(['-', '+', ' ']) {
             "endgeneration" => block.replace("endgeneration", "endif"),
             "generation" => block.replace("generation", "if true"),
@@ -140,6 +141,14 @@ mod tests {
             "<one"
         );
         assert_eq!(render("{{ messages[-1]['content'].strip().upper() }}"), "TWO");
+    }
+
+    #[test]
+    fn what_is_no_template_is_refused() {
+        for source in ["{%}", "{%", "{% if %}", "{%%}", "a {%} b %}", "{{", "{% generation"] {
+            let error = ChatTemplate::new("test", source, "", "").expect_err(source);
+            assert!(matches!(error, Error::Config { .. }), "{source}: {error}");
+        }
     }
 
     #[test]

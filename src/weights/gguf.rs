@@ -29,7 +29,7 @@ const MAX_ELEMENTS: usize = 1 << 22;
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// Any integer type, and what a number of them say.
+    /// Any integer type.
     Integer(i128),
     /// f32 or f64.
     Float(f64),

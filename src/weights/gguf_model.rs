@@ -134,7 +134,7 @@ impl<'a> Metadata<'a> {
         let shape =
             |name: &str| self.header.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.info.shape);
         let vocab_size = match shape("token_embd.weight").map(Vec::as_slice) {
-            Some(&[rows, columns]) if columns == hidden_size && u32::try_from(rows).is_ok() => rows,
+            Some(&[rows, columns]) if columns == hidden_size && rows > 0 && u32::try_from(rows).is_ok() => rows,
             other => {
                 return Err(
                     self.bad(format!("token_embd.weight has shape {other:?}, expected [vocabulary, {hidden_size}]"))

@@ -1,5 +1,5 @@
 // This project's kernels beside onnxruntime-web's, in the same browser on the same adapter, in turns. Prints a table, and JSON to
-// the file named by its argument: race.mjs [FILE].
+// the file named by its argument: race.mjs [FILE] [ROUNDS].
 
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -10,7 +10,7 @@ import { serve } from "../tests/server.mjs";
 import { graph, model } from "./onnx.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const ROUNDS = 3;
+const ROUNDS = Number(process.argv[3] ?? 3);
 const values = (count) => Float32Array.from({ length: count }, (_, i) => Math.sin(i * 0.37) * 0.1);
 const codes = (count) => Uint8Array.from({ length: count }, (_, i) => (i * 37) & 255);
 

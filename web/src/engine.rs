@@ -6,7 +6,7 @@ use std::rc::Rc;
 use js_sys::Function;
 use mgm::gpu::Gpu;
 use mgm::load::LoadOptions;
-use mgm::ops::{Sampling, tune};
+use mgm::ops::{Sampling, TuneOptions, tune};
 use mgm::plan::Plan;
 use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model, Picture};
 use mgm::tensor::Precision;
@@ -170,10 +170,11 @@ impl Engine {
     }
 
     /// Measures which kernels are the fastest for the model on this device, and uses them from now on. `on_event` is called with
-    /// `"measured"` and a product, a kernel and its microseconds as a text; it returns `false` to stop. Gives JSON for the next `Device::open`.
-    pub async fn tune(&self, on_event: Function) -> Result<String, JsValue> {
+    /// `"measured"` and a product, a kernel and its microseconds as a text; it returns `false` to stop. `int8`: also kernels that round
+    /// activations to 8 bits. Gives JSON for the next `Device::open`.
+    pub async fn tune(&self, int8: bool, on_event: Function) -> Result<String, JsValue> {
         let products = self.model.list().map_err(to_js)?.products;
-        let tuning = tune(&self.gpu, products, |timing| {
+        let tuning = tune(&self.gpu, products, TuneOptions { int8 }, |timing| {
             let text = format!("{:?} {} {:?}", timing.shape, timing.form, timing.microseconds);
             tell(&on_event, "measured", &text.into())
         })

@@ -214,6 +214,7 @@ test("measured kernels are kept with the device they are of, and what is kept do
   const plain = await load();
   const kept = await page.evaluate(async () => {
     const mgm = await Mgm.load("/model/");
+    await mgm.tune({ int8: true });
     await mgm.tune();
     mgm.dispose();
     const folder = await (await navigator.storage.getDirectory()).getDirectoryHandle("mgm");

@@ -204,10 +204,10 @@ export class Mgm {
 
   /**
    * Measures which kernels are the fastest for this model on this device (a few seconds), uses them from now on, and keeps the
-   * result for later loads.
+   * result for later loads. With `int8` also kernels that round activations to 8 bits, which are less exact.
    */
-  async tune(options: { signal?: AbortSignal } = {}): Promise<void> {
-    await this.#call({ type: "tune" }, options.signal);
+  async tune(options: { int8?: boolean; signal?: AbortSignal } = {}): Promise<void> {
+    await this.#call({ type: "tune", int8: options.int8 ?? false }, options.signal);
     options.signal?.throwIfAborted();
   }
 

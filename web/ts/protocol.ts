@@ -44,7 +44,7 @@ export type Request =
   | { id: number; type: "look"; image: ImageData }
   | { id: number; type: "memory" }
   | { id: number; type: "check" }
-  | { id: number; type: "tune" }
+  | { id: number; type: "tune"; int8: boolean }
   | { id: number; type: "abort" };
 
 /** The core's report of an answer. */

@@ -84,7 +84,7 @@ async function handle(request: Exclude<Request, { type: "abort" }>, context: Con
     case "check":
       return { id, type: "checked", cases: await check(context) };
     case "tune":
-      await tune(context);
+      await tune(request.int8, context);
       return { id, type: "tuned" };
     case "memory":
       return { id, type: "memory", memory: await memory() };
@@ -166,11 +166,11 @@ async function check({ signal, report }: Context): Promise<CheckedCase[]> {
 }
 
 /** Measures kernels for the loaded model; what is found is used at once, and by every later load. */
-async function tune(context: Context): Promise<void> {
+async function tune(int8: boolean, context: Context): Promise<void> {
   const progress = context.report("tune");
   let measured = 0;
   const tuning = await models.answering(context, (engine) =>
-    engine.tune(() => {
+    engine.tune(int8, () => {
       progress("kernels", ++measured, Number.POSITIVE_INFINITY);
       return !context.signal.aborted;
     }),

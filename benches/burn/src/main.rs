@@ -3,7 +3,7 @@
 //!     cargo run --release --manifest-path benches/burn/Cargo.toml [ROUNDS]
 //!     mgm bench --roofline --only f32
 //!
-//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the fastest round's, of one call and what waits for it; what
+//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds, of one call and what waits for it; what
 //! burn measures to choose its kernels comes before. Text goes to standard error, one JSON object to standard output.
 
 use std::error::Error;
@@ -30,7 +30,7 @@ impl Bench {
         flops: usize,
         operation: impl Fn() -> Tensor<D>,
     ) -> Result<(), Box<dyn Error>> {
-        let mut fastest = f64::INFINITY;
+        let mut times = Vec::new();
         for round in 0..WARM_UP + self.rounds {
             self.device.sync()?;
             let started = Instant::now();
@@ -38,16 +38,18 @@ impl Bench {
             self.device.sync()?;
             let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
             if round >= WARM_UP {
-                fastest = fastest.min(milliseconds);
+                times.push(milliseconds);
             }
             // Kernels that were skipped or went wrong are no measurement.
             if round == 0 && !result.sum().into_scalar::<f32>().is_finite() {
                 return Err(format!("{name}: the result is not finite").into());
             }
         }
-        let rate = flops as f64 / fastest / 1e6;
-        eprintln!("{name:<44} {fastest:>10.3} ms {rate:>8.2} GFLOP/s");
-        self.rows.push(json!({ "name": name, "milliseconds": fastest, "gflop_per_s": rate }));
+        times.sort_by(f64::total_cmp);
+        let median = times.get(times.len() / 2).copied().ok_or("no rounds")?;
+        let rate = flops as f64 / median / 1e6;
+        eprintln!("{name:<44} {median:>10.3} ms {rate:>8.2} GFLOP/s");
+        self.rows.push(json!({ "kernel": name, "milliseconds": median, "gflop_per_s": rate }));
         Ok(())
     }
 
