@@ -53,10 +53,8 @@ fn compile_to_spirv(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
         flags: naga::back::spv::WriterFlags::empty(),
         ..naga::back::spv::Options::default()
     };
-    let pipeline = naga::back::spv::PipelineOptions {
-        shader_stage: ShaderStage::Compute,
-        entry_point: kernel.name.to_owned(),
-    };
+    let pipeline =
+        naga::back::spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: kernel.name.to_owned() };
     let words = naga::back::spv::write_vec(module, info, &options, Some(&pipeline))
         .unwrap_or_else(|error| panic!("{}: SPIR-V: {error}", describe(kernel)));
     assert!(words.len() > 5);
@@ -82,7 +80,8 @@ fn compile_to_hlsl(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
     let shader_model =
         if kernel.uses_f16() { naga::back::hlsl::ShaderModel::V6_2 } else { naga::back::hlsl::ShaderModel::V6_0 };
     let options = naga::back::hlsl::Options { shader_model, ..Default::default() };
-    let pipeline = naga::back::hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, kernel.name.to_owned())) };
+    let pipeline =
+        naga::back::hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, kernel.name.to_owned())) };
     let mut text = String::new();
     let reflection = naga::back::hlsl::Writer::new(&mut text, &options, &pipeline)
         .write(module, info, None)

@@ -66,8 +66,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     let weights = gpu.memory().allocated;
     // The memory of a software adapter is the process's own.
     let weights_of_process = if gpu.adapter().is_software() { weights as f64 } else { 0.0 };
-    let load_host_mib =
-        memory_of("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights_of_process) / MIB);
+    let load_host_mib = memory_of("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights_of_process) / MIB);
     drop(tokenizer);
     kept::prepare(&gpu, &language.list(&gpu)?.kernels);
     gpu.trim();

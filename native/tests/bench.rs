@@ -42,13 +42,20 @@ fn a_gguf_file_is_measured_and_tuning_is_kept() {
     let cache = TempDir::new().expect("a temporary folder");
     let model = data("llama.gguf");
     let model = model.to_str().expect("UTF-8");
-    let bench =
-        || json(&mgm(cache.path(), &["bench", "--gguf", model, "--prefill", "20", "--decode", "5", "--runs", "1", "--json"]));
+    let bench = || {
+        json(&mgm(
+            cache.path(),
+            &["bench", "--gguf", model, "--prefill", "20", "--decode", "5", "--runs", "1", "--json"],
+        ))
+    };
     let report = bench();
     for key in ["prefill_tokens_per_s", "decode_tokens_per_s", "load_ms", "weights_mib", "dispatches_per_token"] {
         assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
     }
-    assert_eq!((&report["prefill_tokens"], &report["decode_tokens"], &report["tuned"]), (&20.into(), &5.into(), &0.into()));
+    assert_eq!(
+        (&report["prefill_tokens"], &report["decode_tokens"], &report["tuned"]),
+        (&20.into(), &5.into(), &0.into())
+    );
     // What loading adds beside the weights, where the system tells it.
     if cfg!(target_os = "linux") {
         assert!(report["load_host_mib"].as_f64().is_some_and(|mib| mib < 64.0), "{report}");
@@ -57,7 +64,8 @@ fn a_gguf_file_is_measured_and_tuning_is_kept() {
     let printed = mgm(cache.path(), &["tune", model, "--int8"]);
     let kept = files(cache.path(), "tuning.json");
     assert_eq!(kept.len(), 1, "{printed}");
-    let products = json(&std::fs::read_to_string(&kept[0]).expect("a file"))["products"].as_array().expect("a list").len();
+    let products =
+        json(&std::fs::read_to_string(&kept[0]).expect("a file"))["products"].as_array().expect("a list").len();
     assert!(products > 0 && printed.contains(&format!("{products} products are measured")), "{printed}");
     assert_eq!(bench()["tuned"], products);
 }

@@ -58,7 +58,8 @@ impl Capabilities {
 }
 
 fn cooperative_sizes(features: wgpu::Features, adapter: &wgpu::Adapter) -> Vec<u32> {
-    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+    let needed =
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
     if !features.contains(needed) {
         return Vec::new();
     }
@@ -69,8 +70,12 @@ fn cooperative_sizes(features: wgpu::Features, adapter: &wgpu::Adapter) -> Vec<u
             && types == (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32)
             && !matrix.saturating_accumulation
     };
-    let mut sizes: Vec<_> =
-        adapter.cooperative_matrix_properties().iter().filter(|matrix| fits(matrix)).map(|matrix| matrix.m_size).collect();
+    let mut sizes: Vec<_> = adapter
+        .cooperative_matrix_properties()
+        .iter()
+        .filter(|matrix| fits(matrix))
+        .map(|matrix| matrix.m_size)
+        .collect();
     sizes.sort_unstable();
     sizes.dedup();
     sizes

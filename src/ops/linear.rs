@@ -494,8 +494,9 @@ impl Product<'_> {
                 route_divisor: routes.map_or(1, |routes| routes.divisor) as u32,
                 ..Params::of_piece(piece, m, k, norm)
             };
+            let written = if epilogue.gated { piece.rows / 2 } else { piece.rows };
             let cost = Cost {
-                bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64 + ((m * k + m * piece.rows) * 4) as f64,
+                bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64 + ((m * k + m * written) * 4) as f64,
                 flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
             };
             recorder.dispatch(&variant, &bindings, &params, form.grid(m, piece.rows), cost)?;
