@@ -6,7 +6,7 @@ use serde::Serialize;
 use web_time::Instant;
 
 use crate::Result;
-use crate::gpu::{Gpu, Recorder};
+use crate::gpu::{Cost, Gpu, Recorder};
 use crate::ops::{
     self, Attention, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache, MapEpilogue, MiningMap, Norm,
     Sampling2d, roofline,
@@ -48,8 +48,6 @@ pub struct Row {
     pub megaflop: f64,
     /// Median.
     pub milliseconds: f64,
-    /// The longer of its bytes at the adapter's bandwidth and its operations at the adapter's rate, over its time.
-    pub part_of_roofline: f64,
 }
 
 impl Row {
@@ -64,39 +62,43 @@ impl Row {
     }
 }
 
-/// Measures the adapter itself.
+impl Limits {
+    /// Milliseconds that a kernel takes at least: its bytes at the adapter's bandwidth, or its operations at the adapter's rate.
+    pub fn floor(&self, row: &Row) -> f64 {
+        (row.megabytes / self.read_gigabytes_per_s).max(row.megaflop / self.fma_gflop_per_s)
+    }
+}
+
+/// Measures the adapter itself: the fastest runs.
 ///
 /// # Errors
 /// Of the device.
 pub async fn limits(gpu: &Gpu) -> Result<Limits> {
-    let bench = Bench { gpu: gpu.clone(), filter: None, limits: None, on_row: |_: &Row| () };
     let most = if gpu.software_kernels() { READ_BYTES_IN_SOFTWARE } else { UNCACHED_BYTES };
     let bytes = most.min(gpu.capabilities().max_piece_bytes());
     let source = Tensor::zeros(gpu, &[bytes as usize / 4], "source")?;
-    let read = bench.time("read", |recorder| roofline::read_all(recorder, &source)).await?;
+    let read = time(gpu, |recorder| roofline::read_all(recorder, &source)).await?;
     drop(source);
-    let fma = bench.time("multiply-add", |recorder| roofline::multiply_add(recorder, 1024)).await?;
+    let fma = time(gpu, |recorder| roofline::multiply_add(recorder, 1024)).await?;
     Ok(Limits {
         adapter: gpu.adapter().name.clone(),
         software: gpu.adapter().is_software(),
-        read_gigabytes_per_s: read.gigabytes_per_s(),
-        fma_gflop_per_s: fma.gflop_per_s(),
+        read_gigabytes_per_s: read.cost.bytes / read.fastest / 1e9,
+        fma_gflop_per_s: fma.cost.flops / fma.fastest / 1e9,
     })
 }
 
-/// Measures kernels, those with `filter` in their names if it is given, against `limits` if they are; rows go to `on_row` as they
-/// come.
+/// Measures kernels, those with `filter` in their names if it is given; rows go to `on_row` as they come.
 ///
 /// # Errors
 /// Of the device.
-pub async fn measure(gpu: Gpu, limits: Option<Limits>, filter: Option<String>, on_row: impl FnMut(&Row)) -> Result<()> {
-    Bench { gpu, filter, limits, on_row }.all().await
+pub async fn measure(gpu: Gpu, filter: Option<String>, on_row: impl FnMut(&Row)) -> Result<()> {
+    Bench { gpu, filter, on_row }.all().await
 }
 
 struct Bench<F> {
     gpu: Gpu,
     filter: Option<String>,
-    limits: Option<Limits>,
     on_row: F,
 }
 
@@ -152,56 +154,17 @@ impl<F: FnMut(&Row)> Bench<F> {
         self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
     }
 
-    async fn run(&mut self, name: &str, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<()> {
+    async fn run(&mut self, name: &str, record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<()> {
         if self.wants(name) {
-            let row = self.time(name, &mut record).await?;
-            (self.on_row)(&row);
+            let Timed { cost, median, .. } = time(&self.gpu, record).await?;
+            (self.on_row)(&Row {
+                kernel: name.to_owned(),
+                megabytes: cost.bytes / 1e6,
+                megaflop: cost.flops / 1e6,
+                milliseconds: median * 1e3,
+            });
         }
         Ok(())
-    }
-
-    async fn time(&self, name: &str, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<Row> {
-        let gpu = self.gpu.clone();
-        let mut once = async |repeat: usize| -> Result<Duration> {
-            let mut recorder = gpu.record();
-            let mut y = record(&mut recorder)?;
-            for _ in 1..repeat {
-                y = record(&mut recorder)?;
-            }
-            let read = y.reshape(&[y.len()]).slice_elements(0..1).read_back(&mut recorder);
-            let started = Instant::now();
-            recorder.submit()?;
-            read.bytes().await?;
-            Ok(started.elapsed())
-        };
-        once(1).await?; // makes pipelines
-        // Short kernels share a submission, whose own cost is not theirs.
-        let mut repeat = 1;
-        while repeat < MOST_REPEATS && once(repeat).await? < SUBMISSION {
-            repeat *= 2;
-        }
-        self.gpu.take_cost();
-        let started = Instant::now();
-        let mut times = Vec::new();
-        while times.len() < 3 || (started.elapsed() < TIME && times.len() < RUNS) {
-            times.push(once(repeat).await?.as_secs_f64() / repeat as f64);
-        }
-        let cost = self.gpu.take_cost();
-        let runs = (times.len() * repeat) as f64;
-        times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
-        let [bytes, flops] = [cost.bytes / runs, cost.flops / runs];
-        let floor = self
-            .limits
-            .as_ref()
-            .map_or(0.0, |limits| (bytes / limits.read_gigabytes_per_s).max(flops / limits.fma_gflop_per_s) / 1e9);
-        Ok(Row {
-            kernel: name.to_owned(),
-            megabytes: bytes / 1e6,
-            megaflop: flops / 1e6,
-            milliseconds: median * 1e3,
-            part_of_roofline: floor / median,
-        })
     }
 
     async fn linear(&mut self, m: usize, n: usize, k: usize, precision: Precision) -> Result<()> {
@@ -306,4 +269,43 @@ impl<F: FnMut(&Row)> Bench<F> {
         let pixels = Tensor::zeros(&self.gpu, &[side * side, channels], "map")?;
         Ok(FeatureMap { height: side, width: side, pixels })
     }
+}
+
+/// Seconds of a kernel, and what it costs.
+struct Timed {
+    cost: Cost,
+    fastest: f64,
+    median: f64,
+}
+
+async fn time(gpu: &Gpu, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<Timed> {
+    let mut once = async |repeat: usize| -> Result<Duration> {
+        let mut recorder = gpu.record();
+        let mut y = record(&mut recorder)?;
+        for _ in 1..repeat {
+            y = record(&mut recorder)?;
+        }
+        let read = y.reshape(&[y.len()]).slice_elements(0..1).read_back(&mut recorder);
+        let started = Instant::now();
+        recorder.submit()?;
+        read.bytes().await?;
+        Ok(started.elapsed())
+    };
+    once(1).await?; // makes pipelines
+    // Short kernels share a submission, whose own cost is not theirs.
+    let mut repeat = 1;
+    while repeat < MOST_REPEATS && once(repeat).await? < SUBMISSION {
+        repeat *= 2;
+    }
+    gpu.take_cost();
+    let started = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 3 || (started.elapsed() < TIME && times.len() < RUNS) {
+        times.push(once(repeat).await?.as_secs_f64() / repeat as f64);
+    }
+    let Cost { bytes, flops } = gpu.take_cost();
+    let runs = (times.len() * repeat) as f64;
+    times.sort_by(f64::total_cmp);
+    let cost = Cost { bytes: bytes / runs, flops: flops / runs };
+    Ok(Timed { cost, fastest: times[0], median: times[times.len() / 2] })
 }

@@ -11,14 +11,13 @@ use mgm::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
 use mgm::load::{Loader, OnProgress, vision_precision};
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
-use mgm::roofline::{self, Limits, Row};
 use mgm::tensor::{Precision, Tensor};
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
 use serde::Serialize;
 
 use crate::args::BenchArgs;
-use crate::{Failure, bench_gguf, bench_sdxl, kept, progress};
+use crate::{Failure, bench_gguf, bench_roofline, bench_sdxl, kept, progress};
 
 /// Seed of the random weights.
 pub(crate) const SEED: u32 = 2024;
@@ -71,7 +70,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 pub async fn run(arguments: BenchArgs) -> Result<(), Failure> {
     if arguments.roofline {
-        return measure_roofline(&arguments).await;
+        return bench_roofline::run(&arguments).await;
     }
     if let Some(path) = &arguments.gguf {
         return bench_gguf::run(path, &arguments).await;
@@ -136,43 +135,6 @@ pub(crate) fn show(out: &mut impl Write, report: &Report, json: bool) -> Result<
             part.dispatches,
             part.memory_mib
         )?;
-    }
-    Ok(())
-}
-
-#[derive(Serialize)]
-struct Roofline {
-    #[serde(flatten)]
-    limits: Limits,
-    rows: Vec<Row>,
-}
-
-async fn measure_roofline(arguments: &BenchArgs) -> Result<(), Failure> {
-    let gpu = kept::open(&arguments.device.options()).await?;
-    let mut out = std::io::stdout().lock();
-    let limits = roofline::limits(&gpu).await?;
-    if !arguments.json {
-        writeln!(
-            out,
-            "{}: reads {:.2} GB/s, multiply-adds {:.2} GFLOP/s",
-            limits.adapter, limits.read_gigabytes_per_s, limits.fma_gflop_per_s
-        )?;
-        writeln!(out, "{:<44} {:>10} {:>10} {:>9} {:>9}", "kernel", "ms", "GFLOP/s", "GB/s", "roofline")?;
-    }
-    let (mut rows, mut output) = (Vec::new(), Ok(()));
-    roofline::measure(gpu, Some(limits.clone()), arguments.only.clone(), |row| {
-        if !arguments.json && output.is_ok() {
-            let (flops, bytes) = (row.gflop_per_s(), row.gigabytes_per_s());
-            let (name, time, part) = (&row.kernel, row.milliseconds, row.part_of_roofline * 100.0);
-            output = writeln!(out, "{name:<44} {time:>10.3} {flops:>10.2} {bytes:>9.2} {part:>8.0}%");
-        }
-        rows.push(row.clone());
-    })
-    .await?;
-    output?;
-    if arguments.json {
-        let report = Roofline { limits, rows };
-        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ macro_rules! note {
 mod args;
 mod bench;
 mod bench_gguf;
+mod bench_roofline;
 mod bench_sdxl;
 mod chat;
 mod doctor;

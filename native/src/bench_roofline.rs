@@ -1,0 +1,55 @@
+//! `mgm bench --roofline`: every kernel beside what the adapter can do at best.
+
+use std::io::Write;
+
+use mgm::roofline::{self, Limits, Row};
+use serde::Serialize;
+
+use crate::args::BenchArgs;
+use crate::{Failure, kept};
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    limits: Limits,
+    rows: Vec<Measured>,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    #[serde(flatten)]
+    row: Row,
+    /// The least time that the adapter's limits allow.
+    floor_ms: f64,
+}
+
+pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
+    let gpu = kept::open(&arguments.device.options()).await?;
+    let mut out = std::io::stdout().lock();
+    let limits = roofline::limits(&gpu).await?;
+    if !arguments.json {
+        writeln!(
+            out,
+            "{}: reads {:.2} GB/s, multiply-adds {:.2} GFLOP/s",
+            limits.adapter, limits.read_gigabytes_per_s, limits.fma_gflop_per_s
+        )?;
+        writeln!(out, "{:<44} {:>10} {:>10} {:>9} {:>9}", "kernel", "ms", "GFLOP/s", "GB/s", "of floor")?;
+    }
+    let (mut rows, mut output) = (Vec::new(), Ok(()));
+    roofline::measure(gpu, arguments.only.clone(), |row| {
+        let floor_ms = limits.floor(row);
+        if !arguments.json && output.is_ok() {
+            let (flops, bytes) = (row.gflop_per_s(), row.gigabytes_per_s());
+            let (name, time, part) = (&row.kernel, row.milliseconds, 100.0 * floor_ms / row.milliseconds);
+            output = writeln!(out, "{name:<44} {time:>10.3} {flops:>10.2} {bytes:>9.2} {part:>8.0}%");
+        }
+        rows.push(Measured { row: row.clone(), floor_ms });
+    })
+    .await?;
+    output?;
+    if arguments.json {
+        let report = Report { limits, rows };
+        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
+    }
+    Ok(())
+}
