@@ -94,7 +94,8 @@ function burn() {
   });
   const milliseconds = (runs, kernel) =>
     median(runs.map(({ rows }) => rows.find((one) => one.kernel === kernel)?.milliseconds ?? Number.NaN));
-  const kernels = results.burn[0]?.rows.map(({ kernel }) => kernel) ?? [];
+  if (results.mgm.length === 0 || results.burn.length === 0) return undefined;
+  const kernels = results.burn[0].rows.map(({ kernel }) => kernel);
   say("Kernels natively, milliseconds");
   say(row(["", "mgm", "burn", "mgm is"]));
   return kernels.map((kernel) => {
@@ -140,6 +141,7 @@ for (const [name, part] of Object.entries({ language, burn, web, roofline })) {
   if (!wanted.has(name)) continue;
   result[name] = part();
   say();
+  // After every part: the next may be stopped.
+  writeFileSync(join(folder, "race.json"), `${JSON.stringify(result, null, 2)}\n`);
+  writeFileSync(join(folder, "race.txt"), `${lines.join("\n")}\n`);
 }
-writeFileSync(join(folder, "race.json"), `${JSON.stringify(result, null, 2)}\n`);
-writeFileSync(join(folder, "race.txt"), `${lines.join("\n")}\n`);

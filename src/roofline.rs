@@ -9,7 +9,7 @@ use crate::Result;
 use crate::gpu::{Cost, Gpu, Recorder};
 use crate::ops::{
     self, Attention, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache, MapEpilogue, MiningMap, Norm,
-    Sampling2d, roofline,
+    Sampling2d, Shape, TuneOptions, roofline, uncached_weights,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 
@@ -19,8 +19,8 @@ const RUNS: usize = 20;
 /// A submission lasts about as long, if that takes no more of the kernel than so many.
 const SUBMISSION: Duration = Duration::from_millis(50);
 const MOST_REPEATS: usize = 4096;
-/// More than the caches of hardware hold: what is read to find the bandwidth, and weights that take turns.
-const UNCACHED_BYTES: u64 = 256 << 20;
+/// What is read to find the bandwidth: more than the caches of hardware hold.
+const READ_BYTES: u64 = 256 << 20;
 /// Less than a binding of any device, and more than the caches of a core.
 const READ_BYTES_IN_SOFTWARE: u64 = 64 << 20;
 
@@ -74,7 +74,7 @@ impl Limits {
 /// # Errors
 /// Of the device.
 pub async fn limits(gpu: &Gpu) -> Result<Limits> {
-    let most = if gpu.software_kernels() { READ_BYTES_IN_SOFTWARE } else { UNCACHED_BYTES };
+    let most = if gpu.adapter().is_software() { READ_BYTES_IN_SOFTWARE } else { READ_BYTES };
     let bytes = most.min(gpu.capabilities().max_piece_bytes());
     let source = Tensor::zeros(gpu, &[bytes as usize / 4], "source")?;
     let read = time(gpu, |recorder| roofline::read_all(recorder, &source)).await?;
@@ -88,17 +88,19 @@ pub async fn limits(gpu: &Gpu) -> Result<Limits> {
     })
 }
 
-/// Measures kernels, those with `filter` in their names if it is given; rows go to `on_row` as they come.
+/// Measures kernels, those with `filter` in their names if it is given; rows go to `on_row` as they come. Products are computed by the
+/// forms in use, or, with `tune`, by those that are the fastest ([`ops::tune`]).
 ///
 /// # Errors
 /// Of the device.
-pub async fn measure(gpu: Gpu, filter: Option<String>, on_row: impl FnMut(&Row)) -> Result<()> {
-    Bench { gpu, filter, on_row }.all().await
+pub async fn measure(gpu: Gpu, filter: Option<String>, tune: bool, on_row: impl FnMut(&Row)) -> Result<()> {
+    Bench { gpu, filter, tune, on_row }.all().await
 }
 
 struct Bench<F> {
     gpu: Gpu,
     filter: Option<String>,
+    tune: bool,
     on_row: F,
 }
 
@@ -172,18 +174,16 @@ impl<F: FnMut(&Row)> Bench<F> {
         if !self.wants(&name) {
             return Ok(());
         }
-        let mut weights = vec![Matrix::random(&self.gpu, precision, n, k, 1, "weight")?];
-        if !self.gpu.software_kernels() {
-            // As a model's, of which none is still in a cache when its turn comes.
-            while weights.len() as u64 * weights[0].bytes() < UNCACHED_BYTES {
-                weights.push(Matrix::random(&self.gpu, precision, n, k, 1, "weight")?);
-            }
+        let shape = Shape { precision, m, n, k };
+        if self.tune {
+            ops::tune(&self.gpu, [shape], TuneOptions::default(), |_| true).await?;
         }
+        let weights = uncached_weights(&self.gpu, shape)?;
         let x = Tensor::zeros(&self.gpu, &[m, k], "x")?;
-        let mut turn = 0;
-        self.run(&name, |recorder| {
-            turn = (turn + 1) % weights.len();
-            ops::linear(recorder, &x, &weights[turn], Epilogue::default())
+        let mut turns = weights.iter().cycle();
+        self.run(&name, |recorder| match turns.next() {
+            Some(weight) => ops::linear(recorder, &x, weight, Epilogue::default()),
+            None => Ok(x.clone()),
         })
         .await
     }

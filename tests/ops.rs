@@ -12,8 +12,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use mgm::gpu::{Gpu, GpuOptions, Kernel};
 use mgm::ops::cases::{
     Argmax, Attention, AttentionOver, AttentionToRuns, Case, Combine, Concatenate, Convolution, Denoise, Depthwise,
-    Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random, Resize, Rotary,
-    Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
+    F32, Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random, Resize,
+    Rotary, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
 };
 use mgm::ops::{self, Activation, Look, Run, Sampling2d, Shape, TuneOptions, Tuning, specialisations, tune};
 use mgm::tensor::{Precision, Tensor};
@@ -289,11 +289,14 @@ fn force(gpu: &Gpu, form: &serde_json::Value, precision: Precision, n: usize, k:
 /// The forms that round factors, which only a measurement chooses, with everything that can be around a product.
 #[test]
 fn rounding_forms_over_awkward_shapes() {
-    // Both factors are rounded to 11 bits: off by 2^-12 / sqrt(3) of themselves each.
+    // Of values drawn uniformly from -1 to 1, of mean square 1/3, most of the error is that of the upper half, in steps of 2^-11:
+    // 2^-22 / 12, over 1/3, for each factor.
     const HALF: f64 = 1.0 / (1 << 23) as f64;
     // x is rounded to steps of a 127th of the largest of 32, which is at most 3 times the root of the mean square in what is drawn
     // here (uniform, or the product of two such).
     const BYTES: f64 = (3.0 / 127.0) * (3.0 / 127.0) / 12.0;
+    // The mean square of a few values may be above the expected one.
+    const SAMPLE: f64 = 1.5;
     // Where two sums are multiplied, both are off; SiLU is up to 1.1 times as steep as the identity.
     const BOTH_SUMS: f64 = 2.5;
 
@@ -303,10 +306,14 @@ fn rounding_forms_over_awkward_shapes() {
     if capabilities.shader_f16 {
         forms.push((serde_json::json!({"tiled": {"half": true}}), HALF));
     }
-    for size in &capabilities.cooperative_sizes {
-        let workgroup = 4 * capabilities.subgroup_max_size;
+    // Their workgroups have 256 invocations at most.
+    let workgroup = 4 * capabilities.subgroup_max_size;
+    for size in capabilities.cooperative_sizes.iter().filter(|_| workgroup <= 256) {
         let form = |tile| serde_json::json!({"cooperative": {"size": size, "tile": tile, "workgroup": workgroup}});
-        forms.extend([(form(64), HALF), (form(128), HALF)]);
+        forms.push((form(64), HALF));
+        if capabilities.max_workgroup_bytes >= 32768 {
+            forms.push((form(128), HALF));
+        }
     }
 
     let mut cases: Vec<(Precision, usize, usize, Box<dyn Case>)> = Vec::new();
@@ -349,7 +356,7 @@ fn rounding_forms_over_awkward_shapes() {
     }
 
     for (form, bound) in forms {
-        let (mut ran, mut worst) = (0, 0.0f64);
+        let (mut ran, mut rounded, mut worst) = (0, 0, 0.0f64);
         // Software adapters work large tiles out element by element: anything around the product takes them minutes to compile.
         let plain_only = gpu.adapter().is_software() && form["cooperative"]["tile"] == 128;
         for (precision, n, k, case) in &cases {
@@ -360,16 +367,41 @@ fn rounding_forms_over_awkward_shapes() {
                 let values = pollster::block_on(case.run(&gpu)).unwrap_or_else(|error| panic!("{form}: {error}"));
                 let name = format!("{form}: {}", case.name());
                 let report = compare(&name, &values, &case.reference()).expect("numbers");
-                assert!(report.nmse <= BOTH_SUMS * bound, "{name}: nmse {:.1e}", report.nmse);
+                let bound = if name.contains("gated: true") { BOTH_SUMS * bound } else { bound };
+                assert!(report.nmse <= SAMPLE * bound, "{name}: nmse {:.1e}", report.nmse);
                 pollster::block_on(gpu.check_guards()).unwrap_or_else(|error| panic!("{name}: {error}"));
                 worst = worst.max(report.nmse / bound);
                 ran += 1;
+                rounded += usize::from(report.nmse > F32);
             }
         }
         println!("{form}: {ran} cases, at most {worst:.2} of the rounding's own error");
         // Bytes are multiplied where weights are quantised, which six of the eight formats are.
         assert!(ran >= cases.len() / 2, "{form} ran {ran} of {} cases", cases.len());
+        // It is this form that ran, and not another that rounds nothing.
+        assert!(10 * rounded >= 9 * ran, "{form}: only {rounded} of {ran} results are rounded");
     }
+    gpu.set_tuning(Tuning::none(&gpu));
+}
+
+/// Activations are rounded to 8 bits only by those who ask for it.
+#[test]
+fn bytes_are_a_choice() {
+    let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
+    let shape = Shape { precision: Precision::Q4, m: 128, n: 96, k: 64 };
+    let measured = |options| {
+        let mut forms = Vec::new();
+        let tuning = pollster::block_on(tune(&gpu, [shape], options, |timing| {
+            forms.push(timing.form.clone());
+            true
+        }));
+        (forms.contains(&"Packed".to_owned()), serde_json::to_string(&tuning.expect("measurements")).expect("JSON"))
+    };
+    assert!(measured(TuneOptions { int8: true }).0);
+    // A choice of before does not outlive the wish for it, also for products that are not measured again.
+    assert!(force(&gpu, &serde_json::json!("packed"), Precision::Q8, 40, 80));
+    let (tried, tuning) = measured(TuneOptions::default());
+    assert!(!tried && !tuning.contains("packed"), "{tuning}");
     gpu.set_tuning(Tuning::none(&gpu));
 }
 

@@ -20,7 +20,7 @@ const model = await llama.loadModel({modelPath: file, gpuLayers: backend === "vu
 const context = await model.createContext({contextSize: prefill + decode + 8, batchSize: 512, sequences: 1, threads: availableParallelism()});
 const sequence = context.getSequence();
 // The same ids as `mgm bench --gguf`.
-const vocabulary = 49152;
+const vocabulary = model.fileInfo.metadata.tokenizer.ggml.tokens.length;
 const tokens = Array.from({length: prefill}, (_, index) => (index * 7919) % vocabulary);
 
 let rates;

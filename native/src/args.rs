@@ -514,6 +514,9 @@ pub struct BenchArgs {
     /// With --roofline: only kernels with this in their names
     #[arg(long, value_name = "TEXT", requires = "roofline")]
     pub only: Option<String>,
+    /// Have the language model's products, or with --roofline all, computed by the kernels that are the fastest here, as after `mgm tune`
+    #[arg(long, conflicts_with = "dry_run")]
+    pub tune: bool,
     /// Only say what would be allocated
     #[arg(long)]
     pub dry_run: bool,

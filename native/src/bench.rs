@@ -9,7 +9,7 @@ use mgm::gpu::{Cost, Gpu};
 use mgm::image::Rgb8;
 use mgm::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
 use mgm::load::{Loader, OnProgress, vision_precision};
-use mgm::ops::Sampling;
+use mgm::ops::{Sampling, TuneOptions, tune};
 use mgm::plan::Plan;
 use mgm::tensor::{Precision, Tensor};
 use mgm::variants::{self, Variant};
@@ -226,6 +226,10 @@ async fn measure(
     let language = Language::from_loader(&loader.at(precision), &variant.language).await?;
     gpu.flush_writes().await?;
     bar.finish_and_clear();
+    if arguments.tune {
+        note!("mgm: measuring kernels …");
+        tune(&gpu, language.list(&gpu)?.products, TuneOptions::default(), |_| true).await?;
+    }
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     gpu.take_profile().await?;
 

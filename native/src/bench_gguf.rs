@@ -7,7 +7,7 @@ use std::time::Instant;
 use mgm::gpu::Gpu;
 use mgm::language::{Generator, Language, Position};
 use mgm::load::Loader;
-use mgm::ops::Sampling;
+use mgm::ops::{Sampling, TuneOptions, tune};
 use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
 use serde::Serialize;
@@ -68,7 +68,12 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     let weights_of_process = if gpu.adapter().is_software() { weights as f64 } else { 0.0 };
     let load_host_mib = memory_of("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights_of_process) / MIB);
     drop(tokenizer);
-    kept::prepare(&gpu, &language.list(&gpu)?.kernels);
+    if arguments.tune {
+        tune(&gpu, language.list(&gpu)?.products, TuneOptions::default(), |_| true).await?;
+    }
+    // With the kernels that are in use now.
+    let listing = language.list(&gpu)?;
+    kept::prepare(&gpu, &listing.kernels);
     gpu.trim();
 
     let (prefill, decode) = (arguments.prefill.unwrap_or(PREFILL) as usize, arguments.decode as usize);
@@ -105,7 +110,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
         load_host_mib,
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         dispatches_per_token: median(|times| times.dispatches),
-        tuned: gpu.tuning().len(),
+        tuned: gpu.tuning().count(listing.products),
         step_ms: fastest_steps(&times),
     };
     let mut out = std::io::stdout().lock();

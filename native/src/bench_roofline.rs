@@ -36,7 +36,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
         writeln!(out, "{:<44} {:>10} {:>10} {:>9} {:>9}", "kernel", "ms", "GFLOP/s", "GB/s", "of floor")?;
     }
     let (mut rows, mut output) = (Vec::new(), Ok(()));
-    roofline::measure(gpu, arguments.only.clone(), |row| {
+    roofline::measure(gpu, arguments.only.clone(), arguments.tune, |row| {
         let floor_ms = limits.floor(row);
         if !arguments.json && output.is_ok() {
             let (flops, bytes) = (row.gflop_per_s(), row.gigabytes_per_s());

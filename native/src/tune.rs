@@ -21,7 +21,11 @@ pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
     let done = tune(&gpu, products, TuneOptions { int8: arguments.int8 }, |timing| {
         let (shape, form) = (timing.shape, &timing.form);
         let product = format!("{} {} x {} x {}", shape.precision, shape.m, shape.n, shape.k);
-        let time = timing.microseconds.map_or("-".to_owned(), |time| format!("{time:.0} us"));
+        let time = match timing.microseconds {
+            Some(time) => format!("{time:.0} us"),
+            None if timing.right => "too slow".to_owned(),
+            None => "wrong here".to_owned(),
+        };
         if output.is_ok() {
             output = writeln!(out, "{product:<28} {time:>12}  {form}");
         }

@@ -540,7 +540,7 @@ impl MapProduct<'_> {
                     product: Params { output_stride: n as u32, ..Params::of_piece(piece, rows, k, None) },
                     map: MapParams { first_row: first_row as u32, ..map },
                 };
-                let read = x.len() / m * rows;
+                let read = x.len() * rows / m;
                 let cost = Cost {
                     bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64
                         + ((read + rows * piece.rows) * 4) as f64,

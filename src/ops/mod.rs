@@ -35,6 +35,7 @@ pub use routing::{Routing, combine, route};
 pub use sampling::{Sampling, sample};
 pub use softmax::softmax;
 pub use specialisations::specialisations;
+pub(crate) use tuning::uncached_weights;
 pub use tuning::{Shape, TuneOptions, Tuning, tune};
 
 use crate::gpu::{Cost, grid_1d};

@@ -46,6 +46,6 @@ pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String
 pub async fn time_kernels(subgroups: bool, filter: String) -> Result<String, JsValue> {
     let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;
     let mut rows = Vec::new();
-    mgm::roofline::measure(gpu, Some(filter), |row| rows.push(row.clone())).await.map_err(to_js)?;
+    mgm::roofline::measure(gpu, Some(filter), false, |row| rows.push(row.clone())).await.map_err(to_js)?;
     to_json(&rows)
 }

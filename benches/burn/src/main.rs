@@ -3,11 +3,11 @@
 //!     cargo run --release --manifest-path benches/burn/Cargo.toml [ROUNDS]
 //!     mgm bench --roofline --only f32
 //!
-//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds, of one call and what waits for it; what
-//! burn measures to choose its kernels comes before. Text goes to standard error, one JSON object to standard output.
+//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds: of so many
+//! calls that they last 50 ms, and what waits for the last; what burn measures to choose its kernels comes before. Text goes to standard error, one JSON object to standard output.
 
 use std::error::Error;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 
 /// Calls before the first that counts: kernels are compiled and chosen in them.
 const WARM_UP: usize = 3;
+/// What calls that are timed together last, as in `mgm bench --roofline`.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 struct Bench {
     device: Device,
@@ -30,20 +32,29 @@ impl Bench {
         flops: usize,
         operation: impl Fn() -> Tensor<D>,
     ) -> Result<(), Box<dyn Error>> {
-        let mut times = Vec::new();
-        for round in 0..WARM_UP + self.rounds {
+        // Kernels that were skipped or went wrong are no measurement.
+        if !operation().sum().into_scalar::<f32>().is_finite() {
+            return Err(format!("{name}: the result is not finite").into());
+        }
+        let time = |calls: usize| -> Result<Duration, Box<dyn Error>> {
             self.device.sync()?;
             let started = Instant::now();
-            let result = operation();
+            for _ in 0..calls {
+                operation();
+            }
             self.device.sync()?;
-            let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
-            if round >= WARM_UP {
-                times.push(milliseconds);
-            }
-            // Kernels that were skipped or went wrong are no measurement.
-            if round == 0 && !result.sum().into_scalar::<f32>().is_finite() {
-                return Err(format!("{name}: the result is not finite").into());
-            }
+            Ok(started.elapsed())
+        };
+        for _ in 0..WARM_UP {
+            time(1)?;
+        }
+        let mut calls = 1;
+        while time(calls)? < TOGETHER {
+            calls *= 2;
+        }
+        let mut times = Vec::new();
+        for _ in 0..self.rounds {
+            times.push(time(calls)?.as_secs_f64() * 1000.0 / calls as f64);
         }
         times.sort_by(f64::total_cmp);
         let median = times.get(times.len() / 2).copied().ok_or("no rounds")?;
