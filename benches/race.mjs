@@ -5,7 +5,7 @@
 // 1. FILE's prefill and decode: mgm, llama.cpp's Vulkan build on the same Vulkan device, llama.cpp's CPU build;
 // 2. f32 products and convolutions: mgm, and burn on wgpu (benches/burn), on the same adapter;
 // 3. kernels in Chromium: mgm, and onnxruntime-web (web/benches/race.mjs);
-// 4. every kernel beside what the adapter can do at best (`mgm bench --roofline`).
+// 4. every kernel beside what the adapter can do at best (`mgm bench --roofline`): medians, and fastest run over fastest run.
 //
 // RACE=language,burn,web,roofline runs some of them only, ROUNDS=5 races in five rounds instead of three. What cannot run is said, and left out.
 import { execFileSync } from "node:child_process";
@@ -127,10 +127,10 @@ function roofline() {
   say(`Kernels on ${report.adapter}: reads ${report.read_gigabytes_per_s.toFixed(2)} GB/s, ` +
     `multiply-adds ${report.fma_gflop_per_s.toFixed(1)} GFLOP/s`);
   say(row(["", "MB", "MFLOP", "floor, ms", "ms", "of the floor"]));
-  for (const { kernel, milliseconds, megabytes, megaflop, floor_ms } of report.rows)
+  for (const { kernel, milliseconds, megabytes, megaflop, floor_ms, part_of_floor } of report.rows)
     say(row([
       kernel, megabytes.toFixed(2), megaflop.toFixed(1), floor_ms.toFixed(3), milliseconds.toFixed(3),
-      `${Math.round((100 * floor_ms) / milliseconds)} %`,
+      `${Math.round(100 * part_of_floor)} %`,
     ]));
   return report;
 }

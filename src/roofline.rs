@@ -48,6 +48,8 @@ pub struct Row {
     pub megaflop: f64,
     /// Median.
     pub milliseconds: f64,
+    /// The fastest run.
+    pub least_milliseconds: f64,
 }
 
 impl Row {
@@ -66,6 +68,11 @@ impl Limits {
     /// Milliseconds that a kernel takes at least: its bytes at the adapter's bandwidth, or its operations at the adapter's rate.
     pub fn floor(&self, row: &Row) -> f64 {
         (row.megabytes / self.read_gigabytes_per_s).max(row.megaflop / self.fma_gflop_per_s)
+    }
+
+    /// Which part of its floor a kernel reaches: fastest run beside fastest run, since others may use the device as well.
+    pub fn part(&self, row: &Row) -> f64 {
+        self.floor(row) / row.least_milliseconds
     }
 }
 
@@ -158,12 +165,13 @@ impl<F: FnMut(&Row)> Bench<F> {
 
     async fn run(&mut self, name: &str, record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<()> {
         if self.wants(name) {
-            let Timed { cost, median, .. } = time(&self.gpu, record).await?;
+            let Timed { cost, fastest, median } = time(&self.gpu, record).await?;
             (self.on_row)(&Row {
                 kernel: name.to_owned(),
                 megabytes: cost.bytes / 1e6,
                 megaflop: cost.flops / 1e6,
                 milliseconds: median * 1e3,
+                least_milliseconds: fastest * 1e3,
             });
         }
         Ok(())

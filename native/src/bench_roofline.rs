@@ -21,6 +21,7 @@ struct Measured {
     row: Row,
     /// The least time that the adapter's limits allow.
     floor_ms: f64,
+    part_of_floor: f64,
 }
 
 pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
@@ -37,13 +38,13 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
     }
     let (mut rows, mut output) = (Vec::new(), Ok(()));
     roofline::measure(gpu, arguments.only.clone(), arguments.tune, |row| {
-        let floor_ms = limits.floor(row);
+        let (floor_ms, part_of_floor) = (limits.floor(row), limits.part(row));
         if !arguments.json && output.is_ok() {
             let (flops, bytes) = (row.gflop_per_s(), row.gigabytes_per_s());
-            let (name, time, part) = (&row.kernel, row.milliseconds, 100.0 * floor_ms / row.milliseconds);
+            let (name, time, part) = (&row.kernel, row.milliseconds, 100.0 * part_of_floor);
             output = writeln!(out, "{name:<44} {time:>10.3} {flops:>10.2} {bytes:>9.2} {part:>8.0}%");
         }
-        rows.push(Measured { row: row.clone(), floor_ms });
+        rows.push(Measured { row: row.clone(), floor_ms, part_of_floor });
     })
     .await?;
     output?;
