@@ -9,7 +9,7 @@ use crate::Result;
 use crate::gpu::{Cost, Gpu, Recorder};
 use crate::ops::{
     self, Attention, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache, MapEpilogue, MiningMap, Norm,
-    Sampling2d, Shape, TuneOptions, roofline, uncached_weights,
+    Sampling2d, Shape, TuneOptions, roofline, timing, uncached_weights,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 
@@ -287,29 +287,13 @@ struct Timed {
 }
 
 async fn time(gpu: &Gpu, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<Timed> {
-    let mut once = async |repeat: usize| -> Result<Duration> {
-        let mut recorder = gpu.record();
-        let mut y = record(&mut recorder)?;
-        for _ in 1..repeat {
-            y = record(&mut recorder)?;
-        }
-        let read = y.reshape(&[y.len()]).slice_elements(0..1).read_back(&mut recorder);
-        let started = Instant::now();
-        recorder.submit()?;
-        read.bytes().await?;
-        Ok(started.elapsed())
-    };
-    once(1).await?; // makes pipelines
-    // Short kernels share a submission, whose own cost is not theirs.
-    let mut repeat = 1;
-    while repeat < MOST_REPEATS && once(repeat).await? < SUBMISSION {
-        repeat *= 2;
-    }
+    timing::time(gpu, 1, &mut record).await?; // makes pipelines
+    let repeat = timing::repeats(gpu, SUBMISSION, MOST_REPEATS, &mut record).await?;
     gpu.take_cost();
     let started = Instant::now();
     let mut times = Vec::new();
     while times.len() < 3 || (started.elapsed() < TIME && times.len() < RUNS) {
-        times.push(once(repeat).await?.as_secs_f64() / repeat as f64);
+        times.push(timing::time(gpu, repeat, &mut record).await?.as_secs_f64() / repeat as f64);
     }
     let Cost { bytes, flops } = gpu.take_cost();
     let runs = (times.len() * repeat) as f64;

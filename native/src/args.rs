@@ -395,7 +395,7 @@ pub struct TuneArgs {
     /// How weights are stored: f32, f16, q8, q4 [default: f16; what is in a GGUF file as it is there]
     #[arg(long)]
     pub precision: Option<Precision>,
-    /// Also try kernels that round activations to 8 bits, as llama.cpp does: less exact
+    /// Also try kernels that round activations to 8 bits, as llama.cpp does: less exact (there are none for software adapters)
     #[arg(long)]
     pub int8: bool,
 }

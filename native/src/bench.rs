@@ -227,8 +227,7 @@ async fn measure(
     gpu.flush_writes().await?;
     bar.finish_and_clear();
     if arguments.tune {
-        note!("mgm: measuring kernels …");
-        tune(&gpu, language.list(&gpu)?.products, TuneOptions::default(), |_| true).await?;
+        tune_products(&gpu, &language).await?;
     }
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     gpu.take_profile().await?;
@@ -278,6 +277,13 @@ async fn measure(
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         parts,
     })
+}
+
+/// Has a model's products computed by the fastest kernels, for this run.
+pub(crate) async fn tune_products(gpu: &Gpu, language: &Language) -> mgm::Result<()> {
+    note!("mgm: measuring kernels …");
+    tune(gpu, language.list(gpu)?.products, TuneOptions::default(), |_| true).await?;
+    Ok(())
 }
 
 /// Runs a prompt through the model, with room for `steps` tokens behind it; gives the residual stream of its end.

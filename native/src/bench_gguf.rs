@@ -7,7 +7,7 @@ use std::time::Instant;
 use mgm::gpu::Gpu;
 use mgm::language::{Generator, Language, Position};
 use mgm::load::Loader;
-use mgm::ops::{Sampling, TuneOptions, tune};
+use mgm::ops::Sampling;
 use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
 use serde::Serialize;
@@ -69,7 +69,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     let load_host_mib = memory_of("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights_of_process) / MIB);
     drop(tokenizer);
     if arguments.tune {
-        tune(&gpu, language.list(&gpu)?.products, TuneOptions::default(), |_| true).await?;
+        bench::tune_products(&gpu, &language).await?;
     }
     // With the kernels that are in use now.
     let listing = language.list(&gpu)?;

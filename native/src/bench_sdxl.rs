@@ -26,6 +26,10 @@ const TOKENS: usize = 77;
 const PICTURES: usize = 2;
 
 pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
+    if arguments.tune {
+        let reason = format!("--tune is for language models and --roofline: {NAME} has neither");
+        return Err(mgm::Error::InvalidArgument(reason).into());
+    }
     let precision = arguments.precision.unwrap_or(Precision::F16);
     let (width, height) = arguments.size.unwrap_or(SIZE);
     let vae = VaeConfig::sdxl();

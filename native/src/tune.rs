@@ -34,9 +34,10 @@ pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
     .await;
     // Also what was measured before it ended early.
     let tuning = gpu.tuning();
-    let path = kept::write_tuning(&gpu, &tuning)?;
+    let path = kept::write_tuning(&gpu, &tuning);
     output?;
     done?;
+    let path = path?;
     writeln!(out, "{} products are measured; kept in {}", tuning.len(), path.display())?;
     Ok(())
 }

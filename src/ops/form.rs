@@ -9,6 +9,7 @@ use crate::tensor::{GROUP, Precision};
 /// Up to this many rows of x are taken one by one (matvec); more go through the tiled kernel, which reads each weight
 /// once for 64 rows.
 pub(super) const MATVEC_ROWS: usize = 4;
+
 /// Weights that stay in a core's cache: software adapters gain nothing from sharing their loads among more than a few rows,
 /// and a kernel of few rows takes them a quarter of the time to compile.
 const CACHED_WEIGHTS: usize = 1 << 19;

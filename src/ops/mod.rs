@@ -18,6 +18,7 @@ mod routing;
 mod sampling;
 mod softmax;
 mod specialisations;
+pub(crate) mod timing;
 mod tuning;
 
 pub use attention::{Attention, KeyValues, KvCache, Look, Run, attention, attention_over, attention_to_runs};

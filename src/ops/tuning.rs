@@ -6,13 +6,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use web_time::Instant;
 
 use super::cases::{Case, F32, Linear, compare};
 use super::form::{Form, MATVEC_ROWS, Rounding};
 use super::linear::{Epilogue, linear};
 use super::specialisations::product_kernels;
-use crate::gpu::Gpu;
+use super::timing;
+use crate::gpu::{Gpu, Recorder};
 use crate::tensor::{Matrix, Piece, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -270,32 +270,23 @@ async fn computes_right(gpu: &Gpu, shape: Shape, form: Form) -> Result<bool> {
 /// Microseconds of a product; nothing if there is no hope of being faster than `best`.
 async fn time(gpu: &Gpu, x: &Tensor, weights: &[Matrix], best: Option<f64>) -> Result<Option<f64>> {
     let mut turns = weights.iter().cycle();
-    let mut once = async |repeat: usize| -> Result<f64> {
-        let mut recorder = gpu.record();
-        let mut y = x.clone();
-        for weight in turns.by_ref().take(repeat) {
-            y = linear(&mut recorder, x, weight, Epilogue::default())?;
-        }
-        let read = y.reshape(&[y.len()]).slice_elements(0..1).read_back(&mut recorder);
-        let started = Instant::now();
-        recorder.submit()?;
-        read.bytes().await?;
-        Ok(started.elapsed().as_secs_f64() * 1e6)
+    let mut record = |recorder: &mut Recorder| match turns.next() {
+        Some(weight) => linear(recorder, x, weight, Epilogue::default()),
+        None => Ok(x.clone()),
     };
-    once(1).await?; // makes the pipeline
-    let mut first = once(1).await?.min(once(1).await?);
-    if best.is_some_and(|best| first > HOPELESS * best.max(1000.0)) {
+    timing::time(gpu, 1, &mut record).await?; // makes the pipeline
+    let first = timing::time(gpu, 1, &mut record).await?.min(timing::time(gpu, 1, &mut record).await?);
+    if best.is_some_and(|best| microseconds(first) > HOPELESS * best.max(1000.0)) {
         return Ok(None);
     }
-    // So many that a submission's own time is a small part.
-    let mut repeat = 1;
-    while first < TIME.as_secs_f64() * 1e6 && repeat < MOST_REPEATS {
-        repeat *= 2;
-        first = once(repeat).await?;
-    }
+    let repeat = timing::repeats(gpu, TIME, MOST_REPEATS, &mut record).await?;
     let mut least = f64::INFINITY;
     for _ in 0..RUNS {
-        least = least.min(once(repeat).await? / repeat as f64);
+        least = least.min(microseconds(timing::time(gpu, repeat, &mut record).await?) / repeat as f64);
     }
     Ok(Some(least))
+}
+
+fn microseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }

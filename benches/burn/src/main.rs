@@ -4,7 +4,8 @@
 //!     mgm bench --roofline --only f32
 //!
 //! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds: of so many
-//! calls that they last 50 ms, and what waits for the last; what burn measures to choose its kernels comes before. Text goes to standard error, one JSON object to standard output.
+//! calls that they last 50 ms, and what waits for the last; what burn measures to choose its kernels comes before. Text goes to
+//! standard error, one JSON object to standard output.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
