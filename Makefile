@@ -16,7 +16,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test smollm2 lint cross swiftshader bench web web-tools web-build web-test web-bench
+.PHONY: help setup browser browser-packages run test smollm2 lint words cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build, ask the small model that comes along about a picture, and let it draw'
@@ -76,6 +76,10 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo check --locked --manifest-path fuzz/Cargo.toml
+
+# Words of the list in CONTRIBUTING.md, by folder.
+words:
+	python3 scripts/check-words.py --count
 
 # Type checks need no linker and no system libraries of the target.
 cross:
