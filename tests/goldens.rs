@@ -1,7 +1,9 @@
-//! Every golden case: a small checkpoint in its released layout, and what a correct implementation makes of it.
+//! One test per golden case: a small checkpoint in its released layout, and the values that a correct implementation
+//! computes from it.
 //!
-//! Cases are the folders under `MGM_GOLDENS` (default: `tests/goldens`). The expected values come from an independent
-//! implementation (see `tests/reference/README.md`).
+//! `cargo test --test goldens gemma-2b` runs the cases whose names contain `gemma-2b`; `--exact` takes the name as it is;
+//! `--nocapture` prints the largest error of every tensor. Cases are the folders in `MGM_GOLDENS` (default:
+//! `tests/goldens`). The expected values come from an independent implementation (see `tests/reference/README.md`).
 
 mod common;
 mod painting;
@@ -21,6 +23,8 @@ use mgm::vision::{Encoded, Vision};
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm_native::files::DiskFolder;
 
+use libtest_mimic::{Arguments, Failed, Trial};
+
 use common::{Expected, open_gpu};
 
 /// How far values may be from the expected ones, as a part of the expected tensor's largest magnitude.
@@ -37,35 +41,51 @@ fn foreign() -> bool {
     std::env::var_os("MGM_GOLDENS").is_some()
 }
 
-#[test]
-fn every_case_matches() {
-    let cases = common::all_cases();
-    let mut failures = Vec::new();
-    for case in &cases {
-        // A device of its own for each case: its memory is given back.
-        let gpu = open_gpu();
-        println!("== {} on {}", case.display(), gpu.adapter().name);
-        let mut report = Report::default();
-        let checked = if common::paints(case) {
-            pollster::block_on(painting::check_case(&gpu, case, &mut report))
-        } else {
-            pollster::block_on(check_case(&gpu, case, &mut report))
-        };
-        if let Err(error) = checked {
-            report.failures.push(format!("error: {error}"));
-        }
-        failures.extend(report.failures.iter().map(|failure| format!("{}: {failure}", case.display())));
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-    println!("{} cases match", cases.len());
+fn main() {
+    let arguments = Arguments::from_args();
+    let verbose = arguments.nocapture;
+    let trials = common::all_cases().into_iter().map(|case| {
+        let name = case.file_name().expect("a case's folder has a name").to_string_lossy().into_owned();
+        Trial::test(name, move || run_case(&case, verbose))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 
+/// Checks one case on a device of its own, whose memory is freed afterwards.
+fn run_case(case: &Path, verbose: bool) -> Result<(), Failed> {
+    let gpu = open_gpu();
+    let mut report = Report::default();
+    report.note(format!("{} on {}", case.display(), gpu.adapter().name));
+    let checked = if common::is_image_generation(case) {
+        pollster::block_on(painting::check_case(&gpu, case, &mut report))
+    } else {
+        pollster::block_on(check_case(&gpu, case, &mut report))
+    };
+    if let Err(error) = checked {
+        report.failures.push(format!("error: {error}"));
+    }
+    if report.failures.is_empty() {
+        if verbose {
+            println!("{}", report.notes.join("\n"));
+        }
+        return Ok(());
+    }
+    Err(format!("{}\n{}", report.notes.join("\n"), report.failures.join("\n")).into())
+}
+
+/// The measurements and failures of one case.
 #[derive(Default)]
 struct Report {
+    notes: Vec<String>,
     failures: Vec<String>,
 }
 
 impl Report {
+    /// Adds a line for `--nocapture`, and for cases that fail.
+    fn note(&mut self, line: String) {
+        self.notes.push(line);
+    }
+
     /// Compares values with the expected tensor, which must have the same number of elements.
     fn compare(&mut self, name: &str, found: &[f32], expected: &[f32]) {
         if found.len() != expected.len() {
@@ -82,7 +102,7 @@ impl Report {
             }
             worst = worst.max(error);
         }
-        println!("   {name:<28} {:>8} values, largest error {worst:.2e} of scale {scale:.3}", found.len());
+        self.note(format!("   {name:<28} {:>8} values, largest error {worst:.2e} of scale {scale:.3}", found.len()));
         let bound = if foreign() { FOREIGN_BOUND } else { BOUND };
         if worst > bound {
             self.failures.push(format!("{name}: error {worst:.2e} of the tensor's scale, allowed {bound:.0e}"));
@@ -121,7 +141,7 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
         let positions = common::positions(&expected.json.turns[0].input_ids, &images);
         let cosine =
             cosine(&last_logits(gpu, &language, &positions, &images).await?, expected.values("turn0.logits_last"));
-        println!("   {precision}: cosine of the last logits to f32's {cosine:.6}");
+        report.note(format!("   {precision}: cosine of the last logits to f32's {cosine:.6}"));
         // Rounding errors of weights are independent, so the logits' relative error is about the weights' own (2^-11 for f16,
         // 2^-8 for q8, 2^-4 for q4, in groups of random numbers) times the root of the matrices in a row, about 16: the cosine
         // is 1 - error^2 / 2, which for q4 is 0.97, and 0.91 is the least seen. Narrow models scatter, so the bounds leave

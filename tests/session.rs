@@ -15,14 +15,10 @@ use mgm::tensor::Precision;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm_native::files::DiskFolder;
 
-use common::{Expected, golden_cases, open_gpu, open_gpu_with};
+use common::{Expected, case, open_gpu, open_gpu_with};
 
 const GREEDY: AnswerOptions =
     AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 24, begun: Vec::new() };
-
-fn case(name: &str) -> std::path::PathBuf {
-    golden_cases().into_iter().find(|case| case.ends_with(name)).unwrap_or_else(|| panic!("no golden case {name}"))
-}
 
 fn images(expected: &Expected, case: &std::path::Path) -> Vec<Rgb8> {
     let read = |file: &String| decode(file, &std::fs::read(case.join(file)).expect("an image")).expect("a picture");

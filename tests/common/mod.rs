@@ -22,7 +22,7 @@ pub fn open_gpu_with(mut options: GpuOptions) -> Gpu {
     pollster::block_on(Gpu::open(&options)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The golden cases' folders; only those named in `MGM_CASES` (with commas between) where that is set.
+/// The folders of all golden cases, in order of their names.
 pub fn all_cases() -> Vec<PathBuf> {
     let root = std::env::var_os("MGM_GOLDENS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens"), PathBuf::from);
@@ -31,24 +31,28 @@ pub fn all_cases() -> Vec<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.join("expected.json").is_file())
         .collect();
-    if let Ok(names) = std::env::var("MGM_CASES") {
-        cases.retain(|case| names.split(',').any(|name| case.ends_with(name)));
-    }
     cases.sort();
     assert!(!cases.is_empty(), "no golden cases in {}", root.display());
     cases
 }
 
-/// Those of language models.
-pub fn golden_cases() -> Vec<PathBuf> {
-    let mut cases = all_cases();
-    cases.retain(|case| !paints(case));
-    cases
+/// The folder of the golden case `name`, which has a language model.
+pub fn case(name: &str) -> PathBuf {
+    let case = all_cases().into_iter().find(|case| case.ends_with(name));
+    let case = case.unwrap_or_else(|| panic!("no golden case {name}"));
+    assert!(!is_image_generation(&case), "{name} has no language model");
+    case
 }
 
-/// Whether a case is one of pictures to be painted, without a language model.
-pub fn paints(case: &Path) -> bool {
-    std::fs::read_to_string(case.join("expected.json")).is_ok_and(|text| text.contains("\"model\": \"sdxl\""))
+/// Whether a case generates images (Stable Diffusion XL) and has no language model.
+pub fn is_image_generation(case: &Path) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        model: Option<String>,
+    }
+    let text = std::fs::read_to_string(case.join("expected.json")).expect("expected.json");
+    let kind: Kind = serde_json::from_str(&text).expect("expected.json is a JSON object");
+    kind.model.as_deref() == Some("sdxl")
 }
 
 /// `expected.json`.

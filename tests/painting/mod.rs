@@ -149,7 +149,7 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
     };
     let [whole, tiled] = &pictures[..] else { return Ok(()) };
     let (found, in_tiles) = (psnr(whole, &expected), psnr(tiled, whole));
-    println!("   image: {found:.1} dB; in tiles {in_tiles:.1} dB from the whole");
+    report.note(format!("   image: {found:.1} dB; in tiles {in_tiles:.1} dB from the whole"));
     if in_tiles < LEAST_PSNR {
         report.failures.push(format!("in tiles the image is {in_tiles:.1} dB from the whole, {LEAST_PSNR} wanted"));
     }
