@@ -73,7 +73,7 @@ impl ClipLayer {
         ops::linear_add(recorder, &attended, &self.out, bias(&self.out_bias), x, 0)?;
 
         let normed = ops::norm(recorder, x, &self.norm_2)?;
-        let activated = Epilogue { activation: self.activation, ..bias(&self.fc1_bias) };
+        let activated = Epilogue { activation: Some(self.activation), ..bias(&self.fc1_bias) };
         let inner = ops::linear(recorder, &normed, &self.fc1, activated)?;
         ops::linear_add(recorder, &inner, &self.fc2, bias(&self.fc2_bias), x, 0)
     }

@@ -25,6 +25,8 @@ pub mod session;
 pub mod tensor;
 pub mod text;
 #[cfg(feature = "gpu")]
+pub mod tuning;
+#[cfg(feature = "gpu")]
 pub mod variants;
 #[cfg(feature = "gpu")]
 pub mod vision;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crate::gpu::Gpu;
-use crate::ops::{Convolution, GroupNorm, Norm, Sampling2d};
+use crate::ops::{ConvMode, Convolution, GroupNorm, Norm};
 use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
 use crate::text::conversation::Template;
 use crate::weights::checkpoint::RowOrder;
@@ -266,7 +266,7 @@ impl Loader {
         name: impl Display,
         (channels, out): (usize, usize),
         side: usize,
-        sampling: Sampling2d,
+        sampling: ConvMode,
     ) -> Result<Convolution> {
         let part = self.pp(name);
         let bias = part.tensor("bias", &[out]).await?;
@@ -296,7 +296,7 @@ impl Loader {
                 builder.finish()?
             }
         };
-        Ok(Convolution { weight, bias, channels: padded, side, sampling })
+        Ok(Convolution { weight, bias, channels: padded, side, mode: sampling })
     }
 
     /// A group norm: `name.weight` and `name.bias`.

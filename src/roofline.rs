@@ -1,5 +1,6 @@
 //! Times of the kernels at shapes of the released models, beside what the adapter can do at best.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -8,10 +9,11 @@ use web_time::Instant;
 use crate::Result;
 use crate::gpu::{Cost, Gpu, Recorder};
 use crate::ops::{
-    self, Attention, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache, MapEpilogue, MiningMap, Norm,
-    Sampling2d, Shape, TuneOptions, roofline, timing, uncached_weights,
+    self, Attention, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache,
+    MatmulShape, MiningMap, Norm, roofline,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
+use crate::tuning::{self, TuneOptions, tune, uncached_weights};
 
 /// A kernel is timed this long or this often, whichever ends first.
 const TIME: Duration = Duration::from_secs(2);
@@ -82,7 +84,7 @@ impl Limits {
 /// Of the device.
 pub async fn limits(gpu: &Gpu) -> Result<Limits> {
     let most = if gpu.adapter().is_software() { READ_BYTES_IN_SOFTWARE } else { READ_BYTES };
-    let bytes = most.min(gpu.capabilities().max_piece_bytes());
+    let bytes = most.min(gpu.capabilities().max_shard_bytes());
     let source = Tensor::zeros(gpu, &[bytes as usize / 4], "source")?;
     let read = time(gpu, |recorder| roofline::read_all(recorder, &source)).await?;
     drop(source);
@@ -96,7 +98,7 @@ pub async fn limits(gpu: &Gpu) -> Result<Limits> {
 }
 
 /// Measures kernels, those with `filter` in their names if it is given; rows go to `on_row` as they come. Products are computed by the
-/// forms in use, or, with `tune`, by those that are the fastest ([`ops::tune`]).
+/// forms in use, or, with `tune`, by those that are the fastest ([`tune`]).
 ///
 /// # Errors
 /// Of the device.
@@ -182,9 +184,9 @@ impl<F: FnMut(&Row)> Bench<F> {
         if !self.wants(&name) {
             return Ok(());
         }
-        let shape = Shape { precision, m, n, k };
+        let shape = MatmulShape { precision, m, n, k };
         if self.tune {
-            ops::tune(&self.gpu, [shape], TuneOptions::default(), |_| true).await?;
+            tune(&self.gpu, [shape], TuneOptions::default(), |_| ControlFlow::Continue(())).await?;
         }
         let weights = uncached_weights(&self.gpu, shape)?;
         let x = Tensor::zeros(&self.gpu, &[m, k], "x")?;
@@ -207,7 +209,10 @@ impl<F: FnMut(&Row)> Bench<F> {
         let layer = Attention { heads, kv_heads, head_dim, causal };
         let cache = KvCache::new(&self.gpu, keys, kv_heads * head_dim, true)?;
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
-        self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Cached(&cache, keys))).await
+        self.run(name, |recorder| {
+            ops::attention(recorder, layer, &queries, KeyValues::Cached { cache: &cache, length: keys })
+        })
+        .await
     }
 
     /// Attention to keys and values beside the queries' own, not causal.
@@ -221,7 +226,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         let layer = Attention { heads, kv_heads: heads, head_dim, causal: false };
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
         let others = Tensor::zeros(&self.gpu, &[keys, 2 * heads * head_dim], "keys and values")?;
-        self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Other(&others))).await
+        self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Separate(&others))).await
     }
 
     /// A convolution 3 x 3 that keeps channels and size.
@@ -235,17 +240,17 @@ impl<F: FnMut(&Row)> Bench<F> {
             bias: Tensor::zeros(&self.gpu, &[channels], "bias")?,
             channels,
             side: 3,
-            sampling: Sampling2d::Same,
+            mode: ConvMode::Same,
         };
         let x = self.map(side, channels)?;
-        self.run(&name, |recorder| Ok(ops::convolution(recorder, &x, &layer, MapEpilogue::default())?.pixels)).await
+        self.run(&name, |recorder| Ok(ops::convolution(recorder, &x, &layer, ConvEpilogue::default())?.values)).await
     }
 
     async fn group_norm(&mut self, name: &str, channels: usize, side: usize) -> Result<()> {
         let x = self.map(side, channels)?;
         let weight = Tensor::zeros(&self.gpu, &[channels], "weight")?;
         let layer = GroupNorm { bias: weight.clone(), weight, groups: 32, eps: 1e-5 };
-        self.run(name, |recorder| Ok(ops::group_norm(recorder, &x, &layer, true)?.pixels)).await
+        self.run(name, |recorder| Ok(ops::group_norm(recorder, &x, &layer, true)?.values)).await
     }
 
     async fn norm(&mut self, name: &str, rows: usize, width: usize) -> Result<()> {
@@ -259,7 +264,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         let x = self.map(side, channels)?;
         let weight = Tensor::zeros(&self.gpu, &[49, channels], "weight")?;
         let bias = Tensor::zeros(&self.gpu, &[channels], "bias")?;
-        self.run(name, |recorder| Ok(ops::depthwise(recorder, &x, &weight, &bias)?.pixels)).await
+        self.run(name, |recorder| Ok(ops::depthwise(recorder, &x, &weight, &bias)?.values)).await
     }
 
     async fn mining(&mut self, name: &str) -> Result<()> {
@@ -275,7 +280,7 @@ impl<F: FnMut(&Row)> Bench<F> {
 
     fn map(&self, side: usize, channels: usize) -> Result<FeatureMap> {
         let pixels = Tensor::zeros(&self.gpu, &[side * side, channels], "map")?;
-        Ok(FeatureMap { height: side, width: side, pixels })
+        Ok(FeatureMap { height: side, width: side, values: pixels })
     }
 }
 
@@ -287,13 +292,13 @@ struct Timed {
 }
 
 async fn time(gpu: &Gpu, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<Timed> {
-    timing::time(gpu, 1, &mut record).await?; // makes pipelines
-    let repeat = timing::repeats(gpu, SUBMISSION, MOST_REPEATS, &mut record).await?;
+    tuning::time(gpu, 1, &mut record).await?; // makes pipelines
+    let repeat = tuning::repeats(gpu, SUBMISSION, MOST_REPEATS, &mut record).await?;
     gpu.take_cost();
     let started = Instant::now();
     let mut times = Vec::new();
     while times.len() < 3 || (started.elapsed() < TIME && times.len() < RUNS) {
-        times.push(timing::time(gpu, repeat, &mut record).await?.as_secs_f64() / repeat as f64);
+        times.push(tuning::time(gpu, repeat, &mut record).await?.as_secs_f64() / repeat as f64);
     }
     let Cost { bytes, flops } = gpu.take_cost();
     let runs = (times.len() * repeat) as f64;

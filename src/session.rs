@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use web_time::Instant;
 
-use crate::gpu::{Gpu, Listing};
+use crate::gpu::{DryRunReport, Gpu};
 use crate::image::Rgb8;
 use crate::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
 use crate::load::{LoadOptions, Loader, vision_precision};
@@ -167,8 +167,8 @@ impl Model {
 
     /// The kernels and products of conversations in text, so that a host can make pipelines ahead ([`Gpu::prepare`]) and have
     /// products measured ([`crate::ops::tune`]).
-    pub fn list(&self) -> Result<Listing> {
-        self.language.list(&self.gpu)
+    pub fn dry_run(&self) -> Result<DryRunReport> {
+        self.language.dry_run(&self.gpu)
     }
 
     /// What patch info mining weighs in a picture. `on_step` as for [`Vision::encode`].

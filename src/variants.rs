@@ -1,9 +1,10 @@
 //! The released models' sizes (spec of the model, 1.1 to 1.4), for plans and for runs with random weights.
 
 use crate::plan::VisionSizes;
+use crate::tensor::Activation;
 use crate::vision::ConvNextConfig;
 use crate::weights::config::{
-    Activation, Architecture, AspectRatio, ClipConfig, ExpertsConfig, LanguageConfig, Projector, VisionConfig,
+    Architecture, AspectRatio, ClipConfig, ExpertsConfig, LanguageConfig, Projector, VisionConfig,
 };
 
 /// A released model.
@@ -115,7 +116,7 @@ pub fn released(name: &str) -> Option<Variant> {
         rms_norm_eps: sizes.eps,
         norm_unit_offset: gemma,
         rope_theta: sizes.theta,
-        rope_divisors: Vec::new(),
+        rope_freq_factors: Vec::new(),
         vocab_size: sizes.vocab,
         max_positions: sizes.positions,
         tie_word_embeddings: gemma,

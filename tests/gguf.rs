@@ -12,7 +12,7 @@ use mgm::language::{Generator, Language, Position};
 use mgm::load::{LoadOptions, Loader};
 use mgm::ops::Sampling;
 use mgm::session::{AnswerOptions, Model};
-use mgm::tensor::{Precision, dequantise};
+use mgm::tensor::{Precision, dequantize};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::blocks::BlockType;
 use mgm::weights::gguf::{Array, Header, Value};
@@ -44,11 +44,11 @@ fn blocks_stand_for_the_values_that_the_gguf_package_gives() {
         let blocks = file.tensor(&format!("{}.blocks", kind.name())).expect("blocks").data();
         let expected = floats(&file, &format!("{}.values", kind.name()));
         let mut values = Vec::new();
-        kind.dequantise(blocks, &mut values);
+        kind.dequantize(blocks, &mut values);
         // And through the device's format, which must lose nothing.
         let packed = kind.repack(blocks).expect("finite scales");
         let columns = expected.len() / 3;
-        let repacked = dequantise(kind.precision(), columns, &packed);
+        let repacked = dequantize(kind.precision(), columns, &packed);
         assert_eq!(values.len(), expected.len(), "{}", kind.name());
         for (index, expected) in expected.iter().enumerate() {
             // Products and sums of numbers that f32 holds exactly, rounded once or twice.

@@ -261,7 +261,7 @@ async fn check_image(
     let low_reads = reads(&low, &mut recorder);
     let mined_reads = reads(&mined, &mut recorder);
     let token_read = tokens.read_back(&mut recorder);
-    let map_reads: Vec<_> = upsampled.iter().map(|map| (map.clone(), map.pixels.read_back(&mut recorder))).collect();
+    let map_reads: Vec<_> = upsampled.iter().map(|map| (map.clone(), map.values.read_back(&mut recorder))).collect();
     recorder.submit()?;
 
     let mut all_low = Vec::new();

@@ -1,22 +1,27 @@
 //! Every op against its f64 reference, over shapes around the kernels' tiles, on several devices: with all features and
 //! the kernels for hardware; with WebGPU's default limits, no features and the kernels for software adapters; and with
-//! bindings so small that matrices come in several pieces. Tensors lie between guard zones on all of them.
+//! bindings so small that matrices come in several shards. Tensors lie between guard zones on all of them.
 //!
 //! Where the error bounds come from is said at [`mgm::ops::cases::F32`] and at each case's `bound`.
 
 mod common;
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use mgm::gpu::{Gpu, GpuOptions, Kernel};
 use mgm::ops::cases::{
-    Argmax, Attention, AttentionOver, AttentionToRuns, Case, Combine, Concatenate, Convolution, Denoise, Depthwise,
-    F32, Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random, Resize,
-    Rotary, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
+    Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
+    Depthwise, F32, Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random,
+    Resize, Rope, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
 };
-use mgm::ops::{self, Activation, Look, Run, Sampling2d, Shape, TuneOptions, Tuning, specialisations, tune};
+use mgm::ops::{
+    self, Activation, AttentionSegment, BlockedMatvec, ConvMode, Cooperative, MatmulKernel, MatmulShape, StridedRows,
+    Tuning, set_tuning, specialisations, tuning,
+};
 use mgm::tensor::{Precision, Tensor};
+use mgm::tuning::{Timing, TuneOptions, tune};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -27,10 +32,10 @@ struct Devices {
     software: Mutex<Gpu>,
     base: Mutex<Gpu>,
     /// For hardware, and for software adapters.
-    pieces: [Mutex<Gpu>; 2],
+    shards: [Mutex<Gpu>; 2],
 }
 
-/// The binding size of the devices that cut matrices into pieces: 16 rows of 64 f32.
+/// The binding size of the devices that cut matrices into shards: 16 rows of 64 f32.
 const PIECE_BYTES: u64 = 4096;
 
 fn devices() -> &'static Devices {
@@ -50,7 +55,7 @@ fn devices() -> &'static Devices {
             full: open(false, false, None),
             software: open(false, true, None),
             base: open(true, true, None),
-            pieces: [false, true].map(|software| open(true, software, Some(PIECE_BYTES))),
+            shards: [false, true].map(|software| open(true, software, Some(PIECE_BYTES))),
         }
     })
 }
@@ -144,8 +149,8 @@ fn precision() -> impl Strategy<Value = Precision> {
     prop::sample::select(Precision::ALL.to_vec())
 }
 
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::None, Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::QuickGelu];
+const ACTIVATIONS: [Option<Activation>; 5] =
+    [None, Some(Activation::GeluErf), Some(Activation::GeluTanh), Some(Activation::Silu), Some(Activation::QuickGelu)];
 
 /// Rows of x on both sides of the step from matvec to tiles, of a tile, and of the 8 or 16 of the kernels for software
 /// adapters.
@@ -217,7 +222,7 @@ fn linear_in_several_pieces() {
     let mut cases = Vec::new();
     for precision in Precision::ALL {
         for m in [1, 5] {
-            // 16 rows of 64 f32 a piece: up to nine pieces, the last one short; some cut before a gate's half.
+            // 16 rows of 64 f32 a shard: up to nine shards, the last one short; some cut before a gate's half.
             cases.push(Linear { m, n: 131, k: 64, precision, bias: true, ..Linear::default() });
             cases.push(Linear { m, n: 70, k: 61, precision, gamma: true, accumulate: true, ..Linear::default() });
             cases.push(Linear {
@@ -226,7 +231,7 @@ fn linear_in_several_pieces() {
                 k: 62,
                 precision,
                 gated: true,
-                activation: Activation::Silu,
+                activation: Some(Activation::Silu),
                 ..Linear::default()
             });
         }
@@ -236,8 +241,8 @@ fn linear_in_several_pieces() {
         cases.push(Box::new(Gather { rows: 133, columns: 61, precision, count: 16, start: 3 }));
         cases.push(Box::new(MatrixRows { rows: 133, columns: 61, precision, block: 10 }));
     }
-    for device in &devices().pieces {
-        check_on(device, "pieces", &cases);
+    for device in &devices().shards {
+        check_on(device, "shards", &cases);
     }
 }
 
@@ -254,47 +259,54 @@ fn linear_drawn() {
     drawn(40, strategy);
 }
 
-/// Every form that a device could run, also those that only a measurement would choose.
+/// Measures products on a device. `on_timing` is called with every measurement.
+fn measure(
+    gpu: &Gpu,
+    shapes: impl IntoIterator<Item = MatmulShape>,
+    options: TuneOptions,
+    mut on_timing: impl FnMut(&Timing),
+) -> Tuning {
+    pollster::block_on(tune(gpu, shapes, options, |timing| {
+        on_timing(timing);
+        ControlFlow::Continue(())
+    }))
+    .expect("measurements")
+}
+
+/// Every kernel that a device could run, including those that only a measurement would choose.
 #[test]
-fn every_form_of_a_product_is_right() {
+fn every_matmul_kernel_matches_the_reference() {
     for device in [&devices().full, &devices().software, &devices().base] {
         let gpu = device.lock().unwrap_or_else(PoisonError::into_inner);
-        let shapes =
-            Precision::ALL.into_iter().flat_map(|precision| [1, 128].map(|m| Shape { precision, m, n: 96, k: 64 }));
-        let mut forms = HashSet::new();
-        let tuning = pollster::block_on(tune(&gpu, shapes, TuneOptions { int8: true }, |timing| {
-            assert!(timing.right, "{} is wrong for {:?} on {}", timing.form, timing.shape, gpu.adapter().name);
-            forms.insert(timing.form.clone());
-            true
-        }));
-        println!("{} forms on {}", forms.len(), gpu.adapter().name);
-        assert!(!tuning.expect("measurements").is_empty());
+        let shapes = Precision::ALL
+            .into_iter()
+            .flat_map(|precision| [1, 128].map(|m| MatmulShape { precision, m, n: 96, k: 64 }));
+        let mut kernels = HashSet::new();
+        let tuning = measure(&gpu, shapes, TuneOptions::default().with_int8(true), |timing| {
+            let (kernel, shape) = (timing.kernel.name(), timing.shape);
+            assert!(timing.correct, "{kernel} is wrong for {shape:?} on {}", gpu.adapter().name);
+            kernels.insert(kernel);
+        });
+        println!("{} kernels on {}", kernels.len(), gpu.adapter().name);
+        assert!(!tuning.is_empty());
         pollster::block_on(gpu.check_guards()).expect("nothing around tensors is written");
         // The other tests are about what is chosen without measurements.
-        gpu.set_tuning(Tuning::none(&gpu));
+        set_tuning(&gpu, Tuning::none(&gpu));
     }
 }
 
-/// Has every product of many rows with weights of this shape computed by a form, given as JSON; `false` if the device cannot.
-fn force(gpu: &Gpu, form: &serde_json::Value, precision: Precision, n: usize, k: usize) -> bool {
-    let mut tuning = serde_json::to_value(Tuning::none(gpu)).expect("JSON");
-    tuning["products"] = serde_json::json!([
-        { "precision": precision, "m": 512, "n": n, "k": k, "form": form, "microseconds": 0.0 }
-    ]);
-    gpu.set_tuning(Tuning::none(gpu));
-    gpu.set_tuning(serde_json::from_value(tuning).expect("measurements"));
-    gpu.tuning().len() == 1
+/// Has every product of many rows with weights of this shape computed by a kernel; `false` if the device cannot run it.
+fn force(gpu: &Gpu, kernel: MatmulKernel, precision: Precision, n: usize, k: usize) -> bool {
+    let mut forced = Tuning::none(gpu);
+    forced.force(MatmulShape { precision, m: 512, n, k }, kernel);
+    set_tuning(gpu, Tuning::none(gpu));
+    set_tuning(gpu, forced);
+    tuning(gpu).len() == 1
 }
 
-/// The forms that round factors, which only a measurement chooses, with everything that can be around a product.
+/// The kernels that round factors, which only a measurement chooses, with everything that can be around a product.
 #[test]
-fn rounding_forms_over_awkward_shapes() {
-    // Of values drawn uniformly from -1 to 1, of mean square 1/3, most of the error is that of the upper half, in steps of 2^-11:
-    // 2^-22 / 12, over 1/3, for each factor.
-    const HALF: f64 = 1.0 / (1 << 23) as f64;
-    // x is rounded to steps of a 127th of the largest of 32, which is at most 3 times the root of the mean square in what is drawn
-    // here (uniform, or the product of two such).
-    const BYTES: f64 = (3.0 / 127.0) * (3.0 / 127.0) / 12.0;
+fn rounding_kernels_over_awkward_shapes() {
     // The mean square of a few values may be above the expected one.
     const SAMPLE: f64 = 1.5;
     // Where two sums are multiplied, both are off; SiLU is up to 1.1 times as steep as the identity.
@@ -302,17 +314,17 @@ fn rounding_forms_over_awkward_shapes() {
 
     let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
     let capabilities = gpu.capabilities();
-    let mut forms = vec![(serde_json::json!("packed"), BYTES)];
+    let mut kernels = vec![MatmulKernel::Packed];
     if capabilities.shader_f16 {
-        forms.push((serde_json::json!({"tiled": {"half": true}}), HALF));
+        kernels.push(MatmulKernel::Tiled { half: true });
     }
     // Their workgroups have 256 invocations at most.
     let workgroup = 4 * capabilities.subgroup_max_size;
-    for size in capabilities.cooperative_sizes.iter().filter(|_| workgroup <= 256) {
-        let form = |tile| serde_json::json!({"cooperative": {"size": size, "tile": tile, "workgroup": workgroup}});
-        forms.push((form(64), HALF));
+    for &size in capabilities.cooperative_sizes.iter().filter(|_| workgroup <= 256) {
+        let kernel = |tile| MatmulKernel::Cooperative(Cooperative { size, tile, workgroup });
+        kernels.push(kernel(64));
         if capabilities.max_workgroup_bytes >= 32768 {
-            forms.push((form(128), HALF));
+            kernels.push(kernel(128));
         }
     }
 
@@ -325,7 +337,7 @@ fn rounding_forms_over_awkward_shapes() {
         for precision in [Precision::ALL[index], Precision::ALL[(index + 3) % 8], Precision::ALL[(index + 5) % 8]] {
             let base = Linear { m, n, k, precision, ..Linear::default() };
             let n = n.next_multiple_of(2);
-            let gated = Linear { n, bias: true, gated: true, activation: Activation::Silu, ..base };
+            let gated = Linear { n, bias: true, gated: true, activation: Some(Activation::Silu), ..base };
             let added = Linear { bias: true, gamma: true, accumulate: true, ..base };
             cases.extend([base, gated, added].map(|case| (precision, case.n, k, Box::new(case) as Box<dyn Case>)));
         }
@@ -336,18 +348,18 @@ fn rounding_forms_over_awkward_shapes() {
             cases.push((precision, n, k, Box::new(case)));
         }
         let (heads, kv_heads, head_dim, k, half) = (3, 1, 16, 68, index % 2 == 0);
-        let case = Rotary { heads, kv_heads, head_dim, times: 70, position: 7, k, precision, half, divided: true };
+        let case = Rope { heads, kv_heads, head_dim, times: 70, position: 7, k, precision, half, divided: true };
         cases.push((precision, (heads + 2 * kv_heads) * head_dim, k, Box::new(case)));
-        let sampling = SAMPLINGS[index % SAMPLINGS.len()];
+        let mode = CONV_MODES[index % CONV_MODES.len()];
         let (channels, out) = (36, 67);
         let case = Convolution {
             height: 10,
             width: 13,
             channels,
             out,
-            sampling,
+            mode,
             precision,
-            pictures: 2,
+            images: 2,
             biases: true,
             residual: true,
             ..Convolution::default()
@@ -355,17 +367,19 @@ fn rounding_forms_over_awkward_shapes() {
         cases.push((precision, out, 9 * channels, Box::new(case)));
     }
 
-    for (form, bound) in forms {
+    for kernel in kernels {
         let (mut ran, mut rounded, mut worst) = (0, 0, 0.0f64);
-        // Software adapters work large tiles out element by element: anything around the product takes them minutes to compile.
-        let plain_only = gpu.adapter().is_software() && form["cooperative"]["tile"] == 128;
+        let (label, bound) = (kernel.name(), kernel.rounding().nmse());
+        // Software adapters compute large tiles element by element: anything around the product takes them minutes to compile.
+        let plain_only =
+            gpu.adapter().is_software() && matches!(kernel, MatmulKernel::Cooperative(Cooperative { tile: 128, .. }));
         for (precision, n, k, case) in &cases {
             if plain_only && !case.name().starts_with("Linear") {
                 continue;
             }
-            if force(&gpu, &form, *precision, *n, *k) {
-                let values = pollster::block_on(case.run(&gpu)).unwrap_or_else(|error| panic!("{form}: {error}"));
-                let name = format!("{form}: {}", case.name());
+            if force(&gpu, kernel, *precision, *n, *k) {
+                let values = pollster::block_on(case.run(&gpu)).unwrap_or_else(|error| panic!("{label}: {error}"));
+                let name = format!("{label}: {}", case.name());
                 let report = compare(&name, &values, &case.reference()).expect("numbers");
                 let bound = if name.contains("gated: true") { BOTH_SUMS * bound } else { bound };
                 assert!(report.nmse <= SAMPLE * bound, "{name}: nmse {:.1e}", report.nmse);
@@ -375,69 +389,66 @@ fn rounding_forms_over_awkward_shapes() {
                 rounded += usize::from(report.nmse > F32);
             }
         }
-        println!("{form}: {ran} cases, at most {worst:.2} of the rounding's own error");
-        // Bytes are multiplied where weights are quantised, which six of the eight formats are.
-        assert!(ran >= cases.len() / 2, "{form} ran {ran} of {} cases", cases.len());
-        // It is this form that ran, and not another that rounds nothing.
-        assert!(10 * rounded >= 9 * ran, "{form}: only {rounded} of {ran} results are rounded");
+        println!("{label}: {ran} cases, at most {worst:.2} of the rounding's own error");
+        // Bytes are multiplied where weights are quantised, which six of the eight precisions are.
+        assert!(ran >= cases.len() / 2, "{label} ran {ran} of {} cases", cases.len());
+        // It is this kernel that ran, and not another that rounds nothing.
+        assert!(10 * rounded >= 9 * ran, "{label}: only {rounded} of {ran} results are rounded");
     }
-    gpu.set_tuning(Tuning::none(&gpu));
+    set_tuning(&gpu, Tuning::none(&gpu));
 }
 
-/// Activations are rounded to 8 bits only by those who ask for it.
+/// Activations are rounded to 8 bits only on request.
 #[test]
-fn bytes_are_a_choice() {
+fn int8_kernels_run_only_on_request() {
     let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
-    let shape = Shape { precision: Precision::Q4, m: 128, n: 96, k: 64 };
+    let shape = MatmulShape { precision: Precision::Q4, m: 128, n: 96, k: 64 };
+    let other = MatmulShape { precision: Precision::Q8, m: 512, n: 40, k: 80 };
     let measured = |options| {
-        let mut forms = Vec::new();
-        let tuning = pollster::block_on(tune(&gpu, [shape], options, |timing| {
-            forms.push(timing.form.clone());
-            true
-        }));
-        (forms.contains(&"Packed".to_owned()), serde_json::to_string(&tuning.expect("measurements")).expect("JSON"))
+        let mut packed = false;
+        let tuning = measure(&gpu, [shape], options, |timing| packed |= timing.kernel == MatmulKernel::Packed);
+        (packed, tuning)
     };
-    assert!(measured(TuneOptions { int8: true }).0);
-    // A choice of before does not outlive the wish for it, also for products that are not measured again.
-    assert!(force(&gpu, &serde_json::json!("packed"), Precision::Q8, 40, 80));
+    assert!(measured(TuneOptions::default().with_int8(true)).0);
+    // An earlier choice does not outlive the request, not even for products that are not measured again.
+    assert!(force(&gpu, MatmulKernel::Packed, other.precision, other.n, other.k));
     let (tried, tuning) = measured(TuneOptions::default());
-    assert!(!tried && !tuning.contains("packed"), "{tuning}");
-    gpu.set_tuning(Tuning::none(&gpu));
+    assert!(!tried && tuning.kernel(other).is_none() && tuning.kernel(shape) != Some(MatmulKernel::Packed));
+    set_tuning(&gpu, Tuning::none(&gpu));
 }
 
 #[test]
-fn kept_measurements_count_only_where_they_hold() {
+fn stored_measurements_count_only_where_they_hold() {
     let gpu = devices().software.lock().unwrap_or_else(PoisonError::into_inner);
-    let shape = Shape { precision: Precision::Q4, m: 128, n: 96, k: 64 };
-    let tuning = pollster::block_on(tune(&gpu, [shape], TuneOptions::default(), |_| true)).expect("measurements");
-    let kept = serde_json::to_value(&tuning).expect("JSON");
-    let used = |kept: &serde_json::Value| {
-        gpu.set_tuning(Tuning::none(&gpu));
-        gpu.set_tuning(serde_json::from_value(kept.clone()).expect("measurements"));
-        gpu.tuning().len()
+    let shape = MatmulShape { precision: Precision::Q4, m: 128, n: 96, k: 64 };
+    let measured = measure(&gpu, [shape], TuneOptions::default(), |_| ());
+    let used = |stored: &serde_json::Value| {
+        set_tuning(&gpu, Tuning::none(&gpu));
+        set_tuning(&gpu, serde_json::from_value(stored.clone()).expect("measurements"));
+        tuning(&gpu).len()
     };
-    assert_eq!(used(&kept), 1);
-    // Forms that there are not, or not for this product or this device: damage, or another device that looks the same.
-    for form in [
-        serde_json::json!({"uniform": 0}),
-        serde_json::json!({"subgroup": {"rows": 3, "blocks": 7}}),
-        serde_json::json!({"matvec_blocks": {"subgroups": false, "workgroup": 32, "blocks": 1}}),
-        serde_json::json!({"tiled": {"half": true}}),
-        serde_json::json!({"cooperative": {"size": 16, "tile": 64, "workgroup": 128}}),
-        serde_json::json!("packed"),
-        serde_json::json!("matvec"),
+    let stored = serde_json::to_value(&measured).expect("JSON");
+    assert_eq!(serde_json::from_value::<Tuning>(stored.clone()).expect("measurements"), measured);
+    assert_eq!(used(&stored), 1);
+    // Kernels that do not exist, or not for this product or this device: damage, or another device that looks the same.
+    for kernel in [
+        MatmulKernel::Uniform(0),
+        MatmulKernel::Subgroup { rows: 3, blocks: 7 },
+        MatmulKernel::BlockedMatvec(BlockedMatvec { subgroups: false, workgroup: 32, blocks: 1 }),
+        MatmulKernel::Tiled { half: true },
+        MatmulKernel::Cooperative(Cooperative { size: 16, tile: 64, workgroup: 128 }),
+        MatmulKernel::Packed,
+        MatmulKernel::Matvec,
     ] {
-        let mut kept = kept.clone();
-        kept["products"][0]["form"] = form;
-        assert_eq!(used(&kept), 0, "{kept}");
+        assert!(!force(&gpu, kernel, shape.precision, shape.n, shape.k), "{}", kernel.name());
     }
     // Other kernels than these, and another adapter.
-    for (key, value) in [("kernels", serde_json::json!(1)), ("adapter", serde_json::json!("another"))] {
-        let mut kept = kept.clone();
-        kept[key] = value;
-        assert_eq!(used(&kept), 0, "{key}");
+    for (key, value) in [("source_hash", serde_json::json!(1)), ("adapter", serde_json::json!("another"))] {
+        let mut stored = stored.clone();
+        stored[key] = value;
+        assert_eq!(used(&stored), 0, "{key}");
     }
-    gpu.set_tuning(Tuning::none(&gpu));
+    set_tuning(&gpu, Tuning::none(&gpu));
 }
 
 #[test]
@@ -600,7 +611,7 @@ fn attention_of_several_sequences() {
         (2, 1, 128, 33, None),
         (2, 1, 8, 1, None),
     ] {
-        cases.push(AttentionOver { sequences, heads, head_dim, times, keys });
+        cases.push(AttentionBatched { sequences, heads, head_dim, times, keys });
     }
     check_everywhere("attention of several sequences", &boxed(cases));
 }
@@ -610,9 +621,9 @@ fn attention_of_a_batch_with_one_cache() {
     let mut cases = Vec::new();
     for (heads, kv_heads, head_dim) in [(2, 2, 20), (6, 3, 64), (8, 1, 256)] {
         for half in [false, true] {
-            let base = AttentionToRuns { heads, kv_heads, head_dim, common: 0, own: [1, 1, 1], steps: 0, half };
+            let base = AttentionSegments { heads, kv_heads, head_dim, common: 0, own: [1, 1, 1], steps: 0, half };
             for (common, own) in [(0, [1, 2, 65]), (1, [17, 3, 1]), (300, [2, 1, 40])] {
-                cases.extend([0, 1, 70].map(|steps| AttentionToRuns { common, own, steps, ..base }));
+                cases.extend([0, 1, 70].map(|steps| AttentionSegments { common, own, steps, ..base }));
             }
         }
     }
@@ -625,10 +636,14 @@ fn looks_that_are_not_in_the_cache_are_refused() {
     let cache = ops::KvCache::new(&gpu, 10, 8, false).expect("a cache");
     let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true };
     let queries = Tensor::zeros(&gpu, &[3, 8], "queries").expect("queries");
-    let look = |queries, start, step, count, causal| Look { queries, keys: Run { start, step, count }, causal };
-    let attend = |sets: &[Vec<Look>]| {
+    let look = |queries, start, step, count, causal| AttentionSegment {
+        queries,
+        keys: StridedRows { start, step, count },
+        causal,
+    };
+    let attend = |sets: &[Vec<AttentionSegment>]| {
         let mut recorder = gpu.record();
-        ops::attention_to_runs(&mut recorder, layer, &queries, &cache, sets).is_ok()
+        ops::attention_segments(&mut recorder, layer, &queries, &cache, sets).is_ok()
     };
     assert!(attend(&[vec![look(0..3, 0, 1, 10, true)], vec![look(0..1, 9, 5, 1, false), look(1..3, 1, 4, 3, false)]]));
     assert!(!attend(&[]));
@@ -642,7 +657,7 @@ fn looks_that_are_not_in_the_cache_are_refused() {
     assert!(!attend(&[vec![look(0..3, 0, 1, 2, true)]]), "a query before the first key");
 }
 
-const SAMPLINGS: [Sampling2d; 4] = [Sampling2d::Same, Sampling2d::Halved, Sampling2d::HalvedAfter, Sampling2d::Doubled];
+const CONV_MODES: [ConvMode; 4] = [ConvMode::Same, ConvMode::Stride2, ConvMode::Stride2PadEnd, ConvMode::Upsample2];
 
 #[test]
 fn convolutions_over_awkward_shapes() {
@@ -663,19 +678,19 @@ fn convolutions_over_awkward_shapes() {
     .into_iter()
     .enumerate()
     {
-        for (place, sampling) in SAMPLINGS.into_iter().enumerate() {
+        for (place, mode) in CONV_MODES.into_iter().enumerate() {
             let precision = Precision::ALL[(index + place) % 8];
-            let base = Convolution { height, width, channels, out, sampling, ..Convolution::default() };
-            let several = Convolution { pictures: 2 + index % 2, precision, ..base };
-            if sampling == Sampling2d::HalvedAfter && (height < 2 || width < 2) {
+            let base = Convolution { height, width, channels, out, mode, ..Convolution::default() };
+            let several = Convolution { images: 2 + index % 2, precision, ..base };
+            if mode == ConvMode::Stride2PadEnd && (height < 2 || width < 2) {
                 continue;
             }
             cases.push(base);
             cases.push(Convolution { precision: Precision::F16, side: 1, ..base });
             cases.push(Convolution { biases: true, residual: place % 2 == 0, ..several });
             cases.push(Convolution {
-                odd: sampling == Sampling2d::Doubled,
-                activation: Activation::Silu,
+                odd: mode == ConvMode::Upsample2,
+                activation: Some(Activation::Silu),
                 residual: true,
                 ..several
             });
@@ -688,9 +703,9 @@ fn convolutions_over_awkward_shapes() {
 fn convolutions_in_several_pieces() {
     let mut cases = Vec::new();
     for precision in Precision::ALL {
-        // 16 rows of 64 columns a piece.
+        // 16 rows of 64 columns a shard.
         cases.push(Convolution {
-            pictures: 2,
+            images: 2,
             height: 2,
             width: 3,
             channels: 64,
@@ -702,27 +717,27 @@ fn convolutions_in_several_pieces() {
             ..Convolution::default()
         });
     }
-    for device in &devices().pieces {
-        check_on(device, "pieces of convolutions", &boxed(cases.clone()));
+    for device in &devices().shards {
+        check_on(device, "shards of convolutions", &boxed(cases.clone()));
     }
 }
 
 #[test]
 fn convolutions_drawn() {
     let shape = (1..4usize, 1..20usize, 1..20usize, 1..25usize, 1..80usize);
-    let kind = (prop::sample::select(SAMPLINGS.to_vec()), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let kind = (prop::sample::select(CONV_MODES.to_vec()), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let strategy = (shape, kind, precision(), prop::sample::select(ACTIVATIONS.to_vec())).prop_map(
-        |((pictures, height, width, fours, out), (sampling, wide, odd, biases, residual), precision, activation)| {
-            let after = usize::from(sampling == Sampling2d::HalvedAfter);
+        |((images, height, width, fours, out), (mode, wide, odd, biases, residual), precision, activation)| {
+            let after = usize::from(mode == ConvMode::Stride2PadEnd);
             Convolution {
-                pictures,
+                images,
                 height: height + after,
                 width: width + after,
                 channels: 4 * fours,
                 out,
                 side: if wide { 3 } else { 1 },
-                sampling,
-                odd: odd && sampling == Sampling2d::Doubled,
+                mode,
+                odd: odd && mode == ConvMode::Upsample2,
                 precision,
                 activation,
                 biases,
@@ -736,7 +751,7 @@ fn convolutions_drawn() {
 #[test]
 fn group_norms() {
     let mut cases = boxed(Vec::<GroupNorm>::new());
-    for (pictures, height, width, channels, groups, shift) in [
+    for (images, height, width, channels, groups, shift) in [
         (1, 1, 2, 4, 1, 0.0),
         (2, 3, 5, 32, 32, 0.0),
         (1, 16, 16, 64, 32, 1.0),
@@ -749,7 +764,7 @@ fn group_norms() {
         (2, 257, 2, 4, 4, 1.0),
     ] {
         for silu in [false, true] {
-            cases.push(Box::new(GroupNorm { pictures, height, width, channels, groups, silu, shift }));
+            cases.push(Box::new(GroupNorm { images, height, width, channels, groups, silu, shift }));
         }
     }
     check_everywhere("group norms", &cases);
@@ -773,7 +788,7 @@ fn rotary_embedding() {
     for head_dim in HEAD_DIMS {
         for half in [false, true] {
             let precision = Precision::ALL[cases.len() / 2 % 8];
-            let case = Rotary {
+            let case = Rope {
                 heads: 3,
                 kv_heads: 1,
                 head_dim,
@@ -784,12 +799,12 @@ fn rotary_embedding() {
                 half,
                 divided: head_dim % 8 == 0,
             };
-            cases.push(Rotary { k: 33, ..case });
-            cases.push(Rotary { heads: 2, kv_heads: 2, times: 1, position: 0, ..case });
+            cases.push(Rope { k: 33, ..case });
+            cases.push(Rope { heads: 2, kv_heads: 2, times: 1, position: 0, ..case });
         }
     }
     for precision in Precision::ALL {
-        let case = Rotary {
+        let case = Rope {
             heads: 4,
             kv_heads: 2,
             head_dim: 16,
@@ -800,11 +815,11 @@ fn rotary_embedding() {
             half: true,
             divided: true,
         };
-        cases.extend([case, Rotary { times: 15, ..case }]);
+        cases.extend([case, Rope { times: 15, ..case }]);
     }
     check_everywhere("rotary", &boxed(cases.clone()));
-    for device in &devices().pieces {
-        check_on(device, "rotary in pieces", &boxed(cases.iter().copied().filter(|case| case.k == 64)));
+    for device in &devices().shards {
+        check_on(device, "rotary in shards", &boxed(cases.iter().copied().filter(|case| case.k == 64)));
     }
 }
 

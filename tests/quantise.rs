@@ -1,7 +1,7 @@
 //! The packing of q8 and q4 against blocks that the gguf package made (tests/reference/make_quantise.py): integers, scales
 //! and minimums bit for bit, and what they stand for.
 
-use mgm::tensor::{GROUP, Packed, Precision, dequantise, pack_rows};
+use mgm::tensor::{GROUP_SIZE, Packed, Precision, dequantize, pack_rows};
 use safetensors::SafeTensors;
 
 const FIXTURE: &[u8] = include_bytes!("data/ops/quantise.safetensors");
@@ -18,8 +18,8 @@ fn repack(precision: Precision, blocks: &[u8]) -> Packed {
         if precision == Precision::Q8 {
             packed.data.extend_from_slice(quants);
         } else {
-            let value = |j: usize| if j < GROUP / 2 { quants[j] & 15 } else { quants[j - GROUP / 2] >> 4 };
-            packed.data.extend((0..GROUP / 2).map(|pair| value(2 * pair) | value(2 * pair + 1) << 4));
+            let value = |j: usize| if j < GROUP_SIZE / 2 { quants[j] & 15 } else { quants[j - GROUP_SIZE / 2] >> 4 };
+            packed.data.extend((0..GROUP_SIZE / 2).map(|pair| value(2 * pair) | value(2 * pair + 1) << 4));
         }
     }
     packed
@@ -52,14 +52,14 @@ fn q8_and_q4_pack_as_gguf_does() {
             assert_eq!(first_difference(&packed.data, &expected.data), None, "{case} {label}: byte of the weights");
             // minimum + scale q, rounded once or twice.
             let values = floats(&format!("{case}.{label}.f32"));
-            for (index, (value, expected)) in dequantise(precision, columns, &packed).iter().zip(&values).enumerate() {
+            for (index, (value, expected)) in dequantize(precision, columns, &packed).iter().zip(&values).enumerate() {
                 let largest = rows.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
                 assert!(
                     (value - expected).abs() <= largest * 1.2e-7,
                     "{case} {label}: {value} at element {index}, expected {expected}"
                 );
             }
-            groups += rows.len() / GROUP;
+            groups += rows.len() / GROUP_SIZE;
         }
     }
     assert!(groups > 500, "{groups} groups only");
@@ -76,7 +76,7 @@ fn rows_that_do_not_fill_a_group_are_packed_as_if_it_ended_there() {
         assert_eq!(whole.scales, [head.scales, tail.scales].concat());
         // Half a step, and the rounding of the scale to f16 at the group's ends.
         let step = if precision == Precision::Q8 { 8.88 / 127.0 } else { 11.47 / 15.0 };
-        for (value, expected) in dequantise(precision, 45, &whole).iter().zip(&row) {
+        for (value, expected) in dequantize(precision, 45, &whole).iter().zip(&row) {
             assert!((value - expected).abs() <= step * 0.57, "{precision}: {value}, expected {expected}");
         }
     }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use mgm::Error;
+use mgm::tensor::Activation;
 use mgm::weights::checkpoint::Checkpoint;
-use mgm::weights::config::{Activation, Architecture};
+use mgm::weights::config::Architecture;
 use mgm::weights::dtype::Dtype;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm::weights::view::Weights;

@@ -2,6 +2,7 @@
 //! kernels by themselves.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,9 +10,10 @@ use mgm::gpu::{Cost, Gpu};
 use mgm::image::Rgb8;
 use mgm::language::{Cache, Generator, Language, PREFILL_POSITIONS, Position};
 use mgm::load::{Loader, OnProgress, vision_precision};
-use mgm::ops::{Sampling, TuneOptions, tune};
+use mgm::ops::{Sampling, products};
 use mgm::plan::Plan;
 use mgm::tensor::{Precision, Tensor};
+use mgm::tuning::{TuneOptions, tune};
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
 use serde::Serialize;
@@ -282,7 +284,7 @@ async fn measure(
 /// Has a model's products computed by the fastest kernels, for this run.
 pub(crate) async fn tune_products(gpu: &Gpu, language: &Language) -> mgm::Result<()> {
     note!("mgm: measuring kernels …");
-    tune(gpu, language.list(gpu)?.products, TuneOptions::default(), |_| true).await?;
+    tune(gpu, products(&language.dry_run(gpu)?), TuneOptions::default(), |_| ControlFlow::Continue(())).await?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use mgm::gpu::Gpu;
 use mgm::language::{Generator, Language, Position};
 use mgm::load::Loader;
-use mgm::ops::Sampling;
+use mgm::ops::{self, Sampling};
 use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
 use serde::Serialize;
@@ -72,7 +72,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
         bench::tune_products(&gpu, &language).await?;
     }
     // With the kernels that are in use now.
-    let listing = language.list(&gpu)?;
+    let listing = language.dry_run(&gpu)?;
     kept::prepare(&gpu, &listing.kernels);
     gpu.trim();
 
@@ -110,7 +110,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
         load_host_mib,
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         dispatches_per_token: median(|times| times.dispatches),
-        tuned: gpu.tuning().count(listing.products),
+        tuned: ops::tuning(&gpu).count(ops::products(&listing)),
         step_ms: fastest_steps(&times),
     };
     let mut out = std::io::stdout().lock();

@@ -92,7 +92,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
     let meter = Meter::start(&gpu);
     let picture = decoder.decode(&mut recorder, &latents)?;
     recorder.finish().await?;
-    parts.push(meter.stop("VAE", picture.pixels.rows()));
+    parts.push(meter.stop("VAE", picture.values.rows()));
     if arguments.device.profile {
         note!("{}", gpu.take_profile().await?);
     }
@@ -125,8 +125,8 @@ fn encode(recorder: &mut Recorder, [first, second]: &[TextEncoder; 2]) -> mgm::R
     let mut pooled = Vec::new();
     for _ in 0..PICTURES {
         let [a, b] = [first.forward(recorder, &ids)?, second.forward(recorder, &ids)?];
-        let map = |pixels: Tensor| FeatureMap { height: TOKENS, width: 1, pixels };
-        context.push(concatenate(recorder, &map(a.hidden), &map(b.hidden))?.pixels);
+        let map = |pixels: Tensor| FeatureMap { height: TOKENS, width: 1, values: pixels };
+        context.push(concatenate(recorder, &map(a.hidden), &map(b.hidden))?.values);
         pooled.extend(b.pooled);
     }
     Ok(Prompts { context: stacked(recorder, &context)?, pooled: stacked(recorder, &pooled)? })
@@ -149,5 +149,5 @@ fn noise(gpu: &Gpu, pictures: usize, (height, width): (usize, usize), channels: 
     let count = pictures * height * width * channels;
     let values: Vec<f32> = (0..count).map(|index| (index * 7919 % 997) as f32 / 249.0 - 2.0).collect();
     let pixels = Tensor::new(gpu, &[pictures * height * width, channels], &values, "latents")?;
-    Ok(FeatureMap { height, width, pixels })
+    Ok(FeatureMap { height, width, values: pixels })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel};
-use mgm::ops::Tuning;
+use mgm::ops::{Tuning, set_tuning};
 use sha2::{Digest, Sha256};
 
 /// Bytes of the checksum before the driver's data.
@@ -15,11 +15,11 @@ const SUM: usize = 32;
 
 /// Opens a device with what is kept of it.
 pub async fn open(options: &GpuOptions) -> mgm::Result<Gpu> {
-    let gpu = Gpu::open_kept(options, read_pipelines).await?;
+    let gpu = Gpu::open_with_pipeline_cache(options, read_pipelines).await?;
     let tuning = file(gpu.adapter(), "tuning.json").and_then(|path| std::fs::read(path).ok());
     // What cannot be read any more is measured again.
     if let Some(tuning) = tuning.and_then(|text| serde_json::from_slice::<Tuning>(&text).ok()) {
-        gpu.set_tuning(tuning);
+        set_tuning(&gpu, tuning);
     }
     Ok(gpu)
 }

@@ -29,6 +29,6 @@ pub async fn model(
     let model = Model::open(gpu, files, &options).await;
     bar.finish_and_clear();
     let model = model?;
-    kept::prepare(gpu, &model.list()?.kernels);
+    kept::prepare(gpu, &model.dry_run()?.kernels);
     Ok(Rc::new(model))
 }

@@ -356,7 +356,7 @@ impl Diffusion {
         told(on_event, Event::Step(0, steps))?;
         let mut pending: Option<Readback> = None;
         for (index, step) in schedule.steps.iter().enumerate() {
-            let map = FeatureMap { height, width, pixels: input.clone() };
+            let map = FeatureMap { height, width, values: input.clone() };
             let output = unet.forward(&mut recorder, &map, step.timestep, &condition)?;
             let noise = if step.draws_noise {
                 let drawn = channels_last(&generator.randn(pixels * channels, request.noise), channels);
@@ -366,7 +366,7 @@ impl Diffusion {
             };
             let next_scale = schedule.steps.get(index + 1).map_or(1.0, |next| next.input_scale);
             let numbers = numbers(step, request, next_scale);
-            ops::denoise(&mut recorder, &numbers, &output.pixels, noise.as_ref(), [&sample, &denoised, &input])?;
+            ops::denoise(&mut recorder, &numbers, &output.values, noise.as_ref(), [&sample, &denoised, &input])?;
             let shown = if request.previews { denoised.clone() } else { denoised.slice_rows(0..1) };
             let readback = shown.read_back(&mut recorder);
             std::mem::replace(&mut recorder, gpu.record()).submit()?;
@@ -378,7 +378,7 @@ impl Diffusion {
         if let Some(readback) = pending {
             report(readback, steps, steps, request, (width, height), on_event).await?;
         }
-        Ok(FeatureMap { height, width, pixels: sample })
+        Ok(FeatureMap { height, width, values: sample })
     }
 
     /// What the first step begins with, [pixels, channels].
@@ -518,8 +518,8 @@ impl Diffusion {
             })
             .collect();
         let pixels = Tensor::upload(&mut recorder, &[height * width, 4], &pixels, "picture")?;
-        let moments = encoder.encode(&mut recorder, &FeatureMap { height, width, pixels })?;
-        let readback = moments.pixels.read_back(&mut recorder);
+        let moments = encoder.encode(&mut recorder, &FeatureMap { height, width, values: pixels })?;
+        let readback = moments.values.read_back(&mut recorder);
         recorder.submit()?;
         let moments = readback.values::<f32>().await?;
         let channels = config.latent_channels;
@@ -556,7 +556,7 @@ impl Diffusion {
             Some(largest) => decoder.decode_within(&mut recorder, latents, largest)?,
             None => decoder.decode(&mut recorder, latents)?,
         };
-        let readback = picture.pixels.read_back(&mut recorder);
+        let readback = picture.values.read_back(&mut recorder);
         recorder.submit()?;
         let values = readback.values::<f32>().await?;
         if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {

@@ -48,8 +48,8 @@ impl PixelAttention {
     pub(super) fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<()> {
         let (pixels, channels) = (x.height * x.width, x.channels());
         let normed = Statistics::Own.norm(recorder, x, &self.norm, false)?;
-        let query = self.query.forward(recorder, &normed.pixels)?;
-        let padded = in_fours(recorder, &normed.pixels)?;
+        let query = self.query.forward(recorder, &normed.values)?;
+        let padded = in_fours(recorder, &normed.values)?;
         let keys = Matrix::from_tensor(&self.key.forward(recorder, &padded)?)?;
         let values = ops::linear(recorder, &self.value, &Matrix::from_tensor(&padded)?, Epilogue::default())?;
         let values = Matrix::from_tensor(&values)?;
@@ -61,7 +61,7 @@ impl PixelAttention {
             let scores = ops::linear(recorder, &query, &keys, Epilogue::default())?;
             ops::softmax(recorder, &scores, pixels, 1.0 / (channels as f32).sqrt())?;
             let attended = ops::linear(recorder, &scores, &values, biased)?;
-            ops::linear_add(recorder, &attended, &self.out.weight, self.out.epilogue(), &x.pixels, first)?;
+            ops::linear_add(recorder, &attended, &self.out.weight, self.out.epilogue(), &x.values, first)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::statistics::Statistics;
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::load::Loader;
-use crate::ops::{self, Convolution, Epilogue, FeatureMap, GroupNorm, MapEpilogue, Sampling2d};
+use crate::ops::{self, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Matrix, Tensor};
 
 /// The sizes and constants of a block.
@@ -55,14 +55,14 @@ impl Resnet {
         };
         Ok(Self {
             norm_1: loader.group_norm("norm1", channels, groups, eps).await?,
-            convolution_1: loader.convolution("conv1", (channels, out), 3, Sampling2d::Same).await?,
+            convolution_1: loader.convolution("conv1", (channels, out), 3, ConvMode::Same).await?,
             time,
             norm_2: loader.group_norm("norm2", out, groups, eps).await?,
-            convolution_2: loader.convolution("conv2", (out, out), 3, Sampling2d::Same).await?,
+            convolution_2: loader.convolution("conv2", (out, out), 3, ConvMode::Same).await?,
             shortcut: if channels == out {
                 None
             } else {
-                Some(loader.convolution("conv_shortcut", (channels, out), 1, Sampling2d::Same).await?)
+                Some(loader.convolution("conv_shortcut", (channels, out), 1, ConvMode::Same).await?)
             },
         })
     }
@@ -83,14 +83,14 @@ impl Resnet {
             _ => None,
         };
         let h = statistics.norm(recorder, x, &self.norm_1, true)?;
-        let timed = MapEpilogue { bias: bias.as_ref(), ..Default::default() };
+        let timed = ConvEpilogue { bias: bias.as_ref(), ..Default::default() };
         let h = ops::convolution(recorder, &h, &self.convolution_1, timed)?;
         let h = statistics.norm(recorder, &h, &self.norm_2, true)?;
         let shortcut = match &self.shortcut {
-            Some(layer) => ops::convolution(recorder, x, layer, MapEpilogue::default())?,
+            Some(layer) => ops::convolution(recorder, x, layer, ConvEpilogue::default())?,
             None => x.clone(),
         };
-        let added = MapEpilogue { residual: Some(&shortcut), ..Default::default() };
+        let added = ConvEpilogue { residual: Some(&shortcut), ..Default::default() };
         ops::convolution(recorder, &h, &self.convolution_2, added)
     }
 }

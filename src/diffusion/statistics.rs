@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::gpu::Recorder;
-use crate::ops::{self, ChannelSums, FeatureMap, GroupNorm, Rectangle};
+use crate::ops::{self, ChannelMoments, FeatureMap, GroupNorm, Rectangle};
 use crate::tensor::Tensor;
 
 /// The norms of a network, called in the order of its forward pass.
@@ -31,7 +31,7 @@ pub(super) struct Tile {
 #[derive(Debug)]
 pub(super) struct TileSums {
     middles: Vec<Rectangle>,
-    norms: Vec<(ChannelSums, GroupNorm)>,
+    norms: Vec<(ChannelMoments, GroupNorm)>,
 }
 
 /// A rectangle of a map `ratio.1` pixels high, in the one that it became, `ratio.0` high.
@@ -48,14 +48,14 @@ impl TileSums {
 
     /// Stretches of the first `count` tiles, where maps are larger than at the beginning by this ratio.
     fn stretches(&self, count: usize, ratio: (usize, usize)) -> usize {
-        self.middles[..count].iter().map(|middle| scaled(*middle, ratio).stretches()).sum()
+        self.middles[..count].iter().map(|middle| scaled(*middle, ratio).row_blocks()).sum()
     }
 
     fn note(&mut self, recorder: &mut Recorder, x: &FeatureMap, layer: &GroupNorm, tile: &mut Tile) -> Result<()> {
         let ratio = (x.height, tile.height);
         if self.norms.len() == tile.norm {
             let all = self.stretches(self.middles.len(), ratio);
-            self.norms.push((ChannelSums::new(recorder.gpu(), x.pictures(), all, x.channels())?, layer.clone()));
+            self.norms.push((ChannelMoments::new(recorder.gpu(), x.images(), all, x.channels())?, layer.clone()));
         }
         let first = self.stretches(tile.index, ratio);
         self.norms[tile.norm].0.add(recorder, x, scaled(tile.middle, ratio), first)?;

@@ -50,7 +50,7 @@ impl TextEncoder {
             width,
             inner: config.intermediate_size,
             heads: config.num_heads,
-            activation: config.activation.into(),
+            activation: config.activation,
             eps: config.layer_norm_eps,
             causal: true,
         };

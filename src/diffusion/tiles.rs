@@ -64,14 +64,14 @@ pub(super) fn copy(
 ) {
     for row in 0..part.height {
         let first = (part.top + row) * from.width + part.left;
-        from.pixels.slice_rows(first..first + part.width).copy_to(recorder, &to.pixels, (top + row) * to.width + left);
+        from.values.slice_rows(first..first + part.width).copy_to(recorder, &to.values, (top + row) * to.width + left);
     }
 }
 
 /// A rectangle of one picture's map as a map of its own.
 pub(super) fn cut_out(recorder: &mut Recorder, x: &FeatureMap, part: Rectangle) -> Result<FeatureMap> {
     let pixels = Tensor::temporary(recorder.gpu(), &[part.height * part.width, x.channels()], "tile")?;
-    let tile = FeatureMap { height: part.height, width: part.width, pixels };
+    let tile = FeatureMap { height: part.height, width: part.width, values: pixels };
     copy(recorder, x, part, &tile, (0, 0));
     Ok(tile)
 }

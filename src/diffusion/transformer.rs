@@ -100,11 +100,11 @@ impl Transformer {
     /// x + out(layers(in(GN x))), in place of x.
     pub(super) fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, prompt: &[Tensor]) -> Result<()> {
         let normed = Statistics::Own.norm(recorder, x, &self.norm, false)?;
-        let h = self.proj_in.forward(recorder, &normed.pixels)?;
+        let h = self.proj_in.forward(recorder, &normed.values)?;
         for (layer, key_values) in self.layers.iter().zip(prompt) {
-            layer.forward(recorder, &h, key_values, x.pictures())?;
+            layer.forward(recorder, &h, key_values, x.images())?;
         }
-        self.proj_out.add(recorder, &h, &x.pixels)
+        self.proj_out.add(recorder, &h, &x.values)
     }
 }
 
@@ -138,17 +138,17 @@ impl Layer {
     fn forward(&self, recorder: &mut Recorder, x: &Tensor, prompt: &Tensor, pictures: usize) -> Result<()> {
         let normed = ops::norm(recorder, x, &self.norm_1)?;
         let qkv = ops::linear(recorder, &normed, &self.qkv, Epilogue::default())?;
-        let attended = ops::attention_over(recorder, self.attention, &qkv, KeyValues::Packed, pictures)?;
+        let attended = ops::attention_batched(recorder, self.attention, &qkv, KeyValues::Packed, pictures)?;
         drop(qkv);
         self.out_1.add(recorder, &attended, x)?;
 
         let normed = ops::norm(recorder, x, &self.norm_2)?;
         let query = ops::linear(recorder, &normed, &self.query, Epilogue::default())?;
-        let attended = ops::attention_over(recorder, self.attention, &query, KeyValues::Other(prompt), pictures)?;
+        let attended = ops::attention_batched(recorder, self.attention, &query, KeyValues::Separate(prompt), pictures)?;
         self.out_2.add(recorder, &attended, x)?;
 
         let normed = ops::norm(recorder, x, &self.norm_3)?;
-        let geglu = Epilogue { activation: Activation::GeluErf, gated: true, ..self.gate_value.epilogue() };
+        let geglu = Epilogue { activation: Some(Activation::GeluErf), gated: true, ..self.gate_value.epilogue() };
         let inner = ops::linear(recorder, &normed, &self.gate_value.weight, geglu)?;
         self.contract.add(recorder, &inner, x)
     }

@@ -6,7 +6,7 @@ use super::transformer::{Dense, Transformer, TransformerConfig};
 use super::{UnetConfig, UnetLevel};
 use crate::gpu::Recorder;
 use crate::load::Loader;
-use crate::ops::{self, Activation, Convolution, Epilogue, FeatureMap, GroupNorm, MapEpilogue, Sampling2d};
+use crate::ops::{self, Activation, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Precision, Tensor};
 use crate::{Error, Result};
 
@@ -81,7 +81,7 @@ impl Unet {
             if index + 1 < config.levels.len()
                 && let Some(last) = stages.last_mut()
             {
-                let resample = part.convolution("downsamplers.0.conv", (before, before), 3, Sampling2d::Halved);
+                let resample = part.convolution("downsamplers.0.conv", (before, before), 3, ConvMode::Stride2);
                 last.resample = Some(resample.await?);
                 skips.push(before);
             }
@@ -100,14 +100,14 @@ impl Unet {
             if index + 1 < config.levels.len()
                 && let Some(last) = stages.last_mut()
             {
-                let resample = part.convolution("upsamplers.0.conv", (before, before), 3, Sampling2d::Doubled);
+                let resample = part.convolution("upsamplers.0.conv", (before, before), 3, ConvMode::Upsample2);
                 last.resample = Some(resample.await?);
             }
             up.push(stages);
         }
         let time = ends.pp("time_embedding");
         let added = ends.pp("add_embedding");
-        let time_2 = time.convolution("linear_2", (width, width), 1, Sampling2d::Same).await?;
+        let time_2 = time.convolution("linear_2", (width, width), 1, ConvMode::Same).await?;
         let mut bias = added.values("linear_2.bias", &[width]).await?;
         let own = time.values("linear_2.bias", &[width]).await?;
         bias.iter_mut().zip(&own).for_each(|(bias, own)| *bias += own);
@@ -117,7 +117,7 @@ impl Unet {
         };
         let pixel = (config.in_channels, channels);
         Ok(Self {
-            conv_in: ends.convolution("conv_in", pixel, 3, Sampling2d::Same).await?,
+            conv_in: ends.convolution("conv_in", pixel, 3, ConvMode::Same).await?,
             time_1: Dense::load(&time, "linear_1", (channels, width)).await?,
             time_2,
             added_1: Dense::load(&added, "linear_1", (config.projection_class_embeddings_input_dim, width)).await?,
@@ -126,7 +126,7 @@ impl Unet {
             mid,
             up,
             norm_out: loader.group_norm("conv_norm_out", channels, config.norm_num_groups, config.norm_eps).await?,
-            conv_out: ends.convolution("conv_out", (channels, config.out_channels), 3, Sampling2d::Same).await?,
+            conv_out: ends.convolution("conv_out", (channels, config.out_channels), 3, ConvMode::Same).await?,
             config: config.clone(),
         })
     }
@@ -154,10 +154,10 @@ impl Unet {
         let width = self.config.addition_time_embed_dim;
         let embedded: Vec<f32> = time_ids.iter().flatten().flat_map(|id| self.waves(*id, width)).collect();
         let sizes = Tensor::upload(recorder, &[pictures, 6 * width], &embedded, "sizes")?;
-        let one = |pixels: &Tensor| FeatureMap { height: 1, width: 1, pixels: pixels.clone() };
+        let one = |pixels: &Tensor| FeatureMap { height: 1, width: 1, values: pixels.clone() };
         let both = ops::concatenate(recorder, &one(pooled), &one(&sizes))?;
-        let silu = Epilogue { activation: Activation::Silu, ..self.added_1.epilogue() };
-        let h = ops::linear(recorder, &both.pixels, &self.added_1.weight, silu)?;
+        let silu = Epilogue { activation: Some(Activation::Silu), ..self.added_1.epilogue() };
+        let h = ops::linear(recorder, &both.values, &self.added_1.weight, silu)?;
         let added = self.added_2.forward(recorder, &h)?;
         let down = self.down.iter().flatten().map(|stage| &stage.transformer);
         let up = self.up.iter().flatten().map(|stage| &stage.transformer);
@@ -175,22 +175,22 @@ impl Unet {
         timestep: f32,
         condition: &Condition,
     ) -> Result<FeatureMap> {
-        if latents.pictures() != condition.pictures || latents.channels() != self.config.in_channels {
+        if latents.images() != condition.pictures || latents.channels() != self.config.in_channels {
             return Err(Error::WrongShape {
                 name: "latents".to_owned(),
-                found: latents.pixels.shape().to_vec(),
+                found: latents.values.shape().to_vec(),
                 expected: format!("{} pictures of {} channels", condition.pictures, self.config.in_channels),
             });
         }
         let time = &self.embed_time(recorder, timestep, condition)?;
         let mut prompts = condition.prompts.iter();
-        let mut x = ops::convolution(recorder, latents, &self.conv_in, MapEpilogue::default())?;
+        let mut x = ops::convolution(recorder, latents, &self.conv_in, ConvEpilogue::default())?;
         let mut skips = vec![x.clone()];
         for stage in self.down.iter().flatten() {
             x = stage.forward(recorder, &x, time, &mut prompts)?;
             skips.push(x.clone());
             if let Some(halve) = &stage.resample {
-                x = ops::convolution(recorder, &x, halve, MapEpilogue::default())?;
+                x = ops::convolution(recorder, &x, halve, ConvEpilogue::default())?;
                 skips.push(x.clone());
             }
         }
@@ -203,11 +203,11 @@ impl Unet {
             x = stage.forward(recorder, &both, time, &mut prompts)?;
             if let (Some(double), Some(skip)) = (&stage.resample, skips.last()) {
                 let size = (skip.height, skip.width);
-                x = ops::convolution_doubled(recorder, &x, double, size, MapEpilogue::default())?;
+                x = ops::convolution_upsampled(recorder, &x, double, size, ConvEpilogue::default())?;
             }
         }
         let x = Statistics::Own.norm(recorder, &x, &self.norm_out, true)?;
-        ops::convolution(recorder, &x, &self.conv_out, MapEpilogue::default())
+        ops::convolution(recorder, &x, &self.conv_out, ConvEpilogue::default())
     }
 
     /// SiLU(W2 SiLU(W1 waves(t) + b1) + b2 + added), for each picture.
@@ -215,11 +215,12 @@ impl Unet {
         let (pictures, channels) = (condition.pictures, self.config.levels[0].channels);
         let waves = self.waves(timestep, channels).repeat(pictures);
         let waves = Tensor::upload(recorder, &[pictures, channels], &waves, "timestep")?;
-        let silu = Epilogue { activation: Activation::Silu, ..self.time_1.epilogue() };
+        let silu = Epilogue { activation: Some(Activation::Silu), ..self.time_1.epilogue() };
         let pixels = ops::linear(recorder, &waves, &self.time_1.weight, silu)?;
-        let added = MapEpilogue { bias: Some(&condition.added), activation: Activation::Silu, ..Default::default() };
-        let h = FeatureMap { height: 1, width: 1, pixels };
-        Ok(ops::convolution(recorder, &h, &self.time_2, added)?.pixels)
+        let added =
+            ConvEpilogue { bias: Some(&condition.added), activation: Some(Activation::Silu), ..Default::default() };
+        let h = FeatureMap { height: 1, width: 1, values: pixels };
+        Ok(ops::convolution(recorder, &h, &self.time_2, added)?.values)
     }
 
     /// A number as cosines and sines of geometrically spaced frequencies (Vaswani et al., 2017), in f32 as the reference's.

@@ -13,7 +13,7 @@ use super::statistics::{Statistics, Tile, TileSums};
 use super::tiles::{Cut, copy, cut_out, cuts};
 use crate::gpu::Recorder;
 use crate::load::Loader;
-use crate::ops::{self, Convolution, FeatureMap, GroupNorm, MapEpilogue, Rectangle, Sampling2d};
+use crate::ops::{self, ConvEpilogue, ConvMode, Convolution, FeatureMap, GroupNorm, Rectangle};
 use crate::tensor::{Precision, Tensor};
 use crate::{Error, Result};
 
@@ -80,16 +80,16 @@ impl Step {
     async fn out(loader: &Loader, channels: usize, out: usize, config: &VaeConfig) -> Result<Self> {
         let norm = loader.group_norm("conv_norm_out", channels, config.norm_num_groups, EPS).await?;
         let ends = loader.at_least(Precision::F16);
-        Ok(Self::Out(norm, ends.convolution("conv_out", (channels, out), 3, Sampling2d::Same).await?))
+        Ok(Self::Out(norm, ends.convolution("conv_out", (channels, out), 3, ConvMode::Same).await?))
     }
 
     fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, statistics: &mut Statistics<'_>) -> Result<FeatureMap> {
         match self {
             Self::Resnet { layer, .. } => layer.forward(recorder, x, None, statistics),
-            Self::Resample(layer) => ops::convolution(recorder, x, layer, MapEpilogue::default()),
+            Self::Resample(layer) => ops::convolution(recorder, x, layer, ConvEpilogue::default()),
             Self::Out(norm, layer) => {
                 let x = statistics.norm(recorder, x, norm, true)?;
-                ops::convolution(recorder, &x, layer, MapEpilogue::default())
+                ops::convolution(recorder, &x, layer, ConvEpilogue::default())
             }
         }
     }
@@ -160,7 +160,7 @@ impl VaeDecoder {
                 before = *width;
             }
             if index + 1 < widths.len() {
-                let layer = block.convolution("upsamplers.0.conv", (before, before), 3, Sampling2d::Doubled).await?;
+                let layer = block.convolution("upsamplers.0.conv", (before, before), 3, ConvMode::Upsample2).await?;
                 steps.push(Step::Resample(layer));
             }
         }
@@ -168,7 +168,7 @@ impl VaeDecoder {
         let pixel = (config.latent_channels, widths[0]);
         Ok(Self {
             unscale: unscale(loader, config).await?,
-            conv_in: ends.convolution("conv_in", pixel, 3, Sampling2d::Same).await?,
+            conv_in: ends.convolution("conv_in", pixel, 3, ConvMode::Same).await?,
             mid: Mid::load(&decoder.pp("mid_block"), config).await?,
             steps,
         })
@@ -184,8 +184,8 @@ impl VaeDecoder {
     /// The same with no map larger than `largest` bytes, as far as tiles of one pixel go.
     pub fn decode_within(&self, recorder: &mut Recorder, latents: &FeatureMap, largest: u64) -> Result<FeatureMap> {
         one_picture(latents)?;
-        let x = ops::convolution(recorder, latents, &self.unscale, MapEpilogue::default())?;
-        let x = ops::convolution(recorder, &x, &self.conv_in, MapEpilogue::default())?;
+        let x = ops::convolution(recorder, latents, &self.unscale, ConvEpilogue::default())?;
+        let x = ops::convolution(recorder, &x, &self.conv_in, ConvEpilogue::default())?;
         let mut x = self.mid.forward(recorder, &x)?;
         for (index, step) in self.steps.iter().enumerate() {
             if step.largest(x.height, x.width) > largest {
@@ -214,18 +214,18 @@ impl VaeEncoder {
             if index + 1 < levels {
                 let name = "downsamplers.0.conv";
                 steps
-                    .push(Step::Resample(block.convolution(name, (before, before), 3, Sampling2d::HalvedAfter).await?));
+                    .push(Step::Resample(block.convolution(name, (before, before), 3, ConvMode::Stride2PadEnd).await?));
             }
         }
         let (moments, quant) = (2 * config.latent_channels, loader.at(Precision::F32));
         let pixel = (config.in_channels, config.block_out_channels[0]);
         Ok(Self {
-            conv_in: ends.convolution("conv_in", pixel, 3, Sampling2d::Same).await?,
+            conv_in: ends.convolution("conv_in", pixel, 3, ConvMode::Same).await?,
             steps,
             mid: Mid::load(&encoder.pp("mid_block"), config).await?,
             out: Step::out(&encoder, before, moments, config).await?,
             quant: match config.use_quant_conv {
-                true => Some(quant.convolution("quant_conv", (moments, moments), 1, Sampling2d::Same).await?),
+                true => Some(quant.convolution("quant_conv", (moments, moments), 1, ConvMode::Same).await?),
                 false => None,
             },
             multiple: config.pixels_per_latent(),
@@ -260,7 +260,7 @@ impl VaeEncoder {
         }
         let (first, rest) = self.steps.split_at(tiled);
         let mut x = if first.is_empty() {
-            ops::convolution(recorder, pixels, &self.conv_in, MapEpilogue::default())?
+            ops::convolution(recorder, pixels, &self.conv_in, ConvEpilogue::default())?
         } else {
             forward_tiled_from(recorder, pixels, Some(&self.conv_in), first, largest, self.multiple)?
         };
@@ -270,7 +270,7 @@ impl VaeEncoder {
         let x = self.mid.forward(recorder, &x)?;
         let x = self.out.forward(recorder, &x, &mut Statistics::Own)?;
         match &self.quant {
-            Some(quant) => ops::convolution(recorder, &x, quant, MapEpilogue::default()),
+            Some(quant) => ops::convolution(recorder, &x, quant, ConvEpilogue::default()),
             None => Ok(x),
         }
     }
@@ -303,17 +303,17 @@ async fn unscale(loader: &Loader, config: &VaeConfig) -> Result<Convolution> {
         bias: loader.upload("post_quant_conv.bias", &[channels], &bias).await?,
         channels: padded,
         side: 1,
-        sampling: Sampling2d::Same,
+        mode: ConvMode::Same,
     })
 }
 
 fn one_picture(x: &FeatureMap) -> Result<()> {
-    if x.pictures() == 1 && x.height * x.width == x.pixels.rows() {
+    if x.images() == 1 && x.height * x.width == x.values.rows() {
         return Ok(());
     }
     Err(Error::WrongShape {
         name: "autoencoder".to_owned(),
-        found: x.pixels.shape().to_vec(),
+        found: x.values.shape().to_vec(),
         expected: format!("one picture of {} x {}", x.height, x.width),
     })
 }
@@ -323,7 +323,7 @@ fn largest_map(recorder: &Recorder) -> u64 {
     let gpu = recorder.gpu();
     let memory = gpu.memory();
     let left = memory.limit.map_or(u64::MAX, |limit| limit.saturating_sub(memory.allocated));
-    gpu.capabilities().max_piece_bytes().min(left / MEMORY_SHARE).min(MAX_MAP)
+    gpu.capabilities().max_shard_bytes().min(left / MEMORY_SHARE).min(MAX_MAP)
 }
 
 fn forward_tiled(
@@ -361,7 +361,7 @@ fn forward_tiled_from(
     let forward = |recorder: &mut Recorder, cut: &Cut, statistics: &mut Statistics<'_>| -> Result<FeatureMap> {
         let mut tile = cut_out(recorder, x, cut.tile)?;
         if let Some(layer) = first {
-            tile = ops::convolution(recorder, &tile, layer, MapEpilogue::default())?;
+            tile = ops::convolution(recorder, &tile, layer, ConvEpilogue::default())?;
         }
         for step in steps {
             tile = step.forward(recorder, &tile, statistics)?;
@@ -382,7 +382,7 @@ fn forward_tiled_from(
         let tile = forward(recorder, cut, &mut Statistics::Given(factors.iter()))?;
         if whole.is_none() {
             let pixels = Tensor::temporary(recorder.gpu(), &[height * width, tile.channels()], "tiles together")?;
-            whole = Some(FeatureMap { height, width, pixels });
+            whole = Some(FeatureMap { height, width, values: pixels });
         }
         if let Some(whole) = &whole {
             let Rectangle { top, left, height, width } = cut.middle();

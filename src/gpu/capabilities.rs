@@ -51,8 +51,8 @@ impl Capabilities {
         (self.subgroups && self.subgroup_min_size == self.subgroup_max_size).then_some(self.subgroup_max_size)
     }
 
-    /// The largest piece a tensor may be cut into: one binding of one buffer, a multiple of 256 bytes.
-    pub fn max_piece_bytes(&self) -> u64 {
+    /// The largest shard a tensor may be cut into: one binding of one buffer, a multiple of 256 bytes.
+    pub fn max_shard_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes) & !255
     }
 }

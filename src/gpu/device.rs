@@ -1,16 +1,17 @@
 //! An open device.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{self, AdapterChoice, AdapterSummary};
 use super::capabilities::Capabilities;
+use super::extensions::Extensions;
 use super::guard::{self, Guards, ZONE_BYTES};
-use super::kernel::{Kernel, Maker, Pipeline, Pipelines, Specialise};
+use super::kernel::{Kernel, Maker, Pipeline, PipelineKey, Pipelines};
 use super::memory::{Buffer, Memory, MemoryUse, Recording};
 use super::profile::Profile;
 use super::record::{BindGroups, Cost, PARAMS_BUFFER_BYTES, PendingTimes, Recorder, Spare};
-use crate::ops::{Form, Shape, Tuning};
 use crate::{Error, Result};
 
 /// How to open a device.
@@ -24,7 +25,7 @@ pub struct GpuOptions {
     pub base_only: bool,
     /// Time every dispatch (slower: each gets a pass of its own).
     pub profile: bool,
-    /// Act as if a storage binding held no more than this many bytes (tests of tensors in several pieces).
+    /// Act as if a storage binding held no more than this many bytes (tests of tensors in several shards).
     pub max_binding_bytes: Option<u64>,
     /// Place every tensor between zones of a pattern that [`Gpu::check_guards`] looks at, and recycle none (tests).
     pub guard_zones: bool,
@@ -58,8 +59,7 @@ struct Inner {
     cost: Mutex<Cost>,
     guards: Option<Guards>,
     software_kernels: bool,
-    /// Which forms of kernels were measured to be the fastest here.
-    tuning: RwLock<Tuning>,
+    extensions: Extensions,
     spare: Mutex<Spare>,
     /// Held from when a submission's parameters are written until it is submitted: all submissions have them in one buffer.
     submitting: Mutex<()>,
@@ -84,12 +84,12 @@ fn note(faults: &Faults, error: Error) {
 impl Gpu {
     /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
     pub async fn open(options: &GpuOptions) -> Result<Self> {
-        Self::open_kept(options, |_| None).await
+        Self::open_with_pipeline_cache(options, |_| None).await
     }
 
     /// The same with the pipelines of an earlier run: `kept` gives what [`Gpu::pipeline_cache`] gave for the same adapter and
     /// driver ([`AdapterSummary::cache_name`]), and nothing else, or nothing.
-    pub async fn open_kept(
+    pub async fn open_with_pipeline_cache(
         options: &GpuOptions,
         kept: impl FnOnce(&AdapterSummary) -> Option<Vec<u8>>,
     ) -> Result<Self> {
@@ -186,7 +186,7 @@ impl Gpu {
             cost: Mutex::default(),
             guards: options.guard_zones.then(Guards::default),
             software_kernels,
-            tuning: RwLock::default(),
+            extensions: Extensions::default(),
             spare: Mutex::default(),
             submitting: Mutex::default(),
             staging: Mutex::default(),
@@ -224,27 +224,15 @@ impl Gpu {
         Recorder::new(self.clone())
     }
 
-    /// A recording that runs nothing, and only notes what it would run ([`Recorder::into_listing`]).
-    pub fn list(&self) -> Recorder {
-        Recorder::listing(self.clone())
+    /// A recording that runs nothing and reports what it would run ([`Recorder::into_report`]).
+    pub fn dry_run(&self) -> Recorder {
+        Recorder::dry_run(self.clone())
     }
 
-    /// Has kernels chosen by measurements ([`crate::ops::tune`]) of the same adapter and driver. Those of another are ignored.
-    pub fn set_tuning(&self, mut tuning: Tuning) {
-        if tuning.is_of(&self.adapter().cache_name) {
-            tuning.retain_possible(self);
-            *self.0.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
-        }
-    }
-
-    /// The measurements in use.
-    pub fn tuning(&self) -> Tuning {
-        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The form that was measured to be the fastest for a product.
-    pub(crate) fn tuned(&self, shape: &Shape) -> Option<Form> {
-        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).form(shape)
+    /// The value of type `T` that belongs to this device, made by `T::default()` on the first call: for what users of a device
+    /// store with it.
+    pub fn extension<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
+        self.0.extensions.get()
     }
 
     /// Makes a kernel's pipeline, if it is not there yet. Several threads may do so at a time.
@@ -252,7 +240,7 @@ impl Gpu {
         self.0.pipelines.make(&self.maker(), kernel);
     }
 
-    /// Pipelines in the driver's own form, to be kept for [`Gpu::open_kept`], where the driver gives them.
+    /// Pipelines in the driver's own form, to be kept for [`Gpu::open_with_pipeline_cache`], where the driver gives them.
     pub fn pipeline_cache(&self) -> Option<Vec<u8>> {
         self.0.pipeline_cache.as_ref()?.get_data()
     }
@@ -409,7 +397,7 @@ impl Gpu {
         &self.0.params
     }
 
-    pub(super) fn pipeline<S: Specialise>(&self, key: &S) -> Arc<Pipeline> {
+    pub(super) fn pipeline<S: PipelineKey>(&self, key: &S) -> Arc<Pipeline> {
         self.0.pipelines.get(&self.maker(), key)
     }
 

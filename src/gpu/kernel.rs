@@ -21,7 +21,7 @@ pub struct Source {
 /// The WGSL file `shaders/$name`.
 macro_rules! wgsl {
     ($name:literal) => {
-        $crate::gpu::Source { name: $name, text: include_str!(concat!("../../shaders/", $name)) }
+        $crate::gpu::Source { name: $name, text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name)) }
     };
 }
 pub(crate) use wgsl;
@@ -118,12 +118,12 @@ impl Kernel {
 
 /// What decides a specialisation: a small key that is compared and hashed for every dispatch, and the kernel it stands for,
 /// which is made out once.
-pub trait Specialise: Clone + Eq + Hash + Send + 'static {
+pub trait PipelineKey: Clone + Eq + Hash + Send + 'static {
     /// The kernel.
     fn kernel(&self) -> Kernel;
 }
 
-impl Specialise for Kernel {
+impl PipelineKey for Kernel {
     fn kernel(&self) -> Kernel {
         self.clone()
     }
@@ -154,7 +154,7 @@ pub(super) struct Pipelines {
 
 impl Pipelines {
     /// The pipeline of a key. Finding one that was made allocates nothing.
-    pub(super) fn get<S: Specialise>(&self, maker: &Maker<'_>, key: &S) -> Arc<Pipeline> {
+    pub(super) fn get<S: PipelineKey>(&self, maker: &Maker<'_>, key: &S) -> Arc<Pipeline> {
         if let Some(pipeline) = self.of_key(key) {
             return pipeline;
         }
@@ -167,7 +167,7 @@ impl Pipelines {
         pipeline
     }
 
-    fn of_key<S: Specialise>(&self, key: &S) -> Option<Arc<Pipeline>> {
+    fn of_key<S: PipelineKey>(&self, key: &S) -> Option<Arc<Pipeline>> {
         let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
         by_key.get(&TypeId::of::<S>())?.downcast_ref::<HashMap<S, Arc<Pipeline>>>()?.get(key).cloned()
     }

@@ -6,6 +6,7 @@
 mod adapter;
 mod capabilities;
 mod device;
+mod extensions;
 mod guard;
 mod kernel;
 mod memory;
@@ -16,8 +17,8 @@ pub use adapter::{AdapterChoice, AdapterSummary, list_adapters};
 pub use capabilities::Capabilities;
 pub use device::{Gpu, GpuOptions};
 pub(crate) use kernel::wgsl;
-pub use kernel::{Access, Kernel, Source, Specialise};
+pub use kernel::{Access, Kernel, PipelineKey, Source};
 pub use memory::{Buffer, MemoryUse};
 pub use profile::{KernelTime, Profile};
 pub(crate) use record::MAX_GRID;
-pub use record::{Binding, Cost, Listing, MAX_PARAMS_BYTES, Readback, Recorder, grid_1d};
+pub use record::{Binding, Cost, DryRunReport, MAX_PARAMS_BYTES, Readback, Recorder, grid_1d};

@@ -1,15 +1,16 @@
 //! Recording work: a list of dispatches and copies that is encoded and submitted in one go.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytemuck::Pod;
 
-use super::kernel::{Kernel, Pipeline, Specialise};
+use super::extensions::Traces;
+use super::kernel::{Kernel, Pipeline, PipelineKey};
 use super::memory::{Buffer, Recording};
 use super::profile::Profile;
 use super::{Access, Gpu};
-use crate::ops::Shape;
 use crate::{Error, Result};
 
 /// Size of one dispatch's parameter slot: WebGPU's default alignment of dynamic uniform offsets.
@@ -86,13 +87,19 @@ enum Command {
     },
 }
 
-/// What a recording would have run.
-#[derive(Debug, Clone, Default)]
-pub struct Listing {
+/// What a dry run recorded.
+#[derive(Debug, Default)]
+pub struct DryRunReport {
     /// The specialisations.
     pub kernels: HashSet<Kernel>,
-    /// The matrix products.
-    pub products: HashSet<Shape>,
+    traces: Traces,
+}
+
+impl DryRunReport {
+    /// What was recorded in the trace of type `T` ([`Recorder::trace`]), if anything.
+    pub fn trace<T: Any>(&self) -> Option<&T> {
+        self.traces.get()
+    }
 }
 
 /// A recording. Commands run in the order they are recorded.
@@ -102,8 +109,8 @@ pub struct Recorder {
     commands: Vec<Command>,
     params: Vec<u8>,
     cost: Cost,
-    /// Where nothing is run: what would have been.
-    listed: Option<Listing>,
+    /// In a dry run: what would have been dispatched.
+    dry_run: Option<DryRunReport>,
     /// The number of the submission that the commands will be in.
     submitted: Submitted,
     /// Keeps the buffers that were recorded. Dropped last.
@@ -119,27 +126,25 @@ impl Recorder {
             commands,
             params,
             cost: Cost::default(),
-            listed: None,
+            dry_run: None,
             submitted: Submitted::default(),
             _recording: recording,
         }
     }
 
-    /// A recording that runs nothing and only notes which kernels it would run.
-    pub(super) fn listing(gpu: Gpu) -> Self {
-        Self { listed: Some(Listing::default()), ..Self::new(gpu) }
+    /// A recording that runs nothing and reports which kernels it would run.
+    pub(super) fn dry_run(gpu: Gpu) -> Self {
+        Self { dry_run: Some(DryRunReport::default()), ..Self::new(gpu) }
     }
 
     /// What a recording of [`Gpu::list`] noted.
-    pub fn into_listing(self) -> Listing {
-        self.listed.unwrap_or_default()
+    pub fn into_report(self) -> DryRunReport {
+        self.dry_run.unwrap_or_default()
     }
 
-    /// Notes a matrix product, where products are listed.
-    pub(crate) fn note_product(&mut self, shape: Shape) {
-        if let Some(listed) = &mut self.listed {
-            listed.products.insert(shape);
-        }
+    /// In a dry run, the trace of type `T`, made by `T::default()` on the first call: for what ops report besides kernels.
+    pub fn trace<T: Any + Default>(&mut self) -> Option<&mut T> {
+        self.dry_run.as_mut()?.traces.get_or_default()
     }
 
     /// The device that will run this.
@@ -148,7 +153,7 @@ impl Recorder {
     }
 
     /// Records one dispatch.
-    pub fn dispatch<S: Specialise, P: Pod>(
+    pub fn dispatch<S: PipelineKey, P: Pod>(
         &mut self,
         kernel: &S,
         bindings: &[Binding<'_>],
@@ -160,8 +165,8 @@ impl Recorder {
         if grid.contains(&0) {
             return Ok(());
         }
-        if let Some(listed) = &mut self.listed {
-            listed.kernels.insert(kernel.kernel());
+        if let Some(report) = &mut self.dry_run {
+            report.kernels.insert(kernel.kernel());
             return Ok(());
         }
         let pipeline = self.gpu.pipeline(kernel);
@@ -284,7 +289,7 @@ impl Recorder {
 
     /// Submits what was recorded so far; recording goes on.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        if self.commands.is_empty() || self.listed.is_some() {
+        if self.commands.is_empty() || self.dry_run.is_some() {
             return self.gpu.check();
         }
         let gpu = self.gpu.clone();

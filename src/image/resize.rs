@@ -102,11 +102,11 @@ fn taps(input: usize, output: usize, range: std::ops::Range<usize>) -> Vec<Taps>
             for weight in &mut weights {
                 *weight /= sum;
             }
-            let quantise = |weight: &f64| {
+            let quantize = |weight: &f64| {
                 let scaled = weight * f64::from(1u32 << WEIGHT_BITS);
                 (if *weight < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
             };
-            Taps { first, weights: weights.iter().map(quantise).collect() }
+            Taps { first, weights: weights.iter().map(quantize).collect() }
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use super::Language;
 use super::cache::larger;
 use super::generate::{AHEAD, AHEAD_IN_SOFTWARE};
 use crate::gpu::{Gpu, Readback, Recorder};
-use crate::ops::{self, Attention, KvCache, Look, Rotary, RotaryTable, Run, Sampling};
+use crate::ops::{self, Attention, AttentionSegment, KvCache, Rope, RopeTable, Sampling, StridedRows};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -20,7 +20,7 @@ const STEPS: usize = 16;
 #[derive(Debug)]
 pub struct BatchCache {
     attention: Attention,
-    rotary: Rotary,
+    rotary: Rope,
     half: bool,
     depth: usize,
     /// Rows of the common beginning.
@@ -28,7 +28,7 @@ pub struct BatchCache {
     /// Rows of each sequence's own part of its prompt; none is empty.
     own: Vec<Range<usize>>,
     layers: Vec<KvCache>,
-    table: Option<RotaryTable>,
+    table: Option<RopeTable>,
     length: usize,
 }
 
@@ -51,25 +51,25 @@ impl BatchCache {
     }
 
     /// What these rows, the next ones, attend to beside each other.
-    fn sets(&self, rows: &Range<usize>) -> Vec<Vec<Look>> {
+    fn sets(&self, rows: &Range<usize>) -> Vec<Vec<AttentionSegment>> {
         let mut sets = Vec::new();
         if self.common > 0 {
-            let keys = Run { start: 0, step: 1, count: self.common };
-            sets.push(vec![Look { queries: 0..rows.len(), keys, causal: false }]);
+            let keys = StridedRows { start: 0, step: 1, count: self.common };
+            sets.push(vec![AttentionSegment { queries: 0..rows.len(), keys, causal: false }]);
         }
         let steps = self.steps();
         if rows.start < steps {
             let own = self.own.iter().filter(|own| own.start < rows.end && own.end > rows.start).map(|own| {
                 let (start, end) = (own.start.max(rows.start), own.end.min(rows.end));
-                let keys = Run { start: own.start, step: 1, count: end - own.start };
-                Look { queries: start - rows.start..end - rows.start, keys, causal: true }
+                let keys = StridedRows { start: own.start, step: 1, count: end - own.start };
+                AttentionSegment { queries: start - rows.start..end - rows.start, keys, causal: true }
             });
             sets.push(own.collect());
         } else {
-            let one = |(sequence, keys)| Look { queries: sequence..sequence + 1, keys, causal: false };
-            let own = self.own.iter().map(|own| Run { start: own.start, step: 1, count: own.len() });
+            let one = |(sequence, keys)| AttentionSegment { queries: sequence..sequence + 1, keys, causal: false };
+            let own = self.own.iter().map(|own| StridedRows { start: own.start, step: 1, count: own.len() });
             let (count, done) = (self.own.len(), (rows.end - steps) / self.own.len());
-            let since = (0..count).map(|sequence| Run { start: steps + sequence, step: count, count: done });
+            let since = (0..count).map(|sequence| StridedRows { start: steps + sequence, step: count, count: done });
             sets.push(own.enumerate().map(one).collect());
             sets.push(since.enumerate().map(one).collect());
         }
@@ -88,7 +88,7 @@ impl BatchCache {
         let layers = larger(recorder, &self.layers, self.depth, self.length, &self.attention, capacity, self.half)?;
         let gpu = recorder.gpu().clone();
         let positions = (0..capacity).map(|row| self.position(row));
-        let table = RotaryTable::of(&gpu, positions, self.attention.head_dim, &self.rotary)?;
+        let table = RopeTable::at_positions(&gpu, positions, self.attention.head_dim, &self.rotary)?;
         recorder.flush()?;
         self.layers = layers;
         self.table = Some(table);
@@ -111,7 +111,7 @@ impl Language {
         });
         Ok(BatchCache {
             attention: self.attention,
-            rotary: Rotary { theta: self.config.rope_theta, divisors: self.config.rope_divisors.clone() },
+            rotary: Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() },
             half: self.half_cache,
             depth: self.layers.len(),
             common,

@@ -1,7 +1,7 @@
 //! The key/value cache of all layers.
 
 use crate::gpu::Recorder;
-use crate::ops::{Attention, KvCache, Rotary, RotaryTable};
+use crate::ops::{Attention, KvCache, Rope, RopeTable};
 use crate::{Error, Result};
 
 /// The cache grows by at least this many positions.
@@ -11,18 +11,18 @@ const STEP: usize = 256;
 #[derive(Debug)]
 pub struct Cache {
     attention: Attention,
-    rotary: Rotary,
+    rotary: Rope,
     half: bool,
     depth: usize,
     /// Positions that the model was made for: growing in advance stops there.
     context: usize,
     layers: Vec<KvCache>,
-    table: Option<RotaryTable>,
+    table: Option<RopeTable>,
     length: usize,
 }
 
 impl Cache {
-    pub(super) fn new(depth: usize, context: usize, attention: Attention, rotary: Rotary, half: bool) -> Self {
+    pub(super) fn new(depth: usize, context: usize, attention: Attention, rotary: Rope, half: bool) -> Self {
         Self { attention, rotary, half, depth, context, layers: Vec::new(), table: None, length: 0 }
     }
 
@@ -48,7 +48,7 @@ impl Cache {
         let capacity = positions.max(ahead).next_multiple_of(STEP);
         let layers = larger(recorder, &self.layers, self.depth, self.length, &self.attention, capacity, self.half)?;
         let gpu = recorder.gpu().clone();
-        let table = RotaryTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?;
+        let table = RopeTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?;
         recorder.flush()?;
         self.layers = layers;
         self.table = Some(table);
@@ -59,7 +59,7 @@ impl Cache {
         &self.layers
     }
 
-    pub(super) fn table(&self) -> Result<&RotaryTable> {
+    pub(super) fn table(&self) -> Result<&RopeTable> {
         self.table.as_ref().ok_or_else(|| Error::InvalidArgument("the cache has no room yet".to_owned()))
     }
 

@@ -3,7 +3,9 @@
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::load::Loader;
-use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, KvCache, Look, Norm, RotaryTable, Turns};
+use crate::ops::{
+    self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeTable,
+};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::checkpoint::RowOrder;
 use crate::weights::config::LanguageConfig;
@@ -13,7 +15,7 @@ use crate::weights::config::LanguageConfig;
 pub(super) struct Layer {
     attention: Attention,
     norm_1: Norm,
-    /// Query, key and value projections on top of each other, as [`ops::linear_turned`] wants them:
+    /// Query, key and value projections on top of each other, as [`ops::linear_qkv_rope`] wants them:
     /// [(heads + 2 kv_heads) head_dim, hidden].
     qkv: Matrix,
     out: Matrix,
@@ -64,13 +66,13 @@ impl Layer {
         &self,
         recorder: &mut Recorder,
         x: &Tensor,
-        table: &RotaryTable,
+        table: &RopeTable,
         cache: &KvCache,
         position: usize,
     ) -> Result<()> {
-        let turns = Turns { layer: self.attention, table, cache, position };
-        let queries = ops::linear_turned(recorder, x, &self.norm_1, &self.qkv, turns)?;
-        let seen = KeyValues::Cached(cache, position + x.rows());
+        let turns = QkvRope { layer: self.attention, table, cache, position };
+        let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, turns)?;
+        let seen = KeyValues::Cached { cache, length: position + x.rows() };
         let attended = ops::attention(recorder, self.attention, &queries, seen)?;
         self.after_attention(recorder, x, &attended)
     }
@@ -80,14 +82,14 @@ impl Layer {
         &self,
         recorder: &mut Recorder,
         x: &Tensor,
-        table: &RotaryTable,
+        table: &RopeTable,
         cache: &KvCache,
         row: usize,
-        sets: &[Vec<Look>],
+        sets: &[Vec<AttentionSegment>],
     ) -> Result<()> {
-        let turns = Turns { layer: self.attention, table, cache, position: row };
-        let queries = ops::linear_turned(recorder, x, &self.norm_1, &self.qkv, turns)?;
-        let attended = ops::attention_to_runs(recorder, self.attention, &queries, cache, sets)?;
+        let turns = QkvRope { layer: self.attention, table, cache, position: row };
+        let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, turns)?;
+        let attended = ops::attention_segments(recorder, self.attention, &queries, cache, sets)?;
         self.after_attention(recorder, x, &attended)
     }
 
@@ -130,9 +132,9 @@ impl FeedForward {
                 for (number, expert) in experts.iter().enumerate() {
                     let inner =
                         Tensor::temporary(&gpu, &[routing.slots(), expert.down.columns()], "expert intermediate")?;
-                    let (gate_up, routes) = (&expert.gate_up, routing.of(number, true));
+                    let (gate_up, routes) = (&expert.gate_up, routing.routes(number, true));
                     ops::linear_routed(recorder, &normed, gate_up, expert.epilogue(), routes, &inner)?;
-                    let routes = routing.of(number, false);
+                    let routes = routing.routes(number, false);
                     ops::linear_routed(recorder, &inner, &expert.down, Epilogue::default(), routes, &answers)?;
                 }
                 ops::combine(recorder, &routing, &answers, x)
@@ -146,12 +148,12 @@ impl Gated {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
             gate_up: loader.interleaved(gate, up, inner, width).await?,
-            activation: config.activation.into(),
+            activation: config.activation,
             down: loader.matrix(down, width, inner).await?,
         })
     }
 
     fn epilogue(&self) -> Epilogue<'static> {
-        Epilogue { activation: self.activation, gated: true, ..Default::default() }
+        Epilogue { activation: Some(self.activation), gated: true, ..Default::default() }
     }
 }

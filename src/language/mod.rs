@@ -6,9 +6,9 @@ mod cache;
 mod generate;
 mod layer;
 
-use crate::gpu::{Gpu, Listing, Recorder};
+use crate::gpu::{DryRunReport, Gpu, Recorder};
 use crate::load::{Loader, OnProgress};
-use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rotary, Sampling};
+use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rope, Sampling};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::config::{Architecture, LanguageConfig};
 use crate::weights::view::Weights;
@@ -104,7 +104,7 @@ impl Language {
 
     /// An empty cache.
     pub fn cache(&self) -> Cache {
-        let rotary = Rotary { theta: self.config.rope_theta, divisors: self.config.rope_divisors.clone() };
+        let rotary = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
         Cache::new(self.layers.len(), self.config.max_positions, self.attention, rotary, self.half_cache)
     }
 
@@ -192,16 +192,16 @@ impl Language {
         ops::sample(recorder, &logits, sampling, draw, chosen, place)
     }
 
-    /// Records what prompts and answers run, to have it listed ([`Gpu::list`]): prompts' ends of a few lengths and whole
+    /// Records what prompts and answers run, to have it listed ([`Gpu::dry_run`]): prompts' ends of a few lengths and whole
     /// portions, steps with few and with many keys.
-    pub fn list(&self, gpu: &Gpu) -> Result<Listing> {
-        let mut recorder = gpu.list();
+    pub fn dry_run(&self, gpu: &Gpu) -> Result<DryRunReport> {
+        let mut recorder = gpu.dry_run();
         let attention = self.attention;
         // One layer's keys and values stand for all.
         let (capacity, columns) = (2 * PREFILL_POSITIONS, attention.kv_heads * attention.head_dim);
         let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
-        let rotary = Rotary { theta: self.config.rope_theta, divisors: self.config.rope_divisors.clone() };
-        let table = ops::RotaryTable::new(gpu, capacity, attention.head_dim, &rotary)?;
+        let rotary = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
+        let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &rotary)?;
         let chosen = Tensor::zeros(gpu, &[1], "chosen tokens")?;
         for (times, position) in
             [(1, 0), (1, PREFILL_POSITIONS), (2, 0), (4, 0), (PREFILL_POSITIONS / 8, 0), (PREFILL_POSITIONS, 0)]
@@ -217,6 +217,6 @@ impl Language {
                 self.choose(&mut recorder, &x, sampling, 0.0, &chosen, 0)?;
             }
         }
-        Ok(recorder.into_listing())
+        Ok(recorder.into_report())
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, Recorder, Specialise, wgsl};
+use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -35,10 +35,15 @@ pub enum KeyValues<'a> {
     /// Beside the queries, as columns of the same tensor [times, (heads + 2 kv_heads) head_dim].
     Packed,
     /// In a cache, of which the first `length` positions count; the queries are its last ones.
-    Cached(&'a KvCache, usize),
+    Cached {
+        /// The cache.
+        cache: &'a KvCache,
+        /// Positions that count.
+        length: usize,
+    },
     /// Keys and values side by side in a tensor of their own, [keys, 2 kv_heads head_dim]: what another sequence brings
     /// (cross attention). Not causal.
-    Other(&'a Tensor),
+    Separate(&'a Tensor),
 }
 
 /// Keys and values of one layer, [capacity, kv_heads * head_dim] each; the columns are a multiple of 4.
@@ -109,7 +114,7 @@ impl KvCache {
 
 /// Rows of a cache: `count` of them, `step` apart, from `start` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
+pub struct StridedRows {
     /// The first.
     pub start: usize,
     /// From one to the next.
@@ -120,11 +125,11 @@ pub struct Run {
 
 /// Neighbouring queries, and keys and values that all of them attend to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct AttentionSegment {
     /// Rows of the queries.
     pub queries: Range<usize>,
     /// Rows of the cache.
-    pub keys: Run,
+    pub keys: StridedRows,
     /// The queries are the last of the keys, and see only what is not behind them.
     pub causal: bool,
 }
@@ -199,7 +204,7 @@ impl Variant {
     }
 }
 
-impl Specialise for Variant {
+impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         let cache = if self.half { wgsl!("cache_f16.wgsl") } else { wgsl!("cache_f32.wgsl") };
         let head4 = self.head_dim / 4;
@@ -239,7 +244,7 @@ pub(crate) struct Merge {
     pub head_dim: usize,
 }
 
-impl Specialise for Merge {
+impl PipelineKey for Merge {
     fn kernel(&self) -> Kernel {
         Kernel {
             overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
@@ -283,12 +288,12 @@ pub fn attention(
     queries: &Tensor,
     key_values: KeyValues<'_>,
 ) -> Result<Tensor> {
-    attention_over(recorder, layer, queries, key_values, 1)
+    attention_batched(recorder, layer, queries, key_values, 1)
 }
 
 /// The same for several sequences of one length, one behind the other in queries, keys and values (not in a cache): each
 /// attends to its own.
-pub fn attention_over(
+pub fn attention_batched(
     recorder: &mut Recorder,
     layer: Attention,
     queries: &Tensor,
@@ -313,7 +318,7 @@ pub fn attention_over(
                 starts: [width, width + kv_width],
             }
         }
-        KeyValues::Cached(cache, length) => {
+        KeyValues::Cached { cache, length } => {
             queries.expect("queries", &[rows, width])?;
             if length > cache.capacity || rows > length || cache.columns != kv_width || sequences != 1 {
                 return Err(Error::InvalidArgument(format!(
@@ -330,7 +335,7 @@ pub fn attention_over(
                 starts: [0, 0],
             }
         }
-        KeyValues::Other(tensor) => {
+        KeyValues::Separate(tensor) => {
             queries.expect("queries", &[rows, width])?;
             tensor.expect("keys and values", &[tensor.rows(), 2 * kv_width])?;
             if causal {
@@ -416,12 +421,12 @@ pub fn attention_over(
 /// Attention of queries [rows, heads * head_dim] of several sequences, whose keys and values lie in one cache, in runs. In each
 /// of the sets every query is in one look, in order; it attends to the keys of all its looks together. Every look is a
 /// dispatch that leaves its part, and the parts are merged as those of split keys are.
-pub fn attention_to_runs(
+pub fn attention_segments(
     recorder: &mut Recorder,
     layer: Attention,
     queries: &Tensor,
     cache: &KvCache,
-    sets: &[Vec<Look>],
+    sets: &[Vec<AttentionSegment>],
 ) -> Result<Tensor> {
     layer.check()?;
     let Attention { heads, kv_heads, head_dim, .. } = layer;
@@ -436,7 +441,7 @@ pub fn attention_to_runs(
     };
     let most = Variant::max_rows(head_dim, form);
     // Few queries that all look at the same keys: those are split, as in [`attention`].
-    let parts_of = |set: &[Look]| match set {
+    let parts_of = |set: &[AttentionSegment]| match set {
         [look] if query_rows <= most => look.keys.count.div_ceil(PART_KEYS),
         _ => 1,
     };
@@ -447,7 +452,7 @@ pub fn attention_to_runs(
     let mut first_part = 0;
     for set in sets {
         let parts = parts_of(set);
-        for Look { queries: looking, keys: run, causal } in set {
+        for AttentionSegment { queries: looking, keys: run, causal } in set {
             let times = looking.len();
             let block = (times * group).next_power_of_two().min(most);
             let (stride, start) = ((run.step * kv_width / 4) as u32, (run.start * kv_width / 4) as u32);
@@ -486,9 +491,9 @@ pub fn attention_to_runs(
 }
 
 /// Checks that every set has every query once, and that the keys are in the cache.
-fn check_sets(rows: usize, cache: &KvCache, kv_width: usize, sets: &[Vec<Look>]) -> Result<()> {
-    let fits = |look: &Look| {
-        let Run { start, step, count } = look.keys;
+fn check_sets(rows: usize, cache: &KvCache, kv_width: usize, sets: &[Vec<AttentionSegment>]) -> Result<()> {
+    let fits = |look: &AttentionSegment| {
+        let StridedRows { start, step, count } = look.keys;
         let seen = if look.causal { look.queries.len() } else { 1 };
         count >= seen && count > 0 && start + (count - 1) * step < cache.capacity
     };

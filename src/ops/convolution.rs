@@ -8,26 +8,26 @@ use crate::gpu::{Access, Kernel, Recorder, Source, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// A feature map [height, width, channels], channels last; or those of several pictures, one behind the other.
+/// A feature map [height, width, channels], channels last; or those of several images, one behind the other.
 #[derive(Debug, Clone)]
 pub struct FeatureMap {
     /// Rows of pixels.
     pub height: usize,
     /// Pixels in a row.
     pub width: usize,
-    /// [pictures * height * width, channels].
-    pub pixels: Tensor,
+    /// [images * height * width, channels].
+    pub values: Tensor,
 }
 
 impl FeatureMap {
     /// Channels of each pixel.
     pub fn channels(&self) -> usize {
-        self.pixels.columns()
+        self.values.columns()
     }
 
-    /// Pictures, where an op takes several.
-    pub fn pictures(&self) -> usize {
-        self.pixels.rows() / (self.height * self.width).max(1)
+    /// Images, where an op takes several.
+    pub fn images(&self) -> usize {
+        self.values.rows() / (self.height * self.width).max(1)
     }
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn resize_kernel() -> Kernel {
     Kernel::new("resize", [wgsl!("resize.wgsl")], READ_WRITE)
 }
 
-/// Patches `first ..` of a picture, `count` of them, as rows [count, channels * size * size] in the order of torch's
+/// Patches `first ..` of a image, `count` of them, as rows [count, channels * size * size] in the order of torch's
 /// flattened convolution weights. `planar` tells whether channels come first ([channels, height, width]) or last.
 pub fn patches(
     recorder: &mut Recorder,
@@ -119,18 +119,18 @@ pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias:
     let channels = x.channels();
     weight.expect("depthwise weight", &[49, channels])?;
     bias.expect("depthwise bias", &[channels])?;
-    let y = Tensor::temporary(recorder.gpu(), x.pixels.shape(), "depthwise")?;
-    let elements = x.pixels.len();
+    let y = Tensor::temporary(recorder.gpu(), x.values.shape(), "depthwise")?;
+    let elements = x.values.len();
     let vec4 = channels.is_multiple_of(4);
     let counted = if vec4 { channels / 4 } else { channels };
     recorder.dispatch(
         &depthwise_kernel(vec4),
-        &[x.pixels.binding(), weight.binding(), bias.binding(), y.binding()],
+        &[x.values.binding(), weight.binding(), bias.binding(), y.binding()],
         &[x.height as u32, x.width as u32, counted as u32, 0],
         element_grid(x.height * x.width.div_ceil(8) * counted),
         cost(2 * elements, 98 * elements),
     )?;
-    Ok(FeatureMap { height: x.height, width: x.width, pixels: y })
+    Ok(FeatureMap { height: x.height, width: x.width, values: y })
 }
 
 /// Bilinear resampling to another size, as `torch.nn.functional.interpolate(align_corners=False)`.
@@ -139,34 +139,34 @@ pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usi
     let y = Tensor::temporary(recorder.gpu(), &[height * width, channels], "resize")?;
     recorder.dispatch(
         &resize_kernel(),
-        &[x.pixels.binding(), y.binding()],
+        &[x.values.binding(), y.binding()],
         &[x.height as u32, x.width as u32, height as u32, width as u32, channels as u32, 0, 0, 0],
         element_grid(y.len()),
-        cost(x.pixels.len() + y.len(), 8 * y.len()),
+        cost(x.values.len() + y.len(), 8 * y.len()),
     )?;
-    Ok(FeatureMap { height, width, pixels: y })
+    Ok(FeatureMap { height, width, values: y })
 }
 
 /// The channels of two maps of one size side by side; both have a multiple of 4.
 pub fn concatenate(recorder: &mut Recorder, first: &FeatureMap, second: &FeatureMap) -> Result<FeatureMap> {
-    let (rows, channels) = (first.pixels.rows(), [first.channels(), second.channels()]);
-    if (first.height, first.width, rows) != (second.height, second.width, second.pixels.rows())
+    let (rows, channels) = (first.values.rows(), [first.channels(), second.channels()]);
+    if (first.height, first.width, rows) != (second.height, second.width, second.values.rows())
         || channels.iter().any(|channels| !channels.is_multiple_of(4))
     {
         return Err(Error::WrongShape {
             name: "concatenate".to_owned(),
-            found: second.pixels.shape().to_vec(),
-            expected: format!("a map as large as {:?}, both with a multiple of 4 channels", first.pixels.shape()),
+            found: second.values.shape().to_vec(),
+            expected: format!("a map as large as {:?}, both with a multiple of 4 channels", first.values.shape()),
         });
     }
     let all = channels[0] + channels[1];
     let y = Tensor::temporary(recorder.gpu(), &[rows, all], "concatenation")?;
     recorder.dispatch(
         &concatenate_kernel(),
-        &[first.pixels.binding(), second.pixels.binding(), y.binding()],
+        &[first.values.binding(), second.values.binding(), y.binding()],
         &[rows as u32, (channels[0] / 4) as u32, (channels[1] / 4) as u32, 0],
         [(all / 4).div_ceil(32) as u32, rows.div_ceil(128) as u32, 1],
         cost(2 * y.len(), 0),
     )?;
-    Ok(FeatureMap { height: first.height, width: first.width, pixels: y })
+    Ok(FeatureMap { height: first.height, width: first.width, values: y })
 }

@@ -1,6 +1,6 @@
 //! Convolutions with 1 x 1 and 3 x 3 kernels, as products whose left matrix is never made.
 
-use super::linear::{MapParams, MapProduct};
+use super::matmul::{ConvParams, ImplicitGemm};
 use super::{Activation, FeatureMap};
 use crate::gpu::Recorder;
 use crate::tensor::{Matrix, Tensor};
@@ -8,17 +8,17 @@ use crate::{Error, Result};
 
 /// Where a kernel is put on a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Sampling2d {
+pub enum ConvMode {
     /// On every pixel, with a border of zeros around the map so that the result has its size.
     #[default]
     Same,
     /// On every second pixel, with a border of one zero on all sides: a 3 x 3 kernel's result has half the size, rounded up.
-    Halved,
+    Stride2,
     /// On every second pixel, with a border on the right and below only: half the size, rounded down.
-    HalvedAfter,
+    Stride2PadEnd,
     /// As `Same`, on a map in which every pixel was made two by two (nearest neighbour), which is never stored. See
-    /// [`convolution_doubled`] for sides that are one less.
-    Doubled,
+    /// [`convolution_upsampled`] for sides that are one less.
+    Upsample2,
 }
 
 /// A convolution with a bias.
@@ -33,16 +33,16 @@ pub struct Convolution {
     /// Side of the kernel: 1 or 3.
     pub side: usize,
     /// Where it is put.
-    pub sampling: Sampling2d,
+    pub mode: ConvMode,
 }
 
 /// What happens to a convolution's sum before it is stored: `activation(sum + bias) + residual`.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct MapEpilogue<'a> {
-    /// In place of the layer's own bias, one for each picture: [pictures, out].
+pub struct ConvEpilogue<'a> {
+    /// In place of the layer's own bias, one for each picture: [images, out].
     pub bias: Option<&'a Tensor>,
-    /// Applied to the sum.
-    pub activation: Activation,
+    /// EpilogueFlags to the sum.
+    pub activation: Option<Activation>,
     /// Added last; as large as the result.
     pub residual: Option<&'a FeatureMap>,
 }
@@ -50,11 +50,11 @@ pub struct MapEpilogue<'a> {
 impl Convolution {
     /// Height and width of the result for a map's.
     pub fn size(&self, height: usize, width: usize) -> (usize, usize) {
-        match self.sampling {
-            Sampling2d::Same => (height, width),
-            Sampling2d::Halved => (height.div_ceil(2), width.div_ceil(2)),
-            Sampling2d::HalvedAfter => (height / 2, width / 2),
-            Sampling2d::Doubled => (2 * height, 2 * width),
+        match self.mode {
+            ConvMode::Same => (height, width),
+            ConvMode::Stride2 => (height.div_ceil(2), width.div_ceil(2)),
+            ConvMode::Stride2PadEnd => (height / 2, width / 2),
+            ConvMode::Upsample2 => (2 * height, 2 * width),
         }
     }
 }
@@ -64,21 +64,21 @@ pub fn convolution(
     recorder: &mut Recorder,
     x: &FeatureMap,
     layer: &Convolution,
-    epilogue: MapEpilogue<'_>,
+    epilogue: ConvEpilogue<'_>,
 ) -> Result<FeatureMap> {
     convolution_to(recorder, x, layer, layer.size(x.height, x.width), epilogue)
 }
 
 /// The convolution of a map that is doubled to this size before: twice its own, or less by one.
-pub fn convolution_doubled(
+pub fn convolution_upsampled(
     recorder: &mut Recorder,
     x: &FeatureMap,
     layer: &Convolution,
     (height, width): (usize, usize),
-    epilogue: MapEpilogue<'_>,
+    epilogue: ConvEpilogue<'_>,
 ) -> Result<FeatureMap> {
     let fits = |doubled: usize, side: usize| doubled.div_ceil(2) == side;
-    if layer.sampling != Sampling2d::Doubled || !fits(height, x.height) || !fits(width, x.width) {
+    if layer.mode != ConvMode::Upsample2 || !fits(height, x.height) || !fits(width, x.width) {
         return Err(Error::WrongShape {
             name: "convolution of a doubled map".to_owned(),
             found: vec![x.height, x.width],
@@ -93,22 +93,22 @@ fn convolution_to(
     x: &FeatureMap,
     layer: &Convolution,
     (height, width): (usize, usize),
-    epilogue: MapEpilogue<'_>,
+    epilogue: ConvEpilogue<'_>,
 ) -> Result<FeatureMap> {
     let (taps, out) = (layer.side * layer.side, layer.weight.rows());
-    let pictures = x.pictures();
+    let images = x.images();
     let fits = matches!(layer.side, 1 | 3)
         && x.channels() == layer.channels
         && x.channels().is_multiple_of(4)
-        && pictures * x.height * x.width == x.pixels.rows()
+        && images * x.height * x.width == x.values.rows()
         && layer.weight.columns() == taps * x.channels()
         // Within what the kernel divides exactly.
         && layer.weight.columns() < 1 << 22
-        && pictures * height * width > 0;
+        && images * height * width > 0;
     if !fits {
         return Err(Error::WrongShape {
             name: "convolution".to_owned(),
-            found: vec![pictures, x.height, x.width, x.channels()],
+            found: vec![images, x.height, x.width, x.channels()],
             expected: format!(
                 "maps with {} channels, a multiple of 4, for a kernel of {} columns",
                 layer.channels,
@@ -117,17 +117,17 @@ fn convolution_to(
         });
     }
     match epilogue.bias {
-        Some(bias) => bias.expect("bias", &[pictures, out])?,
+        Some(bias) => bias.expect("bias", &[images, out])?,
         None => layer.bias.expect("bias", &[out])?,
     }
-    let y = Tensor::temporary(recorder.gpu(), &[pictures * height * width, out], "convolution")?;
+    let y = Tensor::temporary(recorder.gpu(), &[images * height * width, out], "convolution")?;
     if let Some(residual) = epilogue.residual {
-        residual.pixels.expect("residual", y.shape())?;
+        residual.values.expect("residual", y.shape())?;
     }
-    let halved = matches!(layer.sampling, Sampling2d::Halved | Sampling2d::HalvedAfter);
-    let doubled = layer.sampling == Sampling2d::Doubled;
+    let halved = matches!(layer.mode, ConvMode::Stride2 | ConvMode::Stride2PadEnd);
+    let doubled = layer.mode == ConvMode::Upsample2;
     let channels4 = x.channels() / 4;
-    let map = MapParams {
+    let map = ConvParams {
         height: x.height as u32,
         width: x.width as u32,
         pixels_out: (height * width) as u32,
@@ -136,22 +136,22 @@ fn convolution_to(
         inverse_channels4: 1.0 / channels4 as f32,
         taps: taps as u32,
         stride: if halved { 2 } else { 1 },
-        before: if layer.sampling == Sampling2d::HalvedAfter { 0 } else { layer.side as u32 / 2 },
+        before: if layer.mode == ConvMode::Stride2PadEnd { 0 } else { layer.side as u32 / 2 },
         upsampled: u32::from(doubled),
         height_seen: if doubled { height } else { x.height } as u32,
         width_seen: if doubled { width } else { x.width } as u32,
         first_row: 0,
         bias_stride: if epilogue.bias.is_some() { out as u32 } else { 0 },
     };
-    MapProduct {
-        x: &x.pixels,
+    ImplicitGemm {
+        x: &x.values,
         weight: &layer.weight,
         bias: Some(epilogue.bias.unwrap_or(&layer.bias)),
         activation: epilogue.activation,
-        residual: epilogue.residual.map(|residual| &residual.pixels),
+        residual: epilogue.residual.map(|residual| &residual.values),
         y: &y,
         map,
     }
     .record(recorder)?;
-    Ok(FeatureMap { height, width, pixels: y })
+    Ok(FeatureMap { height, width, values: y })
 }

@@ -2,9 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::linear::weight_reader;
+use super::matmul::weight_reader;
 use super::{cost, element_grid};
-use crate::gpu::{Access, Kernel, Recorder, Specialise, wgsl};
+use crate::gpu::{Access, Kernel, PipelineKey, Recorder, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -28,7 +28,7 @@ struct Params {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant(pub Precision);
 
-impl Specialise for Variant {
+impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         let (reader, consts) = weight_reader(self.0);
         Kernel {
@@ -87,21 +87,21 @@ impl Lookup<'_> {
                 expected: format!("[at most {}, {k}]", self.ids.len().saturating_sub(self.start)),
             });
         }
-        for piece in table.pieces() {
+        for shard in table.shards() {
             let params = Params {
                 count: count as u32,
                 k: k as u32,
-                weight_stride: piece.precision.row_fours(k) as u32,
-                first: piece.first as u32,
-                rows: piece.rows as u32,
+                weight_stride: shard.precision.row_fours(k) as u32,
+                first: shard.first as u32,
+                rows: shard.rows as u32,
                 ids_start: self.start as u32,
                 accumulate: u32::from(self.accumulate),
                 scale: self.scale,
             };
             let ids = self.ids.binding();
             recorder.dispatch(
-                &Variant(piece.precision),
-                &[ids, piece.data.binding(), piece.scales.as_ref().map_or(ids, Tensor::binding), y.binding()],
+                &Variant(shard.precision),
+                &[ids, shard.data.binding(), shard.scales.as_ref().map_or(ids, Tensor::binding), y.binding()],
                 &params,
                 element_grid(count * k.div_ceil(4)),
                 cost(2 * count * k, count * k),

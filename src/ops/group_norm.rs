@@ -1,5 +1,5 @@
 //! Group normalisation of maps with their channels last, in three steps, since a group's values lie all over a map: sums over
-//! stretches of rows, a factor and an offset for each channel, and their application.
+//! row_blocks of rows, a factor and an offset for each channel, and their application.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,11 +8,11 @@ use crate::gpu::{Access, Gpu, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Stretches that a map is cut into, at most.
-const MAX_STRETCHES: usize = 256;
-/// Fours of channels and stretches of a workgroup of the first kernel.
+/// Row blocks that a map is cut into, at most.
+const MAX_ROW_BLOCKS: usize = 256;
+/// Fours of channels and row_blocks of a workgroup of the first kernel.
 const FOURS: usize = 32;
-const STRETCHES: usize = 8;
+const ROW_BLOCKS: usize = 8;
 /// Pixels of a workgroup of the last kernel.
 const PIXELS: usize = 128;
 
@@ -48,23 +48,23 @@ impl Rectangle {
         Self { top: 0, left: 0, height: map.height, width: map.width }
     }
 
-    fn stretch_rows(&self) -> usize {
-        self.height.div_ceil(MAX_STRETCHES)
+    fn block_rows(&self) -> usize {
+        self.height.div_ceil(MAX_ROW_BLOCKS)
     }
 
-    /// Stretches that it is cut into.
-    pub fn stretches(&self) -> usize {
-        self.height.div_ceil(self.stretch_rows())
+    /// Row blocks that it is cut into.
+    pub fn row_blocks(&self) -> usize {
+        self.height.div_ceil(self.block_rows())
     }
 }
 
-/// Each channel's mean and squared distances from it, over stretches of one or several maps: what a norm's statistics are made
+/// Each channel's mean and squared distances from it, over row_blocks of one or several maps: what a norm's statistics are made
 /// of.
 #[derive(Debug, Clone)]
-pub struct ChannelSums {
+pub struct ChannelMoments {
     sums: Tensor,
-    pictures: usize,
-    stretches: usize,
+    images: usize,
+    row_blocks: usize,
     channels: usize,
 }
 
@@ -78,10 +78,10 @@ struct SumParams {
     left: u32,
     rows: u32,
     columns: u32,
-    stretch_rows: u32,
-    stretches: u32,
-    first_stretch: u32,
-    all_stretches: u32,
+    block_rows: u32,
+    row_blocks: u32,
+    first_row_block: u32,
+    all_row_blocks: u32,
     padding: u32,
 }
 
@@ -90,7 +90,7 @@ struct SumParams {
 struct FactorParams {
     channels: u32,
     group_channels: u32,
-    stretches: u32,
+    row_blocks: u32,
     eps: f32,
 }
 
@@ -112,37 +112,37 @@ fn apply_kernel() -> Kernel {
     Kernel::new("group_norm", [wgsl!("group_norm.wgsl")], &[Access::Read, Access::Read, Access::Write])
 }
 
-impl ChannelSums {
-    /// Room for `stretches` stretches of each of `pictures` pictures.
-    pub fn new(gpu: &Gpu, pictures: usize, stretches: usize, channels: usize) -> Result<Self> {
-        let sums = Tensor::temporary(gpu, &[pictures * stretches, 4 + 2 * channels], "channel sums")?;
-        Ok(Self { sums, pictures, stretches, channels })
+impl ChannelMoments {
+    /// Room for `row_blocks` row_blocks of each of `images` images.
+    pub fn new(gpu: &Gpu, images: usize, row_blocks: usize, channels: usize) -> Result<Self> {
+        let sums = Tensor::temporary(gpu, &[images * row_blocks, 4 + 2 * channels], "channel sums")?;
+        Ok(Self { sums, images, row_blocks, channels })
     }
 
-    /// Records the sums of a map's rectangle as those from `first_stretch` on.
+    /// Records the sums of a map's rectangle as those from `first_row_block` on.
     pub fn add(
         &self,
         recorder: &mut Recorder,
         x: &FeatureMap,
         rectangle: Rectangle,
-        first_stretch: usize,
+        first_row_block: usize,
     ) -> Result<()> {
         let Rectangle { top, left, height, width } = rectangle;
-        let stretches = rectangle.stretches();
+        let row_blocks = rectangle.row_blocks();
         let fits = x.channels() == self.channels
             && self.channels.is_multiple_of(4)
-            && x.pictures() == self.pictures
+            && x.images() == self.images
             && height * width > 0
             && top + height <= x.height
             && left + width <= x.width
-            && first_stretch + stretches <= self.stretches;
+            && first_row_block + row_blocks <= self.row_blocks;
         if !fits {
             return Err(Error::WrongShape {
                 name: "group norm".to_owned(),
-                found: vec![x.pictures(), x.height, x.width, x.channels()],
+                found: vec![x.images(), x.height, x.width, x.channels()],
                 expected: format!(
                     "{} maps of {} channels, a multiple of 4, around {rectangle:?}",
-                    self.pictures, self.channels
+                    self.images, self.channels
                 ),
             });
         }
@@ -154,17 +154,17 @@ impl ChannelSums {
             left: left as u32,
             rows: height as u32,
             columns: width as u32,
-            stretch_rows: rectangle.stretch_rows() as u32,
-            stretches: stretches as u32,
-            first_stretch: first_stretch as u32,
-            all_stretches: self.stretches as u32,
+            block_rows: rectangle.block_rows() as u32,
+            row_blocks: row_blocks as u32,
+            first_row_block: first_row_block as u32,
+            all_row_blocks: self.row_blocks as u32,
             padding: 0,
         };
-        let grid = [(self.channels / 4).div_ceil(FOURS), stretches.div_ceil(STRETCHES), self.pictures];
-        let elements = self.pictures * height * width * self.channels;
+        let grid = [(self.channels / 4).div_ceil(FOURS), row_blocks.div_ceil(ROW_BLOCKS), self.images];
+        let elements = self.images * height * width * self.channels;
         recorder.dispatch(
             &sums_kernel(),
-            &[x.pixels.binding(), self.sums.binding()],
+            &[x.values.binding(), self.sums.binding()],
             &params,
             grid.map(|size| size as u32),
             cost(elements, 4 * elements),
@@ -173,8 +173,8 @@ impl ChannelSums {
 }
 
 impl GroupNorm {
-    /// What each channel of each picture is multiplied with and what is added to it, [pictures, 2 channels], given all sums.
-    pub fn factors(&self, recorder: &mut Recorder, sums: &ChannelSums) -> Result<Tensor> {
+    /// What each channel of each image is multiplied with and what is added to it, [images, 2 channels], given all sums.
+    pub fn factors(&self, recorder: &mut Recorder, sums: &ChannelMoments) -> Result<Tensor> {
         let channels = sums.channels;
         self.weight.expect("group norm weight", &[channels])?;
         self.bias.expect("group norm bias", &[channels])?;
@@ -185,17 +185,17 @@ impl GroupNorm {
                 expected: format!("channels that make {} groups", self.groups),
             });
         }
-        let factors = Tensor::temporary(recorder.gpu(), &[sums.pictures, 2 * channels], "group norm factors")?;
+        let factors = Tensor::temporary(recorder.gpu(), &[sums.images, 2 * channels], "group norm factors")?;
         recorder.dispatch(
             &factors_kernel(),
             &[sums.sums.binding(), self.weight.binding(), self.bias.binding(), factors.binding()],
             &FactorParams {
                 channels: channels as u32,
                 group_channels: (channels / self.groups) as u32,
-                stretches: sums.stretches as u32,
+                row_blocks: sums.row_blocks as u32,
                 eps: self.eps,
             },
-            [self.groups as u32, sums.pictures as u32, 1],
+            [self.groups as u32, sums.images as u32, 1],
             cost(sums.sums.len() + factors.len(), 4 * sums.sums.len()),
         )?;
         Ok(factors)
@@ -205,23 +205,23 @@ impl GroupNorm {
 /// y = factor x + offset for each channel, with SiLU behind it where `silu`.
 pub fn scale_channels(recorder: &mut Recorder, x: &FeatureMap, factors: &Tensor, silu: bool) -> Result<FeatureMap> {
     let (pixels, channels) = (x.height * x.width, x.channels());
-    factors.expect("group norm factors", &[x.pictures(), 2 * channels])?;
-    let y = Tensor::temporary(recorder.gpu(), x.pixels.shape(), "group norm")?;
-    let grid = [(channels / 4).div_ceil(FOURS), pixels.div_ceil(PIXELS), x.pictures()];
+    factors.expect("group norm factors", &[x.images(), 2 * channels])?;
+    let y = Tensor::temporary(recorder.gpu(), x.values.shape(), "group norm")?;
+    let grid = [(channels / 4).div_ceil(FOURS), pixels.div_ceil(PIXELS), x.images()];
     recorder.dispatch(
         &apply_kernel(),
-        &[x.pixels.binding(), factors.binding(), y.binding()],
+        &[x.values.binding(), factors.binding(), y.binding()],
         &[pixels as u32, (channels / 4) as u32, u32::from(silu), 0],
         grid.map(|size| size as u32),
         cost(2 * y.len(), if silu { 6 } else { 2 } * y.len()),
     )?;
-    Ok(FeatureMap { height: x.height, width: x.width, pixels: y })
+    Ok(FeatureMap { height: x.height, width: x.width, values: y })
 }
 
-/// Group normalisation of each picture, with SiLU behind it where `silu`.
+/// Group normalisation of each image, with SiLU behind it where `silu`.
 pub fn group_norm(recorder: &mut Recorder, x: &FeatureMap, layer: &GroupNorm, silu: bool) -> Result<FeatureMap> {
     let whole = Rectangle::whole(x);
-    let sums = ChannelSums::new(recorder.gpu(), x.pictures(), whole.stretches(), x.channels())?;
+    let sums = ChannelMoments::new(recorder.gpu(), x.images(), whole.row_blocks(), x.channels())?;
     sums.add(recorder, x, whole, 0)?;
     let factors = layer.factors(recorder, &sums)?;
     scale_channels(recorder, x, &factors, silu)

@@ -115,7 +115,7 @@ impl MiningMap {
     }
 
     fn bytes(&self) -> f64 {
-        self.stages.iter().map(|map| map.pixels.bytes() as f64).sum()
+        self.stages.iter().map(|map| map.values.bytes() as f64).sum()
     }
 }
 
@@ -211,7 +211,7 @@ pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Resul
     let [s0, s1, s2, s3] = &map.stages;
     recorder.dispatch(
         &stats_kernel(map.vec4()),
-        &[s0.pixels.binding(), s1.pixels.binding(), s2.pixels.binding(), s3.pixels.binding(), stats.binding()],
+        &[s0.values.binding(), s1.values.binding(), s2.values.binding(), s3.values.binding(), stats.binding()],
         &params(map.counted_stages()?),
         grid_1d(cells),
         Cost { bytes: map.bytes(), flops: (20 * map.pool * map.pool * cells * map.channels()) as f64 },
@@ -247,10 +247,10 @@ fn products(recorder: &mut Recorder, map: &MiningMap) -> Result<Vec<Tensor>> {
         let neighbours = stage.ratio > 1;
         recorder.dispatch(
             &products_kernel(map.vec4(), neighbours, workgroup),
-            &[texels.pixels.binding(), products.binding()],
+            &[texels.values.binding(), products.binding()],
             &[stage.height, stage.width, stage.channels, 0],
             grid_1d(count),
-            cost(texels.pixels.len() + products.len(), if neighbours { 18 } else { 4 } * texels.pixels.len()),
+            cost(texels.values.len() + products.len(), if neighbours { 18 } else { 4 } * texels.values.len()),
         )?;
         all.push(products);
     }
@@ -297,10 +297,10 @@ pub fn mining(
     // Each stage's texels are read twice by the tokens they lie under.
     let share = (tokens * window * window) as f64 / (map.height() * map.width()) as f64;
     let mut bindings = vec![
-        s0.pixels.binding(),
-        s1.pixels.binding(),
-        s2.pixels.binding(),
-        s3.pixels.binding(),
+        s0.values.binding(),
+        s1.values.binding(),
+        s2.values.binding(),
+        s3.values.binding(),
         u.binding(),
         stats.binding(),
         y.binding(),

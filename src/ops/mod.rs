@@ -6,38 +6,40 @@ pub mod cases;
 mod convolution;
 mod convolution2d;
 mod denoise;
-mod form;
 mod gather;
 mod group_norm;
-mod linear;
+mod matmul;
 mod mining;
 mod norm;
 pub mod roofline;
-mod rotary;
+mod rope;
 mod routing;
 mod sampling;
 mod softmax;
 mod specialisations;
-pub(crate) mod timing;
-mod tuning;
 
-pub use attention::{Attention, KeyValues, KvCache, Look, Run, attention, attention_over, attention_to_runs};
+pub use attention::{
+    Attention, AttentionSegment, KeyValues, KvCache, StridedRows, attention, attention_batched, attention_segments,
+};
 pub use convolution::{FeatureMap, concatenate, depthwise, patches, resize};
-pub use convolution2d::{Convolution, MapEpilogue, Sampling2d, convolution, convolution_doubled};
+pub use convolution2d::{ConvEpilogue, ConvMode, Convolution, convolution, convolution_upsampled};
 pub use denoise::{Denoise, denoise};
-pub(crate) use form::Form;
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
-pub use group_norm::{ChannelSums, GroupNorm, Rectangle, group_norm, scale_channels};
-pub use linear::{Activation, Epilogue, Routes, linear, linear_add, linear_normed, linear_routed};
+pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
+pub(crate) use matmul::Choice;
+pub use matmul::{
+    BlockedMatvec, Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, Tuning, linear, linear_add,
+    linear_normed, linear_routed, products, set_tuning, tuning,
+};
 pub use mining::{MiningMap, check_windows, mining, mining_stats};
 pub use norm::{Norm, norm};
-pub use rotary::{Rotary, RotaryTable, Turns, linear_turned};
+pub use rope::{QkvRope, Rope, RopeTable, linear_qkv_rope};
 pub use routing::{Routing, combine, route};
 pub use sampling::{Sampling, sample};
 pub use softmax::softmax;
 pub use specialisations::specialisations;
-pub(crate) use tuning::uncached_weights;
-pub use tuning::{Shape, TuneOptions, Tuning, tune};
+
+pub use crate::tensor::Activation;
 
 use crate::gpu::{Cost, grid_1d};
 

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::cost;
 use crate::Result;
-use crate::gpu::{Access, Gpu, Kernel, Recorder, Specialise, grid_1d, wgsl};
+use crate::gpu::{Access, Gpu, Kernel, PipelineKey, Recorder, grid_1d, wgsl};
 use crate::tensor::Tensor;
 
 /// A normalisation layer.
@@ -63,7 +63,7 @@ impl Held {
     }
 }
 
-impl Specialise for Variant {
+impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         let mut overrides = vec![("CENTRED", u32::from(self.centred)), ("UNIT_OFFSET", u32::from(self.unit_offset))];
         let (name, source, consts) = match self.held {

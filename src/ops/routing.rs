@@ -1,6 +1,6 @@
 //! Mixture of experts: choosing experts for each token, and joining their answers.
 
-use super::linear::Routes;
+use super::Routes;
 use super::{cost, element_grid};
 use crate::gpu::{Access, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
@@ -26,7 +26,7 @@ impl Routing {
     }
 
     /// The rows of expert `expert` for [`super::linear_routed`]: reading token rows (`from_tokens`) or slot rows.
-    pub fn of(&self, expert: usize, from_tokens: bool) -> Routes<'_> {
+    pub fn routes(&self, expert: usize, from_tokens: bool) -> Routes<'_> {
         Routes {
             lists: &self.lists,
             base: expert * (1 + self.tokens),

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::cost;
-use crate::gpu::{Access, Kernel, Recorder, Specialise, wgsl};
+use crate::gpu::{Access, Kernel, PipelineKey, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -42,7 +42,7 @@ pub(crate) struct Variant {
     pub draws: bool,
 }
 
-impl Specialise for Variant {
+impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         Kernel {
             overrides: vec![("SAMPLE", u32::from(self.draws))],

@@ -1,9 +1,9 @@
 //! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
 
-use super::form::Form;
-use super::linear::{Activation, Applied, Ending, Input, Variant};
-use super::{attention, convolution, denoise, gather, group_norm, mining, norm, roofline, routing, sampling, softmax};
-use crate::gpu::{Kernel, Specialise};
+use super::{
+    attention, convolution, denoise, gather, group_norm, matmul, mining, norm, roofline, routing, sampling, softmax,
+};
+use crate::gpu::{Kernel, PipelineKey};
 use crate::tensor::{Precision, fill_kernel};
 
 const BOTH: [bool; 2] = [false, true];
@@ -19,7 +19,7 @@ pub fn specialisations() -> Vec<Kernel> {
     ];
     kernels.extend(roofline::kernels());
     kernels.extend(group_norm::kernels());
-    kernels.extend(product_kernels());
+    kernels.extend(matmul::all_kernels());
     kernels.extend(attention_kernels());
     kernels.extend(Precision::ALL.map(|precision| gather::Variant(precision).kernel()));
     for first in BOTH {
@@ -42,43 +42,6 @@ pub fn specialisations() -> Vec<Kernel> {
     }
     for top_k in 1..=routing::MAX_EXPERTS {
         kernels.extend([routing::route_kernel(top_k), routing::combine_kernel(top_k)]);
-    }
-    kernels
-}
-
-/// Every kernel that computes a matrix product.
-pub(super) fn product_kernels() -> Vec<Kernel> {
-    let mut kernels = Vec::new();
-    // All of the epilogue: less of it leaves code out and adds none.
-    let applied = Applied {
-        bias: true,
-        gamma: true,
-        gated: true,
-        accumulate: true,
-        residual: true,
-        activation: Activation::GeluErf,
-    };
-    for form in Form::all() {
-        for precision in Precision::ALL.into_iter().filter(|precision| form.takes(*precision)) {
-            for ending in [Ending::Plain, Ending::Routed, Ending::Turned { half: false }, Ending::Turned { half: true }]
-            {
-                for (input, norm) in [Input::Scalar, Input::Vec4].into_iter().flat_map(|a| BOTH.map(|b| (a, b))) {
-                    // No expert has a norm of its own.
-                    if !norm || (ending != Ending::Routed && form.fuses_norm()) {
-                        for unit_offset in BOTH.into_iter().filter(|unit_offset| norm || !unit_offset) {
-                            let variant = Variant { form, precision, input, ending, norm, unit_offset, applied };
-                            kernels.push(variant.kernel());
-                        }
-                    }
-                }
-            }
-            // Convolutions go through no form that takes rows one by one.
-            if form.takes_many() {
-                let (input, ending) = (Input::Map, Ending::Plain);
-                let variant = Variant { form, precision, input, ending, norm: false, unit_offset: false, applied };
-                kernels.push(variant.kernel());
-            }
-        }
     }
     kernels
 }

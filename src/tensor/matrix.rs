@@ -1,12 +1,12 @@
 //! Weight matrices: packed, and split by rows where one binding cannot hold them.
 
 use crate::gpu::{Access, Cost, Gpu, Kernel, grid_1d, wgsl};
-use crate::tensor::{BLOCK_ROWS, Packed, Precision, Tensor, pack_rows};
+use crate::tensor::{INTERLEAVE_ROWS, Packed, Precision, Tensor, pack_rows};
 use crate::{Error, Result};
 
 /// Neighbouring rows of a matrix in buffers of their own.
 #[derive(Debug)]
-pub struct Piece {
+pub struct Shard {
     /// The first row's number in the whole matrix.
     pub first: usize,
     /// How many rows.
@@ -24,7 +24,7 @@ pub struct Piece {
 pub struct Matrix {
     rows: usize,
     columns: usize,
-    pieces: Vec<Piece>,
+    shards: Vec<Shard>,
 }
 
 impl Matrix {
@@ -38,9 +38,9 @@ impl Matrix {
         self.columns
     }
 
-    /// Its pieces, in order.
-    pub fn pieces(&self) -> &[Piece] {
-        &self.pieces
+    /// Its shards, in order.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
     }
 
     /// Bytes that `rows` rows of weights and scales take.
@@ -51,13 +51,13 @@ impl Matrix {
 
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
-        self.pieces.iter().map(|piece| Self::bytes_for(piece.precision, piece.rows, self.columns)).sum()
+        self.shards.iter().map(|shard| Self::bytes_for(shard.precision, shard.rows, self.columns)).sum()
     }
 
     /// Matrices with the same columns on top of each other, each with its own precision.
     pub fn stack(parts: Vec<Self>) -> Result<Self> {
         let columns = parts.first().map_or(0, |part| part.columns);
-        let mut stacked = Self { rows: 0, columns, pieces: Vec::new() };
+        let mut stacked = Self { rows: 0, columns, shards: Vec::new() };
         for part in parts {
             if part.columns != columns {
                 return Err(Error::WrongShape {
@@ -66,8 +66,8 @@ impl Matrix {
                     expected: format!("{columns} columns"),
                 });
             }
-            let moved = part.pieces.into_iter().map(|piece| Piece { first: stacked.rows + piece.first, ..piece });
-            stacked.pieces.extend(moved);
+            let moved = part.shards.into_iter().map(|shard| Shard { first: stacked.rows + shard.first, ..shard });
+            stacked.shards.extend(moved);
             stacked.rows += part.rows;
         }
         Ok(stacked)
@@ -90,9 +90,9 @@ impl Matrix {
                 expected: "columns that are a multiple of 4".to_owned(),
             });
         }
-        let piece =
-            Piece { first: 0, rows, precision: Precision::F32, data: tensor.reshape(&[tensor.len()]), scales: None };
-        Ok(Self { rows, columns, pieces: vec![piece] })
+        let shard =
+            Shard { first: 0, rows, precision: Precision::F32, data: tensor.reshape(&[tensor.len()]), scales: None };
+        Ok(Self { rows, columns, shards: vec![shard] })
     }
 
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
@@ -110,10 +110,10 @@ impl Matrix {
             Precision::Q6 | Precision::Q5K | Precision::Q5 | Precision::Q4K => (random, fixed(0x1819_1819)),
         };
         let mut recorder = gpu.record();
-        for (index, piece) in builder.matrix.pieces.iter().enumerate() {
+        for (index, shard) in builder.matrix.shards.iter().enumerate() {
             let seed = seed.wrapping_mul(31).wrapping_add(index as u32);
-            data.record(&mut recorder, &piece.data, seed)?;
-            if let (Some(fill), Some(tensor)) = (scales, &piece.scales) {
+            data.record(&mut recorder, &shard.data, seed)?;
+            if let (Some(fill), Some(tensor)) = (scales, &shard.scales) {
                 fill.record(&mut recorder, tensor, seed)?;
             }
         }
@@ -163,24 +163,24 @@ impl MatrixBuilder {
     /// Allocates a matrix.
     pub fn new(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, what: &str) -> Result<Self> {
         let row_bytes = precision.row_bytes(columns).max(precision.row_scale_bytes(columns)) as u64;
-        // Whole blocks of rows, with which gates lie beside their partners; a few, so that pieces begin on whole words of 16
+        // Whole blocks of rows, with which gates lie beside their partners; a few, so that shards begin on whole words of 16
         // bytes in every format.
-        let least = if precision.bits().is_some() { BLOCK_ROWS } else { 16 };
-        let limit = (gpu.capabilities().max_piece_bytes() / row_bytes) as usize / least * least;
+        let least = if precision.bits().is_some() { INTERLEAVE_ROWS } else { 16 };
+        let limit = (gpu.capabilities().max_shard_bytes() / row_bytes) as usize / least * least;
         if limit == 0 {
             return Err(Error::OutOfMemory {
                 what: format!("{least} rows of {what}"),
                 needed: row_bytes * least as u64,
-                available: gpu.capabilities().max_piece_bytes(),
+                available: gpu.capabilities().max_shard_bytes(),
             });
         }
-        let mut pieces = Vec::new();
+        let mut shards = Vec::new();
         let mut first = 0;
         while first < rows {
             let count = limit.min(rows - first);
             let words = |row_bytes: usize| precision.stored_rows(count) * row_bytes / 4;
             let scale_words = words(precision.row_scale_bytes(columns));
-            pieces.push(Piece {
+            shards.push(Shard {
                 first,
                 rows: count,
                 precision,
@@ -189,7 +189,7 @@ impl MatrixBuilder {
             });
             first += count;
         }
-        let matrix = Matrix { rows, columns, pieces };
+        let matrix = Matrix { rows, columns, shards };
         Ok(Self {
             gpu: gpu.clone(),
             matrix,
@@ -217,7 +217,7 @@ impl MatrixBuilder {
         self.check(count, whole)?;
         self.waiting.extend(rows);
         self.pushed += count;
-        self.write(self.pushed / BLOCK_ROWS * BLOCK_ROWS);
+        self.write(self.pushed / INTERLEAVE_ROWS * INTERLEAVE_ROWS);
         Ok(())
     }
 
@@ -236,15 +236,15 @@ impl MatrixBuilder {
     /// Writes what waits, up to row `end`.
     fn write(&mut self, end: usize) {
         let (columns, precision) = (self.matrix.columns, self.precision);
-        for piece in &self.matrix.pieces {
-            let until = end.min(piece.first + piece.rows);
+        for shard in &self.matrix.shards {
+            let until = end.min(shard.first + shard.rows);
             if self.written >= until {
                 continue;
             }
-            let rows = self.waiting.take_rows(precision, columns, until - self.written).to_blocks(precision, columns);
-            let row = self.written - piece.first;
-            piece.data.write(&self.gpu, (row * precision.row_bytes(columns)) as u64, &rows.data);
-            if let Some(scales) = &piece.scales {
+            let rows = self.waiting.take_rows(precision, columns, until - self.written).interleaved(precision, columns);
+            let row = self.written - shard.first;
+            shard.data.write(&self.gpu, (row * precision.row_bytes(columns)) as u64, &rows.data);
+            if let Some(scales) = &shard.scales {
                 scales.write(&self.gpu, (row * precision.row_scale_bytes(columns)) as u64, &rows.scales);
             }
             self.written = until;

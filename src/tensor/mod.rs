@@ -1,16 +1,18 @@
 //! The formats of weights, and, where there is a device, tensors and weight matrices on it.
 
+mod activation;
 #[cfg(feature = "gpu")]
 mod matrix;
 #[cfg(feature = "gpu")]
 mod on_device;
 mod pack;
 
+pub use activation::Activation;
 #[cfg(feature = "gpu")]
 pub(crate) use matrix::fill_kernel;
 #[cfg(feature = "gpu")]
-pub use matrix::{Matrix, MatrixBuilder, Piece};
+pub use matrix::{Matrix, MatrixBuilder, Shard};
 #[cfg(feature = "gpu")]
 pub use on_device::Tensor;
 pub(crate) use pack::saturating_f16;
-pub use pack::{BLOCK_ROWS, GROUP, Group, Packed, Precision, dequantise, pack_rows};
+pub use pack::{GROUP_SIZE, Group, INTERLEAVE_ROWS, Packed, Precision, dequantize, pack_rows};

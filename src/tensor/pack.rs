@@ -14,7 +14,7 @@
 //! q8 quantises exactly as GGUF's `Q8_0` and q4 as its `Q4_1` (nibbles and scales are laid out differently); all of GGUF's
 //! blocks fit into these formats without loss ([`crate::weights::blocks`]).
 //!
-//! The quantised formats go in blocks of [`BLOCK_ROWS`] rows, the last one filled up with zeros: the block's rows take turns,
+//! The quantised formats go in blocks of [`INTERLEAVE_ROWS`] rows, the last one filled up with zeros: the block's rows take turns,
 //! each with 32 weights, and so do the words beside them. Kernels work on four rows at a time, and what they read together
 //! lies together: 64 bytes of q4, and one 16-byte load for a word of each row. What eight invocations read that take 32 rows
 //! together is one stretch of memory as well, which hardware reads ahead: with blocks of four rows each of them had a short
@@ -29,9 +29,9 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// Weights that share a scale.
-pub const GROUP: usize = 32;
+pub const GROUP_SIZE: usize = 32;
 /// Rows whose groups of weights take turns, in the quantised formats.
-pub const BLOCK_ROWS: usize = 32;
+pub const INTERLEAVE_ROWS: usize = 32;
 
 /// How weights are stored on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -92,13 +92,13 @@ impl Precision {
         match self {
             Self::F32 => 4,
             Self::F16 => 8,
-            _ => GROUP,
+            _ => GROUP_SIZE,
         }
     }
 
     /// Rows that `rows` rows take up: whole blocks, where there are blocks.
     pub fn stored_rows(self, rows: usize) -> usize {
-        if self.bits().is_some() { rows.next_multiple_of(BLOCK_ROWS) } else { rows }
+        if self.bits().is_some() { rows.next_multiple_of(INTERLEAVE_ROWS) } else { rows }
     }
 
     /// Length of a row of `columns` weights in fours, as kernels count it.
@@ -119,7 +119,7 @@ impl Precision {
 
     /// Bytes of what is beside a row.
     pub fn row_scale_bytes(self, columns: usize) -> usize {
-        columns.div_ceil(GROUP) * self.group_scale_bytes()
+        columns.div_ceil(GROUP_SIZE) * self.group_scale_bytes()
     }
 
     fn group_scale_bytes(self) -> usize {
@@ -132,7 +132,7 @@ impl Precision {
 
     /// Bytes that take turns between the rows of a block, in weights and beside them.
     fn chunks(self) -> [usize; 2] {
-        if self == Self::Q8 { [GROUP, 2] } else { [GROUP / 2, 4] }
+        if self == Self::Q8 { [GROUP_SIZE, 2] } else { [GROUP_SIZE / 2, 4] }
     }
 }
 
@@ -167,21 +167,21 @@ impl FromStr for Precision {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Group {
     /// The integers, as wide as the precision has them; two's complement for q8.
-    pub codes: [u8; GROUP],
+    pub codes: [u8; GROUP_SIZE],
     /// Scale and minimum; for q8 only a scale; for q6 the scales of the two halves.
     pub scales: [f32; 2],
 }
 
 impl Group {
     /// The integers for up to 32 weights at a quantised precision.
-    pub(crate) fn quantise(precision: Precision, values: &[f32]) -> Self {
+    pub(crate) fn quantize(precision: Precision, values: &[f32]) -> Self {
         match precision.bits() {
             Some(8) => symmetric(values, 127.0, 0.0),
             Some(6) => {
-                let (low, high) = values.split_at(values.len().min(GROUP / 2));
+                let (low, high) = values.split_at(values.len().min(GROUP_SIZE / 2));
                 let (low, high) = (symmetric(low, 31.0, 32.0), symmetric(high, 31.0, 32.0));
                 let mut codes = low.codes;
-                codes[GROUP / 2..].copy_from_slice(&high.codes[..GROUP / 2]);
+                codes[GROUP_SIZE / 2..].copy_from_slice(&high.codes[..GROUP_SIZE / 2]);
                 Group { codes, scales: [low.scales[0], high.scales[0]] }
             }
             bits => asymmetric(values, if bits == Some(5) { 31.0 } else { 15.0 }),
@@ -189,14 +189,14 @@ impl Group {
     }
 
     /// The weights.
-    pub fn values(&self, precision: Precision) -> [f32; GROUP] {
+    pub fn values(&self, precision: Precision) -> [f32; GROUP_SIZE] {
         let [first, second] = self.scales;
         let mut index = 0;
         self.codes.map(|code| {
             index += 1;
             match precision {
                 Precision::Q8 => first * f32::from(code as i8),
-                Precision::Q6 => (if index <= GROUP / 2 { first } else { second }) * (f32::from(code) - 32.0),
+                Precision::Q6 => (if index <= GROUP_SIZE / 2 { first } else { second }) * (f32::from(code) - 32.0),
                 _ => second + first * f32::from(code),
             }
         })
@@ -220,16 +220,16 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// The same rows in blocks of [`BLOCK_ROWS`], the last filled up with zeros, where the format has blocks.
+    /// The same rows in blocks of [`INTERLEAVE_ROWS`], the last filled up with zeros, where the format has blocks.
     #[must_use]
-    pub fn to_blocks(&self, precision: Precision, columns: usize) -> Self {
-        self.reordered(precision, columns, |index, chunks| index % chunks * BLOCK_ROWS + index / chunks)
+    pub fn interleaved(&self, precision: Precision, columns: usize) -> Self {
+        self.reordered(precision, columns, |index, chunks| index % chunks * INTERLEAVE_ROWS + index / chunks)
     }
 
     /// The rows of blocks, one after the other, those that fill up the last block included.
     #[must_use]
-    pub fn from_blocks(&self, precision: Precision, columns: usize) -> Self {
-        self.reordered(precision, columns, |index, chunks| index % BLOCK_ROWS * chunks + index / BLOCK_ROWS)
+    pub fn deinterleaved(&self, precision: Precision, columns: usize) -> Self {
+        self.reordered(precision, columns, |index, chunks| index % INTERLEAVE_ROWS * chunks + index / INTERLEAVE_ROWS)
     }
 
     /// Moves the chunks of every block: `place` says where chunk `index` of a block goes whose rows have `chunks`.
@@ -239,7 +239,7 @@ impl Packed {
         }
         let reorder = |from: &[u8], row_bytes: usize, chunk: usize| {
             let chunks = row_bytes / chunk;
-            let block = chunks * BLOCK_ROWS;
+            let block = chunks * INTERLEAVE_ROWS;
             let mut to = vec![0; from.len().next_multiple_of(block * chunk)];
             for (index, bytes) in from.chunks_exact(chunk).enumerate() {
                 let at = (index / block * block + place(index % block, chunks)) * chunk;
@@ -298,19 +298,19 @@ impl Packed {
 
     /// 32 weights of rows that lie one after the other.
     fn group(&self, precision: Precision, columns: usize, row: usize, group: usize) -> Group {
-        let index = row * columns.div_ceil(GROUP) + group;
+        let index = row * columns.div_ceil(GROUP_SIZE) + group;
         let half = |bytes: &[u8], index: usize| f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32();
         let size = precision.group_scale_bytes();
         let beside = &self.scales[index * size..][..size];
         let Some(high) = precision.bits().filter(|bits| *bits < 8).map(|bits| bits - 4) else {
-            let mut codes = [0; GROUP];
-            codes.copy_from_slice(&self.data[index * GROUP..][..GROUP]);
+            let mut codes = [0; GROUP_SIZE];
+            codes.copy_from_slice(&self.data[index * GROUP_SIZE..][..GROUP_SIZE]);
             return Group { codes, scales: [half(beside, 0), 0.0] };
         };
         let mut word = [0; 8];
         word[..4 * high].copy_from_slice(&beside[..4 * high]);
         let word = u64::from_le_bytes(word);
-        let nibbles = &self.data[index * GROUP / 2..][..GROUP / 2];
+        let nibbles = &self.data[index * GROUP_SIZE / 2..][..GROUP_SIZE / 2];
         let codes = std::array::from_fn(|i| {
             let low = nibbles[i / 2] >> (4 * (i % 2)) & 15;
             low | ((word >> (i * high) & ((1 << high) - 1)) as u8) << 4
@@ -342,7 +342,9 @@ pub fn pack_rows(precision: Precision, columns: usize, rows: &[f32]) -> Packed {
                 packed.data.extend(row.iter().flat_map(|&value| saturating_f16(value).to_le_bytes()));
                 packed.data.resize(packed.data.len() + padding * 2, 0);
             }
-            quantised => row.chunks(GROUP).for_each(|group| packed.push(quantised, &Group::quantise(quantised, group))),
+            quantised => {
+                row.chunks(GROUP_SIZE).for_each(|group| packed.push(quantised, &Group::quantize(quantised, group)))
+            }
         }
     }
     packed
@@ -358,7 +360,7 @@ fn symmetric(values: &[f32], most: f32, offset: f32) -> Group {
     let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     let scale = largest / most;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let mut codes = [offset as u8; GROUP];
+    let mut codes = [offset as u8; GROUP_SIZE];
     for (code, value) in codes.iter_mut().zip(values) {
         *code = ((value * inverse).round() + offset) as i8 as u8;
     }
@@ -371,7 +373,7 @@ fn asymmetric(values: &[f32], most: f32) -> Group {
     let maximum = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let scale = (maximum - minimum) / most;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let mut codes = [0; GROUP];
+    let mut codes = [0; GROUP_SIZE];
     for (code, value) in codes.iter_mut().zip(values) {
         *code = ((value - minimum) * inverse + 0.5).clamp(0.0, most) as u8;
     }
@@ -379,7 +381,7 @@ fn asymmetric(values: &[f32], most: f32) -> Group {
 }
 
 /// The weights that packed rows, one after the other, stand for: what kernels compute with, up to rounding.
-pub fn dequantise(precision: Precision, columns: usize, packed: &Packed) -> Vec<f32> {
+pub fn dequantize(precision: Precision, columns: usize, packed: &Packed) -> Vec<f32> {
     let row_bytes = precision.row_bytes(columns);
     let mut values = Vec::with_capacity(packed.data.len() / row_bytes * columns);
     for (row, data) in packed.data.chunks_exact(row_bytes).enumerate() {
@@ -391,9 +393,9 @@ pub fn dequantise(precision: Precision, columns: usize, packed: &Packed) -> Vec<
                 data[..columns * 2].chunks_exact(2).map(|half| f16::from_le_bytes([half[0], half[1]]).to_f32()),
             ),
             quantised => {
-                for first in (0..columns).step_by(GROUP) {
-                    let group = packed.group(quantised, columns, row, first / GROUP).values(quantised);
-                    values.extend_from_slice(&group[..GROUP.min(columns - first)]);
+                for first in (0..columns).step_by(GROUP_SIZE) {
+                    let group = packed.group(quantised, columns, row, first / GROUP_SIZE).values(quantised);
+                    values.extend_from_slice(&group[..GROUP_SIZE.min(columns - first)]);
                 }
             }
         }

@@ -38,7 +38,7 @@ impl ClipVit {
             width,
             inner: config.intermediate_size,
             heads: config.num_heads,
-            activation: config.activation.into(),
+            activation: config.activation,
             eps: config.layer_norm_eps,
             causal: false,
         };

@@ -127,7 +127,7 @@ impl ConvNext {
         let bias = Epilogue { bias: Some(&self.stem_bias), ..Default::default() };
         let pixels = ops::linear(recorder, &patches, &self.stem, bias)?;
         let pixels = ops::norm(recorder, &pixels, &self.stem_norm)?;
-        Ok(FeatureMap { height: side, width: side, pixels })
+        Ok(FeatureMap { height: side, width: side, values: pixels })
     }
 
     /// The four stages, each working on the raw output of the one before, at strides of 4, 8, 16 and 32.
@@ -172,11 +172,11 @@ impl Stage {
 impl Downsample {
     fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
         let (height, width) = (x.height / 2, x.width / 2);
-        let normed = ops::norm(recorder, &x.pixels, &self.norm)?;
+        let normed = ops::norm(recorder, &x.values, &self.norm)?;
         let size = (x.height, x.width, x.channels());
         let patches = ops::patches(recorder, &normed, size, false, 2, 0, height * width)?;
         let bias = Epilogue { bias: Some(&self.bias), ..Default::default() };
-        Ok(FeatureMap { height, width, pixels: ops::linear(recorder, &patches, &self.convolution, bias)? })
+        Ok(FeatureMap { height, width, values: ops::linear(recorder, &patches, &self.convolution, bias)? })
     }
 }
 
@@ -201,15 +201,16 @@ impl Block {
     /// x += gamma * fc2(GELU(fc1(LN(depthwise(x)))))
     fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<()> {
         let convolved = ops::depthwise(recorder, x, &self.depthwise, &self.depthwise_bias)?;
-        let normed = ops::norm(recorder, &convolved.pixels, &self.norm)?;
-        let expand = Epilogue { bias: Some(&self.fc1_bias), activation: Activation::GeluErf, ..Default::default() };
+        let normed = ops::norm(recorder, &convolved.values, &self.norm)?;
+        let expand =
+            Epilogue { bias: Some(&self.fc1_bias), activation: Some(Activation::GeluErf), ..Default::default() };
         let contract = Epilogue { bias: Some(&self.fc2_bias), gamma: Some(&self.gamma), ..Default::default() };
-        let pixels = x.pixels.rows();
+        let pixels = x.values.rows();
         let portion = (MAX_INNER_BYTES / (self.fc1.rows() * 4) / PORTION).max(1) * PORTION;
         for first in (0..pixels).step_by(portion) {
             let normed = normed.slice_rows(first..(first + portion).min(pixels));
             let inner = ops::linear(recorder, &normed, &self.fc1, expand)?;
-            ops::linear_add(recorder, &inner, &self.fc2, contract, &x.pixels, first)?;
+            ops::linear_add(recorder, &inner, &self.fc2, contract, &x.values, first)?;
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ impl Projector {
         let mut x = x.clone();
         for (index, (weight, bias)) in self.layers.iter().enumerate() {
             let last = index + 1 == self.layers.len();
-            let activation = if last { Activation::None } else { Activation::GeluErf };
+            let activation = (!last).then_some(Activation::GeluErf);
             x = ops::linear(recorder, &x, weight, Epilogue { bias: Some(bias), activation, ..Default::default() })?;
         }
         Ok(x)

@@ -6,7 +6,7 @@
 
 use half::f16;
 
-use crate::tensor::{GROUP, Group, Packed, Precision, saturating_f16};
+use crate::tensor::{GROUP_SIZE, Group, Packed, Precision, saturating_f16};
 
 /// A type of tensor in a GGUF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,7 +81,7 @@ impl BlockType {
             match self {
                 Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => take(&self.small_block(block)),
                 Self::Q8_0 => {
-                    let mut codes = [0; GROUP];
+                    let mut codes = [0; GROUP_SIZE];
                     codes.copy_from_slice(&block[2..]);
                     take(&Group { codes, scales: [half(block, 0), 0.0] });
                 }
@@ -103,7 +103,7 @@ impl BlockType {
             (0, &block[head..])
         };
         let codes = std::array::from_fn(|j| {
-            let low = if j < GROUP / 2 { quants[j] & 15 } else { quants[j - GROUP / 2] >> 4 };
+            let low = if j < GROUP_SIZE / 2 { quants[j] & 15 } else { quants[j - GROUP_SIZE / 2] >> 4 };
             low | ((high >> j & 1) as u8) << 4
         });
         // Without a minimum the integers are signed: the middle is zero.
@@ -122,7 +122,7 @@ impl BlockType {
         };
         let (high, quants) =
             if self == Self::Q5K { (Some(&block[16..48]), &block[48..]) } else { (None, &block[16..]) };
-        let quants = &quants[group / 2 * GROUP..][..GROUP];
+        let quants = &quants[group / 2 * GROUP_SIZE..][..GROUP_SIZE];
         let codes = std::array::from_fn(|j| {
             let low = quants[j] >> (4 * (group % 2)) & 15;
             low | high.map_or(0, |high| (high[j] >> group & 1) << 4)
@@ -132,10 +132,10 @@ impl BlockType {
     }
 
     /// Blocks of `Q8_0` or `Q4_1` for `values`, whole groups of 32, quantised as ggml does; for other types there are none.
-    pub fn quantise(self, values: &[f32]) -> Vec<u8> {
-        let mut blocks = Vec::with_capacity(values.len() / GROUP * self.block_bytes());
-        for values in values.chunks_exact(GROUP) {
-            let Group { codes, scales } = Group::quantise(self.precision(), values);
+    pub fn quantize(self, values: &[f32]) -> Vec<u8> {
+        let mut blocks = Vec::with_capacity(values.len() / GROUP_SIZE * self.block_bytes());
+        for values in values.chunks_exact(GROUP_SIZE) {
+            let Group { codes, scales } = Group::quantize(self.precision(), values);
             let scales = scales.map(|scale| saturating_f16(scale).to_le_bytes());
             match self {
                 Self::Q8_0 => {
@@ -144,7 +144,7 @@ impl BlockType {
                 }
                 Self::Q4_1 => {
                     blocks.extend(scales.concat());
-                    let (low, high) = codes.split_at(GROUP / 2);
+                    let (low, high) = codes.split_at(GROUP_SIZE / 2);
                     blocks.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
                 }
                 _ => return Vec::new(),
@@ -154,7 +154,7 @@ impl BlockType {
     }
 
     /// The weights of the blocks in `bytes`.
-    pub fn dequantise(self, bytes: &[u8], values: &mut Vec<f32>) {
+    pub fn dequantize(self, bytes: &[u8], values: &mut Vec<f32>) {
         let precision = self.precision();
         self.groups(bytes, |group| values.extend_from_slice(&group.values(precision)));
     }
@@ -187,8 +187,8 @@ fn half(bytes: &[u8], at: usize) -> f32 {
 /// 32 of 256 weights with 6 bits: low halves in 128 bytes, two high bits each in 64, i8 scales of 16 weights, an f16.
 fn q6_block(block: &[u8], group: usize) -> Group {
     let (half_block, quarter) = (group / 4, group % 4);
-    let low = &block[64 * half_block + 32 * (quarter % 2)..][..GROUP];
-    let high = &block[128 + 32 * half_block..][..GROUP];
+    let low = &block[64 * half_block + 32 * (quarter % 2)..][..GROUP_SIZE];
+    let high = &block[128 + 32 * half_block..][..GROUP_SIZE];
     let scale = half(block, 208);
     let scales = [0, 1].map(|i| scale * f32::from(block[192 + 2 * group + i] as i8));
     let codes = std::array::from_fn(|j| (low[j] >> (4 * (quarter / 2)) & 15) | (high[j] >> (2 * quarter) & 3) << 4);
@@ -204,7 +204,7 @@ mod tests {
     fn blocks_hold_what_the_device_formats_hold() {
         let values: Vec<f32> = (0..32 * 40).map(|i| ((i * i) as f32 * 0.37).sin() * (1 + i / 32) as f32).collect();
         for kind in [BlockType::Q8_0, BlockType::Q4_1] {
-            let blocks = kind.quantise(&values);
+            let blocks = kind.quantize(&values);
             assert_eq!(blocks.len(), 40 * kind.block_bytes());
             assert_eq!(kind.repack(&blocks), Ok(pack_rows(kind.precision(), 32, &values)), "{}", kind.name());
         }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::dtype::{Dtype, FLOAT_TYPES, decode_f32, first_non_finite};
 use super::source::{ByteSource, Folder, read_file, read_range};
 use super::{safetensors, torch_bin};
-use crate::tensor::{GROUP, Packed};
+use crate::tensor::{GROUP_SIZE, Packed};
 use crate::{Error, Result};
 
 /// Where the weights of a language model may be in its folder, best first.
@@ -497,7 +497,7 @@ impl Checkpoint {
         kind.repack(&bytes).map_err(|(group, value)| Error::BadValue {
             name: located.stored.name.clone(),
             value,
-            index: first.saturating_add((group * GROUP) as u64),
+            index: first.saturating_add((group * GROUP_SIZE) as u64),
         })
     }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::tensor::Activation;
 use crate::{Error, Result};
 
 /// Largest JSON file that is read.
@@ -21,42 +22,6 @@ pub enum Architecture {
     Llama,
     /// Llama with experts for feed-forward layers.
     Mixtral,
-}
-
-/// Activation functions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `x * sigmoid(1.702 x)`, as CLIP has it.
-    QuickGelu,
-    /// GELU with the error function.
-    GeluErf,
-    /// GELU with the hyperbolic tangent that approximates it.
-    GeluTanh,
-}
-
-impl Activation {
-    /// By the name that configurations use.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "silu" | "swish" => Self::Silu,
-            "quick_gelu" => Self::QuickGelu,
-            "gelu" => Self::GeluErf,
-            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Self::GeluTanh,
-            _ => return None,
-        })
-    }
-
-    /// The name that configurations use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Silu => "silu",
-            Self::QuickGelu => "quick_gelu",
-            Self::GeluErf => "gelu",
-            Self::GeluTanh => "gelu_pytorch_tanh",
-        }
-    }
 }
 
 /// Feed-forward layers made of experts.
@@ -92,7 +57,7 @@ pub struct LanguageConfig {
     /// Base of the rotary angles.
     pub rope_theta: f32,
     /// Divisors of the rotary frequencies, one a pair; none if empty.
-    pub rope_divisors: Vec<f32>,
+    pub rope_freq_factors: Vec<f32>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest sequence.
@@ -378,7 +343,7 @@ impl Raw {
             )?,
             norm_unit_offset: gemma,
             rope_theta: self.rope_theta(file, if mixtral { 1e6 } else { 1e4 })?,
-            rope_divisors: Vec::new(),
+            rope_freq_factors: Vec::new(),
             vocab_size: file.size("vocab_size", self.vocab_size, MAX_VOCABULARY)?,
             max_positions,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(gemma),

@@ -126,7 +126,7 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
             values.extend(elements(bytes).map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)));
         }
         Dtype::F16 => decode_f16(bytes, values),
-        Dtype::Block(kind) => kind.dequantise(bytes, values),
+        Dtype::Block(kind) => kind.dequantize(bytes, values),
         _ => return false,
     }
     true

@@ -6,10 +6,11 @@
 use std::rc::Rc;
 
 use super::checkpoint::{Checkpoint, RowOrder, StoredTensor};
-use super::config::{Activation, Architecture, ExpertsConfig, LanguageConfig};
+use super::config::{Architecture, ExpertsConfig, LanguageConfig};
 use super::gguf::Header;
 use super::source::ByteSource;
 use super::view::Weights;
+use crate::tensor::Activation;
 use crate::{Error, Result};
 
 /// Sizes beyond which no model makes sense.
@@ -49,7 +50,7 @@ impl GgufModel {
             reader.place(&config, stored, &mut tensors)?;
         }
         let checkpoint = Checkpoint::of_tensors(source, tensors);
-        config.rope_divisors = reader.rope_divisors(&config, &checkpoint).await?;
+        config.rope_freq_factors = reader.rope_freq_factors(&config, &checkpoint).await?;
         Ok(Self { header: Rc::new(header), config, weights: Weights::new(Rc::new(checkpoint)) })
     }
 }
@@ -160,7 +161,7 @@ impl<'a> Metadata<'a> {
             rms_norm_eps: self.positive("attention.layer_norm_rms_epsilon", None)?,
             norm_unit_offset: false,
             rope_theta: self.positive("rope.freq_base", Some(10000.0))?,
-            rope_divisors: Vec::new(),
+            rope_freq_factors: Vec::new(),
             vocab_size,
             max_positions: self.size("context_length", 1 << 24)?,
             tie_word_embeddings: shape("output.weight").is_none(),
@@ -172,7 +173,7 @@ impl<'a> Metadata<'a> {
     }
 
     /// The rotary frequencies' divisors: linear scaling, or a tensor of them (Llama 3.1).
-    async fn rope_divisors(&self, config: &LanguageConfig, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+    async fn rope_freq_factors(&self, config: &LanguageConfig, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
         let half = config.head_dim / 2;
         if checkpoint.info("rope_freqs.weight").is_some() {
             let divisors = checkpoint.read("rope_freqs.weight").await?;

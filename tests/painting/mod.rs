@@ -139,7 +139,7 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
         let mut recorder = gpu.record();
         let channels = checkpoint.vae.1.latent_channels;
         let pixels = Tensor::upload(&mut recorder, &[height * width, channels], &latents, "latents")?;
-        let map = FeatureMap { height, width, pixels };
+        let map = FeatureMap { height, width, values: pixels };
         let picture = decoder.decode_within(&mut recorder, &map, largest)?;
         pictures.push(pixels_of(recorder, &picture).await?);
     }
@@ -162,7 +162,7 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
 
 /// A picture's values from 0 to 1.
 async fn pixels_of(mut recorder: Recorder, picture: &FeatureMap) -> mgm::Result<Vec<f32>> {
-    let read = picture.pixels.read_back(&mut recorder);
+    let read = picture.values.read_back(&mut recorder);
     recorder.submit()?;
     Ok(read.values::<f32>().await?.iter().map(|value| (value / 2.0 + 0.5).clamp(0.0, 1.0)).collect())
 }
@@ -204,9 +204,9 @@ async fn paint(
     let input = Tensor::new(gpu, &[pictures * pixels, channels], &scaled.repeat(pictures), "model input")?;
     let mut latents = Vec::new();
     for (index, step) in schedule.steps.iter().enumerate() {
-        let map = FeatureMap { height, width, pixels: input.clone() };
+        let map = FeatureMap { height, width, values: input.clone() };
         let output = unet.forward(&mut recorder, &map, step.timestep, &condition)?;
-        let output_read = output.pixels.read_back(&mut recorder);
+        let output_read = output.values.read_back(&mut recorder);
         let next = step.next;
         let numbers = Denoise {
             guidance: (pictures > 1).then_some(json.guidance_scale),
@@ -215,7 +215,7 @@ async fn paint(
             next: [next.sample, next.output, next.denoised, next.previous, next.noise],
             input_scale: schedule.steps.get(index + 1).map_or(1.0, |next| next.input_scale),
         };
-        ops::denoise(&mut recorder, &numbers, &output.pixels, None, [&sample, &previous, &input])?;
+        ops::denoise(&mut recorder, &numbers, &output.values, None, [&sample, &previous, &input])?;
         let read = sample.read_back(&mut recorder);
         std::mem::replace(&mut recorder, gpu.record()).submit()?;
         if index == 0 {

@@ -1,7 +1,7 @@
 //! The GPU that a language model and a model that paints share.
 
 use mgm::gpu::{Gpu, GpuOptions};
-use mgm::ops::Tuning;
+use mgm::ops::{Tuning, set_tuning};
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
 
@@ -45,7 +45,7 @@ impl Device {
         let gpu = Gpu::open(&options).await.map_err(to_js)?;
         // What an earlier version wrote is of no use any more.
         if let Some(tuning) = request.tuning.and_then(|text| serde_json::from_str::<Tuning>(&text).ok()) {
-            gpu.set_tuning(tuning);
+            set_tuning(&gpu, tuning);
         }
         Ok(Self { gpu })
     }

@@ -1,16 +1,18 @@
 //! A language model on a device, and the conversation in its cache.
 
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use js_sys::Function;
 use mgm::gpu::Gpu;
 use mgm::load::LoadOptions;
-use mgm::ops::{Sampling, TuneOptions, tune};
+use mgm::ops::{Sampling, products};
 use mgm::plan::Plan;
 use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model, Picture};
 use mgm::tensor::Precision;
 use mgm::text::conversation::{Template, Turn};
+use mgm::tuning::{TuneOptions, tune};
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
@@ -124,7 +126,7 @@ impl Engine {
     /// how many there are; it returns `false` to stop. Browsers do nothing else on a device while they make one, so whoever
     /// has something to ask waits for one at most.
     pub async fn prepare(&self, on_event: Function) -> Result<(), JsValue> {
-        for (index, kernel) in self.model.list().map_err(to_js)?.kernels.into_iter().enumerate() {
+        for (index, kernel) in self.model.dry_run().map_err(to_js)?.kernels.into_iter().enumerate() {
             self.gpu.prepare(kernel);
             self.gpu.flush_writes().await.map_err(to_js)?;
             if !tell(&on_event, "prepared", &(index as f64 + 1.0).into()) {
@@ -173,10 +175,10 @@ impl Engine {
     /// `"measured"` and a product, a kernel and its microseconds as a text; it returns `false` to stop. `int8`: also kernels that round
     /// activations to 8 bits. Gives JSON for the next `Device::open`.
     pub async fn tune(&self, int8: bool, on_event: Function) -> Result<String, JsValue> {
-        let products = self.model.list().map_err(to_js)?.products;
-        let tuning = tune(&self.gpu, products, TuneOptions { int8 }, |timing| {
-            let text = format!("{:?} {} {:?}", timing.shape, timing.form, timing.microseconds);
-            tell(&on_event, "measured", &text.into())
+        let products = products(&self.model.dry_run().map_err(to_js)?);
+        let tuning = tune(&self.gpu, products, TuneOptions::default().with_int8(int8), |timing| {
+            let text = format!("{:?} {} {:?}", timing.shape, timing.kernel.name(), timing.microseconds);
+            if tell(&on_event, "measured", &text.into()) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
         .await
         .map_err(to_js)?;

@@ -5,7 +5,7 @@ use half::f16;
 use super::{Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
-use crate::ops::{self, KeyValues, KvCache, Look, Run};
+use crate::ops::{self, AttentionSegment, KeyValues, KvCache, StridedRows};
 use crate::tensor::Tensor;
 use crate::weights::source::LocalFuture;
 
@@ -98,7 +98,12 @@ impl Case for Attention {
                     tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, half));
                 }
                 let queries = Tensor::new(gpu, &[self.times, width], queries, "queries")?;
-                ops::attention(&mut recorder, self.layer(), &queries, KeyValues::Cached(&cache, self.keys))?
+                ops::attention(
+                    &mut recorder,
+                    self.layer(),
+                    &queries,
+                    KeyValues::Cached { cache: &cache, length: self.keys },
+                )?
             };
             read(recorder, &[&y]).await
         })
@@ -140,9 +145,9 @@ impl Attention {
     }
 }
 
-/// Attention of several sequences, each to its own keys: [`ops::attention_over`].
+/// Attention of several sequences, each to its own keys: [`ops::attention_batched`].
 #[derive(Debug, Clone, Copy)]
-pub struct AttentionOver {
+pub struct AttentionBatched {
     /// Sequences, one behind the other.
     pub sequences: usize,
     /// Heads of queries, keys and values.
@@ -155,7 +160,7 @@ pub struct AttentionOver {
     pub keys: Option<usize>,
 }
 
-impl AttentionOver {
+impl AttentionBatched {
     /// One sequence's.
     fn one(&self) -> Attention {
         let Self { heads, head_dim, times, keys, .. } = *self;
@@ -182,7 +187,7 @@ fn side_by_side(parts: &[&[f32]], width: usize) -> Vec<f32> {
     (0..rows).flat_map(|row| parts.iter().flat_map(move |part| &part[row * width..][..width])).copied().collect()
 }
 
-impl Case for AttentionOver {
+impl Case for AttentionBatched {
     fn bound(&self) -> f64 {
         F32
     }
@@ -199,14 +204,14 @@ impl Case for AttentionOver {
                     inputs.iter().flat_map(|[_, keys, values]| side_by_side(&[keys, values], width)).collect();
                 let queries = Tensor::new(gpu, &[rows, width], &queries, "queries")?;
                 let other = Tensor::new(gpu, &[self.sequences * keys, 2 * width], &other, "keys and values")?;
-                ops::attention_over(&mut recorder, layer, &queries, KeyValues::Other(&other), self.sequences)?
+                ops::attention_batched(&mut recorder, layer, &queries, KeyValues::Separate(&other), self.sequences)?
             } else {
                 let packed: Vec<f32> = inputs
                     .iter()
                     .flat_map(|[queries, keys, values]| side_by_side(&[queries, keys, values], width))
                     .collect();
                 let packed = Tensor::new(gpu, &[rows, 3 * width], &packed, "packed")?;
-                ops::attention_over(&mut recorder, layer, &packed, KeyValues::Packed, self.sequences)?
+                ops::attention_batched(&mut recorder, layer, &packed, KeyValues::Packed, self.sequences)?
             };
             read(recorder, &[&y]).await
         })
@@ -218,10 +223,10 @@ impl Case for AttentionOver {
     }
 }
 
-/// Attention of three sequences whose keys and values lie in one cache: [`ops::attention_to_runs`]. They have a beginning in
+/// Attention of three sequences whose keys and values lie in one cache: [`ops::attention_segments`]. They have a beginning in
 /// common, then keys of their own, then one from each in turn.
 #[derive(Debug, Clone, Copy)]
-pub struct AttentionToRuns {
+pub struct AttentionSegments {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads.
@@ -238,7 +243,7 @@ pub struct AttentionToRuns {
     pub half: bool,
 }
 
-impl AttentionToRuns {
+impl AttentionSegments {
     /// One sequence's.
     fn one(&self, sequence: usize) -> Attention {
         let Self { heads, kv_heads, head_dim, common, own, steps, half } = *self;
@@ -286,29 +291,29 @@ impl AttentionToRuns {
         cached
     }
 
-    fn sets(&self) -> Vec<Vec<Look>> {
+    fn sets(&self) -> Vec<Vec<AttentionSegment>> {
         let count = self.own.len();
         let rows = if self.steps == 0 { self.own.iter().sum() } else { count };
-        let all = |keys| vec![Look { queries: 0..rows, keys, causal: false }];
+        let all = |keys| vec![AttentionSegment { queries: 0..rows, keys, causal: false }];
         let mut sets = Vec::new();
         if self.common > 0 {
-            sets.push(all(Run { start: 0, step: 1, count: self.common }));
+            sets.push(all(StridedRows { start: 0, step: 1, count: self.common }));
         }
         let starts = self.own.iter().scan(0, |end, own| {
             *end += own;
             Some(*end - own)
         });
         let own = starts.zip(self.own).enumerate().map(|(sequence, (start, own))| {
-            let keys = Run { start: self.common + start, step: 1, count: own };
+            let keys = StridedRows { start: self.common + start, step: 1, count: own };
             let queries = if self.steps == 0 { start..start + own } else { sequence..sequence + 1 };
-            Look { queries, keys, causal: self.steps == 0 }
+            AttentionSegment { queries, keys, causal: self.steps == 0 }
         });
         sets.push(own.collect());
         if self.steps > 0 {
             let first = self.common + self.own.iter().sum::<usize>();
             let turn = |sequence| {
-                let keys = Run { start: first + sequence, step: count, count: self.steps };
-                Look { queries: sequence..sequence + 1, keys, causal: false }
+                let keys = StridedRows { start: first + sequence, step: count, count: self.steps };
+                AttentionSegment { queries: sequence..sequence + 1, keys, causal: false }
             };
             sets.push((0..count).map(turn).collect());
         }
@@ -316,7 +321,7 @@ impl AttentionToRuns {
     }
 }
 
-impl Case for AttentionToRuns {
+impl Case for AttentionSegments {
     fn bound(&self) -> f64 {
         F32
     }
@@ -337,7 +342,7 @@ impl Case for AttentionToRuns {
             let queries = Tensor::new(gpu, &[queries.len() / width, width], &queries, "queries")?;
             let mut recorder = gpu.record();
             let layer = self.one(0).layer();
-            let y = ops::attention_to_runs(&mut recorder, layer, &queries, &cache, &self.sets())?;
+            let y = ops::attention_segments(&mut recorder, layer, &queries, &cache, &self.sets())?;
             read(recorder, &[&y]).await
         })
     }

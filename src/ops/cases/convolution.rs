@@ -101,8 +101,8 @@ impl Case for Depthwise {
             let weight = Tensor::new(gpu, &[49, channels], &weight, "weight")?;
             let bias = Tensor::new(gpu, &[channels], &bias, "bias")?;
             let mut recorder = gpu.record();
-            let y = ops::depthwise(&mut recorder, &FeatureMap { height, width, pixels }, &weight, &bias)?;
-            read(recorder, &[&y.pixels]).await
+            let y = ops::depthwise(&mut recorder, &FeatureMap { height, width, values: pixels }, &weight, &bias)?;
+            read(recorder, &[&y.values]).await
         })
     }
 
@@ -157,8 +157,8 @@ impl Case for Resize {
             let (height, width) = self.from;
             let pixels = Tensor::new(gpu, &[height * width, self.channels], &self.inputs(), "x")?;
             let mut recorder = gpu.record();
-            let y = ops::resize(&mut recorder, &FeatureMap { height, width, pixels }, self.to.0, self.to.1)?;
-            read(recorder, &[&y.pixels]).await
+            let y = ops::resize(&mut recorder, &FeatureMap { height, width, values: pixels }, self.to.0, self.to.1)?;
+            read(recorder, &[&y.values]).await
         })
     }
 

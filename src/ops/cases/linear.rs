@@ -23,7 +23,7 @@ pub struct Linear {
     /// Multiply by a vector last.
     pub gamma: bool,
     /// The activation.
-    pub activation: Activation,
+    pub activation: Option<Activation>,
     /// Rows of W alternate gate and up.
     pub gated: bool,
     /// Add to some rows of a larger y.
@@ -41,7 +41,7 @@ impl Default for Linear {
             precision: Precision::F32,
             bias: false,
             gamma: false,
-            activation: Activation::None,
+            activation: None,
             gated: false,
             accumulate: false,
             norm: false,
@@ -85,21 +85,21 @@ impl Linear {
 }
 
 /// The activations as their papers define them.
-pub(super) fn activate(x: f64, activation: Activation) -> f64 {
+pub(super) fn activate(x: f64, activation: Option<Activation>) -> f64 {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match activation {
-        Activation::None => x,
-        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
-        Activation::GeluTanh => {
+        None => x,
+        Some(Activation::GeluErf) => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Some(Activation::GeluTanh) => {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }
-        Activation::Silu => x * sigmoid(x),
-        Activation::QuickGelu => x * sigmoid(1.702 * x),
+        Some(Activation::Silu) => x * sigmoid(x),
+        Some(Activation::QuickGelu) => x * sigmoid(1.702 * x),
     }
 }
 
 /// One output of a product: activation(row . x + bias), gated or not. No bias where it is empty.
-fn output(x: &[f32], weight: &[f32], column: usize, bias: &[f32], activation: Activation, gated: bool) -> f64 {
+fn output(x: &[f32], weight: &[f32], column: usize, bias: &[f32], activation: Option<Activation>, gated: bool) -> f64 {
     let k = x.len();
     let product = |row: usize| -> f64 {
         let sum: f64 = x.iter().zip(&weight[row * k..(row + 1) * k]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
@@ -202,8 +202,8 @@ impl RoutedLinear {
         if self.gated { self.n / 2 } else { self.n }
     }
 
-    fn activation(&self) -> Activation {
-        if self.gated { Activation::Silu } else { Activation::None }
+    fn activation(&self) -> Option<Activation> {
+        self.gated.then_some(Activation::Silu)
     }
 
     /// x, W, y before, and the expert's slots.

@@ -4,15 +4,15 @@ use super::linear::activate;
 use super::{Case, F32, Random, read, stored};
 use crate::Result;
 use crate::gpu::Gpu;
-use crate::ops::{self, Activation, FeatureMap, MapEpilogue, Sampling2d};
+use crate::ops::{self, Activation, ConvEpilogue, ConvMode, FeatureMap};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::source::LocalFuture;
 
-/// A convolution: [`ops::convolution`], or [`ops::convolution_doubled`] to sides one less than twice the map's where `odd`.
+/// A convolution: [`ops::convolution`], or [`ops::convolution_upsampled`] to sides one less than twice the map's where `odd`.
 #[derive(Debug, Clone, Copy)]
 pub struct Convolution {
-    /// Pictures, one behind the other.
-    pub pictures: usize,
+    /// Images, one behind the other.
+    pub images: usize,
     /// Rows of pixels.
     pub height: usize,
     /// Pixels in a row.
@@ -24,14 +24,14 @@ pub struct Convolution {
     /// Side of the kernel.
     pub side: usize,
     /// Where it is put.
-    pub sampling: Sampling2d,
+    pub mode: ConvMode,
     /// A doubled map is cut off by one.
     pub odd: bool,
     /// How the weight is stored.
     pub precision: Precision,
     /// The activation.
-    pub activation: Activation,
-    /// Each picture has a bias of its own.
+    pub activation: Option<Activation>,
+    /// Each image has a bias of its own.
     pub biases: bool,
     /// A map is added last.
     pub residual: bool,
@@ -40,16 +40,16 @@ pub struct Convolution {
 impl Default for Convolution {
     fn default() -> Self {
         Self {
-            pictures: 1,
+            images: 1,
             height: 1,
             width: 1,
             channels: 4,
             out: 1,
             side: 3,
-            sampling: Sampling2d::Same,
+            mode: ConvMode::Same,
             odd: false,
             precision: Precision::F32,
-            activation: Activation::None,
+            activation: None,
             biases: false,
             residual: false,
         }
@@ -71,25 +71,25 @@ impl Convolution {
     /// Height and width of the result.
     fn size(&self) -> (usize, usize) {
         let Self { height, width, .. } = *self;
-        match self.sampling {
-            Sampling2d::Same => (height, width),
-            Sampling2d::Halved => (height.div_ceil(2), width.div_ceil(2)),
-            Sampling2d::HalvedAfter => (height / 2, width / 2),
-            Sampling2d::Doubled => (2 * height - usize::from(self.odd), 2 * width - usize::from(self.odd)),
+        match self.mode {
+            ConvMode::Same => (height, width),
+            ConvMode::Stride2 => (height.div_ceil(2), width.div_ceil(2)),
+            ConvMode::Stride2PadEnd => (height / 2, width / 2),
+            ConvMode::Upsample2 => (2 * height - usize::from(self.odd), 2 * width - usize::from(self.odd)),
         }
     }
 
     fn pixels(&self) -> usize {
         let (height, width) = self.size();
-        self.pictures * height * width
+        self.images * height * width
     }
 
     fn inputs(&self) -> Inputs {
         let mut random = Random::new(&self.name());
         Inputs {
-            x: random.values(self.pictures * self.height * self.width * self.channels, 1.0),
+            x: random.values(self.images * self.height * self.width * self.channels, 1.0),
             weight: random.values(self.out * self.columns(), 3.0 / (self.columns() as f64).sqrt()),
-            biases: random.values(self.pictures * self.out, 1.0),
+            biases: random.values(self.images * self.out, 1.0),
             residual: random.values(self.pixels() * self.out, 1.0),
         }
     }
@@ -102,36 +102,36 @@ impl Case for Convolution {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
         Box::pin(async move {
-            let Self { pictures, height, width, channels, out, side, sampling, .. } = *self;
+            let Self { images, height, width, channels, out, side, mode, .. } = *self;
             let inputs = self.inputs();
-            let pixels = Tensor::new(gpu, &[pictures * height * width, channels], &inputs.x, "x")?;
+            let pixels = Tensor::new(gpu, &[images * height * width, channels], &inputs.x, "x")?;
             let layer = ops::Convolution {
                 weight: Matrix::new(gpu, self.precision, self.columns(), &inputs.weight, "weight")?,
                 bias: Tensor::new(gpu, &[out], &inputs.biases[..out], "bias")?,
                 channels,
                 side,
-                sampling,
+                mode,
             };
-            let biases = Tensor::new(gpu, &[pictures, out], &inputs.biases, "biases")?;
+            let biases = Tensor::new(gpu, &[images, out], &inputs.biases, "biases")?;
             let size = self.size();
             let residual = FeatureMap {
                 height: size.0,
                 width: size.1,
-                pixels: Tensor::new(gpu, &[self.pixels(), out], &inputs.residual, "residual")?,
+                values: Tensor::new(gpu, &[self.pixels(), out], &inputs.residual, "residual")?,
             };
-            let epilogue = MapEpilogue {
+            let epilogue = ConvEpilogue {
                 bias: self.biases.then_some(&biases),
                 activation: self.activation,
                 residual: self.residual.then_some(&residual),
             };
             let mut recorder = gpu.record();
-            let x = FeatureMap { height, width, pixels };
-            let y = if sampling == Sampling2d::Doubled {
-                ops::convolution_doubled(&mut recorder, &x, &layer, size, epilogue)?
+            let x = FeatureMap { height, width, values: pixels };
+            let y = if mode == ConvMode::Upsample2 {
+                ops::convolution_upsampled(&mut recorder, &x, &layer, size, epilogue)?
             } else {
                 ops::convolution(&mut recorder, &x, &layer, epilogue)?
             };
-            read(recorder, &[&y.pixels]).await
+            read(recorder, &[&y.values]).await
         })
     }
 
@@ -140,18 +140,18 @@ impl Case for Convolution {
         let Inputs { x, weight, biases, residual } = self.inputs();
         let weight = stored(self.precision, self.columns(), &weight);
         let (height_out, width_out) = self.size();
-        let doubled = self.sampling == Sampling2d::Doubled;
+        let doubled = self.mode == ConvMode::Upsample2;
         let (height, width) = if doubled { (height_out, width_out) } else { (self.height, self.width) };
-        let before = if self.sampling == Sampling2d::HalvedAfter { 0 } else { self.side / 2 };
-        let halved = matches!(self.sampling, Sampling2d::Halved | Sampling2d::HalvedAfter);
+        let before = if self.mode == ConvMode::Stride2PadEnd { 0 } else { self.side / 2 };
+        let halved = matches!(self.mode, ConvMode::Stride2 | ConvMode::Stride2PadEnd);
         let stride = if halved { 2 } else { 1 };
         let shrink = if doubled { 2 } else { 1 };
         let mut y = Vec::with_capacity(residual.len());
         for at in 0..self.pixels() {
-            let (picture, pixel) = (at / (height_out * width_out), at % (height_out * width_out));
+            let (image, pixel) = (at / (height_out * width_out), at % (height_out * width_out));
             let (top, left) = (pixel / width_out * stride, pixel % width_out * stride);
             for out in 0..self.out {
-                let mut sum = f64::from(biases[if self.biases { picture * self.out + out } else { out }]);
+                let mut sum = f64::from(biases[if self.biases { image * self.out + out } else { out }]);
                 for tap in 0..self.side * self.side {
                     let (row, column) = (top + tap / self.side, left + tap % self.side);
                     let inside = row >= before && row < height + before && column >= before && column < width + before;
@@ -159,7 +159,7 @@ impl Case for Convolution {
                         continue;
                     }
                     let (row, column) = ((row - before) / shrink, (column - before) / shrink);
-                    let start = ((picture * self.height + row) * self.width + column) * self.channels;
+                    let start = ((image * self.height + row) * self.width + column) * self.channels;
                     let kernel = out * self.columns() + tap * self.channels;
                     for channel in 0..self.channels {
                         sum += f64::from(x[start + channel]) * f64::from(weight[kernel + channel]);
@@ -179,8 +179,8 @@ impl Case for Convolution {
 /// Group normalisation: [`ops::group_norm`].
 #[derive(Debug, Clone, Copy)]
 pub struct GroupNorm {
-    /// Pictures, each with its own mean and variance.
-    pub pictures: usize,
+    /// Images, each with its own mean and variance.
+    pub images: usize,
     /// Rows of pixels.
     pub height: usize,
     /// Pixels in a row.
@@ -198,7 +198,7 @@ pub struct GroupNorm {
 impl GroupNorm {
     fn inputs(&self) -> [Vec<f32>; 3] {
         let mut random = Random::new(&self.name());
-        let mut x = random.values(self.pictures * self.height * self.width * self.channels, 1.0);
+        let mut x = random.values(self.images * self.height * self.width * self.channels, 1.0);
         x.iter_mut().for_each(|value| *value += self.shift);
         [x, random.values(self.channels, 1.0), random.values(self.channels, 1.0)]
     }
@@ -214,9 +214,9 @@ impl Case for GroupNorm {
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
         Box::pin(async move {
-            let Self { pictures, height, width, channels, groups, silu, .. } = *self;
+            let Self { images, height, width, channels, groups, silu, .. } = *self;
             let [x, weight, bias] = self.inputs();
-            let pixels = Tensor::new(gpu, &[pictures * height * width, channels], &x, "x")?;
+            let pixels = Tensor::new(gpu, &[images * height * width, channels], &x, "x")?;
             let layer = ops::GroupNorm {
                 weight: Tensor::new(gpu, &[channels], &weight, "weight")?,
                 bias: Tensor::new(gpu, &[channels], &bias, "bias")?,
@@ -224,8 +224,8 @@ impl Case for GroupNorm {
                 eps: Self::EPS,
             };
             let mut recorder = gpu.record();
-            let y = ops::group_norm(&mut recorder, &FeatureMap { height, width, pixels }, &layer, silu)?;
-            read(recorder, &[&y.pixels]).await
+            let y = ops::group_norm(&mut recorder, &FeatureMap { height, width, values: pixels }, &layer, silu)?;
+            read(recorder, &[&y.values]).await
         })
     }
 
@@ -233,10 +233,10 @@ impl Case for GroupNorm {
         let [x, weight, bias] = self.inputs();
         let (pixels, width) = (self.height * self.width, self.channels / self.groups);
         let mut y = vec![0.0; x.len()];
-        for picture in 0..self.pictures {
+        for image in 0..self.images {
             for group in 0..self.groups {
                 let places: Vec<usize> = (0..pixels * width)
-                    .map(|at| (picture * pixels + at / width) * self.channels + group * width + at % width)
+                    .map(|at| (image * pixels + at / width) * self.channels + group * width + at % width)
                     .collect();
                 let count = places.len() as f64;
                 let mean = places.iter().map(|at| f64::from(x[*at])).sum::<f64>() / count;
@@ -245,7 +245,7 @@ impl Case for GroupNorm {
                     let channel = at % self.channels;
                     let normed = (f64::from(x[at]) - mean) / (variance + f64::from(Self::EPS)).sqrt();
                     let value = normed * f64::from(weight[channel]) + f64::from(bias[channel]);
-                    y[at] = activate(value, if self.silu { Activation::Silu } else { Activation::None }) as f32;
+                    y[at] = activate(value, self.silu.then_some(Activation::Silu)) as f32;
                 }
             }
         }
@@ -279,11 +279,11 @@ impl Case for Concatenate {
             let inputs = self.inputs();
             let map = |index: usize| -> Result<FeatureMap> {
                 let shape = [self.pixels, self.channels[index]];
-                Ok(FeatureMap { height: 1, width: self.pixels, pixels: Tensor::new(gpu, &shape, &inputs[index], "x")? })
+                Ok(FeatureMap { height: 1, width: self.pixels, values: Tensor::new(gpu, &shape, &inputs[index], "x")? })
             };
             let mut recorder = gpu.record();
             let y = ops::concatenate(&mut recorder, &map(0)?, &map(1)?)?;
-            read(recorder, &[&y.pixels]).await
+            read(recorder, &[&y.values]).await
         })
     }
 

@@ -3,7 +3,7 @@
 use super::{Case, Random, stored};
 use crate::Result;
 use crate::gpu::Gpu;
-use crate::tensor::{MatrixBuilder, Packed, Precision, dequantise};
+use crate::tensor::{MatrixBuilder, Packed, Precision, dequantize};
 use crate::weights::source::LocalFuture;
 
 /// Rows pushed in blocks into a [`MatrixBuilder`] and read back: every byte must be where one packing of the whole puts it.
@@ -39,21 +39,21 @@ impl Case for MatrixRows {
             let matrix = builder.finish()?;
             let mut values = Vec::new();
             let mut first = 0;
-            for piece in matrix.pieces() {
-                debug_assert_eq!(piece.first, first);
-                first += piece.rows;
+            for shard in matrix.shards() {
+                debug_assert_eq!(shard.first, first);
+                first += shard.rows;
                 let mut recorder = gpu.record();
-                let data = piece.data.read_back(&mut recorder);
-                let scales = piece.scales.as_ref().map(|scales| scales.read_back(&mut recorder));
+                let data = shard.data.read_back(&mut recorder);
+                let scales = shard.scales.as_ref().map(|scales| scales.read_back(&mut recorder));
                 recorder.submit()?;
                 let data = data.bytes().await?;
                 let scales = match scales {
                     Some(scales) => scales.bytes().await?,
                     None => Vec::new(),
                 };
-                let rows = Packed { data, scales }.from_blocks(self.precision, self.columns);
-                let mut stored = dequantise(self.precision, self.columns, &rows);
-                stored.truncate(piece.rows * self.columns);
+                let rows = Packed { data, scales }.deinterleaved(self.precision, self.columns);
+                let mut stored = dequantize(self.precision, self.columns, &rows);
+                stored.truncate(shard.rows * self.columns);
                 values.extend(stored);
             }
             Ok(values)

@@ -17,7 +17,7 @@ pub struct Map {
     pub width: usize,
     /// Channels of each stage.
     pub channels: [usize; 4],
-    /// How many times smaller each stage is than the first: divisors of height and width.
+    /// How many times smaller each stage is than the first: freq_factors of height and width.
     pub ratios: [usize; 4],
     /// 1, or 2 for cells of 2 x 2 texels.
     pub pool: usize,
@@ -48,7 +48,7 @@ impl Map {
         let stage = |i: usize| -> Result<FeatureMap> {
             let (height, width) = (self.height / self.ratios[i], self.width / self.ratios[i]);
             let pixels = Tensor::new(gpu, &[height * width, self.channels[i]], &stages[i], "stage")?;
-            Ok(FeatureMap { height, width, pixels })
+            Ok(FeatureMap { height, width, values: pixels })
         };
         Ok(MiningMap { stages: [stage(0)?, stage(1)?, stage(2)?, stage(3)?], pool: self.pool })
     }

@@ -15,19 +15,19 @@ mod matrix;
 mod mining;
 mod norm;
 mod random;
-mod rotary;
+mod rope;
 mod routing;
 mod sampling;
 
 use std::fmt;
 
 use crate::gpu::{Gpu, Recorder};
-use crate::ops::Sampling2d;
-use crate::tensor::{Packed, Precision, Tensor, dequantise, pack_rows};
+use crate::ops::ConvMode;
+use crate::tensor::{Packed, Precision, Tensor, dequantize, pack_rows};
 use crate::weights::source::LocalFuture;
 use crate::{Error, Result};
 
-pub use attention::{Attention, AttentionOver, AttentionToRuns, Storage};
+pub use attention::{Attention, AttentionBatched, AttentionSegments, Storage};
 pub use convolution::{Depthwise, Patches, Resize};
 pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
@@ -37,7 +37,7 @@ pub use matrix::MatrixRows;
 pub use mining::{Map, Mining, MiningStats};
 pub use norm::Norm;
 pub use random::Random;
-pub use rotary::Rotary;
+pub use rope::Rope;
 pub use routing::{Combine, Route};
 pub use sampling::{Argmax, Sample};
 
@@ -133,7 +133,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         RoutedLinear { tokens: 9, top_k: 2, n: 66, k: 36, precision: Precision::Q8, gated: true, from_tokens: true };
     let attention =
         Attention { heads: 6, kv_heads: 2, head_dim: 40, times: 3, keys: 300, causal: true, storage: Storage::F32 };
-    let rotary = Rotary {
+    let rotary = Rope {
         heads: 3,
         kv_heads: 1,
         head_dim: 20,
@@ -152,7 +152,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(attention),
         Box::new(Attention { times: 70, keys: 70, storage: Storage::Packed, ..attention }),
         Box::new(Attention { times: 1, storage: Storage::F16, ..attention }),
-        Box::new(AttentionToRuns {
+        Box::new(AttentionSegments {
             heads: 6,
             kv_heads: 2,
             head_dim: 40,
@@ -173,12 +173,12 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             },
             noise: true,
         }),
-        Box::new(Rotary { times: 1, precision: Precision::Q4, half: true, ..rotary }),
+        Box::new(Rope { times: 1, precision: Precision::Q4, half: true, ..rotary }),
         Box::new(rotary),
         Box::new(Patches { height: 13, width: 10, channels: 3, size: 4, planar: true, first: 1, count: 4 }),
         Box::new(Depthwise { height: 9, width: 11, channels: 7 }),
         Box::new(Convolution {
-            pictures: 2,
+            images: 2,
             height: 7,
             width: 5,
             channels: 36,
@@ -193,13 +193,13 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             channels: 32,
             out: 5,
             precision: Precision::Q8,
-            sampling: Sampling2d::Doubled,
+            mode: ConvMode::Upsample2,
             ..Convolution::default()
         }),
-        Box::new(GroupNorm { pictures: 2, height: 9, width: 5, channels: 60, groups: 6, silu: true, shift: 3.0 }),
+        Box::new(GroupNorm { images: 2, height: 9, width: 5, channels: 60, groups: 6, silu: true, shift: 3.0 }),
         Box::new(Concatenate { pixels: 130, channels: [36, 132] }),
         Box::new(Softmax { rows: 5, k: 300, stride: 303 }),
-        Box::new(AttentionOver { sequences: 2, heads: 2, head_dim: 64, times: 70, keys: Some(77) }),
+        Box::new(AttentionBatched { sequences: 2, heads: 2, head_dim: 64, times: 70, keys: Some(77) }),
         Box::new(Resize { from: (7, 5), channels: 3, to: (12, 13) }),
         Box::new(MiningStats { map }),
         Box::new(Mining { map, side: 2, window: 8, origin: (0, 8) }),
@@ -225,7 +225,7 @@ async fn read(mut recorder: Recorder, tensors: &[&Tensor]) -> Result<Vec<f32>> {
 /// What packed weights stand for.
 fn stored(precision: Precision, columns: usize, values: &[f32]) -> Vec<f32> {
     let packed: Packed = pack_rows(precision, columns, values);
-    dequantise(precision, columns, &packed)
+    dequantize(precision, columns, &packed)
 }
 
 /// The error function, by a series of positive terms: erf x = 2 / sqrt(pi) exp(-x^2) sum of 2^n x^(2n + 1) / (2n + 1)!!.

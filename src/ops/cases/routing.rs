@@ -58,7 +58,7 @@ impl Case for Route {
             let (shares, choices) = routing.chosen();
             let shares = shares.read_back(&mut recorder);
             let choices = choices.read_back(&mut recorder);
-            let lists = routing.of(0, true).lists.read_back(&mut recorder);
+            let lists = routing.routes(0, true).lists.read_back(&mut recorder);
             recorder.submit()?;
             let mut values = shares.values::<f32>().await?;
             values.extend(choices.values::<u32>().await?.into_iter().map(|expert| expert as f32));

@@ -14,7 +14,7 @@ use super::super::sdxl::{self, SdxlCheckpoint};
 use super::super::source::{ByteSource, Folder, read_file, read_range};
 use super::super::view::Weights;
 use super::{CLIP_CONFIG, FORMAT, GGUF_HEADER, Manifest, VERSION};
-use crate::tensor::{GROUP, Precision, pack_rows};
+use crate::tensor::{GROUP_SIZE, Precision, pack_rows};
 use crate::{Error, Result};
 
 /// One part in so many of a shard is room for the header.
@@ -87,8 +87,8 @@ impl Form {
     fn of(precision: Precision, columns: usize) -> Self {
         match precision {
             Precision::F32 => Self::F32,
-            Precision::Q8 if columns.is_multiple_of(GROUP) => Self::Block(BlockType::Q8_0),
-            Precision::Q4 if columns.is_multiple_of(GROUP) => Self::Block(BlockType::Q4_1),
+            Precision::Q8 if columns.is_multiple_of(GROUP_SIZE) => Self::Block(BlockType::Q8_0),
+            Precision::Q4 if columns.is_multiple_of(GROUP_SIZE) => Self::Block(BlockType::Q4_1),
             _ => Self::F16,
         }
     }
@@ -291,7 +291,7 @@ impl Item {
                         let padded = packed.len() / (values.len() / (*columns).max(1)).max(1);
                         packed.chunks(padded.max(1)).flat_map(|row| row.iter().take(2 * columns)).copied().collect()
                     }
-                    Form::Block(kind) => kind.quantise(&values),
+                    Form::Block(kind) => kind.quantize(&values),
                 })
             }
         }

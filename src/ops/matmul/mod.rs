@@ -1,51 +1,29 @@
 //! The matrix products: y = x W^T with weights in any of the formats of [`Precision`], and what is fused around them.
 
+mod kernel;
+mod shape;
+mod table;
+
 use bytemuck::{Pod, Zeroable};
 
+pub use self::kernel::{BlockedMatvec, Cooperative, MatmulKernel, Rounding};
+use self::shape::Products;
+pub use self::shape::{MatmulShape, products};
+pub(crate) use self::table::Choice;
+pub use self::table::{Tuning, set_tuning, tuning};
 use super::Norm;
-use super::form::{Cooperative, Form, MatvecBlocks};
-use super::tuning::Shape;
-use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, Source, Specialise, wgsl};
-use crate::tensor::{Matrix, Piece, Precision, Tensor};
+use crate::gpu::{Access, Cost, Gpu, Kernel, PipelineKey, Recorder, Source, wgsl};
+use crate::tensor::{Activation, Matrix, Precision, Shard, Tensor};
 use crate::{Error, Result};
 
-/// What is applied to each output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// Nothing.
-    #[default]
-    None,
-    /// x Phi(x), with the error function.
-    GeluErf,
-    /// GELU's tanh approximation.
-    GeluTanh,
-    /// x sigmoid(x).
-    Silu,
-    /// x sigmoid(1.702 x).
-    QuickGelu,
-}
-
-impl Activation {
-    fn code(self) -> u32 {
-        match self {
-            Self::None => 0,
-            Self::GeluErf => 1,
-            Self::GeluTanh => 2,
-            Self::Silu => 3,
-            Self::QuickGelu => 4,
-        }
-    }
-}
-
-impl From<crate::weights::config::Activation> for Activation {
-    fn from(activation: crate::weights::config::Activation) -> Self {
-        use crate::weights::config::Activation as Configured;
-        match activation {
-            Configured::Silu => Self::Silu,
-            Configured::QuickGelu => Self::QuickGelu,
-            Configured::GeluErf => Self::GeluErf,
-            Configured::GeluTanh => Self::GeluTanh,
-        }
+/// The code of an activation in the override constant `ACTIVATION`.
+fn activation_code(activation: Option<Activation>) -> u32 {
+    match activation {
+        None => 0,
+        Some(Activation::GeluErf) => 1,
+        Some(Activation::GeluTanh) => 2,
+        Some(Activation::Silu) => 3,
+        Some(Activation::QuickGelu) => 4,
     }
 }
 
@@ -56,7 +34,7 @@ pub struct Epilogue<'a> {
     /// Added first, [rows of W].
     pub bias: Option<&'a Tensor>,
     /// Then applied.
-    pub activation: Activation,
+    pub activation: Option<Activation>,
     /// Rows of W alternate gate and up: outputs are `activation(gate) * up`, half as many as rows.
     pub gated: bool,
     /// Multiplied last, [outputs] (ConvNeXt's layer scale).
@@ -101,7 +79,7 @@ pub(super) struct Params {
 /// The parameters that only a convolution has, behind the others.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-pub(super) struct MapParams {
+pub(super) struct ConvParams {
     pub height: u32,
     pub width: u32,
     pub pixels_out: u32,
@@ -120,20 +98,20 @@ pub(super) struct MapParams {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct AllMapParams {
+struct ImplicitGemmParams {
     product: Params,
-    map: MapParams,
+    map: ConvParams,
 }
 
 impl Params {
-    /// What a product of `m` rows with a piece of a matrix has in any case.
-    pub(super) fn of_piece(piece: &Piece, m: usize, k: usize, norm: Option<&Norm>) -> Self {
+    /// What a product of `m` rows with a shard of a matrix has in any case.
+    pub(super) fn of_shard(shard: &Shard, m: usize, k: usize, norm: Option<&Norm>) -> Self {
         Self {
             m: m as u32,
-            n: piece.rows as u32,
+            n: shard.rows as u32,
             k: k as u32,
-            weight_stride: piece.precision.row_fours(k) as u32,
-            first: piece.first as u32,
+            weight_stride: shard.precision.row_fours(k) as u32,
+            first: shard.first as u32,
             route_divisor: 1,
             eps: norm.map_or(0.0, |norm| norm.eps),
             ..Self::default()
@@ -172,16 +150,16 @@ fn reader_constants(precision: Precision) -> Vec<(&'static str, u32)> {
 
 /// How rows of x are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Input {
+pub(crate) enum LhsSource {
     /// Rows of any length.
     Scalar,
     /// Rows whose length is a multiple of 4.
     Vec4,
     /// What a convolution covers of a map.
-    Map,
+    Im2col,
 }
 
-impl Input {
+impl LhsSource {
     /// How rows of k are read.
     pub(super) fn of_rows(k: usize) -> Self {
         if k.is_multiple_of(4) { Self::Vec4 } else { Self::Scalar }
@@ -190,7 +168,7 @@ impl Input {
 
 /// What becomes of the sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Ending {
+pub(crate) enum OutputStage {
     /// The epilogue, row by row.
     Plain,
     /// The epilogue, for the rows of one expert.
@@ -201,16 +179,16 @@ pub(crate) enum Ending {
 
 /// What of the epilogue there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Applied {
+pub(crate) struct EpilogueFlags {
     pub bias: bool,
     pub gamma: bool,
     pub gated: bool,
     pub accumulate: bool,
     pub residual: bool,
-    pub activation: Activation,
+    pub activation: Option<Activation>,
 }
 
-impl Applied {
+impl EpilogueFlags {
     fn overrides(self) -> [(&'static str, u32); 6] {
         [
             ("HAS_BIAS", self.bias.into()),
@@ -218,7 +196,7 @@ impl Applied {
             ("GATED", self.gated.into()),
             ("ACCUMULATE", self.accumulate.into()),
             ("HAS_RESIDUAL", self.residual.into()),
-            ("ACTIVATION", self.activation.code()),
+            ("ACTIVATION", activation_code(self.activation)),
         ]
     }
 }
@@ -226,70 +204,72 @@ impl Applied {
 /// What decides a specialisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
-    pub form: Form,
+    pub matmul: MatmulKernel,
     pub precision: Precision,
-    pub input: Input,
-    pub ending: Ending,
+    pub input: LhsSource,
+    pub ending: OutputStage,
     /// With a norm before the product.
     pub norm: bool,
     /// That norm's gain is stored less one.
     pub unit_offset: bool,
-    pub applied: Applied,
+    pub applied: EpilogueFlags,
 }
 
-impl Specialise for Variant {
+impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         let mut sources = match self.ending {
-            Ending::Plain => vec![
+            OutputStage::Plain => vec![
                 wgsl!("linear_epilogue.wgsl"),
                 wgsl!("activation.wgsl"),
-                if self.input == Input::Map { wgsl!("rows_map.wgsl") } else { wgsl!("rows_direct.wgsl") },
+                if self.input == LhsSource::Im2col { wgsl!("rows_map.wgsl") } else { wgsl!("rows_direct.wgsl") },
             ],
-            Ending::Routed => {
+            OutputStage::Routed => {
                 vec![wgsl!("linear_epilogue.wgsl"), wgsl!("activation.wgsl"), wgsl!("rows_routed.wgsl")]
             }
-            Ending::Turned { half } => vec![
+            OutputStage::Turned { half } => vec![
                 wgsl!("rotary_epilogue.wgsl"),
                 if half { wgsl!("store_f16.wgsl") } else { wgsl!("store_f32.wgsl") },
                 wgsl!("rows_direct.wgsl"),
             ],
         };
         sources.push(match self.input {
-            Input::Scalar => wgsl!("input_scalar.wgsl"),
-            Input::Vec4 => wgsl!("input_vec4.wgsl"),
-            Input::Map => wgsl!("input_convolution.wgsl"),
+            LhsSource::Scalar => wgsl!("input_scalar.wgsl"),
+            LhsSource::Vec4 => wgsl!("input_vec4.wgsl"),
+            LhsSource::Im2col => wgsl!("input_convolution.wgsl"),
         });
         let mut overrides = Vec::new();
-        if !matches!(self.ending, Ending::Turned { .. }) {
+        if !matches!(self.ending, OutputStage::Turned { .. }) {
             overrides.extend(self.applied.overrides());
         }
-        let (reader, mut consts) = match self.form {
-            Form::Subgroup { .. } | Form::MatvecSubgroup | Form::MatvecBlocks(_) => block_reader(self.precision),
+        let (reader, mut consts) = match self.matmul {
+            MatmulKernel::Subgroup { .. } | MatmulKernel::MatvecSubgroup | MatmulKernel::BlockedMatvec(_) => {
+                block_reader(self.precision)
+            }
             _ => weight_reader(self.precision),
         };
         sources.push(reader);
-        if self.form.fuses_norm() {
+        if self.matmul.fuses_norm() {
             sources.push(wgsl!("linear_norm.wgsl"));
             overrides.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
         }
-        let name = match self.form {
-            Form::Matvec => {
+        let name = match self.matmul {
+            MatmulKernel::Matvec => {
                 sources.extend([wgsl!("reduce_workgroup.wgsl"), wgsl!("matvec.wgsl")]);
                 "matvec"
             }
-            Form::MatvecBlocks(MatvecBlocks { subgroups, workgroup, blocks }) => {
+            MatmulKernel::BlockedMatvec(BlockedMatvec { subgroups, workgroup, blocks }) => {
                 let reduce = if subgroups { wgsl!("reduce_subgroup.wgsl") } else { wgsl!("reduce_workgroup.wgsl") };
                 sources.extend([reduce, wgsl!("matvec_blocks.wgsl")]);
                 overrides.push(("WORKGROUP", workgroup));
                 consts.push(("BLOCKS", blocks));
                 "matvec_blocks"
             }
-            Form::Tiled { half } => {
+            MatmulKernel::Tiled { half } => {
                 let stage = if half { wgsl!("stage_half.wgsl") } else { wgsl!("stage_f32.wgsl") };
                 sources.extend([wgsl!("tiles_64.wgsl"), stage, wgsl!("matmul.wgsl")]);
                 "matmul"
             }
-            Form::Packed => {
+            MatmulKernel::Packed => {
                 let bytes = match self.precision {
                     Precision::Q8 => wgsl!("packed_q8.wgsl"),
                     _ => wgsl!("packed_quantised.wgsl"),
@@ -297,27 +277,27 @@ impl Specialise for Variant {
                 sources.extend([wgsl!("tiles_64.wgsl"), bytes, wgsl!("matmul_packed.wgsl")]);
                 "matmul_packed"
             }
-            Form::Cooperative(Cooperative { size, tile, workgroup }) => {
+            MatmulKernel::Cooperative(Cooperative { size, tile, workgroup }) => {
                 let matrices = if size == 8 { wgsl!("cooperative_8.wgsl") } else { wgsl!("cooperative_16.wgsl") };
                 sources.extend([wgsl!("stage_half.wgsl"), matrices, wgsl!("matmul_cooperative.wgsl")]);
                 consts.extend([("TILE", tile), ("WORKGROUP", workgroup)]);
                 "matmul_cooperative"
             }
-            Form::Uniform(rows) => {
+            MatmulKernel::Uniform(rows) => {
                 sources.push(wgsl!("matmul_uniform.wgsl"));
                 overrides.push(("ROWS", rows));
                 "matmul_uniform"
             }
-            Form::Subgroup4(rows) => {
+            MatmulKernel::Subgroup4(rows) => {
                 sources.push(wgsl!("matmul_subgroup4.wgsl"));
                 overrides.push(("ROWS", rows));
                 "matmul_subgroup4"
             }
-            Form::MatvecSubgroup => {
+            MatmulKernel::MatvecSubgroup => {
                 sources.push(wgsl!("matvec_subgroup.wgsl"));
                 "matvec_subgroup"
             }
-            Form::Subgroup { rows, blocks } => {
+            MatmulKernel::Subgroup { rows, blocks } => {
                 sources.push(wgsl!("matmul_subgroup.wgsl"));
                 consts.extend([("ROWS", rows), ("BLOCKS", blocks)]);
                 "matmul_subgroup"
@@ -325,12 +305,12 @@ impl Specialise for Variant {
         };
         Kernel {
             name,
-            label: if self.input == Input::Map { "convolution" } else { name },
+            label: if self.input == LhsSource::Im2col { "convolution" } else { name },
             sources,
             overrides,
             consts,
             bindings: match self.ending {
-                Ending::Turned { .. } => &[R, R, R, R, W, W, R, W],
+                OutputStage::Turned { .. } => &[R, R, R, R, W, W, R, W],
                 _ => &[R, R, R, R, R, R, R, W],
             },
         }
@@ -354,15 +334,15 @@ struct Product<'a> {
 }
 
 /// A product whose rows of x are what a convolution covers. Shapes are checked by who makes it: W [n, taps * channels].
-pub(super) struct MapProduct<'a> {
+pub(super) struct ImplicitGemm<'a> {
     pub x: &'a Tensor,
     pub weight: &'a Matrix,
-    /// [n], or [pictures, n] where `map.bias_stride` is n.
+    /// [n], or [images, n] where `map.bias_stride` is n.
     pub bias: Option<&'a Tensor>,
-    pub activation: Activation,
+    pub activation: Option<Activation>,
     pub residual: Option<&'a Tensor>,
     pub y: &'a Tensor,
-    pub map: MapParams,
+    pub map: ConvParams,
 }
 
 /// y = epilogue(x W^T): x [m, k], W [n, k] -> y [m, n] (n / 2 where gated).
@@ -414,9 +394,19 @@ pub fn linear_routed(
     Product { x, norm: None, weight, epilogue, y, row: 0, routes: Some(routes), accumulate: false }.record(recorder)
 }
 
-/// Whether all pieces of a product can take a norm along.
+/// In a dry run, reports a product.
+pub(super) fn note_product(recorder: &mut Recorder, shape: MatmulShape) {
+    if let Some(products) = recorder.trace::<Products>() {
+        products.0.insert(shape);
+    }
+}
+
+/// Whether all shards of a product can take a norm along.
 pub(super) fn fuses_norm(gpu: &Gpu, m: usize, weight: &Matrix) -> bool {
-    weight.pieces().iter().all(|piece| Form::choose(gpu, Shape::of(piece, m, weight.columns())).fuses_norm())
+    weight
+        .shards()
+        .iter()
+        .all(|shard| MatmulKernel::choose(gpu, MatmulShape::of_shard(shard, m, weight.columns())).fuses_norm())
 }
 
 impl Product<'_> {
@@ -457,18 +447,18 @@ impl Product<'_> {
         let Self { x, weight, epilogue, y, row, routes, norm, accumulate } = self;
         let (k, outputs) = (x.columns(), epilogue.outputs(weight));
         let any = x.binding();
-        for piece in weight.pieces() {
-            let shape = Shape::of(piece, m, k);
-            recorder.note_product(shape);
-            let form = Form::choose(recorder.gpu(), shape);
+        for shard in weight.shards() {
+            let shape = MatmulShape::of_shard(shard, m, k);
+            note_product(recorder, shape);
+            let form = MatmulKernel::choose(recorder.gpu(), shape);
             let variant = Variant {
-                form,
-                precision: piece.precision,
-                input: Input::of_rows(k),
-                ending: if routes.is_some() { Ending::Routed } else { Ending::Plain },
+                matmul: form,
+                precision: shard.precision,
+                input: LhsSource::of_rows(k),
+                ending: if routes.is_some() { OutputStage::Routed } else { OutputStage::Plain },
                 norm: norm.is_some(),
                 unit_offset: norm.is_some_and(|norm| norm.unit_offset),
-                applied: Applied {
+                applied: EpilogueFlags {
                     bias: epilogue.bias.is_some(),
                     gamma: epilogue.gamma.is_some(),
                     gated: epilogue.gated,
@@ -479,8 +469,8 @@ impl Product<'_> {
             };
             let bindings = [
                 x.binding(),
-                piece.data.binding(),
-                piece.scales.as_ref().map_or(any, Tensor::binding),
+                shard.data.binding(),
+                shard.scales.as_ref().map_or(any, Tensor::binding),
                 epilogue.bias.map_or(any, Tensor::binding),
                 epilogue.gamma.map_or(any, Tensor::binding),
                 routes.map_or(any, |routes| routes.lists.binding()),
@@ -492,42 +482,47 @@ impl Product<'_> {
                 output_start: (row * outputs) as u32,
                 route_base: routes.map_or(0, |routes| routes.base) as u32,
                 route_divisor: routes.map_or(1, |routes| routes.divisor) as u32,
-                ..Params::of_piece(piece, m, k, norm)
+                ..Params::of_shard(shard, m, k, norm)
             };
-            let written = if epilogue.gated { piece.rows / 2 } else { piece.rows };
+            let written = if epilogue.gated { shard.rows / 2 } else { shard.rows };
             let cost = Cost {
-                bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64 + ((m * k + m * written) * 4) as f64,
-                flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
+                bytes: Matrix::bytes_for(shard.precision, shard.rows, k) as f64 + ((m * k + m * written) * 4) as f64,
+                flops: 2.0 * m as f64 * k as f64 * shard.rows as f64,
             };
-            recorder.dispatch(&variant, &bindings, &params, form.grid(m, piece.rows), cost)?;
+            recorder.dispatch(&variant, &bindings, &params, form.grid(m, shard.rows), cost)?;
         }
         Ok(())
     }
 }
 
-impl MapProduct<'_> {
+impl ImplicitGemm<'_> {
     pub(super) fn record(self, recorder: &mut Recorder) -> Result<()> {
         let Self { x, weight, bias, activation, residual, y, map } = self;
         let (m, n, k) = (y.rows(), weight.rows(), weight.columns());
         let any = x.binding();
-        let applied = Applied { bias: bias.is_some(), residual: residual.is_some(), activation, ..Applied::default() };
-        for piece in weight.pieces() {
-            let shape = Shape::of(piece, m, k);
-            recorder.note_product(shape);
-            let form = Form::choose_for_map(recorder.gpu(), shape);
+        let applied = EpilogueFlags {
+            bias: bias.is_some(),
+            residual: residual.is_some(),
+            activation,
+            ..EpilogueFlags::default()
+        };
+        for shard in weight.shards() {
+            let shape = MatmulShape::of_shard(shard, m, k);
+            note_product(recorder, shape);
+            let form = MatmulKernel::choose_for_map(recorder.gpu(), shape);
             let variant = Variant {
-                form,
-                precision: piece.precision,
-                input: Input::Map,
-                ending: Ending::Plain,
+                matmul: form,
+                precision: shard.precision,
+                input: LhsSource::Im2col,
+                ending: OutputStage::Plain,
                 norm: false,
                 unit_offset: false,
                 applied,
             };
             let bindings = [
                 any,
-                piece.data.binding(),
-                piece.scales.as_ref().map_or(any, Tensor::binding),
+                shard.data.binding(),
+                shard.scales.as_ref().map_or(any, Tensor::binding),
                 bias.map_or(any, Tensor::binding),
                 any,
                 residual.map_or(any, Tensor::binding),
@@ -536,19 +531,64 @@ impl MapProduct<'_> {
             ];
             for first_row in (0..m).step_by(form.max_rows()) {
                 let rows = form.max_rows().min(m - first_row);
-                let params = AllMapParams {
-                    product: Params { output_stride: n as u32, ..Params::of_piece(piece, rows, k, None) },
-                    map: MapParams { first_row: first_row as u32, ..map },
+                let params = ImplicitGemmParams {
+                    product: Params { output_stride: n as u32, ..Params::of_shard(shard, rows, k, None) },
+                    map: ConvParams { first_row: first_row as u32, ..map },
                 };
                 let read = x.len() * rows / m;
                 let cost = Cost {
-                    bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64
-                        + ((read + rows * piece.rows) * 4) as f64,
-                    flops: 2.0 * rows as f64 * k as f64 * piece.rows as f64,
+                    bytes: Matrix::bytes_for(shard.precision, shard.rows, k) as f64
+                        + ((read + rows * shard.rows) * 4) as f64,
+                    flops: 2.0 * rows as f64 * k as f64 * shard.rows as f64,
                 };
-                recorder.dispatch(&variant, &bindings, &params, form.grid(rows, piece.rows), cost)?;
+                recorder.dispatch(&variant, &bindings, &params, form.grid(rows, shard.rows), cost)?;
             }
         }
         Ok(())
     }
+}
+
+/// Every kernel that computes a matrix product.
+pub(crate) fn all_kernels() -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    // All of the epilogue: less of it leaves code out and adds none.
+    let applied = EpilogueFlags {
+        bias: true,
+        gamma: true,
+        gated: true,
+        accumulate: true,
+        residual: true,
+        activation: Some(Activation::GeluErf),
+    };
+    for kernel in MatmulKernel::all() {
+        for precision in Precision::ALL.into_iter().filter(|precision| kernel.takes(*precision)) {
+            for ending in [
+                OutputStage::Plain,
+                OutputStage::Routed,
+                OutputStage::Turned { half: false },
+                OutputStage::Turned { half: true },
+            ] {
+                for (input, norm) in
+                    [LhsSource::Scalar, LhsSource::Vec4].into_iter().flat_map(|a| [false, true].map(|b| (a, b)))
+                {
+                    // No expert has a norm of its own.
+                    if !norm || (ending != OutputStage::Routed && kernel.fuses_norm()) {
+                        for unit_offset in [false, true].into_iter().filter(|unit_offset| norm || !unit_offset) {
+                            let variant =
+                                Variant { matmul: kernel, precision, input, ending, norm, unit_offset, applied };
+                            kernels.push(variant.kernel());
+                        }
+                    }
+                }
+            }
+            // Convolutions go through no form that takes rows one by one.
+            if kernel.takes_many() {
+                let (input, ending) = (LhsSource::Im2col, OutputStage::Plain);
+                let variant =
+                    Variant { matmul: kernel, precision, input, ending, norm: false, unit_offset: false, applied };
+                kernels.push(variant.kernel());
+            }
+        }
+    }
+    kernels
 }

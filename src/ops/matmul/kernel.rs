@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::tuning::Shape;
+use super::shape::MatmulShape;
+use super::table::tuned;
 use crate::gpu::{Capabilities, Gpu, MAX_GRID, grid_1d};
-use crate::tensor::{GROUP, Precision};
+use crate::tensor::{GROUP_SIZE, Precision};
 
 /// Up to this many rows of x are taken one by one (matvec); more go through the tiled kernel, which reads each weight
 /// once for 64 rows.
@@ -17,13 +18,16 @@ const CACHED_WEIGHTS: usize = 1 << 19;
 /// The kernels that compute a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Form {
+pub enum MatmulKernel {
     /// Row by row, the invocations of a workgroup splitting k into fours.
     Matvec,
     /// The same with quantised weights, in whole blocks.
-    MatvecBlocks(MatvecBlocks),
+    BlockedMatvec(BlockedMatvec),
     /// Tiles in workgroup memory, in f16 if `half`.
-    Tiled { half: bool },
+    Tiled {
+        /// In f16.
+        half: bool,
+    },
     /// Tiles of bytes in workgroup memory: x rounded to 8 bits in groups of 32, quantised weights as they are.
     Packed,
     /// On a GPU's matrix units: tiles in f16, products of matrices that a subgroup holds together, sums in f32.
@@ -35,12 +39,17 @@ pub(crate) enum Form {
     /// For software adapters with subgroups of eight: one row.
     MatvecSubgroup,
     /// For the same: this many rows at a time, two or more, handed around in the subgroup, and one or two blocks of columns.
-    Subgroup { rows: u32, blocks: u32 },
+    Subgroup {
+        /// Rows of x.
+        rows: u32,
+        /// Blocks of columns: 1 or 2.
+        blocks: u32,
+    },
 }
 
-/// The sizes of [`Form::MatvecBlocks`].
+/// The sizes of [`MatmulKernel::BlockedMatvec`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct MatvecBlocks {
+pub struct BlockedMatvec {
     /// Sums are taken in subgroups first.
     pub subgroups: bool,
     /// Invocations of a workgroup.
@@ -49,9 +58,9 @@ pub(crate) struct MatvecBlocks {
     pub blocks: u32,
 }
 
-/// The sizes of [`Form::Cooperative`].
+/// The sizes of [`MatmulKernel::Cooperative`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Cooperative {
+pub struct Cooperative {
     /// Rows and columns of a matrix.
     pub size: u32,
     /// Rows of x, and of W, in a tile: 64, or 128 where there is workgroup memory enough.
@@ -76,7 +85,7 @@ impl Cooperative {
     }
 }
 
-impl MatvecBlocks {
+impl BlockedMatvec {
     fn all() -> impl Iterator<Item = Self> {
         let sizes = [(32, 1), (32, 2), (128, 1), (128, 2)];
         let form = |subgroups| move |(workgroup, blocks)| Self { subgroups, workgroup, blocks };
@@ -91,23 +100,38 @@ impl MatvecBlocks {
     /// What is likely to do well, without a measurement: as many invocations as there are groups of columns, and more rows
     /// where there are enough of them for many workgroups.
     fn likely(n: usize, k: usize) -> Self {
-        let workgroup = if k.div_ceil(GROUP) <= 48 { 32 } else { 128 };
+        let workgroup = if k.div_ceil(GROUP_SIZE) <= 48 { 32 } else { 128 };
         Self { subgroups: false, workgroup, blocks: if n >= 8192 { 2 } else { 1 } }
     }
 }
 
 /// What a kernel rounds before it multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rounding {
+pub enum Rounding {
     /// Nothing.
     None,
     /// Both factors, to f16.
     Half,
-    /// x, to integers of 8 bits in groups of 32 with a scale.
-    Bytes,
+    /// x, to 8-bit integers in groups of 32 with a scale.
+    Int8,
 }
 
-impl Form {
+impl Rounding {
+    /// The normalised mean square error that the rounding causes in a product of values drawn uniformly from -1 to 1, of mean
+    /// square 1/3.
+    pub fn nmse(self) -> f64 {
+        match self {
+            Self::None => 0.0,
+            // Most of the error is that of values above 1/2, in steps of 2^-11: 2^-22 / 12, over 1/3, for each factor.
+            Self::Half => 1.0 / f64::from(1 << 23),
+            // Steps of a 127th of the largest of 32, which is at most three times the root mean square; the error is a step
+            // over sqrt(12).
+            Self::Int8 => (3.0f64 / 127.0).powi(2) / 12.0,
+        }
+    }
+}
+
+impl MatmulKernel {
     /// All of them.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
@@ -116,18 +140,38 @@ impl Form {
         let subgroup4 = [4, 8].map(Self::Subgroup4);
         let tiled = [false, true].map(|half| Self::Tiled { half });
         let cooperative = Cooperative::all().map(Self::Cooperative);
-        let blocks = MatvecBlocks::all().map(Self::MatvecBlocks);
+        let blocks = BlockedMatvec::all().map(Self::BlockedMatvec);
         let hardware = [Self::Matvec, Self::Packed].into_iter().chain(tiled).chain(cooperative).chain(blocks);
         hardware.chain(uniform).chain([Self::MatvecSubgroup]).chain(subgroup).chain(subgroup4)
     }
 
+    /// The kernel's name and sizes, as reports show them.
+    pub fn name(self) -> String {
+        match self {
+            Self::Matvec => "matvec".to_owned(),
+            Self::BlockedMatvec(BlockedMatvec { subgroups, workgroup, blocks }) => {
+                let reduction = if subgroups { ", subgroups" } else { "" };
+                format!("matvec_blocks (workgroup {workgroup}, blocks {blocks}{reduction})")
+            }
+            Self::Tiled { half } => format!("matmul ({})", if half { "f16" } else { "f32" }),
+            Self::Packed => "matmul_packed".to_owned(),
+            Self::Cooperative(Cooperative { size, tile, workgroup }) => {
+                format!("matmul_cooperative (size {size}, tile {tile}, workgroup {workgroup})")
+            }
+            Self::Uniform(rows) => format!("matmul_uniform (rows {rows})"),
+            Self::Subgroup4(rows) => format!("matmul_subgroup4 (rows {rows})"),
+            Self::MatvecSubgroup => "matvec_subgroup".to_owned(),
+            Self::Subgroup { rows, blocks } => format!("matmul_subgroup (rows {rows}, blocks {blocks})"),
+        }
+    }
+
     /// The form for a product: what was measured on this device to be the fastest, or else what is likely to be.
-    pub(super) fn choose(gpu: &Gpu, shape: Shape) -> Self {
-        gpu.tuned(&shape).unwrap_or_else(|| Self::likely(gpu, shape))
+    pub(crate) fn choose(gpu: &Gpu, shape: MatmulShape) -> Self {
+        tuned(gpu, shape).unwrap_or_else(|| Self::likely(gpu, shape))
     }
 
     /// The form for a product on a device that nothing is known of but its capabilities.
-    fn likely(gpu: &Gpu, Shape { m, n, k, precision }: Shape) -> Self {
+    fn likely(gpu: &Gpu, MatmulShape { m, n, k, precision }: MatmulShape) -> Self {
         let rows = m.next_power_of_two() as u32;
         match m {
             1 if gpu.software_subgroups() == Some(8) => Self::MatvecSubgroup,
@@ -142,15 +186,15 @@ impl Form {
             }
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
             _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
-            0..=MATVEC_ROWS if precision.bits().is_some() => Self::MatvecBlocks(MatvecBlocks::likely(n, k)),
+            0..=MATVEC_ROWS if precision.bits().is_some() => Self::BlockedMatvec(BlockedMatvec::likely(n, k)),
             0..=MATVEC_ROWS => Self::Matvec,
             _ => Self::Tiled { half: false },
         }
     }
 
     /// The form for `m` pixels of a convolution's result, which no form takes one by one.
-    pub(super) fn choose_for_map(gpu: &Gpu, shape: Shape) -> Self {
-        match Self::choose(gpu, Shape { m: shape.m.max(2), ..shape }) {
+    pub(super) fn choose_for_map(gpu: &Gpu, shape: MatmulShape) -> Self {
+        match Self::choose(gpu, MatmulShape { m: shape.m.max(2), ..shape }) {
             form if form.takes_many() => form,
             _ => Self::Tiled { half: false },
         }
@@ -158,7 +202,7 @@ impl Form {
 
     /// Whether it takes several rows of x at a time.
     pub(crate) fn takes_many(self) -> bool {
-        !matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Uniform(1))
+        !matches!(self, Self::Matvec | Self::BlockedMatvec(_) | Self::MatvecSubgroup | Self::Uniform(1))
     }
 
     /// The most rows of x in one dispatch: as many as fit WebGPU's limit on a grid's dimensions.
@@ -170,7 +214,7 @@ impl Form {
     fn tile(self) -> [usize; 2] {
         match self {
             Self::Matvec => [1, 4],
-            Self::MatvecBlocks(MatvecBlocks { blocks, .. }) => [1, 4 * blocks as usize],
+            Self::BlockedMatvec(BlockedMatvec { blocks, .. }) => [1, 4 * blocks as usize],
             Self::MatvecSubgroup => [1, 64],
             Self::Tiled { .. } | Self::Packed => [64, 64],
             Self::Cooperative(Cooperative { tile, .. }) => [tile as usize; 2],
@@ -180,14 +224,14 @@ impl Form {
     }
 
     /// The forms that are worth a measurement: those that the device can run, of one row or of many.
-    pub(super) fn candidates(gpu: &Gpu, shape: Shape) -> Vec<Self> {
+    pub(crate) fn candidates(gpu: &Gpu, shape: MatmulShape) -> Vec<Self> {
         let capabilities = gpu.capabilities();
         let few = shape.m <= MATVEC_ROWS;
         // Those with tiles in workgroup memory.
         let tiles = !few && !gpu.software_kernels();
         let possible = |form: &Self| match *form {
             Self::Matvec => few,
-            Self::MatvecBlocks(blocks) => few && blocks.runs_on(capabilities),
+            Self::BlockedMatvec(blocks) => few && blocks.runs_on(capabilities),
             Self::Tiled { half } => tiles && (!half || capabilities.shader_f16),
             Self::Packed => tiles,
             Self::Cooperative(form) => tiles && form.runs_on(capabilities),
@@ -202,13 +246,13 @@ impl Form {
 
     /// Whether it can take a norm before the product along.
     pub(crate) fn fuses_norm(self) -> bool {
-        matches!(self, Self::Matvec | Self::MatvecBlocks(_) | Self::MatvecSubgroup | Self::Subgroup { .. })
+        matches!(self, Self::Matvec | Self::BlockedMatvec(_) | Self::MatvecSubgroup | Self::Subgroup { .. })
     }
 
     /// What it rounds, beside how factors are stored.
-    pub(super) fn rounding(self) -> Rounding {
+    pub fn rounding(self) -> Rounding {
         match self {
-            Self::Packed => Rounding::Bytes,
+            Self::Packed => Rounding::Int8,
             Self::Tiled { half: true } | Self::Cooperative(_) => Rounding::Half,
             _ => Rounding::None,
         }
@@ -217,12 +261,12 @@ impl Form {
     /// Whether it can read weights of this precision.
     pub(crate) fn takes(self, precision: Precision) -> bool {
         match self {
-            Self::MatvecBlocks(_) | Self::Packed => precision.bits().is_some(),
+            Self::BlockedMatvec(_) | Self::Packed => precision.bits().is_some(),
             _ => true,
         }
     }
 
-    pub(super) fn grid(self, m: usize, n: usize) -> [u32; 3] {
+    pub(crate) fn grid(self, m: usize, n: usize) -> [u32; 3] {
         let tile = self.tile();
         let (rows, columns) = (m.div_ceil(tile[0]), n.div_ceil(tile[1]));
         match self {

@@ -1,11 +1,9 @@
-//! Rotary embedding, behind the product of queries, keys and values.
+//! Rope embedding, behind the product of queries, keys and values.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::attention::{Attention, KvCache};
-use super::form::Form;
-use super::linear::{self, Applied, Ending, Input, Variant};
-use super::tuning::Shape;
+use super::matmul::{self, EpilogueFlags, LhsSource, MatmulKernel, MatmulShape, OutputStage, Variant, note_product};
 use super::{Norm, norm};
 use crate::gpu::{Binding, Cost, Gpu, Recorder};
 use crate::tensor::{Matrix, Tensor};
@@ -13,38 +11,38 @@ use crate::{Error, Result};
 
 /// What the rotary embedding's angles are made of.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rotary {
+pub struct Rope {
     /// Base of the frequencies.
     pub theta: f32,
     /// What the frequencies are divided by, one for each pair; nothing if empty.
-    pub divisors: Vec<f32>,
+    pub freq_factors: Vec<f32>,
 }
 
 /// Cosines and sines of the rotary embedding for the positions of a cache.
 #[derive(Debug, Clone)]
-pub struct RotaryTable {
+pub struct RopeTable {
     turns: Tensor,
 }
 
-impl RotaryTable {
+impl RopeTable {
     /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the reference
     /// does.
-    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rotary: &Rotary) -> Result<Self> {
-        Self::of(gpu, 0..positions, head_dim, rotary)
+    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rotary: &Rope) -> Result<Self> {
+        Self::at_positions(gpu, 0..positions, head_dim, rotary)
     }
 
     /// The same for any positions, one a row of the cache.
-    pub fn of(
+    pub fn at_positions(
         gpu: &Gpu,
         positions: impl ExactSizeIterator<Item = usize>,
         head_dim: usize,
-        rotary: &Rotary,
+        rotary: &Rope,
     ) -> Result<Self> {
         let half = head_dim / 2;
         let rows = positions.len();
         let frequencies: Vec<f32> = (0..half)
             .map(|i| {
-                let divisor = rotary.divisors.get(i).copied().unwrap_or(1.0);
+                let divisor = rotary.freq_factors.get(i).copied().unwrap_or(1.0);
                 1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
             })
             .collect();
@@ -62,11 +60,11 @@ impl RotaryTable {
 
 /// How queries and keys are turned, and where keys and values go.
 #[derive(Debug, Clone, Copy)]
-pub struct Turns<'a> {
+pub struct QkvRope<'a> {
     /// The heads.
     pub layer: Attention,
     /// The angles.
-    pub table: &'a RotaryTable,
+    pub table: &'a RopeTable,
     /// Where keys and values are written.
     pub cache: &'a KvCache,
     /// The position of the first row.
@@ -76,7 +74,7 @@ pub struct Turns<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
-    product: linear::Params,
+    product: matmul::Params,
     head_dim: u32,
     query_width: u32,
     kv_width: u32,
@@ -86,22 +84,22 @@ struct Params {
 /// Queries [m, heads * head_dim] of norm(x) W^T, turned by their positions; keys, turned, and values go into the cache there.
 /// x [m, k], W [(heads + 2 kv_heads) * head_dim, k]: queries, keys, values. Within the heads of queries and keys the rows of W
 /// are in the order of [`RowOrder::HalvesInTurn`](crate::weights::checkpoint::RowOrder), and so are the queries that come out.
-pub fn linear_turned(
+pub fn linear_qkv_rope(
     recorder: &mut Recorder,
     x: &Tensor,
     norm: &Norm,
     weight: &Matrix,
-    turns: Turns<'_>,
+    turns: QkvRope<'_>,
 ) -> Result<Tensor> {
     turns.check(x, weight)?;
-    if norm.bias.is_some() || !linear::fuses_norm(recorder.gpu(), x.rows(), weight) {
+    if norm.bias.is_some() || !matmul::fuses_norm(recorder.gpu(), x.rows(), weight) {
         let normed = norm::norm(recorder, x, norm)?;
         return turns.record(recorder, &normed, None, weight);
     }
     turns.record(recorder, x, Some(norm), weight)
 }
 
-impl Turns<'_> {
+impl QkvRope<'_> {
     fn check(&self, x: &Tensor, weight: &Matrix) -> Result<()> {
         let Self { layer, table, cache, position } = self;
         layer.check()?;
@@ -130,23 +128,23 @@ impl Turns<'_> {
         let queries = Tensor::temporary(recorder.gpu(), &[m, query_width], "queries")?;
         let [keys, values] = cache.stored().map(Tensor::binding);
         let any = x.binding();
-        for piece in weight.pieces() {
-            let shape = Shape::of(piece, m, k);
-            recorder.note_product(shape);
-            let form = Form::choose(recorder.gpu(), shape);
+        for shard in weight.shards() {
+            let shape = MatmulShape::of_shard(shard, m, k);
+            note_product(recorder, shape);
+            let form = MatmulKernel::choose(recorder.gpu(), shape);
             let variant = Variant {
-                form,
-                precision: piece.precision,
-                input: Input::of_rows(k),
-                ending: Ending::Turned { half: cache.is_half() },
+                matmul: form,
+                precision: shard.precision,
+                input: LhsSource::of_rows(k),
+                ending: OutputStage::Turned { half: cache.is_half() },
                 norm: norm.is_some(),
                 unit_offset: norm.is_some_and(|norm| norm.unit_offset),
-                applied: Applied::default(),
+                applied: EpilogueFlags::default(),
             };
             let bindings: [Binding<'_>; 8] = [
                 any,
-                piece.data.binding(),
-                piece.scales.as_ref().map_or(any, Tensor::binding),
+                shard.data.binding(),
+                shard.scales.as_ref().map_or(any, Tensor::binding),
                 table.turns.binding(),
                 keys,
                 values,
@@ -154,7 +152,7 @@ impl Turns<'_> {
                 queries.binding(),
             ];
             let params = Params {
-                product: linear::Params::of_piece(piece, m, k, norm),
+                product: matmul::Params::of_shard(shard, m, k, norm),
                 head_dim: layer.head_dim as u32,
                 query_width: query_width as u32,
                 kv_width: kv_width as u32,
@@ -162,11 +160,11 @@ impl Turns<'_> {
             };
             let written = if cache.is_half() { 2 } else { 4 } * 2 * kv_width + 4 * query_width;
             let cost = Cost {
-                bytes: Matrix::bytes_for(piece.precision, piece.rows, k) as f64
-                    + (m * (4 * k + written * piece.rows / weight.rows())) as f64,
-                flops: 2.0 * m as f64 * k as f64 * piece.rows as f64,
+                bytes: Matrix::bytes_for(shard.precision, shard.rows, k) as f64
+                    + (m * (4 * k + written * shard.rows / weight.rows())) as f64,
+                flops: 2.0 * m as f64 * k as f64 * shard.rows as f64,
             };
-            recorder.dispatch(&variant, &bindings, &params, form.grid(m, piece.rows), cost)?;
+            recorder.dispatch(&variant, &bindings, &params, form.grid(m, shard.rows), cost)?;
         }
         Ok(queries)
     }

@@ -1,4 +1,4 @@
-//! How long what is recorded takes on the device.
+//! How long recorded work takes on the device.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::Result;
 use crate::gpu::{Gpu, Recorder};
 use crate::tensor::Tensor;
 
-/// From the submission of `repeat` times what `record` records to their end.
+/// The time from submitting `repeat` times what `record` records until all of it is done.
 pub(crate) async fn time(
     gpu: &Gpu,
     repeat: usize,
@@ -26,16 +26,16 @@ pub(crate) async fn time(
     Ok(started.elapsed())
 }
 
-/// How often something short is to be recorded for a submission to last that long, so that its own cost does not count: `most`
-/// at most, or up to twice as often.
+/// How often to record something short so that a submission takes at least `duration` and its own cost does not count: a power
+/// of two below 2 `most`.
 pub(crate) async fn repeats(
     gpu: &Gpu,
-    lasting: Duration,
+    duration: Duration,
     most: usize,
     record: &mut impl FnMut(&mut Recorder) -> Result<Tensor>,
 ) -> Result<usize> {
     let mut repeat = 1;
-    while repeat < most && time(gpu, repeat, record).await? < lasting {
+    while repeat < most && time(gpu, repeat, record).await? < duration {
         repeat *= 2;
     }
     Ok(repeat)

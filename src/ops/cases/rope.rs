@@ -6,13 +6,13 @@ use super::attention::SPARE;
 use super::{Case, F32, Random, stored};
 use crate::Result;
 use crate::gpu::Gpu;
-use crate::ops::{self, KvCache, Norm, RotaryTable, Turns};
+use crate::ops::{self, KvCache, Norm, QkvRope, RopeTable};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::source::LocalFuture;
 
-/// Queries, keys and values, turned and written into the cache: [`ops::linear_turned`]. The result is queries, keys, values.
+/// Queries, keys and values, turned and written into the cache: [`ops::linear_qkv_rope`]. The result is queries, keys, values.
 #[derive(Debug, Clone, Copy)]
-pub struct Rotary {
+pub struct Rope {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads.
@@ -36,7 +36,7 @@ pub struct Rotary {
 const THETA: f64 = 10000.0;
 const EPS: f32 = 1e-2;
 
-impl Rotary {
+impl Rope {
     fn columns(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
@@ -48,7 +48,7 @@ impl Rotary {
         [random.values(self.times * self.k, 1.0), random.values(self.k, 1.0), weight]
     }
 
-    fn divisors(&self) -> Vec<f32> {
+    fn freq_factors(&self) -> Vec<f32> {
         if self.divided { (0..self.head_dim / 2).map(|i| 1.0 + i as f32 * 0.75).collect() } else { Vec::new() }
     }
 
@@ -63,7 +63,7 @@ impl Rotary {
     }
 }
 
-impl Case for Rotary {
+impl Case for Rope {
     /// Angles are f32 (as in the reference implementation): position * frequency, each rounded. Values in an f16 cache have
     /// 10 bits after the leading one, and may be rounded either way.
     fn bound(&self) -> f64 {
@@ -84,12 +84,12 @@ impl Case for Rotary {
             let x = Tensor::new(gpu, &[times, k], &x, "x")?;
             let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
             let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
-            let rotary = ops::Rotary { theta: THETA as f32, divisors: self.divisors() };
-            let table = RotaryTable::new(gpu, self.capacity(), head_dim, &rotary)?;
+            let rotary = ops::Rope { theta: THETA as f32, freq_factors: self.freq_factors() };
+            let table = RopeTable::new(gpu, self.capacity(), head_dim, &rotary)?;
             let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
             let mut recorder = gpu.record();
-            let turns = Turns { layer, table: &table, cache: &cache, position };
-            let queries = ops::linear_turned(&mut recorder, &x, &norm, &weight, turns)?;
+            let turns = QkvRope { layer, table: &table, cache: &cache, position };
+            let queries = ops::linear_qkv_rope(&mut recorder, &x, &norm, &weight, turns)?;
             let [keys, stored_values] = cache.stored();
             let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
             recorder.submit()?;
@@ -117,12 +117,12 @@ impl Case for Rotary {
             let terms = x.iter().zip(gain).zip(&weight[row * k..][..k]);
             terms.map(|((x, gain), w)| f64::from(*x) * scale * gain * f64::from(*w)).sum()
         };
-        let divisors = self.divisors();
+        let freq_factors = self.freq_factors();
         // Elements i and i + d / 2 as real and imaginary part, times e^(i angle).
         let turned = |time: usize, head: usize, i: usize| {
             let part = |i: usize| product(time, head * d + i);
             let pair = i % (d / 2);
-            let divisor = divisors.get(pair).map_or(1.0, |divisor| f64::from(*divisor));
+            let divisor = freq_factors.get(pair).map_or(1.0, |divisor| f64::from(*divisor));
             let angle = (position + time) as f64 * THETA.powf(-((2 * pair) as f64) / d as f64) / divisor;
             if i < d / 2 {
                 part(i) * angle.cos() - part(i + d / 2) * angle.sin()
