@@ -76,7 +76,7 @@ def paint_requests(rows: list[dict], mgm: Path, models: Path, folder: Path) -> N
             continue
         words = written[str(row["id"])].partition("<h>")[2].partition("</h>")[0]
         drawn = folder / "drawn.png"
-        command = [mgm, "generate", models / "pocket-painter", "--prompt", words, "--negative", NEGATIVE, "--steps",
+        command = [mgm, "generate", models / "pocket-sdxl", "--prompt", words, "--negative", NEGATIVE, "--steps",
                    str(DENOISING_STEPS), "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
@@ -142,7 +142,7 @@ def main() -> None:
     arguments = parser.parse_args()
     mgm, folder = arguments.mgm, arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    same_bundles(arguments.models, folder, ("pocket",) if arguments.clean else ("pocket", "pocket-painter"))
+    same_bundles(arguments.models, folder, ("pocket",) if arguments.clean else ("pocket", "pocket-sdxl"))
     rows = lines(arguments.eval / "drawing.jsonl")
 
     if arguments.clean:

@@ -333,7 +333,7 @@ impl DrawingArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// Folder of a Stable Diffusion XL model in diffusers' layout or of a bundle, or a single .safetensors file of one
-    /// [default: pocket-painter, where it came with this program]
+    /// [default: pocket-sdxl, where it came with this program]
     #[arg(value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// For a single file: folder with CLIP's vocab.json and merges.txt, or one in diffusers' layout, whose tokenizers,

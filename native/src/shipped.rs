@@ -1,11 +1,11 @@
-//! The models that come with the program: pocket, which answers, and pocket-painter.
+//! The models that come with the program: pocket, which answers, and pocket-sdxl.
 
 use std::path::{Path, PathBuf};
 
 /// Bundle of the model that answers.
 pub const ANSWERS: &str = "pocket";
 /// Bundle of the one that paints.
-pub const PAINTS: &str = "pocket-painter";
+pub const PAINTS: &str = "pocket-sdxl";
 
 /// The bundle of this name, if it is here: in the folder that MGM_MODELS names, in `models` beside the program or in `share/mgm`
 /// beside its folder, or where the program was built.

@@ -1,5 +1,5 @@
 //! The models that come with the program, end to end: pocket answers about pictures that its training never showed, and
-//! pocket-painter draws what pocket then recognises. What is right is known from how the pictures were made (pocket/world).
+//! pocket-sdxl draws what pocket then recognises. What is right is known from how the pictures were made (pocket/world).
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -138,7 +138,7 @@ fn both_bundles_are_small_enough_to_come_along() {
         let files = std::fs::read_dir(root().join("models").join(name)).expect("a bundle");
         files.map(|file| file.expect("a file").metadata().expect("its size").len()).sum()
     };
-    assert!(bytes("pocket") + bytes("pocket-painter") <= 24 << 20);
+    assert!(bytes("pocket") + bytes("pocket-sdxl") <= 24 << 20);
 }
 
 fn text_of(path: &Path) -> &str {

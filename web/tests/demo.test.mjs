@@ -18,7 +18,7 @@ before(async () => {
     // At a sub-path, as on many static hosts.
     {
       "/some/where/": demo, "/some/where/models/tiny/": bundle("gemma-2b", "q4"),
-      "/some/where/models/pocket/": join(root, "models/pocket"), "/some/where/models/pocket-painter/": join(root, "models/pocket-painter"),
+      "/some/where/models/pocket/": join(root, "models/pocket"), "/some/where/models/pocket-sdxl/": join(root, "models/pocket-sdxl"),
       "/some/where/models/talker/": bundle(talker(), "f32"), "/some/where/models/sdxl/": bundle(join(goldens, "sdxl-base/sdxl"), "f32"),
       "/some/where/models.json": join(web, "tests/page/models.json"),
     },
@@ -60,7 +60,7 @@ test("an example is answered by the model that comes with the page, and drawn by
   await page.getByRole("button", { name: "What does the text say?" }).click();
   await page.waitForFunction(() => document.querySelector(".message.assistant .text")?.textContent.trim(), undefined, { timeout: 240_000 });
   t.diagnostic(`download, load and the first token: ${((performance.now() - pressed) / 1000).toFixed(1)} s`);
-  await page.getByRole("button", { name: /Pocket · .* \+ Pocket's painter/ }).waitFor({ timeout: 120_000 });
+  await page.getByRole("button", { name: /Pocket · .* \+ Pocket SDXL/ }).waitFor({ timeout: 120_000 });
   await idle();
   assert.deepEqual((await answers()).map((text) => text.trim()), ["bus"]);
   await shot("example");
@@ -75,7 +75,7 @@ test("an example is answered by the model that comes with the page, and drawn by
   await page.reload();
   await page.getByRole("button", { name: "Read the number." }).waitFor();
   const again = performance.now();
-  await page.waitForFunction(() => document.getElementById("status").hidden && document.getElementById("model-name").textContent.includes("painter ·"), undefined, { timeout: 120_000 });
+  await page.waitForFunction(() => document.getElementById("status").hidden && document.getElementById("model-name").textContent.includes("SDXL ·"), undefined, { timeout: 120_000 });
   await page.getByRole("button", { name: "Read the number." }).click();
   await page.waitForFunction(() => document.querySelector(".message.assistant .text")?.textContent.trim(), undefined, { timeout: 240_000 });
   t.diagnostic(`models that are on the device, loaded, and the first token: ${((performance.now() - again) / 1000).toFixed(1)} s`);
