@@ -57,7 +57,7 @@ run: setup
 	$(MGM) info
 	@echo
 	$(MGM) chat --image pocket/examples/zebras.png --prompt 'What does the text say?' --prompt 'What colour is the turtle?' --temperature 0
-	$(MGM) chat --gen --prompt 'Draw a blue dog.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-dog.png
+	$(MGM) chat --draw --prompt 'Draw a blue dog.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-dog.png
 
 test: setup
 	cargo test --release --workspace

@@ -127,10 +127,10 @@ function roofline() {
   say(`Kernels on ${report.adapter}: reads ${report.read_gigabytes_per_s.toFixed(2)} GB/s, ` +
     `multiply-adds ${report.fma_gflop_per_s.toFixed(1)} GFLOP/s`);
   say(row(["", "MB", "MFLOP", "floor, ms", "ms", "of the floor"]));
-  for (const { kernel, milliseconds, megabytes, megaflop, floor_ms, part_of_floor } of report.rows)
+  for (const { kernel, milliseconds, megabytes, megaflop, floor_ms, fraction_of_floor } of report.rows)
     say(row([
       kernel, megabytes.toFixed(2), megaflop.toFixed(1), floor_ms.toFixed(3), milliseconds.toFixed(3),
-      `${Math.round(100 * part_of_floor)} %`,
+      `${Math.round(100 * fraction_of_floor)} %`,
     ]));
   return report;
 }

@@ -76,8 +76,8 @@ def paint_requests(rows: list[dict], mgm: Path, models: Path, folder: Path) -> N
             continue
         words = written[str(row["id"])].partition("<h>")[2].partition("</h>")[0]
         drawn = folder / "drawn.png"
-        command = [mgm, "generate", models / "pocket-sdxl", "--prompt", words, "--negative", NEGATIVE, "--steps",
-                   str(DENOISING_STEPS), "--guidance", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
+        command = [mgm, "generate", models / "pocket-sdxl", "--prompt", words, "--negative-prompt", NEGATIVE, "--steps",
+                   str(DENOISING_STEPS), "--guidance-scale", str(GUIDANCE), "--seed", str(row["id"]), "--out", drawn, "--no-preview"]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise SystemExit(f"request {row['id']}: {done.stderr}")

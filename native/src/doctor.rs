@@ -1,5 +1,4 @@
-//! `mgm doctor`: whether this machine's device can be trusted. Runs every kernel, in each of its forms that the device gets,
-//! against a reference on the CPU.
+//! `mgm doctor`: checks every kernel variant that the device can run against a reference on the CPU.
 
 use std::io::Write;
 use std::time::Instant;
@@ -9,21 +8,21 @@ use mgm::gpu::Gpu;
 use mgm::ops::cases::{check, self_check};
 
 use crate::args::DeviceArgs;
-use crate::{Failure, progress};
+use crate::{CliError, progress};
 
-pub async fn run(device: DeviceArgs) -> Result<(), Failure> {
+pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     let gpu = Gpu::open(&device.options()).await?;
     let adapter = gpu.adapter();
     let mut out = std::io::stdout().lock();
     writeln!(out, "adapter  {} ({}, {})", adapter.name, adapter.backend, adapter.kind)?;
     writeln!(out, "driver   {}", adapter.driver)?;
     if adapter.is_software() {
-        writeln!(out, "note     this is a program on the CPU: install your GPU's Vulkan driver for more speed")?;
+        writeln!(out, "note     this is a software adapter; if the machine has a GPU, install its Vulkan driver")?;
     }
 
     let cases = self_check();
     let bar = progress::count(cases.len() as u64, "checking");
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut wrong = 0;
     let mut worst: (f64, String) = (0.0, String::new());
     for case in &cases {
@@ -39,12 +38,12 @@ pub async fn run(device: DeviceArgs) -> Result<(), Failure> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let (count, seconds) = (cases.len(), begun.elapsed().as_secs_f32());
-    writeln!(out, "kernels  {} of {count} right, in {seconds:.1} s", count - wrong)?;
-    writeln!(out, "error    at most {:.1e} of a result's mean square: {}", worst.0, worst.1)?;
+    let (count, seconds) = (cases.len(), started.elapsed().as_secs_f32());
+    writeln!(out, "kernels  {} of {count} correct, in {seconds:.1} s", count - wrong)?;
+    writeln!(out, "error    at most {:.1e} (normalized mean square error): {}", worst.0, worst.1)?;
     if wrong > 0 {
         let reason = format!(
-            "{wrong} kernels give wrong results on this device: update its driver, or choose another with --adapter"
+            "{wrong} kernels give wrong results on this device: update its driver, or select another device with --adapter"
         );
         return Err(Error::Gpu(reason).into());
     }

@@ -1,12 +1,12 @@
-//! `mgm info`: the adapters.
+//! `mgm info`: lists the adapters.
 
 use std::io::Write;
 
 use mgm::gpu::list_adapters;
 
-use crate::Failure;
+use crate::CliError;
 
-pub async fn run() -> Result<(), Failure> {
+pub async fn run() -> Result<(), CliError> {
     let adapters = list_adapters().await?;
     let mut out = std::io::stdout().lock();
     for adapter in adapters {
@@ -30,7 +30,7 @@ pub async fn run() -> Result<(), Failure> {
         writeln!(out, "   workgroup memory    {} KiB", capabilities.max_workgroup_bytes >> 10)?;
         writeln!(out, "   workgroup size      {}", capabilities.max_workgroup_invocations)?;
         if adapter.is_software() {
-            writeln!(out, "   note                a program on the CPU: right, but slow")?;
+            writeln!(out, "   note                a software adapter: correct but slow")?;
         }
     }
     Ok(())

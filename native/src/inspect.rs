@@ -1,51 +1,36 @@
-//! `mgm inspect`: what a checkpoint holds and what it needs.
+//! `mgm inspect`: a checkpoint's parts, sizes and memory needs.
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
-use std::rc::Rc;
 
 use mgm::load::LoadOptions;
 use mgm::plan::Plan;
 use mgm::tensor::Precision;
-use mgm::weights::bundle::read::Bundle;
 use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, PartReport};
 use mgm::weights::model_files::ModelFiles;
 use mgm::weights::sdxl::SdxlCheckpoint;
-use mgm::weights::source::Folder;
-use mgm_native::files::DiskFolder;
 
 use crate::args::CheckpointArgs;
-use crate::{Failure, generate};
+use crate::load::{checkpoint_path, open_checkpoint};
+use crate::{CliError, sdxl};
 
-/// How many names of a long list are shown.
+/// Maximum number of names shown of a list.
 const SHOWN: usize = 8;
 
-pub async fn run(checkpoint: CheckpointArgs) -> Result<(), Failure> {
-    if let Some(path) = checkpoint.checkpoint.as_deref()
-        && is_diffusion(path).await?
-    {
-        return inspect_diffusion(&generate::open(path, None, None).await?);
+pub async fn run(arguments: CheckpointArgs) -> Result<(), CliError> {
+    let path = checkpoint_path(&arguments)?;
+    if sdxl::is_sdxl(&path).await? {
+        return inspect_sdxl(&sdxl::open(&path, None, None).await?);
     }
-    match checkpoint.open().await? {
+    match open_checkpoint(&arguments).await? {
         ModelFiles::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
         ModelFiles::Gguf(model) => inspect_gguf(&model),
     }
 }
 
-/// Whether a path is a model that paints: a folder in diffusers' layout, or a single file.
-pub async fn is_diffusion(path: &Path) -> mgm::Result<bool> {
-    if path.is_file() {
-        return Ok(path.extension().is_some_and(|extension| extension == "safetensors"));
-    }
-    let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
-    let bundle = Bundle::find(&folder).await?;
-    Ok(SdxlCheckpoint::is_in(&*folder).await? || bundle.is_some_and(|bundle| SdxlCheckpoint::is_packed(&bundle)))
-}
-
-fn inspect_diffusion(checkpoint: &SdxlCheckpoint) -> Result<(), Failure> {
+fn inspect_sdxl(checkpoint: &SdxlCheckpoint) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     let scheduler = checkpoint.scheduler(None)?;
     writeln!(out, "{} (Stable Diffusion XL)", checkpoint.name)?;
@@ -54,13 +39,13 @@ fn inspect_diffusion(checkpoint: &SdxlCheckpoint) -> Result<(), Failure> {
     writeln!(out, "UNet: channels {}, context {}, {side} px", widths.join("/"), checkpoint.unet.1.cross_attention_dim)?;
     for (index, (_, text)) in checkpoint.text.iter().enumerate() {
         let (layers, width, heads) = (text.num_layers, text.hidden_size, text.num_heads);
-        writeln!(out, "text encoder {}: {layers} layers, width {width}, {heads} heads", index + 1)?;
+        writeln!(out, "text encoder {}: {layers} layers, hidden size {width}, {heads} heads", index + 1)?;
     }
     writeln!(out, "scheduler: {}, {:?} spacing, {:?}", scheduler.class, scheduler.spacing, scheduler.prediction)?;
-    let bad = show_report(&mut out, &checkpoint.report())?;
+    let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = [Precision::F32, Precision::F16, Precision::Q8]
         .map(|precision| (precision.to_string(), Plan::of_diffusion(checkpoint, precision)));
-    show_plans(&mut out, &plans)?;
+    print_plans(&mut out, &plans)?;
     out.flush()?;
     if bad { Err(incomplete(&checkpoint.name)) } else { Ok(()) }
 }
@@ -68,7 +53,7 @@ fn inspect_diffusion(checkpoint: &SdxlCheckpoint) -> Result<(), Failure> {
 fn describe(out: &mut impl Write, language: &LanguageConfig) -> std::io::Result<()> {
     writeln!(
         out,
-        "language model: {:?}, {} layers, width {}, {} heads ({} for keys and values) of {}, vocabulary {}, {} positions",
+        "language model: {:?}, {} layers, hidden size {}, {} heads ({} KV heads) of {}, vocabulary {}, {} positions",
         language.architecture,
         language.num_layers,
         language.hidden_size,
@@ -80,7 +65,7 @@ fn describe(out: &mut impl Write, language: &LanguageConfig) -> std::io::Result<
     )
 }
 
-fn inspect_gguf(model: &GgufModel) -> Result<(), Failure> {
+fn inspect_gguf(model: &GgufModel) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     let header = &model.header;
     writeln!(out, "{} ({})", header.file, header.text("general.name").unwrap_or("no name"))?;
@@ -102,22 +87,22 @@ fn inspect_gguf(model: &GgufModel) -> Result<(), Failure> {
     for (kind, (count, bytes)) in kinds {
         writeln!(out, "{kind:<20} {count:>8} {:>10.1}", bytes as f64 / 1e6)?;
     }
-    let bad = show_report(&mut out, &[PartReport::of_language(&model.weights, &model.config)])?;
+    let bad = print_parts(&mut out, &[PartReport::of_language(&model.weights, &model.config)])?;
     let plan =
         |keep_stored, precision| Plan::of_gguf(model, &LoadOptions { keep_stored, ..LoadOptions::at(precision) });
     let mut plans = vec![("as stored".to_owned(), plan(true, Precision::F16))];
     plans.extend(Precision::CHOICES.map(|precision| (precision.to_string(), plan(false, precision))));
-    show_plans(&mut out, &plans)?;
+    print_plans(&mut out, &plans)?;
     out.flush()?;
     if bad { Err(incomplete(&header.file)) } else { Ok(()) }
 }
 
-fn incomplete(file: &str) -> Failure {
-    let reason = "the checkpoint is not complete (see the list above)".to_owned();
+fn incomplete(file: &str) -> CliError {
+    let reason = "the checkpoint is incomplete (see the list above)".to_owned();
     mgm::Error::Config { file: file.to_owned(), reason }.into()
 }
 
-fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), Failure> {
+fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{} ({})", checkpoint.folder.name(), checkpoint.config.model_type)?;
     describe(&mut out, &checkpoint.config.language)?;
@@ -135,18 +120,18 @@ fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), Failure> {
         None => writeln!(out, "vision: none")?,
     }
 
-    let bad = show_report(&mut out, &checkpoint.report())?;
+    let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = Precision::CHOICES
         .iter()
         .map(|precision| Ok((precision.to_string(), Plan::of_checkpoint(checkpoint, &LoadOptions::at(*precision))?)))
         .collect::<mgm::Result<Vec<_>>>()?;
-    show_plans(&mut out, &plans)?;
+    print_plans(&mut out, &plans)?;
     out.flush()?;
     if bad { Err(incomplete(checkpoint.folder.name())) } else { Ok(()) }
 }
 
-/// Prints parts and what is wrong with them; whether something is.
-fn show_report(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<bool> {
+/// Prints the parts and their errors. Returns whether there are any.
+fn print_parts(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<bool> {
     writeln!(out, "\n{:<20} {:>8} {:>14} {:>10}  from", "part", "tensors", "parameters", "MB")?;
     for part in report {
         writeln!(
@@ -162,8 +147,8 @@ fn show_report(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<b
     let mut bad = false;
     for part in report {
         bad |= !part.missing.is_empty() || !part.misshapen.is_empty();
-        list(out, part.name, "missing", &part.missing)?;
-        list(out, part.name, "unexpected", &part.unexpected)?;
+        print_names(out, part.name, "missing", &part.missing)?;
+        print_names(out, part.name, "unexpected", &part.unexpected)?;
         for (name, found, expected) in part.misshapen.iter().take(SHOWN) {
             writeln!(out, "{}: {name} has shape {found:?}, expected {expected:?}", part.name)?;
         }
@@ -171,7 +156,7 @@ fn show_report(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<b
     Ok(bad)
 }
 
-fn show_plans(out: &mut impl Write, plans: &[(String, Plan)]) -> std::io::Result<()> {
+fn print_plans(out: &mut impl Write, plans: &[(String, Plan)]) -> std::io::Result<()> {
     writeln!(out, "\nGPU memory needed, in MiB")?;
     write!(out, "{:<32}", "")?;
     for (name, _) in plans {
@@ -180,20 +165,20 @@ fn show_plans(out: &mut impl Write, plans: &[(String, Plan)]) -> std::io::Result
     writeln!(out)?;
     if let Some((_, first)) = plans.first() {
         for (index, (name, _)) in first.parts.iter().enumerate() {
-            row(out, name, plans.iter().map(|(_, plan)| plan.parts.get(index).map_or(0, |part| part.1)))?;
+            print_row(out, name, plans.iter().map(|(_, plan)| plan.parts.get(index).map_or(0, |part| part.1)))?;
         }
-        row(out, "all weights", plans.iter().map(|(_, plan)| plan.weights()))?;
+        print_row(out, "all weights", plans.iter().map(|(_, plan)| plan.weights()))?;
         if first.cache_per_position == 0 {
             return Ok(());
         }
         let positions = first.max_positions as u64;
-        let title = format!("keys and values, {positions} tokens");
-        row(out, &title, plans.iter().map(|(_, plan)| plan.cache_per_position * positions))?;
+        let title = format!("KV cache, {positions} tokens");
+        print_row(out, &title, plans.iter().map(|(_, plan)| plan.cache_per_position * positions))?;
     }
     Ok(())
 }
 
-fn list(out: &mut impl Write, part: &str, what: &str, names: &[String]) -> std::io::Result<()> {
+fn print_names(out: &mut impl Write, part: &str, what: &str, names: &[String]) -> std::io::Result<()> {
     if names.is_empty() {
         return Ok(());
     }
@@ -202,7 +187,7 @@ fn list(out: &mut impl Write, part: &str, what: &str, names: &[String]) -> std::
     writeln!(out, "{part}: {} {what}: {}{more}", names.len(), shown.join(", "))
 }
 
-fn row(out: &mut impl Write, name: &str, bytes: impl Iterator<Item = u64>) -> std::io::Result<()> {
+fn print_row(out: &mut impl Write, name: &str, bytes: impl Iterator<Item = u64>) -> std::io::Result<()> {
     write!(out, "{name:<32}")?;
     for bytes in bytes {
         write!(out, "{:>10.1}", bytes as f64 / f64::from(1 << 20))?;

@@ -1,5 +1,6 @@
-//! Models onto the device, with progress on standard error.
+//! Opens checkpoints and loads models onto the device.
 
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +9,73 @@ use mgm::gpu::Gpu;
 use mgm::load::LoadOptions;
 use mgm::plan::Plan;
 use mgm::session::Model;
+use mgm::tensor::Precision;
+use mgm::weights::gguf_model::GgufModel;
+use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
+use mgm::weights::source::Folder;
+use mgm_native::files::{DiskFile, DiskFolder, io_error};
 
-use crate::{kept, progress};
+use crate::args::CheckpointArgs;
+use crate::{bundled_models, device_cache, progress};
 
-/// Loads a model and makes its pipelines, until it is done or `stop` is set.
-pub async fn model(
+/// The checkpoint that the arguments name, or the bundled model.
+///
+/// # Errors
+/// [`mgm::Error::InvalidArgument`] if none is named and none is bundled.
+pub fn checkpoint_path(arguments: &CheckpointArgs) -> mgm::Result<PathBuf> {
+    let path = arguments.checkpoint.clone().or_else(|| bundled_models::find(bundled_models::POCKET));
+    path.ok_or_else(|| mgm::Error::InvalidArgument(bundled_models::missing(bundled_models::POCKET)))
+}
+
+/// Opens the checkpoint of [`checkpoint_path`] with its towers and, if one is named, another language model.
+///
+/// # Errors
+/// Those of [`checkpoint_path`] and of the readers.
+pub async fn open_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<ModelFiles> {
+    let path = checkpoint_path(arguments)?;
+    let folder = |path: &PathBuf| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
+    let mut files = if path.is_file() {
+        ModelFiles::Gguf(open_gguf(&path).await?)
+    } else {
+        let towers = TowerOptions {
+            clip: arguments.vision_tower.as_ref().map(folder),
+            convnext: arguments.vision_tower_hr.as_ref().map(folder),
+        };
+        ModelFiles::open(folder(&path), towers).await?
+    };
+    if let Some(llm) = &arguments.llm {
+        let ModelFiles::Mgm(checkpoint) = &mut files else {
+            return Err(mgm::Error::InvalidArgument("--llm needs a Mini-Gemini checkpoint".to_owned()));
+        };
+        checkpoint.replace_language(&open_gguf(llm).await?)?;
+    }
+    Ok(files)
+}
+
+/// Opens a GGUF file.
+///
+/// # Errors
+/// Those of the reader.
+pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
+    let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
+    GgufModel::open(Rc::new(file)).await
+}
+
+/// Options that load a model at a precision, or as its files are stored.
+pub fn load_options(arguments: &CheckpointArgs, files: &ModelFiles, precision: Option<Precision>) -> LoadOptions {
+    let (default, stored) = files.default_precision();
+    LoadOptions {
+        keep_stored: precision.is_none() && (stored || arguments.llm.is_some()),
+        ..LoadOptions::at(precision.unwrap_or(default))
+    }
+}
+
+/// Loads a model with a progress bar and compiles its pipelines. Setting `stop` cancels.
+///
+/// # Errors
+/// [`mgm::Error::Cancelled`] after a stop, [`mgm::Error::OutOfMemory`], and those of the readers.
+pub async fn load_model(
     gpu: &Gpu,
     files: &ModelFiles,
     options: &LoadOptions,
@@ -29,6 +91,6 @@ pub async fn model(
     let model = Model::open(gpu, files, &options).await;
     bar.finish_and_clear();
     let model = model?;
-    kept::prepare(gpu, &model.dry_run()?.kernels);
+    device_cache::prepare(gpu, &model.dry_run()?.kernels);
     Ok(Rc::new(model))
 }

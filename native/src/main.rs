@@ -1,6 +1,6 @@
 //! The binary `mgm`.
 
-/// Writes a line to standard error. Where that is closed or full, there is nobody to tell.
+/// Writes a line to standard error. Ignores errors: standard error may be closed.
 macro_rules! note {
     ($($what:tt)*) => {{
         let _ = ::std::io::Write::write_fmt(&mut ::std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
@@ -9,112 +9,102 @@ macro_rules! note {
 
 mod args;
 mod bench;
-mod bench_gguf;
-mod bench_roofline;
-mod bench_sdxl;
+mod bundled_models;
 mod chat;
+mod device_cache;
 mod doctor;
+mod error;
 mod eval;
 mod generate;
+mod image_model;
+mod images;
 mod info;
 mod inspect;
-mod kept;
+mod interrupt;
 mod load;
+mod output;
 mod pack;
-mod picture;
 mod progress;
 mod pull;
-mod shipped;
+mod sdxl;
+mod seed;
+mod terminal_image;
 mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
-use args::{Command, Options};
+use error::CliError;
 
-/// What a command can fail with: an error of the core, or of the terminal and files around it.
-#[derive(Debug)]
-enum Failure {
-    Core(mgm::Error),
-    Output(std::io::Error),
+/// Run Mini-Gemini vision-language models and Stable Diffusion XL on any GPU
+#[derive(Debug, Parser)]
+#[command(name = "mgm", version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
 }
 
-impl From<mgm::Error> for Failure {
-    fn from(error: mgm::Error) -> Self {
-        Self::Core(error)
-    }
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Chat with a model about images: interactive, or one answer per --prompt
+    Chat(chat::ChatArgs),
+    /// Ask a model the questions of a benchmark and score its answers
+    Eval(eval::EvalArgs),
+    /// Generate images from text with Stable Diffusion XL
+    Generate(generate::GenerateArgs),
+    /// List the GPU adapters and their capabilities
+    Info,
+    /// Check every kernel on a GPU against a CPU reference
+    Doctor(args::DeviceArgs),
+    /// Show a checkpoint's parts, sizes, memory needs, and missing or unexpected tensors
+    Inspect(args::CheckpointArgs),
+    /// Pack a model into a bundle: one folder for native programs and browsers
+    Pack(pack::PackArgs),
+    /// Download a model and its vision towers from the Hugging Face Hub, or from the mirror in HF_ENDPOINT
+    Pull(pull::PullArgs),
+    /// Measure the speed of a model or of single kernels
+    Bench(bench::BenchArgs),
+    /// Find the fastest kernels for a model on this device and cache the result
+    Tune(tune::TuneArgs),
 }
 
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::Output(error)
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Core(error) => error.fmt(f),
-            Self::Output(error) => write!(f, "writing the output: {error}"),
-        }
-    }
-}
-
-/// Exit code of every failure: bad arguments, bad files, no device, no room.
+/// Exit code of every failure: wrong arguments, bad files, no device, not enough memory.
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) => {
-            // clap knows which of its messages are help (standard output, 0) and which are errors.
+            // Help and version go to standard output with exit code 0, errors to standard error.
             let code = if error.use_stderr() { FAILED } else { 0 };
             return if error.print().is_err() { ExitCode::from(FAILED) } else { ExitCode::from(code) };
         }
     };
-    let result = pollster::block_on(run(options)).and_then(|()| Ok(std::io::stdout().flush()?));
+    let result = pollster::block_on(run(options.command)).and_then(|()| Ok(std::io::stdout().flush()?));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has seen enough (`mgm info | head -1`).
-        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(failure) => {
-            note!("mgm: error: {failure}");
+        // The reader of our output closed it, as in `mgm info | head -1`.
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            note!("mgm: error: {error}");
             ExitCode::from(FAILED)
         }
     }
 }
 
-async fn run(options: Options) -> Result<(), Failure> {
-    match options.command {
-        Command::Chat(mut arguments) => {
-            arguments.or_shipped();
-            chat::run(arguments).await
-        }
-        Command::Eval(mut arguments) => {
-            arguments.checkpoint.or_shipped();
-            eval::run(arguments).await
-        }
-        Command::Generate(mut arguments) => {
-            arguments.model.or_shipped();
-            generate::run(arguments).await
-        }
+async fn run(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Chat(arguments) => chat::run(arguments).await,
+        Command::Eval(arguments) => eval::run(arguments).await,
+        Command::Generate(arguments) => generate::run(arguments).await,
         Command::Info => info::run().await,
         Command::Doctor(arguments) => doctor::run(arguments).await,
-        Command::Inspect(mut arguments) => {
-            arguments.or_shipped();
-            inspect::run(arguments).await
-        }
-        Command::Pack(mut arguments) => {
-            arguments.checkpoint.or_shipped();
-            pack::run(arguments).await
-        }
+        Command::Inspect(arguments) => inspect::run(arguments).await,
+        Command::Pack(arguments) => pack::run(arguments).await,
         Command::Pull(arguments) => pull::run(arguments),
         Command::Bench(arguments) => bench::run(arguments).await,
-        Command::Tune(mut arguments) => {
-            arguments.checkpoint.or_shipped();
-            tune::run(arguments).await
-        }
+        Command::Tune(arguments) => tune::run(arguments).await,
     }
 }

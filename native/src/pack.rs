@@ -5,9 +5,11 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use clap::Args;
 use mgm::Error;
 use mgm::session::template_of;
 use mgm::tensor::Precision;
+use mgm::text::conversation::Template;
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::bundle::plan::{Plan, Shard};
 use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
@@ -18,34 +20,52 @@ use mgm::weights::source::{ByteSource, Folder};
 use mgm_native::files::{DiskFile, DiskFolder, hex, io_error};
 use sha2::{Digest, Sha256};
 
-use crate::args::PackArgs;
-use crate::inspect::is_diffusion;
-use crate::{Failure, generate, progress};
+use crate::args::{CheckpointArgs, parse_size};
+use crate::load::{checkpoint_path, open_checkpoint};
+use crate::{CliError, progress, sdxl};
 
-/// Smaller ones would be all header.
-const SMALLEST_SHARD: u64 = 64 << 10;
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
+    /// Folder to write the bundle to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Weight precision: f32, f16, q8, q4 for a language model, f32, f16, q8 for an image model [default: q4; f16 for an image
+    /// model; the file's own for GGUF]
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Maximum size of a shard, such as 16M; at most 64M [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    shard_size: Option<u64>,
+    /// Name of the model in the bundle [default: the name of the checkpoint's folder or file]
+    #[arg(long)]
+    name: Option<String>,
+    /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
+    #[arg(long, value_name = "NAME")]
+    conversation: Option<Template>,
+}
 
-pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
-    if arguments.checkpoint.language.is_some() {
-        let reason = "--language cannot be packed into a checkpoint: pack the GGUF file by itself".to_owned();
+/// Smaller shards would be mostly header.
+const MIN_SHARD: u64 = 64 << 10;
+
+pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
+    if arguments.checkpoint.llm.is_some() {
+        let reason = "--llm cannot be packed into a checkpoint; pack the GGUF file on its own".to_owned();
         return Err(Error::InvalidArgument(reason).into());
     }
-    if let Some(path) = arguments.checkpoint.checkpoint.as_deref()
-        && is_diffusion(path).await?
-    {
-        return pack_diffusion(path, &arguments).await;
+    let path = checkpoint_path(&arguments.checkpoint)?;
+    if sdxl::is_sdxl(&path).await? {
+        return pack_sdxl(&path, &arguments).await;
     }
-    let opened = arguments.checkpoint.open().await?;
+    let files = open_checkpoint(&arguments.checkpoint).await?;
     let shard_bytes = shard_bytes(&arguments)?;
-    let path = arguments.checkpoint.checkpoint.as_deref().unwrap_or(Path::new("model"));
-    let name = match arguments.name {
-        Some(name) => name,
-        None => name_of(path),
-    };
-    let plan = match &opened {
+    let name = arguments.name.unwrap_or_else(|| default_name(&path));
+    let plan = match &files {
         ModelFiles::Mgm(checkpoint) => {
             if let Some(packed) = checkpoint.packed {
-                let reason = format!("{} is a bundle at {packed} already: pack the checkpoint", path.display());
+                let reason =
+                    format!("{} is already a bundle at {packed}; pack the original checkpoint", path.display());
                 return Err(Error::InvalidArgument(reason).into());
             }
             refuse_incomplete(checkpoint)?;
@@ -58,11 +78,11 @@ pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
             Plan::of_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?
         }
         ModelFiles::Gguf(_) if arguments.precision.is_some() || !path.is_file() => {
-            let reason = "a GGUF file is packed as it is: leave --precision away, and name the file".to_owned();
+            let reason = "a GGUF file is packed without conversion: name the file and omit --precision".to_owned();
             return Err(Error::InvalidArgument(reason).into());
         }
         ModelFiles::Gguf(model) => {
-            let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
+            let file = DiskFile::open(&path).map_err(|error| io_error(&path, error))?;
             let source: Rc<dyn ByteSource> = Rc::new(file);
             Plan::of_gguf(&source, model, &name, shard_bytes).await?
         }
@@ -72,54 +92,54 @@ pub async fn run(arguments: PackArgs) -> Result<(), Failure> {
 
 fn shard_bytes(arguments: &PackArgs) -> Result<u64, Error> {
     let shard_bytes = arguments.shard_size.unwrap_or(SHARD_BYTES);
-    if (SMALLEST_SHARD..=SHARD_BYTES).contains(&shard_bytes) {
+    if (MIN_SHARD..=SHARD_BYTES).contains(&shard_bytes) {
         return Ok(shard_bytes);
     }
-    let reason = format!("--shard-size is {shard_bytes} bytes, expected {SMALLEST_SHARD} to {SHARD_BYTES}");
+    let reason = format!("--shard-size is {shard_bytes} bytes, expected {MIN_SHARD} to {SHARD_BYTES}");
     Err(Error::InvalidArgument(reason))
 }
 
-/// Packs a model that paints.
-async fn pack_diffusion(path: &Path, arguments: &PackArgs) -> Result<(), Failure> {
+/// Packs an image model.
+async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
     let precision = arguments.precision.unwrap_or(Precision::F16);
     let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
     let refused = if path.is_file() || !SdxlCheckpoint::is_in(&*folder).await? {
-        Some(format!("{}: a model that paints is packed from its folder in diffusers' layout", path.display()))
+        Some(format!("{}: an image model is packed from a folder in diffusers' layout", path.display()))
     } else if !matches!(precision, Precision::F32 | Precision::F16 | Precision::Q8) {
-        Some(format!("--precision {precision}: a model that paints is packed at f32, f16 or q8"))
+        Some(format!("--precision {precision}: an image model is packed at f32, f16 or q8"))
     } else if arguments.conversation.is_some() {
-        Some("--conversation is for language models".to_owned())
+        Some("--conversation needs a language model".to_owned())
     } else {
         None
     };
     if let Some(reason) = refused {
         return Err(Error::InvalidArgument(reason).into());
     }
-    let checkpoint = generate::open(path, None, None).await?;
+    let checkpoint = sdxl::open(path, None, None).await?;
     checkpoint.check()?;
-    let name = arguments.name.clone().unwrap_or_else(|| name_of(path));
+    let name = arguments.name.clone().unwrap_or_else(|| default_name(path));
     let plan = Plan::of_diffusion(&folder, &checkpoint, &name, precision, shard_bytes(arguments)?).await?;
     write(plan, &arguments.out).await
 }
 
-/// What could not be loaded is not packed either.
+/// Refuses a checkpoint that could not be loaded.
 fn refuse_incomplete(checkpoint: &MgmCheckpoint) -> Result<(), Error> {
     for part in checkpoint.report() {
         if let Some((name, found, expected)) = part.misshapen.into_iter().next() {
             return Err(Error::WrongShape { name, found, expected: format!("{expected:?}") });
         }
         if let Some(name) = part.missing.into_iter().next() {
-            let hint = format!(", and the {} needs it", part.name);
+            let hint = format!(", but the {} needs it", part.name);
             return Err(Error::MissingTensor { name, file: part.origin, hint });
         }
     }
     Ok(())
 }
 
-async fn write(plan: Plan, out: &Path) -> Result<(), Failure> {
+async fn write(plan: Plan, out: &Path) -> Result<(), CliError> {
     std::fs::create_dir_all(out).map_err(|error| io_error(out, error))?;
     if out.join(MANIFEST).exists() {
-        let reason = format!("{} holds a bundle already: name another folder, or remove it", out.display());
+        let reason = format!("{} already holds a bundle: name another folder, or remove it", out.display());
         return Err(Error::InvalidArgument(reason).into());
     }
     let bar = progress::bytes(plan.bytes(), "packing");
@@ -142,7 +162,7 @@ async fn write(plan: Plan, out: &Path) -> Result<(), Failure> {
             .await?;
         manifest.shards.push(target.finish(&file, shard.part)?);
     }
-    // Last, so that a folder with a manifest is a whole bundle.
+    // The manifest comes last, so that a folder with a manifest is a complete bundle.
     let text = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from)?;
     let mut target = HashingFile::create(out.join(MANIFEST))?;
     target.write(text.as_bytes())?;
@@ -160,13 +180,13 @@ async fn write(plan: Plan, out: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn name_of(path: &Path) -> String {
+fn default_name(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let name = if path.is_file() { path.file_stem() } else { path.file_name() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// A file that is hashed while it is written.
+/// Hashes a file while writing it.
 struct HashingFile {
     path: PathBuf,
     file: BufWriter<File>,
@@ -175,20 +195,20 @@ struct HashingFile {
 }
 
 impl HashingFile {
-    fn create(path: PathBuf) -> Result<Self, Failure> {
+    fn create(path: PathBuf) -> Result<Self, CliError> {
         let file = File::create(&path).map_err(|error| io_error(&path, error))?;
         Ok(Self { path, file: BufWriter::new(file), hash: Sha256::new(), bytes: 0 })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(self.file.write_all(bytes).map_err(|error| io_error(&self.path, error))?)
     }
 
-    fn finish(self, file: &str, part: &str) -> Result<BundleFile, Failure> {
+    fn finish(self, file: &str, part: &str) -> Result<BundleFile, CliError> {
         let written = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        // A full disk may show itself only here.
+        // A full disk may be reported only here.
         written.and_then(|file| file.sync_all()).map_err(|error| io_error(&self.path, error))?;
         let sha256 = hex(&self.hash.finalize());
         Ok(BundleFile { file: file.to_owned(), bytes: self.bytes, sha256, part: part.to_owned() })

@@ -1,10 +1,10 @@
-//! Progress on standard error, where that is a terminal.
+//! Progress bars on standard error, hidden if it is not a terminal.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar that counts bytes; invisible where standard error is not a terminal.
+/// A bar that counts bytes.
 pub fn bytes(total: u64, message: &str) -> ProgressBar {
     bar(total, message, "{msg:>9} {bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
 }

@@ -1,19 +1,36 @@
-//! `mgm tune`: which kernels are the fastest for a model on this device.
+//! `mgm tune`: measures the kernels for a model's matmuls and caches the fastest.
 
 use std::io::Write;
 use std::ops::ControlFlow;
 
+use clap::Args;
 use mgm::ops::{self, MatmulShape};
 use mgm::session::Model;
+use mgm::tensor::Precision;
 use mgm::tuning::{TuneOptions, tune};
 
-use crate::args::TuneArgs;
-use crate::{Failure, kept};
+use crate::args::{CheckpointArgs, DeviceArgs};
+use crate::load::{load_options, open_checkpoint};
+use crate::{CliError, device_cache};
 
-pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
-    let files = arguments.checkpoint.open().await?;
-    let gpu = kept::open(&arguments.device.options()).await?;
-    let options = arguments.checkpoint.load_options(&files, arguments.precision);
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Also try kernels that round activations to 8 bits, as llama.cpp does: less accurate (none exist for software adapters)
+    #[arg(long)]
+    int8: bool,
+}
+
+pub async fn run(arguments: TuneArgs) -> Result<(), CliError> {
+    let files = open_checkpoint(&arguments.checkpoint).await?;
+    let gpu = device_cache::open(&arguments.device.options()).await?;
+    let options = load_options(&arguments.checkpoint, &files, arguments.precision);
     let model = Model::open(&gpu, &files, &options).await?;
     let products = ops::products(&model.dry_run()?);
     drop(model);
@@ -22,24 +39,24 @@ pub async fn run(arguments: TuneArgs) -> Result<(), Failure> {
     let mut output = writeln!(out, "{}", gpu.adapter().name);
     let done = tune(&gpu, products, TuneOptions::default().with_int8(arguments.int8), |timing| {
         let MatmulShape { precision, m, n, k } = timing.shape;
-        let product = format!("{precision} {m} x {n} x {k}");
+        let matmul = format!("{precision} {m} x {n} x {k}");
         let time = match timing.microseconds {
             Some(time) => format!("{time:.0} us"),
             None if timing.correct => "too slow".to_owned(),
-            None => "wrong here".to_owned(),
+            None => "wrong result".to_owned(),
         };
         if output.is_ok() {
-            output = writeln!(out, "{product:<28} {time:>12}  {}", timing.kernel.name());
+            output = writeln!(out, "{matmul:<28} {time:>12}  {}", timing.kernel.name());
         }
         if output.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })
     .await;
-    // Also what was measured before it ended early.
+    // Results from before an early end are cached too.
     let tuning = ops::tuning(&gpu);
-    let path = kept::write_tuning(&gpu, &tuning);
+    let path = device_cache::write_tuning(&gpu, &tuning);
     output?;
     done?;
     let path = path?;
-    writeln!(out, "{} products are measured; kept in {}", tuning.len(), path.display())?;
+    writeln!(out, "measured {} matmul shapes; cached in {}", tuning.len(), path.display())?;
     Ok(())
 }

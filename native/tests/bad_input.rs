@@ -1,5 +1,4 @@
-//! What the binary says to bad input: a clear message on standard error, exit code 2, no panic. And to odd but good input: an
-//! answer.
+//! Bad input gets a clear message on standard error and exit code 2, not a panic. Unusual but valid input gets an answer.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ fn data(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(file)
 }
 
-/// A copy of the gemma-2b golden case that a test may damage.
+/// A copy of the gemma-2b golden case for a test to damage.
 fn copy_of_case() -> TempDir {
     let folder = TempDir::new().expect("a temporary folder");
     copy(&data("goldens/gemma-2b"), folder.path());
@@ -46,7 +45,7 @@ fn replace(from: &Path, to: &Path) {
     fs::copy(from, to).expect("a copy");
 }
 
-/// A safetensors file's JSON header and where its data begin.
+/// A safetensors file's JSON header and the offset of its data.
 fn header(bytes: &[u8]) -> (String, usize) {
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     (String::from_utf8(bytes[8..8 + length].to_vec()).expect("a JSON header"), 8 + length)
@@ -86,11 +85,11 @@ fn edit_config(case: &Path, change: impl FnOnce(&mut serde_json::Value)) {
 /// One kind of bad input.
 struct Row {
     what: &'static str,
-    /// What is done to the case.
+    /// Damages the case.
     damage: fn(&Path),
     /// More arguments.
     arguments: Vec<String>,
-    /// What the message must contain, in any case.
+    /// Parts of the expected message, in any case.
     message: &'static [&'static str],
 }
 
@@ -223,7 +222,7 @@ fn rows() -> Vec<Row> {
             |case| fs::remove_dir_all(case.join("MGM-2B")).expect("a folder"),
             &["config.json", "missing"],
         ),
-        called("two flags that go together", &["--json=yes"], &["json"]),
+        called("a value for a flag without one", &["--json=yes"], &["json"]),
         called("not an image", &["--image", &not_an_image], &["README.md", "image"]),
         called("no such image", &["--image", "/nowhere/photo.jpg"], &["/nowhere/photo.jpg"]),
         called("a prompt beyond the context", &["--prompt", &long], &["tokens", "context"]),
@@ -241,16 +240,16 @@ fn bad_input_gets_a_message_and_exit_code_2() {
     for Row { what, damage, arguments, message } in rows() {
         let case = copy_of_case();
         damage(case.path());
-        let (code, _, said) = run(chat(case.path(), &arguments));
+        let (code, _, errors) = run(chat(case.path(), &arguments));
         if code != Some(2) {
-            failures.push(format!("{what}: exit code {code:?}: {said}"));
+            failures.push(format!("{what}: exit code {code:?}: {errors}"));
         }
-        let lower = said.to_lowercase();
+        let lower = errors.to_lowercase();
         if lower.contains("panicked") || !lower.contains("error: ") {
-            failures.push(format!("{what}: {said}"));
+            failures.push(format!("{what}: {errors}"));
         }
         for part in message.iter().filter(|part| !lower.contains(&part.to_lowercase())) {
-            failures.push(format!("{what}: {part:?} is not in {said}"));
+            failures.push(format!("{what}: {part:?} is not in {errors}"));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -264,8 +263,8 @@ fn tiny_and_huge_images_are_answered() {
         let file = folder.path().join(format!("{width}x{height}.png"));
         image::RgbImage::from_pixel(width, height, image::Rgb([200, 40, 90])).save(&file).expect("a PNG file");
         let arguments = ["--image".to_owned(), file.display().to_string(), "--json".to_owned()];
-        let (code, out, said) = run(chat(case.path(), &arguments));
-        assert_eq!(code, Some(0), "{width} x {height}: {said}");
+        let (code, out, errors) = run(chat(case.path(), &arguments));
+        assert_eq!(code, Some(0), "{width} x {height}: {errors}");
         let report: serde_json::Value = serde_json::from_slice(&out).expect("one JSON object");
         assert!(report["turns"][0]["prompt_tokens"].as_u64().is_some_and(|tokens| tokens > 576));
     }
@@ -276,7 +275,7 @@ fn tiny_and_huge_images_are_answered() {
 fn a_full_disk_is_reported() {
     let case = copy_of_case();
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has /dev/full");
-    // Notes that cannot be told do not keep an answer back.
+    // An answer is printed even if notes cannot be.
     let mut command = chat(case.path(), &["--json".to_owned()]);
     command.stderr(full());
     let (code, out, _) = run(command);
@@ -285,8 +284,8 @@ fn a_full_disk_is_reported() {
     for arguments in [vec!["--json".to_owned()], vec![]] {
         let mut command = chat(case.path(), &arguments);
         command.stdout(full());
-        let (code, _, said) = run(command);
-        assert_eq!(code, Some(2), "{said}");
-        assert!(said.contains("writing the output") && !said.contains("panicked"), "{said}");
+        let (code, _, errors) = run(command);
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains("writing the output") && !errors.contains("panicked"), "{errors}");
     }
 }

@@ -1,4 +1,4 @@
-//! `mgm bench` and `mgm tune`: what they print and keep. How fast anything is, benches/ say.
+//! `mgm bench` and `mgm tune`: their output and what they cache. Speed is measured in benches/.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ fn data(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/gguf").join(file)
 }
 
-/// Runs the binary with a cache folder of its own; gives what it printed.
+/// Runs the binary with its own cache folder and returns its standard output.
 fn mgm(cache: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
     command.args(arguments).env("XDG_CACHE_HOME", cache).env("HOME", cache).stdin(Stdio::null());
@@ -23,7 +23,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text.trim()).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// Files under a folder whose names end so.
+/// Files under a folder whose paths end with `end`.
 fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
@@ -38,7 +38,7 @@ fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_gguf_file_is_measured_and_tuning_is_kept() {
+fn a_gguf_file_is_measured_and_tuning_is_cached() {
     let cache = TempDir::new().expect("a temporary folder");
     let model = data("llama.gguf");
     let model = model.to_str().expect("UTF-8");
@@ -56,18 +56,18 @@ fn a_gguf_file_is_measured_and_tuning_is_kept() {
         (&report["prefill_tokens"], &report["decode_tokens"], &report["tuned"]),
         (&20.into(), &5.into(), &0.into())
     );
-    // What loading adds beside the weights, where the system tells it.
+    // Host memory that loading adds to the weights, where the system reports it.
     if cfg!(target_os = "linux") {
         assert!(report["load_host_mib"].as_f64().is_some_and(|mib| mib < 64.0), "{report}");
     }
 
     let printed = mgm(cache.path(), &["tune", model, "--int8"]);
-    let kept = files(cache.path(), "tuning.json");
-    assert_eq!(kept.len(), 1, "{printed}");
-    let products =
-        json(&std::fs::read_to_string(&kept[0]).expect("a file"))["products"].as_array().expect("a list").len();
-    assert!(products > 0 && printed.contains(&format!("{products} products are measured")), "{printed}");
-    assert_eq!(bench()["tuned"], products);
+    let cached = files(cache.path(), "tuning.json");
+    assert_eq!(cached.len(), 1, "{printed}");
+    let shapes =
+        json(&std::fs::read_to_string(&cached[0]).expect("a file"))["products"].as_array().expect("a list").len();
+    assert!(shapes > 0 && printed.contains(&format!("measured {shapes} matmul shapes")), "{printed}");
+    assert_eq!(bench()["tuned"], shapes);
 }
 
 #[test]

@@ -41,13 +41,13 @@ fn json_has_the_golden_ids_of_every_turn() {
         assert_eq!(answers.len(), turns.len());
         for (index, (answer, turn)) in answers.iter().zip(turns).enumerate() {
             let ids = answer["token_ids"].as_array().expect("ids");
-            let wanted = turn["greedy_ids"].as_array().expect("ids");
-            // An answer that ends by itself is shorter than the golden one, which goes on to its length.
-            assert_eq!(ids[..], wanted[..ids.len()], "{case}, turn {index}");
+            let golden = turn["greedy_ids"].as_array().expect("ids");
+            // An answer that ends with a stop token is shorter than the golden one, which has a fixed length.
+            assert_eq!(ids[..], golden[..ids.len()], "{case}, turn {index}");
             let stopped = answer["finish_reason"] == "stop";
-            assert!(stopped || ids.len() == wanted.len(), "{case}, turn {index}: {}", answer["finish_reason"]);
+            assert!(stopped || ids.len() == golden.len(), "{case}, turn {index}: {}", answer["finish_reason"]);
             assert_eq!(answer["prompt_tokens"], turn["n_embeds"], "{case}, turn {index}");
-            if ids.len() == wanted.len() {
+            if ids.len() == golden.len() {
                 assert_eq!(answer["text"], turn["text"], "{case}, turn {index}");
             }
         }
@@ -91,7 +91,7 @@ fn a_conversation_through_a_pipe() {
         "/reset",
         "Hello",
         "/quit",
-        "never asked",
+        "never read",
         "",
     ];
     child.stdin.take().expect("a pipe").write_all(lines.join("\n").as_bytes()).expect("the pipe takes it");
@@ -101,9 +101,9 @@ fn a_conversation_through_a_pipe() {
     for part in ["nowhere.png", "/nonsense", "a new conversation"] {
         assert!(errors.contains(part), "{part} in {errors}");
     }
-    // Three answers of at most four tokens each, which may hold line ends.
+    // Three answers of at most four tokens each, which may contain line ends.
     assert!(String::from_utf8_lossy(&output.stdout).lines().count() >= 3, "{output:?}");
-    assert!(!errors.contains("panicked") && !errors.contains("never asked"), "{errors}");
+    assert!(!errors.contains("panicked") && !errors.contains("never read"), "{errors}");
 }
 
 #[test]
@@ -119,27 +119,27 @@ fn every_released_model_can_be_planned() {
 }
 
 #[test]
-fn doctor_finds_every_kernel_right() {
+fn doctor_finds_every_kernel_correct() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
     command.arg("doctor");
-    let said = run(command);
-    let kernels = said.lines().find_map(|line| line.strip_prefix("kernels")).expect("a line about kernels");
-    let right: usize = kernels.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number");
-    assert!(right > 30, "{said}");
+    let output = run(command);
+    let kernels = output.lines().find_map(|line| line.strip_prefix("kernels")).expect("a line about kernels");
+    let correct: usize = kernels.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number");
+    assert!(correct > 30, "{output}");
 }
 
 #[test]
-fn without_a_checkpoint_the_shipped_model_answers() {
+fn without_a_checkpoint_the_bundled_model_answers() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
-    let shipped = |more: &[&str]| {
+    let bundled = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
         command.arg("chat").args(more).env("MGM_MODELS", folder.path()).stdin(Stdio::null());
         command.args(["--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "4", "--json"]);
         command
     };
-    let none = shipped(&[]).output().expect("the binary runs");
+    let none = bundled(&[]).output().expect("the binary runs");
     assert_eq!(none.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&none.stderr).contains("name the folder of a checkpoint"));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("no bundle \"pocket\""));
 
     let checkpoint = goldens().join("gemma-2b").join(text(&expected("gemma-2b")["checkpoint"]));
     let mut pack = Command::new(env!("CARGO_BIN_EXE_mgm"));
@@ -150,10 +150,10 @@ fn without_a_checkpoint_the_shipped_model_answers() {
         report["turns"][0]["token_ids"].clone()
     };
     let named = checkpoint.to_str().expect("UTF-8");
-    assert_eq!(ids(shipped(&[])), ids(shipped(&[named, "--precision", "f32"])));
+    assert_eq!(ids(bundled(&[])), ids(bundled(&[named, "--precision", "f32"])));
 
-    // There is nothing to paint with.
-    let undrawn = shipped(&["--gen"]).output().expect("the binary runs");
-    assert_eq!(undrawn.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&undrawn.stderr).contains("nothing to paint with"));
+    // No image model is bundled.
+    let refused = bundled(&["--draw"]).output().expect("the binary runs");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--image-model"));
 }

@@ -1,4 +1,4 @@
-//! `mgm eval`: the formats of benchmarks, marks of given answers, the model's own answers, going on after a stop, and bad input.
+//! `mgm eval`: benchmark formats, scores of given answers, the model's own answers, resuming, and bad input.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ mod common;
 
 use common::{expected, goldens, text};
 
-/// A folder with files that a test wrote.
+/// A temporary folder with files.
 struct Data(TempDir);
 
 impl Data {
@@ -48,13 +48,13 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
 
 /// The JSON report of a run that must succeed.
 fn report(command: &mut Command) -> Value {
-    let (code, out, said) = run(command.arg("--json"));
-    assert_eq!(code, Some(0), "{said}");
+    let (code, out, errors) = run(command.arg("--json"));
+    assert_eq!(code, Some(0), "{errors}");
     serde_json::from_str(&out).expect("one JSON object and nothing else")
 }
 
-/// Marks answers (id, text); those with a third part must have been asked so.
-fn marked(mut command: Command, answers: &[(&str, &str, Option<&str>)]) -> Value {
+/// Scores answers (id, text, prompt). A prompt, if given, must match the question's.
+fn scored(mut command: Command, answers: &[(&str, &str, Option<&str>)]) -> Value {
     let lines: String = answers
         .iter()
         .map(|(id, text, prompt)| match prompt {
@@ -71,12 +71,12 @@ fn figures(report: &Value) -> (f64, u64, u64) {
     (report["accuracy"].as_f64().expect("an accuracy"), count("questions"), count("not_understood"))
 }
 
-fn close(found: f64, wanted: f64) {
-    assert!((found - wanted).abs() < 1e-9, "{found}, not {wanted}");
+fn close(found: f64, expected: f64) {
+    assert!((found - expected).abs() < 1e-9, "{found}, expected {expected}");
 }
 
 #[test]
-fn easy_vqa_counts_words() {
+fn easy_vqa_scores_words() {
     let rows = r#"[["what is the red shape?", "circle", 0], ["is there a circle?", "yes", 0],
         ["what color is the shape?", "red", 1], ["is there no circle?", "no", 1]]"#;
     let data = Data::new(&[("data/test/questions.json", rows), ("data/answers.txt", "circle\nyes\nred\nno")]);
@@ -88,9 +88,9 @@ fn easy_vqa_counts_words() {
         ("3", "No", Some(short("is there no circle?"))),
     ];
     let answers: Vec<_> = answers.iter().map(|(id, text, prompt)| (*id, *text, prompt.as_deref())).collect();
-    // The package's folder and the split's mean the same.
+    // The package's folder stands for its test split.
     for folder in ["data", "data/test"] {
-        let report = marked(eval("easy-vqa", &data.file(folder)), &answers);
+        let report = scored(eval("easy-vqa", &data.file(folder)), &answers);
         assert_eq!(figures(&report), (0.5, 4, 1));
         let kinds = report["kinds"].as_array().expect("kinds");
         let kinds: Vec<_> = kinds.iter().map(|kind| (text(&kind["kind"]), kind["accuracy"].as_f64())).collect();
@@ -101,11 +101,11 @@ fn easy_vqa_counts_words() {
     }
     let mut without = eval("easy-vqa", &data.file("data"));
     without.args(["--instruction", ""]);
-    assert_eq!(figures(&marked(without, &[("1", "yes", Some("is there a circle?"))])), (1.0, 1, 0));
+    assert_eq!(figures(&scored(without, &[("1", "yes", Some("is there a circle?"))])), (1.0, 1, 0));
 }
 
 #[test]
-fn own_questions_may_have_several_answers_kinds_and_history() {
+fn own_questions_can_have_several_answers_kinds_and_history() {
     let rows = r#"{"image": "a.png", "question": "How many?", "answers": ["2", "two cats"], "kind": "count"}
 
 {"question": "Who are you?", "answer": "Pocket.", "kind": "talk", "id": "who"}
@@ -113,19 +113,19 @@ fn own_questions_may_have_several_answers_kinds_and_history() {
 "#;
     let data = Data::new(&[("q.jsonl", rows)]);
     let answers = [("1", "The two", Some("How many?")), ("who", "pocket", None), ("7", "below", None)];
-    let report = marked(eval("jsonl", &data.file("q.jsonl")), &answers);
+    let report = scored(eval("jsonl", &data.file("q.jsonl")), &answers);
     assert_eq!(figures(&report), (2.0 / 3.0, 3, 0));
     assert_eq!(report["kinds"].as_array().map(Vec::len), Some(2));
     let mut some = eval("jsonl", &data.file("q.jsonl"));
     some.args(["--limit", "2"]);
-    let report = marked(some, &answers);
+    let report = scored(some, &answers);
     assert_eq!((&report["asked"], &report["answered"], figures(&report).1), (&json!(2), &json!(2), 2));
 }
 
 #[test]
-fn vqa_and_text_vqa_count_agreement() {
-    // By the definition: nine of ten say it: one of them sees 8 others, min(1, 8/3) = 1; the tenth sees nine. Two of ten: the two
-    // see one other each, 1/3, and the other eight two, 2/3: (2 / 3 + 8 * 2 / 3) / 10.
+fn vqa_and_text_vqa_score_agreement() {
+    // By definition, each annotator's score is min(1, number of others with the answer / 3). If two of ten gave the answer, each of
+    // the two has one other, 1/3, and each of the other eight has two, 2/3: (2 / 3 + 8 * 2 / 3) / 10.
     let answers = |counts: &[(&str, usize)]| -> Vec<String> {
         counts.iter().flat_map(|(text, count)| std::iter::repeat_n((*text).to_owned(), *count)).collect()
     };
@@ -148,7 +148,7 @@ fn vqa_and_text_vqa_count_agreement() {
         command
     };
     let prompt = "What is it?\nAnswer the question using a single word or phrase.";
-    let report = marked(command(), &[("42000", "Two dogs.", Some(prompt)), ("42001", "Yes", None)]);
+    let report = scored(command(), &[("42000", "Two dogs.", Some(prompt)), ("42001", "Yes", None)]);
     close(figures(&report).0, (1.0 + two) / 2.0);
     assert_eq!(report["kinds"][0]["kind"], "other");
 
@@ -159,14 +159,14 @@ fn vqa_and_text_vqa_count_agreement() {
     let data = Data::new(&[("t.json", &text_vqa.to_string()), ("q.jsonl", &row.to_string())]);
     let alone = eval("textvqa", &data.file("t.json"));
     let prompt = "What does it SAY?\nAnswer the question using a single word or phrase.";
-    close(figures(&marked(alone, &[("5", "Stop sign", Some(prompt))])).0, two);
+    close(figures(&scored(alone, &[("5", "Stop sign", Some(prompt))])).0, two);
     let mut with_words = eval("textvqa", &data.file("q.jsonl"));
     with_words.arg("--annotations").arg(data.file("t.json"));
-    close(figures(&marked(with_words, &[("5", "stop!", Some(text(&row["text"])))])).0, 1.0);
+    close(figures(&scored(with_words, &[("5", "stop!", Some(text(&row["text"])))])).0, 1.0);
 }
 
 #[test]
-fn pope_has_its_figures_by_category() {
+fn pope_reports_figures_by_category() {
     let rows = |labels: [&str; 4]| -> String {
         let row = |(index, label): (usize, &&str)| {
             json!({"question_id": index + 1, "image": "x.jpg", "text": "Is there a dog?", "label": label}).to_string()
@@ -188,24 +188,24 @@ fn pope_has_its_figures_by_category() {
         ("popular/4", "A cat"),
     ];
     let answers: Vec<_> = answers.iter().map(|(id, text)| (*id, *text, None)).collect();
-    let report = marked(eval("pope", &data.file("pope")), &answers);
+    let report = scored(eval("pope", &data.file("pope")), &answers);
     assert_eq!(figures(&report), (5.0 / 8.0, 8, 1));
-    // All: yes said 4 times, 2 of them rightly; 3 are right.
+    // In total, 4 answers are yes, 2 of them correctly; 3 should be.
     let yes_no = |figures: &Value, key: &str| figures["yes_no"][key].as_f64().expect("a figure");
-    for (key, wanted) in [("precision", 0.5), ("recall", 2.0 / 3.0), ("f1", 4.0 / 7.0), ("yes_ratio", 0.5)] {
-        close(yes_no(&report, key), wanted);
+    for (key, expected) in [("precision", 0.5), ("recall", 2.0 / 3.0), ("f1", 4.0 / 7.0), ("yes_ratio", 0.5)] {
+        close(yes_no(&report, key), expected);
     }
     let random = report["kinds"].as_array().expect("kinds").iter().find(|kind| kind["kind"] == "random").expect("it");
     for key in ["precision", "recall", "f1", "yes_ratio"] {
         close(yes_no(random, key), 0.5);
     }
-    // A single file keeps its own ids.
-    let report = marked(eval("pope", &data.file("pope/coco_pope_random.json")), &[("1", "Yes", None)]);
+    // A single file keeps its ids.
+    let report = scored(eval("pope", &data.file("pope/coco_pope_random.json")), &[("1", "Yes", None)]);
     assert_eq!(figures(&report), (1.0, 1, 0));
 }
 
 #[test]
-fn mmbench_asks_for_letters() {
+fn mmbench_scores_letters() {
     let header = "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage\n";
     let image = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
     let rows = format!(
@@ -215,7 +215,7 @@ fn mmbench_asks_for_letters() {
     let data = Data::new(&[("m.tsv", &rows)]);
     let prompt = "A hint\nof two lines\nWhich?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly.";
     let answers = [("1", "B.", Some(prompt)), ("2", "(C)", None), ("3", "A", None)];
-    let report = marked(eval("mmbench", &data.file("m.tsv")), &answers);
+    let report = scored(eval("mmbench", &data.file("m.tsv")), &answers);
     assert_eq!(figures(&report), (0.5, 2, 0));
     assert_eq!((&report["asked"], &report["answered"]), (&json!(3), &json!(3)));
 }
@@ -236,12 +236,12 @@ fn mmmu_is_read_from_its_parquet_files() {
         ("validation_Art_Theory_2", "B", None),
         ("test_Art_Theory_3", "B", None),
     ];
-    let report = marked(eval("mmmu", &mmmu()), &answers);
+    let report = scored(eval("mmmu", &mmmu()), &answers);
     assert_eq!(figures(&report), (0.75, 4, 0));
     let kinds: Vec<&str> = report["kinds"].as_array().expect("kinds").iter().map(|kind| text(&kind["kind"])).collect();
     assert_eq!(kinds, ["Accounting", "Art_Theory"]);
-    // A subject by itself.
-    assert_eq!(figures(&marked(eval("mmmu", &mmmu().join("Accounting")), &answers[..2])), (1.0, 2, 0));
+    // A single subject.
+    assert_eq!(figures(&scored(eval("mmmu", &mmmu().join("Accounting")), &answers[..2])), (1.0, 2, 0));
 }
 
 fn golden(case: &str) -> PathBuf {
@@ -254,7 +254,7 @@ fn answers(file: &Path) -> Vec<Value> {
     text.lines().skip(1).map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// Questions of a golden conversation, each turn after the first with the turns before as its history.
+/// Questions of a golden conversation; each has the earlier turns as its history.
 fn golden_questions(case: &str) -> (Data, Vec<String>) {
     let expected = expected(case);
     let turns = expected["turns"].as_array().expect("turns");
@@ -277,29 +277,29 @@ fn ask(case: &str, data: &Data, more: &[&str]) -> Command {
     command
 }
 
-/// The model's answers are those of the golden conversation; a run goes on where one stopped.
+/// The model gives the answers of the golden conversation; a second run resumes the first.
 #[test]
-fn a_model_is_asked_and_a_second_run_goes_on() {
+fn a_model_answers_and_a_second_run_resumes() {
     let (data, texts) = golden_questions("vicuna-7b");
     let out = data.file("out.jsonl");
     let first = report(&mut ask("vicuna-7b", &data, &["--limit", "1"]));
     assert_eq!((figures(&first), &first["run"]["questions"]), ((1.0, 1, 0), &json!(1)));
-    // Stopped in the middle of a line.
+    // As if killed while writing a line.
     let mut bytes = fs::read(&out).expect("answers");
-    let whole = bytes.len();
+    let complete = bytes.len();
     bytes.extend(b"{\"id\":\"2\",\"text\":\"hal");
     fs::write(&out, &bytes).expect("answers");
     let second = report(&mut ask("vicuna-7b", &data, &[]));
     assert_eq!((figures(&second), &second["run"]["questions"]), ((1.0, 2, 0), &json!(1)));
-    assert_eq!(fs::read(&out).expect("answers")[..whole], bytes[..whole]);
+    assert_eq!(fs::read(&out).expect("answers")[..complete], bytes[..complete]);
     let found: Vec<String> = answers(&out).iter().map(|answer| text(&answer["text"]).to_owned()).collect();
     assert_eq!(found, texts);
-    // Nothing is left to ask: no device is opened.
+    // Every question is answered, so no device is opened.
     let third = report(ask("vicuna-7b", &data, &[]).args(["--adapter", "Voodoo 3"]));
     assert_eq!((figures(&third), third.get("run")), ((1.0, 2, 0), None));
-    // The same answers, marked without the model.
-    let marks = report(eval("jsonl", &data.file("q.jsonl")).arg("--answers").arg(&out));
-    assert_eq!((figures(&marks), &marks["settings"]["model"]), ((1.0, 2, 0), &json!("MGM-7B")));
+    // The same answers, scored without the model.
+    let scores = report(eval("jsonl", &data.file("q.jsonl")).arg("--answers").arg(&out));
+    assert_eq!((figures(&scores), &scores["settings"]["model"]), ((1.0, 2, 0), &json!("MGM-7B")));
     let (code, table, _) = run(eval("jsonl", &data.file("q.jsonl")).arg("--answers").arg(&out));
     assert!(code == Some(0) && table.contains("100.0 %") && table.contains("34.2 to 100.0"), "{table}");
 
@@ -311,72 +311,72 @@ fn a_model_is_asked_and_a_second_run_goes_on() {
     ] {
         let mut command = eval("jsonl", &data.file("q.jsonl"));
         command.arg(golden("vicuna-7b")).arg("--out").arg(&out);
-        let said = failure(command.args(arguments.split(' ')));
-        assert!(said.contains(message), "{message} in {said}");
+        let errors = failure(command.args(arguments.split(' ')));
+        assert!(errors.contains(message), "{message} in {errors}");
     }
     let mut other = eval("jsonl", &data.file("q.jsonl"));
     other.arg(golden("yi-34b")).arg("--out").arg(&out).args(["--precision", "f32", "--max-new-tokens", "24"]);
-    let said = failure(&mut other);
-    assert!(said.contains("another model"), "{said}");
+    let errors = failure(&mut other);
+    assert!(errors.contains("another model"), "{errors}");
 }
 
-/// The ids are of tests/reference/make_low_resolution.py.
+/// The token ids are from tests/reference/make_low_resolution.py.
 #[test]
-fn without_high_resolution_the_answers_are_others() {
+fn without_high_resolution_answers_differ() {
     let (data, texts) = golden_questions("vicuna-7b");
     let file = goldens().join("../data/vision/low_resolution.json");
-    let wanted: Value = serde_json::from_slice(&fs::read(file).expect("a fixture")).expect("JSON");
+    let reference: Value = serde_json::from_slice(&fs::read(file).expect("a fixture")).expect("JSON");
     let expected = expected("vicuna-7b");
     let mut chat = Command::new(env!("CARGO_BIN_EXE_mgm"));
     chat.arg("chat").arg(golden("vicuna-7b")).args(["--prompt", text(&expected["turns"][0]["question"])]);
     chat.arg("--image").arg(goldens().join("vicuna-7b").join(text(&expected["images"][0])));
     chat.args(["--precision", "f32", "--temperature", "0", "--max-new-tokens", "8", "--no-high-resolution"]);
-    let said = report(&mut chat);
-    assert_eq!(said["turns"][0]["token_ids"], wanted["vicuna-7b"]["greedy_ids"]);
+    let chat = report(&mut chat);
+    assert_eq!(chat["turns"][0]["token_ids"], reference["vicuna-7b"]["greedy_ids"]);
 
     let mut command = eval("jsonl", &data.file("q.jsonl"));
     command.arg(golden("vicuna-7b")).arg("--out").arg(data.file("out.jsonl"));
     command.args(["--precision", "f32", "--max-new-tokens", "8", "--no-high-resolution", "--limit", "1"]);
     assert_eq!(report(&mut command)["settings"]["high_resolution"], false);
     let answer = answers(&data.file("out.jsonl"))[0]["text"].clone();
-    assert_eq!(answer, said["turns"][0]["text"]);
+    assert_eq!(answer, chat["turns"][0]["text"]);
     assert!(!texts[0].starts_with(text(&answer)), "{answer}");
 }
 
 #[test]
-fn pictures_in_the_data_are_looked_at_and_what_does_not_fit_counts_as_wrong() {
+fn embedded_images_are_encoded_and_too_long_questions_count_as_wrong() {
     let data = Data::new(&[]);
     let mut command = eval("mmmu", &mmmu());
     command.arg(golden("gemma-2b")).arg("--out").arg(data.file("out.jsonl")).args(["--max-new-tokens", "1"]);
-    let said = report(&mut command);
-    assert_eq!((figures(&said).1, &said["answered"], &said["failed"]), (4, &json!(5), &json!(0)));
+    let scores = report(&mut command);
+    assert_eq!((figures(&scores).1, &scores["answered"], &scores["failed"]), (4, &json!(5), &json!(0)));
 
     let long = "word ".repeat(9000);
     let rows = format!("{}\n{}", json!({"question": long, "answer": "x"}), json!({"question": "Hm?", "answer": "x"}));
     data.write("q.jsonl", rows);
     let mut command = eval("jsonl", &data.file("q.jsonl"));
     command.arg(golden("gemma-2b")).arg("--out").arg(data.file("long.jsonl")).args(["--max-new-tokens", "1"]);
-    let said = report(&mut command);
-    assert_eq!((&said["answered"], &said["failed"]), (&json!(2), &json!(1)));
+    let scores = report(&mut command);
+    assert_eq!((&scores["answered"], &scores["failed"]), (&json!(2), &json!(1)));
     assert!(text(&answers(&data.file("long.jsonl"))[0]["error"]).contains("context"));
-    // What POPE reads in no text is a yes.
+    // POPE's script reads an empty answer as yes.
     let row = json!({"question_id": 1, "image": "none.png", "text": long, "label": "yes"});
     data.write("pope.json", row.to_string());
     data.write("no.jsonl", json!({"question_id": 1, "text": "", "error": "too long"}).to_string());
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
     command.args(["eval", "--format", "pope", "--answers"]).arg(data.file("no.jsonl"));
     command.arg("--data").arg(data.file("pope.json"));
-    let said = report(&mut command);
-    assert_eq!((figures(&said).0, &said["failed"]), (0.0, &json!(1)), "{said}");
+    let scores = report(&mut command);
+    assert_eq!((figures(&scores).0, &scores["failed"]), (0.0, &json!(1)), "{scores}");
 }
 
 #[cfg(unix)]
 #[test]
-fn an_interrupt_leaves_a_file_to_go_on_with() {
+fn an_interrupted_run_can_be_resumed() {
     let data = Data::new(&[]);
     let rows: Vec<String> = (0..40)
         .map(|index| {
-            // Every picture is another one, so that answers take a while.
+            // All images differ, so that the run takes a while.
             let name = format!("{index}.png");
             let colour = image::Rgb([index as u8, 90, 40]);
             image::RgbImage::from_pixel(8, 6, colour).save(data.file(&name)).expect("a PNG file");
@@ -404,9 +404,9 @@ fn an_interrupt_leaves_a_file_to_go_on_with() {
     let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(interrupt.expect("kill runs").success());
     let output = child.wait_with_output().expect("an end");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("of 40 answered; the same command goes on") && said.contains("cancelled"), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("of 40 answered; run the same command") && errors.contains("cancelled"), "{errors}");
     let before = answers(&out).len();
     assert!((2..40).contains(&before), "{before}");
     let limit = (before + 2).to_string();
@@ -414,27 +414,27 @@ fn an_interrupt_leaves_a_file_to_go_on_with() {
     assert_eq!((&report["answered"], &report["run"]["questions"]), (&json!(before + 2), &json!(2)));
 }
 
-/// What a command says that must fail.
+/// The error message of a command that must fail.
 fn failure(command: &mut Command) -> String {
-    let (code, out, said) = run(command);
-    assert_eq!(code, Some(2), "{said}");
-    assert!(out.is_empty() && said.contains("error: ") && !said.contains("panicked"), "{out}{said}");
-    said
+    let (code, out, errors) = run(command);
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(out.is_empty() && errors.contains("error: ") && !errors.contains("panicked"), "{out}{errors}");
+    errors
 }
 
 #[test]
-fn bad_data_are_told_with_their_lines() {
+fn errors_in_data_name_the_line() {
     let good = r#"{"image": "a.png", "question": "Q?", "answer": "x"}"#;
     let vocabulary = ("e/answers.txt", "yes\nno");
     let pope = r#"{"question_id": 1, "image": "a.png", "text": "Q?", "label": "maybe"}"#;
     let tsv = "index\tquestion\tA\tB\tanswer\timage\n";
     let annotations = r#"{"annotations": [{"question_id": 1, "answers": []}]}"#;
     let questions = r#"{"questions": [{"question_id": 1, "image_id": 1, "question": "Q?"}]}"#;
-    // Format, data, files, more arguments, what the message must contain.
+    // Format, data, files, more arguments, parts of the expected message.
     type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
     let rows: &[Row<'_>] = &[
         ("jsonl", "q.jsonl", &[], &[], &["q.jsonl"]),
-        ("jsonl", "q.jsonl", &[("q.jsonl", "")], &[], &["q.jsonl", "no questions"]),
+        ("jsonl", "q.jsonl", &[("q.jsonl", "")], &[], &["q.jsonl", "has no questions"]),
         (
             "jsonl",
             "q.jsonl",
@@ -460,7 +460,7 @@ fn bad_data_are_told_with_their_lines() {
         (
             "jsonl",
             "q.jsonl",
-            &[("q.jsonl", good), ("p/a.png", "no picture")],
+            &[("q.jsonl", good), ("p/a.png", "not an image")],
             &["--images", "p"],
             &["a.png", "not a picture"],
         ),
@@ -523,18 +523,18 @@ fn bad_data_are_told_with_their_lines() {
         let data = Data::new(files);
         let mut command = eval(format, Path::new(file));
         command.current_dir(data.0.path()).arg(golden("gemma-2b")).args(["--out", "out.jsonl"]).args(more);
-        let said = failure(&mut command);
+        let errors = failure(&mut command);
         for part in message {
-            assert!(said.contains(part), "{format} {files:?}: {part:?} is not in {said}");
+            assert!(errors.contains(part), "{format} {files:?}: {part:?} is not in {errors}");
         }
     }
 }
 
 #[test]
-fn a_damaged_parquet_file_is_told_wherever_the_damage_is() {
+fn damage_anywhere_in_a_parquet_file_is_an_error() {
     let bytes = fs::read(mmmu().join("Accounting/validation-00000-of-00001.parquet")).expect("a file");
     let data = Data::new(&[("answers.jsonl", "")]);
-    let mut unread = 0;
+    let mut failures = 0;
     for place in (0..bytes.len()).step_by(61) {
         let mut damaged = bytes.clone();
         damaged[place] ^= 0x55;
@@ -543,17 +543,17 @@ fn a_damaged_parquet_file_is_told_wherever_the_damage_is() {
         }
         data.write("m.parquet", &damaged);
         let mut command = eval("mmmu", &data.file("m.parquet"));
-        let (code, _, said) = run(command.arg("--answers").arg(data.file("answers.jsonl")));
-        assert!(matches!(code, Some(0 | 2)) && !said.contains("panicked"), "byte {place}: {code:?} {said}");
-        unread += usize::from(code == Some(2));
+        let (code, _, errors) = run(command.arg("--answers").arg(data.file("answers.jsonl")));
+        assert!(matches!(code, Some(0 | 2)) && !errors.contains("panicked"), "byte {place}: {code:?} {errors}");
+        failures += usize::from(code == Some(2));
     }
-    assert!(unread > 40, "{unread}");
+    assert!(failures > 40, "{failures}");
 }
 
 #[test]
-fn bad_answers_and_arguments_are_told() {
+fn bad_answers_and_arguments_are_errors() {
     let data = Data::new(&[("q.jsonl", "{\"question\": \"Q?\", \"answer\": \"x\"}")]);
-    let marking = |lines: &str| {
+    let score_lines = |lines: &str| {
         data.write("answers.jsonl", lines);
         failure(eval("jsonl", &data.file("q.jsonl")).arg("--answers").arg(data.file("answers.jsonl")))
     };
@@ -566,31 +566,31 @@ fn bad_answers_and_arguments_are_told() {
         ("{\"mgm_eval\": {}}\n".to_owned(), ["line 1", "format"]),
         ("\u{0}\n".to_owned(), ["line 1", "column"]),
     ] {
-        let said = marking(&lines);
-        assert!(message.iter().all(|part| said.contains(part)), "{lines}: {said}");
+        let errors = score_lines(&lines);
+        assert!(message.iter().all(|part| errors.contains(part)), "{lines}: {errors}");
     }
     data.write("answers.jsonl", b"\xff\n");
-    let said = failure(eval("jsonl", &data.file("q.jsonl")).arg("--answers").arg(data.file("answers.jsonl")));
-    assert!(said.contains("line 1") && said.contains("UTF-8"), "{said}");
+    let errors = failure(eval("jsonl", &data.file("q.jsonl")).arg("--answers").arg(data.file("answers.jsonl")));
+    assert!(errors.contains("line 1") && errors.contains("UTF-8"), "{errors}");
 
-    // Answers of another program are not gone on with.
+    // Answers of another program are not resumed.
     data.write("answers.jsonl", one);
     let mut command = eval("jsonl", &data.file("q.jsonl"));
-    let said = failure(command.arg(golden("gemma-2b")).arg("--out").arg(data.file("answers.jsonl")));
-    assert!(said.contains("line 1") && said.contains("--answers"), "{said}");
+    let errors = failure(command.arg(golden("gemma-2b")).arg("--out").arg(data.file("answers.jsonl")));
+    assert!(errors.contains("line 1") && errors.contains("--answers"), "{errors}");
     assert_eq!(fs::read_to_string(data.file("answers.jsonl")).expect("the file"), one);
 
-    let said = failure(&mut eval("jsonl", &data.file("q.jsonl")));
-    assert!(said.contains("--out") && said.contains("required"), "{said}");
-    let said = failure(eval("coco", &data.file("q.jsonl")).args(["--out", "x"]));
-    assert!(said.contains("easy-vqa") && said.contains("textvqa"), "{said}");
-    // No model comes along where there is none.
+    let errors = failure(&mut eval("jsonl", &data.file("q.jsonl")));
+    assert!(errors.contains("--out") && errors.contains("required"), "{errors}");
+    let errors = failure(eval("coco", &data.file("q.jsonl")).args(["--out", "x"]));
+    assert!(errors.contains("easy-vqa") && errors.contains("textvqa"), "{errors}");
+    // No bundled model is found.
     let mut command = eval("jsonl", &data.file("q.jsonl"));
-    let said = failure(command.args(["--out", "x"]).env("MGM_MODELS", data.file("models")));
-    assert!(said.contains("checkpoint"), "{said}");
-    let said = failure(eval("jsonl", &data.file("q.jsonl")).args(["--out", "x", "--seed", "1"]));
-    assert!(said.contains("--limit"), "{said}");
+    let errors = failure(command.args(["--out", "x"]).env("MGM_MODELS", data.file("models")));
+    assert!(errors.contains("pocket"), "{errors}");
+    let errors = failure(eval("jsonl", &data.file("q.jsonl")).args(["--out", "x", "--seed", "1"]));
+    assert!(errors.contains("--limit"), "{errors}");
     let mut command = eval("jsonl", &data.file("q.jsonl"));
-    let said = failure(command.arg(golden("gemma-2b")).args(["--out", "/nowhere/x.jsonl"]));
-    assert!(said.contains("/nowhere/x.jsonl"), "{said}");
+    let errors = failure(command.arg(golden("gemma-2b")).args(["--out", "/nowhere/x.jsonl"]));
+    assert!(errors.contains("/nowhere/x.jsonl"), "{errors}");
 }

@@ -1,5 +1,5 @@
-//! `mgm generate` and `mgm chat --generate` on the golden checkpoints: the expected picture, from a folder and from a single file;
-//! seeds, batches, schedulers, LoRA, image-to-image; a conversation that ends in a picture; and what bad input is told.
+//! `mgm generate` and `mgm chat --image-model` on the golden checkpoints: the expected image from a folder and from a single file;
+//! seeds, batches, schedulers, LoRA, image-to-image; images in answers; errors for bad input.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,7 +33,7 @@ fn generate(model: &Path, more: &[&str]) -> Output {
     command.output().expect("the binary runs")
 }
 
-fn well(output: &Output) -> String {
+fn must(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -46,16 +46,16 @@ fn pixels(file: &Path) -> Vec<u8> {
     image::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).to_rgb8().into_raw()
 }
 
-/// Paints in few steps and gives the pixels.
-fn painted(model: &Path, more: &[&str]) -> Vec<u8> {
+/// Generates an image in two steps and returns its pixels.
+fn generated(model: &Path, more: &[&str]) -> Vec<u8> {
     let folder = folder();
     let out = folder.path().join("x.png");
     let arguments = [&["--prompt", "a gold mine", "--steps", "2", "--out", text(&out)], more].concat();
-    well(&generate(model, &arguments));
+    must(&generate(model, &arguments));
     pixels(&out)
 }
 
-/// The arguments that the golden case was made with.
+/// The arguments of the golden case.
 fn golden_arguments() -> Vec<String> {
     let json = fs::read(case().join("expected.json")).expect("expected.json");
     let json: Value = serde_json::from_slice(&json).expect("JSON");
@@ -65,9 +65,9 @@ fn golden_arguments() -> Vec<String> {
     let latents = case().join("expected.safetensors").display().to_string();
     [
         ("--prompt", text("prompt")),
-        ("--negative", text("negative_prompt")),
-        ("--steps", number("steps")),
-        ("--guidance", number("guidance_scale")),
+        ("--negative-prompt", text("negative_prompt")),
+        ("--num-inference-steps", number("steps")),
+        ("--guidance-scale", number("guidance_scale")),
         ("--size", size),
         ("--latents", latents),
     ]
@@ -76,7 +76,7 @@ fn golden_arguments() -> Vec<String> {
     .collect()
 }
 
-/// Peak signal to noise of a file against the golden picture, in decibels.
+/// Peak signal-to-noise ratio of a file relative to the golden image, in decibels.
 fn psnr(file: &Path) -> f64 {
     let bytes = fs::read(case().join("expected.safetensors")).expect("expected.safetensors");
     let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
@@ -88,41 +88,41 @@ fn psnr(file: &Path) -> f64 {
     -10.0 * mean.log10()
 }
 
-/// Rounding to bytes alone leaves 10 log10(12 * 255^2) = 58.9 dB; an error of 2e-3 of the latents' scale, 45 dB.
-const RIGHT: f64 = 50.0;
+/// Rounding to bytes alone gives 10 log10(12 * 255^2) = 58.9 dB; an error of 2e-3 of the latents' scale gives 45 dB.
+const MIN_PSNR: f64 = 50.0;
 
 fn with_out(arguments: &[String], out: &Path) -> Vec<String> {
     [arguments, &["--out".to_owned(), out.display().to_string()]].concat()
 }
 
 #[test]
-fn the_golden_picture_is_painted_and_says_how() {
+fn the_golden_image_is_generated_and_records_its_settings() {
     let folder = folder();
     let out = folder.path().join("golden.png");
     let arguments = with_out(&golden_arguments(), &out);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--json"]).collect();
-    let report: Value = serde_json::from_str(&well(&generate(&case().join("sdxl"), &arguments))).expect("JSON");
+    let report: Value = serde_json::from_str(&must(&generate(&case().join("sdxl"), &arguments))).expect("JSON");
     let decibels = psnr(&out);
     println!("{decibels:.1} dB");
-    assert!(decibels > RIGHT, "{decibels} dB");
-    assert_eq!(report["pictures"][0]["file"], text(&out));
-    assert_eq!(report["pictures"][0]["settings"]["steps"], 6);
+    assert!(decibels > MIN_PSNR, "{decibels} dB");
+    assert_eq!(report["images"][0]["file"], text(&out));
+    assert_eq!(report["images"][0]["settings"]["steps"], 6);
 
-    let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&out).expect("a picture")));
+    let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&out).expect("an image")));
     let reader = decoder.read_info().expect("a PNG");
     let parameters = &reader.info().uncompressed_latin1_text[0];
     assert_eq!(parameters.keyword, "parameters");
     assert!(parameters.text.starts_with("a photo of a gold mine at dawn, misty hills\nNegative prompt: out of frame"));
     assert!(parameters.text.contains("Steps: 6, Sampler: EulerDiscreteScheduler, CFG scale: 5, Size: 128x128"));
     let json: Value = serde_json::from_str(&reader.info().utf8_text[0].get_text().expect("text")).expect("JSON");
-    assert_eq!(json, report["pictures"][0]["settings"]);
+    assert_eq!(json, report["images"][0]["settings"]);
 }
 
-/// Pictures of the golden model that diffusers painted from seeds: schedulers, sizes, prompts, image-to-image, LoRA
-/// (`tests/reference/make_sdxl_pictures.py`). What is left are f32 rounding errors, about 1e-5 of the picture's scale, which now and then
-/// move a value over the border between two bytes.
+/// The expected images are from diffusers with the golden model: schedulers, sizes, prompts, image-to-image, LoRA
+/// (`tests/reference/make_sdxl_pictures.py`). f32 rounding errors of about 1e-5 of the image's scale occasionally change a byte by
+/// one.
 #[test]
-fn seeds_give_diffusers_pictures() {
+fn seeds_give_the_images_of_diffusers() {
     let folder = folder();
     let expected = tests().join("data/diffusion/pictures");
     let cases = fs::read(expected.join("cases.json")).expect("cases.json");
@@ -130,16 +130,16 @@ fn seeds_give_diffusers_pictures() {
     for (name, arguments) in cases {
         let out = folder.path().join(format!("{name}.png"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
-        // Files beside the pictures are named as they are there.
+        // The arguments name files in this folder.
         command.current_dir(&expected).arg("generate").arg(fs::canonicalize(case()).expect("the case").join("sdxl"));
         command.args(&arguments).arg("--out").arg(&out).stdin(Stdio::null());
-        well(&command.output().expect("the binary runs"));
+        must(&command.output().expect("the binary runs"));
         let (found, expected) = (pixels(&out), pixels(&expected.join(format!("{name}.png"))));
         assert_eq!(found.len(), expected.len(), "{name}");
         let differences = || found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
-        let (most, differing) = (differences().max(), differences().filter(|difference| *difference > 0).count());
-        println!("{name}: {differing} of {} values differ, by at most {most:?}", found.len());
-        assert!(most <= Some(1) && differing * 50 < found.len(), "{name}: {differing} differ, by up to {most:?}");
+        let (largest, differing) = (differences().max(), differences().filter(|difference| *difference > 0).count());
+        println!("{name}: {differing} of {} values differ, by at most {largest:?}", found.len());
+        assert!(largest <= Some(1) && differing * 50 < found.len(), "{name}: {differing} differ, by up to {largest:?}");
     }
 }
 
@@ -159,7 +159,7 @@ fn write(file: &Path, tensors: &Tensors) {
     serialize_to_file(views, None, file).expect("a file");
 }
 
-/// The golden model in the original layout of a single file, its names from diffusers' converters.
+/// The golden model as a single file in the original layout; the names are from diffusers' converters.
 fn single_file() -> Tensors {
     let names = fs::read(tests().join("data/diffusion/names.json")).expect("names.json");
     let names: BTreeMap<String, Vec<[String; 2]>> = serde_json::from_slice(&names).expect("JSON");
@@ -218,16 +218,16 @@ fn single_file() -> Tensors {
 }
 
 #[test]
-fn a_single_file_is_the_same_model() {
+fn a_single_file_gives_the_same_image() {
     let folder = folder();
     let (file, out) = (folder.path().join("model.safetensors"), folder.path().join("single.png"));
     write(&file, &single_file());
-    // Heads of this small model are not of 64 channels, so that its configurations are needed beside its vocabulary.
+    // This small model's heads don't have 64 channels, so its configurations are needed besides its vocabulary.
     let model = case().join("sdxl");
     let arguments = with_out(&golden_arguments(), &out);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--tokenizer", text(&model)]).collect();
-    well(&generate(&file, &arguments));
-    assert!(psnr(&out) > RIGHT, "{} dB", psnr(&out));
+    must(&generate(&file, &arguments));
+    assert!(psnr(&out) > MIN_PSNR, "{} dB", psnr(&out));
 
     let alone = generate(&file, &["--prompt", "x", "--out", text(&out)]);
     let errors = String::from_utf8_lossy(&alone.stderr).into_owned();
@@ -235,11 +235,11 @@ fn a_single_file_is_the_same_model() {
 }
 
 #[test]
-fn variants_shards_and_old_names_are_the_same_model() {
+fn variants_shards_and_old_names_give_the_same_image() {
     let folder = folder();
     let model = folder.path().join("sdxl");
     copy(&case().join("sdxl"), &model);
-    // The VAE as earlier releases named its attention, the UNet in two shards of the variant's index, a text encoder's variant alone.
+    // The VAE with old names of its attention, the UNet in two shards of a variant's index, and only a variant of a text encoder.
     let vae = model.join("vae/diffusion_pytorch_model.safetensors");
     let renamed: Tensors = read(&vae)
         .into_iter()
@@ -277,12 +277,12 @@ fn variants_shards_and_old_names_are_the_same_model() {
 
     let out = folder.path().join("x.png");
     let arguments = with_out(&golden_arguments(), &out);
-    well(&generate(&model, &arguments.iter().map(String::as_str).collect::<Vec<_>>()));
-    assert!(psnr(&out) > RIGHT, "{} dB", psnr(&out));
+    must(&generate(&model, &arguments.iter().map(String::as_str).collect::<Vec<_>>()));
+    assert!(psnr(&out) > MIN_PSNR, "{} dB", psnr(&out));
 }
 
 #[test]
-fn seeds_repeat_and_batches_count_on() {
+fn seeds_repeat_and_batches_use_consecutive_seeds() {
     let model = case().join("sdxl");
     let folder = folder();
     let out = folder.path().join("b.png");
@@ -290,19 +290,19 @@ fn seeds_repeat_and_batches_count_on() {
         &model,
         &["--prompt", "a gold mine", "--steps", "2", "--seed", "7", "--batch", "2", "--out", text(&out)],
     );
-    let files: Vec<String> = well(&output).lines().map(str::to_owned).collect();
+    let files: Vec<String> = must(&output).lines().map(str::to_owned).collect();
     assert_eq!(files.len(), 2, "{files:?}");
     assert!(files[0].ends_with("b-1.png") && files[1].ends_with("b-2.png"), "{files:?}");
     for (file, seed) in files.iter().zip(["7", "8"]) {
-        assert_eq!(pixels(Path::new(file)), painted(&model, &["--seed", seed]), "seed {seed}");
+        assert_eq!(pixels(Path::new(file)), generated(&model, &["--seed", seed]), "seed {seed}");
     }
-    assert_ne!(painted(&model, &["--seed", "7"]), painted(&model, &["--seed", "7", "--noise", "f16"]));
-    // Under a limit that makes the parts take turns, the picture is the same.
-    assert_eq!(painted(&model, &["--seed", "7"]), painted(&model, &["--seed", "7", "--gpu-memory", "24M"]));
+    assert_ne!(generated(&model, &["--seed", "7"]), generated(&model, &["--seed", "7", "--noise", "f16"]));
+    // A memory limit that keeps only one part on the device gives the same image.
+    assert_eq!(generated(&model, &["--seed", "7"]), generated(&model, &["--seed", "7", "--gpu-memory", "24M"]));
 }
 
 #[test]
-fn every_scheduler_guidance_and_size_paints() {
+fn schedulers_guidance_scales_and_sizes() {
     let model = case().join("sdxl");
     let mut seen = Vec::new();
     for scheduler in [
@@ -316,24 +316,24 @@ fn every_scheduler_guidance_and_size_paints() {
         "lcm",
         "turbo",
     ] {
-        let picture = painted(&model, &["--seed", "7", "--scheduler", scheduler]);
-        assert!(!seen.contains(&picture), "{scheduler} paints as another does");
-        seen.push(picture);
+        let image = generated(&model, &["--seed", "7", "--scheduler", scheduler]);
+        assert!(!seen.contains(&image), "{scheduler} gives the image of another scheduler");
+        seen.push(image);
     }
-    // The model's own settings are those of euler, and a seed's noise is what is named euler's too.
-    assert_eq!(painted(&model, &["--seed", "7"]), seen[0]);
-    let plain = painted(&model, &["--seed", "7", "--guidance", "1"]);
-    assert_eq!(plain, painted(&model, &["--seed", "7", "--guidance", "1", "--negative", "anything"]));
-    assert_ne!(painted(&model, &["--seed", "7"]), painted(&model, &["--seed", "7", "--negative", ""]));
-    assert_eq!(painted(&model, &["--seed", "7", "--size", "72x104"]).len(), 72 * 104 * 3);
+    // The model's own scheduler is euler.
+    assert_eq!(generated(&model, &["--seed", "7"]), seen[0]);
+    let plain = generated(&model, &["--seed", "7", "--guidance-scale", "1"]);
+    assert_eq!(plain, generated(&model, &["--seed", "7", "--guidance-scale", "1", "--negative-prompt", "anything"]));
+    assert_ne!(generated(&model, &["--seed", "7"]), generated(&model, &["--seed", "7", "--negative-prompt", ""]));
+    assert_eq!(generated(&model, &["--seed", "7", "--size", "72x104"]).len(), 72 * 104 * 3);
 }
 
 #[test]
-fn a_picture_can_be_painted_over() {
+fn image_to_image_depends_on_the_strength() {
     let model = case().join("sdxl");
     let init = tests().join("goldens/vicuna-7b/image0.png");
     let over = |strength: &str| {
-        painted(&model, &["--seed", "7", "--init-image", text(&init), "--strength", strength, "--size", "64x64"])
+        generated(&model, &["--seed", "7", "--init-image", text(&init), "--strength", strength, "--size", "64x64"])
     };
     let distance = |a: &[u8], b: &[u8]| -> u64 { a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b))).sum() };
     let (half, whole) = (over("0.5"), over("1"));
@@ -342,7 +342,7 @@ fn a_picture_can_be_painted_over() {
 }
 
 #[test]
-fn a_lora_counts_as_much_as_it_is_told() {
+fn a_lora_is_scaled() {
     let model = case().join("sdxl");
     let folder = folder();
     let file = folder.path().join("style.safetensors");
@@ -361,20 +361,20 @@ fn a_lora_counts_as_much_as_it_is_told() {
             (format!("{encoder}.lora_up.weight"), (vec![96, 2], values(192))),
         ]),
     );
-    let with = |scale: &str| painted(&model, &["--seed", "7", "--lora", &format!("{}{scale}", text(&file))]);
-    let without = painted(&model, &["--seed", "7"]);
+    let with = |scale: &str| generated(&model, &["--seed", "7", "--lora", &format!("{}{scale}", text(&file))]);
+    let without = generated(&model, &["--seed", "7"]);
     assert_eq!(with(":0"), without);
     assert_ne!(with(""), without);
     assert_eq!(with(""), with(":1.0"));
     assert_ne!(with(""), with(":0.5"));
 }
 
-/// A language model that answers every question with `<h> a gold mine</h>`: what its layers add is taken out, so that the
-/// next token follows from the last one alone, and its head knows which follows which.
-fn talker(folder: &Path) -> PathBuf {
+/// A language model that answers every question with `<h> a gold mine</h>`: its layers add nothing, so the next token depends on
+/// the last one only, and its head maps each token of the answer to the next.
+fn scripted_model(folder: &Path) -> PathBuf {
     copy(&tests().join("goldens/vicuna-7b"), folder);
     let model = folder.join("MGM-7B");
-    // `:` of "ASSISTANT:", `<h>`, the words, `</h>` in bytes' own tokens (so that no token comes twice), the end.
+    // `:` of "ASSISTANT:", `<h>`, the words, `</h>` in byte tokens (so that no token repeats), the end.
     let chain = [586usize, 595, 533, 596, 262, 472, 513, 535, 287, 267, 525, 63, 50, 107, 65, 2];
     let files: Vec<PathBuf> = fs::read_dir(&model)
         .expect("the checkpoint")
@@ -414,69 +414,68 @@ fn talker(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn an_answer_ends_in_a_picture() {
+fn an_answer_includes_an_image() {
     let folder = folder();
-    let model = talker(folder.path());
-    let picture = folder.path().join("answer.png");
+    let model = scripted_model(folder.path());
+    let image = folder.path().join("answer.png");
     let sdxl = case().join("sdxl");
     let ask = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
         command.arg("chat").arg(&model).args(["--precision", "f32", "--temperature", "0", "--json", "--seed", "3"]);
         command.arg("--image").arg(tests().join("goldens/vicuna-7b/image0.png"));
-        command.args(["--generate", text(&sdxl), "--steps", "2", "--out", text(&picture)]);
+        command.args(["--image-model", text(&sdxl), "--steps", "2", "--out", text(&image)]);
         let output = command.args(more).stdin(Stdio::null()).output().expect("the binary runs");
-        serde_json::from_str::<Value>(&well(&output)).expect("JSON")["turns"].clone()
+        serde_json::from_str::<Value>(&must(&output)).expect("JSON")["turns"].clone()
     };
-    let turns = ask(&["--gen", "--prompt", "What is this made of?", "--prompt", "And this?"]);
+    let turns = ask(&["--draw", "--prompt", "What is this made of?", "--prompt", "And this?"]);
     for (turn, name) in [(&turns[0], "answer.png"), (&turns[1], "answer-2.png")] {
         assert_eq!(turn["text"], "<h> a gold mine</h>");
-        let file = turn["picture"]["file"].as_str().expect("a file");
+        let file = turn["image"]["file"].as_str().expect("a file");
         assert!(file.ends_with(name), "{file}");
         assert_eq!(pixels(Path::new(file)).len(), 128 * 128 * 3);
-        let settings = &turn["picture"]["settings"];
+        let settings = &turn["image"]["settings"];
         assert_eq!(settings["prompt"], "a gold mine");
         assert!(settings["negative_prompt"].as_str().is_some_and(|text| text.starts_with("out of frame, lowres")));
     }
-    // ` <GEN>` makes the prompt longer. The picture is what `mgm generate` paints with these words.
+    // ` <GEN>` makes the prompt longer. `mgm generate` gives the same image for this prompt.
     let shorter = ask(&["--prompt", "What is this made of?"]);
     assert!(shorter[0]["prompt_tokens"].as_u64() < turns[0]["prompt_tokens"].as_u64());
-    let negative = turns[0]["picture"]["settings"]["negative_prompt"].as_str().expect("a text");
-    let alone = painted(&sdxl, &["--seed", "3", "--negative", negative]);
-    assert_eq!(pixels(&picture), alone);
-    // With little memory the two models take turns on the device; the second question finds the conversation again.
-    let taking_turns =
-        ask(&["--gen", "--gpu-memory", "28M", "--prompt", "What is this made of?", "--prompt", "And this?"]);
+    let negative = turns[0]["image"]["settings"]["negative_prompt"].as_str().expect("a text");
+    let alone = generated(&sdxl, &["--seed", "3", "--negative-prompt", negative]);
+    assert_eq!(pixels(&image), alone);
+    // With little memory only one model is on the device at a time; the conversation is restored for the second question.
+    let swapped = ask(&["--draw", "--gpu-memory", "28M", "--prompt", "What is this made of?", "--prompt", "And this?"]);
     for index in [0, 1] {
-        assert_eq!(taking_turns[index]["token_ids"], turns[index]["token_ids"]);
-        assert_eq!(taking_turns[index]["prompt_tokens"], turns[index]["prompt_tokens"]);
+        assert_eq!(swapped[index]["token_ids"], turns[index]["token_ids"]);
+        assert_eq!(swapped[index]["prompt_tokens"], turns[index]["prompt_tokens"]);
     }
-    assert_eq!(pixels(&picture), alone);
+    assert_eq!(pixels(&image), alone);
 }
 
 #[test]
-fn a_picture_that_fails_costs_no_answer_and_room_is_made() {
+fn a_failed_image_keeps_the_answer_and_models_make_room() {
     let folder = folder();
-    let model = talker(folder.path());
+    let model = scripted_model(folder.path());
     let sdxl = case().join("sdxl");
-    let picture = folder.path().join("answer.png");
+    let image = folder.path().join("answer.png");
     let ask = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
-        command.arg("chat").arg(&model).args(["--precision", "f32", "--temperature", "0", "--json", "--gen"]);
-        command.args(["--generate", text(&sdxl), "--out", text(&picture)]);
+        command.arg("chat").arg(&model).args(["--precision", "f32", "--temperature", "0", "--json", "--draw"]);
+        command.args(["--image-model", text(&sdxl), "--out", text(&image)]);
         command.args(more).stdin(Stdio::null()).output().expect("the binary runs")
     };
-    // More steps than an LCM scheduler has: known when painting begins.
+    // More steps than an LCM scheduler has, which is detected when generation starts.
     let failed = ask(&["--scheduler", "lcm", "--steps", "60", "--prompt", "What is this made of?"]);
     assert_eq!(failed.status.code(), Some(2));
     let report: Value = serde_json::from_slice(&failed.stdout).expect("JSON");
     assert_eq!(report["turns"][0]["text"], "<h> a gold mine</h>");
-    assert!(report["turns"][0]["picture_error"].as_str().is_some_and(|error| error.contains("60 steps")), "{report}");
-    // A picture to look at needs room while the other model is on the device.
-    let image = tests().join("goldens/vicuna-7b/image0.png");
+    assert!(report["turns"][0]["image_error"].as_str().is_some_and(|error| error.contains("60 steps")), "{report}");
+    // Encoding an image needs memory while the image model is on the device.
+    let input = tests().join("goldens/vicuna-7b/image0.png");
     for memory in ["24M", "28M"] {
-        let tight = ask(&["--gpu-memory", memory, "--steps", "1", "--image", text(&image), "--prompt", "And this?"]);
-        let report: Value = serde_json::from_str(&well(&tight)).expect("JSON");
-        assert_eq!(report["turns"][0]["picture"]["settings"]["prompt"], "a gold mine");
+        let tight = ask(&["--gpu-memory", memory, "--steps", "1", "--image", text(&input), "--prompt", "And this?"]);
+        let report: Value = serde_json::from_str(&must(&tight)).expect("JSON");
+        assert_eq!(report["turns"][0]["image"]["settings"]["prompt"], "a gold mine");
     }
 }
 
@@ -506,7 +505,7 @@ fn latents_of_another_shape_are_refused() {
 }
 
 #[test]
-fn bad_input_is_told_in_one_line() {
+fn bad_input_is_a_one_line_error() {
     let model = case().join("sdxl");
     let folder = folder();
     let place = |name: &str| folder.path().join(name);
@@ -550,7 +549,7 @@ fn bad_input_is_told_in_one_line() {
     write(&small, &Tensors::from([("x".to_owned(), (vec![1, 4, 3, 3], vec![0; 144]))]));
     let two = place("two.safetensors");
     write(&two, &Tensors::from(["x", "y"].map(|name| (name.to_owned(), (vec![1], vec![0; 4])))));
-    let picture = place("x.png");
+    let image = place("x.png");
     let around = case();
 
     let rows: Vec<(&Path, Vec<&str>, &str)> = vec![
@@ -559,8 +558,8 @@ fn bad_input_is_told_in_one_line() {
         (&model, vec!["--size", "64"], "1024x768"),
         (&model, vec!["--size", "16384x64"], "8192"),
         (&model, vec!["--steps", "0"], "1 to 1000"),
-        (&model, vec!["--guidance", "-1"], "guidance"),
-        (&model, vec!["--guidance", "NaN"], "guidance"),
+        (&model, vec!["--guidance-scale", "-1"], "guidance"),
+        (&model, vec!["--guidance-scale", "NaN"], "guidance"),
         (&model, vec!["--batch", "0"], "batch"),
         (&model, vec!["--scheduler", "best"], "\"best\" is not supported"),
         (&model, vec!["--scheduler", "ddim-karras"], "Karras"),
@@ -596,7 +595,7 @@ fn bad_input_is_told_in_one_line() {
             all.extend(["--steps", "1"]);
         }
         if !arguments.contains(&"--out") {
-            all.extend(["--out", text(&picture)]);
+            all.extend(["--out", text(&image)]);
         }
         all.extend(&arguments);
         let output = generate(model, &all);
@@ -604,42 +603,42 @@ fn bad_input_is_told_in_one_line() {
         assert_eq!(output.status.code(), Some(2), "{} {arguments:?}: {errors}", model.display());
         assert!(errors.contains(message), "{} {arguments:?}: {errors} lacks {message:?}", model.display());
         assert!(!errors.contains("panicked") && output.stdout.is_empty(), "{errors}");
-        let told = errors
+        let count = errors
             .lines()
-            // Mesa has complaints of its own.
+            // Mesa prints errors too.
             .filter(|line| line.contains("error:") && !line.contains("XDG_RUNTIME_DIR"))
             .count();
-        assert_eq!(told, 1, "{errors}");
-        assert!(!picture.exists(), "{arguments:?} painted");
+        assert_eq!(count, 1, "{errors}");
+        assert!(!image.exists(), "{arguments:?} wrote an image");
     }
 }
 
 #[test]
-fn a_packed_model_paints() {
+fn a_packed_model_generates_the_same_image() {
     let folder = folder();
     let model = case().join("sdxl");
     let pack = |precision: &str| {
         let out = folder.path().join(precision);
         let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
         command.arg("pack").arg(&model).args(["--precision", precision, "--shard-size", "1M", "--out"]).arg(&out);
-        well(&command.output().expect("the binary runs"));
-        let picture = folder.path().join(format!("{precision}.png"));
-        let arguments = with_out(&golden_arguments(), &picture);
-        well(&generate(&out, &arguments.iter().map(String::as_str).collect::<Vec<_>>()));
-        psnr(&picture)
+        must(&command.output().expect("the binary runs"));
+        let image = folder.path().join(format!("{precision}.png"));
+        let arguments = with_out(&golden_arguments(), &image);
+        must(&generate(&out, &arguments.iter().map(String::as_str).collect::<Vec<_>>()));
+        psnr(&image)
     };
-    let [whole, half, quantised] = ["f32", "f16", "q8"].map(pack);
-    println!("{whole:.1} dB, {half:.1} dB, {quantised:.1} dB");
-    assert!(whole > RIGHT, "{whole} dB");
-    // Rounding errors of 2^-11 and of 2^-8 in the weights: errors of about that part of the picture's scale.
-    assert!(half > 45.0 && quantised > 30.0, "{half} dB, {quantised} dB");
+    let [single, half, quantized] = ["f32", "f16", "q8"].map(pack);
+    println!("{single:.1} dB, {half:.1} dB, {quantized:.1} dB");
+    assert!(single > MIN_PSNR, "{single} dB");
+    // Rounding errors of 2^-11 and 2^-8 in the weights give errors of about that fraction of the image's scale.
+    assert!(half > 45.0 && quantized > 30.0, "{half} dB, {quantized} dB");
 }
 
 #[test]
 fn inspect_lists_the_parts() {
     let output = Command::new(env!("CARGO_BIN_EXE_mgm")).arg("inspect").arg(case().join("sdxl")).output();
-    let said = well(&output.expect("the binary runs"));
+    let printed = must(&output.expect("the binary runs"));
     for part in ["Stable Diffusion XL", "UNet", "VAE", "first text encoder", "EulerDiscreteScheduler", "all weights"] {
-        assert!(said.contains(part), "{said}");
+        assert!(printed.contains(part), "{printed}");
     }
 }

@@ -1,4 +1,4 @@
-//! `mgm pack`: a bundle answers as the checkpoint it was made of, opens in other libraries, and says so when it is damaged.
+//! `mgm pack`: a bundle gives the same answers as its checkpoint, opens in other libraries, and reports damage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,14 +49,14 @@ fn ids(model: &Path, case: &str, more: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn a_bundle_answers_as_its_checkpoint_does() {
+fn a_bundle_gives_the_same_answers_as_its_checkpoint() {
     let folder = TempDir::new().expect("a folder");
     for case in ["gemma-2b", "mixtral-8x7b", "vicuna-7b"] {
         let expected = expected(case);
         let checkpoint = goldens().join(case).join(text(&expected["checkpoint"]));
         for precision in ["f32", "q4"] {
             let bundle = folder.path().join(format!("{case}-{precision}"));
-            // Small shards, so that tensors go on from one to the next.
+            // Small shards, so that tensors span several of them.
             must(&[
                 "pack",
                 path(&checkpoint),
@@ -78,7 +78,7 @@ fn a_bundle_answers_as_its_checkpoint_does() {
 }
 
 #[test]
-fn the_files_are_what_the_manifest_says() {
+fn files_match_the_manifest() {
     let folder = TempDir::new().expect("a folder");
     let bundle = folder.path().join("bundle");
     let checkpoint = goldens().join("gemma-2b/MGM-2B");
@@ -113,7 +113,7 @@ fn the_files_are_what_the_manifest_says() {
             }
         }
     }
-    assert_eq!(names["model.embed_tokens.weight"], 639, "all rows of a table that no shard holds alone");
+    assert_eq!(names["model.embed_tokens.weight"], 639, "all rows of a table that spans several shards");
     assert!(manifest["quantised"]["model.layers.0.mlp.down_proj.weight"] == "Q8_0");
 }
 
@@ -128,7 +128,7 @@ fn damaged_bundles_are_refused_with_a_reason() {
     let weights = fs::read(good.join(shard)).expect("a shard");
     type Damage<'a> = Box<dyn Fn(&Path) + 'a>;
     let cases: [(&str, Damage, &str); 8] = [
-        ("again", Box::new(|_| ()), "holds a bundle already"),
+        ("again", Box::new(|_| ()), "already holds a bundle"),
         ("missing shard", Box::new(|bundle| fs::remove_file(bundle.join(shard)).expect("removed")), "is missing"),
         (
             "truncated",

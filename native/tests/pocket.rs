@@ -1,5 +1,5 @@
-//! The models that come with the program, end to end: pocket answers about pictures that its training never showed, and
-//! pocket-sdxl draws what pocket then recognises. What is right is known from how the pictures were made (pocket/world).
+//! The bundled models end to end: Pocket answers about images that its training never showed, and recognizes what Pocket SDXL
+//! draws. The images are generated (pocket/world), so the correct answers are known.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The program, with the models of the repository.
+/// The program with the models of the repository.
 fn mgm(command: &str) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_mgm"));
     program.env_remove("MGM_MODELS").arg(command).stdin(Stdio::null());
@@ -29,12 +29,12 @@ fn report(command: &mut Command) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON object and nothing else")
 }
 
-/// What `mgm chat` without a checkpoint answers to these turns.
-fn answers(picture: Option<&Path>, questions: &[&str], more: &[&str]) -> Vec<String> {
+/// The answers of `mgm chat` without a checkpoint.
+fn answers(image: Option<&Path>, questions: &[&str], more: &[&str]) -> Vec<String> {
     let mut chat = mgm("chat");
     chat.args(["--temperature", "0"]).args(more);
-    if let Some(picture) = picture {
-        chat.arg("--image").arg(picture);
+    if let Some(image) = image {
+        chat.arg("--image").arg(image);
     }
     for question in questions {
         chat.args(["--prompt", question]);
@@ -43,7 +43,7 @@ fn answers(picture: Option<&Path>, questions: &[&str], more: &[&str]) -> Vec<Str
     turns.iter().map(|turn| text(&turn["text"]).trim().to_owned()).collect()
 }
 
-/// The part of the questions in a file of tests/data/pocket that are answered rightly.
+/// The accuracy on the questions in a file of tests/data/pocket.
 fn accuracy(file: &str, more: &[&str]) -> f64 {
     let folder = TempDir::new().expect("a temporary folder");
     let mut eval = mgm("eval");
@@ -64,19 +64,19 @@ fn it_answers_about_the_examples() {
     assert_eq!(answers(None, &["What is your name?"], &[]), ["My name is Pocket."]);
 }
 
-/// Wanted of it are 85 % of 2,000 such questions; of these 100, those about every twentieth picture of them, a share that is reached
-/// 99 times in 100 where 85 % are right.
+/// The goal is 85 % of 2,000 such questions. These 100 are about every twentieth of their images; a model with 85 % accuracy
+/// reaches 76 % on them with a probability of 99 %.
 #[test]
-fn it_is_right_in_its_world() {
-    let right = accuracy("held-out.jsonl", &[]);
-    println!("{right} of the questions");
-    assert!(right >= 0.76, "{right}");
+fn it_answers_held_out_questions() {
+    let accuracy = accuracy("held-out.jsonl", &[]);
+    println!("accuracy {accuracy}");
+    assert!(accuracy >= 0.76, "{accuracy}");
 }
 
-/// The paper's claim in miniature: small print is read through the high-resolution view. Wanted are 75 % of 400 such questions, these
-/// 30 among them.
+/// The paper's claim in miniature: small text is read through the high-resolution view. The goal is 75 % of 400 such questions,
+/// which include these 30.
 #[test]
-fn mining_reads_small_print() {
+fn mining_reads_small_text() {
     let mined = accuracy("small-text.jsonl", &[]);
     let low = accuracy("small-text.jsonl", &["--no-high-resolution"]);
     println!("{mined} with the high-resolution view, {low} without");
@@ -84,30 +84,19 @@ fn mining_reads_small_print() {
     assert!(low <= mined / 2.0, "{low}, with mining {mined}");
 }
 
-/// Expected pictures by diffusers from the exported checkpoint in f32 (tests/reference/make_pocket_pictures.py). `mgm generate` of that
-/// checkpoint gives them byte for byte; weights rounded to eight bits leave 57 and 55 dB.
+/// The expected images are from diffusers with the exported checkpoint in f32 (tests/reference/make_pocket_pictures.py). `mgm
+/// generate` reproduces them byte for byte from that checkpoint; q8 weights leave 57 and 55 dB.
 #[test]
-fn it_draws_what_diffusers_draws() {
+fn it_draws_the_images_of_diffusers() {
     let folder = TempDir::new().expect("a temporary folder");
     for (name, prompt, seed) in [("blue-dog", "a blue dog", "1"), ("red-car", "a red car on a yellow background", "2")]
     {
-        let drawn = folder.path().join(format!("{name}.png"));
+        let file = folder.path().join(format!("{name}.png"));
         let mut generate = mgm("generate");
-        generate.args([
-            "--prompt",
-            prompt,
-            "--seed",
-            seed,
-            "--steps",
-            "20",
-            "--noise",
-            "f32",
-            "--out",
-            text_of(&drawn),
-        ]);
+        generate.args(["--prompt", prompt, "--seed", seed, "--steps", "20", "--noise", "f32", "--out", text_of(&file)]);
         report(&mut generate);
         let expected = pixels(&root().join("tests/data/pocket").join(format!("{name}.png")));
-        let drawn = pixels(&drawn);
+        let drawn = pixels(&file);
         assert_eq!(drawn.len(), expected.len());
         let squares = drawn.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
         let decibels = 10.0 * (255.0 * 255.0 * expected.len() as f64 / squares.max(1e-9)).log10();
@@ -117,23 +106,23 @@ fn it_draws_what_diffusers_draws() {
 }
 
 fn pixels(file: &Path) -> Vec<u8> {
-    let bytes = std::fs::read(file).expect("a picture");
-    mgm::image::decode(text_of(file), &bytes).expect("a picture that can be decoded").data().to_vec()
+    let bytes = std::fs::read(file).expect("an image");
+    mgm::image::decode(text_of(file), &bytes).expect("a decodable image").data().to_vec()
 }
 
 #[test]
-fn it_recognises_what_it_draws() {
+fn it_recognizes_what_it_draws() {
     let folder = TempDir::new().expect("a temporary folder");
-    let picture = folder.path().join("drawn.png");
+    let image = folder.path().join("drawn.png");
     let request = ["Draw a red car on a yellow background."];
-    let said = answers(None, &request, &["--gen", "--seed", "2", "--steps", "20", "--out", text_of(&picture)]);
-    assert_eq!(said, ["<h>a red car on a yellow background</h>"]);
+    let answer = answers(None, &request, &["--draw", "--seed", "2", "--steps", "20", "--out", text_of(&image)]);
+    assert_eq!(answer, ["<h>a red car on a yellow background</h>"]);
     let questions = ["What is it?", "What colour is it?", "What colour is the background?"];
-    assert_eq!(answers(Some(&picture), &questions, &[]), ["a car", "red", "yellow"]);
+    assert_eq!(answers(Some(&image), &questions, &[]), ["a car", "red", "yellow"]);
 }
 
 #[test]
-fn both_bundles_are_small_enough_to_come_along() {
+fn both_bundles_are_small_enough_to_ship() {
     let bytes = |name: &str| -> u64 {
         let files = std::fs::read_dir(root().join("models").join(name)).expect("a bundle");
         files.map(|file| file.expect("a file").metadata().expect("its size").len()).sum()

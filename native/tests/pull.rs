@@ -1,5 +1,5 @@
-//! `mgm pull` against a hub of our own that drops connections, corrupts bytes, is busy, and redirects: what arrives answers as
-//! it should.
+//! `mgm pull` against a local hub that drops connections, corrupts bytes, is busy, and redirects: the downloaded model gives the
+//! expected answers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -17,14 +17,14 @@ use tempfile::TempDir;
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const TOKEN: &str = "hf_secret";
 
-/// What a hub does wrong.
+/// Faults of the hub.
 #[derive(Default, Clone, Copy)]
 struct Faults {
     /// Every connection for a weights file ends after this many bytes.
     cut_after: Option<usize>,
-    /// The first answers to every request are 503.
+    /// The first responses to every path are 503.
     busy: usize,
-    /// The first contents of every weights file have a wrong byte.
+    /// The first downloads of every weights file have a wrong byte.
     corrupt: usize,
     /// `Range` is ignored.
     no_ranges: bool,
@@ -57,7 +57,7 @@ impl Hub {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = Arc::clone(&shared);
-                // A client that goes away is no concern of the server's.
+                // Errors of a client that disconnects are ignored.
                 std::thread::spawn(move || drop(serve(&stream, port, &shared)));
             }
         });
@@ -108,8 +108,8 @@ fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
     let faults = state.faults;
     let seen = state.seen.entry(path.clone()).or_default();
     *seen += 1;
-    let turn = *seen;
-    if turn <= faults.busy {
+    let request_number = *seen;
+    if request_number <= faults.busy {
         return write!(stream, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     }
     let path = path.trim_start_matches('/');
@@ -128,7 +128,7 @@ fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
     if !is_weights(&name) {
         return send(stream, &bytes, Some((first, last)), usize::MAX);
     }
-    // As the Hub does: large files are on another host.
+    // As on the Hub, large files are on another host.
     if !path.starts_with("cdn/") {
         let location = format!("http://localhost:{port}/cdn/{path}");
         return write!(
@@ -136,7 +136,7 @@ fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
             "HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         );
     }
-    if turn <= faults.busy + faults.corrupt {
+    if request_number <= faults.busy + faults.corrupt {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
     }
@@ -144,8 +144,8 @@ fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
     send(stream, &bytes, range, faults.cut_after.unwrap_or(usize::MAX))
 }
 
-/// An answer that may end early.
-fn send(mut stream: &TcpStream, bytes: &[u8], range: Option<(usize, usize)>, most: usize) -> std::io::Result<()> {
+/// A response that may end after `limit` bytes.
+fn send(mut stream: &TcpStream, bytes: &[u8], range: Option<(usize, usize)>, limit: usize) -> std::io::Result<()> {
     let (status, extra, body) = match range {
         Some((first, last)) if last != usize::MAX => {
             let last = last.min(bytes.len() - 1);
@@ -155,7 +155,7 @@ fn send(mut stream: &TcpStream, bytes: &[u8], range: Option<(usize, usize)>, mos
         _ => ("200 OK", String::new(), bytes),
     };
     write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{extra}connection: close\r\n\r\n", body.len())?;
-    stream.write_all(&body[..body.len().min(most)])
+    stream.write_all(&body[..body.len().min(limit)])
 }
 
 fn is_weights(name: &str) -> bool {
@@ -200,7 +200,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// The golden Gemma as its authors would have uploaded it, with what repositories hold besides.
+/// The golden Gemma as an uploaded repository, with the other files that repositories contain.
 fn hub() -> Hub {
     let mut model = files(&golden().join("MGM-2B"));
     model.insert("README.md".to_owned(), b"# A model".to_vec());
@@ -231,8 +231,8 @@ fn must(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
-/// The model's file, and the two towers', byte for byte.
-fn assert_whole(out: &Path) {
+/// Asserts that the files of the model and both towers are complete.
+fn assert_complete(out: &Path) {
     for (name, bytes) in files(&golden().join("MGM-2B")) {
         assert!(fs::read(out.join("MGM-2B").join(&name)).expect(&name) == bytes, "{name} differs");
     }
@@ -251,15 +251,17 @@ fn no_parts(folder: &Path) -> bool {
 #[test]
 fn a_model_and_its_towers_arrive_and_answer() {
     let (hub, out) = (hub(), TempDir::new().expect("a folder"));
-    let said = must(&hub.pull(out.path(), &["someone/MGM-2B"]));
-    assert!(said.contains("someone/MGM-2B") && said.contains("openai/clip-vit") && said.contains("mgm chat"), "{said}");
-    assert_whole(out.path());
+    let printed = must(&hub.pull(out.path(), &["someone/MGM-2B"]));
+    for part in ["someone/MGM-2B", "openai/clip-vit", "mgm chat"] {
+        assert!(printed.contains(part), "{printed}");
+    }
+    assert_complete(out.path());
     let model = out.path().join("MGM-2B");
     for unwanted in ["README.md", "training_args.bin", ".gitattributes"] {
         assert!(!model.join(unwanted).exists(), "{unwanted} was pulled");
     }
     assert!(!out.path().join("OpenAI/clip-vit-large-patch14-336/tf_model.h5").exists());
-    // The token is for the hub, not for where it redirects.
+    // The token is sent to the hub, but not to redirect targets.
     for (path, _, token) in hub.log() {
         assert_eq!(token.is_none(), path.starts_with("/cdn/"), "{path} with {token:?}");
     }
@@ -278,21 +280,21 @@ fn a_model_and_its_towers_arrive_and_answer() {
     let greedy = turn["greedy_ids"].as_array().expect("greedy_ids");
     assert_eq!(ids[..], greedy[..ids.len()]);
 
-    // Again: nothing is downloaded but the listings.
+    // A second pull only requests the listings.
     hub.misbehave(Faults::default());
     must(&hub.pull(out.path(), &["someone/MGM-2B"]));
     assert!(hub.log().iter().all(|(path, ..)| path.starts_with("/api/")), "{:?}", hub.log());
-    // A file that was damaged on the disk is replaced.
+    // A file damaged on disk is replaced.
     let weights = files(&model).into_keys().find(|name| name.ends_with(".safetensors")).expect("weights");
     let mut bytes = fs::read(model.join(&weights)).expect("a file");
     bytes[100] ^= 1;
     fs::write(model.join(&weights), bytes).expect("a file");
     must(&hub.pull(out.path(), &["someone/MGM-2B"]));
-    assert_whole(out.path());
+    assert_complete(out.path());
 }
 
 #[test]
-fn broken_connections_and_busy_servers_are_gone_on_with() {
+fn broken_connections_and_busy_servers_are_retried() {
     let cases = [
         Faults { cut_after: Some(300_000), ..Faults::default() },
         Faults { busy: 2, ..Faults::default() },
@@ -304,21 +306,21 @@ fn broken_connections_and_busy_servers_are_gone_on_with() {
     for faults in cases {
         let out = TempDir::new().expect("a folder");
         hub.misbehave(faults);
-        let said = must(&hub.pull(out.path(), &["someone/MGM-2B", "--connections", "2"]));
-        assert_whole(out.path());
+        let printed = must(&hub.pull(out.path(), &["someone/MGM-2B", "--connections", "2"]));
+        assert_complete(out.path());
         assert!(no_parts(&out.path().join("MGM-2B")));
-        assert_eq!(said.contains("without a checksum"), faults.no_checksums, "{said}");
+        assert_eq!(printed.contains("without a checksum"), faults.no_checksums, "{printed}");
         if faults.cut_after.is_some() {
-            assert!(hub.log().iter().any(|(_, first, _)| *first > 0), "nothing was gone on with");
+            assert!(hub.log().iter().any(|(_, first, _)| *first > 0), "nothing was resumed");
         }
     }
 }
 
 #[test]
-fn an_interrupted_pull_goes_on_where_it_was() {
+fn an_interrupted_pull_resumes() {
     let (hub, out) = (hub(), TempDir::new().expect("a folder"));
     let model = ["someone/MGM-2B", "--no-towers"];
-    // Every byte comes, and then none: the hub is cut off.
+    // The hub is cut off after the first bytes.
     hub.misbehave(Faults { cut_after: Some(100_000), busy: 0, ..Faults::default() });
     let gone = Hub { port: hub.port, state: Arc::clone(&hub.state) };
     let watcher = std::thread::spawn(move || {
@@ -338,7 +340,7 @@ fn an_interrupted_pull_goes_on_where_it_was() {
     let folder = out.path().join("MGM-2B");
     let parts: usize =
         files(&folder).iter().filter(|(name, _)| name.ends_with(".part")).map(|(_, bytes)| bytes.len()).sum();
-    assert!(parts >= 100_000, "{parts} bytes are left of the first try");
+    assert!(parts >= 100_000, "{parts} bytes are left of the first attempt");
 
     hub.misbehave(Faults::default());
     must(&hub.pull(out.path(), &model));
@@ -350,22 +352,22 @@ fn an_interrupted_pull_goes_on_where_it_was() {
 }
 
 #[test]
-fn what_cannot_be_pulled_is_said() {
+fn failures_are_explained() {
     let (hub, out) = (hub(), TempDir::new().expect("a folder"));
-    let says = |arguments: &[&str], reason: &str| {
+    let fails = |arguments: &[&str], reason: &str| {
         let error = error_of(&hub.pull(out.path(), arguments));
         assert!(error.contains(reason), "{arguments:?}: {error:?} lacks {reason:?}");
     };
-    says(&["someone/else"], "HF_TOKEN");
-    says(&["nonsense"], "no repository");
-    says(&["../../etc/passwd"], "no repository");
-    says(&["someone/quants"], "a model.gguf");
-    says(&["someone/MGM-2B", "--file", "nothing.gguf"], "nothing.gguf");
+    fails(&["someone/else"], "HF_TOKEN");
+    fails(&["nonsense"], "not a repository name");
+    fails(&["../../etc/passwd"], "not a repository name");
+    fails(&["someone/quants"], "a model.gguf");
+    fails(&["someone/MGM-2B", "--file", "nothing.gguf"], "nothing.gguf");
     hub.misbehave(Faults { corrupt: usize::MAX / 2, ..Faults::default() });
-    says(&["someone/MGM-2B", "--no-towers"], "checksum");
+    fails(&["someone/MGM-2B", "--no-towers"], "checksum");
     assert!(no_parts(&out.path().join("MGM-2B")), "damaged parts are left");
     hub.misbehave(Faults { busy: usize::MAX, ..Faults::default() });
-    says(&["someone/MGM-2B"], "503");
+    fails(&["someone/MGM-2B"], "503");
 
     hub.misbehave(Faults::default());
     must(&hub.pull(out.path(), &["someone/quants", "--file", "a model.gguf"]));
@@ -376,6 +378,6 @@ fn what_cannot_be_pulled_is_said() {
         BTreeMap::from([("../evil.json".to_owned(), b"{}".to_vec()), ("config.json".to_owned(), b"{}".to_vec())]);
     state.repos.insert("someone/evil".to_owned(), evil);
     drop(state);
-    says(&["someone/evil"], "../evil.json");
+    fails(&["someone/evil"], "../evil.json");
     assert!(!out.path().join("evil.json").exists());
 }

@@ -41,27 +41,27 @@ def lora(folder):
 
 def cases(init):
     def case(name, scheduler=None, kind=None, settings=None, lora=None, strength=None, **call):
-        call = {"width": 64, "height": 64, "steps": 4, "guidance": 5.0, "seed": 7, **call}
+        call = {"width": 64, "height": 64, "steps": 4, "guidance_scale": 5.0, "seed": 7, **call}
         return name, {
             "scheduler": scheduler, "kind": kind, "settings": settings or {}, "lora": lora, "strength": strength, **call
         }
 
     yield case("plain", steps=6, width=128, height=128)
-    yield case("negative", negative="lowres, blurry", seed=2**40 + 3)
-    yield case("empty-negative", negative="")
-    yield case("guidance-1", guidance=1.0, negative="anything")
+    yield case("negative", negative_prompt="lowres, blurry", seed=2**40 + 3)
+    yield case("empty-negative", negative_prompt="")
+    yield case("guidance-1", guidance_scale=1.0, negative_prompt="anything")
     yield case("wide", width=104, height=72, steps=3)
     yield case("long", prompt="gold " * 90, steps=3)
     yield case("karras", "euler-karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}, steps=5)
     trailing = {"timestep_spacing": "trailing"}
     yield case("trailing", "euler-trailing", "EulerDiscreteScheduler", trailing, steps=5)
     yield case("ancestral", "euler-a", "EulerAncestralDiscreteScheduler")
-    yield case("turbo", "turbo", "EulerAncestralDiscreteScheduler", trailing, steps=1, guidance=0.0)
+    yield case("turbo", "turbo", "EulerAncestralDiscreteScheduler", trailing, steps=1, guidance_scale=0.0)
     yield case("ddim", "ddim", "DDIMScheduler", steps=5)
     yield case("dpm", "dpm++-2m", "DPMSolverMultistepScheduler", steps=6)
     sde = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}
     yield case("dpm-sde", "dpm++-2m-sde-karras", "DPMSolverMultistepScheduler", sde, steps=6)
-    yield case("lcm", "lcm", "LCMScheduler", guidance=1.0)
+    yield case("lcm", "lcm", "LCMScheduler", guidance_scale=1.0)
     yield case("image", strength=0.5, steps=6)
     yield case("image-ancestral", "euler-a", "EulerAncestralDiscreteScheduler", strength=0.8, steps=5)
     yield case("lora", lora=0.7)
@@ -83,9 +83,9 @@ def paint(model, folder, init, case):
     }
     return pipeline(
         prompt=case.get("prompt", PROMPT),
-        negative_prompt=case.get("negative"),
+        negative_prompt=case.get("negative_prompt"),
         num_inference_steps=case["steps"],
-        guidance_scale=case["guidance"],
+        guidance_scale=case["guidance_scale"],
         generator=torch.Generator("cpu").manual_seed(case["seed"]),
         output_type="np",
         **extra,
@@ -103,9 +103,9 @@ def main(model, folder):
         image = paint(model, folder, init, case)
         Image.fromarray((image * 255).round().astype(numpy.uint8)).save(folder / f"{name}.png")
         arguments = ["--prompt", case.get("prompt", PROMPT)]
-        for key in ["steps", "guidance", "seed", "negative", "scheduler"]:
+        for key in ["steps", "guidance_scale", "seed", "negative_prompt", "scheduler"]:
             if case.get(key) is not None:
-                arguments += [f"--{key}", str(case[key])]
+                arguments += [f"--{key.replace('_', '-')}", str(case[key])]
         arguments += ["--size", f"{case['width']}x{case['height']}"]
         if case["strength"]:
             arguments += ["--init-image", init.name, "--strength", str(case["strength"])]

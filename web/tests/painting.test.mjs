@@ -71,7 +71,7 @@ test("what is loaded says so", async () => {
 });
 
 test("a seed gives the picture that the binary paints, with steps, previews and a file that says how", { timeout: 300_000 }, async () => {
-  const url = native("seed", "--prompt", "a gold mine", "--negative", "dark", "--seed", "7", "--size", "128x64", "--scheduler", "euler-karras");
+  const url = native("seed", "--prompt", "a gold mine", "--negative-prompt", "dark", "--seed", "7", "--size", "128x64", "--scheduler", "euler-karras");
   const { steps, most, settings, timings, file } = await page.evaluate(async (url) => {
     const steps = [];
     const picture = await mgm.generate({
@@ -155,7 +155,7 @@ test("an image in, text and a picture out", { timeout: 600_000 }, async () => {
     assert.match(picture.settings.negativePrompt, /^out of frame, lowres/);
   }
   const negative = turns[0].picture.settings.negativePrompt;
-  const url = native("answer", "--prompt", "a gold mine", "--negative", negative, "--seed", "3");
+  const url = native("answer", "--prompt", "a gold mine", "--negative-prompt", negative, "--seed", "3");
   const most = await page.evaluate(async (url) => Promise.all(turns.map(({ picture }) => differs(picture.pixels, url))), url);
   assert.ok(most.every((most) => most <= NEAR), `differ by ${most}`);
   // A question asks for a picture by the word, by itself; without it there is none to be asked for, and none where none is wanted.

@@ -1,5 +1,4 @@
-//! The file of answers: JSON lines, the settings first, then every answer as it comes. A run that was stopped goes on behind
-//! them.
+//! The answers file: JSON lines, with the settings first and then one line per answer. An interrupted run resumes after them.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -12,15 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dataset::Question;
-use super::formats::{Id, parse_line, read_text, wrong};
+use super::formats::{Id, data_error, parse_line, read_text};
 
-/// What answers depend on beside their questions.
+/// Everything that answers depend on besides the questions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     pub format: String,
-    /// The model's folder or file.
+    /// Name of the model's folder or file.
     pub model: String,
-    /// Of the files in it.
+    /// Hash of the model's files.
     pub fingerprint: String,
     pub precision: String,
     pub conversation: String,
@@ -28,17 +27,17 @@ pub struct Settings {
     pub max_new_tokens: u32,
 }
 
-/// An answer. Files of other programs may call these question_id and answer, as VQA's and LLaVA's do.
+/// An answer. The aliases are the field names of VQA's and LLaVA's files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     #[serde(deserialize_with = "id", alias = "question_id")]
     pub id: String,
-    /// What was asked; to notice when the data have changed.
+    /// The question's prompt, which detects changed data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     #[serde(alias = "answer")]
     pub text: String,
-    /// Why there is no answer: the question does not fit the model.
+    /// Why there is no answer: the question doesn't fit into the model's context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -47,13 +46,13 @@ fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
     Id::deserialize(deserializer).map(|id| id.to_string())
 }
 
-/// The first line of a file of this program's.
+/// The first line of an answers file.
 #[derive(Serialize, Deserialize)]
 struct Header {
     mgm_eval: Settings,
 }
 
-/// Answers so far, by the questions' ids.
+/// Answers by question id.
 #[derive(Debug, Default)]
 pub struct Answers {
     pub settings: Option<Settings>,
@@ -61,47 +60,50 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Reads a file whose last line may be half written.
+    /// Reads an answers file. Its last line may be incomplete.
+    ///
+    /// # Errors
+    /// [`mgm::Error::Io`]; [`mgm::Error::Config`] with the line that is malformed or answers another question.
     pub fn read(file: &Path, questions: &[Question]) -> Result<Self> {
         Self::parse(file, &read_text(file)?, questions).map(|(answers, _)| answers)
     }
 
-    /// The answers in a text, and how many of its bytes are whole lines.
+    /// The answers in a text, and the length of its complete lines in bytes.
     fn parse(file: &Path, text: &str, questions: &[Question]) -> Result<(Self, usize)> {
         let prompts: HashMap<&str, &str> =
             questions.iter().map(|question| (question.id.as_str(), question.prompt.as_str())).collect();
         let mut answers = Self::default();
-        let mut whole = 0;
+        let mut complete = 0;
         for (index, line) in text.split_inclusive('\n').enumerate() {
-            let fail = |reason: String| wrong(file, format!("line {}: {reason}", index + 1));
+            let fail = |reason: String| data_error(file, format!("line {}: {reason}", index + 1));
             let ended = line.ends_with('\n');
             if index == 0 && line.contains("\"mgm_eval\"") && ended {
                 answers.settings = Some(parse_line::<Header>(line).map_err(fail)?.mgm_eval);
             } else if !line.trim().is_empty() {
                 let answer: Answer = match parse_line(line) {
                     Ok(answer) => answer,
-                    // A run was ended in the middle of it.
+                    // The run was killed while writing this line.
                     Err(_) if !ended => break,
                     Err(reason) => return Err(fail(reason)),
                 };
                 let Some(prompt) = prompts.get(answer.id.as_str()) else {
                     return Err(fail(format!(
-                        "the data have no question {:?}: these are answers to others",
+                        "the data has no question {:?}; these answers belong to other data",
                         answer.id
                     )));
                 };
                 if let Some(asked) = answer.prompt.as_deref().filter(|asked| asked != prompt) {
                     let reason = format!("question {} was {asked:?} and is now {prompt:?}", answer.id);
-                    return Err(fail(format!("{reason}: other data, or another --instruction")));
+                    return Err(fail(format!("{reason}: the data or --instruction has changed")));
                 }
                 if answers.by_id.contains_key(&answer.id) {
                     return Err(fail(format!("question {} is answered twice", answer.id)));
                 }
                 answers.by_id.insert(answer.id.clone(), answer);
             }
-            whole += line.len();
+            complete += line.len();
         }
-        Ok((answers, whole))
+        Ok((answers, complete))
     }
 
     pub fn get(&self, question: &Question) -> Option<&Answer> {
@@ -109,7 +111,7 @@ impl Answers {
     }
 }
 
-/// A file that answers are appended to.
+/// An answers file that is open for appending.
 pub struct AnswersFile {
     file: File,
     path: PathBuf,
@@ -117,27 +119,27 @@ pub struct AnswersFile {
 }
 
 impl AnswersFile {
-    /// Opens a file to go on with it, or begins one.
+    /// Opens a file to resume it, or creates it.
     ///
     /// # Errors
-    /// If what is in it was made with other settings or to other questions.
+    /// [`mgm::Error::Config`] if the file's answers were generated with other settings or for other questions; [`mgm::Error::Io`].
     pub fn open(path: &Path, settings: &Settings, questions: &[Question]) -> Result<Self> {
         let io = |error| io_error(path, error);
         let text = if path.exists() { read_text(path)? } else { String::new() };
-        let (answers, whole) = Answers::parse(path, &text, questions)?;
+        let (answers, complete) = Answers::parse(path, &text, questions)?;
         match &answers.settings {
             Some(before) => check(path, before, settings)?,
-            None if answers.by_id.is_empty() && text[..whole].trim().is_empty() => {}
+            None if answers.by_id.is_empty() && text[..complete].trim().is_empty() => {}
             None => {
-                let reason = "line 1: expected {\"mgm_eval\": settings}: --out goes on with files of mgm eval alone (--answers \
-                              marks others)";
-                return Err(wrong(path, reason));
+                let reason = "line 1: expected {\"mgm_eval\": settings}: --out resumes only files of mgm eval (use --answers to score \
+                              other files)";
+                return Err(data_error(path, reason));
             }
         }
         let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
         let mut answers = Self { answers, path: path.to_owned(), file: file.try_clone().map_err(io)? };
-        file.set_len(whole as u64).map_err(io)?;
-        if whole > 0 && !text[..whole].ends_with('\n') {
+        file.set_len(complete as u64).map_err(io)?;
+        if complete > 0 && !text[..complete].ends_with('\n') {
             file.write_all(b"\n").map_err(io)?;
         }
         if answers.answers.settings.is_none() {
@@ -147,7 +149,10 @@ impl AnswersFile {
         Ok(answers)
     }
 
-    /// Appends an answer. It is in the file when this returns.
+    /// Appends an answer and writes it to the file.
+    ///
+    /// # Errors
+    /// [`mgm::Error::Io`].
     pub fn add(&mut self, answer: Answer) -> Result<()> {
         self.write(&answer)?;
         self.answers.by_id.insert(answer.id.clone(), answer);
@@ -158,26 +163,26 @@ impl AnswersFile {
         let failed = |error: &dyn std::fmt::Display| io_error(&self.path, error);
         let mut line = serde_json::to_vec(line).map_err(|error| failed(&error))?;
         line.push(b'\n');
-        // Whole lines at once: whoever reads along sees no halves.
+        // One write per line, so that concurrent readers see complete lines.
         self.file.write_all(&line).map_err(|error| failed(&error))
     }
 }
 
-/// Tells the settings that are not as before.
+/// Compares the settings of a file with those of this run.
 fn check(path: &Path, before: &Settings, now: &Settings) -> Result<()> {
     let fields = |settings: &Settings| match serde_json::to_value(settings) {
         Ok(Value::Object(fields)) => fields,
         _ => serde_json::Map::new(),
     };
     let (before, now) = (fields(before), fields(now));
-    // Where the model lies does not matter, but what is in it.
-    let other = now.iter().find(|(name, value)| *name != "model" && before.get(*name) != Some(value));
-    let Some((name, value)) = other else { return Ok(()) };
+    // The fingerprint identifies the model; its folder may have moved.
+    let changed = now.iter().find(|(name, value)| *name != "model" && before.get(*name) != Some(value));
+    let Some((name, value)) = changed else { return Ok(()) };
     let before = before.get(name).unwrap_or(&Value::Null);
     let reason = if name == "fingerprint" {
-        format!("line 1: these answers are of another model ({before}, not {value})")
+        format!("line 1: these answers are from another model (fingerprint {before}, not {value})")
     } else {
-        format!("line 1: these answers were made with {name} {before}, this run has {value}")
+        format!("line 1: these answers were generated with {name} {before}, this run has {value}")
     };
-    Err(wrong(path, format!("{reason}; name another file with --out, or go on with the same settings")))
+    Err(data_error(path, format!("{reason}; name another file with --out, or use the same settings")))
 }

@@ -1,142 +1,148 @@
-//! What is asked, and what would be right.
+//! Questions and their ground truth.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::images::read_image;
 use mgm::image::{Rgb8, decode};
 use mgm::{Error, Result};
-use mgm_native::files::io_error;
 
 /// The questions of a benchmark.
 #[derive(Debug)]
 pub struct Dataset {
     pub questions: Vec<Question>,
-    /// What to generate at most, as the reference's script for this benchmark has it.
+    /// Maximum number of tokens to generate, as in Mini-Gemini's script for this benchmark.
     pub max_new_tokens: u32,
 }
 
 /// One question.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// Tells it from all others of its data.
+    /// Unique within the dataset.
     pub id: String,
-    /// Where it stands, for messages.
-    pub place: String,
-    /// The picture that it is about.
-    pub picture: Option<Picture>,
-    /// Questions and answers before it, in the same conversation.
+    /// File and line or row, for messages.
+    pub location: String,
+    pub image: Option<ImageSource>,
+    /// Earlier questions and answers of the same conversation.
     pub history: Vec<(String, String)>,
-    /// What is put to the model.
+    /// The text that the model is asked.
     pub prompt: String,
-    /// What it is counted under.
+    /// The category that its score is reported under.
     pub kind: Option<String>,
-    pub truth: Truth,
+    pub truth: GroundTruth,
 }
 
-/// Where a question's picture is.
+/// Where a question's image is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Picture {
+pub enum ImageSource {
     File(PathBuf),
-    /// In the data themselves.
+    /// Encoded image data from the dataset's file.
     Bytes(Rc<[u8]>),
 }
 
-/// What would be right.
+/// The correct answer of a question, in the form that its benchmark scores.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Truth {
-    /// Not told: test splits whose answers are kept elsewhere.
-    Hidden,
-    /// This word, of a few that there are.
-    Word { answer: String, vocabulary: Rc<HashSet<String>> },
-    /// Any of these, but for case, articles, punctuation and the like.
+pub enum GroundTruth {
+    /// Not published, as for test splits.
+    Unknown,
+    /// One word of a small vocabulary.
+    Word {
+        answer: String,
+        vocabulary: Rc<HashSet<String>>,
+    },
+    /// Any of these answers after normalization (case, articles, punctuation).
     AnyOf(Vec<String>),
-    /// As far as annotators agree with it; VQA v2's evaluation.
-    Annotators(Vec<String>),
-    /// The same as TextVQA's evaluation has it.
-    Readers(Vec<String>),
-    /// Yes or no.
+    /// The annotators' answers; scored by agreement as VQA v2's evaluation does.
+    VqaV2(Vec<String>),
+    /// The annotators' answers; scored by agreement as TextVQA's evaluation does.
+    TextVqa(Vec<String>),
     YesNo(bool),
-    /// The letter of one of these options; where none is named, a drawn one, as MMMU's evaluation has it, or wrong.
-    Choice { options: Vec<String>, answer: String, drawn: bool },
-    /// Any of these, somewhere in the answer; MMMU's open questions.
+    /// The letter of one of these options. An answer that names none is a random option (`random_fallback`, as in MMMU's
+    /// evaluation) or wrong.
+    Choice {
+        options: Vec<String>,
+        answer: String,
+        random_fallback: bool,
+    },
+    /// Any of these, anywhere in the answer, as in MMMU's open questions.
     Open(Vec<String>),
 }
 
-impl Picture {
-    /// Reads it. `question` is for messages.
+impl ImageSource {
+    /// Reads and decodes the image. `question` is for error messages.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Image`].
     pub fn read(&self, question: &Question) -> Result<Rgb8> {
         match self {
-            Self::File(path) => {
-                let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
-                decode(&path.display().to_string(), &bytes)
-            }
-            Self::Bytes(bytes) => decode(&format!("of {}", question.place), bytes),
+            Self::File(path) => read_image(path),
+            Self::Bytes(bytes) => decode(&format!("of {}", question.location), bytes),
         }
     }
 }
 
 impl Dataset {
-    /// Checks that every question has an id of its own.
+    /// Checks that ids are unique.
     ///
     /// # Errors
-    /// [`Error::Config`] if two have the same, or if there are no questions.
+    /// [`Error::Config`] if two questions have the same id, or if there are no questions.
     pub fn check(&self, data: &Path) -> Result<()> {
-        let wrong = |reason| Err(Error::Config { file: data.display().to_string(), reason });
+        let fail = |reason| Err(Error::Config { file: data.display().to_string(), reason });
         if self.questions.is_empty() {
-            return wrong("there are no questions in it".to_owned());
+            return fail("the file has no questions".to_owned());
         }
         let mut seen = HashSet::new();
         match self.questions.iter().find(|question| !seen.insert(&question.id)) {
-            Some(again) => wrong(format!("{}: there is another question with the id {:?}", again.place, again.id)),
+            Some(again) => fail(format!("{}: another question has the id {:?} too", again.location, again.id)),
             None => Ok(()),
         }
     }
 }
 
-/// Checks that the pictures of these questions are there, before a model is loaded.
+/// Checks that the image files of these questions exist, before a model is loaded.
 ///
 /// # Errors
-/// [`Error::MissingFile`] with the first that is not, and how many more there are.
-pub fn check_pictures(questions: &[&Question]) -> Result<()> {
-    let mut looked_for = HashSet::new();
+/// [`Error::MissingFile`] with the first missing file and the number of others.
+pub fn check_images(questions: &[&Question]) -> Result<()> {
+    let mut checked = HashSet::new();
     let mut missing = Vec::new();
     for question in questions {
-        if let Some(Picture::File(path)) = &question.picture
-            && looked_for.insert(path)
+        if let Some(ImageSource::File(path)) = &question.image
+            && checked.insert(path)
             && !path.is_file()
         {
-            missing.push((path, &question.place));
+            missing.push((path, &question.location));
         }
     }
-    let Some((path, place)) = missing.first() else { return Ok(()) };
+    let Some((path, location)) = missing.first() else { return Ok(()) };
     let others = match missing.len() - 1 {
         0 => String::new(),
         others => format!("; {others} other images are missing too"),
     };
-    let hint = format!("{place} asks about it (--images names the folder of the images){others}");
+    let hint = format!("{location} needs it (--images names the folder of the images){others}");
     Err(Error::MissingFile { file: path.display().to_string(), hint })
 }
 
-/// The first `limit` questions, or, with a seed, as many that it draws; in the data's order.
+/// The first `limit` questions, or `limit` random ones if there is a seed, in the data's order.
 pub fn select(questions: &[Question], limit: Option<usize>, seed: Option<u64>) -> Vec<&Question> {
     let count = limit.unwrap_or(questions.len()).min(questions.len());
     let Some(seed) = seed else { return questions.iter().take(count).collect() };
     // Selection sampling (Knuth, The Art of Computer Programming 2, 3.4.2 S): each subset is equally likely.
     let mut state = seed;
-    let mut wanted = count;
-    let left = (1..=questions.len() as u64).rev();
-    let mut chosen = Vec::with_capacity(count);
-    for (question, left) in questions.iter().zip(left) {
-        if split_mix(&mut state) % left < wanted as u64 {
-            chosen.push(question);
-            wanted -= 1;
+    let mut needed = count;
+    let remaining = (1..=questions.len() as u64).rev();
+    let mut selected = Vec::with_capacity(count);
+    for (question, remaining) in questions.iter().zip(remaining) {
+        if split_mix(&mut state) % remaining < needed as u64 {
+            selected.push(question);
+            needed -= 1;
         }
     }
-    chosen
+    selected
 }
 
-/// Numbers without order: SplitMix64 (Steele, Lea and Flood, 2014).
+/// A pseudorandom number: SplitMix64 (Steele, Lea and Flood, 2014).
 fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
@@ -145,31 +151,32 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Questions to be asked together, at most so many: those about one picture, so that it is looked at once and what their
-/// prompts begin with is read once; and those that are alone with theirs.
-pub fn batches<'a>(questions: &[&'a Question], most: usize) -> Vec<Vec<&'a Question>> {
-    let mut places = HashMap::new();
+/// Groups questions into batches of at most `max_batch`. Questions about the same image share a batch, so that the image is
+/// encoded once and the common prefix of their prompts is prefilled once. Single questions about other images fill batches of
+/// their own.
+pub fn batches<'a>(questions: &[&'a Question], max_batch: usize) -> Vec<Vec<&'a Question>> {
+    let mut group_of = HashMap::new();
     let mut groups: Vec<Vec<&'a Question>> = Vec::new();
     for question in questions {
-        let place = *places.entry(&question.picture).or_insert(groups.len());
-        if place == groups.len() {
+        let group = *group_of.entry(&question.image).or_insert(groups.len());
+        if group == groups.len() {
             groups.push(Vec::new());
         }
-        groups[place].push(question);
+        groups[group].push(question);
     }
     let mut batches = Vec::new();
-    let mut alone = Vec::new();
+    let mut single = Vec::new();
     for group in groups {
         if group.len() > 1 {
-            batches.extend(group.chunks(most).map(<[_]>::to_vec));
+            batches.extend(group.chunks(max_batch).map(<[_]>::to_vec));
         } else {
-            alone.extend(group);
+            single.extend(group);
         }
-        if alone.len() == most {
-            batches.push(std::mem::take(&mut alone));
+        if single.len() == max_batch {
+            batches.push(std::mem::take(&mut single));
         }
     }
-    batches.extend((!alone.is_empty()).then_some(alone));
+    batches.extend((!single.is_empty()).then_some(single));
     batches
 }
 
@@ -177,15 +184,15 @@ pub fn batches<'a>(questions: &[&'a Question], most: usize) -> Vec<Vec<&'a Quest
 mod tests {
     use super::*;
 
-    fn question(id: usize, picture: &str) -> Question {
+    fn question(id: usize, image: &str) -> Question {
         Question {
             id: id.to_string(),
-            place: format!("row {id}"),
-            picture: Some(Picture::File(picture.into())),
+            location: format!("row {id}"),
+            image: Some(ImageSource::File(image.into())),
             history: Vec::new(),
             prompt: "What?".to_owned(),
             kind: None,
-            truth: Truth::Hidden,
+            truth: GroundTruth::Unknown,
         }
     }
 
@@ -194,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selection_is_the_first_or_a_drawn_one_in_order() {
+    fn selections_are_the_first_or_random_ones_in_order() {
         let questions: Vec<Question> = (0..100).map(|id| question(id, "a.png")).collect();
         assert_eq!(ids(&select(&questions, None, None)).len(), 100);
         assert_eq!(ids(&select(&questions, Some(3), None)), [0, 1, 2]);
@@ -204,7 +211,7 @@ mod tests {
         assert_eq!(drawn(1).len(), 20);
         assert!(drawn(1).is_sorted());
         assert_eq!(ids(&select(&questions, Some(200), Some(1))).len(), 100);
-        // Every question comes as often as any other: 2,000 draws of a fifth, 400 +- 5 standard deviations of 18.
+        // Every question is equally likely: 2,000 draws of a fifth give 400 +- 5 standard deviations of 18.
         let mut counts = [0; 100];
         for seed in 0..2000 {
             drawn(seed).into_iter().for_each(|id| counts[id] += 1);
@@ -213,11 +220,11 @@ mod tests {
     }
 
     #[test]
-    fn questions_about_a_picture_come_together() {
-        let pictures = ["a", "b", "a", "c", "b", "a", "d", "e"];
-        let questions: Vec<Question> = pictures.iter().enumerate().map(|(id, name)| question(id, name)).collect();
+    fn questions_about_an_image_share_a_batch() {
+        let images = ["a", "b", "a", "c", "b", "a", "d", "e"];
+        let questions: Vec<Question> = images.iter().enumerate().map(|(id, name)| question(id, name)).collect();
         let questions: Vec<&Question> = questions.iter().collect();
-        let of = |most| batches(&questions, most).iter().map(|batch| ids(batch)).collect::<Vec<_>>();
+        let of = |max_batch| batches(&questions, max_batch).iter().map(|batch| ids(batch)).collect::<Vec<_>>();
         assert_eq!(of(2), [vec![0, 2], vec![5], vec![1, 4], vec![3, 6], vec![7]]);
         assert_eq!(of(16), [vec![0, 2, 5], vec![1, 4], vec![3, 6, 7]]);
         assert_eq!(of(1).concat(), [0, 2, 5, 1, 4, 3, 6, 7]);

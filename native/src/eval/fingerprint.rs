@@ -1,4 +1,4 @@
-//! Which model answered: a hash that changes when the model is trained on, and not when it is moved.
+//! A hash of a model's files that changes when the model is trained further, but not when it is moved.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,23 +8,25 @@ use mgm::Result;
 use mgm_native::files::{hex, io_error};
 use sha2::{Digest, Sha256};
 
-/// Bytes read at the beginning, in the middle and at the end of a file: weights that were trained on differ everywhere, and
-/// models are too large to be read twice.
-const PIECE: u64 = 64 << 10;
+/// Bytes hashed at the beginning, in the middle and at the end of each file. Training changes weights everywhere, and models are
+/// too large to read twice.
+const SAMPLE: u64 = 64 << 10;
 
-/// Of the files in a model's folder (not of folders in it), or of its file, and of more folders and files that take the
-/// place of its parts.
+/// Hashes a model's file, or the files in its folder (without subfolders), and the folders and files that replace its parts.
+///
+/// # Errors
+/// [`mgm::Error::Io`].
 pub fn of(paths: &[&Path]) -> Result<String> {
-    let mut sum = Sha256::new();
+    let mut hasher = Sha256::new();
     for path in paths {
         for file in files(path).map_err(|error| io_error(path, error))? {
             if path.is_dir() {
-                sum.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+                hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
             }
-            add(&mut sum, &file).map_err(|error| io_error(&file, error))?;
+            add(&mut hasher, &file).map_err(|error| io_error(&file, error))?;
         }
     }
-    Ok(hex(&sum.finalize()[..8]))
+    Ok(hex(&hasher.finalize()[..8]))
 }
 
 fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
@@ -37,15 +39,15 @@ fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn add(sum: &mut Sha256, path: &Path) -> std::io::Result<()> {
+fn add(hasher: &mut Sha256, path: &Path) -> std::io::Result<()> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
-    sum.update(length.to_le_bytes());
-    for start in [0, length / 2, length.saturating_sub(PIECE)] {
-        let mut piece = Vec::new();
+    hasher.update(length.to_le_bytes());
+    for start in [0, length / 2, length.saturating_sub(SAMPLE)] {
+        let mut sample = Vec::new();
         file.seek(SeekFrom::Start(start))?;
-        (&mut file).take(PIECE).read_to_end(&mut piece)?;
-        sum.update(&piece);
+        (&mut file).take(SAMPLE).read_to_end(&mut sample)?;
+        hasher.update(&sample);
     }
     Ok(())
 }

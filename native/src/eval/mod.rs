@@ -1,38 +1,102 @@
-//! `mgm eval`: a benchmark's questions to a model, its answers to a file, and what they are worth.
+//! `mgm eval`: asks a model a benchmark's questions, writes its answers to a file, and scores them.
 
 mod answers;
-mod asking;
+mod batch_runner;
 mod dataset;
 mod fingerprint;
 mod formats;
+mod progress_log;
 mod report;
 mod scoring;
 
-use std::io::{IsTerminal, Write};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use clap::Args;
 use mgm::Error;
 use mgm::load::LoadOptions;
+use mgm::tensor::Precision;
+use mgm::text::conversation::Template;
 use mgm_native::files::io_error;
 
-use crate::args::EvalArgs;
-use crate::chat::install_interrupt;
-use crate::{Failure, kept, load, progress};
+use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
+use crate::load::{checkpoint_path, load_model, load_options, open_checkpoint};
+use crate::output::print_json;
+use crate::{CliError, device_cache, interrupt};
 use answers::{Answers, AnswersFile, Settings};
-use asking::Asker;
-use dataset::{Dataset, Question, batches, check_pictures, select};
-pub use formats::Format;
-use formats::Source;
+use batch_runner::BatchRunner;
+use dataset::{Dataset, Question, batches, check_images, select};
+use formats::{Format, Source};
+use progress_log::ProgressLog;
 use report::{Figures, Report, Run, by_kind};
-use scoring::{Mark, Marker};
+use scoring::{Score, Scorer};
 
-/// How often it is told how far a run is, where there is no terminal to draw a bar on.
-const NOTES: Duration = Duration::from_secs(30);
+#[derive(Debug, Args)]
+#[command(after_long_help = EVAL_HELP)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
+    #[command(flatten)]
+    device: ProfiledDeviceArgs,
+    /// Benchmark format of the data
+    #[arg(long)]
+    format: Format,
+    /// The benchmark's file or folder
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// For vqa and textvqa: JSON file with the annotators' answers
+    #[arg(long, value_name = "FILE")]
+    annotations: Option<PathBuf>,
+    /// Folder of the images [default: the folder of the data; for easy-vqa its subfolder images]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// JSON lines file to append answers to. Run the same command again to resume an interrupted run
+    #[arg(long, value_name = "FILE", required_unless_present = "answers")]
+    out: Option<PathBuf>,
+    /// Score the answers in this file instead of asking a model (JSON lines with "id" or "question_id", and "text" or "answer")
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "checkpoint"])]
+    answers: Option<PathBuf>,
+    /// Ask only the first N questions
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// With --limit: ask N random questions of this seed instead of the first N
+    #[arg(long, requires = "limit")]
+    seed: Option<u64>,
+    /// Maximum number of questions to answer at once; reduced if memory is short. Questions about one image share its encoding
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: u32,
+    /// Line to append to every question instead of the benchmark's own; empty for none
+    #[arg(long, value_name = "TEXT")]
+    instruction: Option<String>,
+    /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
+    #[arg(long, value_name = "NAME")]
+    conversation: Option<Template>,
+    /// Maximum number of tokens in an answer [default: the benchmark's, 128 or 1024]
+    #[arg(long, visible_alias = "max-tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: Option<u32>,
+    /// Encode images at low resolution only, without the high-resolution tower and patch info mining
+    #[arg(long)]
+    no_high_resolution: bool,
+    /// Print one JSON object and nothing else on standard output
+    #[arg(long)]
+    json: bool,
+}
 
-pub async fn run(arguments: EvalArgs) -> Result<(), Failure> {
+const EVAL_HELP: &str = "\
+Decoding is greedy. Prompts and scores follow the evaluation scripts that Mini-Gemini uses:
+  easy-vqa   exact match, ignoring case and a final period
+  jsonl      match with one of the answers, both normalized as for textvqa; the question is asked as it is
+  vqa        min(1, agreeing annotators / 3), averaged over leaving out each annotator; VQAEval's normalization
+  textvqa    the same with EvalAI's normalization; LLaVA's prompts include words from an OCR system
+  pope       \"no\" if the first sentence contains \"No\", \"no\" or \"not\", else \"yes\"; precision, recall, F1, yes ratio
+  mmbench    the named letter, else wrong (official scores come from a server); single round, not circular
+  mmmu       the named letter, else a random one (seed 42); for open questions the conclusion, numbers to two decimals
+Intervals are 95 % Wilson intervals. Ctrl-C stops; run the same command with the same --out to resume.";
+
+pub async fn run(arguments: EvalArgs) -> Result<(), CliError> {
     let source = Source {
         data: arguments.data.clone(),
         annotations: arguments.annotations.clone(),
@@ -43,77 +107,68 @@ pub async fn run(arguments: EvalArgs) -> Result<(), Failure> {
     let selected = select(&dataset.questions, arguments.limit.map(|limit| limit as usize), arguments.seed);
     let (answers, run) = match (&arguments.answers, &arguments.out) {
         (Some(file), _) => (Answers::read(file, &dataset.questions)?, None),
-        (None, Some(out)) => ask(&arguments, out, &dataset, &selected).await?,
-        (None, None) => return Err(Error::InvalidArgument("--out or --answers is needed".to_owned()).into()),
+        (None, Some(out)) => answer(&arguments, out, &dataset, &selected).await?,
+        (None, None) => return Err(Error::InvalidArgument("--out or --answers is required".to_owned()).into()),
     };
-    let report = marked(&arguments, answers, &selected, run);
-    let mut out = std::io::stdout().lock();
+    let report = score_all(&arguments, answers, &selected, run);
     if arguments.json {
-        let text = serde_json::to_string(&report).map_err(std::io::Error::other)?;
-        writeln!(out, "{text}")?;
-    } else {
-        report.print(&mut out)?;
+        return print_json(&report);
     }
-    Ok(())
+    Ok(report.print(&mut std::io::stdout().lock())?)
 }
 
-/// Asks what is not yet answered.
-async fn ask(
+/// Asks the selected questions that the answers file doesn't answer yet.
+async fn answer(
     arguments: &EvalArgs,
     out: &Path,
     dataset: &Dataset,
     selected: &[&Question],
-) -> Result<(Answers, Option<Run>), Failure> {
-    let files = arguments.checkpoint.open().await?;
+) -> Result<(Answers, Option<Run>), CliError> {
+    let files = open_checkpoint(&arguments.checkpoint).await?;
     let options = LoadOptions {
         template: arguments.conversation,
         high_resolution: !arguments.no_high_resolution,
-        ..arguments.checkpoint.load_options(&files, arguments.precision)
+        ..load_options(&arguments.checkpoint, &files, arguments.precision)
     };
     let max_new_tokens = arguments.max_new_tokens.unwrap_or(dataset.max_new_tokens);
     let settings = settings(arguments, &options, max_new_tokens)?;
     let mut answers = AnswersFile::open(out, &settings, &dataset.questions)?;
-    let left = selected.iter().copied().filter(|question| answers.answers.get(question).is_none());
-    let left: Vec<&Question> = left.collect();
-    check_pictures(&left)?;
-    if left.is_empty() {
+    let open = selected.iter().copied().filter(|question| answers.answers.get(question).is_none());
+    let open: Vec<&Question> = open.collect();
+    check_images(&open)?;
+    if open.is_empty() {
         return Ok((answers.answers, None));
     }
-    if left.len() < selected.len() {
-        note!(
-            "mgm: note: {} of {} questions are answered in {}",
-            selected.len() - left.len(),
-            selected.len(),
-            out.display()
-        );
+    if open.len() < selected.len() {
+        let (done, all, file) = (selected.len() - open.len(), selected.len(), out.display());
+        note!("mgm: note: {done} of {all} questions are already answered in {file}");
     }
 
     let started = Instant::now();
-    let gpu = kept::open_noting(&arguments.device.options()).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    install_interrupt(&stop)?;
-    let model = load::model(&gpu, &files, &options, &stop).await?;
+    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
+    let stop = interrupt::install()?;
+    let model = load_model(&gpu, &files, &options, &stop).await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     gpu.take_profile().await?;
 
     let started = Instant::now();
-    let mut told = Told::new(left.len());
-    let mut asker = Asker::new(model.chat(None), max_new_tokens, &stop);
+    let mut log = ProgressLog::new(open.len());
+    let mut runner = BatchRunner::new(model.chat(None), max_new_tokens, &stop);
     let mut done = 0;
-    for batch in batches(&left, arguments.batch as usize) {
-        let answered = match asker.ask(&batch).await {
+    for batch in batches(&open, arguments.batch as usize) {
+        let answered = match runner.answer(&batch).await {
             Err(Error::Cancelled) => {
-                told.finish();
-                note!("mgm: note: {done} of {} answered; the same command goes on from here", left.len());
+                log.finish();
+                note!("mgm: note: {done} of {} answered; run the same command again to resume", open.len());
                 return Err(Error::Cancelled.into());
             }
             answered => answered?,
         };
         done += answered.len();
         answered.into_iter().try_for_each(|answer| answers.add(answer))?;
-        told.tell(done);
+        log.update(done);
     }
-    told.finish();
+    log.finish();
     if arguments.device.profile {
         note!("{}", gpu.take_profile().await?);
     }
@@ -121,23 +176,23 @@ async fn ask(
     let run = Run {
         adapter: gpu.adapter().name.clone(),
         load_ms,
-        questions: left.len(),
+        questions: open.len(),
         total_ms: seconds * 1000.0,
-        questions_per_s: left.len() as f64 / seconds,
+        questions_per_s: open.len() as f64 / seconds,
     };
     Ok((answers.answers, Some(run)))
 }
 
 fn settings(arguments: &EvalArgs, options: &LoadOptions, max_new_tokens: u32) -> mgm::Result<Settings> {
-    let own = &arguments.checkpoint;
-    let parts = [&own.checkpoint, &own.vision_tower, &own.vision_tower_hr, &own.language];
-    let parts: Vec<&Path> = parts.into_iter().flatten().map(|path| path.as_path()).collect();
-    let model = parts.first().map(std::path::absolute).transpose().map_err(|error| io_error(parts[0], error))?;
-    let name = model.as_deref().and_then(Path::file_name).unwrap_or_default();
+    let checkpoint = checkpoint_path(&arguments.checkpoint)?;
+    let CheckpointArgs { vision_tower, vision_tower_hr, llm, .. } = &arguments.checkpoint;
+    let replacements = [vision_tower, vision_tower_hr, llm].into_iter().flatten().map(PathBuf::as_path);
+    let paths: Vec<&Path> = std::iter::once(checkpoint.as_path()).chain(replacements).collect();
+    let model = std::path::absolute(&checkpoint).map_err(|error| io_error(&checkpoint, error))?;
     Ok(Settings {
         format: arguments.format.to_string(),
-        model: name.to_string_lossy().into_owned(),
-        fingerprint: fingerprint::of(&parts)?,
+        model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        fingerprint: fingerprint::of(&paths)?,
         precision: if options.keep_stored { "as stored".to_owned() } else { options.precision.to_string() },
         conversation: options.template.map_or_else(|| "the model's".to_owned(), |template| template.to_string()),
         high_resolution: options.high_resolution,
@@ -145,51 +200,21 @@ fn settings(arguments: &EvalArgs, options: &LoadOptions, max_new_tokens: u32) ->
     })
 }
 
-/// What the answers are worth.
-fn marked(arguments: &EvalArgs, answers: Answers, selected: &[&Question], run: Option<Run>) -> Report {
-    let mut marker = Marker::new();
+/// Scores the answers to the selected questions.
+fn score_all(arguments: &EvalArgs, answers: Answers, selected: &[&Question], run: Option<Run>) -> Report {
+    let mut scorer = Scorer::new();
     let answered: Vec<_> = selected.iter().filter_map(|question| Some((*question, answers.get(question)?))).collect();
-    let marks: Vec<(&Question, Mark)> =
-        answered.iter().filter_map(|(question, answer)| Some((*question, marker.mark(question, answer)?))).collect();
+    let scores: Vec<(&Question, Score)> =
+        answered.iter().filter_map(|(question, answer)| Some((*question, scorer.score(question, answer)?))).collect();
     Report {
         format: arguments.format.to_string(),
         data: arguments.data.display().to_string(),
         asked: selected.len(),
         answered: answered.len(),
         failed: answered.iter().filter(|(_, answer)| answer.error.is_some()).count(),
-        figures: Figures::of(marks.iter().map(|(_, mark)| mark)),
-        kinds: by_kind(&marks),
+        figures: Figures::from_scores(scores.iter().map(|(_, score)| score)),
+        kinds: by_kind(&scores),
         settings: answers.settings,
         run,
-    }
-}
-
-/// How far a run is, on standard error: a bar on a terminal, else a line now and then.
-struct Told {
-    bar: indicatif::ProgressBar,
-    all: usize,
-    started: Instant,
-    last: Option<Instant>,
-}
-
-impl Told {
-    fn new(all: usize) -> Self {
-        let started = Instant::now();
-        let last = (!std::io::stderr().is_terminal()).then_some(started);
-        Self { bar: progress::count(all as u64, "asking"), all, started, last }
-    }
-
-    fn tell(&mut self, done: usize) {
-        self.bar.set_position(done as u64);
-        if self.last.is_some_and(|last| last.elapsed() >= NOTES) {
-            self.last = Some(Instant::now());
-            let rate = done as f64 / self.started.elapsed().as_secs_f64();
-            let left = (self.all - done) as f64 / rate;
-            note!("mgm: note: {done} of {} answered, {rate:.1} a second, {:.0} minutes left", self.all, left / 60.0);
-        }
-    }
-
-    fn finish(&self) {
-        self.bar.finish_and_clear();
     }
 }

@@ -1,4 +1,4 @@
-//! Figures with how sure they are, as a table or as JSON.
+//! Scores with confidence intervals, as a table or as JSON.
 
 use std::io::Write;
 
@@ -6,33 +6,33 @@ use serde::Serialize;
 
 use super::answers::Settings;
 use super::dataset::Question;
-use super::scoring::Mark;
+use super::scoring::Score;
 
-/// Of the normal distribution: 95 % lie within so many standard deviations.
+/// 95 % of a normal distribution lie within this many standard deviations.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// Figures of some questions.
+/// Scores of a set of questions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figures {
-    /// Answered questions whose truth is known.
+    /// Number of answered questions with a known ground truth.
     pub questions: usize,
-    /// The mean mark, from 0 to 1.
+    /// The mean score, from 0 to 1.
     pub accuracy: f64,
     /// The 95 % confidence interval of the accuracy.
     pub interval: [f64; 2],
-    /// Answers that say nothing that could be right.
+    /// Number of answers without an option, yes or no, or known word.
     pub not_understood: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub yes_no: Option<YesNo>,
 }
 
-/// POPE's figures; yes is positive.
+/// POPE's figures. "Yes" is the positive class.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct YesNo {
     pub precision: f64,
     pub recall: f64,
     pub f1: f64,
-    /// The part of answers that say yes.
+    /// The fraction of answers that are "yes".
     pub yes_ratio: f64,
 }
 
@@ -43,17 +43,17 @@ pub struct Kind {
     pub figures: Figures,
 }
 
-/// All that is told of a run.
+/// The report of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub format: String,
     pub data: String,
-    /// `None` for answers from elsewhere.
+    /// `None` for answers of other programs.
     pub settings: Option<Settings>,
-    /// Questions that were to be asked.
+    /// Number of selected questions.
     pub asked: usize,
     pub answered: usize,
-    /// Questions that do not fit the model; wrong.
+    /// Number of questions that don't fit into the model's context; they count as wrong.
     pub failed: usize,
     #[serde(flatten)]
     pub figures: Option<Figures>,
@@ -62,19 +62,19 @@ pub struct Report {
     pub run: Option<Run>,
 }
 
-/// How a run went.
+/// Speed of a run.
 #[derive(Debug, Serialize)]
 pub struct Run {
     pub adapter: String,
     pub load_ms: f64,
-    /// Questions answered in this run, not in ones before it.
+    /// Number of questions answered in this run, without earlier runs.
     pub questions: usize,
     pub total_ms: f64,
     pub questions_per_s: f64,
 }
 
-/// The Wilson score interval (Wilson, 1927) of a mean of `count` marks between 0 and 1. Where marks lie between them it is wider
-/// than it need be: no marks of the same mean vary more than zeros and ones.
+/// The Wilson score interval (Wilson, 1927) of a mean of `count` scores from 0 to 1. It is conservative for scores between 0 and
+/// 1: zeros and ones have the largest variance for a given mean.
 pub fn wilson(mean: f64, count: usize) -> [f64; 2] {
     let n = count as f64;
     if count == 0 {
@@ -83,50 +83,49 @@ pub fn wilson(mean: f64, count: usize) -> [f64; 2] {
     let z2 = Z * Z;
     let centre = mean + z2 / (2.0 * n);
     let half = Z * (mean * (1.0 - mean) / n + z2 / (4.0 * n * n)).sqrt();
-    // At the ends exactly, whatever was rounded.
+    // Exact at both ends, regardless of rounding.
     let low = if mean > 0.0 { (centre - half) / (1.0 + z2 / n) } else { 0.0 };
     let high = if mean < 1.0 { (centre + half) / (1.0 + z2 / n) } else { 1.0 };
     [low, high]
 }
 
 impl Figures {
-    /// `None` of no marks.
-    pub fn of<'a>(marks: impl Iterator<Item = &'a Mark> + Clone) -> Option<Self> {
-        let questions = marks.clone().count();
+    /// `None` for no scores.
+    pub fn from_scores<'a>(scores: impl Iterator<Item = &'a Score> + Clone) -> Option<Self> {
+        let questions = scores.clone().count();
         if questions == 0 {
             return None;
         }
-        let accuracy = marks.clone().map(|mark| mark.score).sum::<f64>() / questions as f64;
-        let said: Vec<(bool, bool)> = marks.clone().filter_map(|mark| mark.yes_no).collect();
+        let accuracy = scores.clone().map(|score| score.value).sum::<f64>() / questions as f64;
+        let yes_no: Vec<(bool, bool)> = scores.clone().filter_map(|score| score.yes_no).collect();
         Some(Self {
             questions,
             accuracy,
             interval: wilson(accuracy, questions),
-            not_understood: marks.filter(|mark| !mark.understood).count(),
-            yes_no: (said.len() == questions).then(|| YesNo::of(&said)),
+            not_understood: scores.filter(|score| !score.understood).count(),
+            yes_no: (yes_no.len() == questions).then(|| YesNo::from_pairs(&yes_no)),
         })
     }
 }
 
 impl YesNo {
-    /// Of what is right, and what was said.
-    fn of(said: &[(bool, bool)]) -> Self {
-        let count =
-            |which: &dyn Fn(bool, bool) -> bool| said.iter().filter(|(right, said)| which(*right, *said)).count();
+    /// From pairs of (expected, predicted).
+    fn from_pairs(pairs: &[(bool, bool)]) -> Self {
+        let count = |which: &dyn Fn(bool, bool) -> bool| pairs.iter().filter(|pair| which(pair.0, pair.1)).count();
         let ratio = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
-        let hits = count(&|right, said| right && said) as f64;
-        let yes = count(&|_, said| said) as f64;
-        let precision = ratio(hits, yes);
-        let recall = ratio(hits, count(&|right, _| right) as f64);
+        let true_positives = count(&|expected, predicted| expected && predicted) as f64;
+        let positives = count(&|_, predicted| predicted) as f64;
+        let precision = ratio(true_positives, positives);
+        let recall = ratio(true_positives, count(&|expected, _| expected) as f64);
         let f1 = ratio(2.0 * precision * recall, precision + recall);
-        Self { precision, recall, f1, yes_ratio: ratio(yes, said.len() as f64) }
+        Self { precision, recall, f1, yes_ratio: ratio(positives, pairs.len() as f64) }
     }
 }
 
-/// Figures of each kind, in the order in which kinds come first; none where there are no kinds, or one alone.
-pub fn by_kind(marks: &[(&Question, Mark)]) -> Vec<Kind> {
+/// Figures by kind, in order of first appearance. Empty if there are fewer than two kinds.
+pub fn by_kind(scores: &[(&Question, Score)]) -> Vec<Kind> {
     let mut kinds: Vec<&str> = Vec::new();
-    for kind in marks.iter().filter_map(|(question, _)| question.kind.as_deref()) {
+    for kind in scores.iter().filter_map(|(question, _)| question.kind.as_deref()) {
         if !kinds.contains(&kind) {
             kinds.push(kind);
         }
@@ -135,31 +134,34 @@ pub fn by_kind(marks: &[(&Question, Mark)]) -> Vec<Kind> {
         return Vec::new();
     }
     let figures = |kind: &str| {
-        let of_kind = marks.iter().filter(|(question, _)| question.kind.as_deref() == Some(kind));
-        Some(Kind { kind: kind.to_owned(), figures: Figures::of(of_kind.map(|(_, mark)| mark))? })
+        let of_kind = scores.iter().filter(|(question, _)| question.kind.as_deref() == Some(kind));
+        Some(Kind { kind: kind.to_owned(), figures: Figures::from_scores(of_kind.map(|(_, score)| score))? })
     };
     kinds.into_iter().filter_map(figures).collect()
 }
 
 impl Report {
-    /// As text for people.
+    /// Prints a table.
+    ///
+    /// # Errors
+    /// Those of `out`.
     pub fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
         match &self.settings {
             Some(settings) => {
-                let sight = if settings.high_resolution { "" } else { ", low resolution alone" };
+                let resolution = if settings.high_resolution { "" } else { ", low resolution only" };
                 writeln!(
                     out,
-                    "{}, {} of {} questions of {}{sight}",
+                    "{}, {} of {} questions of {}{resolution}",
                     settings.model, self.answered, self.asked, self.format
                 )?;
             }
             None => writeln!(out, "{} of {} questions of {}", self.answered, self.asked, self.format)?,
         }
         if self.failed > 0 {
-            writeln!(out, "{} questions do not fit the model and count as wrong", self.failed)?;
+            writeln!(out, "{} questions don't fit into the model's context and count as wrong", self.failed)?;
         }
         let Some(figures) = &self.figures else {
-            return writeln!(out, "the data do not tell what is right: there are no figures");
+            return writeln!(out, "the data has no ground truth, so there are no scores");
         };
         let all = std::iter::once(("all", figures));
         let rows: Vec<_> = self.kinds.iter().map(|kind| (kind.kind.as_str(), &kind.figures)).chain(all).collect();
@@ -194,7 +196,7 @@ mod tests {
 
     /// From statsmodels 0.15: proportion_confint(count, n, method="wilson").
     #[test]
-    fn intervals_are_wilson_s() {
+    fn intervals_match_statsmodels() {
         let table = [
             (0, 10, 0.0, 0.277_532_799_862_889_26),
             (10, 10, 0.722_467_200_137_110_6, 1.0),
@@ -209,16 +211,16 @@ mod tests {
         assert_eq!(wilson(0.0, 0), [0.0, 1.0]);
     }
 
-    /// By hand: 3 hits, 1 false alarm, 2 misses, 4 rightly not.
+    /// Computed by hand: 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
     #[test]
     fn precision_recall_f1_and_yes_ratio() {
-        let said =
+        let pairs =
             [vec![(true, true); 3], vec![(false, true)], vec![(true, false); 2], vec![(false, false); 4]].concat();
-        let YesNo { precision, recall, f1, yes_ratio } = YesNo::of(&said);
+        let YesNo { precision, recall, f1, yes_ratio } = YesNo::from_pairs(&pairs);
         for (found, wanted) in [(precision, 0.75), (recall, 0.6), (f1, 2.0 / 3.0), (yes_ratio, 0.4)] {
-            assert!((found - wanted).abs() < 1e-12, "{found}, not {wanted}");
+            assert!((found - wanted).abs() < 1e-12, "{found}, expected {wanted}");
         }
-        let never = YesNo::of(&[(true, false), (false, false)]);
+        let never = YesNo::from_pairs(&[(true, false), (false, false)]);
         assert_eq!(never, YesNo { precision: 0.0, recall: 0.0, f1: 0.0, yes_ratio: 0.0 });
     }
 }

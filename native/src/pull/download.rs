@@ -1,4 +1,5 @@
-//! One file over HTTP: in pieces, going on after every interruption, checked at the end.
+//! Downloads a file over HTTP in ranges, resumes after every interruption, and verifies its checksum. The `hf-hub` crate (1.0)
+//! restarts interrupted HTTP downloads, verifies no checksums, and needs tokio and reqwest.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,16 +15,14 @@ use ureq::http::{Response, StatusCode};
 use ureq::tls::{TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
 
-use super::hub::{Address, Digest, HubFile};
-
-/// Asked for at once, so that the time limit of a request is one of a bounded number of bytes.
-const PIECE: u64 = 16 << 20;
-const BUFFER: usize = 256 << 10;
-/// Failures in a row that bring nothing, before the file is given up.
-const ATTEMPTS: u32 = 5;
-/// Whole files that come out wrong, before the file is given up.
-const WRONG_FILES: u32 = 3;
-/// The wait after the first failure; it doubles.
+/// Bytes per request, so that the timeout of a request covers a bounded number of bytes.
+const RANGE_BYTES: u64 = 16 << 20;
+const BUFFER_BYTES: usize = 256 << 10;
+/// Attempts in a row without any progress before an error.
+const MAX_ATTEMPTS: u32 = 5;
+/// Complete downloads with a wrong checksum before an error.
+const MAX_CORRUPT_FILES: u32 = 3;
+/// Wait after the first failed attempt; it doubles with each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 #[cfg(any(windows, target_vendor = "apple"))]
@@ -31,21 +30,44 @@ const PROVIDER: TlsProvider = TlsProvider::NativeTls;
 #[cfg(not(any(windows, target_vendor = "apple")))]
 const PROVIDER: TlsProvider = TlsProvider::Rustls;
 
-/// Makes requests.
+/// A URL and the token that authorizes access to it.
+pub struct Address {
+    pub url: String,
+    pub token: Option<String>,
+}
+
+/// The checksum of a file's content, in lower-case hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Digest {
+    /// SHA-256 of the content, for large files (Git LFS).
+    Sha256(String),
+    /// Git's blob id: SHA-1 of `blob`, the length, and the content.
+    GitBlob(String),
+}
+
+/// A file to download.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteFile {
+    pub name: String,
+    pub size: u64,
+    pub digest: Option<Digest>,
+}
+
+/// An HTTP client.
 pub struct Client {
     agent: Agent,
 }
 
-/// How an attempt failed.
-enum Trouble {
-    /// Trying again may help: the connection broke, the server is busy.
-    Passing(String),
-    /// It will not.
-    Final(Error),
+/// Why an attempt failed.
+enum FetchError {
+    /// Trying again may help: the connection broke or the server is busy.
+    Transient(String),
+    /// Trying again will not help.
+    Permanent(Error),
 }
 
 impl Client {
-    /// A client that waits this long for a connection, for an answer, and for one piece of a file.
+    /// `timeout` applies to connecting, to a response, and to one range of a file.
     pub fn new(timeout: Duration) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -58,39 +80,45 @@ impl Client {
         Self { agent: config.into() }
     }
 
-    /// A short answer, whole.
-    pub fn get(&self, address: &Address, most: u64) -> Result<Vec<u8>> {
+    /// Fetches a response of at most `limit` bytes into memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] after several attempts, or at once if the server refuses.
+    pub fn get(&self, address: &Address, limit: u64) -> Result<Vec<u8>> {
         retry(&address.url, || {
-            let mut answer = self.request(address, None)?;
-            refuse(&answer, &address.url)?;
-            answer
+            let mut response = self.request(address, None)?;
+            check_status(&response, &address.url)?;
+            response
                 .body_mut()
                 .with_config()
-                .limit(most)
+                .limit(limit)
                 .read_to_vec()
-                .map_err(|error| Trouble::Passing(error.to_string()))
+                .map_err(|error| FetchError::Transient(error.to_string()))
         })
     }
 
-    /// A file, to `path`. What an earlier run left is gone on with; a file that is there already is left alone.
-    pub fn fetch(&self, address: &Address, file: &HubFile, path: &Path, bar: &ProgressBar) -> Result<()> {
-        if path.metadata().is_ok_and(|there| there.len() == file.size) && is_right(path, file)? {
+    /// Downloads a file to `path`. Resumes a partial download; does nothing if the complete file is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] after several attempts, or at once if the server refuses; [`Error::Malformed`] for a wrong checksum.
+    pub fn fetch(&self, address: &Address, file: &RemoteFile, path: &Path, bar: &ProgressBar) -> Result<()> {
+        if path.metadata().is_ok_and(|there| there.len() == file.size) && matches_digest(path, file)? {
             bar.inc(file.size);
             return Ok(());
         }
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| io_error(folder, error))?;
         }
-        let mut wrong = 0;
+        let mut corrupt = 0;
         loop {
-            let part = Part::open(path, file)?;
+            let part = PartialFile::open(path, file)?;
             bar.inc(part.length);
             let part = self.fetch_rest(address, file, part, bar)?;
             match part.finish(path, file) {
                 Err(error @ Error::Malformed { .. }) => {
                     bar.dec(file.size);
-                    wrong += 1;
-                    if wrong == WRONG_FILES {
+                    corrupt += 1;
+                    if corrupt == MAX_CORRUPT_FILES {
                         return Err(error);
                     }
                 }
@@ -99,15 +127,20 @@ impl Client {
         }
     }
 
-    fn fetch_rest(&self, address: &Address, file: &HubFile, mut part: Part, bar: &ProgressBar) -> Result<Part> {
+    fn fetch_rest(
+        &self,
+        address: &Address,
+        file: &RemoteFile,
+        mut part: PartialFile,
+        bar: &ProgressBar,
+    ) -> Result<PartialFile> {
         while part.length < file.size {
             retry(&address.url, || {
-                let range = (part.length, file.size.min(part.length + PIECE) - 1);
+                let range = (part.length, file.size.min(part.length + RANGE_BYTES) - 1);
                 let before = part.length;
-                let result = self.piece(address, range, &mut part, bar);
-                match result {
-                    // Something came: that counts as a success, however it ended.
-                    Err(Trouble::Passing(_)) if part.length > before => Ok(()),
+                match self.fetch_range(address, range, &mut part, bar) {
+                    // Progress resets the number of attempts.
+                    Err(FetchError::Transient(_)) if part.length > before => Ok(()),
                     result => result,
                 }
             })?;
@@ -116,46 +149,46 @@ impl Client {
     }
 
     /// Appends the bytes from `range.0` to `range.1` (inclusive) to the part.
-    fn piece(
+    fn fetch_range(
         &self,
         address: &Address,
         range: (u64, u64),
-        part: &mut Part,
+        part: &mut PartialFile,
         bar: &ProgressBar,
-    ) -> std::result::Result<(), Trouble> {
-        let mut answer = self.request(address, Some(range))?;
-        refuse(&answer, &address.url)?;
-        if answer.status() == StatusCode::PARTIAL_CONTENT {
-            let header = answer.headers().get("content-range").and_then(|value| value.to_str().ok()).unwrap_or("");
-            let begin = header.strip_prefix("bytes ").and_then(|rest| rest.split('-').next());
-            if begin.and_then(|begin| begin.trim().parse().ok()) != Some(range.0) {
-                return Err(Trouble::Passing(format!("asked for the bytes from {}, was given {header:?}", range.0)));
+    ) -> std::result::Result<(), FetchError> {
+        let mut response = self.request(address, Some(range))?;
+        check_status(&response, &address.url)?;
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let header = response.headers().get("content-range").and_then(|value| value.to_str().ok()).unwrap_or("");
+            let start = header.strip_prefix("bytes ").and_then(|rest| rest.split('-').next());
+            if start.and_then(|start| start.trim().parse().ok()) != Some(range.0) {
+                return Err(FetchError::Transient(format!("requested the bytes from {}, got {header:?}", range.0)));
             }
         } else if range.0 > 0 {
-            // This server knows no ranges: the file comes from its beginning.
+            // The server ignored the range and sends the file from its beginning.
             bar.dec(part.length);
-            part.restart().map_err(Trouble::Final)?;
+            part.restart().map_err(FetchError::Permanent)?;
         }
-        let ranged = answer.status() == StatusCode::PARTIAL_CONTENT;
-        // Without ranges the answer is the whole file, or more than it.
-        let wanted = if ranged { range.1 + 1 - range.0 } else { part.size };
-        let mut reader = answer.body_mut().as_reader().take(wanted);
-        let mut buffer = vec![0; BUFFER];
+        let ranged = response.status() == StatusCode::PARTIAL_CONTENT;
+        // Without ranges the response is the whole file, or longer.
+        let expected = if ranged { range.1 + 1 - range.0 } else { part.size };
+        let mut reader = response.body_mut().as_reader().take(expected);
+        let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            let count = reader.read(&mut buffer).map_err(|error| Trouble::Passing(error.to_string()))?;
+            let count = reader.read(&mut buffer).map_err(|error| FetchError::Transient(error.to_string()))?;
             if count == 0 {
                 break;
             }
-            part.append(&buffer[..count]).map_err(Trouble::Final)?;
+            part.append(&buffer[..count]).map_err(FetchError::Permanent)?;
             bar.inc(count as u64);
         }
         match reader.limit() {
             0 => Ok(()),
-            missing => Err(Trouble::Passing(format!("the connection ended {missing} bytes early"))),
+            missing => Err(FetchError::Transient(format!("the connection closed {missing} bytes early"))),
         }
     }
 
-    fn request(&self, address: &Address, range: Option<(u64, u64)>) -> std::result::Result<Response<Body>, Trouble> {
+    fn request(&self, address: &Address, range: Option<(u64, u64)>) -> std::result::Result<Response<Body>, FetchError> {
         let mut request = self.agent.get(&address.url);
         if let Some(token) = &address.token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -164,61 +197,66 @@ impl Client {
             request = request.header("range", format!("bytes={first}-{last}"));
         }
         request.call().map_err(|error| match error {
-            ureq::Error::BadUri(_) | ureq::Error::Tls(_) => Trouble::Final(network(&address.url, &error.to_string())),
-            error => Trouble::Passing(error.to_string()),
+            ureq::Error::BadUri(_) | ureq::Error::Tls(_) => {
+                FetchError::Permanent(network(&address.url, &error.to_string()))
+            }
+            error => FetchError::Transient(error.to_string()),
         })
     }
 }
 
-/// Says what an answer's status means, if it is no success.
-fn refuse(answer: &Response<Body>, url: &str) -> std::result::Result<(), Trouble> {
-    let status = answer.status();
+/// Turns an error status into an error.
+fn check_status(response: &Response<Body>, url: &str) -> std::result::Result<(), FetchError> {
+    let status = response.status();
     if status.is_success() {
         return Ok(());
     }
-    let said = format!("the server says {status}");
+    let reason = format!("the server returned {status}");
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT {
-        return Err(Trouble::Passing(said));
+        return Err(FetchError::Transient(reason));
     }
     let hint = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            ": the model is not there, or private or gated; put a token that may read it in HF_TOKEN"
+            ": the model doesn't exist, or is private or gated; set HF_TOKEN to a token that may read it"
         }
-        StatusCode::NOT_FOUND => ": there is no such repository, revision or file",
+        StatusCode::NOT_FOUND => ": no such repository, revision or file",
         _ => "",
     };
-    Err(Trouble::Final(network(url, &format!("{said}{hint}"))))
+    Err(FetchError::Permanent(network(url, &format!("{reason}{hint}"))))
 }
 
-/// Tries until something works, or nothing has for a while.
-fn retry<T>(url: &str, mut attempt: impl FnMut() -> std::result::Result<T, Trouble>) -> Result<T> {
+/// Repeats an attempt until it succeeds, with growing waits, at most [`MAX_ATTEMPTS`] times.
+fn retry<T>(url: &str, mut attempt: impl FnMut() -> std::result::Result<T, FetchError>) -> Result<T> {
     let mut wait = FIRST_WAIT;
-    let mut left = ATTEMPTS;
+    let mut remaining = MAX_ATTEMPTS;
     loop {
-        left -= 1;
+        remaining -= 1;
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(Trouble::Final(error)) => return Err(error),
-            Err(Trouble::Passing(reason)) if left == 0 => {
-                return Err(network(url, &format!("{reason} ({ATTEMPTS} attempts; run the command again to go on)")));
+            Err(FetchError::Permanent(error)) => return Err(error),
+            Err(FetchError::Transient(reason)) if remaining == 0 => {
+                return Err(network(
+                    url,
+                    &format!("{reason} ({MAX_ATTEMPTS} attempts; run the command again to resume)"),
+                ));
             }
-            Err(Trouble::Passing(_)) => std::thread::sleep(wait),
+            Err(FetchError::Transient(_)) => std::thread::sleep(wait),
         }
         wait *= 2;
     }
 }
 
-/// A file that is not whole yet, beside where it will be.
-struct Part {
+/// A partial download, next to its destination.
+struct PartialFile {
     path: PathBuf,
     file: File,
     length: u64,
     size: u64,
 }
 
-impl Part {
-    /// Opens what there is of a file. Its name holds the digest, so that parts of another version are not gone on with.
-    fn open(path: &Path, file: &HubFile) -> Result<Self> {
+impl PartialFile {
+    /// Opens or creates the partial file. Its name includes the digest, so that a download of another version is not resumed.
+    fn open(path: &Path, file: &RemoteFile) -> Result<Self> {
         let version = match &file.digest {
             Some(Digest::Sha256(hex) | Digest::GitBlob(hex)) => &hex[..12],
             None => "unchecked",
@@ -251,24 +289,24 @@ impl Part {
         emptied.map(|_| ()).map_err(|error| io_error(&self.path, error))
     }
 
-    /// Checks the content and gives the file its name. A wrong one is removed.
-    fn finish(self, path: &Path, file: &HubFile) -> Result<()> {
+    /// Verifies the content and renames the file. Deletes it if the checksum is wrong.
+    fn finish(self, path: &Path, file: &RemoteFile) -> Result<()> {
         self.file.sync_all().map_err(|error| io_error(&self.path, error))?;
-        if is_right(&self.path, file)? {
+        if matches_digest(&self.path, file)? {
             return std::fs::rename(&self.path, path).map_err(|error| io_error(path, error));
         }
         std::fs::remove_file(&self.path).map_err(|error| io_error(&self.path, error))?;
         Err(Error::Malformed {
             file: path.display().to_string(),
             offset: 0,
-            reason: "what came has another checksum than the hub gives: damaged on the way, or changed at the mirror"
+            reason: "the checksum differs from the hub's: the file was damaged in transit, or the mirror changed it"
                 .to_owned(),
         })
     }
 }
 
-/// Whether a file's content is what its digest says; `true` where there is none.
-fn is_right(path: &Path, file: &HubFile) -> Result<bool> {
+/// Whether a file's content matches its digest; `true` if it has none.
+fn matches_digest(path: &Path, file: &RemoteFile) -> Result<bool> {
     Ok(match &file.digest {
         None => true,
         Some(Digest::Sha256(expected)) => hex(&hash(path, Sha256::new())?) == *expected,
@@ -283,7 +321,7 @@ fn is_right(path: &Path, file: &HubFile) -> Result<bool> {
 fn hash<D: sha2::Digest>(path: &Path, mut hasher: D) -> Result<Vec<u8>> {
     let mut read = || {
         let mut file = File::open(path)?;
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             match file.read(&mut buffer)? {
                 0 => return Ok(()),

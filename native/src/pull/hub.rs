@@ -1,21 +1,21 @@
-//! What the Hub's API says about a repository.
+//! The Hub's API: files of a repository.
 
 use std::path::{Component, Path};
 
 use mgm::{Error, Result};
 use serde::Deserialize;
 
-use super::download::Client;
+use super::download::{Address, Client, Digest, RemoteFile};
 
 const ENDPOINT: &str = "https://huggingface.co";
-/// Largest answer of the API that is read.
+/// Maximum size of an API response, in bytes.
 const MAX_LISTING: u64 = 32 << 20;
 
-/// A hub: Hugging Face's, or the mirror in `HF_ENDPOINT`.
+/// The Hugging Face Hub, or the mirror in `HF_ENDPOINT`.
 pub struct Hub<'a> {
     client: &'a Client,
     endpoint: String,
-    /// From `HF_TOKEN`, for private and gated models. Sent to the hub only, not to where it redirects.
+    /// From `HF_TOKEN`, for private and gated models. Sent to the hub but not to redirect targets.
     token: Option<String>,
 }
 
@@ -23,34 +23,11 @@ pub struct Hub<'a> {
 pub struct Listing {
     pub repo: String,
     pub commit: String,
-    pub files: Vec<HubFile>,
-}
-
-/// A file of a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubFile {
-    pub name: String,
-    pub size: u64,
-    pub digest: Option<Digest>,
-}
-
-/// What a file's content must come to, in lower-case hexadecimal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Digest {
-    /// SHA-256 of the content: large files (Git LFS).
-    Sha256(String),
-    /// Git's name of the content: SHA-1 of `blob`, its length, and itself.
-    GitBlob(String),
-}
-
-/// Where a file is, and what to show for the right to it.
-pub struct Address {
-    pub url: String,
-    pub token: Option<String>,
+    pub files: Vec<RemoteFile>,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct RepoInfo {
     sha: Option<String>,
     #[serde(default)]
     siblings: Vec<Sibling>,
@@ -72,19 +49,25 @@ struct Lfs {
 }
 
 impl<'a> Hub<'a> {
-    /// The hub that the environment names, as the ecosystem's other tools read it.
+    /// The hub that `HF_ENDPOINT` and `HF_TOKEN` configure, as for other Hugging Face tools.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `HF_ENDPOINT` is not an HTTP address.
     pub fn from_environment(client: &'a Client) -> Result<Self> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             return Err(Error::InvalidArgument(format!(
-                "HF_ENDPOINT is {endpoint:?}, expected an address that begins with https://"
+                "HF_ENDPOINT is {endpoint:?}, expected an address that starts with https://"
             )));
         }
         Ok(Self { client, endpoint: endpoint.trim_end_matches('/').to_owned(), token: set("HF_TOKEN") })
     }
 
-    /// Asks for the files of a repository at a branch, tag or commit.
+    /// Lists the files of a repository at a branch, tag or commit.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for malformed names; [`Error::Malformed`] for an unexpected response; those of [`Client::get`].
     pub fn list(&self, repo: &str, revision: &str) -> Result<Listing> {
         let allowed = |part: &str| {
             !part.is_empty()
@@ -93,22 +76,24 @@ impl<'a> Hub<'a> {
         };
         let parts: Vec<&str> = repo.split('/').collect();
         if parts.len() != 2 || !parts.iter().all(|part| allowed(part)) {
-            return Err(Error::InvalidArgument(format!("{repo:?} is no repository; they look like YanweiLi/MGM-2B")));
+            return Err(Error::InvalidArgument(format!(
+                "{repo:?} is not a repository name; expected one such as YanweiLi/MGM-2B"
+            )));
         }
         if !revision.split('/').all(allowed) {
-            return Err(Error::InvalidArgument(format!("{revision:?} is no branch, tag or commit")));
+            return Err(Error::InvalidArgument(format!("{revision:?} is not a branch, tag or commit")));
         }
         let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, revision.replace('/', "%2F"));
         let bytes = self.client.get(&self.address(url.clone()), MAX_LISTING)?;
         let malformed = |reason: String| Error::Malformed { file: url.clone(), offset: 0, reason };
-        let answer: Answer = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        let commit = answer.sha.filter(|sha| allowed(sha)).unwrap_or_else(|| revision.to_owned());
-        let files: Result<Vec<HubFile>> = answer.siblings.into_iter().map(|file| file.checked(&malformed)).collect();
+        let info: RepoInfo = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let commit = info.sha.filter(|sha| allowed(sha)).unwrap_or_else(|| revision.to_owned());
+        let files: Result<Vec<RemoteFile>> = info.siblings.into_iter().map(|file| file.checked(&malformed)).collect();
         Ok(Listing { repo: repo.to_owned(), commit, files: files? })
     }
 
-    /// Where a file of a listing is.
-    pub fn file(&self, listing: &Listing, file: &HubFile) -> Address {
+    /// The address of a file.
+    pub fn file(&self, listing: &Listing, file: &RemoteFile) -> Address {
         let name: Vec<String> = file.name.split('/').map(escape).collect();
         self.address(format!("{}/{}/resolve/{}/{}", self.endpoint, listing.repo, listing.commit, name.join("/")))
     }
@@ -119,12 +104,12 @@ impl<'a> Hub<'a> {
 }
 
 impl Sibling {
-    /// Names are paths that will be written to: only ones inside the folder pass.
-    fn checked(self, malformed: &impl Fn(String) -> Error) -> Result<HubFile> {
+    /// Checks the name, which becomes a path to write to and must stay inside the folder.
+    fn checked(self, malformed: &impl Fn(String) -> Error) -> Result<RemoteFile> {
         let name = self.rfilename;
         let inside = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
         if !inside || name.is_empty() || name.chars().any(|c| c.is_control() || "\\:*?\"<>|".contains(c)) {
-            return Err(malformed(format!("a file is called {name:?}")));
+            return Err(malformed(format!("unsafe file name {name:?}")));
         }
         let lfs = self.lfs.unwrap_or(Lfs { sha256: None, size: None });
         let size = lfs.size.or(self.size).ok_or_else(|| malformed(format!("{name} has no size")))?;
@@ -135,12 +120,14 @@ impl Sibling {
             (None, Some(blob)) if hex(&blob, 40) => Some(Digest::GitBlob(blob.to_lowercase())),
             _ => None,
         };
-        Ok(HubFile { name, size, digest })
+        Ok(RemoteFile { name, size, digest })
     }
 }
 
-/// A part of a path in an address.
+/// Percent-encodes a path segment.
 fn escape(part: &str) -> String {
-    let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    part.bytes().map(|byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    part.bytes()
+        .map(|byte| if unreserved(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }

@@ -1,4 +1,4 @@
-//! `mgm pull`: downloads a model, and the towers it names, from the Hugging Face Hub or a mirror of it.
+//! `mgm pull`: downloads a model and its vision towers from the Hugging Face Hub or a mirror.
 
 mod download;
 mod hub;
@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use clap::Args;
 use indicatif::ProgressBar;
 use mgm::weights::bundle::MANIFEST;
 use mgm::weights::checkpoint::{MODEL_FILES, OPEN_CLIP_FILES};
@@ -16,36 +17,60 @@ use mgm::{Error, Result};
 use mgm_native::files::io_error;
 use serde::Deserialize;
 
-use crate::args::PullArgs;
-use crate::{Failure, progress};
-use download::Client;
-use hub::{Hub, HubFile, Listing};
+use crate::{CliError, progress};
+use download::{Client, RemoteFile};
+use hub::{Hub, Listing};
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// The repository, such as YanweiLi/MGM-2B (set HF_TOKEN for private and gated ones)
+    #[arg(value_name = "OWNER/NAME")]
+    repo: String,
+    /// Download only this file, such as a GGUF file; repeat for several [default: all files of a checkpoint or bundle]
+    #[arg(long, value_name = "NAME")]
+    file: Vec<String>,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    revision: String,
+    /// Folder to download to; the model and its towers get a folder each
+    #[arg(long, value_name = "DIR", default_value = "models")]
+    out: PathBuf,
+    /// Don't download the vision towers that the model names
+    #[arg(long)]
+    no_towers: bool,
+    /// Number of parallel downloads
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=32))]
+    connections: u16,
+    /// Timeout for connecting, for a response, and for each 16 MiB of a file, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+}
 
 const CONFIG: &str = "config.json";
 
-/// The two keys of `config.json` that name towers.
+/// The keys of `config.json` that name the towers.
 #[derive(Deserialize, Default)]
 struct Towers {
     mm_vision_tower: Option<String>,
     mm_vision_tower_aux: Option<String>,
 }
 
-/// One repository and the folder that its files go to.
+/// Files of one repository and the folder to download them to.
 struct Job {
     listing: Listing,
-    files: Vec<HubFile>,
+    files: Vec<RemoteFile>,
     folder: PathBuf,
 }
 
-pub fn run(arguments: PullArgs) -> Result<(), Failure> {
+pub fn run(arguments: PullArgs) -> Result<(), CliError> {
     let client = Client::new(Duration::from_secs(arguments.timeout));
     let hub = Hub::from_environment(&client)?;
     let listing = hub.list(&arguments.repo, &arguments.revision)?;
-    let files = chosen(&listing, &arguments.file)?;
+    let files = select(&listing, &arguments.file)?;
     let name = arguments.repo.rsplit('/').next().unwrap_or(&arguments.repo);
     let model = Job { folder: arguments.out.join(name), files, listing };
 
-    // The towers' sizes belong to the bar's total, so the configuration comes first.
+    // The configuration comes first: it names the towers, whose sizes count towards the progress bar's total.
     let mut jobs = Vec::new();
     let config = model.files.iter().find(|file| file.name == CONFIG);
     if let (Some(config), false, true) = (config, arguments.no_towers, arguments.file.is_empty()) {
@@ -54,7 +79,7 @@ pub fn run(arguments: PullArgs) -> Result<(), Failure> {
         for tower in towers_of(&path)? {
             let folder = arguments.out.join(tower.folder);
             let listing = hub.list(tower.repo, "main")?;
-            let files = weights_and_texts(&listing.files, tower.weights);
+            let files = weights_and_configs(&listing.files, tower.weights);
             jobs.push(Job { listing, files, folder });
         }
     }
@@ -65,8 +90,7 @@ pub fn run(arguments: PullArgs) -> Result<(), Failure> {
     for job in &jobs {
         let megabytes = job.files.iter().map(|file| file.size).sum::<u64>() / 1_000_000;
         let unchecked = job.files.iter().filter(|file| file.digest.is_none()).count();
-        let note =
-            if unchecked == 0 { String::new() } else { format!(", {unchecked} without a checksum to hold them to") };
+        let note = if unchecked == 0 { String::new() } else { format!(", {unchecked} without a checksum") };
         let (folder, repo) = (job.folder.display(), &job.listing.repo);
         writeln!(out, "{folder}: {} files of {repo}, {megabytes} MB{note}", job.files.len())?;
     }
@@ -78,9 +102,9 @@ pub fn run(arguments: PullArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Downloads the jobs' files, `connections` at a time. The first failure stops what has not begun.
+/// Downloads all files, `connections` at a time. After a failure no further download is started.
 fn fetch_all(client: &Client, hub: &Hub<'_>, jobs: &[Job], connections: usize) -> Result<()> {
-    let mut queue: Vec<(&Job, &HubFile)> =
+    let mut queue: Vec<(&Job, &RemoteFile)> =
         jobs.iter().flat_map(|job| job.files.iter().map(move |file| (job, file))).collect();
     queue.sort_by_key(|(_, file)| std::cmp::Reverse(file.size));
     let bar = progress::bytes(queue.iter().map(|(_, file)| file.size).sum(), "pulling");
@@ -93,7 +117,7 @@ fn fetch_all(client: &Client, hub: &Hub<'_>, jobs: &[Job], connections: usize) -
                     let path = job.folder.join(&file.name);
                     if let Err(error) = client.fetch(&hub.file(&job.listing, file), file, &path, &bar) {
                         next.store(queue.len(), Ordering::Relaxed);
-                        // A poisoned lock still holds what was written.
+                        // A poisoned lock still holds the first error.
                         failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
                     }
                 }
@@ -104,74 +128,74 @@ fn fetch_all(client: &Client, hub: &Hub<'_>, jobs: &[Job], connections: usize) -
     failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// The files to download: those asked for, a bundle's, or a checkpoint's.
-fn chosen(listing: &Listing, wanted: &[String]) -> Result<Vec<HubFile>> {
-    if !wanted.is_empty() {
+/// The files to download: the requested ones, or those of a bundle or checkpoint.
+fn select(listing: &Listing, requested: &[String]) -> Result<Vec<RemoteFile>> {
+    if !requested.is_empty() {
         let find = |name: &String| {
             listing.files.iter().find(|file| file.name == *name).cloned().ok_or_else(|| Error::MissingFile {
                 file: format!("{}/{name}", listing.repo),
                 hint: format!("the repository has {}", names(&listing.files)),
             })
         };
-        return wanted.iter().map(find).collect();
+        return requested.iter().map(find).collect();
     }
     if listing.files.iter().any(|file| file.name == MANIFEST) {
-        return Ok(listing.files.iter().filter(|file| !is_paperwork(&file.name)).cloned().collect());
+        return Ok(listing.files.iter().filter(|file| !is_metadata(&file.name)).cloned().collect());
     }
     if !listing.files.iter().any(|file| file.name == CONFIG) {
-        let gguf: Vec<HubFile> = listing.files.iter().filter(|file| file.name.ends_with(".gguf")).cloned().collect();
+        let gguf: Vec<RemoteFile> = listing.files.iter().filter(|file| file.name.ends_with(".gguf")).cloned().collect();
         let hint = if gguf.is_empty() {
-            format!("that is no checkpoint, bundle or GGUF file; the repository has {}", names(&listing.files))
+            format!("not a checkpoint, bundle or GGUF repository; it has {}", names(&listing.files))
         } else {
-            format!("name one of the GGUF files with --file: {}", names(&gguf))
+            format!("select a GGUF file with --file: {}", names(&gguf))
         };
         return Err(Error::MissingFile { file: format!("{}/{CONFIG}", listing.repo), hint });
     }
-    let files = weights_and_texts(&listing.files, MODEL_FILES);
+    let files = weights_and_configs(&listing.files, MODEL_FILES);
     if !files.iter().any(|file| is_weights(&file.name)) {
         return Err(Error::MissingFile {
             file: format!("{}/{}", listing.repo, MODEL_FILES[0]),
-            hint: format!("the repository has no weights that are read here, but {}", names(&listing.files)),
+            hint: format!("the repository has no supported weights; it has {}", names(&listing.files)),
         });
     }
     Ok(files)
 }
 
-/// Of a checkpoint's folder: configurations, tokenizers, and the weights in the best of the forms that are there.
-fn weights_and_texts(files: &[HubFile], forms: &[&str]) -> Vec<HubFile> {
-    let form = forms.iter().find(|form| files.iter().any(|file| file.name == **form));
-    // An index names shards of its own kind: model-00001-of-00002.safetensors.
+/// The configurations and tokenizers of a checkpoint, and its weights in the first of these formats that exists.
+fn weights_and_configs(files: &[RemoteFile], formats: &[&str]) -> Vec<RemoteFile> {
+    let format = formats.iter().find(|format| files.iter().any(|file| file.name == **format));
+    // An index names shards in its own format: model-00001-of-00002.safetensors.
     let is_part = |name: &str| {
-        form.is_some_and(|form| match form.strip_suffix(".index.json").and_then(|whole| whole.rsplit_once('.')) {
+        format.is_some_and(|format| match format.strip_suffix(".index.json").and_then(|whole| whole.rsplit_once('.')) {
             Some((stem, extension)) => {
                 name.starts_with(&format!("{stem}-")) && name.ends_with(&format!(".{extension}"))
             }
-            None => name == *form,
+            None => name == *format,
         })
     };
-    let is_text = |name: &str| {
+    let is_config = |name: &str| {
         [".json", ".model", ".txt", ".jinja"].iter().any(|end| name.ends_with(end))
-            && !is_paperwork(name)
-            && (!name.ends_with(".index.json") || Some(&name) == form)
+            && !is_metadata(name)
+            && (!name.ends_with(".index.json") || Some(&name) == format)
     };
-    let here = files.iter().filter(|file| !file.name.contains('/'));
-    here.filter(|file| is_part(&file.name) || is_text(&file.name)).cloned().collect()
+    let top_level = files.iter().filter(|file| !file.name.contains('/'));
+    top_level.filter(|file| is_part(&file.name) || is_config(&file.name)).cloned().collect()
 }
 
 fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors") || name.ends_with(".bin")
 }
 
-/// What is about the model and its training, and not of it.
-fn is_paperwork(name: &str) -> bool {
+/// Files that describe the model or its training but are not needed to run it.
+fn is_metadata(name: &str) -> bool {
     matches!(name, ".gitattributes" | "README.md" | "trainer_state.json" | "all_results.json" | "train_results.json")
 }
 
-/// Some names of files, for messages.
-fn names(files: &[HubFile]) -> String {
-    const MOST: usize = 12;
-    let shown: Vec<&str> = files.iter().take(MOST).map(|file| file.name.as_str()).collect();
-    let more = files.len().saturating_sub(MOST);
+/// The first file names, for messages.
+fn names(files: &[RemoteFile]) -> String {
+    const MAX: usize = 12;
+    let shown: Vec<&str> = files.iter().take(MAX).map(|file| file.name.as_str()).collect();
+    let more = files.len().saturating_sub(MAX);
     match (shown.is_empty(), more) {
         (true, _) => "no files".to_owned(),
         (_, 0) => shown.join(", "),
@@ -179,15 +203,15 @@ fn names(files: &[HubFile]) -> String {
     }
 }
 
-/// A tower that a checkpoint names: its repository, and the folder where the checkpoint looks for it.
+/// A vision tower: its repository, and the folder where checkpoints expect it.
 struct Tower {
     repo: &'static str,
     folder: PathBuf,
     weights: &'static [&'static str],
 }
 
-/// The towers named in a `config.json`. They are named by the folders of whoever trained the model; the repositories that
-/// those were copies of are known (Mini-Gemini's instructions name them).
+/// The towers named in a `config.json`. It has the folder names of Mini-Gemini's authors; their instructions document the
+/// repositories that these are copies of.
 fn towers_of(config: &Path) -> Result<Vec<Tower>> {
     let bytes = std::fs::read(config).map_err(|error| io_error(config, error))?;
     let towers: Towers = serde_json::from_slice(&bytes).map_err(|error| io_error(config, error))?;
@@ -202,9 +226,10 @@ fn towers_of(config: &Path) -> Result<Vec<Tower>> {
                 return Err(Error::Unsupported {
                     what: format!("a tower of {}", config.display()),
                     found: path,
-                    supported: "clip-vit-large-patch14-336 and openclip-convnext-large-d-320; pull others by \
-                                themselves, leave this one's away with --no-towers"
-                        .to_owned(),
+                    supported:
+                        "clip-vit-large-patch14-336 and openclip-convnext-large-d-320; use --no-towers and pull \
+                                other towers separately"
+                            .to_owned(),
                 });
             }
         };

@@ -1,25 +1,24 @@
-//! easy-vqa as the PyPI package of that name has it: `SPLIT/questions.json` with rows [question, answer, image], pictures
-//! `SPLIT/images/IMAGE.png`, and all answers that there are in `answers.txt`.
+//! easy-vqa in the layout of its PyPI package: `SPLIT/questions.json` with rows [question, answer, image], images
+//! `SPLIT/images/IMAGE.png`, and all possible answers in `answers.txt`.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::rc::Rc;
 
 use mgm::Result;
 use serde_json::Value;
 
-use super::{SHORT_ANSWER, Source, beside, read_json, read_text, wrong};
-use crate::eval::dataset::{Dataset, Picture, Question, Truth};
+use super::{SHORT_ANSWER, Source, data_error, read_json, read_text, sibling};
+use crate::eval::dataset::{Dataset, GroundTruth, ImageSource, Question};
 
 pub fn open(source: &Source) -> Result<Dataset> {
-    // The whole package's folder means its test split.
+    // The package's folder stands for its test split.
     let folder = &source.data;
     let test = folder.join("test");
     let split = if test.join("questions.json").is_file() { test } else { folder.clone() };
     let file = split.join("questions.json");
     let rows: Vec<Value> = read_json(&file)?;
     let answers_file =
-        [split.join("answers.txt"), beside(&split, "answers.txt")].into_iter().find(|file| file.is_file());
+        [split.join("answers.txt"), sibling(&split, "answers.txt")].into_iter().find(|file| file.is_file());
     let answers_file = answers_file.unwrap_or_else(|| folder.join("answers.txt"));
     let vocabulary: HashSet<String> = read_text(&answers_file)?
         .lines()
@@ -29,22 +28,22 @@ pub fn open(source: &Source) -> Result<Dataset> {
     let vocabulary = Rc::new(vocabulary);
     let images = source.images.clone().unwrap_or_else(|| split.join("images"));
     let questions = rows.iter().enumerate().map(|(index, row)| {
-        let place = format!("row {index}");
+        let row_number = format!("row {index}");
         let Some((question, answer, image)) = parts(row) else {
-            let reason = format!("{place} is {row:.80}, expected [question, answer, number of the image]");
-            return Err(wrong(&file, reason));
+            let reason = format!("{row_number} is {row:.80}, expected [question, answer, number of the image]");
+            return Err(data_error(&file, reason));
         };
         if !vocabulary.contains(&answer.to_lowercase()) {
-            return Err(wrong(&file, format!("{place}: {answer:?} is not in {}", answers_file.display())));
+            return Err(data_error(&file, format!("{row_number}: {answer:?} is not in {}", answers_file.display())));
         }
         Ok(Question {
             id: index.to_string(),
-            place: place_in(&file, &place),
-            picture: Some(Picture::File(images.join(format!("{image}.png")))),
+            location: format!("{row_number} of {}", file.display()),
+            image: Some(ImageSource::File(images.join(format!("{image}.png")))),
             history: Vec::new(),
-            prompt: source.instructed(question, SHORT_ANSWER),
+            prompt: source.with_instruction(question, SHORT_ANSWER),
             kind: Some(kind(question, answer).to_owned()),
-            truth: Truth::Word { answer: answer.to_owned(), vocabulary: vocabulary.clone() },
+            truth: GroundTruth::Word { answer: answer.to_owned(), vocabulary: vocabulary.clone() },
         })
     });
     Ok(Dataset { questions: questions.collect::<Result<_>>()?, max_new_tokens: 128 })
@@ -63,8 +62,4 @@ fn kind(question: &str, answer: &str) -> &'static str {
         _ if question.contains("color") => "color",
         _ => "shape",
     }
-}
-
-fn place_in(file: &Path, place: &str) -> String {
-    format!("{place} of {}", file.display())
 }

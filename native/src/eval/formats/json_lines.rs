@@ -1,11 +1,11 @@
-//! Questions of one's own, in a form that is easy to write: JSON lines with `image`, `question`, `answer` or `answers`, and, if
-//! wanted, `kind`, `id` and `history`.
+//! The user's own questions: JSON lines with `image`, `question`, `answer` or `answers`, and optionally `kind`, `id` and
+//! `history`.
 
 use mgm::Result;
 use serde::Deserialize;
 
-use super::{Id, Source, read_json_lines, wrong};
-use crate::eval::dataset::{Dataset, Picture, Question, Truth};
+use super::{Id, Source, data_error, read_json_lines};
+use crate::eval::dataset::{Dataset, GroundTruth, ImageSource, Question};
 
 #[derive(Deserialize)]
 struct Row {
@@ -32,17 +32,17 @@ pub fn open(source: &Source) -> Result<Dataset> {
             (Some(answer), None) => vec![answer],
             (None, Some(answers)) if !answers.is_empty() => answers,
             _ => {
-                return Err(wrong(file, format!("line {line}: expected one of \"answer\" and \"answers\", not empty")));
+                return Err(data_error(file, format!("line {line}: expected \"answer\" or \"answers\", not empty")));
             }
         };
         Ok(Question {
             id: row.id.map_or_else(|| line.to_string(), |id| id.to_string()),
-            place: format!("line {line} of {}", file.display()),
-            picture: row.image.map(|name| Picture::File(source.image(&name))),
+            location: format!("line {line} of {}", file.display()),
+            image: row.image.map(|name| ImageSource::File(source.image(&name))),
             history: row.history.into_iter().map(|turn| (turn.question, turn.answer)).collect(),
-            prompt: source.instructed(&row.question, ""),
+            prompt: source.with_instruction(&row.question, ""),
             kind: row.kind,
-            truth: Truth::AnyOf(answers),
+            truth: GroundTruth::AnyOf(answers),
         })
     });
     Ok(Dataset { questions: questions.collect::<Result<_>>()?, max_new_tokens: 128 })

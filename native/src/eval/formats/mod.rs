@@ -1,4 +1,4 @@
-//! The files that benchmarks come in.
+//! Readers for the benchmarks' file formats.
 
 mod easy_vqa;
 mod json_lines;
@@ -19,28 +19,28 @@ use serde::de::DeserializeOwned;
 
 use super::dataset::Dataset;
 
-/// LLaVA's line behind questions with short answers.
+/// LLaVA's instruction after questions with short answers.
 pub const SHORT_ANSWER: &str = "Answer the question using a single word or phrase.";
-/// The same behind questions with options.
+/// LLaVA's instruction after multiple-choice questions.
 pub const LETTER: &str = "Answer with the option's letter from the given choices directly.";
 
-/// Which benchmark's files to read.
+/// The benchmark whose files to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// The folder `data` of the PyPI package easy-vqa (or one split's folder in it): questions.json, answers.txt, images
+    /// Folder `data` of the PyPI package easy-vqa, or one split's folder in it: questions.json, answers.txt, images
     EasyVqa,
-    /// JSON lines {"image": FILE, "question": TEXT, "answer": TEXT}; or "answers": [TEXT, ...], any of which is right. May have
-    /// "kind", "id", and "history": [{"question", "answer"}, ...]
+    /// Your own questions: JSON lines {"image": FILE, "question": TEXT, "answer": TEXT}, or "answers": [TEXT, ...] if several are
+    /// correct. Optional: "kind", "id", and "history": [{"question", "answer"}, ...]
     Jsonl,
-    /// VQA v2: its questions' JSON file, with its --annotations
+    /// VQA v2: its JSON file of questions, with --annotations
     Vqa,
     /// POPE: JSON lines {"question_id", "image", "text", "label"}, one file or a folder of them
     Pope,
     /// MMBench: its TSV file
     Mmbench,
-    /// MMMU: the Parquet files of its data set, one or a folder of them
+    /// MMMU: a Parquet file of its dataset, or a folder of them
     Mmmu,
-    /// TextVQA: LLaVA's JSON lines with TextVQA's --annotations, or TextVQA's JSON file alone
+    /// TextVQA: LLaVA's JSON lines with TextVQA's --annotations, or only TextVQA's JSON file
     Textvqa,
 }
 
@@ -53,20 +53,20 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// Where data lie.
+/// Where the data is, and how to ask.
 #[derive(Debug)]
 pub struct Source {
     pub data: PathBuf,
     pub annotations: Option<PathBuf>,
     pub images: Option<PathBuf>,
-    /// What to put behind questions instead of the format's own line; empty for nothing.
+    /// Line to append to questions instead of the format's own; empty for none.
     pub instruction: Option<String>,
 }
 
 impl Source {
     pub fn open(&self, format: Format) -> Result<Dataset> {
         if self.annotations.is_some() && !matches!(format, Format::Vqa | Format::Textvqa) {
-            let reason = format!("--annotations goes with --format vqa and textvqa; {format} has its answers with it");
+            let reason = format!("--annotations is for --format vqa and textvqa; {format} includes its answers");
             return Err(Error::InvalidArgument(reason));
         }
         let dataset = match format {
@@ -82,56 +82,57 @@ impl Source {
         Ok(dataset)
     }
 
-    /// A question with the line behind it that asks for the wanted form of answer: the user's, or else the format's own.
-    fn instructed(&self, question: &str, own: &str) -> String {
-        let line = self.instruction.as_deref().unwrap_or(own);
-        let bare = question.strip_suffix(own).and_then(|before| before.strip_suffix('\n')).unwrap_or(question);
+    /// Appends the instruction on the form of the answer: the user's, or else the format's default. A default that the question
+    /// already ends with is replaced.
+    fn with_instruction(&self, question: &str, default: &str) -> String {
+        let line = self.instruction.as_deref().unwrap_or(default);
+        let bare = question.strip_suffix(default).and_then(|before| before.strip_suffix('\n')).unwrap_or(question);
         if line.is_empty() { bare.to_owned() } else { format!("{bare}\n{line}") }
     }
 
-    /// The file of a picture: in --images, or in the folder of the data.
+    /// The file of an image: in --images, or in the folder of the data.
     fn image(&self, name: &str) -> PathBuf {
         match &self.images {
             Some(folder) => folder.join(name),
             None if self.data.is_dir() => self.data.join(name),
-            None => beside(&self.data, name),
+            None => sibling(&self.data, name),
         }
     }
 
-    /// Files of a folder with one of these endings, sorted, or the one file that the data are.
-    fn files(&self, endings: &[&str]) -> Result<Vec<PathBuf>> {
+    /// All files with one of these extensions if the data is a folder, sorted; otherwise the data file itself.
+    fn files(&self, extensions: &[&str]) -> Result<Vec<PathBuf>> {
         if !self.data.is_dir() {
             return Ok(vec![self.data.clone()]);
         }
         let mut files = Vec::new();
-        find_files(&self.data, endings, &mut files).map_err(|error| io_error(&self.data, error))?;
+        find_files(&self.data, extensions, &mut files).map_err(|error| io_error(&self.data, error))?;
         if files.is_empty() {
-            return Err(wrong(&self.data, format!("there is no {} file in this folder", endings.join(" or "))));
+            return Err(data_error(&self.data, format!("the folder has no {} file", extensions.join(" or "))));
         }
         files.sort();
         Ok(files)
     }
 }
 
-fn find_files(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+fn find_files(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
-        // Links to files are followed (as caches of downloads have them), links to folders are not: they could go in circles.
+        // Links to files are followed, since download caches contain them. Links to folders are not: they could form a cycle.
         if kind.is_dir() {
-            find_files(&path, endings, found)?;
-        } else if endings.iter().any(|ending| path.extension().is_some_and(|own| own == *ending)) {
+            find_files(&path, extensions, found)?;
+        } else if path.extension().is_some_and(|own| extensions.iter().any(|extension| own == *extension)) {
             found.push(path);
         }
     }
     Ok(())
 }
 
-fn beside(file: &Path, name: &str) -> PathBuf {
+fn sibling(file: &Path, name: &str) -> PathBuf {
     file.parent().unwrap_or(Path::new("")).join(name)
 }
 
-/// A file that is not what it should be.
-pub fn wrong(file: &Path, reason: impl Into<String>) -> Error {
+/// An error in a data file.
+pub fn data_error(file: &Path, reason: impl Into<String>) -> Error {
     Error::Config { file: file.display().to_string(), reason: reason.into() }
 }
 
@@ -140,29 +141,29 @@ pub fn read_text(file: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
-        wrong(file, format!("line {line}: this is not text (UTF-8)"))
+        data_error(file, format!("line {line}: not valid UTF-8"))
     })
 }
 
-/// A file that is one JSON value.
+/// Reads a file that is one JSON value.
 fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
-    // serde_json's messages have the line.
-    serde_json::from_str(&read_text(file)?).map_err(|error| wrong(file, error.to_string()))
+    // serde_json's messages include the line.
+    serde_json::from_str(&read_text(file)?).map_err(|error| data_error(file, error.to_string()))
 }
 
-/// The JSON values of a file that has one in each line, with the lines' numbers.
+/// Reads a file with one JSON value per line. Returns the values with their line numbers.
 fn read_json_lines<T: DeserializeOwned>(file: &Path) -> Result<Vec<(usize, T)>> {
     let mut rows = Vec::new();
     for (index, line) in read_text(file)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         rows.push((
             index + 1,
-            parse_line(line).map_err(|reason| wrong(file, format!("line {}: {reason}", index + 1)))?,
+            parse_line(line).map_err(|reason| data_error(file, format!("line {}: {reason}", index + 1)))?,
         ));
     }
     Ok(rows)
 }
 
-/// One line of JSON; what is wrong with it, without a line number.
+/// Parses one line of JSON. The error has a column but no line number.
 pub fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     serde_json::from_str(line).map_err(|error| {
         let (text, column) = (error.to_string(), error.column());
@@ -171,9 +172,9 @@ pub fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     })
 }
 
-/// A number or a text that names something.
+/// An id: a number or a string.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq, Hash)]
-#[serde(untagged, expecting = "expected a number or a text as an id")]
+#[serde(untagged, expecting = "expected a number or a string as an id")]
 pub enum Id {
     Number(i64),
     Text(String),

@@ -1,13 +1,13 @@
-//! POPE: JSON lines `{"question_id", "image", "text", "label"}`, a file for each way of choosing what is asked for
-//! (`coco_pope_random.json`, `..._popular.json`, `..._adversarial.json`); also LLaVA's one file with `category` in the rows.
+//! POPE: JSON lines `{"question_id", "image", "text", "label"}`, one file per sampling strategy (`coco_pope_random.json`,
+//! `..._popular.json`, `..._adversarial.json`), or LLaVA's single file with `category` in its rows.
 
 use std::path::Path;
 
 use mgm::Result;
 use serde::Deserialize;
 
-use super::{Id, SHORT_ANSWER, Source, read_json_lines, wrong};
-use crate::eval::dataset::{Dataset, Picture, Question, Truth};
+use super::{Id, SHORT_ANSWER, Source, data_error, read_json_lines};
+use crate::eval::dataset::{Dataset, GroundTruth, ImageSource, Question};
 
 #[derive(Deserialize)]
 struct Row {
@@ -22,28 +22,31 @@ pub fn open(source: &Source) -> Result<Dataset> {
     let files = source.files(&["json", "jsonl"])?;
     let mut questions = Vec::new();
     for file in &files {
-        let of_file = category(file);
+        let file_category = category(file);
         for (line, row) in read_json_lines::<Row>(file)? {
             let truth = match row.label.as_deref().map(str::trim) {
-                None => Truth::Hidden,
-                Some(label) if label.eq_ignore_ascii_case("yes") => Truth::YesNo(true),
-                Some(label) if label.eq_ignore_ascii_case("no") => Truth::YesNo(false),
+                None => GroundTruth::Unknown,
+                Some(label) if label.eq_ignore_ascii_case("yes") => GroundTruth::YesNo(true),
+                Some(label) if label.eq_ignore_ascii_case("no") => GroundTruth::YesNo(false),
                 Some(label) => {
-                    return Err(wrong(file, format!("line {line}: label is {label:?}, expected \"yes\" or \"no\"")));
+                    return Err(data_error(
+                        file,
+                        format!("line {line}: label is {label:?}, expected \"yes\" or \"no\""),
+                    ));
                 }
             };
             questions.push(Question {
-                // Every file counts from 1.
+                // Ids start at 1 in every file.
                 id: if files.len() > 1 {
-                    format!("{of_file}/{}", row.question_id)
+                    format!("{file_category}/{}", row.question_id)
                 } else {
                     row.question_id.to_string()
                 },
-                place: format!("line {line} of {}", file.display()),
-                picture: Some(Picture::File(source.image(&row.image))),
+                location: format!("line {line} of {}", file.display()),
+                image: Some(ImageSource::File(source.image(&row.image))),
                 history: Vec::new(),
-                prompt: source.instructed(&row.text, SHORT_ANSWER),
-                kind: Some(row.category.unwrap_or_else(|| of_file.clone())),
+                prompt: source.with_instruction(&row.text, SHORT_ANSWER),
+                kind: Some(row.category.unwrap_or_else(|| file_category.clone())),
                 truth,
             });
         }

@@ -1,12 +1,12 @@
-//! VQA v2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, and data in their form.
+//! VQA v2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, and data in the same format.
 
 use std::collections::HashMap;
 
 use mgm::{Error, Result};
 use serde::Deserialize;
 
-use super::{Id, SHORT_ANSWER, Source, read_json, wrong};
-use crate::eval::dataset::{Dataset, Picture, Question, Truth};
+use super::{Id, SHORT_ANSWER, Source, data_error, read_json};
+use crate::eval::dataset::{Dataset, GroundTruth, ImageSource, Question};
 
 #[derive(Deserialize)]
 struct Questions {
@@ -20,7 +20,7 @@ struct Asked {
     question_id: Id,
     image_id: Id,
     question: String,
-    /// The file's name, in data that are not COCO's.
+    /// The file name, in data other than COCO's.
     image: Option<String>,
 }
 
@@ -44,9 +44,7 @@ struct Answer {
 pub fn open(source: &Source) -> Result<Dataset> {
     let file = &source.data;
     let Some(annotations_file) = &source.annotations else {
-        return Err(Error::InvalidArgument(
-            "VQA's answers are in a file of their own: name it with --annotations".to_owned(),
-        ));
+        return Err(Error::InvalidArgument("--format vqa needs --annotations, the file with the answers".to_owned()));
     };
     let Questions { data_subtype, questions } = read_json(file)?;
     let annotations: Annotations = read_json(annotations_file)?;
@@ -55,11 +53,11 @@ pub fn open(source: &Source) -> Result<Dataset> {
     let questions = questions.into_iter().map(|asked| {
         let id = asked.question_id.to_string();
         let Some(annotation) = answers.remove(&asked.question_id) else {
-            let reason = format!("question {id} of {} is not in it, or twice there", file.display());
-            return Err(wrong(annotations_file, reason));
+            let reason = format!("question {id} of {} is not annotated, or occurs twice there", file.display());
+            return Err(data_error(annotations_file, reason));
         };
         if annotation.answers.is_empty() {
-            return Err(wrong(annotations_file, format!("question {id} has no answers")));
+            return Err(data_error(annotations_file, format!("question {id} has no answers")));
         }
         let name = asked.image.unwrap_or_else(|| match &asked.image_id {
             Id::Number(number) if data_subtype.is_empty() => format!("{number:012}.jpg"),
@@ -67,13 +65,13 @@ pub fn open(source: &Source) -> Result<Dataset> {
             Id::Text(name) => name.clone(),
         });
         Ok(Question {
-            place: format!("question {id} of {}", file.display()),
+            location: format!("question {id} of {}", file.display()),
             id,
-            picture: Some(Picture::File(source.image(&name))),
+            image: Some(ImageSource::File(source.image(&name))),
             history: Vec::new(),
-            prompt: source.instructed(&asked.question, SHORT_ANSWER),
+            prompt: source.with_instruction(&asked.question, SHORT_ANSWER),
             kind: annotation.answer_type,
-            truth: Truth::Annotators(annotation.answers.into_iter().map(|answer| answer.answer).collect()),
+            truth: GroundTruth::VqaV2(annotation.answers.into_iter().map(|answer| answer.answer).collect()),
         })
     });
     Ok(Dataset { questions: questions.collect::<Result<_>>()?, max_new_tokens: 128 })

@@ -1,4 +1,4 @@
-//! How right an answer is, as each benchmark's own evaluation says.
+//! Scores answers as each benchmark's own evaluation does.
 
 mod choice;
 mod open;
@@ -8,82 +8,87 @@ mod words;
 use std::collections::HashSet;
 
 use super::answers::Answer;
-use super::dataset::{Question, Truth};
+use super::dataset::{GroundTruth, Question};
 use python_random::PythonRandom;
 
-/// What an answer is worth.
+/// The seed of MMMU's evaluation.
+const SEED: u32 = 42;
+
+/// The score of one answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Mark {
-    /// From 0, wrong, to 1, right.
-    pub score: f64,
-    /// Whether it says anything that could be right: one of the words, a letter, yes or no.
+pub struct Score {
+    /// From 0 (wrong) to 1 (correct).
+    pub value: f64,
+    /// Whether the answer has a form that could be correct: a known word, a letter, yes or no.
     pub understood: bool,
-    /// Of questions to be answered yes or no: what is right, and what was said.
+    /// For yes/no questions: (expected, predicted).
     pub yes_no: Option<(bool, bool)>,
 }
 
-/// Marks answers, one after another.
-pub struct Marker {
-    /// Where an answer names no option, MMMU's evaluation draws one.
-    draws: PythonRandom,
+impl Score {
+    fn exact(correct: bool, understood: bool) -> Self {
+        Self { value: f64::from(u8::from(correct)), understood, yes_no: None }
+    }
 }
 
-impl Marker {
+/// Scores answers in the order of their questions, which decides the random options.
+pub struct Scorer {
+    /// MMMU's evaluation draws an option if an answer names none.
+    random: PythonRandom,
+}
+
+impl Scorer {
     pub fn new() -> Self {
-        Self { draws: PythonRandom::new(SEED) }
+        Self { random: PythonRandom::new(SEED) }
     }
 
-    /// The mark of an answer; `None` if nobody knows what is right.
-    pub fn mark(&mut self, question: &Question, answer: &Answer) -> Option<Mark> {
+    /// Scores an answer. `None` if the ground truth is unknown.
+    pub fn score(&mut self, question: &Question, answer: &Answer) -> Option<Score> {
         if answer.error.is_some() {
-            // A question that could not be asked is not answered rightly, whatever would be made of no text.
+            // A question that could not be asked counts as wrong, whatever the scripts make of an empty text.
             let yes_no = match question.truth {
-                Truth::Hidden => return None,
-                Truth::YesNo(right) => Some((right, !right)),
+                GroundTruth::Unknown => return None,
+                GroundTruth::YesNo(expected) => Some((expected, !expected)),
                 _ => None,
             };
-            return Some(Mark { score: 0.0, understood: false, yes_no });
+            return Some(Score { yes_no, ..Score::exact(false, false) });
         }
         let answer = answer.text.as_str();
-        let told = |score: f64| Mark { score, understood: !answer.trim().is_empty(), yes_no: None };
+        let understood = !answer.trim().is_empty();
         Some(match &question.truth {
-            Truth::Hidden => return None,
-            Truth::Word { answer: right, vocabulary } => {
-                let said = words::plain(answer);
-                Mark {
-                    score: f64::from(u8::from(said == words::plain(right))),
-                    understood: vocabulary.contains(&said),
-                    yes_no: None,
-                }
+            GroundTruth::Unknown => return None,
+            GroundTruth::Word { answer: expected, vocabulary } => {
+                let word = words::plain(answer);
+                Score::exact(word == words::plain(expected), vocabulary.contains(&word))
             }
-            Truth::AnyOf(answers) => {
-                let said = words::normalised(answer);
-                told(f64::from(u8::from(answers.iter().any(|right| words::normalised(right) == said))))
+            GroundTruth::AnyOf(answers) => {
+                let normalized = words::normalize(answer);
+                Score::exact(answers.iter().any(|expected| words::normalize(expected) == normalized), understood)
             }
-            Truth::Annotators(answers) => told(words::agreement_vqa(answers, answer)),
-            Truth::Readers(answers) => told(words::agreement_text_vqa(answers, answer)),
-            Truth::YesNo(right) => {
-                let (said, understood) = yes_no(answer);
-                Mark { score: f64::from(u8::from(said == *right)), understood, yes_no: Some((*right, said)) }
+            GroundTruth::VqaV2(answers) => {
+                Score { value: words::agreement_vqa(answers, answer), understood, yes_no: None }
             }
-            Truth::Choice { options, answer: right, drawn } => {
-                let said = match drawn {
-                    true => choice::chosen(options, answer),
-                    false => choice::chosen(options, answer).or_else(|| choice::leading(options, answer)),
-                };
-                let letter = said.or_else(|| drawn.then(|| self.draws.below(options.len() as u32) as usize));
-                let right = letter.is_some_and(|letter| choice::letter(letter) == *right);
-                Mark { score: f64::from(u8::from(right)), understood: said.is_some(), yes_no: None }
+            GroundTruth::TextVqa(answers) => {
+                Score { value: words::agreement_text_vqa(answers, answer), understood, yes_no: None }
             }
-            Truth::Open(answers) => told(f64::from(u8::from(open::is_right(answers, answer)))),
+            GroundTruth::YesNo(expected) => {
+                let (predicted, understood) = yes_no(answer);
+                Score { yes_no: Some((*expected, predicted)), ..Score::exact(predicted == *expected, understood) }
+            }
+            GroundTruth::Choice { options, answer: expected, random_fallback } => {
+                let named = choice::named(options, answer);
+                let named = if *random_fallback { named } else { named.or_else(|| choice::leading(options, answer)) };
+                let mut random = || self.random.below(options.len() as u32) as usize;
+                let option = named.or_else(|| random_fallback.then(&mut random));
+                Score::exact(option.is_some_and(|option| choice::letter(option) == *expected), named.is_some())
+            }
+            GroundTruth::Open(answers) => Score::exact(open::is_correct(answers, answer), understood),
         })
     }
 }
 
-/// Of MMMU's evaluation.
-const SEED: u32 = 42;
-
-/// POPE's reading of an answer: no, if its first sentence has the word, else yes. And whether it says either.
+/// Reads a yes/no answer as POPE does: "no" if its first sentence contains the word, otherwise "yes". Also returns whether the
+/// answer contains either word.
 fn yes_no(answer: &str) -> (bool, bool) {
     let first = answer.split('.').next().unwrap_or(answer).replace(',', "");
     let words: HashSet<&str> = first.split(' ').collect();
@@ -112,85 +117,88 @@ mod tests {
         serde_json::from_value(value.clone()).unwrap()
     }
 
-    fn said(text: &str) -> Answer {
+    fn answer(text: &str) -> Answer {
         Answer { id: String::new(), prompt: None, text: text.to_owned(), error: None }
     }
 
-    fn marks(truth: Truth, answers: &[&str]) -> Vec<Mark> {
+    fn all_scores(truth: GroundTruth, answers: &[&str]) -> Vec<Score> {
         let question = Question {
             id: String::new(),
-            place: String::new(),
-            picture: None,
+            location: String::new(),
+            image: None,
             history: Vec::new(),
             prompt: String::new(),
             kind: None,
             truth,
         };
-        let mut marker = Marker::new();
-        answers.iter().map(|answer| marker.mark(&question, &said(answer)).unwrap()).collect()
+        let mut scorer = Scorer::new();
+        answers.iter().map(|text| scorer.score(&question, &answer(text)).unwrap()).collect()
     }
 
-    fn scores(truth: Truth, answers: &[&str]) -> Vec<f64> {
-        marks(truth, answers).iter().map(|mark| mark.score).collect()
+    fn scores(truth: GroundTruth, answers: &[&str]) -> Vec<f64> {
+        all_scores(truth, answers).iter().map(|score| score.value).collect()
     }
 
-    /// Holds the scores of answers against those that tests/reference/make_scoring.py had from elsewhere.
-    fn agrees(table: &str, truth: impl Fn(Vec<String>) -> Truth) {
+    /// Compares scores with those of the independent implementations in tests/reference/make_scoring.py.
+    fn assert_scores(table: &str, truth: impl Fn(Vec<String>) -> GroundTruth) {
         for case in fixture()[table].as_array().unwrap() {
-            let people = texts(&case["answers"]);
+            let annotators = texts(&case["answers"]);
             for (answer, score) in case["scores"].as_object().unwrap() {
-                let found = scores(truth(people.clone()), &[answer])[0];
+                let found = scores(truth(annotators.clone()), &[answer])[0];
                 assert!(
                     (found - score.as_f64().unwrap()).abs() < 1e-9,
-                    "{answer:?} of {people:?}: {found}, not {score}"
+                    "{answer:?} of {annotators:?}: {found}, expected {score}"
                 );
             }
         }
     }
 
     #[test]
-    fn text_vqa_agrees_with_lmms_eval() {
-        agrees("text_vqa", Truth::Readers);
+    fn text_vqa_matches_lmms_eval() {
+        assert_scores("text_vqa", GroundTruth::TextVqa);
     }
 
     #[test]
-    fn words_are_normalised_as_by_lmms_eval() {
+    fn normalization_matches_lmms_eval() {
         for (text, wanted) in fixture()["normalised"].as_object().unwrap() {
-            assert_eq!(words::normalised(text), wanted.as_str().unwrap(), "{text:?}");
+            assert_eq!(words::normalize(text), wanted.as_str().unwrap(), "{text:?}");
         }
     }
 
-    /// From LAVIS' copy of the VQA evaluation.
+    /// Expected values are from LAVIS' copy of the VQA evaluation.
     #[test]
-    fn vqa_agrees_with_lavis() {
-        agrees("vqa", Truth::Annotators);
+    fn vqa_matches_lavis() {
+        assert_scores("vqa", GroundTruth::VqaV2);
     }
 
     #[test]
-    fn choices_agree_with_lmms_eval_draws_included() {
+    fn choices_and_random_options_match_lmms_eval() {
         let fixture = fixture();
-        let mut draws = PythonRandom::new(SEED);
+        let mut random = PythonRandom::new(SEED);
         for case in fixture["choices"].as_array().unwrap() {
             let options = texts(&case["options"]);
             let answer = case["answer"].as_str().unwrap();
-            let chosen = choice::chosen(&options, answer);
-            let letter = chosen.unwrap_or_else(|| draws.below(options.len() as u32) as usize);
-            assert_eq!(choice::letter(letter), case["letter"].as_str().unwrap(), "{answer:?} of {options:?}");
+            let named = choice::named(&options, answer);
+            let option = named.unwrap_or_else(|| random.below(options.len() as u32) as usize);
+            assert_eq!(choice::letter(option), case["letter"].as_str().unwrap(), "{answer:?} of {options:?}");
         }
     }
 
     #[test]
-    fn open_answers_agree_with_lmms_eval() {
+    fn open_answers_match_lmms_eval() {
         for case in fixture()["open"].as_array().unwrap() {
-            let (right, answer) = (texts(&case["right"]), case["answer"].as_str().unwrap());
-            assert_eq!(open::is_right(&right, answer), case["correct"].as_bool().unwrap(), "{answer:?} for {right:?}");
+            let (expected, answer) = (texts(&case["right"]), case["answer"].as_str().unwrap());
+            assert_eq!(
+                open::is_correct(&expected, answer),
+                case["correct"].as_bool().unwrap(),
+                "{answer:?} for {expected:?}"
+            );
         }
     }
 
-    /// Derived by hand from the specification's section 11: the first sentence alone, commas gone, "No", "no" or "not" a word
-    /// between spaces.
+    /// Derived by hand from POPE's script: first sentence only, commas removed, "No", "no" or "not" as a word between spaces.
     #[test]
-    fn yes_and_no_are_read_as_pope_does() {
+    fn yes_and_no_follow_pope() {
         let table = [
             ("Yes", true, true),
             ("yes.", true, true),
@@ -205,17 +213,17 @@ mod tests {
             ("Yes, it is", true, true),
             ("Nothing", true, false),
         ];
-        for (answer, said, understood) in table {
-            assert_eq!(yes_no(answer), (said, understood), "{answer:?}");
+        for (answer, predicted, understood) in table {
+            assert_eq!(yes_no(answer), (predicted, understood), "{answer:?}");
         }
-        assert_eq!(scores(Truth::YesNo(false), &["No", "Yes", "NO"]), [1.0, 0.0, 0.0]);
+        assert_eq!(scores(GroundTruth::YesNo(false), &["No", "Yes", "NO"]), [1.0, 0.0, 0.0]);
     }
 
-    /// By hand from the specification where lmms-eval has more rules than it: letters before a period inside an answer.
+    /// Derived by hand for cases where lmms-eval has more rules: letters before a period inside an answer.
     #[test]
-    fn choices_that_name_no_option_are_not_understood() {
+    fn answers_without_an_option_are_not_understood() {
         let options = ["red", "blue"].map(str::to_owned).to_vec();
-        let choice = |answer: &str| choice::chosen(&options, answer);
+        let choice = |answer: &str| choice::named(&options, answer);
         let table = [
             ("A. red", None),
             ("A", Some(0)),
@@ -227,39 +235,42 @@ mod tests {
             ("", None),
             ("C", None),
         ];
-        for (answer, wanted) in table {
-            assert_eq!(choice(answer), wanted, "{answer:?}");
+        for (answer, expected) in table {
+            assert_eq!(choice(answer), expected, "{answer:?}");
         }
-        let mark = marks(Truth::Choice { options: options.clone(), answer: "A".to_owned(), drawn: true }, &["", "A"]);
-        assert_eq!((mark[0].understood, mark[1].understood, mark[1].score), (false, true, 1.0));
-        // Where nothing is drawn, a letter with its option behind it counts too.
-        let plain = Truth::Choice { options: options.clone(), answer: "A".to_owned(), drawn: false };
-        let said = ["A. red", "A) red", "A: red", "Ared", "a dog", "B. blue", ""];
-        assert_eq!(scores(plain, &said), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        let choice =
+            |random_fallback| GroundTruth::Choice { options: options.clone(), answer: "A".to_owned(), random_fallback };
+        let found = all_scores(choice(true), &["", "A"]);
+        assert_eq!((found[0].understood, found[1].understood, found[1].value), (false, true, 1.0));
+        // Without the random fallback, a leading letter with its option counts too.
+        let answers = ["A. red", "A) red", "A: red", "Ared", "a dog", "B. blue", ""];
+        assert_eq!(scores(choice(false), &answers), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]
-    fn single_words_and_own_answers() {
+    fn words_and_any_of_several_answers() {
         let vocabulary = Rc::new(["yes", "no", "red"].map(str::to_owned).into_iter().collect());
-        let mark =
-            marks(Truth::Word { answer: "red".to_owned(), vocabulary }, &["Red.", " red\n", "yes", "a red one", ""]);
-        assert_eq!(mark.iter().map(|mark| mark.score).collect::<Vec<_>>(), [1.0, 1.0, 0.0, 0.0, 0.0]);
-        assert_eq!(mark.iter().map(|mark| mark.understood).collect::<Vec<_>>(), [true, true, true, false, false]);
-        let own = Truth::AnyOf(vec!["two cats".to_owned(), "2".to_owned()]);
-        assert_eq!(scores(own, &["Two cats.", "the two cats", "two", "cats"]), [1.0, 1.0, 1.0, 0.0]);
+        let found = all_scores(
+            GroundTruth::Word { answer: "red".to_owned(), vocabulary },
+            &["Red.", " red\n", "yes", "a red one", ""],
+        );
+        assert_eq!(found.iter().map(|score| score.value).collect::<Vec<_>>(), [1.0, 1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(found.iter().map(|score| score.understood).collect::<Vec<_>>(), [true, true, true, false, false]);
+        let any_of = GroundTruth::AnyOf(vec!["two cats".to_owned(), "2".to_owned()]);
+        assert_eq!(scores(any_of, &["Two cats.", "the two cats", "two", "cats"]), [1.0, 1.0, 1.0, 0.0]);
     }
 
     #[test]
-    fn what_nobody_knows_gets_no_mark() {
+    fn an_unknown_ground_truth_gives_no_score() {
         let question = Question {
             id: String::new(),
-            place: String::new(),
-            picture: None,
+            location: String::new(),
+            image: None,
             history: Vec::new(),
             prompt: String::new(),
             kind: None,
-            truth: Truth::Hidden,
+            truth: GroundTruth::Unknown,
         };
-        assert_eq!(Marker::new().mark(&question, &said("A")), None);
+        assert_eq!(Scorer::new().score(&question, &answer("A")), None);
     }
 }

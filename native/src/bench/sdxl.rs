@@ -1,33 +1,32 @@
-//! `mgm bench --synthetic sdxl`: Stable Diffusion XL at its released size with random weights: both text encoders, a step of the
-//! UNet for a prompt and a negative prompt, and a picture out of latents.
+//! `mgm bench --synthetic sdxl`: Stable Diffusion XL at its released size with random weights. Measures both text encoders,
+//! one UNet step for a prompt and a negative prompt, and the VAE decoder.
 
 use std::io::Write;
-use std::rc::Rc;
 use std::time::Instant;
 
 use mgm::diffusion::{TextEncoder, TextEncoderConfig, Unet, UnetConfig, VaeConfig, VaeDecoder};
 use mgm::gpu::{Gpu, Recorder};
-use mgm::load::{Loader, OnProgress, vision_precision};
+use mgm::load::{Loader, vision_precision};
 use mgm::ops::{FeatureMap, concatenate};
 use mgm::plan::Plan;
 use mgm::tensor::{Precision, Tensor};
 
-use crate::args::BenchArgs;
-use crate::bench::{Meter, Report, SEED, dry_run, show};
-use crate::{Failure, kept, progress};
+use super::BenchArgs;
+use super::report::{MIB, Meter, Report, SEED, dry_run, fill_progress};
+use crate::{CliError, device_cache};
 
 /// The model's name on the command line.
 pub const NAME: &str = "sdxl";
-/// Pixels of the released model's pictures.
+/// Width and height of the released model's images, in pixels.
 const SIZE: (usize, usize) = (1024, 1024);
 /// Tokens of a prompt.
 const TOKENS: usize = 77;
-/// A prompt and a negative prompt, which guidance takes together.
-const PICTURES: usize = 2;
+/// Classifier-free guidance runs the prompt and the negative prompt as one batch.
+const BATCH: usize = 2;
 
-pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
+pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
     if arguments.tune {
-        let reason = format!("--tune is for language models and --roofline: {NAME} has neither");
+        let reason = format!("--tune needs a language model or --roofline; {NAME} has no language model");
         return Err(mgm::Error::InvalidArgument(reason).into());
     }
     let precision = arguments.precision.unwrap_or(Precision::F16);
@@ -35,22 +34,17 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
     let vae = VaeConfig::sdxl();
     let scale = vae.pixels_per_latent();
     if !width.is_multiple_of(scale) || !height.is_multiple_of(scale) {
-        let reason = format!("{width}x{height}: sides are multiples of {scale} pixels");
+        let reason = format!("--size {width}x{height}: expected multiples of {scale} pixels");
         return Err(mgm::Error::InvalidArgument(reason).into());
     }
     let plan = Plan::of_released_diffusion(precision);
     if arguments.dry_run {
         return dry_run(NAME, &plan, precision, 0, arguments.json);
     }
-    let gpu = kept::open(&arguments.device.options()).await?;
+    let gpu = device_cache::open(&arguments.device.options()).await?;
     plan.check(&gpu, 0)?;
     let started = Instant::now();
-    let bar = progress::bytes(plan.weights(), "filling");
-    let counter = bar.clone();
-    let on_progress: OnProgress = Rc::new(move |bytes| {
-        counter.inc(bytes);
-        true
-    });
+    let (bar, on_progress) = fill_progress(&plan);
     let loader = Loader::random(&gpu, SEED, precision, Some(on_progress));
     let text = [
         TextEncoder::load(&loader.pp("text_encoder"), &TextEncoderConfig::sdxl_1()).await?,
@@ -65,34 +59,34 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
     gpu.take_profile().await?;
 
     let mut parts = Vec::new();
-    note!("mgm: reading …");
+    note!("mgm: encoding the prompts …");
     let mut recorder = gpu.record();
     let meter = Meter::start(&gpu);
     let prompts = encode(&mut recorder, &text)?;
     recorder.finish().await?;
-    parts.push(meter.stop("text", PICTURES * TOKENS));
+    parts.push(meter.stop("text", BATCH * TOKENS));
     drop(text);
 
-    note!("mgm: a step …");
+    note!("mgm: denoising …");
     let (rows, columns) = (height / scale, width / scale);
-    let latents = noise(&gpu, PICTURES, (rows, columns), unet_config.in_channels)?;
-    let sizes = [[height as f32, width as f32, 0.0, 0.0, height as f32, width as f32]; PICTURES];
+    let latents = noise(&gpu, BATCH, (rows, columns), unet_config.in_channels)?;
+    let sizes = [[height as f32, width as f32, 0.0, 0.0, height as f32, width as f32]; BATCH];
     let condition = unet.condition(&mut recorder, &prompts.context, &prompts.pooled, &sizes)?;
     recorder.finish().await?;
-    // What comes before the first step comes once.
+    // The conditioning above runs once per image, not once per step.
     let meter = Meter::start(&gpu);
     let predicted = unet.forward(&mut recorder, &latents, 500.0, &condition)?;
     recorder.finish().await?;
-    parts.push(meter.stop("UNet", PICTURES * rows * columns));
+    parts.push(meter.stop("UNet", BATCH * rows * columns));
     drop((predicted, condition, prompts, latents, unet));
     gpu.trim();
 
     note!("mgm: decoding …");
     let latents = noise(&gpu, 1, (rows, columns), vae.latent_channels)?;
     let meter = Meter::start(&gpu);
-    let picture = decoder.decode(&mut recorder, &latents)?;
+    let image = decoder.decode(&mut recorder, &latents)?;
     recorder.finish().await?;
-    parts.push(meter.stop("VAE", picture.values.rows()));
+    parts.push(meter.stop("VAE", image.values.rows()));
     if arguments.device.profile {
         note!("{}", gpu.take_profile().await?);
     }
@@ -101,31 +95,33 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
         precision: precision.to_string(),
         adapter: gpu.adapter().name.clone(),
         load_ms,
-        peak_memory_mib: gpu.memory().peak as f64 / (1 << 20) as f64,
+        peak_memory_mib: gpu.memory().peak as f64 / MIB,
         parts,
     };
-    let mut out = std::io::stdout().lock();
     if !arguments.json {
-        writeln!(out, "{width} x {height} pixels; tokens are words, latents (of both prompts) and pixels")?;
+        writeln!(
+            std::io::stdout(),
+            "{width} x {height} pixels; tokens are prompt tokens, latents (of both prompts), pixels"
+        )?;
     }
-    show(&mut out, &report, arguments.json)
+    report.print(arguments.json)
 }
 
 struct Prompts {
-    /// [PICTURES * TOKENS, width of both encoders]
+    /// [BATCH * TOKENS, sum of both encoders' widths]
     context: Tensor,
-    /// [PICTURES, width]
+    /// [BATCH, width]
     pooled: Tensor,
 }
 
-/// Both encoders' states of both prompts.
+/// Runs both text encoders on both prompts.
 fn encode(recorder: &mut Recorder, [first, second]: &[TextEncoder; 2]) -> mgm::Result<Prompts> {
     let ids: Vec<u32> = (0..TOKENS as u32).map(|index| index * 577 % 49_000).collect();
     let mut context = Vec::new();
     let mut pooled = Vec::new();
-    for _ in 0..PICTURES {
+    for _ in 0..BATCH {
         let [a, b] = [first.forward(recorder, &ids)?, second.forward(recorder, &ids)?];
-        let map = |pixels: Tensor| FeatureMap { height: TOKENS, width: 1, values: pixels };
+        let map = |values: Tensor| FeatureMap { height: TOKENS, width: 1, values };
         context.push(concatenate(recorder, &map(a.hidden), &map(b.hidden))?.values);
         pooled.extend(b.pooled);
     }
@@ -144,10 +140,10 @@ fn stacked(recorder: &mut Recorder, parts: &[Tensor]) -> mgm::Result<Tensor> {
     Ok(all)
 }
 
-/// Numbers between -2 and 2 as latents of several pictures.
-fn noise(gpu: &Gpu, pictures: usize, (height, width): (usize, usize), channels: usize) -> mgm::Result<FeatureMap> {
-    let count = pictures * height * width * channels;
+/// Latents for a batch of images, with values from -2 to 2.
+fn noise(gpu: &Gpu, batch: usize, (height, width): (usize, usize), channels: usize) -> mgm::Result<FeatureMap> {
+    let count = batch * height * width * channels;
     let values: Vec<f32> = (0..count).map(|index| (index * 7919 % 997) as f32 / 249.0 - 2.0).collect();
-    let pixels = Tensor::new(gpu, &[pictures * height * width, channels], &values, "latents")?;
-    Ok(FeatureMap { height, width, values: pixels })
+    let values = Tensor::new(gpu, &[batch * height * width, channels], &values, "latents")?;
+    Ok(FeatureMap { height, width, values })
 }

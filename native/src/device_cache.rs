@@ -1,5 +1,5 @@
-//! What is kept of an adapter from run to run, in the user's cache folder: which kernels are the fastest (`mgm tune`), and
-//! pipelines in the driver's own form. All of it can be deleted at any time.
+//! Data about each adapter in the user's cache folder: the fastest kernels (`mgm tune`) and compiled pipelines in the driver's
+//! format. All of it can be deleted at any time.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -10,30 +10,30 @@ use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel};
 use mgm::ops::{Tuning, set_tuning};
 use sha2::{Digest, Sha256};
 
-/// Bytes of the checksum before the driver's data.
-const SUM: usize = 32;
+/// Length of the SHA-256 checksum before the driver's data, in bytes.
+const CHECKSUM: usize = 32;
 
-/// Opens a device with what is kept of it.
+/// Opens a device with its cached pipelines and tuning.
 pub async fn open(options: &GpuOptions) -> mgm::Result<Gpu> {
     let gpu = Gpu::open_with_pipeline_cache(options, read_pipelines).await?;
     let tuning = file(gpu.adapter(), "tuning.json").and_then(|path| std::fs::read(path).ok());
-    // What cannot be read any more is measured again.
+    // A file in another format is ignored; `mgm tune` replaces it.
     if let Some(tuning) = tuning.and_then(|text| serde_json::from_slice::<Tuning>(&text).ok()) {
         set_tuning(&gpu, tuning);
     }
     Ok(gpu)
 }
 
-/// The same, with a note where it is a program on the CPU.
-pub async fn open_noting(options: &GpuOptions) -> mgm::Result<Gpu> {
+/// Opens a device as [`open`] does and prints a note if it is a software adapter.
+pub async fn open_with_note(options: &GpuOptions) -> mgm::Result<Gpu> {
     let gpu = open(options).await?;
     if gpu.adapter().is_software() {
-        note!("mgm: note: {} is a software adapter: right, but slow", gpu.adapter().name);
+        note!("mgm: note: {} is a software adapter: correct but slow", gpu.adapter().name);
     }
     Ok(gpu)
 }
 
-/// Makes pipelines, several at a time, before they are needed, and keeps what the driver made of them.
+/// Compiles pipelines in parallel before they are needed, and caches what the driver compiled.
 pub fn prepare(gpu: &Gpu, kernels: &HashSet<Kernel>) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
     let queue = Mutex::new(kernels.iter());
@@ -51,13 +51,13 @@ pub fn prepare(gpu: &Gpu, kernels: &HashSet<Kernel>) {
         let mut bytes = Sha256::digest(&data).to_vec();
         bytes.extend(data);
         if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
-            // Without it the next start is slower, and no more than that.
+            // Without the cache the next start is slower, so a failure is not an error.
             let _ = write(&path, &bytes);
         }
     }
 }
 
-/// Keeps measurements; gives the file.
+/// Caches tuning results and returns the file.
 pub fn write_tuning(gpu: &Gpu, tuning: &Tuning) -> std::io::Result<PathBuf> {
     let path = file(gpu.adapter(), "tuning.json")
         .ok_or_else(|| std::io::Error::other("there is no cache folder: set XDG_CACHE_HOME or HOME"))?;
@@ -65,14 +65,14 @@ pub fn write_tuning(gpu: &Gpu, tuning: &Tuning) -> std::io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Only what this program wrote, whole: drivers trust it.
+/// Reads cached pipelines. The checksum matters: drivers don't validate this data.
 fn read_pipelines(adapter: &AdapterSummary) -> Option<Vec<u8>> {
     let bytes = std::fs::read(file(adapter, "pipelines")?).ok()?;
-    let (sum, data) = bytes.split_at_checked(SUM)?;
-    (Sha256::digest(data).as_slice() == sum).then(|| data.to_vec())
+    let (checksum, data) = bytes.split_at_checked(CHECKSUM)?;
+    (Sha256::digest(data).as_slice() == checksum).then(|| data.to_vec())
 }
 
-/// Whole or not at all.
+/// Writes a file atomically.
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
@@ -88,12 +88,12 @@ fn file(adapter: &AdapterSummary, kind: &str) -> Option<PathBuf> {
 
 fn folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let own = if cfg!(windows) {
+    let default = if cfg!(windows) {
         variable("LOCALAPPDATA")
     } else if cfg!(target_os = "macos") {
         variable("HOME").map(|home| home.join("Library/Caches"))
     } else {
         variable("HOME").map(|home| home.join(".cache"))
     };
-    variable("XDG_CACHE_HOME").or(own)
+    variable("XDG_CACHE_HOME").or(default)
 }

@@ -1,12 +1,13 @@
-//! `mgm bench --roofline`: every kernel beside what the adapter can do at best.
+//! `mgm bench --roofline`: every kernel relative to the adapter's peak bandwidth and arithmetic.
 
 use std::io::Write;
 
 use mgm::roofline::{self, Limits, Row};
 use serde::Serialize;
 
-use crate::args::BenchArgs;
-use crate::{Failure, kept};
+use super::BenchArgs;
+use crate::output::print_json;
+use crate::{CliError, device_cache};
 
 #[derive(Serialize)]
 struct Report {
@@ -19,13 +20,14 @@ struct Report {
 struct Measured {
     #[serde(flatten)]
     row: Row,
-    /// The least time that the adapter's limits allow.
+    /// The shortest time that the adapter's limits allow.
     floor_ms: f64,
-    part_of_floor: f64,
+    /// `floor_ms` / measured time.
+    fraction_of_floor: f64,
 }
 
-pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
-    let gpu = kept::open(&arguments.device.options()).await?;
+pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
+    let gpu = device_cache::open(&arguments.device.options()).await?;
     let mut out = std::io::stdout().lock();
     let limits = roofline::limits(&gpu).await?;
     if !arguments.json {
@@ -38,19 +40,18 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), Failure> {
     }
     let (mut rows, mut output) = (Vec::new(), Ok(()));
     roofline::measure(gpu, arguments.only.clone(), arguments.tune, |row| {
-        let (floor_ms, part_of_floor) = (limits.floor(row), limits.part(row));
+        let (floor_ms, fraction_of_floor) = (limits.floor(row), limits.part(row));
         if !arguments.json && output.is_ok() {
             let (flops, bytes) = (row.gflop_per_s(), row.gigabytes_per_s());
-            let (name, time, part) = (&row.kernel, row.milliseconds, 100.0 * part_of_floor);
-            output = writeln!(out, "{name:<44} {time:>10.3} {flops:>10.2} {bytes:>9.2} {part:>8.0}%");
+            let (name, time, percent) = (&row.kernel, row.milliseconds, 100.0 * fraction_of_floor);
+            output = writeln!(out, "{name:<44} {time:>10.3} {flops:>10.2} {bytes:>9.2} {percent:>8.0}%");
         }
-        rows.push(Measured { row: row.clone(), floor_ms, part_of_floor });
+        rows.push(Measured { row: row.clone(), floor_ms, fraction_of_floor });
     })
     .await?;
     output?;
     if arguments.json {
-        let report = Report { limits, rows };
-        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
+        print_json(&Report { limits, rows })?;
     }
     Ok(())
 }

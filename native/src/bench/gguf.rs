@@ -1,4 +1,4 @@
-//! `mgm bench --gguf`: how fast a real file is read, prefills and decodes, warm.
+//! `mgm bench --gguf`: load time, and prefill and decode speed of a GGUF file after a warm-up run.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,10 +12,13 @@ use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
 use serde::Serialize;
 
-use crate::args::{BenchArgs, open_gguf};
-use crate::{Failure, bench, kept};
+use super::report::MIB;
+use super::{BenchArgs, llm};
+use crate::load::open_gguf;
+use crate::output::print_json;
+use crate::{CliError, device_cache};
 
-/// Positions of the prompt, without another number.
+/// Prompt length where none is given, in tokens.
 const PREFILL: u32 = 128;
 
 #[derive(Debug, Serialize)]
@@ -28,32 +31,30 @@ struct Report {
     decode_tokens_per_s: f64,
     load_ms: f64,
     weights_mib: f64,
-    /// What loading, the tokenizer's too, added to this process's memory at most, without the weights themselves, which a software
-    /// adapter has there too.
+    /// Peak host memory that loading (the tokenizer included) added. The weights themselves are subtracted on a software
+    /// adapter, whose memory is the host's.
     load_host_mib: Option<f64>,
     peak_memory_mib: f64,
     dispatches_per_token: f64,
-    /// Products whose kernels were chosen by `mgm tune`.
+    /// Number of matmul shapes whose kernel `mgm tune` chose.
     tuned: usize,
-    /// Milliseconds between the answers to one step and the next, step by step.
+    /// Milliseconds of each decode step.
     step_ms: Vec<f64>,
 }
 
-const MIB: f64 = 1024.0 * 1024.0;
-
-/// A line of what the system says about this process's memory, in bytes, where it says anything: `VmRSS` now, `VmHWM` at most.
-fn memory_of(line: &str) -> Option<f64> {
+/// A memory figure of this process in bytes, where the system reports one: `VmRSS` (current) or `VmHWM` (peak).
+fn process_memory(field: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'))?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     value.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kib| kib * 1024.0)
 }
 
-pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
-    let gpu = kept::open(&arguments.device.options()).await?;
-    let before = memory_of("VmRSS");
+pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
+    let gpu = device_cache::open(&arguments.device.options()).await?;
+    let before = process_memory("VmRSS");
     let started = Instant::now();
     let model = open_gguf(path).await?;
-    // As for a conversation: it is there while the weights come, and counts.
+    // A conversation holds the tokenizer while the weights load, so it counts.
     let tokenizer = Tokenizer::from_gguf(&model.header)?;
     let precision = arguments.precision.unwrap_or(Precision::F16);
     let mut loader = Loader::new(&gpu, model.weights.clone(), precision, None);
@@ -64,26 +65,26 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
     gpu.flush_writes().await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     let weights = gpu.memory().allocated;
-    // The memory of a software adapter is the process's own.
-    let weights_of_process = if gpu.adapter().is_software() { weights as f64 } else { 0.0 };
-    let load_host_mib = memory_of("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights_of_process) / MIB);
+    let weights_on_host = if gpu.adapter().is_software() { weights as f64 } else { 0.0 };
+    let load_host_mib =
+        process_memory("VmHWM").zip(before).map(|(peak, before)| (peak - before - weights_on_host) / MIB);
     drop(tokenizer);
     if arguments.tune {
-        bench::tune_products(&gpu, &language).await?;
+        llm::tune_matmuls(&gpu, &language).await?;
     }
-    // With the kernels that are in use now.
-    let listing = language.dry_run(&gpu)?;
-    kept::prepare(&gpu, &listing.kernels);
+    // After tuning, so that the pipelines are those of the chosen kernels.
+    let report = language.dry_run(&gpu)?;
+    device_cache::prepare(&gpu, &report.kernels);
+    let tuned = ops::tuning(&gpu).count(ops::products(&report));
     gpu.trim();
 
     let (prefill, decode) = (arguments.prefill.unwrap_or(PREFILL) as usize, arguments.decode as usize);
     if prefill + decode > model.config.max_positions {
         return Err(mgm::Error::PromptTooLong { tokens: prefill + decode, limit: model.config.max_positions }.into());
     }
-    let vocabulary = model.config.vocab_size as u32;
-    let positions: Vec<Position> =
-        (0..prefill as u32).map(|index| Position::Text(index.wrapping_mul(7919) % vocabulary)).collect();
-    // The first run makes pipelines.
+    let vocab_size = model.config.vocab_size;
+    let positions: Vec<Position> = (0..prefill).map(|index| Position::Text(llm::token_id(index, vocab_size))).collect();
+    // The first run creates pipelines.
     run_once(&gpu, &language, &positions, decode.min(4)).await?;
     gpu.take_profile().await?;
     let mut times = Vec::new();
@@ -110,23 +111,19 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), Failure> {
         load_host_mib,
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         dispatches_per_token: median(|times| times.dispatches),
-        tuned: ops::tuning(&gpu).count(ops::products(&listing)),
+        tuned,
         step_ms: fastest_steps(&times),
     };
-    let mut out = std::io::stdout().lock();
     if arguments.json {
-        writeln!(out, "{}", serde_json::to_string(&report).map_err(std::io::Error::other)?)?;
-    } else {
-        writeln!(out, "{} on {}", report.model, report.adapter)?;
-        writeln!(out, "load     {:>10.0} ms, {:.1} MiB", report.load_ms, report.weights_mib)?;
-        writeln!(out, "prefill  {:>10.2} tokens/s ({prefill} tokens)", report.prefill_tokens_per_s)?;
-        writeln!(out, "decode   {:>10.2} tokens/s ({decode} tokens)", report.decode_tokens_per_s)?;
-        writeln!(
-            out,
-            "{:.0} dispatches a token; {:.1} MiB at most",
-            report.dispatches_per_token, report.peak_memory_mib
-        )?;
+        return print_json(&report);
     }
+    let mut out = std::io::stdout().lock();
+    let (dispatches, peak) = (report.dispatches_per_token, report.peak_memory_mib);
+    writeln!(out, "{} on {}", report.model, report.adapter)?;
+    writeln!(out, "load     {:>10.0} ms, {:.1} MiB", report.load_ms, report.weights_mib)?;
+    writeln!(out, "prefill  {:>10.2} tokens/s ({prefill} tokens)", report.prefill_tokens_per_s)?;
+    writeln!(out, "decode   {:>10.2} tokens/s ({decode} tokens)", report.decode_tokens_per_s)?;
+    writeln!(out, "{dispatches:.0} dispatches per token, peak memory {peak:.1} MiB")?;
     Ok(())
 }
 
@@ -137,21 +134,21 @@ struct Times {
     step_ms: Vec<f64>,
 }
 
-/// Step by step the shortest time of all runs: what others do on the machine only ever adds.
+/// The shortest time of each step over all runs: other load on the machine can only add time.
 fn fastest_steps(times: &[Times]) -> Vec<f64> {
     let steps = times.iter().map(|times| times.step_ms.len()).min().unwrap_or(0);
     (0..steps).map(|step| times.iter().map(|times| times.step_ms[step]).fold(f64::INFINITY, f64::min)).collect()
 }
 
-/// Prefills, up to the first token; then the other tokens.
+/// Prefills up to the first token, then decodes the other tokens.
 async fn run_once(gpu: &Gpu, language: &Language, positions: &[Position], decode: usize) -> mgm::Result<Times> {
     let mut cache = language.cache();
     let mut recorder = gpu.record();
     cache.reserve(&mut recorder, positions.len() + decode)?;
     recorder.submit()?;
     let started = Instant::now();
-    let end = bench::prefill(gpu, language, positions, &[], &mut cache, decode)?;
-    // One token, so that the time is the prompt's alone.
+    let end = llm::prefill(gpu, language, positions, &[], &mut cache, decode)?;
+    // Prefill ends with the first token.
     let mut first = Generator::new(language, gpu, &mut cache, end.clone(), 1, Sampling::GREEDY, || 0.0)?;
     first.next().await?;
     drop(first);

@@ -1,0 +1,114 @@
+//! `mgm bench --synthetic`: a released model's shapes with random weights that are generated on the device.
+
+use std::time::Instant;
+
+use mgm::image::Rgb8;
+use mgm::language::{Generator, Language, Position};
+use mgm::load::{Loader, vision_precision};
+use mgm::ops::Sampling;
+use mgm::plan::Plan;
+use mgm::tensor::Precision;
+use mgm::variants::{self, Variant};
+use mgm::vision::Vision;
+
+use super::report::{MIB, Meter, Report, SEED, dry_run, fill_progress};
+use super::{BenchArgs, llm, sdxl};
+use crate::{CliError, device_cache};
+
+/// Prompt length where none is given, in tokens.
+const PREFILL: u32 = 640;
+
+/// Width and height of the test image, in pixels.
+const IMAGE_SIDE: usize = 640;
+
+pub async fn run(name: &str, arguments: &BenchArgs) -> Result<(), CliError> {
+    let Some(variant) = variants::released(name) else {
+        return Err(mgm::Error::Unsupported {
+            what: "model".to_owned(),
+            found: name.to_owned(),
+            supported: format!("{}, {}", variants::NAMES.join(", "), sdxl::NAME),
+        }
+        .into());
+    };
+    let precision = arguments.precision.unwrap_or(Precision::Q4);
+    let plan = Plan::new(&variant.language, Some(&variant.vision), precision);
+    let prefill = arguments.prefill.unwrap_or(PREFILL) as usize;
+    let decode = arguments.decode as usize;
+    let positions = prefill + decode;
+    if positions > variant.language.max_positions {
+        return Err(mgm::Error::PromptTooLong { tokens: positions, limit: variant.language.max_positions }.into());
+    }
+    if arguments.dry_run {
+        return dry_run(variant.name, &plan, precision, positions, arguments.json);
+    }
+    measure(&variant, &plan, precision, (prefill, decode), arguments).await?.print(arguments.json)
+}
+
+async fn measure(
+    variant: &Variant,
+    plan: &Plan,
+    precision: Precision,
+    (prefill, decode): (usize, usize),
+    arguments: &BenchArgs,
+) -> Result<Report, CliError> {
+    let gpu = device_cache::open(&arguments.device.options()).await?;
+    plan.check(&gpu, prefill + decode)?;
+    let started = Instant::now();
+    let (bar, on_progress) = fill_progress(plan);
+    let loader = Loader::random(&gpu, SEED, vision_precision(precision), Some(on_progress));
+    let sizes = &variant.vision;
+    let hidden = variant.language.hidden_size;
+    let vision = Vision::random(&loader, sizes.config.clone(), &sizes.clip, &sizes.convnext, hidden).await?;
+    let language = Language::from_loader(&loader.at(precision), &variant.language).await?;
+    gpu.flush_writes().await?;
+    bar.finish_and_clear();
+    if arguments.tune {
+        llm::tune_matmuls(&gpu, &language).await?;
+    }
+    let load_ms = started.elapsed().as_secs_f64() * 1000.0;
+    gpu.take_profile().await?;
+
+    let mut parts = Vec::new();
+    note!("mgm: encoding the image …");
+    let pixels = (0..IMAGE_SIDE * IMAGE_SIDE * 3).map(|index| (index * 31 % 251) as u8).collect();
+    let views = vision.preprocess().views(&Rgb8::new(IMAGE_SIDE, IMAGE_SIDE, pixels)?)?;
+    let meter = Meter::start(&gpu);
+    let mut recorder = gpu.record();
+    let tokens = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await?.tokens;
+    drop(recorder);
+    parts.push(meter.stop("vision", tokens.rows()));
+    gpu.trim();
+
+    note!("mgm: prefilling …");
+    let visual = tokens.rows().min(prefill.saturating_sub(1));
+    let positions: Vec<Position> = (0..prefill)
+        .map(|index| match index.checked_sub(prefill - visual) {
+            Some(row) => Position::Visual { image: 0, row: row as u32 },
+            None => Position::Text(llm::token_id(index, variant.language.vocab_size)),
+        })
+        .collect();
+    let meter = Meter::start(&gpu);
+    let mut cache = language.cache();
+    let images = std::slice::from_ref(&tokens);
+    let end = llm::prefill(&gpu, &language, &positions, images, &mut cache, decode)?;
+    let mut generator = Generator::new(&language, &gpu, &mut cache, end, decode, Sampling::GREEDY, || 0.0)?;
+    // Prefill ends with the first token.
+    generator.next().await?;
+    parts.push(meter.stop("prefill", prefill));
+
+    note!("mgm: decoding …");
+    let meter = Meter::start(&gpu);
+    while generator.next().await?.is_some() {}
+    parts.push(meter.stop("decode", decode.saturating_sub(1)));
+    if arguments.device.profile {
+        note!("{}", gpu.take_profile().await?);
+    }
+    Ok(Report {
+        model: variant.name,
+        precision: precision.to_string(),
+        adapter: gpu.adapter().name.clone(),
+        load_ms,
+        peak_memory_mib: gpu.memory().peak as f64 / MIB,
+        parts,
+    })
+}

@@ -1,0 +1,124 @@
+//! Images in answers: the text between `<h>` and `</h>` is the prompt of an image model.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use mgm::diffusion::answer::NEGATIVE_PROMPT;
+use mgm::diffusion::pipeline::Start;
+use mgm::gpu::Gpu;
+use mgm::tensor::Precision;
+use mgm::weights::sdxl::SdxlCheckpoint;
+
+use crate::CliError;
+use crate::image_model::{GeneratedImage, ImageArgs, ImageModel, ImageReport, ImageRequest};
+use crate::images::{numbered, save_png};
+use crate::sdxl::{LoraFile, SdxlArgs, parse_lora};
+
+/// Images in answers.
+#[derive(Debug, Args)]
+pub struct AnswerImageArgs {
+    /// Stable Diffusion XL model (folder or single file) that generates the image an answer describes between <h> and </h>
+    /// [default: the bundled one, if the bundled model answers]
+    #[arg(long, value_name = "MODEL")]
+    pub image_model: Option<PathBuf>,
+    /// Request an image with every --prompt [default: with those that contain the word "generate"]
+    #[arg(long)]
+    pub draw: bool,
+    /// PNG file for the image; further images are numbered [default: image.png]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Weight precision of the image model: f32, f16, q8 [default: the file's own]
+    #[arg(long, value_name = "PRECISION", requires = "image_model")]
+    pub image_precision: Option<Precision>,
+    /// For a single-file image model: folder with its tokenizers (see mgm generate)
+    #[arg(long, value_name = "DIR", requires = "image_model")]
+    pub tokenizer: Option<PathBuf>,
+    /// LoRA file for the image model, and its scale; repeat for several
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "image_model")]
+    pub lora: Vec<LoraFile>,
+    #[command(flatten)]
+    pub image: ImageArgs,
+}
+
+impl AnswerImageArgs {
+    /// The image model and the file of the first image; `None` if answers are text only.
+    ///
+    /// # Errors
+    /// [`mgm::Error::InvalidArgument`] if images are requested without an image model.
+    pub fn model(&self) -> mgm::Result<Option<(SdxlArgs, PathBuf)>> {
+        if self.image_model.is_none() {
+            if self.draw || self.out.is_some() {
+                let reason = "--draw and --out need an image model: name one with --image-model".to_owned();
+                return Err(mgm::Error::InvalidArgument(reason));
+            }
+            return Ok(None);
+        }
+        let model = SdxlArgs {
+            model: self.image_model.clone(),
+            tokenizer: self.tokenizer.clone(),
+            lora: self.lora.clone(),
+            precision: self.image_precision,
+        };
+        Ok(Some((model, self.out.clone().unwrap_or_else(|| "image.png".into()))))
+    }
+}
+
+/// Generates the images of a conversation and writes them to files.
+pub struct AnswerImages {
+    model: ImageModel,
+    out: PathBuf,
+    seed: u64,
+    /// Images generated so far.
+    count: u64,
+    /// Request an image with every question.
+    pub always: bool,
+}
+
+impl AnswerImages {
+    pub fn new(
+        gpu: &Gpu,
+        checkpoint: SdxlCheckpoint,
+        model: &SdxlArgs,
+        arguments: &AnswerImageArgs,
+        out: PathBuf,
+        seed: u64,
+        stop: Arc<AtomicBool>,
+    ) -> mgm::Result<Self> {
+        let model = ImageModel::new(gpu, checkpoint, model, &arguments.image, stop)?;
+        Ok(Self { model, out, seed, count: 0, always: arguments.draw })
+    }
+
+    /// Device memory that the parts not yet loaded need, in bytes.
+    pub fn missing_bytes(&self) -> u64 {
+        self.model.missing_bytes()
+    }
+
+    /// Drops the image model's weights from the device. The next image loads them again.
+    pub fn release(&mut self) {
+        self.model.release();
+    }
+
+    /// Generates an image.
+    ///
+    /// # Errors
+    /// As [`ImageModel::generate`].
+    pub async fn generate(&mut self, prompt: &str) -> mgm::Result<GeneratedImage> {
+        let size = self.model.default_size();
+        let (negative_prompt, seed) = (Some(NEGATIVE_PROMPT), self.seed.wrapping_add(self.count));
+        self.model.generate(ImageRequest { prompt, negative_prompt, start: Start::Noise, seed, size }).await
+    }
+
+    /// Writes an image to the next file and shows it, if the terminal can display images.
+    pub fn save(&mut self, generated: GeneratedImage) -> Result<ImageReport, CliError> {
+        self.count += 1;
+        let file = match self.count {
+            1 => self.out.clone(),
+            number => numbered(&self.out, number as usize),
+        };
+        save_png(&file, &generated.image, &generated.settings)?;
+        self.model.show(&generated.image)?;
+        Ok(ImageReport::new(&file, generated))
+    }
+}

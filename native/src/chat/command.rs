@@ -1,0 +1,258 @@
+//! Turns of a conversation: streaming, images in answers, and the interactive loop.
+
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mgm::diffusion::answer::{REQUEST, asking_for_picture, picture_prompt, wants_picture};
+use mgm::image::Rgb8;
+use mgm::session::{Answer, AnswerOptions, Event, FinishReason};
+
+use super::answer_images::AnswerImages;
+use super::lines::Lines;
+use super::report::{Report, TurnReport};
+use super::resident::ResidentChat;
+use crate::image_model::ImageReport;
+use crate::images::read_image;
+use crate::output::print_json;
+use crate::{CliError, progress};
+
+/// A conversation in a terminal or for a program.
+pub struct ChatCommand {
+    chat: ResidentChat,
+    images: Option<AnswerImages>,
+    options: AnswerOptions,
+    stop: Arc<AtomicBool>,
+    /// Don't print answers as they are generated.
+    quiet: bool,
+}
+
+impl ChatCommand {
+    pub fn new(
+        chat: ResidentChat,
+        images: Option<AnswerImages>,
+        options: AnswerOptions,
+        stop: Arc<AtomicBool>,
+        quiet: bool,
+    ) -> Self {
+        Self { chat, images, options, stop, quiet }
+    }
+
+    /// Asks all prompts and reports the answers.
+    pub async fn one_shot(&mut self, prompts: &[String], images: Vec<Rgb8>, load_ms: f64) -> Result<(), CliError> {
+        let gpu = self.chat.gpu().clone();
+        let mut report = Report { turns: Vec::new(), adapter: &gpu.adapter().name, load_ms, vision_ms: 0.0 };
+        let mut images = Some(images);
+        let mut result = Ok(());
+        for prompt in prompts {
+            let finished = self.turn_with_report(prompt, &images.take().unwrap_or_default(), &mut report).await;
+            if matches!(finished, Ok(FinishReason::Stop | FinishReason::Length)) {
+                continue;
+            }
+            result = finished.map(drop);
+            break;
+        }
+        // The report includes the answers before a failure.
+        if self.quiet && (result.is_ok() || !report.turns.is_empty()) {
+            print_json(&report)?;
+        }
+        result
+    }
+
+    /// Asks a question, generates the image that the answer describes, and adds both to the report.
+    async fn turn_with_report(
+        &mut self,
+        prompt: &str,
+        images: &[Rgb8],
+        report: &mut Report<'_>,
+    ) -> Result<FinishReason, CliError> {
+        let answer = self.ask(&self.with_image_request(prompt, false), images).await?;
+        if !self.quiet {
+            writeln!(std::io::stdout())?;
+        }
+        let finish_reason = answer.finish_reason;
+        let (image, error) = match finish_reason {
+            FinishReason::Cancelled => (None, None),
+            _ => match self.generate_image(&answer.text).await {
+                Ok(image) => (image, None),
+                Err(error) => (None, Some(error)),
+            },
+        };
+        report.vision_ms += answer.vision_ms;
+        report.turns.push(TurnReport::new(answer, image, error.as_ref()));
+        error.map_or(Ok(finish_reason), Err)
+    }
+
+    /// Asks a question of the interactive conversation and generates the image that the answer describes.
+    async fn turn(&mut self, line: &str, images: &[Rgb8]) -> Result<(), CliError> {
+        let draw = line.strip_prefix("/draw").map(str::trim);
+        let question = self.with_image_request(draw.unwrap_or(line), draw.is_some());
+        let answer = self.ask(&question, images).await?;
+        let stopped = answer.finish_reason == FinishReason::Cancelled;
+        writeln!(std::io::stdout(), "{}", if stopped { " [stopped]" } else { "" })?;
+        if !stopped {
+            let image = self.generate_image(&answer.text).await?;
+            if image.is_none() && self.images.is_some() && question.ends_with(REQUEST) {
+                note!("mgm: note: the answer describes no image (nothing between <h> and </h>)");
+            }
+        }
+        Ok(())
+    }
+
+    /// The question, followed by a request for an image if one is wanted and there is an image model.
+    fn with_image_request(&self, question: &str, wanted: bool) -> String {
+        match &self.images {
+            Some(images) if wanted || images.always || wants_picture(question) => asking_for_picture(question),
+            _ => question.to_owned(),
+        }
+    }
+
+    /// Asks a question and streams the answer to standard output unless `quiet`. Releases the image model and tries again if the
+    /// device is out of memory.
+    async fn ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, CliError> {
+        match self.try_ask(question, images).await {
+            // No text has been printed: memory is reserved before the first token.
+            Err(CliError::Core(mgm::Error::OutOfMemory { .. })) if self.images.is_some() => {
+                self.evict_image_model();
+                self.try_ask(question, images).await
+            }
+            answer => answer,
+        }
+    }
+
+    fn evict_image_model(&mut self) {
+        if let Some(images) = &mut self.images {
+            images.release();
+        }
+    }
+
+    async fn try_ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, CliError> {
+        self.stop.store(false, Ordering::Relaxed);
+        let memory = self.chat.gpu().memory();
+        let missing = self.chat.missing_bytes();
+        if missing > 0 && memory.limit.is_some_and(|limit| memory.allocated + missing > limit) {
+            self.evict_image_model();
+        }
+        let chat = self.chat.load().await?;
+        let bar = progress::count(0, "reading");
+        let mut output = Ok(());
+        let (stop, quiet) = (self.stop.clone(), self.quiet);
+        let mut at_start = true;
+        let terminal = std::io::stdout().is_terminal();
+        let mut on_event = |event: Event<'_>| {
+            let show = |message: &'static str, done: usize, total: usize| {
+                bar.set_message(message);
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            };
+            match event {
+                Event::DroppedTurns(count) => {
+                    note!("mgm: note: the context is full; the {count} oldest turns were dropped");
+                }
+                Event::Token(_) => {}
+                Event::Looking(done, total) => show("encoding", done, total),
+                Event::Prefill(done, total) => {
+                    show("prefill", done, total);
+                    if done == total {
+                        bar.finish_and_clear();
+                    }
+                }
+                Event::Text(text) if !quiet => {
+                    // Answers often start with a space.
+                    let text = if at_start { text.trim_start() } else { text };
+                    at_start &= text.is_empty();
+                    let text = if terminal { without_controls(text) } else { Cow::Borrowed(text) };
+                    let mut out = std::io::stdout().lock();
+                    output = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                }
+                Event::Text(_) => {}
+            }
+            output.is_ok() && !stop.load(Ordering::Relaxed)
+        };
+        let answer = chat.ask(question, images, &self.options, &mut on_event).await;
+        bar.finish_and_clear();
+        output?;
+        let answer = answer?;
+        if self.images.is_some() {
+            self.chat.keep_images(images);
+        }
+        Ok(answer)
+    }
+
+    /// Generates the image that an answer describes. `None` if it describes none, or there is no image model.
+    async fn generate_image(&mut self, answer: &str) -> Result<Option<ImageReport>, CliError> {
+        let Some(images) = &mut self.images else { return Ok(None) };
+        let Some(prompt) = picture_prompt(answer) else { return Ok(None) };
+        let memory = self.chat.gpu().memory();
+        if memory.limit.is_some_and(|limit| memory.allocated + images.missing_bytes() > limit) {
+            self.chat.release();
+        }
+        let generated = match images.generate(prompt).await {
+            Err(mgm::Error::OutOfMemory { .. }) if self.chat.is_loaded() => {
+                self.chat.release();
+                images.generate(prompt).await?
+            }
+            generated => generated?,
+        };
+        let report = images.save(generated)?;
+        if !self.quiet {
+            note!("mgm: note: wrote the image to {}", report.file());
+        }
+        Ok(Some(report))
+    }
+
+    /// Reads questions and commands line by line until the end of input.
+    pub async fn interactive(&mut self, has_vision: bool, mut images: Vec<Rgb8>) -> Result<(), CliError> {
+        let terminal = std::io::stdin().is_terminal();
+        let mut lines = Lines::open(terminal)?;
+        if terminal {
+            let draw = if self.images.is_some() { "/draw TEXT requests an image, " } else { "" };
+            note!(
+                "/image FILE adds an image to the next question, {draw}/reset starts over, /quit leaves; Ctrl-C stops an answer"
+            );
+        }
+        while let Some(line) = lines.next()? {
+            let line = line.trim();
+            let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            match word {
+                "" => continue,
+                "/quit" | "/exit" => break,
+                "/reset" => {
+                    self.chat.reset();
+                    images.clear();
+                    note!("started a new conversation");
+                }
+                "/image" if rest.trim().is_empty() => note!("mgm: error: /image needs a file name"),
+                "/image" if !has_vision => note!("mgm: error: this model has no vision towers"),
+                "/image" => match read_image(Path::new(rest.trim())) {
+                    Ok(image) => images.push(image),
+                    Err(error) => note!("mgm: error: {error}"),
+                },
+                "/draw" if self.images.is_none() => {
+                    note!("mgm: error: there is no image model: start with --image-model MODEL")
+                }
+                "/draw" if rest.trim().is_empty() => note!("mgm: error: /draw needs a text"),
+                command if command.starts_with('/') && command != "/draw" => {
+                    note!("mgm: error: unknown command {command}; expected /image FILE, /draw TEXT, /reset or /quit");
+                }
+                _ => match self.turn(line, &std::mem::take(&mut images)).await {
+                    Ok(()) => {}
+                    // A lost device fails every further question; other errors concern only this one.
+                    Err(CliError::Core(error @ mgm::Error::DeviceLost(_))) => return Err(error.into()),
+                    Err(CliError::Core(mgm::Error::Cancelled)) => note!("stopped"),
+                    Err(CliError::Core(error)) => note!("mgm: error: {error}"),
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes control characters: a model must not move the terminal's cursor or ring its bell.
+fn without_controls(text: &str) -> Cow<'_, str> {
+    let control = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(control) { text.replace(control, "").into() } else { text.into() }
+}

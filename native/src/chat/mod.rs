@@ -1,0 +1,153 @@
+//! `mgm chat`: answers to given prompts, or an interactive conversation.
+
+mod answer_images;
+mod command;
+mod lines;
+mod report;
+mod resident;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use mgm::load::LoadOptions;
+use mgm::ops::Sampling;
+use mgm::session::AnswerOptions;
+use mgm::tensor::{Activation, Precision};
+use mgm::text::conversation::Template;
+use mgm::weights::model_files::ModelFiles;
+
+use crate::args::{CheckpointArgs, ProfiledDeviceArgs, parse_number};
+use crate::images::{output_files, read_image};
+use crate::load::{load_options, open_checkpoint};
+use crate::{CliError, bundled_models, device_cache, interrupt, seed};
+use answer_images::{AnswerImageArgs, AnswerImages};
+use command::ChatCommand;
+use resident::ResidentChat;
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
+    #[command(flatten)]
+    device: ProfiledDeviceArgs,
+    /// A question; repeat for several turns. Without it the conversation is interactive
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// An image for the first turn (PNG, JPEG, WebP, GIF, BMP); repeat for several
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Sampling temperature; 0 is greedy
+    #[arg(long, default_value_t = 0.2, value_parser = parse_temperature)]
+    temperature: f32,
+    /// Sample only from the most likely tokens whose probabilities sum to this [default: the model's, else 1]
+    #[arg(long, value_parser = parse_probability)]
+    top_p: Option<f32>,
+    /// Sample only from the N most likely tokens; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    top_k: u32,
+    /// Seed of the sampling [default: random]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Maximum number of tokens in an answer
+    #[arg(long, visible_alias = "max-tokens", value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
+    /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
+    #[arg(long, value_name = "NAME")]
+    conversation: Option<Template>,
+    /// System prompt [default: the template's]
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Encode images at low resolution only, without the high-resolution tower and patch info mining
+    #[arg(long)]
+    no_high_resolution: bool,
+    /// Gemma's GELU: tanh or erf [default: as in the configuration]
+    #[arg(long, value_parser = ["tanh", "erf"])]
+    gelu: Option<String>,
+    /// Print one JSON object and nothing else on standard output
+    #[arg(long, requires = "prompt")]
+    json: bool,
+    #[command(flatten)]
+    answer_images: AnswerImageArgs,
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    parse_number(text, |value| (0.0..=100.0).contains(value), "a temperature from 0 to 100")
+}
+
+fn parse_probability(text: &str) -> Result<f32, String> {
+    parse_number(text, |value| *value > 0.0 && *value <= 1.0, "a probability above 0, up to 1")
+}
+
+pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
+    if arguments.checkpoint.checkpoint.is_none() {
+        // The bundled models go together.
+        let image_model = &mut arguments.answer_images.image_model;
+        *image_model = image_model.take().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL));
+    }
+    // Files that may be missing come before a load that takes time.
+    let images = arguments.image.iter().map(|path| read_image(path)).collect::<mgm::Result<Vec<_>>>()?;
+    let image_model = match arguments.answer_images.model()? {
+        Some((model, out)) => {
+            output_files(&out, 1)?;
+            Some((model.open().await?, model, out))
+        }
+        None => None,
+    };
+    let mut files = open_checkpoint(&arguments.checkpoint).await?;
+    if let Some(gelu) = &arguments.gelu {
+        let activation = if gelu == "erf" { Activation::GeluErf } else { Activation::GeluTanh };
+        match &mut files {
+            ModelFiles::Mgm(checkpoint) => checkpoint.config.language.activation = activation,
+            ModelFiles::Gguf(model) => model.config.activation = activation,
+        }
+    }
+    let started = Instant::now();
+    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
+    let stop = interrupt::install()?;
+    let options = LoadOptions {
+        template: arguments.conversation,
+        high_resolution: !arguments.no_high_resolution,
+        ..load_options(&arguments.checkpoint, &files, arguments.precision)
+    };
+    let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, &stop)?;
+    let loaded = chat.load().await?;
+    let (has_vision, top_p) = (loaded.model().sees(), loaded.model().generation().top_p);
+    let load_ms = started.elapsed().as_secs_f64() * 1000.0;
+    // The profile leaves loading out.
+    gpu.take_profile().await?;
+
+    let seed = arguments.seed.unwrap_or_else(seed::random);
+    let images_of_answers = match image_model {
+        Some((checkpoint, model, out)) => {
+            // 32 bits: the seed is printed, and other programs' seeds are that short.
+            let seed = arguments.seed.unwrap_or(seed >> 32);
+            let args = &arguments.answer_images;
+            Some(AnswerImages::new(&gpu, checkpoint, &model, args, out, seed, stop.clone())?)
+        }
+        None => None,
+    };
+    let options = AnswerOptions {
+        sampling: Sampling {
+            temperature: arguments.temperature,
+            top_k: arguments.top_k,
+            top_p: arguments.top_p.or(top_p).unwrap_or(1.0),
+        },
+        seed,
+        max_new_tokens: arguments.max_new_tokens as usize,
+        begun: Vec::new(),
+    };
+    let mut command = ChatCommand::new(chat, images_of_answers, options, stop, arguments.json);
+    let result = if arguments.prompt.is_empty() {
+        command.interactive(has_vision, images).await
+    } else {
+        command.one_shot(&arguments.prompt, images, load_ms).await
+    };
+    if arguments.device.profile {
+        note!("{}", gpu.take_profile().await?);
+    }
+    result
+}

@@ -1,0 +1,108 @@
+//! A conversation whose model can leave the device and come back.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use mgm::gpu::Gpu;
+use mgm::image::Rgb8;
+use mgm::load::LoadOptions;
+use mgm::plan::Plan;
+use mgm::session::{Chat, pictures};
+use mgm::text::Turn;
+use mgm::weights::model_files::ModelFiles;
+
+use crate::load::load_model;
+
+/// A conversation and its language model. The model can leave the device to make room for an image model; the conversation is
+/// restored when it is loaded again.
+pub struct ResidentChat {
+    gpu: Gpu,
+    files: ModelFiles,
+    options: LoadOptions,
+    system: Option<String>,
+    weight_bytes: u64,
+    stop: Arc<AtomicBool>,
+    chat: Option<Chat>,
+    /// The conversation while the model is not loaded.
+    turns: Vec<Turn>,
+    /// All images of the conversation, in order.
+    images: Vec<Rgb8>,
+}
+
+impl ResidentChat {
+    pub fn new(
+        gpu: &Gpu,
+        files: ModelFiles,
+        options: LoadOptions,
+        system: Option<String>,
+        stop: &Arc<AtomicBool>,
+    ) -> mgm::Result<Self> {
+        let weight_bytes = Plan::of_files(&files, &options)?.weights();
+        Ok(Self {
+            gpu: gpu.clone(),
+            files,
+            options,
+            system,
+            weight_bytes,
+            stop: stop.clone(),
+            chat: None,
+            turns: Vec::new(),
+            images: Vec::new(),
+        })
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub fn is_loaded(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// Device memory that loading needs, in bytes.
+    pub fn missing_bytes(&self) -> u64 {
+        if self.is_loaded() { 0 } else { self.weight_bytes }
+    }
+
+    /// Loads the model and restores the conversation, if it is not loaded.
+    ///
+    /// # Errors
+    /// As [`load_model`].
+    pub async fn load(&mut self) -> mgm::Result<&mut Chat> {
+        let chat = match self.chat.take() {
+            Some(chat) => chat,
+            None => {
+                let model = load_model(&self.gpu, &self.files, &self.options, &self.stop).await?;
+                let mut chat = model.chat(self.system.clone());
+                if !self.turns.is_empty() {
+                    let images = pictures(&self.images);
+                    chat.restore(self.system.clone(), self.turns.clone(), &images, &mut |_| true).await?;
+                }
+                chat
+            }
+        };
+        Ok(self.chat.insert(chat))
+    }
+
+    /// Drops the model from the device but keeps the conversation.
+    pub fn release(&mut self) {
+        if let Some(chat) = self.chat.take() {
+            self.turns.clone_from(&chat.conversation().turns);
+        }
+        self.gpu.trim();
+    }
+
+    /// Keeps images of the conversation for when it has to be restored.
+    pub fn keep_images(&mut self, images: &[Rgb8]) {
+        self.images.extend_from_slice(images);
+    }
+
+    /// Starts a new conversation.
+    pub fn reset(&mut self) {
+        self.turns.clear();
+        self.images.clear();
+        if let Some(chat) = &mut self.chat {
+            chat.reset();
+        }
+    }
+}

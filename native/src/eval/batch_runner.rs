@@ -1,0 +1,110 @@
+//! Asks a model the questions of a dataset in batches.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mgm::Error;
+use mgm::image::Rgb8;
+use mgm::session::{Chat, Event, Request, pictures};
+use mgm::text::Turn;
+
+use super::answers::Answer;
+use super::dataset::{ImageSource, Question};
+
+/// A model that answers questions, each in its own conversation.
+pub struct BatchRunner<'a> {
+    chat: Chat,
+    max_new_tokens: usize,
+    stop: &'a AtomicBool,
+    /// Maximum batch size; reduced when the device is out of memory.
+    max_batch: usize,
+    /// The most recently decoded image.
+    last_image: Option<(ImageSource, Rgb8)>,
+}
+
+impl<'a> BatchRunner<'a> {
+    pub fn new(chat: Chat, max_new_tokens: u32, stop: &'a AtomicBool) -> Self {
+        Self { chat, max_new_tokens: max_new_tokens as usize, stop, max_batch: usize::MAX, last_image: None }
+    }
+
+    /// Answers questions. An image that several questions share is encoded once, and a common prefix of their prompts is
+    /// prefilled once.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] after a stop; those of the model.
+    pub async fn answer(&mut self, questions: &[&Question]) -> mgm::Result<Vec<Answer>> {
+        let mut answers: Vec<Answer> = questions
+            .iter()
+            .map(|question| Answer {
+                id: question.id.clone(),
+                prompt: Some(question.prompt.clone()),
+                text: String::new(),
+                error: None,
+            })
+            .collect();
+        let mut requests = Vec::new();
+        let mut indices = Vec::new();
+        for (index, question) in questions.iter().enumerate() {
+            match self.request(question).await {
+                Ok(request) => {
+                    requests.push(request);
+                    indices.push(index);
+                }
+                // A question that doesn't fit into the context is scored as wrong.
+                Err(error @ Error::PromptTooLong { .. }) => answers[index].error = Some(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        for (index, text) in indices.into_iter().zip(self.texts(&requests).await?) {
+            answers[index].text = text;
+        }
+        Ok(answers)
+    }
+
+    /// Generates the answers' texts, in smaller batches if the device is out of memory.
+    async fn texts(&mut self, requests: &[Request]) -> mgm::Result<Vec<String>> {
+        let mut texts = Vec::new();
+        while texts.len() < requests.len() {
+            let remaining = &requests[texts.len()..];
+            let batch = &remaining[..remaining.len().min(self.max_batch)];
+            let mut go_on = || !self.stop.load(Ordering::Relaxed);
+            match self.chat.model().answer_all(batch, self.max_new_tokens, &mut go_on).await {
+                Ok(answers) => texts.extend(answers.into_iter().map(|answer| answer.text)),
+                Err(Error::OutOfMemory { .. }) if batch.len() > 1 => self.max_batch = batch.len() / 2,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(texts)
+    }
+
+    async fn request(&mut self, question: &Question) -> mgm::Result<Request> {
+        let images = self.images(question)?;
+        let mut turns: Vec<Turn> = question
+            .history
+            .iter()
+            .map(|(asked, answer)| Turn { question: asked.clone(), images: 0, answer: Some(answer.clone()) })
+            .collect();
+        // The image belongs to the first question of the conversation.
+        let (history_images, question_images) = match turns.first_mut() {
+            Some(first) => {
+                first.images = images.len();
+                (images.as_slice(), &[][..])
+            }
+            None => (&[][..], images.as_slice()),
+        };
+        let stop = self.stop;
+        let mut on_event = |_: Event<'_>| !stop.load(Ordering::Relaxed);
+        // Replaces the previous turns; the chat still caches their encoded image.
+        self.chat.restore(None, turns, &pictures(history_images), &mut on_event).await?;
+        self.chat.request(&question.prompt, question_images, self.max_new_tokens, &mut on_event).await
+    }
+
+    fn images(&mut self, question: &Question) -> mgm::Result<Vec<Rgb8>> {
+        let Some(source) = &question.image else { return Ok(Vec::new()) };
+        let image = match self.last_image.take() {
+            Some((last, image)) if last == *source => image,
+            _ => source.read(question)?,
+        };
+        self.last_image = Some((source.clone(), image.clone()));
+        Ok(vec![image])
+    }
+}

@@ -1,0 +1,276 @@
+//! Generates images with Stable Diffusion XL and shows progress on standard error.
+
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::ProgressBar;
+use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
+use mgm::diffusion::random::NoiseType;
+use mgm::diffusion::scheduler::Override;
+use mgm::diffusion::settings::Settings;
+use mgm::gpu::Gpu;
+use mgm::image::Rgb8;
+use mgm::tensor::Precision;
+use mgm::weights::sdxl::SdxlCheckpoint;
+use mgm::{Error, Result};
+use serde::Serialize;
+
+use crate::args::{parse_image_size, parse_number};
+use crate::progress;
+use crate::sdxl::SdxlArgs;
+use crate::terminal_image::ImageProtocol;
+
+/// How images are generated.
+#[derive(Debug, Clone, Args)]
+pub struct ImageArgs {
+    /// Number of denoising steps
+    #[arg(long, visible_alias = "num-inference-steps", default_value_t = 50, value_parser = parse_steps, allow_hyphen_values = true)]
+    pub steps: usize,
+    /// How closely to follow the prompt; 1 ignores the negative prompt and takes half the time
+    #[arg(long, default_value_t = 5.0, value_parser = parse_guidance_scale, allow_hyphen_values = true)]
+    pub guidance_scale: f32,
+    /// Width and height in pixels, multiples of 8 [default: the model's, 1024x1024 for SDXL]
+    #[arg(long, value_name = "WxH", value_parser = parse_image_size)]
+    pub size: Option<(usize, usize)>,
+    /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, optionally followed by -karras, -exponential,
+    /// -leading, -trailing or -linspace [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
+    pub scheduler: Option<(String, Override)>,
+    /// Data type of the random noise, which changes the image of a seed: f32, f16 [default: f32 at precision f32, else f16, as in
+    /// diffusers]
+    #[arg(long, value_parser = ["f32", "f16"])]
+    pub noise: Option<String>,
+    /// Don't show previews in terminals that can display images
+    #[arg(long)]
+    pub no_preview: bool,
+}
+
+fn parse_steps(text: &str) -> std::result::Result<usize, String> {
+    parse_number(text, |steps| (1..=1000).contains(steps), "a number of steps from 1 to 1000")
+}
+
+fn parse_guidance_scale(text: &str) -> std::result::Result<f32, String> {
+    parse_number(text, |scale| (0.0..=1000.0).contains(scale), "a guidance scale from 0 to 1000")
+}
+
+fn parse_scheduler(text: &str) -> std::result::Result<(String, Override), String> {
+    text.parse().map(|choice| (text.to_owned(), choice)).map_err(|error: Error| error.to_string())
+}
+
+/// What one image starts from.
+#[derive(Clone)]
+pub struct ImageRequest<'a> {
+    pub prompt: &'a str,
+    pub negative_prompt: Option<&'a str>,
+    pub start: Start,
+    pub seed: u64,
+    /// Width and height, in pixels.
+    pub size: (usize, usize),
+}
+
+/// A generated image.
+pub struct GeneratedImage {
+    pub image: Rgb8,
+    pub settings: Settings,
+    /// Milliseconds of one denoising step.
+    step_ms: f64,
+    total_ms: f64,
+}
+
+/// An image in a JSON report.
+#[derive(Serialize)]
+pub struct ImageReport {
+    file: String,
+    settings: Settings,
+    step_ms: f64,
+    total_ms: f64,
+}
+
+impl ImageReport {
+    pub fn new(file: &Path, generated: GeneratedImage) -> Self {
+        let GeneratedImage { settings, step_ms, total_ms, .. } = generated;
+        Self { file: file.display().to_string(), settings, step_ms, total_ms }
+    }
+
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+}
+
+/// A Stable Diffusion XL model with fixed settings that reports progress on standard error.
+pub struct ImageModel {
+    diffusion: Diffusion,
+    arguments: ImageArgs,
+    model: String,
+    precision: Precision,
+    lora: Vec<(String, f32)>,
+    stop: Arc<AtomicBool>,
+    /// Progress of the part that is being loaded.
+    loading: Rc<RefCell<Option<ProgressBar>>>,
+    terminal: Option<ImageProtocol>,
+    /// A preview is on the screen, right above the cursor.
+    preview_shown: bool,
+}
+
+impl ImageModel {
+    pub fn new(
+        gpu: &Gpu,
+        checkpoint: SdxlCheckpoint,
+        model: &SdxlArgs,
+        arguments: &ImageArgs,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let precision = model.precision.unwrap_or_else(|| checkpoint.stored_precision());
+        let loading: Rc<RefCell<Option<ProgressBar>>> = Rc::default();
+        let (bar, stopping) = (Rc::clone(&loading), Arc::clone(&stop));
+        let on_progress = Rc::new(move |bytes| {
+            if let Some(bar) = &*bar.borrow() {
+                bar.inc(bytes);
+            }
+            !stopping.load(Ordering::Relaxed)
+        });
+        let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let options = LoadOptions { precision, on_progress: Some(on_progress) };
+        Ok(Self {
+            diffusion: Diffusion::new(gpu, checkpoint, options)?,
+            arguments: arguments.clone(),
+            model: model.model.as_deref().map(name).unwrap_or_default(),
+            precision,
+            lora: model.lora.iter().map(|lora| (name(&lora.path), lora.scale)).collect(),
+            stop,
+            loading,
+            terminal: if arguments.no_preview { None } else { ImageProtocol::detect() },
+            preview_shown: false,
+        })
+    }
+
+    /// Device memory that the parts not yet loaded need, in bytes.
+    pub fn missing_bytes(&self) -> u64 {
+        self.diffusion.missing_bytes()
+    }
+
+    /// Drops the weights from the device. The next image loads them again.
+    pub fn release(&mut self) {
+        self.diffusion.release();
+    }
+
+    /// The size of `--size`, or the model's own.
+    pub fn default_size(&self) -> (usize, usize) {
+        self.arguments.size.unwrap_or_else(|| self.diffusion.checkpoint().default_size())
+    }
+
+    /// Generates an image.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] after a stop, [`Error::OutOfMemory`], and those of the model.
+    pub async fn generate(&mut self, request: ImageRequest<'_>) -> Result<GeneratedImage> {
+        let (width, height) = request.size;
+        let choice = self.arguments.scheduler.as_ref();
+        let scheduler = self.diffusion.checkpoint().scheduler(choice.map(|(_, choice)| choice))?;
+        let strength = match &request.start {
+            Start::Image(_, strength) => Some(*strength),
+            _ => None,
+        };
+        let settings = Settings {
+            prompt: request.prompt.to_owned(),
+            negative_prompt: request.negative_prompt.map(str::to_owned),
+            steps: self.arguments.steps,
+            guidance: self.arguments.guidance_scale,
+            width,
+            height,
+            scheduler: choice.map_or_else(|| scheduler.class.to_string(), |(name, _)| name.clone()),
+            seed: (!matches!(request.start, Start::Latents { .. })).then_some(request.seed),
+            strength,
+            model: self.model.clone(),
+            precision: self.precision.to_string(),
+            lora: self.lora.clone(),
+        };
+        let noise = match self.arguments.noise.as_deref() {
+            Some("f16") => NoiseType::F16,
+            Some(_) => NoiseType::F32,
+            None => NoiseType::of(self.precision),
+        };
+        let request = Request {
+            prompt: settings.prompt.clone(),
+            negative: settings.negative_prompt.clone(),
+            scheduler,
+            steps: settings.steps,
+            guidance: settings.guidance,
+            width,
+            height,
+            start: request.start,
+            seed: request.seed,
+            noise,
+            previews: self.terminal.is_some(),
+        };
+        let started = Instant::now();
+        let (first, last) = (Cell::new(None), Cell::new(None));
+        let mut bar = ProgressBar::hidden();
+        let plan = self.diffusion.plan().clone();
+        let Self { diffusion, stop, loading, terminal, preview_shown, .. } = self;
+        stop.store(false, Ordering::Relaxed);
+        let finish_loading = || {
+            if let Some(bar) = loading.borrow_mut().take() {
+                bar.finish_and_clear();
+            }
+        };
+        let mut failed = Ok(());
+        let image = diffusion
+            .generate(&request, &mut |event| {
+                match event {
+                    Event::PromptCut(dropped) => {
+                        note!("mgm: note: the prompt is too long for the text encoders; ignored: {dropped:?}");
+                    }
+                    Event::Loading(part) => {
+                        finish_loading();
+                        let bytes = plan.parts.iter().find(|(name, _)| *name == part).map_or(0, |(_, bytes)| *bytes);
+                        *loading.borrow_mut() = Some(progress::bytes(bytes, "loading"));
+                    }
+                    Event::Step(done, all) => {
+                        finish_loading();
+                        if done == 0 {
+                            bar = progress::count(all as u64, "denoising");
+                        } else {
+                            first.set(first.get().or(Some((done, Instant::now()))));
+                            last.set(Some((done, Instant::now())));
+                        }
+                        bar.set_position(done as u64);
+                    }
+                    Event::Preview(image) => {
+                        if let Some(terminal) = *terminal {
+                            let replace = std::mem::replace(preview_shown, true);
+                            failed = bar.suspend(|| terminal.show(&mut std::io::stderr().lock(), image, replace));
+                        }
+                    }
+                    Event::Decoding => finish_loading(),
+                }
+                failed.is_ok() && !stop.load(Ordering::Relaxed)
+            })
+            .await;
+        finish_loading();
+        bar.finish_and_clear();
+        failed.map_err(|error| Error::Io { file: "standard error".to_owned(), reason: error.to_string() })?;
+        // The first step includes one-time work, so the mean is over the others.
+        let step_ms = match (first.get(), last.get()) {
+            (Some((before, from)), Some((done, to))) if done > before => {
+                to.duration_since(from).as_secs_f64() * 1000.0 / (done - before) as f64
+            }
+            _ => 0.0,
+        };
+        Ok(GeneratedImage { image: image?, settings, step_ms, total_ms: started.elapsed().as_secs_f64() * 1000.0 })
+    }
+
+    /// Shows a finished image in place of its preview, if the terminal can display images.
+    pub fn show(&mut self, image: &Rgb8) -> std::io::Result<()> {
+        if let Some(terminal) = self.terminal {
+            terminal.show(&mut std::io::stderr().lock(), image, self.preview_shown)?;
+            self.preview_shown = false;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Opens Stable Diffusion XL models.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use clap::Args;
+use mgm::tensor::Precision;
+use mgm::weights::bundle::read::Bundle;
+use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
+use mgm::weights::source::{ByteSource, Folder};
+use mgm::{Error, Result};
+use mgm_native::files::{DiskFile, DiskFolder, io_error};
+
+use crate::bundled_models;
+
+/// An image model and how to load it.
+#[derive(Debug, Clone, Args)]
+pub struct SdxlArgs {
+    /// Folder of a Stable Diffusion XL model in diffusers' layout or of a bundle, or a single .safetensors file
+    /// [default: the bundled model, pocket-sdxl]
+    #[arg(value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// For a single file: folder with CLIP's vocab.json and merges.txt, or a folder in diffusers' layout, whose tokenizers,
+    /// configurations and scheduler are used [default: the file's folder]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// LoRA file to merge into the weights, and its scale; repeat for several
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora)]
+    pub lora: Vec<LoraFile>,
+    /// Weight precision: f32, f16, q8 [default: the file's own]
+    #[arg(long)]
+    pub precision: Option<Precision>,
+}
+
+/// A LoRA file and its scale.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    pub path: PathBuf,
+    pub scale: f32,
+}
+
+pub fn parse_lora(text: &str) -> std::result::Result<LoraFile, String> {
+    // The last colon counts, and only before a number: paths may contain colons.
+    let split = text.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse::<f32>().ok()?)));
+    let (path, scale) = split.unwrap_or((text, 1.0));
+    if path.is_empty() || !scale.is_finite() {
+        return Err("expected a file, or a file and its scale such as style.safetensors:0.8".to_owned());
+    }
+    Ok(LoraFile { path: PathBuf::from(path), scale })
+}
+
+impl SdxlArgs {
+    /// Opens the model, or the bundled one, and merges the LoRA files.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if no model is named and none is bundled; the reader's errors.
+    pub async fn open(&self) -> Result<SdxlCheckpoint> {
+        let Some(model) = self.model.clone().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL)) else {
+            return Err(Error::InvalidArgument(bundled_models::missing(bundled_models::POCKET_SDXL)));
+        };
+        let mut checkpoint = open(&model, self.tokenizer.as_deref(), self.precision).await?;
+        for LoraFile { path, scale } in &self.lora {
+            checkpoint.merge(&Lora::open(open_file(path)?, *scale).await?)?;
+        }
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+}
+
+/// Opens a folder in diffusers' layout, a bundle, or a single file.
+///
+/// # Errors
+/// The reader's.
+pub async fn open(model: &Path, tokenizer: Option<&Path>, precision: Option<Precision>) -> Result<SdxlCheckpoint> {
+    let folder = |path: &Path| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
+    let prefer_f16 = precision.is_some_and(|precision| precision != Precision::F32);
+    if !model.is_file() {
+        if let Some(bundle) = Bundle::find(&folder(model)).await? {
+            return SdxlCheckpoint::open_bundle(&bundle).await;
+        }
+        return SdxlCheckpoint::open(folder(model), &OpenOptions { prefer_f16, beside: None }).await;
+    }
+    let own_folder = || {
+        let around = model.parent().unwrap_or(Path::new("."));
+        // A folder in diffusers' layout, or CLIP's vocabulary alone.
+        ["tokenizer", "vocab.json"].iter().any(|name| around.join(name).exists()).then(|| around.to_owned())
+    };
+    let components = tokenizer.map(Path::to_owned).or_else(own_folder);
+    let options = OpenOptions { prefer_f16, beside: components.as_deref().map(folder) };
+    SdxlCheckpoint::open_file(open_file(model)?, &options).await
+}
+
+/// Whether a path is a Stable Diffusion XL model: a folder in diffusers' layout, a bundle of one, or a single file.
+///
+/// # Errors
+/// The reader's.
+pub async fn is_sdxl(path: &Path) -> Result<bool> {
+    if path.is_file() {
+        return Ok(path.extension().is_some_and(|extension| extension == "safetensors"));
+    }
+    let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
+    let bundle = Bundle::find(&folder).await?;
+    Ok(SdxlCheckpoint::is_in(&*folder).await? || bundle.is_some_and(|bundle| SdxlCheckpoint::is_packed(&bundle)))
+}
+
+/// Opens a file to read at offsets.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn open_file(path: &Path) -> Result<Rc<dyn ByteSource>> {
+    let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
+    Ok(Rc::new(file))
+}
