@@ -1,6 +1,9 @@
 //! The models that are bundled with the program: Pocket, a small Mini-Gemini, and Pocket SDXL, which generates its images.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+
+use mgm::Error;
 
 /// Bundle of the vision-language model.
 pub const POCKET: &str = "pocket";
@@ -20,15 +23,43 @@ pub fn find(name: &str) -> Option<PathBuf> {
     folders.iter().find_map(|folder| bundle(folder, name))
 }
 
-/// Says why a bundled model was not found.
-pub fn missing(name: &str) -> String {
-    match std::env::var_os("MGM_MODELS") {
-        Some(folder) => format!("MGM_MODELS is {}, which has no bundle {name:?}", Path::new(&folder).display()),
+/// The error for a command without a model if [`find`] found none either: `cargo install` installs the program only.
+pub fn missing(name: &str) -> Error {
+    Error::InvalidArgument(missing_message(name, std::env::var_os("MGM_MODELS").as_deref()))
+}
+
+fn missing_message(name: &str, folder: Option<&OsStr>) -> String {
+    let reason = match folder {
+        Some(folder) => format!("MGM_MODELS is {}, which has no bundle {name:?}", Path::new(folder).display()),
         None => "no model is bundled with this installation".to_owned(),
-    }
+    };
+    let name_one = match name {
+        POCKET => {
+            "name a checkpoint, such as the one that `mgm pull YanweiLi/MGM-2B` downloads (mgm chat models/MGM-2B)"
+        }
+        _ => "name the folder or .safetensors file of a Stable Diffusion XL model",
+    };
+    format!("{reason}: {name_one}, or set MGM_MODELS to the folder `models` of a clone of the mgm repository")
 }
 
 fn bundle(folder: &Path, name: &str) -> Option<PathBuf> {
     let path = folder.join(name);
     path.join("bundle.json").is_file().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_model_is_explained() {
+        let installed = missing_message(POCKET, None);
+        for part in ["no model is bundled", "mgm pull", "MGM_MODELS"] {
+            assert!(installed.contains(part), "{installed}");
+        }
+        let configured = missing_message(POCKET_SDXL, Some(OsStr::new("/models")));
+        for part in ["MGM_MODELS is /models", "\"pocket-sdxl\"", "Stable Diffusion XL"] {
+            assert!(configured.contains(part), "{configured}");
+        }
+    }
 }

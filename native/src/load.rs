@@ -25,7 +25,7 @@ use crate::{bundled_models, device_cache, progress};
 /// [`mgm::Error::InvalidArgument`] if none is named and none is bundled.
 pub fn checkpoint_path(arguments: &CheckpointArgs) -> mgm::Result<PathBuf> {
     let path = arguments.checkpoint.clone().or_else(|| bundled_models::find(bundled_models::POCKET));
-    path.ok_or_else(|| mgm::Error::InvalidArgument(bundled_models::missing(bundled_models::POCKET)))
+    path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET))
 }
 
 /// Opens the checkpoint of [`checkpoint_path`] with its towers and, if one is named, another language model.

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use clap::Args;
+use mgm::Result;
 use mgm::tensor::Precision;
 use mgm::weights::bundle::read::Bundle;
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
 use mgm::weights::source::{ByteSource, Folder};
-use mgm::{Error, Result};
 use mgm_native::files::{DiskFile, DiskFolder, io_error};
 
 use crate::bundled_models;
@@ -53,10 +53,10 @@ impl SdxlArgs {
     /// Opens the model, or the bundled one, and merges the LoRA files.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if no model is named and none is bundled; the reader's errors.
+    /// [`mgm::Error::InvalidArgument`] if no model is named and none is bundled; the reader's errors.
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
         let Some(model) = self.model.clone().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL)) else {
-            return Err(Error::InvalidArgument(bundled_models::missing(bundled_models::POCKET_SDXL)));
+            return Err(bundled_models::missing(bundled_models::POCKET_SDXL));
         };
         let mut checkpoint = open(&model, self.tokenizer.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
@@ -106,7 +106,7 @@ pub async fn is_sdxl(path: &Path) -> Result<bool> {
 /// Opens a file to read at offsets.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`mgm::Error::Io`].
 pub fn open_file(path: &Path) -> Result<Rc<dyn ByteSource>> {
     let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
     Ok(Rc::new(file))

@@ -220,11 +220,23 @@ fn mmbench_scores_letters() {
     assert_eq!((&report["asked"], &report["answered"]), (&json!(3), &json!(3)));
 }
 
+/// Whether the binary reads Parquet files.
+const PARQUET: bool = cfg!(feature = "parquet");
+
 fn mmmu() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/eval/mmmu")
 }
 
 #[test]
+fn without_parquet_support_mmmu_says_how_to_build_it() {
+    if !PARQUET {
+        let errors = failure(eval("mmmu", &mmmu()).args(["--out", "x"]));
+        assert!(errors.contains("--features parquet"), "{errors}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(feature = "parquet"), ignore = "needs the feature parquet")]
 fn mmmu_is_read_from_its_parquet_files() {
     let choice = "<image 1> What is it?\n(A) $6\n(B) it's $7\n(C) a \"9\"\n\n\
                   Answer with the option's letter from the given choices directly.";
@@ -346,10 +358,12 @@ fn without_high_resolution_answers_differ() {
 #[test]
 fn embedded_images_are_encoded_and_too_long_questions_count_as_wrong() {
     let data = Data::new(&[]);
-    let mut command = eval("mmmu", &mmmu());
-    command.arg(golden("gemma-2b")).arg("--out").arg(data.file("out.jsonl")).args(["--max-new-tokens", "1"]);
-    let scores = report(&mut command);
-    assert_eq!((figures(&scores).1, &scores["answered"], &scores["failed"]), (4, &json!(5), &json!(0)));
+    if PARQUET {
+        let mut command = eval("mmmu", &mmmu());
+        command.arg(golden("gemma-2b")).arg("--out").arg(data.file("out.jsonl")).args(["--max-new-tokens", "1"]);
+        let scores = report(&mut command);
+        assert_eq!((figures(&scores).1, &scores["answered"], &scores["failed"]), (4, &json!(5), &json!(0)));
+    }
 
     let long = "word ".repeat(9000);
     let rows = format!("{}\n{}", json!({"question": long, "answer": "x"}), json!({"question": "Hm?", "answer": "x"}));
@@ -519,7 +533,7 @@ fn errors_in_data_name_the_line() {
             &["a.json", "line 1", "q?"],
         ),
     ];
-    for (format, file, files, more, message) in rows.iter().copied() {
+    for (format, file, files, more, message) in rows.iter().copied().filter(|row| PARQUET || row.0 != "mmmu") {
         let data = Data::new(files);
         let mut command = eval(format, Path::new(file));
         command.current_dir(data.0.path()).arg(golden("gemma-2b")).args(["--out", "out.jsonl"]).args(more);
@@ -531,6 +545,7 @@ fn errors_in_data_name_the_line() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "parquet"), ignore = "needs the feature parquet")]
 fn damage_anywhere_in_a_parquet_file_is_an_error() {
     let bytes = fs::read(mmmu().join("Accounting/validation-00000-of-00001.parquet")).expect("a file");
     let data = Data::new(&[("answers.jsonl", "")]);

@@ -3,6 +3,7 @@
 mod easy_vqa;
 mod json_lines;
 mod mmbench;
+#[cfg(feature = "parquet")]
 mod mmmu;
 mod pope;
 mod text_vqa;
@@ -38,7 +39,7 @@ pub enum Format {
     Pope,
     /// MMBench: its TSV file
     Mmbench,
-    /// MMMU: a Parquet file of its dataset, or a folder of them
+    /// MMMU: a Parquet file of its dataset, or a folder of them (needs a build with the feature parquet)
     Mmmu,
     /// TextVQA: LLaVA's JSON lines with TextVQA's --annotations, or only TextVQA's JSON file
     Textvqa,
@@ -75,7 +76,14 @@ impl Source {
             Format::Vqa => vqa::open(self)?,
             Format::Pope => pope::open(self)?,
             Format::Mmbench => mmbench::open(self)?,
+            #[cfg(feature = "parquet")]
             Format::Mmmu => mmmu::open(self)?,
+            #[cfg(not(feature = "parquet"))]
+            Format::Mmmu => {
+                let reason =
+                    "--format mmmu needs a build that reads Parquet files: cargo install mgm-cli --features parquet";
+                return Err(Error::InvalidArgument(reason.to_owned()));
+            }
             Format::Textvqa => text_vqa::open(self)?,
         };
         dataset.check(&self.data)?;
