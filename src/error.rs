@@ -4,12 +4,14 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The host could not read (or write) a file.
+    /// Reading or writing a file failed.
     #[error("{file}: {reason}")]
     Io {
-        /// The file's name as the host knows it.
+        /// The file's path or address.
         file: String,
-        /// What the host said.
+        /// The kind of failure; [`std::io::ErrorKind::Other`] where the host does not know it.
+        kind: std::io::ErrorKind,
+        /// The host's description of the failure.
         reason: String,
     },
     /// A file that must be there is not.
@@ -131,12 +133,20 @@ pub enum Error {
     /// The GPU API reported an error, which is a bug in this program or in the driver.
     #[error("GPU error: {0}")]
     Gpu(String),
+    /// A state that this program should never reach: a bug.
+    #[error("internal error: {0} (this is a bug in mgm, please report it)")]
+    Internal(String),
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
 }
 
 impl Error {
+    /// [`Error::Io`] from an error of the standard library, with its kind.
+    pub fn io(file: impl Into<String>, error: &std::io::Error) -> Self {
+        Self::Io { file: file.into(), kind: error.kind(), reason: error.to_string() }
+    }
+
     /// A short name for programs, which stays the same between versions.
     pub fn code(&self) -> &'static str {
         match self {
@@ -156,6 +166,7 @@ impl Error {
             Self::OutOfMemory { .. } => "out-of-memory",
             Self::DeviceLost(_) => "device-lost",
             Self::Gpu(_) => "gpu",
+            Self::Internal(_) => "internal",
             Self::Cancelled => "cancelled",
         }
     }

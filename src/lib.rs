@@ -1,7 +1,10 @@
 //! The core of `mgm`: Mini-Gemini vision-language models on any GPU, through WebGPU.
 //!
-//! The core has no files, no network, no threads and no standard output of its own. A host (the native binary, a
-//! browser page) gives it a [`weights::source::Folder`] to read from and drives its futures.
+//! The core uses no network, no threads and no standard output, and files only with the feature `fs`. A host (the native
+//! binary, a browser page) passes an [`io::Folder`] to read from and drives the futures.
+//!
+//! Features: `fs` (default) reads from disk; `decode` (default) decodes image files; `gpu` (default) runs models. With
+//! `default-features = false` the readers remain: parse checkpoints, tokenizers and configurations without wgpu.
 
 #[cfg(feature = "gpu")]
 mod clip_layer;
@@ -10,6 +13,7 @@ pub mod error;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod image;
+pub mod io;
 #[cfg(feature = "gpu")]
 pub mod language;
 #[cfg(feature = "gpu")]

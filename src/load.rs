@@ -9,8 +9,8 @@ use crate::gpu::Gpu;
 use crate::ops::{ConvMode, Convolution, GroupNorm, Norm};
 use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
 use crate::text::conversation::Template;
-use crate::weights::checkpoint::RowOrder;
 use crate::weights::dtype::Dtype;
+use crate::weights::row_order::RowOrder;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
@@ -149,7 +149,7 @@ impl Loader {
 
     /// Several matrices with the same columns on top of each other.
     pub async fn stacked(&self, parts: &[(&str, usize)], columns: usize) -> Result<Matrix> {
-        let parts: Vec<_> = parts.iter().map(|(name, rows)| (*name, *rows, RowOrder::InOrder)).collect();
+        let parts: Vec<_> = parts.iter().map(|(name, rows)| (*name, *rows, RowOrder::Plain)).collect();
         self.stacked_in_order(&parts, columns).await
     }
 
@@ -223,8 +223,8 @@ impl Loader {
                     scales: alternating(&evens.scales, &odds.scales, scales),
                 })?;
             } else {
-                let evens = read_rows(weights, even, range.clone(), RowOrder::InOrder, precision).await?;
-                let odds = read_rows(weights, odd, range, RowOrder::InOrder, precision).await?;
+                let evens = read_rows(weights, even, range.clone(), RowOrder::Plain, precision).await?;
+                let odds = read_rows(weights, odd, range, RowOrder::Plain, precision).await?;
                 builder.push(&alternating(&evens, &odds, columns))?;
             }
             self.wrote(Matrix::bytes_for(precision, count, columns)).await?;

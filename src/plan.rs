@@ -4,10 +4,10 @@ use crate::gpu::Gpu;
 use crate::load::{LoadOptions, vision_precision};
 use crate::ops::KvCache;
 use crate::tensor::{Matrix, Precision};
-use crate::vision::ConvNextConfig;
-use crate::weights::config::{ClipConfig, LanguageConfig, Projector, VisionConfig};
+use crate::weights::config::{ClipConfig, ConvNextConfig, LanguageConfig, VisionConfig};
+use crate::weights::expected::{self, ExpectedTensor, Storage};
 use crate::weights::gguf_model::GgufModel;
-use crate::weights::mgm::{Expected, MgmCheckpoint};
+use crate::weights::mgm::MgmCheckpoint;
 use crate::weights::model_files::ModelFiles;
 use crate::weights::sdxl::{self, SdxlCheckpoint, VAE};
 use crate::weights::view::Weights;
@@ -75,7 +75,7 @@ impl Plan {
         if let Some((_, bytes)) = kept {
             let tensors = weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
                 &[rows, columns] => Matrix::bytes_for(info.dtype.precision(), rows, columns),
-                _ => vectors(info.elements().unwrap_or(0) as usize),
+                _ => info.elements().unwrap_or(0) * 4,
             });
             *bytes = tensors.sum();
         }
@@ -92,16 +92,10 @@ impl Plan {
         Self::of_painting(sdxl::released(), precision)
     }
 
-    fn of_painting(networks: [(&'static str, Vec<Expected>); 4], precision: Precision) -> Self {
-        let part = |(name, tensors): (&'static str, Vec<Expected>)| {
+    fn of_painting(networks: [(&'static str, Vec<ExpectedTensor>); 4], precision: Precision) -> Self {
+        let part = |(name, tensors): (&'static str, Vec<ExpectedTensor>)| {
             let precision = if name == VAE { vision_precision(precision) } else { precision };
-            let bytes = tensors.iter().map(|(_, shape)| match shape.as_slice() {
-                [rows, columns @ ..] if !columns.is_empty() => {
-                    Matrix::bytes_for(precision, *rows, columns.iter().product())
-                }
-                shape => vectors(shape.iter().product()),
-            });
-            (name, bytes.sum())
+            (name, bytes(&tensors, precision))
         };
         let parts = networks.into_iter().map(part).collect();
         Self { parts, cache_per_position: 0, max_positions: 0 }
@@ -112,12 +106,16 @@ impl Plan {
         let mut parts = Vec::new();
         if let Some(vision) = vision {
             let precision = vision_precision(precision);
-            parts.push(("CLIP ViT", clip(&vision.clip, vision.config.select_layer, precision)));
-            parts.push((HIGH_RESOLUTION[0], convnext(&vision.convnext, precision)));
-            parts.push((HIGH_RESOLUTION[1], mining(&vision.config, precision)));
-            parts.push(("projector", projector(&vision.config, language.hidden_size, precision)));
+            // Layers after the selected one are not loaded. A tower without that layer is refused when it is loaded.
+            let num_layers = vision.clip.layers_before(vision.config.select_layer).unwrap_or(0);
+            let clip = ClipConfig { num_layers, ..vision.clip.clone() };
+            parts.push(("CLIP ViT", bytes(&expected::clip(&clip), precision)));
+            parts.push((HIGH_RESOLUTION[0], bytes(&expected::convnext(&vision.convnext), precision)));
+            parts.push((HIGH_RESOLUTION[1], bytes(&expected::mining(&vision.config), precision)));
+            let projector = expected::projector(&vision.config, language.hidden_size);
+            parts.push(("projector", bytes(&projector, precision)));
         }
-        parts.push(("language model", self::language(language, precision)));
+        parts.push(("language model", bytes(&expected::language(language), precision)));
         let kv_width = language.num_kv_heads * language.head_dim;
         Self {
             parts,
@@ -149,70 +147,16 @@ impl Plan {
     }
 }
 
-fn vectors(elements: usize) -> u64 {
-    elements as u64 * 4
-}
-
-fn clip(config: &ClipConfig, select_layer: i32, precision: Precision) -> u64 {
-    let (width, inner) = (config.hidden_size, config.intermediate_size);
-    let matrix = |rows, columns| Matrix::bytes_for(precision, rows, columns);
-    // A tower that cannot give the state is refused when it is loaded.
-    let layers = config.layers_before(select_layer).unwrap_or(0);
-    let layer = matrix(3 * width, width)
-        + matrix(width, width)
-        + matrix(inner, width)
-        + matrix(width, inner)
-        + vectors(9 * width + inner);
-    let patches = config.grid() * config.grid();
-    matrix(width, 3 * config.patch_size * config.patch_size)
-        + vectors((patches + 1) * width + 2 * width)
-        + layers as u64 * layer
-}
-
-fn convnext(config: &ConvNextConfig, precision: Precision) -> u64 {
-    let matrix = |rows, columns| Matrix::bytes_for(precision, rows, columns);
-    let mut bytes = matrix(config.widths[0], 48) + vectors(3 * config.widths[0]);
-    for stage in 0..4 {
-        let width = config.widths[stage];
-        if stage > 0 {
-            let before = config.widths[stage - 1];
-            bytes += matrix(width, 4 * before) + vectors(2 * before + width);
-        }
-        let block = matrix(4 * width, width) + matrix(width, 4 * width) + vectors((49 + 1 + 2 + 4 + 1 + 1) * width);
-        bytes += config.depths[stage] as u64 * block;
-    }
-    bytes
-}
-
-fn mining(config: &VisionConfig, precision: Precision) -> u64 {
-    let (low, high) = (config.hidden_size, config.high_hidden_size);
-    Matrix::bytes_for(precision, low, low)
-        + Matrix::bytes_for(precision, high, low)
-        + Matrix::bytes_for(precision, low, high)
-        + vectors(4 * low + high)
-}
-
-fn projector(config: &VisionConfig, hidden: usize, precision: Precision) -> u64 {
-    let Projector::Mlp(layers) = config.projector else { return 0 };
-    (0..layers)
-        .map(|layer| {
-            let columns = if layer == 0 { config.hidden_size } else { hidden };
-            Matrix::bytes_for(precision, hidden, columns) + vectors(hidden)
+/// Bytes on the device of the tensors, matrices at `precision`.
+fn bytes(tensors: &[ExpectedTensor], precision: Precision) -> u64 {
+    tensors
+        .iter()
+        .map(|ExpectedTensor { shape, storage, .. }| match (storage.on_device(precision), shape.as_slice()) {
+            (None, _) => 0,
+            (Some(precision), [rows, columns @ ..]) if *storage != Storage::F32 && !columns.is_empty() => {
+                Matrix::bytes_for(precision, *rows, columns.iter().product())
+            }
+            _ => shape.iter().product::<usize>() as u64 * 4,
         })
         .sum()
-}
-
-fn language(config: &LanguageConfig, precision: Precision) -> u64 {
-    let width = config.hidden_size;
-    let matrix = |rows, columns| Matrix::bytes_for(precision, rows, columns);
-    let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
-    let gated = matrix(2 * config.intermediate_size, width) + matrix(width, config.intermediate_size);
-    let feed_forward = match config.experts {
-        Some(experts) => experts.count as u64 * gated + Matrix::bytes_for(Precision::F32, experts.count, width),
-        None => gated,
-    };
-    let layer = matrix(q + 2 * kv, width) + matrix(width, q) + feed_forward + vectors(2 * width);
-    let table = Matrix::bytes_for(precision.min(Precision::Q8), config.vocab_size, width);
-    let tables = if config.tie_word_embeddings { 1 } else { 2 };
-    config.num_layers as u64 * layer + tables * table + vectors(width)
 }

@@ -16,7 +16,7 @@ use crate::ops::Sampling;
 use crate::plan::Plan;
 use crate::tensor::Tensor;
 use crate::text::chat_template::ChatTemplate;
-use crate::text::conversation::{Conversation, Style, Template, TemplateFacts, Turn};
+use crate::text::conversation::{Conversation, PromptFormat, Template, TemplateFacts, Turn};
 use crate::text::stop::StopIds;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::{PromptToken, Tokenizer};
@@ -38,7 +38,7 @@ const LEAST_POSITIONS: usize = 256;
 pub struct Model {
     gpu: Gpu,
     tokenizer: Tokenizer,
-    style: Style,
+    style: PromptFormat,
     stop: StopIds,
     vision: Option<Vision>,
     language: Language,
@@ -81,7 +81,7 @@ impl Model {
         Ok(Self {
             gpu: gpu.clone(),
             tokenizer,
-            style: Style::Known(template),
+            style: PromptFormat::Builtin(template),
             stop,
             vision,
             language,
@@ -96,10 +96,15 @@ impl Model {
         let tokenizer = Tokenizer::from_gguf(header)?;
         Plan::of_gguf(model, options).check(gpu, LEAST_POSITIONS)?;
         let style = match (options.template, header.text("tokenizer.chat_template")) {
-            (Some(template), _) => Style::Known(template),
+            (Some(template), _) => PromptFormat::Builtin(template),
             (None, Some(source)) => {
                 let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).unwrap_or_default();
-                Style::Own(ChatTemplate::new(&header.file, source, &text(tokenizer.bos()), &text(tokenizer.eos()))?)
+                PromptFormat::Jinja(ChatTemplate::new(
+                    &header.file,
+                    source,
+                    &text(tokenizer.bos()),
+                    &text(tokenizer.eos()),
+                )?)
             }
             (None, None) => {
                 return Err(Error::Config {
@@ -112,10 +117,10 @@ impl Model {
         };
         let stop = match &style {
             // A plain Gemma or Llama 3 ends turns otherwise than Mini-Gemini's do.
-            Style::Known(template) => {
+            PromptFormat::Builtin(template) => {
                 StopIds::new(&model.config.eos_tokens, &[], &tokenizer, *template).with_turn_ends(&tokenizer)
             }
-            Style::Own(_) => StopIds::of_own_template(&model.config.eos_tokens, &tokenizer),
+            PromptFormat::Jinja(_) => StopIds::for_jinja_template(&model.config.eos_tokens, &tokenizer),
         };
         let language = load_language(gpu, &model.config, &model.weights, options).await?;
         Ok(Self {
@@ -141,7 +146,7 @@ impl Model {
     }
 
     /// How conversations are written.
-    pub fn style(&self) -> &Style {
+    pub fn style(&self) -> &PromptFormat {
         &self.style
     }
 
@@ -595,7 +600,7 @@ impl Chat {
                 PromptToken::Text(id) => positions.push(Position::Text(id)),
                 PromptToken::Image => {
                     let Some(picture) = pictures.next() else {
-                        return Err(Error::InvalidArgument("the prompt has more places than pictures".to_owned()));
+                        return Err(Error::Internal("the prompt has more places than pictures".to_owned()));
                     };
                     let rows = picture.tokens.rows() as u32;
                     positions.extend((0..rows).map(|row| Position::Visual { image: picture.number, row }));

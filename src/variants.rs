@@ -2,9 +2,8 @@
 
 use crate::plan::VisionSizes;
 use crate::tensor::Activation;
-use crate::vision::ConvNextConfig;
 use crate::weights::config::{
-    Architecture, AspectRatio, ClipConfig, ExpertsConfig, LanguageConfig, Projector, VisionConfig,
+    Architecture, AspectRatio, ClipConfig, ConvNextConfig, ExpertsConfig, LanguageConfig, ProjectorKind, VisionConfig,
 };
 
 /// A released model.
@@ -133,7 +132,7 @@ pub fn released(name: &str) -> Option<Variant> {
             hidden_size: 1024,
             high_hidden_size: ConvNextConfig::LARGE.channels(),
             select_layer: -2,
-            projector: Projector::Mlp(2),
+            projector: ProjectorKind::Mlp(2),
             high_image_size: 768 * grid,
             grid,
             global: hd,

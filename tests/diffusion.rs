@@ -9,13 +9,14 @@ use std::rc::Rc;
 use mgm::Error;
 use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
 
-use mgm::diffusion::random::{Generator, NoiseType};
-use mgm::diffusion::scheduler::{Schedule, SchedulerConfig};
+use mgm::diffusion::scheduler::Schedule;
+use mgm::diffusion::torch_rng::{Generator, NoiseType};
 use mgm::gpu::{Gpu, GpuOptions};
+use mgm::io::DiskFolder;
 use mgm::tensor::Precision;
 use mgm::text::clip::ClipTokenizer;
+use mgm::weights::sdxl::config::SchedulerConfig;
 use mgm::weights::sdxl::{OpenOptions, SdxlCheckpoint};
-use mgm_native::files::DiskFolder;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 
@@ -189,7 +190,8 @@ fn open() -> SdxlCheckpoint {
 }
 
 fn painter(gpu: &Gpu) -> mgm::Result<Diffusion> {
-    Diffusion::new(gpu, open(), LoadOptions { precision: Precision::F32, on_progress: None })
+    let options = LoadOptions { precision: Precision::F32, on_progress: None };
+    pollster::block_on(Diffusion::open(gpu, open(), options))
 }
 
 fn request(steps: usize) -> Request {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use half::f16;
+use mgm::io::{DiskFile, DiskFolder, MemorySource};
 use mgm::language::{Generator, Language, Position};
 use mgm::load::{LoadOptions, Loader};
 use mgm::ops::Sampling;
@@ -18,8 +19,6 @@ use mgm::weights::blocks::BlockType;
 use mgm::weights::gguf::{Array, Header, Value};
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
-use mgm::weights::source::MemorySource;
-use mgm_native::files::{DiskFile, DiskFolder};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 

@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use mgm::gpu::Gpu;
 use mgm::image::Rgb8;
+use mgm::io::DiskFolder;
 use mgm::language::{Language, PREFILL_POSITIONS, Position};
 use mgm::load::LoadOptions;
 use mgm::ops::{FeatureMap, Sampling, resize};
@@ -21,7 +22,6 @@ use mgm::tensor::{Precision, Tensor};
 use mgm::text::tokenizer::PromptToken;
 use mgm::vision::{Encoded, Vision};
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
-use mgm_native::files::DiskFolder;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 

@@ -29,8 +29,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Imports of higher layers that are still to be removed: (importing module, imported module). The list only shrinks.
-const KNOWN: &[(&str, &str)] =
-    &[("ops", "weights"), ("weights", "text"), ("weights", "diffusion"), ("diffusion", "plan")];
+const KNOWN: &[(&str, &str)] = &[("diffusion", "plan")];
 
 /// An import of a module that is not in a lower layer.
 #[derive(Debug, Clone, PartialEq)]

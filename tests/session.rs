@@ -7,13 +7,13 @@ use std::rc::Rc;
 use mgm::Error;
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::image::{Rgb8, decode};
+use mgm::io::DiskFolder;
 use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::plan::Plan;
 use mgm::session::{AnswerOptions, Event, FinishReason, Model};
 use mgm::tensor::Precision;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
-use mgm_native::files::DiskFolder;
 
 use common::{Expected, case, open_gpu, open_gpu_with};
 

@@ -5,14 +5,14 @@ mod common;
 
 use std::rc::Rc;
 
+use mgm::io::DiskFile;
 use mgm::language::Position;
 use mgm::load::LoadOptions;
 use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::Precision;
 use mgm::text::PromptToken;
-use mgm::text::conversation::{Conversation, Style};
+use mgm::text::conversation::{Conversation, PromptFormat};
 use mgm::weights::gguf_model::GgufModel;
-use mgm_native::files::DiskFile;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -32,14 +32,14 @@ const BOUND: f64 = 0.02;
 #[ignore = "needs the model's file: run `make smollm2`"]
 fn smollm2_says_what_llama_cpp_says() {
     let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
-    let file = DiskFile::open(path.as_ref()).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let cases: Vec<Case> = serde_json::from_slice(include_bytes!("data/gguf/smollm2.json")).expect("cases");
     let gpu = common::open_gpu();
     pollster::block_on(async {
         let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
         let options = LoadOptions { keep_stored: true, ..LoadOptions::at(Precision::F16) };
         let model = Rc::new(Model::load_gguf(&gpu, &file, &options).await.expect("a model"));
-        assert!(matches!(model.style(), Style::Own(_)));
+        assert!(matches!(model.style(), PromptFormat::Jinja(_)));
         let mut worst: f64 = 0.0;
         for case in cases {
             let mut chat = model.chat(None);

@@ -4,12 +4,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use mgm::io::{DiskFolder, MemoryFolder};
 use mgm::text::conversation::TemplateFacts;
 use mgm::text::sentencepiece::Model;
 use mgm::text::{Conversation, Prompt, PromptToken, StopIds, Template, TextStream, Tokenizer};
-use mgm::weights::source::MemoryFolder;
 use mgm::{Error, Result};
-use mgm_native::files::DiskFolder;
 use pollster::block_on;
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -198,7 +197,7 @@ fn every_piece_after_an_image_begins_with_a_space_token() {
         }
         let space = tokenizer.token_id("\u{2581}").unwrap();
         let newline = tokenizer.token_id("<0x0A>").unwrap();
-        let tokens = tokenizer.encode_prompt(&Prompt::from_text("a<image>\nb<image>\nc")).unwrap();
+        let tokens = tokenizer.encode_prompt(&Prompt::with_placeholders("a<image>\nb<image>\nc")).unwrap();
         let images: Vec<_> =
             tokens.iter().enumerate().filter(|(_, t)| **t == PromptToken::Image).map(|(i, _)| i).collect();
         assert_eq!(images.len(), 2);
@@ -214,9 +213,9 @@ fn every_piece_after_an_image_begins_with_a_space_token() {
 fn an_image_at_the_very_start_keeps_one_bos() {
     let tokenizer = load(&[("tokenizer.model", &fixture("goldens/vicuna-7b/MGM-7B/tokenizer.model"))]).unwrap();
     let bos = PromptToken::Text(tokenizer.bos().unwrap());
-    let tokens = tokenizer.encode_prompt(&Prompt::from_text("<image><image>")).unwrap();
+    let tokens = tokenizer.encode_prompt(&Prompt::with_placeholders("<image><image>")).unwrap();
     assert_eq!(tokens, [bos, PromptToken::Image, PromptToken::Image]);
-    assert_eq!(tokenizer.encode_prompt(&Prompt::from_text("")).unwrap(), [bos]);
+    assert_eq!(tokenizer.encode_prompt(&Prompt::with_placeholders("")).unwrap(), [bos]);
 }
 
 // --- Golden cases ----------------------------------------------------------------------------------------------------

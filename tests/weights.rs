@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use mgm::Error;
+use mgm::io::DiskFolder;
 use mgm::tensor::Activation;
 use mgm::weights::checkpoint::Checkpoint;
 use mgm::weights::config::Architecture;
 use mgm::weights::dtype::Dtype;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use mgm::weights::view::Weights;
-use mgm_native::files::DiskFolder;
 use pollster::block_on;
 
 fn torch_file(name: &str) -> mgm::Result<Checkpoint> {
@@ -109,7 +109,7 @@ fn check_golden(case: &str, parameters: [u64; 5], figures: [Figures; 5]) -> MgmC
     assert_eq!(vision.convnext.count("stages.2.blocks"), 3);
     assert_eq!((vision.clip_config.num_heads, vision.clip_config.grid()), (4, 24));
     for (part, parameters) in checkpoint.report().into_iter().zip(parameters) {
-        assert_eq!((part.missing, part.unexpected, part.misshapen), (vec![], vec![], vec![]), "{}", part.name);
+        assert_eq!((part.missing, part.unexpected, part.wrong_shape), (vec![], vec![], vec![]), "{}", part.name);
         assert_eq!((part.parameters, part.bytes), (parameters, 4 * parameters), "{}", part.name);
     }
     checkpoint
@@ -188,7 +188,7 @@ fn a_tower_folder_that_is_named_wins() {
     let root = std::env::var_os("MGM_GOLDENS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens"), PathBuf::from);
     let folder = |path: &str| Rc::new(DiskFolder::new(root.join(path)));
-    let clip: Rc<dyn mgm::weights::source::Folder> = folder("llama3-8b/OpenAI/clip-vit-large-patch14-336");
+    let clip: Rc<dyn mgm::io::Folder> = folder("llama3-8b/OpenAI/clip-vit-large-patch14-336");
     let towers = TowerOptions { clip: Some(clip), convnext: None };
     let checkpoint = block_on(MgmCheckpoint::open(folder("gemma-2b/MGM-2B"), towers)).unwrap();
     // The figures of Llama-3's tower.

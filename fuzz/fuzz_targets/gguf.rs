@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use mgm::text::chat_template::{ChatTemplate, Message};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::gguf_model::GgufModel;
-use mgm::weights::source::MemorySource;
+use mgm::io::MemorySource;
 
 fuzz_target!(|bytes: &[u8]| {
     let source = Rc::new(MemorySource::new("fuzz.gguf", bytes));

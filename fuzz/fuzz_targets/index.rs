@@ -3,11 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use mgm::weights::checkpoint::Checkpoint;
-use mgm::weights::source::MemoryFolder;
+use mgm::io::MemoryFolder;
 
 fuzz_target!(|bytes: &[u8]| {
     const INDEX: &str = "model.safetensors.index.json";
-    let _ = mgm::weights::checkpoint::parse_index(INDEX, bytes);
+    let _ = mgm::weights::index::parse_index(INDEX, bytes);
     let folder = MemoryFolder::new([(INDEX, bytes)]);
     let _ = pollster::block_on(Checkpoint::open(&folder, &[INDEX]));
 });

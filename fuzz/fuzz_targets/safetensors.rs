@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
 use mgm::weights::checkpoint::Checkpoint;
-use mgm::weights::source::MemorySource;
+use mgm::io::MemorySource;
 
 fuzz_target!(|parts: (&str, &[u8])| {
     let (header, data) = parts;

@@ -5,10 +5,10 @@
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
-use mgm::diffusion::config::{TextEncoderConfig, UnetConfig, VaeConfig};
-use mgm::diffusion::scheduler::{Schedule, SchedulerConfig};
+use mgm::diffusion::scheduler::Schedule;
+use mgm::weights::sdxl::config::{SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
-use mgm::weights::source::MemorySource;
+use mgm::io::MemorySource;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((reader, bytes)) = bytes.split_first() else { return };

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
 use mgm::weights::checkpoint::Checkpoint;
-use mgm::weights::source::MemorySource;
+use mgm::io::MemorySource;
 
 fuzz_target!(|bytes: &[u8]| {
     let source = Rc::new(MemorySource::new("pytorch_model.bin", bytes));

@@ -83,7 +83,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     let started = Instant::now();
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let stop = interrupt::install()?;
-    let mut model = ImageModel::new(&gpu, checkpoint, &arguments.model, &arguments.image, stop)?;
+    let mut model = ImageModel::open(&gpu, checkpoint, &arguments.model, &arguments.image, stop).await?;
     // 32 bits: the seed is printed, and other programs' seeds are that short.
     let seed = arguments.seed.unwrap_or_else(|| seed::random() >> 32);
     let mut images = Vec::new();

@@ -10,13 +10,13 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::ProgressBar;
 use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
-use mgm::diffusion::random::NoiseType;
-use mgm::diffusion::scheduler::Override;
-use mgm::diffusion::settings::Settings;
+use mgm::diffusion::png_metadata::Settings;
+use mgm::diffusion::torch_rng::NoiseType;
 use mgm::gpu::Gpu;
 use mgm::image::Rgb8;
 use mgm::tensor::Precision;
 use mgm::weights::sdxl::SdxlCheckpoint;
+use mgm::weights::sdxl::config::SchedulerOverride;
 use mgm::{Error, Result};
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ pub struct ImageArgs {
     /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, optionally followed by -karras, -exponential,
     /// -leading, -trailing or -linspace [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
-    pub scheduler: Option<(String, Override)>,
+    pub scheduler: Option<(String, SchedulerOverride)>,
     /// Data type of the random noise, which changes the image of a seed: f32, f16 [default: f32 at precision f32, else f16, as in
     /// diffusers]
     #[arg(long, value_parser = ["f32", "f16"])]
@@ -58,7 +58,7 @@ fn parse_guidance_scale(text: &str) -> std::result::Result<f32, String> {
     parse_number(text, |scale| (0.0..=1000.0).contains(scale), "a guidance scale from 0 to 1000")
 }
 
-fn parse_scheduler(text: &str) -> std::result::Result<(String, Override), String> {
+fn parse_scheduler(text: &str) -> std::result::Result<(String, SchedulerOverride), String> {
     text.parse().map(|choice| (text.to_owned(), choice)).map_err(|error: Error| error.to_string())
 }
 
@@ -118,7 +118,7 @@ pub struct ImageModel {
 }
 
 impl ImageModel {
-    pub fn new(
+    pub async fn open(
         gpu: &Gpu,
         checkpoint: SdxlCheckpoint,
         model: &SdxlArgs,
@@ -137,7 +137,7 @@ impl ImageModel {
         let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let options = LoadOptions { precision, on_progress: Some(on_progress) };
         Ok(Self {
-            diffusion: Diffusion::new(gpu, checkpoint, options)?,
+            diffusion: Diffusion::open(gpu, checkpoint, options).await?,
             arguments: arguments.clone(),
             model: model.model.as_deref().map(name).unwrap_or_default(),
             precision,
@@ -193,7 +193,7 @@ impl ImageModel {
         let noise = match self.arguments.noise.as_deref() {
             Some("f16") => NoiseType::F16,
             Some(_) => NoiseType::F32,
-            None => NoiseType::of(self.precision),
+            None => NoiseType::for_precision(self.precision),
         };
         let request = Request {
             prompt: settings.prompt.clone(),
@@ -254,7 +254,7 @@ impl ImageModel {
             .await;
         finish_loading();
         bar.finish_and_clear();
-        failed.map_err(|error| Error::Io { file: "standard error".to_owned(), reason: error.to_string() })?;
+        failed.map_err(|error| Error::io("standard error", &error))?;
         // The first step includes one-time work, so the mean is over the others.
         let step_ms = match (first.get(), last.get()) {
             (Some((before, from)), Some((done, to))) if done > before => {

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use mgm::diffusion::settings::Settings;
+use mgm::diffusion::png_metadata::Settings;
 use mgm::image::{Rgb8, decode};
 use mgm::{Error, Result};
-use mgm_native::files::io_error;
+
+use crate::files::io_error;
 
 /// Reads and decodes an image file.
 pub fn read_image(path: &Path) -> Result<Rgb8> {

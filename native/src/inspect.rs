@@ -8,8 +8,9 @@ use mgm::plan::Plan;
 use mgm::tensor::Precision;
 use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
-use mgm::weights::mgm::{MgmCheckpoint, PartReport};
+use mgm::weights::mgm::MgmCheckpoint;
 use mgm::weights::model_files::ModelFiles;
+use mgm::weights::report::{PartReport, WrongShape};
 use mgm::weights::sdxl::SdxlCheckpoint;
 
 use crate::args::CheckpointArgs;
@@ -41,7 +42,11 @@ fn inspect_sdxl(checkpoint: &SdxlCheckpoint) -> Result<(), CliError> {
         let (layers, width, heads) = (text.num_layers, text.hidden_size, text.num_heads);
         writeln!(out, "text encoder {}: {layers} layers, hidden size {width}, {heads} heads", index + 1)?;
     }
-    writeln!(out, "scheduler: {}, {:?} spacing, {:?}", scheduler.class, scheduler.spacing, scheduler.prediction)?;
+    writeln!(
+        out,
+        "scheduler: {}, {:?} spacing, {:?}",
+        scheduler.class, scheduler.timestep_spacing, scheduler.prediction_type
+    )?;
     let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = [Precision::F32, Precision::F16, Precision::Q8]
         .map(|precision| (precision.to_string(), Plan::of_diffusion(checkpoint, precision)));
@@ -87,7 +92,7 @@ fn inspect_gguf(model: &GgufModel) -> Result<(), CliError> {
     for (kind, (count, bytes)) in kinds {
         writeln!(out, "{kind:<20} {count:>8} {:>10.1}", bytes as f64 / 1e6)?;
     }
-    let bad = print_parts(&mut out, &[PartReport::of_language(&model.weights, &model.config)])?;
+    let bad = print_parts(&mut out, &[PartReport::for_language(&model.weights, &model.config)])?;
     let plan =
         |keep_stored, precision| Plan::of_gguf(model, &LoadOptions { keep_stored, ..LoadOptions::at(precision) });
     let mut plans = vec![("as stored".to_owned(), plan(true, Precision::F16))];
@@ -146,10 +151,10 @@ fn print_parts(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<b
     }
     let mut bad = false;
     for part in report {
-        bad |= !part.missing.is_empty() || !part.misshapen.is_empty();
+        bad |= !part.missing.is_empty() || !part.wrong_shape.is_empty();
         print_names(out, part.name, "missing", &part.missing)?;
         print_names(out, part.name, "unexpected", &part.unexpected)?;
-        for (name, found, expected) in part.misshapen.iter().take(SHOWN) {
+        for WrongShape { name, found, expected } in part.wrong_shape.iter().take(SHOWN) {
             writeln!(out, "{}: {name} has shape {found:?}, expected {expected:?}", part.name)?;
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mgm::gpu::Gpu;
+use mgm::io::{DiskFile, DiskFolder, Folder};
 use mgm::load::LoadOptions;
 use mgm::plan::Plan;
 use mgm::session::Model;
@@ -13,8 +14,6 @@ use mgm::tensor::Precision;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
-use mgm::weights::source::Folder;
-use mgm_native::files::{DiskFile, DiskFolder, io_error};
 
 use crate::args::CheckpointArgs;
 use crate::{bundled_models, device_cache, progress};
@@ -58,7 +57,7 @@ pub async fn open_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<ModelFil
 /// # Errors
 /// Those of the reader.
 pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
-    let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
+    let file = DiskFile::open(path)?;
     GgufModel::open(Rc::new(file)).await
 }
 

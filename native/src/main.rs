@@ -15,6 +15,7 @@ mod device_cache;
 mod doctor;
 mod error;
 mod eval;
+mod files;
 mod generate;
 mod image_model;
 mod images;

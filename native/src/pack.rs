@@ -7,20 +7,21 @@ use std::rc::Rc;
 
 use clap::Args;
 use mgm::Error;
+use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
 use mgm::session::template_of;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 use mgm::text::tokenizer::Tokenizer;
-use mgm::weights::bundle::plan::{Plan, Shard};
+use mgm::weights::bundle::layout::{Layout, Shard};
 use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
 use mgm::weights::mgm::MgmCheckpoint;
 use mgm::weights::model_files::ModelFiles;
+use mgm::weights::report::PartReport;
 use mgm::weights::sdxl::SdxlCheckpoint;
-use mgm::weights::source::{ByteSource, Folder};
-use mgm_native::files::{DiskFile, DiskFolder, hex, io_error};
 use sha2::{Digest, Sha256};
 
 use crate::args::{CheckpointArgs, parse_size};
+use crate::files::{hex, io_error};
 use crate::load::{checkpoint_path, open_checkpoint};
 use crate::{CliError, progress, sdxl};
 
@@ -61,7 +62,7 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
     let files = open_checkpoint(&arguments.checkpoint).await?;
     let shard_bytes = shard_bytes(&arguments)?;
     let name = arguments.name.unwrap_or_else(|| default_name(&path));
-    let plan = match &files {
+    let layout = match &files {
         ModelFiles::Mgm(checkpoint) => {
             if let Some(packed) = checkpoint.packed {
                 let reason =
@@ -75,19 +76,19 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
                 None => template_of(checkpoint, &tokenizer)?,
             };
             let precision = arguments.precision.unwrap_or(Precision::Q4);
-            Plan::of_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?
+            Layout::from_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?
         }
         ModelFiles::Gguf(_) if arguments.precision.is_some() || !path.is_file() => {
             let reason = "a GGUF file is packed without conversion: name the file and omit --precision".to_owned();
             return Err(Error::InvalidArgument(reason).into());
         }
         ModelFiles::Gguf(model) => {
-            let file = DiskFile::open(&path).map_err(|error| io_error(&path, error))?;
+            let file = DiskFile::open(path)?;
             let source: Rc<dyn ByteSource> = Rc::new(file);
-            Plan::of_gguf(&source, model, &name, shard_bytes).await?
+            Layout::from_gguf(&source, model, &name, shard_bytes).await?
         }
     };
-    write(plan, &arguments.out).await
+    write(layout, &arguments.out).await
 }
 
 fn shard_bytes(arguments: &PackArgs) -> Result<u64, Error> {
@@ -118,42 +119,33 @@ async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
     let checkpoint = sdxl::open(path, None, None).await?;
     checkpoint.check()?;
     let name = arguments.name.clone().unwrap_or_else(|| default_name(path));
-    let plan = Plan::of_diffusion(&folder, &checkpoint, &name, precision, shard_bytes(arguments)?).await?;
-    write(plan, &arguments.out).await
+    let layout = Layout::from_diffusion(&folder, &checkpoint, &name, precision, shard_bytes(arguments)?).await?;
+    write(layout, &arguments.out).await
 }
 
 /// Refuses a checkpoint that could not be loaded.
 fn refuse_incomplete(checkpoint: &MgmCheckpoint) -> Result<(), Error> {
-    for part in checkpoint.report() {
-        if let Some((name, found, expected)) = part.misshapen.into_iter().next() {
-            return Err(Error::WrongShape { name, found, expected: format!("{expected:?}") });
-        }
-        if let Some(name) = part.missing.into_iter().next() {
-            let hint = format!(", but the {} needs it", part.name);
-            return Err(Error::MissingTensor { name, file: part.origin, hint });
-        }
-    }
-    Ok(())
+    checkpoint.report().iter().try_for_each(PartReport::check)
 }
 
-async fn write(plan: Plan, out: &Path) -> Result<(), CliError> {
+async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
     std::fs::create_dir_all(out).map_err(|error| io_error(out, error))?;
     if out.join(MANIFEST).exists() {
         let reason = format!("{} already holds a bundle: name another folder, or remove it", out.display());
         return Err(Error::InvalidArgument(reason).into());
     }
-    let bar = progress::bytes(plan.bytes(), "packing");
-    let mut manifest = plan.manifest;
-    for (file, bytes) in &plan.files {
+    let bar = progress::bytes(layout.bytes(), "packing");
+    let mut manifest = layout.manifest;
+    for (file, bytes) in &layout.files {
         let mut target = HashingFile::create(out.join(file))?;
         target.write(bytes)?;
         bar.inc(bytes.len() as u64);
         manifest.files.push(target.finish(file, "tokenizer")?);
     }
-    for (index, shard) in plan.shards.iter().enumerate() {
-        let file = Shard::file(index, plan.shards.len());
+    for (index, shard) in layout.shards.iter().enumerate() {
+        let file = Shard::file(index, layout.shards.len());
         let mut target = HashingFile::create(out.join(&file))?;
-        target.write(&shard.header())?;
+        target.write(&shard.header()?)?;
         shard
             .write(|bytes| {
                 bar.inc(bytes.len() as u64);

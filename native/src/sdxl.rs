@@ -5,11 +5,10 @@ use std::rc::Rc;
 
 use clap::Args;
 use mgm::Result;
+use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
 use mgm::tensor::Precision;
 use mgm::weights::bundle::read::Bundle;
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
-use mgm::weights::source::{ByteSource, Folder};
-use mgm_native::files::{DiskFile, DiskFolder, io_error};
 
 use crate::bundled_models;
 
@@ -108,6 +107,6 @@ pub async fn is_sdxl(path: &Path) -> Result<bool> {
 /// # Errors
 /// [`mgm::Error::Io`].
 pub fn open_file(path: &Path) -> Result<Rc<dyn ByteSource>> {
-    let file = DiskFile::open(path).map_err(|error| io_error(path, error))?;
+    let file = DiskFile::open(path)?;
     Ok(Rc::new(file))
 }

@@ -3,27 +3,25 @@
 //! The three networks take tensors and give tensors; what goes on between them (schedules, guidance, seeds) is the host of
 //! numbers' business, not the device's. All maps have their channels last, from the first convolution to the last pixel.
 
-pub mod answer;
-pub mod config;
+pub mod gen_protocol;
 #[cfg(feature = "gpu")]
 pub mod pipeline;
 #[cfg(feature = "gpu")]
 mod pixel_attention;
+pub mod png_metadata;
 pub mod preview;
-pub mod random;
 #[cfg(feature = "gpu")]
 mod resnet;
 pub mod scheduler;
-pub mod settings;
 #[cfg(feature = "gpu")]
 mod statistics;
 #[cfg(feature = "gpu")]
 mod text_encoder;
 #[cfg(feature = "gpu")]
 mod tiles;
+pub mod torch_rng;
 #[cfg(feature = "gpu")]
 mod transformer;
-pub mod twister;
 #[cfg(feature = "gpu")]
 mod unet;
 #[cfg(feature = "gpu")]
@@ -35,5 +33,3 @@ pub use text_encoder::{TextEncoder, TextEncoding};
 pub use unet::{Condition, Unet};
 #[cfg(feature = "gpu")]
 pub use vae::{VaeDecoder, VaeEncoder};
-
-pub use config::{TextEncoderConfig, UnetConfig, UnetLevel, VaeConfig};

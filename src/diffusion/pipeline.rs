@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::answer::NEGATIVE_PROMPT;
+use super::gen_protocol::NEGATIVE_PROMPT;
 use super::preview::{byte, preview};
-use super::random::{Generator, NoiseType};
-use super::scheduler::{Schedule, SchedulerConfig, Step};
+use super::scheduler::{Schedule, Step};
+use super::torch_rng::{Generator, NoiseType};
 use super::{Condition, TextEncoder, Unet, VaeDecoder, VaeEncoder};
 use crate::gpu::{Gpu, Readback, Recorder};
 use crate::image::{Canvas, Rgb8, Window, bicubic};
@@ -18,6 +18,8 @@ use crate::load::{Loader, OnProgress};
 use crate::ops::{self, FeatureMap};
 use crate::plan::Plan;
 use crate::tensor::{Precision, Tensor};
+use crate::text::clip::ClipTokenizer;
+use crate::weights::sdxl::config::SchedulerConfig;
 use crate::weights::sdxl::{SdxlCheckpoint, TEXT_1, TEXT_2, UNET, VAE};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
@@ -121,6 +123,7 @@ pub struct Encoded {
 pub struct Diffusion {
     gpu: Gpu,
     checkpoint: SdxlCheckpoint,
+    tokenizers: [ClipTokenizer; 2],
     options: LoadOptions,
     plan: Plan,
     text: Option<[TextEncoder; 2]>,
@@ -137,11 +140,11 @@ const MAX_ENCODED: usize = 64;
 pub const MAX_SIDE: usize = 8192;
 
 impl Diffusion {
-    /// A model whose parts will be loaded when they are needed.
+    /// Opens a model: its tokenizers now, its networks when they are needed.
     ///
     /// # Errors
-    /// As [`SdxlCheckpoint::check`]; [`Error::OutOfMemory`] if not even one part after the other fits into what may be used.
-    pub fn new(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: LoadOptions) -> Result<Self> {
+    /// As [`SdxlCheckpoint::check`] and [`ClipTokenizer::load`]; [`Error::OutOfMemory`] if not even one part after the other fits into what may be used.
+    pub async fn open(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: LoadOptions) -> Result<Self> {
         checkpoint.check()?;
         let plan = Plan::of_diffusion(&checkpoint, options.precision);
         if let (Some(limit), Some((part, needed))) =
@@ -151,9 +154,15 @@ impl Diffusion {
             let what = format!("the {part} at {}", options.precision);
             return Err(Error::OutOfMemory { what, needed: *needed, available: limit });
         }
+        let [first, second] = &checkpoint.tokenizers;
+        let tokenizers = [
+            ClipTokenizer::load(&*first.folder, first.pad_token).await?,
+            ClipTokenizer::load(&*second.folder, second.pad_token).await?,
+        ];
         Ok(Self {
             gpu: gpu.clone(),
             checkpoint,
+            tokenizers,
             options,
             plan,
             text: None,
@@ -289,7 +298,7 @@ impl Diffusion {
             return Ok(encoded.clone());
         }
         let mut windows = Vec::new();
-        for ((_, config), tokenizer) in self.checkpoint.text.iter().zip(&self.checkpoint.tokenizers) {
+        for ((_, config), tokenizer) in self.checkpoint.text.iter().zip(&self.tokenizers) {
             windows.push(tokenizer.window(text, config.max_positions)?);
         }
         // The negative prompt of conversations is nobody's: that it is cut tells nothing.
@@ -584,7 +593,7 @@ fn is_guided(request: &Request) -> bool {
 }
 
 fn not_loaded() -> Error {
-    Error::InvalidArgument("nothing to do: the schedule is empty or a part is not loaded".to_owned())
+    Error::Internal("the schedule is empty or a part is not loaded".to_owned())
 }
 
 fn numbers(step: &Step, request: &Request, input_scale: f32) -> ops::Denoise {

@@ -1,11 +1,11 @@
 //! CLIP's text encoders (Radford et al., 2021), up to the states that Stable Diffusion XL takes.
 
-use super::TextEncoderConfig;
 use crate::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, Epilogue, Norm};
 use crate::tensor::{Matrix, Precision, Tensor};
+use crate::weights::sdxl::config::TextEncoderConfig;
 use crate::{Error, Result};
 
 /// A text encoder.

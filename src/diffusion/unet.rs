@@ -3,11 +3,11 @@
 use super::resnet::{Resnet, ResnetConfig};
 use super::statistics::Statistics;
 use super::transformer::{Dense, Transformer, TransformerConfig};
-use super::{UnetConfig, UnetLevel};
 use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Precision, Tensor};
+use crate::weights::sdxl::config::{UnetConfig, UnetLevel};
 use crate::{Error, Result};
 
 /// A UNet.

@@ -6,7 +6,6 @@
 //! second all tiles are normalised by the sums'. So neighbouring tiles have the very same values where they meet: there are
 //! no seams, nothing is blended.
 
-use super::VaeConfig;
 use super::pixel_attention::PixelAttention;
 use super::resnet::{Resnet, ResnetConfig};
 use super::statistics::{Statistics, Tile, TileSums};
@@ -15,6 +14,7 @@ use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, ConvEpilogue, ConvMode, Convolution, FeatureMap, GroupNorm, Rectangle};
 use crate::tensor::{Precision, Tensor};
+use crate::weights::sdxl::config::VaeConfig;
 use crate::{Error, Result};
 
 /// Of all norms.
@@ -390,5 +390,5 @@ fn forward_tiled_from(
             copy(recorder, &tile, part, whole, (ratio(cut.core.top), ratio(cut.core.left)));
         }
     }
-    whole.ok_or_else(|| Error::InvalidArgument("a map without pixels".to_owned()))
+    whole.ok_or_else(|| Error::Internal("a feature map without pixels".to_owned()))
 }

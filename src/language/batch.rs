@@ -139,7 +139,7 @@ impl Language {
         }
         cache.reserve(recorder, rows.end)?;
         let Some(table) = cache.table.clone() else {
-            return Err(Error::InvalidArgument("the cache has no room yet".to_owned()));
+            return Err(Error::Internal("the cache has no room yet".to_owned()));
         };
         if rows.end <= cache.common {
             for (layer, keys_values) in self.layers.iter().zip(&cache.layers) {

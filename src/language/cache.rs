@@ -60,7 +60,7 @@ impl Cache {
     }
 
     pub(super) fn table(&self) -> Result<&RopeTable> {
-        self.table.as_ref().ok_or_else(|| Error::InvalidArgument("the cache has no room yet".to_owned()))
+        self.table.as_ref().ok_or_else(|| Error::Internal("the cache has no room yet".to_owned()))
     }
 
     pub(super) fn advance(&mut self, positions: usize) {

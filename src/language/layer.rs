@@ -7,8 +7,8 @@ use crate::ops::{
     self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeTable,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
-use crate::weights::checkpoint::RowOrder;
 use crate::weights::config::LanguageConfig;
+use crate::weights::row_order::RowOrder;
 
 /// A pre-norm decoder layer.
 #[derive(Debug)]
@@ -45,11 +45,11 @@ impl Layer {
         let (eps, unit_offset) = (config.rms_norm_eps, config.norm_unit_offset);
         let heads = loader.pp("self_attn");
         let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-        let in_turn = |heads| RowOrder::HalvesInTurn { heads };
+        let in_turn = |heads| RowOrder::RopeInterleaved { heads };
         let qkv = [
             ("q_proj.weight", q, in_turn(attention.heads)),
             ("k_proj.weight", kv, in_turn(attention.kv_heads)),
-            ("v_proj.weight", kv, RowOrder::InOrder),
+            ("v_proj.weight", kv, RowOrder::Plain),
         ];
         Ok(Self {
             attention,

@@ -83,7 +83,7 @@ struct Params {
 
 /// Queries [m, heads * head_dim] of norm(x) W^T, turned by their positions; keys, turned, and values go into the cache there.
 /// x [m, k], W [(heads + 2 kv_heads) * head_dim, k]: queries, keys, values. Within the heads of queries and keys the rows of W
-/// are in the order of [`RowOrder::HalvesInTurn`](crate::weights::checkpoint::RowOrder), and so are the queries that come out.
+/// are in the order of `RowOrder::RopeInterleaved`, and so are the queries that come out.
 pub fn linear_qkv_rope(
     recorder: &mut Recorder,
     x: &Tensor,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::tokenizer::Tokenizer;
 use super::tokenizer_config::{TokenizerConfig, read};
-use crate::weights::source::Folder;
+use crate::io::Folder;
 use crate::{Error, Result};
 
 /// Where words, numbers and the rest part; whatever this does not match is left out.

@@ -4,11 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::chat_template::{ChatTemplate, Message};
+use super::prompt::Prompt;
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
-
-/// How an image's place is written in a prompt shown as text.
-pub const IMAGE_PLACEHOLDER: &str = "<image>";
 
 /// The form of the conversation that a model was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,16 +129,16 @@ pub struct Turn {
 
 /// How a conversation is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Style {
+pub enum PromptFormat {
     /// By one of the templates that Mini-Gemini models were trained on.
-    Known(Template),
+    Builtin(Template),
     /// By a template that the model carries with it. It has no place for images.
-    Own(ChatTemplate),
+    Jinja(ChatTemplate),
 }
 
-impl From<Template> for Style {
+impl From<Template> for PromptFormat {
     fn from(template: Template) -> Self {
-        Self::Known(template)
+        Self::Builtin(template)
     }
 }
 
@@ -148,7 +146,7 @@ impl From<Template> for Style {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     /// How it is written.
-    pub style: Style,
+    pub format: PromptFormat,
     /// Replaces the template's system text. Empty leaves the system part out. Gemma's and Mistral's templates have no place
     /// for one: there it goes before the first question, with an empty line between.
     pub system: Option<String>,
@@ -158,8 +156,8 @@ pub struct Conversation {
 
 impl Conversation {
     /// An empty conversation with the template's own system text.
-    pub fn new(style: impl Into<Style>) -> Self {
-        Self { style: style.into(), system: None, turns: Vec::new() }
+    pub fn new(format: impl Into<PromptFormat>) -> Self {
+        Self { format: format.into(), system: None, turns: Vec::new() }
     }
 
     /// The user asks, giving `images` new images with the question.
@@ -186,13 +184,13 @@ impl Conversation {
     /// # Errors
     /// If a model's own template cannot write the conversation.
     pub fn prompt(&self) -> Result<Prompt> {
-        match &self.style {
-            Style::Known(template) => Ok(self.known_prompt(*template)),
-            Style::Own(template) => self.own_prompt(template),
+        match &self.format {
+            PromptFormat::Builtin(template) => Ok(self.builtin_prompt(*template)),
+            PromptFormat::Jinja(template) => self.jinja_prompt(template),
         }
     }
 
-    fn own_prompt(&self, template: &ChatTemplate) -> Result<Prompt> {
+    fn jinja_prompt(&self, template: &ChatTemplate) -> Result<Prompt> {
         if self.images() > 0 {
             return Err(Error::InvalidArgument(
                 "this model's own conversation template has no place for images".to_owned(),
@@ -214,11 +212,11 @@ impl Conversation {
             (Some(system), Some(turn)) => render(None, Some(&format!("{system}\n\n{}", turn.question))),
             _ => Err(error),
         })?;
-        Ok(Prompt { pieces: vec![prompt] })
+        Ok(Prompt::from_text(prompt))
     }
 
-    fn known_prompt(&self, template: Template) -> Prompt {
-        let mut prompt = PromptWriter { prompt: Prompt { pieces: vec![String::new()] }, numbered: self.images() > 1 };
+    fn builtin_prompt(&self, template: Template) -> Prompt {
+        let mut prompt = PromptWriter { prompt: Prompt::default(), numbered: self.images() > 1 };
         let own = self.system.as_deref();
         let system = own.or(template.default_system()).filter(|text| !text.is_empty());
         let last = self.turns.len().saturating_sub(1);
@@ -289,42 +287,6 @@ impl Conversation {
     }
 }
 
-/// A prompt: texts with an image between each two of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    pieces: Vec<String>,
-}
-
-impl Prompt {
-    /// A prompt written as one text in which every `<image>` stands for an image, as the reference has it.
-    pub fn from_text(text: &str) -> Self {
-        Self { pieces: text.split(IMAGE_PLACEHOLDER).map(str::to_owned).collect() }
-    }
-
-    /// The texts before, between and after the images: one more than there are images.
-    pub fn pieces(&self) -> &[String] {
-        &self.pieces
-    }
-
-    /// How many images the prompt holds.
-    pub fn images(&self) -> usize {
-        self.pieces.len().saturating_sub(1)
-    }
-}
-
-impl fmt::Display for Prompt {
-    /// The prompt as the reference writes it, images as `<image>`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, piece) in self.pieces.iter().enumerate() {
-            if index > 0 {
-                f.write_str(IMAGE_PLACEHOLDER)?;
-            }
-            f.write_str(piece)?;
-        }
-        Ok(())
-    }
-}
-
 struct PromptWriter {
     prompt: Prompt,
     numbered: bool,
@@ -332,19 +294,17 @@ struct PromptWriter {
 
 impl PromptWriter {
     fn text(&mut self, text: &str) -> &mut Self {
-        if let Some(piece) = self.prompt.pieces.last_mut() {
-            piece.push_str(text);
-        }
+        self.prompt.push_text(text);
         self
     }
 
     fn question(&mut self, turn: &Turn) -> &mut Self {
         for _ in 0..turn.images {
             if self.numbered {
-                let number = self.prompt.pieces.len();
+                let number = self.prompt.images() + 1;
                 self.text(&format!("Image {number}:"));
             }
-            self.prompt.pieces.push(String::new());
+            self.prompt.push_image();
             self.text("\n");
         }
         self.text(&turn.question)
@@ -405,7 +365,8 @@ mod tests {
     fn system_text_that_a_template_refuses_stands_before_the_first_question() {
         let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
                       [{{ m.content }}]{% endfor %}";
-        let mut talk = Conversation::new(Style::Own(ChatTemplate::new("test", source, "", "").expect("a template")));
+        let mut talk =
+            Conversation::new(PromptFormat::Jinja(ChatTemplate::new("test", source, "", "").expect("a template")));
         talk.system = Some("Be brief.".to_owned());
         for question in ["Why?", "And?"] {
             talk.ask(question, 0);
@@ -437,7 +398,7 @@ mod tests {
         talk.ask("And this?", 1);
         let prompt = talk.prompt().expect("a prompt");
         assert!(prompt.to_string().ends_with("<s>[INST] Image 3:<image>\nAnd this? [/INST]"));
-        assert_eq!((prompt.images(), prompt.pieces().len()), (3, 4));
+        assert_eq!((prompt.images(), prompt.segments().len()), (3, 4));
     }
 
     #[test]
@@ -445,8 +406,8 @@ mod tests {
         let mut talk = Conversation::new(Template::Mistral);
         talk.ask("What does <image> mean?", 1);
         let prompt = talk.prompt().expect("a prompt");
-        assert_eq!(prompt.pieces(), ["[INST] ", "\nWhat does <image> mean? [/INST]"]);
-        assert_eq!(Prompt::from_text(&prompt.to_string()).images(), 2);
+        assert_eq!(prompt.segments(), ["[INST] ", "\nWhat does <image> mean? [/INST]"]);
+        assert_eq!(Prompt::with_placeholders(&prompt.to_string()).images(), 2);
     }
 
     #[test]

@@ -20,9 +20,9 @@ const CLEAN_UP: [(&str, &str); 10] = [
 
 /// How the tokens of a vocabulary join to text.
 #[derive(Debug)]
-pub(super) enum Style {
+pub(super) enum DecoderKind {
     /// As transformers' slow tokenizers decode through SentencePiece.
-    SentencePiece(SentencePieceStyle),
+    SentencePiece(SentencePieceRules),
     /// Every token is a string of bytes.
     ByteLevel,
     /// As the `tokenizers` crate's Replace, ByteFallback, Fuse, Strip: a run of byte tokens is text if all of it is.
@@ -32,9 +32,9 @@ pub(super) enum Style {
     },
 }
 
-/// The particulars of [`Style::SentencePiece`].
+/// The particulars of [`DecoderKind::SentencePiece`].
 #[derive(Debug)]
-pub(super) struct SentencePieceStyle {
+pub(super) struct SentencePieceRules {
     /// Llama's slow tokenizer drops the space it added itself...
     pub drop_first_space: bool,
     /// ...and SentencePiece the one that it added.
@@ -50,12 +50,12 @@ pub(super) struct SentencePieceStyle {
 
 /// One token, ready to be written.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Unit<'a> {
-    /// Text; where the style is SentencePiece, spaces are still U+2581.
+pub(super) enum TokenText<'a> {
+    /// Text; where the rules is SentencePiece, spaces are still U+2581.
     Text {
         text: &'a str,
         /// Whether the text after a leading U+2581 is a piece too.
-        rest_is_piece: bool,
+        unprefixed_is_piece: bool,
     },
     /// Bytes that need not be whole characters.
     Bytes(&'a [u8]),
@@ -69,7 +69,7 @@ pub(super) enum Unit<'a> {
 
 /// The units of a vocabulary, in one buffer: a text each, of 128,000, would take several times as much.
 #[derive(Debug, Default)]
-pub(super) struct Units {
+pub(super) struct TokenTable {
     bytes: Vec<u8>,
     places: HashMap<u32, Place>,
 }
@@ -84,42 +84,42 @@ struct Place {
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    Text { rest_is_piece: bool },
+    Text { unprefixed_is_piece: bool },
     Bytes,
     Control,
     Unknown,
     Added,
 }
 
-impl Units {
+impl TokenTable {
     pub fn with_capacity(tokens: usize) -> Self {
         Self { bytes: Vec::new(), places: HashMap::with_capacity(tokens) }
     }
 
     /// Takes a token's unit, in the place of another if there is one.
-    pub fn insert(&mut self, id: u32, unit: Unit<'_>) {
+    pub fn insert(&mut self, id: u32, unit: TokenText<'_>) {
         let (kind, bytes) = match unit {
-            Unit::Text { text, rest_is_piece } => (Kind::Text { rest_is_piece }, text.as_bytes()),
-            Unit::Bytes(bytes) => (Kind::Bytes, bytes),
-            Unit::Control(text) => (Kind::Control, text.as_bytes()),
-            Unit::Unknown(text) => (Kind::Unknown, text.as_bytes()),
-            Unit::Added(text) => (Kind::Added, text.as_bytes()),
+            TokenText::Text { text, unprefixed_is_piece } => (Kind::Text { unprefixed_is_piece }, text.as_bytes()),
+            TokenText::Bytes(bytes) => (Kind::Bytes, bytes),
+            TokenText::Control(text) => (Kind::Control, text.as_bytes()),
+            TokenText::Unknown(text) => (Kind::Unknown, text.as_bytes()),
+            TokenText::Added(text) => (Kind::Added, text.as_bytes()),
         };
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(bytes);
         self.places.insert(id, Place { start, end: self.bytes.len() as u32, kind });
     }
 
-    pub fn get(&self, id: u32) -> Option<Unit<'_>> {
+    pub fn get(&self, id: u32) -> Option<TokenText<'_>> {
         let Place { start, end, kind } = *self.places.get(&id)?;
         let bytes = self.bytes.get(start as usize..end as usize)?;
         let text = || std::str::from_utf8(bytes).ok();
         Some(match kind {
-            Kind::Text { rest_is_piece } => Unit::Text { text: text()?, rest_is_piece },
-            Kind::Bytes => Unit::Bytes(bytes),
-            Kind::Control => Unit::Control(text()?),
-            Kind::Unknown => Unit::Unknown(text()?),
-            Kind::Added => Unit::Added(text()?),
+            Kind::Text { unprefixed_is_piece } => TokenText::Text { text: text()?, unprefixed_is_piece },
+            Kind::Bytes => TokenText::Bytes(bytes),
+            Kind::Control => TokenText::Control(text()?),
+            Kind::Unknown => TokenText::Unknown(text()?),
+            Kind::Added => TokenText::Added(text()?),
         })
     }
 }
@@ -127,16 +127,16 @@ impl Units {
 /// What is needed to decode.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    pub units: Units,
+    pub units: TokenTable,
     pub special: HashSet<u32>,
-    pub style: Style,
+    pub kind: DecoderKind,
     pub clean_up: bool,
 }
 
 impl Decoder {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        if let (Style::SentencePiece(style), false) = (&self.style, skip_special) {
-            return self.decode_with_special(style, ids);
+        if let (DecoderKind::SentencePiece(rules), false) = (&self.kind, skip_special) {
+            return self.decode_with_special(rules, ids);
         }
         let mut state = self.start(skip_special);
         let mut text = String::new();
@@ -155,14 +155,14 @@ impl Decoder {
 
     /// Slow Llama tokenizers write special tokens with spaces that depend on what follows, which cannot be streamed; no one
     /// needs to: an answer is shown without them.
-    fn decode_with_special(&self, style: &SentencePieceStyle, ids: &[u32]) -> String {
+    fn decode_with_special(&self, rules: &SentencePieceRules, ids: &[u32]) -> String {
         let mut parts: Vec<String> = Vec::new();
         let mut run: Vec<u32> = Vec::new();
         for &id in ids {
             match self.units.get(id) {
-                Some(Unit::Added(text)) if !self.special.contains(&id) => {
+                Some(TokenText::Added(text)) if !self.special.contains(&id) => {
                     if !run.is_empty() {
-                        parts.push(self.join_with_special(style, &run));
+                        parts.push(self.join_with_special(rules, &run));
                         parts.retain(|part| !part.is_empty());
                         run.clear();
                     }
@@ -173,9 +173,9 @@ impl Decoder {
             }
         }
         if !run.is_empty() {
-            parts.push(self.join_with_special(style, &run));
+            parts.push(self.join_with_special(rules, &run));
         }
-        let mut text = parts.join(if style.space_around_added { " " } else { "" });
+        let mut text = parts.join(if rules.space_around_added { " " } else { "" });
         if self.clean_up {
             for (from, to) in CLEAN_UP {
                 text = text.replace(from, to);
@@ -185,7 +185,7 @@ impl Decoder {
     }
 
     /// `convert_tokens_to_string` of transformers' slow Llama tokenizer.
-    fn join_with_special(&self, style: &SentencePieceStyle, ids: &[u32]) -> String {
+    fn join_with_special(&self, rules: &SentencePieceRules, ids: &[u32]) -> String {
         let mut text = String::new();
         let mut piece = String::new();
         let mut joiner = Joiner::default();
@@ -193,7 +193,7 @@ impl Decoder {
         for (index, id) in ids.iter().enumerate() {
             let Some(unit) = self.units.get(*id) else { continue };
             if self.special.contains(id) {
-                if !special_before && index != 0 && style.legacy {
+                if !special_before && index != 0 && rules.legacy {
                     text.push(' ');
                 }
                 joiner.flush_sentencepiece(&mut piece);
@@ -202,10 +202,10 @@ impl Decoder {
                 joiner = Joiner { first_token_seen: true, ..Joiner::default() };
                 special_before = true;
             } else {
-                if special_before && index == 1 && style.drop_first_space && !unit.text().starts_with(SPACE) {
+                if special_before && index == 1 && rules.drop_first_space && !unit.text().starts_with(SPACE) {
                     text.push(' ');
                 }
-                joiner.push_sentencepiece(style, unit, &mut piece);
+                joiner.push_sentencepiece(rules, unit, &mut piece);
                 special_before = false;
             }
         }
@@ -214,11 +214,14 @@ impl Decoder {
     }
 }
 
-impl<'a> Unit<'a> {
+impl<'a> TokenText<'a> {
     fn text(self) -> &'a str {
         match self {
-            Unit::Text { text, .. } | Unit::Control(text) | Unit::Unknown(text) | Unit::Added(text) => text,
-            Unit::Bytes(_) => "",
+            TokenText::Text { text, .. }
+            | TokenText::Control(text)
+            | TokenText::Unknown(text)
+            | TokenText::Added(text) => text,
+            TokenText::Bytes(_) => "",
         }
     }
 }
@@ -240,13 +243,13 @@ impl State<'_> {
             return;
         }
         let Some(unit) = self.decoder.units.get(id) else { return };
-        self.joiner.push(&self.decoder.style, unit, &mut self.raw);
+        self.joiner.push(&self.decoder.kind, unit, &mut self.raw);
         self.drain(false, out);
     }
 
     /// Appends what was held back.
     pub fn finish(&mut self, out: &mut String) {
-        self.joiner.finish(&self.decoder.style, &mut self.raw);
+        self.joiner.finish(&self.decoder.kind, &mut self.raw);
         self.drain(true, out);
     }
 
@@ -262,7 +265,7 @@ impl State<'_> {
 /// Joins tokens to text.
 #[derive(Debug, Default)]
 struct Joiner {
-    /// Bytes that are not yet a whole character (or, with [`Style::ByteFallback`], a whole run).
+    /// Bytes that are not yet a whole character (or, with [`DecoderKind::ByteFallback`], a whole run).
     bytes: Vec<u8>,
     /// A token of this segment has been seen: the first one loses the space that the tokenizer added.
     first_token_seen: bool,
@@ -280,12 +283,12 @@ struct Joiner {
 }
 
 impl Joiner {
-    fn push(&mut self, style: &Style, unit: Unit<'_>, out: &mut String) {
-        match style {
-            Style::SentencePiece(style) => match unit {
-                Unit::Added(text) => {
-                    self.end_segment(style, out);
-                    if (self.part_before || self.printed) && style.space_around_added {
+    fn push(&mut self, kind: &DecoderKind, unit: TokenText<'_>, out: &mut String) {
+        match kind {
+            DecoderKind::SentencePiece(rules) => match unit {
+                TokenText::Added(text) => {
+                    self.end_segment(rules, out);
+                    if (self.part_before || self.printed) && rules.space_around_added {
                         out.push(' ');
                     }
                     out.push_str(text);
@@ -293,12 +296,12 @@ impl Joiner {
                 }
                 unit => {
                     let mut text = String::new();
-                    self.push_sentencepiece(style, unit, &mut text);
-                    self.print(style, &text, out);
+                    self.push_sentencepiece(rules, unit, &mut text);
+                    self.print(rules, &text, out);
                 }
             },
-            Style::ByteLevel => match unit {
-                Unit::Bytes(bytes) => {
+            DecoderKind::ByteLevel => match unit {
+                TokenText::Bytes(bytes) => {
                     self.bytes.extend_from_slice(bytes);
                     self.drain_bytes(Invalid::Sequence, out);
                 }
@@ -307,8 +310,8 @@ impl Joiner {
                     self.drain_bytes(Invalid::Sequence, out);
                 }
             },
-            Style::ByteFallback { strip } => match unit {
-                Unit::Bytes(bytes) => self.bytes.extend_from_slice(bytes),
+            DecoderKind::ByteFallback { strip } => match unit {
+                TokenText::Bytes(bytes) => self.bytes.extend_from_slice(bytes),
                 unit => {
                     let run = self.end_run();
                     self.print_stripped(*strip, &run, out);
@@ -318,22 +321,22 @@ impl Joiner {
         }
     }
 
-    fn finish(&mut self, style: &Style, out: &mut String) {
-        match style {
-            Style::SentencePiece(style) => {
-                self.end_segment(style, out);
+    fn finish(&mut self, kind: &DecoderKind, out: &mut String) {
+        match kind {
+            DecoderKind::SentencePiece(rules) => {
+                self.end_segment(rules, out);
                 // A last part is joined even if it is empty.
-                if self.first_token_seen && !self.printed && self.part_before && style.space_around_added {
+                if self.first_token_seen && !self.printed && self.part_before && rules.space_around_added {
                     out.push(' ');
                 }
             }
-            Style::ByteLevel => {
+            DecoderKind::ByteLevel => {
                 if !self.bytes.is_empty() {
                     self.bytes.clear();
                     out.push(char::REPLACEMENT_CHARACTER);
                 }
             }
-            Style::ByteFallback { strip } => {
+            DecoderKind::ByteFallback { strip } => {
                 let run = self.end_run();
                 self.print_stripped(*strip, &run, out);
             }
@@ -341,27 +344,27 @@ impl Joiner {
     }
 
     /// SentencePiece's part of a segment ends: bytes that wait for more will get none.
-    fn end_segment(&mut self, style: &SentencePieceStyle, out: &mut String) {
+    fn end_segment(&mut self, rules: &SentencePieceRules, out: &mut String) {
         let mut text = String::new();
         self.flush_sentencepiece(&mut text);
-        self.print(style, &text, out);
+        self.print(rules, &text, out);
     }
 
-    fn print(&mut self, style: &SentencePieceStyle, text: &str, out: &mut String) {
+    fn print(&mut self, rules: &SentencePieceRules, text: &str, out: &mut String) {
         if text.is_empty() {
             return;
         }
-        if !std::mem::replace(&mut self.printed, true) && self.part_before && style.space_around_added {
+        if !std::mem::replace(&mut self.printed, true) && self.part_before && rules.space_around_added {
             out.push(' ');
         }
         out.push_str(text);
     }
 
     /// `SentencePieceProcessor::Decode`, one piece.
-    fn push_sentencepiece(&mut self, style: &SentencePieceStyle, unit: Unit<'_>, out: &mut String) {
+    fn push_sentencepiece(&mut self, rules: &SentencePieceRules, unit: TokenText<'_>, out: &mut String) {
         let first = !std::mem::replace(&mut self.first_token_seen, true);
         let before = out.len();
-        if let Unit::Bytes(bytes) = unit {
+        if let TokenText::Bytes(bytes) = unit {
             self.bytes.extend_from_slice(bytes);
             self.drain_bytes(Invalid::Byte, out);
             self.past_start |= out.len() > before;
@@ -371,20 +374,20 @@ impl Joiner {
         self.past_start |= self.prefix_dropped || out.len() > before;
         let written = out.len();
         match unit {
-            Unit::Control(_) => self.prefix_dropped = false,
-            Unit::Unknown(_) => {
+            TokenText::Control(_) => self.prefix_dropped = false,
+            TokenText::Unknown(_) => {
                 self.prefix_dropped = false;
-                out.push_str(&style.unknown_surface);
+                out.push_str(&rules.unknown_surface);
             }
             _ => {
                 let mut piece = unit.text();
                 let mut known = true;
                 if first
-                    && style.drop_first_space
+                    && rules.drop_first_space
                     && let Some(rest) = piece.strip_prefix(SPACE)
                 {
                     piece = rest;
-                    known = matches!(unit, Unit::Text { rest_is_piece: true, .. });
+                    known = matches!(unit, TokenText::Text { unprefixed_is_piece: true, .. });
                 }
                 if !known {
                     // Not a piece of its own: SentencePiece prints it as it is.
@@ -393,11 +396,11 @@ impl Joiner {
                 } else {
                     let mut dropped = false;
                     if !self.past_start
-                        && (style.drop_dummy_prefix || style.remove_extra_whitespaces)
+                        && (rules.drop_dummy_prefix || rules.remove_extra_whitespaces)
                         && let Some(rest) = piece.strip_prefix(SPACE)
                     {
                         piece = rest;
-                        dropped = !style.remove_extra_whitespaces;
+                        dropped = !rules.remove_extra_whitespaces;
                     }
                     self.prefix_dropped = dropped;
                     out.extend(piece.chars().map(|c| if c == SPACE { ' ' } else { c }));

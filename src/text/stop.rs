@@ -29,24 +29,24 @@ impl StopIds {
             Template::Llama3 => &["<|end_of_text|>", "<|eot_id|>"],
         };
         let own = own.iter().filter_map(|token| tokenizer.token_id(token));
-        Self::of(config.iter().chain(generation_config).copied().chain(tokenizer.eos()).chain(own))
+        Self::from_ids(config.iter().chain(generation_config).copied().chain(tokenizer.eos()).chain(own))
     }
 
     /// For a model with a template of its own, which does not say what ends a turn: the configured ids, the tokenizer's, and
     /// all special tokens that are known to end turns.
-    pub fn of_own_template(config: &[u32], tokenizer: &Tokenizer) -> Self {
+    pub fn for_jinja_template(config: &[u32], tokenizer: &Tokenizer) -> Self {
         let ends = END_OF_TURN.iter().filter_map(|token| tokenizer.token_id(token));
         let ends = ends.filter(|id| tokenizer.is_special(*id));
-        Self::of(config.iter().copied().chain(tokenizer.eos()).chain(ends))
+        Self::from_ids(config.iter().copied().chain(tokenizer.eos()).chain(ends))
     }
 
     /// The same ids, and all special tokens that are known to end turns.
     pub fn with_turn_ends(self, tokenizer: &Tokenizer) -> Self {
-        let ends = Self::of_own_template(&[], tokenizer);
-        Self::of(self.ids.into_iter().chain(ends.ids))
+        let ends = Self::for_jinja_template(&[], tokenizer);
+        Self::from_ids(self.ids.into_iter().chain(ends.ids))
     }
 
-    fn of(ids: impl Iterator<Item = u32>) -> Self {
+    fn from_ids(ids: impl Iterator<Item = u32>) -> Self {
         let mut ids: Vec<u32> = ids.collect();
         ids.sort_unstable();
         ids.dedup();

@@ -15,12 +15,12 @@
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 
-use super::conversation::Prompt;
-use super::decode::{Decoder, SentencePieceStyle, Style, Unit, Units};
+use super::decode::{Decoder, DecoderKind, SentencePieceRules, TokenTable, TokenText};
 use super::merges;
+use super::prompt::Prompt;
 use super::sentencepiece::{Model, PieceKind, SPACE};
 use super::tokenizer_config::{AddedToken, TokenizerConfig, read};
-use crate::weights::source::Folder;
+use crate::io::Folder;
 use crate::{Error, Result};
 
 const JSON: &str = "tokenizer.json";
@@ -51,13 +51,13 @@ enum Encoder {
     Json {
         tokenizer: Box<tokenizers::Tokenizer>,
         /// For Llama and Gemma, whose fast classes overrule the file: what to put before and after.
-        around: Option<Around>,
+        affixes: Option<AffixTokens>,
     },
 }
 
-/// What stands around every encoded text.
+/// What stands affixes every encoded text.
 #[derive(Debug, Default)]
-struct Around {
+struct AffixTokens {
     before: Option<u32>,
     after: Option<u32>,
 }
@@ -80,7 +80,7 @@ enum Mode {
 struct SentencePiece {
     model: Model,
     mode: Mode,
-    around: Around,
+    affixes: AffixTokens,
     added: AddedTokens,
     /// The unknown token's text and the number of ids it encodes to by itself (only for [`Mode::Once`]).
     guard: (String, usize),
@@ -187,17 +187,17 @@ impl Tokenizer {
             Family::Llama | Family::Gemma | Family::Gguf => Mode::PerSegment,
         };
 
-        let mut units = Units::with_capacity(model.pieces().len());
+        let mut units = TokenTable::with_capacity(model.pieces().len());
         for (id, piece) in model.pieces().iter().enumerate() {
             let text = &*piece.text;
             let unit = match &piece.kind {
-                PieceKind::Byte(byte) => Unit::Bytes(std::slice::from_ref(byte)),
-                _ if mode == Mode::Converted => Unit::Text { text: &with_spaces(text), rest_is_piece: true },
-                PieceKind::Control => Unit::Control(text),
-                PieceKind::Unknown => Unit::Unknown(text),
+                PieceKind::Byte(byte) => TokenText::Bytes(std::slice::from_ref(byte)),
+                _ if mode == Mode::Converted => TokenText::Text { text: &with_spaces(text), unprefixed_is_piece: true },
+                PieceKind::Control => TokenText::Control(text),
+                PieceKind::Unknown => TokenText::Unknown(text),
                 PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused => {
-                    let rest_is_piece = text.strip_prefix(SPACE).is_some_and(|rest| model.id(rest).is_some());
-                    Unit::Text { text, rest_is_piece }
+                    let unprefixed_is_piece = text.strip_prefix(SPACE).is_some_and(|rest| model.id(rest).is_some());
+                    TokenText::Text { text, unprefixed_is_piece }
                 }
             };
             units.insert(id as u32, unit);
@@ -206,11 +206,14 @@ impl Tokenizer {
             // GGUF's user-defined tokens (Gemma's runs of white space) are text like any other when they are printed.
             let text = &*token.content;
             let plain = family == Family::Gguf && !token.special;
-            units.insert(id, if plain { Unit::Text { text, rest_is_piece: true } } else { Unit::Added(text) });
+            units.insert(
+                id,
+                if plain { TokenText::Text { text, unprefixed_is_piece: true } } else { TokenText::Added(text) },
+            );
         }
         let style = match mode {
-            Mode::Converted => Style::ByteFallback { strip: Some((' ', 1)) },
-            mode => Style::SentencePiece(SentencePieceStyle {
+            Mode::Converted => DecoderKind::ByteFallback { strip: Some((' ', 1)) },
+            mode => DecoderKind::SentencePiece(SentencePieceRules {
                 drop_first_space: matches!(family, Family::Llama | Family::Gguf) && prefix,
                 drop_dummy_prefix: mode == Mode::PerSegment && model.normalizer.add_dummy_prefix,
                 remove_extra_whitespaces: model.normalizer.remove_extra_whitespaces,
@@ -223,7 +226,7 @@ impl Tokenizer {
         let added = AddedTokens::new(added.into_iter());
         let id_of = |text: &String| added.id(text).or_else(|| model.id(text));
         let (bos, eos) = (bos.as_ref().and_then(id_of), eos.as_ref().and_then(id_of));
-        let around = Around {
+        let affixes = AffixTokens {
             before: bos.filter(|_| config.add_bos_token.unwrap_or(true)),
             after: eos.filter(|_| config.add_eos_token.unwrap_or(false)),
         };
@@ -231,10 +234,10 @@ impl Tokenizer {
             Mode::Once { .. } => (unknown.clone(), model.encode_without_prefix(&unknown).len()),
             _ => Default::default(),
         };
-        let encoder = SentencePiece { added, model, mode, around, guard, special: special.clone() };
+        let encoder = SentencePiece { added, model, mode, affixes, guard, special: special.clone() };
         Ok(Self {
             encoder: Encoder::SentencePiece(Box::new(encoder)),
-            decoder: Decoder { units, special, style, clean_up: config.clean_up_tokenization_spaces },
+            decoder: Decoder { units, special, kind: style, clean_up: config.clean_up_tokenization_spaces },
             bos,
             eos,
             vocab_size: next as usize,
@@ -244,7 +247,7 @@ impl Tokenizer {
     pub(super) fn from_json(bytes: &[u8], config: &TokenizerConfig, gemma: bool) -> Result<Self> {
         let bad = |reason: String| Error::Config { file: JSON.to_owned(), reason };
         let file: JsonFile = serde_json::from_slice(bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
-        let style = json_style(&file.decoder)?;
+        let style = json_decoder(&file.decoder)?;
         // A model without a vocabulary of keys is none of byte pairs.
         if file.model.vocab.0 > 0 {
             merges::check(file.model.merges.0, file.model.vocab.0).map_err(bad)?;
@@ -263,12 +266,12 @@ impl Tokenizer {
         config: &TokenizerConfig,
     ) -> Result<Self> {
         // Asking the library for its vocabulary would copy it.
-        Self::from_library(tokenizer, JsonStyle::ByteLevel, config, false, |_| (0..tokens).collect())
+        Self::from_library(tokenizer, JsonDecoder::ByteLevel, config, false, |_| (0..tokens).collect())
     }
 
     fn from_library(
         mut tokenizer: tokenizers::Tokenizer,
-        style: JsonStyle,
+        style: JsonDecoder,
         config: &TokenizerConfig,
         gemma: bool,
         ids: impl FnOnce(&tokenizers::Tokenizer) -> Vec<u32>,
@@ -296,9 +299,9 @@ impl Tokenizer {
 
         let added = tokenizer.get_added_tokens_decoder();
         let ids = ids(&tokenizer);
-        let byte_level = matches!(style, JsonStyle::ByteLevel);
+        let byte_level = matches!(style, JsonDecoder::ByteLevel);
         let byte_of = byte_level.then(byte_level_alphabet);
-        let mut units = Units::with_capacity(ids.len());
+        let mut units = TokenTable::with_capacity(ids.len());
         for id in &ids {
             if let Some(text) = tokenizer.id_to_token(*id) {
                 style.add_unit(&mut units, *id, &text, byte_of.as_ref());
@@ -308,7 +311,7 @@ impl Tokenizer {
         let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
         let class = config.class.as_deref().unwrap_or_default();
         let overruled = gemma || class.contains("Llama");
-        let around = (overruled && config.class.is_some()).then(|| Around {
+        let affixes = (overruled && config.class.is_some()).then(|| AffixTokens {
             before: bos.filter(|_| config.add_bos_token.unwrap_or(true)),
             after: eos.filter(|_| config.add_eos_token.unwrap_or(false)),
         });
@@ -317,10 +320,10 @@ impl Tokenizer {
             decoder: Decoder {
                 units,
                 special: added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect(),
-                style: style.into(),
+                kind: style.into(),
                 clean_up: config.clean_up_tokenization_spaces,
             },
-            encoder: Encoder::Json { tokenizer: Box::new(tokenizer), around },
+            encoder: Encoder::Json { tokenizer: Box::new(tokenizer), affixes },
             bos,
             eos,
         })
@@ -330,14 +333,14 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.encoder {
             Encoder::SentencePiece(encoder) => Ok(encoder.encode(text)),
-            Encoder::Json { tokenizer, around } => {
-                let encoding = tokenizer.encode_fast(text, around.is_none()).map_err(|error| Error::Config {
+            Encoder::Json { tokenizer, affixes } => {
+                let encoding = tokenizer.encode_fast(text, affixes.is_none()).map_err(|error| Error::Config {
                     file: JSON.to_owned(),
                     reason: format!("the tokenizer cannot encode this text: {error}"),
                 })?;
                 let ids = encoding.get_ids();
-                Ok(match around {
-                    Some(around) => around.before.iter().chain(ids).chain(&around.after).copied().collect(),
+                Ok(match affixes {
+                    Some(affixes) => affixes.before.iter().chain(ids).chain(&affixes.after).copied().collect(),
                     None => ids.to_vec(),
                 })
             }
@@ -349,8 +352,8 @@ impl Tokenizer {
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<PromptToken>> {
         let mut tokens = Vec::new();
         let mut drop_first = false;
-        for (index, piece) in prompt.pieces().iter().enumerate() {
-            let mut ids = self.encode(piece)?;
+        for (index, segment) in prompt.segments().iter().enumerate() {
+            let mut ids = self.encode(segment)?;
             if index == 0 {
                 // Some templates write the beginning token themselves; one is enough.
                 if self.bos.is_some() && ids.first().copied() == self.bos && ids.get(1).copied() == self.bos {
@@ -422,7 +425,7 @@ enum Family {
 impl SentencePiece {
     fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
-        ids.extend(self.around.before);
+        ids.extend(self.affixes.before);
         match self.mode {
             Mode::PerSegment => {
                 self.added.split(text, |segment| match segment {
@@ -443,7 +446,7 @@ impl SentencePiece {
             }
             Mode::Once { prefix } => self.encode_once(text, prefix, &mut ids),
         }
-        ids.extend(self.around.after);
+        ids.extend(self.affixes.after);
         ids
     }
 
@@ -543,33 +546,33 @@ impl AddedTokens {
 }
 
 /// The decoders of `tokenizer.json` that language models of this family use.
-enum JsonStyle {
+enum JsonDecoder {
     ByteLevel,
     Fallback { replace: Vec<(String, String)>, bytes: bool, strip: Option<(char, usize)> },
 }
 
-impl From<JsonStyle> for Style {
-    fn from(style: JsonStyle) -> Self {
+impl From<JsonDecoder> for DecoderKind {
+    fn from(style: JsonDecoder) -> Self {
         match style {
-            JsonStyle::ByteLevel => Style::ByteLevel,
-            JsonStyle::Fallback { strip, .. } => Style::ByteFallback { strip },
+            JsonDecoder::ByteLevel => DecoderKind::ByteLevel,
+            JsonDecoder::Fallback { strip, .. } => DecoderKind::ByteFallback { strip },
         }
     }
 }
 
-impl JsonStyle {
-    fn add_unit(&self, units: &mut Units, id: u32, text: &str, byte_of: Option<&HashMap<char, u8>>) {
+impl JsonDecoder {
+    fn add_unit(&self, units: &mut TokenTable, id: u32, text: &str, byte_of: Option<&HashMap<char, u8>>) {
         match self {
             Self::ByteLevel => {
                 let bytes =
                     byte_of.and_then(|map| text.chars().map(|c| map.get(&c).copied()).collect::<Option<Vec<u8>>>());
-                units.insert(id, Unit::Bytes(bytes.as_deref().unwrap_or(text.as_bytes())));
+                units.insert(id, TokenText::Bytes(bytes.as_deref().unwrap_or(text.as_bytes())));
             }
             Self::Fallback { replace, bytes, .. } => {
                 let text = replace.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
                 match byte_token(&text) {
-                    Some(byte) if *bytes => units.insert(id, Unit::Bytes(&[byte])),
-                    _ => units.insert(id, Unit::Text { text: &text, rest_is_piece: true }),
+                    Some(byte) if *bytes => units.insert(id, TokenText::Bytes(&[byte])),
+                    _ => units.insert(id, TokenText::Text { text: &text, unprefixed_is_piece: true }),
                 }
             }
         }
@@ -586,7 +589,7 @@ struct JsonFile {
 }
 
 /// Reads the `decoder` of a `tokenizer.json`.
-fn json_style(decoder: &serde_json::Value) -> Result<JsonStyle> {
+fn json_decoder(decoder: &serde_json::Value) -> Result<JsonDecoder> {
     let kind =
         |value: &serde_json::Value| value.get("type").and_then(|kind| kind.as_str()).unwrap_or("none").to_owned();
     let unsupported = |found: String| Error::Unsupported {
@@ -595,14 +598,14 @@ fn json_style(decoder: &serde_json::Value) -> Result<JsonStyle> {
         supported: "ByteLevel; Sequence of Replace, ByteFallback, Fuse, Strip (from the left)".to_owned(),
     };
     let steps = match kind(decoder).as_str() {
-        "ByteLevel" => return Ok(JsonStyle::ByteLevel),
+        "ByteLevel" => return Ok(JsonDecoder::ByteLevel),
         "Sequence" => decoder.get("decoders").and_then(|list| list.as_array()).cloned().unwrap_or_default(),
         other => return Err(unsupported(other.to_owned())),
     };
     let (mut replace, mut bytes, mut fused, mut strip) = (Vec::new(), false, false, None);
     for step in &steps {
         match kind(step).as_str() {
-            "ByteLevel" if steps.len() == 1 => return Ok(JsonStyle::ByteLevel),
+            "ByteLevel" if steps.len() == 1 => return Ok(JsonDecoder::ByteLevel),
             "Replace" if !bytes && !fused => {
                 let from = step.pointer("/pattern/String").and_then(|text| text.as_str());
                 let to = step.get("content").and_then(|text| text.as_str());
@@ -621,7 +624,7 @@ fn json_style(decoder: &serde_json::Value) -> Result<JsonStyle> {
             other => return Err(unsupported(format!("Sequence with {other} at this place"))),
         }
     }
-    Ok(JsonStyle::Fallback { replace, bytes, strip })
+    Ok(JsonDecoder::Fallback { replace, bytes, strip })
 }
 
 /// `<0x41>` as the `tokenizers` crate reads it (either case of digits).

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::weights::source::{Folder, read_file};
+use crate::io::{Folder, read_file};
 use crate::{Error, Result};
 
 /// Nothing beside a checkpoint's tensors is larger (the largest `tokenizer.json` has 35 MB).

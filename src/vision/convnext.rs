@@ -4,7 +4,7 @@ use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, Activation, Epilogue, FeatureMap, Norm};
 use crate::tensor::{Matrix, Tensor};
-use crate::weights::view::Weights;
+use crate::weights::config::ConvNextConfig;
 use crate::{Error, Result};
 
 /// timm's default, everywhere in the tower.
@@ -13,44 +13,6 @@ const EPS: f32 = 1e-6;
 const MAX_INNER_BYTES: usize = 32 << 20;
 /// Portions are whole 64s of pixels, so that views of them start where every device can bind them.
 const PORTION: usize = 64;
-
-/// Depths and widths of the four stages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConvNextConfig {
-    /// Blocks of each stage.
-    pub depths: [usize; 4],
-    /// Channels of each stage.
-    pub widths: [usize; 4],
-}
-
-impl ConvNextConfig {
-    /// ConvNeXt-L, the tower of all released models.
-    pub const LARGE: Self = Self { depths: [3, 3, 27, 3], widths: [192, 384, 768, 1536] };
-
-    /// Reads depths and widths off a checkpoint's tensors.
-    pub fn from_weights(weights: &Weights) -> Result<Self> {
-        let mut config = Self { depths: [0; 4], widths: [0; 4] };
-        for stage in 0..4 {
-            let stage_weights = weights.pp("stages").pp(stage);
-            config.depths[stage] = stage_weights.count("blocks");
-            let [width, ..] = stage_weights.dims::<4>("blocks.0.conv_dw.weight")?;
-            config.widths[stage] = width;
-        }
-        if config.widths.contains(&0) {
-            return Err(Error::WrongShape {
-                name: weights.full_name("stages"),
-                found: config.widths.to_vec(),
-                expected: "four stages with channels".to_owned(),
-            });
-        }
-        Ok(config)
-    }
-
-    /// Channels of all stages together.
-    pub fn channels(&self) -> usize {
-        self.widths.iter().sum()
-    }
-}
 
 /// A ConvNeXt without its head.
 #[derive(Debug)]
@@ -103,7 +65,7 @@ impl ConvNext {
                     .await?,
             );
         }
-        let stages = stages.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))?;
+        let stages = stages.try_into().map_err(|_| Error::Internal("a ConvNeXt has four stages".to_owned()))?;
         let width = config.widths[0];
         Ok(Self {
             stem: stem.matrix("0.weight", width, 3 * 16).await?,

@@ -10,12 +10,12 @@ use crate::image::{Preprocess, Views};
 use crate::load::{Loader, OnProgress};
 use crate::ops::{self, FeatureMap, MiningMap};
 use crate::tensor::{Precision, Tensor};
-use crate::weights::config::{AspectRatio, ClipConfig, VisionConfig};
+use crate::weights::config::{AspectRatio, ClipConfig, ConvNextConfig, VisionConfig};
 use crate::weights::mgm::VisionWeights;
 use crate::{Error, Result};
 
 pub use clip::ClipVit;
-pub use convnext::{ConvNext, ConvNextConfig};
+pub use convnext::ConvNext;
 pub use mining::{PatchInfoMining, Tile};
 pub use projector::Projector;
 
@@ -227,7 +227,7 @@ impl Vision {
             maps.push(x.clone());
             steps.step(recorder).await?;
         }
-        maps.try_into().map_err(|_| Error::InvalidArgument("a ConvNeXt has four stages".to_owned()))
+        maps.try_into().map_err(|_| Error::Internal("a ConvNeXt has four stages".to_owned()))
     }
 
     /// Mined features in the order of the tokens. The global tile looks at the averaged map.

@@ -5,7 +5,7 @@ use crate::gpu::Recorder;
 use crate::load::Loader;
 use crate::ops::{self, Activation, Epilogue};
 use crate::tensor::{Matrix, Tensor};
-use crate::weights::config::Projector as Kind;
+use crate::weights::config::ProjectorKind as Kind;
 
 /// Linear layers with GELU between them; none at all for `identity`.
 #[derive(Debug)]

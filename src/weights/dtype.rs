@@ -29,6 +29,25 @@ pub enum Dtype {
     Block(BlockType),
 }
 
+/// Types of safetensors files.
+const SAFETENSORS: [(Dtype, safetensors::Dtype); 15] = [
+    (Dtype::F64, safetensors::Dtype::F64),
+    (Dtype::F32, safetensors::Dtype::F32),
+    (Dtype::F16, safetensors::Dtype::F16),
+    (Dtype::Bf16, safetensors::Dtype::BF16),
+    (Dtype::I64, safetensors::Dtype::I64),
+    (Dtype::I32, safetensors::Dtype::I32),
+    (Dtype::I16, safetensors::Dtype::I16),
+    (Dtype::I8, safetensors::Dtype::I8),
+    (Dtype::U64, safetensors::Dtype::U64),
+    (Dtype::U32, safetensors::Dtype::U32),
+    (Dtype::U16, safetensors::Dtype::U16),
+    (Dtype::U8, safetensors::Dtype::U8),
+    (Dtype::Bool, safetensors::Dtype::BOOL),
+    (Dtype::F8E4M3, safetensors::Dtype::F8_E4M3),
+    (Dtype::F8E5M2, safetensors::Dtype::F8_E5M2),
+];
+
 /// The types that [`decode_f32`] takes, for messages.
 pub const FLOAT_TYPES: &str = "F64, F32, F16 or BF16";
 
@@ -88,12 +107,19 @@ impl Dtype {
         }
     }
 
-    /// The type of a `dtype` field in a safetensors header.
-    pub fn from_safetensors(name: &str) -> Option<Self> {
-        use Dtype::*;
-        [F64, F32, F16, Bf16, I64, I32, I16, I8, U64, U32, U16, U8, Bool, F8E4M3, F8E5M2]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+    /// The type with this [`Self::name`] in safetensors headers.
+    pub fn from_name(name: &str) -> Option<Self> {
+        SAFETENSORS.into_iter().map(|(dtype, _)| dtype).find(|dtype| dtype.name() == name)
+    }
+
+    /// The type of the `safetensors` crate as this one.
+    pub fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
+        SAFETENSORS.into_iter().find(|(_, theirs)| *theirs == dtype).map(|(dtype, _)| dtype)
+    }
+
+    /// This type in a safetensors header; `None` for block types.
+    pub fn to_safetensors(self) -> Option<safetensors::Dtype> {
+        SAFETENSORS.into_iter().find(|(dtype, _)| *dtype == self).map(|(_, theirs)| theirs)
     }
 
     /// The element type of a torch storage class, for example `FloatStorage`.

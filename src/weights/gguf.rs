@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::blocks::BlockType;
-use super::checkpoint::{StoredTensor, TensorInfo};
 use super::dtype::Dtype;
-use super::source::{ByteSource, read_range};
+use super::stored_tensor::{StoredTensor, TensorInfo};
+use crate::io::{ByteSource, read_range};
 use crate::{Error, Result};
 
 /// The first bytes of every GGUF file.

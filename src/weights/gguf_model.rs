@@ -5,11 +5,13 @@
 
 use std::rc::Rc;
 
-use super::checkpoint::{Checkpoint, RowOrder, StoredTensor};
+use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ExpertsConfig, LanguageConfig};
 use super::gguf::Header;
-use super::source::ByteSource;
+use super::row_order::RowOrder;
+use super::stored_tensor::StoredTensor;
 use super::view::Weights;
+use crate::io::ByteSource;
 use crate::tensor::Activation;
 use crate::{Error, Result};
 
@@ -49,7 +51,7 @@ impl GgufModel {
         for stored in &header.tensors {
             reader.place(&config, stored, &mut tensors)?;
         }
-        let checkpoint = Checkpoint::of_tensors(source, tensors);
+        let checkpoint = Checkpoint::from_tensors(source, tensors);
         config.rope_freq_factors = reader.rope_freq_factors(&config, &checkpoint).await?;
         Ok(Self { header: Rc::new(header), config, weights: Weights::new(Rc::new(checkpoint)) })
     }
@@ -236,7 +238,7 @@ impl<'a> Metadata<'a> {
         let mut add = |name: &str, stored: StoredTensor| {
             tensors.push((format!("model.layers.{layer}.{name}.weight"), stored));
         };
-        let in_turn = |heads| if permuted { RowOrder::HalvesInTurn { heads } } else { RowOrder::InOrder };
+        let rows = |heads| if permuted { RowOrder::RopeInterleaved { heads } } else { RowOrder::Plain };
         let simple = match part {
             "attn_norm" => "input_layernorm",
             "ffn_norm" => "post_attention_layernorm",
@@ -247,11 +249,11 @@ impl<'a> Metadata<'a> {
             "ffn_down" => "mlp.down_proj",
             "ffn_gate_inp" => "block_sparse_moe.gate",
             "attn_q" => {
-                add("self_attn.q_proj", StoredTensor { rows: in_turn(config.num_heads), ..stored.clone() });
+                add("self_attn.q_proj", StoredTensor { rows: rows(config.num_heads), ..stored.clone() });
                 return Ok(());
             }
             "attn_k" => {
-                add("self_attn.k_proj", StoredTensor { rows: in_turn(config.num_kv_heads), ..stored.clone() });
+                add("self_attn.k_proj", StoredTensor { rows: rows(config.num_kv_heads), ..stored.clone() });
                 return Ok(());
             }
             // The angles' table, which is computed here.

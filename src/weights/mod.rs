@@ -1,26 +1,30 @@
-//! What a checkpoint is: names, shapes, element types, and readers over a byte source.
+//! Readers of checkpoints: tensor names, shapes and element types, from a byte source.
 //!
-//! Readers, from the bottom up: [`source`] (bytes), [`dtype`] (elements), the file formats [`safetensors`],
-//! [`torch_bin`] (with [`zip`] and [`pickle`] under it), [`gguf`] (with [`blocks`]), [`checkpoint`] (one or many files as one set of tensors),
-//! [`view`] (tensors under a prefix), [`config`] (the JSON beside them) and [`mgm`] (a whole Mini-Gemini checkpoint),
-//! [`gguf_model`] (a language model in a GGUF file).
+//! From the bottom up: [`dtype`] and [`stored_tensor`] (what a file says of a tensor); the file formats [`safetensors`],
+//! [`torch_bin`] (a [`zip`] archive of a [`pickle`]) and [`gguf`] (with [`blocks`]); [`checkpoint`] (one or several files
+//! as one set of tensors) and [`view`] (tensors under a prefix); [`config`] (the JSON files next to the weights) and
+//! [`expected`] (the tensors that a configuration requires); whole models: [`mgm`] (Mini-Gemini), [`gguf_model`] (a language model in a GGUF file), [`sdxl`] (Stable Diffusion XL),
+//! [`bundle`] (mgm's packed form of any of them), [`model_files`] (whichever of them a folder holds).
 //!
-//! Everything here treats its input as hostile: no file may cause a panic, an allocation beyond its own size or the
-//! execution of anything.
+//! All input is treated as hostile: no file causes a panic, an allocation beyond its own size, or the execution of code.
 
 pub mod blocks;
 pub mod bundle;
 pub mod checkpoint;
 pub mod config;
 pub mod dtype;
+pub mod expected;
 pub mod gguf;
 pub mod gguf_model;
+pub mod index;
 pub mod mgm;
 pub mod model_files;
 pub mod pickle;
+pub mod report;
+pub mod row_order;
 pub mod safetensors;
 pub mod sdxl;
-pub mod source;
+pub mod stored_tensor;
 pub mod torch_bin;
 pub mod view;
 pub mod zip;

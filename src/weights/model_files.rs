@@ -5,8 +5,8 @@ use std::rc::Rc;
 use super::bundle::read::Bundle;
 use super::gguf_model::GgufModel;
 use super::mgm::{MgmCheckpoint, TowerOptions};
-use super::source::Folder;
 use crate::Result;
+use crate::io::Folder;
 use crate::tensor::Precision;
 
 /// The opened files of a model. Only headers and configurations are in memory.

@@ -1,9 +1,9 @@
 //! The tensors of a torch file (`pytorch_model.bin`): a zip archive of a pickle, `ARCHIVE/data.pkl`, and one entry of raw
 //! elements a storage, `ARCHIVE/data/KEY`.
 
-use super::checkpoint::{StoredTensor, TensorInfo};
-use super::source::{ByteSource, read_range};
+use super::stored_tensor::{StoredTensor, TensorInfo};
 use super::{pickle, zip};
+use crate::io::{ByteSource, read_range};
 use crate::{Error, Result};
 
 /// The tensors of the state dict in a torch file. Nothing in the file is executed.
@@ -93,9 +93,9 @@ fn is_contiguous(shape: &[u64], stride: &[u64]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::MemorySource;
     use super::super::zip::tests::archive;
     use super::*;
+    use crate::io::MemorySource;
 
     #[test]
     fn contiguity_ignores_dimensions_of_one() {

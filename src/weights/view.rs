@@ -5,7 +5,9 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::checkpoint::{Checkpoint, RowOrder, TensorInfo};
+use super::checkpoint::Checkpoint;
+use super::row_order::RowOrder;
+use super::stored_tensor::TensorInfo;
 use crate::tensor::Packed;
 use crate::{Error, Result};
 
@@ -129,7 +131,7 @@ impl Weights {
     /// # Errors
     /// As [`Checkpoint::read_packed`].
     pub async fn read_packed(&self, name: &str, rows: Range<usize>) -> Result<Packed> {
-        self.read_packed_in(name, rows, RowOrder::InOrder).await
+        self.read_packed_in(name, rows, RowOrder::Plain).await
     }
 
     /// The same of the rows that are at places `rows` when all are in `order`.
@@ -152,8 +154,8 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use super::super::checkpoint::{MODEL_FILES, tests::file};
-    use super::super::source::MemoryFolder;
     use super::*;
+    use crate::io::MemoryFolder;
 
     #[test]
     fn names_count_from_the_prefix() {

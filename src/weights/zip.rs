@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::source::{ByteSource, read_range};
+use crate::io::{ByteSource, read_range};
 use crate::{Error, Result};
 
 /// Largest central directory that is read: about half a million entries.
@@ -211,8 +211,8 @@ impl<'a> Fields<'a> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::source::MemorySource;
     use super::*;
+    use crate::io::MemorySource;
 
     fn local_header(name: &str, method: u16, length: usize) -> Vec<u8> {
         let mut bytes = b"PK\x03\x04\0\0\0\0".to_vec();

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use mgm::diffusion::scheduler::Schedule;
 use mgm::diffusion::{TextEncoder, Unet, VaeDecoder};
 use mgm::gpu::{Gpu, Recorder};
+use mgm::io::DiskFolder;
 use mgm::load::Loader;
 use mgm::ops::{self, Denoise, FeatureMap};
 use mgm::tensor::{Precision, Tensor};
+use mgm::text::clip::ClipTokenizer;
 use mgm::weights::sdxl::{OpenOptions, SdxlCheckpoint};
 use mgm::weights::view::Weights;
-use mgm_native::files::DiskFolder;
 use safetensors::SafeTensors;
 
 use crate::Report;
@@ -84,10 +85,14 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
     for (weights, config) in &checkpoint.text {
         encoders.push(TextEncoder::load(&loader(weights), config).await?);
     }
+    let mut tokenizers = Vec::new();
+    for tokenizer in &checkpoint.tokenizers {
+        tokenizers.push(ClipTokenizer::load(&*tokenizer.folder, tokenizer.pad_token).await?);
+    }
     let encode = async |text: &str, expected_ids: Option<[&[u32]; 2]>, report: &mut Report| -> mgm::Result<Prompt> {
         let mut recorder = gpu.record();
         let mut reads = Vec::new();
-        for (index, (encoder, tokenizer)) in encoders.iter().zip(&checkpoint.tokenizers).enumerate() {
+        for (index, (encoder, tokenizer)) in encoders.iter().zip(&tokenizers).enumerate() {
             let ids = tokenizer.window(text, checkpoint.text[index].1.max_positions)?.ids;
             if expected_ids.is_some_and(|expected| expected[index] != ids) {
                 report.failures.push(format!("ids of encoder {}: {ids:?}", index + 1));

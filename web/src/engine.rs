@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use js_sys::Function;
 use mgm::gpu::Gpu;
+use mgm::io::Folder;
 use mgm::load::LoadOptions;
 use mgm::ops::{Sampling, products};
 use mgm::plan::Plan;
@@ -16,7 +17,6 @@ use mgm::tuning::{TuneOptions, tune};
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
-use mgm::weights::source::Folder;
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
 

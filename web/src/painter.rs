@@ -4,16 +4,16 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use js_sys::{Function, Object, Reflect, Uint8Array};
-use mgm::diffusion::answer;
+use mgm::diffusion::gen_protocol;
 use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
-use mgm::diffusion::random::NoiseType;
-use mgm::diffusion::scheduler::Override;
-use mgm::diffusion::settings::Settings;
+use mgm::diffusion::png_metadata::Settings;
+use mgm::diffusion::torch_rng::NoiseType;
 use mgm::image::Rgb8;
+use mgm::io::Folder;
 use mgm::tensor::Precision;
 use mgm::weights::bundle::read::Bundle;
+use mgm::weights::sdxl::config::SchedulerOverride;
 use mgm::weights::sdxl::{OpenOptions, SdxlCheckpoint};
-use mgm::weights::source::Folder;
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
 
@@ -95,7 +95,7 @@ impl Painter {
             listener.is_none_or(|listener| tell(&listener, "loaded", &(bytes as f64).into()))
         });
         let options = LoadOptions { precision, on_progress: Some(on_progress) };
-        let diffusion = Diffusion::new(&gpu, checkpoint, options).map_err(to_js)?;
+        let diffusion = Diffusion::open(&gpu, checkpoint, options).await.map_err(to_js)?;
         Ok(Self { diffusion: RefCell::new(diffusion), name: request.name, precision, listener })
     }
 
@@ -147,7 +147,7 @@ impl Painter {
         image: Option<Rgb8>,
         on_event: &Function,
     ) -> mgm::Result<(Rgb8, PaintReport)> {
-        let choice = request.scheduler.as_deref().map(str::parse::<Override>).transpose()?;
+        let choice = request.scheduler.as_deref().map(str::parse::<SchedulerOverride>).transpose()?;
         let scheduler = diffusion.checkpoint().scheduler(choice.as_ref())?;
         let default = diffusion.checkpoint().default_size();
         let size = (request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
@@ -175,7 +175,7 @@ impl Painter {
             height: size.1,
             start: image.map_or(Start::Noise, |image| Start::image(image, size, request.strength)),
             seed: request.seed,
-            noise: NoiseType::of(self.precision),
+            noise: NoiseType::for_precision(self.precision),
             previews: request.previews,
         };
         let parts = diffusion.plan().parts.clone();
@@ -203,25 +203,25 @@ impl Painter {
 /// What is put behind a question to ask a language model for a picture.
 #[wasm_bindgen(js_name = askingForPicture)]
 pub fn asking_for_picture(question: &str) -> String {
-    answer::asking_for_picture(question)
+    gen_protocol::asking_for_picture(question)
 }
 
 /// Whether a question asks for a picture by itself.
 #[wasm_bindgen(js_name = wantsPicture)]
 pub fn wants_picture(question: &str) -> bool {
-    answer::wants_picture(question)
+    gen_protocol::wants_picture(question)
 }
 
 /// The prompt of the picture that an answer describes.
 #[wasm_bindgen(js_name = picturePrompt)]
 pub fn picture_prompt(answer: &str) -> Option<String> {
-    answer::picture_prompt(answer).map(str::to_owned)
+    gen_protocol::picture_prompt(answer).map(str::to_owned)
 }
 
 /// What pictures of a conversation should not be.
 #[wasm_bindgen(js_name = negativePrompt)]
 pub fn negative_prompt() -> String {
-    answer::NEGATIVE_PROMPT.to_owned()
+    gen_protocol::NEGATIVE_PROMPT.to_owned()
 }
 
 async fn open(files: &js_sys::Map, precision: Option<Precision>) -> mgm::Result<SdxlCheckpoint> {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use js_sys::{ArrayBuffer, Promise, Uint8Array};
-use mgm::weights::source::{ByteSource, LocalFuture, MemoryFolder};
+use mgm::io::{ByteSource, LocalFuture, MemoryFolder};
 use mgm::{Error, Result};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
@@ -65,7 +65,7 @@ impl ByteSource for BlobSource {
 
     fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>> {
         Box::pin(async move {
-            let fail = |reason: String| Error::Io { file: self.name.clone(), reason };
+            let fail = |reason: String| Error::Io { file: self.name.clone(), kind: std::io::ErrorKind::Other, reason };
             let thrown = |error: JsValue| fail(format!("reading {offset}: {}", describe(&error)));
             let wanted = buffer.len();
             let mut at = offset;
@@ -116,7 +116,7 @@ pub fn folder(files: &js_sys::Map) -> MemoryFolder {
             sources.push((name, Rc::new(source)));
         }
     });
-    MemoryFolder::of_sources(sources)
+    MemoryFolder::from_sources(sources)
 }
 
 /// The paths of a `Map` of paths to blobs.

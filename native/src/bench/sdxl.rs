@@ -4,12 +4,13 @@
 use std::io::Write;
 use std::time::Instant;
 
-use mgm::diffusion::{TextEncoder, TextEncoderConfig, Unet, UnetConfig, VaeConfig, VaeDecoder};
+use mgm::diffusion::{TextEncoder, Unet, VaeDecoder};
 use mgm::gpu::{Gpu, Recorder};
 use mgm::load::{Loader, vision_precision};
 use mgm::ops::{FeatureMap, concatenate};
 use mgm::plan::Plan;
 use mgm::tensor::{Precision, Tensor};
+use mgm::weights::sdxl::config::{TextEncoderConfig, UnetConfig, VaeConfig};
 
 use super::BenchArgs;
 use super::report::{MIB, Meter, Report, SEED, dry_run, fill_progress};

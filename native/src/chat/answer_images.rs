@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use mgm::diffusion::answer::NEGATIVE_PROMPT;
+use mgm::diffusion::gen_protocol::NEGATIVE_PROMPT;
 use mgm::diffusion::pipeline::Start;
 use mgm::gpu::Gpu;
 use mgm::tensor::Precision;
@@ -77,7 +77,7 @@ pub struct AnswerImages {
 }
 
 impl AnswerImages {
-    pub fn new(
+    pub async fn new(
         gpu: &Gpu,
         checkpoint: SdxlCheckpoint,
         model: &SdxlArgs,
@@ -86,7 +86,7 @@ impl AnswerImages {
         seed: u64,
         stop: Arc<AtomicBool>,
     ) -> mgm::Result<Self> {
-        let model = ImageModel::new(gpu, checkpoint, model, &arguments.image, stop)?;
+        let model = ImageModel::open(gpu, checkpoint, model, &arguments.image, stop).await?;
         Ok(Self { model, out, seed, count: 0, always: arguments.draw })
     }
 

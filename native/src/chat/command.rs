@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mgm::diffusion::answer::{REQUEST, asking_for_picture, picture_prompt, wants_picture};
+use mgm::diffusion::gen_protocol::{REQUEST, asking_for_picture, picture_prompt, wants_picture};
 use mgm::image::Rgb8;
 use mgm::session::{Answer, AnswerOptions, Event, FinishReason};
 

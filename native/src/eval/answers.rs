@@ -6,12 +6,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use mgm::Result;
-use mgm_native::files::io_error;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dataset::Question;
 use super::formats::{Id, data_error, parse_line, read_text};
+use crate::files::io_error;
 
 /// Everything that answers depend on besides the questions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -160,11 +160,10 @@ impl AnswersFile {
     }
 
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
-        let failed = |error: &dyn std::fmt::Display| io_error(&self.path, error);
-        let mut line = serde_json::to_vec(line).map_err(|error| failed(&error))?;
+        let mut line = serde_json::to_vec(line).map_err(|error| io_error(&self.path, error))?;
         line.push(b'\n');
         // One write per line, so that concurrent readers see complete lines.
-        self.file.write_all(&line).map_err(|error| failed(&error))
+        self.file.write_all(&line).map_err(|error| io_error(&self.path, error))
     }
 }
 

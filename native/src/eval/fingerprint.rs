@@ -5,8 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use mgm::Result;
-use mgm_native::files::{hex, io_error};
 use sha2::{Digest, Sha256};
+
+use crate::files::{hex, io_error};
 
 /// Bytes hashed at the beginning, in the middle and at the end of each file. Training changes weights everywhere, and models are
 /// too large to read twice.

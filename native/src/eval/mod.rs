@@ -17,9 +17,9 @@ use mgm::Error;
 use mgm::load::LoadOptions;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
-use mgm_native::files::io_error;
 
 use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
+use crate::files::io_error;
 use crate::load::{checkpoint_path, load_model, load_options, open_checkpoint};
 use crate::output::print_json;
 use crate::{CliError, device_cache, interrupt};

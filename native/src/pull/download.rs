@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use mgm::{Error, Result};
-use mgm_native::files::{hex, io_error};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Response, StatusCode};
 use ureq::tls::{TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
+
+use crate::files::{hex, io_error};
 
 /// Bytes per request, so that the timeout of a request covers a bounded number of bytes.
 const RANGE_BYTES: u64 = 16 << 20;
@@ -334,5 +335,5 @@ fn hash<D: sha2::Digest>(path: &Path, mut hasher: D) -> Result<Vec<u8>> {
 }
 
 fn network(url: &str, reason: &str) -> Error {
-    Error::Io { file: url.to_owned(), reason: reason.to_owned() }
+    Error::Io { file: url.to_owned(), kind: std::io::ErrorKind::Other, reason: reason.to_owned() }
 }

@@ -14,9 +14,9 @@ use indicatif::ProgressBar;
 use mgm::weights::bundle::MANIFEST;
 use mgm::weights::checkpoint::{MODEL_FILES, OPEN_CLIP_FILES};
 use mgm::{Error, Result};
-use mgm_native::files::io_error;
 use serde::Deserialize;
 
+use crate::files::io_error;
 use crate::{CliError, progress};
 use download::{Client, RemoteFile};
 use hub::{Hub, Listing};

@@ -7,14 +7,15 @@
 //! The sample is sqrt(abar) of the picture and sqrt(1 - abar) of unit noise.
 
 use super::noise::{self, alphas_cumprod, times};
-use super::{Denoised, Next, Schedule, SchedulerConfig, Step};
+use super::{Denoised, Next, Schedule, Step};
+use crate::weights::sdxl::config::SchedulerConfig;
 use crate::{Error, Result};
 
 pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Schedule> {
     let alphas = alphas_cumprod(config);
-    let times = times(config, config.train_steps, steps, 0);
+    let times = times(config, config.num_train_timesteps, steps, 0);
     let last = if config.set_alpha_to_one { 1.0 } else { alphas[0] };
-    let distance = (config.train_steps / steps) as i64;
+    let distance = (config.num_train_timesteps / steps) as i64;
     let at = |time: i64| match usize::try_from(time) {
         Ok(index) => alphas.get(index).copied().map(f64::from).ok_or_else(|| {
             let reason = format!("time {time} is past the training's {}: is steps_offset too large?", alphas.len());
@@ -26,7 +27,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
     for time in times.into_iter().map(|time| time.round_ties_even() as i64).skip(first) {
         let (now, next) = (at(time)?, at(time - distance)?);
         let (signal, noise) = (now.sqrt(), (1.0 - now).sqrt());
-        let (x0, epsilon) = config.prediction.parts(signal, noise);
+        let (x0, epsilon) = config.prediction_type.parts(signal, noise);
         let direction = (1.0 - next).sqrt();
         made.push(Step {
             timestep: time as f32,
@@ -34,7 +35,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
             denoised: Denoised {
                 sample: x0[0] as f32,
                 output: x0[1] as f32,
-                clamp: config.clamp.unwrap_or(f32::INFINITY),
+                clamp: config.clip_sample_range.unwrap_or(f32::INFINITY),
             },
             next: Next {
                 sample: (direction * epsilon[0]) as f32,

@@ -11,42 +11,43 @@
 //! and with new noise exp(-2h) for exp(-h), exp(-h) more before x, and sigma_next * sqrt(1 - exp(-2h)) of noise.
 
 use super::noise::{self, alphas_cumprod, interpolate, time_of, times};
-use super::{Denoised, Next, Schedule, SchedulerConfig, Step};
+use super::{Denoised, Next, Schedule, Step};
 use crate::Result;
+use crate::weights::sdxl::config::{SchedulerConfig, SigmaSchedule};
 
 pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Schedule> {
     let alphas = alphas_cumprod(config);
     let trained = noise::sigmas(&alphas);
     // Times with too much noise to compute with are not used.
     let lambda = |sigma: &f32| -f64::from(*sigma).ln();
-    let usable = trained.iter().filter(|sigma| lambda(sigma) >= config.dpm.least_lambda).count();
+    let usable = trained.iter().filter(|sigma| lambda(sigma) >= config.dpm.lambda_min_clipped).count();
     let mut times: Vec<f64> = times(config, usable, steps, 1).into_iter().map(f64::round_ties_even).collect();
     let bounds = (f64::from(trained[trained.len() - 1]), f64::from(trained[0]));
     let mut sigmas = match noise::line(config, bounds.0, bounds.1, steps) {
         Some(line) => {
-            let rounded = config.line == super::config::SigmaLine::Karras;
+            let rounded = config.sigma_schedule == SigmaSchedule::Karras;
             let whole = |time: f64| if rounded { time.round_ties_even() } else { time.trunc() };
             times = line.iter().map(|sigma| whole(time_of(&trained, *sigma))).collect();
             line
         }
         None => times.iter().map(|time| interpolate(&trained, *time)).collect(),
     };
-    sigmas.push(if config.ends_at_least_sigma { bounds.1 } else { 0.0 });
+    sigmas.push(if config.final_sigma_min { bounds.1 } else { 0.0 });
     let sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
 
     let count = times.len();
     let step = |index: usize| {
         let now = Level::new(sigmas[index]);
         let next = Level::new(sigmas[index + 1]);
-        let (x0, _) = config.prediction.parts(now.signal, now.noise);
+        let (x0, _) = config.prediction_type.parts(now.signal, now.noise);
         let dpm = config.dpm;
         let at_end = index + 1 == count
-            && (dpm.euler_at_final || (dpm.lower_order_final && count < 15) || !config.ends_at_least_sigma);
+            && (dpm.euler_at_final || (dpm.lower_order_final && count < 15) || !config.final_sigma_min);
         let h = next.lambda - now.lambda;
         let shrunk = if dpm.sde { (-2.0 * h).exp() } else { (-h).exp() };
         let towards = next.signal * (1.0 - shrunk);
         // What the difference between this denoised sample and the one before counts for.
-        let change = if dpm.order == 1 || index == first || at_end {
+        let change = if dpm.solver_order == 1 || index == first || at_end {
             0.0
         } else {
             let ratio = (now.lambda - Level::new(sigmas[index - 1]).lambda) / h;

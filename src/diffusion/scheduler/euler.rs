@@ -7,21 +7,21 @@
 //! ancestral:  x <- x + slope * (sigma_down - sigma) + sigma_up * noise
 //! ```
 
-use super::config::Spacing;
 use super::noise::{self, alphas_cumprod, interpolate, linspace_f32, time_of, times};
-use super::{Class, Denoised, Next, Prediction, Schedule, SchedulerConfig, Step};
+use super::{Denoised, Next, Schedule, Step};
 use crate::Result;
+use crate::weights::sdxl::config::{PredictionType, SchedulerClass, SchedulerConfig, TimestepSpacing};
 
 pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Schedule> {
-    let ancestral = config.class == Class::EulerAncestral;
+    let ancestral = config.class == SchedulerClass::EulerAncestral;
     let alphas = alphas_cumprod(config);
     let trained = noise::sigmas(&alphas);
     let mut times: Vec<f64> =
-        times(config, config.train_steps, steps, 0).into_iter().map(|t| f64::from(t as f32)).collect();
+        times(config, config.num_train_timesteps, steps, 0).into_iter().map(|t| f64::from(t as f32)).collect();
     let mut sigmas: Vec<f64> = times.iter().map(|time| interpolate(&trained, *time)).collect();
     let last = trained.first().map_or(0.0, |sigma| f64::from(*sigma));
     if !ancestral {
-        if config.log_linear {
+        if config.log_linear_interpolation {
             let (most, least) = (trained[trained.len() - 1].ln(), trained[0].ln());
             sigmas = linspace_f32(most, least, steps + 1).into_iter().map(|log| f64::from(log.exp())).collect();
         }
@@ -31,18 +31,18 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
             sigmas = line;
         }
     }
-    sigmas.push(if !ancestral && config.ends_at_least_sigma { last } else { 0.0 });
+    sigmas.push(if !ancestral && config.final_sigma_min { last } else { 0.0 });
     let sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
-    let continuous = !ancestral && config.continuous_times && config.prediction == Prediction::Velocity;
+    let continuous = !ancestral && config.continuous_timesteps && config.prediction_type == PredictionType::VPrediction;
 
     let step = |index: usize| {
         let (sigma, next) = (f64::from(sigmas[index]), f64::from(sigmas[index + 1]));
         let input_scale = 1.0 / (sigma * sigma + 1.0).sqrt();
         // The model's own sample is this one times input_scale.
-        let (denoised, output) = match config.prediction {
-            Prediction::Epsilon => (1.0, -sigma),
-            Prediction::Velocity => (input_scale * input_scale, -sigma * input_scale),
-            Prediction::Sample => (0.0, 1.0),
+        let (denoised, output) = match config.prediction_type {
+            PredictionType::Epsilon => (1.0, -sigma),
+            PredictionType::VPrediction => (input_scale * input_scale, -sigma * input_scale),
+            PredictionType::Sample => (0.0, 1.0),
         };
         let (down, up) = if ancestral {
             let up = (next * next * (sigma * sigma - next * next) / (sigma * sigma)).sqrt();
@@ -67,6 +67,6 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
     };
     let most = sigmas.iter().copied().fold(0.0, f32::max);
     let steps = (first..times.len()).map(step).collect();
-    let spread = matches!(config.spacing, Spacing::Linspace | Spacing::Trailing);
+    let spread = matches!(config.timestep_spacing, TimestepSpacing::Linspace | TimestepSpacing::Trailing);
     Ok(Schedule { steps, initial_scale: if spread { most } else { (most * most + 1.0).sqrt() }, sigmas })
 }

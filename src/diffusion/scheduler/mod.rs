@@ -11,15 +11,13 @@
 //! `previous` is the denoised sample of the step before. The numbers are those of diffusers' scheduler of the same class with the
 //! same settings; where it computes its tables in f32, so does [`noise`].
 
-mod config;
 mod ddim;
 mod dpm;
 mod euler;
 mod lcm;
 pub mod noise;
 
-pub use config::{Class, Override, SchedulerConfig};
-
+use crate::weights::sdxl::config::{PredictionType, SchedulerClass, SchedulerConfig};
 use crate::{Error, Result};
 
 /// A number for each thing that a sample is made of.
@@ -108,15 +106,15 @@ impl Schedule {
     }
 
     fn starting_at(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Self> {
-        let most = config.train_steps.min(MAX_STEPS);
+        let most = config.num_train_timesteps.min(MAX_STEPS);
         if steps == 0 || steps > most {
             return Err(Error::InvalidArgument(format!("{steps} steps, expected 1 to {most}")));
         }
         let schedule = match config.class {
-            Class::Euler | Class::EulerAncestral => euler::schedule(config, steps, first)?,
-            Class::Ddim => ddim::schedule(config, steps, first)?,
-            Class::DpmMultistep => dpm::schedule(config, steps, first)?,
-            Class::Lcm => lcm::schedule(config, steps, first)?,
+            SchedulerClass::Euler | SchedulerClass::EulerAncestral => euler::schedule(config, steps, first)?,
+            SchedulerClass::Ddim => ddim::schedule(config, steps, first)?,
+            SchedulerClass::DpmMultistep => dpm::schedule(config, steps, first)?,
+            SchedulerClass::Lcm => lcm::schedule(config, steps, first)?,
         };
         let bad = |value: &f32| !value.is_finite();
         let unusable = |step: &Step| {
@@ -134,24 +132,13 @@ impl Schedule {
     }
 }
 
-/// What the model's output means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prediction {
-    /// The noise in the sample.
-    Epsilon,
-    /// Velocity: noise and picture, weighed.
-    Velocity,
-    /// The picture itself.
-    Sample,
-}
-
-impl Prediction {
+impl PredictionType {
     /// Of a sample with `signal` of the picture and `noise` of unit noise: what gives the picture, and what the noise, of
     /// (sample, output).
     fn parts(self, signal: f64, noise: f64) -> ([f64; 2], [f64; 2]) {
         match self {
             Self::Epsilon => ([1.0 / signal, -noise / signal], [0.0, 1.0]),
-            Self::Velocity => ([signal, -noise], [noise, signal]),
+            Self::VPrediction => ([signal, -noise], [noise, signal]),
             Self::Sample => ([0.0, 1.0], [1.0 / noise, -signal / noise]),
         }
     }

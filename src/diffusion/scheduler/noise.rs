@@ -3,25 +3,24 @@
 //! diffusers computes these with torch and NumPy, in f32 here and f64 there. The same is done here, operation by operation, because
 //! sigmas are differences of numbers near 1 and a timestep is what the model sees.
 
-use super::SchedulerConfig;
-use super::config::{Betas, SigmaLine, Spacing};
+use crate::weights::sdxl::config::{BetaSchedule, SchedulerClass, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 
 /// The part of the picture's variance that is left at each time of the training.
 pub fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
-    let count = config.train_steps;
-    let mut betas: Vec<f32> = match &config.betas {
-        Betas::Linear(first, last) => linspace_f32(*first as f32, *last as f32, count),
-        Betas::ScaledLinear(first, last) => {
-            linspace_f32(first.sqrt() as f32, last.sqrt() as f32, count).into_iter().map(|beta| beta * beta).collect()
+    let count = config.num_train_timesteps;
+    let mut betas: Vec<f32> = match &config.beta_schedule {
+        BetaSchedule::Linear { start, end } => linspace_f32(*start as f32, *end as f32, count),
+        BetaSchedule::ScaledLinear { start, end } => {
+            linspace_f32(start.sqrt() as f32, end.sqrt() as f32, count).into_iter().map(|beta| beta * beta).collect()
         }
-        Betas::SquaredCosine => {
+        BetaSchedule::SquaredCosine => {
             let bar = |time: f64| ((time + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
             let beta = |step: usize| 1.0 - bar((step + 1) as f64 / count as f64) / bar(step as f64 / count as f64);
             (0..count).map(|step| beta(step).min(0.999) as f32).collect()
         }
-        Betas::Trained(betas) => betas.clone(),
+        BetaSchedule::Trained(betas) => betas.clone(),
     };
-    if config.zero_terminal_snr {
+    if config.rescale_betas_zero_snr {
         betas = rescaled(&betas);
     }
     // torch multiplies in f64 and rounds what it stores.
@@ -33,7 +32,7 @@ pub fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
             product as f32
         })
         .collect();
-    if config.zero_terminal_snr && !matches!(config.class, super::Class::Ddim | super::Class::Lcm) {
+    if config.rescale_betas_zero_snr && !matches!(config.class, SchedulerClass::Ddim | SchedulerClass::Lcm) {
         // Not 0, so that the first sigma is finite.
         if let Some(last) = alphas.last_mut() {
             *last = 2f32.powi(-24);
@@ -73,19 +72,19 @@ pub fn sigmas(alphas_cumprod: &[f32]) -> Vec<f32> {
 /// The times of `steps` steps, most noise first; `extra` more are laid out and the last ones not taken; `train_steps` are
 /// there to choose from.
 pub fn times(config: &SchedulerConfig, train_steps: usize, steps: usize, extra: usize) -> Vec<f64> {
-    match config.spacing {
-        Spacing::Linspace => {
+    match config.timestep_spacing {
+        TimestepSpacing::Linspace => {
             let mut times = linspace(0.0, train_steps as f64 - 1.0, steps + extra);
             times.reverse();
             times.truncate(steps);
             times
         }
-        Spacing::Leading => {
+        TimestepSpacing::Leading => {
             let ratio = train_steps / (steps + extra);
-            (extra..steps + extra).rev().map(|step| (step * ratio + config.offset) as f64).collect()
+            (extra..steps + extra).rev().map(|step| (step * ratio + config.steps_offset) as f64).collect()
         }
-        Spacing::Trailing => {
-            let ratio = config.train_steps as f64 / steps as f64;
+        TimestepSpacing::Trailing => {
+            let ratio = config.num_train_timesteps as f64 / steps as f64;
             let start = train_steps as f64;
             // As many as `numpy.arange` makes, which rounding may have be one more.
             let count = (start / ratio).ceil() as usize;
@@ -105,16 +104,16 @@ pub fn interpolate(sigmas: &[f32], time: f64) -> f64 {
 
 /// Sigmas along a line of their own between two bounds.
 pub fn line(config: &SchedulerConfig, most: f64, least: f64, steps: usize) -> Option<Vec<f64>> {
-    let most = config.sigma_bounds[1].unwrap_or(most);
-    let least = config.sigma_bounds[0].unwrap_or(least);
+    let most = config.sigma_max.unwrap_or(most);
+    let least = config.sigma_min.unwrap_or(least);
     const RHO: f64 = 7.0;
-    match config.line {
-        SigmaLine::Times => None,
-        SigmaLine::Karras => {
+    match config.sigma_schedule {
+        SigmaSchedule::Timesteps => None,
+        SigmaSchedule::Karras => {
             let (most, least) = (most.powf(1.0 / RHO), least.powf(1.0 / RHO));
             Some(linspace(0.0, 1.0, steps).into_iter().map(|ramp| (most + ramp * (least - most)).powf(RHO)).collect())
         }
-        SigmaLine::Exponential => Some(linspace(most.ln(), least.ln(), steps).into_iter().map(f64::exp).collect()),
+        SigmaSchedule::Exponential => Some(linspace(most.ln(), least.ln(), steps).into_iter().map(f64::exp).collect()),
     }
 }
 

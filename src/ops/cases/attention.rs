@@ -5,9 +5,9 @@ use half::f16;
 use super::{Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, AttentionSegment, KeyValues, KvCache, StridedRows};
 use crate::tensor::Tensor;
-use crate::weights::source::LocalFuture;
 
 /// Where keys and values lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use super::{Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, FeatureMap};
 use crate::tensor::Tensor;
-use crate::weights::source::LocalFuture;
 
 /// Patches as rows: [`ops::patches`].
 #[derive(Debug, Clone, Copy)]

@@ -3,9 +3,9 @@
 use super::{Case, Random, read, stored};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, NO_ROW};
 use crate::tensor::{Matrix, Precision, Tensor};
-use crate::weights::source::LocalFuture;
 
 /// The multiplier of all cases: Gemma's, which is no power of two.
 const SCALE: f32 = 45.254_833;

@@ -3,9 +3,9 @@
 use super::{Case, F32, Random, erf, read, stored};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, Activation, Epilogue, Norm, Routes};
 use crate::tensor::{Matrix, Precision, Tensor};
-use crate::weights::source::LocalFuture;
 
 /// y = epilogue(x W^T): [`ops::linear`], or [`ops::linear_add`] where `accumulate`.
 #[derive(Debug, Clone, Copy)]

@@ -4,9 +4,9 @@ use super::linear::activate;
 use super::{Case, F32, Random, read, stored};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, FeatureMap};
 use crate::tensor::{Matrix, Precision, Tensor};
-use crate::weights::source::LocalFuture;
 
 /// A convolution: [`ops::convolution`], or [`ops::convolution_upsampled`] to sides one less than twice the map's where `odd`.
 #[derive(Debug, Clone, Copy)]

@@ -3,8 +3,8 @@
 use super::{Case, Random, stored};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::tensor::{MatrixBuilder, Packed, Precision, dequantize};
-use crate::weights::source::LocalFuture;
 
 /// Rows pushed in blocks into a [`MatrixBuilder`] and read back: every byte must be where one packing of the whole puts it.
 #[derive(Debug, Clone, Copy)]

@@ -4,9 +4,9 @@ use super::convolution::bilinear;
 use super::{Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, FeatureMap, MiningMap};
 use crate::tensor::Tensor;
-use crate::weights::source::LocalFuture;
 
 /// A high-resolution map of four stages.
 #[derive(Debug, Clone, Copy)]

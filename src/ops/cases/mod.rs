@@ -22,9 +22,9 @@ mod sampling;
 use std::fmt;
 
 use crate::gpu::{Gpu, Recorder};
+use crate::io::LocalFuture;
 use crate::ops::ConvMode;
 use crate::tensor::{Packed, Precision, Tensor, dequantize, pack_rows};
-use crate::weights::source::LocalFuture;
 use crate::{Error, Result};
 
 pub use attention::{Attention, AttentionBatched, AttentionSegments, Storage};

@@ -6,9 +6,9 @@ use super::attention::SPARE;
 use super::{Case, F32, Random, stored};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, KvCache, Norm, QkvRope, RopeTable};
 use crate::tensor::{Matrix, Precision, Tensor};
-use crate::weights::source::LocalFuture;
 
 /// Queries, keys and values, turned and written into the cache: [`ops::linear_qkv_rope`]. The result is queries, keys, values.
 #[derive(Debug, Clone, Copy)]

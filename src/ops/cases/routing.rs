@@ -3,9 +3,9 @@
 use super::{Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops;
 use crate::tensor::Tensor;
-use crate::weights::source::LocalFuture;
 
 /// Softmax over all experts, the best of each token by sorting, renormalised: (expert, share) best first. The first of
 /// equals wins.

@@ -3,9 +3,9 @@
 use super::{Case, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
+use crate::io::LocalFuture;
 use crate::ops::{self, Sampling};
 use crate::tensor::Tensor;
-use crate::weights::source::LocalFuture;
 
 /// The chosen tokens as numbers.
 async fn tokens(recorder: crate::gpu::Recorder, chosen: &Tensor) -> Result<Vec<f32>> {

@@ -6,9 +6,9 @@
 //! held), as `U8` [rows, bytes]; `quantised` of the manifest says of which type. So a shard opens in any safetensors library,
 //! and its blocks in any GGUF library.
 //!
-//! [`read`] opens a bundle, [`plan`] lays one out; the host writes the files and their checksums.
+//! [`read`] opens a bundle, [`layout`] plans one; the host writes the files and their checksums.
 
-pub mod plan;
+pub mod layout;
 pub mod read;
 
 use std::collections::BTreeMap;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::super::checkpoint::{Checkpoint, StoredTensor, TensorInfo};
+use super::super::checkpoint::Checkpoint;
 use super::super::dtype::Dtype;
 use super::super::safetensors::read_header;
-use super::super::source::{ByteSource, Folder, LocalFuture, read_file};
+use super::super::stored_tensor::{StoredTensor, TensorInfo};
 use super::{GGUF_HEADER, MANIFEST, MAX_MANIFEST, Manifest, block_type};
+use crate::io::{ByteSource, Folder, LocalFuture, read_file};
 use crate::{Error, Result};
 
 /// An opened bundle.
@@ -62,7 +63,7 @@ impl Bundle {
             let info = self.unpacked(&name, info)?;
             tensors.push((name.clone(), StoredTensor::new(name, info, offset)));
         }
-        Ok(Checkpoint::of_tensors(Rc::new(joined), tensors))
+        Ok(Checkpoint::from_tensors(Rc::new(joined), tensors))
     }
 
     /// The GGUF file that was packed, as one source; `None` if it was a checkpoint.
@@ -249,7 +250,7 @@ impl Folder for Overlay {
         match self.configs.get(file) {
             Some(bytes) => {
                 let name = format!("{}/{MANIFEST}: {file}", self.name());
-                let source = super::super::source::MemorySource::new(name, Rc::clone(bytes));
+                let source = crate::io::MemorySource::new(name, Rc::clone(bytes));
                 Box::pin(async move { Ok(Some(Rc::new(source) as Rc<dyn ByteSource>)) })
             }
             None => self.inner.open(file),
@@ -257,6 +258,6 @@ impl Folder for Overlay {
     }
 
     fn child(&self, _: &str) -> Rc<dyn Folder> {
-        Rc::new(super::super::source::MemoryFolder::default())
+        Rc::new(crate::io::MemoryFolder::default())
     }
 }

@@ -1,35 +1,22 @@
-//! The tensors that each network has, for its configuration.
+//! The tensors of each network of Stable Diffusion XL.
 
-use crate::diffusion::{TextEncoderConfig, UnetConfig, VaeConfig};
-use crate::weights::mgm::Expected;
+use super::config::{TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::tensor::Precision;
+use crate::weights::expected::{ExpectedTensor, Storage, TensorList};
 
-/// A list of tensors under construction.
-#[derive(Default)]
-struct Tensors(Vec<Expected>);
-
-impl Tensors {
-    fn weight(&mut self, name: &str, shape: &[usize]) {
-        self.0.push((format!("{name}.weight"), shape.to_vec()));
-    }
-
-    /// A layer with a bias.
-    fn layer(&mut self, name: &str, shape: &[usize]) {
-        self.weight(name, shape);
-        self.0.push((format!("{name}.bias"), shape[..1].to_vec()));
-    }
-
+impl TensorList {
     fn convolution(&mut self, name: &str, output: usize, input: usize, side: usize) {
         self.layer(name, &[output, input, side, side]);
     }
 
     /// A residual block; `time` is the width of the timestep's embedding, where there is one.
     fn resnet(&mut self, name: &str, input: usize, output: usize, time: Option<usize>) {
-        self.layer(&format!("{name}.norm1"), &[input]);
+        self.norm(&format!("{name}.norm1"), &[input]);
         self.convolution(&format!("{name}.conv1"), output, input, 3);
         if let Some(time) = time {
             self.layer(&format!("{name}.time_emb_proj"), &[output, time]);
         }
-        self.layer(&format!("{name}.norm2"), &[output]);
+        self.norm(&format!("{name}.norm2"), &[output]);
         self.convolution(&format!("{name}.conv2"), output, output, 3);
         if input != output {
             self.convolution(&format!("{name}.conv_shortcut"), output, input, 1);
@@ -38,18 +25,18 @@ impl Tensors {
 
     fn transformer(&mut self, name: &str, width: usize, context: usize, depth: Option<usize>) {
         let Some(depth) = depth else { return };
-        self.layer(&format!("{name}.norm"), &[width]);
+        self.norm(&format!("{name}.norm"), &[width]);
         self.layer(&format!("{name}.proj_in"), &[width, width]);
         self.layer(&format!("{name}.proj_out"), &[width, width]);
         for layer in 0..depth {
             let name = format!("{name}.transformer_blocks.{layer}");
             for norm in ["norm1", "norm2", "norm3"] {
-                self.layer(&format!("{name}.{norm}"), &[width]);
+                self.norm(&format!("{name}.{norm}"), &[width]);
             }
             for (attention, from) in [("attn1", width), ("attn2", context)] {
-                self.weight(&format!("{name}.{attention}.to_q"), &[width, width]);
-                self.weight(&format!("{name}.{attention}.to_k"), &[width, from]);
-                self.weight(&format!("{name}.{attention}.to_v"), &[width, from]);
+                self.matrix(&format!("{name}.{attention}.to_q"), &[width, width]);
+                self.matrix(&format!("{name}.{attention}.to_k"), &[width, from]);
+                self.matrix(&format!("{name}.{attention}.to_v"), &[width, from]);
                 self.layer(&format!("{name}.{attention}.to_out.0"), &[width, width]);
             }
             self.layer(&format!("{name}.ff.net.0.proj"), &[8 * width, width]);
@@ -58,8 +45,8 @@ impl Tensors {
     }
 }
 
-pub(super) fn unet(config: &UnetConfig) -> Vec<Expected> {
-    let mut tensors = Tensors::default();
+pub(super) fn unet(config: &UnetConfig) -> Vec<ExpectedTensor> {
+    let mut tensors = TensorList::default();
     let Some((first, last)) = config.levels.first().zip(config.levels.last()) else { return tensors.0 };
     let time = 4 * first.channels;
     let context = config.cross_attention_dim;
@@ -68,8 +55,8 @@ pub(super) fn unet(config: &UnetConfig) -> Vec<Expected> {
     tensors.layer("time_embedding.linear_2", &[time, time]);
     tensors.layer("add_embedding.linear_1", &[time, config.projection_class_embeddings_input_dim]);
     tensors.layer("add_embedding.linear_2", &[time, time]);
-    // The maps that the way up takes up again.
-    let mut kept = vec![first.channels];
+    // Channels of the skip connections from the down path to the up path.
+    let mut skips = vec![first.channels];
     let mut width = first.channels;
     let levels = config.levels.len();
     for (index, level) in config.levels.iter().enumerate() {
@@ -78,11 +65,11 @@ pub(super) fn unet(config: &UnetConfig) -> Vec<Expected> {
             tensors.resnet(&format!("{name}.resnets.{layer}"), width, level.channels, Some(time));
             tensors.transformer(&format!("{name}.attentions.{layer}"), level.channels, context, *depth);
             width = level.channels;
-            kept.push(width);
+            skips.push(width);
         }
         if index + 1 < levels {
             tensors.convolution(&format!("{name}.downsamplers.0.conv"), width, width, 3);
-            kept.push(width);
+            skips.push(width);
         }
     }
     tensors.resnet("mid_block.resnets.0", width, last.channels, Some(time));
@@ -91,7 +78,7 @@ pub(super) fn unet(config: &UnetConfig) -> Vec<Expected> {
     for (index, level) in config.levels.iter().rev().enumerate() {
         let name = format!("up_blocks.{index}");
         for (layer, depth) in level.up.iter().enumerate() {
-            let input = width + kept.pop().unwrap_or(0);
+            let input = width + skips.pop().unwrap_or(0);
             tensors.resnet(&format!("{name}.resnets.{layer}"), input, level.channels, Some(time));
             tensors.transformer(&format!("{name}.attentions.{layer}"), level.channels, context, *depth);
             width = level.channels;
@@ -100,23 +87,23 @@ pub(super) fn unet(config: &UnetConfig) -> Vec<Expected> {
             tensors.convolution(&format!("{name}.upsamplers.0.conv"), width, width, 3);
         }
     }
-    tensors.layer("conv_norm_out", &[first.channels]);
+    tensors.norm("conv_norm_out", &[first.channels]);
     tensors.convolution("conv_out", config.out_channels, first.channels, 3);
     tensors.0
 }
 
-pub(super) fn vae(config: &VaeConfig) -> Vec<Expected> {
-    let mut tensors = Tensors::default();
+pub(super) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
+    let mut tensors = TensorList::default();
     let channels = &config.block_out_channels;
     let Some((first, last)) = channels.first().copied().zip(channels.last().copied()) else { return tensors.0 };
     let latent = config.latent_channels;
-    let middle = |tensors: &mut Tensors, side: &str| {
+    let middle = |tensors: &mut TensorList, side: &str| {
         for resnet in [0, 1] {
             tensors.resnet(&format!("{side}.mid_block.resnets.{resnet}"), last, last, None);
         }
         if config.mid_block_attention {
             let name = format!("{side}.mid_block.attentions.0");
-            tensors.layer(&format!("{name}.group_norm"), &[last]);
+            tensors.norm(&format!("{name}.group_norm"), &[last]);
             for module in ["to_q", "to_k", "to_v", "to_out.0"] {
                 tensors.layer(&format!("{name}.{module}"), &[last, last]);
             }
@@ -134,7 +121,7 @@ pub(super) fn vae(config: &VaeConfig) -> Vec<Expected> {
         }
     }
     middle(&mut tensors, "encoder");
-    tensors.layer("encoder.conv_norm_out", &[last]);
+    tensors.norm("encoder.conv_norm_out", &[last]);
     tensors.convolution("encoder.conv_out", 2 * latent, last, 3);
     if config.use_quant_conv {
         tensors.convolution("quant_conv", 2 * latent, 2 * latent, 1);
@@ -154,29 +141,30 @@ pub(super) fn vae(config: &VaeConfig) -> Vec<Expected> {
             tensors.convolution(&format!("decoder.up_blocks.{index}.upsamplers.0.conv"), width, width, 3);
         }
     }
-    tensors.layer("decoder.conv_norm_out", &[first]);
+    tensors.norm("decoder.conv_norm_out", &[first]);
     tensors.convolution("decoder.conv_out", config.out_channels, first, 3);
     tensors.0
 }
 
-pub(super) fn text(config: &TextEncoderConfig) -> Vec<Expected> {
-    let mut tensors = Tensors::default();
+pub(super) fn text(config: &TextEncoderConfig) -> Vec<ExpectedTensor> {
+    let mut tensors = TensorList::default();
     let (width, inner) = (config.hidden_size, config.intermediate_size);
-    tensors.weight("text_model.embeddings.token_embedding", &[config.vocab_size, width]);
-    tensors.weight("text_model.embeddings.position_embedding", &[config.max_positions, width]);
+    let table = Storage::Table(Precision::F16);
+    tensors.push("text_model.embeddings.token_embedding.weight", &[config.vocab_size, width], table);
+    tensors.push("text_model.embeddings.position_embedding.weight", &[config.max_positions, width], table);
     for layer in 0..config.num_layers {
         let name = format!("text_model.encoder.layers.{layer}");
-        tensors.layer(&format!("{name}.layer_norm1"), &[width]);
-        tensors.layer(&format!("{name}.layer_norm2"), &[width]);
+        tensors.norm(&format!("{name}.layer_norm1"), &[width]);
+        tensors.norm(&format!("{name}.layer_norm2"), &[width]);
         for module in ["q_proj", "k_proj", "v_proj", "out_proj"] {
             tensors.layer(&format!("{name}.self_attn.{module}"), &[width, width]);
         }
         tensors.layer(&format!("{name}.mlp.fc1"), &[inner, width]);
         tensors.layer(&format!("{name}.mlp.fc2"), &[width, inner]);
     }
-    tensors.layer("text_model.final_layer_norm", &[width]);
+    tensors.norm("text_model.final_layer_norm", &[width]);
     if let Some(projection) = config.projection_dim {
-        tensors.weight("text_projection", &[projection, width]);
+        tensors.matrix("text_projection", &[projection, width]);
     }
     tensors.0
 }
@@ -186,8 +174,8 @@ mod tests {
     use super::super::names::tests::{fixture, fixture_config};
     use super::*;
 
-    fn same(expected: Vec<Expected>, part: &str) {
-        let mut names: Vec<String> = expected.into_iter().map(|(name, _)| name).collect();
+    fn same(expected: Vec<ExpectedTensor>, part: &str) {
+        let mut names: Vec<String> = expected.into_iter().map(|tensor| tensor.name).collect();
         let mut diffusers: Vec<String> = fixture(part).into_iter().map(|[_, name]| name).collect();
         names.sort();
         diffusers.sort();
@@ -203,8 +191,8 @@ mod tests {
     /// Parameters as the model's makers count them (2.6 billion, and the file sizes of the release).
     #[test]
     fn the_released_networks_have_the_released_sizes() {
-        let parameters = |tensors: Vec<Expected>| -> usize {
-            tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        let parameters = |tensors: Vec<ExpectedTensor>| -> usize {
+            tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
         };
         assert_eq!(parameters(unet(&UnetConfig::sdxl())), 2_567_463_684);
         assert_eq!(parameters(vae(&VaeConfig::sdxl())), 83_653_863);

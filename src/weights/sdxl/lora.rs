@@ -5,12 +5,13 @@
 //! `.lora_B.weight` or `.lora.down.weight`, `.lora.up.weight`, with the modules' own names.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
+use super::config::{TextEncoderConfig, UnetConfig};
 use super::names::UnetNames;
-use crate::diffusion::{TextEncoderConfig, UnetConfig};
-use crate::weights::checkpoint::{Checkpoint, LowRank};
-use crate::weights::source::ByteSource;
+use crate::io::{ByteSource, LocalFuture};
+use crate::weights::checkpoint::{Checkpoint, Delta};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
@@ -143,7 +144,9 @@ impl Lora {
                 Network::Unet => &unet.0,
                 Network::Text(index) => &text[index].0,
             };
-            merged.entry(network).or_insert_with(|| (**weights.checkpoint()).clone()).add_low_rank(&tensor, product)?;
+            product.check(&tensor, weights.shape(&tensor)?)?;
+            let checkpoint = merged.entry(network).or_insert_with(|| (**weights.checkpoint()).clone());
+            checkpoint.add_delta(&tensor, Rc::new(product))?;
         }
         if !unmatched.is_empty() {
             return Err(Error::Config {
@@ -162,7 +165,57 @@ impl Lora {
     }
 }
 
-/// Some names and how many more.
+/// The product `scale * up * down` of two matrices of a LoRA file.
+struct LowRank {
+    checkpoint: Rc<Checkpoint>,
+    /// Name of the matrix [rows, rank].
+    up: String,
+    /// Name of the matrix [rank, columns].
+    down: String,
+    scale: f32,
+}
+
+impl LowRank {
+    /// Fails unless the product has the shape of tensor `name`. Dimensions after the first count as columns.
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        let columns = |shape: &[usize]| shape.iter().skip(1).product::<usize>();
+        let info = |name: &str| self.checkpoint.info(name).ok_or_else(|| self.checkpoint.missing(name));
+        let (up, down) = (&info(&self.up)?.shape, &info(&self.down)?.shape);
+        let wrong = |tensor: &str, found: &[usize], expected: String| Error::WrongShape {
+            name: tensor.to_owned(),
+            found: found.to_vec(),
+            expected: format!("{expected}, since {name} has {shape:?}"),
+        };
+        if down.is_empty() || columns(down) != columns(shape) {
+            return Err(wrong(&self.down, down, format!("{} elements a row", columns(shape))));
+        }
+        if up.first() != shape.first() || columns(up) != down[0] {
+            return Err(wrong(&self.up, up, format!("{:?} rows of {}", shape.first(), down[0])));
+        }
+        Ok(())
+    }
+}
+
+impl Delta for LowRank {
+    fn add<'a>(&'a self, rows: Range<usize>, values: &'a mut [f32]) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let count = rows.len().max(1);
+            let up = self.checkpoint.read_rows(&self.up, rows).await?;
+            let down = self.checkpoint.read(&self.down).await?;
+            let columns = (values.len() / count).max(1);
+            let rank = (up.len() / count).max(1);
+            for (row, up) in values.chunks_exact_mut(columns).zip(up.chunks_exact(rank)) {
+                for (up, down) in up.iter().zip(down.chunks_exact(columns)) {
+                    let weight = up * self.scale;
+                    row.iter_mut().zip(down).for_each(|(value, down)| *value += weight * down);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The first names and the number of the others.
 fn shown(names: &[String]) -> String {
     let first: Vec<&str> = names.iter().take(3).map(String::as_str).collect();
     let more = names.len().saturating_sub(first.len());
@@ -228,8 +281,8 @@ mod tests {
     use super::super::names::tests::{fixture, fixture_config};
     use super::super::{expected, single_file};
     use super::*;
+    use crate::io::MemorySource;
     use crate::weights::checkpoint::tests::file;
-    use crate::weights::source::MemorySource;
 
     fn weights(names: impl Iterator<Item = String>) -> Weights {
         let names: Vec<String> = names.collect();
@@ -246,13 +299,13 @@ mod tests {
     fn text_parts() -> [(Weights, TextEncoderConfig); 2] {
         [TextEncoderConfig::sdxl_1(), TextEncoderConfig::sdxl_2()].map(|config| {
             let config = TextEncoderConfig { num_layers: 2, ..config };
-            (weights(expected::text(&config).into_iter().map(|(name, _)| name)), config)
+            (weights(expected::text(&config).into_iter().map(|tensor| tensor.name)), config)
         })
     }
 
     #[test]
     fn modules_are_those_of_diffusers_loader() {
-        let unet = (weights(expected::unet(&fixture_config()).into_iter().map(|(name, _)| name)), fixture_config());
+        let unet = (weights(expected::unet(&fixture_config()).into_iter().map(|tensor| tensor.name)), fixture_config());
         let modules = Modules::new(&unet, &text_parts());
         for [kohya, diffusers] in fixture("lora") {
             let module = SUFFIXES.iter().find_map(|(suffix, _)| diffusers.strip_suffix(suffix));

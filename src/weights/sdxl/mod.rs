@@ -1,5 +1,6 @@
 //! A Stable Diffusion XL model: its networks, tokenizers and scheduler, from a folder in diffusers' layout or from a single file.
 
+pub mod config;
 mod expected;
 mod lora;
 mod names;
@@ -9,17 +10,16 @@ use std::rc::Rc;
 
 pub use lora::Lora;
 
+use self::config::{SchedulerConfig, SchedulerOverride, TextEncoderConfig, UnetConfig, VaeConfig};
 use super::bundle::read::Bundle;
-use super::checkpoint::{Checkpoint, Part};
+use super::checkpoint::{Checkpoint, View};
 use super::config::MAX_CONFIG;
 use super::dtype::Dtype;
-use super::mgm::{Expected, PartReport};
-use super::source::{ByteSource, Folder, MemoryFolder, MemorySource, read_file};
+use super::expected::ExpectedTensor;
+use super::report::PartReport;
 use super::view::Weights;
-use crate::diffusion::scheduler::{Override, SchedulerConfig};
-use crate::diffusion::{TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::io::{ByteSource, Folder, MemoryFolder, MemorySource, read_file};
 use crate::tensor::Precision;
-use crate::text::clip::ClipTokenizer;
 use crate::{Error, Result};
 
 /// The file that tells a folder in diffusers' layout.
@@ -80,7 +80,32 @@ pub struct OpenOptions {
     pub beside: Option<Rc<dyn Folder>>,
 }
 
-/// An opened model. Only headers, configurations and tokenizers are in memory.
+/// A folder with a CLIP tokenizer: `vocab.json` and `merges.txt`, or `tokenizer.json`.
+#[derive(Clone)]
+pub struct TokenizerFolder {
+    /// The folder.
+    pub folder: Rc<dyn Folder>,
+    /// The padding token, if the files in the folder do not decide it.
+    pub pad_token: Option<&'static str>,
+}
+
+impl TokenizerFolder {
+    async fn new(folder: Rc<dyn Folder>, pad_token: Option<&'static str>) -> Result<Self> {
+        if !Self::has_vocabulary(&*folder).await? {
+            return Err(Error::MissingFile {
+                file: format!("{}/vocab.json", folder.name()),
+                hint: "a CLIP tokenizer is vocab.json and merges.txt, or tokenizer.json".to_owned(),
+            });
+        }
+        Ok(Self { folder, pad_token })
+    }
+
+    async fn has_vocabulary(folder: &dyn Folder) -> Result<bool> {
+        Ok(folder.open("vocab.json").await?.is_some() || folder.open("tokenizer.json").await?.is_some())
+    }
+}
+
+/// An opened model. Only headers and configurations are in memory.
 pub struct SdxlCheckpoint {
     /// Its folder or file.
     pub name: String,
@@ -90,8 +115,8 @@ pub struct SdxlCheckpoint {
     pub vae: (Weights, VaeConfig),
     /// The two text encoders, under transformers' names.
     pub text: [(Weights, TextEncoderConfig); 2],
-    /// Their tokenizers.
-    pub tokenizers: [ClipTokenizer; 2],
+    /// Where their tokenizers are.
+    pub tokenizers: [TokenizerFolder; 2],
     /// `scheduler_config.json`, where there is one, with its name.
     pub scheduler: Option<(String, Vec<u8>)>,
     /// An empty negative prompt means states of zeros rather than those of an empty text.
@@ -115,7 +140,7 @@ struct GivenConfigs {
 
 /// The networks of the released model, with what each needs.
 #[cfg(feature = "gpu")]
-pub(crate) fn released() -> [(&'static str, Vec<Expected>); 4] {
+pub(crate) fn released() -> [(&'static str, Vec<ExpectedTensor>); 4] {
     [
         (TEXT_1, expected::text(&TextEncoderConfig::sdxl_1())),
         (TEXT_2, expected::text(&TextEncoderConfig::sdxl_2())),
@@ -171,15 +196,15 @@ impl SdxlCheckpoint {
         let (first, second) = (first.await?, second.await?);
         let unet = part(&folder, "unet", UNET, NETWORK_STEM, options).await?;
         let vae = part(&folder, "vae", VAE, NETWORK_STEM, options).await?;
-        let vae_weights = vae.0.viewed(|name, info| vec![(modern_vae(name), as_matrix(name, &info.shape))])?;
+        let vae_weights = vae.0.with_views(|name, info| vec![(modern_vae(name), as_matrix(name, &info.shape))])?;
         let networks = Networks {
             unet: (Weights::new(Rc::new(unet.0)), UnetConfig::parse(&unet.1, &unet.2)?),
             vae: (Weights::new(Rc::new(vae_weights)), VaeConfig::parse(&vae.1, &vae.2)?),
             text: [first, second],
         };
         let tokenizers = [
-            ClipTokenizer::load(&*folder.child(TOKENIZER_FOLDERS[0]), None).await?,
-            ClipTokenizer::load(&*folder.child(TOKENIZER_FOLDERS[1]), None).await?,
+            TokenizerFolder::new(folder.child(TOKENIZER_FOLDERS[0]), None).await?,
+            TokenizerFolder::new(folder.child(TOKENIZER_FOLDERS[1]), None).await?,
         ];
         let zeros = index.get("force_zeros_for_empty_prompt").and_then(serde_json::Value::as_bool).unwrap_or(true);
         let scheduler = scheduler_in(&folder).await?;
@@ -212,7 +237,7 @@ impl SdxlCheckpoint {
             });
         };
         let given = given_configs(beside).await?;
-        let tokenizers = tokenizers_beside(beside).await?;
+        let tokenizers = tokenizers_in(beside).await?;
         let networks = single_file::networks(&checkpoint, given)?;
         let scheduler = scheduler_in(beside).await?;
         Ok(Self::of(checkpoint.name(), networks, tokenizers, scheduler, true))
@@ -240,7 +265,7 @@ impl SdxlCheckpoint {
                 files.push((file.to_owned(), source));
             }
         }
-        let folder: Rc<dyn Folder> = Rc::new(MemoryFolder::of_sources(files));
+        let folder: Rc<dyn Folder> = Rc::new(MemoryFolder::from_sources(files));
         let checkpoint = bundle.checkpoint().await?;
         let part = |part: &str| {
             let prefix = format!("{part}.");
@@ -264,7 +289,7 @@ impl SdxlCheckpoint {
                 (part(TEXT_FOLDERS[1]), TextEncoderConfig::parse(&text[1].0, &text[1].1)?),
             ],
         };
-        let tokenizers = tokenizers_beside(&folder).await?;
+        let tokenizers = tokenizers_in(&folder).await?;
         let index = bundle.manifest.configs.get(MODEL_INDEX);
         let zeros = index.and_then(|index| index.get("force_zeros_for_empty_prompt"));
         let zeros = zeros.and_then(serde_json::Value::as_bool).unwrap_or(true);
@@ -272,16 +297,15 @@ impl SdxlCheckpoint {
         Ok(Self::of(&name, networks, tokenizers, scheduler, zeros))
     }
 
-    /// The networks by the names of their folders.
-    pub(super) fn parts(&self) -> [(&'static str, &Weights); 4] {
-        let [first, second] = &self.text;
-        [(TEXT_FOLDERS[0], &first.0), (TEXT_FOLDERS[1], &second.0), ("unet", &self.unet.0), ("vae", &self.vae.0)]
+    /// [`Self::networks`], each with the name of its folder.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, (&'static str, &Weights, Vec<ExpectedTensor>))> {
+        [TEXT_FOLDERS[0], TEXT_FOLDERS[1], "unet", "vae"].into_iter().zip(self.networks())
     }
 
     fn of(
         name: &str,
         networks: Networks,
-        tokenizers: [ClipTokenizer; 2],
+        tokenizers: [TokenizerFolder; 2],
         scheduler: Option<(String, Vec<u8>)>,
         zeros_for_empty: bool,
     ) -> Self {
@@ -293,7 +317,7 @@ impl SdxlCheckpoint {
     ///
     /// # Errors
     /// As [`SchedulerConfig::parse`].
-    pub fn scheduler(&self, choice: Option<&Override>) -> Result<SchedulerConfig> {
+    pub fn scheduler(&self, choice: Option<&SchedulerOverride>) -> Result<SchedulerConfig> {
         match &self.scheduler {
             Some((file, bytes)) => SchedulerConfig::parse(file, bytes, choice),
             None => SchedulerConfig::released(choice),
@@ -328,7 +352,7 @@ impl SdxlCheckpoint {
     }
 
     /// The networks with the tensors that they need.
-    pub fn networks(&self) -> [(&'static str, &Weights, Vec<Expected>); 4] {
+    pub fn networks(&self) -> [(&'static str, &Weights, Vec<ExpectedTensor>); 4] {
         let [first, second] = &self.text;
         [
             (TEXT_1, &first.0, expected::text(&first.1)),
@@ -350,17 +374,7 @@ impl SdxlCheckpoint {
     /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::Config`].
     pub fn check(&self) -> Result<()> {
         for part in self.report() {
-            if let Some((name, found, expected)) = part.misshapen.into_iter().next() {
-                return Err(Error::WrongShape { name, found, expected: format!("{expected:?}") });
-            }
-            if let Some(name) = part.missing.first() {
-                let more = part.missing.len() - 1;
-                let hint = match more {
-                    0 => format!(", and the {} needs it", part.name),
-                    _ => format!(", and the {} needs it and {more} others that are not there", part.name),
-                };
-                return Err(Error::MissingTensor { name: name.clone(), file: part.origin, hint });
-            }
+            part.check()?;
         }
         let unet = &self.unet.1;
         let [first, second] = [&self.text[0].1, &self.text[1].1];
@@ -475,21 +489,15 @@ async fn given_configs(folder: &Rc<dyn Folder>) -> Result<GivenConfigs> {
     Ok(given)
 }
 
-/// Both tokenizers: of the two folders of diffusers' layout, or of one vocabulary, which both encoders share.
-async fn tokenizers_beside(folder: &Rc<dyn Folder>) -> Result<[ClipTokenizer; 2]> {
-    let there = async |folder: &dyn Folder| -> Result<bool> {
-        Ok(folder.open("vocab.json").await?.is_some() || folder.open("tokenizer.json").await?.is_some())
-    };
+/// Both tokenizers: in the two folders of diffusers' layout, or one vocabulary that both encoders share.
+async fn tokenizers_in(folder: &Rc<dyn Folder>) -> Result<[TokenizerFolder; 2]> {
     let [first, second] = TOKENIZER_FOLDERS.map(|name| folder.child(name));
-    let first = if there(&*first).await? { first } else { Rc::clone(folder) };
-    Ok([
-        ClipTokenizer::load(&*first, None).await?,
-        if there(&*second).await? {
-            ClipTokenizer::load(&*second, None).await?
-        } else {
-            ClipTokenizer::load(&*first, Some(SECOND_PAD)).await?
-        },
-    ])
+    let first = if TokenizerFolder::has_vocabulary(&*first).await? { first } else { Rc::clone(folder) };
+    let second = match TokenizerFolder::has_vocabulary(&*second).await? {
+        true => TokenizerFolder::new(second, None).await?,
+        false => TokenizerFolder::new(Rc::clone(&first), Some(SECOND_PAD)).await?,
+    };
+    Ok([TokenizerFolder::new(first, None).await?, second])
 }
 
 /// The name of a tensor of the autoencoder, with the attention's modules as they are called today.
@@ -503,11 +511,11 @@ fn modern_vae(name: &str) -> String {
 }
 
 /// The autoencoder's attention was once written as 1 x 1 convolutions; it is seen as matrices.
-fn as_matrix(name: &str, shape: &[usize]) -> Part {
+fn as_matrix(name: &str, shape: &[usize]) -> View {
     match shape {
         &[rows, columns, 1, 1] if name.contains("attn_1.") || name.contains(".attentions.") => {
-            Part::Shaped(vec![rows, columns])
+            View::Reshaped(vec![rows, columns])
         }
-        _ => Part::Whole,
+        _ => View::Whole,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::diffusion::UnetConfig;
+use super::config::UnetConfig;
 
 /// The modules of a residual block: original, diffusers.
 const RESNET: [(&str, &str); 6] = [

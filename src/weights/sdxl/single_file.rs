@@ -6,10 +6,10 @@
 
 use std::rc::Rc;
 
+use super::config::{TextEncoderConfig, UnetConfig, UnetLevel, VaeConfig};
 use super::names::{self, OPEN_CLIP_LAYER, UnetNames};
 use super::{Networks, TEXT_1, TEXT_2, UNET, VAE};
-use crate::diffusion::{TextEncoderConfig, UnetConfig, UnetLevel, VaeConfig};
-use crate::weights::checkpoint::{Checkpoint, Part};
+use crate::weights::checkpoint::{Checkpoint, View};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
@@ -69,7 +69,7 @@ pub(super) fn networks(checkpoint: &Checkpoint, given: super::GivenConfigs) -> R
         None => self::vae_config(&vae)?,
     };
     let levels = vae_config.block_out_channels.len();
-    let vae = vae.checkpoint().viewed(|name, info| {
+    let vae = vae.checkpoint().with_views(|name, info| {
         let Some(renamed) = names::vae(name, levels) else { return Vec::new() };
         vec![(renamed, super::as_matrix(name, &info.shape))]
     })?;
@@ -82,14 +82,14 @@ pub(super) fn networks(checkpoint: &Checkpoint, given: super::GivenConfigs) -> R
 
 /// OpenCLIP's text tower under transformers' names.
 pub(super) fn open_clip(weights: &Weights) -> Result<Checkpoint> {
-    weights.checkpoint().viewed(|name, info| {
-        let whole = |name: String| vec![(name, Part::Whole)];
+    weights.checkpoint().with_views(|name, info| {
+        let whole = |name: String| vec![(name, View::Whole)];
         match name {
             "positional_embedding" => whole("text_model.embeddings.position_embedding.weight".to_owned()),
             "token_embedding.weight" => whole("text_model.embeddings.token_embedding.weight".to_owned()),
             "ln_final.weight" => whole("text_model.final_layer_norm.weight".to_owned()),
             "ln_final.bias" => whole("text_model.final_layer_norm.bias".to_owned()),
-            "text_projection" => vec![("text_projection.weight".to_owned(), Part::Transposed)],
+            "text_projection" => vec![("text_projection.weight".to_owned(), View::Transposed)],
             _ => {
                 let Some((layer, rest)) =
                     name.strip_prefix("transformer.resblocks.").and_then(|rest| rest.split_once('.'))
@@ -101,7 +101,7 @@ pub(super) fn open_clip(weights: &Weights) -> Result<Checkpoint> {
                     let rows = info.shape.first().map_or(0, |rows| rows / 3);
                     let part = |(index, part)| {
                         let name = format!("{prefix}.self_attn.{part}_proj.{kind}");
-                        (name, Part::Rows(index * rows..(index + 1) * rows))
+                        (name, View::Rows(index * rows..(index + 1) * rows))
                     };
                     return ["q", "k", "v"].into_iter().enumerate().map(part).collect();
                 }

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use mgm::Result;
-use mgm_native::files::io_error;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
@@ -16,6 +15,7 @@ use parquet::schema::types::Type;
 
 use super::{LETTER, SHORT_ANSWER, Source, data_error};
 use crate::eval::dataset::{Dataset, GroundTruth, ImageSource, Question};
+use crate::files::io_error;
 
 const COLUMNS: [&str; 6] = ["id", "question", "options", "answer", "question_type", "image_1"];
 

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use mgm::{Error, Result};
-use mgm_native::files::io_error;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::dataset::Dataset;
+use crate::files::io_error;
 
 /// LLaVA's instruction after questions with short answers.
 pub const SHORT_ANSWER: &str = "Answer the question using a single word or phrase.";

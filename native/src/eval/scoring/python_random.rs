@@ -1,13 +1,13 @@
 //! Python's `random`, from which MMMU's evaluation draws an option if an answer names none.
 
-use mgm::diffusion::twister::Twister;
+use rand_mt::Mt;
 
-pub struct PythonRandom(Twister);
+pub struct PythonRandom(Mt);
 
 impl PythonRandom {
     /// `random.seed(seed)`: seeds with an array of one number.
     pub fn new(seed: u32) -> Self {
-        Self(Twister::from_key(&[seed]))
+        Self(Mt::new_with_key([seed]))
     }
 
     /// The index that `random.choice` picks from `count` items.
@@ -15,7 +15,7 @@ impl PythonRandom {
         let bits = 32 - count.leading_zeros();
         loop {
             // Draws as many bits as the count has until they are below it.
-            let drawn = self.0.next() >> (32 - bits);
+            let drawn = self.0.next_u32() >> (32 - bits);
             if drawn < count {
                 return drawn;
             }

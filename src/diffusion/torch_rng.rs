@@ -1,25 +1,25 @@
-//! The random numbers of torch's CPU generator, so that a seed gives the same picture here as in diffusers.
+//! The random numbers of torch's CPU generator, so that a seed gives the same image here as in diffusers.
 //!
-//! The generator is the Mersenne Twister (mt19937) seeded with the low 32 bits of the seed. `torch.randn` turns its
-//! numbers into normal ones by Box and Muller's method, in one of two ways:
+//! The generator is the Mersenne Twister (MT19937, from the crate `rand_mt`) seeded with the low 32 bits of the seed.
+//! `torch.randn` applies the Box-Muller transform to its numbers, in one of two ways:
 //!
-//! * 16 elements and more: all elements are filled with uniform numbers first. In blocks of 16, the first eight are radii and
-//!   the last eight angles of eight pairs. A last block that is not whole is the last 16 elements, drawn anew.
-//! * fewer: pairs in f64, of which the second number is kept for the next element.
+//! * 16 or more elements: all elements are first filled with uniform numbers. In each block of 16, the first eight are the
+//!   radii and the last eight the angles of eight pairs. If the last block is partial, the last 16 elements are drawn again.
+//! * Fewer: pairs in f64. The second number of a pair is cached for the next element.
 //!
-//! Of the first way torch has a vectorised form for x86 and, elsewhere, one that calls the C library. The vectorised form takes
-//! logarithm, sine and cosine from the polynomials of the Cephes library in f32, with products and sums fused where its compiler fuses
-//! them. The same operations are done here in the same order, so that the numbers are to the last bit those of torch on x86
-//! processors with AVX2 and FMA. (In f16 torch has only the other form.)
+//! For the first way, torch has a vectorised form on x86 and one that calls the C library elsewhere. The vectorised form
+//! computes logarithm, sine and cosine in f32 with the polynomials of the Cephes library, with fused multiply-adds where its
+//! compiler fuses. This module runs the same operations in the same order: the numbers are bit-identical to torch's on x86
+//! with AVX2 and FMA. (In f16 torch has only the other form.)
 
 use std::f64::consts::PI;
 
 use half::f16;
+use rand_mt::Mt;
 
-use super::twister::Twister;
 use crate::tensor::Precision;
 
-/// The element type that noise is drawn in: diffusers draws in the type of the model, and the two give different numbers.
+/// The element type of the noise. diffusers draws noise in the model's type, and the two types give different numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoiseType {
     /// `torch.float32`.
@@ -29,8 +29,8 @@ pub enum NoiseType {
 }
 
 impl NoiseType {
-    /// The type that diffusers draws in for a model at this precision; quantised ones are half precision elsewhere.
-    pub fn of(precision: Precision) -> Self {
+    /// The type that diffusers uses for a model at this precision: f16 if it is quantised.
+    pub fn for_precision(precision: Precision) -> Self {
         if precision == Precision::F32 { Self::F32 } else { Self::F16 }
     }
 }
@@ -38,18 +38,18 @@ impl NoiseType {
 /// `torch.Generator("cpu")`.
 #[derive(Debug, Clone)]
 pub struct Generator {
-    twister: Twister,
+    mt: Mt,
     /// The second number of the last pair of the scalar way.
-    kept: Option<f64>,
+    cached: Option<f64>,
 }
 
-/// Elements from which on torch draws in blocks.
+/// The number of elements from which torch draws in blocks.
 const BLOCK: usize = 16;
 
 impl Generator {
     /// `torch.Generator("cpu").manual_seed(seed)`.
     pub fn new(seed: u64) -> Self {
-        Self { twister: Twister::new(seed as u32), kept: None }
+        Self { mt: Mt::new(seed as u32), cached: None }
     }
 
     /// `torch.randn` of `count` elements.
@@ -78,23 +78,23 @@ impl Generator {
             NoiseType::F32 => 24,
             NoiseType::F16 => 11,
         };
-        let number = self.twister.next() & ((1 << bits) - 1);
+        let number = self.mt.next_u32() & ((1 << bits) - 1);
         number as f32 / (1u32 << bits) as f32
     }
 
-    /// A normal number by the scalar way.
+    /// A normal number, by the scalar way.
     fn normal(&mut self) -> f64 {
-        if let Some(kept) = self.kept.take() {
-            return kept;
+        if let Some(cached) = self.cached.take() {
+            return cached;
         }
         let mut uniform = || {
-            let number = u64::from(self.twister.next()) << 32 | u64::from(self.twister.next());
+            let number = u64::from(self.mt.next_u32()) << 32 | u64::from(self.mt.next_u32());
             (number & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64
         };
         let (u1, u2) = (uniform(), uniform());
         let radius = (-2.0 * (-u2).ln_1p()).sqrt();
         let theta = 2.0 * PI * u1;
-        self.kept = Some(radius * theta.sin());
+        self.cached = Some(radius * theta.sin());
         radius * theta.cos()
     }
 }
@@ -107,7 +107,7 @@ impl NoiseType {
         }
     }
 
-    /// Turns 16 uniform numbers into normal ones.
+    /// The Box-Muller transform of 16 uniform numbers.
     fn box_muller(self, block: &mut [f32]) {
         let (radii, angles) = block.split_at_mut(BLOCK / 2);
         for (a, b) in radii.iter_mut().zip(angles) {
@@ -167,11 +167,11 @@ mod cephes {
     pub fn sin_cos(x: f32) -> (f32, f32) {
         // The octant, rounded up to an even one.
         let octant = ((x * 1.273_239_544_735_16) as u32 + 1) & !1;
-        let turns = octant as f32;
+        let octants = octant as f32;
         // x - octant * pi / 4, with pi / 4 in three parts.
-        let mut x = turns.mul_add(-0.785_156_25, x);
-        x = turns.mul_add(-2.418_756_484_985_351_562_5e-4, x);
-        x = turns.mul_add(-3.774_894_977_445_941_08e-8, x);
+        let mut x = octants.mul_add(-0.785_156_25, x);
+        x = octants.mul_add(-2.418_756_484_985_351_562_5e-4, x);
+        x = octants.mul_add(-3.774_894_977_445_941_08e-8, x);
         let square = x * x;
         let mut cos = 2.443_315_711_809_948e-5f32.mul_add(square, -1.388_731_625_493_765e-3);
         cos = cos.mul_add(square, 4.166_664_568_298_827e-2);

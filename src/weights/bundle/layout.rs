@@ -1,41 +1,44 @@
-//! Laying out a bundle: which tensor goes where and in which form. The host writes what [`Plan`] says.
+//! The layout of a bundle: the shard and the encoding of every tensor. The host writes the files of a [`Layout`].
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use serde_json::{Map, Value, json};
+use safetensors::tensor::TensorInfo;
 
 use super::super::blocks::BlockType;
-use super::super::checkpoint::StoredTensor;
 use super::super::dtype::Dtype;
+use super::super::expected::{self, ExpectedTensor, Storage};
 use super::super::gguf_model::GgufModel;
 use super::super::mgm::{MgmCheckpoint, VisionWeights};
-use super::super::sdxl::{self, SdxlCheckpoint};
-use super::super::source::{ByteSource, Folder, read_file, read_range};
+use super::super::safetensors::write_header;
+use super::super::sdxl::{self, SdxlCheckpoint, VAE};
+use super::super::stored_tensor::StoredTensor;
 use super::super::view::Weights;
 use super::{CLIP_CONFIG, FORMAT, GGUF_HEADER, Manifest, VERSION};
+use crate::io::{ByteSource, Folder, read_file, read_range};
 use crate::tensor::{GROUP_SIZE, Precision, pack_rows};
 use crate::{Error, Result};
 
-/// One part in so many of a shard is room for the header.
-const HEADER_PART: u64 = 64;
-/// Bytes of a tensor's description in the header at most.
+/// The header takes at most this fraction of a shard: 1/64.
+const HEADER_FRACTION: u64 = 64;
+/// Most bytes of a tensor's entry in the header.
 const DESCRIPTION_BYTES: u64 = 512;
-/// Bytes that are made at a time.
-const PIECE_BYTES: u64 = 4 << 20;
-/// Configurations that go into the manifest, where they exist.
+/// Bytes that are encoded at a time.
+const CHUNK_BYTES: u64 = 4 << 20;
+/// Configurations that go into the manifest, if they exist.
 const CONFIGS: [&str; 5] =
     ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
-/// Files that are taken as they are, where they exist.
+/// Files that are copied unchanged, if they exist.
 const FILES: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
-/// Largest file that is taken as it is.
+/// Largest file that is copied.
 const MAX_FILE: u64 = 1 << 30;
 
 /// A bundle to be written.
-pub struct Plan {
-    /// The manifest, without its lists of files: they have checksums, which only the host that writes them knows.
+pub struct Layout {
+    /// The manifest without its lists of files: the host that writes the files adds them with their checksums.
     pub manifest: Manifest,
-    /// Files to write as they are: names and contents.
+    /// Files to copy: names and contents.
     pub files: Vec<(String, Vec<u8>)>,
     /// Shards to write.
     pub shards: Vec<Shard>,
@@ -51,40 +54,40 @@ pub struct Shard {
 
 /// Rows of a tensor in a shard.
 struct Placed {
-    tensor: Rc<Item>,
+    tensor: Rc<BundleTensor>,
     rows: Range<usize>,
 }
 
-/// A tensor of the bundle.
-struct Item {
+/// A tensor of the bundle and where its bytes come from.
+struct BundleTensor {
     name: String,
-    /// Type in the shard's header.
-    dtype: &'static str,
+    /// Element type in the shard's header.
+    dtype: safetensors::Dtype,
     /// Shape in the shard's header.
     shape: Vec<usize>,
     row_bytes: u64,
     origin: Origin,
 }
 
-/// Where the bytes come from.
+/// The origin of a tensor's bytes.
 enum Origin {
-    /// A checkpoint's tensor, to be written in this form.
-    Values { weights: Weights, name: String, form: Form, columns: usize },
-    /// Bytes of a file, as they are.
+    /// A checkpoint's tensor, to be written in this encoding.
+    Values { weights: Weights, name: String, encoding: Encoding, columns: usize },
+    /// Bytes of a file, copied.
     Bytes { source: Rc<dyn ByteSource>, offset: u64 },
 }
 
-/// What a checkpoint's weights become.
+/// How values are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum Encoding {
     F32,
     F16,
     Block(BlockType),
 }
 
-impl Form {
-    /// The form of a matrix with `columns` at a precision. What does not divide into groups stays f16.
-    fn of(precision: Precision, columns: usize) -> Self {
+impl Encoding {
+    /// The encoding of a matrix with `columns` at a precision; f16 if the columns do not divide into groups.
+    fn for_matrix(precision: Precision, columns: usize) -> Self {
         match precision {
             Precision::F32 => Self::F32,
             Precision::Q8 if columns.is_multiple_of(GROUP_SIZE) => Self::Block(BlockType::Q8_0),
@@ -94,13 +97,13 @@ impl Form {
     }
 }
 
-impl Plan {
-    /// The bundle of a checkpoint, its language model at `precision`. `conversation` names its template;
-    /// no shard is larger than `shard_bytes`.
+impl Layout {
+    /// The bundle of a checkpoint, its language model at `precision`. `conversation` is the name of its template. No shard
+    /// is larger than `shard_bytes`.
     ///
     /// # Errors
-    /// Whatever is wrong with the checkpoint's files.
-    pub async fn of_checkpoint(
+    /// The errors of reading the checkpoint's files.
+    pub async fn from_checkpoint(
         checkpoint: &MgmCheckpoint,
         name: &str,
         precision: Precision,
@@ -131,27 +134,34 @@ impl Plan {
                 files.push((file.to_owned(), bytes));
             }
         }
-        let mut layout = Layout::new(shard_bytes);
+        let mut layout = LayoutBuilder::new(shard_bytes);
         if let Some(vision) = &checkpoint.vision {
             manifest.configs.insert(CLIP_CONFIG.to_owned(), vision.clip_config.to_json());
             layout.part("vision");
             // As in the reference, the vision side is never quantised.
-            layout.vision(vision, precision.min(Precision::F16))?;
+            let hidden = checkpoint.config.language.hidden_size;
+            layout.vision(vision, hidden, precision.min(Precision::F16))?;
         }
         layout.part("language");
-        layout.language(&checkpoint.language, precision)?;
+        let expected = expected::language(&checkpoint.config.language);
+        layout.part_values(&checkpoint.language, &expected, precision, str::to_owned)?;
         Ok(layout.finish(manifest, files))
     }
 
-    /// The bundle of a GGUF file, whose blocks stay as they are.
+    /// The bundle of a GGUF file, with its blocks unchanged.
     ///
     /// # Errors
-    /// Whatever is wrong with the file.
-    pub async fn of_gguf(source: &Rc<dyn ByteSource>, model: &GgufModel, name: &str, shard_bytes: u64) -> Result<Self> {
+    /// The errors of reading the file.
+    pub async fn from_gguf(
+        source: &Rc<dyn ByteSource>,
+        model: &GgufModel,
+        name: &str,
+        shard_bytes: u64,
+    ) -> Result<Self> {
         let tensors = &model.header.tensors;
         let data = tensors.iter().map(|tensor| tensor.offset).min().unwrap_or(source.len());
         let header = read_range(&**source, 0, data, MAX_FILE).await?;
-        let mut layout = Layout::new(shard_bytes);
+        let mut layout = LayoutBuilder::new(shard_bytes);
         layout.part("language");
         for tensor in tensors {
             layout.copy(tensor, source)?;
@@ -167,11 +177,11 @@ impl Plan {
         Ok(layout.finish(manifest, vec![(GGUF_HEADER.to_owned(), header)]))
     }
 
-    /// The bundle of a model that paints, in diffusers' layout in `folder`, its matrices at `precision`.
+    /// The bundle of an image model in diffusers' layout in `folder`, its matrices at `precision`.
     ///
     /// # Errors
-    /// Whatever is wrong with the model's files.
-    pub async fn of_diffusion(
+    /// The errors of reading the model's files.
+    pub async fn from_diffusion(
         folder: &Rc<dyn Folder>,
         checkpoint: &SdxlCheckpoint,
         name: &str,
@@ -200,22 +210,24 @@ impl Plan {
                 files.push((sdxl::flat_name(file), bytes));
             }
         }
-        let mut layout = Layout::new(shard_bytes);
-        for (part, weights) in checkpoint.parts() {
+        let mut layout = LayoutBuilder::new(shard_bytes);
+        for (part, (name, weights, expected)) in checkpoint.parts() {
             layout.part("diffusion");
-            layout.diffusion(part, weights, precision)?;
+            // The autoencoder is not quantised.
+            let precision = if name == VAE { precision.min(Precision::F16) } else { precision };
+            layout.part_values(weights, &expected, precision, |name| format!("{part}.{name}"))?;
         }
         Ok(layout.finish(manifest, files))
     }
 
-    /// Bytes of all that is to be written but the manifest.
+    /// Bytes of all files except the manifest.
     pub fn bytes(&self) -> u64 {
         let files: u64 = self.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         files + self.shards.iter().map(|shard| shard.bytes).sum::<u64>()
     }
 }
 
-/// The precision that most of the weights have.
+/// The precision of the largest part of the weights.
 fn commonest_precision(tensors: &[StoredTensor]) -> Precision {
     let bytes_at = |precision| {
         let of = |tensor: &&StoredTensor| tensor.info.dtype.precision() == precision;
@@ -225,7 +237,7 @@ fn commonest_precision(tensors: &[StoredTensor]) -> Precision {
 }
 
 impl Shard {
-    /// The shard's name as number `index` of `count`.
+    /// File name of shard `index` of `count`.
     pub fn file(index: usize, count: usize) -> String {
         format!("model-{:05}-of-{count:05}.safetensors", index + 1)
     }
@@ -235,37 +247,32 @@ impl Shard {
         self.bytes
     }
 
-    /// The header: a length and JSON.
-    pub fn header(&self) -> Vec<u8> {
-        let mut entries = Map::new();
-        let mut at = 0;
+    /// The shard's header. The data is written after it in chunks: the crate's `serialize` wants all of it in memory.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the layout does not fit the format.
+    pub fn header(&self) -> Result<Vec<u8>> {
+        let mut entries = Vec::with_capacity(self.tensors.len());
+        let mut start = 0;
         for Placed { tensor, rows } in &self.tensors {
             let mut shape = tensor.shape.clone();
             if let Some(first) = shape.first_mut() {
                 *first = rows.len();
             }
-            let end = at + rows.len() as u64 * tensor.row_bytes;
-            entries.insert(
-                tensor.name.clone(),
-                json!({ "dtype": tensor.dtype, "shape": shape, "data_offsets": [at, end] }),
-            );
-            at = end;
+            let end = start + rows.len() * tensor.row_bytes as usize;
+            entries.push((tensor.name.clone(), TensorInfo { dtype: tensor.dtype, shape, data_offsets: (start, end) }));
+            start = end;
         }
-        let mut json = Value::Object(entries).to_string().into_bytes();
-        // The data starts at a multiple of 8, as the reference implementation has it.
-        json.resize(json.len().next_multiple_of(8), b' ');
-        let mut header = (json.len() as u64).to_le_bytes().to_vec();
-        header.extend(json);
-        header
+        write_header(entries)
     }
 
-    /// Writes the data, in order and in pieces of a few MiB.
+    /// Passes the data to `write`, in order and in chunks of a few MiB.
     ///
     /// # Errors
-    /// Whatever is wrong with the checkpoint's files, and what `write` fails with.
+    /// The errors of reading the checkpoint's files, and those of `write`.
     pub async fn write<E: From<Error>>(&self, mut write: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         for Placed { tensor, rows } in &self.tensors {
-            let step = (PIECE_BYTES / tensor.row_bytes.max(1)).max(1) as usize;
+            let step = (CHUNK_BYTES / tensor.row_bytes.max(1)).max(1) as usize;
             for first in rows.clone().step_by(step) {
                 write(&tensor.read(first..(first + step).min(rows.end)).await?)?;
             }
@@ -274,86 +281,72 @@ impl Shard {
     }
 }
 
-impl Item {
+impl BundleTensor {
     async fn read(&self, rows: Range<usize>) -> Result<Vec<u8>> {
         match &self.origin {
             Origin::Bytes { source, offset } => {
                 let length = rows.len() as u64 * self.row_bytes;
                 read_range(&**source, offset + rows.start as u64 * self.row_bytes, length, u64::MAX).await
             }
-            Origin::Values { weights, name, form, columns } => {
+            Origin::Values { weights, name, encoding, columns } => {
                 let values = weights.read_rows(name, rows).await?;
-                Ok(match form {
-                    Form::F32 => bytemuck::cast_slice(&values).to_vec(),
-                    // Padded only where a row is no multiple of 4, which is taken back.
-                    Form::F16 => {
+                Ok(match encoding {
+                    Encoding::F32 => bytemuck::cast_slice(&values).to_vec(),
+                    // Packing pads a row to a multiple of 4 values; the padding is dropped.
+                    Encoding::F16 => {
                         let packed = pack_rows(Precision::F16, (*columns).max(1), &values).data;
                         let padded = packed.len() / (values.len() / (*columns).max(1)).max(1);
                         packed.chunks(padded.max(1)).flat_map(|row| row.iter().take(2 * columns)).copied().collect()
                     }
-                    Form::Block(kind) => kind.quantize(&values),
+                    Encoding::Block(kind) => kind.quantize(&values),
                 })
             }
         }
     }
 }
 
-/// Tensors put one after the other into shards.
-struct Layout {
+/// Places tensors into shards, one after the other.
+struct LayoutBuilder {
     shard_bytes: u64,
     part: &'static str,
     shards: Vec<Shard>,
     quantised: Vec<(String, BlockType)>,
 }
 
-impl Layout {
+impl LayoutBuilder {
     fn new(shard_bytes: u64) -> Self {
         Self { shard_bytes, part: "", shards: Vec::new(), quantised: Vec::new() }
     }
 
-    /// What follows belongs to this part, in shards of its own.
+    /// Starts a part, in shards of its own.
     fn part(&mut self, part: &'static str) {
         self.part = part;
         self.shards.push(Shard { part, tensors: Vec::new(), bytes: 0 });
     }
 
-    fn language(&mut self, weights: &Weights, precision: Precision) -> Result<()> {
+    /// Places all tensors of a part: matrices at `precision`, the others as `expected` stores them.
+    fn part_values(
+        &mut self,
+        weights: &Weights,
+        expected: &[ExpectedTensor],
+        precision: Precision,
+        bundle_name: impl Fn(&str) -> String,
+    ) -> Result<()> {
+        let storage: HashMap<&str, Storage> =
+            expected.iter().map(|tensor| (tensor.name.as_str(), tensor.storage)).collect();
         for name in weights.names() {
-            let dims = weights.shape(name)?.len();
-            // As the loader has it: both tables at q8 at least, routers whole, vectors whole.
-            let precision = match name {
-                "model.embed_tokens.weight" | "lm_head.weight" => precision.min(Precision::Q8),
-                name if name.ends_with("block_sparse_moe.gate.weight") || dims < 2 => Precision::F32,
-                _ => precision,
-            };
-            self.values(name.to_owned(), weights, name, precision)?;
+            // Tensors without use are stored like those with the same number of dimensions.
+            let unexpected = if weights.shape(name)?.len() < 2 { Storage::F32 } else { Storage::Matrix };
+            let storage = storage.get(name).copied().unwrap_or(unexpected);
+            self.values(bundle_name(name), weights, name, storage.in_bundle(precision))?;
         }
         Ok(())
     }
 
-    fn vision(&mut self, vision: &VisionWeights, precision: Precision) -> Result<()> {
-        for (prefix, weights) in vision.parts() {
-            for name in weights.names() {
-                let shape = weights.shape(name)?;
-                // What the device holds as f32, and what is computed with before it is rounded.
-                let vectors = shape.len() < 2 || matches!(shape, [_, 1, _, _]) || name.contains("position_embedding");
-                let folded = name.starts_with("aux.") || name.starts_with("val.");
-                let precision = if vectors || folded { Precision::F32 } else { precision };
-                self.values(prefix(name), weights, name, precision)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn diffusion(&mut self, part: &str, weights: &Weights, precision: Precision) -> Result<()> {
-        for name in weights.names() {
-            // As the loaders have it: vectors whole, the autoencoder and the text encoders' tables not below f16.
-            let precision = match weights.shape(name)?.len() {
-                0 | 1 => Precision::F32,
-                _ if part == "vae" || name.contains("embeddings.") => precision.min(Precision::F16),
-                _ => precision,
-            };
-            self.values(format!("{part}.{name}"), weights, name, precision)?;
+    fn vision(&mut self, vision: &VisionWeights, hidden: usize, precision: Precision) -> Result<()> {
+        for (part, expected) in vision.parts().into_iter().zip(vision.expected(hidden)) {
+            let (to_checkpoint, weights) = part;
+            self.part_values(weights, &expected, precision, to_checkpoint)?;
         }
         Ok(())
     }
@@ -362,27 +355,27 @@ impl Layout {
     fn values(&mut self, bundle_name: String, weights: &Weights, name: &str, precision: Precision) -> Result<()> {
         let shape = weights.shape(name)?.to_vec();
         let columns: usize = shape.iter().skip(1).product();
-        let form = if shape.len() == 2 || precision <= Precision::F16 {
-            Form::of(precision, columns)
+        let encoding = if shape.len() == 2 || precision <= Precision::F16 {
+            Encoding::for_matrix(precision, columns)
         } else {
-            Form::of(precision.min(Precision::F16), columns)
+            Encoding::for_matrix(precision.min(Precision::F16), columns)
         };
-        let (dtype, stored_shape, row_bytes) = match form {
-            Form::F32 => ("F32", shape, columns * 4),
-            Form::F16 => ("F16", shape, columns * 2),
-            Form::Block(kind) => {
+        let (dtype, stored_shape, row_bytes) = match encoding {
+            Encoding::F32 => (safetensors::Dtype::F32, shape, columns * 4),
+            Encoding::F16 => (safetensors::Dtype::F16, shape, columns * 2),
+            Encoding::Block(kind) => {
                 self.quantised.push((bundle_name.clone(), kind));
                 let bytes = columns / kind.block_len() * kind.block_bytes();
-                ("U8", vec![shape.first().copied().unwrap_or(1), bytes], bytes)
+                (safetensors::Dtype::U8, vec![shape.first().copied().unwrap_or(1), bytes], bytes)
             }
         };
-        let origin = Origin::Values { weights: weights.clone(), name: name.to_owned(), form, columns };
+        let origin = Origin::Values { weights: weights.clone(), name: name.to_owned(), encoding, columns };
         let row_bytes = row_bytes as u64;
-        self.place(Item { name: bundle_name, dtype, shape: stored_shape, row_bytes, origin });
+        self.place(BundleTensor { name: bundle_name, dtype, shape: stored_shape, row_bytes, origin });
         Ok(())
     }
 
-    /// Places a tensor of a file with its bytes as they are.
+    /// Places a tensor of a file with its bytes unchanged.
     fn copy(&mut self, tensor: &StoredTensor, source: &Rc<dyn ByteSource>) -> Result<()> {
         let too_large =
             || Error::Config { file: source.name().to_owned(), reason: format!("{} is too large", tensor.name) };
@@ -394,19 +387,28 @@ impl Layout {
         let (dtype, shape) = match tensor.info.dtype {
             Dtype::Block(kind) => {
                 self.quantised.push((tensor.name.clone(), kind));
-                ("U8", vec![rows, row_bytes as usize])
+                (safetensors::Dtype::U8, vec![rows, row_bytes as usize])
             }
-            dtype if shape.len() < 2 => (dtype.name(), vec![shape.first().copied().unwrap_or(1)]),
-            dtype => (dtype.name(), vec![rows, shape.last().copied().unwrap_or(1)]),
+            dtype => {
+                let shape = match shape.as_slice() {
+                    [] => vec![1],
+                    &[columns] => vec![columns],
+                    &[.., columns] => vec![rows, columns],
+                };
+                let dtype = dtype
+                    .to_safetensors()
+                    .ok_or_else(|| Error::Internal(format!("no safetensors type for {}", dtype.name())))?;
+                (dtype, shape)
+            }
         };
         let row_bytes = if shape.len() < 2 { bytes / shape[0].max(1) as u64 } else { row_bytes };
         let origin = Origin::Bytes { source: Rc::clone(source), offset: tensor.offset };
-        self.place(Item { name: tensor.name.clone(), dtype, shape, row_bytes, origin });
+        self.place(BundleTensor { name: tensor.name.clone(), dtype, shape, row_bytes, origin });
         Ok(())
     }
 
-    fn place(&mut self, tensor: Item) {
-        let header = self.shard_bytes / HEADER_PART;
+    fn place(&mut self, tensor: BundleTensor) {
+        let header = self.shard_bytes / HEADER_FRACTION;
         let room = self.shard_bytes - header;
         let most = (header / DESCRIPTION_BYTES).max(1) as usize;
         let tensor = Rc::new(tensor);
@@ -420,7 +422,7 @@ impl Layout {
                 .map_or(0, |shard| if shard.tensors.len() < most { room - shard.bytes.min(room) } else { 0 });
             let fits = (free / tensor.row_bytes.max(1)) as usize;
             let empty = self.shards.last().is_some_and(|shard| shard.tensors.is_empty());
-            // Only what is larger than a shard is split.
+            // Only tensors larger than a shard are split.
             let enough = if whole <= room { fits >= rows } else { fits > 0 };
             if !enough && !empty {
                 self.shards.push(Shard { part: self.part, tensors: Vec::new(), bytes: 0 });
@@ -435,9 +437,9 @@ impl Layout {
         }
     }
 
-    fn finish(self, mut manifest: Manifest, files: Vec<(String, Vec<u8>)>) -> Plan {
+    fn finish(self, mut manifest: Manifest, files: Vec<(String, Vec<u8>)>) -> Layout {
         manifest.quantised = self.quantised.into_iter().map(|(name, kind)| (name, kind.name().to_owned())).collect();
         let shards = self.shards.into_iter().filter(|shard| !shard.tensors.is_empty()).collect();
-        Plan { manifest, files, shards }
+        Layout { manifest, files, shards }
     }
 }

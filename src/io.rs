@@ -1,13 +1,23 @@
-//! Where bytes come from. The host implements these two traits: files natively, range requests in a browser.
+//! Byte sources and folders.
+//!
+//! The core reads every file through [`ByteSource`] and [`Folder`]. With the feature `fs`, `DiskFolder` and `DiskFile`
+//! read from disk; [`MemoryFolder`] holds bytes in memory; a browser front implements the traits over blobs and range
+//! requests. An implementation of your own lets the same models load from anywhere.
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::{Error, Result};
 
-/// A boxed future that need not be `Send`: browsers have none that are.
+#[cfg(all(feature = "fs", any(unix, windows)))]
+mod disk;
+#[cfg(all(feature = "fs", any(unix, windows)))]
+pub use disk::{DiskFile, DiskFolder};
+
+/// A boxed future that is not `Send`, since futures of a browser are not.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// Bytes that can be read at any offset.
@@ -20,7 +30,10 @@ pub trait ByteSource {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Fills `buffer` from `offset`. Fails if the source ends before the buffer does.
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the read fails or the source ends before the buffer is full.
     fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>>;
 }
 
@@ -29,21 +42,24 @@ pub trait Folder {
     /// The name to show in messages.
     fn name(&self) -> &str;
     /// Opens a file by its path relative to this folder (`/` between parts); `None` if there is no such file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file is there and cannot be opened.
     fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>>;
     /// The folder at a relative path (`..` allowed), whether or not it exists.
     fn child(&self, name: &str) -> Rc<dyn Folder>;
 }
 
-/// Reads a whole file that should be small; `None` if it is not there.
+/// Reads a whole file of at most `limit` bytes; `None` if there is no such file.
 ///
 /// # Errors
-/// [`Error::Malformed`] if it is larger than `limit` bytes, so that no file decides how much memory is taken.
+/// [`Error::Malformed`] if it is larger than `limit`, so that no file decides how much memory is allocated; [`Error::Io`].
 pub async fn read_file(folder: &dyn Folder, file: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let Some(source) = folder.open(file).await? else { return Ok(None) };
     read_range(&*source, 0, source.len(), limit).await.map(Some)
 }
 
-/// Reads `length` bytes at `offset` into memory, if they are in the file and at most `limit`.
+/// Reads `length` bytes at `offset` into memory. Fails if the file ends before them or `length` exceeds `limit`.
 pub(crate) async fn read_range(source: &dyn ByteSource, offset: u64, length: u64, limit: u64) -> Result<Vec<u8>> {
     let malformed = |reason| Error::Malformed { file: source.name().to_owned(), offset, reason };
     if offset.checked_add(length).is_none_or(|end| end > source.len()) {
@@ -54,14 +70,14 @@ pub(crate) async fn read_range(source: &dyn ByteSource, offset: u64, length: u64
     }
     let length = match usize::try_from(length) {
         Ok(bytes) if length <= limit => bytes,
-        _ => return Err(malformed(format!("{length} bytes here are more than the {limit} that make sense"))),
+        _ => return Err(malformed(format!("{length} bytes here exceed the limit of {limit}"))),
     };
     let mut bytes = vec![0; length];
     source.read(offset, &mut bytes).await?;
     Ok(bytes)
 }
 
-/// Bytes in memory as a source.
+/// A source over bytes in memory.
 #[derive(Debug, Clone)]
 pub struct MemorySource {
     name: String,
@@ -69,7 +85,7 @@ pub struct MemorySource {
 }
 
 impl MemorySource {
-    /// A source called `name` in messages.
+    /// A source with `name` for messages.
     pub fn new(name: impl Into<String>, bytes: impl Into<Rc<[u8]>>) -> Self {
         Self { name: name.into(), bytes: bytes.into() }
     }
@@ -93,7 +109,7 @@ impl ByteSource for MemorySource {
             let Some(bytes) = range else {
                 let (length, size) = (buffer.len(), self.len());
                 let reason = format!("reading {length} bytes at offset {offset}: there are only {size}");
-                return Err(Error::Io { file: self.name.clone(), reason });
+                return Err(Error::Io { file: self.name.clone(), kind: ErrorKind::UnexpectedEof, reason });
             };
             buffer.copy_from_slice(bytes);
             Ok(())
@@ -101,7 +117,7 @@ impl ByteSource for MemorySource {
     }
 }
 
-/// Named sources as a folder tree: what a person dropped on a web page, or what a test made up.
+/// A tree of named sources in memory, such as the files dropped on a web page.
 #[derive(Clone, Default)]
 pub struct MemoryFolder {
     path: String,
@@ -109,16 +125,16 @@ pub struct MemoryFolder {
 }
 
 impl MemoryFolder {
-    /// The root of a tree of `files`, each with its path relative to the root (`/` between parts).
+    /// The root of a tree. Each of `files` has its path relative to the root (`/` between parts) and its bytes.
     pub fn new<Path: Into<String>, Bytes: Into<Rc<[u8]>>>(files: impl IntoIterator<Item = (Path, Bytes)>) -> Self {
-        Self::of_sources(files.into_iter().map(|(path, bytes)| {
+        Self::from_sources(files.into_iter().map(|(path, bytes)| {
             let path = path.into();
             (path.clone(), Rc::new(MemorySource::new(path, bytes)) as Rc<dyn ByteSource>)
         }))
     }
 
-    /// The same with any kind of source.
-    pub fn of_sources(files: impl IntoIterator<Item = (String, Rc<dyn ByteSource>)>) -> Self {
+    /// As [`Self::new`], with any kind of source.
+    pub fn from_sources(files: impl IntoIterator<Item = (String, Rc<dyn ByteSource>)>) -> Self {
         Self { path: String::new(), files: Rc::new(files.into_iter().collect()) }
     }
 

@@ -1,0 +1,136 @@
+//! Folders and files on disk.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::{ByteSource, Folder, LocalFuture};
+use crate::{Error, Result};
+
+/// A folder on disk.
+#[derive(Debug, Clone)]
+pub struct DiskFolder {
+    path: PathBuf,
+    name: String,
+}
+
+impl DiskFolder {
+    /// The folder at `path`. It need not exist: [`Folder::open`] then finds no file in it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let name = path.display().to_string();
+        Self { path, name }
+    }
+}
+
+impl Folder for DiskFolder {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+        Box::pin(async move {
+            match DiskFile::open(self.path.join(file)) {
+                Ok(source) => Ok(Some(Rc::new(source) as Rc<dyn ByteSource>)),
+                Err(Error::Io { kind: ErrorKind::NotFound | ErrorKind::IsADirectory, .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn child(&self, name: &str) -> Rc<dyn Folder> {
+        Rc::new(Self::new(self.path.join(name)))
+    }
+}
+
+/// One file on disk, read at offsets.
+#[derive(Debug)]
+pub struct DiskFile {
+    file: File,
+    name: String,
+    length: u64,
+}
+
+impl DiskFile {
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the kind that the system reports; [`ErrorKind::IsADirectory`] for a folder.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let name = path.as_ref().display().to_string();
+        let open = || {
+            let file = File::open(&path)?;
+            let metadata = file.metadata()?;
+            if metadata.is_dir() {
+                return Err(std::io::Error::new(ErrorKind::IsADirectory, "this is a folder, not a file"));
+            }
+            Ok((file, metadata.len()))
+        };
+        let (file, length) = open().map_err(|error| Error::io(&name, &error))?;
+        Ok(Self { file, name, length })
+    }
+}
+
+impl ByteSource for DiskFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async move {
+            read_exact_at(&self.file, buffer, offset).map_err(|error| Error::Io {
+                file: self.name.clone(),
+                kind: error.kind(),
+                reason: format!("reading {} bytes at offset {offset}: {error}", buffer.len()),
+            })
+        })
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            read => {
+                buffer = &mut buffer[read..];
+                offset += read as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_at_offsets_and_errors_keep_their_kind() {
+        let path = std::env::temp_dir().join(format!("mgm-disk-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("sub")).unwrap();
+        std::fs::write(path.join("sub/file"), [1, 2, 3]).unwrap();
+        let folder = DiskFolder::new(&path);
+        let open = |folder: &dyn Folder, name: &str| pollster::block_on(folder.open(name)).unwrap();
+        assert!(open(&folder, "none").is_none() && open(&folder, "sub").is_none());
+        let source = open(&*folder.child("sub"), "file").unwrap();
+        let mut bytes = [0; 2];
+        pollster::block_on(source.read(1, &mut bytes)).unwrap();
+        assert_eq!((source.len(), bytes), (3, [2, 3]));
+        let error = pollster::block_on(source.read(2, &mut bytes)).unwrap_err();
+        assert!(matches!(error, Error::Io { kind: ErrorKind::UnexpectedEof, .. }), "{error}");
+        let error = DiskFile::open(path.join("none")).unwrap_err();
+        assert!(matches!(error, Error::Io { kind: ErrorKind::NotFound, .. }), "{error}");
+        std::fs::remove_dir_all(path).unwrap();
+    }
+}

@@ -1,0 +1,153 @@
+//! The vision side: finding the towers' weights, in the checkpoint or in folders of their own.
+
+use std::rc::Rc;
+
+use super::names::{self, TO_CHECKPOINT, ToCheckpoint};
+use super::{CONFIG, part};
+use crate::io::{Folder, read_file};
+use crate::weights::bundle::CLIP_CONFIG;
+use crate::weights::checkpoint::{Checkpoint, MODEL_FILES, OPEN_CLIP_FILES};
+use crate::weights::config::{ClipConfig, ConvNextConfig, MAX_CONFIG, VisionConfig};
+use crate::weights::expected::{self, ExpectedTensor};
+use crate::weights::view::Weights;
+use crate::{Error, Result};
+
+/// Folders of the two towers chosen by the user. They take precedence over every other copy.
+#[derive(Clone, Default)]
+pub struct TowerOptions {
+    /// The low-resolution tower: a folder with CLIP's weights.
+    pub clip: Option<Rc<dyn Folder>>,
+    /// The high-resolution tower: a folder with OpenCLIP's ConvNeXt.
+    pub convnext: Option<Rc<dyn Folder>>,
+}
+
+/// The weights of the vision side, under the same names whatever files they come from.
+pub struct VisionWeights {
+    /// Its configuration.
+    pub config: VisionConfig,
+    /// The low-resolution tower's configuration.
+    pub clip_config: ClipConfig,
+    /// The low-resolution tower: `vision_model.embeddings.…` and so on.
+    pub clip: Weights,
+    /// The high-resolution tower: `stem.0.weight`, `stages.0.blocks.0.gamma` and so on.
+    pub convnext: Weights,
+    /// Patch info mining: `query.0.weight`, `aux.1.bias`, `val.1.weight` and so on.
+    pub mining: Weights,
+    /// The projector: `0.weight`, `2.weight` and so on.
+    pub projector: Weights,
+}
+
+impl VisionWeights {
+    /// The tensors that each of [`Self::parts`] needs, for a language model of width `hidden`.
+    pub(in crate::weights) fn expected(&self, hidden: usize) -> [Vec<ExpectedTensor>; 4] {
+        [
+            expected::clip(&self.clip_config),
+            expected::convnext(&ConvNextConfig::from_incomplete_weights(&self.convnext)),
+            expected::mining(&self.config),
+            expected::projector(&self.config, hidden),
+        ]
+    }
+
+    /// The parts, each with the map from its names to those of an MGM checkpoint.
+    pub(in crate::weights) fn parts(&self) -> [(ToCheckpoint, &Weights); 4] {
+        let [clip, convnext, mining, projector] = TO_CHECKPOINT;
+        [(clip, &self.clip), (convnext, &self.convnext), (mining, &self.mining), (projector, &self.projector)]
+    }
+
+    pub(super) async fn open(
+        folder: &Rc<dyn Folder>,
+        config: VisionConfig,
+        main: &Checkpoint,
+        towers: TowerOptions,
+    ) -> Result<Self> {
+        let own_clip = part(main, names::clip);
+        let own_convnext = part(main, names::convnext);
+
+        let clip_path = config.tower.as_deref().unwrap_or("clip-vit-large-patch14-336");
+        let found = match &towers.clip {
+            Some(folder) => Some((Rc::clone(folder), Checkpoint::open(&**folder, MODEL_FILES).await?)),
+            None => find_tower(folder, clip_path, MODEL_FILES).await?,
+        };
+        let separate = found.as_ref().map(|(_, checkpoint)| part(checkpoint, names::clip));
+        let own = (towers.clip.is_none() && !own_clip.checkpoint().is_empty()).then_some(own_clip);
+        let clip = own.or(separate).ok_or_else(|| missing_tower(folder, "low", clip_path, "--vision-tower"))?;
+        // Only the folder of the separate copy has a configuration, whichever copy's weights are used.
+        let clip_file = match &found {
+            Some((folder, _)) => read_file(&**folder, CONFIG, MAX_CONFIG).await?.map(|bytes| (folder.name(), bytes)),
+            None => None,
+        };
+        let clip_file = match clip_file {
+            Some(file) => Some(file),
+            None => read_file(&**folder, CLIP_CONFIG, MAX_CONFIG).await?.map(|bytes| (folder.name(), bytes)),
+        };
+        let clip_config = match clip_file {
+            Some((name, bytes)) => ClipConfig::parse(&format!("{name}/{CONFIG}"), &bytes)?,
+            None => ClipConfig::from_weights(&clip)?,
+        };
+
+        let high_path =
+            config.high_tower.as_deref().unwrap_or("openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup");
+        let own = (!own_convnext.checkpoint().is_empty()).then_some(own_convnext);
+        let convnext = match (&towers.convnext, own) {
+            (Some(folder), _) => part(&Checkpoint::open(&**folder, OPEN_CLIP_FILES).await?, names::convnext),
+            (None, Some(own)) if config.optimize_high_tower => own,
+            (None, own) => match find_tower(folder, high_path, OPEN_CLIP_FILES).await? {
+                Some((_, checkpoint)) => part(&checkpoint, names::convnext),
+                None => own.ok_or_else(|| missing_tower(folder, "high", high_path, "--vision-tower-hr"))?,
+            },
+        };
+
+        let mining = part(main, names::mining);
+        let projector = part(main, names::projector);
+
+        // The high-resolution map has stride 4 and is divided into one window per low-resolution patch.
+        let step = clip_config.grid().saturating_mul(config.grid).saturating_mul(4);
+        if step == 0 || !config.high_image_size.is_multiple_of(step) || !config.high_image_size.is_multiple_of(32) {
+            return Err(Error::Config {
+                file: format!("{}/{CONFIG}", folder.name()),
+                reason: format!(
+                    "image_size_aux is {}, expected a multiple of 32 and of {step} (4 pixels a cell, {} patches a side, \
+                     {} tiles a side)",
+                    config.high_image_size,
+                    clip_config.grid(),
+                    config.grid
+                ),
+            });
+        }
+        Ok(Self { config, clip_config, clip, convnext, mining, projector })
+    }
+}
+
+/// Searches for the tower whose path on its author's machine is `path`: in the checkpoint's folder and its two parents, by
+/// the whole path, its last two components or only the last.
+async fn find_tower(
+    folder: &Rc<dyn Folder>,
+    path: &str,
+    candidates: &[&str],
+) -> Result<Option<(Rc<dyn Folder>, Checkpoint)>> {
+    let parts: Vec<&str> = path.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
+    let absolute = path.starts_with('/');
+    for around in ["", "../", "../../"] {
+        for length in [parts.len(), 2, 1] {
+            if length > parts.len() || length == 0 || (absolute && length > 2) {
+                continue;
+            }
+            let tail = parts.get(parts.len() - length..).unwrap_or_default().join("/");
+            let tower = folder.child(&format!("{around}{tail}"));
+            if let Some(checkpoint) = Checkpoint::find(&*tower, candidates).await? {
+                return Ok(Some((tower, checkpoint)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn missing_tower(folder: &Rc<dyn Folder>, which: &str, path: &str, option: &str) -> Error {
+    Error::MissingFile {
+        file: format!("{}/{path}", folder.name()),
+        hint: format!(
+            "the checkpoint does not contain the {which}-resolution tower, and neither that folder nor the folders next to the \
+             checkpoint do; download it, or pass its folder with {option}"
+        ),
+    }
+}
