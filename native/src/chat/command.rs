@@ -1,4 +1,4 @@
-//! Turns of a conversation: streaming, images in answers, and the interactive loop.
+//! The turns of a conversation: streaming, images in answers, and the interactive loop.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};

@@ -206,7 +206,7 @@ impl Client {
     }
 }
 
-/// Turns an error status into an error.
+/// Converts an error status to an error.
 fn check_status(response: &Response<Body>, url: &str) -> std::result::Result<(), FetchError> {
     let status = response.status();
     if status.is_success() {

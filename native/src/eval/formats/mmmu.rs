@@ -40,7 +40,7 @@ fn rows(file: &Path) -> Result<Vec<Values>> {
     rows.map(|row| Ok(Values::of(&row.map_err(damaged)?))).collect()
 }
 
-/// Turns panics into errors: the parquet crate panics on some damaged files.
+/// Converts panics to errors: the parquet crate panics on some damaged files.
 fn catching_panics<T>(file: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
