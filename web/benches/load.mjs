@@ -1,5 +1,5 @@
-// Loading a bundle of 200 MB over a line of 100 Mbit/s, and again from the device: times, and the memory of the browser's processes.
-// Prints a table, and JSON to the file named by its argument: load.mjs [FILE].
+// Loads a bundle of 200 MB at 100 Mbit/s, then from the device: times, and the peak memory of the browser's processes.
+// Prints a table and writes JSON to a file: load.mjs [FILE].
 
 import { execFileSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync, writeSync, closeSync } from "node:fs";
@@ -8,10 +8,10 @@ import { goldens, launch, mgm, openPage, web } from "../tests/browser.mjs";
 import { serve } from "../tests/server.mjs";
 
 const LINE = 100e6 / 8;
-const LEAST = 200e6;
+const MIN_BYTES = 200e6;
 const target = process.env.CARGO_TARGET_DIR ?? join(dirname(web), "target");
 
-/** A language model of random bf16 weights, large enough that its q4 bundle has 200 MB. Its words mean nothing. */
+/** Writes a language model of random bf16 weights whose q4 bundle has 200 MB. */
 function checkpoint(folder) {
   const given = join(goldens, "vicuna-7b", "MGM-7B");
   const { vocab_size: vocab, ...config } = JSON.parse(readFileSync(join(given, "config.json")));
@@ -45,7 +45,7 @@ function checkpoint(folder) {
   length.writeBigUInt64LE(BigInt(text.length));
   writeSync(file, length);
   writeSync(file, text);
-  // bf16 numbers from 0.0156 to 0.03, of both signs.
+  // bf16 values from 0.0156 to 0.03, of both signs.
   const block = Uint16Array.from({ length: 1 << 20 }, (_, i) => (((i * 40503) >> 3) & 0x807f) | 0x3c80);
   for (let left = at; left > 0; left -= block.byteLength) writeSync(file, new Uint8Array(block.buffer, 0, Math.min(left, block.byteLength)));
   closeSync(file);
@@ -61,7 +61,7 @@ function bundle() {
   }
   const { files, shards } = JSON.parse(readFileSync(join(folder, "bundle.json")));
   const bytes = [...files, ...shards].reduce((sum, { bytes }) => sum + bytes, 0);
-  if (bytes < LEAST) throw new Error(`the bundle has only ${bytes} bytes`);
+  if (bytes < MIN_BYTES) throw new Error(`the bundle has only ${bytes} bytes`);
   return { folder, bytes };
 }
 

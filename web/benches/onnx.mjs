@@ -1,4 +1,4 @@
-// ONNX models of one operator, written by hand: the format is protobuf (onnx.proto), of which these few fields are needed.
+// Writes ONNX models of one operator. The format is protobuf (onnx.proto); these few fields are enough, so no library is needed.
 
 const FLOAT = 1, UINT8 = 2;
 
@@ -44,7 +44,7 @@ const node = ({ operator, domain = "", attributes = {}, inputs, output }) =>
     text(7, domain),
   ]);
 
-/** A model of nodes: `inputs` are fed, `weights` are in the file. */
+/** A model with several nodes. `inputs` are fed, `weights` are in the file. */
 export function graph({ nodes, inputs, weights = [], output }) {
   const graph = Buffer.concat([
     ...nodes.map((each) => bytes(1, node(each))),

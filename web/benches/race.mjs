@@ -1,5 +1,5 @@
-// This project's kernels beside onnxruntime-web's, in the same browser on the same adapter, in turns. Prints a table, and JSON to
-// the file named by its argument: race.mjs [FILE] [ROUNDS].
+// This project's kernels and those of onnxruntime-web, alternately, in the same browser on the same adapter. Prints a table and writes JSON to
+// a file: race.mjs [FILE] [ROUNDS].
 
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -51,7 +51,7 @@ const convolution = (channels, side) => model({
   ],
   output: { name: "y", dims: [1, channels, side, side] },
 });
-/** As exporters write it: an instance norm of each group, the channels' gains and offsets, x * sigmoid(x). */
+/** As exporters write it: an instance norm per group, gain and offset per channel, x * sigmoid(x). */
 const groupNorm = (groups, channels, side) => graph({
   nodes: [
     { operator: "InstanceNormalization", inputs: ["x", "ones", "zeros"], output: "normed" },
@@ -78,7 +78,7 @@ const attention = (times, keys, heads, width) => model({
 });
 const feedsOf = (times, keys, width) => ({ q: [1, times, width], k: [1, keys, width], v: [1, keys, width] });
 
-/** Ours by its name in `mgm bench --roofline`, and theirs. */
+/** Our kernel by its name in `mgm bench --roofline`, and the ONNX model. */
 const KERNELS = [
   { ours: "linear f32 128 x 1024 x 1024", theirs: matmul(128, 1024, 1024), feeds: { x: [128, 1024] } },
   { ours: "linear q4 1 x 2048 x 2048", theirs: matmulNBits(1, 2048, 2048), feeds: { x: [1, 2048] } },
@@ -108,7 +108,7 @@ writeFileSync(join(pageFolder, "index.html"), `<!doctype html><script type="modu
   ort.env.wasm.numThreads = 1;
   await init("/dist/mgm_web_bg.wasm");
   const sessions = new Map();
-  // As the package's worker does it.
+  // As in the package's worker (ts/webgpu.ts).
   const request = GPUAdapter.prototype.requestDevice;
   GPUAdapter.prototype.requestDevice = function (descriptor) {
     const features = new Set(descriptor?.requiredFeatures);

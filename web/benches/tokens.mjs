@@ -1,4 +1,4 @@
-// Tokens a second of SmolLM2-135M (Q4_1) in Chromium and natively, on the same software adapter (SwiftShader), in turns: tokens.mjs FILE.gguf
+// Tokens per second of SmolLM2-135M (Q4_1) in Chromium and natively, alternately, on the same software adapter (SwiftShader): tokens.mjs FILE.gguf
 
 import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -12,8 +12,8 @@ const QUESTION = "Name three animals that live in the sea, and say of each in on
 const DRIVER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 
 const file = process.argv[2];
-if (!file || !existsSync(file)) throw new Error("usage: tokens.mjs FILE.gguf (`make smollm2` fetches one)");
-if (!existsSync(DRIVER)) throw new Error(`${DRIVER} is missing: apt-get install chromium brings it`);
+if (!file || !existsSync(file)) throw new Error("usage: tokens.mjs FILE.gguf (`make smollm2` downloads one)");
+if (!existsSync(DRIVER)) throw new Error(`${DRIVER} is missing: apt-get install chromium`);
 const folder = bundle(file, "stored");
 
 function native() {
@@ -30,9 +30,8 @@ try {
   const page = await openPage(context, `${server.url}/`);
   const chromium = () => page.evaluate(async ({ question, tokens }) => {
     window.model ??= await Mgm.load("/model/");
-    const answer = model.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: tokens });
-    const { usage, timings } = await answer.finished();
-    // From the second round on the prompt is in the cache.
+    const { usage, timings } = await model.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: tokens });
+    // From the second round on, the prompt is in the KV cache.
     const prefill = usage.cachedTokens === 0 ? (usage.promptTokens / timings.prefillMs) * 1000 : undefined;
     return { prefill, decode: timings.tokensPerSecond };
   }, { question: QUESTION, tokens: TOKENS });

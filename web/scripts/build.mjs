@@ -1,5 +1,5 @@
-// Builds the package into dist/: the wasm module, the worker, the module that pages import, and its types.
-// Needs cargo with the target wasm32-unknown-unknown (`make web` sees to it).
+// Builds the package into dist/ (wasm module, worker, module, types) and the demo page into demo/dist/.
+// Needs cargo with the target wasm32-unknown-unknown (`make web-tools` installs it). `build.mjs --package` leaves out the demo page.
 
 import { execFileSync } from "node:child_process";
 import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -7,13 +7,13 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
-import { entry, shipped } from "./models.mjs";
+import { bundled, modelEntry } from "./models.mjs";
 
 const web = dirname(dirname(fileURLToPath(import.meta.url)));
 const root = dirname(web);
 const dist = join(web, "dist");
 const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
-// What Rust's target uses, and every browser with WebGPU has.
+// Features of Rust's target. Every browser with WebGPU has them.
 const FEATURES = ["bulk-memory", "mutable-globals", "nontrapping-float-to-int", "reference-types", "sign-ext", "multivalue", "simd"]
   .map((feature) => `--enable-${feature}`);
 const run = (command, ...args) => execFileSync(command, args, { cwd: web, stdio: "inherit" });
@@ -31,27 +31,31 @@ if (process.env.MGM_WASM_OPT === "0") cpSync(join(glue, "mgm_web_bg.wasm"), wasm
 else run(tool("wasm-opt"), "-Os", ...FEATURES, join(glue, "mgm_web_bg.wasm"), "-o", wasm);
 
 const common = { bundle: true, format: "esm", target: "es2022", minify: true, sourcemap: true, outdir: dist };
-await build({ ...common, entryPoints: [join(web, "ts", "index.ts"), join(web, "ts", "worker.ts")] });
-run(tool("tsc"), "--emitDeclarationOnly");
+await build({ ...common, entryPoints: [join(web, "ts", "index.ts")] });
+// A classic script: bundlers copy it unchanged, and any origin can start it.
+await build({ ...common, format: "iife", entryPoints: [join(web, "ts", "worker.ts")] });
+run(tool("tsc"), "--noEmit");
+run(tool("tsc"), "--project", "tsconfig.build.json");
+for (const file of ["LICENSE-APACHE", "LICENSE-MIT"]) cpSync(join(root, file), join(web, file));
+for (const file of ["index.js", "worker.js", "mgm_web_bg.wasm"]) {
+  const path = join(dist, file);
+  const zipped = gzipSync(readFileSync(path), { level: 9 }).length;
+  console.log(`${file}: ${statSync(path).size} bytes, ${zipped} gzipped`);
+}
+if (process.argv.includes("--package")) process.exit();
 
-// The demo page: static files, which find each other by relative addresses.
+// The demo page: static files with relative addresses.
 const demo = join(web, "demo");
 const page = join(demo, "dist");
 rmSync(page, { recursive: true, force: true });
 const source = (name) => join(demo, "src", `${name}.ts`);
 const alias = { "mgm-webgpu": join(web, "ts", "index.ts") };
 await build({ ...common, outdir: page, splitting: true, chunkNames: "[name]", entryPoints: [source("app")], alias });
-// By itself: not every browser lets service workers import.
+// Bundled into one file: not all browsers support modules in service workers.
 await build({ ...common, outdir: page, entryPoints: [source("sw")] });
 run(tool("tsc"), "--project", join(demo, "tsconfig.json"));
 for (const file of ["worker.js", "mgm_web_bg.wasm"]) cpSync(join(dist, file), join(page, file));
 for (const file of ["index.html", "style.css", "icon.svg"]) cpSync(join(demo, file), join(page, file));
 cpSync(join(root, "pocket", "examples"), join(page, "examples"), { recursive: true });
-cpSync(shipped, join(page, "models"), { recursive: true });
-writeFileSync(join(page, "models.json"), JSON.stringify(readdirSync(shipped).flatMap((bundle) => entry(shipped, bundle))));
-
-for (const file of ["index.js", "worker.js", "mgm_web_bg.wasm"]) {
-  const path = join(dist, file);
-  const zipped = gzipSync(readFileSync(path), { level: 9 }).length;
-  console.log(`${file}: ${statSync(path).size} bytes, ${zipped} gzipped`);
-}
+cpSync(bundled, join(page, "models"), { recursive: true });
+writeFileSync(join(page, "models.json"), JSON.stringify(readdirSync(bundled).flatMap((name) => modelEntry(bundled, name))));

@@ -1,28 +1,28 @@
-// Serves the demo page with the models that come with it and the bundles found in a folder: serve.mjs [MODELS] [PORT].
+// Serves the demo page with the bundled models and the bundles in a folder: serve.mjs [MODELS] [PORT].
 
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { createReadStream } from "node:fs";
 import { createServer } from "node:http";
 import { dirname, extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
-import { entry, shipped } from "./models.mjs";
+import { bundled, modelEntry } from "./models.mjs";
 
 const web = dirname(dirname(fileURLToPath(import.meta.url)));
 const page = join(web, "demo", "dist");
-const folders = [shipped, process.argv[2]].filter((folder) => folder && existsSync(folder));
+const folders = [bundled, process.argv[2]].filter((folder) => folder && existsSync(folder));
 const port = Number(process.argv[3] ?? process.env.PORT ?? 8080);
 const TYPES = {
   ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".json": "application/json",
   ".wasm": "application/wasm", ".svg": "image/svg+xml",
 };
 
-/** The bundles, as the page's `models.json` lists them. */
+/** The content of `models.json`. */
 function listed() {
-  const all = folders.flatMap((folder) => readdirSync(folder).flatMap((bundle) => entry(folder, bundle)));
+  const all = folders.flatMap((folder) => readdirSync(folder).flatMap((name) => modelEntry(folder, name)));
   return all.filter(({ url }, index) => all.findIndex((other) => other.url === url) === index);
 }
 
-/** The file that a path of the page or of a model means. */
+/** The file at a path of the page or of a model. */
 function fileOf(path) {
   if (!path.startsWith("/models/")) return join(page, path);
   const inFolders = folders.map((folder) => join(folder, path.slice("/models/".length)));
@@ -57,4 +57,4 @@ createServer((request, response) => {
   });
   if (size === 0 || request.method === "HEAD") response.end();
   else createReadStream(file, { start, end }).on("error", () => response.destroy()).pipe(response);
-}).listen(port, "127.0.0.1", () => console.log(`http://localhost:${port}/ (Ctrl-C ends it)`));
+}).listen(port, "127.0.0.1", () => console.log(`http://localhost:${port}/ (stop with Ctrl-C)`));

@@ -1,4 +1,4 @@
-//! The kernels on a user's own device: whether they are right, and how fast they are.
+//! Kernels on the user's device: the self-check, and timings for the benchmarks.
 
 use js_sys::Function;
 use mgm::gpu::{Gpu, GpuOptions};
@@ -6,19 +6,19 @@ use mgm::ops::cases::{check, self_check};
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
-use crate::{tell, to_js, to_json};
+use crate::{emit, to_js, to_json};
 
 #[derive(Serialize)]
-struct Checked {
+struct CheckedCase {
     case: String,
-    /// Normalised mean square error; absent where the case failed.
+    /// Normalised mean square error; `None` if the case failed.
     error: Option<f64>,
-    /// How it failed.
+    /// Why the case failed.
     failure: Option<String>,
 }
 
-/// Runs every kernel once against its reference; gives a list as JSON. `on_event` is called with `"checked"` and the part done;
-/// it returns `false` to stop.
+/// Runs every kernel once, compares it with its reference and returns a JSON list of cases. Calls `on_event("checked", fraction)` after
+/// each case; `false` stops.
 #[wasm_bindgen(js_name = selfCheck)]
 pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String, JsValue> {
     let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;
@@ -29,19 +29,19 @@ pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String
         if let Err(lost @ mgm::Error::DeviceLost(_)) = result {
             return Err(to_js(lost));
         }
-        results.push(Checked {
+        results.push(CheckedCase {
             case: case.name(),
             error: result.as_ref().ok().map(|report| report.nmse),
             failure: result.err().map(|error| error.to_string()),
         });
-        if !tell(&on_event, "checked", &((index + 1) as f64 / cases.len() as f64).into()) {
+        if !emit(&on_event, "checked", &((index + 1) as f64 / cases.len() as f64).into()) {
             return Err(to_js(mgm::Error::Cancelled));
         }
     }
     to_json(&results)
 }
 
-/// Times the kernels with `filter` in their names; gives a list as JSON.
+/// Times the kernels whose names contain `filter` and returns a JSON list of rows. Only the benchmarks (`benches/race.mjs`) call this.
 #[wasm_bindgen(js_name = timeKernels)]
 pub async fn time_kernels(subgroups: bool, filter: String) -> Result<String, JsValue> {
     let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;

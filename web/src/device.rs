@@ -1,4 +1,4 @@
-//! The GPU that a language model and a model that paints share.
+//! The GPU device that the chat model and the image model share.
 
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::ops::{Tuning, set_tuning};
@@ -10,23 +10,23 @@ use crate::{bad_request, to_js, to_json};
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct DeviceRequest {
-    /// The most GPU memory to use, in bytes.
+    /// Upper limit of GPU memory, in bytes.
     gpu_memory: Option<u64>,
-    /// Whether devices have subgroups.
+    /// Whether the worker requests the feature `subgroups` for new devices.
     subgroups: bool,
-    /// What [`crate::engine::Engine::tune`] gave on an earlier visit.
+    /// The result of [`crate::chat_model::ChatModel::tune`] on an earlier visit.
     tuning: Option<String>,
 }
 
 #[derive(Serialize)]
 struct Info<'a> {
-    /// The browser's name for the adapter.
+    /// The adapter's name as the browser reports it; often empty.
     adapter: &'a str,
-    /// Whether the CPU plays it.
+    /// Whether it is a software (CPU) adapter.
     software: bool,
 }
 
-/// A device.
+/// A GPU device.
 #[wasm_bindgen]
 pub struct Device {
     pub(crate) gpu: Gpu,
@@ -34,7 +34,7 @@ pub struct Device {
 
 #[wasm_bindgen]
 impl Device {
-    /// Opens the best adapter's device.
+    /// Opens a device on the best adapter.
     pub async fn open(request: String) -> Result<Device, JsValue> {
         let request: DeviceRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let options = GpuOptions {
@@ -43,30 +43,30 @@ impl Device {
             ..GpuOptions::default()
         };
         let gpu = Gpu::open(&options).await.map_err(to_js)?;
-        // What an earlier version wrote is of no use any more.
+        // Ignore a tuning that another version wrote.
         if let Some(tuning) = request.tuning.and_then(|text| serde_json::from_str::<Tuning>(&text).ok()) {
             set_tuning(&gpu, tuning);
         }
         Ok(Self { gpu })
     }
 
-    /// What is known of it, as JSON.
+    /// Adapter name and kind, as JSON.
     pub fn info(&self) -> Result<String, JsValue> {
         let adapter = self.gpu.adapter();
         to_json(&Info { adapter: &adapter.name, software: adapter.is_software() })
     }
 
-    /// Bytes in use.
+    /// Allocated bytes.
     pub fn bytes(&self) -> f64 {
         self.gpu.memory().allocated as f64
     }
 
-    /// Gives the memory of what was freed back.
+    /// Releases pooled buffers.
     pub fn trim(&self) {
         self.gpu.trim();
     }
 
-    /// Bytes that may be used, where there is a limit.
+    /// The limit of allocated bytes, if one is set.
     pub fn limit(&self) -> Option<f64> {
         self.gpu.memory().limit.map(|limit| limit as f64)
     }

@@ -1,4 +1,4 @@
-//! SHA-256 of a stream, which browsers offer only for what is whole in memory.
+//! Incremental SHA-256. The browser's own (`crypto.subtle`) needs the whole input in memory.
 
 use sha2::Digest as _;
 use wasm_bindgen::prelude::*;
@@ -10,18 +10,18 @@ pub struct Sha256(sha2::Sha256);
 
 #[wasm_bindgen]
 impl Sha256 {
-    /// Of nothing yet.
+    /// Starts a digest.
     #[wasm_bindgen(constructor)]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next bytes.
+    /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The digest in hexadecimal.
+    /// Returns the digest in lower-case hexadecimal.
     pub fn finish(self) -> String {
         self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

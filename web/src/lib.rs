@@ -1,27 +1,28 @@
-//! The browser front of mgm: what the worker of the npm package calls. Everything here runs in a dedicated worker.
+//! The wasm module of the npm package `mgm-webgpu`. Its worker (`ts/worker.ts`) is the only caller.
 //!
-//! Values cross as JSON texts, pixels and files as they are. Errors are `Error` objects with a `code` ([`mgm::Error::code`]).
+//! Requests and reports cross the boundary as JSON; pixels and files cross as JavaScript objects. Errors are `Error` objects with a
+//! `code` ([`mgm::Error::code`]).
 
 #![cfg(target_arch = "wasm32")]
 
+mod blob_source;
+mod chat_model;
 mod check;
 mod device;
 mod digest;
-mod engine;
-mod painter;
+mod image_model;
 mod pixels;
-mod source;
 
 use js_sys::Function;
 use wasm_bindgen::prelude::*;
 
-/// Makes panics, which are bugs, readable in the console. Called once, before anything else.
+/// Sends panics, which are bugs, to the console with their location. The glue code calls this once, first.
 #[wasm_bindgen(start)]
 pub fn start() {
     console_error_panic_hook::set_once();
 }
 
-/// An error of the core as JavaScript sees it.
+/// Converts an error of the core to a JavaScript `Error` with a `code`.
 fn to_js(error: mgm::Error) -> JsValue {
     let object = js_sys::Error::new(&error.to_string());
     // Setting a property of a fresh object cannot fail.
@@ -29,14 +30,14 @@ fn to_js(error: mgm::Error) -> JsValue {
     object.into()
 }
 
-/// A request that the package itself got wrong.
+/// The error for a request that the worker built wrongly.
 fn bad_request(error: serde_json::Error) -> JsValue {
-    to_js(mgm::Error::InvalidArgument(format!("the request is not understood: {error}")))
+    to_js(mgm::Error::InvalidArgument(format!("invalid request: {error}")))
 }
 
-/// Calls back with a name and a value; `false`, or an exception, means to stop.
-fn tell(callback: &Function, name: &str, value: &JsValue) -> bool {
-    callback.call2(&JsValue::NULL, &name.into(), value).is_ok_and(|answer| answer != JsValue::FALSE)
+/// Calls `on_event(name, value)`. Returns whether to continue: `false` if the callback returned `false` or threw.
+fn emit(on_event: &Function, name: &str, value: &JsValue) -> bool {
+    on_event.call2(&JsValue::NULL, &name.into(), value).is_ok_and(|answer| answer != JsValue::FALSE)
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, JsValue> {

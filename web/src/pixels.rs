@@ -1,4 +1,4 @@
-//! Pictures of a page.
+//! Pixels that the page passes in.
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hasher};
@@ -9,7 +9,7 @@ use wasm_bindgen::prelude::*;
 
 #[wasm_bindgen]
 extern "C" {
-    /// `ImageData`, or anything with its properties.
+    /// `ImageData`, or an object with the same properties.
     pub type Pixels;
     #[wasm_bindgen(method, getter)]
     fn width(this: &Pixels) -> u32;
@@ -19,7 +19,7 @@ extern "C" {
     fn data(this: &Pixels) -> js_sys::Uint8ClampedArray;
 }
 
-/// Stays outside of this memory, which can grow and never shrinks, until it is looked at.
+/// Pixels stay outside the wasm heap, which grows and never shrinks, until the model encodes them.
 impl Picture for Pixels {
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -33,10 +33,10 @@ impl Picture for Pixels {
     }
 }
 
-/// The colours of a picture.
+/// Copies the colours into the wasm heap, without alpha.
 pub fn to_rgb(image: &Pixels) -> mgm::Result<Rgb8> {
     let mut rgb = Vec::with_capacity(image.data().length() as usize / 4 * 3);
-    // Alpha is dropped, not composited: so does the reference.
+    // Alpha is dropped, not composited, as in the reference implementation.
     for_strips(image, |strip| rgb.extend(strip.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])));
     Rgb8::new(image.width() as usize, image.height() as usize, rgb)
 }

@@ -1,4 +1,4 @@
-// Debian's Chromium with WebGPU on its software adapter, and bundles of the golden checkpoints.
+// Starts Chromium with WebGPU on its software adapter, and packs bundles of the golden checkpoints.
 
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -18,11 +18,11 @@ const FLAGS = [
   "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ];
 
-/** A browser with a profile of its own, which is gone after `close`. */
+/** Launches a browser with a fresh profile. `close` deletes the profile. */
 export async function launch(options = {}) {
   const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
   if (!existsSync(executablePath)) {
-    throw new Error(`${executablePath} is missing: apt-get install chromium, or name another one in CHROMIUM`);
+    throw new Error(`${executablePath} is missing: apt-get install chromium, or set CHROMIUM to another binary`);
   }
   const profile = mkdtempSync(join(tmpdir(), "mgm-chromium-"));
   const context = await chromium.launchPersistentContext(profile, { executablePath, args: FLAGS, ...options });
@@ -34,7 +34,7 @@ export async function launch(options = {}) {
   return context;
 }
 
-/** A page of the test server that has `window.Mgm`. */
+/** Opens a page of the test server and waits for `window.Mgm`. */
 export async function openPage(context, url) {
   const page = await context.newPage();
   page.on("console", (message) => {
@@ -46,15 +46,15 @@ export async function openPage(context, url) {
   return page;
 }
 
-/** The folder of the bundle of a golden checkpoint or of any other model's path, made once. */
+/** The folder of a bundle of a golden checkpoint, or of the model at a path. Packed once. */
 export function bundle(name, precision, ...more) {
   const folder = join(target, "web-bundles", `${name.replaceAll("/", "-")}-${precision}${more.join("")}`);
   if (!existsSync(join(folder, "bundle.json"))) {
     rmSync(folder, { recursive: true, force: true });
     mkdirSync(dirname(folder), { recursive: true });
     const model = isAbsolute(name) ? name : join(goldens, name, expected(name).checkpoint);
-    const kept = name.endsWith(".gguf") ? [] : ["--precision", precision];
-    execFileSync(mgm, ["pack", model, ...kept, "--out", folder, ...more], { stdio: "inherit" });
+    const options = name.endsWith(".gguf") ? [] : ["--precision", precision];
+    execFileSync(mgm, ["pack", model, ...options, "--out", folder, ...more], { stdio: "inherit" });
   }
   return folder;
 }

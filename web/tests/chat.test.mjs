@@ -1,4 +1,4 @@
-// Conversations in a real browser: streaming, stopping, what is kept between turns, errors, lost devices, memory.
+// Conversations in a real browser: streaming, aborting, the prefix cache, errors, lost devices, memory.
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
@@ -29,27 +29,77 @@ after(async () => {
 const question = expected("no-image").turns[0].question;
 const golden = expected("no-image").turns[0].greedy_ids;
 
-test("an answer streams, and says how it ended", async () => {
+test("an answer streams as typed deltas and ends with the whole answer", async () => {
   const { deltas, answer } = await page.evaluate(async (question) => {
     const chat = text.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: 12 });
     const deltas = [];
     for await (const delta of chat) deltas.push(delta);
-    return { deltas, answer: await chat.finished() };
+    return { deltas, answer: await chat };
   }, question);
   assert.deepEqual(answer.tokenIds, golden.slice(0, 12));
   const last = deltas.pop();
+  assert.ok(deltas.every(({ type }) => type === "text"));
   assert.equal(deltas.map(({ text }) => text).join("").trim(), answer.text);
-  assert.equal(last.finishReason, "length");
-  assert.equal(last.usage.completionTokens, 12);
-  assert.ok(last.timings.tokensPerSecond > 0 && last.timings.firstTokenMs > 0);
+  assert.deepEqual(last, { type: "done", answer });
+  assert.equal(answer.finishReason, "length");
+  assert.equal(answer.usage.completionTokens, 12);
+  assert.ok(answer.timings.tokensPerSecond > 0 && answer.timings.firstTokenMs > 0);
 });
 
-test("a seed decides a sampled answer", async () => {
+test("a stop string ends the answer before it, also where it spans two deltas", async () => {
+  const { whole, stop, cut, streamed, none } = await page.evaluate(async (question) => {
+    const messages = [{ role: "user", content: question }];
+    const options = { temperature: 0, maxTokens: 12 };
+    const whole = await text.chat(messages, options);
+    const stop = whole.text.slice(3, 9);
+    const chat = text.chat(messages, { ...options, stop: ["no such text", stop] });
+    let streamed = "";
+    for await (const delta of chat) if (delta.type === "text") streamed += delta.text;
+    const none = await text.chat(messages, { ...options, stop: `${whole.text.slice(-1)} and more` });
+    return { whole, stop, cut: await chat, streamed, none };
+  }, question);
+  assert.equal(stop.length, 6);
+  assert.equal(cut.text, whole.text.slice(0, whole.text.indexOf(stop)).trim());
+  assert.equal(streamed.trim(), cut.text);
+  assert.deepEqual([cut.finishReason, none.text, none.finishReason], ["stop", whole.text, "length"]);
+});
+
+test("a failure that nobody waits for is an unhandled rejection; a stream can be read once", async () => {
+  const { unhandled, again } = await page.evaluate(async () => {
+    const unhandled = [];
+    const listener = (event) => {
+      event.preventDefault();
+      unhandled.push(event.reason.code);
+    };
+    window.addEventListener("unhandledrejection", listener);
+    // Nobody waits for the first and the second is aborted by its caller; the others are waited for.
+    text.chat([]);
+    text.chat([{ role: "user", content: "Hello" }], { signal: AbortSignal.abort() });
+    await text.chat([]).catch(() => undefined);
+    try {
+      for await (const _ of text.chat([]));
+    } catch {
+      // Thrown by the loop.
+    }
+    const chat = text.chat([{ role: "user", content: "Hello" }], { maxTokens: 1 });
+    for await (const _ of chat);
+    const again = await (async () => {
+      for await (const _ of chat);
+    })().catch((error) => error.code);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    window.removeEventListener("unhandledrejection", listener);
+    return { unhandled, again };
+  });
+  assert.deepEqual(unhandled, ["invalid-argument"]);
+  assert.equal(again, "invalid-argument");
+});
+
+test("a seed determines a sampled answer", async () => {
   const texts = await page.evaluate(async (question) => {
     const texts = [];
     for (const seed of [1, 1, 2]) {
       const chat = text.chat([{ role: "user", content: question }], { temperature: 1, maxNewTokens: 12, seed });
-      texts.push((await chat.finished()).text);
+      texts.push((await chat).text);
     }
     return texts;
   }, question);
@@ -57,58 +107,58 @@ test("a seed decides a sampled answer", async () => {
   assert.notEqual(texts[0], texts[2]);
 });
 
-test("a second turn computes only what is new", async () => {
+test("a second turn computes only its new tokens", async () => {
   const [first, second] = await page.evaluate(async (question) => {
     const messages = [{ role: "user", content: question }];
     const options = { temperature: 0, maxNewTokens: 8 };
-    const first = await text.chat(messages, options).finished();
+    const first = await text.chat(messages, options);
     messages.push({ role: "assistant", content: first.text }, { role: "user", content: "And then?" });
-    return [first, await text.chat(messages, options).finished()];
+    return [first, await text.chat(messages, options)];
   }, question);
   assert.ok(second.usage.cachedTokens >= first.usage.promptTokens - 1, JSON.stringify(second.usage));
 });
 
-test("stopping: by a signal, by leaving the loop, before it begins; the next answer is whole", async () => {
+test("an answer stops by a signal, by leaving the loop, or before it starts; the next one is complete", async () => {
   const result = await page.evaluate(async (question) => {
     const messages = [{ role: "user", content: question }];
     const options = { temperature: 0, maxNewTokens: 400 };
     const aborted = new AbortController();
-    let pieces = 0;
+    let count = 0;
     const reasons = [];
     try {
-      for await (const _ of text.chat(messages, { ...options, signal: aborted.signal })) if (++pieces === 3) aborted.abort();
+      for await (const _ of text.chat(messages, { ...options, signal: aborted.signal })) if (++count === 3) aborted.abort();
     } catch (error) {
       reasons.push(error.name);
     }
     for await (const _ of text.chat(messages, options)) break;
     try {
-      await text.chat(messages, { ...options, signal: AbortSignal.abort() }).finished();
+      await text.chat(messages, { ...options, signal: AbortSignal.abort() });
     } catch (error) {
       reasons.push(error.name);
     }
-    const answer = await text.chat(messages, { temperature: 0, maxNewTokens: 5 }).finished();
-    return { pieces, reasons, ids: answer.tokenIds };
+    const answer = await text.chat(messages, { temperature: 0, maxNewTokens: 5 });
+    return { count, reasons, ids: answer.tokenIds };
   }, question);
   assert.deepEqual(result.reasons, ["AbortError", "AbortError"]);
-  assert.ok(result.pieces < 50, `${result.pieces} pieces after the stop`);
+  assert.ok(result.count < 50, `${result.count} deltas in spite of the abort`);
   assert.deepEqual(result.ids, golden.slice(0, 5));
 });
 
-test("calls wait for each other", async () => {
+test("calls run one after the other", async () => {
   const answers = await page.evaluate(async (question) => {
     const options = { temperature: 0, maxNewTokens: 5 };
-    const chats = [question, "Hello", question].map((content) => text.chat([{ role: "user", content }], options).finished());
+    const chats = [question, "Hello", question].map((content) => text.chat([{ role: "user", content }], options));
     return (await Promise.all(chats)).map(({ tokenIds }) => tokenIds);
   }, question);
   assert.deepEqual(answers[0], golden.slice(0, 5));
   assert.deepEqual(answers[2], answers[0]);
 });
 
-test("wrong calls are typed errors, and do no harm", async () => {
+test("wrong calls fail with typed errors", async () => {
   const codes = await page.evaluate(async () => {
     const code = async (messages, options) => {
       try {
-        await text.chat(messages, options).finished();
+        await text.chat(messages, options);
         return "none";
       } catch (error) {
         return `${error.name} ${error.code}`;
@@ -121,7 +171,7 @@ test("wrong calls are typed errors, and do no harm", async () => {
       await code([...user("a"), ...user("b")]),
       await code(user("word ".repeat(5000))),
       await code(user("a"), { maxNewTokens: 0 }),
-      await code(user([{ type: "image", image: new Blob(["no picture"]) }])),
+      await code(user([{ type: "image", image: new Blob(["not an image"]) }])),
       await code(user([{ type: "image_url", image_url: "/nowhere.png" }])),
       await code(user([{ type: "sound" }])),
       await code(undefined),
@@ -129,36 +179,39 @@ test("wrong calls are typed errors, and do no harm", async () => {
       await code([{ role: "user", content: null }]),
       await code(user([null])),
       await code([null]),
+      await code(user("a"), { maxNewTokens: 5, maxTokens: 6 }),
+      await code(user("a"), { stop: ["x", ""] }),
+      await code(user("a"), { image: { mode: "sometimes" } }),
       await Mgm.load("http://[bad").then(() => "none", (error) => `${error.name} ${error.code}`),
     ];
   });
   assert.deepEqual(codes, [
     "MgmError invalid-argument", "MgmError invalid-argument", "MgmError invalid-argument", "MgmError prompt-too-long",
     "MgmError invalid-argument", "MgmError image", "MgmError http", "MgmError invalid-argument",
-    ...Array(6).fill("MgmError invalid-argument"),
+    ...Array(9).fill("MgmError invalid-argument"),
   ]);
 });
 
-test("a call that waits for others stops at once", async () => {
+test("a waiting call aborts at once", async () => {
   const { before, waited, name, ids } = await page.evaluate(async (question) => {
     const messages = [{ role: "user", content: question }];
     const long = text.chat(messages, { temperature: 0, maxNewTokens: 40 });
     let over = false;
-    const end = long.finished().finally(() => (over = true));
+    const end = long.finally(() => (over = true));
     const stop = new AbortController();
-    const queued = text.chat(messages, { signal: stop.signal }).finished().catch((error) => error);
+    const queued = text.chat(messages, { signal: stop.signal }).catch((error) => error);
     await new Promise((resolve) => setTimeout(resolve, 50));
     stop.abort();
     const { name } = await queued;
     const before = !over;
     await end;
-    const after = await text.chat(messages, { temperature: 0, maxNewTokens: 5 }).finished();
+    const after = await text.chat(messages, { temperature: 0, maxNewTokens: 5 });
     return { before, name, ids: after.tokenIds };
   }, question);
   assert.deepEqual([before, name, ids], [true, "AbortError", golden.slice(0, 5)]);
 });
 
-test("pictures come in every shape that pages have them in", async () => {
+test("images are accepted in every form that pages have", async () => {
   const answers = await page.evaluate(async () => {
     const blob = await (await fetch("/goldens/gemma-2b/image0.png")).blob();
     const bitmap = await createImageBitmap(blob);
@@ -173,7 +226,7 @@ test("pictures come in every shape that pages have them in", async () => {
     const answers = [];
     for (const part of parts) {
       const messages = [{ role: "user", content: [part, "What is it?"] }];
-      answers.push((await text.chat(messages, { temperature: 0, maxNewTokens: 4 }).finished()).tokenIds);
+      answers.push((await text.chat(messages, { temperature: 0, maxNewTokens: 4 })).tokenIds);
     }
     return answers;
   });
@@ -185,32 +238,32 @@ test("memory is flat over 20 answers", { timeout: 600_000 }, async () => {
   const { first, last } = await page.evaluate(async (question) => {
     const options = { temperature: 1, maxNewTokens: 12 };
     const ask = async (count) => {
-      for (let i = 0; i < count; i++) await text.chat([{ role: "user", content: `${question} ${i}` }], options).finished();
+      for (let i = 0; i < count; i++) await text.chat([{ role: "user", content: `${question} ${i}` }], options);
       return text.memory();
     };
     return { first: await ask(3), last: await ask(20) };
   }, question);
   assert.equal(last.wasm, first.wasm);
-  // Room that is kept for use again grows by a step where a prompt is the first of its length.
+  // The buffer pool grows by a step with the first prompt of a new length.
   assert.ok(last.gpu - first.gpu <= 64 << 10, `${last.gpu - first.gpu} bytes more on the device`);
 });
 
-test("a GPU process that dies costs no answer", { timeout: 300_000 }, async () => {
+test("an answer survives the death of the GPU process", { timeout: 300_000 }, async () => {
   await page.evaluate(async (question) => {
     window.dying = text.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: 400 });
-    // It is well under way.
-    let pieces = 0;
+    // Wait for its second delta.
+    let count = 0;
     await new Promise((resolve) => {
       (async () => {
-        for await (const _ of dying) if (++pieces === 2) resolve();
+        for await (const _ of dying) if (++count === 2) resolve();
       })();
     });
   }, question);
   const session = await context.newCDPSession(page);
   await session.send("Browser.crashGpuProcess");
-  const ids = await page.evaluate(async () => (await dying.finished()).tokenIds);
+  const ids = await page.evaluate(async () => (await dying).tokenIds);
   const again = await page.evaluate(
-    async (question) => (await text.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: 400 }).finished()).tokenIds,
+    async (question) => (await text.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: 400 })).tokenIds,
     question,
   );
   assert.deepEqual(ids.slice(0, golden.length), golden);
@@ -218,8 +271,8 @@ test("a GPU process that dies costs no answer", { timeout: 300_000 }, async () =
   assert.ok(await page.evaluate("phases.has('recover')"), "the device was not lost");
 });
 
-test("a recovery that is stopped is made up for by the next call, even without the files", { timeout: 300_000 }, async (t) => {
-  // A browser of its own: one whose GPU process dies twice gives no more devices.
+test("after an aborted recovery the next call recovers, even if the files were deleted", { timeout: 300_000 }, async (t) => {
+  // A browser of its own: after its GPU process died twice, a browser provides no more devices.
   const own = await launch();
   t.after(() => own.close());
   const page = await openPage(own, `${server.url}/`);
@@ -227,15 +280,15 @@ test("a recovery that is stopped is made up for by the next call, even without t
   await page.evaluate(async () => {
     window.stop = new AbortController();
     window.frail = await Mgm.load("/text/", { onProgress: ({ phase }) => phase === "recover" && stop.abort() });
-    await frail.chat([{ role: "user", content: "Hello" }], { maxNewTokens: 2 }).finished();
+    await frail.chat([{ role: "user", content: "Hello" }], { maxNewTokens: 2 });
   });
   await session.send("Browser.crashGpuProcess");
   const result = await page.evaluate(async (question) => {
     const messages = [{ role: "user", content: question }];
     const options = { temperature: 0, maxNewTokens: 5 };
-    const stopped = await frail.chat(messages, { ...options, signal: stop.signal }).finished().catch((error) => error.name);
+    const stopped = await frail.chat(messages, { ...options, signal: stop.signal }).catch((error) => error.name);
     await cache.delete("/text/");
-    const { tokenIds } = await frail.chat(messages, options).finished();
+    const { tokenIds } = await frail.chat(messages, options);
     const memory = await frail.memory();
     frail.dispose();
     return { stopped, tokenIds, gpu: memory.gpu };
@@ -245,14 +298,14 @@ test("a recovery that is stopped is made up for by the next call, even without t
   assert.ok(result.gpu > 0);
 });
 
-test("a model that is disposed of says so", async () => {
+test("a disposed model fails with a typed error", async () => {
   const codes = await page.evaluate(async () => {
     const mgm = await Mgm.load("/text/");
     const chat = mgm.chat([{ role: "user", content: "Hello" }], { maxNewTokens: 400 });
-    chat.finished().catch(() => undefined);
-    mgm.dispose();
+    chat.catch(() => undefined);
+    await mgm[Symbol.asyncDispose]();
     const codes = [];
-    for (const call of [() => chat.finished(), () => mgm.chat([{ role: "user", content: "a" }]).finished(), () => mgm.memory()]) {
+    for (const call of [() => chat, () => mgm.chat([{ role: "user", content: "a" }]), () => mgm.memory()]) {
       try {
         await call();
       } catch (error) {

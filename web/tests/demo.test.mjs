@@ -1,4 +1,4 @@
-// The demo page as people use it. Screenshots of its main states go to MGM_SCREENSHOTS, if that names a folder.
+// The demo page as users operate it. MGM_SCREENSHOTS names a folder for screenshots of its main states.
 
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
@@ -6,20 +6,20 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { bundle, goldens, launch, root, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
-import { talker } from "./talker.mjs";
+import { scriptedModel } from "./scripted-model.mjs";
 
 const photo = join(root, "tests/data/images/photo.jpg");
-const picture = join(goldens, "gemma-2b/image0.png");
+const image = join(goldens, "gemma-2b/image0.png");
 let server, context, page, slow = false;
 
 before(async () => {
   const demo = join(web, "demo/dist");
   server = await serve(
-    // At a sub-path, as on many static hosts.
+    // In a subfolder, as on many static hosts.
     {
       "/some/where/": demo, "/some/where/models/tiny/": bundle("gemma-2b", "q4"),
       "/some/where/models/pocket/": join(root, "models/pocket"), "/some/where/models/pocket-sdxl/": join(root, "models/pocket-sdxl"),
-      "/some/where/models/talker/": bundle(talker(), "f32"), "/some/where/models/sdxl/": bundle(join(goldens, "sdxl-base/sdxl"), "f32"),
+      "/some/where/models/scripted/": bundle(scriptedModel(), "f32"), "/some/where/models/sdxl/": bundle(join(goldens, "sdxl-base/sdxl"), "f32"),
       "/some/where/models.json": join(web, "tests/page/models.json"),
     },
     { faults: ({ path }) => (slow && path.endsWith(".safetensors") ? { bytesPerSecond: 300_000 } : {}) },
@@ -44,17 +44,17 @@ async function shot(name) {
 const idle = () => page.waitForFunction(() => document.getElementById("stop").hidden && document.getElementById("status").hidden, undefined, { timeout: 240_000 });
 const answers = () => page.locator(".message.assistant .text").allTextContents();
 
-test("it welcomes, and lists the models with their sizes", async () => {
+test("the page welcomes the user and lists the models with their sizes", async () => {
   await page.goto(`${server.url}/some/where/`);
   await page.getByText("nothing leaves this device").waitFor();
   await shot("welcome");
   await page.getByRole("button", { name: "Choose a model" }).first().click();
   await page.getByText("Tiny MGM-2B").waitFor();
-  assert.match(await page.locator("#device").textContent(), /This device: .*swiftshader.*played by the CPU/);
+  assert.match(await page.locator("#device").textContent(), /This device: .*swiftshader.*software adapter/);
   await shot("models");
 });
 
-test("an example is answered by the model that comes with the page, and drawn by the one that draws", { timeout: 600_000 }, async (t) => {
+test("the bundled models answer an example and generate its image", { timeout: 600_000 }, async (t) => {
   await page.getByRole("button", { name: "Close" }).click();
   const pressed = performance.now();
   await page.getByRole("button", { name: "What does the text say?" }).click();
@@ -67,10 +67,10 @@ test("an example is answered by the model that comes with the page, and drawn by
   await page.getByRole("button", { name: "New" }).click();
   await shot("examples");
   await page.getByRole("button", { name: "Draw a blue dog." }).click();
-  await page.getByAltText("Drawn: a blue dog").waitFor({ timeout: 240_000 });
+  await page.getByAltText("Generated: a blue dog").waitFor({ timeout: 240_000 });
   await idle();
-  await shot("example-drawn");
-  // With the models on the device, as on a second visit.
+  await shot("example-generated");
+  // A second visit, with the models on the device.
   await page.getByRole("button", { name: "New" }).click();
   await page.reload();
   await page.getByRole("button", { name: "Read the number." }).waitFor();
@@ -82,13 +82,13 @@ test("an example is answered by the model that comes with the page, and drawn by
   await idle();
   assert.deepEqual((await answers()).map((text) => text.trim()), ["113"]);
   await page.getByRole("button", { name: "New" }).click();
-  await page.evaluate(() => localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", painter: "" })));
+  await page.evaluate(() => localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", imageModel: "" })));
   await page.reload();
   await page.getByRole("button", { name: "Choose a model" }).first().click();
   await page.getByText("Tiny MGM-2B").waitFor();
 });
 
-test("a model downloads with progress; a download can be stopped and goes on", { timeout: 240_000 }, async () => {
+test("a download shows progress, can be cancelled, and resumes", { timeout: 240_000 }, async () => {
   slow = true;
   await page.getByRole("button", { name: "Download Tiny MGM-2B" }).click();
   await page.getByText(/Downloading/).waitFor();
@@ -102,28 +102,28 @@ test("a model downloads with progress; a download can be stopped and goes on", {
   await idle();
 });
 
-test("a picture and a question get an answer that streams", { timeout: 300_000 }, async () => {
-  await page.locator("#files").setInputFiles(picture);
-  await page.getByAltText("Picture 1").waitFor();
+test("a question about an image gets a streamed answer", { timeout: 300_000 }, async () => {
+  await page.locator("#files").setInputFiles(image);
+  await page.getByAltText("Image 1").waitFor();
   await page.getByRole("button", { name: "Settings" }).click();
-  await page.getByLabel("Most tokens").fill("24");
+  await page.getByLabel("Maximum tokens").fill("24");
   await page.getByLabel(/Temperature/).fill("0");
   await shot("settings");
   await page.getByRole("button", { name: "Close" }).click();
-  await page.getByLabel("Question", { exact: true }).fill("What is in this picture?");
+  await page.getByLabel("Question", { exact: true }).fill("What is in this image?");
   await shot("question");
   await page.keyboard.press("Enter");
   await page.getByRole("button", { name: "Stop" }).waitFor();
   await shot("answering");
   await idle();
-  await page.getByText(/tokens\/s · first after/).waitFor();
+  await page.getByText(/tokens\/s · first token after/).waitFor();
   await shot("answered");
   assert.equal((await answers()).length, 1);
 });
 
-test("a second turn, stopped by Escape", { timeout: 300_000 }, async () => {
+test("Escape stops a second turn", { timeout: 300_000 }, async () => {
   await page.getByRole("button", { name: "Settings" }).click();
-  await page.getByLabel("Most tokens").fill("2000");
+  await page.getByLabel("Maximum tokens").fill("2000");
   await page.getByLabel(/Temperature/).fill("1");
   await page.getByRole("button", { name: "Close" }).click();
   await page.getByLabel("Question", { exact: true }).fill("And **why**?");
@@ -134,22 +134,22 @@ test("a second turn, stopped by Escape", { timeout: 300_000 }, async () => {
   await page.getByText("stopped", { exact: true }).waitFor();
 });
 
-test("it shows what the model looked at", { timeout: 300_000 }, async () => {
-  await page.getByRole("button", { name: /show what the model looked at/ }).click();
-  await page.getByRole("heading", { name: "What the model looked at" }).waitFor({ timeout: 240_000 });
+test("the page shows the attention map of an image", { timeout: 300_000 }, async () => {
+  await page.getByRole("button", { name: /show the attention map/ }).click();
+  await page.getByRole("heading", { name: "Attention map" }).waitFor({ timeout: 240_000 });
   const { dark, bright } = await page.evaluate(() => {
-    const canvas = document.getElementById("look-canvas");
+    const canvas = document.getElementById("attention-canvas");
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let [dark, bright] = [0, 0];
     for (let i = 0; i < data.length; i += 4) data[i] + data[i + 1] + data[i + 2] < 120 ? dark++ : bright++;
     return { dark, bright };
   });
   assert.ok(dark > 100 && bright > 100, `${dark} dark and ${bright} bright pixels`);
-  await shot("look");
+  await shot("attention-map");
   await page.getByRole("button", { name: "Close" }).click();
 });
 
-test("after a reload the conversation and the model are there again, without the network", { timeout: 240_000 }, async () => {
+test("a reload restores the conversation and the model, also offline", { timeout: 240_000 }, async () => {
   const before = await answers();
   await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
   const requests = server.log.length;
@@ -157,16 +157,16 @@ test("after a reload the conversation and the model are there again, without the
   await page.getByRole("button", { name: /Tiny MGM-2B.*q4/ }).waitFor({ timeout: 120_000 });
   await idle();
   assert.deepEqual(await answers(), before);
-  assert.ok(!server.log.slice(requests).some(({ path }) => path.endsWith(".safetensors")), "shards were asked for again");
+  assert.ok(!server.log.slice(requests).some(({ path }) => path.endsWith(".safetensors")), "shards were requested again");
   await context.setOffline(true);
   await page.reload();
-  await page.getByText("What is in this picture?").waitFor();
+  await page.getByText("What is in this image?").waitFor();
   await page.getByRole("button", { name: /Tiny MGM-2B.*q4/ }).waitFor({ timeout: 120_000 });
   await context.setOffline(false);
   await idle();
 });
 
-test("the conversation is exported with its pictures", async () => {
+test("the conversation exports with its images", async () => {
   const download = page.waitForEvent("download");
   await page.getByRole("button", { name: "Export" }).click();
   const { messages } = JSON.parse(await (await (await download).createReadStream()).toArray().then((parts) => Buffer.concat(parts).toString()));
@@ -174,7 +174,7 @@ test("the conversation is exported with its pictures", async () => {
   assert.match(messages[0].content[0].image_url.url, /^data:image\/png;base64,/);
 });
 
-test("pictures can be dropped and pasted, and removed", async () => {
+test("images can be dropped, pasted and removed", async () => {
   const give = (type) =>
     page.evaluate(async (type) => {
       const png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
@@ -186,13 +186,13 @@ test("pictures can be dropped and pasted, and removed", async () => {
     }, type);
   await give("drop");
   await give("paste");
-  await page.getByAltText("Picture 2").last().waitFor();
-  await page.getByRole("button", { name: "Remove picture 1" }).click();
-  await page.getByRole("button", { name: "Remove picture 1" }).click();
+  await page.getByAltText("Image 2").last().waitFor();
+  await page.getByRole("button", { name: "Remove image 1" }).click();
+  await page.getByRole("button", { name: "Remove image 1" }).click();
   assert.equal(await page.locator("#attachments li").count(), 0);
 });
 
-test("what a model writes is no more than text", async () => {
+test("a model's text runs no scripts and sends no requests", async () => {
   await page.evaluate(async () => {
     const database = await new Promise((resolve) => (indexedDB.open("mgm-demo", 1).onsuccess = (event) => resolve(event.target.result)));
     const text = '# Title\n\n<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>[a](javascript:window.hacked=1) ![](/leak-1.png) <svg><image href="/leak-2.png"/><rect fill="url(/leak-3.svg#a)"/></svg><math><mi xlink:href="/leak-4"></mi></math><p style="background:url(/leak-5.png)">p</p><table background="/leak-6.png"><tr><td>x</td></tr></table>\n\n|a|b|\n|-|-|\n|1|2|';
@@ -219,49 +219,49 @@ const use = async (name) => {
   await idle();
 };
 
-test("a model that draws stands beside one that answers, and draws into the conversation", { timeout: 600_000 }, async () => {
+test("an image model loads next to a chat model and generates into the conversation", { timeout: 600_000 }, async () => {
   await page.getByRole("button", { name: "New" }).click();
   await use("Download Miner");
-  assert.ok(await page.getByRole("button", { name: "Ask for a picture" }).isHidden(), "nothing to draw with yet");
+  assert.ok(await page.getByRole("button", { name: "Ask for an image" }).isHidden(), "no image model yet");
   await use("Download Tiny SDXL");
   assert.match(await page.locator("#model-name").textContent(), /Miner · f32 \+ Tiny SDXL · f32/);
   await page.getByRole("button", { name: "Settings" }).click();
   await page.getByLabel("Steps").fill("3");
-  await page.getByLabel("Most tokens").fill("24");
-  await shot("settings-pictures");
+  await page.getByLabel("Maximum tokens").fill("24");
+  await shot("settings-images");
   await page.getByRole("button", { name: "Close" }).click();
-  await page.getByRole("button", { name: "Ask for a picture" }).click();
-  assert.equal(await page.getByRole("button", { name: "Ask for a picture" }).getAttribute("aria-pressed"), "true");
+  await page.getByRole("button", { name: "Ask for an image" }).click();
+  assert.equal(await page.getByRole("button", { name: "Ask for an image" }).getAttribute("aria-pressed"), "true");
   await page.getByLabel("Question", { exact: true }).fill("What are mountains full of?");
   await page.keyboard.press("Enter");
   assert.equal(await page.locator(".message.assistant").getAttribute("aria-busy"), "true");
-  await page.getByText(/Drawing: step [12] of 3/).waitFor({ timeout: 120_000 });
-  await page.locator(".painted canvas").waitFor();
-  await shot("drawing");
-  await page.getByAltText("Drawn: a gold mine").waitFor({ timeout: 240_000 });
+  await page.getByText(/Generating the image: step [12] of 3/).waitFor({ timeout: 120_000 });
+  await page.locator(".generated canvas").waitFor();
+  await shot("generating");
+  await page.getByAltText("Generated: a gold mine").waitFor({ timeout: 240_000 });
   await idle();
-  await shot("drawn");
+  await shot("generated");
   assert.equal(await page.locator(".message.assistant").getAttribute("aria-busy"), "false");
-  // The description is the caption, and not shown twice.
+  // The description is only the caption.
   assert.equal((await answers())[0].trim(), "");
-  assert.match(await page.locator(".message.assistant .facts").textContent(), /tokens\/s.*drawn in [\d.]+ s.*seed \d+|drawn in [\d.]+ s.*tokens\/s/);
+  assert.match(await page.locator(".message.assistant .facts").textContent(), /tokens\/s.*image generated in [\d.]+ s.*seed \d+|image generated in [\d.]+ s.*tokens\/s/);
   const saved = page.waitForEvent("download");
   await page.getByRole("link", { name: "Save" }).click();
-  assert.match((await saved).suggestedFilename(), /^picture-\d+\.png$/);
+  assert.match((await saved).suggestedFilename(), /^image-\d+\.png$/);
 });
 
-test("drawing can be stopped; drawn pictures and both models outlast a reload, and are exported", { timeout: 600_000 }, async () => {
+test("generation can be stopped; generated images and both models survive a reload and are exported", { timeout: 600_000 }, async () => {
   await page.getByRole("button", { name: "Settings" }).click();
   await page.getByLabel("Steps").fill("500");
   await page.getByRole("button", { name: "Close" }).click();
   await page.getByLabel("Question", { exact: true }).fill("And valleys?");
   await page.keyboard.press("Enter");
-  await page.getByText(/Drawing: step 1 of 500/).waitFor({ timeout: 120_000 });
+  await page.getByText(/Generating the image: step 1 of 500/).waitFor({ timeout: 120_000 });
   await page.keyboard.press("Escape");
   await idle();
   await page.getByText("stopped", { exact: true }).waitFor();
   await page.reload();
-  await page.getByAltText("Drawn: a gold mine").waitFor();
+  await page.getByAltText("Generated: a gold mine").waitFor();
   await page.waitForFunction(() => document.getElementById("model-name").textContent === "Miner · f32 + Tiny SDXL · f32", undefined, { timeout: 120_000 });
   await idle();
   const download = page.waitForEvent("download");
@@ -271,7 +271,7 @@ test("drawing can be stopped; drawn pictures and both models outlast a reload, a
   assert.match(messages[1].content[1].text, /<h> a gold mine<\/h>/);
 });
 
-test("a model that only draws draws what is said", { timeout: 600_000 }, async () => {
+test("an image model alone generates what the user describes", { timeout: 600_000 }, async () => {
   await page.evaluate(() => localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", steps: 2 })));
   await page.reload();
   await page.waitForFunction(() => document.getElementById("model-name").textContent === "Tiny SDXL · f32", undefined, { timeout: 120_000 });
@@ -279,11 +279,11 @@ test("a model that only draws draws what is said", { timeout: 600_000 }, async (
   await page.getByRole("button", { name: "New" }).click();
   await page.getByLabel("Question", { exact: true }).fill("a misty hill");
   await page.keyboard.press("Enter");
-  await page.getByAltText("Drawn: a misty hill").waitFor({ timeout: 240_000 });
+  await page.getByAltText("Generated: a misty hill").waitFor({ timeout: 240_000 });
   await idle();
 });
 
-test("a question that was not answered can be asked again; tabs keep their own conversations; a painter from files stands beside", { timeout: 600_000 }, async () => {
+test("an unanswered question can be sent again; tabs have their own conversations; an image model loads from files", { timeout: 600_000 }, async () => {
   await page.evaluate(async () => {
     const database = await new Promise((resolve) => (indexedDB.open("mgm-demo", 1).onsuccess = (event) => resolve(event.target.result)));
     await new Promise((resolve) => {
@@ -292,7 +292,7 @@ test("a question that was not answered can be asked again; tabs keep their own c
       transaction.objectStore("conversation").put({ entries, saved: Date.now() }, sessionStorage.getItem("mgm-conversation"));
       transaction.oncomplete = resolve;
     });
-    localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", painter: "" }));
+    localStorage.setItem("mgm-settings", JSON.stringify({ ...JSON.parse(localStorage.getItem("mgm-settings")), model: "", imageModel: "" }));
   });
   await page.reload();
   await page.getByText("Hi", { exact: true }).waitFor();
@@ -308,29 +308,29 @@ test("a question that was not answered can be asked again; tabs keep their own c
   await page.reload();
   await page.getByText("Hi", { exact: true }).waitFor();
 
-  // By its address without a slash, and from a folder.
+  // From a URL without a slash at its end, and from a folder.
   await page.locator("#model").click();
-  await page.getByLabel("Address of a bundle").fill(`${server.url}/some/where/models/talker`);
-  await page.getByRole("button", { name: "Load from address" }).click();
-  await page.waitForFunction(() => document.getElementById("model-name").textContent === "talker · f32", undefined, { timeout: 120_000 });
+  await page.getByLabel("URL of a bundle").fill(`${server.url}/some/where/models/scripted`);
+  await page.getByRole("button", { name: "Load from URL" }).click();
+  await page.waitForFunction(() => document.getElementById("model-name").textContent === "scripted · f32", undefined, { timeout: 120_000 });
   await idle();
   await page.locator("#model-folder-input").setInputFiles(bundle(join(goldens, "sdxl-base/sdxl"), "f32"));
-  await page.waitForFunction(() => document.getElementById("model-name").textContent.startsWith("talker · f32 + "), undefined, { timeout: 120_000 });
+  await page.waitForFunction(() => document.getElementById("model-name").textContent.startsWith("scripted · f32 + "), undefined, { timeout: 120_000 });
   await idle();
-  assert.ok(await page.getByRole("button", { name: "Ask for a picture" }).isVisible());
+  assert.ok(await page.getByRole("button", { name: "Ask for an image" }).isVisible());
   await page.reload();
   await page.waitForFunction(() => document.getElementById("model-name").textContent.includes(" · f32"), undefined, { timeout: 120_000 });
   await idle();
 });
 
-test("on a phone, in the dark, by keyboard", async () => {
+test("the page works on a phone, in dark mode, and by keyboard", async () => {
   await page.setViewportSize({ width: 375, height: 700 });
   await page.emulateMedia({ colorScheme: "dark" });
   await idle();
   await shot("phone-dark");
   const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
   assert.ok(!wide, "the page scrolls sideways");
-  // Everything that can be pressed has a name.
+  // All controls have an accessible name.
   const nameless = await page.evaluate(() =>
     [...document.querySelectorAll("button, input:not([hidden]), textarea, select")].filter((element) => {
       const name = element.getAttribute("aria-label") ?? element.textContent.trim();
@@ -344,7 +344,7 @@ test("on a phone, in the dark, by keyboard", async () => {
   assert.notEqual(await page.evaluate(() => document.activeElement.tagName), "BODY");
 });
 
-test("without WebGPU it says what to do", async () => {
+test("without WebGPU the page says what to do", async () => {
   const other = await context.newPage();
   await other.addInitScript(() => Object.defineProperty(Navigator.prototype, "gpu", { get: () => undefined }));
   await other.goto(`${server.url}/some/where/`);

@@ -1,5 +1,5 @@
-// The golden checkpoints answer in the browser as natively: the same greedy ids as a correct implementation.
-// MGM_CASES names cases (with commas between) instead of all.
+// The golden checkpoints generate the greedy ids of the reference implementation.
+// MGM_CASES selects cases by name, separated by commas.
 
 import assert from "node:assert/strict";
 import { readdirSync } from "node:fs";
@@ -9,7 +9,7 @@ import { bundle, expected, goldens, launch, openPage, web } from "./browser.mjs"
 import { serve } from "./server.mjs";
 
 const known = readdirSync(goldens);
-// Those that paint are held against the binary, which is held against them, in painting.test.mjs.
+// image-generation.test.mjs compares image models with the native binary.
 const cases = process.env.MGM_CASES?.split(",") ?? known.filter((name) => expected(name).turns);
 let server, context, page;
 
@@ -41,9 +41,9 @@ for (const name of cases) {
         const messages = [];
         const answers = [];
         for (const [index, text] of questions.entries()) {
-          const pictures = index > 0 ? [] : images.map((image) => ({ type: "image_url", image_url: `/goldens/${name}/${image}` }));
-          messages.push({ role: "user", content: [...pictures, { type: "text", text }] });
-          const answer = await mgm.chat(messages, { temperature: 0, maxNewTokens: 24 }).finished();
+          const parts = index > 0 ? [] : images.map((image) => ({ type: "image_url", image_url: `/goldens/${name}/${image}` }));
+          messages.push({ role: "user", content: [...parts, { type: "text", text }] });
+          const answer = await mgm.chat(messages, { temperature: 0, maxNewTokens: 24 });
           messages.push({ role: "assistant", content: answer.text });
           answers.push(answer);
         }
@@ -54,7 +54,7 @@ for (const name of cases) {
     );
     for (const [index, answer] of answers.entries()) {
       const golden = turns[index].greedy_ids;
-      // An answer that ends by itself is shorter than the golden one, which goes on to its length.
+      // The reference continues after an end-of-sequence token; an answer does not.
       assert.deepEqual(answer.tokenIds, golden.slice(0, answer.tokenIds.length), `turn ${index}`);
       assert.ok(answer.finishReason === "stop" || answer.tokenIds.length === golden.length, `turn ${index}`);
       assert.equal(answer.usage.promptTokens, turns[index].n_embeds, `turn ${index}`);

@@ -1,4 +1,4 @@
-// The pixels that pages send to the model, against those that were put into a file.
+// The pixels that the model receives, compared with those in a file.
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
@@ -14,7 +14,7 @@ before(async () => {
   server = await serve({ "/": join(web, "tests/page") });
   context = await launch();
   page = await context.newPage();
-  // Pixels come the same way without the package's wasm, so none is loaded.
+  // This test needs no wasm module.
   await page.route("**/dist/index.js", (route) => route.fulfill({ contentType: "text/javascript", body: "" }));
   await page.goto(`${server.url}/`);
   const { outputFiles } = await build({
@@ -28,7 +28,7 @@ after(async () => {
   await server?.close();
 });
 
-/** A PNG of 8-bit RGBA, as the specification has it: no filters, one stretch of data. */
+/** An 8-bit RGBA PNG without filters, with one IDAT chunk. */
 function png(width, height, rgba) {
   const chunk = (type, data) => {
     const body = Buffer.concat([Buffer.from(type, "latin1"), data]);
@@ -46,7 +46,7 @@ function png(width, height, rgba) {
   return Buffer.concat([signature, chunk("IHDR", head), chunk("IDAT", deflateSync(Buffer.from(rows))), chunk("IEND", Buffer.alloc(0))]);
 }
 
-test("colours behind what is transparent stay as they are in the file", async () => {
+test("transparent pixels keep their colours", async () => {
   const [width, height] = [16, 8];
   // Each row has its own alpha: none, some, all.
   const alphas = [0, 1, 2, 63, 128, 200, 254, 255];

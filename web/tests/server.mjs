@@ -1,4 +1,4 @@
-// A server of files for tests, with the faults that networks have.
+// A file server for tests, with faults of networks.
 
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
@@ -12,11 +12,11 @@ const TYPES = {
 };
 
 /**
- * Serves folders under prefixes: `{ "/": "/path" }`, the longest prefix that fits first.
+ * Serves folders under prefixes: `{ "/": "/path" }`. The longest matching prefix wins.
  *
- * `faults(request)` may give, for a request: `drop` (bytes after which the connection breaks), `corrupt` (the place of a
- * byte to change), `status` (an error), `bytesPerSecond`, `noRanges`, `delay` (milliseconds). `bytesPerSecond` beside them is
- * the speed of the line that all requests share.
+ * `faults(request)` returns the faults of a request: `drop` (bytes after which the connection breaks), `hang` (bytes after which nothing
+ * more is sent), `corrupt` (offset of a byte to change), `status` (an error, with `headers`), `html` (a web page with status 200),
+ * `bytesPerSecond`, `noRanges`, `delay` (milliseconds). The option `bytesPerSecond` is the speed that all requests share.
  */
 export async function serve(folders, { faults = () => ({}), headers = {}, bytesPerSecond } = {}) {
   const log = [];
@@ -43,9 +43,14 @@ export async function serve(folders, { faults = () => ({}), headers = {}, bytesP
       return;
     }
     if (fault.status) {
-      response.writeHead(fault.status).end("a fault");
+      response.writeHead(fault.status, { ...headers, ...fault.headers }).end("a fault");
       return;
     }
+    if (fault.html) {
+      response.writeHead(200, { "Content-Type": "text/html; charset=utf-8", ...headers }).end("<!doctype html><p>Log in to the network");
+      return;
+    }
+    if (fault.hang === 0) return;
     let [start, end] = [0, size];
     const range = !fault.noRanges && /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
     if (range) {
@@ -68,14 +73,15 @@ export async function serve(folders, { faults = () => ({}), headers = {}, bytesP
     for await (const chunk of createReadStream(file, { start, end: end - 1, highWaterMark: 64 << 10 })) {
       const at = start + entry.bytes;
       if (fault.corrupt >= at && fault.corrupt < at + chunk.length) chunk[fault.corrupt - at] ^= 1;
-      const cut = fault.drop !== undefined && entry.bytes + chunk.length >= fault.drop;
-      const sent = cut ? chunk.subarray(0, fault.drop - entry.bytes) : chunk;
+      const end = fault.drop ?? fault.hang;
+      const cut = end !== undefined && entry.bytes + chunk.length >= end;
+      const sent = cut ? chunk.subarray(0, end - entry.bytes) : chunk;
       if (response.destroyed) return;
       if (!response.write(sent)) await Promise.race([once(response, "drain"), closed]);
       entry.bytes += sent.length;
       if (cut) {
         await new Promise((resolve) => setTimeout(resolve, 20));
-        response.destroy();
+        if (fault.hang === undefined) response.destroy();
         return;
       }
       if (bytesPerSecond) {

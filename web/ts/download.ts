@@ -1,18 +1,21 @@
-// Bundles from a server to this device: in parallel, with ranges, checked, resumed, shared between tabs. Worker only.
+// Downloads bundles to this device: in parallel, resumable, verified, once for all tabs. For the worker.
 
 import { MgmError } from "./errors.js";
-import { chunksOf, explained, fetchManifest, FIRST_WAIT, insist, passes, request, TRIES, wait } from "./fetching.js";
-import { type BundleFile, isPainter, MANIFEST, type Manifest, parseManifest } from "./manifest.js";
-import { bundleFolder, getFile, putText, remember } from "./storage.js";
+import {
+  anySignal, backOff, chunksOf, explain, fetchManifest, isTransient, MAX_TRIES, rejectWebPage, request, retry, STALL_LIMIT_WITH_COPY,
+} from "./http.js";
+import { type BundleFile, MANIFEST, type Manifest, parseManifest, summary } from "./manifest.js";
+import { bundleFolder, getFile, putRecord, putText } from "./storage.js";
+import { storageEstimate } from "./support.js";
 
-/** Files that come at the same time. */
+/** Concurrent downloads. */
 const PARALLEL = 4;
-/** Bytes of a part that are read at once when it is checked again. */
+/** Bytes per read when the digest of existing data is computed. */
 const CHECK_BYTES = 4 << 20;
 
-const NO_ROOM = "there is not enough room for the model on this device: cache.list() and cache.delete() make some";
+const NO_SPACE = "there is not enough space for the model on this device: free some with cache.list() and cache.delete()";
 
-/** A running SHA-256, of the wasm module. */
+/** A running SHA-256. */
 export interface Hash {
   update(bytes: Uint8Array): void;
   finish(): string;
@@ -22,22 +25,22 @@ export interface Hash {
 export interface DownloadOptions {
   cache: boolean;
   signal: AbortSignal;
-  /** Throws if what the manifest names is not wanted. */
+  /** Throws if the bundle is of the wrong kind. */
   accept: (manifest: Manifest) => void;
   newHash: () => Hash;
   onProgress: (part: string, loaded: number, total: number) => void;
 }
 
-/** Gets the bundle in the folder at `url`: its files by name. What is on this device already is not asked for again. */
+/** Returns the files of the bundle at `url` by name, and downloads those that are not on this device. */
 export async function getBundle(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
   if (!options.cache) return withoutStorage(url, options);
   const folder = await bundleFolder(url);
-  // Another tab may be at it: then this one waits, and finds the files there.
+  // If another tab downloads the bundle, wait for it and use its files.
   try {
     return await navigator.locks.request(`mgm:${url}`, { signal: options.signal }, () => withStorage(url, folder, options));
   } catch (error) {
     const full = error instanceof DOMException && error.name === "QuotaExceededError";
-    throw full ? new MgmError("quota", NO_ROOM, { cause: error }) : error;
+    throw full ? new MgmError("quota", NO_SPACE, { cause: error }) : error;
   }
 }
 
@@ -63,12 +66,10 @@ async function withStorage(
     }
   }
   if (missing.length > 0 || fresh) {
-    await remember(folder, { url, name: manifest.name, paints: isPainter(manifest), files: entries });
+    await putRecord(folder, { url, ...summary(manifest), files: entries });
   }
   if (fresh) await putText(folder, MANIFEST, text);
-  await checkRoom(folder, missing);
-  // Else the browser may clear the model away when it wants the room. It decides by itself whether to ask the user.
-  if (missing.length > 0) await navigator.storage.persist?.().catch(() => false);
+  await checkSpace(folder, missing);
   options.onProgress(missing[0]?.part ?? "language", loaded, total);
   const advance = (entry: BundleFile, bytes: number) => {
     loaded += bytes;
@@ -77,18 +78,18 @@ async function withStorage(
   await inParallel(missing, options.signal, async (entry, signal) => {
     await download(new URL(entry.file, url).href, folder, entry, { ...options, signal }, (bytes) => advance(entry, bytes));
     const file = await getFile(folder, entry.sha256);
-    if (!file) throw new MgmError("storage", `${entry.file} is gone from this device`);
+    if (!file) throw new MgmError("storage", `${entry.file} was deleted from this device during the download`);
     found.set(entry.sha256, file);
   });
   return named(manifest, text, found);
 }
 
-/** The files of different contents, which come once: a bundle may have the same vocabulary twice. */
+/** Files with distinct contents: a bundle may contain the same vocabulary twice. */
 function distinct({ files, shards }: Manifest): BundleFile[] {
   return [...new Map([...files, ...shards].map((entry) => [entry.sha256, entry])).values()];
 }
 
-/** All files by their names. */
+/** All files by name. */
 function named({ files, shards }: Manifest, manifest: string, found: Map<string, Blob>): Map<string, Blob> {
   const blobs = new Map<string, Blob>([[MANIFEST, new Blob([manifest])]]);
   for (const { file, sha256 } of [...files, ...shards]) {
@@ -98,36 +99,37 @@ function named({ files, shards }: Manifest, manifest: string, found: Map<string,
   return blobs;
 }
 
-/** The manifest from the server, or the one that is here if the server cannot be reached. */
+/** The manifest from the server, or the copy on this device if the server does not deliver one. */
 async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal: AbortSignal) {
-  const kept = await getFile(folder, MANIFEST);
-  const keptText = await kept?.text();
+  const copy = await (await getFile(folder, MANIFEST))?.text();
+  if (copy === undefined) {
+    const text = await fetchManifest(url, MAX_TRIES, signal);
+    return { text, manifest: parseManifest(text, url), fresh: true };
+  }
   try {
-    // With a copy here there is no need to insist.
-    const text = await fetchManifest(url, keptText === undefined ? TRIES : 1, signal);
-    return { text, manifest: parseManifest(text, url), fresh: text !== keptText };
-  } catch (error) {
+    const text = await fetchManifest(url, 1, signal, STALL_LIMIT_WITH_COPY);
+    return { text, manifest: parseManifest(text, url), fresh: text !== copy };
+  } catch {
+    // Whatever is wrong with the network or the server, the copy works.
     signal.throwIfAborted();
-    const reachable = error instanceof MgmError && error.code === "config";
-    if (keptText === undefined || reachable) throw await explained(url, error);
-    return { text: keptText, manifest: parseManifest(keptText, url), fresh: false };
+    return { text: copy, manifest: parseManifest(copy, url), fresh: false };
   }
 }
 
-/** Says before the download what would otherwise show itself in its middle. */
-async function checkRoom(folder: FileSystemDirectoryHandle, missing: BundleFile[]): Promise<void> {
+/** Fails before the download if there is not enough space for it. */
+async function checkSpace(folder: FileSystemDirectoryHandle, missing: BundleFile[]): Promise<void> {
   let needed = 0;
   for (const entry of missing) {
     needed += entry.bytes - ((await getFile(folder, `${entry.sha256}.part`))?.size ?? 0);
   }
-  const { quota, usage } = await navigator.storage.estimate();
-  if (quota !== undefined && usage !== undefined && needed > quota - usage) {
+  const { quota = Infinity, usage = 0 } = (await storageEstimate()) ?? {};
+  if (needed > quota - usage) {
     const megabytes = (bytes: number) => `${Math.ceil(Math.max(bytes, 0) / 1e6)} MB`;
-    throw new MgmError("quota", `${NO_ROOM} (${megabytes(needed)} are needed, ${megabytes(quota - usage)} are free)`);
+    throw new MgmError("quota", `${NO_SPACE} (needed: ${megabytes(needed)}, free: ${megabytes(quota - usage)})`);
   }
 }
 
-/** Brings one file here, whole and checked. */
+/** Downloads one file and verifies it. */
 async function download(
   url: string,
   folder: FileSystemDirectoryHandle,
@@ -137,10 +139,10 @@ async function download(
 ): Promise<void> {
   const handle = await folder.getFileHandle(`${entry.sha256}.part`, { create: true });
   const access = await handle.createSyncAccessHandle();
-  let sound = false;
+  let verified = false;
   try {
-    // Once more from the start, should a part that was here already be damaged.
-    for (let attempt = 0; !sound && attempt < 2; attempt++) {
+    // If the digest is wrong, the part from an earlier download may be damaged: start again once.
+    for (let attempt = 0; !verified && attempt < 2; attempt++) {
       const hash = options.newHash();
       try {
         await fill(url, access, entry, hash, options.signal, advance);
@@ -148,8 +150,8 @@ async function download(
         hash.free();
         throw error;
       }
-      sound = hash.finish() === entry.sha256;
-      if (!sound) {
+      verified = hash.finish() === entry.sha256;
+      if (!verified) {
         access.truncate(0);
         advance(-entry.bytes);
       }
@@ -158,13 +160,11 @@ async function download(
   } finally {
     access.close();
   }
-  if (!sound) {
-    throw new MgmError("checksum", `${url} is not the file that the manifest names: its SHA-256 differs, twice`);
-  }
+  if (!verified) throw wrongDigest(url);
   await handle.move(entry.sha256);
 }
 
-/** Fills a file up to its length, going on where it ends, through as many connections as it takes. */
+/** Downloads the rest of a file, with as many connections as it takes. */
 async function fill(
   url: string,
   access: FileSystemSyncAccessHandle,
@@ -190,36 +190,43 @@ async function fill(
     try {
       const headers: HeadersInit = size > 0 ? { Range: `bytes=${size}-` } : {};
       const response = await request(url, { headers, signal, cache: "no-store" });
-      // A server that knows no ranges starts from the beginning: what is here already is passed over.
+      // A server without ranges sends the whole file: skip what is here already.
       let skip = response.status === 206 ? 0 : size;
+      let isFirst = true;
       for await (const chunk of chunksOf(response)) {
+        if (isFirst) rejectWebPage(url, response.headers, chunk);
+        isFirst = false;
         const passed = Math.min(skip, chunk.length);
         skip -= passed;
         const bytes = chunk.subarray(passed, passed + entry.bytes - size);
         if (bytes.length === 0) continue;
         const written = access.write(bytes, { at: size });
-        if (written !== bytes.length) throw new MgmError("quota", NO_ROOM);
+        if (written !== bytes.length) throw new MgmError("quota", NO_SPACE);
         hash.update(bytes);
         size += bytes.length;
         advance(bytes.length);
         failures = 0;
       }
-      if (size < entry.bytes && ++failures >= TRIES) throw endsEarly(url, size, entry.bytes);
+      if (size < entry.bytes && ++failures >= MAX_TRIES) throw endsEarly(url, size, entry.bytes);
     } catch (error) {
       signal.throwIfAborted();
-      if (!passes(error) || ++failures >= TRIES) throw await explained(url, error);
-      await wait(FIRST_WAIT * 2 ** (failures - 1), signal);
+      if (!isTransient(error) || ++failures >= MAX_TRIES) throw await explain(url, error);
+      await backOff(failures, error, signal);
     }
   }
 }
 
 function endsEarly(url: string, size: number, bytes: number): MgmError {
-  return new MgmError("network", `${url} ends after ${size} of ${bytes} bytes, again and again`);
+  return new MgmError("network", `${url} ends after ${size} of ${bytes} bytes (${MAX_TRIES} attempts)`);
 }
 
-/** Files that stay in the browser's memory, or wherever it keeps blobs. */
+function wrongDigest(url: string): MgmError {
+  return new MgmError("checksum", `${url} is not the file that the manifest names: its SHA-256 differs (2 attempts)`);
+}
+
+/** Downloads all files as blobs, which the browser keeps in memory or in temporary files. */
 async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
-  const text = await fetchManifest(url, TRIES, options.signal);
+  const text = await fetchManifest(url, MAX_TRIES, options.signal);
   const manifest = parseManifest(text, url);
   options.accept(manifest);
   const entries = distinct(manifest);
@@ -228,33 +235,36 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
   let loaded = 0;
   await inParallel(entries, options.signal, async (entry, signal) => {
     const address = new URL(entry.file, url).href;
-    let sound: Blob | undefined;
-    for (let attempt = 0; !sound && attempt < 2; attempt++) {
-      const blob = await insist(address, TRIES, signal, async () => (await request(address, { signal, cache: "no-cache" })).blob());
+    let verified: Blob | undefined;
+    for (let attempt = 0; !verified && attempt < 2; attempt++) {
+      const blob = await retry(address, MAX_TRIES, signal, async () => {
+        const response = await request(address, { signal, cache: "no-cache" });
+        const blob = await response.blob();
+        rejectWebPage(address, response.headers, new Uint8Array(await blob.slice(0, 1).arrayBuffer()));
+        return blob;
+      });
       const hash = options.newHash();
       for (let at = 0; at < blob.size; at += CHECK_BYTES) {
         hash.update(new Uint8Array(await blob.slice(at, at + CHECK_BYTES).arrayBuffer()));
       }
-      if (hash.finish() === entry.sha256) sound = blob;
+      if (hash.finish() === entry.sha256) verified = blob;
     }
-    if (!sound) {
-      throw new MgmError("checksum", `${address} is not the file that the manifest names: its SHA-256 differs, twice`);
-    }
-    found.set(entry.sha256, sound);
+    if (!verified) throw wrongDigest(address);
+    found.set(entry.sha256, verified);
     loaded += entry.bytes;
     options.onProgress(entry.part, loaded, total);
   });
   return named(manifest, text, found);
 }
 
-/** Runs a task for each item, a few at a time. The first failure stops the others. */
+/** Runs a task for each item, {@link PARALLEL} at a time. The first failure aborts the others. */
 async function inParallel<T>(
   items: T[],
   signal: AbortSignal,
   task: (item: T, signal: AbortSignal) => Promise<void>,
 ): Promise<void> {
   const failed = new AbortController();
-  const either = AbortSignal.any([signal, failed.signal]);
+  const either = anySignal([signal, failed.signal]);
   const queue = items.values();
   const results = await Promise.allSettled(
     Array.from({ length: PARALLEL }, async () => {

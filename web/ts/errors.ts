@@ -1,8 +1,9 @@
 /**
- * What went wrong, as a name that programs can rely on.
+ * The kind of an error, for programs.
  *
- * From the page's side: `unsupported-browser`, `disposed`. From loading: `offline`, `network`, `cors`, `http`, `checksum`,
- * `quota`, `storage`. From the core: the others; `device-lost` only after recovering from it failed too.
+ * - from the page: `unsupported-browser`, `disposed`, `invalid-argument`, `unsupported`
+ * - from loading: `offline`, `network`, `cors`, `http`, `checksum`, `quota`, `storage`
+ * - from the core: the others; `device-lost` only if recovery failed too
  */
 export type MgmErrorCode =
   | "unsupported-browser"
@@ -38,21 +39,22 @@ export class MgmError extends Error {
   override readonly name = "MgmError";
 
   constructor(
+    /** The kind of error, for programs. */
     readonly code: MgmErrorCode,
     message: string,
-    options?: ErrorOptions,
+    options?: { cause?: unknown },
   ) {
     super(message, options);
   }
 }
 
-/** The error as what crosses between page and worker. */
+/** An error as it crosses between page and worker. */
 export interface WireError {
   code: MgmErrorCode;
   message: string;
 }
 
-/** Puts anything that was thrown into that form. */
+/** Converts anything that was thrown. */
 export function toWire(error: unknown): WireError {
   if (error instanceof Error) {
     const code = (error as { code?: unknown }).code;
@@ -62,3 +64,6 @@ export function toWire(error: unknown): WireError {
   }
   return { code: "internal", message: String(error) };
 }
+
+/** Converts back. */
+export const fromWire = ({ code, message }: WireError): MgmError => new MgmError(code, message);

@@ -1,26 +1,28 @@
-// The models of a worker: one that answers, one that paints, or both on one device. Where they do not fit together they take
-// turns; when the device is lost, they come again on another. Worker only.
+// The loaded models of a worker: a chat model, an image model, or both on one device. If both do not fit, they are loaded
+// alternately. If the device is lost, they are loaded again on another. For the worker.
 
-import { Device, Engine, Painter, Sha256 } from "./wasm/mgm_web.js";
+import { ChatModel, Device, ImageModel, Sha256 } from "./wasm/mgm_web.js";
 import { getBundle } from "./download.js";
 import { MgmError, toWire } from "./errors.js";
-import { identify, isPainter, type Manifest } from "./manifest.js";
+import { inspectFiles, type Manifest, summary } from "./manifest.js";
 import type { LoadCall } from "./protocol.js";
-import { keptTuning } from "./storage.js";
-import type { ModelInfo, PainterInfo, Progress } from "./types.js";
+import { storedTuning } from "./storage.js";
+import type { ImageModelInfo, ModelInfo, Progress } from "./types.js";
+import { deviceId, enableSubgroups } from "./webgpu.js";
 
 /** How often a device may be lost during one call. */
-const RECOVERIES = 2;
+const MAX_RECOVERIES = 2;
 
-const NO_PAINTER = "this model answers and does not paint: what paints is packed from a folder in diffusers' layout";
+const NOT_AN_IMAGE_MODEL = "this is a chat model, not an image model: image models are packed from a folder in diffusers' layout";
 
-/** Who waits for what is done here. */
-export interface Watch {
+/** What a call passes to the work that it starts. */
+export interface CallContext {
   signal: AbortSignal;
-  report(phase: Progress["phase"]): (part: string, done: number, total: number) => void;
+  /** Starts to report a phase. */
+  reporter(phase: Progress["phase"]): (part: string, done: number, total?: number) => void;
 }
 
-/** A model's files, what is known of it, and the model itself while it is there. */
+/** A model's files and properties, and the model while it is loaded. */
 interface Slot<M extends { free(): void; info(): string }, I> {
   call: LoadCall;
   files: Map<string, Blob>;
@@ -29,87 +31,86 @@ interface Slot<M extends { free(): void; info(): string }, I> {
   info: I | undefined;
 }
 
-type Answering = Slot<Engine, EngineInfo>;
-type Painting = Slot<Painter, PainterInfo>;
-type EngineInfo = Pick<ModelInfo, "precision" | "sees" | "maxPositions" | "weightBytes">;
+type ChatSlot = Slot<ChatModel, ChatModelInfo>;
+type ImageSlot = Slot<ImageModel, Omit<ImageModelInfo, "name">>;
+type ChatModelInfo = Pick<ModelInfo, "precision" | "vision" | "maxPositions" | "weightBytes">;
 
 export class Models {
   #gpuMemory: number | undefined;
   #device: Device | undefined;
-  /** A device was lost: what is loaded now is recovered. */
-  #lost = false;
-  #answering: Answering | undefined;
-  #painting: Painting | undefined;
+  /** Whether a device was lost and the next load is a recovery. */
+  #isLost = false;
+  #chat: ChatSlot | undefined;
+  #image: ImageSlot | undefined;
 
-  /** Loads a model beside what is there, in the place of one of its kind. */
-  async load(call: LoadCall, watch: Watch): Promise<ModelInfo> {
-    const files = await filesOf(call, watch);
+  /** Loads a model. It replaces a loaded one of its kind. */
+  async load(call: LoadCall, context: CallContext): Promise<ModelInfo> {
+    const files = await filesOf(call, context);
     this.#gpuMemory ??= call.gpuMemory;
-    const { name, paints } = await identify(files);
-    if (paints) {
-      const slot: Painting = { call, files, name, model: undefined, info: undefined };
-      await this.#withDevice(() => this.#painter(slot));
-      this.#painting?.model?.free();
-      this.#painting = slot;
-    } else if (call.as === "painter") {
-      throw new MgmError("invalid-argument", NO_PAINTER);
+    const { name, imageGeneration } = await inspectFiles(files);
+    if (imageGeneration) {
+      const slot: ImageSlot = { call, files, name, model: undefined, info: undefined };
+      await this.#withDevice(() => this.#loadImageModel(slot));
+      this.#image?.model?.free();
+      this.#image = slot;
+    } else if (call.as === "image-model") {
+      throw new MgmError("invalid-argument", NOT_AN_IMAGE_MODEL);
     } else {
-      const slot: Answering = { call, files, name, model: undefined, info: undefined };
+      const slot: ChatSlot = { call, files, name, model: undefined, info: undefined };
       await this.#withDevice(
-        () => this.#engine(slot, watch),
-        () => this.#putPainterAway(),
+        () => this.#loadChatModel(slot, context),
+        () => this.#evictImageModel(),
       );
-      this.#answering?.model?.free();
-      this.#answering = slot;
+      this.#chat?.model?.free();
+      this.#chat = slot;
     }
     return this.#info();
   }
 
-  /** Makes pipelines for the model that answers, as long as nobody waits. */
-  async prepare(goOn: () => boolean): Promise<void> {
-    await this.#answering?.model?.prepare(goOn);
+  /** Compiles pipelines of the chat model until `mayContinue` says otherwise. */
+  async prepare(mayContinue: () => boolean): Promise<void> {
+    await this.#chat?.model?.prepare(mayContinue);
   }
 
-  /** Does something with the model that answers. */
-  async answering<T>(watch: Watch, work: (engine: Engine) => Promise<T>): Promise<T> {
-    const slot = this.#answering;
+  /** Runs work with the chat model, and again on another device if the first is lost. */
+  async withChatModel<T>(context: CallContext, work: (model: ChatModel) => Promise<T>): Promise<T> {
+    const slot = this.#chat;
     if (!slot) {
-      throw new MgmError("invalid-argument", this.#painting ? "this model paints, and does not answer" : "no model is loaded");
+      throw new MgmError("invalid-argument", this.#image ? "this is an image model: it cannot chat" : "no model is loaded");
     }
     return this.#withDevice(
-      async () => work(await this.#engine(slot, watch)),
-      () => this.#putPainterAway(),
+      async () => work(await this.#loadChatModel(slot, context)),
+      () => this.#evictImageModel(),
     );
   }
 
-  /** Does something with the model that paints. */
-  async painting<T>(watch: Watch, work: (painter: Painter) => Promise<T>): Promise<T> {
-    const slot = this.needPainter();
-    const paint = async () => {
-      const painter = await this.#painter(slot);
-      this.#makeRoom(painter.missingBytes(), () => this.#putEngineAway());
-      return work(painter);
+  /** Runs work with the image model, and again on another device if the first is lost. */
+  async withImageModel<T>(context: CallContext, work: (model: ImageModel) => Promise<T>): Promise<T> {
+    const slot = this.requireImageModel();
+    const run = async () => {
+      const model = await this.#loadImageModel(slot);
+      this.#makeSpace(model.missingBytes(), () => this.#evictChatModel());
+      return work(model);
     };
     return this.#withDevice(
-      () => withFiles(slot, watch, paint),
-      () => this.#putEngineAway(),
+      () => withFiles(slot, context, run),
+      () => this.#evictChatModel(),
     );
   }
 
-  /** Whether there is one that paints. */
-  get paints(): boolean {
-    return this.#painting !== undefined;
+  get hasImageModel(): boolean {
+    return this.#image !== undefined;
   }
 
-  /** The one that paints, which must be there. */
-  needPainter(): Painting {
-    if (this.#painting) return this.#painting;
-    throw new MgmError("invalid-argument", "no model that paints is loaded: Mgm.load(url, { painter }) or loadPainter() does");
+  /** The image model; fails if there is none. */
+  requireImageModel(): ImageSlot {
+    if (this.#image) return this.#image;
+    throw new MgmError("invalid-argument", "no image model is loaded: use Mgm.load(source, { imageModel }) or loadImageModel()");
   }
 
-  /** Whether what was loaded is kept on this device. */
-  get kept(): boolean {
-    return this.#answering?.call.cache ?? false;
+  /** Whether the chat model may store files on this device. */
+  get mayStore(): boolean {
+    return this.#chat?.call.cache ?? false;
   }
 
   /** Bytes on the device. */
@@ -117,29 +118,29 @@ export class Models {
     return this.#device?.bytes() ?? 0;
   }
 
-  /** Does something on the device; on a new one when it is lost, and once more if `putAway` makes room for what did not fit. */
-  async #withDevice<T>(work: () => Promise<T>, putAway: () => boolean = () => false): Promise<T> {
-    for (let recoveries = 0, madeRoom = false; ; ) {
+  /** Runs work on the device. Repeats it on a new device if the device is lost, and once more if `evict` freed memory for it. */
+  async #withDevice<T>(work: () => Promise<T>, evict: () => boolean = () => false): Promise<T> {
+    for (let recoveries = 0, evicted = false; ; ) {
       try {
         const result = await work();
-        this.#lost = false;
+        this.#isLost = false;
         return result;
       } catch (error) {
         const { code } = toWire(error);
-        if (code === "out-of-memory" && !madeRoom && putAway()) {
-          madeRoom = true;
+        if (code === "out-of-memory" && !evicted && evict()) {
+          evicted = true;
           continue;
         }
         if (code !== "device-lost") throw error;
-        this.#lose();
-        if (++recoveries > RECOVERIES) throw error;
+        this.#dropDevice();
+        if (++recoveries > MAX_RECOVERIES) throw error;
       }
     }
   }
 
-  #lose(): void {
-    this.#lost = true;
-    for (const slot of [this.#answering, this.#painting]) {
+  #dropDevice(): void {
+    this.#isLost = true;
+    for (const slot of [this.#chat, this.#image]) {
       slot?.model?.free();
       if (slot) slot.model = undefined;
     }
@@ -147,10 +148,10 @@ export class Models {
     this.#device = undefined;
   }
 
-  async #opened(): Promise<Device> {
+  async #openDevice(): Promise<Device> {
     if (!this.#device) {
-      const tuning = await keptTuning(deviceName);
-      const subgroups = await askForSubgroups();
+      const tuning = await storedTuning(deviceId);
+      const subgroups = await enableSubgroups();
       const gpuMemory = this.#gpuMemory;
       this.#device = await Device.open(
         JSON.stringify({ subgroups, ...(tuning !== undefined && { tuning }), ...(gpuMemory !== undefined && { gpuMemory }) }),
@@ -159,119 +160,89 @@ export class Models {
     return this.#device;
   }
 
-  async #engine(slot: Answering, watch: Watch): Promise<Engine> {
+  async #loadChatModel(slot: ChatSlot, context: CallContext): Promise<ChatModel> {
     if (slot.model) return slot.model;
     const load = async () => {
-      const device = await this.#opened();
-      const report = watch.report(this.#lost ? "recover" : "load");
+      const device = await this.#openDevice();
+      const report = context.reporter(this.#isLost ? "recover" : "load");
       let [total, done] = [0, 0];
-      return Engine.load(device, slot.files, JSON.stringify(slot.call.options), (name: string, bytes: number) => {
-        if (name === "total") this.#makeRoom((total = bytes), () => this.#putPainterAway());
+      return ChatModel.load(device, slot.files, JSON.stringify(slot.call.options), (name: string, bytes: number) => {
+        if (name === "total") this.#makeSpace((total = bytes), () => this.#evictImageModel());
         else done += bytes;
         report("weights", Math.min(done, total), total);
-        return !watch.signal.aborted;
+        return !context.signal.aborted;
       });
     };
-    slot.model = await withFiles(slot, watch, load);
-    slot.info = JSON.parse(slot.model.info()) as EngineInfo;
+    slot.model = await withFiles(slot, context, load);
+    slot.info = JSON.parse(slot.model.info()) as ChatModelInfo;
     return slot.model;
   }
 
-  /** The model that paints. Its weights come onto the device when a picture needs them. */
-  async #painter(slot: Painting): Promise<Painter> {
+  /** Opens the image model. Its weights are loaded when an image needs them. */
+  async #loadImageModel(slot: ImageSlot): Promise<ImageModel> {
     if (slot.model) return slot.model;
     const { precision } = slot.call.options;
     const options = { name: slot.name, ...(precision !== undefined && { precision }) };
-    slot.model = await Painter.open(await this.#opened(), slot.files, JSON.stringify(options));
-    slot.info = JSON.parse(slot.model.info()) as PainterInfo;
+    slot.model = await ImageModel.open(await this.#openDevice(), slot.files, JSON.stringify(options));
+    slot.info = JSON.parse(slot.model.info()) as Omit<ImageModelInfo, "name">;
     return slot.model;
   }
 
-  /** Puts something away where so many bytes more are not to be had. */
-  #makeRoom(bytes: number, putAway: () => boolean): void {
+  /** Evicts a model if `bytes` more would exceed the memory limit. */
+  #makeSpace(bytes: number, evict: () => boolean): void {
     const limit = this.#device?.limit();
-    if (limit !== undefined && this.bytes + bytes > limit) putAway();
+    if (limit !== undefined && this.bytes + bytes > limit) evict();
   }
 
-  #putPainterAway(): boolean {
-    this.#painting?.model?.release();
-    return this.#painting?.model !== undefined;
+  #evictImageModel(): boolean {
+    this.#image?.model?.release();
+    return this.#image?.model !== undefined;
   }
 
-  /** The conversation is in the messages of the next call: only what was computed for it is gone. */
-  #putEngineAway(): boolean {
-    const engine = this.#answering?.model;
-    if (!this.#answering || !engine) return false;
-    this.#answering.model = undefined;
-    engine.free();
+  /** The next call passes the whole conversation, so that only its KV cache is lost. */
+  #evictChatModel(): boolean {
+    const model = this.#chat?.model;
+    if (!this.#chat || !model) return false;
+    this.#chat.model = undefined;
+    model.free();
     this.#device?.trim();
     return true;
   }
 
   #info(): ModelInfo {
     const device = JSON.parse(this.#device?.info() ?? "{}") as Pick<ModelInfo, "adapter" | "software">;
-    const engine = this.#answering?.info;
-    const painter = this.#painting?.info;
-    const { precision = "f32", weightBytes = 0 } = engine ?? painter ?? {};
+    const chat = this.#chat?.info;
+    const image = this.#image?.info && { name: this.#image.name, ...this.#image.info };
+    const { precision = "f32", weightBytes = 0 } = chat ?? image ?? {};
     return {
+      name: (this.#chat ?? this.#image)?.name ?? "",
       ...device,
       gpuBytes: this.bytes,
-      ...(engine ?? { precision, sees: false, maxPositions: 0, weightBytes }),
-      chats: this.#answering !== undefined,
-      ...(painter && { painter }),
+      ...(chat ?? { precision, vision: false, maxPositions: 0, weightBytes }),
+      chat: chat !== undefined,
+      ...(image && { imageModel: image }),
     };
   }
 }
 
-async function filesOf({ source, cache, as }: LoadCall, { signal, report }: Watch): Promise<Map<string, Blob>> {
+async function filesOf({ source, cache, as }: LoadCall, { signal, reporter }: CallContext): Promise<Map<string, Blob>> {
   if ("files" in source) return new Map(source.files);
-  // Before gigabytes come that are of no use.
+  // Refuse a bundle of the wrong kind before its gigabytes are downloaded.
   const accept = (manifest: Manifest) => {
-    if (as === "painter" && !isPainter(manifest)) throw new MgmError("invalid-argument", NO_PAINTER);
+    if (as === "image-model" && !summary(manifest).imageGeneration) throw new MgmError("invalid-argument", NOT_AN_IMAGE_MODEL);
   };
-  return getBundle(source.url, { cache, signal, accept, newHash: () => new Sha256(), onProgress: report("download") });
+  return getBundle(source.url, { cache, signal, accept, newHash: () => new Sha256(), onProgress: reporter("download") });
 }
 
-/** Does something with the files; those that were deleted meanwhile come again from where they came from. */
-async function withFiles<T>(slot: Answering | Painting, watch: Watch, work: () => Promise<T>): Promise<T> {
+/** Runs work with a model's files. If they were deleted from this device, downloads them and repeats the work. */
+async function withFiles<T>(slot: ChatSlot | ImageSlot, context: CallContext, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {
     if (toWire(error).code !== "io" || !("url" in slot.call.source)) throw error;
-    slot.files = await filesOf(slot.call, watch);
+    slot.files = await filesOf(slot.call, context);
     slot.model?.free();
     slot.model = undefined;
     return work();
   }
-}
-
-function requestAdapter(): Promise<GPUAdapter | null> {
-  return navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
-}
-
-/** Tells one device from another, as far as browsers let us: the core sees neither vendor nor driver here. A new version of the
- *  browser may bring another compiler of shaders, so it counts too. */
-export async function deviceName(): Promise<string> {
-  const { vendor, architecture, device, description } = (await requestAdapter())?.info ?? {};
-  return [vendor, architecture, device, description, navigator.userAgent].join("\n");
-}
-
-/**
- * Lets devices have subgroups where the adapter has them, and says whether they do. wgpu's web backend does not know the
- * feature (https://github.com/gfx-rs/wgpu/issues/10146), but hands shaders on as they are.
- */
-export async function askForSubgroups(): Promise<boolean> {
-  const adapter = await requestAdapter();
-  if (!adapter?.features.has("subgroups")) return false;
-  const prototype = GPUAdapter.prototype as GPUAdapter & { mgmAsksForSubgroups?: boolean };
-  if (!prototype.mgmAsksForSubgroups) {
-    const request = prototype.requestDevice;
-    prototype.requestDevice = function (descriptor) {
-      const features = new Set<string>(descriptor?.requiredFeatures);
-      if (this.features.has("subgroups")) features.add("subgroups");
-      return request.call(this, { ...descriptor, requiredFeatures: [...features] as GPUFeatureName[] });
-    };
-    prototype.mgmAsksForSubgroups = true;
-  }
-  return true;
 }

@@ -1,11 +1,11 @@
-// PNG files that say what they were made with.
+// PNG files with text chunks.
 
-/** The length, the type and the checksum of a chunk, around its data. */
+/** Bytes of a chunk in addition to its data: length, type and checksum. */
 const CHUNK_FRAME = 12;
-/** The signature and the first chunk, IHDR, behind which other chunks may stand. */
+/** Bytes of the signature and of the first chunk, IHDR. Other chunks may follow it. */
 const HEAD_BYTES = 8 + CHUNK_FRAME + 13;
 
-/** A picture as a PNG file with texts under keywords of ASCII. */
+/** Encodes an image as PNG with texts. Keywords are ASCII. */
 export async function toPng(pixels: ImageData, texts: Record<string, string>): Promise<Blob> {
   const canvas = new OffscreenCanvas(pixels.width, pixels.height);
   canvas.getContext("2d")?.putImageData(pixels, 0, 0);
@@ -14,10 +14,10 @@ export async function toPng(pixels: ImageData, texts: Record<string, string>): P
   return new Blob([plain.slice(0, HEAD_BYTES), ...chunks, plain.slice(HEAD_BYTES)], { type: "image/png" });
 }
 
-/** "tEXt" for what is ASCII, which every reader knows, else "iTXt" in UTF-8. */
+/** A tEXt chunk for ASCII, which all readers know; otherwise an iTXt chunk in UTF-8. */
 function textChunk(keyword: string, text: string): Uint8Array<ArrayBuffer> {
   const plain = /^[\0-\x7f]*$/.test(text);
-  // Behind an iTXt keyword: its end, no compression, its method, no language, no translated keyword.
+  // After an iTXt keyword: terminator, compression flag and method, empty language tag, empty translated keyword.
   const data = new TextEncoder().encode(plain ? `${keyword}\0${text}` : `${keyword}\0\0\0\0\0${text}`);
   const chunk = new Uint8Array(CHUNK_FRAME + data.length);
   const view = new DataView(chunk.buffer);

@@ -1,26 +1,26 @@
-// What page and worker say to each other.
+// Messages between the page and the worker.
 
 import type { WireError } from "./errors.js";
-import type { LookMap, ModelInfo, Picture, PictureStep, Progress } from "./types.js";
+import type { AttentionMap, GeneratedImage, ImageStep, ModelInfo, Progress } from "./types.js";
 
 /** Where a model's files are. */
-export type Source = { url: string } | { files: [path: string, file: Blob][] };
+export type FileSource = { url: string } | { files: [path: string, file: Blob][] };
 
 export interface LoadCall {
-  source: Source;
+  source: FileSource;
   cache: boolean;
-  /** What the model is to be: what it is, or a painter beside another model. */
-  as: "model" | "painter";
+  /** `model` accepts any model, `image-model` only an image model. */
+  as: "model" | "image-model";
   gpuMemory?: number;
-  /** JSON for the core. */
+  /** Passed to the core as JSON. */
   options: { precision?: string; conversation?: string };
 }
 
-/** JSON for the core, but for the defaults that depend on who asks. */
-export interface PictureCall {
+/** Passed to the core as JSON, completed by defaults that depend on the caller. */
+export interface ImageCall {
   negativePrompt?: string;
   steps: number;
-  guidance: number;
+  guidanceScale: number;
   width?: number;
   height?: number;
   scheduler?: string;
@@ -32,23 +32,34 @@ export interface PictureCall {
 export interface ChatCall {
   messages: { role: string; text: string; images: number }[];
   images: ImageData[];
+  /** Passed to the core as JSON. */
   options: { maxNewTokens: number; temperature: number; topP?: number; topK: number; seed: number };
-  /** Pictures in answers, if they are wanted. */
-  picture?: { when: "auto" | "always"; settings: PictureCall };
+  stop: string[];
+  /** How to generate images; absent for an answer without. */
+  image?: { mode: "auto" | "always"; settings: ImageCall };
+}
+
+/** The first message of a worker: where its files are. */
+export interface StartMessage {
+  type: "start";
+  workerUrl: string;
+  wasmUrl: string;
+  /** Whether the worker's script comes from the asset cache. */
+  fromCache: boolean;
 }
 
 export type Request =
   | { id: number; type: "load"; call: LoadCall }
   | { id: number; type: "chat"; call: ChatCall }
-  | { id: number; type: "paint"; call: PictureCall & { prompt: string }; image?: ImageData }
-  | { id: number; type: "look"; image: ImageData }
+  | { id: number; type: "generate"; call: ImageCall & { prompt: string }; image?: ImageData }
+  | { id: number; type: "attention-map"; image: ImageData }
   | { id: number; type: "memory" }
   | { id: number; type: "check" }
   | { id: number; type: "tune"; int8: boolean }
   | { id: number; type: "abort" };
 
 /** The core's report of an answer. */
-export interface Report {
+export interface AnswerReport {
   text: string;
   tokenIds: number[];
   promptTokens: number;
@@ -60,38 +71,41 @@ export interface Report {
   decodeMs: number;
 }
 
-/** Memory of the worker, in bytes. */
+/** Memory in use, in bytes. */
 export interface MemoryReport {
+  /** Heap of the wasm module. */
   wasm: number;
+  /** Buffers on the GPU. */
   gpu: number;
 }
 
-/** A kernel's case of the self-check. */
+/** Result of the self-check for one kernel. */
 export interface CheckedCase {
   /** The kernel and its parameters. */
   case: string;
-  /** Normalised mean square error against an f64 reference, if within the bound. */
+  /** Normalised mean square error against an f64 reference; `null` if the case failed. */
   error: number | null;
-  /** What is wrong, if it is not. */
+  /** Why the case failed. */
   failure: string | null;
 }
 
-/** What is told while a call is under way. */
-export type News =
+/** Sent while a call is in progress. */
+export type ProgressMessage =
   | { id: number; type: "progress"; progress: Progress }
   | { id: number; type: "text"; text: string }
   | { id: number; type: "first-token" }
-  | { id: number; type: "step"; step: PictureStep };
+  | { id: number; type: "step"; step: ImageStep };
 
-/** How a call ends. */
-export type Outcome =
+/** Ends a call. */
+export type ResultMessage =
   | { id: number; type: "loaded"; info: ModelInfo }
-  | { id: number; type: "answered"; report: Report; picture?: Picture; pictureError?: WireError }
-  | { id: number; type: "painted"; picture: Picture }
+  | { id: number; type: "answered"; report: AnswerReport; image?: GeneratedImage; imageError?: WireError }
+  | { id: number; type: "generated"; image: GeneratedImage }
   | { id: number; type: "checked"; cases: CheckedCase[] }
-  | { id: number; type: "looked"; map: LookMap }
+  | { id: number; type: "attention-map"; map: AttentionMap }
   | { id: number; type: "tuned" }
   | { id: number; type: "memory"; memory: MemoryReport }
   | { id: number; type: "error"; error: WireError };
 
-export type Reply = News | Outcome;
+/** From the worker. `started` is the first: the worker's script runs. */
+export type Reply = { type: "started" } | ProgressMessage | ResultMessage;

@@ -1,38 +1,47 @@
 import type { Precision } from "./types.js";
 
-/** What this browser can do. */
+/** What this browser can run: see {@link Mgm.support}. */
 export interface Support {
-  /** Whether models can run here at all. */
+  /** Whether models can run here. */
   supported: boolean;
-  /** Why not, and what the user can do. */
+  /** If not: why, and what the user can do. */
   reason?: string;
-  /** Precisions that run here, best first. Smaller ones need less memory; see `maxWeightBytes`. */
+  /** Precisions that run here, most accurate first. Smaller ones need less memory: see `maxWeightBytes`. */
   precisions: Precision[];
-  /** The adapter as the browser describes it; fields are often empty. */
+  /** The adapter as the browser describes it; strings are often empty. `software` is a software (CPU) adapter. */
   adapter?: { vendor: string; architecture: string; description: string; software: boolean };
   features?: { shaderF16: boolean; subgroups: boolean; timestampQuery: boolean };
+  /** In bytes. */
   limits?: { maxBufferSize: number; maxStorageBufferBindingSize: number };
-  /** A guess at the weights that fit, in bytes, from the device's memory: browsers tell no one how much the GPU has, and only
-   *  Chromium tells the device's. */
+  /**
+   * Estimate of the weights that fit, in bytes, from the device's memory. Browsers do not report GPU memory, and only Chromium reports the
+   * device's.
+   */
   maxWeightBytes?: number;
-  /** Room for files on this device, in bytes. */
+  /** Storage for files on this device, in bytes. */
   storage?: { quota: number; usage: number };
 }
 
-/** What is to be run. */
+/** What to run: see {@link Mgm.support}. */
 export interface SupportQuestion {
-  /** Bytes of the model's weights in f16, or about twice its parameters: precisions that are too large for them are left out. */
+  /** Bytes of the model's weights in f16 (twice its parameters). Precisions that do not fit are left out. */
   weightBytes?: number;
 }
 
-/** Bytes of a weight, beside those of f16. */
-const SHARES: Record<Precision, number> = { f32: 2, f16: 1, q8: 0.53, q4: 0.31 };
+/** Bytes of a weight relative to f16. */
+const RELATIVE_BYTES: Record<Precision, number> = { f32: 2, f16: 1, q8: 0.53, q4: 0.31 };
+
+/** Describes an adapter. Chrome before 121 has no `GPUAdapter.info`. */
+export const adapterInfo = (adapter: GPUAdapter | null | undefined): Partial<GPUAdapterInfo> => adapter?.info ?? {};
 
 /** Says whether this browser can run models, and why not. */
 export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promise<Support> {
   const no = (reason: string): Support => ({ supported: false, reason, precisions: [] });
+  if (typeof navigator === "undefined" || typeof Worker === "undefined") {
+    return no("This is not a browser: models run on WebGPU in a page or a worker.");
+  }
   if (!globalThis.isSecureContext) {
-    return no("WebGPU works only on pages that come over https, or from localhost.");
+    return no("WebGPU needs a page that is served over https, or from localhost.");
   }
   if (!navigator.gpu) {
     return no(
@@ -42,16 +51,13 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
   }
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
   if (!adapter) {
-    return no(
-      "WebGPU is there, but it finds no GPU. A newer graphics driver may help; chrome://gpu tells what is switched off and why.",
-    );
+    return no("This browser has WebGPU but found no GPU. Update the graphics driver; chrome://gpu lists what is disabled and why.");
   }
-  const { vendor, architecture, description } = adapter.info;
+  const { vendor = "", architecture = "", description = "", isFallbackAdapter: software = false } = adapterInfo(adapter);
   const { maxBufferSize, maxStorageBufferBindingSize } = adapter.limits;
-  const software = (adapter.info as { isFallbackAdapter?: boolean }).isFallbackAdapter ?? false;
   const result: Support = {
     supported: true,
-    // Every kernel has a form that needs only WebGPU's defaults.
+    // Every kernel has a variant that needs only WebGPU's default limits.
     precisions: ["f32", "f16", "q8", "q4"],
     adapter: { vendor, architecture, description, software },
     features: {
@@ -61,17 +67,27 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
     },
     limits: { maxBufferSize, maxStorageBufferBindingSize },
   };
-  // In GiB, rounded to a power of two, at most 8; only Chromium tells.
+  // In GiB, rounded to a power of two, at most 8; only in Chromium.
   const memory = (navigator as { deviceMemory?: number }).deviceMemory;
   if (memory !== undefined) {
-    const most = (result.maxWeightBytes = (memory * 2 ** 30) / 2);
-    result.precisions = result.precisions.filter((precision) => weightBytes * SHARES[precision] <= most);
+    const maxWeightBytes = (result.maxWeightBytes = (memory * 2 ** 30) / 2);
+    result.precisions = result.precisions.filter((precision) => weightBytes * RELATIVE_BYTES[precision] <= maxWeightBytes);
     if (result.precisions.length === 0) {
       result.supported = false;
-      result.reason = `The model is probably too large for this device: it takes ${Math.ceil((weightBytes * SHARES.q4) / 1e6)} MB at the least.`;
+      result.reason = `The model is probably too large for this device: its weights take at least ${Math.ceil((weightBytes * RELATIVE_BYTES.q4) / 1e6)} MB.`;
     }
   }
-  const { quota, usage } = (await navigator.storage?.estimate?.()) ?? {};
-  if (quota !== undefined && usage !== undefined) result.storage = { quota, usage };
+  const storage = await storageEstimate();
+  if (storage) result.storage = storage;
   return result;
+}
+
+/** Storage in bytes; nothing where the browser does not say it (sandboxed frames reject). */
+export async function storageEstimate(): Promise<{ quota: number; usage: number } | undefined> {
+  try {
+    const { quota, usage } = await navigator.storage.estimate();
+    return quota !== undefined && usage !== undefined ? { quota, usage } : undefined;
+  } catch {
+    return undefined;
+  }
 }

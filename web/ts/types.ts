@@ -3,7 +3,7 @@ import type { MgmError } from "./errors.js";
 /** How weights are stored on the device. */
 export type Precision = "f32" | "f16" | "q8" | "q4";
 
-/** A picture, in any form that a page may have it. */
+/** An image, in any form that a page may have it. */
 export type ImageInput =
   | Blob
   | ImageBitmap
@@ -13,7 +13,7 @@ export type ImageInput =
   | HTMLVideoElement
   | OffscreenCanvas;
 
-/** A part of a message. Pictures stand before the text, wherever they are among the parts. */
+/** A part of a message. Images are placed before the text, wherever they are among the parts. */
 export type ContentPart =
   | string
   | ImageInput
@@ -21,221 +21,270 @@ export type ContentPart =
   | { type: "image_url"; image_url: string | ImageInput | { url: string | ImageInput } }
   | { type: "image"; image: ImageInput };
 
-/** A message of a conversation, as in OpenAI's chat API. Only users' messages have pictures. */
+/** A message of a conversation, as in OpenAI's chat API. Only user messages can have images. */
 export interface Message {
   role: "system" | "user" | "assistant";
   content: string | ContentPart[];
 }
 
-/** How far loading is. */
+/** Progress of a load or another long call. */
 export interface Progress {
-  /** `download`: files to this device; `load`: weights to the GPU; `recover`: the same after the device was lost;
-   *  `check`: kernels, in parts of one; `tune`: measurements made, of which nobody knows how many there will be. */
+  /**
+   * - `download`: files to this device
+   * - `load`: weights to the GPU
+   * - `recover`: the same after the GPU device was lost
+   * - `check`: kernels of the self-check
+   * - `tune`: measurements of kernels
+   */
   phase: "download" | "load" | "recover" | "check" | "tune";
-  /** The part that was worked on last: of a bundle (`tokenizer`, `vision`, `language`, `diffusion`), of a model (`weights`, `UNet`, ...) or
-   *  `kernels`. */
+  /**
+   * The part in progress: of a bundle (`tokenizer`, `vision`, `language`, `diffusion`), of a model (`weights`, `UNet`, …), or
+   * `kernels`.
+   */
   part: string;
-  /** Bytes done; for `check` and `tune` as said above. */
+  /** Bytes done; for `check` a fraction of 1, for `tune` the number of measurements. */
   loaded: number;
-  /** Bytes in all. */
-  total: number;
+  /** The value of `loaded` at the end, if it is known: always except for `tune`. */
+  total?: number;
 }
 
-/** Where a model comes from: the address of a bundle's folder, or files that the user chose. */
+/**
+ * Where a model comes from:
+ *
+ * - the URL of a bundle's folder
+ * - `"hf:owner/name"`, a bundle in a repository of the Hugging Face Hub; `"hf:owner/name@revision/folder"` names a revision and a folder
+ *   (see {@link Environment.hubUrl})
+ * - files that the user chose: those of a bundle or a checkpoint, or one GGUF file
+ */
 export type ModelSource = string | URL | Iterable<File>;
 
+/** Options of {@link Mgm.load}. */
 export interface LoadOptions {
-  /** A model that paints, to stand beside the one that answers: see {@link Mgm.loadPainter}. */
-  painter?: ModelSource;
-  /** How the language model's weights are stored on the device. As they are in the files, if not given. */
+  /** An image model to load next to the chat model: see {@link Mgm.loadImageModel}. */
+  imageModel?: ModelSource;
+  /** How the language model's weights are stored on the device. Default: as in the files. */
   precision?: Precision;
-  /** The conversation's template, where the files do not say it: `vicuna_v1`, `gemma`, `llama_3`, ... */
+  /** The conversation template, if the files do not name it: `vicuna_v1`, `gemma`, `llama_3`, … */
   conversation?: string;
-  /** The most GPU memory to use, in bytes. Where both do not fit, a model that answers and one that paints take turns. */
+  /** Upper limit of GPU memory, in bytes. If both models do not fit, they are loaded alternately. */
   gpuMemory?: number;
-  /** `false` keeps nothing on this device: files come again next time. */
+  /** `false` stores nothing on this device: the next load downloads the files again. Default: `true`. */
   cache?: boolean;
-  /** Called at most ten times a second, also when a lost device is recovered from during an answer. */
+  /** Called at most ten times a second, also while an answer recovers from a lost device. */
   onProgress?: (progress: Progress) => void;
   signal?: AbortSignal;
 }
 
+/** Options of {@link Mgm.chat}. */
 export interface ChatOptions {
-  /** The most tokens to generate; 512 if not given. */
+  /** Upper limit of generated tokens. Default: 512. */
   maxNewTokens?: number;
-  /** Randomness; 0 always takes the likeliest token. 0.2 if not given. */
+  /** Another spelling of `maxNewTokens`. */
+  maxTokens?: number;
+  /** Randomness; 0 always takes the most likely token. Default: 0.2. */
   temperature?: number;
-  /** Samples only from the likeliest tokens that together have this probability. */
+  /** Sample only from the most likely tokens whose probabilities sum to this value. Default: the model's. */
   topP?: number;
-  /** Samples only from this many of the likeliest tokens; 0 for all. 50 if not given. */
+  /** Sample only from the K most likely tokens; 0 for all. Default: 50. */
   topK?: number;
-  /** The same seed, messages and device give the same answer. Random if not given. */
+  /** The same seed, messages and device give the same answer. Default: random. */
   seed?: number;
-  /**
-   * Pictures in answers, where a model that paints is loaded. `"auto"`, which counts if not given, asks the model for a picture
-   * where the question has the word "generate" in it; `true` asks for one; `false` paints none. What is asked for is a
-   * description between `<h>` and `</h>` in the answer, from which the picture is painted. Settings for it can stand in place of `true`.
-   */
-  picture?: boolean | "auto" | ({ when?: "auto" | "always" } & PictureSettings);
+  /** The answer ends before the first occurrence of one of these strings. */
+  stop?: string | string[];
+  /** Images in the answer; needs an image model. */
+  image?: ChatImageOptions;
   signal?: AbortSignal;
 }
 
-/** How a picture is painted. */
-export interface PictureSettings {
-  /** What is not to be seen. In conversations what the reference says, if not given. */
+/**
+ * Whether and how an answer gets an image. The chat model describes it between `<h>` and `</h>`, and the image model generates it from
+ * that description.
+ */
+export interface ChatImageOptions extends ImageSettings {
+  /**
+   * - `auto` (default): ask for an image if the question contains the word "generate"
+   * - `always`: ask for an image
+   * - `never`: generate no image
+   */
+  mode?: "auto" | "always" | "never";
+}
+
+/** How an image is generated. */
+export interface ImageSettings {
+  /** What the image should not show. Default in conversations: the reference implementation's; otherwise none. */
   negativePrompt?: string;
-  /** Pixels in a row, a multiple of the model's `multiple`. What it was trained on, if not given. */
+  /** Width in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. */
   width?: number;
-  /** Rows. */
+  /** Height in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. */
   height?: number;
-  /** Steps of the scheduler; 50 if not given. */
+  /** Inference steps. Default: 50. */
   steps?: number;
-  /** How closely to follow the prompt; 5 if not given. 1 leaves the negative prompt out and takes half the time. */
-  guidance?: number;
-  /** `euler`, `euler-a`, `ddim`, `dpm++-2m`, `dpm++-2m-sde`, `lcm`, `turbo`, and behind it `-karras`, `-exponential`, `-leading`,
-   *  `-trailing` or `-linspace`. The model's own, if not given. */
+  /** Another spelling of `steps`. */
+  numInferenceSteps?: number;
+  /** Classifier-free guidance scale. 1 ignores the negative prompt and takes half the time. Default: 5. */
+  guidanceScale?: number;
+  /**
+   * `euler`, `euler-a`, `ddim`, `dpm++-2m`, `dpm++-2m-sde`, `lcm` or `turbo`, optionally followed by `-karras`, `-exponential`,
+   * `-leading`, `-trailing` or `-linspace`. Default: the model's.
+   */
   scheduler?: string;
-  /** The same seed gives the same picture, here, in `mgm generate` and in diffusers with a CPU generator. Random if not given. */
+  /** The same seed gives the same image here, in `mgm generate`, and in diffusers with a CPU generator. Default: random. */
   seed?: number;
-  /** Whether steps come with a small picture of what can be seen. */
+  /** Report a small preview image with each step. */
   previews?: boolean;
 }
 
-export interface GenerateOptions extends PictureSettings {
-  /** What is to be seen. */
+/** Options of {@link Mgm.generate}. */
+export interface GenerateOptions extends ImageSettings {
+  /** What the image should show. */
   prompt: string;
-  /** A picture to begin with. */
+  /** An initial image (image to image). */
   image?: ImageInput;
-  /** How much of it is painted over, above 0 and at most 1; 0.6 if not given. */
+  /** How much of the initial image is replaced, above 0 and at most 1. Default: 0.6. */
   strength?: number;
   /** Called after each step. */
-  onStep?: (step: PictureStep) => void;
+  onStep?: (step: ImageStep) => void;
   signal?: AbortSignal;
 }
 
-/** How far a picture is. */
-export interface PictureStep {
+/** Progress of an image. */
+export interface ImageStep {
+  /** Finished steps. */
   done: number;
   total: number;
-  /** What can be seen, an eighth as large as the picture. */
+  /** A preview, an eighth of the image's width and height. */
   preview?: ImageData;
 }
 
-/** A painted picture. */
-export interface Picture {
+/** A generated image. */
+export interface GeneratedImage {
   pixels: ImageData;
-  /** The same as a PNG file, which says what it was made with as other programs for Stable Diffusion do. */
+  /** The image as a PNG file. It contains the settings in the format of other Stable Diffusion programs. */
   png: Blob;
-  settings: Required<Omit<PictureSettings, "negativePrompt" | "previews">> & {
+  /** All settings, including defaults. */
+  settings: {
     prompt: string;
     negativePrompt?: string;
+    width: number;
+    height: number;
+    steps: number;
+    guidanceScale: number;
+    scheduler: string;
+    seed: number;
     strength?: number;
     precision: Precision;
   };
-  /** The end of the prompt, where it found no room in the text encoders' window. */
+  /** The end of the prompt, if it did not fit the text encoders' window. */
   promptCut?: string;
   timings: {
-    /** A step, the first one left out, in milliseconds. */
+    /** Milliseconds per step, without the first. */
     stepMs: number;
-    /** The whole picture, loading included. */
+    /** Milliseconds in total, including loading. */
     totalMs: number;
   };
 }
 
-/** Why an answer ended. */
+/** Why an answer ended: `stop` at an end-of-sequence token or a stop string, `length` at the token limit or the end of the context. */
 export type FinishReason = "stop" | "length";
 
-/** Tokens that were used. */
+/** Token counts of an answer. */
 export interface Usage {
-  /** Positions of the whole prompt, pictures included. */
+  /** Positions of the whole prompt, images included. */
   promptTokens: number;
-  /** How many of them were still in the cache from the answer before. */
+  /** Positions of the prompt that were in the KV cache. */
   cachedTokens: number;
   completionTokens: number;
-  /** The oldest turns without pictures that were left out, since the context was full. */
+  /** Number of oldest turns without images that were dropped because the context was full. */
   droppedTurns: number;
 }
 
-/** How long an answer took, in milliseconds. */
+/** Durations of an answer, in milliseconds. */
 export interface Timings {
-  /** Looking at new pictures. */
+  /** Encoding new images. */
   visionMs: number;
-  /** From the prompt to the first token. */
+  /** From the start of the prompt to the first token. */
   prefillMs: number;
-  /** The other tokens. */
+  /** The tokens after the first. */
   decodeMs: number;
-  /** From the call to the first token, waiting included. */
+  /** From the call to the first token, including the wait for earlier calls. */
   firstTokenMs: number;
-  /** Tokens a second after the first. */
+  /** Tokens per second after the first token. */
   tokensPerSecond: number;
 }
 
 /** A whole answer. */
 export interface Answer {
   text: string;
-  /** The generated ids; the one that ended the answer is last. */
+  /** Generated token ids, including the one that ended the answer. */
   tokenIds: number[];
   finishReason: FinishReason;
   usage: Usage;
   timings: Timings;
-  /** What was painted for it. */
-  picture?: Picture;
-  /** Why nothing was, if it describes a picture. */
-  pictureError?: MgmError;
+  /** The generated image, if the answer has one. */
+  image?: GeneratedImage;
+  /** Why the image that the answer describes could not be generated. */
+  imageError?: MgmError;
 }
 
-/** The next piece of an answer. The last has no text, and says how it ended. */
-export interface Delta {
-  text: string;
-  /** How far the answer's picture is. */
-  step?: PictureStep;
-  /** The answer's picture. */
-  picture?: Picture;
-  /** Why there is none. */
-  pictureError?: MgmError;
-  finishReason?: FinishReason;
-  usage?: Usage;
-  timings?: Timings;
+/** An event of a streamed answer. `type` tells them apart; `done` is the last. */
+export type Delta =
+  | { type: "text"; text: string }
+  | { type: "step"; step: ImageStep }
+  | { type: "image"; image: GeneratedImage }
+  | { type: "image-error"; error: MgmError }
+  | { type: "done"; answer: Answer };
+
+/** What a model is, before it is loaded. */
+export interface ModelSummary {
+  /** The model's name; empty if its files do not say it. */
+  name: string;
+  /** Whether it is an image model; otherwise it is a chat model. */
+  imageGeneration: boolean;
 }
 
-/** What is known of what is loaded. */
+/** Properties of the loaded models. */
 export interface ModelInfo {
-  /** The browser's name for the adapter; often empty. */
+  /** The model's name; empty if its files do not say it. */
+  name: string;
+  /** The browser's name of the adapter; often empty. */
   adapter: string;
-  /** Whether the GPU is played by the CPU. */
+  /** Whether the adapter is a software (CPU) adapter. */
   software: boolean;
   /** Bytes on the device after loading. */
   gpuBytes: number;
-  /** Whether it answers. One that only paints has no positions, and says the rest under `painter`. */
-  chats: boolean;
+  /** Whether a chat model is loaded. Otherwise `maxPositions` is 0 and `imageModel` has the details. */
+  chat: boolean;
   precision: Precision;
-  /** Whether it can look at pictures. */
-  sees: boolean;
-  /** Positions of a conversation. */
+  /** Whether the chat model accepts images. */
+  vision: boolean;
+  /** Length of the context, in tokens. */
   maxPositions: number;
   /** Bytes of the weights. */
   weightBytes: number;
-  /** The model that paints, if there is one. */
-  painter?: PainterInfo;
+  /** The image model, if one is loaded. */
+  imageModel?: ImageModelInfo;
 }
 
-/** What is known of a model that paints. */
-export interface PainterInfo {
+/** Properties of an image model. */
+export interface ImageModelInfo {
+  /** The model's name; empty if its files do not say it. */
+  name: string;
   precision: Precision;
-  /** Of the pictures that it was trained on. */
+  /** Width of the training images, in pixels. */
   width: number;
+  /** Height of the training images, in pixels. */
   height: number;
-  /** Sides of pictures are multiples of this. */
+  /** Width and height of generated images must be multiples of this. */
   multiple: number;
   weightBytes: number;
 }
 
-/** What patch info mining weighed in the square that the model sees. */
-export interface LookMap {
+/** The attention map of patch info mining over the padded square that the model sees. */
+export interface AttentionMap {
   /** Cells along a side of the square. */
   size: number;
-  /** `size * size` weights, row by row from the top; those of the window of one low-resolution token sum to 1. */
+  /** `size * size` weights, row by row from the top. The weights in the window of one low-resolution token sum to 1. */
   weights: Float32Array;
-  /** Where the picture lies in the square, in parts of its side. What was cropped away lies beyond it. */
-  picture: { x: number; y: number; width: number; height: number };
+  /** Position of the image in the square, as fractions of its side. Cropped parts lie outside the square. */
+  image: { x: number; y: number; width: number; height: number };
 }

@@ -1,4 +1,4 @@
-// What only workers have. TypeScript's own declarations for workers exclude those for pages, which other modules need.
+// Declarations of dedicated workers. TypeScript's own library for workers excludes the one for pages, which other modules need.
 
 interface FileSystemSyncAccessHandle {
   read(buffer: Uint8Array, options?: { at?: number }): number;
@@ -15,7 +15,6 @@ interface FileSystemFileHandle {
 }
 
 interface DedicatedWorkerGlobalScope {
-  readonly name: string;
   onmessage: ((event: MessageEvent) => void) | null;
   postMessage(message: unknown): void;
 }

@@ -1,86 +1,98 @@
-// The dedicated worker: it hears calls and answers them, one at a time; aborting is heard between steps.
+// The dedicated worker: runs calls one at a time. A call that waits is aborted at once, a running one between two steps.
+// The worker is a classic script, so that bundlers, other origins and blobs can all start it.
 
-import init, {
-  askingForPicture, negativePrompt, picturePrompt, selfCheck, wantsPicture,
-} from "./wasm/mgm_web.js";
-import { wasmResponse } from "./kept.js";
+import init, { chatNegativePrompt, imagePrompt, selfCheck, wantsImage, withImageRequest } from "./wasm/mgm_web.js";
+import { wasmResponse } from "./asset-cache.js";
 import { toWire, type WireError } from "./errors.js";
-import { askForSubgroups, deviceName, Models, type Watch } from "./models.js";
-import { paint } from "./paint.js";
-import type { ChatCall, CheckedCase, MemoryReport, News, Outcome, PictureCall, Reply, Report, Request } from "./protocol.js";
-import { keepTuning } from "./storage.js";
-import type { LookMap, Picture, Progress } from "./types.js";
+import { generateImage } from "./generate-image.js";
+import { type CallContext, Models } from "./models.js";
+import type {
+  AnswerReport, ChatCall, CheckedCase, ImageCall, MemoryReport, ProgressMessage, Reply, Request, ResultMessage, StartMessage,
+} from "./protocol.js";
+import { StopStrings } from "./stop-strings.js";
+import { storeTuning } from "./storage.js";
+import type { AttentionMap, GeneratedImage, ImageStep, Progress } from "./types.js";
+import { deviceId, enableSubgroups, fillInAdapterInfo } from "./webgpu.js";
 
-/** The least time between two reports of progress, in milliseconds. */
+/** The shortest time between two reports of progress, in milliseconds. */
 const PROGRESS_INTERVAL = 100;
 
 declare const self: DedicatedWorkerGlobalScope;
 
-const wasm = init({
-  module_or_path: wasmResponse(import.meta.url, self.name, () => new URL("./mgm_web_bg.wasm", import.meta.url)),
-});
-/** Calls that are not answered yet. */
-const calls = new Map<number, { abort: AbortController; begun: boolean }>();
-/** The calls before, so that they go one after the other. */
-let turn: Promise<unknown> = Promise.resolve();
+let wasm: ReturnType<typeof init>;
+/** Calls without a result. */
+const calls = new Map<number, { abort: AbortController; isRunning: boolean }>();
+/** The end of all calls so far: calls run one after the other. */
+let queue: Promise<unknown> = Promise.resolve();
 const models = new Models();
 
-/** A call that is under way. */
-interface Context extends Watch {
+/** A running call. */
+interface Context extends CallContext {
   id: number;
 }
 
-self.onmessage = ({ data }: MessageEvent<Request>) => {
-  if (data.type === "abort") {
-    const call = calls.get(data.id);
-    call?.abort.abort();
-    // One that waits for others need not wait to be told so.
-    if (call && !call.begun) fail(data.id, new DOMException("aborted", "AbortError"));
-    return;
-  }
-  const { id } = data;
-  const call = { abort: new AbortController(), begun: false };
+self.onmessage = ({ data }: MessageEvent<StartMessage | Request>) => {
+  if (data.type === "start") start(data);
+  else if (data.type === "abort") abort(data.id);
+  else enqueue(data);
+};
+post({ type: "started" });
+
+function start(message: StartMessage): void {
+  fillInAdapterInfo();
+  wasm = init({ module_or_path: wasmResponse(message) });
+  // Calls report the failure.
+  wasm.catch(() => undefined);
+}
+
+function abort(id: number): void {
+  const call = calls.get(id);
+  call?.abort.abort();
+  if (call && !call.isRunning) fail(id, new DOMException("aborted", "AbortError"));
+}
+
+function enqueue(request: Exclude<Request, { type: "abort" }>): void {
+  const { id } = request;
+  const call = { abort: new AbortController(), isRunning: false };
   calls.set(id, call);
-  turn = turn.then(async () => {
-    if (!calls.has(id)) return;
-    call.begun = true;
+  queue = queue.then(async () => {
     try {
       await wasm;
+      if (!calls.has(id)) return;
+      call.isRunning = true;
       const { signal } = call.abort;
-      const outcome = await handle(data, { id, signal, report: (phase) => reporter(id, phase) });
+      const result = await handle(request, { id, signal, reporter: (phase) => reporter(id, phase) });
       calls.delete(id);
-      reply(outcome);
-      // Until somebody asks for something. Whether the device was lost the next call finds out.
-      if (outcome.type === "loaded") await models.prepare(() => calls.size === 0).catch(() => undefined);
+      post(result);
+      // Until the next call, which also finds out whether the device was lost.
+      if (result.type === "loaded") await models.prepare(() => calls.size === 0).catch(() => undefined);
     } catch (error) {
       fail(id, error);
     }
   });
-};
+}
 
 function fail(id: number, error: unknown): void {
-  calls.delete(id);
-  reply({ id, type: "error", error: toWire(error) });
+  if (calls.delete(id)) post({ id, type: "error", error: toWire(error) });
 }
 
-function reply(message: Reply): void {
-  self.postMessage(message);
+function post(reply: Reply): void {
+  self.postMessage(reply);
 }
 
-/** What is told while a call is under way. */
-const tell = (news: News): void => reply(news);
+const postProgress = (message: ProgressMessage): void => post(message);
 
-async function handle(request: Exclude<Request, { type: "abort" }>, context: Context): Promise<Outcome> {
+async function handle(request: Exclude<Request, { type: "abort" }>, context: Context): Promise<ResultMessage> {
   const { id } = context;
   switch (request.type) {
     case "load":
       return { id, type: "loaded", info: await models.load(request.call, context) };
     case "chat":
       return { id, type: "answered", ...(await answer(request.call, context)) };
-    case "paint":
-      return { id, type: "painted", picture: await paintFor(request.call, request.image, context) };
-    case "look":
-      return { id, type: "looked", map: await look(request.image, context) };
+    case "generate":
+      return { id, type: "generated", image: await generate(request.call, request.image, context) };
+    case "attention-map":
+      return { id, type: "attention-map", map: await attentionMap(request.image, context) };
     case "check":
       return { id, type: "checked", cases: await check(context) };
     case "tune":
@@ -91,92 +103,98 @@ async function handle(request: Exclude<Request, { type: "abort" }>, context: Con
   }
 }
 
-/** Reports progress, not too often, but always its end. */
+/** Reports progress at most every {@link PROGRESS_INTERVAL}, and always the end. */
 function reporter(id: number, phase: Progress["phase"]) {
   let last = 0;
-  return (part: string, done: number, total: number) => {
+  return (part: string, loaded: number, total?: number) => {
     const now = performance.now();
-    if (now - last < PROGRESS_INTERVAL && done < total) return;
+    if (now - last < PROGRESS_INTERVAL && (total === undefined || loaded < total)) return;
     last = now;
-    tell({ id, type: "progress", progress: { phase, part, loaded: done, total } });
+    postProgress({ id, type: "progress", progress: { phase, part, loaded, ...(total !== undefined && { total }) } });
   };
 }
 
-async function answer(call: ChatCall, context: Context): Promise<{ report: Report; picture?: Picture; pictureError?: WireError }> {
+async function answer(call: ChatCall, context: Context): Promise<{ report: AnswerReport; image?: GeneratedImage; imageError?: WireError }> {
   const { id, signal } = context;
-  if (call.picture?.when === "always") models.needPainter();
-  const { paints } = models;
-  const messages = paints ? askingForPictures(call) : call.messages;
-  // On a new device the answer goes on behind these.
-  const begun: number[] = [];
+  if (call.image?.mode === "always") models.requireImageModel();
+  const image = models.hasImageModel ? call.image : undefined;
+  const messages = image ? withImageRequests(call.messages, image.mode) : call.messages;
+  // These outlast a lost device: the answer resumes after the tokens that were generated.
+  const resumeFrom: number[] = [];
+  const stop = new StopStrings(call.stop);
   let droppedTurns = 0;
-  const report = await models.answering(context, async (engine) => {
-    const request = JSON.stringify({ messages, ...call.options, begun });
-    const report = await engine.answer(request, call.images, (name: string, value: unknown) => {
+  const postText = (text: string) => {
+    if (text !== "") postProgress({ id, type: "text", text });
+  };
+  const report = await models.withChatModel(context, async (model) => {
+    const request = JSON.stringify({ messages, ...call.options, resumeFrom });
+    const report = await model.answer(request, call.images, (name: string, value: unknown) => {
       if (name === "dropped") droppedTurns = value as number;
-      if (name === "text") tell({ id, type: "text", text: value as string });
-      if (name === "token" && begun.push(value as number) === 1) tell({ id, type: "first-token" });
-      return !signal.aborted;
+      if (name === "text") postText(stop.push(value as string));
+      if (name === "token" && resumeFrom.push(value as number) === 1) postProgress({ id, type: "first-token" });
+      return !signal.aborted && !stop.found;
     });
-    return { ...(JSON.parse(report) as Report), droppedTurns };
+    return { ...(JSON.parse(report) as AnswerReport), droppedTurns };
   });
-  const prompt = call.picture && paints && !signal.aborted ? picturePrompt(report.text) : undefined;
-  if (!call.picture || prompt === undefined) return { report };
-  const settings = { negativePrompt: negativePrompt(), ...call.picture.settings, prompt };
+  postText(stop.end());
+  if (stop.found) Object.assign(report, { text: stop.text.trim(), finishReason: "stop" } satisfies Partial<AnswerReport>);
+  const prompt = image && !signal.aborted ? imagePrompt(report.text) : undefined;
+  if (!image || prompt === undefined) return { report };
+  const settings = { negativePrompt: chatNegativePrompt(), ...image.settings, prompt };
   try {
-    return { report, picture: await paintFor(settings, undefined, context) };
+    return { report, image: await generate(settings, undefined, context) };
   } catch (error) {
-    // The answer is there all the same.
+    // The answer is complete without its image.
     signal.throwIfAborted();
-    return { report, pictureError: toWire(error) };
+    return { report, imageError: toWire(error) };
   }
 }
 
-/** The messages, with a request for a picture behind the questions that want one. */
-function askingForPictures({ messages, picture }: ChatCall): ChatCall["messages"] {
-  if (!picture) return messages;
-  const last = messages.length - 1;
+/** Appends a request for an image to the questions that ask for one. */
+function withImageRequests(messages: ChatCall["messages"], mode: "auto" | "always"): ChatCall["messages"] {
   return messages.map((message, index) => {
-    // Earlier questions too, by the same rule as when they were the last.
-    const wanted = message.role === "user" && (wantsPicture(message.text) || (index === last && picture.when === "always"));
-    return wanted ? { ...message, text: askingForPicture(message.text) } : message;
+    // Earlier questions too, by the same rule as when they were the last: the prompt must match the KV cache.
+    const isLast = index === messages.length - 1;
+    const asks = message.role === "user" && (wantsImage(message.text) || (isLast && mode === "always"));
+    return asks ? { ...message, text: withImageRequest(message.text) } : message;
   });
 }
 
-function paintFor(call: PictureCall & { prompt: string }, image: ImageData | undefined, context: Context): Promise<Picture> {
+function generate(call: ImageCall & { prompt: string }, image: ImageData | undefined, context: Context): Promise<GeneratedImage> {
   const { id } = context;
-  return models.painting(context, (painter) => paint(painter, call, image, context, (step) => tell({ id, type: "step", step })));
+  const onStep = (step: ImageStep) => postProgress({ id, type: "step", step });
+  return models.withImageModel(context, (model) => generateImage(model, call, image, context, onStep));
 }
 
-async function look(image: ImageData, context: Context): Promise<LookMap> {
-  const map: unknown = await models.answering(context, (engine) => engine.look(image, () => !context.signal.aborted));
-  const { size, weights, picture } = map as Omit<LookMap, "picture"> & { picture: Float32Array };
-  const [x = 0, y = 0, width = 1, height = 1] = picture;
-  return { size, weights, picture: { x, y, width, height } };
+async function attentionMap(image: ImageData, context: Context): Promise<AttentionMap> {
+  const map: unknown = await models.withChatModel(context, (model) => model.attentionMap(image, () => !context.signal.aborted));
+  const { size, weights, image: place } = map as Omit<AttentionMap, "image"> & { image: Float32Array };
+  const [x = 0, y = 0, width = 1, height = 1] = place;
+  return { size, weights, image: { x, y, width, height } };
 }
 
-async function check({ signal, report }: Context): Promise<CheckedCase[]> {
-  const subgroups = await askForSubgroups();
-  const progress = report("check");
-  const cases = await selfCheck(subgroups, (_: string, part: number) => {
-    progress("kernels", part, 1);
+async function check({ signal, reporter }: Context): Promise<CheckedCase[]> {
+  const subgroups = await enableSubgroups();
+  const report = reporter("check");
+  const cases = await selfCheck(subgroups, (_: string, fraction: number) => {
+    report("kernels", fraction, 1);
     return !signal.aborted;
   });
   return JSON.parse(cases) as CheckedCase[];
 }
 
-/** Measures kernels for the loaded model; what is found is used at once, and by every later load. */
+/** Measures kernels for the chat model. The result applies at once and, if files may be stored, to every later load. */
 async function tune(int8: boolean, context: Context): Promise<void> {
-  const progress = context.report("tune");
+  const report = context.reporter("tune");
   let measured = 0;
-  const tuning = await models.answering(context, (engine) =>
-    engine.tune(int8, () => {
-      progress("kernels", ++measured, Number.POSITIVE_INFINITY);
+  const tuning = await models.withChatModel(context, (model) =>
+    model.tune(int8, () => {
+      report("kernels", ++measured);
       return !context.signal.aborted;
     }),
   );
   context.signal.throwIfAborted();
-  if (models.kept) await keepTuning(await deviceName(), tuning);
+  if (models.mayStore) await storeTuning(await deviceId(), tuning);
 }
 
 async function memory(): Promise<MemoryReport> {

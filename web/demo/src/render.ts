@@ -2,24 +2,24 @@
 
 import DOMPurify from "dompurify";
 import { marked } from "marked";
-import { addressOf } from "./address.js";
-import { pictureElement } from "./picture.js";
+import { generatedImageElement } from "./generated-image.js";
+import { objectUrl } from "./object-url.js";
 import type { Entry } from "./store.js";
 
-/** An answer as people read it: the picture's description is the picture's caption. */
-const readable = (text: string): string => text.replace(/<h>[^]*?(<\/h>|$)/g, "");
+/** An answer without the description of its image, which is the image's caption. */
+const withoutDescription = (text: string): string => text.replace(/<h>[^]*?(<\/h>|$)/g, "");
 
-/** Markdown of a model as safe elements. What a model writes can be no more than text: no scripts, no requests. */
+/** Renders a model's Markdown as safe elements: no scripts, no requests. */
 export function markdown(text: string): DocumentFragment {
   const html = marked.parse(text, { async: false, gfm: true, breaks: true });
   const elements = DOMPurify.sanitize(html, {
     RETURN_DOM_FRAGMENT: true,
-    // Without SVG and MathML, whose elements and attributes fetch in many ways.
+    // Without SVG and MathML: many of their elements and attributes send requests.
     USE_PROFILES: { html: true },
     FORBID_TAGS: ["img", "style", "form", "input", "button", "audio", "video", "iframe"],
     FORBID_ATTR: ["style", "src", "srcset", "background"],
   });
-  // What scrolls can be scrolled with the keyboard, and headings come below the page's own.
+  // Make scrollable elements reachable by keyboard, and put headings below the page's own.
   for (const wide of elements.querySelectorAll<HTMLElement>("pre, table")) wide.tabIndex = 0;
   for (const heading of elements.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
     const lower = document.createElement(`h${Math.min(6, Number(heading.tagName.slice(1)) + 2)}`);
@@ -29,47 +29,47 @@ export function markdown(text: string): DocumentFragment {
   return elements;
 }
 
-/** The element of a message, and a way to change its text. */
-export function messageElement(entry: Entry, onPicture: (image: Blob) => void) {
+/** Creates the element of a message, with functions to update it. */
+export function messageElement(entry: Entry, onImage: (image: Blob) => void) {
   const element = document.createElement("article");
   element.className = `message ${entry.role}`;
   element.setAttribute("aria-label", entry.role === "user" ? "You" : "Answer");
   if (entry.images.length > 0) {
-    const pictures = document.createElement("div");
-    pictures.className = "pictures";
+    const images = document.createElement("div");
+    images.className = "images";
     for (const [index, image] of entry.images.entries()) {
       const button = document.createElement("button");
       button.type = "button";
-      button.title = "What the model looked at";
-      const picture = document.createElement("img");
-      picture.src = addressOf(image);
-      picture.alt = `Picture ${index + 1}: show what the model looked at`;
+      button.title = "Show the attention map";
+      const preview = document.createElement("img");
+      preview.src = objectUrl(image);
+      preview.alt = `Image ${index + 1}: show the attention map`;
       const hint = document.createElement("span");
       hint.className = "hint";
-      hint.textContent = "What it looked at";
+      hint.textContent = "Attention map";
       hint.ariaHidden = "true";
-      button.append(picture, hint);
-      button.onclick = () => onPicture(image);
-      pictures.append(button);
+      button.append(preview, hint);
+      button.onclick = () => onImage(image);
+      images.append(button);
     }
-    element.append(pictures);
+    element.append(images);
   }
   const text = document.createElement("div");
   text.className = "text";
   const facts = document.createElement("p");
   facts.className = "facts";
-  const picture = pictureElement(entry);
-  element.append(text, picture.element, facts);
-  /** While more is to come, screen readers wait with what is new. */
+  const generated = generatedImageElement(entry);
+  element.append(text, generated.element, facts);
+  // While an answer is busy, screen readers wait.
   const update = (pending = false) => {
     element.setAttribute("aria-busy", String(pending));
     if (entry.role === "user") text.textContent = entry.text;
-    else text.replaceChildren(markdown(entry.picture || pending ? readable(entry.text) : entry.text));
+    else text.replaceChildren(markdown(entry.generated || pending ? withoutDescription(entry.text) : entry.text));
     text.hidden = entry.text === "" && entry.role === "user";
     facts.textContent = entry.facts ?? "";
     facts.hidden = !entry.facts;
-    if (!pending) picture.update();
+    if (!pending) generated.update();
   };
   update();
-  return { element, update, step: picture.step };
+  return { element, update, showStep: generated.showStep };
 }

@@ -1,14 +1,14 @@
-// What the page keeps between visits: the conversation with its pictures in IndexedDB, settings in localStorage.
+// What the page stores between visits: the conversation with its images in IndexedDB, settings in localStorage.
 
-/** A message of the conversation as the page keeps it. */
+/** A message of the conversation. */
 export interface Entry {
   role: "user" | "assistant";
   text: string;
   images: Blob[];
-  /** Of a question: whether a picture was asked for with the button. */
-  draws?: boolean;
-  /** Of an answer: what was painted. */
-  picture?: { png: Blob; prompt: string; seed: number; width: number; height: number };
+  /** Of a question: whether it asked for an image with the button. */
+  asksForImage?: boolean;
+  /** Of an answer: its generated image. */
+  generated?: { png: Blob; prompt: string; seed: number; width: number; height: number };
   /** Facts shown below an answer. */
   facts?: string;
 }
@@ -18,18 +18,20 @@ export interface Settings {
   temperature: number;
   maxNewTokens: number;
   system: string;
-  /** The model that was used last, by its address. */
+  /** URL of the last chat model. */
   model: string;
-  /** The model that painted last, by its address. */
-  painter: string;
-  /** Steps of a picture. */
+  /** URL of the last image model. */
+  imageModel: string;
+  /** Inference steps of an image. */
   steps: number;
-  guidance: number;
-  /** Pixels along a side of a picture; 0 for what the model was trained on. */
+  guidanceScale: number;
+  /** Width and height of an image in pixels; 0 for the model's default. */
   side: number;
 }
 
-const DEFAULTS: Settings = { theme: "", temperature: 0.2, maxNewTokens: 512, system: "", model: "", painter: "", steps: 20, guidance: 5, side: 0 };
+const DEFAULTS: Settings = {
+  theme: "", temperature: 0.2, maxNewTokens: 512, system: "", model: "", imageModel: "", steps: 20, guidanceScale: 5, side: 0,
+};
 const SETTINGS = "mgm-settings";
 const DATABASE = "mgm-demo";
 const STORE = "conversation";
@@ -46,7 +48,7 @@ export function saveSettings(settings: Settings): void {
   try {
     localStorage.setItem(SETTINGS, JSON.stringify(settings));
   } catch {
-    // A page that may keep nothing still works.
+    // Without storage, settings last until the page is closed.
   }
 }
 
@@ -59,14 +61,14 @@ function open(): Promise<IDBDatabase> {
   });
 }
 
-/** Does something with the conversations; nothing comes of it where the browser keeps nothing. */
+/** Runs a request on the store of conversations. */
 async function transact<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore) => IDBRequest<T>): Promise<T | undefined> {
   const database = await open();
   try {
     return await new Promise<T>((resolve, reject) => {
       const transaction = database.transaction(STORE, mode);
       const request = act(transaction.objectStore(STORE));
-      // A disk that is full shows itself at the end.
+      // A full disk fails when the transaction commits.
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = () => reject(transaction.error ?? new Error("the database failed"));
     });
@@ -75,62 +77,62 @@ async function transact<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore
   }
 }
 
-/** A conversation as it is kept. */
-interface Kept {
+/** A stored conversation. */
+interface StoredConversation {
   entries: Entry[];
   saved: number;
 }
 
-/** Conversations that are kept from earlier visits: each tab has its own. */
-const MOST = 8;
+/** Maximum number of stored conversations. Each tab has its own. */
+const MAX_CONVERSATIONS = 8;
 const TAB = "mgm-conversation";
 
-/** The name of this tab's conversation, the same after a reload. */
-function tab(): string {
+/** The key of this tab's conversation, the same after a reload. */
+function tabKey(): string {
   let name = sessionStorage.getItem(TAB);
   if (!name) sessionStorage.setItem(TAB, (name = crypto.randomUUID()));
   return name;
 }
 
-async function all(): Promise<[name: string, kept: Kept][]> {
+async function all(): Promise<[name: string, stored: StoredConversation][]> {
   const [names, values] = await Promise.all([
     transact("readonly", (store) => store.getAllKeys()),
-    transact("readonly", (store) => store.getAll() as IDBRequest<Kept[]>),
+    transact("readonly", (store) => store.getAll() as IDBRequest<StoredConversation[]>),
   ]);
   const pairs = (names ?? []).map((name, index) => [String(name), values?.[index]] as const);
-  const whole = pairs.filter((pair): pair is readonly [string, Kept] => Array.isArray(pair[1]?.entries));
-  return whole.map(([name, kept]): [string, Kept] => [name, kept]).sort(([, a], [, b]) => b.saved - a.saved);
+  const whole = pairs.filter((pair): pair is readonly [string, StoredConversation] => Array.isArray(pair[1]?.entries));
+  return whole.map(([name, kept]): [string, StoredConversation] => [name, kept]).sort(([, a], [, b]) => b.saved - a.saved);
 }
 
-/** This tab's conversation; in a new tab the last of any. */
+/** This tab's conversation; in a new tab the latest of all tabs. */
 export async function loadConversation(): Promise<Entry[]> {
   try {
-    const kept = await all();
-    // Here rather than at every save, since it reads them all.
-    for (const [name] of kept.slice(MOST)) await transact("readwrite", (store) => store.delete(name));
-    const own = kept.find(([name]) => name === tab());
-    return (own ?? kept[0])?.[1].entries ?? [];
+    const stored = await all();
+    // Done here, not with each save, because it reads all of them.
+    for (const [name] of stored.slice(MAX_CONVERSATIONS)) await transact("readwrite", (store) => store.delete(name));
+    const own = stored.find(([name]) => name === tabKey());
+    return (own ?? stored[0])?.[1].entries ?? [];
   } catch {
     return [];
   }
 }
 
-/** Keeps this tab's conversation; whether that went well. */
+/** Stores this tab's conversation. Returns whether it succeeded. */
 export async function saveConversation(entries: Entry[]): Promise<boolean> {
   try {
-    await transact("readwrite", (store) => store.put({ entries, saved: Date.now() } satisfies Kept, tab()));
+    await transact("readwrite", (store) => store.put({ entries, saved: Date.now() } satisfies StoredConversation, tabKey()));
     return true;
   } catch {
     return false;
   }
 }
 
-/** The conversation as a file: messages as in OpenAI's chat API, pictures inside. */
+/** The conversation as a JSON file: messages as in OpenAI's chat API, with images as data URLs. */
 export async function exported(entries: Entry[], system: string): Promise<Blob> {
   const messages: unknown[] = system ? [{ role: "system", content: system }] : [];
-  for (const { role, text, images, picture } of entries) {
-    const pictures = await Promise.all([...images, ...(picture ? [picture.png] : [])].map(toDataUrl));
-    const parts = pictures.map((url) => ({ type: "image_url", image_url: { url } }));
+  for (const { role, text, images, generated } of entries) {
+    const urls = await Promise.all([...images, ...(generated ? [generated.png] : [])].map(toDataUrl));
+    const parts = urls.map((url) => ({ type: "image_url", image_url: { url } }));
     messages.push({ role, content: parts.length > 0 ? [...parts, { type: "text", text }] : text });
   }
   return new Blob([JSON.stringify({ messages }, null, 2)], { type: "application/json" });
@@ -140,7 +142,7 @@ function toDataUrl(blob: Blob): Promise<string> {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result as string);
-    reader.onerror = () => reject(reader.error ?? new Error("the picture cannot be read"));
+    reader.onerror = () => reject(reader.error ?? new Error("the image cannot be read"));
     reader.readAsDataURL(blob);
   });
 }

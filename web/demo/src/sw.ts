@@ -1,4 +1,4 @@
-// Keeps the page itself, so that it opens offline. Models are kept by the package, elsewhere.
+// Caches the page itself, so that it opens offline. The package caches the models.
 
 /// <reference lib="webworker" />
 
@@ -18,13 +18,13 @@ interface Scope {
 const scope = self as unknown as Scope;
 const NAME = "mgm-demo";
 const FILES = [
-  "./", "index.html", "app.js", "look.js", "worker.js", "mgm_web_bg.wasm", "style.css", "icon.svg", "models.json",
-  ...EXAMPLES.flatMap(({ picture }) => picture ?? []),
+  "./", "index.html", "app.js", "attention-map.js", "worker.js", "mgm_web_bg.wasm", "style.css", "icon.svg", "models.json",
+  ...EXAMPLES.flatMap(({ image }) => image ?? []),
 ];
 
 scope.addEventListener("install", (event) => {
   scope.skipWaiting();
-  // One that is missing is no reason to keep none.
+  // A missing file must not prevent the others.
   event.waitUntil(caches.open(NAME).then((cache) => Promise.allSettled(FILES.map((file) => cache.add(file)))));
 });
 
@@ -35,7 +35,7 @@ scope.addEventListener("fetch", (event) => {
   const address = request.url.split(/[?#]/)[0] ?? "";
   const own = FILES.some((file) => address === new URL(file, scope.registration.scope).href);
   if (request.method !== "GET" || !own) return;
-  // The network first, so that nobody is left with an old page.
+  // The network comes first, so that the page is up to date.
   event.respondWith(
     fetch(request)
       .then(async (response) => {

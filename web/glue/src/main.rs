@@ -1,5 +1,5 @@
-//! `mgm-web-glue MODULE.wasm FOLDER`: the JavaScript side of a module, as `wasm-bindgen --target web` writes it.
-//! A program of our own, since its libraries' versions are then in a lock file of our own.
+//! `mgm-web-glue MODULE.wasm FOLDER` writes the JavaScript bindings of a module, like `wasm-bindgen --target web`.
+//! It is a program of this repository so that a lock file pins its dependencies.
 
 use std::process::ExitCode;
 
@@ -12,11 +12,11 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut bindgen = Bindgen::new();
-    let made = bindgen.web(true).and_then(|bindgen| {
-        // Bundlers find the module by `new URL("…", import.meta.url)`.
-        bindgen.input_path(module).typescript(true).omit_default_module_path(false).generate(folder)
+    let result = bindgen.web(true).and_then(|bindgen| {
+        // The worker passes the module's response. A default path would be `import.meta.url`, which classic workers do not have.
+        bindgen.input_path(module).typescript(true).omit_default_module_path(true).generate(folder)
     });
-    match made {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,4 +1,4 @@
-//! Files of a page as the core's sources: blobs, which the browser keeps on disk and reads in slices.
+//! Blobs as byte sources of the core. The browser stores blobs on disk and reads them in slices.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,44 +11,43 @@ use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 use web_sys::Blob;
 
-/// Bytes that are read at a time. Every read of a blob goes through another process, which takes milliseconds however few
-/// bytes are asked for.
+/// Bytes per read. Each read of a blob goes through another process and takes milliseconds, however short it is.
 const WINDOW: u64 = 2 << 20;
-/// Windows that are kept: a matrix is read at up to four places in turn (gate and up, their values and scales), and behind each the
-/// next window is on its way.
-const KEPT: usize = 8;
+/// Cached windows. Loading interleaves reads at up to four places (gate and up projections, their values and scales), each with one window
+/// of read-ahead.
+const CACHED_WINDOWS: usize = 8;
 
-/// The windows of a folder's blobs that were read last, in JavaScript's memory: the number of the blob, and of the window in it.
+/// The most recently used windows of a folder's blobs, in JavaScript's memory. The key is (blob number, window number).
 #[derive(Default)]
-struct Windows(RefCell<VecDeque<((usize, u64), Promise)>>);
+struct WindowCache(RefCell<VecDeque<((usize, u64), Promise)>>);
 
 struct BlobSource {
     name: String,
     number: usize,
     blob: Blob,
-    windows: Rc<Windows>,
+    windows: Rc<WindowCache>,
 }
 
-impl Windows {
-    /// A window, which is asked for if it is not there yet.
+impl WindowCache {
+    /// Returns a window, from the cache or by starting a read.
     fn window(&self, source: &BlobSource, index: u64) -> Result<Promise, JsValue> {
         let key = (source.number, index);
-        let mut kept = self.0.borrow_mut();
-        let found = kept.iter().position(|(found, _)| *found == key).and_then(|at| kept.remove(at));
+        let mut cached = self.0.borrow_mut();
+        let found = cached.iter().position(|(found, _)| *found == key).and_then(|at| cached.remove(at));
         let promise = match found {
             Some((_, promise)) => promise,
             None => {
                 let start = (index * WINDOW) as f64;
                 let end = ((index + 1) * WINDOW).min(source.len()) as f64;
                 let promise = source.blob.slice_with_f64_and_f64(start, end)?.array_buffer();
-                // One that fails before anybody waits for it is not to be reported as an error of the page.
+                // Attach a handler now: a failed read-ahead must not surface as an unhandled rejection.
                 drop(JsFuture::from(promise.clone()));
                 promise
             }
         };
-        kept.push_back((key, promise.clone()));
-        while kept.len() > KEPT {
-            kept.pop_front();
+        cached.push_back((key, promise.clone()));
+        while cached.len() > CACHED_WINDOWS {
+            cached.pop_front();
         }
         Ok(promise)
     }
@@ -66,7 +65,7 @@ impl ByteSource for BlobSource {
     fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>> {
         Box::pin(async move {
             let fail = |reason: String| Error::Io { file: self.name.clone(), kind: std::io::ErrorKind::Other, reason };
-            let thrown = |error: JsValue| fail(format!("reading {offset}: {}", describe(&error)));
+            let thrown = |error: JsValue| fail(format!("read at byte {offset} failed: {}", describe(&error)));
             let wanted = buffer.len();
             let mut at = offset;
             let mut left = buffer;
@@ -77,7 +76,7 @@ impl ByteSource for BlobSource {
                     let _ahead = self.windows.window(self, index + 1).map_err(thrown)?;
                 }
                 let bytes = JsFuture::from(window).await.map_err(|error| {
-                    // Another attempt is to ask again.
+                    // A retry must read again.
                     self.windows.0.borrow_mut().clear();
                     thrown(error)
                 })?;
@@ -86,7 +85,10 @@ impl ByteSource for BlobSource {
                 let bytes = Uint8Array::new(&bytes);
                 let count = (bytes.length().saturating_sub(skipped) as usize).min(left.len());
                 if count == 0 {
-                    return Err(fail(format!("only {} of {wanted} bytes at {offset}", wanted - left.len())));
+                    return Err(fail(format!(
+                        "the file has only {} of {wanted} bytes at byte {offset}",
+                        wanted - left.len()
+                    )));
                 }
                 let (part, rest) = left.split_at_mut(count);
                 bytes.subarray(skipped, skipped + count as u32).copy_to(part);
@@ -98,7 +100,7 @@ impl ByteSource for BlobSource {
     }
 }
 
-/// What was thrown, in words.
+/// The message of a thrown value.
 pub fn describe(error: &JsValue) -> String {
     match error.dyn_ref::<js_sys::Error>() {
         Some(error) => error.message().into(),
@@ -106,9 +108,9 @@ pub fn describe(error: &JsValue) -> String {
     }
 }
 
-/// A `Map` of paths to blobs as a folder.
+/// A folder of the files in a `Map` from paths to blobs.
 pub fn folder(files: &js_sys::Map) -> MemoryFolder {
-    let windows = Rc::new(Windows::default());
+    let windows = Rc::new(WindowCache::default());
     let mut sources: Vec<(String, Rc<dyn ByteSource>)> = Vec::new();
     files.for_each(&mut |blob, path| {
         if let (Some(name), Ok(blob)) = (path.as_string(), blob.dyn_into::<Blob>()) {
@@ -119,15 +121,15 @@ pub fn folder(files: &js_sys::Map) -> MemoryFolder {
     MemoryFolder::from_sources(sources)
 }
 
-/// The paths of a `Map` of paths to blobs.
-pub fn names(files: &js_sys::Map) -> Vec<String> {
+/// The paths in a `Map` from paths to blobs.
+pub fn paths(files: &js_sys::Map) -> Vec<String> {
     files.keys().into_iter().filter_map(|name| name.ok()?.as_string()).collect()
 }
 
-/// The folder of the file called one of `marks` that lies least deep, for what a person drops is often a folder in a folder. An
-/// earlier mark counts before a later one.
-pub fn shallowest<'a>(names: &'a [String], marks: &[&str]) -> &'a str {
-    let order = |name: &str| marks.iter().position(|mark| name.rsplit('/').next() == Some(mark));
-    let marked = names.iter().filter_map(|name| Some((name.matches('/').count(), order(name)?, name)));
-    marked.min().and_then(|(_, _, name)| name.rsplit_once('/')).map_or("", |(folder, _)| folder)
+/// The folder of the shallowest file with one of these names: users often drop a folder inside a folder. At equal depth, earlier entries
+/// of `file_names` win.
+pub fn shallowest<'a>(paths: &'a [String], file_names: &[&str]) -> &'a str {
+    let order = |path: &str| file_names.iter().position(|name| path.rsplit('/').next() == Some(name));
+    let found = paths.iter().filter_map(|path| Some((path.matches('/').count(), order(path)?, path)));
+    found.min().and_then(|(_, _, path)| path.rsplit_once('/')).map_or("", |(folder, _)| folder)
 }

@@ -1,16 +1,16 @@
-// A language model that answers every question with `<h> a gold mine</h>`, as in native/tests/generate.rs: what its layers add
-// is taken out, so that the next token follows from the last one alone, and its head knows which follows which.
+// A language model that answers every question with `<h> a gold mine</h>`, as in native/tests/generate.rs. Its layers add nothing to the
+// residual stream, so that the next token depends only on the last one, and its head maps each token of the answer to the next.
 
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { goldens, target } from "./browser.mjs";
 
-// `:` of "ASSISTANT:", `<h>`, the words, `</h>` in bytes' own tokens (so that no token comes twice), the end.
-const CHAIN = [586, 595, 533, 596, 262, 472, 513, 535, 287, 267, 525, 63, 50, 107, 65, 2];
+// `:` of "ASSISTANT:", `<h>`, the words, `</h>` in byte tokens (so that no token occurs twice), end of sequence.
+const TOKENS = [586, 595, 533, 596, 262, 472, 513, 535, 287, 267, 525, 63, 50, 107, 65, 2];
 
-/** The folder of its checkpoint, made once. */
-export function talker() {
-  const folder = join(target, "web-bundles", "talker-checkpoint");
+/** The folder of the checkpoint. Created once. */
+export function scriptedModel() {
+  const folder = join(target, "web-bundles", "scripted-checkpoint");
   if (existsSync(folder)) return join(folder, "MGM-7B");
   const fresh = `${folder}.new`;
   rmSync(fresh, { recursive: true, force: true });
@@ -22,12 +22,12 @@ export function talker() {
   const [embeddings, norm, head] = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"].map(find);
   const width = norm.length;
   head.fill(0);
-  for (const [index, token] of CHAIN.slice(0, -1).entries()) {
+  for (const [index, token] of TOKENS.slice(0, -1).entries()) {
     const embedding = embeddings.subarray(token * width, (token + 1) * width);
     const scale = 1 / Math.sqrt(embedding.reduce((sum, x) => sum + x * x, 0) / width + 1e-5);
     const state = embedding.map((x, column) => x * scale * norm[column]);
     const square = state.reduce((sum, x) => sum + x * x, 0);
-    const row = CHAIN[index + 1] * width;
+    const row = TOKENS[index + 1] * width;
     for (const [column, x] of state.entries()) head[row + column] = (30 * x) / square;
   }
   for (const { path, bytes, tensors } of files) {
@@ -40,12 +40,12 @@ export function talker() {
   return join(folder, "MGM-7B");
 }
 
-/** A safetensors file of f32 with views of its tensors. */
+/** Opens a safetensors file of f32 tensors, with views of them. */
 function open(path) {
   const file = readFileSync(path);
   const length = Number(file.readBigUInt64LE(0));
   const header = JSON.parse(file.subarray(8, 8 + length).toString());
-  // Views of f32 begin at multiples of four.
+  // Float32Array needs an offset that is a multiple of 4.
   const bytes = new Uint8Array(file.length + 4);
   const shift = (4 - ((8 + length) % 4)) % 4;
   bytes.set(file, shift);

@@ -1,4 +1,4 @@
-//! A model that paints, whose parts come onto the device when they are needed, and what its pictures are made with.
+//! An image model (SDXL). Its parts are loaded onto the device when an image needs them.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,37 +19,37 @@ use wasm_bindgen::prelude::*;
 
 use crate::device::Device;
 use crate::pixels::{Pixels, to_rgb};
-use crate::{bad_request, source, tell, to_js, to_json};
+use crate::{bad_request, blob_source, emit, to_js, to_json};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct OpenRequest {
     precision: Option<Precision>,
-    /// The name that goes into the settings of its pictures.
+    /// The model's name in the settings of generated images.
     name: String,
 }
 
-/// What is known of a model.
+/// See `ImageModelInfo` of the package.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Info {
     precision: String,
-    /// Of the pictures that it was trained on.
+    /// Size of the training images, in pixels.
     width: usize,
     height: usize,
-    /// Sides of pictures are multiples of this.
+    /// Width and height must be multiples of this.
     multiple: usize,
     weight_bytes: u64,
 }
 
-/// What to paint; see `GenerateOptions` of the package.
+/// See `GenerateOptions` of the package.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct PaintRequest {
+struct GenerateRequest {
     prompt: String,
     negative_prompt: Option<String>,
     steps: usize,
-    guidance: f32,
+    guidance_scale: f32,
     width: Option<usize>,
     height: Option<usize>,
     scheduler: Option<String>,
@@ -60,46 +60,45 @@ struct PaintRequest {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PaintReport {
+struct GenerateReport {
     settings: Settings,
-    /// The same as other programs read it.
+    /// The same in the format of other Stable Diffusion programs.
     parameters: String,
-    /// The end of the prompt that found no room.
+    /// The end of the prompt that did not fit the text encoders' window.
     prompt_cut: Option<String>,
 }
 
-/// A model that paints.
+/// An image model.
 #[wasm_bindgen]
-pub struct Painter {
+pub struct ImageModel {
     diffusion: RefCell<Diffusion>,
     name: String,
     precision: Precision,
-    /// Who is told of weights that are loaded.
+    /// Receives the progress of loading.
     listener: Rc<RefCell<Option<Function>>>,
 }
 
 #[wasm_bindgen]
-impl Painter {
-    /// Opens a model from a `Map` of paths to blobs: a bundle's files, or those of a folder in diffusers' layout. Nothing is loaded
-    /// onto the device yet.
-    pub async fn open(device: &Device, files: js_sys::Map, request: String) -> Result<Painter, JsValue> {
+impl ImageModel {
+    /// Opens a model from a `Map` of paths to blobs: the files of a bundle or of a folder in diffusers' layout. Loads no weights.
+    pub async fn open(device: &Device, files: js_sys::Map, request: String) -> Result<ImageModel, JsValue> {
         let request: OpenRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let gpu = device.gpu.clone();
         let checkpoint = open(&files, request.precision).await.map_err(to_js)?;
         let precision = request.precision.unwrap_or_else(|| checkpoint.stored_precision());
         let listener: Rc<RefCell<Option<Function>>> = Rc::default();
-        let told = Rc::clone(&listener);
+        let progress_listener = Rc::clone(&listener);
         let on_progress = Rc::new(move |bytes| {
-            // The callback may do as it likes, so nothing is borrowed meanwhile.
-            let listener = told.borrow().clone();
-            listener.is_none_or(|listener| tell(&listener, "loaded", &(bytes as f64).into()))
+            // The callback may call back into this model, so it runs without a borrow.
+            let listener = progress_listener.borrow().clone();
+            listener.is_none_or(|listener| emit(&listener, "loaded", &(bytes as f64).into()))
         });
         let options = LoadOptions { precision, on_progress: Some(on_progress) };
         let diffusion = Diffusion::open(&gpu, checkpoint, options).await.map_err(to_js)?;
         Ok(Self { diffusion: RefCell::new(diffusion), name: request.name, precision, listener })
     }
 
-    /// What is known of the model, as JSON.
+    /// Properties of the model, as JSON.
     pub fn info(&self) -> Result<String, JsValue> {
         let diffusion = self.diffusion.try_borrow().map_err(|_| busy())?;
         let (width, height) = diffusion.checkpoint().default_size();
@@ -112,41 +111,46 @@ impl Painter {
         })
     }
 
-    /// Bytes that the next picture needs on the device beside what is there.
+    /// Bytes that the next image needs in addition to what is loaded.
     #[wasm_bindgen(js_name = missingBytes)]
     pub fn missing_bytes(&self) -> Result<f64, JsValue> {
         Ok(self.diffusion.try_borrow().map_err(|_| busy())?.missing_bytes() as f64)
     }
 
-    /// Takes the model off the device; it comes again when it is needed.
+    /// Frees the weights on the device. The next image loads them again.
     pub fn release(&self) -> Result<(), JsValue> {
         self.diffusion.try_borrow_mut().map_err(|_| busy())?.release();
         Ok(())
     }
 
-    /// Paints a picture; gives its pixels and a report. `on_event` is called with `"loading"` (a part of the model), `"total"` and `"loaded"`
-    /// (its bytes), `"step"` (`[done, all]`), `"preview"` (pixels) and `"decoding"`; it returns `false` to stop.
-    pub async fn paint(&self, request: String, image: Option<Pixels>, on_event: Function) -> Result<JsValue, JsValue> {
-        let request: PaintRequest = serde_json::from_str(&request).map_err(bad_request)?;
+    /// Generates an image: `{ width, height, data, report }`. Calls `on_event` with `"loading"` (a part of the model), `"total"` and
+    /// `"loaded"` (its bytes), `"step"` (`[done, total]`), `"preview"` (pixels) and `"decoding"`; `false` stops.
+    pub async fn generate(
+        &self,
+        request: String,
+        image: Option<Pixels>,
+        on_event: Function,
+    ) -> Result<JsValue, JsValue> {
+        let request: GenerateRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let image = image.map(|image| to_rgb(&image)).transpose().map_err(to_js)?;
-        // Held over the whole picture: a second call is refused, since this one is still in the middle of it.
+        // Borrowed until the image is done, so that a concurrent call is refused.
         let mut diffusion = self.diffusion.try_borrow_mut().map_err(|_| busy())?;
         *self.listener.borrow_mut() = Some(on_event.clone());
-        let result = self.painted(&mut diffusion, request, image, &on_event).await;
+        let result = self.run(&mut diffusion, request, image, &on_event).await;
         *self.listener.borrow_mut() = None;
-        let (picture, report) = result.map_err(to_js)?;
-        let object = pixels_of(&picture)?;
+        let (image, report) = result.map_err(to_js)?;
+        let object = pixels_of(&image)?;
         Reflect::set(&object, &"report".into(), &to_json(&report)?.into())?;
         Ok(object.into())
     }
 
-    async fn painted(
+    async fn run(
         &self,
         diffusion: &mut Diffusion,
-        request: PaintRequest,
+        request: GenerateRequest,
         image: Option<Rgb8>,
         on_event: &Function,
-    ) -> mgm::Result<(Rgb8, PaintReport)> {
+    ) -> mgm::Result<(Rgb8, GenerateReport)> {
         let choice = request.scheduler.as_deref().map(str::parse::<SchedulerOverride>).transpose()?;
         let scheduler = diffusion.checkpoint().scheduler(choice.as_ref())?;
         let default = diffusion.checkpoint().default_size();
@@ -155,7 +159,7 @@ impl Painter {
             prompt: request.prompt,
             negative_prompt: request.negative_prompt,
             steps: request.steps,
-            guidance: request.guidance,
+            guidance: request.guidance_scale,
             width: size.0,
             height: size.1,
             scheduler: request.scheduler.unwrap_or_else(|| scheduler.class.to_string()),
@@ -165,7 +169,7 @@ impl Painter {
             precision: self.precision.to_string(),
             lora: Vec::new(),
         };
-        let wanted = Request {
+        let request = Request {
             prompt: settings.prompt.clone(),
             negative: settings.negative_prompt.clone(),
             scheduler,
@@ -180,55 +184,54 @@ impl Painter {
         };
         let parts = diffusion.plan().parts.clone();
         let mut prompt_cut = None;
-        let mut on_painting = |event: Event<'_>| match event {
+        let mut on_event = |event: Event<'_>| match event {
             Event::PromptCut(dropped) => {
                 prompt_cut = Some(dropped.to_owned());
                 true
             }
             Event::Loading(part) => {
                 let bytes = parts.iter().find(|(name, _)| *name == part).map_or(0, |(_, bytes)| *bytes);
-                tell(on_event, "loading", &part.into()) && tell(on_event, "total", &(bytes as f64).into())
+                emit(on_event, "loading", &part.into()) && emit(on_event, "total", &(bytes as f64).into())
             }
-            Event::Step(done, all) => {
-                tell(on_event, "step", &js_sys::Array::of2(&(done as f64).into(), &(all as f64).into()))
+            Event::Step(done, total) => {
+                emit(on_event, "step", &js_sys::Array::of2(&(done as f64).into(), &(total as f64).into()))
             }
-            Event::Preview(picture) => pixels_of(picture).is_ok_and(|pixels| tell(on_event, "preview", &pixels)),
-            Event::Decoding => tell(on_event, "decoding", &JsValue::NULL),
+            Event::Preview(image) => pixels_of(image).is_ok_and(|pixels| emit(on_event, "preview", &pixels)),
+            Event::Decoding => emit(on_event, "decoding", &JsValue::NULL),
         };
-        let picture = diffusion.generate(&wanted, &mut on_painting).await?;
-        Ok((picture, PaintReport { parameters: settings.parameters(), settings, prompt_cut }))
+        let image = diffusion.generate(&request, &mut on_event).await?;
+        Ok((image, GenerateReport { parameters: settings.parameters(), settings, prompt_cut }))
     }
 }
 
-/// What is put behind a question to ask a language model for a picture.
-#[wasm_bindgen(js_name = askingForPicture)]
-pub fn asking_for_picture(question: &str) -> String {
+/// Appends the request for an image to a question.
+#[wasm_bindgen(js_name = withImageRequest)]
+pub fn with_image_request(question: &str) -> String {
     gen_protocol::asking_for_picture(question)
 }
 
-/// Whether a question asks for a picture by itself.
-#[wasm_bindgen(js_name = wantsPicture)]
-pub fn wants_picture(question: &str) -> bool {
+/// Whether a question asks for an image by its wording.
+#[wasm_bindgen(js_name = wantsImage)]
+pub fn wants_image(question: &str) -> bool {
     gen_protocol::wants_picture(question)
 }
 
-/// The prompt of the picture that an answer describes.
-#[wasm_bindgen(js_name = picturePrompt)]
-pub fn picture_prompt(answer: &str) -> Option<String> {
+/// The image prompt in an answer.
+#[wasm_bindgen(js_name = imagePrompt)]
+pub fn image_prompt(answer: &str) -> Option<String> {
     gen_protocol::picture_prompt(answer).map(str::to_owned)
 }
 
-/// What pictures of a conversation should not be.
-#[wasm_bindgen(js_name = negativePrompt)]
-pub fn negative_prompt() -> String {
+/// The negative prompt of images in conversations.
+#[wasm_bindgen(js_name = chatNegativePrompt)]
+pub fn chat_negative_prompt() -> String {
     gen_protocol::NEGATIVE_PROMPT.to_owned()
 }
 
 async fn open(files: &js_sys::Map, precision: Option<Precision>) -> mgm::Result<SdxlCheckpoint> {
-    let root = source::folder(files);
-    let names = source::names(files);
-    let marks = ["bundle.json", "model_index.json"];
-    let folder: Rc<dyn Folder> = root.child(source::shallowest(&names, &marks));
+    let root = blob_source::folder(files);
+    let paths = blob_source::paths(files);
+    let folder: Rc<dyn Folder> = root.child(blob_source::shallowest(&paths, &["bundle.json", "model_index.json"]));
     if let Some(bundle) = Bundle::find(&folder).await? {
         return SdxlCheckpoint::open_bundle(&bundle).await;
     }
@@ -236,24 +239,24 @@ async fn open(files: &js_sys::Map, precision: Option<Precision>) -> mgm::Result<
     SdxlCheckpoint::open(folder, &OpenOptions { prefer_f16, beside: None }).await
 }
 
-/// `{ width, height, data }` as `ImageData` takes it.
-fn pixels_of(picture: &Rgb8) -> Result<Object, JsValue> {
-    // In strips, so that no copy of the whole stays in this memory, which never shrinks.
+/// `{ width, height, data }` for `ImageData`.
+fn pixels_of(image: &Rgb8) -> Result<Object, JsValue> {
+    // Copied in strips: a whole RGBA copy would grow the wasm heap, which never shrinks.
     const STRIP: usize = 3 << 18;
-    let data = Uint8Array::new_with_length((picture.width() * picture.height() * 4) as u32);
+    let data = Uint8Array::new_with_length((image.width() * image.height() * 4) as u32);
     let mut at = 0;
-    for strip in picture.data().chunks(STRIP) {
+    for strip in image.data().chunks(STRIP) {
         let rgba: Vec<u8> = strip.chunks_exact(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], 255]).collect();
         data.subarray(at, at + rgba.len() as u32).copy_from(&rgba);
         at += rgba.len() as u32;
     }
     let object = Object::new();
-    Reflect::set(&object, &"width".into(), &(picture.width() as f64).into())?;
-    Reflect::set(&object, &"height".into(), &(picture.height() as f64).into())?;
+    Reflect::set(&object, &"width".into(), &(image.width() as f64).into())?;
+    Reflect::set(&object, &"height".into(), &(image.height() as f64).into())?;
     Reflect::set(&object, &"data".into(), &js_sys::Uint8ClampedArray::new(&data.buffer()))?;
     Ok(object)
 }
 
 fn busy() -> JsValue {
-    to_js(mgm::Error::InvalidArgument("one picture at a time".to_owned()))
+    to_js(mgm::Error::InvalidArgument("an image is being generated: wait for it".to_owned()))
 }

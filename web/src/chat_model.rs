@@ -1,4 +1,4 @@
-//! A language model on a device, and the conversation in its cache.
+//! A language model on a device, and the conversation in its KV cache.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -22,9 +22,9 @@ use wasm_bindgen::prelude::*;
 
 use crate::device::Device;
 use crate::pixels::{Pixels, to_rgb};
-use crate::{bad_request, source, tell, to_js, to_json};
+use crate::{bad_request, blob_source, emit, to_js, to_json};
 
-/// How a model is loaded; see `LoadOptions` of the package.
+/// See `LoadOptions` of the package.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct LoadRequest {
@@ -32,22 +32,23 @@ struct LoadRequest {
     conversation: Option<String>,
 }
 
-/// What is known of a loaded model.
+/// See `ModelInfo` of the package.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Info {
     precision: String,
-    sees: bool,
+    vision: bool,
     max_positions: usize,
     weight_bytes: u64,
 }
 
-/// A message of a conversation, its pictures taken out: they come beside, in order.
+/// A message of a conversation. Its images are in a separate list, in order.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
     role: Role,
     text: String,
+    /// Number of images.
     images: usize,
 }
 
@@ -68,8 +69,9 @@ struct AnswerRequest {
     top_p: Option<f32>,
     top_k: u32,
     seed: u64,
+    /// Token ids that were generated on a lost device.
     #[serde(default)]
-    begun: Vec<u32>,
+    resume_from: Vec<u32>,
 }
 
 #[derive(Serialize)]
@@ -85,9 +87,9 @@ struct AnswerReport {
     decode_ms: f64,
 }
 
-/// A model on a device.
+/// A language model, with vision if the checkpoint has it.
 #[wasm_bindgen]
-pub struct Engine {
+pub struct ChatModel {
     gpu: Gpu,
     model: Rc<Model>,
     chat: RefCell<Option<Chat>>,
@@ -96,15 +98,15 @@ pub struct Engine {
 }
 
 #[wasm_bindgen]
-impl Engine {
-    /// Loads a model from a `Map` of paths to blobs: a bundle's files, a checkpoint's, or one GGUF file. `on_event` is
-    /// called with `"total"` and then `"loaded"` bytes; it returns `false` to stop.
+impl ChatModel {
+    /// Loads a model from a `Map` of paths to blobs: the files of a bundle or a checkpoint, or one GGUF file. Calls `on_event` with
+    /// `"total"` (bytes), then repeatedly with `"loaded"` (bytes since the last call); `false` stops.
     pub async fn load(
         device: &Device,
         files: js_sys::Map,
         request: String,
         on_event: Function,
-    ) -> Result<Engine, JsValue> {
+    ) -> Result<ChatModel, JsValue> {
         let request: LoadRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let gpu = device.gpu.clone();
         let files = open(&files).await.map_err(to_js)?;
@@ -116,38 +118,37 @@ impl Engine {
         let template = request.conversation.map(|name| name.parse::<Template>()).transpose().map_err(to_js)?;
         let mut options = LoadOptions { keep_stored, template, ..LoadOptions::at(precision) };
         let weight_bytes = Plan::of_files(&files, &options).map_err(to_js)?.weights();
-        tell(&on_event, "total", &(weight_bytes as f64).into());
-        options.on_progress = Some(Rc::new(move |bytes| tell(&on_event, "loaded", &(bytes as f64).into())));
+        emit(&on_event, "total", &(weight_bytes as f64).into());
+        options.on_progress = Some(Rc::new(move |bytes| emit(&on_event, "loaded", &(bytes as f64).into())));
         let model = Model::open(&gpu, &files, &options).await.map_err(to_js)?;
         Ok(Self { gpu, model: Rc::new(model), chat: RefCell::default(), precision, weight_bytes })
     }
 
-    /// Makes the pipelines that a conversation in text needs, one after the other. `on_event` is called with `"prepared"` and
-    /// how many there are; it returns `false` to stop. Browsers do nothing else on a device while they make one, so whoever
-    /// has something to ask waits for one at most.
+    /// Compiles the pipelines of a text conversation, one after the other. Calls `on_event("prepared", count)` after each; `false` stops.
+    /// A browser blocks the device while it compiles, so a request that arrives meanwhile waits for one pipeline at most.
     pub async fn prepare(&self, on_event: Function) -> Result<(), JsValue> {
         for (index, kernel) in self.model.dry_run().map_err(to_js)?.kernels.into_iter().enumerate() {
             self.gpu.prepare(kernel);
             self.gpu.flush_writes().await.map_err(to_js)?;
-            if !tell(&on_event, "prepared", &(index as f64 + 1.0).into()) {
+            if !emit(&on_event, "prepared", &(index as f64 + 1.0).into()) {
                 break;
             }
         }
         Ok(())
     }
 
-    /// What is known of the model, as JSON.
+    /// Properties of the model, as JSON.
     pub fn info(&self) -> Result<String, JsValue> {
         to_json(&Info {
             precision: self.precision.to_string(),
-            sees: self.model.sees(),
+            vision: self.model.sees(),
             max_positions: self.model.language().config().max_positions,
             weight_bytes: self.weight_bytes,
         })
     }
 
-    /// Answers the last of the messages. `on_event` is called with `"looking"` (part done), `"dropped"` (turns), `"prefill"` (part done),
-    /// `"token"` and `"text"`; it returns `false` to stop. Gives a report as JSON.
+    /// Answers the last message and returns a report as JSON. Calls `on_event` with `"encoding"` (fraction), `"dropped"` (turns),
+    /// `"prefill"` (fraction), `"token"` (id) and `"text"`; `false` stops.
     pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
         let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let images: Vec<&dyn Picture> = images.iter().map(|image| image as &dyn Picture).collect();
@@ -157,28 +158,28 @@ impl Engine {
         to_json(&result.map_err(to_js)?)
     }
 
-    /// What patch info mining weighs in a picture: `{ size, weights, picture }`. `on_event` is called with `"looking"` and the
-    /// part done; it returns `false` to stop.
-    pub async fn look(&self, image: Pixels, on_event: Function) -> Result<JsValue, JsValue> {
+    /// Returns the attention map of patch info mining: `{ size, weights, image }`. Calls `on_event("encoding", fraction)`; `false` stops.
+    #[wasm_bindgen(js_name = attentionMap)]
+    pub async fn attention_map(&self, image: Pixels, on_event: Function) -> Result<JsValue, JsValue> {
         let image = to_rgb(&image).map_err(to_js)?;
-        let mut on_step = |done, of| tell(&on_event, "looking", &(done as f64 / of as f64).into());
+        let mut on_step = |done, of| emit(&on_event, "encoding", &(done as f64 / of as f64).into());
         let map = self.model.attention(&image, &mut on_step).await.map_err(to_js)?;
         let object = js_sys::Object::new();
         let set = |name: &str, value: JsValue| js_sys::Reflect::set(&object, &name.into(), &value);
         set("size", (map.size as f64).into())?;
         set("weights", js_sys::Float32Array::from(&map.weights[..]).into())?;
-        set("picture", js_sys::Float32Array::from(&map.picture[..]).into())?;
+        set("image", js_sys::Float32Array::from(&map.picture[..]).into())?;
         Ok(object.into())
     }
 
-    /// Measures which kernels are the fastest for the model on this device, and uses them from now on. `on_event` is called with
-    /// `"measured"` and a product, a kernel and its microseconds as a text; it returns `false` to stop. `int8`: also kernels that round
-    /// activations to 8 bits. Gives JSON for the next `Device::open`.
+    /// Measures which matmul kernels are the fastest for this model on this device, uses them from now on, and returns the result as JSON
+    /// for the next `Device::open`. Calls `on_event` with `"measured"` and a line of text after each measurement; `false` stops.
+    /// With `int8`, kernels that quantise activations to 8 bits take part.
     pub async fn tune(&self, int8: bool, on_event: Function) -> Result<String, JsValue> {
         let products = products(&self.model.dry_run().map_err(to_js)?);
         let tuning = tune(&self.gpu, products, TuneOptions::default().with_int8(int8), |timing| {
             let text = format!("{:?} {} {:?}", timing.shape, timing.kernel.name(), timing.microseconds);
-            if tell(&on_event, "measured", &text.into()) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if emit(&on_event, "measured", &text.into()) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
         .await
         .map_err(to_js)?;
@@ -187,15 +188,14 @@ impl Engine {
 }
 
 async fn open(files: &js_sys::Map) -> mgm::Result<ModelFiles> {
-    let root = source::folder(files);
-    let names = source::names(files);
-    if let Some(gguf) =
-        names.iter().find(|name| name.ends_with(".gguf") && !names.iter().any(|name| name.ends_with("bundle.json")))
-    {
-        let missing = || mgm::Error::MissingFile { file: gguf.clone(), hint: "it is no file".to_owned() };
+    let root = blob_source::folder(files);
+    let paths = blob_source::paths(files);
+    let is_bundle = paths.iter().any(|path| path.ends_with("bundle.json"));
+    if let Some(gguf) = paths.iter().find(|path| path.ends_with(".gguf") && !is_bundle) {
+        let missing = || mgm::Error::MissingFile { file: gguf.clone(), hint: "it is not a file".to_owned() };
         return Ok(ModelFiles::Gguf(GgufModel::open(root.open(gguf).await?.ok_or_else(missing)?).await?));
     }
-    let folder = source::shallowest(&names, &["bundle.json", "config.json"]);
+    let folder = blob_source::shallowest(&paths, &["bundle.json", "config.json"]);
     ModelFiles::open(root.child(folder), TowerOptions::default()).await
 }
 
@@ -207,14 +207,15 @@ async fn answer(
     on_event: &Function,
 ) -> mgm::Result<AnswerReport> {
     let mut on_event = |event: Event<'_>| match event {
-        Event::DroppedTurns(count) => tell(on_event, "dropped", &(count as f64).into()),
-        Event::Looking(done, of) => tell(on_event, "looking", &(done as f64 / of.max(1) as f64).into()),
-        Event::Prefill(done, of) => tell(on_event, "prefill", &(done as f64 / of.max(1) as f64).into()),
-        Event::Token(id) => tell(on_event, "token", &id.into()),
-        Event::Text(text) => tell(on_event, "text", &text.into()),
+        Event::DroppedTurns(count) => emit(on_event, "dropped", &(count as f64).into()),
+        Event::Looking(done, of) => emit(on_event, "encoding", &(done as f64 / of.max(1) as f64).into()),
+        Event::Prefill(done, of) => emit(on_event, "prefill", &(done as f64 / of.max(1) as f64).into()),
+        Event::Token(id) => emit(on_event, "token", &id.into()),
+        Event::Text(text) => emit(on_event, "text", &text.into()),
     };
-    let (system, turns, question, new) = to_turns(request.messages)?;
-    let earlier = images.len().checked_sub(new).ok_or_else(|| invalid("there are fewer images than messages say"))?;
+    let Dialogue { system, turns, question, images: new } = Dialogue::from_messages(request.messages)?;
+    let earlier =
+        images.len().checked_sub(new).ok_or_else(|| invalid("the messages name more images than were passed"))?;
     let (earlier, new) = images.split_at(earlier);
     chat.restore(system, turns, earlier, &mut on_event).await?;
     let options = AnswerOptions {
@@ -225,7 +226,7 @@ async fn answer(
         },
         seed: request.seed,
         max_new_tokens: request.max_new_tokens,
-        begun: request.begun,
+        begun: request.resume_from,
     };
     let answer = chat.ask_about(&question, new, &options, &mut on_event).await?;
     Ok(AnswerReport {
@@ -248,28 +249,39 @@ fn invalid(reason: &str) -> mgm::Error {
     mgm::Error::InvalidArgument(reason.to_owned())
 }
 
-/// The system text, the turns that have answers, the question that has none, and its images.
-#[allow(clippy::type_complexity)]
-fn to_turns(messages: Vec<Message>) -> mgm::Result<(Option<String>, Vec<Turn>, String, usize)> {
-    let mut system = None;
-    let mut turns: Vec<Turn> = Vec::new();
-    for (index, message) in messages.into_iter().enumerate() {
-        match message.role {
-            Role::System if index == 0 && message.images == 0 => system = Some(message.text),
-            Role::System => return Err(invalid("a system message is the first, and has no images")),
-            Role::User if turns.last().is_none_or(|turn| turn.answer.is_some()) => {
-                turns.push(Turn { question: message.text, images: message.images, answer: None });
+/// Messages as the core takes them.
+struct Dialogue {
+    system: Option<String>,
+    /// Answered turns.
+    turns: Vec<Turn>,
+    /// The last message.
+    question: String,
+    /// Number of the last message's images.
+    images: usize,
+}
+
+impl Dialogue {
+    fn from_messages(messages: Vec<Message>) -> mgm::Result<Self> {
+        let mut system = None;
+        let mut turns: Vec<Turn> = Vec::new();
+        for (index, message) in messages.into_iter().enumerate() {
+            match message.role {
+                Role::System if index == 0 && message.images == 0 => system = Some(message.text),
+                Role::System => return Err(invalid("a system message must come first and have no images")),
+                Role::User if turns.last().is_none_or(|turn| turn.answer.is_some()) => {
+                    turns.push(Turn { question: message.text, images: message.images, answer: None });
+                }
+                Role::Assistant if message.images == 0 => match turns.last_mut() {
+                    Some(turn) if turn.answer.is_none() => turn.answer = Some(message.text),
+                    _ => return Err(invalid("an assistant message must follow a user message")),
+                },
+                Role::User => return Err(invalid("two user messages in a row: join them into one")),
+                Role::Assistant => return Err(invalid("only user messages can have images")),
             }
-            Role::Assistant if message.images == 0 => match turns.last_mut() {
-                Some(turn) if turn.answer.is_none() => turn.answer = Some(message.text),
-                _ => return Err(invalid("an assistant's message answers a user's")),
-            },
-            Role::User => return Err(invalid("two messages of the user follow each other: join them into one")),
-            Role::Assistant => return Err(invalid("only messages of the user have images")),
         }
-    }
-    match turns.pop() {
-        Some(Turn { question, images, answer: None }) => Ok((system, turns, question, images)),
-        _ => Err(invalid("the last message must be the user's")),
+        match turns.pop() {
+            Some(Turn { question, images, answer: None }) => Ok(Self { system, turns, question, images }),
+            _ => Err(invalid("the last message must be a user message")),
+        }
     }
 }

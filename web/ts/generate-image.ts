@@ -1,17 +1,18 @@
-// One picture of a model that paints: its steps, its pixels, its file. Worker only.
+// Generates one image: progress, pixels, PNG file. For the worker.
 
 import { toPng } from "./png.js";
-import type { Watch } from "./models.js";
-import type { PictureCall } from "./protocol.js";
-import type { Painter } from "./wasm/mgm_web.js";
-import type { Picture, PictureStep, Precision } from "./types.js";
+import type { CallContext } from "./models.js";
+import type { ImageCall } from "./protocol.js";
+import type { ImageModel } from "./wasm/mgm_web.js";
+import type { GeneratedImage, ImageStep, Precision } from "./types.js";
 
-/** The core's report of a picture. */
-interface Report {
+/** The core's report of an image. */
+interface ImageReport {
   settings: {
     prompt: string; negative_prompt: string | null; steps: number; guidance: number; width: number; height: number; scheduler: string;
     seed: number; strength: number | null; precision: Precision;
   };
+  /** The settings in the format of other Stable Diffusion programs. */
   parameters: string;
   promptCut: string | null;
 }
@@ -20,30 +21,29 @@ type Pixels = { width: number; height: number; data: Uint8ClampedArray<ArrayBuff
 
 const toImageData = ({ data, width, height }: Pixels) => new ImageData(data, width, height);
 
-/** Paints a picture. */
-export async function paint(
-  painter: Painter,
-  call: PictureCall & { prompt: string },
+export async function generateImage(
+  model: ImageModel,
+  call: ImageCall & { prompt: string },
   image: ImageData | undefined,
-  { signal, report }: Watch,
-  onStep: (step: PictureStep) => void,
-): Promise<Picture> {
+  { signal, reporter }: CallContext,
+  onStep: (step: ImageStep) => void,
+): Promise<GeneratedImage> {
   const started = performance.now();
-  const progress = report("load");
+  const report = reporter("load");
   let [part, total, loaded] = ["", 0, 0];
   let step = { done: 0, total: 0 };
-  /** The first step that is over, and when: it takes longer than the others. */
+  /** The first finished step: it takes longer than the others and does not count. */
   let first: { done: number; at: number } | undefined;
   let stepMs = 0;
-  /** Parts are loaded in part: the autoencoder without its encoder, where no picture comes in. */
-  const loadingEnds = () => {
-    if (loaded < total) progress(part, total, total);
+  /** A part can be complete before `total`: the autoencoder's encoder is loaded only for image to image. */
+  const endPart = () => {
+    if (loaded < total) report(part, total, total);
     loaded = total;
   };
-  const tell = (name: string, value: unknown): boolean => {
+  const onEvent = (name: string, value: unknown): boolean => {
     switch (name) {
       case "loading":
-        loadingEnds();
+        endPart();
         [part, loaded, total] = [value as string, 0, 0];
         break;
       case "total":
@@ -51,21 +51,21 @@ export async function paint(
         break;
       case "loaded":
         loaded += value as number;
-        progress(part, Math.min(loaded, total), total);
+        report(part, Math.min(loaded, total), total);
         break;
       case "step": {
-        loadingEnds();
+        endPart();
         const [done = 0, all = 0] = value as number[];
         step = { done, total: all };
         const now = performance.now();
         if (first && done > first.done) stepMs = (now - first.at) / (done - first.done);
         if (done > 0) first ??= { done, at: now };
-        // With previews the step is told with its own.
+        // With previews, the step is reported when its preview arrives.
         if (!call.previews || done === 0) onStep(step);
         break;
       }
       case "decoding":
-        loadingEnds();
+        endPart();
         break;
       case "preview":
         onStep({ ...step, preview: toImageData(value as Pixels) });
@@ -73,16 +73,16 @@ export async function paint(
     }
     return !signal.aborted;
   };
-  const painted = (await painter.paint(JSON.stringify(call), image, tell)) as Pixels & { report: string };
-  const { settings, parameters, promptCut } = JSON.parse(painted.report) as Report;
-  const pixels = toImageData(painted);
-  const { prompt, negative_prompt: negativePrompt, steps, guidance, width, height, scheduler, seed, strength, precision } = settings;
+  const generated = (await model.generate(JSON.stringify(call), image, onEvent)) as Pixels & { report: string };
+  const { settings, parameters, promptCut } = JSON.parse(generated.report) as ImageReport;
+  const pixels = toImageData(generated);
+  const { prompt, negative_prompt: negativePrompt, steps, guidance: guidanceScale, width, height, scheduler, seed, strength, precision } = settings;
   return {
     pixels,
-    // As the binary writes them: for other programs, and all of it as JSON.
+    // The same text chunks as in the files of `mgm generate`.
     png: await toPng(pixels, { parameters, mgm: JSON.stringify(settings) }),
     settings: {
-      prompt, steps, guidance, width, height, scheduler, seed, precision,
+      prompt, steps, guidanceScale, width, height, scheduler, seed, precision,
       ...(negativePrompt !== null && { negativePrompt }),
       ...(strength !== null && { strength }),
     },

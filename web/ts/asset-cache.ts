@@ -1,0 +1,65 @@
+// Copies of the package's worker and wasm module in the Cache API, so that a downloaded model starts offline.
+
+import { MgmError } from "./errors.js";
+import { request, STALL_LIMIT_WITH_COPY } from "./http.js";
+import type { StartMessage } from "./protocol.js";
+
+const CACHE = "mgm-webgpu";
+
+/** The cached copy of an asset, if there is one. */
+async function cachedCopy(url: string): Promise<Response | undefined> {
+  try {
+    return await (await caches.open(CACHE)).match(url);
+  } catch {
+    // The Cache API is missing in sandboxed frames and some private windows.
+    return undefined;
+  }
+}
+
+/** The cached copy of the worker's script. */
+export async function cachedWorkerScript(url: string): Promise<string | undefined> {
+  return (await cachedCopy(url))?.text();
+}
+
+/** Fetches the wasm module, or takes the cached copy if the server does not deliver it. For the worker. */
+export async function wasmResponse({ workerUrl, wasmUrl, fromCache }: StartMessage): Promise<Response> {
+  const copy = await cachedCopy(wasmUrl);
+  if (copy && fromCache) return copy;
+  try {
+    const { signal } = new AbortController();
+    const response = await request(wasmUrl, { signal }, copy && STALL_LIMIT_WITH_COPY);
+    if (response.headers.get("content-type")?.startsWith("text/html")) {
+      throw new MgmError("http", `${wasmUrl}: the server sent a web page instead of the wasm module`);
+    }
+    // Nothing waits for the copies, and a failure to store them is harmless.
+    void store(workerUrl, wasmUrl, response.clone()).catch(() => undefined);
+    return response;
+  } catch (cause) {
+    if (copy) return copy;
+    if (!(cause instanceof MgmError)) throw cause;
+    throw new MgmError(cause.code, `the package's wasm module could not be fetched: ${cause.message}`, { cause });
+  }
+}
+
+/** Whether two responses have the same validators. */
+function isSame({ headers }: Response, copy: Response | undefined): boolean {
+  const validators = ["etag", "last-modified"].filter((name) => headers.has(name));
+  return validators.length > 0 && [...validators, "content-length"].every((name) => headers.get(name) === copy?.headers.get(name));
+}
+
+async function store(workerUrl: string, wasmUrl: string, wasm: Response): Promise<void> {
+  const cache = await caches.open(CACHE);
+  const put = async (url: string, response: Response) => {
+    if (!isSame(response, await cache.match(url))) await cache.put(url, response);
+    else await response.body?.cancel();
+  };
+  const [worker] = await Promise.all([fetch(workerUrl), put(wasmUrl, wasm)]);
+  if (!worker.ok) return;
+  await put(workerUrl, worker);
+  // Bundlers put a hash into file names: delete the copies of earlier versions.
+  const folder = (url: string) => new URL(".", url).href;
+  for (const { url } of await cache.keys()) {
+    const isOld = url !== workerUrl && url !== wasmUrl && [workerUrl, wasmUrl].some((current) => folder(url) === folder(current));
+    if (isOld) await cache.delete(url);
+  }
+}

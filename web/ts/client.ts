@@ -1,0 +1,209 @@
+// The page's side of the worker: starts it, sends calls, receives results.
+
+import { cachedWorkerScript } from "./asset-cache.js";
+import { assetUrls } from "./asset-urls.js";
+import { fromWire, MgmError, type MgmErrorCode } from "./errors.js";
+import type { ProgressMessage, Reply, Request, ResultMessage, StartMessage } from "./protocol.js";
+import type { Progress } from "./types.js";
+
+/** A worker that has not started after this long is replaced by the cached copy, if there is one. In milliseconds. */
+const START_LIMIT_WITH_COPY = 5_000;
+/** A worker that has not started after this long never will, in milliseconds. */
+const START_LIMIT = 60_000;
+
+/** A request without its number. */
+type Call = Request extends infer R ? (R extends { id: number } ? Omit<R, "id"> : never) : never;
+
+export class WorkerClient {
+  #worker: Worker | undefined;
+  #isStarted = false;
+  /** Requests that a worker has not received yet; they are repeated for the cached copy. */
+  #pending: Request[] = [];
+  #startTimer: ReturnType<typeof setTimeout> | undefined;
+  readonly #handlers = new Map<number, (reply: ProgressMessage | ResultMessage) => void>();
+  #lastId = 0;
+  #ended: MgmError | undefined;
+  #isPersistent = false;
+
+  constructor(private readonly onProgress?: (progress: Progress) => void) {
+    try {
+      const urls = assetUrls();
+      this.#startTimer = setTimeout(() => void this.#startCopy(urls, TOO_SLOW), START_LIMIT_WITH_COPY);
+      try {
+        this.#run(startWorker(urls.workerUrl), { type: "start", ...urls, fromCache: false });
+      } catch (error) {
+        void this.#startCopy(urls, String(error));
+      }
+    } catch (error) {
+      this.#fail(error as MgmError);
+    }
+  }
+
+  /** Sends a call to the worker and waits for its result. */
+  call(call: Call, signal?: AbortSignal, onMessage?: (message: ProgressMessage) => void): Promise<ResultMessage> {
+    return new Promise((resolve, reject) => {
+      if (this.#ended) {
+        reject(this.#ended);
+        return;
+      }
+      const id = ++this.#lastId;
+      const settle = () => {
+        this.#handlers.delete(id);
+        signal?.removeEventListener("abort", abort);
+      };
+      const abort = () => {
+        this.#post({ id, type: "abort" });
+        // A worker that runs answers at once if the call waits, and between two steps if it runs.
+        if (this.#isStarted) return;
+        settle();
+        reject(signal?.reason as Error);
+      };
+      this.#handlers.set(id, (reply) => {
+        switch (reply.type) {
+          case "error":
+            settle();
+            reject(signal?.aborted ? (signal.reason as Error) : fromWire(reply.error));
+            break;
+          case "progress":
+            this.#persist(reply.progress);
+            this.onProgress?.(reply.progress);
+            break;
+          case "text":
+          case "first-token":
+          case "step":
+            onMessage?.(reply);
+            break;
+          default:
+            settle();
+            resolve(reply);
+        }
+      });
+      signal?.addEventListener("abort", abort, { once: true });
+      this.#post({ ...call, id } as Request);
+      if (signal?.aborted) abort();
+    });
+  }
+
+  /** Terminates the worker. Calls in progress and later calls fail. */
+  end(code: MgmErrorCode, message: string): void {
+    this.#fail(new MgmError(code, message));
+  }
+
+  #fail(error: MgmError): void {
+    if (this.#ended) return;
+    this.#ended = error;
+    clearTimeout(this.#startTimer);
+    this.#worker?.terminate();
+    for (const [id, handler] of [...this.#handlers]) handler({ id, type: "error", error });
+  }
+
+  #post(request: Request): void {
+    if (!this.#isStarted) this.#pending.push(request);
+    this.#worker?.postMessage(request);
+  }
+
+  #run({ worker, url }: StartedWorker, message: StartMessage): void {
+    this.#worker = worker;
+    worker.onmessage = ({ data }: MessageEvent<Reply>) => {
+      if (data.type !== "started") {
+        this.#handlers.get(data.id)?.(data);
+        return;
+      }
+      this.#isStarted = true;
+      this.#pending = [];
+      clearTimeout(this.#startTimer);
+      if (url.startsWith("blob:")) URL.revokeObjectURL(url);
+    };
+    worker.onerror = (event) => {
+      const reason = event.message || "the script was not loaded";
+      if (this.#isStarted) this.end("internal", `the worker failed: ${reason}`);
+      else if (message.fromCache) this.#failToStart(message.workerUrl, reason);
+      else void this.#startCopy(message, reason);
+    };
+    worker.postMessage(message);
+    for (const request of this.#pending) worker.postMessage(request);
+  }
+
+  /** Replaces a worker that does not start by the cached copy of its script. */
+  async #startCopy({ workerUrl, wasmUrl }: Omit<StartMessage, "type" | "fromCache">, reason: string): Promise<void> {
+    clearTimeout(this.#startTimer);
+    const script = await cachedWorkerScript(workerUrl);
+    if (this.#isStarted || this.#ended) return;
+    if (script === undefined) {
+      // A slow network is no failure yet.
+      if (reason !== TOO_SLOW) this.#failToStart(workerUrl, reason);
+      else this.#startTimer = setTimeout(() => this.#failToStart(workerUrl, reason), START_LIMIT - START_LIMIT_WITH_COPY);
+      return;
+    }
+    this.#worker?.terminate();
+    try {
+      this.#run(startScript(script), { type: "start", workerUrl, wasmUrl, fromCache: true });
+    } catch (error) {
+      this.#failToStart(workerUrl, String(error));
+    }
+  }
+
+  #failToStart(url: string, reason: string): void {
+    if (navigator.onLine) {
+      const hint = "is the file there, and does the content security policy allow it (worker-src)?";
+      this.end("network", `the package's worker ${url} did not start: ${reason} (${hint})`);
+    } else {
+      this.end("offline", `this device is offline, and there is no copy of the package's worker ${url}`);
+    }
+  }
+
+  /** Asks the browser once not to evict a model that is being downloaded. Workers cannot ask; some browsers ask the user. */
+  #persist({ phase, loaded, total = 0 }: Progress): void {
+    if (this.#isPersistent || phase !== "download" || loaded >= total) return;
+    this.#isPersistent = true;
+    void navigator.storage?.persist?.().catch(() => false);
+  }
+}
+
+const TOO_SLOW = "it takes too long";
+
+interface StartedWorker {
+  worker: Worker;
+  /** The address that it was started from. */
+  url: string;
+}
+
+/** Starts the worker's script, from this origin or another. */
+function startWorker(scriptUrl: string): StartedWorker {
+  // In a sandboxed frame, `globalThis.origin` is "null", unlike the origin of its address.
+  if (new URL(scriptUrl).origin === globalThis.origin) {
+    return { worker: new Worker(trustedScriptUrl(scriptUrl), { name: "mgm" }), url: scriptUrl };
+  }
+  // A worker must have the page's origin, but may import scripts of others. Under Trusted Types it needs a policy for that too.
+  return startScript(`{
+    const url = ${JSON.stringify(scriptUrl)};
+    importScripts(self.trustedTypes ? trustedTypes.createPolicy(${JSON.stringify(POLICY)}, { createScriptURL: (url) => url }).createScriptURL(url) : url);
+  }`);
+}
+
+function startScript(script: string): StartedWorker {
+  const url = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+  return { worker: new Worker(trustedScriptUrl(url), { name: "mgm" }), url };
+}
+
+/** The name of the package's Trusted Types policy. */
+const POLICY = "mgm-webgpu";
+
+interface TrustedTypes {
+  createPolicy(name: string, rules: { createScriptURL: (url: string) => string }): { createScriptURL(url: string): string };
+}
+
+let policy: ReturnType<TrustedTypes["createPolicy"]> | undefined;
+
+/** A URL that `new Worker` accepts on pages with `require-trusted-types-for 'script'`. */
+function trustedScriptUrl(url: string): string {
+  const { trustedTypes } = globalThis as { trustedTypes?: TrustedTypes };
+  if (!trustedTypes) return url;
+  try {
+    policy ??= trustedTypes.createPolicy(POLICY, { createScriptURL: (url) => url });
+  } catch {
+    // The page's policy list does not name ours. `new Worker` fails if the page requires Trusted Types.
+    return url;
+  }
+  return policy.createScriptURL(url);
+}

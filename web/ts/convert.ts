@@ -1,0 +1,83 @@
+// Converts between the package's types and those of the worker.
+
+import { bundleUrl } from "./env.js";
+import { MgmError } from "./errors.js";
+import { unpackMessages } from "./messages.js";
+import type { AnswerReport, ChatCall, FileSource, ImageCall } from "./protocol.js";
+import type { Answer, ChatOptions, ImageSettings, Message, ModelSource } from "./types.js";
+
+/** Defaults of image settings, the same as of `mgm generate`. */
+const IMAGE_DEFAULTS = { steps: 50, guidanceScale: 5, strength: 0.6, previews: false };
+
+export function toFileSource(source: ModelSource): FileSource {
+  if (typeof source === "string" || source instanceof URL) return { url: bundleUrl(source) };
+  return { files: [...source].map((file) => [file.webkitRelativePath || file.name, file]) };
+}
+
+export async function toChatCall(messages: Message[], options: ChatOptions, signal: AbortSignal): Promise<ChatCall> {
+  const { temperature = 0.2, topP, topK = 50, seed, stop = [], image = {} } = options;
+  const maxNewTokens = alias("maxNewTokens", options.maxNewTokens, "maxTokens", options.maxTokens) ?? 512;
+  const { mode = "auto", ...settings } = image;
+  const stopStrings = typeof stop === "string" ? [stop] : stop;
+  if (!stopStrings.every((text) => typeof text === "string" && text !== "")) {
+    throw new MgmError("invalid-argument", "stop must be a string or a list of strings, none of them empty");
+  }
+  if (!["auto", "always", "never"].includes(mode)) {
+    throw new MgmError("invalid-argument", `image.mode must be "auto", "always" or "never", not ${JSON.stringify(mode)}`);
+  }
+  return {
+    ...(await unpackMessages(messages, signal)),
+    options: {
+      maxNewTokens,
+      temperature,
+      topK,
+      ...(topP !== undefined && { topP }),
+      seed: seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER),
+    },
+    stop: stopStrings,
+    ...(mode !== "never" && { image: { mode, settings: toImageCall(settings) } }),
+  };
+}
+
+export function toImageCall(settings: ImageSettings): ImageCall {
+  const { negativePrompt, width, height, scheduler, seed } = settings;
+  const { guidanceScale = IMAGE_DEFAULTS.guidanceScale, previews = IMAGE_DEFAULTS.previews } = settings;
+  return {
+    steps: alias("steps", settings.steps, "numInferenceSteps", settings.numInferenceSteps) ?? IMAGE_DEFAULTS.steps,
+    guidanceScale,
+    // 32 bits: people copy seeds of images by hand.
+    seed: seed ?? Math.floor(Math.random() * 2 ** 32),
+    strength: IMAGE_DEFAULTS.strength,
+    previews,
+    ...(negativePrompt !== undefined && { negativePrompt }),
+    ...(width !== undefined && { width }),
+    ...(height !== undefined && { height }),
+    ...(scheduler !== undefined && { scheduler }),
+  };
+}
+
+/** The value of an option that has two spellings. */
+function alias(name: string, value: number | undefined, otherName: string, other: number | undefined): number | undefined {
+  if (value !== undefined && other !== undefined && value !== other) {
+    throw new MgmError("invalid-argument", `${name} and ${otherName} are the same option, with different values: ${value} and ${other}`);
+  }
+  return value ?? other;
+}
+
+export function toAnswer(report: AnswerReport, firstTokenMs: number): Answer {
+  const { text, tokenIds, promptTokens, cachedTokens, droppedTurns, visionMs, prefillMs, decodeMs } = report;
+  const decoded = tokenIds.length - 1;
+  return {
+    text,
+    tokenIds,
+    finishReason: report.finishReason === "stop" ? "stop" : "length",
+    usage: { promptTokens, cachedTokens, completionTokens: tokenIds.length, droppedTurns },
+    timings: {
+      visionMs,
+      prefillMs,
+      decodeMs,
+      firstTokenMs,
+      tokensPerSecond: decodeMs > 0 ? (decoded * 1000) / decodeMs : 0,
+    },
+  };
+}

@@ -1,0 +1,193 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+
+import { ChatAnswer } from "./chat-answer.js";
+import { WorkerClient } from "./client.js";
+import { toAnswer, toChatCall, toFileSource, toImageCall } from "./convert.js";
+import { fromWire, MgmError } from "./errors.js";
+import { inspectFiles } from "./manifest.js";
+import { toPixels } from "./messages.js";
+import { OpenAI } from "./openai.js";
+import type { CheckedCase, LoadCall, MemoryReport, ResultMessage } from "./protocol.js";
+import { inspectBundle } from "./storage.js";
+import { support, type Support, type SupportQuestion } from "./support.js";
+import type {
+  Answer, AttentionMap, ChatOptions, Delta, GeneratedImage, GenerateOptions, ImageInput, LoadOptions, Message, ModelInfo, ModelSource,
+  ModelSummary, Progress,
+} from "./types.js";
+
+/** With properties that may be present and undefined. */
+type Undefined<T> = { [K in keyof T]: T[K] | undefined };
+
+/** A chat model, an image model, or both, on the GPU of this device. They run in a dedicated worker. */
+export class Mgm {
+  readonly #client: WorkerClient;
+  #info: ModelInfo | undefined;
+  /** The same models with the request and response shapes of OpenAI's API: `mgm.openai.chat.completions.create(body)`. */
+  readonly openai: OpenAI = new OpenAI(this);
+
+  private constructor(onProgress: LoadOptions["onProgress"]) {
+    this.#client = new WorkerClient(onProgress);
+  }
+
+  /** Says whether this browser can run models (of a given size), at which precisions, and if not, why. Never throws. */
+  static support(question: SupportQuestion = {}): Promise<Support> {
+    return support(question);
+  }
+
+  /**
+   * Runs every kernel once on this device and compares it with a reference. If answers make no sense, this finds the kernel.
+   *
+   * @throws {@link MgmError} `unsupported-browser`, `device-lost`; the signal's reason if aborted.
+   */
+  static async selfCheck(options: { signal?: AbortSignal; onProgress?: (progress: Progress) => void } = {}): Promise<CheckedCase[]> {
+    await requireSupport();
+    const mgm = new Mgm(options.onProgress);
+    try {
+      return resultOf(await mgm.#client.call({ type: "check" }, options.signal), "checked").cases;
+    } finally {
+      mgm.dispose();
+    }
+  }
+
+  /** Says what a model is without loading it. */
+  static async inspect(source: ModelSource, options: { signal?: AbortSignal } = {}): Promise<ModelSummary> {
+    const place = toFileSource(source);
+    return "files" in place ? inspectFiles(new Map(place.files)) : inspectBundle(place.url, options.signal);
+  }
+
+  /**
+   * Loads a model. Files from a URL are stored on this device, and the next load needs no download.
+   *
+   * An image model (a bundle of Stable Diffusion XL) loads next to the chat model with `imageModel`, or alone as the source.
+   *
+   * @throws {@link MgmError} with its `code`; the signal's reason if aborted.
+   */
+  static async load(source: ModelSource, options: LoadOptions = {}): Promise<Mgm> {
+    const { signal, onProgress, imageModel } = options;
+    signal?.throwIfAborted();
+    await requireSupport();
+    const mgm = new Mgm(onProgress);
+    try {
+      await mgm.#load(source, "model", options);
+      if (imageModel !== undefined) await mgm.#load(imageModel, "image-model", { signal, cache: options.cache });
+      return mgm;
+    } catch (error) {
+      mgm.dispose();
+      throw error;
+    }
+  }
+
+  /**
+   * Loads an image model next to the chat model, or instead of the loaded image model: a bundle, or the files of a folder in diffusers'
+   * layout. Its weights go to the GPU when an image needs them. If both models do not fit, they are loaded alternately.
+   */
+  async loadImageModel(source: ModelSource, options: Pick<LoadOptions, "precision" | "cache" | "signal"> = {}): Promise<void> {
+    await this.#load(source, "image-model", options);
+  }
+
+  async #load(source: ModelSource, as: LoadCall["as"], options: Partial<Undefined<LoadOptions>>): Promise<void> {
+    const { signal, cache = true, precision, conversation, gpuMemory } = options;
+    const call: LoadCall = {
+      source: toFileSource(source),
+      cache,
+      as,
+      ...(gpuMemory !== undefined && { gpuMemory }),
+      options: { ...(precision !== undefined && { precision }), ...(conversation !== undefined && { conversation }) },
+    };
+    this.#info = resultOf(await this.#client.call({ type: "load", call }, signal), "loaded").info;
+  }
+
+  /** Properties of the loaded models. */
+  get info(): ModelInfo {
+    if (!this.#info) throw new MgmError("disposed", "no model is loaded");
+    return this.#info;
+  }
+
+  /**
+   * Answers the last message. Pass the whole conversation each time: the part that it shares with the previous call is in the KV cache.
+   * Calls run one after the other.
+   *
+   * @returns The answer in progress: `await` it for the whole, or stream it with `for await`.
+   */
+  chat(messages: Message[], options: ChatOptions = {}): ChatAnswer {
+    return new ChatAnswer((signal, onDelta) => this.#answer(messages, options, signal, onDelta), options.signal);
+  }
+
+  /** Generates an image. An abort takes effect between two steps. */
+  async generate(options: GenerateOptions): Promise<GeneratedImage> {
+    const { prompt, image, strength, onStep, signal } = options;
+    if (typeof prompt !== "string" || prompt.trim() === "") throw new MgmError("invalid-argument", "the prompt is empty: generate({ prompt })");
+    const call = { prompt, ...toImageCall({ previews: onStep !== undefined, ...options }), ...(strength !== undefined && { strength }) };
+    const request = { type: "generate", call, ...(image !== undefined && { image: await toPixels(image) }) } as const;
+    const result = await this.#client.call(request, signal, (message) => {
+      if (message.type === "step") onStep?.(message.step);
+    });
+    signal?.throwIfAborted();
+    return resultOf(result, "generated").image;
+  }
+
+  /** The attention map of patch info mining: how much each part of an image contributes, whatever is asked about it. */
+  async attentionMap(image: ImageInput, options: { signal?: AbortSignal } = {}): Promise<AttentionMap> {
+    const result = await this.#client.call({ type: "attention-map", image: await toPixels(image) }, options.signal);
+    options.signal?.throwIfAborted();
+    return resultOf(result, "attention-map").map;
+  }
+
+  /**
+   * Measures which kernels are the fastest for this model on this device (a few seconds), uses them from now on, and stores the result for
+   * later loads. With `int8`, kernels that quantise activations to 8 bits take part; they are less accurate.
+   */
+  async tune(options: { int8?: boolean; signal?: AbortSignal } = {}): Promise<void> {
+    await this.#client.call({ type: "tune", int8: options.int8 ?? false }, options.signal);
+    options.signal?.throwIfAborted();
+  }
+
+  /** Memory in use, in bytes. */
+  async memory(): Promise<MemoryReport> {
+    return resultOf(await this.#client.call({ type: "memory" }), "memory").memory;
+  }
+
+  /** Frees the GPU and terminates the worker. Calls in progress fail with `disposed`. */
+  dispose(): void {
+    this.#client.end("disposed", "the model was disposed");
+  }
+
+  /** The same as {@link Mgm.dispose}, for `await using`. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.dispose();
+  }
+
+  async #answer(messages: Message[], options: ChatOptions, signal: AbortSignal, onDelta: (delta: Delta) => void): Promise<Answer> {
+    const started = performance.now();
+    let firstTokenMs = 0;
+    const call = await toChatCall(messages, options, signal);
+    const result = await this.#client.call({ type: "chat", call }, signal, (message) => {
+      if (message.type === "text") onDelta({ type: "text", text: message.text });
+      if (message.type === "step") onDelta({ type: "step", step: message.step });
+      if (message.type === "first-token") firstTokenMs = performance.now() - started;
+    });
+    signal.throwIfAborted();
+    const { report, image, imageError } = resultOf(result, "answered");
+    const answer = toAnswer(report, firstTokenMs);
+    if (image) {
+      answer.image = image;
+      onDelta({ type: "image", image });
+    }
+    if (imageError) {
+      answer.imageError = fromWire(imageError);
+      onDelta({ type: "image-error", error: answer.imageError });
+    }
+    return answer;
+  }
+}
+
+async function requireSupport(): Promise<void> {
+  const { supported, reason } = await support();
+  if (!supported) throw new MgmError("unsupported-browser", reason ?? "WebGPU does not work in this browser");
+}
+
+/** A result, which has the expected type unless there is a bug. */
+function resultOf<T extends ResultMessage["type"]>(result: ResultMessage, type: T): Extract<ResultMessage, { type: T }> {
+  if (result.type !== type) throw new MgmError("internal", `the worker replied ${result.type} instead of ${type}`);
+  return result as Extract<ResultMessage, { type: T }>;
+}

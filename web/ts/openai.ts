@@ -1,0 +1,238 @@
+// The chat completions of OpenAI's API: its request and response shapes, on the loaded model.
+
+import type { ChatAnswer } from "./chat-answer.js";
+import { MgmError } from "./errors.js";
+import { anySignal } from "./http.js";
+import type { Mgm } from "./mgm.js";
+import type { Answer, ChatOptions, ContentPart, FinishReason, ImageInput, Message } from "./types.js";
+
+/** A message of a request. Neighbouring messages of one role are joined. */
+export interface ChatCompletionMessage {
+  role: "system" | "developer" | "user" | "assistant";
+  content: string | ChatCompletionPart[];
+  /** Ignored. */
+  name?: string;
+}
+
+/** A part of a message. Images can also be objects of the page: a `Blob`, a canvas, … */
+export type ChatCompletionPart =
+  | { type: "text"; text: string }
+  | { type: "image_url"; image_url: { url: string | ImageInput; detail?: "auto" | "low" | "high" } };
+
+/**
+ * The body of `POST /v1/chat/completions`, as far as it is supported. Fields without effect on the answer (`user`, `metadata`, `store`, …)
+ * are ignored; all others are an error with the code `unsupported`. Defaults are those of {@link ChatOptions}.
+ */
+export interface ChatCompletionRequest {
+  messages: ChatCompletionMessage[];
+  /** Returned in the response; there is one model. Default: its name. */
+  model?: string;
+  stream?: boolean | null;
+  stream_options?: { include_usage?: boolean } | null;
+  /** Takes precedence over `max_tokens`. */
+  max_completion_tokens?: number | null;
+  max_tokens?: number | null;
+  temperature?: number | null;
+  top_p?: number | null;
+  /** Not in OpenAI's API: sample only from the K most likely tokens. */
+  top_k?: number | null;
+  seed?: number | null;
+  stop?: string | string[] | null;
+  /** Only 1. */
+  n?: number | null;
+}
+
+/** Token counts. */
+export interface ChatCompletionUsage {
+  prompt_tokens: number;
+  completion_tokens: number;
+  total_tokens: number;
+  prompt_tokens_details: { cached_tokens: number };
+}
+
+/** A whole response. */
+export interface ChatCompletion {
+  id: string;
+  object: "chat.completion";
+  /** Seconds since 1970. */
+  created: number;
+  model: string;
+  choices: {
+    index: number;
+    message: { role: "assistant"; content: string; refusal: null };
+    logprobs: null;
+    finish_reason: FinishReason;
+  }[];
+  usage: ChatCompletionUsage;
+}
+
+/** An event of a streamed response. */
+export interface ChatCompletionChunk {
+  id: string;
+  object: "chat.completion.chunk";
+  /** Seconds since 1970. */
+  created: number;
+  model: string;
+  choices: {
+    index: number;
+    delta: { role?: "assistant"; content?: string };
+    logprobs: null;
+    finish_reason: FinishReason | null;
+  }[];
+  /** With `stream_options.include_usage`: in the last chunk, which has no choices; `null` before. */
+  usage?: ChatCompletionUsage | null;
+}
+
+/** A streamed response. Leaving the loop early, or `controller.abort()`, stops the answer. */
+export interface ChatCompletionStream extends AsyncIterable<ChatCompletionChunk> {
+  controller: AbortController;
+}
+
+/** How a field of a request is treated: `true` if supported, otherwise the values that have no effect. */
+const FIELDS: Record<string, true | ((value: unknown) => boolean)> = {
+  messages: true, model: true, stream: true, stream_options: true, max_completion_tokens: true, max_tokens: true, temperature: true,
+  top_p: true, top_k: true, seed: true, stop: true,
+  ...Object.fromEntries(
+    [
+      "user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "reasoning_effort", "verbosity", "prediction",
+      "parallel_tool_calls",
+    ].map((name) => [name, () => true]),
+  ),
+  n: (value) => value === 1,
+  frequency_penalty: (value) => value === 0,
+  presence_penalty: (value) => value === 0,
+  logit_bias: (value) => typeof value === "object" && Object.keys(value as object).length === 0,
+  logprobs: (value) => value === false,
+  tools: (value) => Array.isArray(value) && value.length === 0,
+  tool_choice: (value) => value === "none" || value === "auto",
+  modalities: (value) => Array.isArray(value) && value.every((modality) => modality === "text"),
+  response_format: (value) => (value as { type?: unknown }).type === "text",
+};
+
+/** OpenAI's API on the loaded model. */
+export class OpenAI {
+  readonly chat: { readonly completions: ChatCompletions };
+
+  /** @internal */
+  constructor(mgm: Mgm) {
+    this.chat = { completions: new ChatCompletions(mgm) };
+  }
+}
+
+/** `mgm.openai.chat.completions`. */
+export class ChatCompletions {
+  readonly #mgm: Mgm;
+
+  /** @internal */
+  constructor(mgm: Mgm) {
+    this.#mgm = mgm;
+  }
+
+  /**
+   * Answers the last message.
+   *
+   * @throws {@link MgmError} `unsupported` or `invalid-argument` for requests that the model cannot answer as asked.
+   */
+  create(body: ChatCompletionRequest & { stream: true }, options?: { signal?: AbortSignal }): Promise<ChatCompletionStream>;
+  create(body: ChatCompletionRequest & { stream?: false | null }, options?: { signal?: AbortSignal }): Promise<ChatCompletion>;
+  create(body: ChatCompletionRequest, options?: { signal?: AbortSignal }): Promise<ChatCompletion | ChatCompletionStream>;
+  async create(body: ChatCompletionRequest, options: { signal?: AbortSignal } = {}): Promise<ChatCompletion | ChatCompletionStream> {
+    checkFields(body);
+    const messages = toMessages(body.messages);
+    const head = {
+      id: `chatcmpl-${crypto.randomUUID()}`,
+      created: Math.floor(Date.now() / 1000),
+      model: body.model ?? this.#mgm.info.name,
+    };
+    const controller = new AbortController();
+    const signal = options.signal ? anySignal([options.signal, controller.signal]) : controller.signal;
+    const answer = this.#mgm.chat(messages, { ...toChatOptions(body), signal });
+    if (body.stream) {
+      return { controller, [Symbol.asyncIterator]: () => toChunks(answer, head, body.stream_options?.include_usage ?? false) };
+    }
+    const { text, finishReason, usage } = await answer;
+    const message = { role: "assistant", content: text, refusal: null } as const;
+    return {
+      ...head,
+      object: "chat.completion",
+      choices: [{ index: 0, message, logprobs: null, finish_reason: finishReason }],
+      usage: toUsage(usage),
+    };
+  }
+}
+
+function checkFields(body: ChatCompletionRequest): void {
+  for (const [name, value] of Object.entries(body)) {
+    if (value === undefined || value === null) continue;
+    const rule = FIELDS[name];
+    if (rule !== true && !rule?.(value)) throw new MgmError("unsupported", `the field ${name} is not supported: ${JSON.stringify(value)}`);
+  }
+}
+
+function toChatOptions(body: ChatCompletionRequest): ChatOptions {
+  const { max_completion_tokens, max_tokens, temperature, top_p, top_k, seed, stop } = body;
+  const maxTokens = max_completion_tokens ?? max_tokens;
+  return {
+    ...(maxTokens != null && { maxTokens }),
+    ...(temperature != null && { temperature }),
+    ...(top_p != null && { topP: top_p }),
+    ...(top_k != null && { topK: top_k }),
+    ...(seed != null && { seed }),
+    ...(stop != null && { stop }),
+    image: { mode: "never" },
+  };
+}
+
+/** Messages of the package. Neighbours of one role are joined by an empty line: the model's templates alternate. */
+function toMessages(messages: ChatCompletionMessage[]): Message[] {
+  if (!Array.isArray(messages)) throw new MgmError("invalid-argument", "messages must be a list: [{ role, content }, …]");
+  const result: { role: Message["role"]; content: ContentPart[] }[] = [];
+  for (const message of messages) {
+    const { role: given, content } = (message as ChatCompletionMessage | null) ?? {};
+    const role = given === "developer" ? "system" : given;
+    if (role !== "system" && role !== "user" && role !== "assistant") {
+      throw new MgmError("unsupported", `the role ${JSON.stringify(given)} is not supported`);
+    }
+    const parts = typeof content === "string" ? [{ type: "text", text: content } as const] : content;
+    if (!Array.isArray(parts)) throw new MgmError("invalid-argument", `the content of a message must be a string or a list of parts: ${JSON.stringify(message)}`);
+    for (const part of parts) {
+      if (part?.type !== "text" && part?.type !== "image_url") {
+        throw new MgmError("unsupported", `content parts of type ${JSON.stringify((part as { type?: unknown } | null)?.type)} are not supported`);
+      }
+    }
+    const last = result.at(-1);
+    if (last?.role === role) last.content.push("", ...parts);
+    else result.push({ role, content: [...parts] });
+  }
+  return result;
+}
+
+const toUsage = ({ promptTokens, completionTokens, cachedTokens }: Answer["usage"]): ChatCompletionUsage => ({
+  prompt_tokens: promptTokens,
+  completion_tokens: completionTokens,
+  total_tokens: promptTokens + completionTokens,
+  prompt_tokens_details: { cached_tokens: cachedTokens },
+});
+
+async function* toChunks(
+  answer: ChatAnswer,
+  head: Pick<ChatCompletionChunk, "id" | "created" | "model">,
+  includeUsage: boolean,
+): AsyncGenerator<ChatCompletionChunk, void> {
+  type Choice = ChatCompletionChunk["choices"][number];
+  const chunk = (delta: Choice["delta"], finish_reason: Choice["finish_reason"] = null): ChatCompletionChunk => ({
+    ...head,
+    object: "chat.completion.chunk",
+    choices: [{ index: 0, delta, logprobs: null, finish_reason }],
+    ...(includeUsage && { usage: null }),
+  });
+  // Before the first chunk, so that a failure reaches the loop.
+  const deltas = answer[Symbol.asyncIterator]();
+  yield chunk({ role: "assistant", content: "" });
+  for await (const delta of deltas) {
+    if (delta.type === "text") yield chunk({ content: delta.text });
+    if (delta.type !== "done") continue;
+    yield chunk({}, delta.answer.finishReason);
+    if (includeUsage) yield { ...chunk({}), choices: [], usage: toUsage(delta.answer.usage) };
+  }
+}

@@ -1,0 +1,40 @@
+// WebGPU of the worker: what wgpu needs from the browser, and what identifies a device.
+
+import { adapterInfo } from "./support.js";
+
+const requestAdapter = (): Promise<GPUAdapter | null> => navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+
+/** wgpu reads `GPUAdapter.info`, which the first versions with WebGPU do not have. */
+export function fillInAdapterInfo(): void {
+  if (typeof GPUAdapter === "undefined" || "info" in GPUAdapter.prototype) return;
+  Object.defineProperty(GPUAdapter.prototype, "info", { get: () => ({ vendor: "", architecture: "", device: "", description: "" }) });
+}
+
+/**
+ * Identifies a device, as far as the browser describes it: the core sees neither vendor nor driver here. A new version of the browser can
+ * bring another shader compiler, so the version is part of it.
+ */
+export async function deviceId(): Promise<string> {
+  const { vendor, architecture, device, description } = adapterInfo(await requestAdapter());
+  return [vendor, architecture, device, description, navigator.userAgent].join("\n");
+}
+
+/**
+ * Enables the feature `subgroups` on new devices if the adapter has it. Returns whether it has. wgpu's web backend does not know the feature
+ * (https://github.com/gfx-rs/wgpu/issues/10146), but passes shaders on unchanged.
+ */
+export async function enableSubgroups(): Promise<boolean> {
+  const adapter = await requestAdapter();
+  if (!adapter?.features.has("subgroups")) return false;
+  const prototype = GPUAdapter.prototype as GPUAdapter & { mgmEnablesSubgroups?: boolean };
+  if (!prototype.mgmEnablesSubgroups) {
+    const request = prototype.requestDevice;
+    prototype.requestDevice = function (descriptor) {
+      const features = new Set<string>(descriptor?.requiredFeatures);
+      if (this.features.has("subgroups")) features.add("subgroups");
+      return request.call(this, { ...descriptor, requiredFeatures: [...features] as GPUFeatureName[] });
+    };
+    prototype.mgmEnablesSubgroups = true;
+  }
+  return true;
+}
