@@ -1,4 +1,4 @@
-//! The one error type. Every message says what was found, what was expected and, where it helps, what to do.
+//! The error type. Every message says what was found, what was expected and, if it helps, what to do.
 
 /// What can go wrong.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -14,75 +14,77 @@ pub enum Error {
         /// The host's description of the failure.
         reason: String,
     },
-    /// A file that must be there is not.
+    /// A required file is missing.
     #[error("{file} is missing: {hint}")]
     MissingFile {
-        /// The file that was looked for.
+        /// The missing file.
         file: String,
-        /// Why it is needed, or where else it may be put.
+        /// Why it is needed, or where else it can be.
         hint: String,
     },
-    /// A file does not have the form it claims to have.
+    /// A file does not follow its format.
     #[error("{file}: malformed at byte {offset}: {reason}")]
     Malformed {
         /// The file.
         file: String,
-        /// Where in the file, in bytes from its start (0 where the whole file is meant).
+        /// Offset in bytes from the start of the file; 0 for the whole file.
         offset: u64,
         /// What was found and what was expected.
         reason: String,
     },
-    /// A tensor that the model needs is not in the checkpoint.
+    /// The checkpoint lacks a tensor that the model needs.
     #[error("tensor {name} is missing from {file}{hint}")]
     MissingTensor {
         /// The tensor's full name.
         name: String,
         /// The checkpoint's file or folder.
         file: String,
-        /// What else could be done, starting with a separator, or empty.
+        /// A hint that starts with a separator, or empty.
         hint: String,
     },
-    /// A tensor has a shape other than the model's.
+    /// A tensor has another shape than the model needs.
     #[error("tensor {name} has shape {found:?}, expected {expected}")]
     WrongShape {
         /// The tensor's full name.
         name: String,
         /// The shape in the file.
         found: Vec<usize>,
-        /// The shape that the configuration or the other tensors call for.
+        /// The shape that the configuration or other tensors require.
         expected: String,
     },
-    /// A tensor has an element type that cannot be used.
+    /// A tensor has an unusable element type.
     #[error("tensor {name} has element type {found}, expected {expected}")]
     WrongDtype {
         /// The tensor's full name.
         name: String,
         /// The type in the file.
         found: String,
-        /// The types that can be read.
+        /// The usable types.
         expected: String,
     },
-    /// A tensor holds a NaN or an infinity.
-    #[error("tensor {name} holds {value} at element {index}: the file is damaged or was saved from a diverged model")]
+    /// A tensor contains a NaN or an infinity.
+    #[error(
+        "tensor {name} contains {value} at element {index}: the file is damaged or was saved from a diverged model"
+    )]
     BadValue {
         /// The tensor's full name.
         name: String,
         /// The value found.
         value: f32,
-        /// Flat index of the value.
+        /// Its flat index.
         index: u64,
     },
-    /// A configuration names something this program does not know.
+    /// A configuration requests a feature that this program does not support.
     #[error("{what} {found:?} is not supported; supported: {supported}")]
     Unsupported {
-        /// The thing, for example `model_type`.
+        /// The setting, for example `model_type`.
         what: String,
-        /// What was found.
+        /// Its value.
         found: String,
-        /// What would be understood.
+        /// The supported values.
         supported: String,
     },
-    /// A configuration contradicts itself or lacks a value.
+    /// A configuration is inconsistent or incomplete.
     #[error("{file}: {reason}")]
     Config {
         /// The configuration file.
@@ -90,28 +92,28 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A picture cannot be used.
+    /// An image cannot be used.
     #[error("image {name}: {reason}")]
     Image {
-        /// The picture's name.
+        /// The image's name.
         name: String,
         /// What is wrong with it.
         reason: String,
     },
     /// The prompt does not fit the model's context.
     #[error(
-        "the prompt takes {tokens} tokens (images included), the context holds {limit}: shorten it or start a new conversation"
+        "the prompt has {tokens} tokens (images included), the context {limit}: shorten it or start a new conversation"
     )]
     PromptTooLong {
-        /// Positions the prompt needs.
+        /// Tokens of the prompt, images included.
         tokens: usize,
-        /// Positions there are.
+        /// Positions of the context.
         limit: usize,
     },
-    /// A call's arguments make no sense.
+    /// An argument of a call is invalid.
     #[error("{0}")]
     InvalidArgument(String),
-    /// No adapter, or none that was asked for.
+    /// There is no GPU adapter, or none that matches the request.
     #[error("{0}")]
     NoAdapter(String),
     /// The device has too little memory.
@@ -120,23 +122,23 @@ pub enum Error {
         if *available == 0 { "the device has no more".to_owned() } else { format!("{available} available") }
     )]
     OutOfMemory {
-        /// What was to be allocated.
+        /// The allocation.
         what: String,
-        /// Bytes needed in all.
+        /// Bytes needed in total.
         needed: u64,
-        /// Bytes that are free (0 if the adapter does not say).
+        /// Free bytes; 0 if the adapter does not report them.
         available: u64,
     },
-    /// The device went away.
-    #[error("the GPU device was lost ({0}); load the model again to go on")]
+    /// The device was lost.
+    #[error("the GPU device was lost ({0}); load the model again to continue")]
     DeviceLost(String),
-    /// The GPU API reported an error, which is a bug in this program or in the driver.
+    /// The GPU API reported an error: a bug in this program or in the driver.
     #[error("GPU error: {0}")]
     Gpu(String),
     /// A state that this program should never reach: a bug.
     #[error("internal error: {0} (this is a bug in mgm, please report it)")]
     Internal(String),
-    /// The caller asked to stop.
+    /// The caller cancelled the operation.
     #[error("cancelled")]
     Cancelled,
 }
@@ -147,7 +149,7 @@ impl Error {
         Self::Io { file: file.into(), kind: error.kind(), reason: error.to_string() }
     }
 
-    /// A short name for programs, which stays the same between versions.
+    /// A short stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io { .. } => "io",

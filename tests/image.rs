@@ -58,12 +58,12 @@ fn bicubic_is_pillows_bit_for_bit() {
         let image = picture(&fixtures.tensor(&format!("source.{source}")).expect("the source"));
         let (width, height) = size(target);
         let whole = Window { left: 0, top: 0, width, height };
-        let resized = bicubic(&Canvas::of(&image), width, height, whole);
+        let resized = bicubic(&Canvas::new(&image), width, height, whole);
         assert!(resized == picture(&expected), "{name} differs from Pillow");
 
         // A window is that part of the whole.
         let window = Window { left: width / 3, top: height / 4, width: width.div_ceil(2), height: height.div_ceil(3) };
-        let part = bicubic(&Canvas::of(&image), width, height, window);
+        let part = bicubic(&Canvas::new(&image), width, height, window);
         for (row, line) in part.data().chunks_exact(3 * window.width).enumerate() {
             let start = 3 * ((window.top + row) * width + window.left);
             assert_eq!(line, &resized.data()[start..start + line.len()], "{name}: row {row} of {window:?}");
@@ -90,7 +90,7 @@ fn a_padded_canvas_resizes_as_if_it_had_been_painted() {
         let painted = Rgb8::new(side, side, painted).expect("a square");
         let whole = Window { left: 0, top: 0, width: 40, height: 40 };
         let virtually = bicubic(&Canvas::square(&image, fill), 40, 40, whole);
-        assert!(virtually == bicubic(&Canvas::of(&painted), 40, 40, whole), "{name}");
+        assert!(virtually == bicubic(&Canvas::new(&painted), 40, 40, whole), "{name}");
     }
 }
 
@@ -196,7 +196,7 @@ fn pictures_decode_as_pillow_decodes_them() {
     }
 }
 
-/// A PNG header that promises `width` x `height` pixels of 8-bit RGB, with an empty picture behind it.
+/// A PNG header that promises `width` x `height` pixels of 8-bit RGB, followed by an empty image.
 fn promising_png(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut chunk = |kind: &[u8], data: &[u8]| {
@@ -222,17 +222,17 @@ fn promising_png(width: u32, height: u32) -> Vec<u8> {
 }
 
 #[test]
-fn bad_pictures_are_refused_with_a_reason() {
+fn bad_images_are_refused_with_a_reason() {
     let png = read(tests().join("data/image/decode/rgb.png"));
     let jpeg = read(tests().join("data/image/decode/gray.jpg"));
     let cases: [(&str, Vec<u8>, &str); 9] = [
         ("empty", vec![], "the file is empty"),
         ("text", b"Hello, I am text".to_vec(), "starts with the text"),
         ("binary", vec![0, 1, 2, 255, 7], "starts with the bytes 00 01 02 ff 07"),
-        ("tiff", b"II*\0\x08\0\0\0".to_vec(), "Tiff pictures are not read"),
+        ("tiff", b"II*\0\x08\0\0\0".to_vec(), "Tiff is not supported"),
         ("cut png", png[..png.len() / 2].to_vec(), "cannot be decoded as PNG"),
         ("cut jpeg", jpeg[..30].to_vec(), "cannot be decoded as JPEG"),
-        ("bomb", promising_png(60_000, 60_000), "60000 x 60000 pixels are too many"),
+        ("bomb", promising_png(60_000, 60_000), "60000 x 60000 pixels exceed the limits"),
         ("long", promising_png(1 << 20, 1), ""),
         ("no pixels", promising_png(0, 5), ""),
     ];

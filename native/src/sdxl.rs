@@ -59,7 +59,7 @@ impl SdxlArgs {
         };
         let mut checkpoint = open(&model, self.tokenizer.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
-            checkpoint.merge(&Lora::open(open_file(path)?, *scale).await?)?;
+            checkpoint.merge_lora(&Lora::open(open_file(path)?, *scale).await?)?;
         }
         checkpoint.check()?;
         Ok(checkpoint)
@@ -77,7 +77,7 @@ pub async fn open(model: &Path, tokenizer: Option<&Path>, precision: Option<Prec
         if let Some(bundle) = Bundle::find(&folder(model)).await? {
             return SdxlCheckpoint::open_bundle(&bundle).await;
         }
-        return SdxlCheckpoint::open(folder(model), &OpenOptions { prefer_f16, beside: None }).await;
+        return SdxlCheckpoint::open(folder(model), &OpenOptions { prefer_f16, components_dir: None }).await;
     }
     let own_folder = || {
         let around = model.parent().unwrap_or(Path::new("."));
@@ -85,7 +85,7 @@ pub async fn open(model: &Path, tokenizer: Option<&Path>, precision: Option<Prec
         ["tokenizer", "vocab.json"].iter().any(|name| around.join(name).exists()).then(|| around.to_owned())
     };
     let components = tokenizer.map(Path::to_owned).or_else(own_folder);
-    let options = OpenOptions { prefer_f16, beside: components.as_deref().map(folder) };
+    let options = OpenOptions { prefer_f16, components_dir: components.as_deref().map(folder) };
     SdxlCheckpoint::open_file(open_file(model)?, &options).await
 }
 

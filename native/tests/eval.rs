@@ -476,7 +476,7 @@ fn errors_in_data_name_the_line() {
             "q.jsonl",
             &[("q.jsonl", good), ("p/a.png", "not an image")],
             &["--images", "p"],
-            &["a.png", "not a picture"],
+            &["a.png", "not an image"],
         ),
         ("easy-vqa", "e", &[vocabulary, ("e/questions.json", "{}")], &[], &["questions.json", "line 1", "sequence"]),
         (

@@ -88,7 +88,7 @@ impl Start {
             return Self::Image(image, strength);
         }
         let window = Window { left: 0, top: 0, width, height };
-        Self::Image(bicubic(&Canvas::of(&image), width, height, window), strength)
+        Self::Image(bicubic(&Canvas::new(&image), width, height, window), strength)
     }
 }
 
@@ -278,7 +278,7 @@ impl Diffusion {
         let mut encoded = Vec::new();
         if is_guided(request) {
             encoded.push(match &request.negative {
-                None if self.checkpoint.zeros_for_empty => {
+                None if self.checkpoint.force_zeros_for_empty_prompt => {
                     let unet = &self.checkpoint.unet.1;
                     let positions = self.checkpoint.text[0].1.max_positions;
                     Encoded {

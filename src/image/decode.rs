@@ -1,8 +1,7 @@
-//! Decoding a picture to 8-bit RGB, the way Pillow's `Image.open(...).convert("RGB")` sees it.
+//! Decoding an image to 8-bit RGB like Pillow's `Image.open(...).convert("RGB")`.
 //!
-//! The EXIF orientation is not applied and alpha is dropped, not composited, because the reference implementation does
-//! neither. Lossless formats give Pillow's pixels exactly; JPEG and lossy WebP may differ by a few steps of 255, as any
-//! two decoders of those formats do.
+//! As in the reference, the EXIF orientation is not applied and alpha is dropped, not composited. Lossless formats give
+//! Pillow's pixels exactly; JPEG and lossy WebP may differ by a few steps of 255, as any two decoders do.
 
 use std::io::Cursor;
 
@@ -11,30 +10,30 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use super::Rgb8;
 use crate::{Error, Result};
 
-/// Longest side read, in pixels: JPEG's own limit. With it the tables of [`super::bicubic`] stay small for any shape.
+/// Longest side in pixels: JPEG's own limit. It bounds the tables of [`super::bicubic`] for any shape.
 const MAX_SIDE: u32 = 65_535;
-/// Most pixels read: what Pillow refuses as a decompression bomb (twice its `MAX_IMAGE_PIXELS`).
+/// Most pixels: Pillow's limit for decompression bombs (twice its `MAX_IMAGE_PIXELS`).
 const MAX_PIXELS: u64 = 178_956_970;
-/// Most bytes a decoded picture may take before its conversion to RGB; holds 12000 x 9000 pixels of 16-bit RGBA.
+/// Most bytes of a decoded image before its conversion to RGB: enough for 12000 x 9000 pixels of 16-bit RGBA.
 const MAX_BYTES: u64 = 1 << 30;
-/// What a decoder may allocate beside its output.
+/// Most bytes that a decoder may allocate in addition to its output.
 const MAX_WORKING_BYTES: u64 = 1 << 30;
 
-/// The formats read, as messages name them.
+/// The supported formats, for messages.
 const FORMATS: &str = "PNG, JPEG, WebP, GIF and BMP";
 
-/// Decodes an encoded picture, the first frame if there are several. `name` is only used in messages.
+/// Decodes an image file; of an animation, the first frame. `name` is used in messages.
 ///
 /// # Errors
-/// [`Error::Image`] if the bytes are not a picture in a format that is read, are damaged, or hold more pixels than any
-/// photograph (then before anything of that size is allocated).
+/// [`Error::Image`] if the bytes are not an image in a supported format or are damaged, or if the image is too large (before
+/// anything of that size is allocated).
 pub fn decode(name: &str, bytes: &[u8]) -> Result<Rgb8> {
     let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
 
     let format = image::guess_format(bytes)
-        .map_err(|_| fail(format!("{}, not a picture; {FORMATS} files are read", describe(bytes))))?;
+        .map_err(|_| fail(format!("{}, not an image; supported: {FORMATS}", describe(bytes))))?;
     if !format.reading_enabled() {
-        return Err(fail(format!("{format:?} pictures are not read; convert it to one of {FORMATS}")));
+        return Err(fail(format!("{format:?} is not supported; convert it to one of {FORMATS}")));
     }
 
     let damaged = |error| fail(format!("cannot be decoded as {}: {error}", format_name(format)));
@@ -53,26 +52,26 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<Rgb8> {
         || decoder.total_bytes() > MAX_BYTES;
     if too_large {
         return Err(fail(format!(
-            "{width} x {height} pixels are too many: at most {MAX_SIDE} a side, {MAX_PIXELS} in all and {MAX_BYTES} bytes \
-             decoded are read; scale it down first"
+            "{width} x {height} pixels exceed the limits ({MAX_SIDE} a side, {MAX_PIXELS} in total, {MAX_BYTES} bytes \
+             decoded): scale it down first"
         )));
     }
     let picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     Rgb8::new(width as usize, height as usize, rgb_bytes(picture)).map_err(|error| fail(error.to_string()))
 }
 
-/// The samples of `picture` as Pillow's `convert("RGB")` gives them.
-fn rgb_bytes(picture: DynamicImage) -> Vec<u8> {
+/// The samples of `image` as in Pillow's `convert("RGB")`.
+fn rgb_bytes(image: DynamicImage) -> Vec<u8> {
     let high_byte = |sample: &u16| (sample >> 8) as u8;
     let gray = |value: u8| [value; 3];
-    match picture {
+    match image {
         DynamicImage::ImageRgb8(pixels) => pixels.into_raw(),
         DynamicImage::ImageRgba8(pixels) => {
             pixels.as_raw().chunks_exact(4).flat_map(|p| p.first_chunk::<3>()).flatten().copied().collect()
         }
         DynamicImage::ImageLuma8(pixels) => pixels.as_raw().iter().flat_map(|&value| gray(value)).collect(),
         DynamicImage::ImageLumaA8(pixels) => pixels.pixels().flat_map(|p| gray(p.0[0])).collect(),
-        // Pillow clips 16-bit gray instead of scaling it, although it scales every other 16-bit picture.
+        // Pillow clips 16-bit gray instead of scaling it, although it scales every other 16-bit format.
         DynamicImage::ImageLuma16(pixels) => {
             pixels.as_raw().iter().flat_map(|&value| gray(value.min(255) as u8)).collect()
         }
@@ -81,12 +80,12 @@ fn rgb_bytes(picture: DynamicImage) -> Vec<u8> {
         DynamicImage::ImageRgba16(pixels) => {
             pixels.as_raw().chunks_exact(4).flat_map(|p| p.first_chunk::<3>()).flatten().map(high_byte).collect()
         }
-        // None of the formats that are read holds floating-point samples.
+        // No supported format has floating-point samples.
         other => other.into_rgb8().into_raw(),
     }
 }
 
-/// What bytes that are no picture look like to a person.
+/// Describes bytes that are not an image.
 fn describe(bytes: &[u8]) -> String {
     const SHOWN: usize = 12;
     let start = bytes.get(..SHOWN).unwrap_or(bytes);

@@ -1,4 +1,4 @@
-//! Pictures in: decode, pad, resize, normalise.
+//! Input images: decode, pad, resize, normalize.
 
 #[cfg(feature = "decode")]
 mod decode;

@@ -1,4 +1,4 @@
-//! From a picture to the two views the towers look at.
+//! From an image to the two views that the vision towers encode.
 
 use super::{Canvas, Rgb8, Window, bicubic, bilinear};
 use crate::{Error, Result};
@@ -11,7 +11,7 @@ pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 /// Largest side of a view; the released models use 1536.
 const MAX_SIDE: usize = 8192;
 
-/// How pictures are prepared. [`Preprocess::default`] is that of the released 768-pixel models.
+/// How images are prepared. [`Preprocess::default`] is that of the released 768-pixel models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocess {
     /// Side of the high-resolution view in pixels (`image_size_aux`: 768 or 1536).
@@ -20,9 +20,9 @@ pub struct Preprocess {
     pub size_low: usize,
     /// Tiles along a side of the low-resolution view (`image_grid`: 1 or 2).
     pub grid: usize,
-    /// Whether a tile of the whole picture follows the others (`image_global`).
+    /// Whether a tile of the whole image follows the others (`image_global`).
     pub global: bool,
-    /// Pad to a square (`image_aspect_ratio` is `pad`); otherwise the shortest edge is resized and the middle cut out.
+    /// Pad to a square (`image_aspect_ratio` is `pad`); otherwise resize the shortest edge and crop the center.
     pub pad: bool,
     /// Channel means, RGB in 0..1; also the colour of the padding.
     pub mean: [f64; 3],
@@ -36,24 +36,24 @@ impl Default for Preprocess {
     }
 }
 
-/// What the two towers see of one picture: normalised samples, channels first.
+/// The views of one image: normalized samples, channels first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Views {
     /// The high-resolution view, `[3, size_high, size_high]`.
     pub high: Vec<f32>,
-    /// The low-resolution tiles, each `[3, size_low, size_low]`: the grid row by row, then the global tile if there is
-    /// one. (It is last here and first in the sequence of visual tokens.)
+    /// The low-resolution tiles, each `[3, size_low, size_low]`: the grid row by row, then the global tile, if there is one.
+    /// (The global tile is last here and first in the sequence of visual tokens.)
     pub low: Vec<Vec<f32>>,
 }
 
 impl Preprocess {
-    /// Prepares one picture.
+    /// Prepares one image.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a size is zero or absurd, or a standard deviation is not positive.
+    /// [`Error::InvalidArgument`] if a size is zero or too large, or a standard deviation is not positive.
     pub fn views(&self, image: &Rgb8) -> Result<Views> {
         self.check()?;
-        let high = self.normalise(&self.square(image));
+        let high = self.normalize(&self.square(image));
 
         let side = self.size_low * self.grid;
         let low = bilinear(&high, (self.size_high, self.size_high), (side, side));
@@ -71,7 +71,7 @@ impl Preprocess {
         let sides_fit = [Some(self.size_high), side].iter().all(|side| matches!(side, Some(1..=MAX_SIDE)));
         if !sides_fit {
             return Err(Error::InvalidArgument(format!(
-                "views of {} pixels and {} tiles of {} pixels a side cannot be made: each side must be 1 to {MAX_SIDE}",
+                "views of {} pixels and {} tiles of {} pixels a side: each side must be 1 to {MAX_SIDE} pixels",
                 self.size_high, self.grid, self.size_low
             )));
         }
@@ -85,13 +85,13 @@ impl Preprocess {
         Ok(())
     }
 
-    /// The picture as `size_high` x `size_high` pixels: padded and resized, or resized and cut.
+    /// The image as `size_high` x `size_high` pixels: padded and resized, or resized and cropped.
     fn square(&self, image: &Rgb8) -> Rgb8 {
         let size = self.size_high;
         let canvas = if self.pad {
             Canvas::square(image, self.mean.map(|mean| (mean * 255.0) as u8))
         } else {
-            Canvas::of(image)
+            Canvas::new(image)
         };
         // The longer edge is truncated, not rounded.
         let (width, height) = (canvas.width(), canvas.height());
@@ -102,12 +102,12 @@ impl Preprocess {
         bicubic(&canvas, width, height, window)
     }
 
-    /// `[height, width, 3]` bytes to `[3, height, width]` normalised samples.
-    fn normalise(&self, image: &Rgb8) -> Vec<f32> {
+    /// `[height, width, 3]` bytes to `[3, height, width]` normalized samples.
+    fn normalize(&self, image: &Rgb8) -> Vec<f32> {
         let pixels = image.width() * image.height();
         let mut planes = Vec::with_capacity(3 * pixels);
         for (channel, (mean, std)) in self.mean.iter().zip(&self.std).enumerate() {
-            // Rescaled in f64, rounded to f32, then normalised in f32, as the reference's processor does.
+            // Rescaled in f64, rounded to f32, then normalized in f32, as in the reference's processor.
             let value = |byte: usize| ((byte as f64 * (1.0 / 255.0)) as f32 - *mean as f32) / *std as f32;
             let table: [f32; 256] = std::array::from_fn(value);
             planes.extend(image.data().iter().skip(channel).step_by(3).map(|&byte| table[usize::from(byte)]));

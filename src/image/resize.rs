@@ -2,8 +2,8 @@
 
 use super::Rgb8;
 
-/// A picture placed on a larger canvas of one colour. The canvas is never stored: a 12000 x 9000 photograph padded to a
-/// square would take 432 MB.
+/// An image on a larger canvas of one color. The canvas is never stored: a 12000 x 9000 photograph padded to a square would
+/// take 432 MB.
 #[derive(Debug, Clone, Copy)]
 pub struct Canvas<'a> {
     image: &'a Rgb8,
@@ -15,13 +15,13 @@ pub struct Canvas<'a> {
 }
 
 impl<'a> Canvas<'a> {
-    /// Just the picture.
-    pub fn of(image: &'a Rgb8) -> Self {
+    /// The image without margins.
+    pub fn new(image: &'a Rgb8) -> Self {
         Self { image, width: image.width(), height: image.height(), left: 0, top: 0, fill: [0; 3] }
     }
 
-    /// The picture in the middle of a square of colour `fill` whose side is the picture's longer one. Where the margins
-    /// cannot be equal the left or upper one is the smaller.
+    /// The image in the middle of a square of color `fill` whose side is the image's longer side. If the margins cannot be
+    /// equal, the left or upper one is smaller.
     pub fn square(image: &'a Rgb8, fill: [u8; 3]) -> Self {
         let side = image.width().max(image.height());
         let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
@@ -38,13 +38,13 @@ impl<'a> Canvas<'a> {
         self.height
     }
 
-    /// Canvas rows that hold the picture.
-    fn picture_rows(&self) -> std::ops::Range<usize> {
+    /// Canvas rows of the image.
+    fn image_rows(&self) -> std::ops::Range<usize> {
         self.top..self.top + self.image.height()
     }
 }
 
-/// A part of a resized picture, in its pixels.
+/// A region of a resized image, in its pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// First column.
@@ -57,10 +57,10 @@ pub struct Window {
     pub height: usize,
 }
 
-/// Fractional bits of Pillow's integer weights: 32 less 8 of the samples and 2 of head room for the kernel's overshoot.
+/// Fractional bits of Pillow's integer weights: 32 minus 8 of the samples and 2 of headroom for the kernel's overshoot.
 const WEIGHT_BITS: u32 = 32 - 8 - 2;
 
-/// The source samples that one output sample is made of.
+/// The source samples of one output sample and their weights.
 struct Taps {
     first: usize,
     weights: Vec<i32>,
@@ -94,7 +94,7 @@ fn taps(input: usize, output: usize, range: std::ops::Range<usize>) -> Vec<Taps>
     range
         .map(|i| {
             let centre = (i as f64 + 0.5) * scale;
-            // `as usize` truncates and saturates below at zero, which is what Pillow's clamp does.
+            // `as usize` truncates and saturates at zero, like Pillow's clamp.
             let first = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(input);
             let mut weights: Vec<f64> = (first..end).map(|j| cubic((j as f64 - centre + 0.5) * inverse)).collect();
@@ -111,13 +111,13 @@ fn taps(input: usize, output: usize, range: std::ops::Range<usize>) -> Vec<Taps>
         .collect()
 }
 
-/// Rounds a weighted sum to a sample. The sum starts at half a unit; |weights| sum to less than 1.5 even where the
-/// kernel is cut at an edge, so that 255 of them fit an i32 at 22 fractional bits.
+/// Rounds a weighted sum to a sample. The sum starts at half a unit. |weights| sum to less than 1.5 even at an edge, so 255
+/// times them fits an i32 with 22 fractional bits.
 fn round(sum: i32) -> u8 {
     (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
-/// Where a weighted sum starts.
+/// The start of a weighted sum.
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
 /// One row of `canvas` resampled horizontally; `line` is the whole row, `[canvas.width, 3]`.
@@ -162,7 +162,7 @@ pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> 
     resample_row(&line, &columns, &mut margin);
 
     // Both ends of the taps grow with the output's index, so the first and the last bound the rows needed.
-    let picture = canvas.picture_rows();
+    let picture = canvas.image_rows();
     let first = rows.first().map_or(0, |taps| taps.first).max(picture.start);
     let end = rows.last().map_or(0, Taps::end).min(picture.end).max(first);
     let mut resampled = vec![0; (end - first) * stride];

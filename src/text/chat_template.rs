@@ -1,4 +1,4 @@
-//! Conversation templates that models carry with them: Jinja, as transformers' `apply_chat_template` renders it.
+//! A model's own conversation template: Jinja, rendered as by transformers' `apply_chat_template`.
 
 use std::fmt;
 use std::rc::Rc;
@@ -28,7 +28,7 @@ pub struct Message<'a> {
     pub content: &'a str,
 }
 
-/// Instructions of a rendering, at most; a turn takes some tens.
+/// Most instructions of a rendering; a turn takes some tens.
 const FUEL: u64 = 1_000_000;
 
 const NAME: &str = "chat_template";
@@ -40,11 +40,11 @@ impl ChatTemplate {
     /// [`Error::Config`] if it is not Jinja.
     pub fn new(file: &str, source: &str, bos: &str, eos: &str) -> Result<Self> {
         let mut environment = Environment::new();
-        // As transformers sets Jinja up.
+        // As transformers configures Jinja.
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        // A template is from a file: it must not run for ever.
+        // Templates come from files: bound their run time.
         environment.set_recursion_limit(64);
         environment.set_fuel(Some(FUEL));
         environment.add_function(
@@ -58,10 +58,10 @@ impl ChatTemplate {
         Ok(Self(Rc::new(Inner { file, environment, bos, eos })))
     }
 
-    /// The prompt of a conversation, ready for the assistant to go on.
+    /// The prompt for the assistant's next message.
     ///
     /// # Errors
-    /// [`Error::Config`] with what the template says against the conversation.
+    /// [`Error::Config`] with the template's own message if it refuses the conversation.
     pub fn render(&self, messages: &[Message<'_>]) -> Result<String> {
         let Inner { file, environment, bos, eos } = &*self.0;
         environment
@@ -75,8 +75,8 @@ impl ChatTemplate {
     }
 }
 
-/// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but white space is cut
-/// around it as around any block.
+/// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but like any block it
+/// trims the white space around it.
 fn without_generation_marks(source: &str) -> String {
     let mut rest = source;
     let mut kept = String::with_capacity(source.len());
@@ -125,7 +125,7 @@ mod tests {
 
     /// Expectations: transformers 4.49 `apply_chat_template` (Jinja 3.1, trim_blocks, lstrip_blocks, loopcontrols).
     #[test]
-    fn templates_of_the_wild_render_as_in_transformers() {
+    fn templates_render_as_in_transformers() {
         assert_eq!(render("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}\n"), "<s>onetwo");
         assert_eq!(render("{% for m in messages %}{{ m.content }}{% break %}{% endfor %}"), "one");
         assert_eq!(
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_template_is_refused() {
+    fn malformed_templates_are_refused() {
         for source in ["{%}", "{%", "{% if %}", "{%%}", "a {%} b %}", "{{", "{% generation"] {
             let error = ChatTemplate::new("test", source, "", "").expect_err(source);
             assert!(matches!(error, Error::Config { .. }), "{source}: {error}");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_does_not_end_is_stopped() {
+    fn endless_templates_are_stopped() {
         let source = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}";
         let error =
             ChatTemplate::new("test", source, "", "").and_then(|template| template.render(&[])).expect_err("fuel");

@@ -1,8 +1,8 @@
-//! The tokenizer of CLIP's text towers, as diffusion models come with it: lower case, byte-level BPE whose pieces tell the end of a
-//! word, and windows of fixed length.
+//! The tokenizer of CLIP's text encoders in diffusion models: lower case, byte-level BPE with an end-of-word suffix, and
+//! windows of fixed length.
 //!
-//! It gives the ids of transformers' `CLIPTokenizerFast`. The slow `CLIPTokenizer` differs where no `ftfy` is installed: it puts
-//! spaces around Chinese characters and drops control characters. With `ftfy` it mends broken encodings first.
+//! Its ids are those of transformers' `CLIPTokenizerFast`. The slow `CLIPTokenizer` differs: without `ftfy` it puts spaces
+//! around Chinese characters and drops control characters; with `ftfy` it repairs broken encodings first.
 
 use serde_json::{Value, json};
 
@@ -11,13 +11,13 @@ use super::tokenizer_config::{TokenizerConfig, read};
 use crate::io::Folder;
 use crate::{Error, Result};
 
-/// Where words, numbers and the rest part; whatever this does not match is left out.
+/// Splits words, numbers and the rest; text that does not match is dropped.
 const PIECES: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// The mark of a word's last piece.
+/// Suffix of a word's last token.
 const END_OF_WORD: &str = "</w>";
 
-/// A tokenizer of windows.
+/// A tokenizer with windows of fixed length.
 #[derive(Debug)]
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
@@ -26,21 +26,20 @@ pub struct ClipTokenizer {
     pad: u32,
 }
 
-/// What a text tower gets.
+/// The input of a text encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
-    /// As many ids as the tower has positions: beginning, text, end, padding.
+    /// BOS, text, EOS and padding: one id per position of the encoder.
     pub ids: Vec<u32>,
-    /// The end of the text that found no room.
+    /// The end of the text that was truncated.
     pub dropped: Option<String>,
 }
 
 impl ClipTokenizer {
-    /// Reads a folder with `vocab.json` and `merges.txt`, or with `tokenizer.json`. `pad` is the token that fills windows, where
-    /// it is not the folder's own.
+    /// Reads a folder with `vocab.json` and `merges.txt`, or with `tokenizer.json`. `pad` replaces the folder's padding token.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] where there are neither, [`Error::Malformed`] and [`Error::Config`] for what they hold.
+    /// [`Error::MissingFile`] if the folder has neither; [`Error::Malformed`], [`Error::Config`] if they cannot be read.
     pub async fn load(folder: &dyn Folder, pad: Option<&str>) -> Result<Self> {
         let mut config = TokenizerConfig::load(folder).await?;
         if let Some(pad) = pad {
@@ -49,10 +48,10 @@ impl ClipTokenizer {
         let name = |file: &str| format!("{}/{file}", folder.name());
         let json = match (read(folder, "vocab.json").await?, read(folder, "merges.txt").await?) {
             (Some(vocabulary), Some(merges)) => {
-                of_lists(&name("vocab.json"), &vocabulary, &name("merges.txt"), &merges)?
+                from_lists(&name("vocab.json"), &vocabulary, &name("merges.txt"), &merges)?
             }
             (vocabulary, merges) => match read(folder, "tokenizer.json").await? {
-                Some(bytes) => without_frame(&name("tokenizer.json"), &bytes)?,
+                Some(bytes) => without_post_processor(&name("tokenizer.json"), &bytes)?,
                 None => {
                     let file = if vocabulary.is_some() && merges.is_none() { "merges.txt" } else { "vocab.json" };
                     return Err(Error::MissingFile {
@@ -75,7 +74,7 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, bos, eos, pad })
     }
 
-    /// The ids of a text for a tower of `length` positions.
+    /// The ids of a text for an encoder with `length` positions.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -103,13 +102,13 @@ impl ClipTokenizer {
     }
 }
 
-/// `vocab.json` and `merges.txt` as the `tokenizer.json` that transformers makes of them.
-fn of_lists(vocabulary_file: &str, vocabulary: &[u8], merges_file: &str, merges: &[u8]) -> Result<Value> {
+/// The `tokenizer.json` that transformers makes of `vocab.json` and `merges.txt`.
+fn from_lists(vocabulary_file: &str, vocabulary: &[u8], merges_file: &str, merges: &[u8]) -> Result<Value> {
     let malformed = |file: &str, reason: String| Error::Malformed { file: file.to_owned(), offset: 0, reason };
     let vocabulary: serde_json::Map<String, Value> = serde_json::from_slice(vocabulary)
         .map_err(|error| malformed(vocabulary_file, format!("not a vocabulary: {error}")))?;
     let merges = std::str::from_utf8(merges).map_err(|error| malformed(merges_file, error.to_string()))?;
-    // The first line is a comment. A word of the list that is no merge at the very end is ignored, as in CLIP's own list.
+    // The first line is a comment.
     let merges: Vec<Value> = merges
         .trim()
         .lines()
@@ -117,7 +116,7 @@ fn of_lists(vocabulary_file: &str, vocabulary: &[u8], merges_file: &str, merges:
         .enumerate()
         .map(|(index, line)| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
             [first, second] => Ok(json!([first, second])),
-            _ => Err(malformed(merges_file, format!("line {} is {line:?}, expected two pieces", index + 2))),
+            _ => Err(malformed(merges_file, format!("line {} is {line:?}, expected two tokens", index + 2))),
         })
         .collect::<Result<_>>()?;
     Ok(json!({
@@ -140,15 +139,15 @@ fn of_lists(vocabulary_file: &str, vocabulary: &[u8], merges_file: &str, merges:
     }))
 }
 
-/// A `tokenizer.json` without what frames its output: [`ClipTokenizer::window`] does that.
-fn without_frame(file: &str, bytes: &[u8]) -> Result<Value> {
+/// A `tokenizer.json` without its post-processor, which adds BOS and EOS: [`ClipTokenizer::window`] does that.
+fn without_post_processor(file: &str, bytes: &[u8]) -> Result<Value> {
     let mut json: Value = serde_json::from_slice(bytes).map_err(|error| Error::Malformed {
         file: file.to_owned(),
         offset: 0,
         reason: format!("not a tokenizer: {error}"),
     })?;
-    if let Some(frame) = json.get_mut("post_processor") {
-        *frame = Value::Null;
+    if let Some(post_processor) = json.get_mut("post_processor") {
+        *post_processor = Value::Null;
     }
     Ok(json)
 }

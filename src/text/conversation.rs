@@ -1,4 +1,4 @@
-//! Conversation templates: the exact strings the models were trained on, and where images stand in them.
+//! Conversation templates: the exact strings that the models were trained on, and the positions of images in them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use super::prompt::Prompt;
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// The form of the conversation that a model was trained on.
+/// The conversation template that a model was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Template {
     /// `vicuna_v1`: MGM-7B, 13B.
@@ -19,11 +19,11 @@ pub enum Template {
     Mistral,
     /// `chatml_direct`: MGM-34B.
     ChatMl,
-    /// `llama_3`: MGM-8B. The assistant's header says `system`: the models were trained so.
+    /// `llama_3`: MGM-8B. The assistant's header is `system`, as in training.
     Llama3,
 }
 
-/// Every template with its reference name and the short names that are understood too.
+/// Every template with its reference name and the short names that are accepted too.
 const NAMES: [(Template, &str, &[&str]); 5] = [
     (Template::Vicuna, "vicuna_v1", &["vicuna", "v1"]),
     (Template::Gemma, "gemma", &[]),
@@ -32,12 +32,12 @@ const NAMES: [(Template, &str, &[&str]); 5] = [
     (Template::Llama3, "llama_3", &["llama3", "llama-3"]),
 ];
 
-/// What [`Template::detect`] looks at beside the tokenizer.
+/// What [`Template::detect`] uses in addition to the tokenizer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TemplateFacts<'a> {
     /// `model_type` of `config.json`.
     pub model_type: &'a str,
-    /// Experts of a layer (`num_local_experts`), 0 or 1 for dense models.
+    /// Experts of a layer (`num_local_experts`); 0 or 1 for dense models.
     pub num_experts: usize,
     /// The checkpoint's folder name.
     pub checkpoint: &'a str,
@@ -49,7 +49,7 @@ impl Template {
         NAMES.iter().find(|(template, ..)| *template == self).map_or("", |(_, name, _)| name)
     }
 
-    /// The system text that the models were trained with; `None` where the template has no place for one.
+    /// The system text of the training; `None` if the template has no system part.
     pub fn default_system(self) -> Option<&'static str> {
         match self {
             Self::Vicuna => Some(
@@ -65,8 +65,8 @@ impl Template {
         }
     }
 
-    /// Which template a checkpoint wants. The reference goes by the folder's name, and so takes 8B for a Vicuna; here the
-    /// architecture and the tokenizer's turn markers decide, then the name, and Vicuna is what is left.
+    /// The template of a checkpoint. The architecture and the tokenizer's turn markers decide, then the folder's name, with
+    /// Vicuna as the default. (The reference uses the folder's name alone, and so takes 8B for a Vicuna.)
     pub fn detect(facts: TemplateFacts<'_>, tokenizer: &Tokenizer) -> Self {
         let has = |token| tokenizer.token_id(token).is_some();
         let model_type = facts.model_type.to_lowercase();
@@ -121,18 +121,18 @@ impl FromStr for Template {
 pub struct Turn {
     /// What the user wrote.
     pub question: String,
-    /// How many images were given with it.
+    /// Number of images in the turn.
     pub images: usize,
-    /// What the model answered; `None` while it has not.
+    /// The model's answer; `None` before it.
     pub answer: Option<String>,
 }
 
-/// How a conversation is written.
+/// How a conversation is written as a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PromptFormat {
-    /// By one of the templates that Mini-Gemini models were trained on.
+    /// One of the templates of Mini-Gemini models.
     Builtin(Template),
-    /// By a template that the model carries with it. It has no place for images.
+    /// The model's own Jinja template, without images.
     Jinja(ChatTemplate),
 }
 
@@ -147,42 +147,42 @@ impl From<Template> for PromptFormat {
 pub struct Conversation {
     /// How it is written.
     pub format: PromptFormat,
-    /// Replaces the template's system text. Empty leaves the system part out. Gemma's and Mistral's templates have no place
-    /// for one: there it goes before the first question, with an empty line between.
+    /// Replaces the template's system text; an empty text removes the system part. Gemma's and Mistral's templates have no
+    /// system part: there the text goes before the first question, followed by an empty line.
     pub system: Option<String>,
     /// The turns, oldest first; only the last may lack its answer.
     pub turns: Vec<Turn>,
 }
 
 impl Conversation {
-    /// An empty conversation with the template's own system text.
+    /// An empty conversation with the template's system text.
     pub fn new(format: impl Into<PromptFormat>) -> Self {
         Self { format: format.into(), system: None, turns: Vec::new() }
     }
 
-    /// The user asks, giving `images` new images with the question.
+    /// Adds the user's question with `images` new images.
     pub fn ask(&mut self, question: impl Into<String>, images: usize) {
         self.turns.push(Turn { question: question.into(), images, answer: None });
     }
 
-    /// The model has answered the last question.
+    /// Sets the model's answer to the last question.
     pub fn answer(&mut self, answer: impl Into<String>) {
         if let Some(turn) = self.turns.last_mut() {
             turn.answer = Some(answer.into());
         }
     }
 
-    /// Images given in all turns.
+    /// Number of images in all turns.
     pub fn images(&self) -> usize {
         self.turns.iter().map(|turn| turn.images).sum()
     }
 
-    /// The prompt, ready for the model to go on. Each turn's images stand before its question, a line each; with two or
-    /// more in the conversation they are numbered. There are exactly [`Conversation::images`] places for images: a
-    /// literal `<image>` that a user or the model writes is text like any other.
+    /// The prompt for the model's next answer. Each turn's images precede its question, one per line, numbered if the
+    /// conversation has two or more. The prompt has exactly [`Conversation::images`] images: a literal `<image>` in a
+    /// question or answer is ordinary text.
     ///
     /// # Errors
-    /// If a model's own template cannot write the conversation.
+    /// [`Error::Config`] if a Jinja template fails; [`Error::InvalidArgument`] for images with a Jinja template.
     pub fn prompt(&self) -> Result<Prompt> {
         match &self.format {
             PromptFormat::Builtin(template) => Ok(self.builtin_prompt(*template)),
@@ -193,10 +193,10 @@ impl Conversation {
     fn jinja_prompt(&self, template: &ChatTemplate) -> Result<Prompt> {
         if self.images() > 0 {
             return Err(Error::InvalidArgument(
-                "this model's own conversation template has no place for images".to_owned(),
+                "this model's own conversation template does not support images".to_owned(),
             ));
         }
-        // The first question may be another than the user wrote.
+        // `first` replaces the first question.
         let render = |system: Option<&str>, first: Option<&str>| {
             let mut messages: Vec<_> = system.iter().map(|content| Message { role: "system", content }).collect();
             for (index, turn) in self.turns.iter().enumerate() {
@@ -208,7 +208,7 @@ impl Conversation {
         };
         let system = self.system.as_deref().filter(|text| !text.is_empty());
         let prompt = render(system, None).or_else(|error| match (system, self.turns.first()) {
-            // Gemma's and Mistral's know no system message: then it stands before the first question.
+            // Gemma's and Mistral's templates refuse system messages: put the text before the first question.
             (Some(system), Some(turn)) => render(None, Some(&format!("{system}\n\n{}", turn.question))),
             _ => Err(error),
         })?;
@@ -326,7 +326,7 @@ mod tests {
         (first, talk.prompt().expect("a prompt").to_string())
     }
 
-    /// Expected strings typed from the reference's table of templates.
+    /// Expected strings from the reference's table of templates.
     #[test]
     fn templates_write_the_reference_strings() {
         let vicuna = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn system_text_that_a_template_refuses_stands_before_the_first_question() {
+    fn system_text_that_a_template_refuses_goes_before_the_first_question() {
         let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
                       [{{ m.content }}]{% endfor %}";
         let mut talk =
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_understood() {
+    fn names_are_parsed() {
         for (template, name, aliases) in NAMES {
             for name in [name].iter().chain(aliases) {
                 assert_eq!(name.parse::<Template>().expect(name), template);

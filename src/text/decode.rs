@@ -1,10 +1,10 @@
-//! From ids to text, one id at a time. Decoding a list and streaming are the same code, so they cannot differ.
+//! Decoding ids to text, one id at a time. Decoding a list and streaming share this code, so they cannot differ.
 
 use std::collections::{HashMap, HashSet};
 
 use super::sentencepiece::SPACE;
 
-/// What transformers' `clean_up_tokenization` replaces, in its order.
+/// Replacements of transformers' `clean_up_tokenization`, in its order.
 const CLEAN_UP: [(&str, &str); 10] = [
     (" .", "."),
     (" ?", "?"),
@@ -18,63 +18,63 @@ const CLEAN_UP: [(&str, &str); 10] = [
     (" 're", "'re"),
 ];
 
-/// How the tokens of a vocabulary join to text.
+/// How the tokens of a vocabulary are joined to text.
 #[derive(Debug)]
 pub(super) enum DecoderKind {
     /// As transformers' slow tokenizers decode through SentencePiece.
     SentencePiece(SentencePieceRules),
     /// Every token is a string of bytes.
     ByteLevel,
-    /// As the `tokenizers` crate's Replace, ByteFallback, Fuse, Strip: a run of byte tokens is text if all of it is.
+    /// As the `tokenizers` crate's Replace, ByteFallback, Fuse, Strip: a run of byte tokens is text if the whole run is UTF-8.
     ByteFallback {
-        /// At most so many of this character are dropped from the start.
+        /// The character to drop from the start of the text, and at most how often.
         strip: Option<(char, usize)>,
     },
 }
 
-/// The particulars of [`DecoderKind::SentencePiece`].
+/// The rules of [`DecoderKind::SentencePiece`].
 #[derive(Debug)]
 pub(super) struct SentencePieceRules {
-    /// Llama's slow tokenizer drops the space it added itself...
+    /// Llama's slow tokenizer drops the space that it added...
     pub drop_first_space: bool,
-    /// ...and SentencePiece the one that it added.
+    /// ...and SentencePiece drops its own.
     pub drop_dummy_prefix: bool,
     pub remove_extra_whitespaces: bool,
-    /// Added tokens without a special role stand between spaces (all but Gemma).
+    /// Added tokens that are not special are surrounded by spaces (all models except Gemma).
     pub space_around_added: bool,
     /// `legacy` of the slow tokenizer: a space before special tokens.
     pub legacy: bool,
-    /// What the unknown piece decodes to.
+    /// Text of the unknown piece.
     pub unknown_surface: String,
 }
 
-/// One token, ready to be written.
+/// The text of one token.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum TokenText<'a> {
-    /// Text; where the rules is SentencePiece, spaces are still U+2581.
+    /// Text. With SentencePiece rules, spaces are still U+2581.
     Text {
         text: &'a str,
-        /// Whether the text after a leading U+2581 is a piece too.
+        /// Whether the text without its leading U+2581 is a piece too.
         unprefixed_is_piece: bool,
     },
-    /// Bytes that need not be whole characters.
+    /// Bytes, not necessarily whole characters.
     Bytes(&'a [u8]),
-    /// Prints nothing.
+    /// Decodes to nothing.
     Control(&'a str),
     /// The unknown piece.
     Unknown(&'a str),
-    /// An added token: printed as it is.
+    /// An added token: decodes to its text.
     Added(&'a str),
 }
 
-/// The units of a vocabulary, in one buffer: a text each, of 128,000, would take several times as much.
+/// The token texts of a vocabulary in one buffer. One `String` per token would take several times the memory.
 #[derive(Debug, Default)]
 pub(super) struct TokenTable {
     bytes: Vec<u8>,
     places: HashMap<u32, Place>,
 }
 
-/// What is in a stretch of the buffer.
+/// A token's range in the buffer.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     start: u32,
@@ -96,7 +96,7 @@ impl TokenTable {
         Self { bytes: Vec::new(), places: HashMap::with_capacity(tokens) }
     }
 
-    /// Takes a token's unit, in the place of another if there is one.
+    /// Sets a token's text, replacing an earlier one.
     pub fn insert(&mut self, id: u32, unit: TokenText<'_>) {
         let (kind, bytes) = match unit {
             TokenText::Text { text, unprefixed_is_piece } => (Kind::Text { unprefixed_is_piece }, text.as_bytes()),
@@ -124,7 +124,7 @@ impl TokenTable {
     }
 }
 
-/// What is needed to decode.
+/// Everything that decoding needs.
 #[derive(Debug)]
 pub(super) struct Decoder {
     pub units: TokenTable,
@@ -147,14 +147,14 @@ impl Decoder {
         text
     }
 
-    /// Begins a text.
+    /// Starts a text.
     pub fn start(&self, skip_special: bool) -> State<'_> {
         let clean_up = if self.clean_up { CLEAN_UP.iter().map(Replacer::new).collect() } else { Vec::new() };
         State { decoder: self, skip_special, joiner: Joiner::default(), raw: String::new(), clean_up }
     }
 
-    /// Slow Llama tokenizers write special tokens with spaces that depend on what follows, which cannot be streamed; no one
-    /// needs to: an answer is shown without them.
+    /// Slow Llama tokenizers write special tokens with spaces that depend on the text after them, so this cannot be streamed.
+    /// It need not be: answers omit special tokens.
     fn decode_with_special(&self, rules: &SentencePieceRules, ids: &[u32]) -> String {
         let mut parts: Vec<String> = Vec::new();
         let mut run: Vec<u32> = Vec::new();
@@ -237,7 +237,7 @@ pub(super) struct State<'a> {
 }
 
 impl State<'_> {
-    /// Takes one id; what is certain by now is appended to `out`. Unknown ids print nothing.
+    /// Takes one id and appends the text that is certain now to `out`. Unknown ids decode to nothing.
     pub fn push(&mut self, id: u32, out: &mut String) {
         if self.skip_special && self.decoder.special.contains(&id) {
             return;
@@ -247,7 +247,7 @@ impl State<'_> {
         self.drain(false, out);
     }
 
-    /// Appends what was held back.
+    /// Appends the text that was held back.
     pub fn finish(&mut self, out: &mut String) {
         self.joiner.finish(&self.decoder.kind, &mut self.raw);
         self.drain(true, out);
@@ -262,20 +262,20 @@ impl State<'_> {
     }
 }
 
-/// Joins tokens to text.
+/// Joins token texts.
 #[derive(Debug, Default)]
 struct Joiner {
-    /// Bytes that are not yet a whole character (or, with [`DecoderKind::ByteFallback`], a whole run).
+    /// Bytes of an incomplete character (with [`DecoderKind::ByteFallback`], of an incomplete run).
     bytes: Vec<u8>,
-    /// A token of this segment has been seen: the first one loses the space that the tokenizer added.
+    /// A token of this segment has been seen. The first one loses the space that the tokenizer added.
     first_token_seen: bool,
     /// This segment has printed something.
     printed: bool,
     /// SentencePiece has dropped its dummy prefix.
     prefix_dropped: bool,
-    /// Past the place where the dummy prefix may be.
+    /// Past the position where the dummy prefix can be.
     past_start: bool,
-    /// A part was printed before this segment: a space comes between.
+    /// Text was printed before this segment: a space separates them.
     part_before: bool,
     /// Characters dropped so far by `strip`; `None` once it is over.
     stripped: Option<usize>,
@@ -343,7 +343,7 @@ impl Joiner {
         }
     }
 
-    /// SentencePiece's part of a segment ends: bytes that wait for more will get none.
+    /// Ends a segment: incomplete bytes stay incomplete.
     fn end_segment(&mut self, rules: &SentencePieceRules, out: &mut String) {
         let mut text = String::new();
         self.flush_sentencepiece(&mut text);
@@ -390,7 +390,7 @@ impl Joiner {
                     known = matches!(unit, TokenText::Text { unprefixed_is_piece: true, .. });
                 }
                 if !known {
-                    // Not a piece of its own: SentencePiece prints it as it is.
+                    // Not a piece: SentencePiece prints it unchanged.
                     self.prefix_dropped = false;
                     out.push_str(piece);
                 } else {
@@ -417,7 +417,7 @@ impl Joiner {
         }
     }
 
-    /// Prints the characters that are complete, and U+FFFD for bytes that cannot begin one.
+    /// Prints complete characters, and U+FFFD for bytes that cannot start one.
     fn drain_bytes(&mut self, invalid: Invalid, out: &mut String) {
         let mut rest = self.bytes.as_slice();
         loop {
@@ -444,7 +444,7 @@ impl Joiner {
         self.bytes.drain(..done);
     }
 
-    /// A run of byte tokens is over: its text, or one U+FFFD for each of its bytes.
+    /// Ends a run of byte tokens: its text, or one U+FFFD for each of its bytes.
     fn end_run(&mut self) -> String {
         let bytes = std::mem::take(&mut self.bytes);
         let length = bytes.len();
@@ -472,16 +472,16 @@ impl Joiner {
     }
 }
 
-/// How many bytes one U+FFFD stands for.
+/// The bytes that one U+FFFD replaces.
 #[derive(Clone, Copy)]
 enum Invalid {
     /// One byte (SentencePiece).
     Byte,
-    /// The longest beginning of a character (Rust, the `tokenizers` crate).
+    /// The longest prefix of a character (Rust, the `tokenizers` crate).
     Sequence,
 }
 
-/// `str::replace` on a text that comes in parts: what may be the beginning of a match is held back.
+/// `str::replace` on streamed text: a possible start of a match is held back.
 #[derive(Debug)]
 struct Replacer {
     from: &'static str,

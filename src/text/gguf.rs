@@ -1,4 +1,4 @@
-//! The tokenizer that a GGUF file carries.
+//! The tokenizer in a GGUF file.
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizer::SplitDelimiterBehavior;
@@ -14,14 +14,14 @@ use super::tokenizer_config::{AddedToken, TokenizerConfig};
 use crate::weights::gguf::{Array, Header, Texts};
 use crate::{Error, Result};
 
-/// How byte-level BPE cuts text before merging, by `tokenizer.ggml.pre` (llama.cpp's `llm_tokenizer_bpe`).
+/// How byte-level BPE splits text before merging, by `tokenizer.ggml.pre` (llama.cpp's `llm_tokenizer_bpe`).
 struct PreTokenizer {
     names: &'static [&'static str],
-    /// Each cuts further what the ones before it left.
+    /// Each splits the results of the one before it.
     patterns: &'static [&'static str],
-    /// A piece that is a token as a whole is not merged.
+    /// A word that is itself a token is not merged.
     ignore_merges: bool,
-    /// Starts with the beginning token if the file does not say.
+    /// Default of `tokenizer.ggml.add_bos_token`.
     add_bos: bool,
 }
 
@@ -66,7 +66,7 @@ const PRE_TOKENIZERS: [PreTokenizer; 7] = [
     PreTokenizer { names: &["tekken"], patterns: &[TEKKEN], ignore_merges: true, add_bos: true },
 ];
 
-/// Tokens that end a turn whatever the file says of them.
+/// Tokens that end a turn whatever their type in the file.
 pub const END_OF_TURN: [&str; 9] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -79,8 +79,8 @@ pub const END_OF_TURN: [&str; 9] = [
     "</s>",
 ];
 
-/// Tokens that begin or end turns: control tokens, though some converters made them ordinary or user-defined ones. llama.cpp
-/// knows them by their texts too.
+/// Tokens that begin or end turns. They are control tokens even if a converter made them ordinary or user-defined ones, as in
+/// llama.cpp.
 const TURN_MARKERS: [&str; 11] = [
     "<|eot_id|>",
     "<|im_start|>",
@@ -116,13 +116,13 @@ impl Tokenizer {
             }
         }
         let sentencepiece = header.text("tokenizer.ggml.model") == Some("llama");
-        // What llama.cpp takes for SentencePiece models that do not say.
+        // Defaults of llama.cpp for SentencePiece models.
         let id = |name: &str, default: u32| {
             let id = header.integer::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
             id.or(sentencepiece.then_some(default)).filter(|id| (*id as usize) < tokens.len())
         };
         let [bos, eos, unknown] = [id("bos", 1), id("eos", 2), id("unknown", 0)];
-        // Some converters call the unknown token a control token.
+        // Some converters mark the unknown token as a control token.
         if sentencepiece
             && !kinds.contains(&2)
             && let Some(kind) = unknown.and_then(|id| kinds.get_mut(id as usize))
@@ -131,7 +131,7 @@ impl Tokenizer {
         }
         let mut config = TokenizerConfig {
             add_bos_token: header.flag("tokenizer.ggml.add_bos_token"),
-            // Some files ask for an end after every text; after a prompt it would be the end of the conversation.
+            // Some files request EOS after every text; after a prompt it would end the conversation.
             add_eos_token: Some(false),
             model_type: "llama".to_owned(),
             ..TokenizerConfig::default()
@@ -142,7 +142,7 @@ impl Tokenizer {
             }
         }
         for (id, (token, kind)) in tokens.iter().zip(&kinds).enumerate() {
-            // Control and user-defined tokens are found in text before anything else.
+            // Control and user-defined tokens are matched in text first.
             if matches!(kind, 3 | 4) && !token.is_empty() {
                 config.added.insert(id as u32, AddedToken { special: *kind == 3, ..AddedToken::special(token) });
             }
@@ -172,7 +172,7 @@ impl Tokenizer {
             }
             Some("gpt2") => {
                 let name = match header.text("tokenizer.ggml.pre").unwrap_or("default") {
-                    // The first conversions of Llama 3 did not say.
+                    // The first conversions of Llama 3 have no name.
                     "default" if tokens.iter().any(|token| token == "<|begin_of_text|>") => "llama-bpe",
                     name => name,
                 };
@@ -192,7 +192,7 @@ impl Tokenizer {
                     .texts("tokenizer.ggml.merges")
                     .ok_or_else(|| bad("tokenizer.ggml.merges is missing or not a list of texts".to_owned()))?;
                 config.add_bos_token = config.add_bos_token.or(Some(pre.add_bos));
-                // What stands around a text is for the metadata to say, as it is for Llama's class.
+                // As for Llama's class, the metadata decides the BOS and EOS tokens.
                 config.class = Some("LlamaTokenizerFast".to_owned());
                 let tokenizer = byte_level(tokens, merges, pre).map_err(|error| bad(error.to_string()))?;
                 Self::from_byte_level(tokenizer, tokens.len() as u32, &config)
@@ -218,7 +218,7 @@ fn piece(text: &str, kind: i64, score: f32) -> Option<Piece> {
     Some(Piece { text: text.to_owned(), score, kind })
 }
 
-/// A byte-level BPE tokenizer. Its added tokens are still to come.
+/// A byte-level BPE tokenizer, without added tokens.
 fn byte_level(tokens: &Texts, lines: &Texts, pre: &PreTokenizer) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut vocab = Vocab::with_capacity(tokens.len());
     vocab.extend(tokens.iter().enumerate().map(|(id, token)| (token.to_owned(), id as u32)));

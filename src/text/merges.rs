@@ -1,31 +1,32 @@
-//! What the `tokenizers` crate leaves out when it takes the merges of byte pairs: it joins both sides of each in a buffer as long as
-//! the longest token, and panics where they do not fit.
+//! A check of BPE merges that the `tokenizers` crate lacks: it joins both sides of a merge in a buffer as long as the longest
+//! token, and panics if they do not fit.
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Says what is wrong if a merge is longer than all tokens, in bytes.
+/// Fails if a merge is longer than every token, in bytes.
 pub(super) fn check(longest_merge: usize, longest_token: usize) -> Result<(), String> {
     if longest_merge <= longest_token {
         return Ok(());
     }
-    Err(format!("a merge makes {longest_merge} bytes, but the longest token has {longest_token}: it makes no token"))
+    Err(format!("a merge has {longest_merge} bytes, but the longest token has {longest_token}: it cannot be a token"))
 }
 
-/// The `model` of a `tokenizer.json`, as far as [`check`] asks for it.
+/// The parts of a `tokenizer.json`'s `model` that [`check`] needs.
 #[derive(Default, Deserialize)]
 pub(super) struct Model {
-    /// Of the keys.
+    /// Of the vocabulary's keys.
     #[serde(default)]
     pub vocab: Longest,
-    /// Of both sides together.
+    /// Of the merges, both sides together.
     #[serde(default)]
     pub merges: Longest,
 }
 
-/// The longest text, in bytes: of an object's keys, or of an array's merges. Of anything else 0: that is for the library to refuse.
+/// Length in bytes of the longest key of an object, or of the longest merge of an array. Anything else is 0, and the library
+/// refuses it.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Longest(pub usize);
 
@@ -35,7 +36,7 @@ impl<'de> Deserialize<'de> for Longest {
     }
 }
 
-/// A merge as files have it.
+/// A merge, in either notation.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {

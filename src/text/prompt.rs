@@ -1,3 +1,5 @@
+//! Prompts: text with images.
+
 use std::fmt;
 
 /// How an image is written in a prompt that is shown as text.

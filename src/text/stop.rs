@@ -1,4 +1,4 @@
-//! When an answer is over.
+//! The ids that end an answer.
 
 use super::conversation::Template;
 use super::gguf::END_OF_TURN;
@@ -6,21 +6,20 @@ use super::tokenizer::Tokenizer;
 
 /// The ids that end an answer.
 ///
-/// Released configurations forget some: 8B's tokenizer names only `<|end_of_text|>` though turns end with `<|eot_id|>`, and
-/// 34B's generation settings name `<|endoftext|>` though turns end with `<|im_end|>`. All that any source names count, and
-/// the template's own end of turn.
+/// Released configurations are incomplete: 8B's tokenizer names only `<|end_of_text|>` although turns end with `<|eot_id|>`,
+/// and 34B's generation settings name `<|endoftext|>` although turns end with `<|im_end|>`. So the ids of all sources count,
+/// and the template's end of turn.
 ///
-/// Gemma's `<end_of_turn>` does not stop by itself: MGM-2B was trained to write `<end_of_turn>`, a newline and `<eos>`, and
-/// the reference waits for `<eos>`; the two before it vanish as a special token and as white space. A configuration
-/// that lists it is believed.
+/// Gemma's `<end_of_turn>` alone does not end an answer, unless the configuration lists it: MGM-2B was trained to write
+/// `<end_of_turn>`, a newline and `<eos>`, and the reference waits for `<eos>`. The two before it are dropped as a special
+/// token and as white space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopIds {
     ids: Vec<u32>,
 }
 
 impl StopIds {
-    /// Gathers the ids: `eos_token_id` of `config.json` and of `generation_config.json` (one or several, or none), the
-    /// tokenizer's, and the template's.
+    /// The ids of `eos_token_id` in `config.json` and in `generation_config.json`, of the tokenizer, and of the template.
     pub fn new(config: &[u32], generation_config: &[u32], tokenizer: &Tokenizer, template: Template) -> Self {
         let own: &[&str] = match template {
             Template::Vicuna | Template::Mistral => &["</s>"],
@@ -32,7 +31,7 @@ impl StopIds {
         Self::from_ids(config.iter().chain(generation_config).copied().chain(tokenizer.eos()).chain(own))
     }
 
-    /// For a model with a template of its own, which does not say what ends a turn: the configured ids, the tokenizer's, and
+    /// For a model with a Jinja template, which does not declare the end of a turn: the configured ids, the tokenizer's, and
     /// all special tokens that are known to end turns.
     pub fn for_jinja_template(config: &[u32], tokenizer: &Tokenizer) -> Self {
         let ends = END_OF_TURN.iter().filter_map(|token| tokenizer.token_id(token));
@@ -40,7 +39,7 @@ impl StopIds {
         Self::from_ids(config.iter().copied().chain(tokenizer.eos()).chain(ends))
     }
 
-    /// The same ids, and all special tokens that are known to end turns.
+    /// These ids plus all special tokens that are known to end turns.
     pub fn with_turn_ends(self, tokenizer: &Tokenizer) -> Self {
         let ends = Self::for_jinja_template(&[], tokenizer);
         Self::from_ids(self.ids.into_iter().chain(ends.ids))
@@ -58,7 +57,7 @@ impl StopIds {
         self.ids.binary_search(&id).is_ok()
     }
 
-    /// All of them, ascending.
+    /// All ids, ascending.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }

@@ -1,30 +1,29 @@
-//! Incremental detokenisation: text to show while the model is still writing.
+//! Incremental detokenisation: text to show while the model generates.
 
 use super::decode::State;
 use super::tokenizer::Tokenizer;
 
-/// Turns generated ids into text piece by piece, special tokens left out. Never shows half a character: bytes that may
-/// still become one are held back. What is emitted, put together, is exactly [`Tokenizer::decode`] of all ids; the time
-/// is linear in their number.
+/// Decodes generated ids incrementally, without special tokens. Bytes of an incomplete character are held back. The
+/// concatenated output equals [`Tokenizer::decode`] of all ids; the time is linear in their number.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     state: State<'a>,
 }
 
 impl<'a> TextStream<'a> {
-    /// Begins a text.
+    /// Starts a text.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self { state: tokenizer.decoder().start(true) }
     }
 
-    /// Takes the next id; the text that is certain now, if any.
+    /// Takes the next id and returns the text that is certain now, if any.
     pub fn push(&mut self, id: u32) -> Option<String> {
         let mut text = String::new();
         self.state.push(id, &mut text);
         (!text.is_empty()).then_some(text)
     }
 
-    /// No more ids come: what was held back, if anything.
+    /// Ends the text and returns what was held back, if anything.
     pub fn finish(mut self) -> Option<String> {
         let mut text = String::new();
         self.state.finish(&mut text);

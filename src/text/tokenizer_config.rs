@@ -1,5 +1,5 @@
-//! `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, and what `config.json` says about the model:
-//! the facts that decide how text becomes ids.
+//! `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, and `model_type` of `config.json`: the settings
+//! that decide how text becomes ids.
 
 use std::collections::BTreeMap;
 
@@ -9,35 +9,35 @@ use serde_json::Value;
 use crate::io::{Folder, read_file};
 use crate::{Error, Result};
 
-/// Nothing beside a checkpoint's tensors is larger (the largest `tokenizer.json` has 35 MB).
+/// Largest tokenizer file that is read (the largest released `tokenizer.json` has 35 MB).
 const MAX_FILE: u64 = 256 << 20;
 
-/// Names of the special tokens that have a role of their own.
+/// Roles of special tokens.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A token added to the vocabulary, found in text before anything else.
+/// A token added to the vocabulary, matched in text before anything else.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct AddedToken {
     pub content: String,
-    /// Eats white space before it.
+    /// Removes white space before it.
     #[serde(default)]
     pub lstrip: bool,
-    /// Eats white space after it.
+    /// Removes white space after it.
     #[serde(default)]
     pub rstrip: bool,
-    /// Only as a whole word. `tokenizer.json` alone honours it: no released model with a `tokenizer.model` sets it.
+    /// Matches whole words only. Only `tokenizer.json` supports it: no released model with a `tokenizer.model` sets it.
     #[serde(default)]
     pub single_word: bool,
-    /// Looked for in the normalised text.
+    /// Matched in the normalised text.
     #[serde(default)]
     pub normalized: bool,
-    /// Left out of answers.
+    /// Omitted from answers.
     #[serde(default)]
     pub special: bool,
 }
 
 impl AddedToken {
-    /// A special token of which only the text is known.
+    /// A special token known only by its text.
     pub fn special(content: impl Into<String>) -> Self {
         Self {
             content: content.into(),
@@ -50,7 +50,7 @@ impl AddedToken {
     }
 }
 
-/// What the small files say. Absent files leave the defaults.
+/// The settings of these files. Absent files leave the defaults.
 #[derive(Debug, Default)]
 pub(super) struct TokenizerConfig {
     pub class: Option<String>,
@@ -105,7 +105,7 @@ impl TokenizerConfig {
                 added_listed = true;
             }
         }
-        // As transformers: the older two files count only where the newer list is absent.
+        // As in transformers, the two older files count only if the newer list is absent.
         if !added_listed {
             if let Some(map) = read_json::<serde_json::Map<String, Value>>(folder, "special_tokens_map.json").await? {
                 config.read_roles(&map);
@@ -125,7 +125,7 @@ impl TokenizerConfig {
         Ok(config)
     }
 
-    /// Takes the special tokens from a map of role to string, object or (additional tokens) list. The first word counts.
+    /// Reads special tokens from a map of role to string, object or (additional tokens) list. Earlier values are kept.
     fn read_roles(&mut self, map: &serde_json::Map<String, Value>) {
         for role in ROLES {
             if let Some(text) = map.get(role).and_then(token_text) {
@@ -143,13 +143,13 @@ impl TokenizerConfig {
         self.roles.get(role).map(String::as_str)
     }
 
-    /// Every token with a special role.
+    /// All special tokens.
     pub fn special_texts(&self) -> impl Iterator<Item = &str> {
         self.roles.values().chain(&self.additional).map(String::as_str)
     }
 }
 
-/// A token is written as its text or as an object around it.
+/// The text of a token, written as a string or as an object with `content`.
 fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
@@ -158,11 +158,11 @@ async fn read_json<T: serde::de::DeserializeOwned>(folder: &dyn Folder, name: &s
     let Some(bytes) = read(folder, name).await? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Config {
         file: format!("{}/{name}", folder.name()),
-        reason: format!("not the JSON that was expected: {error}"),
+        reason: format!("unexpected JSON: {error}"),
     })
 }
 
-/// A whole file of `folder`, `None` if it is not there.
+/// A whole file of `folder`; `None` if there is no such file.
 pub(super) async fn read(folder: &dyn Folder, name: &str) -> Result<Option<Vec<u8>>> {
     read_file(folder, name, MAX_FILE).await
 }

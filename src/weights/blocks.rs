@@ -1,8 +1,9 @@
-//! The blocks that GGUF files hold weights in, and what they stand for.
+//! The block formats of GGUF files.
 //!
-//! The formats are those of ggml (`ggml-common.h` and `dequantize_row_*` of `ggml-quants.c`). Every block is taken apart into
-//! groups of 32 integers with two scales ([`Group`]), from which follow both the f32 values, rounded as ggml rounds them or
-//! better, and the device's formats, without loss.
+//! The formats are those of ggml (`ggml-common.h` and `dequantize_row_*` of `ggml-quants.c`). Every block is unpacked into
+//! groups of 32 integers with two scales ([`Group`]). The f32 values and, losslessly, the device's formats derive from them.
+//!
+//! No crate unpacks GGUF blocks into these groups: readers such as candle's dequantize to their own tensors.
 
 use half::f16;
 
@@ -23,7 +24,7 @@ pub enum BlockType {
 }
 
 impl BlockType {
-    /// All of them.
+    /// All types.
     pub const ALL: [Self; 8] =
         [Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q8_0, Self::Q4K, Self::Q5K, Self::Q6K];
 
@@ -63,7 +64,7 @@ impl BlockType {
         }
     }
 
-    /// The format on the device that holds the same weights.
+    /// The format on the device for the same weights.
     pub fn precision(self) -> Precision {
         match self {
             Self::Q4_0 | Self::Q4_1 => Precision::Q4,
@@ -75,7 +76,7 @@ impl BlockType {
         }
     }
 
-    /// Calls `take` with every group of the blocks in `bytes`, in order. A last partial block is ignored.
+    /// Calls `take` with every group of the blocks in `bytes`, in order. A partial last block is ignored.
     pub fn groups(self, bytes: &[u8], mut take: impl FnMut(&Group)) {
         for block in bytes.chunks_exact(self.block_bytes()) {
             match self {
@@ -106,7 +107,7 @@ impl BlockType {
             let low = if j < GROUP_SIZE / 2 { quants[j] & 15 } else { quants[j - GROUP_SIZE / 2] >> 4 };
             low | ((high >> j & 1) as u8) << 4
         });
-        // Without a minimum the integers are signed: the middle is zero.
+        // Without a minimum the integers are signed, with zero in the middle.
         let minimum = if has_minimum { half(block, 2) } else { scale * if five { -16.0 } else { -8.0 } };
         Group { codes, scales: [scale, minimum] }
     }
@@ -131,7 +132,7 @@ impl BlockType {
         Group { codes, scales: [scale * f32::from(s), -(minimum * f32::from(m))] }
     }
 
-    /// Blocks of `Q8_0` or `Q4_1` for `values`, whole groups of 32, quantised as ggml does; for other types there are none.
+    /// Quantizes `values`, whole groups of 32, to blocks of `Q8_0` or `Q4_1` as ggml does; empty for other types.
     pub fn quantize(self, values: &[f32]) -> Vec<u8> {
         let mut blocks = Vec::with_capacity(values.len() / GROUP_SIZE * self.block_bytes());
         for values in values.chunks_exact(GROUP_SIZE) {
@@ -153,17 +154,16 @@ impl BlockType {
         blocks
     }
 
-    /// The weights of the blocks in `bytes`.
+    /// Appends the weights of the blocks in `bytes` to `values`.
     pub fn dequantize(self, bytes: &[u8], values: &mut Vec<f32>) {
         let precision = self.precision();
         self.groups(bytes, |group| values.extend_from_slice(&group.values(precision)));
     }
 
-    /// The rows in `bytes` in the device's format, without loss. Gives the number of the first group whose scale is not
-    /// finite, or too large for that format.
+    /// Repacks the rows in `bytes` losslessly to the device's format.
     ///
     /// # Errors
-    /// That number, and the scale.
+    /// The index of the first group whose scale is not finite or too large for that format, and the scale.
     pub fn repack(self, bytes: &[u8]) -> Result<Packed, (usize, f32)> {
         let precision = self.precision();
         let mut packed = Packed::default();

@@ -1,4 +1,4 @@
-//! Element types as checkpoint files have them, and their conversion to `f32`.
+//! Element types of checkpoint files, and their conversion to `f32`.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use super::blocks::BlockType;
 use crate::tensor::Precision;
 
-/// An element type found in a checkpoint. All are stored little-endian unless the file says otherwise.
+/// An element type of a checkpoint, little-endian unless the file declares otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Dtype {
@@ -25,7 +25,7 @@ pub enum Dtype {
     Bool,
     F8E4M3,
     F8E5M2,
-    /// Blocks of quantised numbers, of GGUF files.
+    /// Quantized blocks of GGUF files.
     Block(BlockType),
 }
 
@@ -48,11 +48,11 @@ const SAFETENSORS: [(Dtype, safetensors::Dtype); 15] = [
     (Dtype::F8E5M2, safetensors::Dtype::F8_E5M2),
 ];
 
-/// The types that [`decode_f32`] takes, for messages.
+/// The types that [`decode_f32`] decodes, for messages.
 pub const FLOAT_TYPES: &str = "F64, F32, F16 or BF16";
 
 impl Dtype {
-    /// Elements that are stored together, and the bytes that they take: one element, but for blocks.
+    /// Elements of a storage unit and its bytes: one element, except for blocks.
     pub fn unit(self) -> (usize, usize) {
         let size = match self {
             Self::F64 | Self::I64 | Self::U64 => 8,
@@ -64,28 +64,28 @@ impl Dtype {
         (1, size)
     }
 
-    /// Bytes that `elements` elements take, in whole units; `None` if more than 2^64.
+    /// Bytes of `elements` elements, in whole units; `None` if more than 2^64.
     pub fn bytes(self, elements: u64) -> Option<u64> {
         let (length, bytes) = self.unit();
         elements.div_ceil(length as u64).checked_mul(bytes as u64)
     }
 
-    /// Whether [`decode_f32`] takes it.
+    /// Whether [`decode_f32`] decodes it.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::Block(_))
     }
 
-    /// How a matrix is kept on the device that is stored so: without loss.
+    /// The lossless precision on the device of a matrix with this type.
     pub fn precision(self) -> Precision {
         match self {
             Self::Block(kind) => kind.precision(),
             Self::F16 => Precision::F16,
-            // bf16 has more exponents than f16.
+            // bf16 has a larger range than f16.
             _ => Precision::F32,
         }
     }
 
-    /// The name that safetensors files use, also used in messages.
+    /// The name in safetensors files and in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::F64 => "F64",
@@ -140,9 +140,9 @@ impl Dtype {
     }
 }
 
-/// Appends the elements in `bytes` (little-endian; a last partial element is ignored) to `values`. `F64` is rounded.
+/// Appends the elements in `bytes` (little-endian; a partial last element is ignored) to `values`. `F64` is rounded.
 ///
-/// Returns false, and appends nothing, if `dtype` is not a floating-point type of [`FLOAT_TYPES`].
+/// Returns false, and appends nothing, if `dtype` is not one of [`FLOAT_TYPES`] or a block type.
 #[must_use]
 pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
     match dtype {
@@ -158,7 +158,7 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
     true
 }
 
-/// Goes through aligned blocks so that `half` can use the processor's conversion instructions.
+/// Converts aligned blocks, so that `half` can use the processor's conversion instructions.
 fn decode_f16(bytes: &[u8], values: &mut Vec<f32>) {
     const BLOCK: usize = 1024;
     let mut halves = [f16::ZERO; BLOCK];
@@ -185,7 +185,7 @@ fn elements<const N: usize>(bytes: &[u8]) -> impl ExactSizeIterator<Item = [u8; 
 
 /// Index of the first NaN or infinity.
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
-    // Whole blocks without an early exit, so that the scan is vectorised; the exact place is sought only in a bad one.
+    // Scans whole blocks without an early exit, so that the loop vectorizes; searches only the first bad block.
     const BLOCK: usize = 256;
     let bad = |value: &f32| !value.is_finite();
     let block = values.chunks(BLOCK).position(|block| block.iter().fold(false, |any, value| any | bad(value)))?;
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn every_half_decodes_as_its_scalar_does_whatever_the_alignment() {
+    fn every_half_decodes_like_its_scalar_at_any_alignment() {
         let mut bytes = vec![0xff];
         bytes.extend((0..=u16::MAX).flat_map(u16::to_le_bytes));
         let values = decode(Dtype::F16, &bytes[1..]);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn non_finite_values_are_found_where_they_are() {
+    fn non_finite_values_are_found_by_index() {
         for length in [1, 255, 256, 257, 1000] {
             assert_eq!(first_non_finite(&vec![f32::MAX; length]), None);
             for index in [0, length / 2, length - 1] {

@@ -1,7 +1,9 @@
-//! The header of a GGUF file: metadata, and where its tensors are.
+//! The header of a GGUF file: metadata and the offsets of tensors.
 //!
 //! The format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and 3, little-endian: magic,
 //! version, counts, key/value pairs, tensor descriptions, then the data at multiples of an alignment.
+//!
+//! Own reader: the GGUF crates read from blocking streams and do not bound allocations by the file's size.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,15 +17,15 @@ use crate::{Error, Result};
 /// The first bytes of every GGUF file.
 pub const MAGIC: &[u8; 4] = b"GGUF";
 
-/// Largest header that is read: tokenizers make them some tens of megabytes.
+/// Largest header that is read. With a tokenizer, headers have some tens of megabytes.
 const MAX_HEADER: u64 = 256 << 20;
-/// A header is read in pieces of this size until it is whole.
+/// Size of the first read of a header; it doubles until the header is complete.
 const FIRST_READ: u64 = 1 << 20;
 const MAX_DIMENSIONS: usize = 4;
-/// Arrays in arrays, at most.
+/// Most levels of nested arrays.
 const MAX_NESTING: usize = 4;
 
-/// Elements of all arrays together, at most: vocabularies and merges have some hundred thousand.
+/// Most elements of all arrays together. Vocabularies and merges have some hundred thousand.
 const MAX_ELEMENTS: usize = 1 << 22;
 
 /// A value of the metadata.
@@ -33,28 +35,28 @@ pub enum Value {
     Integer(i128),
     /// f32 or f64.
     Float(f64),
-    /// true or false
+    /// A boolean.
     Bool(bool),
-    /// UTF-8; bytes that are not are replaced.
+    /// UTF-8; invalid bytes are replaced.
     Text(String),
     /// Elements of one type.
     Array(Array),
 }
 
-/// An array of the metadata, close together: vocabularies have hundreds of thousands of elements.
+/// An array of the metadata, stored compactly: vocabularies have hundreds of thousands of elements.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Array {
-    /// Of any integer type.
+    /// Any integer type.
     Integers(Vec<i64>),
-    /// Of f32, or of f64, rounded.
+    /// f32, or f64 rounded to f32.
     Floats(Vec<f32>),
-    /// Of texts.
+    /// Texts.
     Texts(Texts),
-    /// Of arrays or of truth values: read over.
+    /// Arrays or booleans, which are skipped.
     Other,
 }
 
-/// Texts, one behind the other in one buffer.
+/// Texts, concatenated in one buffer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Texts {
     all: String,
@@ -62,17 +64,17 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// How many there are.
+    /// Number of texts.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no texts.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The text of this number.
+    /// The text at `index`.
     pub fn get(&self, index: usize) -> Option<&str> {
         let end = *self.ends.get(index)? as usize;
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
@@ -85,7 +87,7 @@ impl Texts {
         self.ends.push(self.all.len() as u32);
     }
 
-    /// All of them, in order.
+    /// All texts, in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         (0..self.len()).filter_map(|index| self.get(index))
     }
@@ -99,7 +101,7 @@ impl<'a> FromIterator<&'a str> for Texts {
     }
 }
 
-/// What a GGUF file says about itself.
+/// The header of a GGUF file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
     /// The file's name, for messages.
@@ -111,10 +113,10 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads it.
+    /// Reads the header.
     ///
     /// # Errors
-    /// [`Error::Malformed`] with the place of what is wrong; [`Error::Unsupported`] for tensor types that are not read.
+    /// [`Error::Malformed`] with the offset of the fault; [`Error::Unsupported`] for unsupported tensor types.
     pub async fn read(source: &dyn ByteSource) -> Result<Self> {
         let mut length = FIRST_READ.min(source.len());
         loop {
@@ -154,7 +156,7 @@ impl Header {
         }
     }
 
-    /// A yes or no of the metadata.
+    /// A boolean of the metadata.
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.metadata.get(key) {
             Some(Value::Bool(value)) => Some(*value),
@@ -180,9 +182,9 @@ impl Header {
 }
 
 enum Problem {
-    /// The bytes at hand end too early.
+    /// The bytes read so far end too early.
     NeedsMore,
-    /// Something is wrong at an offset.
+    /// The header is malformed at an offset.
     Malformed(u64, String),
     Failed(Error),
 }
@@ -203,7 +205,7 @@ type Parsed<T> = std::result::Result<T, Problem>;
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Of all arrays so far.
+    /// Elements of all arrays so far.
     elements: usize,
 }
 
@@ -228,11 +230,11 @@ impl<'a> Reader<'a> {
         Err(Problem::Malformed(self.at as u64, reason))
     }
 
-    /// A count of things that take at least `size` bytes each.
+    /// A count of items of at least `size` bytes each.
     fn count(&mut self, what: &str, size: u64) -> Parsed<usize> {
         let count = self.u64()?;
         if count.checked_mul(size).is_none_or(|bytes| bytes > MAX_HEADER) {
-            return self.fail(format!("{count} {what}: more than a header can hold"));
+            return self.fail(format!("{count} {what}: more than a header can contain"));
         }
         Ok(count as usize)
     }
@@ -273,13 +275,13 @@ impl<'a> Reader<'a> {
             _ => 8,
         };
         let count = self.count("elements of an array", size)?;
-        // What is not there is not allocated for.
+        // Allocate no more than the remaining bytes can contain.
         if (self.bytes.len() - self.at) as u64 / size < count as u64 {
             return Err(Problem::NeedsMore);
         }
         self.elements += count;
         if self.elements > MAX_ELEMENTS {
-            return self.fail(format!("arrays of more than {MAX_ELEMENTS} elements in all"));
+            return self.fail(format!("arrays of more than {MAX_ELEMENTS} elements in total"));
         }
         Ok(match kind {
             8 => {
@@ -293,7 +295,7 @@ impl<'a> Reader<'a> {
                 let mut values = Vec::with_capacity(count);
                 for _ in 0..count {
                     let Value::Integer(value) = self.value(kind, nesting + 1)? else { continue };
-                    // Only a u64 may be larger, and nothing that counts is.
+                    // Only a u64 can be larger, and no value in use is.
                     values.push(i64::try_from(value).unwrap_or(i64::MAX));
                 }
                 Array::Integers(values)
@@ -341,7 +343,7 @@ fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
         let dimensions = reader.u32()? as usize;
         if dimensions > MAX_DIMENSIONS {
             return reader
-                .fail(format!("tensor {name} has {dimensions} dimensions, at most {MAX_DIMENSIONS} make sense"));
+                .fail(format!("tensor {name} has {dimensions} dimensions, expected at most {MAX_DIMENSIONS}"));
         }
         let mut shape = Vec::with_capacity(dimensions);
         for _ in 0..dimensions {

@@ -1,7 +1,7 @@
-//! A language model in a GGUF file: its configuration, and its tensors under the names that safetensors checkpoints use.
+//! A language model in a GGUF file: its configuration, and its tensors under the names of safetensors checkpoints.
 //!
-//! What llama.cpp's converter did to the weights is undone here: rows of queries and keys of `llama` models are put back
-//! in order ([`RowOrder`]), and experts stacked in one tensor are taken apart. Gemma's norms keep the 1 that was added.
+//! This reverses llama.cpp's conversion: rows of queries and keys of `llama` models have their order recorded
+//! ([`RowOrder`]), and stacked experts become separate tensors. Gemma's norms keep the 1 that the converter added.
 
 use std::rc::Rc;
 
@@ -15,7 +15,7 @@ use crate::io::ByteSource;
 use crate::tensor::Activation;
 use crate::{Error, Result};
 
-/// Sizes beyond which no model makes sense.
+/// Limits of sizes.
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_EXPERTS: usize = 64;
@@ -23,9 +23,9 @@ const MAX_EXPERTS: usize = 64;
 /// An opened GGUF file. Only its header is in memory.
 #[derive(Debug, Clone)]
 pub struct GgufModel {
-    /// What the file says about itself; the tokenizer and the chat template are in it.
+    /// The file's header, with the tokenizer and the chat template.
     pub header: Rc<Header>,
-    /// Sizes and constants.
+    /// The model's configuration.
     pub config: LanguageConfig,
     /// `model.embed_tokens.weight`, `model.layers.0.…`, `model.norm.weight`, `lm_head.weight`.
     pub weights: Weights,
@@ -88,7 +88,7 @@ impl<'a> Metadata<'a> {
         match self.header.metadata.get(&key) {
             None => Ok(None),
             Some(value) => match self.header.integer::<usize>(&key) {
-                // How some converters say that there are none.
+                // Some converters write 0 for dense models.
                 Some(0) if name == "expert_count" => Ok(None),
                 Some(size) if (1..=most).contains(&size) => Ok(Some(size)),
                 _ => Err(self.bad(format!("{key} is {value:?}, expected a number from 1 to {most}"))),
@@ -174,7 +174,7 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// The rotary frequencies' divisors: linear scaling, or a tensor of them (Llama 3.1).
+    /// The divisors of the RoPE frequencies: linear scaling, or a tensor (Llama 3.1).
     async fn rope_freq_factors(&self, config: &LanguageConfig, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
         let half = config.head_dim / 2;
         if checkpoint.info("rope_freqs.weight").is_some() {
@@ -188,7 +188,7 @@ impl<'a> Metadata<'a> {
         }
         match self.header.text(&self.key("rope.scaling.type")) {
             Some("none") => Ok(Vec::new()),
-            // Files from before there were types have `rope.scale_linear`. 0 means none.
+            // Older files have `rope.scale_linear` instead of a type. 0 means none.
             None | Some("linear") => {
                 let factor = |name: &str| self.header.number(&self.key(name));
                 match factor("rope.scaling.factor").or_else(|| factor("rope.scale_linear")) {
@@ -256,7 +256,7 @@ impl<'a> Metadata<'a> {
                 add("self_attn.k_proj", StoredTensor { rows: rows(config.num_kv_heads), ..stored.clone() });
                 return Ok(());
             }
-            // The angles' table, which is computed here.
+            // The table of RoPE angles, which is computed here.
             "attn_rot_embd" => return Ok(()),
             part => {
                 let (stack, number) = match part.strip_suffix("_exps") {

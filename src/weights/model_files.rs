@@ -1,4 +1,4 @@
-//! Whatever files a model is in: a checkpoint's folder, a bundle, a GGUF file.
+//! A model in any kind of files: a checkpoint's folder, a bundle, a GGUF file.
 
 use std::rc::Rc;
 
@@ -13,12 +13,12 @@ use crate::tensor::Precision;
 pub enum ModelFiles {
     /// A Mini-Gemini checkpoint, as released or as a bundle.
     Mgm(Box<MgmCheckpoint>),
-    /// A language model of its own in a GGUF file, or in a bundle made of one.
+    /// A language model in a GGUF file, or in a bundle of one.
     Gguf(GgufModel),
 }
 
 impl ModelFiles {
-    /// Opens a folder: a bundle if it holds one, or else a checkpoint, with its towers where `towers` says.
+    /// Opens a folder: a bundle if it contains one, or else a checkpoint, with its towers in the folders of `towers`.
     ///
     /// # Errors
     /// As [`MgmCheckpoint::open`], [`Bundle::find`].
@@ -40,8 +40,7 @@ impl ModelFiles {
         })
     }
 
-    /// The precision to load at when none is asked for, and whether matrices are to stay as they are stored: someone chose
-    /// when the file was made.
+    /// The default precision, and whether matrices keep the quantization of the file.
     pub fn default_precision(&self) -> (Precision, bool) {
         match self {
             Self::Mgm(checkpoint) => match checkpoint.packed {

@@ -1,10 +1,12 @@
 //! The pickle inside a torch file, read without executing anything.
 //!
-//! A pickle is a program for a small stack machine. This one knows the opcodes that a state dict needs and, of all
-//! things a pickle can call, only how torch and Python write tensors and ordered dictionaries. Anything else is refused
-//! by name. Values live in an arena and refer to each other by index, so that cycles and deep nesting cost nothing, and
-//! each opcode makes at most one of them, so that memory is bounded by the length of the pickle; what is copied out of the
-//! arena, which a memo could multiply, is counted.
+//! A pickle is a program for a small stack machine. This machine has the opcodes that a state dict needs and calls only the
+//! functions with which torch and Python rebuild tensors and ordered dictionaries. It refuses anything else by name. Values
+//! live in an arena and refer to each other by index, so that cycles and deep nesting are cheap. Each opcode creates at most
+//! one value, so that memory is bounded by the length of the pickle; copies out of the arena, which a memo could multiply,
+//! are counted.
+//!
+//! Not `serde-pickle`: it has no persistent ids, with which torch refers to storages, and no functions.
 //!
 //! Opcodes: Python's `pickletools`. What torch writes: `torch/serialization.py`, `torch/_utils.py`.
 
@@ -12,7 +14,7 @@ use std::collections::HashMap;
 
 use super::dtype::Dtype;
 
-/// Largest pickle that is read. Those of real checkpoints take about 100 bytes a tensor.
+/// Largest pickle that is read. Real checkpoints take about 100 bytes per tensor.
 pub const MAX_LENGTH: u64 = 8 << 20;
 
 /// Most values on the stack.
@@ -21,10 +23,10 @@ const MAX_STACK: usize = 1 << 20;
 /// Most dimensions of a tensor (torch's own limit).
 const MAX_RANK: usize = 64;
 
-/// Most words or letters copied while reading: 16 times what the longest pickle could hold without its memo.
+/// Most values or letters copied while reading: 16 times what the longest pickle can contain without its memo.
 const MAX_COPIED: usize = 16 << 20;
 
-/// A tensor as the pickle describes it: a view of a storage.
+/// A tensor of the pickle: a view of a storage.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PickledTensor {
     /// Its key in the state dict.
@@ -35,19 +37,19 @@ pub struct PickledTensor {
     pub storage: String,
     /// The storage's length in elements.
     pub storage_length: u64,
-    /// The first element's place in the storage, in elements.
+    /// Offset of the first element in the storage, in elements.
     pub offset: u64,
     /// Sizes of the dimensions.
     pub shape: Vec<u64>,
-    /// Steps between neighbours along each dimension, in elements.
+    /// Strides of the dimensions, in elements.
     pub stride: Vec<u64>,
 }
 
-/// The tensors of a pickled state dict, in its order; other values in it are skipped. A state dict may be nested under
-/// the key `state_dict`, as training scripts save it.
+/// The tensors of a pickled state dict, in its order. Other values are skipped. The state dict may be nested under the key
+/// `state_dict`, as training scripts save it.
 ///
 /// # Errors
-/// The offset of the opcode at fault, and what is wrong with it.
+/// The offset of the faulty opcode, and the reason.
 pub fn read_state_dict(bytes: &[u8]) -> Result<Vec<PickledTensor>, (u64, String)> {
     let mut machine = Machine { bytes, ..Machine::default() };
     let root = loop {
@@ -61,7 +63,7 @@ pub fn read_state_dict(bytes: &[u8]) -> Result<Vec<PickledTensor>, (u64, String)
     machine.state_dict(root).map_err(|reason| (0, reason))
 }
 
-/// A value: small ones themselves, others as an index into the machine's arena.
+/// A value: small ones inline, others as an index into the machine's arena.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Value {
     None,
@@ -81,7 +83,7 @@ enum Value {
     Tensor(usize),
 }
 
-/// What may be called.
+/// The functions that may be called.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Function {
     OrderedDict,
@@ -116,21 +118,21 @@ struct Machine<'a> {
     dicts: Vec<Vec<(Value, Value)>>,
     storages: Vec<Storage>,
     tensors: Vec<Tensor>,
-    /// What was copied so far, see [`MAX_COPIED`].
+    /// Copied so far, see [`MAX_COPIED`].
     copied: usize,
 }
 
 type Step<T> = Result<T, String>;
 
 impl<'a> Machine<'a> {
-    /// Runs one opcode; returns the value that a STOP leaves.
+    /// Runs one opcode; returns the value at a STOP.
     fn step(&mut self) -> Step<Option<Value>> {
         let [opcode] = self.array()?;
         match opcode {
             // PROTO, FRAME
             0x80 => match self.array()? {
                 [2..=5] => {}
-                [protocol] => return Err(format!("pickle protocol {protocol}; 2 to 5 are read")),
+                [protocol] => return Err(format!("pickle protocol {protocol}, supported: 2 to 5")),
             },
             0x95 => self.take(8).map(drop)?,
             // MARK, POP, POP_MARK, DUP
@@ -266,10 +268,10 @@ impl<'a> Machine<'a> {
                 self.push(value)?;
             }
             b'b' => {
-                // The attributes of an ordered dictionary (torch hangs version numbers there) have no meaning here.
+                // Attributes of an ordered dictionary (torch stores version numbers there) are ignored.
                 self.pop()?;
                 if !matches!(self.top()?, Value::Dict(_)) {
-                    return Err("refused: this pickle wants to set the state of something other than a dict".to_owned());
+                    return Err("refused: this pickle sets the state of an object other than a dict".to_owned());
                 }
             }
             b'Q' => {

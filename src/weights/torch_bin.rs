@@ -1,5 +1,5 @@
-//! The tensors of a torch file (`pytorch_model.bin`): a zip archive of a pickle, `ARCHIVE/data.pkl`, and one entry of raw
-//! elements a storage, `ARCHIVE/data/KEY`.
+//! The tensors of a torch file (`pytorch_model.bin`): a zip archive with a pickle, `ARCHIVE/data.pkl`, and one entry of raw
+//! elements per storage, `ARCHIVE/data/KEY`.
 
 use super::stored_tensor::{StoredTensor, TensorInfo};
 use super::{pickle, zip};
@@ -9,14 +9,14 @@ use crate::{Error, Result};
 /// The tensors of the state dict in a torch file. Nothing in the file is executed.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for files in torch's format from before version 1.6, and for tensors that are not contiguous;
-/// [`Error::Malformed`] if the archive is not one, if its pickle wants anything but tensors, or if a tensor reaches
-/// outside its storage.
+/// [`Error::Unsupported`] for files in torch's format before version 1.6, and for tensors that are not contiguous;
+/// [`Error::Malformed`] if the archive is malformed, if its pickle contains anything but tensors, or if a tensor ends outside
+/// its storage.
 pub async fn read_state_dict(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
     let malformed = |offset, reason| Error::Malformed { file: source.name().to_owned(), offset, reason };
     let start = read_range(source, 0, source.len().min(2), 2).await?;
     if start != b"PK" {
-        // A bare pickle starts with its protocol's opcode.
+        // A bare pickle starts with the PROTO opcode.
         return Err(if start.first() == Some(&0x80) {
             Error::Unsupported {
                 what: format!("{}: torch's old file format", source.name()),
@@ -80,7 +80,7 @@ pub async fn read_state_dict(source: &dyn ByteSource) -> Result<Vec<StoredTensor
     tensors.into_iter().map(place).collect()
 }
 
-/// Whether elements lie in order without gaps. Strides of dimensions of size 1, and of empty tensors, mean nothing.
+/// Whether elements are in order without gaps. Strides of dimensions of size 1, and of empty tensors, are ignored.
 fn is_contiguous(shape: &[u64], stride: &[u64]) -> bool {
     let mut expected = Some(1u64);
     shape.contains(&0)

@@ -1,4 +1,4 @@
-//! Tensors under a prefix of their names, as a model's layers ask for them.
+//! Tensors under a prefix of their names, as a model's layers request them.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -11,7 +11,7 @@ use super::stored_tensor::TensorInfo;
 use crate::tensor::Packed;
 use crate::{Error, Result};
 
-/// A checkpoint seen from a prefix. Cheap to clone.
+/// The tensors of a checkpoint under a prefix. Cheap to clone.
 ///
 /// ```
 /// # use std::rc::Rc; use mgm::weights::{checkpoint::Checkpoint, view::Weights};
@@ -27,33 +27,33 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// All of a checkpoint.
+    /// All tensors of a checkpoint.
     pub fn new(checkpoint: Rc<Checkpoint>) -> Self {
         Self { checkpoint, prefix: String::new() }
     }
 
-    /// The part under `part` (push prefix): names there start after `part` and a dot.
+    /// The tensors under `part` (push prefix). Names start after `part` and a dot.
     #[must_use]
     pub fn pp(&self, part: impl Display) -> Self {
         Self { checkpoint: Rc::clone(&self.checkpoint), prefix: self.full_name(&part.to_string()) }
     }
 
-    /// The checkpoint behind it.
+    /// The checkpoint.
     pub fn checkpoint(&self) -> &Rc<Checkpoint> {
         &self.checkpoint
     }
 
-    /// A name with the prefix before it.
+    /// The full name of a tensor, with the prefix.
     pub fn full_name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether there is a tensor with this name.
     pub fn contains(&self, name: &str) -> bool {
         self.checkpoint.info(&self.full_name(name)).is_some()
     }
 
-    /// All names here, without the prefix.
+    /// All names under the prefix, without it.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.checkpoint.names().filter_map(|name| match name.strip_prefix(self.prefix.as_str()) {
             Some(rest) if self.prefix.is_empty() => Some(rest),
@@ -62,7 +62,7 @@ impl Weights {
         })
     }
 
-    /// What a tensor is.
+    /// Element type and shape of a tensor.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] with its full name.
@@ -79,7 +79,7 @@ impl Weights {
         Ok(&self.info(name)?.shape)
     }
 
-    /// A tensor's shape, which must have `N` dimensions.
+    /// The shape of a tensor with `N` dimensions.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`].
@@ -118,7 +118,7 @@ impl Weights {
         self.checkpoint.read_rows(&self.full_name(name), rows).await
     }
 
-    /// Reads the rows that are at places `rows` when all are in `order`, as `f32`, row-major.
+    /// Reads the rows at positions `rows` of the tensor with its rows in `order`, as `f32`, row-major.
     ///
     /// # Errors
     /// As [`Checkpoint::read_rows_in`].
@@ -126,7 +126,7 @@ impl Weights {
         self.checkpoint.read_rows_in(&self.full_name(name), rows, order).await
     }
 
-    /// Reads rows of a tensor of blocks in the device's format that holds the same weights.
+    /// Reads rows of a quantized tensor, repacked losslessly for the device.
     ///
     /// # Errors
     /// As [`Checkpoint::read_packed`].
@@ -134,7 +134,7 @@ impl Weights {
         self.read_packed_in(name, rows, RowOrder::Plain).await
     }
 
-    /// The same of the rows that are at places `rows` when all are in `order`.
+    /// As [`Self::read_packed`], for the rows at positions `rows` of the tensor with its rows in `order`.
     ///
     /// # Errors
     /// As [`Checkpoint::read_packed`].
@@ -142,8 +142,8 @@ impl Weights {
         self.checkpoint.read_packed(&self.full_name(name), rows, order).await
     }
 
-    /// How many numbers there are behind `part`: of `layers.0.w`, `layers.0.b`, `layers.1.w`, 2 behind `layers`. Where one
-    /// is left out, as many are counted, so that loading all of them names what is missing.
+    /// The number of different indices after `part`: 2 for `layers` with `layers.0.w`, `layers.0.b` and `layers.1.w`. A gap
+    /// does not end the count, so that loading all indices reports what is missing.
     pub fn count(&self, part: impl Display) -> usize {
         let part = self.pp(part);
         let numbers = part.names().filter_map(|name| name.split('.').next()?.parse::<usize>().ok());

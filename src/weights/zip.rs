@@ -1,7 +1,7 @@
-//! The list of entries of a zip archive as torch writes it: every entry stored as it is, none compressed.
+//! The entries of a zip archive as torch writes it: stored, not compressed.
 //!
-//! Own reader, so that tensors are read in place from any offset of a byte source: the archive's bytes are never
-//! inflated, which leaves nothing for a zip bomb to do, and entries may not share bytes.
+//! Not the `zip` crate: it reads through blocking `Read + Seek`, and the bytes here come from asynchronous ranges (a browser's
+//! blobs). Tensors are read in place; nothing is decompressed, so there are no zip bombs, and entries must not overlap.
 //! Format: <https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT>, sections 4.3.7 to 4.3.16 and 4.5.3.
 
 use std::collections::BTreeMap;
@@ -21,17 +21,17 @@ const END_OF_DIRECTORY_64: u64 = 56;
 /// A stored entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// Where its bytes start, from the start of the file.
+    /// Offset of its bytes from the start of the file.
     pub offset: u64,
-    /// How many there are.
+    /// Number of bytes.
     pub length: u64,
 }
 
 /// The entries of an archive by name.
 ///
 /// # Errors
-/// [`Error::Malformed`] if this is not a zip archive, if an entry is compressed or encrypted (it is named), if entries
-/// overlap or reach outside the file, or if a name comes twice.
+/// [`Error::Malformed`] if this is not a zip archive, if an entry is compressed or encrypted, if entries overlap or end
+/// outside the file, or if a name occurs twice.
 pub async fn read_entries(source: &dyn ByteSource) -> Result<BTreeMap<String, Entry>> {
     let malformed = |offset, reason| Error::Malformed { file: source.name().to_owned(), offset, reason };
     let (directory_start, directory_length) = find_directory(source).await?;
@@ -50,7 +50,7 @@ pub async fn read_entries(source: &dyn ByteSource) -> Result<BTreeMap<String, En
     let mut entries = BTreeMap::new();
     let mut free = 0;
     for Record { name, header, length } in records {
-        let outside = |offset| malformed(offset, format!("entry {name} overlaps another or reaches outside the file"));
+        let outside = |offset| malformed(offset, format!("entry {name} overlaps another or ends outside the file"));
         if header < free {
             return Err(outside(header));
         }
@@ -66,7 +66,7 @@ pub async fn read_entries(source: &dyn ByteSource) -> Result<BTreeMap<String, En
             (Some(offset), Some(end)) if end <= directory_start => {
                 free = end;
                 if entries.insert(name.clone(), Entry { offset, length }).is_some() {
-                    return Err(malformed(header, format!("entry {name} comes twice")));
+                    return Err(malformed(header, format!("entry {name} occurs twice")));
                 }
             }
             _ => return Err(outside(header)),
@@ -79,7 +79,7 @@ pub async fn read_entries(source: &dyn ByteSource) -> Result<BTreeMap<String, En
 async fn find_directory(source: &dyn ByteSource) -> Result<(u64, u64)> {
     let malformed =
         |offset, reason: &str| Error::Malformed { file: source.name().to_owned(), offset, reason: reason.to_owned() };
-    // The end record is the last thing in the file but for a comment of at most 64 KiB.
+    // The end record is at the end of the file, before a comment of at most 64 KiB.
     let tail_length = source.len().min(END_OF_DIRECTORY + u64::from(u16::MAX));
     let tail_start = source.len() - tail_length;
     let tail = read_range(source, tail_start, tail_length, tail_length).await?;
@@ -116,15 +116,15 @@ async fn find_directory(source: &dyn ByteSource) -> Result<(u64, u64)> {
     Ok((start, length))
 }
 
-/// What the directory says of an entry.
+/// An entry of the directory.
 struct Record {
     name: String,
-    /// Where its local header is.
+    /// Offset of its local header.
     header: u64,
     length: u64,
 }
 
-/// Reads one record; returns what follows it.
+/// Reads one record; returns it and the bytes after it.
 fn parse_record(bytes: &[u8]) -> Result<(Record, &[u8]), String> {
     let parse = || {
         let mut fields = Fields(bytes);

@@ -236,7 +236,7 @@ async fn open(files: &js_sys::Map, precision: Option<Precision>) -> mgm::Result<
         return SdxlCheckpoint::open_bundle(&bundle).await;
     }
     let prefer_f16 = precision.is_some_and(|precision| precision != Precision::F32);
-    SdxlCheckpoint::open(folder, &OpenOptions { prefer_f16, beside: None }).await
+    SdxlCheckpoint::open(folder, &OpenOptions { prefer_f16, components_dir: None }).await
 }
 
 /// `{ width, height, data }` for `ImageData`.

@@ -1,10 +1,10 @@
-//! The bundle: one packed form of a model for every host, a folder of small safetensors shards and `bundle.json`.
+//! The bundle, mgm's packed form of a model: a folder of small safetensors shards and `bundle.json`.
 //!
-//! `bundle.json` ([`Manifest`]) holds the configurations of all parts, and names, sizes and SHA-256 of every other file:
-//! the tokenizer's, and shards of at most [`SHARD_BYTES`]. A tensor larger than a shard goes on, row by row, in the next
-//! shard under the same name. Quantised matrices are GGUF's blocks (`Q4_1` for q4, `Q8_0` for q8, whatever a GGUF file
-//! held), as `U8` [rows, bytes]; `quantised` of the manifest says of which type. So a shard opens in any safetensors library,
-//! and its blocks in any GGUF library.
+//! `bundle.json` ([`Manifest`]) contains the configurations of all parts, and names, sizes and SHA-256 of all other files:
+//! those of the tokenizer, and shards of at most [`SHARD_BYTES`]. The rows of a tensor larger than a shard continue in the
+//! next shard under the same name. Quantized matrices are GGUF blocks (`Q4_1` for q4, `Q8_0` for q8, or those of a GGUF file),
+//! as `U8` [rows, bytes]; `quantised` in the manifest has their type. So any safetensors library opens a shard, and any GGUF
+//! library reads its blocks.
 //!
 //! [`read`] opens a bundle, [`layout`] plans one; the host writes the files and their checksums.
 
@@ -21,11 +21,11 @@ use crate::{Error, Result};
 
 /// The manifest's name.
 pub const MANIFEST: &str = "bundle.json";
-/// The most bytes of a shard.
+/// Most bytes of a shard.
 pub const SHARD_BYTES: u64 = 64 << 20;
-/// What `format` of a manifest says.
+/// `format` of a manifest.
 const FORMAT: &str = "mgm-bundle";
-/// The version that this program writes, and the newest that it reads.
+/// The version that this program writes and the newest that it reads.
 const VERSION: u32 = 1;
 /// The header of a packed GGUF file: its metadata and tokenizer, without the tensors.
 const GGUF_HEADER: &str = "header.gguf";
@@ -46,21 +46,21 @@ pub struct Manifest {
     pub name: String,
     /// Precision of the language model's matrices; for a packed GGUF file, of most of them.
     pub precision: String,
-    /// The conversation template's name; absent where the model carries its own.
+    /// The conversation template's name; absent if the model has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation: Option<String>,
-    /// Length of the GGUF file that was packed; absent for a checkpoint.
+    /// Length of the packed GGUF file; absent for a checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gguf_bytes: Option<u64>,
     /// Configuration files by their names.
     #[serde(default)]
     pub configs: BTreeMap<String, Value>,
-    /// Other files, the tokenizer's.
+    /// Other files: the tokenizer's.
     #[serde(default)]
     pub files: Vec<BundleFile>,
     /// The shards, in order.
     pub shards: Vec<BundleFile>,
-    /// GGUF's name of the block type of every quantised tensor.
+    /// GGUF's name of the block type of every quantized tensor.
     #[serde(default)]
     pub quantised: BTreeMap<String, String>,
 }
@@ -70,11 +70,11 @@ pub struct Manifest {
 pub struct BundleFile {
     /// Its name in the bundle's folder.
     pub file: String,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: u64,
-    /// SHA-256 of it in hexadecimal.
+    /// Its SHA-256 in hexadecimal.
     pub sha256: String,
-    /// The part of the model that it belongs to: `tokenizer`, `vision`, `language` or `diffusion`.
+    /// Its part of the model: `tokenizer`, `vision`, `language` or `diffusion`.
     pub part: String,
 }
 
@@ -82,7 +82,7 @@ impl Manifest {
     /// Reads `bundle.json`; `file` is its name for messages.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is none, [`Error::Unsupported`] if it is too new.
+    /// [`Error::Config`] if it is malformed, [`Error::Unsupported`] if it is too new.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Self> {
         let error = |reason| Error::Config { file: file.to_owned(), reason };
         let manifest: Self = serde_json::from_slice(bytes).map_err(|problem| error(problem.to_string()))?;
@@ -100,13 +100,13 @@ impl Manifest {
             return Err(error(format!("it names more than {MAX_FILES} files")));
         }
         for entry in manifest.all_files() {
-            // Names are used as names of files by hosts.
+            // Hosts use these names as file names.
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
             if entry.file.is_empty() || entry.file.starts_with('.') || !entry.file.chars().all(plain) {
-                return Err(error(format!("{:?} is no name for a file of a bundle", entry.file)));
+                return Err(error(format!("{:?} is not a valid file name in a bundle", entry.file)));
             }
             if entry.sha256.len() != 64 || !entry.sha256.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return Err(error(format!("{}: {:?} is no SHA-256", entry.file, entry.sha256)));
+                return Err(error(format!("{}: {:?} is not a SHA-256", entry.file, entry.sha256)));
             }
         }
         Ok(manifest)
@@ -117,13 +117,13 @@ impl Manifest {
         self.files.iter().chain(&self.shards)
     }
 
-    /// Bytes of all files but the manifest.
+    /// Bytes of all files except the manifest.
     pub fn bytes(&self) -> u64 {
         self.all_files().map(|entry| entry.bytes).fold(0, u64::saturating_add)
     }
 }
 
-/// The type of blocks that GGUF calls `name`.
+/// The block type with this name in GGUF.
 fn block_type(name: &str) -> Option<BlockType> {
     BlockType::ALL.into_iter().find(|kind| kind.name() == name)
 }

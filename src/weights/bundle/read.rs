@@ -14,13 +14,13 @@ use crate::{Error, Result};
 /// An opened bundle.
 #[derive(Clone)]
 pub struct Bundle {
-    /// What `bundle.json` says.
+    /// `bundle.json`.
     pub manifest: Manifest,
     folder: Rc<dyn Folder>,
 }
 
 impl Bundle {
-    /// The bundle in `folder`, if it holds one.
+    /// The bundle in `folder`, if there is one.
     ///
     /// # Errors
     /// As [`Manifest::parse`].
@@ -35,7 +35,7 @@ impl Bundle {
         self.folder.name().to_owned()
     }
 
-    /// The bundle's configurations and other files, without a way to anything around it.
+    /// The bundle's configurations and other files, without access to other folders.
     pub fn folder(&self) -> Rc<dyn Folder> {
         let configs = self.manifest.configs.iter();
         let configs = configs.map(|(name, config)| (name.clone(), config.to_string().into_bytes().into())).collect();
@@ -49,15 +49,15 @@ impl Bundle {
     pub async fn checkpoint(&self) -> Result<Checkpoint> {
         let mut joined = Joined::new(self.folder.name());
         let mut tensors: Vec<(String, StoredTensor)> = Vec::new();
-        for (name, pieces) in self.pieces().await? {
+        for (name, blocks) in self.row_blocks().await? {
             let offset = joined.length;
             let mut info: Option<TensorInfo> = None;
-            for piece in pieces {
+            for block in blocks {
                 match &mut info {
-                    None => info = Some(piece.info.clone()),
-                    Some(info) => append_rows(&name, info, &piece.info)?,
+                    None => info = Some(block.info.clone()),
+                    Some(info) => append_rows(&name, info, &block.info)?,
                 }
-                joined.push(joined.length, piece);
+                joined.push(joined.length, block);
             }
             let Some(info) = info else { continue };
             let info = self.unpacked(&name, info)?;
@@ -66,7 +66,7 @@ impl Bundle {
         Ok(Checkpoint::from_tensors(Rc::new(joined), tensors))
     }
 
-    /// The GGUF file that was packed, as one source; `None` if it was a checkpoint.
+    /// The packed GGUF file as one source; `None` for a checkpoint.
     ///
     /// # Errors
     /// [`Error::MissingFile`], [`Error::MissingTensor`], [`Error::Malformed`].
@@ -77,21 +77,21 @@ impl Bundle {
         let whole = |source: Rc<dyn ByteSource>| Segment { start: 0, length: source.len(), source, offset: 0 };
         joined.segments.push(whole(header));
         joined.length = length;
-        let mut pieces = self.pieces().await?;
+        let mut blocks = self.row_blocks().await?;
         for tensor in super::super::gguf::Header::read(&joined).await?.tensors {
-            let Some(pieces) = pieces.remove(&tensor.name) else {
+            let Some(blocks) = blocks.remove(&tensor.name) else {
                 let (name, file) = (tensor.name, self.folder.name().to_owned());
-                return Err(Error::MissingTensor { name, file, hint: format!(", though {GGUF_HEADER} names it") });
+                return Err(Error::MissingTensor { name, file, hint: format!(", although {GGUF_HEADER} lists it") });
             };
-            let found = pieces.iter().map(|piece| piece.length).sum::<u64>();
+            let found = blocks.iter().map(|block| block.length).sum::<u64>();
             if Some(found) != tensor.info.bytes() {
                 let (name, expected) = (tensor.name, format!("{:?} bytes", tensor.info.bytes()));
                 return Err(Error::WrongShape { name, found: vec![found as usize], expected });
             }
             let mut start = tensor.offset;
-            for piece in pieces {
-                let length = piece.length;
-                joined.push(start, piece);
+            for block in blocks {
+                let length = block.length;
+                joined.push(start, block);
                 start += length;
             }
         }
@@ -107,9 +107,9 @@ impl Bundle {
         })
     }
 
-    /// The pieces of every tensor, in the order of its rows.
-    async fn pieces(&self) -> Result<BTreeMap<String, Vec<Piece>>> {
-        let mut pieces: BTreeMap<String, Vec<Piece>> = BTreeMap::new();
+    /// The row blocks of every tensor, in order.
+    async fn row_blocks(&self) -> Result<BTreeMap<String, Vec<RowBlock>>> {
+        let mut blocks: BTreeMap<String, Vec<RowBlock>> = BTreeMap::new();
         for shard in &self.manifest.shards {
             let source = self.file(&shard.file, "it is a shard of weights").await?;
             if source.len() != shard.bytes {
@@ -121,14 +121,14 @@ impl Bundle {
             }
             for stored in read_header(&*source).await? {
                 let length = stored.info.bytes().unwrap_or(0);
-                let piece = Piece { info: stored.info, source: Rc::clone(&source), offset: stored.offset, length };
-                pieces.entry(stored.name).or_default().push(piece);
+                let block = RowBlock { info: stored.info, source: Rc::clone(&source), offset: stored.offset, length };
+                blocks.entry(stored.name).or_default().push(block);
             }
         }
-        Ok(pieces)
+        Ok(blocks)
     }
 
-    /// What a tensor is: bytes that hold blocks are so many weights.
+    /// Type and shape of a tensor: the weights of its blocks if it is quantized, instead of their bytes.
     fn unpacked(&self, name: &str, info: TensorInfo) -> Result<TensorInfo> {
         let Some(kind) = self.manifest.quantised.get(name) else { return Ok(info) };
         let Some(kind) = block_type(kind) else {
@@ -156,24 +156,24 @@ impl Bundle {
     }
 }
 
-/// Adds the rows of a piece to what is known of its tensor.
-fn append_rows(name: &str, info: &mut TensorInfo, piece: &TensorInfo) -> Result<()> {
-    let rows = match (info.shape.first(), piece.shape.first()) {
-        (Some(above), Some(more)) if info.shape[1..] == piece.shape[1..] && info.dtype == piece.dtype => {
+/// Adds the rows of a block to its tensor's shape.
+fn append_rows(name: &str, info: &mut TensorInfo, block: &TensorInfo) -> Result<()> {
+    let rows = match (info.shape.first(), block.shape.first()) {
+        (Some(above), Some(more)) if info.shape[1..] == block.shape[1..] && info.dtype == block.dtype => {
             above.checked_add(*more)
         }
         _ => None,
     };
     let Some(rows) = rows else {
         let expected = format!("{:?} of {}, as in the shard before", info.shape, info.dtype.name());
-        return Err(Error::WrongShape { name: name.to_owned(), found: piece.shape.clone(), expected });
+        return Err(Error::WrongShape { name: name.to_owned(), found: block.shape.clone(), expected });
     };
     info.shape[0] = rows;
     Ok(())
 }
 
-/// A part of a tensor in a shard.
-struct Piece {
+/// Rows of a tensor in a shard.
+struct RowBlock {
     info: TensorInfo,
     source: Rc<dyn ByteSource>,
     offset: u64,
@@ -187,11 +187,11 @@ struct Segment {
     offset: u64,
 }
 
-/// Parts of several sources as one. What lies between them reads as zeros.
+/// Segments of several sources as one source. Gaps read as zeros.
 struct Joined {
     name: String,
     length: u64,
-    /// In order of their starts, without overlap.
+    /// Sorted by start, without overlap.
     segments: Vec<Segment>,
 }
 
@@ -200,8 +200,8 @@ impl Joined {
         Self { name: name.to_owned(), length: 0, segments: Vec::new() }
     }
 
-    fn push(&mut self, start: u64, piece: Piece) {
-        let Piece { source, offset, length, .. } = piece;
+    fn push(&mut self, start: u64, block: RowBlock) {
+        let RowBlock { source, offset, length, .. } = block;
         self.length = self.length.max(start.saturating_add(length));
         self.segments.push(Segment { start, length, source, offset });
     }
@@ -235,7 +235,7 @@ impl ByteSource for Joined {
     }
 }
 
-/// A bundle's folder, with the manifest's configurations as files in it and no other folder to be reached.
+/// A bundle's folder with the manifest's configurations as files, without access to other folders.
 struct Overlay {
     inner: Rc<dyn Folder>,
     configs: BTreeMap<String, Rc<[u8]>>,

@@ -1,8 +1,8 @@
-//! LoRA files (Hu and others, 2021), merged into the weights as they are read: W + scale * alpha / rank * up * down.
+//! LoRA files (Hu et al., 2021), merged into the weights as they are read: W + scale * alpha / rank * up * down.
 //!
-//! Two spellings are about. Kohya's: `lora_unet_…`, `lora_te1_…`, `lora_te2_…` with underscores for dots, `.lora_down.weight`,
-//! `.lora_up.weight`, `.alpha`, and the UNet's modules in diffusers' or in the original's names. Diffusers' and PEFT's: `unet.….lora_A.weight`,
-//! `.lora_B.weight` or `.lora.down.weight`, `.lora.up.weight`, with the modules' own names.
+//! There are two naming schemes. Kohya's: `lora_unet_…`, `lora_te1_…`, `lora_te2_…` with underscores for dots,
+//! `.lora_down.weight`, `.lora_up.weight`, `.alpha`, and the UNet's modules under diffusers' or the original names. Diffusers'
+//! and PEFT's: `unet.….lora_A.weight`, `.lora_B.weight` or `.lora.down.weight`, `.lora.up.weight`, with the modules' own names.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 pub struct Lora {
     checkpoint: Rc<Checkpoint>,
     scale: f32,
-    /// By module, as the file spells it.
+    /// By the module's name in the file.
     pairs: BTreeMap<String, Pair>,
 }
 
@@ -30,7 +30,7 @@ struct Pair {
     alpha: Option<f32>,
 }
 
-/// What follows a module's name, and what it is.
+/// Suffixes after a module's name, and the role of the tensor.
 const SUFFIXES: [(&str, Role); 15] = [
     (".lora_up.weight", Role::Up),
     (".lora_down.weight", Role::Down),
@@ -56,7 +56,7 @@ enum Role {
     Alpha,
 }
 
-/// Parts of names of other adaptations, which are not sums with a product of two matrices.
+/// Parts of names of other kinds of adaptation, which do not add a product of two matrices.
 const OTHERS: [(&str, &str); 5] = [
     (".dora_scale", "DoRA"),
     (".hada_w1_a", "LoHa"),
@@ -65,7 +65,7 @@ const OTHERS: [(&str, &str); 5] = [
     (".lora_magnitude_vector", "DoRA"),
 ];
 
-/// The networks that are adapted.
+/// An adapted network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Network {
     Unet,
@@ -73,10 +73,10 @@ enum Network {
 }
 
 impl Lora {
-    /// Opens a file whose product is to count `scale` times.
+    /// Opens a file, with its products scaled by `scale`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another kind of adaptation; [`Error::Config`] for a file of something else.
+    /// [`Error::Unsupported`] for another kind of adaptation; [`Error::Config`] if it is not a LoRA file.
     pub async fn open(source: Rc<dyn ByteSource>, scale: f32) -> Result<Self> {
         let checkpoint = Checkpoint::open_file(source).await?;
         let file = checkpoint.name().to_owned();
@@ -104,8 +104,8 @@ impl Lora {
         }
         if pairs.is_empty() || !strange.is_empty() {
             let reason = match strange.as_slice() {
-                [] => "it holds no tensors".to_owned(),
-                names => format!("not of a LoRA: {}", shown(names)),
+                [] => "it contains no tensors".to_owned(),
+                names => format!("not tensors of a LoRA: {}", shown(names)),
             };
             return Err(Error::Config { file, reason });
         }
@@ -222,7 +222,7 @@ fn shown(names: &[String]) -> String {
     format!("{}{}", first.join(", "), if more > 0 { format!(" and {more} more") } else { String::new() })
 }
 
-/// The model's modules by every name that a LoRA file may call them.
+/// The model's modules, by every name that a LoRA file can have for them.
 struct Modules(BTreeMap<String, (Network, String)>);
 
 impl Modules {
@@ -260,7 +260,7 @@ impl Modules {
         if let Some(found) = self.0.get(plain) {
             return Some(found.clone());
         }
-        // Earlier diffusers: `….attn1.processor.to_q_lora`, `….self_attn.to_q_lora`.
+        // Earlier releases of diffusers: `….attn1.processor.to_q_lora`, `….self_attn.to_q_lora`.
         let older = plain.replace(".processor.", ".");
         let older = older.strip_suffix("_lora").unwrap_or(&older);
         let (block, part) = older.rsplit_once('.')?;
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!(merge(&[down, up]), Ok(()));
         for (tensors, reason) in [
             (vec![], "no tensors"),
-            (vec![("weight", &[1][..], &[1.0][..])], "not of a LoRA: weight"),
+            (vec![("weight", &[1][..], &[1.0][..])], "not tensors of a LoRA: weight"),
             (vec![down], "lora_unet_conv_in has no up matrix"),
             (vec![down, ("lora_unet_conv_in.lora_up.weight", &[2, 1], &[1.0; 2])], "has shape [2, 1]"),
             (vec![("lora_unet_conv_in.lora_down.weight", &[1, 3], &[1.0; 3]), up], "has shape [1, 3]"),

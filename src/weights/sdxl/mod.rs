@@ -1,4 +1,5 @@
-//! A Stable Diffusion XL model: its networks, tokenizers and scheduler, from a folder in diffusers' layout or from a single file.
+//! A Stable Diffusion XL model: its networks, tokenizer folders and scheduler, from a folder in diffusers' layout or from a
+//! single file.
 
 pub mod config;
 mod expected;
@@ -22,25 +23,25 @@ use crate::io::{ByteSource, Folder, MemoryFolder, MemorySource, read_file};
 use crate::tensor::Precision;
 use crate::{Error, Result};
 
-/// The file that tells a folder in diffusers' layout.
+/// The file that identifies a folder in diffusers' layout.
 pub const MODEL_INDEX: &str = "model_index.json";
 
-/// What the parts are called in messages.
+/// Name of the UNet in messages and reports.
 pub const UNET: &str = "UNet";
-/// The autoencoder.
+/// Name of the autoencoder.
 pub const VAE: &str = "VAE";
-/// CLIP's text tower.
+/// Name of the first text encoder, CLIP's.
 pub const TEXT_1: &str = "first text encoder";
-/// OpenCLIP's.
+/// Name of the second text encoder, OpenCLIP's.
 pub const TEXT_2: &str = "second text encoder";
 
 const TEXT_FOLDERS: [&str; 2] = ["text_encoder", "text_encoder_2"];
 const TOKENIZER_FOLDERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
 
-/// What fills the windows of the second text encoder, where no file says it.
+/// The padding token of the second text encoder, if no file has it.
 const SECOND_PAD: &str = "!";
 
-/// Small files of diffusers' layout that are configurations.
+/// Configuration files of diffusers' layout.
 pub(super) const CONFIGS: [&str; 12] = [
     MODEL_INDEX,
     "scheduler/scheduler_config.json",
@@ -56,7 +57,7 @@ pub(super) const CONFIGS: [&str; 12] = [
     "tokenizer_2/added_tokens.json",
 ];
 
-/// Its vocabularies.
+/// Vocabulary files of diffusers' layout.
 pub(super) const FILES: [&str; 6] = [
     "tokenizer/vocab.json",
     "tokenizer/merges.txt",
@@ -66,18 +67,18 @@ pub(super) const FILES: [&str; 6] = [
     "tokenizer_2/tokenizer.json",
 ];
 
-/// The name of one of [`FILES`] in a bundle, which has no folders.
+/// The name of one of [`FILES`] in a bundle, which has no subfolders.
 pub(super) fn flat_name(file: &str) -> String {
     file.replace('/', ".")
 }
 
-/// How a model is opened.
+/// Options for opening a model.
 #[derive(Clone, Default)]
 pub struct OpenOptions {
-    /// Take the files of the f16 variant where there are both.
+    /// Prefer the files of the f16 variant.
     pub prefer_f16: bool,
-    /// For a single file: where tokenizers are, and configurations if they are needed.
-    pub beside: Option<Rc<dyn Folder>>,
+    /// For a single file: the folder with tokenizers, and with configurations if the file needs them.
+    pub components_dir: Option<Rc<dyn Folder>>,
 }
 
 /// A folder with a CLIP tokenizer: `vocab.json` and `merges.txt`, or `tokenizer.json`.
@@ -119,8 +120,8 @@ pub struct SdxlCheckpoint {
     pub tokenizers: [TokenizerFolder; 2],
     /// `scheduler_config.json`, where there is one, with its name.
     pub scheduler: Option<(String, Vec<u8>)>,
-    /// An empty negative prompt means states of zeros rather than those of an empty text.
-    pub zeros_for_empty: bool,
+    /// `force_zeros_for_empty_prompt`: without a negative prompt the states are zeros instead of those of an empty text.
+    pub force_zeros_for_empty_prompt: bool,
 }
 
 /// Networks with their configurations.
@@ -130,7 +131,7 @@ struct Networks {
     text: [(Weights, TextEncoderConfig); 2],
 }
 
-/// Configurations that lie beside a single file.
+/// Configurations next to a single file.
 #[derive(Default)]
 struct GivenConfigs {
     unet: Option<UnetConfig>,
@@ -138,7 +139,7 @@ struct GivenConfigs {
     text: [Option<TextEncoderConfig>; 2],
 }
 
-/// The networks of the released model, with what each needs.
+/// The networks of the released model with their tensors.
 #[cfg(feature = "gpu")]
 pub(crate) fn released() -> [(&'static str, Vec<ExpectedTensor>); 4] {
     [
@@ -150,7 +151,7 @@ pub(crate) fn released() -> [(&'static str, Vec<ExpectedTensor>); 4] {
 }
 
 impl SdxlCheckpoint {
-    /// Whether a folder holds such a model.
+    /// Whether a folder contains such a model.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read.
@@ -158,7 +159,7 @@ impl SdxlCheckpoint {
         Ok(folder.open(MODEL_INDEX).await?.is_some())
     }
 
-    /// Whether a bundle holds such a model.
+    /// Whether a bundle contains such a model.
     pub fn is_packed(bundle: &Bundle) -> bool {
         bundle.manifest.configs.contains_key(MODEL_INDEX)
     }
@@ -166,16 +167,16 @@ impl SdxlCheckpoint {
     /// Opens a folder in diffusers' layout.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] for what is not there; [`Error::Unsupported`] for another kind of pipeline; whatever is wrong with the
-    /// files.
+    /// [`Error::MissingFile`]; [`Error::Unsupported`] for another kind of pipeline; the errors of reading the files.
     pub async fn open(folder: Rc<dyn Folder>, options: &OpenOptions) -> Result<Self> {
         let file = format!("{}/{MODEL_INDEX}", folder.name());
         let Some(bytes) = read_file(&*folder, MODEL_INDEX, MAX_CONFIG).await? else {
             return Err(Error::MissingFile {
                 file,
-                hint: "a model in diffusers' layout has one, and the folders unet, vae, text_encoder, text_encoder_2, \
-                       tokenizer, tokenizer_2 and scheduler beside it"
-                    .to_owned(),
+                hint:
+                    "a model in diffusers' layout has it next to the folders unet, vae, text_encoder, text_encoder_2, \
+                       tokenizer, tokenizer_2 and scheduler"
+                        .to_owned(),
             });
         };
         let index: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
@@ -208,51 +209,51 @@ impl SdxlCheckpoint {
         ];
         let zeros = index.get("force_zeros_for_empty_prompt").and_then(serde_json::Value::as_bool).unwrap_or(true);
         let scheduler = scheduler_in(&folder).await?;
-        Ok(Self::of(folder.name(), networks, tokenizers, scheduler, zeros))
+        Ok(Self::new(folder.name(), networks, tokenizers, scheduler, zeros))
     }
 
-    /// Opens a single file. The tokenizers are in the folder that the options name.
+    /// Opens a single file. The tokenizers are in [`OpenOptions::components_dir`].
     ///
     /// # Errors
-    /// [`Error::MissingFile`] without tokenizers; [`Error::MissingTensor`] if the file is another kind of model; whatever is wrong
-    /// with it.
+    /// [`Error::MissingFile`] without tokenizers; [`Error::MissingTensor`] if the file is another kind of model; the errors of
+    /// reading it.
     pub async fn open_file(source: Rc<dyn ByteSource>, options: &OpenOptions) -> Result<Self> {
         let checkpoint = Checkpoint::open_file(source).await?;
         if !single_file::is_one(&checkpoint) {
             return Err(Error::MissingTensor {
                 name: "model.diffusion_model.*".to_owned(),
                 file: checkpoint.name().to_owned(),
-                hint: ": a single file of Stable Diffusion XL has such tensors; for a model in parts name its folder"
+                hint: ": a single file of Stable Diffusion XL has such tensors; for a model in diffusers' layout pass its folder"
                     .to_owned(),
             });
         }
-        let Some(beside) = &options.beside else {
+        let Some(folder) = &options.components_dir else {
             return Err(Error::MissingFile {
                 file: "tokenizer/vocab.json".to_owned(),
                 hint: format!(
-                    "{} holds no vocabulary: name a folder with CLIP's vocab.json and merges.txt, or one in diffusers' \
-                     layout (--tokenizer DIR), or put a folder called tokenizer beside it",
+                    "{} contains no vocabulary: pass a folder with CLIP's vocab.json and merges.txt, or one in diffusers' \
+                     layout (--tokenizer DIR), or put a folder called tokenizer next to it",
                     checkpoint.name()
                 ),
             });
         };
-        let given = given_configs(beside).await?;
-        let tokenizers = tokenizers_in(beside).await?;
+        let given = given_configs(folder).await?;
+        let tokenizers = tokenizers_in(folder).await?;
         let networks = single_file::networks(&checkpoint, given)?;
-        let scheduler = scheduler_in(beside).await?;
-        Ok(Self::of(checkpoint.name(), networks, tokenizers, scheduler, true))
+        let scheduler = scheduler_in(folder).await?;
+        Ok(Self::new(checkpoint.name(), networks, tokenizers, scheduler, true))
     }
 
     /// Opens a bundle of a model in diffusers' layout.
     ///
     /// # Errors
-    /// As [`Self::open`], for a bundle of something else too.
+    /// As [`Self::open`]; [`Error::Config`] for a bundle of another kind of model.
     pub async fn open_bundle(bundle: &Bundle) -> Result<Self> {
         let name = bundle.name();
         if !Self::is_packed(bundle) {
             return Err(Error::Config {
                 file: name,
-                reason: "this bundle holds no model that paints: pack one in diffusers' layout".to_owned(),
+                reason: "this bundle contains no image model: pack one in diffusers' layout".to_owned(),
             });
         }
         let mut files: Vec<(String, Rc<dyn ByteSource>)> = Vec::new();
@@ -294,7 +295,7 @@ impl SdxlCheckpoint {
         let zeros = index.and_then(|index| index.get("force_zeros_for_empty_prompt"));
         let zeros = zeros.and_then(serde_json::Value::as_bool).unwrap_or(true);
         let scheduler = scheduler_in(&folder).await?;
-        Ok(Self::of(&name, networks, tokenizers, scheduler, zeros))
+        Ok(Self::new(&name, networks, tokenizers, scheduler, zeros))
     }
 
     /// [`Self::networks`], each with the name of its folder.
@@ -302,18 +303,18 @@ impl SdxlCheckpoint {
         [TEXT_FOLDERS[0], TEXT_FOLDERS[1], "unet", "vae"].into_iter().zip(self.networks())
     }
 
-    fn of(
+    fn new(
         name: &str,
         networks: Networks,
         tokenizers: [TokenizerFolder; 2],
         scheduler: Option<(String, Vec<u8>)>,
-        zeros_for_empty: bool,
+        force_zeros_for_empty_prompt: bool,
     ) -> Self {
         let Networks { unet, vae, text } = networks;
-        Self { name: name.to_owned(), unet, vae, text, tokenizers, scheduler, zeros_for_empty }
+        Self { name: name.to_owned(), unet, vae, text, tokenizers, scheduler, force_zeros_for_empty_prompt }
     }
 
-    /// The scheduler's settings: the model's, or those of the released model, with another class if one is chosen.
+    /// The scheduler's settings: the model's, or those of the released model, changed by `choice`.
     ///
     /// # Errors
     /// As [`SchedulerConfig::parse`].
@@ -324,13 +325,13 @@ impl SdxlCheckpoint {
         }
     }
 
-    /// Pixels across and down of the pictures that it was trained on.
+    /// Width and height in pixels of the training images.
     pub fn default_size(&self) -> (usize, usize) {
         let side = self.unet.1.sample_size * self.vae.1.pixels_per_latent();
         (side, side)
     }
 
-    /// How most of the UNet's weights are stored, which is how they are kept where nothing else is asked for.
+    /// The precision of most of the UNet's weights in the files: the default precision on the device.
     pub fn stored_precision(&self) -> Precision {
         let checkpoint = self.unet.0.checkpoint();
         let kind = |dtype: Dtype| match dtype {
@@ -342,7 +343,7 @@ impl SdxlCheckpoint {
             let of = checkpoint.tensors().filter(|(_, info)| kind(info.dtype) == precision);
             of.map(|(_, info)| info.elements().unwrap_or(0)).sum()
         };
-        // Convolutions are not quantised in files.
+        // Files do not quantize convolutions.
         let [whole, half, blocks] = [Precision::F32, Precision::F16, Precision::Q8].map(elements);
         match (blocks > 0, half > whole) {
             (true, _) => Precision::Q8,
@@ -351,7 +352,7 @@ impl SdxlCheckpoint {
         }
     }
 
-    /// The networks with the tensors that they need.
+    /// The networks with the tensors that each needs.
     pub fn networks(&self) -> [(&'static str, &Weights, Vec<ExpectedTensor>); 4] {
         let [first, second] = &self.text;
         [
@@ -362,13 +363,13 @@ impl SdxlCheckpoint {
         ]
     }
 
-    /// The parts, with what they lack and what they hold beyond need.
+    /// A report on each network: missing and unexpected tensors, and wrong shapes.
     pub fn report(&self) -> Vec<PartReport> {
         let report = |(name, weights, expected)| PartReport::new(name, weights, expected);
         self.networks().into_iter().map(report).collect()
     }
 
-    /// Checks, before anything is loaded, that every tensor is there and fits, and that the networks go together.
+    /// Checks, before anything is loaded, that every tensor exists with its shape, and that the networks fit together.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::Config`].
@@ -382,30 +383,30 @@ impl SdxlCheckpoint {
         let bad = |reason: String| Err(Error::Config { file: self.name.clone(), reason });
         if width != unet.cross_attention_dim {
             let wanted = unet.cross_attention_dim;
-            return bad(format!("the text encoders' states are {width} wide, the UNet takes {wanted}"));
+            return bad(format!("the text encoders' states have width {width}, the UNet expects {wanted}"));
         }
         match second.projection_dim {
             Some(pooled) if pooled == unet.pooled_width() => {}
             pooled => {
                 let wanted = unet.pooled_width();
-                return bad(format!("the second text encoder pools to {pooled:?}, the UNet takes {wanted}"));
+                return bad(format!("the pooled text embedding has width {pooled:?}, the UNet expects {wanted}"));
             }
         }
         if unet.in_channels != self.vae.1.latent_channels || unet.out_channels != unet.in_channels {
             let (found, wanted) = (unet.in_channels, self.vae.1.latent_channels);
             return bad(format!(
-                "the UNet takes {found} channels and gives {}, the VAE has {wanted}: inpainting models are not supported",
+                "the UNet has {found} input and {} output channels, the VAE {wanted}: inpainting models are not supported",
                 unet.out_channels
             ));
         }
         Ok(())
     }
 
-    /// Merges LoRA files into the weights: whatever is read of these from now on has them in.
+    /// Merges a LoRA file: it is added to the weights whenever they are read from now on.
     ///
     /// # Errors
-    /// [`Error::Config`] naming what in a file fits nothing; [`Error::WrongShape`].
-    pub fn merge(&mut self, lora: &Lora) -> Result<()> {
+    /// [`Error::Config`] with the modules that the model lacks; [`Error::WrongShape`].
+    pub fn merge_lora(&mut self, lora: &Lora) -> Result<()> {
         lora.merge(&mut self.unet, &mut self.text)
     }
 }
@@ -413,11 +414,11 @@ impl SdxlCheckpoint {
 const NETWORK_STEM: &str = "diffusion_pytorch_model";
 const TEXT_STEM: &str = "model";
 
-/// The names under which a network's weights may be stored, best first: plain ones, the variant's, torch's own.
+/// File names of a network's weights, in order of preference: plain, f16 variant, torch.
 fn candidates(stem: &str, prefer_f16: bool) -> Vec<String> {
     let torch = if stem == TEXT_STEM { "pytorch_model" } else { stem };
     let plain = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors")];
-    // Indices of variants have had both names.
+    // Both names of variant indices exist.
     let variant = [
         format!("{stem}.safetensors.index.fp16.json"),
         format!("{stem}.fp16.safetensors.index.json"),
@@ -431,7 +432,7 @@ fn candidates(stem: &str, prefer_f16: bool) -> Vec<String> {
     }
 }
 
-/// A network's tensors, its configuration's name and bytes.
+/// A network's tensors, and the name and bytes of its configuration.
 async fn part(
     folder: &Rc<dyn Folder>,
     child: &str,
@@ -442,7 +443,7 @@ async fn part(
     let child = folder.child(child);
     let file = format!("{}/config.json", child.name());
     let Some(config) = read_file(&*child, "config.json", MAX_CONFIG).await? else {
-        let hint = format!("the {what} has its configuration there; is the download complete?");
+        let hint = format!("the {what} needs its configuration; is the download complete?");
         return Err(Error::MissingFile { file, hint });
     };
     let names = candidates(stem, options.prefer_f16);
@@ -500,7 +501,7 @@ async fn tokenizers_in(folder: &Rc<dyn Folder>) -> Result<[TokenizerFolder; 2]> 
     Ok([TokenizerFolder::new(first, None).await?, second])
 }
 
-/// The name of a tensor of the autoencoder, with the attention's modules as they are called today.
+/// The current name of a tensor of the autoencoder: earlier releases named the attention's modules differently.
 fn modern_vae(name: &str) -> String {
     let Some((before, rest)) = name.split_once(".attentions.0.") else { return name.to_owned() };
     let (module, end) = rest.split_once('.').unwrap_or((rest, ""));
@@ -510,7 +511,7 @@ fn modern_vae(name: &str) -> String {
     }
 }
 
-/// The autoencoder's attention was once written as 1 x 1 convolutions; it is seen as matrices.
+/// Views the 1 x 1 convolutions of the autoencoder's attention, an earlier notation, as matrices.
 fn as_matrix(name: &str, shape: &[usize]) -> View {
     match shape {
         &[rows, columns, 1, 1] if name.contains("attn_1.") || name.contains(".attentions.") => {

@@ -1,4 +1,4 @@
-//! The two spellings of a UNet's modules: diffusers' and that of the original code, which single files and many LoRA files use.
+//! The two naming schemes of a UNet's modules: diffusers', and that of the original code in single files and many LoRA files.
 
 use std::collections::BTreeMap;
 
@@ -25,12 +25,12 @@ const AROUND: [(&str, &str); 7] = [
     ("out.2", "conv_out"),
 ];
 
-/// Diffusers' names by the original ones, of whole modules: what is inside a transformer has the same name in both.
+/// Diffusers' module names by original name. Modules inside a transformer have the same names in both.
 #[derive(Debug)]
 pub struct UnetNames(BTreeMap<String, String>);
 
 impl UnetNames {
-    /// The names of a UNet of this form.
+    /// The names of a UNet with this configuration.
     pub fn new(config: &UnetConfig) -> Self {
         let mut names = Self(AROUND.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect());
         let last = config.levels.len().saturating_sub(1);
@@ -81,12 +81,12 @@ impl UnetNames {
         }
     }
 
-    /// The diffusers name of what is called `name` (from a module on) in the original spelling.
+    /// The diffusers name of `name`, an original name that starts with a module.
     pub fn diffusers(&self, name: &str) -> Option<String> {
         rename(&self.0, name)
     }
 
-    /// The original name of what diffusers calls `name`.
+    /// The original name of the diffusers name `name`.
     pub fn original(&self, name: &str) -> Option<String> {
         self.0.iter().find_map(|(original, diffusers)| {
             let rest = name.strip_prefix(diffusers.as_str())?;
@@ -95,7 +95,7 @@ impl UnetNames {
     }
 }
 
-/// Replaces the module that a name begins with.
+/// Replaces the module at the start of a name.
 fn rename(names: &BTreeMap<String, String>, name: &str) -> Option<String> {
     let mut end = name.len();
     loop {
@@ -106,7 +106,7 @@ fn rename(names: &BTreeMap<String, String>, name: &str) -> Option<String> {
     }
 }
 
-/// The diffusers name of a tensor of the autoencoder; `levels` is how many it has.
+/// The diffusers name of a tensor of an autoencoder with `levels` levels.
 pub fn vae(name: &str, levels: usize) -> Option<String> {
     let (side, rest) = match name.split_once('.')? {
         ("quant_conv" | "post_quant_conv", _) => return Some(name.to_owned()),
@@ -116,7 +116,7 @@ pub fn vae(name: &str, levels: usize) -> Option<String> {
     let parts: Vec<&str> = rest.split('.').collect();
     let block = |level: &str| {
         let level: usize = level.parse().ok()?;
-        // The original counts the way up from the largest maps.
+        // The original code counts the up path from the largest maps.
         Some(match side {
             "encoder" => format!("down_blocks.{level}"),
             _ => format!("up_blocks.{}", levels.checked_sub(level + 1)?),
@@ -140,7 +140,7 @@ pub fn vae(name: &str, levels: usize) -> Option<String> {
     Some(format!("{side}.{renamed}"))
 }
 
-/// Today's name of a module of the autoencoder's attention, from any of the earlier ones.
+/// The current name of a module of the autoencoder's attention, from an earlier one.
 pub fn vae_attention(module: &str) -> Option<&str> {
     Some(match module {
         "norm" => "group_norm",
@@ -225,7 +225,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_autoencoders_levels_are_turned_round() {
+    fn the_autoencoders_levels_are_reversed() {
         for (original, diffusers) in [
             ("encoder.down.1.block.0.nin_shortcut.weight", "encoder.down_blocks.1.resnets.0.conv_shortcut.weight"),
             ("decoder.up.3.upsample.conv.bias", "decoder.up_blocks.0.upsamplers.0.conv.bias"),

@@ -1,8 +1,8 @@
-//! A whole model in one file, in the names of the original code, seen under diffusers' names. Nothing is copied: OpenCLIP's joined
-//! queries, keys and values are three ranges of rows, its projection is a matrix stored transposed.
+//! A whole model in one file under the names of the original code, mapped to diffusers' names. Nothing is copied: OpenCLIP's
+//! fused queries, keys and values become three ranges of rows, its projection a transposed matrix.
 //!
-//! The file has no configuration. Sizes are read off the tensors; what no tensor tells is as released: heads of 64 channels, 32 groups in
-//! the norms, the noise schedule. A folder beside it, or one that is named, can say otherwise.
+//! The file has no configuration. Sizes come from the tensors' shapes; the other settings are those of the release: heads of
+//! 64 channels, 32 groups in the norms, the noise schedule. A folder of configurations overrides them.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use crate::weights::checkpoint::{Checkpoint, View};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
-/// Where the networks are in the file.
+/// Prefixes of the networks in the file.
 const PREFIXES: [&str; 4] = [
     "model.diffusion_model.",
     "first_stage_model.",
@@ -21,15 +21,15 @@ const PREFIXES: [&str; 4] = [
     "conditioner.embedders.1.model.",
 ];
 
-/// Channels of an attention head, as in all released models of this family.
-const HEAD: usize = 64;
+/// Channels of an attention head in all released models of this family.
+const HEAD_DIM: usize = 64;
 
 /// Whether the names are those of a single file.
 pub(super) fn is_one(checkpoint: &Checkpoint) -> bool {
     checkpoint.names().any(|name| name.starts_with(PREFIXES[0]))
 }
 
-/// The networks' tensors under diffusers' names; configurations of `given` count before what is read off the tensors.
+/// The networks' tensors under diffusers' names. Configurations in `given` override those from the shapes.
 pub(super) fn networks(checkpoint: &Checkpoint, given: super::GivenConfigs) -> Result<Networks> {
     for (prefix, part) in PREFIXES.iter().zip([UNET, VAE, TEXT_1, TEXT_2]) {
         if !checkpoint.names().any(|name| name.starts_with(prefix)) {
@@ -139,14 +139,14 @@ fn text_config(weights: &Weights, released: TextEncoderConfig) -> Result<TextEnc
 }
 
 fn heads(weights: &Weights, name: &str, channels: usize) -> Result<usize> {
-    if channels > 0 && channels.is_multiple_of(HEAD) {
-        return Ok(channels / HEAD);
+    if channels > 0 && channels.is_multiple_of(HEAD_DIM) {
+        return Ok(channels / HEAD_DIM);
     }
     Err(Error::WrongShape {
         name: weights.full_name(name),
         found: weights.shape(name)?.to_vec(),
         expected: format!(
-            "a multiple of {HEAD} channels; a model with other heads needs its folder of configurations (--tokenizer DIR)"
+            "a multiple of {HEAD_DIM} channels; a model with other heads needs its folder of configurations (--tokenizer DIR)"
         ),
     })
 }
@@ -207,7 +207,7 @@ fn unet_config(unet: &Weights, pooled: usize) -> Result<UnetConfig> {
     })
 }
 
-/// Refuses what no model of this family has.
+/// Fails unless `is`.
 fn sensible(weights: &Weights, what: &str, is: bool) -> Result<()> {
     if is {
         return Ok(());

@@ -1,0 +1,221 @@
+//! A tokenizer around a SentencePiece model, in the ways of transformers' slow and fast classes.
+
+use std::collections::HashSet;
+
+use super::added_tokens::{AddedTokens, Segment};
+use super::{AffixTokens, Encoder, Family, Tokenizer};
+use crate::Result;
+use crate::text::decode::{Decoder, DecoderKind, SentencePieceRules, TokenTable, TokenText};
+use crate::text::sentencepiece::{Model, PieceKind, SPACE};
+use crate::text::tokenizer_config::{AddedToken, TokenizerConfig};
+
+/// The three ways in which transformers uses a SentencePiece model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Slow, `legacy=true`, and Gemma: SentencePiece encodes each segment between special tokens by itself.
+    PerSegment,
+    /// Slow, `legacy=false`: one leading space for the whole text, none after a special token.
+    Once {
+        /// `add_prefix_space`.
+        prefix: bool,
+    },
+    /// Fast, converted from the model: every segment gets a leading space; spaces are replaced, never dropped.
+    Converted,
+}
+
+#[derive(Debug)]
+pub(super) struct SentencePiece {
+    model: Model,
+    mode: Mode,
+    affixes: AffixTokens,
+    added: AddedTokens,
+    /// The unknown token's text and the number of ids that it encodes to by itself (for [`Mode::Once`]).
+    guard: (String, usize),
+    /// Special tokens: a text that begins with one gets no leading space.
+    special: HashSet<u32>,
+}
+
+impl Tokenizer {
+    /// A SentencePiece tokenizer from a GGUF file: each segment between special tokens is encoded by itself, as in llama.cpp.
+    pub(in crate::text) fn from_pieces(model: Model, config: &TokenizerConfig) -> Result<Self> {
+        Self::from_model(model, config, Family::Gguf)
+    }
+
+    pub(super) fn from_model(model: Model, config: &TokenizerConfig, family: Family) -> Result<Self> {
+        let piece = |id: Option<u32>| id.and_then(|id| model.pieces().get(id as usize)).map(|piece| piece.text.clone());
+        let unknown = piece(Some(model.unknown()));
+        let role = |role: &str, default: Option<String>| config.role(role).map(str::to_owned).or(default);
+        let (bos, eos, unknown) = (
+            role("bos_token", piece(model.bos())),
+            role("eos_token", piece(model.eos())),
+            role("unk_token", unknown).unwrap_or_default(),
+        );
+
+        // The added tokens with their ids: the listed ones, then special tokens without an id, at the end.
+        let mut added = config.added.clone();
+        let mut special_texts: Vec<&str> = Vec::new();
+        special_texts.extend(bos.as_deref());
+        special_texts.extend(eos.as_deref());
+        special_texts.push(&unknown);
+        special_texts.extend(config.special_texts());
+        if family == Family::Mixtral {
+            // The conversion to a fast tokenizer makes control and user-defined pieces added tokens.
+            for (id, piece) in model.pieces().iter().enumerate() {
+                if matches!(piece.kind, PieceKind::Control | PieceKind::UserDefined) {
+                    let token =
+                        AddedToken { special: piece.kind == PieceKind::Control, ..AddedToken::special(&*piece.text) };
+                    added.entry(id as u32).or_insert(token);
+                }
+            }
+        }
+        let mut next = model.pieces().len() as u32;
+        next = next.max(added.keys().next_back().map_or(0, |last| last.saturating_add(1)));
+        let mut special = HashSet::new();
+        for text in special_texts {
+            if text.is_empty() {
+                continue;
+            }
+            let listed = added.iter().find(|(_, token)| token.content == text).map(|(&id, _)| id);
+            let id = listed.or_else(|| model.id(text)).unwrap_or_else(|| {
+                next = next.saturating_add(1);
+                next - 1
+            });
+            added.entry(id).or_insert_with(|| AddedToken::special(text));
+            special.insert(id);
+        }
+        if matches!(family, Family::Mixtral | Family::Gguf) {
+            special.extend(added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id));
+        }
+
+        let legacy = config.legacy.unwrap_or(true);
+        let prefix = config.add_prefix_space.unwrap_or(true);
+        let mode = match family {
+            Family::Mixtral => Mode::Converted,
+            Family::Llama if !legacy => Mode::Once { prefix },
+            Family::Llama | Family::Gemma | Family::Gguf => Mode::PerSegment,
+        };
+
+        let mut units = TokenTable::with_capacity(model.pieces().len());
+        for (id, piece) in model.pieces().iter().enumerate() {
+            let text = &*piece.text;
+            let unit = match &piece.kind {
+                PieceKind::Byte(byte) => TokenText::Bytes(std::slice::from_ref(byte)),
+                _ if mode == Mode::Converted => TokenText::Text { text: &with_spaces(text), unprefixed_is_piece: true },
+                PieceKind::Control => TokenText::Control(text),
+                PieceKind::Unknown => TokenText::Unknown(text),
+                PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused => {
+                    let unprefixed_is_piece = text.strip_prefix(SPACE).is_some_and(|rest| model.id(rest).is_some());
+                    TokenText::Text { text, unprefixed_is_piece }
+                }
+            };
+            units.insert(id as u32, unit);
+        }
+        for (&id, token) in &added {
+            // User-defined tokens of GGUF files (Gemma's runs of spaces) decode as ordinary text.
+            let text = &*token.content;
+            let plain = family == Family::Gguf && !token.special;
+            units.insert(
+                id,
+                if plain { TokenText::Text { text, unprefixed_is_piece: true } } else { TokenText::Added(text) },
+            );
+        }
+        let style = match mode {
+            Mode::Converted => DecoderKind::ByteFallback { strip: Some((' ', 1)) },
+            mode => DecoderKind::SentencePiece(SentencePieceRules {
+                drop_first_space: matches!(family, Family::Llama | Family::Gguf) && prefix,
+                drop_dummy_prefix: mode == Mode::PerSegment && model.normalizer.add_dummy_prefix,
+                remove_extra_whitespaces: model.normalizer.remove_extra_whitespaces,
+                space_around_added: family == Family::Llama,
+                legacy: matches!(family, Family::Llama | Family::Gguf) && legacy,
+                unknown_surface: model.unknown_surface().to_owned(),
+            }),
+        };
+
+        let added = AddedTokens::new(added.into_iter());
+        let id_of = |text: &String| added.id(text).or_else(|| model.id(text));
+        let (bos, eos) = (bos.as_ref().and_then(id_of), eos.as_ref().and_then(id_of));
+        let affixes = AffixTokens {
+            before: bos.filter(|_| config.add_bos_token.unwrap_or(true)),
+            after: eos.filter(|_| config.add_eos_token.unwrap_or(false)),
+        };
+        let guard = match mode {
+            Mode::Once { .. } => (unknown.clone(), model.encode_without_prefix(&unknown).len()),
+            _ => Default::default(),
+        };
+        let encoder = SentencePiece { added, model, mode, affixes, guard, special: special.clone() };
+        Ok(Self {
+            encoder: Encoder::SentencePiece(Box::new(encoder)),
+            decoder: Decoder { units, special, kind: style, clean_up: config.clean_up_tokenization_spaces },
+            bos,
+            eos,
+            vocab_size: next as usize,
+        })
+    }
+}
+
+impl SentencePiece {
+    /// The id of an added token or a piece by its text.
+    pub(super) fn id(&self, text: &str) -> Option<u32> {
+        self.added.id(text).or_else(|| self.model.id(text))
+    }
+
+    pub(super) fn encode(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        ids.extend(self.affixes.before);
+        match self.mode {
+            Mode::PerSegment => {
+                self.added.split(text, |segment| match segment {
+                    Segment::Token(id) => ids.push(id),
+                    Segment::Text(text) => ids.extend(self.model.encode(text)),
+                });
+            }
+            Mode::Converted => {
+                self.added.split(text, |segment| match segment {
+                    Segment::Token(id) => ids.push(id),
+                    Segment::Text(text) => {
+                        let mut normalized = String::with_capacity(text.len() + 8);
+                        normalized.push(SPACE);
+                        normalized.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+                        ids.extend(self.model.encode_normalized(&normalized));
+                    }
+                });
+            }
+            Mode::Once { prefix } => self.encode_once(text, prefix, &mut ids),
+        }
+        ids.extend(self.affixes.after);
+        ids
+    }
+
+    fn encode_once(&self, text: &str, prefix: bool, ids: &mut Vec<u32>) {
+        if text.is_empty() {
+            return;
+        }
+        let mut prepared = String::with_capacity(text.len() + 3);
+        if prefix {
+            prepared.push(SPACE);
+        }
+        prepared.extend(text.chars().map(|c| if c == SPACE { ' ' } else { c }));
+        let lone_space = self.model.id("\u{2581}");
+        let start = ids.len();
+        self.added.split(&prepared, |segment| match segment {
+            Segment::Token(id) => {
+                // A text that begins with a special token loses the leading space again.
+                if self.special.contains(&id) && ids.len() == start + 1 && ids.last().copied() == lone_space {
+                    ids.truncate(start);
+                }
+                ids.push(id);
+            }
+            Segment::Text(text) if text.starts_with([SPACE, ' ']) => {
+                // SentencePiece would drop a leading space; after the unknown token's text it stays.
+                let (unknown, length) = &self.guard;
+                let encoded = self.model.encode_without_prefix(&format!("{unknown}{text}"));
+                ids.extend(encoded.get(*length..).unwrap_or(&encoded));
+            }
+            Segment::Text(text) => ids.extend(self.model.encode_without_prefix(text)),
+        });
+    }
+}
+
+fn with_spaces(text: &str) -> String {
+    text.chars().map(|c| if c == SPACE { ' ' } else { c }).collect()
+}
