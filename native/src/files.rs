@@ -9,7 +9,7 @@ pub fn io_error(path: &Path, error: impl Into<std::io::Error>) -> Error {
     Error::io(path.display().to_string(), &error.into())
 }
 
-/// Bytes in hexadecimal, as checksums are written.
+/// Bytes in hexadecimal. (sha2 0.11 no longer formats digests; a crate would be a dependency for one line.)
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -3,6 +3,7 @@
 use std::path::{Component, Path};
 
 use mgm::{Error, Result};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::download::{Address, Client, Digest, RemoteFile};
@@ -83,7 +84,7 @@ impl<'a> Hub<'a> {
         if !revision.split('/').all(allowed) {
             return Err(Error::InvalidArgument(format!("{revision:?} is not a branch, tag or commit")));
         }
-        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, revision.replace('/', "%2F"));
+        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, escape(revision));
         let bytes = self.client.get(&self.address(url.clone()), MAX_LISTING)?;
         let malformed = |reason: String| Error::Malformed { file: url.clone(), offset: 0, reason };
         let info: RepoInfo = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
@@ -124,10 +125,10 @@ impl Sibling {
     }
 }
 
+/// The characters of a path segment that need no escape (RFC 3986, "unreserved").
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 /// Percent-encodes a path segment.
-fn escape(part: &str) -> String {
-    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    part.bytes()
-        .map(|byte| if unreserved(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
+fn escape(segment: &str) -> String {
+    utf8_percent_encode(segment, UNRESERVED).to_string()
 }
