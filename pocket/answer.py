@@ -1,4 +1,4 @@
-"""Asks a trained model about a picture, in PyTorch, and compares the program `mgm` with it.
+"""Asks a trained model about an image in PyTorch, and compares the program `mgm` with it.
 
 python -m pocket.answer RUN --image FILE "What colour is the cat?" ...
 python -m pocket.answer RUN --compare EXPORTED_FOLDER --mgm target/release/mgm [--scenes 4]
@@ -22,8 +22,8 @@ from .world.talk import talk_about
 
 
 def load(run: Path) -> Mgm:
-    """The model of the last stage that has one."""
-    torch.manual_seed(0)  # what no stage has trained yet is at least the same each time
+    """The model of the last stage that saved one."""
+    torch.manual_seed(0)  # parts that no stage has trained yet are at least reproducible
     model = Mgm()
     if (run / "instruct.pt").exists():
         model.load_state_dict(torch.load(run / "instruct.pt", weights_only=False, map_location="cpu")["model"])

@@ -1,6 +1,6 @@
-"""Batches: scenes with their conversations as ids, what each visual token should tell, and pictures as the towers see them.
+"""Batches: scenes with their conversations as token ids, the target of each visual token, and the images that the towers see.
 
-A sample is made from its number alone (and the lessons there are), so that a run that goes on after a stop sees what it would have seen."""
+A sample depends only on its number (and the lessons), so that a resumed run sees the same samples as an uninterrupted one."""
 
 import io
 import os
@@ -24,12 +24,12 @@ from .world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, draw_scene, framed,
 from .world.talk import Turn, drawing_turn, small_talk, talk_about
 from .world.things import COLOUR_NAMES, KIND_INDEX, KINDS, SYNONYMS, WORDS
 
-# Processes that make samples beside the trainer: with two cores it is as fast without.
+# Worker processes for samples. On two cores training is as fast without.
 WORKERS = int(os.environ.get("POCKET_WORKERS", "0"))
 NUMBER = len(WORDS) + 1
 PAD = 32  # ids of a batch are padded to a multiple of this
 
-# What a cell of the 8 x 8 grid holds: names of the fields and how many values each has (0 is "nothing").
+# The fields of a cell of the 8 x 8 grid and the number of values of each (0 is "nothing").
 FIELDS = {
     "kind": len(KINDS) + 1,
     "colour": len(COLOUR_NAMES) + 1,
@@ -49,7 +49,7 @@ def cell_of(x: float, y: float) -> int:
 
 
 def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """What each cell holds, [64, fields], and how far from the cell's middle its thing lies, [64, 2] in -1..1."""
+    """The fields of each cell, [64, fields], and the offset of its thing from the cell's centre, [64, 2] in -1..1."""
     values = np.zeros((GRID * GRID, len(FIELDS)), np.int64)
     offsets = np.zeros((GRID * GRID, 2), np.float32)
     if scene.background:
@@ -79,7 +79,7 @@ def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pixels(image: Image.Image, size: int = POCKET.convnext.image_size) -> np.ndarray:
-    """The high-resolution view [3, size, size] as the released program makes it: padded, bicubic, normalised."""
+    """The high-resolution view [3, size, size] as the released program preprocesses it: padded, bicubic, normalised."""
     side = max(image.size)
     if image.width != image.height:
         canvas = Image.new("RGB", (side, side), tuple(int(m * 255) for m in CLIP_MEAN))
@@ -92,8 +92,8 @@ def pixels(image: Image.Image, size: int = POCKET.convnext.image_size) -> np.nda
 
 
 def softened(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A little bent, soft, with a faint texture, as a painter might have painted it, now and then stored as people store pictures.
-    Lessons by the painter itself are few; these are of every thing in every colour that may be shown."""
+    """A slightly warped, blurred and textured image that resembles the image model's, sometimes recompressed. There are few images
+    from the image model itself; these cover every thing in every colour that may be shown."""
     noise = torch.Generator().manual_seed(rng.getrandbits(32))
 
     def smooth(channels: int, cells: int, strength: float) -> Tensor:
@@ -116,23 +116,23 @@ def softened(image: Image.Image, rng: random.Random) -> Image.Image:
 
 @dataclass
 class Looks:
-    """Where taught heads are to look, one entry for each id that should look somewhere."""
+    """The attention targets of supervised heads, one entry for each id that has one."""
 
     rows: Tensor  # [m] of the batch
     columns: Tensor  # [m] of the ids
-    depth: Tensor  # [m] 0: the id ends the name of a kind that is there; 1: an answer begins behind it
-    cells: Tensor  # [m, 64] where
+    depth: Tensor  # [m] 0: the id ends the name of a kind in the scene; 1: an answer starts after it
+    cells: Tensor  # [m, 64] the target
 
 
 @dataclass
 class Batch:
-    """Ids with IMAGE where a picture's tokens go, padded to the right with 0."""
+    """Ids with IMAGE in place of an image's tokens, padded on the right with 0."""
 
     ids: Tensor  # [n, length]
     answers: Tensor  # [n, length] whether an id is part of an answer
     cells: Tensor  # [n, 64, fields]
     offsets: Tensor  # [n, 64, 2]
-    known: Tensor  # [n] whether the cells are told (not of other people's pictures)
+    known: Tensor  # [n] whether the cells are known (they are not for easy-vqa's images)
     pixels: Tensor | None  # [n, 3, S, S]
     looks: Looks
     turns: list[list[tuple[str, int, int]]]  # for each sample: kind of question, first and end of its answer's ids
@@ -140,17 +140,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What samples are made of."""
+    """The mix of samples."""
 
-    length: int = 192  # ids of a conversation at most
-    images: bool = False  # render pictures
+    length: int = 192  # maximum number of ids of a conversation
+    images: bool = False  # render images
     easy_vqa: float = 0.0  # share of samples
-    text_only: float = 0.03  # share of samples without a picture
+    text_only: float = 0.03  # share of samples without an image
     draw: float = 0.1  # share of conversations with a request to draw
-    instructed: float = 0.0  # share of short questions with the line behind them that benchmarks put there
+    instructed: float = 0.0  # share of short questions followed by the benchmarks' instruction
     held_out: bool = False
-    dense: bool = False  # only pictures with their cells, no conversations
-    lessons: Sequence[tuple[Scene, Image.Image]] = ()  # pictures by the painter, among those of one large thing
+    dense: bool = False  # only images with their cells, no conversations
+    lessons: Sequence[tuple[Scene, Image.Image]] = ()  # images from the image model, among those of one large thing
 
 
 @dataclass
@@ -168,7 +168,7 @@ def make_sample(number: int, recipe: Recipe) -> Sample:
     sample = _plain_sample(number, recipe)
     rng = random.Random(number + 5)
     for index, turn in enumerate(sample.turns):
-        # easy-vqa's questions always have it when they are put to models.
+        # easy-vqa's evaluation always appends it.
         share = 0.5 if turn.kind == "easy-vqa" else recipe.instructed
         if turn.kind not in SENTENCES and rng.random() < share:
             sample.turns[index] = replace(turn, question=turn.question + SHORT_ANSWER)
@@ -190,21 +190,21 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
     if recipe.held_out:
         scene = draw_scene(number, held_out=True)
     elif recipe.dense:
-        # A picture costs the same whatever is on it: these are full, of things or of text, or of one thing.
+        # An image costs the same whatever it shows: these are full of things or text, or show one large thing.
         draw = rng.random()
         if draw < 0.7:
             if draw < 0.36:
                 count, labels = rng.choice((9, 9, 9, 8, 8, 7, 6, 5, 4, 3, 2, 1)), rng.choice((1, 2, 3))
             else:
                 count, labels = rng.choice((1, 2, 3)), rng.choice((8, 16, 24))
-            # Of all, small numbers are learnt last.
+            # Small numbers are learnt last.
             scene = draw_scene(number, count=count, labels=labels, hard_text=True)
         else:
             scene, image = _large(number, rng, recipe)
     elif rng.random() < 0.2:
         scene, image = _large(number, rng, recipe)
     else:
-        # Reading is learnt last: there is more to read than in the world at large.
+        # Reading is learnt last, so there is more text than in the world in general.
         scene = draw_scene(number, labels=rng.choice((None, None, 1, 2, 4)))
     turns = [] if recipe.dense else talk_about(scene, rng, 15)
     if turns and rng.random() < recipe.draw:
@@ -215,8 +215,8 @@ def _plain_sample(number: int, recipe: Recipe) -> Sample:
 
 
 def _large(number: int, rng: random.Random, recipe: Recipe) -> tuple[Scene, Image.Image | None]:
-    """One large thing, as what is painted fills its picture: of those a painter painted half, if there are any; of the rest half
-    are as a painter might have painted them."""
+    """One large thing, as in generated images. Half are from the image model, if there are any; half of the rest are blurred to resemble
+    them."""
     if recipe.lessons and rng.random() < 0.5:
         return rng.choice(recipe.lessons)
     scene = draw_scene(number, count=1, labels=0, sizes=(0.55, 0.85))
@@ -247,7 +247,7 @@ def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batc
         rows.append(ids)
         marks.append(answers)
         spans.append(found)
-    # A few lengths only: layers are compiled for each.
+    # Few distinct lengths, since layers are compiled for each.
     longest = -max(map(len, rows), default=0) // PAD * -PAD
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     answers = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -275,7 +275,7 @@ def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batc
 
 @lru_cache(maxsize=1)
 def names_of(tokenizer: Tokenizer) -> dict[tuple[int, ...], int]:
-    """The ids of what kinds are called, and the values of the field that mean the kinds."""
+    """The ids of the kinds' names, and the corresponding values of the field."""
     names = {}
     for index, kind in enumerate(KINDS, 1):
         for name in {kind.name, kind.plural, SYNONYMS.get(kind.name, kind.name)}:
@@ -297,7 +297,7 @@ def looks_of(
         if sample.scene is None:
             continue
         for end in range(len(ids)):
-            # A name within a longer one is not meant.
+            # A name within a longer name doesn't count.
             kind = next(
                 (k for n in range(longest, 0, -1) if (k := names.get(tuple(ids[max(0, end + 1 - n) : end + 1])))), 0
             )
@@ -318,7 +318,7 @@ def _nothing() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Batches(IterableDataset):
-    """Batch after batch from a number on."""
+    """An endless sequence of batches from a sample number on."""
 
     def __init__(
         self, tokenizer: Path, recipe: Recipe, size: int, first: int, seed: int, batches: int | None = None
@@ -347,10 +347,10 @@ def batches(
 
 
 def splice(embed: Tensor, ids: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings of the ids [n, length, hidden] with each row's visual tokens [n, tokens, hidden] in the place of its IMAGE.
+    """Embeddings of the ids [n, length, hidden] with each row's visual tokens [n, tokens, hidden] in place of its IMAGE.
 
-    Returns the sequences [n, length - 1 + tokens, hidden] and where each id went [n, length]. Rows without a picture keep
-    their ids in order and are padded behind."""
+    Returns the sequences [n, length - 1 + tokens, hidden] and the position of each id [n, length]. Rows without an image keep
+    their ids in order and are padded on the right."""
     n, length = ids.shape
     tokens = visual.shape[1]
     place = (ids == IMAGE).int()
@@ -360,7 +360,7 @@ def splice(embed: Tensor, ids: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
     went = positions + (positions > at[:, None]) * (tokens - 1)
     total = length - 1 + tokens
     out = embed.new_zeros(n, total + 1, embed.shape[-1])
-    # Ids beyond the end (of rows without a picture there are none) and the places of pictures themselves go to a spare slot.
+    # Ids beyond the end (rows without an image have none) and IMAGE itself go to a spare slot.
     target = torch.where(ids == IMAGE, torch.full_like(went, total), went)
     out = out.scatter(1, target[..., None].expand(-1, -1, embed.shape[-1]), embed)
     rows = has.nonzero()[:, 0]

@@ -1,5 +1,5 @@
-"""Writes a run's models as released checkpoints: the Mini-Gemini folder, both towers' folders beside it, and the painter in
-diffusers' layout.
+"""Exports a run's models as released checkpoints: the Mini-Gemini folder, both towers' folders next to it, and the image model
+in diffusers' layout.
 
     python -m pocket.export RUN OUT [--part mgm|painter]
 """
@@ -23,7 +23,7 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_m
 
 
 def config_json() -> dict:
-    """The model's `config.json`, every key that the released ones have and that means something."""
+    """The model's `config.json` with every meaningful key of the released ones."""
     language = POCKET.language
     return {
         "architectures": ["MGMLlamaForCausalLM"],
@@ -121,7 +121,7 @@ def open_clip_json() -> dict:
 
 
 def checkpoint_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of ours under the names of a released checkpoint."""
+    """Our state dict with the names of a released checkpoint."""
     prefixes = {
         "language.": "model.",
         "vision.clip.": "model.vision_tower.vision_tower.",

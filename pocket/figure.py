@@ -1,9 +1,8 @@
-"""The figure of README.md: what patch info mining is worth for small print.
+"""The figure of README.md: the effect of patch info mining on small text.
 
     python -m pocket.figure OUT/figures.json docs/mining.svg     OUT: of python -m pocket.figures
 
-Left, a picture and its printed number as both towers see it; right, the part of the questions answered rightly, with 95 %
-confidence intervals."""
+Left, an image and its printed number as both towers see it; right, the accuracy with 95 % confidence intervals."""
 
 import argparse
 import base64
@@ -28,11 +27,11 @@ def embedded(image: Image.Image, x: int, y: int, side: int) -> str:
 
 
 def views() -> list[str]:
-    """The picture, and the part with the number at the high and at the low resolution."""
+    """The image, and the crop with the number at high and low resolution."""
     picture = Image.open(PICTURE).convert("RGB")
     high, low = POCKET.convnext.image_size, POCKET.clip.image_size
     picture = picture.resize((high, high), Image.Resampling.BICUBIC)
-    # As the program does it: linear, and so, at a third of the size, the middle of every nine pixels.
+    # As in mgm: bilinear, which at a third of the size is the centre of every nine pixels.
     small = picture.resize((low, low), Image.Resampling.NEAREST)
     shrunk = tuple(round(edge * low / high) for edge in BOX)
     label = f'<text y="22" {TEXT} fill="{INK}"'

@@ -1,12 +1,12 @@
-"""Every figure of the model card, by the program itself.
+"""All figures of the model card, measured with mgm.
 
     python -m pocket.world export-eval EVAL
     python -m pocket.figures EVAL OUT [--models models] [--f32 out/Pocket] [--mgm target/release/mgm]
     python -m pocket.judge EVAL OUT/drawings
 
-Runs `mgm eval` on easy-vqa's test split, the held-out questions and those about small print (with and without the high-resolution
-view) with the bundle; with `--f32`, the first two also with the exported checkpoint at full precision. Writes OUT/figures.json, which says
-of which bundle they are, and prints the card's tables. Answers are kept in OUT: a run that was stopped goes on."""
+Runs `mgm eval` on easy-vqa's test split, the held-out questions and those about small text (with and without the high-resolution
+view) with the bundle; with `--f32`, the first two also with the exported checkpoint at full precision. Writes OUT/figures.json, which
+identifies the bundle, and prints the card's tables. Answers are stored in OUT, so an interrupted run can be resumed."""
 
 import argparse
 import hashlib
@@ -48,7 +48,7 @@ def main() -> None:
         return run(model, "--format", form, "--data", data, "--out", out / f"{name}.jsonl", *more)
 
     def mark_again(answers: str, data: Path) -> dict:
-        """The figures of some of the questions that were answered."""
+        """The figures of a subset of the answered questions."""
         asked = {str(json.loads(line)["id"]) for line in data.read_text().splitlines()}
         lines = (out / f"{answers}.jsonl").read_text().splitlines(keepends=True)[1:]
         some = out / f"{data.stem}-answers.jsonl"
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def blind_accuracy(data: Path) -> dict[str, float]:
-    """By kind, what always giving the commonest answer would reach."""
+    """The accuracy of always giving the most frequent answer, by kind."""
     answers: dict[str, Counter[str]] = {}
     for line in data.read_text().splitlines():
         row = json.loads(line)

@@ -1,21 +1,20 @@
-"""Whether the painter paints what is asked: the program draws 200 requests, looks at the pictures afresh, and a nearest-picture
-check against the generator's own drawings looks, too.
+"""Evaluates the image model: mgm draws 200 requests, and Pocket and a nearest-image check against the generator's drawings judge
+the images.
 
     python -m pocket.judge EVAL OUT [--models models] [--mgm target/release/mgm] [--clean]
 
-EVAL is what `python -m pocket.world export-eval` wrote. Every request goes the way it goes in a conversation: the answering model
-writes the words, the painter paints them, with the negative prompt of conversations and as many steps as `make run` and the demo
-page take. A picture is right
+EVAL is the output of `python -m pocket.world export-eval`. Every request is handled as in a conversation: Pocket writes the prompt and
+the image model generates the image, with the negative prompt of conversations and the number of steps of `make run` and the demo page.
+An image is correct
 
-* to a fresh look, if the answering model names the thing and the colour that were asked for (`mgm eval`, two questions, none that
-  could be answered with "yes"; it learnt from pictures by this painter, of other combinations: `pocket/train/lessons.py`);
-* to the nearest-picture check, if of all things in all colours on that background, in three sizes and 25 places, the drawing of
-  the thing in the colour is the nearest.
+* for Pocket, if it names the requested thing and colour in a new conversation (`mgm eval`, two questions that cannot be answered with
+  "yes"; it was trained on images of this image model, of other combinations: `pocket/train/lessons.py`);
+* for the nearest-image check, if of the drawings of all things in all colours on that background, in three sizes and 25 positions, the
+  requested one is the nearest.
 
-With `--clean` the generator's own drawings of what was asked are looked at instead: what a fresh look is worth when nothing was
-painted wrong.
+`--clean` judges the generator's drawings of the requests instead, which measures recognition errors.
 
-OUT gets the pictures, `questions.jsonl`, the answers, `sheet.png` and `figures.json`. A run that was stopped goes on; pictures of other
+OUT receives the images, `questions.jsonl`, the answers, `sheet.png` and `figures.json`. An interrupted run can be resumed; images of other
 bundles are refused."""
 
 import argparse
@@ -46,7 +45,7 @@ def evaluate(mgm: Path, model: Path, questions: list[dict], data: Path, out: Pat
 
 
 def same_bundles(models: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Notes which bundles the folder's files are of; ends if they are of others."""
+    """Records which bundles the folder's files are from; exits if they are from others."""
     of = {name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest() for name in names}
     note = folder / "bundles.json"
     if note.exists() and json.loads(note.read_text()) != of:
@@ -59,7 +58,7 @@ def file_of(row: dict) -> str:
 
 
 def paint_requests(rows: list[dict], mgm: Path, models: Path, folder: Path) -> None:
-    """Has the answering model write the words and the painter paint them; pictures that are in the folder are kept."""
+    """Has Pocket write the prompts and the image model generate the images; existing images are kept."""
     asked = [
         {
             "id": str(row["id"]),
@@ -85,7 +84,7 @@ def paint_requests(rows: list[dict], mgm: Path, models: Path, folder: Path) -> N
 
 
 def names(answer: str) -> str:
-    """What an answer names, without its article."""
+    """The thing that an answer names, without its article."""
     words = answer.lower().rstrip(". ").split()
     return " ".join(words[1:] if words[:1] in (["a"], ["an"]) else words)
 
@@ -116,7 +115,7 @@ def questions_about(row: dict) -> list[dict]:
 
 
 def sheet(rows: list[dict], folder: Path, verdicts: dict[int, tuple[bool, bool]]) -> Image.Image:
-    """All pictures, each with a bar beneath (left the fresh look, right the nearest picture, green or red) and what was asked for."""
+    """All images, each with the request and a bar below it (left Pocket, right the nearest image; green or red)."""
     side, high = 84, -(-len(rows) // COLUMNS)
     out = Image.new("RGB", (COLUMNS * (side + 4), high * (side + LABEL)), "white")
     pen = ImageDraw.Draw(out)

@@ -1,4 +1,4 @@
-"""What a picture shows, without a model: the drawing of the generator that is nearest to it."""
+"""Recognizes an image without a model: finds the nearest drawing of the generator."""
 
 from functools import cache
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from .world import drawings
 from .world.things import COLOUR_NAMES, KINDS, PAINTS
 
 SIZES = (0.68, 0.75, 0.82)
-POOL, REACH = 4, 2  # drawings are compared by means over 4 x 4 pixels, moved by at most two of these
+POOL, REACH = 4, 2  # drawings are compared by means over 4 x 4 pixels, shifted by at most two of these
 
 
 class Nearest(NamedTuple):
-    """A drawing. Size and place are parts of the picture's side, as a scene's."""
+    """A drawing. Size and position are fractions of the image's side, as in a scene."""
 
     kind: str
     colour: str | None  # None: as it is
@@ -42,7 +42,7 @@ def gallery(background: str | None) -> tuple[list[tuple[str, str | None, float]]
 
 
 def nearest(picture: Tensor, background: str | None) -> Nearest:
-    """The drawing on this background that is nearest to a picture [3, side, side] of -1..1."""
+    """The drawing on this background that is nearest to an image [3, side, side] of -1..1."""
     shown, drawn = gallery(background)
     padded = F.pad(F.avg_pool2d(picture[None].cpu(), POOL), (REACH,) * 4, mode="replicate")
     side, moves = SIDE // POOL, range(2 * REACH + 1)

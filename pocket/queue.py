@@ -1,9 +1,8 @@
-"""Runs all stages unattended, two at a time, each on one core, as soon as what they need is there; a stage that has nothing beside it
-gets all of them.
+"""Runs all stages unattended, two at a time, each on one core, as soon as their inputs exist. A stage that runs alone gets all cores.
 
     nice -n 19 python -m pocket.queue [--run FOLDER] [--slots N] [--threads N]
 
-It may be stopped (SIGTERM: the stages save and end) and started again: finished stages are skipped, others go on."""
+It can be stopped (SIGTERM: the stages save and exit) and started again: finished stages are skipped, others resume."""
 
 import argparse
 import os
@@ -54,7 +53,7 @@ def main() -> None:
             if not done(stage) and stage not in running and all(map(done, needs)) and failures.get(stage, 0) < TRIES
         ]
         starting = ready[: 0 if stopping else max(0, arguments.slots - len(running))]
-        # The last stage has nothing beside it.
+        # The last stage runs alone.
         alone = len(starting) == 1 and not running
         for stage in starting:
             command = [sys.executable, "-m", "pocket.train", stage, "--run", str(arguments.run),

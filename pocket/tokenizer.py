@@ -30,7 +30,7 @@ IMAGE = -200
 
 
 def complete(model: Path, words: Iterable[str]) -> int:
-    """Adds merges behind all others until each of these words is one piece; returns the number of pieces."""
+    """Appends merges until each of these words is one piece; returns the number of pieces."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
     for word in words:
         pieces = spm.SentencePieceProcessor(model_proto=proto.SerializeToString()).encode(word, out_type=str)
@@ -45,8 +45,8 @@ def complete(model: Path, words: Iterable[str]) -> int:
 
 
 def train(corpus: Iterable[str], vocab_size: int, folder: Path, whole: Iterable[str] = ()) -> int:
-    """Writes `tokenizer.model` and the two configurations that a released checkpoint has beside it. The words of `whole` are
-    one piece each. Returns the number of pieces."""
+    """Writes `tokenizer.model` and the two configurations that a released checkpoint has next to it. Each word of `whole` is
+    one piece. Returns the number of pieces."""
     folder.mkdir(parents=True, exist_ok=True)
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
@@ -99,15 +99,15 @@ class Tokenizer:
         self.words = lru_cache(maxsize=200_000)(self._word)
 
     def _word(self, word: str) -> tuple[int, ...]:
-        """A word that begins with the space sign is encoded as it would be inside a text; others as at a text's start."""
+        """A word that starts with the space character is encoded as inside a text, others as at the start of a text."""
         if word.startswith(" "):
             return tuple(self.model.encode(word[1:]))
-        # Without the space that is put before every text: encoded behind a word that never joins it.
+        # Without the space added before every text: encoded after a word that never merges with it.
         ids = self.model.encode("\x01" + word)
         return tuple(ids[len(self.model.encode("\x01")) :])
 
     def text(self, text: str) -> list[int]:
-        """Ids of a part of a text. No token crosses a space, so parts can be encoded by themselves."""
+        """Ids of a part of a text. No token crosses a space, so parts can be encoded separately."""
         ids: list[int] = []
         head, *rest = text.split(" ")
         if head:
@@ -124,7 +124,7 @@ class Tokenizer:
         return self.model.get_piece_size()
 
     def conversation(self, turns: list[tuple[str, str | None]], image: bool) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation in the Vicuna template, IMAGE for a picture's place, and which ids are answers.
+        """Ids of a conversation in the Vicuna template, IMAGE in place of an image, and which ids are answers.
 
         The last answer may be None: then this is a prompt."""
         ids, answers = [BOS], [False]

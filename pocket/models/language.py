@@ -1,4 +1,4 @@
-"""The language model: a decoder of Llama's architecture with tied embeddings, under the names of released checkpoints."""
+"""The language model: a decoder of Llama's architecture with tied embeddings, with the names of released checkpoints."""
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ class RmsNorm(nn.Module):
 
 
 def rotary_tables(positions: int, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [positions, dim], the half of pairs twice."""
+    """Cosines and sines [positions, dim]; both halves are equal."""
     frequencies = theta ** -(torch.arange(0, dim, 2).float() / dim)
     angles = torch.arange(positions).float()[:, None] * frequencies
     angles = torch.cat([angles, angles], dim=-1)
@@ -31,13 +31,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
 
 
-# Layers whose first heads are taught where to look: at what the words of a question name, then at what the answer is about.
+# Layers whose first heads have supervised attention: on what a question names, then on what the answer is about.
 TAUGHT_LAYERS, TAUGHT_HEADS = (1, 3), 2
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, watch: list[Tensor] | None) -> Tensor:
-    """Causal attention. On a GPU the library's; on a CPU, at these short lengths, plain products are three times as fast.
-    `watch` is given the weights of the taught heads [batch, heads, length, length]."""
+    """Causal attention. PyTorch's on a GPU; on a CPU plain matmuls are three times as fast at these lengths.
+    `watch` receives the weights of the supervised heads [batch, heads, length, length]."""
     if q.is_cuda and watch is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     batch, heads, length, dim = q.shape
@@ -99,7 +99,7 @@ class Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embeddings in, hidden states out; `logits` of those that are asked for."""
+    """Maps embeddings to hidden states; `logits` computes logits of selected states."""
 
     def __init__(self, sizes: LanguageSizes) -> None:
         super().__init__()
@@ -111,14 +111,14 @@ class LanguageModel(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.zeros_(parameter)  # at first every token is what its embedding says
+                nn.init.zeros_(parameter)  # layers start by adding nothing
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5)
 
     def forward(
         self, embeddings: Tensor, caches: list[list] | None = None, watch: list[Tensor] | None = None
     ) -> Tensor:
-        """`watch` is given the weights of the taught heads, a tensor for each of `TAUGHT_LAYERS`."""
+        """`watch` receives the weights of the supervised heads, one tensor for each of `TAUGHT_LAYERS`."""
         start = caches[0][0].shape[2] if caches and caches[0] else 0
         span = slice(start, start + embeddings.shape[1])
         x = embeddings

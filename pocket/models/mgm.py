@@ -7,7 +7,7 @@ from ..sizes import POCKET
 from .language import LanguageModel
 from .vision import Vision, low_view
 
-LIMIT = 64  # ids of an answer
+LIMIT = 64  # maximum number of ids of an answer
 
 
 class Mgm(nn.Module):

@@ -1,5 +1,5 @@
-"""The painter: Stable Diffusion XL's architecture at 128 x 128 pixels, made of the very classes of diffusers and transformers,
-with a small tokenizer of CLIP's kind."""
+"""The image model: Stable Diffusion XL's architecture at 128 x 128 pixels, built from the classes of diffusers and transformers,
+with a small CLIP tokenizer."""
 
 import json
 from collections import Counter
@@ -17,12 +17,12 @@ from ..sizes import PAINTED
 SIDE, LATENT = PAINTED, 16
 POSITIONS = 24
 MERGES = 700
-# The beginning of the negative prompt that conversations have (src/diffusion/answer.rs): no more fits the text encoders' positions.
+# The start of the negative prompt of conversations; the text encoders have no room for more.
 NEGATIVE = (
     "out of frame, lowres, text, error, cropped, worst quality, low quality, jpeg artifacts, ugly, duplicate, morbid, "
     "mutilated, out of frame, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, mutation, deformed, blurry"
 )
-# As `make run` and the demo page draw.
+# As in `make run` and the demo page.
 DENOISING_STEPS, GUIDANCE = 20, 5.0
 SCHEDULE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -39,13 +39,13 @@ def make_vae() -> AutoencoderKL:
         sample_size=SIDE,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        scaling_factor=1.0,  # set when its training is done
+        scaling_factor=1.0,  # measured after its training
         force_upcast=False,
     )
 
 
 def make_text_encoders(vocab_size: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Of both the last layer but one is what the UNet looks at."""
+    """The UNet attends to the last but one layer of both."""
     shared = {
         "vocab_size": vocab_size, "max_position_embeddings": POSITIONS, "bos_token_id": vocab_size - 2,
         "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1,
@@ -122,7 +122,7 @@ def _byte_letters() -> list[str]:
 
 
 def train_tokenizer(corpus: list[str], folder: Path) -> None:
-    """`vocab.json` and `merges.txt` of byte pairs in lower case, whose words end with </w>, as CLIP's."""
+    """`vocab.json` and `merges.txt` of lower-case byte pairs with </w> at word ends, as CLIP's."""
     words = Counter(word for line in corpus for word in line.lower().replace(",", " ,").split())
     split = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     merges: list[tuple[str, str]] = []
@@ -163,7 +163,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def pipeline(painter: Painter, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
-    """diffusers' own pipeline of the parts; `save_pretrained` writes the released layout."""
+    """diffusers' pipeline of the components; `save_pretrained` writes the released layout."""
     return StableDiffusionXLPipeline(
         vae, painter.text_encoder, painter.text_encoder_2, tokenizer, tokenizer, painter.unet,
         EulerDiscreteScheduler(**SCHEDULE), add_watermarker=False)  # fmt: skip

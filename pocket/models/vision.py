@@ -1,7 +1,7 @@
 """The vision side: CLIP ViT, ConvNeXt, patch info mining and the projector. Parameters have the names and shapes of the
-released checkpoints, so that a state dict is what is exported.
+released checkpoints, so that a state dict can be exported as it is.
 
-Nothing here is a new invention; it is written out because both towers have to be fast on a CPU.
+The layers are standard; they are implemented here because both towers must be fast on a CPU.
 """
 
 import torch
@@ -73,7 +73,7 @@ class ClipEmbeddings(nn.Module):
 
 
 class ClipModel(nn.Module):
-    """What is called `vision_model` in checkpoints."""
+    """`vision_model` in checkpoints."""
 
     def __init__(self, sizes: ClipSizes) -> None:
         super().__init__()
@@ -218,11 +218,11 @@ class ConvNext(nn.Module):
         return maps
 
 
-# --- what joins them ---
+# --- mining and projector ---
 
 
 def bilinear(x: Tensor, side: int) -> Tensor:
-    """Maps [n, h, w, channels] at another size, as two matrix products: the library's way back took a sixth of a training step."""
+    """Resizes maps [n, h, w, channels] with two matmuls: PyTorch's backward pass took a sixth of a training step."""
     eye = torch.eye(x.shape[1], device=x.device)[None]
     weights = F.interpolate(eye, size=side, mode="linear", align_corners=False)[0].to(x.dtype)
     return torch.einsum("nhwc,hy,wx->nyxc", x, weights, weights)
@@ -240,7 +240,7 @@ class Mining(nn.Module):
         self.val = nn.Sequential(nn.LayerNorm(high), nn.Linear(high, low))
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> Tensor:
-        """x [n, tokens, low], maps of four strides -> what each token mined [n, tokens, low], to be added to it."""
+        """x [n, tokens, low], maps of four strides -> the mined residual of each token [n, tokens, low]."""
         batch, tokens, low = x.shape
         grid = int(tokens**0.5)
         side = maps[0].shape[1]
@@ -265,7 +265,7 @@ def low_view(high: Tensor, side: int) -> Tensor:
 
 
 class Vision(nn.Module):
-    """From two views of a picture to visual tokens in the language model's space."""
+    """Maps two views of an image to visual tokens in the language model's embedding space."""
 
     def __init__(self, clip: ClipSizes, convnext: ConvNextSizes, hidden_size: int) -> None:
         super().__init__()
@@ -279,12 +279,12 @@ class Vision(nn.Module):
         nn.init.normal_(self.projector[2].weight, std=0.005)  # word embeddings are small
 
     def features(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """CLIP's features and what they mined."""
+        """CLIP's features plus the mined residual."""
         x = self.clip(low)
         return x, self.mining(x, self.convnext(high))
 
     def forward(self, low: Tensor, high: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`keep` [n]: 0 for pictures whose high-resolution branch is switched off."""
+        """`keep` [n]: 0 for images whose high-resolution branch is switched off."""
         x, mined = self.features(low, high)
         if keep is not None:
             mined = mined * keep[:, None, None].to(mined.dtype)

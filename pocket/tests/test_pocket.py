@@ -1,5 +1,5 @@
-"""What training rests on: the world says only what is so, held-out combinations are held out, and ids, sequences and layouts
-are those of the reference. Needs no trained model."""
+"""Tests of the training data: answers are correct, held-out combinations are held out, and ids, sequences and layouts match the
+reference. Needs no trained model."""
 
 import random
 import re
@@ -52,7 +52,7 @@ class World(unittest.TestCase):
             self.assertEqual(len(found), len(set(found)))
 
     def test_answers_agree_with_the_scene(self) -> None:
-        """Every question whose answer can be told from its words, checked another way."""
+        """Checks questions whose answer can be derived from their words, in another way."""
         checked: Counter[str] = Counter()
         for seed in range(600):
             scene = draw_scene(seed)
@@ -74,7 +74,7 @@ class World(unittest.TestCase):
             self.assertGreater(checked[form], 10, form)
 
     def check(self, turn: Turn, scene: Scene) -> str:
-        """Checks one question and says of which form it is."""
+        """Checks one question and returns its form."""
         names = [thing.kind.name for thing in scene.things]
         question = turn.question.rstrip("?.")
 
@@ -162,7 +162,7 @@ class World(unittest.TestCase):
             self.assertEqual(held, seed % 2 == 0)
 
     def test_a_lesson_is_what_was_painted(self) -> None:
-        """The nearest-picture check finds thing, colour, place and size, and samples say that of the picture."""
+        """The nearest-image check finds thing, colour, position and size, as in the sample."""
         wanted = drawings.Drawing(KINDS[KIND_INDEX["umbrella"]], "blue", True, "yellow")
         self.assertEqual(drawings.Drawing.of_row(wanted.row()), wanted)
         picture = Image.new("RGB", (SIDE, SIDE), BACKGROUNDS["yellow"])
@@ -228,7 +228,7 @@ class Arithmetic(unittest.TestCase):
         found = torch.autograd.grad(Depthwise.apply(x, weight, bias), (x, weight, bias), grad)
         wanted = torch.autograd.grad(torch.conv2d(x, weight, bias, padding=3, groups=3), (x, weight, bias), grad)
         for mine, theirs in zip(found, wanted):
-            # Sums over pictures and pixels are in f32.
+            # Sums over images and pixels are in f32.
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
     def test_folded_mining_is_the_papers(self) -> None:

@@ -1,6 +1,6 @@
 """python -m pocket.train STAGE [--run FOLDER] [--steps N]
 
-NEEDS has the stages. The same command goes on where a stage was stopped."""
+NEEDS lists the stages. Run the same command again to resume a stage."""
 
 import argparse
 import os

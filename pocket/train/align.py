@@ -19,7 +19,7 @@ from .language import Told, tokenizer_folder
 from .towers import RECIPE, CellHeads, cell_loss
 
 STEPS, BATCH, SEED = 1500, 24, 3
-SWITCHED_OFF = 0.12  # share of pictures whose high-resolution branch is off
+SWITCHED_OFF = 0.12  # share of images whose high-resolution branch is off
 
 
 def token_loss(visual: Tensor, target: Tensor, cells: Tensor, known: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def keep_mask(batch: data.Batch) -> Tensor:
 def held_out_accuracy(
     model: Mgm, tokenizer: Path, batches: int, seed: int, easy_vqa: bool, mining: bool = True
 ) -> dict:
-    """Accuracy on held-out scenes (and the part of easy-vqa's train split that is kept back), with mining or with it switched off."""
+    """Accuracy on held-out scenes (and the validation part of easy-vqa's train split), with mining or with it switched off."""
     share = 0.25 if easy_vqa else 0.0
     recipe = data.Recipe(images=True, held_out=True, text_only=0.0, easy_vqa=share)
 

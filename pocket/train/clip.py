@@ -1,4 +1,4 @@
-"""The low-resolution tower: CLIP's ViT learns to tell what lies in each cell, as far as a third of the resolution shows it."""
+"""The low-resolution tower: CLIP's ViT learns the content of each cell, as far as a third of the resolution shows it."""
 
 from pathlib import Path
 

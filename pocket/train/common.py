@@ -46,8 +46,8 @@ def mixed() -> torch.autocast | nullcontext:
 
 
 def compile_layers(*layers: nn.Module) -> None:
-    """What lies between the matrix products becomes a few loops: instruction tuning takes a fifth less time. `POCKET_EAGER` leaves
-    it, where there is no C++ compiler."""
+    """Compiles the layers, which fuses the operations between matmuls: instruction tuning takes a fifth less time. `POCKET_EAGER`
+    disables it, for machines without a C++ compiler."""
     if os.environ.get("POCKET_EAGER"):
         return
     torch._dynamo.config.recompile_limit = 64  # lengths, times training and evaluation, times watched and not
@@ -83,8 +83,8 @@ class Muon(torch.optim.Optimizer):
         scale: Callable[[str], float] = lambda _: 1.0,
         convolutions: bool = False,
     ) -> None:
-        """`scale` makes some parameters' rates smaller, by name; with `convolutions` their kernels count as matrices [out, in * taps],
-        but for those from or to pixels and latents."""
+        """`scale` reduces the learning rates of some parameters, by name. With `convolutions` kernels count as matrices [out, in * taps],
+        except for those from or to pixels and latents."""
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in named:
             if parameter.requires_grad:
@@ -126,7 +126,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * group["decay"]).add_(update, alpha=-group["lr"])
 
     def schedule(self, step: int, steps: int, warmup: int = 60) -> None:
-        """Up in `warmup` steps, level, and down to a twentieth in the last 40 %."""
+        """Linear warm-up in `warmup` steps, constant, and decay to a twentieth in the last 40 %."""
         scale = min(1.0, (step + 1) / warmup) * min(1.0, max(0.05, (steps - step) / (0.4 * steps)))
         for group in self.param_groups:
             group["lr"] = group["base"] * scale
@@ -180,7 +180,7 @@ class Run:
 
 
 def load_stage(folder: Path, stage: str) -> dict:
-    """What an earlier stage left: finished or, if its time was cut short, as far as it got."""
+    """The state of an earlier stage, finished or not."""
     path = folder / f"{stage}.pt"
     if not path.exists():
         raise SystemExit(f"stage {stage} comes first: {path} is missing; run `python -m pocket.train {stage}`")
@@ -199,7 +199,7 @@ def fit(
     log_every: int = 10,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
-    """Trains until `steps`, from where the run stopped. `loss_of` gives named losses; their sum is descended."""
+    """Trains until `steps`, resuming the run. `loss_of` gives named losses; their sum is minimized."""
     first = 0
     state = run.load()
     if state:
@@ -208,7 +208,7 @@ def fit(
         rates = [group["base"] for group in optimiser.param_groups]
         optimiser.load_state_dict(state["optimiser"])
         for group, rate in zip(optimiser.param_groups, rates):
-            group["base"] = rate  # as the code says now, not as it did when the state was saved
+            group["base"] = rate  # as in the code, not as when the state was saved
         first = state["step"]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     sums: dict[str, float] = defaultdict(float)
@@ -254,14 +254,14 @@ def fit(
 
 @dataclass
 class Read:
-    """What the language model makes of a batch."""
+    """The language model's losses on a batch."""
 
-    each: Tensor  # [m] cross entropy of each id behind the first
-    hit: Tensor  # [m] whether it was the likeliest
+    each: Tensor  # [m] cross entropy of each id after the first
+    hit: Tensor  # [m] whether it was the most likely one
     answer: Tensor  # [m] whether it is part of an answer
     rows: Tensor  # [m]
     columns: Tensor  # [m]
-    looks: Tensor  # what the taught heads miss
+    looks: Tensor  # attention loss of the supervised heads
 
 
 def read(model: Mgm, batch: Batch, visual: Tensor, answers_only: bool = False, teach: bool = True) -> Read:
@@ -281,10 +281,10 @@ def read(model: Mgm, batch: Batch, visual: Tensor, answers_only: bool = False, t
 
 
 def look_loss(watch: list[Tensor], batch: Batch, ids: Tensor, went: Tensor) -> Tensor:
-    """How little the taught heads look where they should: minus the logarithm of the part of their weight that lies there.
+    """The attention loss of the supervised heads: minus the logarithm of their weight on the target.
 
-    A lookup by name takes two steps, from the name to the cell and from the answer's beginning to what was found. Neither helps
-    without the other, so that answers alone teach it late: in 1,300 steps not at all."""
+    A lookup by name takes two steps, from the name to the cell and from the start of the answer to what was found. Neither helps
+    without the other, so that answers alone don't teach it within 1,300 steps."""
     looks = batch.looks
     rows, columns, cells = (x.to(DEVICE) for x in (looks.rows, looks.columns, looks.cells))
     if not len(rows):
@@ -297,8 +297,8 @@ def look_loss(watch: list[Tensor], batch: Batch, ids: Tensor, went: Tensor) -> T
 
 
 def accuracy(model: Mgm, batches: Iterable[Batch], visual_of: Callable[[Batch], Tensor]) -> dict[str, float]:
-    """Share of answers that are right to the last id, by kind of question. (Under greedy decoding an answer is exact if and
-    only if every id of it is the likeliest after those before.)"""
+    """Share of answers with every id correct, by kind of question. (Under greedy decoding an answer is exact if and
+    only if every id of it is the most likely one after those before.)"""
     right: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
     with torch.no_grad(), mixed():

@@ -1,4 +1,4 @@
-"""The high-resolution tower: ConvNeXt learns to tell what lies in each cell, small print included."""
+"""The high-resolution tower: ConvNeXt learns the content of each cell, small text included."""
 
 from pathlib import Path
 

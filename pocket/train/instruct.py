@@ -1,5 +1,5 @@
 """Instruction tuning, with requests to draw mixed in: projector and mining, and language model and towers at
-half the rate. The dense target of the alignment stays as a second loss, also of full pictures that nothing is asked about: it tells
+half the rate. The dense target of the alignment stays as a second loss, also of full images that nothing is asked about: it tells
 more than answers do."""
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from .towers import RECIPE as FULL
 from .towers import CellHeads, cell_loss
 
 STEPS, BATCH, SEED = 3200, 16, 4
-PICTURES = 12  # beside the conversations
+PICTURES = 12  # in addition to the conversations
 RECIPE = data.Recipe(images=True, easy_vqa=0.2, text_only=0.04, instructed=0.1)
 
 

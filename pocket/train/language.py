@@ -1,6 +1,6 @@
-"""The language model learns the world's words and how to reason about a grid of visual tokens, before it
-has eyes. In the place of a picture stand tokens that are written from the scene itself: the sum of embeddings of what each
-cell holds and where it lies, which begin as the embeddings of the words for it. (The paper starts from a language model that has been trained on text; this is ours.)"""
+"""The language model learns the world's words and how to reason about a grid of visual tokens before it sees images. In place of
+an image there are tokens written from the scene itself: the sum of embeddings of each cell's content and position, initialized
+with the embeddings of the words for it. (The paper starts from a pretrained language model.)"""
 
 import math
 import shutil
@@ -24,8 +24,8 @@ STEPS, BATCH, SEED = 1500, 24, 1
 
 
 class Told(nn.Module):
-    """Visual tokens written from a scene, [n, 64, hidden]: what a cell holds and where it lies, each in the words for it and in
-    a part of its own."""
+    """Visual tokens written from a scene, [n, 64, hidden]: the content and position of a cell, each as the words for it plus a
+    learned part."""
 
     def __init__(self, hidden: int, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class Told(nn.Module):
         self.position_embed = nn.Parameter(smooth_positions(hidden))
         self.offset_head = nn.Linear(2, hidden, bias=False)
         for name, table in zip(data.FIELDS, self.fields):
-            # Where there are words, these say it.
+            # Words where they exist.
             nn.init.normal_(table.weight, std=0.003 if name in FIELD_WORDS else 0.02)
         with torch.no_grad():
-            # Sizes are in order from the beginning.
+            # Sizes are ordered from the start.
             sizes = self.fields[data.FIELD_INDEX["size"]].weight
             sizes.copy_(0.2 * sizes + torch.linspace(-1, 1, len(sizes))[:, None] * torch.randn(hidden) * 0.03)
             for table in self.fields:
@@ -66,7 +66,7 @@ def smooth_positions(hidden: int) -> Tensor:
     return (down[:, None] + across[None]).reshape(GRID * GRID, hidden)
 
 
-# The words for the values of each field from 1 on, with their weights.
+# The words for the values of each field, from 1, with their weights.
 FIELD_WORDS: dict[str, Sequence[dict[str, float]]] = {
     "kind": [{kind.name: 0.8, kind.plural: 0.3, "thing things": 0.4} for kind in KINDS],
     "colour": [{colour: 1.0} for colour in COLOUR_NAMES],
@@ -77,7 +77,7 @@ FIELD_WORDS: dict[str, Sequence[dict[str, float]]] = {
 
 
 def word_shares(tokenizer: Tokenizer, values: Sequence[dict[str, float]], size: int) -> Tensor:
-    """For each value of a field, what part each id has in the words for it: [size, vocabulary]."""
+    """For each value of a field, the weight of each id in the words for it: [size, vocabulary]."""
     shares = torch.zeros(size, tokenizer.vocab_size)
     space = tokenizer.model.piece_to_id("\u2581")
     for value, words in enumerate(values, 1):
@@ -92,7 +92,7 @@ def tokenizer_folder(folder: Path) -> Path:
     """The tokenizer's folder in a run: a copy of the one in `pocket/vocabulary`, whose ids the sizes in `sizes.py` are for."""
     out = folder / "tokenizer"
     if not out.exists():
-        # Of stages that start together one is first.
+        # Stages that start together race.
         copy = Path(tempfile.mkdtemp(dir=folder))
         shutil.copytree(VOCABULARY, copy, dirs_exist_ok=True)
         try:
@@ -118,7 +118,7 @@ def main(folder: Path, steps: int | None = None) -> None:
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         found = read(model, batch, visual(batch))
-        # What is asked about is mostly what is there, so that foretelling questions teaches to look, too.
+        # Questions are mostly about what is there, so predicting questions trains recognition too.
         questions = found.each[~found.answer].mean()
         return {"loss": found.each[found.answer].mean(), "questions": 0.25 * questions, "looks": 0.3 * found.looks}
 

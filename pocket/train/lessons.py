@@ -1,7 +1,7 @@
-"""The painter paints for the answering model, which is instructed next: what is painted is soft, a little bent and has a faint texture,
-none of which the generator's own drawings are.
+"""Generates training images for instruction tuning with the image model: they are blurred, slightly warped and textured, unlike
+the generator's drawings.
 
-Only pictures that the nearest-picture check takes for what was asked are kept, and of what is kept from training none."""
+Only images that the nearest-image check confirms are kept, and none of a held-out combination."""
 
 import random
 from pathlib import Path

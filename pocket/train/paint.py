@@ -1,4 +1,4 @@
-"""The UNet and both text encoders learn to take noise from latents, told what the picture shows."""
+"""Trains the UNet and both text encoders to remove noise from latents, given the prompt."""
 
 import copy
 import hashlib
@@ -34,7 +34,7 @@ from .vae import scale_of
 
 STEPS, BATCH, SEED = 6500, 32, 6
 LATENTS = 24_000
-AVERAGE = 0.999  # of the weights that are kept
+AVERAGE = 0.999  # of the moving average of the weights
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -55,7 +55,7 @@ def trained_vae(folder: Path) -> AutoencoderKL:
 
 
 def latents(folder: Path, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
-    """Scaled latents of drawings and their prompts, kept on disk: the pictures are seen many times."""
+    """Scaled latents of drawings and their prompts, cached on disk, since images repeat."""
     path = folder / "latents.pt"
     weights = b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())
     made_by = f"{hashlib.sha256(weights).hexdigest()} {vae.config.scaling_factor}"
@@ -89,7 +89,7 @@ def trained_painter(folder: Path) -> tuple[Painter, CLIPTokenizer]:
 
 @torch.no_grad()
 def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
-    """Pictures [n, 3, side, side] of -1..1 of prompts' ids, guided away from no words at all."""
+    """Images [n, 3, side, side] of -1..1 for prompts' ids, with guidance against the empty prompt."""
     with mixed():
         scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
         scheduler.set_timesteps(steps)
@@ -113,7 +113,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     ids, negative = ids_of(tokenizer, prompts), ids_of(tokenizer, [NEGATIVE])
     painter = Painter(len(tokenizer)).to(DEVICE)
     if DEVICE.type == "cpu":
-        # The library's fused attention is slow on its way back at 256 places: a step takes a fifth less time without.
+        # PyTorch's fused attention has a slow backward pass at 256 positions: a step takes a fifth less time without.
         painter.unet.set_attn_processor(AttnProcessor())
     average = copy.deepcopy(painter).requires_grad_(False).eval()
     optimiser = Muon(painter.named_parameters(), rate=0.005, adam_rate=7e-4, convolutions=True)
@@ -132,7 +132,7 @@ def main(folder: Path, steps: int | None = None) -> None:
 
     def loss_of(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         clean, text, times, noise, drop = (each.to(DEVICE) for each in batch)
-        # Some learn without words: guidance needs it. Half of these see the usual negative prompt.
+        # Some are unconditional, for guidance. Half of these get the usual negative prompt.
         text = torch.where(((drop >= 0.06) & (drop < 0.12))[:, None], negative.to(DEVICE), text)
         context, pooled = painter.conditions(text)
         told = (drop >= 0.06).to(context.dtype)

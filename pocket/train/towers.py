@@ -1,6 +1,6 @@
-"""What the stages of both towers share (`clip`, `convnext`): each learns by itself to tell what lies in each cell of the 8 x 8
-grid. The heads that tell it are thrown away. (The released towers come from contrastive training on captions; telling every
-cell is captioning at its densest, and learns from thousands of pictures rather than billions.)"""
+"""Shared code of both towers' stages (`clip`, `convnext`): each tower learns separately to predict the content of each cell of the
+8 x 8 grid. The prediction heads are discarded. (The released towers come from contrastive training on captions; dense targets
+learn from thousands of images rather than billions.)"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ RECIPE = data.Recipe(images=True, dense=True, text_only=0.0)
 
 
 class CellHeads(nn.Module):
-    """Linear heads over features [n, 64, width]: every field of a cell, and where in it the thing's centre lies."""
+    """Linear heads over features [n, 64, width]: every field of a cell, and the offset of the thing's centre."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class CellHeads(nn.Module):
 
 
 def cell_loss(told: tuple[list[Tensor], Tensor], cells: Tensor, offsets: Tensor) -> Tensor:
-    """Kind, text and background are told everywhere, the rest where there is something to tell."""
+    """Kind, text and background have targets everywhere, the other fields only in cells with a thing."""
     fields, guess = told
     thing = cells[..., FIELD_INDEX["kind"]] > 0
     text = cells[..., FIELD_INDEX["text"]] > 0
@@ -44,7 +44,7 @@ def cell_loss(told: tuple[list[Tensor], Tensor], cells: Tensor, offsets: Tensor)
     for name, index in FIELD_INDEX.items():
         logits, target = fields[index], cells[..., index]
         if name in ("kind", "text"):
-            # Most cells are empty: they share the weight of all that are not.
+            # Most cells are empty: together they weigh as much as all others.
             present = target > 0
             each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
             share = present.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The autoencoder between 128 x 128 pictures and 16 x 16 latents."""
+"""The autoencoder between 128 x 128 images and 16 x 16 latents."""
 
 import random
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ STEPS, BATCH, SEED = 1800, 12, 5
 
 
 def sample(number: int) -> Image.Image:
-    """Mostly what will be painted; one in eight a scene of several things."""
+    """Mostly drawings; one in eight is a scene of several things."""
     rng = random.Random(number)
     if rng.random() < 0.125:
         return render(draw_scene(number, count=rng.randint(1, 3), labels=0), SIDE)
@@ -35,7 +35,7 @@ def pictures(first: int, seed: int) -> Iterator[Tensor]:
 
 def reconstruction_loss(guess: Tensor, target: Tensor) -> Tensor:
     """Absolute error of pixels, of their differences to neighbours, which keeps edges sharp, and of means over 4 x 4 pixels: without
-    much of these colours come late."""
+    these, colours are learnt late."""
     loss = F.l1_loss(guess, target)
     for dim in (2, 3):
         loss = loss + F.l1_loss(guess.diff(dim=dim), target.diff(dim=dim))

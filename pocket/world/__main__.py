@@ -1,17 +1,17 @@
-"""The world by hand.
+"""Command line of the world.
 
     python -m pocket.world sheet FILE.png         a contact sheet of scenes
     python -m pocket.world show SEED FILE.png     one scene and a conversation about it
-    python -m pocket.world examples FOLDER        the pictures in pocket/examples
+    python -m pocket.world examples FOLDER        the images in pocket/examples
     python -m pocket.world export-eval FOLDER     the held-out questions, the small-text questions and the drawing requests
-    python -m pocket.world cut-tests EVAL FOLDER  tests/data/pocket: the questions about some of the pictures of export-eval
+    python -m pocket.world cut-tests EVAL FOLDER  tests/data/pocket: the questions about some of the images of export-eval
 
 `export-eval` writes, always the same for the same version:
     held-out.jsonl     2,000 questions about scenes with combinations that training never shows; `mgm eval --format jsonl`
     held-out-*.jsonl   those of them that are about the combination itself: a colour on a thing, a thing in a place, a pair
     small-text.jsonl   400 questions about small printed text alone, for the figure with and without mining
     drawing.jsonl      200 requests to draw: {"question", "prompt", "thing", "colour", "painted", "background"}
-    images/            their pictures
+    images/            their images
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the painter learns: one thing on a plain background, and the words that ask for it."""
+"""Training data of the image model: one thing on a plain background, and its prompt."""
 
 import random
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Drawing:
 
     @property
     def paint(self) -> str | None:
-        """The colour it is painted in; None: as it is."""
+        """The colour of the recoloured drawing; None for its own colours."""
         return self.colour if self.painted else None
 
     def row(self) -> dict:
@@ -52,7 +52,7 @@ class Drawing:
 
 
 def draw(rng: random.Random, held_out: bool = False) -> Drawing:
-    """A drawing to ask for. Held-out ones are things in colours never seen on them in training."""
+    """A drawing to request. Held-out ones are things in colours they never have in training."""
     while True:
         kind = any_kind(rng)
         if kind.icon is None:
@@ -72,7 +72,7 @@ def draw(rng: random.Random, held_out: bool = False) -> Drawing:
 
 
 def picture(drawing: Drawing, side: int, rng: random.Random | None = None, size: float = 0.75) -> Image.Image:
-    """Its picture; `rng` varies size and place a little."""
+    """Renders it; `rng` varies size and position slightly."""
     size = rng.uniform(0.66, 0.84) if rng else size
     x, y = (rng.uniform(0.46, 0.54) if rng else 0.5 for _ in range(2))
     image = Image.new("RGB", (side, side), BACKGROUNDS[drawing.background or "white"])

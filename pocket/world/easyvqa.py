@@ -1,4 +1,4 @@
-"""easy-vqa (PyPI, MIT): pictures of one shape with questions in its own words. Only its train split is trained on."""
+"""easy-vqa (PyPI, MIT): images of one shape with questions in its own words. Only its train split is used for training."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def root() -> Path:
 
 @lru_cache(maxsize=1)
 def _questions() -> dict[int, list[tuple[str, str]]]:
-    """Questions and answers by picture."""
+    """Questions and answers by image."""
     by_image: dict[int, list[tuple[str, str]]] = {}
     for question, answer, image in json.loads((root() / "train" / "questions.json").read_text()):
         by_image.setdefault(image, []).append((question, answer))
@@ -33,7 +33,7 @@ def _questions() -> dict[int, list[tuple[str, str]]]:
 
 @lru_cache(maxsize=2)
 def images(held_out: bool) -> list[int]:
-    """Pictures of the train split: a twentieth of them is kept to look at the training, which never sees the test split."""
+    """Images of the train split; a twentieth of them is for validation. Training never sees the test split."""
     return [image for i, image in enumerate(sorted(_questions())) if (i % 20 == 0) == held_out]
 
 

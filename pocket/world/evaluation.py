@@ -22,7 +22,7 @@ def _row(scene: Scene, turn: Turn, history: list[Turn], number: int, image: str)
 
 
 def held_out_questions(folder: Path, count: int) -> list[dict]:
-    """Questions of all kinds, rare kinds preferred, a few to a picture."""
+    """Questions of all kinds, rare kinds preferred, a few per image."""
     rows: list[dict] = []
     kinds: Counter[str] = Counter()
     seed = EXPORT
@@ -35,7 +35,7 @@ def held_out_questions(folder: Path, count: int) -> list[dict]:
         order = sorted(range(len(turns)), key=lambda i: (kinds[turns[i].kind], i))[: min(PER_SCENE, count - len(rows))]
         image = f"images/held-out-{seed - EXPORT:05}.png"
         for index in order:
-            # Only what a follow-up question hangs on is history.
+            # The history has only what a follow-up question refers to.
             start = index
             while turns[start].kind == "follow":
                 start -= 1
@@ -64,7 +64,7 @@ def small_text_questions(folder: Path, count: int) -> list[dict]:
 
 
 def drawing_requests(count: int) -> list[dict]:
-    """Half of them things in colours that training never shows on them."""
+    """Half of them are things in colours that they never have in training."""
     rows = []
     for number in range(count):
         rng = random.Random(EXPORT + number)
@@ -99,7 +99,7 @@ def export_eval(folder: Path, questions: int) -> None:
 
 
 def cut_tests(evaluation: Path, folder: Path) -> None:
-    """The questions about every twentieth held-out picture and about the first thirty with small print."""
+    """The questions about every twentieth held-out image and about the first thirty with small text."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for old in (folder / "images").iterdir():
         old.unlink()

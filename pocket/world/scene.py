@@ -1,4 +1,4 @@
-"""Scenes: what is where, drawn from a seed, and their pictures."""
+"""Scenes: things and their positions, drawn from a seed, and their images."""
 
 import random
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ from . import things
 from .sprites import coverage, has_colour, natural_colour, sprite
 from .things import COLOUR_NAMES, COLOURS, KINDS, PAINTS, WORDS, Kind, any_kind, colour_distance
 
-# Held-out scenes are those of seeds from here on; training never gets there.
+# Held-out scenes have seeds from here on; training never reaches them.
 HELD_OUT = 1 << 40
 SIDE = 192
-GRID = 8  # no two centres lie in one of GRID x GRID cells, so that every token has one thing to tell
-SMALL_TEXT = (7, 9)  # the heights of letters in pixels of SIDE: a third of that in the low-resolution view
+GRID = 8  # no two centres are in the same of GRID x GRID cells, so that every token describes one thing
+SMALL_TEXT = (7, 9)  # letter heights in pixels of SIDE; a third of that in the low-resolution view
 LARGE_TEXT = (20, 34)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing in a scene. Positions are of the centre, sizes of the longer side, both as parts of the picture's side."""
+    """A thing in a scene. Position of the centre and size of the longer side, both as fractions of the image's side."""
 
     kind: Kind
-    colour: str | None  # as it can be asked for; None if the drawing has many colours
+    colour: str | None  # its name in questions; None if the drawing has many colours
     painted: bool
     x: float
     y: float
@@ -37,12 +37,12 @@ class Thing:
 
     @property
     def area(self) -> float:
-        """What it covers, as a part of the picture."""
+        """The fraction of the image that it covers."""
         return self.size**2 * coverage(self.kind)
 
     @property
     def phrase(self) -> str:
-        """What it is called: painted things and shapes with their colour."""
+        """Its name: recoloured things and shapes with their colour."""
         return f"{self.colour} {self.kind.name}" if self.painted and self.colour else self.kind.name
 
 
@@ -69,7 +69,7 @@ class Scene:
     labels: tuple[Label, ...]
     background: str | None  # a plain background's colour; None for patterns
     seed: int
-    # Indices of the things in the combination kept from training, and what is new about them.
+    # Indices of the things in the held-out combination, and what is new about them.
     held_out: frozenset[int] = field(default_factory=frozenset)
     novelty: str | None = None
 
@@ -107,7 +107,7 @@ NOVELTIES = ("colour", "region", "pair")
 
 
 def _novelty(kind: Kind, colour: str | None, painted: bool, place: str, others: list[Thing]) -> str | None:
-    """Which of NOVELTIES a thing is, if any: its colour, its place, or one of the others beside it is kept from training."""
+    """Which of NOVELTIES a thing has, if any: its colour, its position, or its combination with another thing is held out."""
     if painted and colour and things.held_colour(kind.name, colour):
         return "colour"
     if things.held_region(kind.name, place):
@@ -119,7 +119,7 @@ def _contrasts(colour: str | None, background: tuple[int, int, int]) -> bool:
     return colour is None or colour_distance(COLOURS[colour], background) > 130
 
 
-# Plain backgrounds by the name under which they can be asked for.
+# Plain backgrounds by their name in questions.
 BACKGROUNDS = {
     "white": (250, 250, 250), "black": (22, 22, 24), "gray": (150, 150, 152), "blue": (120, 170, 240),
     "green": (130, 200, 120), "yellow": (252, 236, 150), "pink": (250, 190, 215),
@@ -202,7 +202,7 @@ def draw_scene(
     return Scene(tuple(found), tuple(printed), background, seed, frozenset(special), novelty if special else None)
 
 
-# --- pictures ---
+# --- images ---
 
 
 def _ground(rng: random.Random) -> tuple[tuple[int, int, int], str]:
@@ -232,7 +232,7 @@ def _background(scene: Scene, side: int, rng: random.Random) -> Image.Image:
 
 
 def render(scene: Scene, side: int = SIDE) -> Image.Image:
-    """The picture, `side` pixels square."""
+    """Renders the image, `side` pixels square."""
     rng = random.Random(scene.seed + 2)
     image = _background(scene, side, rng)
     for thing in scene.things:
@@ -259,7 +259,7 @@ def _print(image: Image.Image, label: Label, side: int) -> None:
 
 
 def framed(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Now and then a picture is stored larger or smaller than the model looks at it, as people's pictures are."""
+    """Sometimes stores an image larger or smaller than the model's input, as real images are."""
     if rng.random() < 0.8:
         return image
     side = rng.randint(128, 400)

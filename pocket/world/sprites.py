@@ -1,4 +1,4 @@
-"""Drawings of things as RGBA pictures: Noto's emoji rendered once from SVG, shapes drawn, both in any colour."""
+"""Drawings of things as RGBA images: Noto's emoji rendered from SVG, and shapes, both in any colour."""
 
 import io
 import json
@@ -95,7 +95,7 @@ def _mask(shape: str) -> Image.Image:
 
 
 def paint(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """A drawing in shades of one colour, its lightness kept."""
+    """Recolours a drawing in shades of one colour; preserves its lightness."""
     rgb, alpha = rgba[..., :3].astype(np.float32), rgba[..., 3]
     light = rgb @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     inside = light[alpha > 128]
@@ -109,7 +109,7 @@ def paint(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=8192)
 def sprite(kind: Kind, colour: str | None, shade: int = 0) -> Image.Image:
-    """A thing as it is (`colour` None) or painted; `shade` -2..2 makes the colour darker or lighter."""
+    """A thing in its own colours (`colour` None) or recoloured; `shade` -2..2 makes the colour darker or lighter."""
     if kind.icon is not None:
         rgba = _emoji()[kind.icon]
         if colour is not None:
@@ -137,8 +137,8 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 @cache
 def has_colour(kind: Kind, colour: str) -> bool:
-    """Whether more of a painted drawing is nearer to its colour (CIELAB) than to any other: in its shadows, a lemon painted orange
-    is brown."""
+    """Whether more of a recoloured drawing is closer to its colour (CIELAB) than to any other: the shadows of an orange lemon are
+    brown."""
     rgba = np.asarray(sprite(kind, colour))[::2, ::2]
     pixels = _lab(rgba[rgba[..., 3] > 128][:, :3].astype(np.float32))
     named = _lab(np.array(list(COLOURS.values()), np.float32))
@@ -148,7 +148,7 @@ def has_colour(kind: Kind, colour: str) -> bool:
 
 @cache
 def coverage(kind: Kind) -> float:
-    """The part of its square that a drawing covers."""
+    """The fraction of its square that a drawing covers."""
     return float(np.asarray(sprite(kind, None))[..., 3].mean()) / 255
 
 

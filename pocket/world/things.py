@@ -1,10 +1,10 @@
-"""What there is in the world: emoji drawings, shapes, colours, printed words; and which combinations are held out."""
+"""The content of the world: emoji drawings, shapes, colours, printed words; and which combinations are held out."""
 
 import random
 import zlib
 from dataclasses import dataclass
 
-# Icons of Noto, and what they are called here where the icon's own name will not do.
+# Icons of Noto, and their names here if the icon's own name is unsuitable.
 _EMOJI = """
 dog-face=dog wolf fox cat-face=cat lion tiger-face=tiger horse-face=horse unicorn zebra deer cow-face=cow pig-face=pig
 camel giraffe elephant mouse-face=mouse rabbit-face=rabbit bear panda rooster baby-chick=chick penguin dove=bird duck
@@ -39,7 +39,7 @@ SYNONYMS = {
     "pine tree": "evergreen", "ladybug": "ladybird",
 }  # fmt: skip
 
-# What some things are, too: whether there is a bird beside a duck is not asked.
+# Hypernyms: whether there is a bird next to a duck is not asked.
 ALSO = {
     "bird": {"duck", "owl", "parrot", "penguin", "chick", "rooster"}, "fish": {"shark", "whale", "dolphin"},
     "bear": {"panda", "teddy bear"}, "cat": {"lion", "tiger"}, "dog": {"wolf"}, "horse": {"unicorn", "zebra"}, "cake": {"cupcake"},
@@ -56,7 +56,7 @@ COLOURS = {
     "blue": (40, 90, 215), "purple": (125, 55, 170), "pink": (245, 130, 185), "brown": (125, 78, 42), "gray": (128, 128, 128),
     "black": (25, 25, 25), "white": (248, 248, 248),
 }  # fmt: skip
-# In these emoji are painted: their shading survives.
+# The colours for recoloured emoji, which keep their shading.
 PAINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 
 WORDS = tuple(
@@ -114,7 +114,7 @@ KINDS = _kinds()
 KIND_INDEX = {kind.name: index for index, kind in enumerate(KINDS)}
 assert len(KIND_INDEX) == len(KINDS)
 COLOUR_NAMES = tuple(COLOURS)
-# What things, colours and texts are called, word by word.
+# The words of the names of things, colours and texts.
 NAMES = tuple(
     dict.fromkeys(
         word
@@ -140,11 +140,11 @@ def any_kind(rng: random.Random) -> Kind:
 
 
 def region(x: float, y: float) -> str:
-    """The ninth of the picture in which a point lies."""
+    """The ninth of the image that contains a point."""
     return REGIONS[3 * min(int(y * 3), 2) + min(int(x * 3), 2)]
 
 
-# Drawings of which nearly all is of one colour (looked at, and measured to be more than 72 % of the pixels).
+# Drawings that are nearly all of one colour (checked by eye, and more than 72 % of the pixels).
 NATURAL = {
     "wolf": "gray", "chick": "yellow", "rose": "red", "pine tree": "green", "cactus": "green", "tomato": "red",
     "cheese": "yellow", "teapot": "red", "moon": "yellow", "pumpkin": "orange", "balloon": "red", "dress": "blue",
@@ -162,16 +162,16 @@ _SHOWN = {"circle", "rectangle", "triangle"}
 
 
 def held_colour(kind: str, colour: str) -> bool:
-    """Whether a kind painted in a colour is kept from training."""
+    """Whether a kind in a colour is held out."""
     return kind not in _SHOWN and NATURAL.get(kind) != colour and _draw(f"colour/{kind}/{colour}", 10) == 0
 
 
 def held_region(kind: str, place: str) -> bool:
-    """Whether a kind in a ninth of the picture is kept from training."""
+    """Whether a kind in a ninth of the image is held out."""
     return kind not in _SHOWN and _draw(f"region/{kind}/{place}", 12) == 0
 
 
 def held_pair(one: str, other: str) -> bool:
-    """Whether two kinds in one picture are kept from training."""
+    """Whether two kinds in one image are held out."""
     first, second = sorted((one, other))
     return first != second and _draw(f"pair/{first}/{second}", 20) == 0
