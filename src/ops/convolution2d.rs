@@ -127,7 +127,7 @@ fn convolution_to(
     let halved = matches!(layer.mode, ConvMode::Stride2 | ConvMode::Stride2PadEnd);
     let doubled = layer.mode == ConvMode::Upsample2;
     let channels4 = x.channels() / 4;
-    let map = ConvParams {
+    let convolution = ConvParams {
         height: x.height as u32,
         width: x.width as u32,
         pixels_out: (height * width) as u32,
@@ -150,7 +150,7 @@ fn convolution_to(
         activation: epilogue.activation,
         residual: epilogue.residual.map(|residual| &residual.values),
         y: &y,
-        map,
+        convolution,
     }
     .record(recorder)?;
     Ok(FeatureMap { height, width, values: y })

@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::attention::{Attention, KvCache};
-use super::matmul::{self, EpilogueFlags, LhsSource, MatmulKernel, MatmulShape, OutputStage, Variant, note_product};
+use super::matmul::{self, EpilogueFlags, LhsSource, OutputStage, Product};
 use super::{Norm, norm};
-use crate::gpu::{Binding, Cost, Gpu, Recorder};
+use crate::gpu::{Gpu, Recorder};
 use crate::tensor::{Matrix, Tensor};
 use crate::{Error, Result};
 
@@ -21,7 +21,7 @@ pub struct Rope {
 /// Cosines and sines of the rotary embedding for the positions of a cache.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    turns: Tensor,
+    cos_sin: Tensor,
 }
 
 impl RopeTable {
@@ -46,7 +46,7 @@ impl RopeTable {
                 1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
             })
             .collect();
-        let turns: Vec<f32> = positions
+        let cos_sin: Vec<f32> = positions
             .flat_map(|position| {
                 frequencies.iter().flat_map(move |frequency| {
                     let angle = position as f32 * frequency;
@@ -54,7 +54,7 @@ impl RopeTable {
                 })
             })
             .collect();
-        Ok(Self { turns: Tensor::new(gpu, &[rows, head_dim], &turns, "rotary table")? })
+        Ok(Self { cos_sin: Tensor::new(gpu, &[rows, head_dim], &cos_sin, "RoPE table")? })
     }
 }
 
@@ -110,9 +110,9 @@ impl QkvRope<'_> {
                 expected: format!("[{}, {}]", layer.packed_columns(), x.columns()),
             });
         }
-        let (end, room) = (position + x.rows(), cache.capacity().min(table.turns.rows()));
+        let (end, room) = (position + x.rows(), cache.capacity().min(table.cos_sin.rows()));
         let columns = layer.kv_heads * layer.head_dim;
-        if end > room || cache.columns() != columns || table.turns.columns() != layer.head_dim {
+        if end > room || cache.columns() != columns || table.cos_sin.columns() != layer.head_dim {
             let found = cache.columns();
             return Err(Error::InvalidArgument(format!(
                 "positions up to {end} in a cache for {room} ({found} columns, expected {columns})"
@@ -127,45 +127,39 @@ impl QkvRope<'_> {
         let (query_width, kv_width) = (layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim);
         let queries = Tensor::temporary(recorder.gpu(), &[m, query_width], "queries")?;
         let [keys, values] = cache.stored().map(Tensor::binding);
-        let any = x.binding();
-        for shard in weight.shards() {
-            let shape = MatmulShape::of_shard(shard, m, k);
-            note_product(recorder, shape);
-            let form = MatmulKernel::choose(recorder.gpu(), shape);
-            let variant = Variant {
-                matmul: form,
-                precision: shard.precision,
-                input: LhsSource::of_rows(k),
-                ending: OutputStage::Turned { half: cache.is_half() },
-                norm: norm.is_some(),
-                unit_offset: norm.is_some_and(|norm| norm.unit_offset),
-                applied: EpilogueFlags::default(),
-            };
-            let bindings: [Binding<'_>; 8] = [
-                any,
-                shard.data.binding(),
-                shard.scales.as_ref().map_or(any, Tensor::binding),
-                table.turns.binding(),
+        let unused = x.binding();
+        Product {
+            weight,
+            m,
+            lhs: LhsSource::of_rows(k),
+            output: OutputStage::RopeToCache { half: cache.is_half() },
+            norm,
+            flags: EpilogueFlags::default(),
+            bindings: [
+                x.binding(),
+                unused,
+                unused,
+                table.cos_sin.binding(),
                 keys,
                 values,
-                norm.map_or(any, |norm| norm.weight.binding()),
+                norm.map_or(unused, |norm| norm.weight.binding()),
                 queries.binding(),
-            ];
-            let params = Params {
-                product: matmul::Params::of_shard(shard, m, k, norm),
+            ],
+        }
+        .record(
+            recorder,
+            |_, common| Params {
+                product: common,
                 head_dim: layer.head_dim as u32,
                 query_width: query_width as u32,
                 kv_width: kv_width as u32,
                 first_time: *position as u32,
-            };
-            let written = if cache.is_half() { 2 } else { 4 } * 2 * kv_width + 4 * query_width;
-            let cost = Cost {
-                bytes: Matrix::bytes_for(shard.precision, shard.rows, k) as f64
-                    + (m * (4 * k + written * shard.rows / weight.rows())) as f64,
-                flops: 2.0 * m as f64 * k as f64 * shard.rows as f64,
-            };
-            recorder.dispatch(&variant, &bindings, &params, form.grid(m, shard.rows), cost)?;
-        }
+            },
+            |shard, m| {
+                let written = if cache.is_half() { 2 } else { 4 } * 2 * kv_width + 4 * query_width;
+                m * (4 * k + written * shard.rows / weight.rows())
+            },
+        )?;
         Ok(queries)
     }
 }

@@ -1,48 +1,41 @@
-//! The kernels that can compute a product, and which of them does.
+//! The kernels that compute matrix products. All that is known of one is in its [`KernelSpec`].
 
 use serde::{Deserialize, Serialize};
 
-use super::shape::MatmulShape;
-use super::table::tuned;
-use crate::gpu::{Capabilities, Gpu, MAX_GRID, grid_1d};
-use crate::tensor::{GROUP_SIZE, Precision};
+use crate::gpu::{MAX_GRID, Source, grid_1d, wgsl};
+use crate::tensor::Precision;
 
-/// Up to this many rows of x are taken one by one (matvec); more go through the tiled kernel, which reads each weight
-/// once for 64 rows.
+/// Up to this many rows of x are multiplied one by one (matvec). More go through kernels that use each weight for many rows.
 pub(super) const MATVEC_ROWS: usize = 4;
 
-/// Weights that stay in a core's cache: software adapters gain nothing from sharing their loads among more than a few rows,
-/// and a kernel of few rows takes them a quarter of the time to compile.
-const CACHED_WEIGHTS: usize = 1 << 19;
-
-/// The kernels that compute a product.
+/// A kernel that computes a product y = x W^T, with its sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MatmulKernel {
-    /// Row by row, the invocations of a workgroup splitting k into fours.
+    /// Row by row: the invocations of a workgroup split k into fours.
     Matvec,
-    /// The same with quantised weights, in whole blocks.
+    /// The same for quantised weights, in whole blocks of 32 columns by four rows.
     BlockedMatvec(BlockedMatvec),
-    /// Tiles in workgroup memory, in f16 if `half`.
+    /// Tiles in workgroup memory.
     Tiled {
         /// In f16.
         half: bool,
     },
-    /// Tiles of bytes in workgroup memory: x rounded to 8 bits in groups of 32, quantised weights as they are.
+    /// Tiles of bytes in workgroup memory: x is rounded to 8 bits in groups of 32, quantised weights are multiplied as integers.
     Packed,
-    /// On a GPU's matrix units: tiles in f16, products of matrices that a subgroup holds together, sums in f32.
+    /// Matrix units: tiles in f16, multiplied as matrices that a subgroup holds together, with sums in f32.
     Cooperative(Cooperative),
     /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
     Uniform(u32),
-    /// For software adapters with subgroups of four: this many rows at a time, four or more, handed around in the subgroup.
+    /// For software adapters with subgroups of four: this many rows at a time (4 or more), shared by shuffles.
     Subgroup4(u32),
     /// For software adapters with subgroups of eight: one row.
     MatvecSubgroup,
-    /// For the same: this many rows at a time, two or more, handed around in the subgroup, and one or two blocks of columns.
+    /// For software adapters with subgroups of eight: several rows, shared by shuffles.
     Subgroup {
-        /// Rows of x.
+        /// Rows of x at a time: 2 or more.
         rows: u32,
-        /// Blocks of columns: 1 or 2.
+        /// Blocks of columns at a time: 1 or 2.
         blocks: u32,
     },
 }
@@ -50,11 +43,11 @@ pub enum MatmulKernel {
 /// The sizes of [`MatmulKernel::BlockedMatvec`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlockedMatvec {
-    /// Sums are taken in subgroups first.
+    /// Sums are reduced in subgroups first.
     pub subgroups: bool,
     /// Invocations of a workgroup.
     pub workgroup: u32,
-    /// Blocks of four rows that a workgroup takes.
+    /// Blocks of four rows of W that a workgroup computes.
     pub blocks: u32,
 }
 
@@ -63,46 +56,10 @@ pub struct BlockedMatvec {
 pub struct Cooperative {
     /// Rows and columns of a matrix.
     pub size: u32,
-    /// Rows of x, and of W, in a tile: 64, or 128 where there is workgroup memory enough.
+    /// Rows of x, and of W, in a tile: 64, or 128 where there is enough workgroup memory.
     pub tile: u32,
     /// Invocations of a workgroup.
     pub workgroup: u32,
-}
-
-impl Cooperative {
-    fn all() -> impl Iterator<Item = Self> {
-        let sizes = [8, 16].into_iter().flat_map(|size| [64, 128].map(|tile| (size, tile)));
-        sizes.flat_map(|(size, tile)| [32, 64, 128, 256].map(|workgroup| Self { size, tile, workgroup }))
-    }
-
-    fn runs_on(self, capabilities: &Capabilities) -> bool {
-        let Capabilities { subgroup_min_size: least, subgroup_max_size: most, .. } = *capabilities;
-        capabilities.cooperative_sizes.contains(&self.size)
-            && (self.tile == 64 || capabilities.max_workgroup_bytes >= 32768)
-            // Four subgroups of a size that the driver may choose, and a whole one whatever it chooses.
-            && (least..=most).contains(&(self.workgroup / 4))
-            && self.workgroup >= most
-    }
-}
-
-impl BlockedMatvec {
-    fn all() -> impl Iterator<Item = Self> {
-        let sizes = [(32, 1), (32, 2), (128, 1), (128, 2)];
-        let form = |subgroups| move |(workgroup, blocks)| Self { subgroups, workgroup, blocks };
-        sizes.into_iter().map(form(false)).chain(sizes.into_iter().map(form(true)))
-    }
-
-    fn runs_on(self, capabilities: &Capabilities) -> bool {
-        // Whole subgroups, all of one size.
-        !self.subgroups || capabilities.subgroup_size().is_some_and(|size| self.workgroup.is_multiple_of(size))
-    }
-
-    /// What is likely to do well, without a measurement: as many invocations as there are groups of columns, and more rows
-    /// where there are enough of them for many workgroups.
-    fn likely(n: usize, k: usize) -> Self {
-        let workgroup = if k.div_ceil(GROUP_SIZE) <= 48 { 32 } else { 128 };
-        Self { subgroups: false, workgroup, blocks: if n >= 8192 { 2 } else { 1 } }
-    }
 }
 
 /// What a kernel rounds before it multiplies.
@@ -117,161 +74,296 @@ pub enum Rounding {
 }
 
 impl Rounding {
-    /// The normalised mean square error that the rounding causes in a product of values drawn uniformly from -1 to 1, of mean
-    /// square 1/3.
+    /// The normalised mean square error that the rounding causes in a product of values drawn uniformly from -1 to 1, whose
+    /// mean square is 1/3.
     pub fn nmse(self) -> f64 {
         match self {
             Self::None => 0.0,
             // Most of the error is that of values above 1/2, in steps of 2^-11: 2^-22 / 12, over 1/3, for each factor.
             Self::Half => 1.0 / f64::from(1 << 23),
-            // Steps of a 127th of the largest of 32, which is at most three times the root mean square; the error is a step
-            // over sqrt(12).
+            // Steps of a 127th of the largest of 32, which is at most three times the root mean square. The error of a step
+            // is a step over sqrt(12).
             Self::Int8 => (3.0f64 / 127.0).powi(2) / 12.0,
         }
     }
 }
 
+/// How a kernel reads weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WeightReader {
+    /// Four columns of a row.
+    Vec4,
+    /// 32 columns of four rows.
+    Block,
+    /// Four columns of a row, or the packed bytes of a group.
+    Bytes,
+}
+
+/// How workgroups are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grid {
+    /// x: tiles of W's rows; y: tiles of x's rows.
+    Tiles,
+    /// x and y: tiles of W's rows; z: tiles of x's rows.
+    Rows,
+}
+
+/// The number of rows of x for which a kernel is worth a measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MeasuredRows {
+    /// One.
+    One,
+    /// Up to [`MATVEC_ROWS`].
+    Few,
+    /// More than [`MATVEC_ROWS`].
+    Many,
+    /// None: a larger size of the same kernel is measured.
+    Never,
+}
+
+/// The devices that can run a kernel, or gain from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Device {
+    /// Any.
+    Any,
+    /// Any with subgroups of one size that divides the workgroup of this many invocations.
+    Subgroups(u32),
+    /// GPUs.
+    Hardware,
+    /// GPUs with `shader-f16`.
+    HardwareF16,
+    /// GPUs with cooperative matrices of this size.
+    Matrices(Cooperative),
+    /// Software adapters.
+    Software,
+    /// Software adapters with subgroups of this many lanes.
+    SoftwareSubgroups(u32),
+}
+
+/// A size of a kernel, as its shader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Constant {
+    /// The value of an `override` constant.
+    Override(&'static str, u32),
+    /// A `const` declaration, for lengths of arrays.
+    Const(&'static str, u32),
+}
+
+/// All that is known of a kernel.
+pub(super) struct KernelSpec {
+    /// The entry point of its shader.
+    pub name: &'static str,
+    /// The file of its shader.
+    pub file: Source,
+    /// Files before it, after the reader of weights.
+    pub parts: &'static [Source],
+    pub weights: WeightReader,
+    pub constants: [Option<Constant>; 2],
+    /// Rows of x and rows of W of a workgroup.
+    pub tile: [usize; 2],
+    grid: Grid,
+    /// Whether it normalises x while it reads it.
+    pub fuses_norm: bool,
+    /// Whether it reads quantised weights only.
+    quantized_only: bool,
+    pub rounding: Rounding,
+    pub measured: MeasuredRows,
+    pub device: Device,
+}
+
 impl MatmulKernel {
-    /// All of them.
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let uniform = [1, 2, 4, 8, 16].map(Self::Uniform);
-        let sizes = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
-        let subgroup = sizes.map(|(rows, blocks)| Self::Subgroup { rows, blocks });
-        let subgroup4 = [4, 8].map(Self::Subgroup4);
-        let tiled = [false, true].map(|half| Self::Tiled { half });
-        let cooperative = Cooperative::all().map(Self::Cooperative);
-        let blocks = BlockedMatvec::all().map(Self::BlockedMatvec);
-        let hardware = [Self::Matvec, Self::Packed].into_iter().chain(tiled).chain(cooperative).chain(blocks);
-        hardware.chain(uniform).chain([Self::MatvecSubgroup]).chain(subgroup).chain(subgroup4)
+    /// Every kernel with every size.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let blocked = [false, true].into_iter().flat_map(|subgroups| {
+            [(32, 1), (32, 2), (128, 1), (128, 2)].map(|(workgroup, blocks)| BlockedMatvec {
+                subgroups,
+                workgroup,
+                blocks,
+            })
+        });
+        let tiles = [8, 16].into_iter().flat_map(|size| [64, 128].map(|tile| (size, tile)));
+        let cooperative =
+            tiles.flat_map(|(size, tile)| [32, 64, 128, 256].map(|workgroup| Cooperative { size, tile, workgroup }));
+        let subgroup = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
+        [Self::Matvec, Self::Packed, Self::Tiled { half: false }, Self::Tiled { half: true }, Self::MatvecSubgroup]
+            .into_iter()
+            .chain(blocked.map(Self::BlockedMatvec))
+            .chain(cooperative.map(Self::Cooperative))
+            .chain([1, 2, 4, 8, 16].map(Self::Uniform))
+            .chain([4, 8].map(Self::Subgroup4))
+            .chain(subgroup.map(|(rows, blocks)| Self::Subgroup { rows, blocks }))
+    }
+
+    /// What the kernel is and where it runs.
+    pub(super) fn spec(self) -> KernelSpec {
+        use Constant::{Const, Override};
+        // What most kernels for many rows have in common.
+        let tiled = KernelSpec {
+            name: "matmul",
+            file: wgsl!("matmul.wgsl"),
+            parts: &[],
+            weights: WeightReader::Vec4,
+            constants: [None; 2],
+            tile: [64, 64],
+            grid: Grid::Tiles,
+            fuses_norm: false,
+            quantized_only: false,
+            rounding: Rounding::None,
+            measured: MeasuredRows::Many,
+            device: Device::Hardware,
+        };
+        match self {
+            Self::Matvec => KernelSpec {
+                name: "matvec",
+                file: wgsl!("matvec.wgsl"),
+                parts: &[wgsl!("reduce_workgroup.wgsl")],
+                tile: [1, 4],
+                grid: Grid::Rows,
+                fuses_norm: true,
+                measured: MeasuredRows::Few,
+                device: Device::Any,
+                ..tiled
+            },
+            Self::BlockedMatvec(BlockedMatvec { subgroups, workgroup, blocks }) => KernelSpec {
+                name: "matvec_blocks",
+                file: wgsl!("matvec_blocks.wgsl"),
+                parts: if subgroups { &[wgsl!("reduce_subgroup.wgsl")] } else { &[wgsl!("reduce_workgroup.wgsl")] },
+                weights: WeightReader::Block,
+                constants: [Some(Override("WORKGROUP", workgroup)), Some(Const("BLOCKS", blocks))],
+                tile: [1, 4 * blocks as usize],
+                grid: Grid::Rows,
+                fuses_norm: true,
+                quantized_only: true,
+                measured: MeasuredRows::Few,
+                device: if subgroups { Device::Subgroups(workgroup) } else { Device::Any },
+                ..tiled
+            },
+            Self::Tiled { half: false } => {
+                KernelSpec { parts: &[wgsl!("tiles_64.wgsl"), wgsl!("stage_f32.wgsl")], ..tiled }
+            }
+            Self::Tiled { half: true } => KernelSpec {
+                parts: &[wgsl!("tiles_64.wgsl"), wgsl!("stage_half.wgsl")],
+                rounding: Rounding::Half,
+                device: Device::HardwareF16,
+                ..tiled
+            },
+            Self::Packed => KernelSpec {
+                name: "matmul_packed",
+                file: wgsl!("matmul_packed.wgsl"),
+                parts: &[wgsl!("tiles_64.wgsl")],
+                weights: WeightReader::Bytes,
+                quantized_only: true,
+                rounding: Rounding::Int8,
+                ..tiled
+            },
+            Self::Cooperative(sizes @ Cooperative { size, tile, workgroup }) => KernelSpec {
+                name: "matmul_cooperative",
+                file: wgsl!("matmul_cooperative.wgsl"),
+                parts: match size {
+                    8 => &[wgsl!("stage_half.wgsl"), wgsl!("cooperative_8.wgsl")],
+                    _ => &[wgsl!("stage_half.wgsl"), wgsl!("cooperative_16.wgsl")],
+                },
+                constants: [Some(Const("TILE", tile)), Some(Const("WORKGROUP", workgroup))],
+                tile: [tile as usize; 2],
+                rounding: Rounding::Half,
+                device: Device::Matrices(sizes),
+                ..tiled
+            },
+            // Loads that are the same for a whole workgroup, and no workgroup memory.
+            Self::Uniform(rows) => KernelSpec {
+                name: "matmul_uniform",
+                file: wgsl!("matmul_uniform.wgsl"),
+                constants: [Some(Override("ROWS", rows)), None],
+                tile: [rows as usize, 256],
+                grid: Grid::Rows,
+                measured: match rows {
+                    1 => MeasuredRows::Few,
+                    8.. => MeasuredRows::Many,
+                    _ => MeasuredRows::Never,
+                },
+                device: Device::Software,
+                ..tiled
+            },
+            Self::Subgroup4(rows) => KernelSpec {
+                name: "matmul_subgroup4",
+                file: wgsl!("matmul_subgroup4.wgsl"),
+                constants: [Some(Override("ROWS", rows)), None],
+                tile: [rows as usize, 256],
+                grid: Grid::Rows,
+                device: Device::SoftwareSubgroups(4),
+                ..tiled
+            },
+            Self::MatvecSubgroup => KernelSpec {
+                name: "matvec_subgroup",
+                file: wgsl!("matvec_subgroup.wgsl"),
+                weights: WeightReader::Block,
+                tile: [1, 64],
+                grid: Grid::Rows,
+                fuses_norm: true,
+                measured: MeasuredRows::One,
+                device: Device::SoftwareSubgroups(8),
+                ..tiled
+            },
+            Self::Subgroup { rows, blocks } => KernelSpec {
+                name: "matmul_subgroup",
+                file: wgsl!("matmul_subgroup.wgsl"),
+                weights: WeightReader::Block,
+                constants: [Some(Const("ROWS", rows)), Some(Const("BLOCKS", blocks))],
+                tile: [rows as usize, 32 * blocks as usize],
+                grid: Grid::Rows,
+                fuses_norm: true,
+                measured: if rows >= 8 { MeasuredRows::Many } else { MeasuredRows::Never },
+                device: Device::SoftwareSubgroups(8),
+                ..tiled
+            },
+        }
     }
 
     /// The kernel's name and sizes, as reports show them.
     pub fn name(self) -> String {
-        match self {
-            Self::Matvec => "matvec".to_owned(),
-            Self::BlockedMatvec(BlockedMatvec { subgroups, workgroup, blocks }) => {
-                let reduction = if subgroups { ", subgroups" } else { "" };
-                format!("matvec_blocks (workgroup {workgroup}, blocks {blocks}{reduction})")
+        let spec = self.spec();
+        let sizes = spec.constants.into_iter().flatten().map(|constant| match constant {
+            Constant::Override(name, value) | Constant::Const(name, value) => {
+                format!("{} {value}", name.to_lowercase())
             }
-            Self::Tiled { half } => format!("matmul ({})", if half { "f16" } else { "f32" }),
-            Self::Packed => "matmul_packed".to_owned(),
-            Self::Cooperative(Cooperative { size, tile, workgroup }) => {
-                format!("matmul_cooperative (size {size}, tile {tile}, workgroup {workgroup})")
-            }
-            Self::Uniform(rows) => format!("matmul_uniform (rows {rows})"),
-            Self::Subgroup4(rows) => format!("matmul_subgroup4 (rows {rows})"),
-            Self::MatvecSubgroup => "matvec_subgroup".to_owned(),
-            Self::Subgroup { rows, blocks } => format!("matmul_subgroup (rows {rows}, blocks {blocks})"),
-        }
-    }
-
-    /// The form for a product: what was measured on this device to be the fastest, or else what is likely to be.
-    pub(crate) fn choose(gpu: &Gpu, shape: MatmulShape) -> Self {
-        tuned(gpu, shape).unwrap_or_else(|| Self::likely(gpu, shape))
-    }
-
-    /// The form for a product on a device that nothing is known of but its capabilities.
-    fn likely(gpu: &Gpu, MatmulShape { m, n, k, precision }: MatmulShape) -> Self {
-        let rows = m.next_power_of_two() as u32;
-        match m {
-            1 if gpu.software_subgroups() == Some(8) => Self::MatvecSubgroup,
-            _ if gpu.software_subgroups() == Some(8) => {
-                // What is loaded from x serves both blocks, what is loaded from W all rows: quantised weights are few bytes.
-                let (most, blocks) = match precision.bits() {
-                    _ if n * k <= CACHED_WEIGHTS => (8, 1),
-                    Some(_) => (16, 2),
-                    None => (32, 1),
-                };
-                Self::Subgroup { rows: rows.min(most), blocks: if rows < 8 { 1 } else { blocks } }
-            }
-            3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
-            _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
-            0..=MATVEC_ROWS if precision.bits().is_some() => Self::BlockedMatvec(BlockedMatvec::likely(n, k)),
-            0..=MATVEC_ROWS => Self::Matvec,
-            _ => Self::Tiled { half: false },
-        }
-    }
-
-    /// The form for `m` pixels of a convolution's result, which no form takes one by one.
-    pub(super) fn choose_for_map(gpu: &Gpu, shape: MatmulShape) -> Self {
-        match Self::choose(gpu, MatmulShape { m: shape.m.max(2), ..shape }) {
-            form if form.takes_many() => form,
-            _ => Self::Tiled { half: false },
-        }
-    }
-
-    /// Whether it takes several rows of x at a time.
-    pub(crate) fn takes_many(self) -> bool {
-        !matches!(self, Self::Matvec | Self::BlockedMatvec(_) | Self::MatvecSubgroup | Self::Uniform(1))
-    }
-
-    /// The most rows of x in one dispatch: as many as fit WebGPU's limit on a grid's dimensions.
-    pub(super) fn max_rows(self) -> usize {
-        self.tile()[0] * MAX_GRID as usize
-    }
-
-    /// Rows of x and rows of W that a workgroup takes.
-    fn tile(self) -> [usize; 2] {
-        match self {
-            Self::Matvec => [1, 4],
-            Self::BlockedMatvec(BlockedMatvec { blocks, .. }) => [1, 4 * blocks as usize],
-            Self::MatvecSubgroup => [1, 64],
-            Self::Tiled { .. } | Self::Packed => [64, 64],
-            Self::Cooperative(Cooperative { tile, .. }) => [tile as usize; 2],
-            Self::Uniform(rows) | Self::Subgroup4(rows) => [rows as usize, 256],
-            Self::Subgroup { rows, blocks } => [rows as usize, 32 * blocks as usize],
-        }
-    }
-
-    /// The forms that are worth a measurement: those that the device can run, of one row or of many.
-    pub(crate) fn candidates(gpu: &Gpu, shape: MatmulShape) -> Vec<Self> {
-        let capabilities = gpu.capabilities();
-        let few = shape.m <= MATVEC_ROWS;
-        // Those with tiles in workgroup memory.
-        let tiles = !few && !gpu.software_kernels();
-        let possible = |form: &Self| match *form {
-            Self::Matvec => few,
-            Self::BlockedMatvec(blocks) => few && blocks.runs_on(capabilities),
-            Self::Tiled { half } => tiles && (!half || capabilities.shader_f16),
-            Self::Packed => tiles,
-            Self::Cooperative(form) => tiles && form.runs_on(capabilities),
-            // Loads that are the same for a whole workgroup and no workgroup memory: for processors.
-            Self::Uniform(rows) => gpu.software_kernels() && (rows == 1) == few && (few || rows >= 8),
-            Self::Subgroup4(rows) => gpu.software_subgroups() == Some(4) && !few && rows >= 4,
-            Self::MatvecSubgroup => gpu.software_subgroups() == Some(8) && shape.m == 1,
-            Self::Subgroup { rows, .. } => gpu.software_subgroups() == Some(8) && !few && rows >= 8,
+        });
+        let notes = match self {
+            Self::Tiled { half: true } => Some("f16"),
+            Self::BlockedMatvec(BlockedMatvec { subgroups: true, .. }) => Some("subgroups"),
+            _ => None,
         };
-        Self::all().filter(|form| form.takes(shape.precision)).filter(possible).collect()
+        let notes: Vec<_> = sizes.chain(notes.map(str::to_owned)).collect();
+        if notes.is_empty() { spec.name.to_owned() } else { format!("{} ({})", spec.name, notes.join(", ")) }
     }
 
-    /// Whether it can take a norm before the product along.
-    pub(crate) fn fuses_norm(self) -> bool {
-        matches!(self, Self::Matvec | Self::BlockedMatvec(_) | Self::MatvecSubgroup | Self::Subgroup { .. })
-    }
-
-    /// What it rounds, beside how factors are stored.
+    /// What it rounds besides how factors are stored.
     pub fn rounding(self) -> Rounding {
-        match self {
-            Self::Packed => Rounding::Int8,
-            Self::Tiled { half: true } | Self::Cooperative(_) => Rounding::Half,
-            _ => Rounding::None,
-        }
+        self.spec().rounding
+    }
+}
+
+impl KernelSpec {
+    /// Whether it computes several rows of x at a time.
+    pub(super) fn takes_many(&self) -> bool {
+        self.tile[0] > 1
+    }
+
+    /// The most rows of x in one dispatch: WebGPU limits each dimension of a grid.
+    pub(super) fn max_rows(&self) -> usize {
+        self.tile[0] * MAX_GRID as usize
     }
 
     /// Whether it can read weights of this precision.
-    pub(crate) fn takes(self, precision: Precision) -> bool {
-        match self {
-            Self::BlockedMatvec(_) | Self::Packed => precision.bits().is_some(),
-            _ => true,
-        }
+    pub(super) fn takes(&self, precision: Precision) -> bool {
+        !self.quantized_only || precision.bits().is_some()
     }
 
-    pub(crate) fn grid(self, m: usize, n: usize) -> [u32; 3] {
-        let tile = self.tile();
-        let (rows, columns) = (m.div_ceil(tile[0]), n.div_ceil(tile[1]));
-        match self {
-            Self::Tiled { .. } | Self::Packed | Self::Cooperative(_) => [columns as u32, rows as u32, 1],
-            _ => {
+    /// The workgroups for a product of `m` rows of x and `n` rows of W.
+    pub(super) fn grid(&self, m: usize, n: usize) -> [u32; 3] {
+        let (rows, columns) = (m.div_ceil(self.tile[0]), n.div_ceil(self.tile[1]));
+        match self.grid {
+            Grid::Tiles => [columns as u32, rows as u32, 1],
+            Grid::Rows => {
                 let [x, y, _] = grid_1d(columns);
                 [x, y, rows as u32]
             }
