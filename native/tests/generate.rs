@@ -119,12 +119,12 @@ fn the_golden_image_is_generated_and_records_its_settings() {
 }
 
 /// The expected images are from diffusers with the golden model: schedulers, sizes, prompts, image-to-image, LoRA
-/// (`tests/reference/make_sdxl_pictures.py`). f32 rounding errors of about 1e-5 of the image's scale occasionally change a byte by
+/// (`tests/reference/make_sdxl_images.py`). f32 rounding errors of about 1e-5 of the image's scale occasionally change a byte by
 /// one.
 #[test]
 fn seeds_give_the_images_of_diffusers() {
     let folder = folder();
-    let expected = tests().join("data/diffusion/pictures");
+    let expected = tests().join("data/diffusion/images");
     let cases = fs::read(expected.join("cases.json")).expect("cases.json");
     let cases: BTreeMap<String, Vec<String>> = serde_json::from_slice(&cases).expect("JSON");
     for (name, arguments) in cases {

@@ -84,7 +84,7 @@ fn mining_reads_small_text() {
     assert!(low <= mined / 2.0, "{low}, with mining {mined}");
 }
 
-/// The expected images are from diffusers with the exported checkpoint in f32 (tests/reference/make_pocket_pictures.py). `mgm
+/// The expected images are from diffusers with the exported checkpoint in f32 (tests/reference/make_pocket_images.py). `mgm
 /// generate` reproduces them byte for byte from that checkpoint; q8 weights leave 57 and 55 dB.
 #[test]
 fn it_draws_the_images_of_diffusers() {

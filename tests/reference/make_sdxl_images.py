@@ -1,8 +1,8 @@
-"""Pictures that diffusers paints with the golden Stable Diffusion XL, from seeds on the CPU.
+"""Images that diffusers generates with the golden Stable Diffusion XL, from seeds on the CPU.
 
-    make_sdxl_pictures.py ../goldens/sdxl-base/sdxl ../data/diffusion/pictures
+    make_sdxl_images.py ../goldens/sdxl-base/sdxl ../data/diffusion/images
 
-writes a PNG for each case, `cases.json` with the arguments that `mgm generate` takes for the same picture, and the LoRA
+writes a PNG for each case, `cases.json` with the arguments that `mgm generate` takes for the same image, and the LoRA
 file that one of them merges.
 """
 
