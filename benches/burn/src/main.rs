@@ -1,11 +1,10 @@
-//! Times burn's kernels where `mgm bench --roofline` times this project's, on the same adapter and in the same terms.
+//! Times burn's kernels at shapes of `mgm bench --roofline`, on the same adapter.
 //!
 //!     cargo run --release --manifest-path benches/burn/Cargo.toml [ROUNDS]
 //!     mgm bench --roofline --only f32
 //!
-//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds: of so many
-//! calls that they last 50 ms, and what waits for the last; what burn measures to choose its kernels comes before. Text goes to
-//! standard error, one JSON object to standard output.
+//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds. A round calls the kernel for 50 ms and waits
+//! for the last call; burn's autotuning comes before. Text goes to standard error, one JSON object to standard output.
 
 use std::error::Error;
 use std::time::{Duration, Instant};

@@ -1,0 +1,184 @@
+//! README.md and docs/: the commands run, the memory table matches the planner, links point to files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mgm::plan::Plan;
+use mgm::tensor::Precision;
+use mgm::variants;
+
+const PRECISIONS: [Precision; 4] = [Precision::F32, Precision::F16, Precision::Q8, Precision::Q4];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// README.md and docs/*.md, as paths relative to the repository.
+fn documents() -> Vec<PathBuf> {
+    let listed = fs::read_dir(root().join("docs")).expect("docs/");
+    let mut documents: Vec<_> =
+        listed.map(|entry| Path::new("docs").join(entry.expect("an entry").file_name())).collect();
+    documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    documents.sort();
+    documents.insert(0, "README.md".into());
+    documents
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A fenced code block.
+struct Block {
+    /// Line of the opening fence, from 1.
+    line: usize,
+    language: String,
+    text: String,
+    /// The reason in `<!-- not run: reason -->` on the line before the block.
+    not_run: Option<String>,
+}
+
+fn blocks(document: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Block> = None;
+    let mut previous = "";
+    for (index, line) in document.lines().enumerate() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(language)) => {
+                let reason = previous.strip_prefix("<!-- not run: ").and_then(|rest| rest.strip_suffix(" -->"));
+                let (language, not_run) = (language.to_owned(), reason.map(str::to_owned));
+                open = Some(Block { line: index + 1, language, text: String::new(), not_run });
+            }
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(block), None) => block.text += &format!("{line}\n"),
+            (None, None) => {}
+        }
+        previous = line;
+    }
+    assert!(open.is_none(), "a code block without an end");
+    blocks
+}
+
+/// Every `sh` block runs in a copy of the repository's layout, with Pocket as the default model.
+#[cfg(unix)]
+#[test]
+fn commands_run() {
+    use std::process::{Command, Stdio};
+
+    let binary = Path::new(env!("CARGO_BIN_EXE_mgm")).parent().expect("a folder");
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap_or_default());
+    let (mut run, mut failures) = (0, String::new());
+    for document in documents() {
+        let folder = tempfile::TempDir::new().expect("a temporary folder");
+        for name in ["docs", "models", "pocket", "tests"] {
+            let target = root().join(name).canonicalize().expect("a folder of the repository");
+            std::os::unix::fs::symlink(target, folder.path().join(name)).expect("a link");
+        }
+        for block in blocks(&read(&document)).iter().filter(|block| block.language == "sh") {
+            let place = format!("{}:{}", document.display(), block.line);
+            if let Some(reason) = &block.not_run {
+                println!("{place}: not run: {reason}");
+                continue;
+            }
+            run += 1;
+            let output = Command::new("sh")
+                .args(["-eu", "-c", &block.text])
+                .current_dir(folder.path())
+                .env("PATH", &path)
+                .env("XDG_CACHE_HOME", folder.path().join("cache"))
+                .env_remove("MGM_MODELS")
+                .stdin(Stdio::null())
+                .output()
+                .expect("sh runs");
+            if !output.status.success() {
+                let error = String::from_utf8_lossy(&output.stderr);
+                failures += &format!("{place}: {}\n{}{error}\n", output.status, block.text);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+    assert!(run > 0, "no document has a command that runs");
+}
+
+/// Commands that are not in a fenced block would not be tested.
+#[test]
+fn commands_are_fenced() {
+    for document in documents() {
+        for (index, line) in read(&document).lines().enumerate() {
+            assert!(!line.starts_with("    mgm "), "{}:{}: use a block ```sh", document.display(), index + 1);
+        }
+    }
+}
+
+#[test]
+fn memory_table_matches_the_planner() {
+    const START: &str = "<!-- memory table";
+    let readme = read(Path::new("README.md"));
+    let found: Vec<_> = readme.lines().skip_while(|line| !line.starts_with(START)).skip(1).collect();
+    let found: Vec<_> = found.into_iter().take_while(|line| line.starts_with('|')).collect();
+    let expected = memory_table();
+    assert!(found == expected, "README.md should have this table:\n\n{}\n", expected.join("\n"));
+}
+
+fn memory_table() -> Vec<String> {
+    let gib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 30));
+    let row = |name: &str, model: &str, sizes: &[String], cache: &str| {
+        format!("| {name} | {model} | {} | {cache} |", sizes.join(" | "))
+    };
+    let mut table = vec![
+        "| model | language model | f32 | f16 | q8 | q4 | cache |".to_owned(),
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |".to_owned(),
+    ];
+    let models = [
+        ("MGM-2B", "Gemma 2B"),
+        ("MGM-7B", "Vicuna 7B"),
+        ("MGM-8B", "Llama 3 8B"),
+        ("MGM-13B", "Vicuna 13B"),
+        ("MGM-34B", "Yi 34B"),
+        ("MGM-8x7B", "Mixtral 8x7B"),
+    ];
+    for (name, model) in models {
+        let variant = variants::released(name).expect("a released model");
+        let plan = |precision| Plan::new(&variant.language, Some(&variant.vision), precision);
+        let sizes = PRECISIONS.map(|precision| gib(plan(precision).weights()));
+        // KiB per token are MiB per 1,024 tokens.
+        let cache = plan(Precision::F16).cache_per_position >> 10;
+        table.push(row(name, model, &sizes, &format!("{cache} MiB")));
+    }
+    let mut sizes = PRECISIONS.map(|precision| gib(Plan::of_released_diffusion(precision).weights()));
+    // Image models are not quantised to q4.
+    sizes[3] = "–".to_owned();
+    table.push(row("Stable Diffusion XL", "–", &sizes, "–"));
+    table
+}
+
+/// The HD variants' weights are as large as those of their twins, as README says.
+#[test]
+fn hd_variants_need_the_same() {
+    let bytes = |name: &str| {
+        let variant = variants::released(name).expect("a released model");
+        Plan::new(&variant.language, Some(&variant.vision), Precision::F16).weights()
+    };
+    for name in variants::NAMES.iter().filter(|name| name.ends_with("-hd")) {
+        assert_eq!(bytes(name), bytes(name.trim_end_matches("-hd")), "{name}");
+    }
+}
+
+#[test]
+fn links_point_to_files() {
+    let mut others: Vec<_> = documents();
+    others
+        .extend(["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "KERNELS.md", "SECURITY.md"].map(PathBuf::from));
+    for document in others {
+        let text = read(&document);
+        let folder = document.parent().unwrap_or(Path::new(""));
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            // Addresses, headings of the same file, and pages of the hosting site.
+            if target.is_empty() || target.contains("://") || target.starts_with("../../actions") {
+                continue;
+            }
+            let path = root().join(folder).join(target);
+            assert!(path.exists(), "{}: a link to {target}", document.display());
+        }
+    }
+}
