@@ -98,7 +98,7 @@ impl Kernel {
 
     /// Whether the kernel computes with 16-bit floats.
     pub fn uses_f16(&self) -> bool {
-        self.has_source("stage_half")
+        self.has_source("stage_f16")
     }
 
     /// Whether the kernel needs subgroup operations.

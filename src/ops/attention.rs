@@ -206,7 +206,7 @@ impl Variant {
 
 impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
-        let cache = if self.half { wgsl!("cache_f16.wgsl") } else { wgsl!("cache_f32.wgsl") };
+        let cache = if self.half { wgsl!("attention/cache_f16.wgsl") } else { wgsl!("attention/cache_f32.wgsl") };
         let head4 = self.head_dim / 4;
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
         let mut overrides = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
@@ -214,23 +214,23 @@ impl PipelineKey for Variant {
         let (name, source) = match self.form {
             Form::Subgroup => {
                 consts.extend(lengths);
-                consts.push(("PARTS", head4.div_ceil(8) as u32));
-                ("attention_subgroup", wgsl!("attention_subgroup.wgsl"))
+                consts.push(("HEAD_CHUNKS", head4.div_ceil(8) as u32));
+                ("attention_subgroup", wgsl!("attention/attention_subgroup.wgsl"))
             }
             Form::Subgroup4 => {
                 consts.push(("HEAD4", head4 as u32));
-                ("attention_subgroup4", wgsl!("attention_subgroup4.wgsl"))
+                ("attention_subgroup4", wgsl!("attention/attention_subgroup4.wgsl"))
             }
             Form::Workgroup => {
                 overrides.extend(lengths);
                 overrides.push(("COLUMNS", head4.next_power_of_two() as u32));
-                ("attention", wgsl!("attention.wgsl"))
+                ("attention", wgsl!("attention/attention.wgsl"))
             }
         };
         Kernel {
             name,
             label: name,
-            sources: vec![wgsl!("attention_parts.wgsl"), cache, source],
+            sources: vec![wgsl!("attention/attention_common.wgsl"), cache, source],
             overrides,
             consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
@@ -248,7 +248,7 @@ impl PipelineKey for Merge {
     fn kernel(&self) -> Kernel {
         Kernel {
             overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
-            ..Kernel::new("attention_merge", [wgsl!("attention_merge.wgsl")], &[Access::Read, Access::Write])
+            ..Kernel::new("attention_combine", [wgsl!("attention/attention_combine.wgsl")], &[Access::Read, Access::Write])
         }
     }
 }

@@ -47,28 +47,28 @@ struct PatchParams {
 const READ_WRITE: &[Access] = &[Access::Read, Access::Write];
 
 pub(crate) fn patches_kernel() -> Kernel {
-    Kernel::new("patches", [wgsl!("patches.wgsl")], READ_WRITE)
+    Kernel::new("patches", [wgsl!("conv/patches.wgsl")], READ_WRITE)
 }
 
 /// How kernels take the channels of maps: by fours, or one by one.
 pub(super) fn channels_reader(vec4: bool) -> Source {
-    if vec4 { wgsl!("channels_vec4.wgsl") } else { wgsl!("channels_scalar.wgsl") }
+    if vec4 { wgsl!("common/channels_vec4.wgsl") } else { wgsl!("common/channels_scalar.wgsl") }
 }
 
 pub(crate) fn depthwise_kernel(vec4: bool) -> Kernel {
     Kernel::new(
         "depthwise",
-        [channels_reader(vec4), wgsl!("depthwise.wgsl")],
+        [channels_reader(vec4), wgsl!("conv/depthwise.wgsl")],
         &[Access::Read, Access::Read, Access::Read, Access::Write],
     )
 }
 
 pub(crate) fn concatenate_kernel() -> Kernel {
-    Kernel::new("concatenate", [wgsl!("concatenate.wgsl")], &[Access::Read, Access::Read, Access::Write])
+    Kernel::new("concatenate", [wgsl!("conv/concatenate.wgsl")], &[Access::Read, Access::Read, Access::Write])
 }
 
 pub(crate) fn resize_kernel() -> Kernel {
-    Kernel::new("resize", [wgsl!("resize.wgsl")], READ_WRITE)
+    Kernel::new("resize", [wgsl!("conv/resize.wgsl")], READ_WRITE)
 }
 
 /// Patches `first ..` of a image, `count` of them, as rows [count, channels * size * size] in the order of torch's

@@ -38,7 +38,7 @@ struct Params {
 
 pub(crate) fn kernel() -> Kernel {
     const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
-    Kernel::new("denoise", [wgsl!("denoise.wgsl")], BINDINGS)
+    Kernel::new("denoise", [wgsl!("diffusion/denoise.wgsl")], BINDINGS)
 }
 
 /// Takes `sample` and the denoised sample in `previous` a step further, in place, by the model's `output` (for the negative

@@ -34,7 +34,7 @@ impl PipelineKey for Variant {
         Kernel {
             name: "gather",
             label: "gather",
-            sources: vec![reader, wgsl!("gather.wgsl")],
+            sources: vec![reader, wgsl!("language/gather.wgsl")],
             overrides: vec![],
             consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],

@@ -100,16 +100,16 @@ pub(crate) fn kernels() -> [Kernel; 3] {
 }
 
 fn sums_kernel() -> Kernel {
-    Kernel::new("group_norm_sums", [wgsl!("group_norm_sums.wgsl")], &[Access::Read, Access::Write])
+    Kernel::new("group_norm_sums", [wgsl!("norm/group_norm_sums.wgsl")], &[Access::Read, Access::Write])
 }
 
 fn factors_kernel() -> Kernel {
     let bindings = &[Access::Read, Access::Read, Access::Read, Access::Write];
-    Kernel::new("group_norm_factors", [wgsl!("reduce_workgroup.wgsl"), wgsl!("group_norm_factors.wgsl")], bindings)
+    Kernel::new("group_norm_factors", [wgsl!("common/reduce_workgroup.wgsl"), wgsl!("norm/group_norm_factors.wgsl")], bindings)
 }
 
 fn apply_kernel() -> Kernel {
-    Kernel::new("group_norm", [wgsl!("group_norm.wgsl")], &[Access::Read, Access::Read, Access::Write])
+    Kernel::new("group_norm", [wgsl!("norm/group_norm.wgsl")], &[Access::Read, Access::Read, Access::Write])
 }
 
 impl ChannelMoments {

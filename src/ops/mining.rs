@@ -123,12 +123,12 @@ pub(crate) fn stats_kernel(vec4: bool) -> Kernel {
     Kernel {
         overrides: vec![("POOL", 2)],
         ..Kernel::new(
-            "mining_stats",
+            "mining_stats_pooled",
             [
                 channels_reader(vec4),
-                wgsl!("reduce_workgroup.wgsl"),
-                wgsl!("mining_map.wgsl"),
-                wgsl!("mining_stats.wgsl"),
+                wgsl!("common/reduce_workgroup.wgsl"),
+                wgsl!("mining/mining_map.wgsl"),
+                wgsl!("mining/mining_stats_pooled.wgsl"),
             ],
             &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
         )
@@ -143,7 +143,7 @@ pub(crate) fn products_kernel(vec4: bool, neighbours: bool, workgroup: u32) -> K
         overrides: vec![("NEIGHBOURS", u32::from(neighbours)), ("WORKGROUP", workgroup)],
         ..Kernel::new(
             "mining_products",
-            [channels_reader(vec4), wgsl!("reduce_workgroup.wgsl"), wgsl!("mining_products.wgsl")],
+            [channels_reader(vec4), wgsl!("common/reduce_workgroup.wgsl"), wgsl!("mining/mining_products.wgsl")],
             &[Access::Read, Access::Write],
         )
     }
@@ -151,8 +151,8 @@ pub(crate) fn products_kernel(vec4: bool, neighbours: bool, workgroup: u32) -> K
 
 pub(crate) fn mixed_kernel() -> Kernel {
     Kernel::new(
-        "mining_mixed",
-        [wgsl!("mining_mixed.wgsl")],
+        "mining_stats_bilinear",
+        [wgsl!("mining/mining_stats_bilinear.wgsl")],
         &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
     )
 }
@@ -177,9 +177,9 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) 
             "mining",
             [
                 channels_reader(vec4),
-                wgsl!("mining_map.wgsl"),
-                wgsl!("mining.wgsl"),
-                if keep { wgsl!("mining_keep.wgsl") } else { wgsl!("mining_plain.wgsl") },
+                wgsl!("mining/mining_map.wgsl"),
+                wgsl!("mining/mining.wgsl"),
+                if keep { wgsl!("mining/mining_with_weights.wgsl") } else { wgsl!("mining/mining_without_weights.wgsl") },
             ],
             if keep { BINDINGS } else { &BINDINGS[..7] },
         )

@@ -69,14 +69,14 @@ impl PipelineKey for Variant {
         let (name, source, consts) = match self.held {
             Some(Held { workgroup, each }) => {
                 overrides.push(("WORKGROUP", workgroup as u32));
-                ("norm_held", wgsl!("norm_held.wgsl"), vec![("HELD", each as u32)])
+                ("norm_registers", wgsl!("norm/norm_registers.wgsl"), vec![("VECS", each as u32)])
             }
-            None => ("norm", wgsl!("norm.wgsl"), vec![]),
+            None => ("norm", wgsl!("norm/norm.wgsl"), vec![]),
         };
         Kernel {
             name,
             label: name,
-            sources: vec![wgsl!("reduce_workgroup.wgsl"), source],
+            sources: vec![wgsl!("common/reduce_workgroup.wgsl"), source],
             overrides,
             consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],

@@ -10,11 +10,11 @@ const READ_STEPS: usize = 64;
 const FMA_STEPS: usize = 2 * 4 * 16 * 256;
 
 pub(crate) fn kernels() -> [Kernel; 2] {
-    [read_kernel(64), Kernel::new("roofline_fma", [wgsl!("roofline_fma.wgsl")], &[Access::Write])]
+    [read_kernel(64), Kernel::new("roofline_fma", [wgsl!("bench/roofline_fma.wgsl")], &[Access::Write])]
 }
 
 fn read_kernel(workgroup: usize) -> Kernel {
-    let kernel = Kernel::new("roofline_read", [wgsl!("roofline_read.wgsl")], &[Access::Read, Access::Write]);
+    let kernel = Kernel::new("roofline_read", [wgsl!("bench/roofline_read.wgsl")], &[Access::Read, Access::Write]);
     Kernel { overrides: vec![("WORKGROUP", workgroup as u32)], ..kernel }
 }
 

@@ -46,7 +46,7 @@ impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         Kernel {
             overrides: vec![("SAMPLE", u32::from(self.draws))],
-            ..Kernel::new("sample", [wgsl!("sample.wgsl")], &[Access::Read, Access::Write])
+            ..Kernel::new("sample", [wgsl!("language/sample.wgsl")], &[Access::Read, Access::Write])
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 pub(crate) fn kernel() -> Kernel {
-    Kernel::new("softmax", [wgsl!("softmax.wgsl")], &[Access::Write])
+    Kernel::new("softmax", [wgsl!("norm/softmax.wgsl")], &[Access::Write])
 }
 
 /// x = softmax(scale x) over the first `k` values of every row of `x`, in place; what is behind them becomes zero.

@@ -143,7 +143,7 @@ impl Fill {
 
 /// The kernel behind [`Matrix::random`].
 pub(crate) fn fill_kernel() -> Kernel {
-    Kernel::new("fill", [wgsl!("fill.wgsl")], &[Access::Write])
+    Kernel::new("fill", [wgsl!("bench/fill.wgsl")], &[Access::Write])
 }
 
 /// Makes a [`Matrix`] from rows pushed in order, in blocks of any size.

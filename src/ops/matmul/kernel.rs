@@ -200,7 +200,7 @@ impl MatmulKernel {
         // What most kernels for many rows have in common.
         let tiled = KernelSpec {
             name: "matmul",
-            file: wgsl!("matmul.wgsl"),
+            file: wgsl!("matmul/matmul_tiled.wgsl"),
             parts: &[],
             weights: WeightReader::Vec4,
             constants: [None; 2],
@@ -215,8 +215,8 @@ impl MatmulKernel {
         match self {
             Self::Matvec => KernelSpec {
                 name: "matvec",
-                file: wgsl!("matvec.wgsl"),
-                parts: &[wgsl!("reduce_workgroup.wgsl")],
+                file: wgsl!("matmul/matvec.wgsl"),
+                parts: &[wgsl!("common/reduce_workgroup.wgsl")],
                 tile: [1, 4],
                 grid: Grid::Rows,
                 fuses_norm: true,
@@ -226,8 +226,8 @@ impl MatmulKernel {
             },
             Self::BlockedMatvec(BlockedMatvec { subgroups, workgroup, blocks }) => KernelSpec {
                 name: "matvec_blocks",
-                file: wgsl!("matvec_blocks.wgsl"),
-                parts: if subgroups { &[wgsl!("reduce_subgroup.wgsl")] } else { &[wgsl!("reduce_workgroup.wgsl")] },
+                file: wgsl!("matmul/matvec_blocks.wgsl"),
+                parts: if subgroups { &[wgsl!("common/reduce_subgroup.wgsl")] } else { &[wgsl!("common/reduce_workgroup.wgsl")] },
                 weights: WeightReader::Block,
                 constants: [Some(Override("WORKGROUP", workgroup)), Some(Const("BLOCKS", blocks))],
                 tile: [1, 4 * blocks as usize],
@@ -239,18 +239,18 @@ impl MatmulKernel {
                 ..tiled
             },
             Self::Tiled { half: false } => {
-                KernelSpec { parts: &[wgsl!("tiles_64.wgsl"), wgsl!("stage_f32.wgsl")], ..tiled }
+                KernelSpec { parts: &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f32.wgsl")], ..tiled }
             }
             Self::Tiled { half: true } => KernelSpec {
-                parts: &[wgsl!("tiles_64.wgsl"), wgsl!("stage_half.wgsl")],
+                parts: &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f16.wgsl")],
                 rounding: Rounding::Half,
                 device: Device::HardwareF16,
                 ..tiled
             },
             Self::Packed => KernelSpec {
                 name: "matmul_packed",
-                file: wgsl!("matmul_packed.wgsl"),
-                parts: &[wgsl!("tiles_64.wgsl")],
+                file: wgsl!("matmul/matmul_packed.wgsl"),
+                parts: &[wgsl!("matmul/tiles_64.wgsl")],
                 weights: WeightReader::Bytes,
                 quantized_only: true,
                 rounding: Rounding::Int8,
@@ -258,10 +258,10 @@ impl MatmulKernel {
             },
             Self::Cooperative(sizes @ Cooperative { size, tile, workgroup }) => KernelSpec {
                 name: "matmul_cooperative",
-                file: wgsl!("matmul_cooperative.wgsl"),
+                file: wgsl!("matmul/matmul_cooperative.wgsl"),
                 parts: match size {
-                    8 => &[wgsl!("stage_half.wgsl"), wgsl!("cooperative_8.wgsl")],
-                    _ => &[wgsl!("stage_half.wgsl"), wgsl!("cooperative_16.wgsl")],
+                    8 => &[wgsl!("matmul/stage_f16.wgsl"), wgsl!("matmul/cooperative_8.wgsl")],
+                    _ => &[wgsl!("matmul/stage_f16.wgsl"), wgsl!("matmul/cooperative_16.wgsl")],
                 },
                 constants: [Some(Const("TILE", tile)), Some(Const("WORKGROUP", workgroup))],
                 tile: [tile as usize; 2],
@@ -272,7 +272,7 @@ impl MatmulKernel {
             // Loads that are the same for a whole workgroup, and no workgroup memory.
             Self::Uniform(rows) => KernelSpec {
                 name: "matmul_uniform",
-                file: wgsl!("matmul_uniform.wgsl"),
+                file: wgsl!("matmul/matmul_uniform.wgsl"),
                 constants: [Some(Override("ROWS", rows)), None],
                 tile: [rows as usize, 256],
                 grid: Grid::Rows,
@@ -286,7 +286,7 @@ impl MatmulKernel {
             },
             Self::Subgroup4(rows) => KernelSpec {
                 name: "matmul_subgroup4",
-                file: wgsl!("matmul_subgroup4.wgsl"),
+                file: wgsl!("matmul/matmul_subgroup4.wgsl"),
                 constants: [Some(Override("ROWS", rows)), None],
                 tile: [rows as usize, 256],
                 grid: Grid::Rows,
@@ -295,7 +295,7 @@ impl MatmulKernel {
             },
             Self::MatvecSubgroup => KernelSpec {
                 name: "matvec_subgroup",
-                file: wgsl!("matvec_subgroup.wgsl"),
+                file: wgsl!("matmul/matvec_subgroup.wgsl"),
                 weights: WeightReader::Block,
                 tile: [1, 64],
                 grid: Grid::Rows,
@@ -306,7 +306,7 @@ impl MatmulKernel {
             },
             Self::Subgroup { rows, blocks } => KernelSpec {
                 name: "matmul_subgroup",
-                file: wgsl!("matmul_subgroup.wgsl"),
+                file: wgsl!("matmul/matmul_subgroup.wgsl"),
                 weights: WeightReader::Block,
                 constants: [Some(Const("ROWS", rows)), Some(Const("BLOCKS", blocks))],
                 tile: [rows as usize, 32 * blocks as usize],

@@ -85,20 +85,20 @@ impl PipelineKey for Variant {
         let mut sources = match self.output {
             OutputStage::Epilogue | OutputStage::RoutedEpilogue => {
                 overrides.extend(self.flags.overrides());
-                vec![wgsl!("linear_epilogue.wgsl"), wgsl!("activation.wgsl")]
+                vec![wgsl!("matmul/epilogue.wgsl"), wgsl!("matmul/activation.wgsl")]
             }
-            OutputStage::RopeToCache { half: false } => vec![wgsl!("rotary_epilogue.wgsl"), wgsl!("store_f32.wgsl")],
-            OutputStage::RopeToCache { half: true } => vec![wgsl!("rotary_epilogue.wgsl"), wgsl!("store_f16.wgsl")],
+            OutputStage::RopeToCache { half: false } => vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f32.wgsl")],
+            OutputStage::RopeToCache { half: true } => vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f16.wgsl")],
         };
         sources.push(match (self.output, self.lhs) {
-            (OutputStage::RoutedEpilogue, _) => wgsl!("rows_routed.wgsl"),
-            (_, LhsSource::Im2col) => wgsl!("rows_map.wgsl"),
-            _ => wgsl!("rows_direct.wgsl"),
+            (OutputStage::RoutedEpilogue, _) => wgsl!("matmul/rows_routed.wgsl"),
+            (_, LhsSource::Im2col) => wgsl!("matmul/rows_im2col.wgsl"),
+            _ => wgsl!("matmul/rows_direct.wgsl"),
         });
         sources.push(match self.lhs {
-            LhsSource::Scalar => wgsl!("input_scalar.wgsl"),
-            LhsSource::Vec4 => wgsl!("input_vec4.wgsl"),
-            LhsSource::Im2col => wgsl!("input_convolution.wgsl"),
+            LhsSource::Scalar => wgsl!("matmul/lhs_scalar.wgsl"),
+            LhsSource::Vec4 => wgsl!("matmul/lhs_vec4.wgsl"),
+            LhsSource::Im2col => wgsl!("matmul/lhs_im2col.wgsl"),
         });
         let (reader, mut consts) = match spec.weights {
             WeightReader::Vec4 | WeightReader::Bytes => weight_reader(self.precision),
@@ -106,7 +106,7 @@ impl PipelineKey for Variant {
         };
         sources.push(reader);
         if spec.fuses_norm {
-            sources.push(wgsl!("linear_norm.wgsl"));
+            sources.push(wgsl!("matmul/fused_norm.wgsl"));
             overrides.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
         }
         sources.extend_from_slice(spec.parts);
@@ -139,10 +139,10 @@ impl PipelineKey for Variant {
 /// The reader of four columns of a row of weights, with the constants that it needs.
 pub(in crate::ops) fn weight_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
     let source = match precision {
-        Precision::F32 => wgsl!("weights_f32.wgsl"),
-        Precision::F16 => wgsl!("weights_f16.wgsl"),
-        Precision::Q8 => wgsl!("weights_q8.wgsl"),
-        _ => wgsl!("weights_quantised.wgsl"),
+        Precision::F32 => wgsl!("matmul/weights_f32.wgsl"),
+        Precision::F16 => wgsl!("matmul/weights_f16.wgsl"),
+        Precision::Q8 => wgsl!("matmul/weights_q8.wgsl"),
+        _ => wgsl!("matmul/weights_quantized.wgsl"),
     };
     (source, reader_constants(precision))
 }
@@ -150,10 +150,10 @@ pub(in crate::ops) fn weight_reader(precision: Precision) -> (Source, Vec<(&'sta
 /// The reader of 32 columns of four rows.
 fn block_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
     let source = match precision {
-        Precision::F32 => wgsl!("blocks_f32.wgsl"),
-        Precision::F16 => wgsl!("blocks_f16.wgsl"),
-        Precision::Q8 => wgsl!("blocks_q8.wgsl"),
-        _ => wgsl!("blocks_quantised.wgsl"),
+        Precision::F32 => wgsl!("matmul/blocks_f32.wgsl"),
+        Precision::F16 => wgsl!("matmul/blocks_f16.wgsl"),
+        Precision::Q8 => wgsl!("matmul/blocks_q8.wgsl"),
+        _ => wgsl!("matmul/blocks_quantized.wgsl"),
     };
     (source, reader_constants(precision))
 }
@@ -161,8 +161,8 @@ fn block_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
 /// The reader of quantised weights as packed bytes.
 fn byte_reader(precision: Precision) -> Source {
     match precision {
-        Precision::Q8 => wgsl!("packed_q8.wgsl"),
-        _ => wgsl!("packed_quantised.wgsl"),
+        Precision::Q8 => wgsl!("matmul/bytes_q8.wgsl"),
+        _ => wgsl!("matmul/bytes_quantized.wgsl"),
     }
 }
 

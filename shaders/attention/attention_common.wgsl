@@ -1,0 +1,69 @@
+// What the attention kernels share: y = softmax(scale q k^T + causal mask) v.
+//
+// Query rows that share a key/value head are numbered r = time * group + (head in the group), so that one workgroup serves
+// all query heads of a key/value head (MHA, GQA and MQA alike), in prefill as in decoding. A workgroup takes ROWS of them and
+// runs over keys; where the keys are split (decoding), it takes one part of them and leaves its sums, maximum and
+// denominator to attention_merge.
+//
+// Row strides and starts are in vec4s; head dimensions are multiples of 4, at most 256.
+// Dispatch: (ceil(times * group / ROWS), kv_heads, parts).
+struct Params {
+    times: u32,        // query positions
+    keys: u32,         // key positions
+    group: u32,        // query heads for each key/value head
+    first_position: u32,   // causal: query t sees keys 0 ..= first_time + t
+    query_stride: u32,
+    query_start: u32,
+    key_stride: u32,
+    key_start: u32,
+    value_stride: u32,
+    value_start: u32,
+    split_keys: u32,    // keys in a part, a multiple of 64
+    scale: f32,
+    output_start: u32,
+}
+
+override CAUSAL: u32 = 0;
+override SPLIT: u32 = 0;       // write partial results
+
+const LOWEST: f32 = -3.0e38;
+
+@group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
+// SPLIT 0: [times, heads, HEAD4]. SPLIT 1: for each (part, row, kv head) HEAD4 vec4s of sums and one of (maximum,
+// denominator, 0, 0).
+@group(0) @binding(3) var<storage, read_write> output: array<vec4<f32>>;
+@group(0) @binding(4) var<uniform> params: Params;
+
+// Rows of queries in all.
+fn query_rows() -> u32 {
+    return params.times * params.group;
+}
+
+// Where a query row starts.
+fn query_at(row: u32, kv_head: u32) -> u32 {
+    let head = kv_head * params.group + row % params.group;
+    return params.query_start + (row / params.group) * params.query_stride + head * HEAD4;
+}
+
+// The keys of part `part` that the rows up to `last_row` may see: from x to before y.
+fn key_range(split: u32, last_row: u32) -> vec2<u32> {
+    let begin = split * params.split_keys;
+    var end = min(begin + params.split_keys, params.keys);
+    if CAUSAL == 1u {
+        end = min(end, params.first_position + last_row / params.group + 1u);
+    }
+    return vec2(begin, end);
+}
+
+fn attends(row: u32, key: u32, end: u32) -> bool {
+    return key < end && (CAUSAL == 0u || key <= params.first_position + row / params.group);
+}
+
+// Where the output of a query row starts.
+fn output_at(split: u32, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
+    if SPLIT == 1u {
+        return params.output_start + ((split * query_rows() + row) * kv_heads + kv_head) * (HEAD4 + 1u);
+    }
+    let head = kv_head * params.group + row % params.group;
+    return params.output_start + ((row / params.group) * kv_heads * params.group + head) * HEAD4;
+}

@@ -1,0 +1,67 @@
+// Expert routing of a mixture of experts: softmax over all experts, the TOP best (first wins ties), weights renormalised to
+// sum 1. One workgroup; an invocation serves an expert when the lists are made, so that each list is in token order.
+//     logits [tokens, experts] -> shares [tokens, TOP]; routes [experts][1 + capacity]: count, then slots token * TOP + choice
+// Dispatch: (1, 1, 1). At most 64 experts.
+struct Params {
+    tokens: u32,
+    experts: u32,
+    capacity: u32, // slots an expert's list has room for: tokens (a token picks an expert once)
+}
+
+override TOP_K: u32 = 2;
+
+@group(0) @binding(0) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read_write> weights: array<f32>;
+@group(0) @binding(2) var<storage, read_write> routes: array<u32>;
+@group(0) @binding(3) var<storage, read_write> experts_chosen: array<u32>; // [tokens, TOP]
+@group(0) @binding(4) var<uniform> params: Params;
+
+@compute @workgroup_size(64)
+fn route(@builtin(local_invocation_index) local: u32) {
+    for (var token = local; token < params.tokens; token += 64u) {
+        let start = token * params.experts;
+        var chosen_0 = 0u; // bit masks of the experts taken so far
+        var chosen_1 = 0u;
+        var best = 0.0;
+        var total = 0.0;
+        for (var choice = 0u; choice < TOP_K; choice++) {
+            var at = 0u;
+            var value = -3.0e38;
+            for (var e = 0u; e < params.experts; e++) {
+                let taken = (select(chosen_1, chosen_0, e < 32u) >> (e & 31u)) & 1u;
+                if taken == 0u && logits[start + e] > value {
+                    value = logits[start + e];
+                    at = e;
+                }
+            }
+            if at < 32u {
+                chosen_0 |= 1u << at;
+            } else {
+                chosen_1 |= 1u << (at - 32u);
+            }
+            if choice == 0u {
+                best = value;
+            }
+            // The softmax's own denominator cancels when the chosen are renormalised.
+            let weight = exp(value - best);
+            total += weight;
+            weights[token * TOP_K + choice] = weight;
+            experts_chosen[token * TOP_K + choice] = at;
+        }
+        for (var choice = 0u; choice < TOP_K; choice++) {
+            weights[token * TOP_K + choice] /= total;
+        }
+    }
+    storageBarrier();
+    for (var e = local; e < params.experts; e += 64u) {
+        let start = e * (1u + params.capacity);
+        var count = 0u;
+        for (var slot = 0u; slot < params.tokens * TOP_K; slot++) {
+            if experts_chosen[slot] == e && count < params.capacity {
+                routes[start + 1u + count] = slot;
+                count++;
+            }
+        }
+        routes[start] = count;
+    }
+}

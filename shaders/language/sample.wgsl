@@ -1,0 +1,201 @@
+// Choosing the next token from each row of logits, on the device, in a workgroup a row: argmax, or temperature, top-k, top-p and a draw, in
+// that order.
+//
+// The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers that order
+// the same way, and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30,
+// so the result does not depend on the order of the sum. Logits equal to the cut-off are all kept.
+// Dispatch: (rows, 1, 1).
+struct Params {
+    vocab: u32,
+    output: u32,             // where in `chosen` to write the first row's
+    top_k: u32,              // 0: all
+    top_p: f32,              // 1: all
+    inverse_temperature: f32,
+    draw: f32,               // uniform in [0, 1)
+}
+
+override SAMPLE: u32 = 0; // 0: argmax
+
+const WORKGROUP: u32 = 256u;
+const LOWEST: f32 = -3.402823e38;
+
+@group(0) @binding(0) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read_write> sampled: array<u32>;
+@group(0) @binding(2) var<uniform> params: Params;
+
+var<workgroup> best_value: array<f32, WORKGROUP>;
+var<workgroup> best_index: array<u32, WORKGROUP>;
+var<workgroup> bins: array<atomic<u32>, 256>;
+var<workgroup> found: vec2<u32>; // the bin that holds the cut-off, and the mass above it
+
+var<private> first_logit: u32; // of this workgroup's row
+
+// A logit made finite: NaN and minus infinity are the lowest there is. NaN is told by its bits, since compilers may assume
+// that there is none.
+fn logit(i: u32) -> f32 {
+    let value = logits[first_logit + i];
+    let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+    return select(clamp(value, LOWEST, -LOWEST), LOWEST, is_nan);
+}
+
+// An integer that orders as the float does.
+fn key(value: f32) -> u32 {
+    let bits = bitcast<u32>(value);
+    return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);
+}
+
+// 2^30 times a probability.
+fn mass(value: f32, maximum: f32, total: f32) -> u32 {
+    return u32(exp((value - maximum) * params.inverse_temperature) / total * 1073741824.0);
+}
+
+// The largest key such that the tokens at or above it have at least `wanted` mass (in tokens where `by_count`, else in 2^-30
+// of probability), among tokens at or above `lowest`.
+fn cut_off(wanted: u32, by_count: bool, lowest: u32, maximum: f32, total: f32, local: u32) -> u32 {
+    var prefix = 0u;
+    var above = 0u; // mass of keys over the prefix's range
+    for (var shift = 24i; shift >= 0; shift -= 8) {
+        atomicStore(&bins[local], 0u);
+        workgroupBarrier();
+        let known = select(0xffffffffu << (u32(shift) + 8u), 0u, shift == 24);
+        for (var i = local; i < params.vocab; i += WORKGROUP) {
+            let k = key(logit(i));
+            if k >= lowest && (k & known) == prefix {
+                var m = 1u;
+                if !by_count {
+                    m = mass(logit(i), maximum, total);
+                }
+                atomicAdd(&bins[(k >> u32(shift)) & 255u], m);
+            }
+        }
+        workgroupBarrier();
+        if local == 0u {
+            var sum = above;
+            var bin = 255u;
+            loop {
+                let here = atomicLoad(&bins[bin]);
+                if sum + here >= wanted || bin == 0u {
+                    break;
+                }
+                sum += here;
+                bin--;
+            }
+            found = vec2(bin, sum);
+        }
+        let result = workgroupUniformLoad(&found);
+        prefix |= result.x << u32(shift);
+        above = result.y;
+    }
+    return prefix;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn sample(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    first_logit = group.x * params.vocab;
+    // Argmax; the lowest index wins ties.
+    var value = LOWEST;
+    var index = 0xffffffffu;
+    for (var i = local; i < params.vocab; i += WORKGROUP) {
+        let here = logit(i);
+        if here > value || index == 0xffffffffu {
+            value = here;
+            index = i;
+        }
+    }
+    best_value[local] = value;
+    best_index[local] = index;
+    workgroupBarrier();
+    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
+        if local < step {
+            let other = best_value[local + step];
+            let other_index = best_index[local + step];
+            let mine = best_value[local];
+            if other > mine || (other == mine && other_index < best_index[local]) {
+                best_value[local] = other;
+                best_index[local] = other_index;
+            }
+        }
+        workgroupBarrier();
+    }
+    let maximum = best_value[0];
+    let argmax = best_index[0];
+    if SAMPLE == 0u {
+        if local == 0u {
+            sampled[params.output + group.x] = argmax;
+        }
+        return;
+    }
+    workgroupBarrier();
+
+    var lowest = 0u;
+    if params.top_k > 0u && params.top_k < params.vocab {
+        lowest = cut_off(params.top_k, true, 0u, maximum, 1.0, local);
+    }
+    // Denominator over what top-k left.
+    let total = sum_over(lowest, maximum, local);
+    if params.top_p < 1.0 {
+        lowest = max(lowest, cut_off(u32(max(params.top_p, 0.0) * 1073741824.0), false, lowest, maximum, total, local));
+    }
+
+    // The draw, in index order: each invocation owns a run of neighbouring tokens.
+    let run = (params.vocab + WORKGROUP - 1u) / WORKGROUP;
+    let begin = min(local * run, params.vocab);
+    let end = min(begin + run, params.vocab);
+    var mine = 0u;
+    for (var i = begin; i < end; i++) {
+        if key(logit(i)) >= lowest {
+            mine += mass(logit(i), maximum, total);
+        }
+    }
+    best_index[local] = mine;
+    workgroupBarrier();
+    if local == 0u {
+        var kept = 0u;
+        for (var i = 0u; i < WORKGROUP; i++) {
+            kept += best_index[i];
+        }
+        // A draw below 1 lands below the end.
+        let aim = min(u32(f32(kept) * params.draw), max(kept, 1u) - 1u);
+        var sum = 0u;
+        var owner = 0u;
+        loop {
+            if owner == WORKGROUP - 1u || sum + best_index[owner] > aim {
+                break;
+            }
+            sum += best_index[owner];
+            owner++;
+        }
+        var picked = argmax;
+        let stop = min((owner + 1u) * run, params.vocab);
+        for (var i = min(owner * run, params.vocab); i < stop; i++) {
+            if key(logit(i)) >= lowest {
+                sum += mass(logit(i), maximum, total);
+                if sum > aim {
+                    picked = i;
+                    break;
+                }
+            }
+        }
+        sampled[params.output] = picked;
+    }
+}
+
+fn sum_over(lowest: u32, maximum: f32, local: u32) -> f32 {
+    var sum = 0.0;
+    for (var i = local; i < params.vocab; i += WORKGROUP) {
+        if key(logit(i)) >= lowest {
+            sum += exp((logit(i) - maximum) * params.inverse_temperature);
+        }
+    }
+    best_value[local] = sum;
+    workgroupBarrier();
+    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
+        if local < step {
+            best_value[local] += best_value[local + step];
+        }
+        workgroupBarrier();
+    }
+    let total = best_value[0];
+    workgroupBarrier();
+    return total;
+}

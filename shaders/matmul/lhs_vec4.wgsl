@@ -1,0 +1,24 @@
+// Activation reader: rows of f32 whose length is a multiple of 4, and the gain of the norm before the product.
+@group(0) @binding(0) var<storage, read> input: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> gain: array<vec4<f32>>;
+
+// Where a row starts, and what a column has in common for all rows.
+alias LhsRow = u32;
+alias LhsColumn = u32;
+
+fn lhs_row_at(row: u32) -> LhsRow {
+    return row * (params.k >> 2u);
+}
+
+fn lhs_column_at(k4: u32) -> LhsColumn {
+    return k4;
+}
+
+// Elements 4 k4 .. 4 k4 + 3 of a row.
+fn lhs4(lhs_row: LhsRow, step: LhsColumn) -> vec4<f32> {
+    return input[lhs_row + step];
+}
+
+fn gain4(k4: u32, k: u32) -> vec4<f32> {
+    return gain[k4];
+}

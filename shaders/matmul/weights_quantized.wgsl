@@ -1,0 +1,44 @@
+// Weight reader: integers of BITS bits, 4 to 6, in groups of 32 along the row (src/tensor/pack.rs). The low four bits, eight
+// in a u32 from the low end; beside them, for each group, BITS - 4 words of high bits, then the scales: a scale and a
+// minimum, weight = minimum + scale * q, as two f32 (WIDE) or two f16 in a word; or, for 6 bits, the scales of the group's
+// halves, weight = scale * (q - 32). Blocks of 32 rows that take turns, 16 bytes of weights or a word each; `stride` is the
+// row length in fours, a multiple of 8. BITS and WIDE are constants of the specialisation.
+@group(0) @binding(1) var<storage, read> weights: array<u32>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+
+const HIGH_WORDS: u32 = BITS - 4u;
+const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
+
+// A word beside a row's group.
+fn scale_word(row: u32, group: u32, stride: u32, word: u32) -> u32 {
+    return scales[32u * (WORDS * ((row >> 5u) * (stride >> 3u) + group) + word) + (row & 31u)];
+}
+
+// What 32 weights of a row have in common.
+fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
+    let first = scale_word(row, group, stride, HIGH_WORDS);
+    if WIDE == 1u {
+        return bitcast<vec2<f32>>(vec2(first, scale_word(row, group, stride, WORDS - 1u)));
+    }
+    return unpack2x16float(first);
+}
+
+fn scaled_weight4(row: u32, k4: u32, stride: u32, scale: vec2<f32>) -> vec4<f32> {
+    let group = k4 >> 3u;
+    let within = k4 & 7u; // four of the group
+    let at = 4u * (32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u)) + (within >> 1u);
+    var q = (vec4(weights[at]) >> vec4(vec4(0u, 4u, 8u, 12u) + 16u * (within & 1u))) & vec4(15u);
+    if BITS == 5u {
+        q |= ((vec4(scale_word(row, group, stride, 0u)) >> vec4(vec4(0u, 1u, 2u, 3u) + 4u * within)) & vec4(1u)) << vec4(4u);
+    }
+    if BITS == 6u {
+        let high = scale_word(row, group, stride, within >> 2u);
+        q |= ((vec4(high) >> vec4(vec4(0u, 2u, 4u, 6u) + 8u * (within & 3u))) & vec4(3u)) << vec4(4u);
+        return select(scale.x, scale.y, within >= 4u) * (vec4<f32>(q) - vec4(32.0));
+    }
+    return fma(vec4(scale.x), vec4<f32>(q), vec4(scale.y));
+}
+
+fn weight4(row: u32, k4: u32, stride: u32) -> vec4<f32> {
+    return scaled_weight4(row, k4, stride, weight_scale(row, k4 >> 3u, stride));
+}

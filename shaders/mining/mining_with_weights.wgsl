@@ -1,0 +1,7 @@
+// The weight that each cell of the map got from the token it lies under: attended [cells].
+@group(0) @binding(7) var<storage, read_write> attended: array<f32>;
+@group(0) @binding(8) var<uniform> params: Params;
+
+fn store_weight(cell: u32, weight: f32) {
+    attended[cell] = weight;
+}

@@ -1,7 +1,0 @@
-// The weight that each cell of the map got from the token it lies under: attended [cells].
-@group(0) @binding(7) var<storage, read_write> attended: array<f32>;
-@group(0) @binding(8) var<uniform> params: Params;
-
-fn keep(cell: u32, weight: f32) {
-    attended[cell] = weight;
-}

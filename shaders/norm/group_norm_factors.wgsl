@@ -1,0 +1,50 @@
+// Second of three steps of group normalisation: from the stretches' means and squared distances (group_norm_sums.wgsl) to a
+// factor and an offset for each channel, so that y = factor x + offset:
+//     factor = w / sqrt(var + eps),  offset = b - mean factor.
+// Means are merged as Chan et al. (1979) do: var = sum(squares + count (mean - all's mean)^2) / sum(count).
+// sums as written there, w, b [channels] -> factors [pictures, 2, channels].
+// Dispatch: (groups, pictures).
+struct Params {
+    channels: u32,
+    group_channels: u32,
+    row_blocks: u32,
+    eps: f32,
+}
+
+@group(0) @binding(0) var<storage, read> sums: array<f32>;
+@group(0) @binding(1) var<storage, read> weight: array<f32>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read_write> factors: array<f32>;
+@group(0) @binding(4) var<uniform> params: Params;
+
+@compute @workgroup_size(WORKGROUP)
+fn group_norm_factors(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let channels = params.channels;
+    let length = 4u + 2u * channels;
+    let begin = group.x * params.group_channels;
+    let end = begin + params.group_channels;
+    let first = group.y * params.row_blocks;
+    var totals = vec4(0.0); // values, and the sum of them
+    for (var row_block = first + local; row_block < first + params.row_blocks; row_block += WORKGROUP) {
+        let at = row_block * length;
+        for (var c = begin; c < end; c++) {
+            totals += vec4(1.0, sums[at + 4u + c], 0.0, 0.0) * sums[at];
+        }
+    }
+    totals = workgroup_sum4(totals, local);
+    let mean = totals.y / totals.x;
+    var squares = 0.0;
+    for (var row_block = first + local; row_block < first + params.row_blocks; row_block += WORKGROUP) {
+        let at = row_block * length;
+        for (var c = begin; c < end; c++) {
+            let d = sums[at + 4u + c] - mean;
+            squares += sums[at + 4u + channels + c] + sums[at] * d * d;
+        }
+    }
+    let scale = inverseSqrt(workgroup_sum4(vec4(squares, 0.0, 0.0, 0.0), local).x / totals.x + params.eps);
+    for (var c = begin + local; c < end; c += WORKGROUP) {
+        let factor = weight[c] * scale;
+        factors[group.y * 2u * channels + c] = factor;
+        factors[group.y * 2u * channels + channels + c] = bias[c] - mean * factor;
+    }
+}

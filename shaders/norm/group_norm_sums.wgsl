@@ -1,0 +1,56 @@
+// First of three steps of group normalisation: for stretches of rows of a map's rectangle, each channel's mean and sum of
+// squared distances from it.
+// x [pictures, height, width, channels] -> sums [pictures, stretches, (1 + 2 channels4)] vec4s: (pixels, 0, 0, 0), means,
+// squared distances. Distances are taken from the stretch's first pixel while they are summed, so that a large mean costs no
+// digits.
+// Dispatch: (ceil(channels4 / 32), ceil(stretches / 8), pictures); an invocation takes four channels of a stretch.
+struct Params {
+    width: u32,
+    pixels: u32,          // of a picture
+    channels4: u32,
+    top: u32,             // of the rectangle
+    left: u32,
+    rows: u32,
+    columns: u32,
+    block_rows: u32,
+    row_blocks: u32,       // of this map
+    first_row_block: u32,   // where they start among all of the picture's
+    all_row_blocks: u32,
+}
+
+@group(0) @binding(0) var<storage, read> input: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
+@group(0) @binding(2) var<uniform> params: Params;
+
+@compute @workgroup_size(256)
+fn group_norm_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let c = group.x * 32u + (local & 31u);
+    let row_block = group.y * 8u + (local >> 5u);
+    if c >= params.channels4 || row_block >= params.row_blocks {
+        return;
+    }
+    let first_row = row_block * params.block_rows;
+    let end_row = min(first_row + params.block_rows, params.rows);
+    let image = group.z * params.pixels;
+    let start = image + (params.top + first_row) * params.width + params.left;
+    let origin = input[start * params.channels4 + c];
+    var sum = vec4(0.0);
+    var squares = vec4(0.0);
+    for (var row = first_row; row < end_row; row++) {
+        var at = (image + (params.top + row) * params.width + params.left) * params.channels4 + c;
+        for (var column = 0u; column < params.columns; column++) {
+            let d = input[at] - origin;
+            sum += d;
+            squares += d * d;
+            at += params.channels4;
+        }
+    }
+    let count = f32((end_row - first_row) * params.columns);
+    let mean = sum / count;
+    let to = (group.z * params.all_row_blocks + params.first_row_block + row_block) * (1u + 2u * params.channels4);
+    if c == 0u {
+        sums[to] = vec4(count, 0.0, 0.0, 0.0);
+    }
+    sums[to + 1u + c] = origin + mean;
+    sums[to + 1u + params.channels4 + c] = max(squares - sum * mean, vec4(0.0));
+}
