@@ -255,7 +255,7 @@ fn painting_keeps_to_its_memory() {
     let expected = pollster::block_on(painter(&gpu).unwrap().generate(&request(2), &mut |_| true)).unwrap();
     // Room for the UNet (6 MiB) and the work of a picture, but not for the other parts beside them.
     let limit = 12 << 20;
-    let limited = common::open_gpu_with(GpuOptions { memory_limit: Some(limit), ..Default::default() });
+    let limited = common::open_gpu_with(GpuOptions::default().with_memory_limit(Some(limit)));
     let mut painter = painter(&limited).unwrap();
     for round in 0..2 {
         let mut loaded = Vec::new();
@@ -274,7 +274,7 @@ fn painting_keeps_to_its_memory() {
     }
     assert!(limited.memory().peak <= limit, "{:?}", limited.memory());
 
-    let small = common::open_gpu_with(GpuOptions { memory_limit: Some(1 << 20), ..Default::default() });
+    let small = common::open_gpu_with(GpuOptions::default().with_memory_limit(Some(1 << 20)));
     let refused = self::painter(&small);
     let error = refused.err().expect("no room").to_string();
     assert!(error.contains("UNet") && error.contains("bytes needed"), "{error}");

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use mgm::gpu::{Gpu, GpuOptions, Kernel};
+use mgm::gpu::{Gpu, GpuOptions, Kernel, TestOptions};
 use mgm::ops::cases::{
     Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
     Depthwise, F32, Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random,
@@ -43,13 +43,8 @@ fn devices() -> &'static Devices {
     DEVICES.get_or_init(|| {
         let open = |base_only, software, max_binding_bytes| {
             let software_kernels = Some(software);
-            Mutex::new(common::open_gpu_with(GpuOptions {
-                base_only,
-                max_binding_bytes,
-                guard_zones: true,
-                software_kernels,
-                ..Default::default()
-            }))
+            let test = TestOptions { base_only, max_binding_bytes, guard_zones: true, software_kernels };
+            Mutex::new(common::open_gpu_with(GpuOptions::default().with_test(test)))
         };
         Devices {
             full: open(false, false, None),

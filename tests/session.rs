@@ -5,7 +5,7 @@ mod common;
 use std::rc::Rc;
 
 use mgm::Error;
-use mgm::gpu::{Gpu, GpuOptions};
+use mgm::gpu::{Gpu, GpuOptions, TestOptions};
 use mgm::image::{Rgb8, decode};
 use mgm::io::DiskFolder;
 use mgm::load::LoadOptions;
@@ -37,7 +37,7 @@ async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Rc<Mode
 
 /// A device that is taken for hardware: with its kernels, and three steps ahead of what is read.
 fn open_as_hardware() -> Gpu {
-    open_gpu_with(GpuOptions { software_kernels: Some(false), ..GpuOptions::default() })
+    open_gpu_with(GpuOptions::default().with_test(TestOptions { software_kernels: Some(false), ..Default::default() }))
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
             assert!(peak >= planned && peak < planned + 300 * 256, "{precision}: {peak} used, {planned} planned");
         }
         let limit = Some(1 << 20);
-        let gpu = open_gpu_with(GpuOptions { memory_limit: limit, ..Default::default() });
+        let gpu = open_gpu_with(GpuOptions::default().with_memory_limit(limit));
         let options = LoadOptions::at(Precision::F32);
         let error = Model::load(&gpu, &open(&case, &expected).await, &options).await.expect_err("too large");
         assert!(matches!(error, Error::OutOfMemory { available: 1_048_576, .. }), "{error}");
@@ -285,7 +285,7 @@ fn without_room_for_a_question_the_conversation_stays_as_it_was() {
 
         // As much memory as that took is too little for keys and values of a long question.
         let limit = Some(gpu.memory().peak);
-        let gpu = open_gpu_with(GpuOptions { memory_limit: limit, ..Default::default() });
+        let gpu = open_gpu_with(GpuOptions::default().with_memory_limit(limit));
         let model = load(&gpu, &case, &expected).await;
         let mut chat = model.chat(None);
         chat.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");

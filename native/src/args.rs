@@ -19,11 +19,7 @@ pub struct DeviceArgs {
 
 impl DeviceArgs {
     pub fn options(&self) -> GpuOptions {
-        GpuOptions {
-            adapter: self.adapter.clone().unwrap_or_default(),
-            memory_limit: self.gpu_memory,
-            ..Default::default()
-        }
+        GpuOptions::default().with_adapter(self.adapter.clone().unwrap_or_default()).with_memory_limit(self.gpu_memory)
     }
 }
 
@@ -39,7 +35,7 @@ pub struct ProfiledDeviceArgs {
 
 impl ProfiledDeviceArgs {
     pub fn options(&self) -> GpuOptions {
-        GpuOptions { profile: self.profile, ..self.device.options() }
+        self.device.options().with_profile(self.profile)
     }
 }
 

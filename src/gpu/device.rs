@@ -2,39 +2,20 @@
 
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
-use super::adapter::{self, AdapterChoice, AdapterSummary};
+use super::adapter::{self, AdapterSummary};
+use super::bind_groups::BindGroups;
 use super::capabilities::Capabilities;
 use super::extensions::Extensions;
 use super::guard::{self, Guards, ZONE_BYTES};
-use super::kernel::{Kernel, Maker, Pipeline, PipelineKey, Pipelines};
+use super::kernel::{Kernel, Pipeline, PipelineBuilder, PipelineKey, Pipelines};
+use super::lock::Lock;
 use super::memory::{Buffer, Memory, MemoryUse, Recording};
-use super::profile::Profile;
-use super::record::{BindGroups, Cost, PARAMS_BUFFER_BYTES, PendingTimes, Recorder, Spare};
+use super::options::GpuOptions;
+use super::recorder::{Cost, PARAMS_BUFFER_BYTES, Recorder, RecycledLists};
+use super::timestamps::{PendingTimes, Profile};
 use crate::{Error, Result};
-
-/// How to open a device.
-#[derive(Debug, Clone, Default)]
-pub struct GpuOptions {
-    /// Which adapter.
-    pub adapter: AdapterChoice,
-    /// The most memory to allocate, in bytes. Without it the driver's own limit holds.
-    pub memory_limit: Option<u64>,
-    /// Ask for WebGPU's default limits and no features at all, as the smallest device would give.
-    pub base_only: bool,
-    /// Time every dispatch (slower: each gets a pass of its own).
-    pub profile: bool,
-    /// Act as if a storage binding held no more than this many bytes (tests of tensors in several shards).
-    pub max_binding_bytes: Option<u64>,
-    /// Place every tensor between zones of a pattern that [`Gpu::check_guards`] looks at, and recycle none (tests).
-    pub guard_zones: bool,
-    /// The browser was made to give devices subgroups, which wgpu's web backend neither asks for nor reports
-    /// (<https://github.com/gfx-rs/wgpu/issues/10146>).
-    pub browser_subgroups: bool,
-    /// Choose kernels as on a software adapter (`true`) or as on a hardware one (`false`), whatever this one is (tests).
-    pub software_kernels: Option<bool>,
-}
 
 /// An open device with its queue, buffers and pipelines. Clones share it.
 #[derive(Debug, Clone)]
@@ -48,34 +29,34 @@ struct Inner {
     capabilities: Capabilities,
     memory: Arc<Memory>,
     pipelines: Pipelines,
-    bind_groups: Mutex<BindGroups>,
+    bind_groups: Lock<BindGroups>,
     /// Parameters of all dispatches of a submission, one 256-byte slot each.
     params: wgpu::Buffer,
-    faults: Faults,
+    first_error: FirstError,
     profiling: bool,
-    times: Mutex<Vec<PendingTimes>>,
+    times: Lock<Vec<PendingTimes>>,
     dispatches: AtomicU64,
     submissions: AtomicU64,
-    cost: Mutex<Cost>,
+    cost: Lock<Cost>,
     guards: Option<Guards>,
     software_kernels: bool,
     extensions: Extensions,
-    spare: Mutex<Spare>,
+    recycled_lists: Lock<RecycledLists>,
     /// Held from when a submission's parameters are written until it is submitted: all submissions have them in one buffer.
-    submitting: Mutex<()>,
+    submitting: Lock<()>,
     /// Small buffers for reading back, unmapped, for the next time.
-    staging: Mutex<Vec<wgpu::Buffer>>,
+    staging: Lock<Vec<wgpu::Buffer>>,
     pipeline_cache: Option<wgpu::PipelineCache>,
 }
 
 /// Buffers of this size are kept for reading back: a token's id fits.
 const SMALL_STAGING: u64 = 256;
 
-type Faults = Arc<Mutex<Option<Error>>>;
+type FirstError = Arc<Lock<Option<Error>>>;
 
 /// Keeps the first error, but a lost device is worse than any.
-fn note(faults: &Faults, error: Error) {
-    let mut first = faults.lock().unwrap_or_else(PoisonError::into_inner);
+fn record_error(first_error: &FirstError, error: Error) {
+    let mut first = first_error.lock();
     if first.is_none() || matches!(error, Error::DeviceLost(_)) && !matches!(*first, Some(Error::DeviceLost(_))) {
         *first = Some(error);
     }
@@ -96,7 +77,7 @@ impl Gpu {
         let instance = adapter::instance();
         let (index, adapter) = adapter::choose(&instance, &options.adapter).await?;
         let summary = AdapterSummary::new(index, &adapter);
-        let (mut features, limits) = if options.base_only {
+        let (mut features, limits) = if options.test.base_only {
             (wgpu::Features::empty(), wgpu::Limits::default())
         } else {
             let wanted = wgpu::Features::SUBGROUP
@@ -132,10 +113,10 @@ impl Gpu {
         let (device, queue) =
             opened.map_err(|error| Error::NoAdapter(format!("{} could not be opened: {error}", summary.name)))?;
 
-        let faults = Arc::new(Mutex::new(None));
-        let uncaptured = faults.clone();
+        let first_error = Arc::new(Lock::new(None));
+        let uncaptured = first_error.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            note(
+            record_error(
                 &uncaptured,
                 match error {
                     wgpu::Error::OutOfMemory { .. } => {
@@ -145,13 +126,13 @@ impl Gpu {
                 },
             );
         }));
-        let lost = faults.clone();
-        device.set_device_lost_callback(move |_, message| note(&lost, Error::DeviceLost(message)));
+        let lost = first_error.clone();
+        device.set_device_lost_callback(move |_, message| record_error(&lost, Error::DeviceLost(message)));
 
-        let software_kernels = options.software_kernels.unwrap_or(summary.is_software());
+        let software_kernels = options.test.software_kernels.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter);
         capabilities.subgroups |= options.browser_subgroups;
-        if let Some(bytes) = options.max_binding_bytes {
+        if let Some(bytes) = options.test.max_binding_bytes {
             capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
         }
         let pipeline_cache = features.contains(wgpu::Features::PIPELINE_CACHE).then(|| {
@@ -176,20 +157,20 @@ impl Gpu {
             capabilities,
             memory,
             pipelines: Pipelines::default(),
-            bind_groups: Mutex::default(),
+            bind_groups: Lock::default(),
             params,
-            faults,
+            first_error,
             profiling: options.profile,
-            times: Mutex::default(),
+            times: Lock::default(),
             dispatches: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
-            cost: Mutex::default(),
-            guards: options.guard_zones.then(Guards::default),
+            cost: Lock::default(),
+            guards: options.test.guard_zones.then(Guards::default),
             software_kernels,
             extensions: Extensions::default(),
-            spare: Mutex::default(),
-            submitting: Mutex::default(),
-            staging: Mutex::default(),
+            recycled_lists: Lock::default(),
+            submitting: Lock::default(),
+            staging: Lock::default(),
             pipeline_cache,
         })))
     }
@@ -237,7 +218,7 @@ impl Gpu {
 
     /// Makes a kernel's pipeline, if it is not there yet. Several threads may do so at a time.
     pub fn prepare(&self, kernel: Kernel) {
-        self.0.pipelines.make(&self.maker(), kernel);
+        self.0.pipelines.make(&self.pipeline_builder(), kernel);
     }
 
     /// Pipelines in the driver's own form, to be kept for [`Gpu::open_with_pipeline_cache`], where the driver gives them.
@@ -246,8 +227,9 @@ impl Gpu {
     }
 
     /// Buffers, pipelines and bind groups made since the device was opened: none in a steady state.
+    #[doc(hidden)]
     pub fn objects_made(&self) -> u64 {
-        let bind_groups = self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).count;
+        let bind_groups = self.0.bind_groups.lock().count;
         self.0.memory.created() + self.0.pipelines.kernels().len() as u64 + bind_groups
     }
 
@@ -300,6 +282,7 @@ impl Gpu {
 
     /// Checks that nothing was written around the tensors made since the last call. Only a device opened with
     /// [`GpuOptions::guard_zones`] has anything to check.
+    #[doc(hidden)]
     pub async fn check_guards(&self) -> Result<()> {
         match &self.0.guards {
             Some(guards) => guards.check(self).await,
@@ -334,30 +317,30 @@ impl Gpu {
 
     /// Gives unused memory back to the device.
     pub fn trim(&self) {
-        self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.bind_groups.lock().clear();
         self.0.memory.trim();
     }
 
     /// Gives the device up at once. Work in progress, and everything that is asked of it later, fails with [`Error::DeviceLost`].
     pub fn destroy(&self) {
         // First, since what the destruction breaks is reported before the loss itself is.
-        note(&self.0.faults, Error::DeviceLost("it was given up".to_owned()));
+        record_error(&self.0.first_error, Error::DeviceLost("it was given up".to_owned()));
         self.0.device.destroy();
     }
 
     /// The first error the device reported since the last call, if any. A lost device stays lost.
     pub fn check(&self) -> Result<()> {
-        let mut faults = self.0.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        match faults.as_ref() {
+        let mut first_error = self.0.first_error.lock();
+        match first_error.as_ref() {
             None => Ok(()),
             Some(lost @ Error::DeviceLost(_)) => Err(lost.clone()),
-            Some(_) => Err(faults.take().unwrap_or(Error::Cancelled)),
+            Some(_) => Err(first_error.take().unwrap_or(Error::Cancelled)),
         }
     }
 
     /// Times per kernel since the last call; empty unless the device was opened for profiling.
     pub async fn take_profile(&self) -> Result<Profile> {
-        let pending = std::mem::take(&mut *self.0.times.lock().unwrap_or_else(PoisonError::into_inner));
+        let pending = std::mem::take(&mut *self.0.times.lock());
         let mut profile = Profile::default();
         let period = f64::from(self.0.queue.get_timestamp_period());
         for times in pending {
@@ -373,7 +356,7 @@ impl Gpu {
 
     /// What the work submitted since the last call had to move and compute at least.
     pub fn take_cost(&self) -> Cost {
-        std::mem::take(&mut *self.0.cost.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.cost.lock())
     }
 
     /// Every specialisation of which there is a pipeline.
@@ -390,7 +373,7 @@ impl Gpu {
     }
 
     pub(super) fn submitting(&self) -> MutexGuard<'_, ()> {
-        self.0.submitting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.submitting.lock()
     }
 
     pub(super) fn params(&self) -> &wgpu::Buffer {
@@ -398,18 +381,18 @@ impl Gpu {
     }
 
     pub(super) fn pipeline<S: PipelineKey>(&self, key: &S) -> Arc<Pipeline> {
-        self.0.pipelines.get(&self.maker(), key)
+        self.0.pipelines.get(&self.pipeline_builder(), key)
     }
 
-    fn maker(&self) -> Maker<'_> {
+    fn pipeline_builder(&self) -> PipelineBuilder<'_> {
         let Inner { device, capabilities, pipeline_cache, .. } = &*self.0;
-        Maker { device, capabilities, cache: pipeline_cache.as_ref() }
+        PipelineBuilder { device, capabilities, cache: pipeline_cache.as_ref() }
     }
 
     /// A buffer to read at least `bytes` back through.
     pub(super) fn take_staging(&self, bytes: u64) -> wgpu::Buffer {
         if bytes <= SMALL_STAGING {
-            let kept = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let kept = self.0.staging.lock().pop();
             if let Some(buffer) = kept {
                 return buffer;
             }
@@ -425,21 +408,21 @@ impl Gpu {
     /// Takes a buffer back that was read.
     pub(super) fn keep_staging(&self, buffer: wgpu::Buffer) {
         if buffer.size() == SMALL_STAGING {
-            self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+            self.0.staging.lock().push(buffer);
         } else {
             buffer.destroy();
         }
     }
 
-    pub(super) fn take_spare(&self) -> Spare {
-        std::mem::take(&mut *self.0.spare.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn recycled_lists(&self) -> RecycledLists {
+        std::mem::take(&mut *self.0.recycled_lists.lock())
     }
 
-    pub(super) fn keep_spare(&self, spare: Spare) {
-        *self.0.spare.lock().unwrap_or_else(PoisonError::into_inner) = spare;
+    pub(super) fn recycle_lists(&self, recycled_lists: RecycledLists) {
+        *self.0.recycled_lists.lock() = recycled_lists;
     }
 
-    pub(super) fn bind_groups(&self) -> &Mutex<BindGroups> {
+    pub(super) fn bind_groups(&self) -> &Lock<BindGroups> {
         &self.0.bind_groups
     }
 
@@ -447,24 +430,25 @@ impl Gpu {
         self.0.profiling
     }
 
-    pub(super) fn note_times(&self, times: PendingTimes) {
-        self.0.times.lock().unwrap_or_else(PoisonError::into_inner).push(times);
+    pub(super) fn add_times(&self, times: PendingTimes) {
+        self.0.times.lock().push(times);
     }
 
     /// Drops the bind groups that are of no use after this submission.
     pub(super) fn sweep_bind_groups(&self, submission: u64) {
-        let gone = self.0.memory.take_gone().into_iter().collect();
-        self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).sweep(submission, &gone);
+        let dropped = self.0.memory.take_dropped_ids().into_iter().collect();
+        self.0.bind_groups.lock().sweep(submission, &dropped);
     }
 
-    /// How many bind groups are kept for later use. Each keeps its buffers' memory.
+    /// The number of cached bind groups. Each keeps its buffers' memory.
+    #[doc(hidden)]
     pub fn bind_group_count(&self) -> usize {
-        self.0.bind_groups.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.0.bind_groups.lock().len()
     }
 
     /// Counts a submission; gives its number.
     pub(super) fn count(&self, dispatches: u64, cost: Cost) -> u64 {
-        let mut total = self.0.cost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut total = self.0.cost.lock();
         total.bytes += cost.bytes;
         total.flops += cost.flops;
         drop(total);

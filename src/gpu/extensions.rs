@@ -2,23 +2,21 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use super::Lock;
 
 type Value = Arc<dyn Any + Send + Sync>;
 
 /// At most one value of each type, shared by all users of a device.
 #[derive(Debug, Default)]
-pub(super) struct Extensions(RwLock<HashMap<TypeId, Value>>);
+pub(super) struct Extensions(Lock<HashMap<TypeId, Value>>);
 
 impl Extensions {
     /// The value of type `T`, made by `T::default()` on the first call. Later calls allocate nothing.
     pub(super) fn get<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
         let id = TypeId::of::<T>();
-        let found = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
-        let value = found.unwrap_or_else(|| {
-            let mut values = self.0.write().unwrap_or_else(PoisonError::into_inner);
-            values.entry(id).or_insert_with(|| Arc::new(T::default())).clone()
-        });
+        let value = self.0.lock().entry(id).or_insert_with(|| Arc::new(T::default())).clone();
         // Every value is stored under the id of its own type.
         value.downcast().unwrap_or_default()
     }

@@ -1,11 +1,12 @@
 //! Guard zones: a fixed pattern before and after every tensor, which no kernel may touch. For tests, since pipelines are
 //! made without bounds checks.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::Gpu;
+use super::lock::Lock;
 use super::memory::Buffer;
-use super::record::Binding;
+use super::recorder::Binding;
 use crate::{Error, Result};
 
 /// Bytes before a tensor, and at least so many after it: a multiple of every alignment of a storage binding.
@@ -30,17 +31,17 @@ struct Guarded {
 
 /// The tensors placed between guard zones and not checked yet.
 #[derive(Debug, Default)]
-pub(super) struct Guards(Mutex<Vec<Guarded>>);
+pub(super) struct Guards(Lock<Vec<Guarded>>);
 
 impl Guards {
     pub(super) fn add(&self, buffer: Arc<Buffer>, start: u64, bytes: u64, what: &str) {
         let guarded = Guarded { buffer, start, bytes, what: what.to_owned() };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(guarded);
+        self.0.lock().push(guarded);
     }
 
     /// Reads every zone back and forgets the tensors.
     pub(super) async fn check(&self, gpu: &Gpu) -> Result<()> {
-        let tensors = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let tensors = std::mem::take(&mut *self.0.lock());
         let mut recorder = gpu.record();
         let mut zones = Vec::new();
         for tensor in &tensors {

@@ -4,9 +4,10 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use super::Capabilities;
+use super::lock::Lock;
 
 /// A WGSL file. A kernel is a list of them, joined in order: first the prelude parts that it is specialised with (how
 /// weights are read, how a workgroup reduces), then the kernel itself.
@@ -140,26 +141,26 @@ pub(super) struct Pipeline {
 }
 
 /// A pipeline that is there, or that a thread is making.
-type Making = Arc<OnceLock<Arc<Pipeline>>>;
+type PipelineCell = Arc<OnceLock<Arc<Pipeline>>>;
 
 /// All pipelines of a device, made when first asked for.
 #[derive(Debug, Default)]
 pub(super) struct Pipelines {
     /// Made outside of the lock, so that several threads can make some at a time.
-    made: Mutex<HashMap<Kernel, Making>>,
+    made: Lock<HashMap<Kernel, PipelineCell>>,
     /// The same by their keys: for each type of key a map of its own.
-    by_key: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
+    by_key: Lock<HashMap<TypeId, Box<dyn Any + Send>>>,
     next_id: AtomicUsize,
 }
 
 impl Pipelines {
     /// The pipeline of a key. Finding one that was made allocates nothing.
-    pub(super) fn get<S: PipelineKey>(&self, maker: &Maker<'_>, key: &S) -> Arc<Pipeline> {
-        if let Some(pipeline) = self.of_key(key) {
+    pub(super) fn get<S: PipelineKey>(&self, builder: &PipelineBuilder<'_>, key: &S) -> Arc<Pipeline> {
+        if let Some(pipeline) = self.find(key) {
             return pipeline;
         }
-        let pipeline = self.make(maker, key.kernel());
-        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let pipeline = self.make(builder, key.kernel());
+        let mut by_key = self.by_key.lock();
         let map = by_key.entry(TypeId::of::<S>()).or_insert_with(|| Box::new(HashMap::<S, Arc<Pipeline>>::new()));
         if let Some(map) = map.downcast_mut::<HashMap<S, Arc<Pipeline>>>() {
             map.insert(key.clone(), pipeline.clone());
@@ -167,30 +168,30 @@ impl Pipelines {
         pipeline
     }
 
-    fn of_key<S: PipelineKey>(&self, key: &S) -> Option<Arc<Pipeline>> {
-        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+    fn find<S: PipelineKey>(&self, key: &S) -> Option<Arc<Pipeline>> {
+        let by_key = self.by_key.lock();
         by_key.get(&TypeId::of::<S>())?.downcast_ref::<HashMap<S, Arc<Pipeline>>>()?.get(key).cloned()
     }
 
     /// The pipeline of a kernel.
-    pub(super) fn make(&self, maker: &Maker<'_>, kernel: Kernel) -> Arc<Pipeline> {
-        let cell = self.made.lock().unwrap_or_else(PoisonError::into_inner).entry(kernel.clone()).or_default().clone();
-        cell.get_or_init(|| Arc::new(maker.make(&kernel, self.next_id.fetch_add(1, Ordering::Relaxed)))).clone()
+    pub(super) fn make(&self, builder: &PipelineBuilder<'_>, kernel: Kernel) -> Arc<Pipeline> {
+        let cell = self.made.lock().entry(kernel.clone()).or_default().clone();
+        cell.get_or_init(|| Arc::new(builder.make(&kernel, self.next_id.fetch_add(1, Ordering::Relaxed)))).clone()
     }
 
     pub(super) fn kernels(&self) -> Vec<Kernel> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.made.lock().keys().cloned().collect()
     }
 }
 
 /// What pipelines are made with.
-pub(super) struct Maker<'a> {
+pub(super) struct PipelineBuilder<'a> {
     pub(super) device: &'a wgpu::Device,
     pub(super) capabilities: &'a Capabilities,
     pub(super) cache: Option<&'a wgpu::PipelineCache>,
 }
 
-impl Maker<'_> {
+impl PipelineBuilder<'_> {
     fn make(&self, kernel: &Kernel, id: usize) -> Pipeline {
         let Self { device, capabilities, cache } = *self;
         debug_assert!(capabilities.subgroups || !kernel.uses_subgroups(), "{} needs subgroups", kernel.name);

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use super::lock::Lock;
 use crate::{Error, Result};
 
 /// Device memory in use by this program, in bytes.
@@ -51,12 +52,12 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let (Some(raw), Some(memory)) = (self.raw.take(), self.memory.upgrade()) else { return };
-        let unused = Unused { raw, id: self.id, before: memory.begun.load(Ordering::Acquire) };
+        let unused = RetiredBuffer { raw, id: self.id, before: memory.begun.load(Ordering::Acquire) };
         if self.pooled {
-            memory.free.lock().unwrap_or_else(PoisonError::into_inner).entry(self.bytes).or_default().push(unused);
+            memory.free.lock().entry(self.bytes).or_default().push(unused);
         } else {
             memory.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
-            memory.gone.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
+            memory.dropped_ids.lock().push(self.id);
             memory.retire([unused]);
         }
     }
@@ -71,7 +72,7 @@ pub(super) struct Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        let mut retired = self.memory.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.memory.retired.lock();
         retired.live.remove(&self.number);
         retired.destroy_unused();
     }
@@ -79,7 +80,7 @@ impl Drop for Recording {
 
 /// A buffer that was given up.
 #[derive(Debug)]
-struct Unused {
+struct RetiredBuffer {
     raw: wgpu::Buffer,
     id: u64,
     /// The recording that was to begin next then: it and later ones do not use the buffer.
@@ -89,7 +90,7 @@ struct Unused {
 /// Buffers that are to be destroyed, and the recordings that may keep them from it.
 #[derive(Debug, Default)]
 struct Retired {
-    buffers: Vec<Unused>,
+    buffers: Vec<RetiredBuffer>,
     /// The recordings that are not over.
     live: BTreeSet<u64>,
 }
@@ -112,10 +113,10 @@ pub(super) struct Memory {
     peak: AtomicU64,
     next_id: AtomicU64,
     /// Free pooled buffers by size.
-    free: Mutex<BTreeMap<u64, Vec<Unused>>>,
-    /// Buffers given up since [`Memory::take_gone`] was last called. Whatever else holds them keeps their memory.
-    gone: Mutex<Vec<u64>>,
-    retired: Mutex<Retired>,
+    free: Lock<BTreeMap<u64, Vec<RetiredBuffer>>>,
+    /// Buffers given up since [`Memory::take_dropped_ids`] was last called. Whatever else holds them keeps their memory.
+    dropped_ids: Lock<Vec<u64>>,
+    retired: Lock<Retired>,
     /// Recordings begun so far.
     begun: AtomicU64,
 }
@@ -132,9 +133,9 @@ impl Memory {
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
-            free: Mutex::default(),
-            gone: Mutex::default(),
-            retired: Mutex::default(),
+            free: Lock::default(),
+            dropped_ids: Lock::default(),
+            retired: Lock::default(),
             begun: AtomicU64::new(0),
         })
     }
@@ -155,9 +156,8 @@ impl Memory {
     /// A buffer of at least `bytes` from the pool, its content undefined.
     pub(super) fn pooled(self: &Arc<Self>, bytes: u64, what: &str) -> Result<Buffer> {
         let bytes = size_class(bytes, self.max_buffer_bytes);
-        let recycled =
-            self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&bytes).and_then(|list| list.pop());
-        if let Some(Unused { raw, id, .. }) = recycled {
+        let recycled = self.free.lock().get_mut(&bytes).and_then(|list| list.pop());
+        if let Some(RetiredBuffer { raw, id, .. }) = recycled {
             return Ok(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled: true });
         }
         self.create(bytes, true, what)
@@ -193,7 +193,7 @@ impl Memory {
 
     /// Gives the pool's free buffers back to the device.
     pub(super) fn trim(&self) {
-        let free = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
+        let free = std::mem::take(&mut *self.free.lock());
         let bytes: u64 = free.iter().map(|(bytes, list)| bytes * list.len() as u64).sum();
         self.retire(free.into_values().flatten());
         self.allocated.fetch_sub(bytes, Ordering::Relaxed);
@@ -201,7 +201,7 @@ impl Memory {
 
     /// Notes that a recording has begun.
     pub(super) fn recording(self: &Arc<Self>) -> Recording {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.retired.lock();
         let number = self.begun.fetch_add(1, Ordering::AcqRel);
         retired.live.insert(number);
         Recording { memory: Arc::clone(self), number }
@@ -209,15 +209,15 @@ impl Memory {
 
     /// Takes buffers that nobody will record any more. Their memory is given back as soon as no recording can use them, rather
     /// than when they are dropped: in browsers dropping leaves it to the garbage collector, which does not know how much there is.
-    fn retire(&self, buffers: impl IntoIterator<Item = Unused>) {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+    fn retire(&self, buffers: impl IntoIterator<Item = RetiredBuffer>) {
+        let mut retired = self.retired.lock();
         retired.buffers.extend(buffers);
         retired.destroy_unused();
     }
 
     /// The numbers of the buffers that were given up since the last call.
-    pub(super) fn take_gone(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn take_dropped_ids(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.dropped_ids.lock())
     }
 }
 

@@ -4,21 +4,31 @@
 //! [`Recorder`]; a recording is encoded and submitted once.
 
 mod adapter;
+mod bind_groups;
 mod capabilities;
 mod device;
+mod dry_run;
+mod encode;
 mod extensions;
 mod guard;
 mod kernel;
+mod lock;
 mod memory;
-mod profile;
-mod record;
+mod options;
+mod readback;
+mod recorder;
+mod timestamps;
 
 pub use adapter::{AdapterChoice, AdapterSummary, list_adapters};
 pub use capabilities::Capabilities;
-pub use device::{Gpu, GpuOptions};
+pub use device::Gpu;
+pub use dry_run::DryRunReport;
 pub(crate) use kernel::wgsl;
 pub use kernel::{Access, Kernel, PipelineKey, Source};
+pub(crate) use lock::Lock;
 pub use memory::{Buffer, MemoryUse};
-pub use profile::{KernelTime, Profile};
-pub(crate) use record::MAX_GRID;
-pub use record::{Binding, Cost, DryRunReport, MAX_PARAMS_BYTES, Readback, Recorder, grid_1d};
+pub use options::{GpuOptions, TestOptions};
+pub use readback::Readback;
+pub(crate) use recorder::MAX_GRID;
+pub use recorder::{Binding, Cost, MAX_PARAMS_BYTES, Recorder, grid_1d};
+pub use timestamps::{KernelTime, Profile};

@@ -248,7 +248,11 @@ impl PipelineKey for Merge {
     fn kernel(&self) -> Kernel {
         Kernel {
             overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
-            ..Kernel::new("attention_combine", [wgsl!("attention/attention_combine.wgsl")], &[Access::Read, Access::Write])
+            ..Kernel::new(
+                "attention_combine",
+                [wgsl!("attention/attention_combine.wgsl")],
+                &[Access::Read, Access::Write],
+            )
         }
     }
 }

@@ -105,7 +105,11 @@ fn sums_kernel() -> Kernel {
 
 fn factors_kernel() -> Kernel {
     let bindings = &[Access::Read, Access::Read, Access::Read, Access::Write];
-    Kernel::new("group_norm_factors", [wgsl!("common/reduce_workgroup.wgsl"), wgsl!("norm/group_norm_factors.wgsl")], bindings)
+    Kernel::new(
+        "group_norm_factors",
+        [wgsl!("common/reduce_workgroup.wgsl"), wgsl!("norm/group_norm_factors.wgsl")],
+        bindings,
+    )
 }
 
 fn apply_kernel() -> Kernel {

@@ -179,7 +179,11 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) 
                 channels_reader(vec4),
                 wgsl!("mining/mining_map.wgsl"),
                 wgsl!("mining/mining.wgsl"),
-                if keep { wgsl!("mining/mining_with_weights.wgsl") } else { wgsl!("mining/mining_without_weights.wgsl") },
+                if keep {
+                    wgsl!("mining/mining_with_weights.wgsl")
+                } else {
+                    wgsl!("mining/mining_without_weights.wgsl")
+                },
             ],
             if keep { BINDINGS } else { &BINDINGS[..7] },
         )

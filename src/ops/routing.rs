@@ -44,14 +44,22 @@ impl Routing {
 pub(crate) fn route_kernel(top_k: usize) -> Kernel {
     Kernel {
         overrides: vec![("TOP_K", top_k as u32)],
-        ..Kernel::new("route", [wgsl!("language/route.wgsl")], &[Access::Read, Access::Write, Access::Write, Access::Write])
+        ..Kernel::new(
+            "route",
+            [wgsl!("language/route.wgsl")],
+            &[Access::Read, Access::Write, Access::Write, Access::Write],
+        )
     }
 }
 
 pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
     Kernel {
         overrides: vec![("TOP_K", top_k as u32)],
-        ..Kernel::new("combine", [wgsl!("language/combine.wgsl")], &[Access::Read, Access::Read, Access::Read, Access::Write])
+        ..Kernel::new(
+            "combine",
+            [wgsl!("language/combine.wgsl")],
+            &[Access::Read, Access::Read, Access::Read, Access::Write],
+        )
     }
 }
 

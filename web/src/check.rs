@@ -21,7 +21,7 @@ struct CheckedCase {
 /// each case; `false` stops.
 #[wasm_bindgen(js_name = selfCheck)]
 pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String, JsValue> {
-    let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;
+    let gpu = Gpu::open(&GpuOptions::default().with_browser_subgroups(subgroups)).await.map_err(to_js)?;
     let cases = self_check();
     let mut results = Vec::new();
     for (index, case) in cases.iter().enumerate() {
@@ -44,7 +44,7 @@ pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String
 /// Times the kernels whose names contain `filter` and returns a JSON list of rows. Only the benchmarks (`benches/race.mjs`) call this.
 #[wasm_bindgen(js_name = timeKernels)]
 pub async fn time_kernels(subgroups: bool, filter: String) -> Result<String, JsValue> {
-    let gpu = Gpu::open(&GpuOptions { browser_subgroups: subgroups, ..GpuOptions::default() }).await.map_err(to_js)?;
+    let gpu = Gpu::open(&GpuOptions::default().with_browser_subgroups(subgroups)).await.map_err(to_js)?;
     let mut rows = Vec::new();
     mgm::roofline::measure(gpu, Some(filter), false, |row| rows.push(row.clone())).await.map_err(to_js)?;
     to_json(&rows)

@@ -37,11 +37,8 @@ impl Device {
     /// Opens a device on the best adapter.
     pub async fn open(request: String) -> Result<Device, JsValue> {
         let request: DeviceRequest = serde_json::from_str(&request).map_err(bad_request)?;
-        let options = GpuOptions {
-            memory_limit: request.gpu_memory,
-            browser_subgroups: request.subgroups,
-            ..GpuOptions::default()
-        };
+        let options =
+            GpuOptions::default().with_memory_limit(request.gpu_memory).with_browser_subgroups(request.subgroups);
         let gpu = Gpu::open(&options).await.map_err(to_js)?;
         // Ignore a tuning that another version wrote.
         if let Some(tuning) = request.tuning.and_then(|text| serde_json::from_str::<Tuning>(&text).ok()) {

@@ -227,7 +227,11 @@ impl MatmulKernel {
             Self::BlockedMatvec(BlockedMatvec { subgroups, workgroup, blocks }) => KernelSpec {
                 name: "matvec_blocks",
                 file: wgsl!("matmul/matvec_blocks.wgsl"),
-                parts: if subgroups { &[wgsl!("common/reduce_subgroup.wgsl")] } else { &[wgsl!("common/reduce_workgroup.wgsl")] },
+                parts: if subgroups {
+                    &[wgsl!("common/reduce_subgroup.wgsl")]
+                } else {
+                    &[wgsl!("common/reduce_workgroup.wgsl")]
+                },
                 weights: WeightReader::Block,
                 constants: [Some(Override("WORKGROUP", workgroup)), Some(Const("BLOCKS", blocks))],
                 tile: [1, 4 * blocks as usize],

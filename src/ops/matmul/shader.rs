@@ -87,8 +87,12 @@ impl PipelineKey for Variant {
                 overrides.extend(self.flags.overrides());
                 vec![wgsl!("matmul/epilogue.wgsl"), wgsl!("matmul/activation.wgsl")]
             }
-            OutputStage::RopeToCache { half: false } => vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f32.wgsl")],
-            OutputStage::RopeToCache { half: true } => vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f16.wgsl")],
+            OutputStage::RopeToCache { half: false } => {
+                vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f32.wgsl")]
+            }
+            OutputStage::RopeToCache { half: true } => {
+                vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f16.wgsl")]
+            }
         };
         sources.push(match (self.output, self.lhs) {
             (OutputStage::RoutedEpilogue, _) => wgsl!("matmul/rows_routed.wgsl"),

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 use super::all_kernels;
 use super::kernel::MatmulKernel;
 use super::shape::MatmulShape;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Lock};
 
 /// The fastest kernels on an adapter under a driver. It is JSON through serde.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -115,25 +115,25 @@ impl Tuning {
 
 /// The device's tuning in use.
 #[derive(Debug, Default)]
-struct InUse(RwLock<Tuning>);
+struct InUse(Lock<Tuning>);
 
 /// Has kernels chosen by measurements of the same kernels, adapter and driver; those of others are ignored, as are choices
 /// that this device cannot run (a stored file may be damaged, and browsers do not tell adapters apart).
 pub fn set_tuning(gpu: &Gpu, mut tuning: Tuning) {
     if tuning.is_of(&gpu.adapter().cache_name) {
         tuning.products.retain(|shape, choice| MatmulKernel::candidates(gpu, *shape).contains(&choice.kernel));
-        *gpu.extension::<InUse>().0.write().unwrap_or_else(PoisonError::into_inner) = tuning;
+        *gpu.extension::<InUse>().0.lock() = tuning;
     }
 }
 
 /// The measurements in use.
 pub fn tuning(gpu: &Gpu) -> Tuning {
-    gpu.extension::<InUse>().0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    gpu.extension::<InUse>().0.lock().clone()
 }
 
 /// The kernel that was measured to be the fastest for a product.
 pub(super) fn tuned(gpu: &Gpu, shape: MatmulShape) -> Option<MatmulKernel> {
-    gpu.extension::<InUse>().0.read().unwrap_or_else(PoisonError::into_inner).kernel(shape)
+    gpu.extension::<InUse>().0.lock().kernel(shape)
 }
 
 /// A hash of every kernel that computes products and of the text of its files: measurements of other kernels do not count.

@@ -3,6 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::Gpu;
+use super::readback::read_staging;
+use super::recorder::Cost;
+use crate::Result;
+
 /// What one kernel cost, summed over its dispatches.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct KernelTime {
@@ -56,6 +61,56 @@ impl fmt::Display for Profile {
                 time.bytes / nanoseconds,
                 time.flops / nanoseconds,
             )?;
+        }
+        Ok(())
+    }
+}
+
+/// Timestamps of a submission that were not read yet.
+#[derive(Debug)]
+pub(super) struct PendingTimes {
+    pub(super) queries: wgpu::QuerySet,
+    pub(super) resolved: wgpu::Buffer,
+    pub(super) staging: wgpu::Buffer,
+    pub(super) dispatches: Vec<(&'static str, Cost)>,
+}
+
+impl PendingTimes {
+    pub(super) fn new(gpu: &Gpu, dispatches: u32) -> Self {
+        let device = gpu.device();
+        let buffer = |usage| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("timestamps"),
+                size: u64::from(dispatches) * 16,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        Self {
+            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("timestamps"),
+                ty: wgpu::QueryType::Timestamp,
+                count: 2 * dispatches,
+            }),
+            resolved: buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
+            staging: buffer(wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ),
+            dispatches: Vec::new(),
+        }
+    }
+
+    pub(super) fn writes(&self, slot: u32) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(2 * slot),
+            end_of_pass_write_index: Some(2 * slot + 1),
+        }
+    }
+
+    pub(super) async fn add_to(self, profile: &mut Profile, gpu: &Gpu, period: f64) -> Result<()> {
+        let ticks: Vec<[u64; 2]> =
+            bytemuck::pod_collect_to_vec(&read_staging(gpu, &self.staging, self.staging.size(), None).await?);
+        for ((name, cost), [begin, end]) in self.dispatches.into_iter().zip(ticks) {
+            profile.add(name, end.saturating_sub(begin) as f64 * period, cost.bytes, cost.flops);
         }
         Ok(())
     }

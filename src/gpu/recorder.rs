@@ -1,15 +1,16 @@
 //! Recording work: a list of dispatches and copies that is encoded and submitted in one go.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::Arc;
 
 use bytemuck::Pod;
 
-use super::extensions::Traces;
-use super::kernel::{Kernel, Pipeline, PipelineKey};
+use super::dry_run::DryRunReport;
+use super::encode::{Command, encode};
+use super::kernel::{Pipeline, PipelineKey};
 use super::memory::{Buffer, Recording};
-use super::profile::Profile;
+use super::readback::{Readback, Submitted};
+use super::timestamps::PendingTimes;
 use super::{Access, Gpu};
 use crate::{Error, Result};
 
@@ -64,42 +65,11 @@ pub fn grid_1d(count: usize) -> [u32; 3] {
     [count.div_ceil(rows) as u32, rows as u32, 1]
 }
 
-#[derive(Debug)]
-enum Command {
-    Dispatch {
-        pipeline: Arc<Pipeline>,
-        bind_group: wgpu::BindGroup,
-        grid: [u32; 3],
-        cost: Cost,
-    },
-    Copy {
-        source: wgpu::Buffer,
-        source_offset: u64,
-        target: wgpu::Buffer,
-        target_offset: u64,
-        bytes: u64,
-    },
-    /// Bytes of the host, in a buffer made for them.
-    Upload {
-        staging: wgpu::Buffer,
-        target: wgpu::Buffer,
-        target_offset: u64,
-    },
-}
-
-/// What a dry run recorded.
+/// The lists of a recording, emptied for the next one.
 #[derive(Debug, Default)]
-pub struct DryRunReport {
-    /// The specialisations.
-    pub kernels: HashSet<Kernel>,
-    traces: Traces,
-}
-
-impl DryRunReport {
-    /// What was recorded in the trace of type `T` ([`Recorder::trace`]), if anything.
-    pub fn trace<T: Any>(&self) -> Option<&T> {
-        self.traces.get()
-    }
+pub(super) struct RecycledLists {
+    commands: Vec<Command>,
+    params: Vec<u8>,
 }
 
 /// A recording. Commands run in the order they are recorded.
@@ -119,7 +89,7 @@ pub struct Recorder {
 
 impl Recorder {
     pub(super) fn new(gpu: Gpu) -> Self {
-        let Spare { commands, params } = gpu.take_spare();
+        let RecycledLists { commands, params } = gpu.recycled_lists();
         let recording = gpu.recording();
         Self {
             gpu,
@@ -137,7 +107,7 @@ impl Recorder {
         Self { dry_run: Some(DryRunReport::default()), ..Self::new(gpu) }
     }
 
-    /// What a recording of [`Gpu::list`] noted.
+    /// What a recording of [`Gpu::dry_run`] noted.
     pub fn into_report(self) -> DryRunReport {
         self.dry_run.unwrap_or_default()
     }
@@ -186,8 +156,7 @@ impl Recorder {
         {
             self.flush()?;
         }
-        let bind_group =
-            self.gpu.bind_groups().lock().unwrap_or_else(PoisonError::into_inner).get(&self.gpu, &pipeline, bindings);
+        let bind_group = self.gpu.bind_groups().lock().get(&self.gpu, &pipeline, bindings);
         let start = self.params.len();
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(start + MAX_PARAMS_BYTES, 0);
@@ -277,7 +246,7 @@ impl Recorder {
     pub fn submit(mut self) -> Result<()> {
         self.flush()?;
         let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
-        self.gpu.keep_spare(Spare { commands, params });
+        self.gpu.recycle_lists(RecycledLists { commands, params });
         Ok(())
     }
 
@@ -306,7 +275,7 @@ impl Recorder {
         // Set once: what is recorded next gets another.
         let _ = std::mem::take(&mut self.submitted).set(index);
         if let Some(times) = times {
-            gpu.note_times(times);
+            gpu.add_times(times);
         }
         // The lists are used again: by what is recorded next here, or by the next recording.
         for command in commands.drain(..) {
@@ -320,240 +289,6 @@ impl Recorder {
         gpu.sweep_bind_groups(submission);
         gpu.check()
     }
-}
-
-fn encode(
-    encoder: &mut wgpu::CommandEncoder,
-    commands: &[Command],
-    mut times: Option<PendingTimes>,
-) -> Option<PendingTimes> {
-    let mut slot = 0u32;
-    let mut remaining = commands.iter().peekable();
-    while let Some(command) = remaining.peek() {
-        match command {
-            Command::Copy { source, source_offset, target, target_offset, bytes } => {
-                encoder.copy_buffer_to_buffer(source, *source_offset, target, *target_offset, Some(*bytes));
-                remaining.next();
-            }
-            Command::Upload { staging, target, target_offset } => {
-                encoder.copy_buffer_to_buffer(staging, 0, target, *target_offset, None);
-                remaining.next();
-            }
-            Command::Dispatch { .. } => {
-                let timestamp_writes = times.as_ref().map(|times| times.writes(slot));
-                let mut pass =
-                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
-                // One pass for all dispatches in a row; one for each when they are timed.
-                while let Some(Command::Dispatch { pipeline, bind_group, grid, cost }) = remaining.peek() {
-                    pass.set_pipeline(&pipeline.raw);
-                    pass.set_bind_group(0, bind_group, &[slot * MAX_PARAMS_BYTES as u32]);
-                    pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
-                    slot += 1;
-                    remaining.next();
-                    if let Some(times) = &mut times {
-                        times.dispatches.push((pipeline.name, *cost));
-                        break;
-                    }
-                }
-            }
-        }
-    }
-    if let Some(times) = &times {
-        encoder.resolve_query_set(&times.queries, 0..2 * slot, &times.resolved, 0);
-        encoder.copy_buffer_to_buffer(&times.resolved, 0, &times.staging, 0, None);
-    }
-    times
-}
-
-/// Bytes on their way from the device.
-#[derive(Debug)]
-pub struct Readback {
-    gpu: Gpu,
-    staging: wgpu::Buffer,
-    bytes: u64,
-    submitted: Submitted,
-}
-
-/// The number of a submission, once there is one.
-type Submitted = Arc<OnceLock<wgpu::SubmissionIndex>>;
-
-impl Readback {
-    /// The bytes, once the device has got there. It does not wait for later submissions.
-    pub async fn bytes(self) -> Result<Vec<u8>> {
-        let bytes = read_staging(&self.gpu, &self.staging, self.bytes, self.submitted.get()).await?;
-        self.gpu.keep_staging(self.staging);
-        Ok(bytes)
-    }
-
-    /// The same as numbers.
-    pub async fn values<T: Pod>(self) -> Result<Vec<T>> {
-        Ok(bytemuck::pod_collect_to_vec(&self.bytes().await?))
-    }
-}
-
-#[cfg_attr(target_arch = "wasm32", allow(unused_variables))]
-async fn read_staging(
-    gpu: &Gpu,
-    staging: &wgpu::Buffer,
-    bytes: u64,
-    submitted: Option<&wgpu::SubmissionIndex>,
-) -> Result<Vec<u8>> {
-    gpu.check()?;
-    let (sender, receiver) = futures_channel::oneshot::channel();
-    staging.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
-    #[cfg(not(target_arch = "wasm32"))]
-    gpu.wait(submitted)?;
-    // What the device says of it comes first: it tells a lost device from a failed copy.
-    let failed = |reason: String| {
-        gpu.check().err().unwrap_or_else(|| Error::Gpu(format!("a buffer could not be read back: {reason}")))
-    };
-    match receiver.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(failed(error.to_string())),
-        Err(_) => return Err(failed("its mapping was given up".to_owned())),
-    }
-    gpu.check()?;
-    let bytes = staging.slice(..bytes).get_mapped_range().map_err(|error| failed(error.to_string()))?.to_vec();
-    staging.unmap();
-    Ok(bytes)
-}
-
-/// Timestamps of a submission that were not read yet.
-#[derive(Debug)]
-pub(super) struct PendingTimes {
-    queries: wgpu::QuerySet,
-    resolved: wgpu::Buffer,
-    staging: wgpu::Buffer,
-    dispatches: Vec<(&'static str, Cost)>,
-}
-
-impl PendingTimes {
-    fn new(gpu: &Gpu, dispatches: u32) -> Self {
-        let device = gpu.device();
-        let buffer = |usage| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("timestamps"),
-                size: u64::from(dispatches) * 16,
-                usage,
-                mapped_at_creation: false,
-            })
-        };
-        Self {
-            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("timestamps"),
-                ty: wgpu::QueryType::Timestamp,
-                count: 2 * dispatches,
-            }),
-            resolved: buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
-            staging: buffer(wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ),
-            dispatches: Vec::new(),
-        }
-    }
-
-    fn writes(&self, slot: u32) -> wgpu::ComputePassTimestampWrites<'_> {
-        wgpu::ComputePassTimestampWrites {
-            query_set: &self.queries,
-            beginning_of_pass_write_index: Some(2 * slot),
-            end_of_pass_write_index: Some(2 * slot + 1),
-        }
-    }
-
-    pub(super) async fn add_to(self, profile: &mut Profile, gpu: &Gpu, period: f64) -> Result<()> {
-        let ticks: Vec<[u64; 2]> =
-            bytemuck::pod_collect_to_vec(&read_staging(gpu, &self.staging, self.staging.size(), None).await?);
-        for ((name, cost), [begin, end]) in self.dispatches.into_iter().zip(ticks) {
-            profile.add(name, end.saturating_sub(begin) as f64 * period, cost.bytes, cost.flops);
-        }
-        Ok(())
-    }
-}
-
-/// Bind groups by what they bind, so that the steady state makes none.
-#[derive(Debug, Default)]
-pub(super) struct BindGroups {
-    made: HashMap<BindGroupKey, (wgpu::BindGroup, u64)>,
-    submission: u64,
-    /// How many were made.
-    pub(super) count: u64,
-}
-
-/// A recording's lists, emptied, for the next one.
-#[derive(Debug, Default)]
-pub(super) struct Spare {
-    commands: Vec<Command>,
-    params: Vec<u8>,
-}
-
-/// The pipeline, and buffer, offset and bytes of each binding.
-type BindGroupKey = (usize, [(u64, u64, u64); MAX_BINDINGS]);
-
-/// WebGPU's default limit of storage buffers.
-const MAX_BINDINGS: usize = 8;
-
-/// Above this many, bind groups that were not used for a while are dropped.
-const MAX_BIND_GROUPS: usize = 8192;
-
-impl BindGroups {
-    fn get(&mut self, gpu: &Gpu, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
-        let mut key = (pipeline.id, [(0, 0, 0); MAX_BINDINGS]);
-        for (place, binding) in key.1.iter_mut().zip(bindings) {
-            *place = (binding.buffer.id(), binding.offset, binding.bytes);
-        }
-        let now = self.submission;
-        let entry = self.made.entry(key).or_insert_with(|| {
-            self.count += 1;
-            (create_bind_group(gpu, pipeline, bindings), now)
-        });
-        entry.1 = now;
-        entry.0.clone()
-    }
-
-    /// Drops the groups that bind buffers which are `gone`: they can be of no use, and keep the buffers' memory.
-    pub(super) fn sweep(&mut self, submission: u64, gone: &HashSet<u64>) {
-        self.submission = submission;
-        if !gone.is_empty() {
-            self.made.retain(|(_, bindings), _| bindings.iter().all(|(buffer, ..)| !gone.contains(buffer)));
-        }
-        if self.made.len() > MAX_BIND_GROUPS {
-            self.made.retain(|_, (_, used)| *used + 4 > submission);
-        }
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.made.clear();
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.made.len()
-    }
-}
-
-fn create_bind_group(gpu: &Gpu, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
-    let mut entries: Vec<_> = bindings
-        .iter()
-        .enumerate()
-        .map(|(index, binding)| wgpu::BindGroupEntry {
-            binding: index as u32,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: binding.buffer.raw(),
-                offset: binding.offset,
-                size: wgpu::BufferSize::new(binding.bytes),
-            }),
-        })
-        .collect();
-    entries.push(wgpu::BindGroupEntry {
-        binding: bindings.len() as u32,
-        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: gpu.params(),
-            offset: 0,
-            size: wgpu::BufferSize::new(MAX_PARAMS_BYTES as u64),
-        }),
-    });
-    gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some(pipeline.name),
-        layout: &pipeline.layout,
-        entries: &entries,
-    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,73 @@
+//! How to open a device.
+
+use super::AdapterChoice;
+
+/// How to open a device. The default is the best adapter with everything it offers.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct GpuOptions {
+    /// Which adapter.
+    pub adapter: AdapterChoice,
+    /// The most device memory to allocate, in bytes. `None`: as much as the driver gives.
+    pub memory_limit: Option<u64>,
+    /// Time every dispatch, each in a pass of its own, which is slower.
+    pub profile: bool,
+    /// The browser's devices have subgroups, which wgpu's web backend neither requests nor reports
+    /// (<https://github.com/gfx-rs/wgpu/issues/10146>).
+    pub browser_subgroups: bool,
+    /// What only tests set.
+    #[doc(hidden)]
+    pub test: TestOptions,
+}
+
+/// Options of tests.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TestOptions {
+    /// Request WebGPU's default limits and no features, as the smallest device would offer.
+    pub base_only: bool,
+    /// Act as if a storage binding held at most this many bytes, so that matrices have several shards.
+    pub max_binding_bytes: Option<u64>,
+    /// Place every tensor between guard zones ([`super::Gpu::check_guards`]), and recycle no buffer.
+    pub guard_zones: bool,
+    /// Choose kernels as on a software adapter (`true`) or as on a GPU (`false`), whatever this one is.
+    pub software_kernels: Option<bool>,
+}
+
+impl GpuOptions {
+    /// The same on this adapter.
+    #[must_use]
+    pub fn with_adapter(mut self, adapter: AdapterChoice) -> Self {
+        self.adapter = adapter;
+        self
+    }
+
+    /// The same with a limit on device memory, in bytes.
+    #[must_use]
+    pub fn with_memory_limit(mut self, limit: Option<u64>) -> Self {
+        self.memory_limit = limit;
+        self
+    }
+
+    /// The same with every dispatch timed, or not.
+    #[must_use]
+    pub fn with_profile(mut self, profile: bool) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// The same in a browser whose devices have subgroups, or not.
+    #[must_use]
+    pub fn with_browser_subgroups(mut self, subgroups: bool) -> Self {
+        self.browser_subgroups = subgroups;
+        self
+    }
+
+    /// The same with options of tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_test(mut self, test: TestOptions) -> Self {
+        self.test = test;
+        self
+    }
+}
