@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "pocket/examples/shark.png"
 # A command, and the image to show after its output (None: no image).
 STEPS = [
-    (["chat", "--image", IMAGE, "--prompt", "Describe the picture.", "--prompt", "What colour is the cheese?"], IMAGE),
+    (["chat", "--image", IMAGE, "--prompt", "Describe the image.", "--prompt", "What colour is the cheese?"], IMAGE),
     (["chat", "--draw", "--prompt", "Draw a blue dog.", "--seed", "7", "--out", "dog.png"], "dog.png"),
 ]
 WIDTH, FONT, LINE, PAD, SIDE = 76, 13, 18, 16, 128
