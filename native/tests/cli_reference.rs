@@ -28,11 +28,18 @@ fn commands() -> Vec<String> {
 /// The options of a command, with their aliases.
 fn options_of_help(command: &str) -> Options {
     let text = help(&[command]);
-    let is_option = |line: &&str| {
-        let line = line.trim_start();
-        line.starts_with("--") || line.starts_with("-h, --help") || line.starts_with("[aliases:")
-    };
-    text.lines().filter(is_option).flat_map(options).collect()
+    let mut found = Options::new();
+    for line in text.lines() {
+        let trimmed = line.trim_start();
+        if trimmed.starts_with("--") || trimmed.starts_with("-h, --help") {
+            found.extend(options(trimmed));
+        }
+        // "[alias: --max-tokens]", or "[aliases: …]" for several.
+        if let Some((_, aliases)) = line.split_once("[alias") {
+            found.extend(options(aliases));
+        }
+    }
+    found
 }
 
 /// The options in each section's table, and the sections it links to after "Also takes:".
