@@ -4,10 +4,10 @@
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
+use mgm::io::MemorySource;
 use mgm::text::chat_template::{ChatTemplate, Message};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::gguf_model::GgufModel;
-use mgm::io::MemorySource;
 
 fuzz_target!(|bytes: &[u8]| {
     let source = Rc::new(MemorySource::new("fuzz.gguf", bytes));

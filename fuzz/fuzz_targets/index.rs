@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mgm::weights::checkpoint::Checkpoint;
 use mgm::io::MemoryFolder;
+use mgm::weights::checkpoint::Checkpoint;
 
 fuzz_target!(|bytes: &[u8]| {
     const INDEX: &str = "model.safetensors.index.json";

@@ -4,8 +4,8 @@
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
-use mgm::weights::checkpoint::Checkpoint;
 use mgm::io::MemorySource;
+use mgm::weights::checkpoint::Checkpoint;
 
 fuzz_target!(|parts: (&str, &[u8])| {
     let (header, data) = parts;

@@ -6,9 +6,9 @@ use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
 use mgm::diffusion::scheduler::Schedule;
+use mgm::io::MemorySource;
 use mgm::weights::sdxl::config::{SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
-use mgm::io::MemorySource;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((reader, bytes)) = bytes.split_first() else { return };
@@ -27,6 +27,9 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         2 => drop(pollster::block_on(Lora::open(source(), 1.0))),
-        _ => drop(pollster::block_on(SdxlCheckpoint::open_file(source(), &OpenOptions { prefer_f16: false, components_dir: None }))),
+        _ => drop(pollster::block_on(SdxlCheckpoint::open_file(
+            source(),
+            &OpenOptions { prefer_f16: false, components_dir: None },
+        ))),
     }
 });

@@ -4,8 +4,8 @@
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
-use mgm::weights::checkpoint::Checkpoint;
 use mgm::io::MemorySource;
+use mgm::weights::checkpoint::Checkpoint;
 
 fuzz_target!(|bytes: &[u8]| {
     let source = Rc::new(MemorySource::new("pytorch_model.bin", bytes));

@@ -1,35 +1,37 @@
-//! SentencePiece BPE models (`tokenizer.model`): a small reader of the protobuf file and the encoder.
+//! SentencePiece BPE models (`tokenizer.model`): a small reader of the protobuf file, and the encoder.
 //!
-//! The encoder follows SentencePiece's own `bpe_model.cc` and `normalizer.cc` step by step, so that ids are equal for
-//! every string. Only what language models use is supported: BPE with the identity normaliser.
+//! The encoder follows SentencePiece's `bpe_model.cc` and `normalizer.cc` step by step, so that ids are equal for every
+//! string. It supports what language models use: BPE with the identity normalizer.
+//!
+//! Not `prost`: eleven fields of three messages need no generated code, and errors here have the byte offset.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap};
 
 use crate::{Error, Result};
 
-/// The symbol that stands for a space inside pieces (U+2581).
+/// The symbol for a space in pieces (U+2581).
 pub const SPACE: char = '\u{2581}';
 
-/// The name used in messages: every checkpoint calls the file so.
+/// The file's name in messages: the same in every checkpoint.
 const FILE: &str = "tokenizer.model";
-/// No real vocabulary comes near this (the largest have 256 thousand pieces); a damaged file must not make us allocate.
+/// Most pieces, to bound allocations for damaged files. The largest released vocabularies have 256 thousand.
 const MAX_PIECES: usize = 1 << 22;
 
-/// What a piece is for.
+/// The kind of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PieceKind {
     /// Made by merging.
     Normal,
     /// The unknown piece.
     Unknown,
-    /// Never found in text (`<s>`, `</s>`).
+    /// Never matched in text (`<s>`, `</s>`).
     Control,
-    /// Found in text before anything else, never merged.
+    /// Matched in text first, never merged.
     UserDefined,
     /// One byte, for characters that are not in the vocabulary.
     Byte(u8),
-    /// Takes part in merging but is taken apart again at the end.
+    /// Takes part in merging, but is split again at the end.
     Unused,
 }
 
@@ -40,14 +42,14 @@ pub struct Piece {
     pub text: String,
     /// Merge priority: higher merges first.
     pub score: f32,
-    /// What it is for.
+    /// Its kind.
     pub kind: PieceKind,
 }
 
 /// How text is prepared before merging (`normalizer_spec` of the file).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Normalizer {
-    /// Put one space before (or, with `space_as_suffix`, after) the text.
+    /// Add one space before (or, with `space_as_suffix`, after) the text.
     pub add_dummy_prefix: bool,
     /// Drop leading and trailing spaces and all but one of a run.
     pub remove_extra_whitespaces: bool,
@@ -63,12 +65,12 @@ pub struct Model {
     pieces: Vec<Piece>,
     /// How text is prepared.
     pub normalizer: Normalizer,
-    /// Pieces that merging may make, and user-defined ones.
+    /// Pieces that merging can produce, and user-defined ones.
     mergeable: HashMap<String, u32>,
     /// Unknown, control and byte pieces.
     reserved: HashMap<String, u32>,
     symbols: UserSymbols,
-    /// Ids of the 256 bytes, when the model falls back to bytes.
+    /// Ids of the 256 bytes, if the model has byte fallback.
     bytes: Option<Box<[u32; 256]>>,
     unknown: u32,
     unknown_surface: String,
@@ -77,7 +79,11 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model. Fails with the byte offset of the first thing that is not right, and never panics.
+    /// Reads a model.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] with the byte offset of the fault; [`Error::Unsupported`] for models other than BPE with the
+    /// identity normalizer.
     pub fn parse(file: &[u8]) -> Result<Self> {
         Self::from_proto(Proto::parse(file)?)
     }
@@ -85,7 +91,7 @@ impl Model {
     /// A BPE model with byte fallback from its vocabulary, in the order of the ids.
     ///
     /// # Errors
-    /// If pieces are missing or come twice.
+    /// [`Error::Malformed`] if pieces are missing or occur twice.
     pub fn from_pieces(pieces: Vec<Piece>, normalizer: Normalizer, bos: Option<u32>, eos: Option<u32>) -> Result<Self> {
         let byte_fallback = pieces.iter().any(|piece| matches!(piece.kind, PieceKind::Byte(_)));
         let id = |id: Option<u32>| id.map_or(-1, i64::from);
@@ -118,13 +124,11 @@ impl Model {
             }
         }
         if proto.charsmap {
-            // Released Llama, Yi, Mixtral and Gemma files use the identity; there is no one to serve by a trie reader here.
+            // Released Llama, Yi, Mixtral and Gemma files use the identity.
             return Err(Error::Unsupported {
-                what: "SentencePiece normaliser".to_owned(),
+                what: "SentencePiece normalizer".to_owned(),
                 found: proto.normalizer_name,
-                supported:
-                    "identity (no precompiled_charsmap); a tokenizer.json beside the file is used where it can be"
-                        .to_owned(),
+                supported: "identity (no precompiled_charsmap); provide a tokenizer.json instead".to_owned(),
             });
         }
 
@@ -159,13 +163,12 @@ impl Model {
                 return Err(malformed(*offset, format!("piece {:?} is defined twice", piece.text)));
             }
         }
-        let unknown = unknown.ok_or_else(|| malformed(0, "no piece is marked as the unknown one".to_owned()))?;
+        let unknown = unknown.ok_or_else(|| malformed(0, "no piece has the type unknown".to_owned()))?;
         let bytes = if proto.byte_fallback {
             let mut ids = Box::new([0; 256]);
             for (byte, (slot, id)) in ids.iter_mut().zip(bytes).enumerate() {
-                *slot = id.ok_or_else(|| {
-                    malformed(0, format!("byte_fallback is set but there is no piece for byte 0x{byte:02X}"))
-                })?;
+                *slot = id
+                    .ok_or_else(|| malformed(0, format!("byte_fallback is set, but byte 0x{byte:02X} has no piece")))?;
             }
             Some(ids)
         } else {
@@ -202,27 +205,27 @@ impl Model {
         self.unknown
     }
 
-    /// What the unknown piece decodes to.
+    /// Text of the unknown piece.
     pub fn unknown_surface(&self) -> &str {
         &self.unknown_surface
     }
 
-    /// The piece that begins a text, if the file names one.
+    /// The BOS piece, if the file has one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The piece that ends a text, if the file names one.
+    /// The EOS piece, if the file has one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// The ids of `text`, prepared by the model's own normaliser. No beginning or end piece is added.
+    /// The ids of `text`, prepared by the model's normalizer, without BOS and EOS.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         self.encode_normalized(&self.normalize(text, self.normalizer))
     }
 
-    /// As [`Model::encode`], but without the dummy prefix, whatever the file says.
+    /// As [`Model::encode`], but without the dummy prefix.
     pub fn encode_without_prefix(&self, text: &str) -> Vec<u32> {
         self.encode_normalized(&self.normalize(text, Normalizer { add_dummy_prefix: false, ..self.normalizer }))
     }
@@ -231,7 +234,7 @@ impl Model {
         let space = if rules.escape_whitespaces { SPACE } else { ' ' };
         let mut rest = text;
         if rules.remove_extra_whitespaces {
-            // A user-defined symbol may begin with a space; it is not a space to drop.
+            // A space at the start of a user-defined symbol is not dropped.
             while rest.starts_with(' ') && self.symbols.longest(rest).is_none_or(|length| length == 1) {
                 rest = &rest[1..];
             }
@@ -263,8 +266,8 @@ impl Model {
         normalized
     }
 
-    /// The ids of a text that is already normalised: byte pair merging by score, the leftmost pair first among equals.
-    /// O(n log n) in the length of the text.
+    /// The ids of a normalized text: byte pair merging by score, the leftmost pair first among equals. O(n log n) in the
+    /// length of the text.
     pub fn encode_normalized(&self, text: &str) -> Vec<u32> {
         let mut merger = Merger::new(self, text);
         merger.run();
@@ -276,7 +279,7 @@ impl Model {
                 Some(bytes) if unknown => {
                     ids.extend(piece.bytes().filter_map(|byte| bytes.get(usize::from(byte)).copied()));
                 }
-                // A run of unknown pieces is one unknown.
+                // A run of unknown pieces is one unknown token.
                 _ if unknown && unknown_before => {}
                 _ => ids.push(id),
             }
@@ -286,7 +289,7 @@ impl Model {
     }
 }
 
-/// A piece of the text during merging: `text[start..end]`, or merged away if empty.
+/// A symbol during merging: `text[start..end]`; empty once it is merged into its neighbor.
 struct Symbol {
     start: usize,
     end: usize,
@@ -296,12 +299,12 @@ struct Symbol {
     frozen: bool,
 }
 
-/// Two neighbours that could be merged. Ordered by score, then leftmost.
+/// Two neighbors that can be merged. Ordered by score, then leftmost.
 struct Pair {
     score: f32,
     left: Reverse<usize>,
     right: usize,
-    /// Bytes of the merged piece: tells whether the pair is still what it was when it was queued.
+    /// Bytes of the merged piece, to detect pairs that changed after they were queued.
     size: usize,
 }
 
@@ -327,11 +330,11 @@ struct Merger<'a> {
     text: &'a str,
     symbols: Vec<Symbol>,
     agenda: BinaryHeap<Pair>,
-    /// How unused pieces were made, to take them apart again: length of the left part.
+    /// For unused pieces, the length of the left part that they were merged from.
     made_of: HashMap<&'a str, usize>,
 }
 
-// Indices in `symbols` and offsets in `text` come from the code below alone, never from a file: they are in range.
+// Indices in `symbols` and offsets in `text` come only from the code below, never from a file: they are in range.
 impl<'a> Merger<'a> {
     fn new(model: &'a Model, text: &'a str) -> Self {
         let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len());
@@ -390,7 +393,7 @@ impl<'a> Merger<'a> {
         }
     }
 
-    /// The pieces that are left, unused ones taken apart.
+    /// The remaining pieces, with unused ones split.
     fn into_pieces(self) -> Vec<(&'a str, u32)> {
         let mut pieces = Vec::new();
         let mut stack = Vec::new();
@@ -413,10 +416,10 @@ impl<'a> Merger<'a> {
     }
 }
 
-/// The user-defined symbols, for finding the longest that a text begins with.
+/// The user-defined symbols, to find the longest at the start of a text.
 #[derive(Debug, Clone, Default)]
 struct UserSymbols {
-    /// By first byte: the lengths that occur, longest first, and the symbols.
+    /// By first byte: the lengths, longest first, and the symbols.
     by_first: HashMap<u8, (Vec<usize>, std::collections::HashSet<String>)>,
 }
 
@@ -430,16 +433,16 @@ impl UserSymbols {
         symbols.insert(symbol.to_owned());
     }
 
-    /// Bytes of the longest symbol that `text` begins with.
+    /// Bytes of the longest symbol at the start of `text`.
     fn longest(&self, text: &str) -> Option<usize> {
         let (lengths, symbols) = self.by_first.get(text.as_bytes().first()?)?;
         lengths.iter().copied().find(|&length| text.get(..length).is_some_and(|start| symbols.contains(start)))
     }
 }
 
-/// The fields of the file that matter here, with protobuf's defaults.
+/// The fields in use, with protobuf's defaults.
 struct Proto {
-    /// With the offset of each, for messages.
+    /// Pieces with their offsets, for messages.
     pieces: Vec<(Piece, u64)>,
     model_type: u64,
     byte_fallback: bool,
@@ -534,7 +537,7 @@ fn read_piece(mut message: Message<'_>, offset: u64) -> Result<Piece> {
     while let Some(field) = message.field()? {
         match field.number {
             1 => text = field.string()?.to_owned(),
-            // Adding zero turns -0.0 into 0.0: scores are compared by `total_cmp`.
+            // Adding zero changes -0.0 to 0.0: scores are compared by `total_cmp`.
             2 => score = field.float()? + 0.0,
             3 => kind = field.integer()?,
             _ => {}
@@ -557,7 +560,7 @@ fn read_piece(mut message: Message<'_>, offset: u64) -> Result<Piece> {
     Ok(Piece { text, score, kind })
 }
 
-/// The byte that a piece such as `<0x0A>` stands for.
+/// The byte of a piece such as `<0x0A>`.
 fn byte_of(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     let upper_hex = digits.len() == 2 && digits.bytes().all(|c| c.is_ascii_digit() || (b'A'..=b'F').contains(&c));
@@ -571,7 +574,7 @@ fn malformed(offset: u64, reason: String) -> Error {
 /// A protobuf message being read.
 struct Message<'a> {
     bytes: &'a [u8],
-    /// Of `bytes`, in the file.
+    /// Offset of `bytes` in the file.
     offset: u64,
 }
 
@@ -585,7 +588,7 @@ enum Value<'a> {
 struct Field<'a> {
     number: u64,
     value: Value<'a>,
-    /// Of the value, in the file.
+    /// Offset of the value in the file.
     offset: u64,
 }
 
@@ -595,7 +598,7 @@ impl<'a> Message<'a> {
             let left = self.bytes.len();
             return Err(malformed(
                 self.offset,
-                format!("{length} bytes expected, {left} are left: the file is cut off"),
+                format!("{length} bytes expected, {left} remain: the file is truncated"),
             ));
         };
         self.bytes = rest;
@@ -636,7 +639,7 @@ impl<'a> Message<'a> {
             2 => {
                 let length = self.varint()?;
                 offset = self.offset;
-                // A length beyond the address space is beyond the file too: `take` says so.
+                // A length beyond the address space is beyond the file too: `take` fails.
                 Value::Bytes(self.take(usize::try_from(length).unwrap_or(usize::MAX))?)
             }
             5 => match self.take(4)? {
