@@ -96,9 +96,9 @@ deny:
 # Type checks need no linker and no system libraries of the target.
 cross:
 	rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown
-	cargo check --package mgm-native --target x86_64-pc-windows-gnu
-	cargo check --package mgm-native --target aarch64-apple-darwin
-	cargo check --package mgm --package mgm-web --target wasm32-unknown-unknown
+	cargo check --package mgm-cli --target x86_64-pc-windows-gnu
+	cargo check --package mgm-cli --target aarch64-apple-darwin
+	cargo check --package mgm-core --package mgm-web --target wasm32-unknown-unknown
 
 swiftshader: setup browser
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test ops --test session --test goldens

@@ -6,8 +6,6 @@
 //! Features: `fs` (default) reads from disk; `decode` (default) decodes image files; `gpu` (default) runs models. With
 //! `default-features = false` the readers remain: parse checkpoints, tokenizers and configurations without wgpu.
 
-#[cfg(feature = "gpu")]
-mod clip_layer;
 pub mod diffusion;
 pub mod error;
 #[cfg(feature = "gpu")]
@@ -17,11 +15,13 @@ pub mod io;
 #[cfg(feature = "gpu")]
 pub mod language;
 #[cfg(feature = "gpu")]
-pub mod load;
+pub mod loader;
+#[cfg(feature = "gpu")]
+pub mod memory_plan;
+#[cfg(feature = "gpu")]
+mod nn;
 #[cfg(feature = "gpu")]
 pub mod ops;
-#[cfg(feature = "gpu")]
-pub mod plan;
 #[cfg(feature = "gpu")]
 pub mod roofline;
 #[cfg(feature = "gpu")]

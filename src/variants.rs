@@ -1,6 +1,6 @@
 //! The released models' sizes (spec of the model, 1.1 to 1.4), for plans and for runs with random weights.
 
-use crate::plan::VisionSizes;
+use crate::memory_plan::VisionSizes;
 use crate::tensor::Activation;
 use crate::weights::config::{
     Architecture, AspectRatio, ClipConfig, ConvNextConfig, ExpertsConfig, LanguageConfig, ProjectorKind, VisionConfig,
@@ -157,7 +157,7 @@ pub fn released(name: &str) -> Option<Variant> {
 #[cfg(test)]
 mod tests {
     use super::{NAMES, released};
-    use crate::plan::Plan;
+    use crate::memory_plan::MemoryPlan;
     use crate::tensor::Precision;
 
     /// Parameter counts of the towers and the mining modules (spec, 3.1, 3.2 and 4.1), and file sizes of whole checkpoints
@@ -167,14 +167,14 @@ mod tests {
         let gigabytes = [("mgm-2b", 7.09 - 1.05), ("mgm-7b", 14.54), ("mgm-13b", 27.08), ("mgm-8b", 17.12)];
         for (name, expected) in gigabytes {
             let variant = released(name).expect("a released name");
-            let plan = Plan::new(&variant.language, Some(&variant.vision), Precision::F16);
+            let plan = MemoryPlan::new(&variant.language, Some(&variant.vision), Precision::F16);
             let found = plan.weights() as f64 / 1e9;
             assert!((found / expected - 1.0).abs() < 0.05, "{name}: {found} GB, released {expected} GB");
         }
         for name in NAMES {
             assert!(released(name).is_some_and(|variant| variant.name == name));
         }
-        let plan = Plan::new(
+        let plan = MemoryPlan::new(
             &released("mgm-7b").expect("known").language,
             released("mgm-7b").map(|variant| variant.vision).as_ref(),
             Precision::F32,

@@ -3,14 +3,14 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 
 use mgm::Error;
-use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
-
+use mgm::diffusion::pipeline::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest};
 use mgm::diffusion::scheduler::Schedule;
-use mgm::diffusion::torch_rng::{Generator, NoiseType};
+use mgm::diffusion::torch_rng::{NoiseType, TorchRng};
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::io::DiskFolder;
 use mgm::tensor::Precision;
@@ -46,7 +46,7 @@ fn seeds_give_torchs_numbers() {
         let expected = values(&file, name).unwrap();
         let [seed, shape, kind] = name.split(':').collect::<Vec<_>>().try_into().unwrap();
         let kind = if kind == "f16" { NoiseType::F16 } else { NoiseType::F32 };
-        let mut generator = Generator::new(seed.parse().unwrap());
+        let mut generator = TorchRng::new(seed.parse().unwrap());
         let counts = shape.split('+').map(|part| part.split('x').map(|n| n.parse::<usize>().unwrap()).product());
         let found: Vec<f32> = counts.flat_map(|count: usize| generator.randn(count, kind)).collect();
         let differing = found.iter().zip(&expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
@@ -98,7 +98,7 @@ fn every_scheduler_steps_as_in_diffusers() {
             close("sigmas", &found, &sigmas, 1e-6);
         }
 
-        let mut generator = Generator::new(case.steps as u64);
+        let mut generator = TorchRng::new(case.steps as u64);
         let noise = generator.randn(16, NoiseType::F32);
         let mut x: Vec<f64> = match (case.strength, schedule.steps[0].start) {
             (None, _) => noise.iter().map(|noise| f64::from(noise * schedule.initial_scale)).collect(),
@@ -189,85 +189,91 @@ fn open() -> SdxlCheckpoint {
     pollster::block_on(SdxlCheckpoint::open(Rc::new(DiskFolder::new(folder)), &options)).expect("a model")
 }
 
-fn painter(gpu: &Gpu) -> mgm::Result<Diffusion> {
-    let options = LoadOptions { precision: Precision::F32, on_progress: None };
-    pollster::block_on(Diffusion::open(gpu, open(), options))
+fn pipeline(gpu: &Gpu) -> mgm::Result<DiffusionPipeline> {
+    let options = DiffusionOptions::default().with_precision(Precision::F32);
+    pollster::block_on(DiffusionPipeline::open(gpu, open(), options))
 }
 
-fn request(steps: usize) -> Request {
-    Request {
-        prompt: "a gold mine".to_owned(),
-        negative: None,
-        scheduler: SchedulerConfig::released(None).expect("a scheduler"),
-        steps,
-        guidance: 5.0,
-        width: 64,
-        height: 64,
-        start: Start::Noise,
-        seed: 1,
-        noise: NoiseType::F32,
-        previews: true,
+fn request(num_inference_steps: usize) -> DiffusionRequest {
+    let scheduler = SchedulerConfig::released(None).expect("a scheduler");
+    let mut request = DiffusionRequest::new("a gold mine", scheduler, (64, 64)).with_previews(true);
+    (request.num_inference_steps, request.seed, request.noise) = (num_inference_steps, 1, NoiseType::F32);
+    request
+}
+
+#[test]
+fn generation_can_be_cancelled_between_steps_and_started_again() {
+    let gpu = common::open_gpu();
+    let mut pipeline = pipeline(&gpu).unwrap();
+    let mut steps = Vec::new();
+    let cancelled = pollster::block_on(pipeline.run(&request(9), &mut |event| match event {
+        DiffusionEvent::Step { done, total } => {
+            steps.push((done, total));
+            if done < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        }
+        _ => ControlFlow::Continue(()),
+    }));
+    assert_eq!((cancelled, steps), (Err(Error::Cancelled), vec![(0, 9), (1, 9), (2, 9)]));
+
+    let generate = |pipeline: &mut DiffusionPipeline| {
+        let mut events = Vec::new();
+        let image = pollster::block_on(pipeline.run(&request(3), &mut |event| {
+            events.push(match event {
+                DiffusionEvent::Loading { part } => part.to_owned(),
+                DiffusionEvent::Step { done, .. } => done.to_string(),
+                DiffusionEvent::Preview { image } => format!("{} x {}", image.width(), image.height()),
+                DiffusionEvent::Decoding => "decoding".to_owned(),
+                other => format!("{other:?}"),
+            });
+            ControlFlow::Continue(())
+        }));
+        (image.unwrap(), events)
+    };
+    let ((first, events), (second, events_again)) = (generate(&mut pipeline), generate(&mut pipeline));
+    assert_eq!(first, second);
+    // The prompt's embeddings are cached and the UNet is still loaded; of the autoencoder only the decoder is loaded, once.
+    let steps = ["0", "1", "8 x 8", "2", "8 x 8", "3", "8 x 8"];
+    assert_eq!(events, [&steps[..], &["VAE", "decoding"]].concat());
+    assert_eq!(events_again, [&steps[..], &["decoding"]].concat());
+    pipeline.release();
+    assert_eq!(generate(&mut pipeline).0, first);
+}
+
+#[test]
+fn the_builder_generates_the_image_of_the_request() {
+    let gpu = common::open_gpu();
+    let mut pipeline = pipeline(&gpu).unwrap();
+    let expected = pollster::block_on(pipeline.run(&request(2), &mut |_| ControlFlow::Continue(()))).unwrap();
+    let generate = pipeline.generate("a gold mine").size(64, 64).num_inference_steps(2).seed(1).noise(NoiseType::F32);
+    let generated = pollster::block_on(async { generate.await }).unwrap();
+    let settings = &generated.settings;
+    assert_eq!((settings.num_inference_steps, settings.guidance_scale, settings.seed), (2, 5.0, Some(1)));
+    if pipeline.checkpoint().scheduler(None).unwrap() == SchedulerConfig::released(None).unwrap() {
+        assert_eq!(generated.image, expected);
     }
 }
 
+/// Networks make room for each other, and the image is the same as where all of them stay.
 #[test]
-fn painting_stops_between_steps_and_starts_again() {
+fn generation_stays_within_its_memory_limit() {
     let gpu = common::open_gpu();
-    let mut painter = painter(&gpu).unwrap();
-    let mut told = Vec::new();
-    let stopped = pollster::block_on(painter.generate(&request(9), &mut |event| match event {
-        Event::Step(done, all) => {
-            told.push((done, all));
-            done < 2
-        }
-        _ => true,
-    }));
-    assert_eq!((stopped, told), (Err(Error::Cancelled), vec![(0, 9), (1, 9), (2, 9)]));
-
-    let paint = |painter: &mut Diffusion| {
-        let mut seen = Vec::new();
-        let picture = pollster::block_on(painter.generate(&request(3), &mut |event| {
-            seen.push(match event {
-                Event::Loading(part) => part.to_owned(),
-                Event::Step(done, _) => done.to_string(),
-                Event::Preview(image) => format!("{} x {}", image.width(), image.height()),
-                Event::Decoding => "decoding".to_owned(),
-                Event::PromptCut(_) => "cut".to_owned(),
-            });
-            true
-        }));
-        (picture.unwrap(), seen)
-    };
-    let ((first, seen), (second, seen_again)) = (paint(&mut painter), paint(&mut painter));
-    assert_eq!(first, second);
-    // The prompt is remembered and the UNet still there; of the autoencoder only the decoder is loaded, once.
-    let steps = ["0", "1", "8 x 8", "2", "8 x 8", "3", "8 x 8"];
-    assert_eq!(seen, [&steps[..], &["VAE", "decoding"]].concat());
-    assert_eq!(seen_again, [&steps[..], &["decoding"]].concat());
-    painter.release();
-    assert_eq!(paint(&mut painter).0, first);
-}
-
-/// Parts make room for each other, and the picture is the same as where all stay.
-#[test]
-fn painting_keeps_to_its_memory() {
-    let gpu = common::open_gpu();
-    let expected = pollster::block_on(painter(&gpu).unwrap().generate(&request(2), &mut |_| true)).unwrap();
-    // Room for the UNet (6 MiB) and the work of a picture, but not for the other parts beside them.
+    let run = &mut |_: DiffusionEvent<'_>| ControlFlow::Continue(());
+    let expected = pollster::block_on(pipeline(&gpu).unwrap().run(&request(2), run)).unwrap();
+    // Room for the UNet (6 MiB) and the activations, but not for the other networks next to them.
     let limit = 12 << 20;
     let limited = common::open_gpu_with(GpuOptions::default().with_memory_limit(Some(limit)));
-    let mut painter = painter(&limited).unwrap();
+    let mut pipeline = pipeline(&limited).unwrap();
     for round in 0..2 {
         let mut loaded = Vec::new();
-        let picture = pollster::block_on(painter.generate(&request(2), &mut |event| {
-            if let Event::Loading(part) = event {
+        let image = pollster::block_on(pipeline.run(&request(2), &mut |event| {
+            if let DiffusionEvent::Loading { part } = event {
                 loaded.push(part.to_owned());
             }
-            true
+            ControlFlow::Continue(())
         }));
-        assert_eq!(picture.as_ref(), Ok(&expected));
+        assert_eq!(image.as_ref(), Ok(&expected));
         println!("loaded {loaded:?}; {:?}", limited.memory());
-        // The UNet made room for the autoencoder. The prompt's states are remembered: the text encoders do not come again.
+        // The UNet made room for the autoencoder. The prompt's embeddings are cached, so the text encoders stay out.
         let expected: &[&str] =
             if round == 0 { &["first text encoder", "second text encoder", "UNet", "VAE"] } else { &["UNet"] };
         assert_eq!(loaded, expected);
@@ -275,7 +281,7 @@ fn painting_keeps_to_its_memory() {
     assert!(limited.memory().peak <= limit, "{:?}", limited.memory());
 
     let small = common::open_gpu_with(GpuOptions::default().with_memory_limit(Some(1 << 20)));
-    let refused = self::painter(&small);
+    let refused = self::pipeline(&small);
     let error = refused.err().expect("no room").to_string();
     assert!(error.contains("UNet") && error.contains("bytes needed"), "{error}");
 }

@@ -9,9 +9,10 @@ use std::rc::Rc;
 
 use half::f16;
 use mgm::io::{DiskFile, DiskFolder, MemorySource};
-use mgm::language::{Generator, Language, Position};
-use mgm::load::{LoadOptions, Loader};
+use mgm::language::{LanguageModel, Position, TokenGenerator};
+use mgm::loader::Loader;
 use mgm::ops::Sampling;
+use mgm::session::LoadOptions;
 use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::{Precision, dequantize};
 use mgm::text::tokenizer::Tokenizer;
@@ -84,9 +85,9 @@ fn small_models_give_the_logits_and_tokens_of_transformers() {
     for (name, case) in expected() {
         let model = open(&data(&format!("{name}.gguf")));
         // Keys and values in f32, so that the weights alone are what is rounded.
-        let loader = Loader::new(&gpu, model.weights.clone(), Precision::F32, None).keeping_stored();
+        let loader = Loader::new(&gpu, model.weights.clone(), Precision::F32, None).keep_quantization();
         pollster::block_on(async {
-            let language = Language::from_loader(&loader, &model.config).await.expect("a model");
+            let language = LanguageModel::load(&loader, &model.config).await.expect("a model");
             let positions: Vec<_> = case.prompt.iter().map(|id| Position::Text(*id)).collect();
             let mut cache = language.cache();
             let mut recorder = gpu.record();
@@ -104,8 +105,8 @@ fn small_models_give_the_logits_and_tokens_of_transformers() {
 
             let end = x.slice_rows(x.rows() - 1..x.rows());
             let room = case.greedy.len();
-            let mut generator =
-                Generator::new(&language, &gpu, &mut cache, end, room, Sampling::GREEDY, || 0.0).expect("a generator");
+            let mut generator = TokenGenerator::new(&language, &gpu, &mut cache, end, room, Sampling::GREEDY, || 0.0)
+                .expect("a generator");
             let mut ids = Vec::new();
             while let Some(id) = generator.next().await.expect("a token") {
                 ids.push(id);
@@ -126,17 +127,15 @@ fn tokenizers_and_templates_come_from_the_file() {
     assert_eq!(tokenizer.decode(&ids, true), "the at 42é");
 
     let gpu = common::open_gpu();
-    let options = LoadOptions { keep_stored: true, ..LoadOptions::at(Precision::F16) };
+    let options = LoadOptions::new(Precision::F16).with_keep_quantization(true);
     for name in ["llama", "mixtral", "gemma"] {
         let file = open(&data(&format!("{name}.gguf")));
         let model = Rc::new(pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect("a model"));
-        let mut chat = model.chat(None);
-        let answer_options =
-            AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 6, begun: Vec::new() };
+        let mut chat = model.chat();
+        let answer_options = AnswerOptions::default().with_max_new_tokens(6);
         for turn in 0..2 {
             let question = "is the hot water on?";
-            let answer =
-                pollster::block_on(chat.ask(question, &[], &answer_options, &mut |_| true)).expect("an answer");
+            let answer = pollster::block_on(chat.ask(question).options(&answer_options)).expect("an answer");
             assert!(!answer.token_ids.is_empty() && answer.token_ids.len() <= 6, "{name}");
             assert!(turn == 0 || answer.cached_tokens > 0, "{name}: the second turn keeps nothing of the first");
         }
@@ -295,8 +294,8 @@ fn bad_files_are_refused_with_what_is_wrong() {
     let bytes = patched(info.offset as usize, &[0x00, 0x7e]);
     let source = Rc::new(MemorySource::new("nan.gguf", bytes));
     let model = pollster::block_on(GgufModel::open(source)).expect("a header without fault");
-    let loader = Loader::new(&gpu, model.weights.clone(), Precision::F16, None).keeping_stored();
-    let error = pollster::block_on(Language::from_loader(&loader, &model.config)).expect_err("NaN").to_string();
+    let loader = Loader::new(&gpu, model.weights.clone(), Precision::F16, None).keep_quantization();
+    let error = pollster::block_on(LanguageModel::load(&loader, &model.config)).expect_err("NaN").to_string();
     assert!(error.contains("blk.1.ffn_down.weight") && error.contains("NaN"), "{error}");
 }
 
@@ -397,15 +396,15 @@ fn a_gguf_file_is_the_language_half_of_a_checkpoint() {
         let opened = MgmCheckpoint::open(Rc::new(DiskFolder::new(folder.clone())), TowerOptions::default()).await;
         let mut checkpoint = opened.expect("a golden checkpoint");
         checkpoint.replace_language(&language).expect("the same sizes");
-        let options = LoadOptions { keep_stored: true, ..LoadOptions::at(Precision::F32) };
-        let model = Rc::new(Model::load(&gpu, &checkpoint, &options).await.expect("a model"));
-        let mut chat = model.chat(None);
+        let options = LoadOptions::new(Precision::F32).with_keep_quantization(true);
+        let model = Model::load(&gpu, &checkpoint, &options).await.expect("a model");
+        let mut chat = model.chat();
         let image = std::fs::read(case.join(&expected.json.images[0])).expect("an image");
         let pictures = [mgm::image::decode("image", &image).expect("a picture")];
-        let options = AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 24, begun: Vec::new() };
+        let options = AnswerOptions::default().with_max_new_tokens(24);
         for (index, turn) in expected.json.turns.iter().enumerate() {
             let shown = if index == 0 { &pictures[..] } else { &[] };
-            let answer = chat.ask(&turn.question, shown, &options, &mut |_| true).await.expect("an answer");
+            let answer = chat.ask(&turn.question).images(shown).options(&options).await.expect("an answer");
             assert_eq!(answer.token_ids, turn.greedy_ids[..answer.token_ids.len()], "turn {index}");
             assert!(answer.token_ids.len() > 3, "turn {index}");
         }

@@ -8,19 +8,21 @@
 mod common;
 mod painting;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 
 use mgm::gpu::Gpu;
-use mgm::image::Rgb8;
+use mgm::image::Image;
 use mgm::io::DiskFolder;
-use mgm::language::{Language, PREFILL_POSITIONS, Position};
-use mgm::load::LoadOptions;
+use mgm::language::{ImageId, LanguageModel, PREFILL_POSITIONS, Position};
+use mgm::loader::Loader;
 use mgm::ops::{FeatureMap, Sampling, resize};
+use mgm::session::LoadOptions;
 use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::{Precision, Tensor};
 use mgm::text::tokenizer::PromptToken;
-use mgm::vision::{Encoded, Vision};
+use mgm::vision::{Vision, VisionOutput};
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -127,17 +129,18 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
         .map(|file| mgm::image::decode(file, &std::fs::read(case.join(file)).expect("the case's image")))
         .collect::<mgm::Result<Vec<_>>>()?;
 
-    let model = Rc::new(Model::load(gpu, &checkpoint, &LoadOptions::at(Precision::F32)).await?);
+    let model = Model::load(gpu, &checkpoint, &LoadOptions::new(Precision::F32)).await?;
     check_conversation(&model, &pictures, &expected, report).await?;
     let mut images = Vec::new();
     if let Some(vision) = model.vision() {
         for (index, image) in pictures.iter().enumerate() {
-            images.push(check_image(gpu, vision, image, index, &expected, report).await?);
+            images.push((ImageId(index as u32), check_image(gpu, vision, image, index, &expected, report).await?));
         }
     }
 
     for precision in [Precision::F16, Precision::Q8, Precision::Q4] {
-        let language = Language::load(gpu, config, &checkpoint.language, precision, None).await?;
+        let language =
+            LanguageModel::load(&Loader::new(gpu, checkpoint.language.clone(), precision, None), config).await?;
         let positions = common::positions(&expected.json.turns[0].input_ids, &images);
         let cosine =
             cosine(&last_logits(gpu, &language, &positions, &images).await?, expected.values("turn0.logits_last"));
@@ -169,12 +172,12 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
 
 /// Asks the case's questions as a user does: prompts, ids, greedy answers and texts.
 async fn check_conversation(
-    model: &Rc<Model>,
-    pictures: &[Rgb8],
+    model: &Model,
+    pictures: &[Image],
     expected: &Expected,
     report: &mut Report,
 ) -> mgm::Result<()> {
-    let mut chat = model.chat(None);
+    let mut chat = model.chat();
     for (index, turn) in expected.json.turns.iter().enumerate() {
         let pictures = if index == 0 { pictures } else { &[] };
         let mut asked = chat.conversation().clone();
@@ -184,15 +187,10 @@ async fn check_conversation(
             PromptToken::Text(id) => i64::from(id),
             PromptToken::Image => -200,
         });
-        let options = AnswerOptions {
-            sampling: Sampling::GREEDY,
-            seed: 0,
-            max_new_tokens: turn.greedy_ids.len(),
-            begun: Vec::new(),
-        };
+        let options = AnswerOptions::default().with_max_new_tokens(turn.greedy_ids.len());
         report.equal(&format!("turn {index}: prompt"), prompt.to_string(), &turn.prompt);
         report.equal(&format!("turn {index}: ids"), ids.collect::<Vec<_>>(), &turn.input_ids);
-        let answer = chat.ask(&turn.question, pictures, &options, &mut |_| true).await?;
+        let answer = chat.ask(&turn.question).images(pictures).options(&options).await?;
         report.equal(&format!("turn {index}: positions"), answer.prompt_tokens, &turn.n_embeds);
         report.equal(&format!("turn {index}: greedy ids of a conversation"), answer.token_ids, &turn.greedy_ids);
         report.equal(&format!("turn {index}: text"), answer.text.as_str(), &turn.text.trim());
@@ -203,9 +201,9 @@ async fn check_conversation(
 /// Logits after the last position.
 async fn last_logits(
     gpu: &Gpu,
-    language: &Language,
+    language: &LanguageModel,
     positions: &[Position],
-    images: &[Tensor],
+    images: &[(ImageId, Tensor)],
 ) -> mgm::Result<Vec<f32>> {
     let mut cache = language.cache();
     let mut recorder = gpu.record();
@@ -231,7 +229,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 async fn check_image(
     gpu: &Gpu,
     vision: &Vision,
-    image: &mgm::image::Rgb8,
+    image: &mgm::image::Image,
     index: usize,
     expected: &Expected,
     report: &mut Report,
@@ -248,7 +246,8 @@ async fn check_image(
     report.compare(&name("pixels_low_sample"), &low_sample, expected.values(&name("pixels_low_sample")));
 
     let mut recorder = gpu.record();
-    let Encoded { low, high, mined, tokens } = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await?;
+    let VisionOutput { low, high, mined, tokens } =
+        vision.encode_and_wait(&mut recorder, &views, None, &mut |_, _| ControlFlow::Continue(())).await?;
     let high = high.expect("the high-resolution branch is on");
     let side = high[0].height;
     let mut upsampled = Vec::new();
@@ -310,9 +309,9 @@ fn sample_map(map: &FeatureMap, values: &[f32], step: usize) -> Vec<f32> {
 /// Checks a turn's logits and greedy tokens.
 async fn check_turn(
     gpu: &Gpu,
-    language: &Language,
+    language: &LanguageModel,
     positions: &[Position],
-    images: &[Tensor],
+    images: &[(ImageId, Tensor)],
     index: usize,
     expected: &Expected,
     report: &mut Report,
@@ -351,9 +350,9 @@ async fn check_turn(
     let chosen = Tensor::zeros(gpu, &[steps], "chosen tokens")?;
     let mut recorder = gpu.record();
     for place in 0..steps {
-        language.choose(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
+        language.sample_next(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
         if place + 1 < steps {
-            x = language.embed_chosen(&mut recorder, &chosen, place, 1)?;
+            x = language.embed_sampled(&mut recorder, &chosen, place, 1)?;
             x = language.forward(&mut recorder, &x, &mut cache)?;
         }
     }

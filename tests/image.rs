@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mgm::Error;
-use mgm::image::{Canvas, Preprocess, Rgb8, Window, bicubic, bilinear, decode};
+use mgm::image::{Canvas, Image, Preprocess, Window, bicubic, bilinear, decode};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -27,9 +27,9 @@ fn floats(tensor: &TensorView) -> Vec<f32> {
     tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
 }
 
-fn picture(tensor: &TensorView) -> Rgb8 {
+fn picture(tensor: &TensorView) -> Image {
     let [height, width, 3] = *tensor.shape() else { panic!("shape {:?} is not [h, w, 3]", tensor.shape()) };
-    Rgb8::new(width, height, tensor.data().to_vec()).expect("a picture")
+    Image::new(width, height, tensor.data().to_vec()).expect("a picture")
 }
 
 /// Asserts that all values agree, NaN failing, and names the worst.
@@ -87,7 +87,7 @@ fn a_padded_canvas_resizes_as_if_it_had_been_painted() {
             let start = 3 * ((row + (side - height) / 2) * side + (side - width) / 2);
             painted[start..start + line.len()].copy_from_slice(line);
         }
-        let painted = Rgb8::new(side, side, painted).expect("a square");
+        let painted = Image::new(side, side, painted).expect("a square");
         let whole = Window { left: 0, top: 0, width: 40, height: 40 };
         let virtually = bicubic(&Canvas::square(&image, fill), 40, 40, whole);
         assert!(virtually == bicubic(&Canvas::new(&painted), 40, 40, whole), "{name}");
@@ -249,7 +249,7 @@ fn bad_images_are_refused_with_a_reason() {
 
 #[test]
 fn settings_that_make_no_sense_are_refused() {
-    let dot = Rgb8::new(1, 1, vec![1, 2, 3]).expect("a dot");
+    let dot = Image::new(1, 1, vec![1, 2, 3]).expect("a dot");
     let fine = Preprocess { size_high: 8, size_low: 7, ..Preprocess::default() };
     assert!(fine.views(&dot).is_ok());
     for preprocess in [
@@ -263,20 +263,20 @@ fn settings_that_make_no_sense_are_refused() {
     ] {
         assert!(matches!(preprocess.views(&dot), Err(Error::InvalidArgument(_))), "{preprocess:?}");
     }
-    assert!(Rgb8::new(2, 2, vec![0; 11]).is_err());
-    assert!(Rgb8::new(0, 2, vec![]).is_err());
-    assert!(Rgb8::new(usize::MAX, 2, vec![]).is_err());
+    assert!(Image::new(2, 2, vec![0; 11]).is_err());
+    assert!(Image::new(0, 2, vec![]).is_err());
+    assert!(Image::new(usize::MAX, 2, vec![]).is_err());
 }
 
 #[test]
 fn the_smallest_and_the_largest_photographs() {
-    let dot = Rgb8::new(1, 1, vec![10, 20, 30]).expect("a dot");
+    let dot = Image::new(1, 1, vec![10, 20, 30]).expect("a dot");
     let views = Preprocess::default().views(&dot).expect("views");
     assert_eq!(views.high.len(), 3 * 768 * 768);
     assert!(views.high[..768 * 768].iter().all(|value| *value == views.high[0]), "a dot becomes one colour");
 
     let (width, height) = (12_000, 9_000);
-    let photograph = Rgb8::new(width, height, vec![200; width * height * 3]).expect("a photograph");
+    let photograph = Image::new(width, height, vec![200; width * height * 3]).expect("a photograph");
     for pad in [true, false] {
         let start = Instant::now();
         let views = Preprocess { pad, ..Preprocess::default() }.views(&photograph).expect("views");
@@ -285,7 +285,7 @@ fn the_smallest_and_the_largest_photographs() {
         assert_eq!(views.high[centre], ((200.0 * (1.0 / 255.0)) as f32 - 0.48145466f32) / 0.26862954f32);
     }
     // A line as long as can be read: cut or padded, never stored whole.
-    let line = Rgb8::new(65_535, 1, vec![9; 65_535 * 3]).expect("a line");
+    let line = Image::new(65_535, 1, vec![9; 65_535 * 3]).expect("a line");
     for pad in [true, false] {
         Preprocess { pad, ..Preprocess::default() }.views(&line).expect("views");
     }

@@ -17,11 +17,10 @@ const LAYERS: &[&[&str]] = &[
     &["image"],
     &["weights"],
     &["text"],
-    // `load`, `clip_layer` and `plan` are being renamed.
-    &["loader", "load"],
-    &["nn", "clip_layer"],
+    &["loader"],
+    &["memory_plan"],
+    &["nn"],
     &["vision", "language", "diffusion"],
-    &["memory_plan", "plan"],
     &["session"],
     &["tuning"],
     &["roofline"],
@@ -29,7 +28,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Imports of higher layers that are still to be removed: (importing module, imported module). The list only shrinks.
-const KNOWN: &[(&str, &str)] = &[("diffusion", "plan")];
+const KNOWN: &[(&str, &str)] = &[];
 
 /// An import of a module that is not in a lower layer.
 #[derive(Debug, Clone, PartialEq)]

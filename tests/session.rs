@@ -2,25 +2,27 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use mgm::Error;
 use mgm::gpu::{Gpu, GpuOptions, TestOptions};
-use mgm::image::{Rgb8, decode};
+use mgm::image::{Image, decode};
 use mgm::io::DiskFolder;
-use mgm::load::LoadOptions;
+use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
-use mgm::plan::Plan;
-use mgm::session::{AnswerOptions, Event, FinishReason, Model};
+use mgm::session::LoadOptions;
+use mgm::session::{AnswerOptions, Event, FinishReason, Model, image_sources};
 use mgm::tensor::Precision;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 
 use common::{Expected, case, open_gpu, open_gpu_with};
 
-const GREEDY: AnswerOptions =
-    AnswerOptions { sampling: Sampling::GREEDY, seed: 0, max_new_tokens: 24, begun: Vec::new() };
+fn greedy() -> AnswerOptions {
+    AnswerOptions::default().with_max_new_tokens(24)
+}
 
-fn images(expected: &Expected, case: &std::path::Path) -> Vec<Rgb8> {
+fn images(expected: &Expected, case: &std::path::Path) -> Vec<Image> {
     let read = |file: &String| decode(file, &std::fs::read(case.join(file)).expect("an image")).expect("a picture");
     expected.json.images.iter().map(read).collect()
 }
@@ -30,9 +32,9 @@ async fn open(case: &std::path::Path, expected: &Expected) -> MgmCheckpoint {
     MgmCheckpoint::open(Rc::new(folder), TowerOptions::default()).await.expect("a golden checkpoint")
 }
 
-async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Rc<Model> {
-    let options = LoadOptions::at(Precision::F32);
-    Rc::new(Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model"))
+async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Model {
+    let options = LoadOptions::new(Precision::F32);
+    Model::load(gpu, &open(case, expected).await, &options).await.expect("a golden model")
 }
 
 /// A device that is taken for hardware: with its kernels, and three steps ahead of what is read.
@@ -56,17 +58,23 @@ fn turns_give_the_golden_answers_and_prefill_only_what_is_new() {
         pollster::block_on(async {
             let gpu = open();
             let model = load(&gpu, &case, &expected).await;
-            let mut chat = model.chat(None);
+            let mut chat = model.chat();
             for (index, turn) in expected.json.turns.iter().enumerate() {
                 let pictures = if index == 0 { images(&expected, &case) } else { Vec::new() };
                 let mut streamed = String::new();
                 let mut on_event = |event: Event<'_>| {
-                    if let Event::Text(text) = event {
+                    if let Event::Text { text } = event {
                         streamed.push_str(text);
                     }
-                    true
+                    ControlFlow::Continue(())
                 };
-                let answer = chat.ask(&turn.question, &pictures, &GREEDY, &mut on_event).await.expect("an answer");
+                let answer = chat
+                    .ask(&turn.question)
+                    .images(&pictures)
+                    .options(&greedy())
+                    .on_event(&mut on_event)
+                    .await
+                    .expect("an answer");
                 // A stop id ends an answer of ours; the goldens go on to their length.
                 let length = answer.token_ids.len();
                 assert_eq!(answer.token_ids, turn.greedy_ids[..length], "{name}, turn {index}");
@@ -95,25 +103,25 @@ fn a_lost_device_is_an_error_and_the_answer_goes_on_with_another() {
     pollster::block_on(async {
         let gpu = open_gpu();
         let model = load(&gpu, &case, &expected).await;
-        let mut chat = model.chat(None);
+        let mut chat = model.chat();
         let mut begun = Vec::new();
         let mut on_event = |event: Event<'_>| {
-            if let Event::Token(id) = event {
+            if let Event::Token { id } = event {
                 begun.push(id);
                 if begun.len() == 3 {
                     gpu.destroy();
                 }
             }
-            true
+            ControlFlow::Continue(())
         };
-        let lost = chat.ask(&turn.question, &pictures, &GREEDY, &mut on_event).await;
+        let lost = chat.ask(&turn.question).images(&pictures).options(&greedy()).on_event(&mut on_event).await;
         assert!(matches!(lost, Err(Error::DeviceLost(_))), "{lost:?}");
-        let again = chat.ask(&turn.question, &pictures, &GREEDY, &mut |_| true).await;
+        let again = chat.ask(&turn.question).images(&pictures).options(&greedy()).await;
         assert!(matches!(again, Err(Error::DeviceLost(_))), "{again:?}");
 
         let model = load(&open_gpu(), &case, &expected).await;
-        let options = AnswerOptions { begun, ..GREEDY };
-        let answer = model.chat(None).ask(&turn.question, &pictures, &options, &mut |_| true).await.expect("an answer");
+        let options = greedy().with_resume_from(begun);
+        let answer = model.chat().ask(&turn.question).images(&pictures).options(&options).await.expect("an answer");
         assert_eq!(answer.token_ids, turn.greedy_ids);
     });
 }
@@ -128,17 +136,23 @@ fn steps_ahead_of_a_stop_are_forgotten() {
     let conversation = |gpu: Gpu| {
         pollster::block_on(async {
             let model = load(&gpu, &case, &expected).await;
-            let mut chat = model.chat(None);
+            let mut chat = model.chat();
             let mut said = Vec::new();
             for (turn, stop_after) in [4, 1, 24, 2, 24].into_iter().enumerate() {
                 let mut tokens = 0;
                 let mut on_event = |event: Event<'_>| {
-                    tokens += usize::from(matches!(event, Event::Token(_)));
-                    tokens < stop_after
+                    tokens += usize::from(matches!(event, Event::Token { .. }));
+                    if tokens < stop_after { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 };
                 let question = &expected.json.turns[turn % 2].question;
                 let shown = if turn == 0 { &pictures[..] } else { &[] };
-                let answer = chat.ask(question, shown, &GREEDY, &mut on_event).await.expect("an answer");
+                let answer = chat
+                    .ask(question)
+                    .images(shown)
+                    .options(&greedy())
+                    .on_event(&mut on_event)
+                    .await
+                    .expect("an answer");
                 assert!(answer.token_ids.len() <= stop_after, "{:?}", answer.token_ids);
                 assert!(turn == 0 || answer.cached_tokens > 0, "turn {turn} keeps nothing of the one before");
                 // How much of an answer is still in the cache depends on how far ahead the device was.
@@ -162,29 +176,29 @@ fn stopping_seeds_and_limits() {
         let model = load(&gpu, &case, &expected).await;
 
         // Stopping keeps what was said, and the conversation goes on.
-        let mut chat = model.chat(None);
+        let mut chat = model.chat();
         let mut pieces = 0;
         let mut stop_early = |event: Event<'_>| {
-            pieces += usize::from(matches!(event, Event::Text(_)));
-            pieces < 3
+            pieces += usize::from(matches!(event, Event::Text { .. }));
+            if pieces < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let stopped = chat.ask(&question, &[], &GREEDY, &mut stop_early).await.expect("a short answer");
+        let stopped = chat.ask(&question).options(&greedy()).on_event(&mut stop_early).await.expect("a short answer");
         assert_eq!(stopped.finish_reason, FinishReason::Cancelled);
         assert!(stopped.token_ids.len() < 24 && !stopped.token_ids.is_empty());
         assert_eq!(chat.conversation().turns[0].answer.as_deref(), Some(stopped.text.as_str()));
-        chat.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+        chat.ask("And then?").options(&greedy()).await.expect("a second answer");
 
         // After a reset the first answer is the golden one again.
         chat.reset();
-        let answer = chat.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
+        let answer = chat.ask(&question).options(&greedy()).await.expect("an answer");
         assert_eq!(answer.token_ids, expected.json.turns[0].greedy_ids[..answer.token_ids.len()]);
 
         // A seed decides a sampled answer.
         let sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.95 };
         let mut ids = Vec::new();
         for seed in [1, 1, 2] {
-            let options = AnswerOptions { sampling, seed, max_new_tokens: 16, begun: Vec::new() };
-            let answer = model.chat(None).ask(&question, &[], &options, &mut |_| true).await.expect("an answer");
+            let options = AnswerOptions::default().with_sampling(sampling).with_seed(seed).with_max_new_tokens(16);
+            let answer = model.chat().ask(&question).options(&options).await.expect("an answer");
             ids.push(answer.token_ids);
         }
         assert_eq!(ids[0], ids[1]);
@@ -194,55 +208,64 @@ fn stopping_seeds_and_limits() {
         for begun in [1, 7, 15] {
             let begun = ids[2][..begun.min(ids[2].len() - 1)].to_vec();
             let told = begun.len();
-            let options = AnswerOptions { sampling, seed: 2, max_new_tokens: 16, begun };
+            let options = AnswerOptions::default()
+                .with_sampling(sampling)
+                .with_seed(2)
+                .with_max_new_tokens(16)
+                .with_resume_from(begun);
             let mut tokens = 0;
             let mut count = |event: Event<'_>| {
-                tokens += usize::from(matches!(event, Event::Token(_)));
-                true
+                tokens += usize::from(matches!(event, Event::Token { .. }));
+                ControlFlow::Continue(())
             };
-            let answer = model.chat(None).ask(&question, &[], &options, &mut count).await.expect("the rest");
+            let answer = model.chat().ask(&question).options(&options).on_event(&mut count).await.expect("the rest");
             assert_eq!(answer.token_ids, ids[2]);
             assert_eq!(tokens, ids[2].len() - told);
         }
 
         // A conversation that was kept elsewhere goes on where it stood.
-        let mut first = model.chat(None);
-        first.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
+        let mut first = model.chat();
+        first.ask(&question).options(&greedy()).await.expect("an answer");
         let turns = first.conversation().turns.clone();
-        let expected_second = first.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
-        let mut second = model.chat(None);
-        second.restore(None, turns.clone(), &[], &mut |_| true).await.expect("the same turns");
-        let answer = second.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+        let expected_second = first.ask("And then?").options(&greedy()).await.expect("a second answer");
+        let mut second = model.chat();
+        second.restore(None, turns.clone(), &[], &mut |_| ControlFlow::Continue(())).await.expect("the same turns");
+        let answer = second.ask("And then?").options(&greedy()).await.expect("a second answer");
         assert_eq!((answer.token_ids, answer.cached_tokens), (expected_second.token_ids, 0));
         // The same again finds the prompt in the cache.
-        second.restore(None, turns.clone(), &[], &mut |_| true).await.expect("the same turns");
-        let again = second.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("the same answer");
+        second.restore(None, turns.clone(), &[], &mut |_| ControlFlow::Continue(())).await.expect("the same turns");
+        let again = second.ask("And then?").options(&greedy()).await.expect("the same answer");
         assert_eq!((again.text, again.cached_tokens), (answer.text, answer.prompt_tokens - 1));
-        let error = second.restore(None, turns, &[&Rgb8::new(1, 1, vec![0; 3]).expect("a pixel")], &mut |_| true).await;
+        let error =
+            second
+                .restore(None, turns, &[&Image::new(1, 1, vec![0; 3]).expect("a pixel")], &mut |_| {
+                    ControlFlow::Continue(())
+                })
+                .await;
         assert!(matches!(error, Err(Error::InvalidArgument(_))));
 
         // A question beyond the context is refused, and leaves the conversation as it was.
         let turns = chat.conversation().turns.clone();
         let long = "word ".repeat(5000);
-        let error = chat.ask(&long, &[], &GREEDY, &mut |_| true).await.expect_err("too long");
+        let error = chat.ask(&long).options(&greedy()).await.expect_err("too long");
         let Error::PromptTooLong { limit, .. } = error else { panic!("{error}") };
         assert_eq!(chat.conversation().turns, turns);
 
         // One that fits only without the older turns drops those, and says so.
         let mut dropped = 0;
         let mut count = |event: Event<'_>| {
-            if let Event::DroppedTurns(turns) = event {
+            if let Event::DroppedTurns { count: turns } = event {
                 dropped += turns;
             }
-            true
+            ControlFlow::Continue(())
         };
         let tokens = |text: &str| model.tokenizer().encode(text).expect("tokens").len();
         let mut long = "word ".repeat(limit / tokens("word"));
         while tokens(&long) > limit - 150 {
             long.truncate(long.len() - 5);
         }
-        chat.ask(&long, &[], &GREEDY, &mut count).await.expect("an answer");
-        let second = chat.ask(&long, &[], &GREEDY, &mut count).await.expect("an answer");
+        chat.ask(&long).options(&greedy()).on_event(&mut count).await.expect("an answer");
+        let second = chat.ask(&long).options(&greedy()).on_event(&mut count).await.expect("an answer");
         assert!(dropped > 0 && second.prompt_tokens <= limit, "{dropped} dropped");
     });
 }
@@ -255,8 +278,9 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
         for precision in Precision::CHOICES {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
-            let planned = Plan::of_checkpoint(&checkpoint, &LoadOptions::at(precision)).expect("a plan").weights();
-            let options = LoadOptions::at(precision);
+            let planned =
+                MemoryPlan::of_checkpoint(&checkpoint, &LoadOptions::new(precision)).expect("a plan").weights();
+            let options = LoadOptions::new(precision);
             Model::load(&gpu, &checkpoint, &options).await.expect("a model");
             let peak = gpu.memory().peak;
             // Buffers are whole 256s of bytes; there are about 300.
@@ -264,7 +288,7 @@ fn memory_is_as_planned_and_a_limit_is_kept() {
         }
         let limit = Some(1 << 20);
         let gpu = open_gpu_with(GpuOptions::default().with_memory_limit(limit));
-        let options = LoadOptions::at(Precision::F32);
+        let options = LoadOptions::new(Precision::F32);
         let error = Model::load(&gpu, &open(&case, &expected).await, &options).await.expect_err("too large");
         assert!(matches!(error, Error::OutOfMemory { available: 1_048_576, .. }), "{error}");
     });
@@ -279,19 +303,19 @@ fn without_room_for_a_question_the_conversation_stays_as_it_was() {
     pollster::block_on(async {
         let gpu = open_gpu();
         let model = load(&gpu, &case, &expected).await;
-        let mut chat = model.chat(None);
-        chat.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
-        let second = chat.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+        let mut chat = model.chat();
+        chat.ask(&question).options(&greedy()).await.expect("an answer");
+        let second = chat.ask("And then?").options(&greedy()).await.expect("a second answer");
 
         // As much memory as that took is too little for keys and values of a long question.
         let limit = Some(gpu.memory().peak);
         let gpu = open_gpu_with(GpuOptions::default().with_memory_limit(limit));
         let model = load(&gpu, &case, &expected).await;
-        let mut chat = model.chat(None);
-        chat.ask(&question, &[], &GREEDY, &mut |_| true).await.expect("an answer");
-        let error = chat.ask(&long, &[], &GREEDY, &mut |_| true).await.expect_err("no room");
+        let mut chat = model.chat();
+        chat.ask(&question).options(&greedy()).await.expect("an answer");
+        let error = chat.ask(&long).options(&greedy()).await.expect_err("no room");
         assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
-        let after = chat.ask("And then?", &[], &GREEDY, &mut |_| true).await.expect("a second answer");
+        let after = chat.ask("And then?").options(&greedy()).await.expect("a second answer");
         assert_eq!(after.token_ids, second.token_ids);
         assert!(after.cached_tokens > 0, "the first turn is still in the cache");
     });
@@ -307,7 +331,7 @@ fn conversations_that_are_over_leave_nothing_behind() {
         let model = load(&gpu, &case, &expected).await;
         let mut counts = Vec::new();
         for _ in 0..4 {
-            model.chat(None).ask("Who are you?", &[], &GREEDY, &mut |_| true).await.expect("an answer");
+            model.chat().ask("Who are you?").options(&greedy()).await.expect("an answer");
             counts.push((gpu.bind_group_count(), gpu.memory().allocated));
         }
         assert!(counts[3] <= counts[1], "bind groups and bytes after each conversation: {counts:?}");
@@ -324,16 +348,16 @@ fn a_token_takes_few_dispatches() {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
             let layers = checkpoint.config.language.num_layers as u64;
-            let options = LoadOptions::at(Precision::Q4);
-            let model = Rc::new(Model::load(&gpu, &checkpoint, &options).await.expect("a model"));
+            let options = LoadOptions::new(Precision::Q4);
+            let model = Model::load(&gpu, &checkpoint, &options).await.expect("a model");
             // Long enough that attention splits its keys. The same prompt with a short and a long answer: the difference is
             // tokens alone.
             let question = "word ".repeat(300);
             let mut runs = Vec::new();
             for max_new_tokens in [2, 12] {
                 let before = gpu.dispatch_count();
-                let options = AnswerOptions { max_new_tokens, ..GREEDY };
-                let answer = model.chat(None).ask(&question, &[], &options, &mut |_| true).await.expect("an answer");
+                let options = greedy().with_max_new_tokens(max_new_tokens);
+                let answer = model.chat().ask(&question).options(&options).await.expect("an answer");
                 runs.push((answer.token_ids.len() as u64, gpu.dispatch_count() - before));
             }
             let tokens = runs[1].0 - runs[0].0;
@@ -357,15 +381,15 @@ fn tokens_make_nothing_on_the_device() {
     pollster::block_on(async {
         let gpu = open_gpu();
         let model = load(&gpu, &case, &expected).await;
-        let options = AnswerOptions { max_new_tokens: 120, ..GREEDY };
+        let options = greedy().with_max_new_tokens(120);
         let mut made = Vec::new();
         let mut on_event = |event: Event<'_>| {
-            if let Event::Token(_) = event {
+            if let Event::Token { .. } = event {
                 made.push(gpu.objects_made());
             }
-            true
+            ControlFlow::Continue(())
         };
-        model.chat(None).ask("word ", &[], &options, &mut on_event).await.expect("an answer");
+        model.chat().ask("word ").options(&options).on_event(&mut on_event).await.expect("an answer");
         assert!(made.len() > 60, "the answer ended after {} tokens", made.len());
         // The first tokens of a conversation make what the others use.
         let counts: Vec<u64> = made.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -388,17 +412,20 @@ fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tow
         pollster::block_on(async {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
-            let full = LoadOptions::at(Precision::F32);
-            let low = LoadOptions { high_resolution: false, ..full.clone() };
-            let weights = |options| Plan::of_checkpoint(&checkpoint, options).expect("a plan").weights();
+            let full = LoadOptions::new(Precision::F32);
+            let low = full.clone().with_high_resolution(false);
+            let weights = |options| MemoryPlan::of_checkpoint(&checkpoint, options).expect("a plan").weights();
             assert!(weights(&low) < weights(&full));
-            let model = Rc::new(Model::load(&gpu, &checkpoint, &low).await.expect("a golden model"));
+            let model = Model::load(&gpu, &checkpoint, &low).await.expect("a golden model");
 
             let pictures = images(&expected, &case);
             let vision = model.vision().expect("a vision side");
             let views = vision.preprocess().views(&pictures[0]).expect("views");
             let mut recorder = gpu.record();
-            let encoded = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await.expect("tokens");
+            let encoded = vision
+                .encode_and_wait(&mut recorder, &views, None, &mut |_, _| ControlFlow::Continue(()))
+                .await
+                .expect("tokens");
             let read = encoded.tokens.read_back(&mut recorder);
             recorder.submit().expect("a submission");
             let found: Vec<f32> = read.values().await.expect("values");
@@ -411,14 +438,17 @@ fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tow
             // As in goldens.rs.
             assert!(error <= 2e-4 * largest, "{name}: {error} of {largest}");
 
-            let options = AnswerOptions { max_new_tokens: 8, ..GREEDY };
+            let options = greedy().with_max_new_tokens(8);
             let question = &expected.json.turns[0].question;
-            let answer = model.chat(None).ask(question, &pictures, &options, &mut |_| true).await.expect("an answer");
+            let answer = model.chat().ask(question).images(&pictures).options(&options).await.expect("an answer");
             let ids: Vec<u32> = serde_json::from_value(turns[name]["greedy_ids"].clone()).expect("ids");
             assert_eq!(answer.token_ids, ids[..answer.token_ids.len()], "{name}");
             assert_ne!(ids, expected.json.turns[0].greedy_ids[..ids.len()], "{name}: it would have gone unnoticed");
-            let error =
-                model.attention(&pictures[0], &mut |_, _| true).await.expect_err("nothing is mined").to_string();
+            let error = model
+                .attention_map(&pictures[0], &mut |_, _| ControlFlow::Continue(()))
+                .await
+                .expect_err("nothing is mined")
+                .to_string();
             assert!(error.contains("high-resolution"), "{error}");
         });
     }
@@ -433,7 +463,7 @@ fn questions_answered_together_get_the_golden_answers() {
         pollster::block_on(async {
             let gpu = open_gpu();
             let model = load(&gpu, &case, &expected).await;
-            let mut chat = model.chat(None);
+            let mut chat = model.chat();
             let pictures = images(&expected, &case);
             let (mut requests, mut wanted) = (Vec::new(), Vec::new());
             let turns = &expected.json.turns;
@@ -445,10 +475,10 @@ fn questions_answered_together_get_the_golden_answers() {
                 });
                 let (of_history, of_question) =
                     if index == 0 { (&[][..], &pictures[..]) } else { (&pictures[..], &[][..]) };
-                chat.restore(None, before.collect(), &mgm::session::pictures(of_history), &mut |_| true)
+                chat.restore(None, before.collect(), &image_sources(of_history), &mut |_| ControlFlow::Continue(()))
                     .await
                     .expect("a conversation");
-                let request = chat.request(&turns[index].question, of_question, 24, &mut |_| true).await;
+                let request = chat.ask(&turns[index].question).images(of_question).max_new_tokens(24).prepare().await;
                 requests.push(request.expect("a request"));
                 assert_eq!(chat.conversation().turns.len(), index);
                 wanted.push((turns[index].greedy_ids.clone(), turns[index].n_embeds));
@@ -456,12 +486,12 @@ fn questions_answered_together_get_the_golden_answers() {
             // Of another length, with a picture and without: what they get is what they get alone.
             let others = [("What would you say is to be seen at its left side?", &pictures[..]), ("Hm?", &[][..])];
             for (question, images) in others {
-                chat.restore(None, Vec::new(), &[], &mut |_| true).await.expect("a conversation");
-                requests.push(chat.request(question, images, 24, &mut |_| true).await.expect("a request"));
-                let alone = model.chat(None).ask(question, images, &GREEDY, &mut |_| true).await.expect("an answer");
+                chat.restore(None, Vec::new(), &[], &mut |_| ControlFlow::Continue(())).await.expect("a conversation");
+                requests.push(chat.ask(question).images(images).max_new_tokens(24).prepare().await.expect("a request"));
+                let alone = model.chat().ask(question).images(images).options(&greedy()).await.expect("an answer");
                 wanted.push((alone.token_ids, alone.prompt_tokens));
             }
-            let answers = model.answer_all(&requests, 24, &mut || true).await.expect("answers");
+            let answers = model.answer_batch(&requests, 24, &mut || ControlFlow::Continue(())).await.expect("answers");
             assert_eq!(answers.len(), wanted.len());
             for (index, (answer, (ids, positions))) in answers.iter().zip(&wanted).enumerate() {
                 assert_eq!(answer.prompt_tokens, *positions, "{name}, question {index}");
@@ -472,12 +502,15 @@ fn questions_answered_together_get_the_golden_answers() {
             }
             // One question, and the same one twice, are batches too; a stop is heard.
             for some in [&requests[..1], &[requests[0].clone(), requests[0].clone()]] {
-                let few = model.answer_all(some, 3, &mut || true).await.expect("answers");
+                let few = model.answer_batch(some, 3, &mut || ControlFlow::Continue(())).await.expect("answers");
                 assert!(few.iter().all(|answer| answer.token_ids[..] == wanted[0].0[..3]), "{name}");
             }
-            let stopped = model.answer_all(&requests, 24, &mut || false).await;
+            let stopped = model.answer_batch(&requests, 24, &mut || ControlFlow::Break(())).await;
             assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
-            assert!(matches!(model.answer_all(&[], 24, &mut || true).await, Err(Error::InvalidArgument(_))));
+            assert!(matches!(
+                model.answer_batch(&[], 24, &mut || ControlFlow::Continue(())).await,
+                Err(Error::InvalidArgument(_))
+            ));
         });
     }
 }

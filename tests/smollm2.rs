@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use mgm::io::DiskFile;
 use mgm::language::Position;
-use mgm::load::LoadOptions;
+use mgm::session::LoadOptions;
 use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::Precision;
 use mgm::text::PromptToken;
@@ -37,21 +37,16 @@ fn smollm2_says_what_llama_cpp_says() {
     let gpu = common::open_gpu();
     pollster::block_on(async {
         let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
-        let options = LoadOptions { keep_stored: true, ..LoadOptions::at(Precision::F16) };
-        let model = Rc::new(Model::load_gguf(&gpu, &file, &options).await.expect("a model"));
-        assert!(matches!(model.style(), PromptFormat::Jinja(_)));
+        let options = LoadOptions::new(Precision::F16).with_keep_quantization(true);
+        let model = Model::load_gguf(&gpu, &file, &options).await.expect("a model");
+        assert!(matches!(model.prompt_format(), PromptFormat::Jinja(_)));
         let mut worst: f64 = 0.0;
         for case in cases {
-            let mut chat = model.chat(None);
-            let options = AnswerOptions {
-                sampling: mgm::ops::Sampling::GREEDY,
-                seed: 0,
-                max_new_tokens: case.greedy.len(),
-                begun: Vec::new(),
-            };
-            let answer = chat.ask(&case.prompt, &[], &options, &mut |_| true).await.expect("an answer");
+            let mut chat = model.chat();
+            let options = AnswerOptions::default().with_max_new_tokens(case.greedy.len());
+            let answer = chat.ask(&case.prompt).options(&options).await.expect("an answer");
             // The conversation's prompt, by the template in the file, is llama.cpp's, id for id.
-            let mut asked = Conversation::new(model.style().clone());
+            let mut asked = Conversation::new(model.prompt_format().clone());
             asked.ask(&case.prompt, 0);
             let prompt = model.tokenizer().encode_prompt(&asked.prompt().expect("a prompt")).expect("ids");
             let ids: Vec<PromptToken> = case.ids.iter().map(|id| PromptToken::Text(*id)).collect();

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use mgm::diffusion::pipeline::Start;
-use mgm::image::Rgb8;
+use mgm::diffusion::pipeline::InitialLatents;
+use mgm::image::Image;
 use mgm::weights::checkpoint::Checkpoint;
 use mgm::{Error, Result};
 use serde::Serialize;
@@ -78,7 +78,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     let size_of_init = init.as_ref().map(|image| whole_latents(image, scale));
     let size = arguments.image.size.or(size_of_latents).or(size_of_init);
     let size = size.unwrap_or_else(|| checkpoint.default_size());
-    let init = init.map(|image| Start::image(image, size, arguments.strength));
+    let init = init.map(|image| InitialLatents::image(image, size, arguments.strength));
 
     let started = Instant::now();
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
@@ -88,14 +88,14 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     let seed = arguments.seed.unwrap_or_else(|| seed::random() >> 32);
     let mut images = Vec::new();
     for (index, file) in files.iter().enumerate() {
-        let start = match (&latents, &init) {
-            (Some(latents), _) => latents.start(index),
+        let initial_latents = match (&latents, &init) {
+            (Some(latents), _) => latents.of_image(index),
             (None, Some(image)) => image.clone(),
-            (None, None) => Start::Noise,
+            (None, None) => InitialLatents::Noise,
         };
         let (prompt, negative_prompt) = (arguments.prompt.as_str(), arguments.negative_prompt.as_deref());
         let seed = seed.wrapping_add(index as u64);
-        let generated = model.generate(ImageRequest { prompt, negative_prompt, start, seed, size }).await?;
+        let generated = model.generate(ImageRequest { prompt, negative_prompt, initial_latents, seed, size }).await?;
         save_png(file, &generated.image, &generated.settings)?;
         model.show(&generated.image)?;
         if !arguments.json {
@@ -126,7 +126,7 @@ struct Report<'a> {
 }
 
 /// An image's size in pixels, rounded down to whole latents of `scale` pixels.
-fn whole_latents(image: &Rgb8, scale: usize) -> (usize, usize) {
+fn whole_latents(image: &Image, scale: usize) -> (usize, usize) {
     let whole = |side: usize| (side / scale).max(1) * scale;
     (whole(image.width()), whole(image.height()))
 }
@@ -171,9 +171,9 @@ impl Latents {
     }
 
     /// The initial latents of one image of the batch.
-    fn start(&self, index: usize) -> Start {
+    fn of_image(&self, index: usize) -> InitialLatents {
         let length = self.values.len() / self.batch;
         let values = self.values[index * length..(index + 1) * length].to_vec();
-        Start::Latents { values, width: self.width, height: self.height }
+        InitialLatents::Latents { values, width: self.width, height: self.height }
     }
 }

@@ -1,6 +1,8 @@
 //! Generates images with Stable Diffusion XL and shows progress on standard error.
 
+use crate::interrupt::continue_unless;
 use std::cell::{Cell, RefCell};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,11 +11,11 @@ use std::time::Instant;
 
 use clap::Args;
 use indicatif::ProgressBar;
-use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
-use mgm::diffusion::png_metadata::Settings;
+use mgm::diffusion::pipeline::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
+use mgm::diffusion::png_metadata::ImageSettings;
 use mgm::diffusion::torch_rng::NoiseType;
 use mgm::gpu::Gpu;
-use mgm::image::Rgb8;
+use mgm::image::Image;
 use mgm::tensor::Precision;
 use mgm::weights::sdxl::SdxlCheckpoint;
 use mgm::weights::sdxl::config::SchedulerOverride;
@@ -67,7 +69,7 @@ fn parse_scheduler(text: &str) -> std::result::Result<(String, SchedulerOverride
 pub struct ImageRequest<'a> {
     pub prompt: &'a str,
     pub negative_prompt: Option<&'a str>,
-    pub start: Start,
+    pub initial_latents: InitialLatents,
     pub seed: u64,
     /// Width and height, in pixels.
     pub size: (usize, usize),
@@ -75,8 +77,8 @@ pub struct ImageRequest<'a> {
 
 /// A generated image.
 pub struct GeneratedImage {
-    pub image: Rgb8,
-    pub settings: Settings,
+    pub image: Image,
+    pub settings: ImageSettings,
     /// Milliseconds of one denoising step.
     step_ms: f64,
     total_ms: f64,
@@ -86,7 +88,7 @@ pub struct GeneratedImage {
 #[derive(Serialize)]
 pub struct ImageReport {
     file: String,
-    settings: Settings,
+    settings: ImageSettings,
     step_ms: f64,
     total_ms: f64,
 }
@@ -104,7 +106,7 @@ impl ImageReport {
 
 /// A Stable Diffusion XL model with fixed settings that reports progress on standard error.
 pub struct ImageModel {
-    diffusion: Diffusion,
+    pipeline: DiffusionPipeline,
     arguments: ImageArgs,
     model: String,
     precision: Precision,
@@ -132,12 +134,12 @@ impl ImageModel {
             if let Some(bar) = &*bar.borrow() {
                 bar.inc(bytes);
             }
-            !stopping.load(Ordering::Relaxed)
+            continue_unless(&stopping)
         });
         let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let options = LoadOptions { precision, on_progress: Some(on_progress) };
+        let options = DiffusionOptions::default().with_precision(precision).with_progress(on_progress);
         Ok(Self {
-            diffusion: Diffusion::open(gpu, checkpoint, options).await?,
+            pipeline: DiffusionPipeline::open(gpu, checkpoint, options).await?,
             arguments: arguments.clone(),
             model: model.model.as_deref().map(name).unwrap_or_default(),
             precision,
@@ -151,17 +153,17 @@ impl ImageModel {
 
     /// Device memory that the parts not yet loaded need, in bytes.
     pub fn missing_bytes(&self) -> u64 {
-        self.diffusion.missing_bytes()
+        self.pipeline.missing_bytes()
     }
 
     /// Drops the weights from the device. The next image loads them again.
     pub fn release(&mut self) {
-        self.diffusion.release();
+        self.pipeline.release();
     }
 
     /// The size of `--size`, or the model's own.
     pub fn default_size(&self) -> (usize, usize) {
-        self.arguments.size.unwrap_or_else(|| self.diffusion.checkpoint().default_size())
+        self.arguments.size.unwrap_or_else(|| self.pipeline.checkpoint().default_size())
     }
 
     /// Generates an image.
@@ -171,21 +173,17 @@ impl ImageModel {
     pub async fn generate(&mut self, request: ImageRequest<'_>) -> Result<GeneratedImage> {
         let (width, height) = request.size;
         let choice = self.arguments.scheduler.as_ref();
-        let scheduler = self.diffusion.checkpoint().scheduler(choice.map(|(_, choice)| choice))?;
-        let strength = match &request.start {
-            Start::Image(_, strength) => Some(*strength),
-            _ => None,
-        };
-        let settings = Settings {
+        let scheduler = self.pipeline.checkpoint().scheduler(choice.map(|(_, choice)| choice))?;
+        let settings = ImageSettings {
             prompt: request.prompt.to_owned(),
             negative_prompt: request.negative_prompt.map(str::to_owned),
-            steps: self.arguments.steps,
-            guidance: self.arguments.guidance_scale,
+            num_inference_steps: self.arguments.steps,
+            guidance_scale: self.arguments.guidance_scale,
             width,
             height,
             scheduler: choice.map_or_else(|| scheduler.class.to_string(), |(name, _)| name.clone()),
-            seed: (!matches!(request.start, Start::Latents { .. })).then_some(request.seed),
-            strength,
+            seed: (!matches!(request.initial_latents, InitialLatents::Latents { .. })).then_some(request.seed),
+            strength: request.initial_latents.strength(),
             model: self.model.clone(),
             precision: self.precision.to_string(),
             lora: self.lora.clone(),
@@ -195,24 +193,15 @@ impl ImageModel {
             Some(_) => NoiseType::F32,
             None => NoiseType::for_precision(self.precision),
         };
-        let request = Request {
-            prompt: settings.prompt.clone(),
-            negative: settings.negative_prompt.clone(),
-            scheduler,
-            steps: settings.steps,
-            guidance: settings.guidance,
-            width,
-            height,
-            start: request.start,
-            seed: request.seed,
-            noise,
-            previews: self.terminal.is_some(),
-        };
+        let mut core_request = DiffusionRequest::from_settings(&settings, scheduler, request.initial_latents, noise)
+            .with_previews(self.terminal.is_some());
+        // The settings of given latents have no seed, but the scheduler may draw more noise.
+        core_request.seed = request.seed;
         let started = Instant::now();
         let (first, last) = (Cell::new(None), Cell::new(None));
         let mut bar = ProgressBar::hidden();
-        let plan = self.diffusion.plan().clone();
-        let Self { diffusion, stop, loading, terminal, preview_shown, .. } = self;
+        let plan = self.pipeline.plan().clone();
+        let Self { pipeline, stop, loading, terminal, preview_shown, .. } = self;
         stop.store(false, Ordering::Relaxed);
         let finish_loading = || {
             if let Some(bar) = loading.borrow_mut().take() {
@@ -220,36 +209,37 @@ impl ImageModel {
             }
         };
         let mut failed = Ok(());
-        let image = diffusion
-            .generate(&request, &mut |event| {
+        let image = pipeline
+            .run(&core_request, &mut |event| {
                 match event {
-                    Event::PromptCut(dropped) => {
+                    DiffusionEvent::PromptCut { dropped } => {
                         note!("mgm: note: the prompt is too long for the text encoders; ignored: {dropped:?}");
                     }
-                    Event::Loading(part) => {
+                    DiffusionEvent::Loading { part } => {
                         finish_loading();
                         let bytes = plan.parts.iter().find(|(name, _)| *name == part).map_or(0, |(_, bytes)| *bytes);
                         *loading.borrow_mut() = Some(progress::bytes(bytes, "loading"));
                     }
-                    Event::Step(done, all) => {
+                    DiffusionEvent::Step { done, total } => {
                         finish_loading();
                         if done == 0 {
-                            bar = progress::count(all as u64, "denoising");
+                            bar = progress::count(total as u64, "denoising");
                         } else {
                             first.set(first.get().or(Some((done, Instant::now()))));
                             last.set(Some((done, Instant::now())));
                         }
                         bar.set_position(done as u64);
                     }
-                    Event::Preview(image) => {
+                    DiffusionEvent::Preview { image } => {
                         if let Some(terminal) = *terminal {
                             let replace = std::mem::replace(preview_shown, true);
                             failed = bar.suspend(|| terminal.show(&mut std::io::stderr().lock(), image, replace));
                         }
                     }
-                    Event::Decoding => finish_loading(),
+                    DiffusionEvent::Decoding => finish_loading(),
+                    _ => {}
                 }
-                failed.is_ok() && !stop.load(Ordering::Relaxed)
+                if failed.is_err() { ControlFlow::Break(()) } else { continue_unless(stop) }
             })
             .await;
         finish_loading();
@@ -266,7 +256,7 @@ impl ImageModel {
     }
 
     /// Shows a finished image in place of its preview, if the terminal can display images.
-    pub fn show(&mut self, image: &Rgb8) -> std::io::Result<()> {
+    pub fn show(&mut self, image: &Image) -> std::io::Result<()> {
         if let Some(terminal) = self.terminal {
             terminal.show(&mut std::io::stderr().lock(), image, self.preview_shown)?;
             self.preview_shown = false;

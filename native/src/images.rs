@@ -2,20 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use mgm::diffusion::png_metadata::Settings;
-use mgm::image::{Rgb8, decode};
+use mgm::diffusion::png_metadata::ImageSettings;
+use mgm::image::{Image, decode};
 use mgm::{Error, Result};
 
 use crate::files::io_error;
 
 /// Reads and decodes an image file.
-pub fn read_image(path: &Path) -> Result<Rgb8> {
+pub fn read_image(path: &Path) -> Result<Image> {
     let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
     decode(&path.display().to_string(), &bytes)
 }
 
 /// Encodes a PNG file. The text chunk "parameters" holds the settings as other programs write them, "mgm" holds them as JSON.
-pub fn encode_png(image: &Rgb8, settings: Option<&Settings>) -> Result<Vec<u8>> {
+pub fn encode_png(image: &Image, settings: Option<&ImageSettings>) -> Result<Vec<u8>> {
     let failed = |error: png::EncodingError| Error::Image { name: "PNG".to_owned(), reason: error.to_string() };
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, image.width() as u32, image.height() as u32);
@@ -40,7 +40,7 @@ pub fn encode_png(image: &Rgb8, settings: Option<&Settings>) -> Result<Vec<u8>> 
 }
 
 /// Writes a PNG file.
-pub fn save_png(path: &Path, image: &Rgb8, settings: &Settings) -> Result<()> {
+pub fn save_png(path: &Path, image: &Image, settings: &ImageSettings) -> Result<()> {
     let bytes = encode_png(image, Some(settings))?;
     std::fs::write(path, bytes).map_err(|error| io_error(path, error))
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use mgm::load::LoadOptions;
-use mgm::plan::Plan;
+use mgm::memory_plan::MemoryPlan;
+use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
 use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
@@ -49,7 +49,7 @@ fn inspect_sdxl(checkpoint: &SdxlCheckpoint) -> Result<(), CliError> {
     )?;
     let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = [Precision::F32, Precision::F16, Precision::Q8]
-        .map(|precision| (precision.to_string(), Plan::of_diffusion(checkpoint, precision)));
+        .map(|precision| (precision.to_string(), MemoryPlan::of_diffusion(checkpoint, precision)));
     print_plans(&mut out, &plans)?;
     out.flush()?;
     if bad { Err(incomplete(&checkpoint.name)) } else { Ok(()) }
@@ -93,8 +93,9 @@ fn inspect_gguf(model: &GgufModel) -> Result<(), CliError> {
         writeln!(out, "{kind:<20} {count:>8} {:>10.1}", bytes as f64 / 1e6)?;
     }
     let bad = print_parts(&mut out, &[PartReport::for_language(&model.weights, &model.config)])?;
-    let plan =
-        |keep_stored, precision| Plan::of_gguf(model, &LoadOptions { keep_stored, ..LoadOptions::at(precision) });
+    let plan = |keep_quantization, precision| {
+        MemoryPlan::of_gguf(model, &LoadOptions::new(precision).with_keep_quantization(keep_quantization))
+    };
     let mut plans = vec![("as stored".to_owned(), plan(true, Precision::F16))];
     plans.extend(Precision::CHOICES.map(|precision| (precision.to_string(), plan(false, precision))));
     print_plans(&mut out, &plans)?;
@@ -128,7 +129,9 @@ fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), CliError> {
     let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = Precision::CHOICES
         .iter()
-        .map(|precision| Ok((precision.to_string(), Plan::of_checkpoint(checkpoint, &LoadOptions::at(*precision))?)))
+        .map(|precision| {
+            Ok((precision.to_string(), MemoryPlan::of_checkpoint(checkpoint, &LoadOptions::new(*precision))?))
+        })
         .collect::<mgm::Result<Vec<_>>>()?;
     print_plans(&mut out, &plans)?;
     out.flush()?;
@@ -161,7 +164,7 @@ fn print_parts(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<b
     Ok(bad)
 }
 
-fn print_plans(out: &mut impl Write, plans: &[(String, Plan)]) -> std::io::Result<()> {
+fn print_plans(out: &mut impl Write, plans: &[(String, MemoryPlan)]) -> std::io::Result<()> {
     writeln!(out, "\nGPU memory needed, in MiB")?;
     write!(out, "{:<32}", "")?;
     for (name, _) in plans {

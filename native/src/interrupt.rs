@@ -1,5 +1,6 @@
 //! Ctrl-C.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,4 +17,9 @@ pub fn install() -> Result<Arc<AtomicBool>, CliError> {
     })
     .map_err(|error| CliError::Output(std::io::Error::other(error)))?;
     Ok(stop)
+}
+
+/// What a callback of the core returns while `stop` is clear or set.
+pub fn continue_unless(stop: &AtomicBool) -> ControlFlow<()> {
+    if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

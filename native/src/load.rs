@@ -1,14 +1,15 @@
 //! Opens checkpoints and loads models onto the device.
 
+use crate::interrupt::continue_unless;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use mgm::gpu::Gpu;
 use mgm::io::{DiskFile, DiskFolder, Folder};
-use mgm::load::LoadOptions;
-use mgm::plan::Plan;
+use mgm::memory_plan::MemoryPlan;
+use mgm::session::LoadOptions;
 use mgm::session::Model;
 use mgm::tensor::Precision;
 use mgm::weights::gguf_model::GgufModel;
@@ -64,10 +65,8 @@ pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
 /// Options that load a model at a precision, or as its files are stored.
 pub fn load_options(arguments: &CheckpointArgs, files: &ModelFiles, precision: Option<Precision>) -> LoadOptions {
     let (default, stored) = files.default_precision();
-    LoadOptions {
-        keep_stored: precision.is_none() && (stored || arguments.llm.is_some()),
-        ..LoadOptions::at(precision.unwrap_or(default))
-    }
+    let keep = precision.is_none() && (stored || arguments.llm.is_some());
+    LoadOptions::new(precision.unwrap_or(default)).with_keep_quantization(keep)
 }
 
 /// Loads a model with a progress bar and compiles its pipelines. Setting `stop` cancels.
@@ -79,17 +78,17 @@ pub async fn load_model(
     files: &ModelFiles,
     options: &LoadOptions,
     stop: &Arc<AtomicBool>,
-) -> mgm::Result<Rc<Model>> {
-    let bar = progress::bytes(Plan::of_files(files, options)?.weights(), "loading");
+) -> mgm::Result<Model> {
+    let bar = progress::bytes(MemoryPlan::of_files(files, options)?.weights(), "loading");
     let (counter, stop) = (bar.clone(), stop.clone());
     let on_progress = Rc::new(move |bytes| {
         counter.inc(bytes);
-        !stop.load(Ordering::Relaxed)
+        continue_unless(&stop)
     });
-    let options = LoadOptions { on_progress: Some(on_progress), ..options.clone() };
+    let options = options.clone().with_progress(on_progress);
     let model = Model::open(gpu, files, &options).await;
     bar.finish_and_clear();
     let model = model?;
     device_cache::prepare(gpu, &model.dry_run()?.kernels);
-    Ok(Rc::new(model))
+    Ok(model)
 }

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mgm::image::Rgb8;
+use mgm::image::Image;
 
 use crate::images::encode_png;
 
@@ -53,7 +53,7 @@ impl ImageProtocol {
 
     /// Shows an image at the cursor, or in place of the previous one if that is right above the cursor (`replace`). Leaves the
     /// cursor below the image.
-    pub fn show(self, out: &mut impl Write, image: &Rgb8, replace: bool) -> std::io::Result<()> {
+    pub fn show(self, out: &mut impl Write, image: &Image, replace: bool) -> std::io::Result<()> {
         if !replace {
             out.write_all("\n".repeat(ROWS).as_bytes())?;
         }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn images_are_sent_in_chunks() {
-        let image = Rgb8::new(64, 64, vec![7; 64 * 64 * 3]).unwrap();
+        let image = Image::new(64, 64, vec![7; 64 * 64 * 3]).unwrap();
         let mut out = Vec::new();
         ImageProtocol::Kitty.show(&mut out, &image, true).unwrap();
         let text = String::from_utf8(out).unwrap();

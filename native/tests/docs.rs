@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mgm::plan::Plan;
+use mgm::memory_plan::MemoryPlan;
 use mgm::tensor::Precision;
 use mgm::variants;
 
@@ -139,13 +139,13 @@ fn memory_table() -> Vec<String> {
     ];
     for (name, model) in models {
         let variant = variants::released(name).expect("a released model");
-        let plan = |precision| Plan::new(&variant.language, Some(&variant.vision), precision);
+        let plan = |precision| MemoryPlan::new(&variant.language, Some(&variant.vision), precision);
         let sizes = PRECISIONS.map(|precision| gib(plan(precision).weights()));
         // KiB per token are MiB per 1,024 tokens.
         let cache = plan(Precision::F16).cache_per_position >> 10;
         table.push(row(name, model, &sizes, &format!("{cache} MiB")));
     }
-    let mut sizes = PRECISIONS.map(|precision| gib(Plan::of_released_diffusion(precision).weights()));
+    let mut sizes = PRECISIONS.map(|precision| gib(MemoryPlan::of_released_diffusion(precision).weights()));
     // Image models are not quantised to q4.
     sizes[3] = "–".to_owned();
     table.push(row("Stable Diffusion XL", "–", &sizes, "–"));
@@ -157,7 +157,7 @@ fn memory_table() -> Vec<String> {
 fn hd_variants_need_the_same() {
     let bytes = |name: &str| {
         let variant = variants::released(name).expect("a released model");
-        Plan::new(&variant.language, Some(&variant.vision), Precision::F16).weights()
+        MemoryPlan::new(&variant.language, Some(&variant.vision), Precision::F16).weights()
     };
     for name in variants::NAMES.iter().filter(|name| name.ends_with("-hd")) {
         assert_eq!(bytes(name), bytes(name.trim_end_matches("-hd")), "{name}");

@@ -13,12 +13,12 @@ const BEGIN: &str = "<h>";
 const END: &str = "</h>";
 
 /// Whether a question asks for a picture by itself: the reference's page looks for the word "generate" in it.
-pub fn wants_picture(question: &str) -> bool {
+pub fn wants_image(question: &str) -> bool {
     question.to_lowercase().contains("generate")
 }
 
 /// The question with the request for a picture behind it.
-pub fn asking_for_picture(question: &str) -> String {
+pub fn with_image_request(question: &str) -> String {
     if question.trim_end().ends_with(REQUEST.trim_start()) {
         question.to_owned()
     } else {
@@ -27,7 +27,7 @@ pub fn asking_for_picture(question: &str) -> String {
 }
 
 /// The prompt in an answer: between the last `</h>` and the last `<h>` before it.
-pub fn picture_prompt(answer: &str) -> Option<&str> {
+pub fn image_prompt(answer: &str) -> Option<&str> {
     let (before, _) = answer.rsplit_once(END)?;
     let (_, prompt) = before.rsplit_once(BEGIN)?;
     let prompt = prompt.trim();
@@ -51,14 +51,14 @@ mod tests {
             ("<h>  </h>", None),
             ("", None),
         ] {
-            assert_eq!(picture_prompt(answer), prompt, "{answer:?}");
+            assert_eq!(image_prompt(answer), prompt, "{answer:?}");
         }
     }
 
     #[test]
     fn requests_are_put_behind_once() {
-        assert_eq!(asking_for_picture("Draw it."), "Draw it. <GEN>");
-        assert_eq!(asking_for_picture("Draw it. <GEN>"), "Draw it. <GEN>");
-        assert!(wants_picture("Please GENERATE a cat") && !wants_picture("What is this?"));
+        assert_eq!(with_image_request("Draw it."), "Draw it. <GEN>");
+        assert_eq!(with_image_request("Draw it. <GEN>"), "Draw it. <GEN>");
+        assert!(wants_image("Please GENERATE a cat") && !wants_image("What is this?"));
     }
 }

@@ -5,11 +5,15 @@
 
 pub mod gen_protocol;
 #[cfg(feature = "gpu")]
+mod generate;
+#[cfg(feature = "gpu")]
 pub mod pipeline;
 #[cfg(feature = "gpu")]
 mod pixel_attention;
 pub mod png_metadata;
 pub mod preview;
+#[cfg(feature = "gpu")]
+mod request;
 #[cfg(feature = "gpu")]
 mod resnet;
 pub mod scheduler;

@@ -1,157 +1,117 @@
-//! From a prompt to a picture: text encoders, steps of the UNet under a scheduler, the autoencoder.
+//! Text to image and image to image: text encoders, denoising steps of the UNet under a scheduler, the autoencoder.
 //!
-//! The latents stay on the device from the first noise to the picture; the host sees them for previews only. A step is one
-//! submission, and the next one is recorded while it runs. Parts are loaded when they are needed; under a memory limit those that
-//! are not needed now make room.
+//! The latents stay on the device from the first noise to the image; the host reads them back for previews only. A step is
+//! one submission, and the next one is recorded while it runs. Networks are loaded when they are needed; under a memory limit
+//! others are dropped first.
 
 use std::collections::HashMap;
 
 use super::gen_protocol::NEGATIVE_PROMPT;
 use super::preview::{byte, preview};
+use super::request::emit;
 use super::scheduler::{Schedule, Step};
-use super::torch_rng::{Generator, NoiseType};
+use super::torch_rng::TorchRng;
 use super::{Condition, TextEncoder, Unet, VaeDecoder, VaeEncoder};
 use crate::gpu::{Gpu, Readback, Recorder};
-use crate::image::{Canvas, Rgb8, Window, bicubic};
-use crate::load::vision_precision;
-use crate::load::{Loader, OnProgress};
+use crate::image::Image;
+use crate::loader::vision_precision;
+use crate::loader::{Loader, OnProgress};
+use crate::memory_plan::MemoryPlan;
 use crate::ops::{self, FeatureMap};
-use crate::plan::Plan;
 use crate::tensor::{Precision, Tensor};
 use crate::text::clip::ClipTokenizer;
-use crate::weights::sdxl::config::SchedulerConfig;
 use crate::weights::sdxl::{SdxlCheckpoint, TEXT_1, TEXT_2, UNET, VAE};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
-/// How a model is loaded.
-#[derive(Clone)]
-pub struct LoadOptions {
-    /// How the matrices of the UNet and the text encoders are kept.
-    pub precision: Precision,
-    /// Called with bytes loaded since the last call; `false` stops.
+pub use super::generate::{GenerateImage, GeneratedImage};
+pub use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents, MAX_SIDE, OnDiffusionEvent};
+
+/// Prompts whose embeddings are cached.
+const MAX_CACHED_PROMPTS: usize = 64;
+/// Device memory that stays free for activations.
+const WORKING_BYTES: u64 = 1 << 30;
+/// The largest feature map of the autoencoder, in bytes, after memory ran out.
+const TIGHT_MAP: u64 = 32 << 20;
+
+/// How a pipeline loads its networks.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct DiffusionOptions {
+    /// Precision of the matrices of the UNet and the text encoders. `None` is that of the files.
+    pub precision: Option<Precision>,
+    /// Called with the bytes loaded since the last call. `ControlFlow::Break` cancels.
     pub on_progress: Option<OnProgress>,
 }
 
-/// What to paint.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// What is to be seen.
-    pub prompt: String,
-    /// What is not. `None` is no text at all, which is not the same to the model as an empty one.
-    pub negative: Option<String>,
-    /// The scheduler.
-    pub scheduler: SchedulerConfig,
-    /// Its steps.
-    pub steps: usize,
-    /// How far to go from the negative prompt to the prompt and beyond it. At 1 the negative prompt counts for nothing and is left
-    /// out.
-    pub guidance: f32,
-    /// Pixels in a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// What to begin with.
-    pub start: Start,
-    /// Seed of all noise.
-    pub seed: u64,
-    /// The type in which noise is drawn.
-    pub noise: NoiseType,
-    /// Show what can be seen after each step.
-    pub previews: bool,
-}
+impl DiffusionOptions {
+    /// Sets [`Self::precision`].
+    pub fn with_precision(self, precision: impl Into<Option<Precision>>) -> Self {
+        Self { precision: precision.into(), ..self }
+    }
 
-/// What a picture begins with.
-#[derive(Debug, Clone)]
-pub enum Start {
-    /// Noise of the seed.
-    Noise,
-    /// This noise, of unit variance: [4, height, width].
-    Latents {
-        /// The values.
-        values: Vec<f32>,
-        /// Latents in a row.
-        width: usize,
-        /// Rows of them.
-        height: usize,
-    },
-    /// A picture of the size asked for, of which `strength` (above 0, at most 1) is painted over.
-    Image(Rgb8, f32),
-}
-
-impl Start {
-    /// A picture of any size, which becomes one of the size asked for.
-    pub fn image(image: Rgb8, (width, height): (usize, usize), strength: f32) -> Self {
-        // Sizes that make no sense are refused later, before this is used.
-        let fits = (image.width(), image.height()) == (width, height);
-        if fits || [width, height].iter().any(|side| *side == 0 || *side > MAX_SIDE) {
-            return Self::Image(image, strength);
-        }
-        let window = Window { left: 0, top: 0, width, height };
-        Self::Image(bicubic(&Canvas::new(&image), width, height, window), strength)
+    /// Sets [`Self::on_progress`].
+    pub fn with_progress(self, on_progress: OnProgress) -> Self {
+        Self { on_progress: Some(on_progress), ..self }
     }
 }
 
-/// What happens while a picture is made.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// The end of a prompt finds no room in a text encoder's window. (Not told of [`NEGATIVE_PROMPT`].)
-    PromptCut(&'a str),
-    /// A part of the model is being loaded.
-    Loading(&'static str),
-    /// Steps that are done, of all.
-    Step(usize, usize),
-    /// What can be seen after a step, an eighth as large as the picture.
-    Preview(&'a Rgb8),
-    /// The latents become a picture.
-    Decoding,
-}
-
-/// Called with each event; `false` stops.
-pub type OnEvent<'a> = &'a mut dyn FnMut(Event<'_>) -> bool;
-
-/// A prompt as the UNet takes it.
+/// The embeddings of a prompt that condition the UNet.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Encoded {
-    /// States of both encoders side by side, [positions, width].
+pub struct PromptEmbeds {
+    /// Hidden states of both encoders, concatenated: [positions, width].
     pub states: Vec<f32>,
-    /// The whole in one vector.
+    /// The pooled embedding.
     pub pooled: Vec<f32>,
 }
 
-/// A model that paints.
-pub struct Diffusion {
+/// Stable Diffusion XL on a device. Networks are loaded when they are needed.
+pub struct DiffusionPipeline {
     gpu: Gpu,
     checkpoint: SdxlCheckpoint,
     tokenizers: [ClipTokenizer; 2],
-    options: LoadOptions,
-    plan: Plan,
+    precision: Precision,
+    on_progress: Option<OnProgress>,
+    plan: MemoryPlan,
     text: Option<[TextEncoder; 2]>,
     unet: Option<Unet>,
     decoder: Option<VaeDecoder>,
-    /// Prompts that were encoded before.
-    encoded: HashMap<String, Encoded>,
+    /// The embeddings of earlier prompts.
+    encoded: HashMap<String, PromptEmbeds>,
 }
 
-/// Prompts that are remembered.
-const MAX_ENCODED: usize = 64;
-
-/// Sides of pictures beyond this make no sense (and their latents' counts fit into 32 bits up to there).
-pub const MAX_SIDE: usize = 8192;
-
-impl Diffusion {
-    /// Opens a model: its tokenizers now, its networks when they are needed.
+impl DiffusionPipeline {
+    /// Opens a model from disk: a folder in diffusers' layout or a bundle. Nothing is loaded yet.
     ///
     /// # Errors
-    /// As [`SdxlCheckpoint::check`] and [`ClipTokenizer::load`]; [`Error::OutOfMemory`] if not even one part after the other fits into what may be used.
-    pub async fn open(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: LoadOptions) -> Result<Self> {
+    /// As [`Self::open`], and those of the files.
+    #[cfg(all(feature = "fs", any(unix, windows)))]
+    pub async fn from_path(gpu: &Gpu, path: impl AsRef<std::path::Path>) -> Result<Self> {
+        use crate::weights::bundle::read::Bundle;
+        use crate::weights::sdxl::OpenOptions;
+
+        let folder: std::rc::Rc<dyn crate::io::Folder> = std::rc::Rc::new(crate::io::DiskFolder::new(path.as_ref()));
+        let checkpoint = match Bundle::find(&folder).await? {
+            Some(bundle) => SdxlCheckpoint::open_bundle(&bundle).await?,
+            None => SdxlCheckpoint::open(folder, &OpenOptions::default()).await?,
+        };
+        Self::open(gpu, checkpoint, DiffusionOptions::default()).await
+    }
+
+    /// A pipeline over an opened model. Loads the tokenizers now and each network when it is needed.
+    ///
+    /// # Errors
+    /// As [`SdxlCheckpoint::check`] and [`ClipTokenizer::load`]; [`Error::OutOfMemory`] if the largest network alone exceeds
+    /// the memory limit.
+    pub async fn open(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: DiffusionOptions) -> Result<Self> {
         checkpoint.check()?;
-        let plan = Plan::of_diffusion(&checkpoint, options.precision);
+        let precision = options.precision.unwrap_or_else(|| checkpoint.stored_precision());
+        let plan = MemoryPlan::of_diffusion(&checkpoint, precision);
         if let (Some(limit), Some((part, needed))) =
             (gpu.memory().limit, plan.parts.iter().max_by_key(|(_, bytes)| *bytes))
             && *needed > limit
         {
-            let what = format!("the {part} at {}", options.precision);
+            let what = format!("the {part} at {precision}");
             return Err(Error::OutOfMemory { what, needed: *needed, available: limit });
         }
         let [first, second] = &checkpoint.tokenizers;
@@ -163,7 +123,8 @@ impl Diffusion {
             gpu: gpu.clone(),
             checkpoint,
             tokenizers,
-            options,
+            precision,
+            on_progress: options.on_progress,
             plan,
             text: None,
             unet: None,
@@ -172,17 +133,22 @@ impl Diffusion {
         })
     }
 
-    /// The model's files.
+    /// The opened files.
     pub fn checkpoint(&self) -> &SdxlCheckpoint {
         &self.checkpoint
     }
 
-    /// What it needs.
-    pub fn plan(&self) -> &Plan {
+    /// The precision of the matrices of the UNet and the text encoders.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The memory of each network.
+    pub fn plan(&self) -> &MemoryPlan {
         &self.plan
     }
 
-    /// What a picture needs beside what is loaded: the largest part that is not there, and room to work.
+    /// Device memory that an image needs besides the loaded networks, in bytes: the largest missing network, and activations.
     pub fn missing_bytes(&self) -> u64 {
         let parts =
             [(Part::Text, self.text.is_some()), (Part::Unet, self.unet.is_some()), (Part::Vae, self.decoder.is_some())];
@@ -190,24 +156,30 @@ impl Diffusion {
         missing.unwrap_or(0) + WORKING_BYTES.min(self.gpu.memory().limit.unwrap_or(u64::MAX) / 4)
     }
 
-    /// Gives the memory of all parts back. They are loaded again when they are needed.
+    /// Drops all networks. They are loaded again when they are needed.
     pub fn release(&mut self) {
         (self.text, self.unet, self.decoder) = (None, None, None);
         self.gpu.trim();
     }
 
-    /// Paints a picture. `on_event` gives `false` to stop, which it can between steps and while a part is loaded.
+    /// An image of a prompt. It is generated when the [`GenerateImage`] is awaited.
+    pub fn generate(&mut self, prompt: impl Into<String>) -> GenerateImage<'_> {
+        GenerateImage::new(self, prompt.into())
+    }
+
+    /// Generates the image of a complete request. [`Self::generate`] fills one in with defaults.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a request that makes no sense, [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub async fn generate(&mut self, request: &Request, on_event: OnEvent<'_>) -> Result<Rgb8> {
+    /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents; [`Error::Cancelled`] if `on_event`
+    /// breaks, between steps or while a network is loaded; [`Error::OutOfMemory`].
+    pub async fn run(&mut self, request: &DiffusionRequest, on_event: OnDiffusionEvent<'_>) -> Result<Image> {
         let schedule = self.check(request)?;
         let conditions = self.encode_prompts(request, on_event).await?;
-        let latents = match self.paint(request, &schedule, &conditions, on_event).await {
+        let latents = match self.denoise(request, &schedule, &conditions, on_event).await {
             Err(Error::OutOfMemory { .. }) if self.drop_all_but(Part::Unet) => {
-                self.paint(request, &schedule, &conditions, on_event).await?
+                self.denoise(request, &schedule, &conditions, on_event).await?
             }
-            painted => painted?,
+            denoised => denoised?,
         };
         match self.decode(&latents, None, on_event).await {
             Err(Error::OutOfMemory { .. }) => {
@@ -218,41 +190,41 @@ impl Diffusion {
         }
     }
 
-    /// The side of a latent in pixels, of which a picture's sides are multiples.
+    /// Pixels per latent. Widths and heights are multiples of it.
     pub fn pixels_per_latent(&self) -> usize {
         self.checkpoint.vae.1.pixels_per_latent()
     }
 
-    fn check(&self, request: &Request) -> Result<Schedule> {
-        let Request { width, height, steps, guidance, .. } = *request;
+    fn check(&self, request: &DiffusionRequest) -> Result<Schedule> {
+        let DiffusionRequest { width, height, num_inference_steps: steps, guidance_scale, .. } = *request;
         let unit = self.pixels_per_latent();
         if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(unit) || *side > MAX_SIDE) {
             return Err(Error::InvalidArgument(format!(
-                "a picture of {width} x {height} pixels, expected sides that are multiples of {unit}, up to {MAX_SIDE}"
+                "an image of {width} x {height} pixels, expected sides that are multiples of {unit}, up to {MAX_SIDE}"
             )));
         }
-        if !(0.0..=1000.0).contains(&guidance) {
-            return Err(Error::InvalidArgument(format!("guidance {guidance} is not from 0 to 1000")));
+        if !(0.0..=1000.0).contains(&guidance_scale) {
+            return Err(Error::InvalidArgument(format!("a guidance scale of {guidance_scale}, expected 0 to 1000")));
         }
         let wanted = self.latent_len(request);
-        match &request.start {
-            Start::Noise => Schedule::new(&request.scheduler, steps),
-            Start::Latents { values, width: found_width, height: found_height }
+        match &request.initial_latents {
+            InitialLatents::Noise => Schedule::new(&request.scheduler, steps),
+            InitialLatents::Latents { values, width: found_width, height: found_height }
                 if values.len() != wanted || (*found_height, *found_width) != self.latent_size(request) =>
             {
                 Err(Error::InvalidArgument(format!(
-                    "{} latents, {found_width} x {found_height}, for a picture of {width} x {height} pixels, expected {wanted}, {} x {}",
+                    "{} latents, {found_width} x {found_height}, for an image of {width} x {height} pixels, expected {wanted}, {} x {}",
                     values.len(),
                     width / unit,
                     height / unit
                 )))
             }
-            Start::Latents { .. } => Schedule::new(&request.scheduler, steps),
-            Start::Image(image, strength) => {
+            InitialLatents::Latents { .. } => Schedule::new(&request.scheduler, steps),
+            InitialLatents::Image { image, strength } => {
                 if (image.width(), image.height()) != (width, height) {
                     let (found_width, found_height) = (image.width(), image.height());
                     return Err(Error::InvalidArgument(format!(
-                        "the picture to begin with has {found_width} x {found_height} pixels, expected {width} x {height}"
+                        "the initial image has {found_width} x {found_height} pixels, expected {width} x {height}"
                     )));
                 }
                 Schedule::for_image(&request.scheduler, steps, *strength)
@@ -260,28 +232,32 @@ impl Diffusion {
         }
     }
 
-    fn latent_size(&self, request: &Request) -> (usize, usize) {
+    fn latent_size(&self, request: &DiffusionRequest) -> (usize, usize) {
         let unit = self.pixels_per_latent();
         (request.height / unit, request.width / unit)
     }
 
-    fn latent_len(&self, request: &Request) -> usize {
+    fn latent_len(&self, request: &DiffusionRequest) -> usize {
         let (height, width) = self.latent_size(request);
         self.checkpoint.vae.1.latent_channels * height * width
     }
 
-    /// Both prompts (the negative one first, where there is guidance) as the UNet takes them.
+    /// The embeddings of the prompts: with guidance the negative one first.
     ///
     /// # Errors
-    /// As [`Self::generate`].
-    pub async fn encode_prompts(&mut self, request: &Request, on_event: OnEvent<'_>) -> Result<Vec<Encoded>> {
+    /// As [`Self::run`].
+    pub async fn encode_prompts(
+        &mut self,
+        request: &DiffusionRequest,
+        on_event: OnDiffusionEvent<'_>,
+    ) -> Result<Vec<PromptEmbeds>> {
         let mut encoded = Vec::new();
-        if is_guided(request) {
-            encoded.push(match &request.negative {
+        if request.is_guided() {
+            encoded.push(match &request.negative_prompt {
                 None if self.checkpoint.force_zeros_for_empty_prompt => {
                     let unet = &self.checkpoint.unet.1;
                     let positions = self.checkpoint.text[0].1.max_positions;
-                    Encoded {
+                    PromptEmbeds {
                         states: vec![0.0; positions * unet.cross_attention_dim],
                         pooled: vec![0.0; unet.pooled_width()],
                     }
@@ -293,7 +269,7 @@ impl Diffusion {
         Ok(encoded)
     }
 
-    async fn encode(&mut self, text: &str, on_event: OnEvent<'_>) -> Result<Encoded> {
+    async fn encode(&mut self, text: &str, on_event: OnDiffusionEvent<'_>) -> Result<PromptEmbeds> {
         if let Some(encoded) = self.encoded.get(text) {
             return Ok(encoded.clone());
         }
@@ -301,12 +277,11 @@ impl Diffusion {
         for ((_, config), tokenizer) in self.checkpoint.text.iter().zip(&self.tokenizers) {
             windows.push(tokenizer.window(text, config.max_positions)?);
         }
-        // The negative prompt of conversations is nobody's: that it is cut tells nothing.
+        // The user did not write the negative prompt of conversations, and need not know that its end is cut off.
         if text != NEGATIVE_PROMPT
             && let Some(dropped) = windows.iter().find_map(|window| window.dropped.as_deref())
-            && !on_event(Event::PromptCut(dropped))
         {
-            return Err(Error::Cancelled);
+            emit(on_event, DiffusionEvent::PromptCut { dropped })?;
         }
         self.load_text(on_event).await?;
         let Some(encoders) = &self.text else { return Err(not_loaded()) };
@@ -322,30 +297,30 @@ impl Diffusion {
         let mut pooled = Vec::new();
         for (columns, hidden, last) in pending {
             states.push((columns, hidden.values::<f32>().await?));
-            // The last encoder with a projection tells the meaning of the whole.
+            // The pooled embedding is that of the last encoder with a projection.
             if let Some(last) = last {
                 pooled = last.values().await?;
             }
         }
-        let encoded = Encoded { states: side_by_side(&states), pooled };
-        if self.encoded.len() >= MAX_ENCODED {
+        let encoded = PromptEmbeds { states: concat_columns(&states), pooled };
+        if self.encoded.len() >= MAX_CACHED_PROMPTS {
             self.encoded.clear();
         }
         self.encoded.insert(text.to_owned(), encoded.clone());
         Ok(encoded)
     }
 
-    /// The latents [pixels, channels] after all steps.
-    async fn paint(
+    /// Runs all steps. Returns the latents, [pixels, channels].
+    async fn denoise(
         &mut self,
-        request: &Request,
+        request: &DiffusionRequest,
         schedule: &Schedule,
-        encoded: &[Encoded],
-        on_event: OnEvent<'_>,
+        encoded: &[PromptEmbeds],
+        on_event: OnDiffusionEvent<'_>,
     ) -> Result<FeatureMap> {
-        let mut generator = Generator::new(request.seed);
+        let mut rng = TorchRng::new(request.seed);
         let first = schedule.steps.first().ok_or_else(not_loaded)?;
-        let start = self.first_sample(request, schedule, first, &mut generator, on_event).await?;
+        let start = self.first_sample(request, schedule, first, &mut rng, on_event).await?;
         let (height, width) = self.latent_size(request);
         let channels = self.checkpoint.vae.1.latent_channels;
 
@@ -354,100 +329,79 @@ impl Diffusion {
         let gpu = self.gpu.clone();
         let mut recorder = gpu.record();
         let condition = condition(&mut recorder, unet, encoded, request)?;
-        let pictures = encoded.len();
+        let batch = encoded.len();
         let pixels = height * width;
         let sample = Tensor::new(&gpu, &[pixels, channels], &start, "latents")?;
         let denoised = Tensor::zeros(&gpu, &[pixels, channels], "denoised latents")?;
         let scaled: Vec<f32> = start.iter().map(|value| value * first.input_scale).collect();
-        let input = Tensor::new(&gpu, &[pictures * pixels, channels], &scaled.repeat(pictures), "model input")?;
+        let input = Tensor::new(&gpu, &[batch * pixels, channels], &scaled.repeat(batch), "model input")?;
 
         let steps = schedule.steps.len();
-        told(on_event, Event::Step(0, steps))?;
+        emit(on_event, DiffusionEvent::Step { done: 0, total: steps })?;
         let mut pending: Option<Readback> = None;
         for (index, step) in schedule.steps.iter().enumerate() {
             let map = FeatureMap { height, width, values: input.clone() };
             let output = unet.forward(&mut recorder, &map, step.timestep, &condition)?;
             let noise = if step.draws_noise {
-                let drawn = channels_last(&generator.randn(pixels * channels, request.noise), channels);
+                let drawn = channels_last(&rng.randn(pixels * channels, request.noise), channels);
                 Some(Tensor::upload(&mut recorder, &[pixels, channels], &drawn, "noise")?)
             } else {
                 None
             };
             let next_scale = schedule.steps.get(index + 1).map_or(1.0, |next| next.input_scale);
-            let numbers = numbers(step, request, next_scale);
-            ops::denoise(&mut recorder, &numbers, &output.values, noise.as_ref(), [&sample, &denoised, &input])?;
+            let coefficients = coefficients(step, request, next_scale);
+            ops::denoise(&mut recorder, &coefficients, &output.values, noise.as_ref(), [&sample, &denoised, &input])?;
             let shown = if request.previews { denoised.clone() } else { denoised.slice_rows(0..1) };
             let readback = shown.read_back(&mut recorder);
             std::mem::replace(&mut recorder, gpu.record()).submit()?;
-            // The step before has been running while this one was recorded.
+            // The previous step ran while this one was recorded.
             if let Some(readback) = pending.replace(readback) {
-                report(readback, index, steps, request, (width, height), on_event).await?;
+                report(readback, (index, steps), request, (width, height), on_event).await?;
             }
         }
         if let Some(readback) = pending {
-            report(readback, steps, steps, request, (width, height), on_event).await?;
+            report(readback, (steps, steps), request, (width, height), on_event).await?;
         }
         Ok(FeatureMap { height, width, values: sample })
     }
 
-    /// What the first step begins with, [pixels, channels].
+    /// The first step's input before scaling, [pixels, channels].
     async fn first_sample(
         &mut self,
-        request: &Request,
+        request: &DiffusionRequest,
         schedule: &Schedule,
         first: &Step,
-        generator: &mut Generator,
-        on_event: OnEvent<'_>,
+        rng: &mut TorchRng,
+        on_event: OnDiffusionEvent<'_>,
     ) -> Result<Vec<f32>> {
         let channels = self.checkpoint.vae.1.latent_channels;
         let count = self.latent_len(request);
-        let picture = match &request.start {
-            Start::Image(image, _) => {
+        let encoded_image = match &request.initial_latents {
+            InitialLatents::Image { image, .. } => {
                 // diffusers draws the autoencoder's noise first.
-                let drawn = channels_last(&generator.randn(count, request.noise), channels);
+                let drawn = channels_last(&rng.randn(count, request.noise), channels);
                 Some(self.encode_image(image, &drawn, on_event).await?)
             }
-            Start::Noise | Start::Latents { .. } => None,
+            InitialLatents::Noise | InitialLatents::Latents { .. } => None,
         };
-        let noise = match &request.start {
-            Start::Latents { values, .. } => channels_last(values, channels),
-            _ => channels_last(&generator.randn(count, request.noise), channels),
+        let noise = match &request.initial_latents {
+            InitialLatents::Latents { values, .. } => channels_last(values, channels),
+            _ => channels_last(&rng.randn(count, request.noise), channels),
         };
-        Ok(match picture {
+        Ok(match encoded_image {
             None => noise.into_iter().map(|noise| noise * schedule.initial_scale).collect(),
-            Some(picture) => {
-                let [of_picture, of_noise] = first.start;
-                picture.iter().zip(noise).map(|(picture, noise)| of_picture * picture + of_noise * noise).collect()
+            Some(image) => {
+                let [image_scale, noise_scale] = first.start;
+                image.iter().zip(noise).map(|(image, noise)| image_scale * image + noise_scale * noise).collect()
             }
         })
     }
-}
 
-/// The parts that are loaded and dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Text,
-    Unet,
-    Vae,
-}
-
-impl Part {
-    fn bytes(self, plan: &Plan) -> u64 {
-        let names: &[&str] = match self {
-            Self::Text => &[TEXT_1, TEXT_2],
-            Self::Unet => &[UNET],
-            Self::Vae => &[VAE],
-        };
-        plan.parts.iter().filter(|(name, _)| names.contains(name)).map(|(_, bytes)| bytes).sum()
-    }
-}
-
-impl Diffusion {
-    /// Drops what is not needed for `part`, where both do not fit into what may be used beside the work itself.
+    /// Drops networks other than `part` until it fits into the memory limit.
     fn make_room(&mut self, part: Part) {
         let Some(limit) = self.gpu.memory().limit else { return };
         let needed = part.bytes(&self.plan) + WORKING_BYTES.min(limit / 4);
-        // The text encoders first: what they gave is remembered.
+        // The text encoders first: their embeddings are cached.
         for other in [Part::Text, Part::Vae, Part::Unet] {
             if other == part || self.gpu.memory().allocated.saturating_add(needed) <= limit {
                 continue;
@@ -461,7 +415,7 @@ impl Diffusion {
         }
     }
 
-    /// Drops the parts that are not needed for `part`; whether there were any.
+    /// Drops all networks but `part`. Returns whether any was loaded.
     fn drop_all_but(&mut self, part: Part) -> bool {
         let mut dropped = false;
         if part != Part::Text {
@@ -478,44 +432,44 @@ impl Diffusion {
     }
 
     fn loader(&self, weights: &Weights, precision: Precision) -> Loader {
-        Loader::new(&self.gpu, weights.clone(), precision, self.options.on_progress.clone())
+        Loader::new(&self.gpu, weights.clone(), precision, self.on_progress.clone())
     }
 
-    async fn load_text(&mut self, on_event: OnEvent<'_>) -> Result<()> {
+    async fn load_text(&mut self, on_event: OnDiffusionEvent<'_>) -> Result<()> {
         if self.text.is_some() {
             return Ok(());
         }
         self.make_room(Part::Text);
         let mut encoders = Vec::new();
         for (name, (weights, config)) in [TEXT_1, TEXT_2].into_iter().zip(&self.checkpoint.text) {
-            told(on_event, Event::Loading(name))?;
-            encoders.push(TextEncoder::load(&self.loader(weights, self.options.precision), config).await?);
+            emit(on_event, DiffusionEvent::Loading { part: name })?;
+            encoders.push(TextEncoder::load(&self.loader(weights, self.precision), config).await?);
         }
         self.gpu.flush_writes().await?;
         self.text = encoders.try_into().ok();
         Ok(())
     }
 
-    async fn load_unet(&mut self, on_event: OnEvent<'_>) -> Result<()> {
+    async fn load_unet(&mut self, on_event: OnDiffusionEvent<'_>) -> Result<()> {
         if self.unet.is_some() {
             return Ok(());
         }
         self.make_room(Part::Unet);
-        told(on_event, Event::Loading(UNET))?;
+        emit(on_event, DiffusionEvent::Loading { part: UNET })?;
         let (weights, config) = &self.checkpoint.unet;
-        let unet = Unet::load(&self.loader(weights, self.options.precision), config).await?;
+        let unet = Unet::load(&self.loader(weights, self.precision), config).await?;
         self.gpu.flush_writes().await?;
         self.unet = Some(unet);
         Ok(())
     }
 
-    /// The latents' mean or a draw around it for a picture, [pixels, channels].
-    async fn encode_image(&mut self, image: &Rgb8, drawn: &[f32], on_event: OnEvent<'_>) -> Result<Vec<f32>> {
+    /// Encodes an image to latents, sampled with the noise `drawn`: [pixels, channels].
+    async fn encode_image(&mut self, image: &Image, drawn: &[f32], on_event: OnDiffusionEvent<'_>) -> Result<Vec<f32>> {
         self.make_room(Part::Vae);
-        told(on_event, Event::Loading(VAE))?;
-        // Used once, and not kept.
+        emit(on_event, DiffusionEvent::Loading { part: VAE })?;
+        // Used once, so it is dropped afterwards.
         let (weights, config) = &self.checkpoint.vae;
-        let loader = self.loader(weights, vision_precision(self.options.precision));
+        let loader = self.loader(weights, vision_precision(self.precision));
         let encoder = VaeEncoder::load(&loader, config).await?;
         let mut recorder = self.gpu.record();
         let (height, width) = (image.height(), image.width());
@@ -526,7 +480,7 @@ impl Diffusion {
                 [pixel[0], pixel[1], pixel[2]].map(|value| f32::from(value) / 127.5 - 1.0).into_iter().chain([0.0])
             })
             .collect();
-        let pixels = Tensor::upload(&mut recorder, &[height * width, 4], &pixels, "picture")?;
+        let pixels = Tensor::upload(&mut recorder, &[height * width, 4], &pixels, "image")?;
         let moments = encoder.encode(&mut recorder, &FeatureMap { height, width, values: pixels })?;
         let readback = moments.values.read_back(&mut recorder);
         recorder.submit()?;
@@ -547,59 +501,68 @@ impl Diffusion {
         Ok(moments.chunks_exact(2 * channels).zip(drawn.chunks_exact(channels)).flat_map(latent).collect())
     }
 
-    /// The picture that latents stand for, with no map larger than `largest` bytes if that is given.
-    async fn decode(&mut self, latents: &FeatureMap, largest: Option<u64>, on_event: OnEvent<'_>) -> Result<Rgb8> {
+    /// Decodes latents to an image. No feature map exceeds `largest` bytes if that is given.
+    async fn decode(
+        &mut self,
+        latents: &FeatureMap,
+        largest: Option<u64>,
+        on_event: OnDiffusionEvent<'_>,
+    ) -> Result<Image> {
         if self.decoder.is_none() {
             self.make_room(Part::Vae);
-            told(on_event, Event::Loading(VAE))?;
+            emit(on_event, DiffusionEvent::Loading { part: VAE })?;
             let (weights, config) = &self.checkpoint.vae;
-            let loader = self.loader(weights, vision_precision(self.options.precision));
+            let loader = self.loader(weights, vision_precision(self.precision));
             let decoder = VaeDecoder::load(&loader, config).await?;
             self.gpu.flush_writes().await?;
             self.decoder = Some(decoder);
         }
-        told(on_event, Event::Decoding)?;
+        emit(on_event, DiffusionEvent::Decoding)?;
         let Some(decoder) = &self.decoder else { return Err(not_loaded()) };
         let mut recorder = self.gpu.record();
-        let picture = match largest {
+        let image = match largest {
             Some(largest) => decoder.decode_within(&mut recorder, latents, largest)?,
             None => decoder.decode(&mut recorder, latents)?,
         };
-        let readback = picture.values.read_back(&mut recorder);
+        let readback = image.values.read_back(&mut recorder);
         recorder.submit()?;
         let values = readback.values::<f32>().await?;
         if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
-            return Err(Error::BadValue { name: "picture".to_owned(), value: *value, index: index as u64 });
+            return Err(Error::BadValue { name: "image".to_owned(), value: *value, index: index as u64 });
         }
-        let channels = picture.channels().max(1);
+        let channels = image.channels().max(1);
         let bytes = values.chunks_exact(channels).flat_map(|pixel| pixel.iter().take(3)).map(|value| byte(*value));
-        Rgb8::new(picture.width, picture.height, bytes.collect())
+        Image::new(image.width, image.height, bytes.collect())
     }
 }
 
-/// Room that is kept free beside the parts for what they compute with.
-const WORKING_BYTES: u64 = 1 << 30;
-/// The largest map of the autoencoder after memory ran out.
-const TIGHT_MAP: u64 = 32 << 20;
-
-fn told(on_event: OnEvent<'_>, event: Event<'_>) -> Result<()> {
-    if on_event(event) { Ok(()) } else { Err(Error::Cancelled) }
+/// The parts that are loaded and dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Text,
+    Unet,
+    Vae,
 }
 
-/// Whether the negative prompt counts.
-fn is_guided(request: &Request) -> bool {
-    // As diffusers: at 1 and below the prompt stands alone.
-    request.guidance > 1.0
+impl Part {
+    fn bytes(self, plan: &MemoryPlan) -> u64 {
+        let names: &[&str] = match self {
+            Self::Text => &[TEXT_1, TEXT_2],
+            Self::Unet => &[UNET],
+            Self::Vae => &[VAE],
+        };
+        plan.parts.iter().filter(|(name, _)| names.contains(name)).map(|(_, bytes)| bytes).sum()
+    }
 }
 
 fn not_loaded() -> Error {
-    Error::Internal("the schedule is empty or a part is not loaded".to_owned())
+    Error::Internal("the schedule is empty or a network is not loaded".to_owned())
 }
 
-fn numbers(step: &Step, request: &Request, input_scale: f32) -> ops::Denoise {
+fn coefficients(step: &Step, request: &DiffusionRequest, input_scale: f32) -> ops::Denoise {
     let next = step.next;
     ops::Denoise {
-        guidance: is_guided(request).then_some(request.guidance),
+        guidance: request.is_guided().then_some(request.guidance_scale),
         denoised: [step.denoised.sample, step.denoised.output],
         limit: step.denoised.clamp,
         next: [next.sample, next.output, next.denoised, next.previous, next.noise],
@@ -607,38 +570,42 @@ fn numbers(step: &Step, request: &Request, input_scale: f32) -> ops::Denoise {
     }
 }
 
-/// Waits for a step and tells of it.
+/// Waits for a step and sends its events.
 async fn report(
     readback: Readback,
-    done: usize,
-    steps: usize,
-    request: &Request,
+    (done, total): (usize, usize),
+    request: &DiffusionRequest,
     (width, height): (usize, usize),
-    on_event: OnEvent<'_>,
+    on_event: OnDiffusionEvent<'_>,
 ) -> Result<()> {
     let values = readback.values::<f32>().await?;
-    let mut go_on = on_event(Event::Step(done, steps));
-    if request.previews && go_on {
-        go_on = on_event(Event::Preview(&preview(&values, width, height)?));
+    emit(on_event, DiffusionEvent::Step { done, total })?;
+    if request.previews {
+        emit(on_event, DiffusionEvent::Preview { image: &preview(&values, width, height)? })?;
     }
-    if go_on { Ok(()) } else { Err(Error::Cancelled) }
+    Ok(())
 }
 
-fn condition(recorder: &mut Recorder, unet: &Unet, encoded: &[Encoded], request: &Request) -> Result<Condition> {
-    let pictures = encoded.len();
+fn condition(
+    recorder: &mut Recorder,
+    unet: &Unet,
+    encoded: &[PromptEmbeds],
+    request: &DiffusionRequest,
+) -> Result<Condition> {
+    let batch = encoded.len();
     let states: Vec<f32> = encoded.iter().flat_map(|encoded| encoded.states.iter().copied()).collect();
     let pooled: Vec<f32> = encoded.iter().flat_map(|encoded| encoded.pooled.iter().copied()).collect();
     let width = unet.config().cross_attention_dim;
     let states = Tensor::upload(recorder, &[states.len() / width, width], &states, "text states")?;
-    let pooled = Tensor::upload(recorder, &[pictures, pooled.len() / pictures], &pooled, "pooled text")?;
+    let pooled = Tensor::upload(recorder, &[batch, pooled.len() / batch], &pooled, "pooled text")?;
     let (height, width) = (request.height as f32, request.width as f32);
-    // The size it had, where it was cropped, the size it is to have.
+    // Original size, crop offset, target size.
     let ids = [height, width, 0.0, 0.0, height, width];
-    unet.condition(recorder, &states, &pooled, &vec![ids; pictures])
+    unet.condition(recorder, &states, &pooled, &vec![ids; batch])
 }
 
-/// Matrices of as many rows, side by side: (columns, values) each.
-fn side_by_side(parts: &[(usize, Vec<f32>)]) -> Vec<f32> {
+/// Concatenates matrices with the same rows along their columns: (columns, values) each.
+fn concat_columns(parts: &[(usize, Vec<f32>)]) -> Vec<f32> {
     let rows = parts.iter().map(|(columns, values)| values.len() / columns.max(&1)).min().unwrap_or(0);
     let row = |row: usize| {
         parts.iter().flat_map(move |(columns, values)| values[row * columns..(row + 1) * columns].iter().copied())

@@ -5,7 +5,7 @@ use super::statistics::Statistics;
 use super::transformer::Dense;
 use crate::Result;
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
 use crate::ops::{self, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Matrix, Tensor};
 

@@ -1,40 +1,41 @@
-//! What a picture was made with, in words that other programs read too.
+//! The settings of a generated image, as PNG files and reports hold them.
 
 use std::fmt::Write;
 
 use serde::Serialize;
 
-/// Everything that makes a picture what it is, beside the model's files.
+/// The settings that, with the model's files, reproduce an image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Settings {
-    /// What is to be seen.
+pub struct ImageSettings {
+    /// What the image shows.
     pub prompt: String,
-    /// What is not.
+    /// What the image does not show.
     pub negative_prompt: Option<String>,
-    /// Steps of the scheduler.
-    pub steps: usize,
-    /// The guidance scale.
-    pub guidance: f32,
-    /// Pixels in a row.
+    /// Denoising steps.
+    #[serde(rename = "steps")]
+    pub num_inference_steps: usize,
+    /// Scale of classifier-free guidance.
+    pub guidance_scale: f32,
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// The scheduler, as it was asked for or as its class is called.
+    /// The scheduler: the name that was given, or its class.
     pub scheduler: String,
-    /// The seed of the first noise; `None` where the latents were given.
+    /// The seed of the noise; `None` if the initial latents were given.
     pub seed: Option<u64>,
-    /// How much of a picture was painted over.
+    /// The strength of image-to-image.
     pub strength: Option<f32>,
     /// The model's name.
     pub model: String,
-    /// How its weights were kept.
+    /// The precision of its matrices.
     pub precision: String,
-    /// LoRA files with their scales.
+    /// Names and scales of LoRA files.
     pub lora: Vec<(String, f32)>,
 }
 
-impl Settings {
-    /// The text that image viewers and web interfaces for Stable Diffusion know as "parameters".
+impl ImageSettings {
+    /// The settings as one text, in the form that other image generators write and read as "parameters".
     pub fn parameters(&self) -> String {
         let mut text = self.prompt.clone();
         for (name, scale) in &self.lora {
@@ -43,7 +44,11 @@ impl Settings {
         if let Some(negative) = &self.negative_prompt {
             let _ = write!(text, "\nNegative prompt: {negative}");
         }
-        let _ = write!(text, "\nSteps: {}, Sampler: {}, CFG scale: {}", self.steps, self.scheduler, self.guidance);
+        let _ = write!(
+            text,
+            "\nSteps: {}, Sampler: {}, CFG scale: {}",
+            self.num_inference_steps, self.scheduler, self.guidance_scale
+        );
         if let Some(seed) = self.seed {
             let _ = write!(text, ", Seed: {seed}");
         }
@@ -62,11 +67,11 @@ mod tests {
 
     #[test]
     fn parameters_are_written_as_others_read_them() {
-        let mut settings = Settings {
+        let mut settings = ImageSettings {
             prompt: "a cat".to_owned(),
             negative_prompt: Some("dogs".to_owned()),
-            steps: 30,
-            guidance: 5.5,
+            num_inference_steps: 30,
+            guidance_scale: 5.5,
             width: 512,
             height: 768,
             scheduler: "euler".to_owned(),

@@ -1,6 +1,6 @@
 //! A cheap look at latents: colours as a linear function of the four channels, a pixel a latent.
 
-use crate::image::Rgb8;
+use crate::image::Image;
 use crate::{Error, Result};
 
 /// Red, green and blue of each channel of Stable Diffusion XL's latents, fitted to what its VAE makes of them.
@@ -13,7 +13,7 @@ const GREY: [f32; 3] = [0.1084, -0.0175, -0.0011];
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if there are not as many latents.
-pub fn preview(latents: &[f32], width: usize, height: usize) -> Result<Rgb8> {
+pub fn preview(latents: &[f32], width: usize, height: usize) -> Result<Image> {
     if latents.len() != width * height * COLOURS.len() {
         let found = latents.len();
         return Err(Error::InvalidArgument(format!("{found} latents do not make {width} x {height} pixels of 4")));
@@ -25,7 +25,7 @@ pub fn preview(latents: &[f32], width: usize, height: usize) -> Result<Rgb8> {
         }
         colour.map(byte)
     };
-    Rgb8::new(width, height, latents.chunks_exact(COLOURS.len()).flat_map(pixel).collect())
+    Image::new(width, height, latents.chunks_exact(COLOURS.len()).flat_map(pixel).collect())
 }
 
 /// A value from -1 to 1 as a byte.

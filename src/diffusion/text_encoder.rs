@@ -1,8 +1,8 @@
 //! CLIP's text encoders (Radford et al., 2021), up to the states that Stable Diffusion XL takes.
 
-use crate::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
+use crate::nn::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::ops::{self, Epilogue, Norm};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::sdxl::config::TextEncoderConfig;

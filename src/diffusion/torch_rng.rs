@@ -37,7 +37,7 @@ impl NoiseType {
 
 /// `torch.Generator("cpu")`.
 #[derive(Debug, Clone)]
-pub struct Generator {
+pub struct TorchRng {
     mt: Mt,
     /// The second number of the last pair of the scalar way.
     cached: Option<f64>,
@@ -46,7 +46,7 @@ pub struct Generator {
 /// The number of elements from which torch draws in blocks.
 const BLOCK: usize = 16;
 
-impl Generator {
+impl TorchRng {
     /// `torch.Generator("cpu").manual_seed(seed)`.
     pub fn new(seed: u64) -> Self {
         Self { mt: Mt::new(seed as u32), cached: None }

@@ -3,7 +3,7 @@
 use super::statistics::Statistics;
 use crate::Result;
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
 use crate::ops::{self, Activation, Attention, Epilogue, FeatureMap, GroupNorm, KeyValues, Norm};
 use crate::tensor::{Matrix, Tensor};
 

@@ -4,7 +4,7 @@ use super::resnet::{Resnet, ResnetConfig};
 use super::statistics::Statistics;
 use super::transformer::{Dense, Transformer, TransformerConfig};
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Precision, Tensor};
 use crate::weights::sdxl::config::{UnetConfig, UnetLevel};

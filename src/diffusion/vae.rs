@@ -11,7 +11,7 @@ use super::resnet::{Resnet, ResnetConfig};
 use super::statistics::{Statistics, Tile, TileSums};
 use super::tiles::{Cut, copy, cut_out, cuts};
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
 use crate::ops::{self, ConvEpilogue, ConvMode, Convolution, FeatureMap, GroupNorm, Rectangle};
 use crate::tensor::{Precision, Tensor};
 use crate::weights::sdxl::config::VaeConfig;

@@ -7,7 +7,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::Rgb8;
+use super::Image;
 use crate::{Error, Result};
 
 /// Longest side in pixels: JPEG's own limit. It bounds the tables of [`super::bicubic`] for any shape.
@@ -27,7 +27,7 @@ const FORMATS: &str = "PNG, JPEG, WebP, GIF and BMP";
 /// # Errors
 /// [`Error::Image`] if the bytes are not an image in a supported format or are damaged, or if the image is too large (before
 /// anything of that size is allocated).
-pub fn decode(name: &str, bytes: &[u8]) -> Result<Rgb8> {
+pub fn decode(name: &str, bytes: &[u8]) -> Result<Image> {
     let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
 
     let format = image::guess_format(bytes)
@@ -57,7 +57,7 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<Rgb8> {
         )));
     }
     let picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    Rgb8::new(width as usize, height as usize, rgb_bytes(picture)).map_err(|error| fail(error.to_string()))
+    Image::new(width as usize, height as usize, rgb_bytes(picture)).map_err(|error| fail(error.to_string()))
 }
 
 /// The samples of `image` as in Pillow's `convert("RGB")`.

@@ -1,13 +1,17 @@
-//! Input images: decode, pad, resize, normalize.
+//! Images: decode, pad, resize, normalize, encode as PNG.
 
+mod buffer;
 #[cfg(feature = "decode")]
 mod decode;
+#[cfg(feature = "decode")]
+mod png;
 mod preprocess;
 mod resize;
-mod rgb8;
 
+pub use buffer::Image;
 #[cfg(feature = "decode")]
 pub use decode::decode;
+#[cfg(feature = "decode")]
+pub use png::encode_png;
 pub use preprocess::{CLIP_MEAN, CLIP_STD, Preprocess, Views};
 pub use resize::{Canvas, Window, bicubic, bilinear};
-pub use rgb8::Rgb8;

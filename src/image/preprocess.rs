@@ -1,6 +1,6 @@
 //! From an image to the two views that the vision towers encode.
 
-use super::{Canvas, Rgb8, Window, bicubic, bilinear};
+use super::{Canvas, Image, Window, bicubic, bilinear};
 use crate::{Error, Result};
 
 /// Channel means of the CLIP ViT-L/14 processor, RGB in 0..1.
@@ -51,7 +51,7 @@ impl Preprocess {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a size is zero or too large, or a standard deviation is not positive.
-    pub fn views(&self, image: &Rgb8) -> Result<Views> {
+    pub fn views(&self, image: &Image) -> Result<Views> {
         self.check()?;
         let high = self.normalize(&self.square(image));
 
@@ -86,7 +86,7 @@ impl Preprocess {
     }
 
     /// The image as `size_high` x `size_high` pixels: padded and resized, or resized and cropped.
-    fn square(&self, image: &Rgb8) -> Rgb8 {
+    fn square(&self, image: &Image) -> Image {
         let size = self.size_high;
         let canvas = if self.pad {
             Canvas::square(image, self.mean.map(|mean| (mean * 255.0) as u8))
@@ -103,7 +103,7 @@ impl Preprocess {
     }
 
     /// `[height, width, 3]` bytes to `[3, height, width]` normalized samples.
-    fn normalize(&self, image: &Rgb8) -> Vec<f32> {
+    fn normalize(&self, image: &Image) -> Vec<f32> {
         let pixels = image.width() * image.height();
         let mut planes = Vec::with_capacity(3 * pixels);
         for (channel, (mean, std)) in self.mean.iter().zip(&self.std).enumerate() {

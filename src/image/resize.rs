@@ -1,12 +1,12 @@
 //! The two resamplers of the reference preprocessing: Pillow's integer bicubic and torch's bilinear.
 
-use super::Rgb8;
+use super::Image;
 
 /// An image on a larger canvas of one color. The canvas is never stored: a 12000 x 9000 photograph padded to a square would
 /// take 432 MB.
 #[derive(Debug, Clone, Copy)]
 pub struct Canvas<'a> {
-    image: &'a Rgb8,
+    image: &'a Image,
     width: usize,
     height: usize,
     left: usize,
@@ -16,13 +16,13 @@ pub struct Canvas<'a> {
 
 impl<'a> Canvas<'a> {
     /// The image without margins.
-    pub fn new(image: &'a Rgb8) -> Self {
+    pub fn new(image: &'a Image) -> Self {
         Self { image, width: image.width(), height: image.height(), left: 0, top: 0, fill: [0; 3] }
     }
 
     /// The image in the middle of a square of color `fill` whose side is the image's longer side. If the margins cannot be
     /// equal, the left or upper one is smaller.
-    pub fn square(image: &'a Rgb8, fill: [u8; 3]) -> Self {
+    pub fn square(image: &'a Image, fill: [u8; 3]) -> Self {
         let side = image.width().max(image.height());
         let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
         Self { image, width: side, height: side, left, top, fill }
@@ -144,7 +144,7 @@ fn resample_row(line: &[u8], columns: &[Taps], out: &mut [u8]) {
 ///
 /// # Panics
 /// If `window` is empty or reaches beyond `width` x `height`.
-pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> Rgb8 {
+pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> Image {
     assert!(
         window.width > 0
             && window.height > 0
@@ -188,7 +188,7 @@ pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> 
             *sample = round(sum);
         }
     }
-    match Rgb8::new(window.width, window.height, data) {
+    match Image::new(window.width, window.height, data) {
         Ok(image) => image,
         Err(error) => unreachable!("{error}"),
     }

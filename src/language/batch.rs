@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::Language;
+use super::LanguageModel;
 use super::cache::larger;
 use super::generate::{AHEAD, AHEAD_IN_SOFTWARE};
 use crate::gpu::{Gpu, Readback, Recorder};
@@ -96,7 +96,7 @@ impl BatchCache {
     }
 }
 
-impl Language {
+impl LanguageModel {
     /// An empty cache for sequences whose prompts have `common` positions in common and then so many of their own each.
     ///
     /// # Errors
@@ -156,9 +156,9 @@ impl Language {
     }
 }
 
-/// The likeliest tokens of several sequences, without waiting for any, as [`Generator`](super::Generator) does.
+/// The likeliest tokens of several sequences, without waiting for any, as [`TokenGenerator`](super::TokenGenerator) does.
 pub struct BatchGenerator<'a> {
-    language: &'a Language,
+    language: &'a LanguageModel,
     gpu: Gpu,
     cache: &'a mut BatchCache,
     /// The prompts' ends, until the first step has used them.
@@ -175,7 +175,7 @@ impl<'a> BatchGenerator<'a> {
     /// Generates up to `room` tokens after the prompts that `cache` holds; `ends` [sequences, hidden] is the residual stream of
     /// their last positions.
     pub fn new(
-        language: &'a Language,
+        language: &'a LanguageModel,
         gpu: &Gpu,
         cache: &'a mut BatchCache,
         ends: Tensor,
@@ -215,7 +215,7 @@ impl<'a> BatchGenerator<'a> {
         let x = match self.ends.take() {
             Some(ends) => ends,
             None => {
-                let x = self.language.embed_chosen(&mut recorder, &self.chosen, place - count, count)?;
+                let x = self.language.embed_sampled(&mut recorder, &self.chosen, place - count, count)?;
                 self.language.forward_batch(&mut recorder, &x, self.cache)?
             }
         };

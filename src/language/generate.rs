@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Cache, Language};
+use super::{Cache, LanguageModel};
 use crate::gpu::{Gpu, Readback};
 use crate::ops::Sampling;
 use crate::tensor::Tensor;
@@ -15,8 +15,8 @@ pub(super) const AHEAD: usize = 3;
 pub(super) const AHEAD_IN_SOFTWARE: usize = 1;
 
 /// Generates tokens after a prompt. A token stays on the device and feeds the next step there; the host reads it behind.
-pub struct Generator<'a> {
-    language: &'a Language,
+pub struct TokenGenerator<'a> {
+    language: &'a LanguageModel,
     gpu: Gpu,
     cache: &'a mut Cache,
     sampling: Sampling,
@@ -31,11 +31,11 @@ pub struct Generator<'a> {
     reading: VecDeque<Readback>,
 }
 
-impl<'a> Generator<'a> {
+impl<'a> TokenGenerator<'a> {
     /// Generates up to `room` tokens after `x`, the residual stream of the prompt's end, that `cache` holds. `draws` gives
     /// uniform numbers in [0, 1), one a token.
     pub fn new(
-        language: &'a Language,
+        language: &'a LanguageModel,
         gpu: &Gpu,
         cache: &'a mut Cache,
         x: Tensor,
@@ -71,7 +71,7 @@ impl<'a> Generator<'a> {
     }
 
     /// Tokens whose keys and values are in the cache behind the prompt's, read or not.
-    pub fn fed(&self) -> usize {
+    pub fn cached_tokens(&self) -> usize {
         self.submitted.saturating_sub(1)
     }
 
@@ -81,12 +81,12 @@ impl<'a> Generator<'a> {
         let x = match self.prompt_end.take() {
             Some(x) => x,
             None => {
-                let x = self.language.embed_chosen(&mut recorder, &self.chosen, place - 1, 1)?;
+                let x = self.language.embed_sampled(&mut recorder, &self.chosen, place - 1, 1)?;
                 self.language.forward(&mut recorder, &x, self.cache)?
             }
         };
         let draw = (self.draws)();
-        self.language.choose(&mut recorder, &x, self.sampling, draw, &self.chosen, place)?;
+        self.language.sample_next(&mut recorder, &x, self.sampling, draw, &self.chosen, place)?;
         self.reading.push_back(self.chosen.slice_elements(place..place + 1).read_back(&mut recorder));
         recorder.submit()?;
         self.submitted += 1;
@@ -94,8 +94,11 @@ impl<'a> Generator<'a> {
     }
 }
 
-impl std::fmt::Debug for Generator<'_> {
+impl std::fmt::Debug for TokenGenerator<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Generator").field("submitted", &self.submitted).field("reading", &self.reading.len()).finish()
+        f.debug_struct("TokenGenerator")
+            .field("submitted", &self.submitted)
+            .field("reading", &self.reading.len())
+            .finish()
     }
 }

@@ -7,16 +7,15 @@ mod generate;
 mod layer;
 
 use crate::gpu::{DryRunReport, Gpu, Recorder};
-use crate::load::{Loader, OnProgress};
+use crate::loader::Loader;
 use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rope, Sampling};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::config::{Architecture, LanguageConfig};
-use crate::weights::view::Weights;
 use crate::{Error, Result};
 
 pub use batch::{BatchCache, BatchGenerator};
 pub use cache::Cache;
-pub use generate::Generator;
+pub use generate::TokenGenerator;
 use layer::Layer;
 
 /// Positions that are prefilled at a time: enough rows to fill a device, few enough that activations stay small.
@@ -24,7 +23,7 @@ pub const PREFILL_POSITIONS: usize = 512;
 
 /// A language model on the device.
 #[derive(Debug)]
-pub struct Language {
+pub struct LanguageModel {
     config: LanguageConfig,
     attention: Attention,
     /// [vocab, hidden]
@@ -37,34 +36,30 @@ pub struct Language {
     half_cache: bool,
 }
 
-/// One position of a prompt, as the model takes it.
+/// Identifies an image among all that a language model may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ImageId(pub u32);
+
+/// The input of the language model at one position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Position {
-    /// A token of text.
+    /// A text token.
     Text(u32),
-    /// Row `row` of picture `image`'s visual tokens.
+    /// A visual token.
     Visual {
-        /// Number of the picture.
-        image: u32,
-        /// Row in its tokens.
+        /// Its image.
+        image: ImageId,
+        /// Its row in the image's visual tokens.
         row: u32,
     },
 }
 
-impl Language {
-    /// Loads a checkpoint's language model.
-    pub async fn load(
-        gpu: &Gpu,
-        config: &LanguageConfig,
-        weights: &Weights,
-        precision: Precision,
-        on_progress: Option<OnProgress>,
-    ) -> Result<Self> {
-        Self::from_loader(&Loader::new(gpu, weights.clone(), precision, on_progress), config).await
-    }
-
-    /// Loads from any loader (random weights for benches).
-    pub async fn from_loader(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
+impl LanguageModel {
+    /// Loads the networks through `loader`: a checkpoint's weights or random ones.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading; [`Error::Cancelled`].
+    pub async fn load(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
         let model = loader.pp("model");
         let width = config.hidden_size;
         let attention = Attention {
@@ -108,25 +103,41 @@ impl Language {
         Cache::new(self.layers.len(), self.config.max_positions, self.attention, rotary, self.half_cache)
     }
 
-    /// Embeddings of positions, [positions, hidden]: rows of the table, or of pictures' visual tokens (`images`, by number).
-    /// Gemma multiplies both by sqrt(hidden).
-    pub fn embed(&self, recorder: &mut Recorder, positions: &[Position], images: &[Tensor]) -> Result<Tensor> {
+    /// Embeddings of positions, [positions, hidden]: rows of the embedding table, or of the visual tokens of `images`. Gemma
+    /// multiplies both by sqrt(hidden).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a token outside the vocabulary, or a position of an image that is not in `images`.
+    pub fn embed(
+        &self,
+        recorder: &mut Recorder,
+        positions: &[Position],
+        images: &[(ImageId, Tensor)],
+    ) -> Result<Tensor> {
         let width = self.config.hidden_size;
         let x = Tensor::temporary(recorder.gpu(), &[positions.len(), width], "embeddings")?;
+        let vocab = self.config.vocab_size as u32;
+        for position in positions {
+            match position {
+                Position::Text(id) if *id >= vocab => {
+                    return Err(Error::InvalidArgument(format!("token {id} is outside the vocabulary of {vocab}")));
+                }
+                Position::Visual { image, .. } if images.iter().all(|(id, _)| id != image) => {
+                    return Err(Error::InvalidArgument(format!("the visual tokens of image {} are missing", image.0)));
+                }
+                _ => {}
+            }
+        }
         let text = |position: &Position| match position {
             Position::Text(id) => *id,
             Position::Visual { .. } => NO_ROW,
         };
-        let vocab = self.config.vocab_size as u32;
-        if let Some(id) = positions.iter().map(text).find(|id| *id != NO_ROW && *id >= vocab) {
-            return Err(Error::InvalidArgument(format!("token {id} is outside the vocabulary of {vocab}")));
-        }
         let ids: Vec<u32> = positions.iter().map(text).collect();
         let ids = Tensor::upload(recorder, &[ids.len()], &ids, "token ids")?;
         ops::gather(recorder, &ids, 0, &self.embedding, self.embedding_scale(), &x)?;
-        for (image, tokens) in images.iter().enumerate() {
+        for (id, tokens) in images {
             let row = |position: &Position| match position {
-                Position::Visual { image: number, row } if *number as usize == image => *row,
+                Position::Visual { image, row } if image == id => *row,
                 _ => NO_ROW,
             };
             let rows: Vec<u32> = positions.iter().map(row).collect();
@@ -140,7 +151,13 @@ impl Language {
     }
 
     /// The embeddings [count, hidden] of tokens that were chosen on the device: `chosen[place..]`.
-    pub fn embed_chosen(&self, recorder: &mut Recorder, chosen: &Tensor, place: usize, count: usize) -> Result<Tensor> {
+    pub fn embed_sampled(
+        &self,
+        recorder: &mut Recorder,
+        chosen: &Tensor,
+        place: usize,
+        count: usize,
+    ) -> Result<Tensor> {
         let x = Tensor::temporary(recorder.gpu(), &[count, self.config.hidden_size], "embedding")?;
         ops::gather(recorder, chosen, place, &self.embedding, self.embedding_scale(), &x)?;
         Ok(x)
@@ -173,7 +190,7 @@ impl Language {
     }
 
     /// Chooses the token after the last row of x [times, hidden] and writes it to `chosen[place]`.
-    pub fn choose(
+    pub fn sample_next(
         &self,
         recorder: &mut Recorder,
         x: &Tensor,
@@ -214,7 +231,7 @@ impl Language {
             }
             let sampling = [Sampling::GREEDY, Sampling { temperature: 1.0, ..Sampling::GREEDY }];
             for sampling in sampling {
-                self.choose(&mut recorder, &x, sampling, 0.0, &chosen, 0)?;
+                self.sample_next(&mut recorder, &x, sampling, 0.0, &chosen, 0)?;
             }
         }
         Ok(recorder.into_report())

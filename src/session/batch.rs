@@ -1,90 +1,58 @@
-//! Questions that are answered together: products read their weights once for all of them, and what their prompts have in
-//! common is read once.
+//! Questions that are answered together: every matrix product reads its weights once for all of them, and the beginning
+//! that their prompts share is prefilled once.
+
+use std::ops::ControlFlow;
 
 use web_time::Instant;
 
-use super::{Answer, Chat, Event, FinishReason, Model, Seen, milliseconds, placed};
-use crate::image::Rgb8;
-use crate::language::{BatchCache, BatchGenerator, PREFILL_POSITIONS, Position};
+use super::image::EncodedImage;
+use super::{Answer, FinishReason, Model, milliseconds};
+use crate::language::{BatchCache, BatchGenerator, ImageId, PREFILL_POSITIONS, Position};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// A question, ready to be answered together with others: its whole prompt, and the pictures in it.
+/// A question with its whole prompt and its encoded images, made by [`Ask::prepare`](super::Ask::prepare).
 #[derive(Debug, Clone)]
-pub struct Request {
-    positions: Vec<Position>,
-    pictures: Vec<Seen>,
-    vision_ms: f64,
-}
-
-impl Chat {
-    /// A question about these pictures (and all earlier ones), to be answered by [`Model::answer_all`]. Pictures are looked at
-    /// now; those of the last request are known. The conversation stays as it is.
-    ///
-    /// # Errors
-    /// As [`Chat::ask`].
-    pub async fn request(
-        &mut self,
-        question: &str,
-        images: &[Rgb8],
-        max_new_tokens: usize,
-        on_event: &mut dyn FnMut(Event<'_>) -> bool,
-    ) -> Result<Request> {
-        let (conversation, pictures) = (self.conversation.clone(), self.images.clone());
-        let prompt = self.prompt(question, &super::pictures(images), max_new_tokens, on_event).await;
-        self.conversation = conversation;
-        let pictures = std::mem::replace(&mut self.images, pictures);
-        self.known.clone_from(&pictures);
-        let (positions, vision_ms) = prompt?;
-        Ok(Request { positions, pictures, vision_ms })
-    }
+pub struct PreparedQuestion {
+    pub(super) positions: Vec<Position>,
+    pub(super) images: Vec<EncodedImage>,
+    pub(super) vision_ms: f64,
 }
 
 impl Model {
-    /// The likeliest answers to questions, which are of one [`Chat`]. `go_on` is asked after every portion of the prompts and
-    /// every step, and gives `false` to stop. Of the times in the answers only that of looking is an answer's own.
+    /// The most likely answers to questions that one [`Chat`](super::Chat) prepared. `on_step` is called after every chunk of
+    /// the prompts and after every step. In the answers, prefill and decode times are those of the batch.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] if it was stopped; [`Error::OutOfMemory`] where fewer questions may fit.
-    pub async fn answer_all(
+    /// [`Error::InvalidArgument`] without a question; [`Error::Cancelled`] if `on_step` stopped it; [`Error::OutOfMemory`] if
+    /// the batch does not fit, where fewer questions may.
+    pub async fn answer_batch(
         &self,
-        requests: &[Request],
+        questions: &[PreparedQuestion],
         max_new_tokens: usize,
-        go_on: &mut dyn FnMut() -> bool,
+        on_step: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Vec<Answer>> {
-        let prompts: Vec<&[Position]> = requests.iter().map(|request| request.positions.as_slice()).collect();
-        let context = self.language.config().max_positions;
+        let prompts: Vec<&[Position]> = questions.iter().map(|question| question.positions.as_slice()).collect();
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
-        let room = max_new_tokens.min(context.saturating_sub(longest));
-        if room == 0 {
+        let max_new = max_new_tokens.min(self.context().saturating_sub(longest));
+        if max_new == 0 {
             return Err(Error::InvalidArgument("at least one new token must be allowed".to_owned()));
         }
-        let common = common_beginning(&prompts);
-        let own: Vec<usize> = prompts.iter().map(|prompt| prompt.len() - common).collect();
-        let mut cache = self.language.batch_cache(common, &own)?;
+        let shared = shared_prefix(&prompts);
+        let suffixes: Vec<usize> = prompts.iter().map(|prompt| prompt.len() - shared).collect();
+        let mut cache = self.language().batch_cache(shared, &suffixes)?;
 
         let started = Instant::now();
-        let ends = self.prefill_all(requests, common, &own, &mut cache, go_on).await?;
-        let mut answers: Vec<Answer> = requests
-            .iter()
-            .map(|request| Answer {
-                prompt_tokens: request.positions.len(),
-                cached_tokens: 0,
-                token_ids: Vec::new(),
-                text: String::new(),
-                finish_reason: FinishReason::Length,
-                vision_ms: request.vision_ms,
-                prefill_ms: 0.0,
-                decode_ms: 0.0,
-            })
-            .collect();
-        let mut generator = BatchGenerator::new(&self.language, &self.gpu, &mut cache, ends, room)?;
+        let ends = self.prefill_batch(questions, shared, &suffixes, &mut cache, on_step).await?;
+        let mut answers: Vec<Answer> =
+            questions.iter().map(|question| Answer::new(question.positions.len(), 0, question.vision_ms)).collect();
+        let mut generator = BatchGenerator::new(self.language(), self.gpu(), &mut cache, ends, max_new)?;
         let mut first = None;
         while let Some(ids) = generator.next().await? {
             let first = first.get_or_insert_with(|| (milliseconds(started), Instant::now()));
             for (answer, id) in answers.iter_mut().zip(ids).filter(|(answer, _)| !has_stopped(answer)) {
                 answer.token_ids.push(id);
-                if self.stop.contains(id) {
+                if self.is_stop(id) {
                     answer.finish_reason = FinishReason::Stop;
                 }
                 (answer.prefill_ms, answer.decode_ms) = (first.0, milliseconds(first.1));
@@ -92,61 +60,61 @@ impl Model {
             if answers.iter().all(has_stopped) {
                 break;
             }
-            if !go_on() {
+            if on_step().is_break() {
                 return Err(Error::Cancelled);
             }
         }
         for answer in &mut answers {
-            answer.text = self.tokenizer.answer(&answer.token_ids);
+            answer.text = self.tokenizer().answer(&answer.token_ids);
         }
         Ok(answers)
     }
 
-    /// Runs prompts through the model; gives the residual stream of their ends, [requests, hidden].
-    async fn prefill_all(
+    /// Runs the prompts through the model. Returns the residual stream of their ends, [questions, hidden].
+    async fn prefill_batch(
         &self,
-        requests: &[Request],
-        common: usize,
-        own: &[usize],
+        questions: &[PreparedQuestion],
+        shared: usize,
+        suffixes: &[usize],
         cache: &mut BatchCache,
-        go_on: &mut dyn FnMut() -> bool,
+        on_step: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Tensor> {
-        let mut pictures: Vec<Seen> = Vec::new();
-        for picture in requests.iter().flat_map(|request| &request.pictures) {
-            if pictures.iter().all(|known| known.number != picture.number) {
-                pictures.push(picture.clone());
+        let mut images: Vec<(ImageId, Tensor)> = Vec::new();
+        for image in questions.iter().flat_map(|question| &question.images) {
+            if images.iter().all(|(id, _)| *id != image.id) {
+                images.push((image.id, image.tokens.clone()));
             }
         }
-        let images: Vec<Tensor> = pictures.iter().map(|picture| picture.tokens.clone()).collect();
-        let beginning = placed(&requests[0].positions[..common], &pictures);
+        let prefix = &questions[0].positions[..shared];
         let rest: Vec<Position> =
-            requests.iter().flat_map(|request| placed(&request.positions[common..], &pictures)).collect();
-        let lasts = own.iter().scan(0, |end, length| {
+            questions.iter().flat_map(|question| &question.positions[shared..]).copied().collect();
+        let lasts = suffixes.iter().scan(0, |end, length| {
             *end += length;
             Some(*end - 1)
         });
         let lasts: Vec<usize> = lasts.collect();
-        let ends = Tensor::zeros(&self.gpu, &[requests.len(), self.language.config().hidden_size], "ends of prompts")?;
-        let (all, mut done) = (common + rest.len(), 0);
-        for (part, of_rest) in [(&beginning, false), (&rest, true)] {
-            for (index, portion) in part.chunks(PREFILL_POSITIONS).enumerate() {
-                let mut recorder = self.gpu.record();
-                let x = self.language.embed(&mut recorder, portion, &images)?;
-                let x = self.language.forward_batch(&mut recorder, &x, cache)?;
+        let ends =
+            Tensor::zeros(self.gpu(), &[questions.len(), self.language().config().hidden_size], "ends of prompts")?;
+        let (total, mut done) = (shared + rest.len(), 0);
+        for (part, is_rest) in [(prefix, false), (&rest[..], true)] {
+            for (index, chunk) in part.chunks(PREFILL_POSITIONS).enumerate() {
+                let mut recorder = self.gpu().record();
+                let x = self.language().embed(&mut recorder, chunk, &images)?;
+                let x = self.language().forward_batch(&mut recorder, &x, cache)?;
                 let first = index * PREFILL_POSITIONS;
-                for (sequence, last) in lasts.iter().enumerate().filter(|_| of_rest) {
-                    if (first..first + portion.len()).contains(last) {
+                for (sequence, last) in lasts.iter().enumerate().filter(|_| is_rest) {
+                    if (first..first + chunk.len()).contains(last) {
                         x.slice_rows(last - first..last - first + 1).copy_to(&mut recorder, &ends, sequence);
                     }
                 }
-                done += portion.len();
-                let read = (done < all).then(|| x.slice_rows(0..1).read_back(&mut recorder));
+                done += chunk.len();
+                let read = (done < total).then(|| x.slice_rows(0..1).read_back(&mut recorder));
                 recorder.submit()?;
                 if let Some(read) = read {
-                    // So that a stop takes effect.
+                    // Wait, so that a stop takes effect.
                     read.bytes().await?;
                 }
-                if !go_on() {
+                if on_step().is_break() {
                     return Err(Error::Cancelled);
                 }
             }
@@ -159,10 +127,10 @@ fn has_stopped(answer: &Answer) -> bool {
     answer.finish_reason == FinishReason::Stop
 }
 
-/// Positions that all prompts begin with; each keeps one of its own at least, whose logits are wanted.
-fn common_beginning(prompts: &[&[Position]]) -> usize {
+/// The number of positions with which all prompts begin. Each prompt keeps at least one position after them, for its logits.
+fn shared_prefix(prompts: &[&[Position]]) -> usize {
     let Some((first, others)) = prompts.split_first() else { return 0 };
-    let alike = |other: &&[Position]| first.iter().zip(*other).take_while(|(a, b)| a == b).count();
+    let equal = |other: &&[Position]| first.iter().zip(*other).take_while(|(a, b)| a == b).count();
     let shortest = prompts.iter().map(|prompt| prompt.len()).min().unwrap_or(0);
-    others.iter().map(alike).min().unwrap_or(first.len()).min(shortest.saturating_sub(1))
+    others.iter().map(equal).min().unwrap_or(first.len()).min(shortest.saturating_sub(1))
 }

@@ -1,9 +1,9 @@
 //! The low-resolution tower: CLIP ViT (Radford et al., 2021), up to the hidden state that Mini-Gemini takes.
 
 use crate::Result;
-use crate::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
+use crate::nn::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::ops::{self, Epilogue, Norm};
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::ClipConfig;

@@ -1,7 +1,7 @@
 //! The high-resolution tower: the stem and stages of ConvNeXt (Liu et al., 2022), as timm builds it inside OpenCLIP.
 
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
 use crate::ops::{self, Activation, Epilogue, FeatureMap, Norm};
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::ConvNextConfig;

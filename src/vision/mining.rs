@@ -8,7 +8,7 @@
 
 use crate::Result;
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
 use crate::ops::{self, Epilogue, MiningMap, Norm};
 use crate::tensor::{Matrix, Tensor};
 

@@ -5,9 +5,11 @@ mod convnext;
 mod mining;
 mod projector;
 
+use std::ops::ControlFlow;
+
 use crate::gpu::{Gpu, Recorder};
 use crate::image::{Preprocess, Views};
-use crate::load::{Loader, OnProgress};
+use crate::loader::{Loader, OnProgress};
 use crate::ops::{self, FeatureMap, MiningMap};
 use crate::tensor::{Precision, Tensor};
 use crate::weights::config::{AspectRatio, ClipConfig, ConvNextConfig, VisionConfig};
@@ -38,15 +40,15 @@ struct HighResolution {
     mining: PatchInfoMining,
 }
 
-/// What a picture became on the way to visual tokens.
+/// The visual tokens of an image, and the features they are computed from.
 #[derive(Debug, Clone)]
-pub struct Encoded {
+pub struct VisionOutput {
     /// CLIP's features, [patches, width] for every tile, the global one last.
     pub low: Vec<Tensor>,
     /// ConvNeXt's maps at strides 4, 8, 16 and 32; `None` without the high-resolution branch.
     pub high: Option<[FeatureMap; 4]>,
     /// Mined features of every tile in the order of the tokens: the global one first. Without the high-resolution branch
-    /// the features of [`Encoded::low`] in that order.
+    /// the features of [`VisionOutput::low`] in that order.
     pub mined: Vec<Tensor>,
     /// Visual tokens, [tokens, hidden_size].
     pub tokens: Tensor,
@@ -165,22 +167,21 @@ impl Vision {
         tiles * self.clip.patches()
     }
 
-    /// Visual tokens of a picture's views, computed when this returns. `attended` [cells * cells] takes the weight that each
-    /// cell of the high-resolution map got from the token of its tile that mined it. `on_step` hears of stages of the work
-    /// that are done, and how many there are; it gives `false` to stop. Without the high-resolution branch nothing is
-    /// written to `attended`.
+    /// Submits the networks over an image's views and waits for the visual tokens. `attended` [cells * cells] receives the
+    /// attention weight that each cell of the high-resolution map gets from its low-resolution token; without the
+    /// high-resolution branch it stays as it is. `on_step` is called with the steps done and their total.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] if it was stopped.
-    pub async fn encode(
+    /// [`Error::Cancelled`] if `on_step` returned [`ControlFlow::Break`].
+    pub async fn encode_and_wait(
         &self,
         recorder: &mut Recorder,
         views: &Views,
         attended: Option<&Tensor>,
-        on_step: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<Encoded> {
+        on_step: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<VisionOutput> {
         let stages = self.high.as_ref().map_or(0, |high| high.convnext.stages().len());
-        let mut steps = Steps { done: 0, all: stages + views.low.len() + 1, on_step };
+        let mut steps = Steps { done: 0, total: stages + views.low.len() + 1, on_step };
         let high = match &self.high {
             Some(high) => Some(self.high_map(high, recorder, &views.high, &mut steps).await?),
             None => None,
@@ -207,7 +208,7 @@ impl Vision {
         }
         let tokens = self.projector.forward(recorder, &all)?;
         steps.step(recorder).await?;
-        Ok(Encoded { low, high, mined, tokens })
+        Ok(VisionOutput { low, high, mined, tokens })
     }
 
     /// The four stages' maps of the high-resolution view.
@@ -264,17 +265,20 @@ impl Vision {
     }
 }
 
-/// Work in stages that are waited for, so that progress is true and a stop takes effect.
+/// Steps that are submitted and waited for, so that progress is true and a stop takes effect.
 struct Steps<'a> {
     done: usize,
-    all: usize,
-    on_step: &'a mut dyn FnMut(usize, usize) -> bool,
+    total: usize,
+    on_step: &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 }
 
 impl Steps<'_> {
     async fn step(&mut self, recorder: &mut Recorder) -> Result<()> {
         recorder.finish().await?;
         self.done += 1;
-        if (self.on_step)(self.done, self.all) { Ok(()) } else { Err(Error::Cancelled) }
+        match (self.on_step)(self.done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use mgm::gpu::{Gpu, GpuOptions};
-use mgm::language::Position;
+use mgm::language::{ImageId, Position};
 use mgm::tensor::Tensor;
 use safetensors::SafeTensors;
 
@@ -100,13 +100,13 @@ impl Expected {
 }
 
 /// Prompt ids, with -200 where a picture stands, as positions.
-pub fn positions(ids: &[i64], images: &[Tensor]) -> Vec<Position> {
+pub fn positions(ids: &[i64], images: &[(ImageId, Tensor)]) -> Vec<Position> {
     let mut next = 0;
     let mut positions = Vec::new();
     for id in ids {
         if *id < 0 {
-            let rows = images[next].rows() as u32;
-            positions.extend((0..rows).map(|row| Position::Visual { image: next as u32, row }));
+            let rows = images[next].1.rows() as u32;
+            positions.extend((0..rows).map(|row| Position::Visual { image: ImageId(next as u32), row }));
             next += 1;
         } else {
             positions.push(Position::Text(*id as u32));

@@ -8,7 +8,7 @@ use mgm::diffusion::scheduler::Schedule;
 use mgm::diffusion::{TextEncoder, Unet, VaeDecoder};
 use mgm::gpu::{Gpu, Recorder};
 use mgm::io::DiskFolder;
-use mgm::load::Loader;
+use mgm::loader::Loader;
 use mgm::ops::{self, Denoise, FeatureMap};
 use mgm::tensor::{Precision, Tensor};
 use mgm::text::clip::ClipTokenizer;

@@ -7,10 +7,9 @@ use std::rc::Rc;
 use js_sys::Function;
 use mgm::gpu::Gpu;
 use mgm::io::Folder;
-use mgm::load::LoadOptions;
+use mgm::memory_plan::MemoryPlan;
 use mgm::ops::{Sampling, products};
-use mgm::plan::Plan;
-use mgm::session::{AnswerOptions, Chat, Event, FinishReason, Model, Picture};
+use mgm::session::{AnswerOptions, Chat, Event, ImageSource, LoadOptions, Model};
 use mgm::tensor::Precision;
 use mgm::text::conversation::{Template, Turn};
 use mgm::tuning::{TuneOptions, tune};
@@ -91,7 +90,7 @@ struct AnswerReport {
 #[wasm_bindgen]
 pub struct ChatModel {
     gpu: Gpu,
-    model: Rc<Model>,
+    model: Model,
     chat: RefCell<Option<Chat>>,
     precision: Precision,
     weight_bytes: u64,
@@ -110,18 +109,20 @@ impl ChatModel {
         let request: LoadRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let gpu = device.gpu.clone();
         let files = open(&files).await.map_err(to_js)?;
-        let (mut precision, mut keep_stored) = files.default_precision();
+        let (mut precision, mut keep_quantization) = files.default_precision();
         if let Some(name) = request.precision {
             precision = name.parse().map_err(to_js)?;
-            keep_stored = false;
+            keep_quantization = false;
         }
         let template = request.conversation.map(|name| name.parse::<Template>()).transpose().map_err(to_js)?;
-        let mut options = LoadOptions { keep_stored, template, ..LoadOptions::at(precision) };
-        let weight_bytes = Plan::of_files(&files, &options).map_err(to_js)?.weights();
-        emit(&on_event, "total", &(weight_bytes as f64).into());
+        let mut options = LoadOptions::new(precision).with_keep_quantization(keep_quantization).with_template(template);
+        let weight_bytes = MemoryPlan::of_files(&files, &options).map_err(to_js)?.weights();
+        if emit(&on_event, "total", &(weight_bytes as f64).into()).is_break() {
+            return Err(to_js(mgm::Error::Cancelled));
+        }
         options.on_progress = Some(Rc::new(move |bytes| emit(&on_event, "loaded", &(bytes as f64).into())));
         let model = Model::open(&gpu, &files, &options).await.map_err(to_js)?;
-        Ok(Self { gpu, model: Rc::new(model), chat: RefCell::default(), precision, weight_bytes })
+        Ok(Self { gpu, model, chat: RefCell::default(), precision, weight_bytes })
     }
 
     /// Compiles the pipelines of a text conversation, one after the other. Calls `on_event("prepared", count)` after each; `false` stops.
@@ -130,7 +131,7 @@ impl ChatModel {
         for (index, kernel) in self.model.dry_run().map_err(to_js)?.kernels.into_iter().enumerate() {
             self.gpu.prepare(kernel);
             self.gpu.flush_writes().await.map_err(to_js)?;
-            if !emit(&on_event, "prepared", &(index as f64 + 1.0).into()) {
+            if emit(&on_event, "prepared", &(index as f64 + 1.0).into()).is_break() {
                 break;
             }
         }
@@ -141,7 +142,7 @@ impl ChatModel {
     pub fn info(&self) -> Result<String, JsValue> {
         to_json(&Info {
             precision: self.precision.to_string(),
-            vision: self.model.sees(),
+            vision: self.model.has_vision(),
             max_positions: self.model.language().config().max_positions,
             weight_bytes: self.weight_bytes,
         })
@@ -151,8 +152,8 @@ impl ChatModel {
     /// `"prefill"` (fraction), `"token"` (id) and `"text"`; `false` stops.
     pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
         let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
-        let images: Vec<&dyn Picture> = images.iter().map(|image| image as &dyn Picture).collect();
-        let mut chat = self.chat.take().unwrap_or_else(|| self.model.chat(None));
+        let images: Vec<&dyn ImageSource> = images.iter().map(|image| image as &dyn ImageSource).collect();
+        let mut chat = self.chat.take().unwrap_or_else(|| self.model.chat());
         let result = answer(&self.model, &mut chat, request, &images, &on_event).await;
         self.chat.replace(Some(chat));
         to_json(&result.map_err(to_js)?)
@@ -163,12 +164,12 @@ impl ChatModel {
     pub async fn attention_map(&self, image: Pixels, on_event: Function) -> Result<JsValue, JsValue> {
         let image = to_rgb(&image).map_err(to_js)?;
         let mut on_step = |done, of| emit(&on_event, "encoding", &(done as f64 / of as f64).into());
-        let map = self.model.attention(&image, &mut on_step).await.map_err(to_js)?;
+        let map = self.model.attention_map(&image, &mut on_step).await.map_err(to_js)?;
         let object = js_sys::Object::new();
         let set = |name: &str, value: JsValue| js_sys::Reflect::set(&object, &name.into(), &value);
         set("size", (map.size as f64).into())?;
         set("weights", js_sys::Float32Array::from(&map.weights[..]).into())?;
-        set("image", js_sys::Float32Array::from(&map.picture[..]).into())?;
+        set("image", js_sys::Float32Array::from(&map.image[..]).into())?;
         Ok(object.into())
     }
 
@@ -179,7 +180,7 @@ impl ChatModel {
         let products = products(&self.model.dry_run().map_err(to_js)?);
         let tuning = tune(&self.gpu, products, TuneOptions::default().with_int8(int8), |timing| {
             let text = format!("{:?} {} {:?}", timing.shape, timing.kernel.name(), timing.microseconds);
-            if emit(&on_event, "measured", &text.into()) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            emit(&on_event, "measured", &text.into())
         })
         .await
         .map_err(to_js)?;
@@ -203,42 +204,39 @@ async fn answer(
     model: &Model,
     chat: &mut Chat,
     request: AnswerRequest,
-    images: &[&dyn Picture],
+    images: &[&dyn ImageSource],
     on_event: &Function,
 ) -> mgm::Result<AnswerReport> {
     let mut on_event = |event: Event<'_>| match event {
-        Event::DroppedTurns(count) => emit(on_event, "dropped", &(count as f64).into()),
-        Event::Looking(done, of) => emit(on_event, "encoding", &(done as f64 / of.max(1) as f64).into()),
-        Event::Prefill(done, of) => emit(on_event, "prefill", &(done as f64 / of.max(1) as f64).into()),
-        Event::Token(id) => emit(on_event, "token", &id.into()),
-        Event::Text(text) => emit(on_event, "text", &text.into()),
+        Event::DroppedTurns { count } => emit(on_event, "dropped", &(count as f64).into()),
+        Event::EncodingImage { done, total } => emit(on_event, "encoding", &(done as f64 / total.max(1) as f64).into()),
+        Event::Prefill { done, total } => emit(on_event, "prefill", &(done as f64 / total.max(1) as f64).into()),
+        Event::Token { id } => emit(on_event, "token", &id.into()),
+        Event::Text { text } => emit(on_event, "text", &text.into()),
+        _ => ControlFlow::Continue(()),
     };
     let Dialogue { system, turns, question, images: new } = Dialogue::from_messages(request.messages)?;
     let earlier =
         images.len().checked_sub(new).ok_or_else(|| invalid("the messages name more images than were passed"))?;
     let (earlier, new) = images.split_at(earlier);
     chat.restore(system, turns, earlier, &mut on_event).await?;
-    let options = AnswerOptions {
-        sampling: Sampling {
-            temperature: request.temperature,
-            top_k: request.top_k,
-            top_p: request.top_p.or(model.generation().top_p).unwrap_or(1.0),
-        },
-        seed: request.seed,
-        max_new_tokens: request.max_new_tokens,
-        begun: request.resume_from,
+    let sampling = Sampling {
+        temperature: request.temperature,
+        top_k: request.top_k,
+        top_p: request.top_p.or(model.generation().top_p).unwrap_or(1.0),
     };
-    let answer = chat.ask_about(&question, new, &options, &mut on_event).await?;
+    let options = AnswerOptions::default()
+        .with_sampling(sampling)
+        .with_seed(request.seed)
+        .with_max_new_tokens(request.max_new_tokens)
+        .with_resume_from(request.resume_from);
+    let answer = chat.ask(question).images(new).options(&options).on_event(&mut on_event).await?;
     Ok(AnswerReport {
         text: answer.text,
         token_ids: answer.token_ids,
         prompt_tokens: answer.prompt_tokens,
         cached_tokens: answer.cached_tokens,
-        finish_reason: match answer.finish_reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Cancelled => "cancelled",
-        },
+        finish_reason: answer.finish_reason.as_str(),
         vision_ms: answer.vision_ms,
         prefill_ms: answer.prefill_ms,
         decode_ms: answer.decode_ms,

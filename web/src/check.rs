@@ -34,7 +34,7 @@ pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String
             error: result.as_ref().ok().map(|report| report.nmse),
             failure: result.err().map(|error| error.to_string()),
         });
-        if !emit(&on_event, "checked", &((index + 1) as f64 / cases.len() as f64).into()) {
+        if emit(&on_event, "checked", &((index + 1) as f64 / cases.len() as f64).into()).is_break() {
             return Err(to_js(mgm::Error::Cancelled));
         }
     }

@@ -1,14 +1,15 @@
 //! An image model (SDXL). Its parts are loaded onto the device when an image needs them.
 
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use js_sys::{Function, Object, Reflect, Uint8Array};
 use mgm::diffusion::gen_protocol;
-use mgm::diffusion::pipeline::{Diffusion, Event, LoadOptions, Request, Start};
-use mgm::diffusion::png_metadata::Settings;
+use mgm::diffusion::pipeline::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
+use mgm::diffusion::png_metadata::ImageSettings;
 use mgm::diffusion::torch_rng::NoiseType;
-use mgm::image::Rgb8;
+use mgm::image::Image;
 use mgm::io::Folder;
 use mgm::tensor::Precision;
 use mgm::weights::bundle::read::Bundle;
@@ -61,7 +62,7 @@ struct GenerateRequest {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct GenerateReport {
-    settings: Settings,
+    settings: ImageSettings,
     /// The same in the format of other Stable Diffusion programs.
     parameters: String,
     /// The end of the prompt that did not fit the text encoders' window.
@@ -71,7 +72,7 @@ struct GenerateReport {
 /// An image model.
 #[wasm_bindgen]
 pub struct ImageModel {
-    diffusion: RefCell<Diffusion>,
+    diffusion: RefCell<DiffusionPipeline>,
     name: String,
     precision: Precision,
     /// Receives the progress of loading.
@@ -91,10 +92,13 @@ impl ImageModel {
         let on_progress = Rc::new(move |bytes| {
             // The callback may call back into this model, so it runs without a borrow.
             let listener = progress_listener.borrow().clone();
-            listener.is_none_or(|listener| emit(&listener, "loaded", &(bytes as f64).into()))
+            match listener {
+                Some(listener) => emit(&listener, "loaded", &(bytes as f64).into()),
+                None => ControlFlow::Continue(()),
+            }
         });
-        let options = LoadOptions { precision, on_progress: Some(on_progress) };
-        let diffusion = Diffusion::open(&gpu, checkpoint, options).await.map_err(to_js)?;
+        let options = DiffusionOptions::default().with_precision(precision).with_progress(on_progress);
+        let diffusion = DiffusionPipeline::open(&gpu, checkpoint, options).await.map_err(to_js)?;
         Ok(Self { diffusion: RefCell::new(diffusion), name: request.name, precision, listener })
     }
 
@@ -146,20 +150,20 @@ impl ImageModel {
 
     async fn run(
         &self,
-        diffusion: &mut Diffusion,
+        diffusion: &mut DiffusionPipeline,
         request: GenerateRequest,
-        image: Option<Rgb8>,
+        image: Option<Image>,
         on_event: &Function,
-    ) -> mgm::Result<(Rgb8, GenerateReport)> {
+    ) -> mgm::Result<(Image, GenerateReport)> {
         let choice = request.scheduler.as_deref().map(str::parse::<SchedulerOverride>).transpose()?;
         let scheduler = diffusion.checkpoint().scheduler(choice.as_ref())?;
         let default = diffusion.checkpoint().default_size();
         let size = (request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
-        let settings = Settings {
+        let settings = ImageSettings {
             prompt: request.prompt,
             negative_prompt: request.negative_prompt,
-            steps: request.steps,
-            guidance: request.guidance_scale,
+            num_inference_steps: request.steps,
+            guidance_scale: request.guidance_scale,
             width: size.0,
             height: size.1,
             scheduler: request.scheduler.unwrap_or_else(|| scheduler.class.to_string()),
@@ -169,37 +173,34 @@ impl ImageModel {
             precision: self.precision.to_string(),
             lora: Vec::new(),
         };
-        let request = Request {
-            prompt: settings.prompt.clone(),
-            negative: settings.negative_prompt.clone(),
-            scheduler,
-            steps: settings.steps,
-            guidance: settings.guidance,
-            width: size.0,
-            height: size.1,
-            start: image.map_or(Start::Noise, |image| Start::image(image, size, request.strength)),
-            seed: request.seed,
-            noise: NoiseType::for_precision(self.precision),
-            previews: request.previews,
-        };
+        let initial_latents =
+            image.map_or(InitialLatents::Noise, |image| InitialLatents::image(image, size, request.strength));
+        let noise = NoiseType::for_precision(self.precision);
+        let request = DiffusionRequest::from_settings(&settings, scheduler, initial_latents, noise)
+            .with_previews(request.previews);
         let parts = diffusion.plan().parts.clone();
         let mut prompt_cut = None;
-        let mut on_event = |event: Event<'_>| match event {
-            Event::PromptCut(dropped) => {
+        let mut on_event = |event: DiffusionEvent<'_>| match event {
+            DiffusionEvent::PromptCut { dropped } => {
                 prompt_cut = Some(dropped.to_owned());
-                true
+                ControlFlow::Continue(())
             }
-            Event::Loading(part) => {
+            DiffusionEvent::Loading { part } => {
                 let bytes = parts.iter().find(|(name, _)| *name == part).map_or(0, |(_, bytes)| *bytes);
-                emit(on_event, "loading", &part.into()) && emit(on_event, "total", &(bytes as f64).into())
+                emit(on_event, "loading", &part.into())?;
+                emit(on_event, "total", &(bytes as f64).into())
             }
-            Event::Step(done, total) => {
+            DiffusionEvent::Step { done, total } => {
                 emit(on_event, "step", &js_sys::Array::of2(&(done as f64).into(), &(total as f64).into()))
             }
-            Event::Preview(image) => pixels_of(image).is_ok_and(|pixels| emit(on_event, "preview", &pixels)),
-            Event::Decoding => emit(on_event, "decoding", &JsValue::NULL),
+            DiffusionEvent::Preview { image } => match pixels_of(image) {
+                Ok(pixels) => emit(on_event, "preview", &pixels),
+                Err(_) => ControlFlow::Break(()),
+            },
+            DiffusionEvent::Decoding => emit(on_event, "decoding", &JsValue::NULL),
+            _ => ControlFlow::Continue(()),
         };
-        let image = diffusion.generate(&request, &mut on_event).await?;
+        let image = diffusion.run(&request, &mut on_event).await?;
         Ok((image, GenerateReport { parameters: settings.parameters(), settings, prompt_cut }))
     }
 }
@@ -207,19 +208,19 @@ impl ImageModel {
 /// Appends the request for an image to a question.
 #[wasm_bindgen(js_name = withImageRequest)]
 pub fn with_image_request(question: &str) -> String {
-    gen_protocol::asking_for_picture(question)
+    gen_protocol::with_image_request(question)
 }
 
 /// Whether a question asks for an image by its wording.
 #[wasm_bindgen(js_name = wantsImage)]
 pub fn wants_image(question: &str) -> bool {
-    gen_protocol::wants_picture(question)
+    gen_protocol::wants_image(question)
 }
 
 /// The image prompt in an answer.
 #[wasm_bindgen(js_name = imagePrompt)]
 pub fn image_prompt(answer: &str) -> Option<String> {
-    gen_protocol::picture_prompt(answer).map(str::to_owned)
+    gen_protocol::image_prompt(answer).map(str::to_owned)
 }
 
 /// The negative prompt of images in conversations.
@@ -240,7 +241,7 @@ async fn open(files: &js_sys::Map, precision: Option<Precision>) -> mgm::Result<
 }
 
 /// `{ width, height, data }` for `ImageData`.
-fn pixels_of(image: &Rgb8) -> Result<Object, JsValue> {
+fn pixels_of(image: &Image) -> Result<Object, JsValue> {
     // Copied in strips: a whole RGBA copy would grow the wasm heap, which never shrinks.
     const STRIP: usize = 3 << 18;
     let data = Uint8Array::new_with_length((image.width() * image.height() * 4) as u32);

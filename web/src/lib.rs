@@ -13,6 +13,8 @@ mod digest;
 mod image_model;
 mod pixels;
 
+use std::ops::ControlFlow;
+
 use js_sys::Function;
 use wasm_bindgen::prelude::*;
 
@@ -35,9 +37,12 @@ fn bad_request(error: serde_json::Error) -> JsValue {
     to_js(mgm::Error::InvalidArgument(format!("invalid request: {error}")))
 }
 
-/// Calls `on_event(name, value)`. Returns whether to continue: `false` if the callback returned `false` or threw.
-fn emit(on_event: &Function, name: &str, value: &JsValue) -> bool {
-    on_event.call2(&JsValue::NULL, &name.into(), value).is_ok_and(|answer| answer != JsValue::FALSE)
+/// Calls `on_event(name, value)`. Breaks if the callback returned `false` or threw.
+fn emit(on_event: &Function, name: &str, value: &JsValue) -> ControlFlow<()> {
+    match on_event.call2(&JsValue::NULL, &name.into(), value) {
+        Ok(answer) if answer != JsValue::FALSE => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    }
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, JsValue> {

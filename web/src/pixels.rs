@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hasher};
 
-use mgm::image::Rgb8;
-use mgm::session::Picture;
+use mgm::image::Image;
+use mgm::session::ImageSource;
 use wasm_bindgen::prelude::*;
 
 #[wasm_bindgen]
@@ -20,25 +20,25 @@ extern "C" {
 }
 
 /// Pixels stay outside the wasm heap, which grows and never shrinks, until the model encodes them.
-impl Picture for Pixels {
-    fn hash(&self) -> u64 {
+impl ImageSource for Pixels {
+    fn content_hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         hasher.write_u32(self.width());
         for_strips(self, |strip| hasher.write(strip));
         hasher.finish()
     }
 
-    fn pixels(&self) -> mgm::Result<Cow<'_, Rgb8>> {
+    fn pixels(&self) -> mgm::Result<Cow<'_, Image>> {
         to_rgb(self).map(Cow::Owned)
     }
 }
 
 /// Copies the colours into the wasm heap, without alpha.
-pub fn to_rgb(image: &Pixels) -> mgm::Result<Rgb8> {
+pub fn to_rgb(image: &Pixels) -> mgm::Result<Image> {
     let mut rgb = Vec::with_capacity(image.data().length() as usize / 4 * 3);
     // Alpha is dropped, not composited, as in the reference implementation.
     for_strips(image, |strip| rgb.extend(strip.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])));
-    Rgb8::new(image.width() as usize, image.height() as usize, rgb)
+    Image::new(image.width() as usize, image.height() as usize, rgb)
 }
 
 fn for_strips(image: &Pixels, mut act: impl FnMut(&[u8])) {

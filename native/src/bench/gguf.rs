@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use mgm::gpu::Gpu;
-use mgm::language::{Generator, Language, Position};
-use mgm::load::Loader;
+use mgm::language::{LanguageModel, Position, TokenGenerator};
+use mgm::loader::Loader;
 use mgm::ops::{self, Sampling};
 use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
@@ -59,9 +59,9 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let precision = arguments.precision.unwrap_or(Precision::F16);
     let mut loader = Loader::new(&gpu, model.weights.clone(), precision, None);
     if arguments.precision.is_none() {
-        loader = loader.keeping_stored();
+        loader = loader.keep_quantization();
     }
-    let language = Language::from_loader(&loader, &model.config).await?;
+    let language = LanguageModel::load(&loader, &model.config).await?;
     gpu.flush_writes().await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     let weights = gpu.memory().allocated;
@@ -141,7 +141,7 @@ fn fastest_steps(times: &[Times]) -> Vec<f64> {
 }
 
 /// Prefills up to the first token, then decodes the other tokens.
-async fn run_once(gpu: &Gpu, language: &Language, positions: &[Position], decode: usize) -> mgm::Result<Times> {
+async fn run_once(gpu: &Gpu, language: &LanguageModel, positions: &[Position], decode: usize) -> mgm::Result<Times> {
     let mut cache = language.cache();
     let mut recorder = gpu.record();
     cache.reserve(&mut recorder, positions.len() + decode)?;
@@ -149,12 +149,12 @@ async fn run_once(gpu: &Gpu, language: &Language, positions: &[Position], decode
     let started = Instant::now();
     let end = llm::prefill(gpu, language, positions, &[], &mut cache, decode)?;
     // Prefill ends with the first token.
-    let mut first = Generator::new(language, gpu, &mut cache, end.clone(), 1, Sampling::GREEDY, || 0.0)?;
+    let mut first = TokenGenerator::new(language, gpu, &mut cache, end.clone(), 1, Sampling::GREEDY, || 0.0)?;
     first.next().await?;
     drop(first);
     let prefill_s = started.elapsed().as_secs_f64();
 
-    let mut generator = Generator::new(language, gpu, &mut cache, end, decode, Sampling::GREEDY, || 0.0)?;
+    let mut generator = TokenGenerator::new(language, gpu, &mut cache, end, decode, Sampling::GREEDY, || 0.0)?;
     let started = Instant::now();
     let before = gpu.dispatch_count();
     let mut step_ms = Vec::with_capacity(decode);

@@ -1,9 +1,9 @@
-//! Language model steps that several benches measure.
+//! LanguageModel model steps that several benches measure.
 
 use std::ops::ControlFlow;
 
 use mgm::gpu::Gpu;
-use mgm::language::{Cache, Language, PREFILL_POSITIONS, Position};
+use mgm::language::{Cache, ImageId, LanguageModel, PREFILL_POSITIONS, Position};
 use mgm::ops::products;
 use mgm::tensor::Tensor;
 use mgm::tuning::{TuneOptions, tune};
@@ -14,7 +14,7 @@ pub fn token_id(index: usize, vocab_size: usize) -> u32 {
 }
 
 /// Tunes the matmuls of a model for this run.
-pub async fn tune_matmuls(gpu: &Gpu, language: &Language) -> mgm::Result<()> {
+pub async fn tune_matmuls(gpu: &Gpu, language: &LanguageModel) -> mgm::Result<()> {
     note!("mgm: measuring kernels …");
     tune(gpu, products(&language.dry_run(gpu)?), TuneOptions::default(), |_| ControlFlow::Continue(())).await?;
     Ok(())
@@ -23,9 +23,9 @@ pub async fn tune_matmuls(gpu: &Gpu, language: &Language) -> mgm::Result<()> {
 /// Runs a prompt through the model and reserves room for `steps` more tokens. Returns the hidden state of the last position.
 pub fn prefill(
     gpu: &Gpu,
-    language: &Language,
+    language: &LanguageModel,
     positions: &[Position],
-    images: &[Tensor],
+    images: &[(ImageId, Tensor)],
     cache: &mut Cache,
     steps: usize,
 ) -> mgm::Result<Tensor> {

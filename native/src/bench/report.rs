@@ -1,13 +1,14 @@
 //! What a bench measures and prints.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
 use mgm::gpu::{Cost, Gpu};
-use mgm::load::OnProgress;
-use mgm::plan::Plan;
+use mgm::loader::OnProgress;
+use mgm::memory_plan::MemoryPlan;
 use mgm::tensor::Precision;
 use serde::Serialize;
 
@@ -104,7 +105,7 @@ struct PartBytes {
 /// Prints the memory that a run would allocate: weights, and a KV cache of `positions`.
 pub fn dry_run(
     model: &'static str,
-    plan: &Plan,
+    plan: &MemoryPlan,
     precision: Precision,
     positions: usize,
     json: bool,
@@ -129,12 +130,12 @@ pub fn dry_run(
 }
 
 /// A progress bar for random weights, and the callback that advances it.
-pub fn fill_progress(plan: &Plan) -> (ProgressBar, OnProgress) {
+pub fn fill_progress(plan: &MemoryPlan) -> (ProgressBar, OnProgress) {
     let bar = progress::bytes(plan.weights(), "filling");
     let counter = bar.clone();
     let on_progress: OnProgress = Rc::new(move |bytes| {
         counter.inc(bytes);
-        true
+        ControlFlow::Continue(())
     });
     (bar, on_progress)
 }

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use mgm::diffusion::{TextEncoder, Unet, VaeDecoder};
 use mgm::gpu::{Gpu, Recorder};
-use mgm::load::{Loader, vision_precision};
+use mgm::loader::{Loader, vision_precision};
+use mgm::memory_plan::MemoryPlan;
 use mgm::ops::{FeatureMap, concatenate};
-use mgm::plan::Plan;
 use mgm::tensor::{Precision, Tensor};
 use mgm::weights::sdxl::config::{TextEncoderConfig, UnetConfig, VaeConfig};
 
@@ -38,7 +38,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
         let reason = format!("--size {width}x{height}: expected multiples of {scale} pixels");
         return Err(mgm::Error::InvalidArgument(reason).into());
     }
-    let plan = Plan::of_released_diffusion(precision);
+    let plan = MemoryPlan::of_released_diffusion(precision);
     if arguments.dry_run {
         return dry_run(NAME, &plan, precision, 0, arguments.json);
     }

@@ -1,12 +1,13 @@
 //! `mgm bench --synthetic`: a released model's shapes with random weights that are generated on the device.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
-use mgm::image::Rgb8;
-use mgm::language::{Generator, Language, Position};
-use mgm::load::{Loader, vision_precision};
+use mgm::image::Image;
+use mgm::language::{ImageId, LanguageModel, Position, TokenGenerator};
+use mgm::loader::{Loader, vision_precision};
+use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
-use mgm::plan::Plan;
 use mgm::tensor::Precision;
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
@@ -31,7 +32,7 @@ pub async fn run(name: &str, arguments: &BenchArgs) -> Result<(), CliError> {
         .into());
     };
     let precision = arguments.precision.unwrap_or(Precision::Q4);
-    let plan = Plan::new(&variant.language, Some(&variant.vision), precision);
+    let plan = MemoryPlan::new(&variant.language, Some(&variant.vision), precision);
     let prefill = arguments.prefill.unwrap_or(PREFILL) as usize;
     let decode = arguments.decode as usize;
     let positions = prefill + decode;
@@ -46,7 +47,7 @@ pub async fn run(name: &str, arguments: &BenchArgs) -> Result<(), CliError> {
 
 async fn measure(
     variant: &Variant,
-    plan: &Plan,
+    plan: &MemoryPlan,
     precision: Precision,
     (prefill, decode): (usize, usize),
     arguments: &BenchArgs,
@@ -59,7 +60,7 @@ async fn measure(
     let sizes = &variant.vision;
     let hidden = variant.language.hidden_size;
     let vision = Vision::random(&loader, sizes.config.clone(), &sizes.clip, &sizes.convnext, hidden).await?;
-    let language = Language::from_loader(&loader.at(precision), &variant.language).await?;
+    let language = LanguageModel::load(&loader.at(precision), &variant.language).await?;
     gpu.flush_writes().await?;
     bar.finish_and_clear();
     if arguments.tune {
@@ -71,10 +72,11 @@ async fn measure(
     let mut parts = Vec::new();
     note!("mgm: encoding the image …");
     let pixels = (0..IMAGE_SIDE * IMAGE_SIDE * 3).map(|index| (index * 31 % 251) as u8).collect();
-    let views = vision.preprocess().views(&Rgb8::new(IMAGE_SIDE, IMAGE_SIDE, pixels)?)?;
+    let views = vision.preprocess().views(&Image::new(IMAGE_SIDE, IMAGE_SIDE, pixels)?)?;
     let meter = Meter::start(&gpu);
     let mut recorder = gpu.record();
-    let tokens = vision.encode(&mut recorder, &views, None, &mut |_, _| true).await?.tokens;
+    let tokens =
+        vision.encode_and_wait(&mut recorder, &views, None, &mut |_, _| ControlFlow::Continue(())).await?.tokens;
     drop(recorder);
     parts.push(meter.stop("vision", tokens.rows()));
     gpu.trim();
@@ -83,15 +85,15 @@ async fn measure(
     let visual = tokens.rows().min(prefill.saturating_sub(1));
     let positions: Vec<Position> = (0..prefill)
         .map(|index| match index.checked_sub(prefill - visual) {
-            Some(row) => Position::Visual { image: 0, row: row as u32 },
+            Some(row) => Position::Visual { image: ImageId(0), row: row as u32 },
             None => Position::Text(llm::token_id(index, variant.language.vocab_size)),
         })
         .collect();
     let meter = Meter::start(&gpu);
     let mut cache = language.cache();
-    let images = std::slice::from_ref(&tokens);
+    let images = &[(ImageId(0), tokens.clone())];
     let end = llm::prefill(&gpu, &language, &positions, images, &mut cache, decode)?;
-    let mut generator = Generator::new(&language, &gpu, &mut cache, end, decode, Sampling::GREEDY, || 0.0)?;
+    let mut generator = TokenGenerator::new(&language, &gpu, &mut cache, end, decode, Sampling::GREEDY, || 0.0)?;
     // Prefill ends with the first token.
     generator.next().await?;
     parts.push(meter.stop("prefill", prefill));

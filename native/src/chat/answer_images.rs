@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use mgm::diffusion::gen_protocol::NEGATIVE_PROMPT;
-use mgm::diffusion::pipeline::Start;
+use mgm::diffusion::pipeline::InitialLatents;
 use mgm::gpu::Gpu;
 use mgm::tensor::Precision;
 use mgm::weights::sdxl::SdxlCheckpoint;
@@ -107,7 +107,9 @@ impl AnswerImages {
     pub async fn generate(&mut self, prompt: &str) -> mgm::Result<GeneratedImage> {
         let size = self.model.default_size();
         let (negative_prompt, seed) = (Some(NEGATIVE_PROMPT), self.seed.wrapping_add(self.count));
-        self.model.generate(ImageRequest { prompt, negative_prompt, start: Start::Noise, seed, size }).await
+        self.model
+            .generate(ImageRequest { prompt, negative_prompt, initial_latents: InitialLatents::Noise, seed, size })
+            .await
     }
 
     /// Writes an image to the next file and shows it, if the terminal can display images.

@@ -1,13 +1,15 @@
 //! The turns of a conversation: streaming, images in answers, and the interactive loop.
 
+use crate::interrupt::continue_unless;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mgm::diffusion::gen_protocol::{REQUEST, asking_for_picture, picture_prompt, wants_picture};
-use mgm::image::Rgb8;
+use mgm::diffusion::gen_protocol::{REQUEST, image_prompt, wants_image, with_image_request};
+use mgm::image::Image;
 use mgm::session::{Answer, AnswerOptions, Event, FinishReason};
 
 use super::answer_images::AnswerImages;
@@ -41,7 +43,7 @@ impl ChatCommand {
     }
 
     /// Asks all prompts and reports the answers.
-    pub async fn one_shot(&mut self, prompts: &[String], images: Vec<Rgb8>, load_ms: f64) -> Result<(), CliError> {
+    pub async fn one_shot(&mut self, prompts: &[String], images: Vec<Image>, load_ms: f64) -> Result<(), CliError> {
         let gpu = self.chat.gpu().clone();
         let mut report = Report { turns: Vec::new(), adapter: &gpu.adapter().name, load_ms, vision_ms: 0.0 };
         let mut images = Some(images);
@@ -65,7 +67,7 @@ impl ChatCommand {
     async fn turn_with_report(
         &mut self,
         prompt: &str,
-        images: &[Rgb8],
+        images: &[Image],
         report: &mut Report<'_>,
     ) -> Result<FinishReason, CliError> {
         let answer = self.ask(&self.with_image_request(prompt, false), images).await?;
@@ -86,7 +88,7 @@ impl ChatCommand {
     }
 
     /// Asks a question of the interactive conversation and generates the image that the answer describes.
-    async fn turn(&mut self, line: &str, images: &[Rgb8]) -> Result<(), CliError> {
+    async fn turn(&mut self, line: &str, images: &[Image]) -> Result<(), CliError> {
         let draw = line.strip_prefix("/draw").map(str::trim);
         let question = self.with_image_request(draw.unwrap_or(line), draw.is_some());
         let answer = self.ask(&question, images).await?;
@@ -104,14 +106,14 @@ impl ChatCommand {
     /// The question, followed by a request for an image if one is wanted and there is an image model.
     fn with_image_request(&self, question: &str, wanted: bool) -> String {
         match &self.images {
-            Some(images) if wanted || images.always || wants_picture(question) => asking_for_picture(question),
+            Some(images) if wanted || images.always || wants_image(question) => with_image_request(question),
             _ => question.to_owned(),
         }
     }
 
     /// Asks a question and streams the answer to standard output unless `quiet`. Releases the image model and tries again if the
     /// device is out of memory.
-    async fn ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, CliError> {
+    async fn ask(&mut self, question: &str, images: &[Image]) -> Result<Answer, CliError> {
         match self.try_ask(question, images).await {
             // No text has been printed: memory is reserved before the first token.
             Err(CliError::Core(mgm::Error::OutOfMemory { .. })) if self.images.is_some() => {
@@ -128,7 +130,7 @@ impl ChatCommand {
         }
     }
 
-    async fn try_ask(&mut self, question: &str, images: &[Rgb8]) -> Result<Answer, CliError> {
+    async fn try_ask(&mut self, question: &str, images: &[Image]) -> Result<Answer, CliError> {
         self.stop.store(false, Ordering::Relaxed);
         let memory = self.chat.gpu().memory();
         let missing = self.chat.missing_bytes();
@@ -148,18 +150,17 @@ impl ChatCommand {
                 bar.set_position(done as u64);
             };
             match event {
-                Event::DroppedTurns(count) => {
+                Event::DroppedTurns { count } => {
                     note!("mgm: note: the context is full; the {count} oldest turns were dropped");
                 }
-                Event::Token(_) => {}
-                Event::Looking(done, total) => show("encoding", done, total),
-                Event::Prefill(done, total) => {
+                Event::EncodingImage { done, total } => show("encoding", done, total),
+                Event::Prefill { done, total } => {
                     show("prefill", done, total);
                     if done == total {
                         bar.finish_and_clear();
                     }
                 }
-                Event::Text(text) if !quiet => {
+                Event::Text { text } if !quiet => {
                     // Answers often start with a space.
                     let text = if at_start { text.trim_start() } else { text };
                     at_start &= text.is_empty();
@@ -167,11 +168,11 @@ impl ChatCommand {
                     let mut out = std::io::stdout().lock();
                     output = out.write_all(text.as_bytes()).and_then(|()| out.flush());
                 }
-                Event::Text(_) => {}
+                _ => {}
             }
-            output.is_ok() && !stop.load(Ordering::Relaxed)
+            if output.is_err() { ControlFlow::Break(()) } else { continue_unless(&stop) }
         };
-        let answer = chat.ask(question, images, &self.options, &mut on_event).await;
+        let answer = chat.ask(question).images(images).options(&self.options).on_event(&mut on_event).await;
         bar.finish_and_clear();
         output?;
         let answer = answer?;
@@ -184,7 +185,7 @@ impl ChatCommand {
     /// Generates the image that an answer describes. `None` if it describes none, or there is no image model.
     async fn generate_image(&mut self, answer: &str) -> Result<Option<ImageReport>, CliError> {
         let Some(images) = &mut self.images else { return Ok(None) };
-        let Some(prompt) = picture_prompt(answer) else { return Ok(None) };
+        let Some(prompt) = image_prompt(answer) else { return Ok(None) };
         let memory = self.chat.gpu().memory();
         if memory.limit.is_some_and(|limit| memory.allocated + images.missing_bytes() > limit) {
             self.chat.release();
@@ -204,7 +205,7 @@ impl ChatCommand {
     }
 
     /// Reads questions and commands line by line until the end of input.
-    pub async fn interactive(&mut self, has_vision: bool, mut images: Vec<Rgb8>) -> Result<(), CliError> {
+    pub async fn interactive(&mut self, has_vision: bool, mut images: Vec<Image>) -> Result<(), CliError> {
         let terminal = std::io::stdin().is_terminal();
         let mut lines = Lines::open(terminal)?;
         if terminal {

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use mgm::load::LoadOptions;
 use mgm::ops::Sampling;
 use mgm::session::AnswerOptions;
 use mgm::tensor::{Activation, Precision};
@@ -108,14 +107,12 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     let started = Instant::now();
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let stop = interrupt::install()?;
-    let options = LoadOptions {
-        template: arguments.conversation,
-        high_resolution: !arguments.no_high_resolution,
-        ..load_options(&arguments.checkpoint, &files, arguments.precision)
-    };
+    let options = load_options(&arguments.checkpoint, &files, arguments.precision)
+        .with_template(arguments.conversation)
+        .with_high_resolution(!arguments.no_high_resolution);
     let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, &stop)?;
     let loaded = chat.load().await?;
-    let (has_vision, top_p) = (loaded.model().sees(), loaded.model().generation().top_p);
+    let (has_vision, top_p) = (loaded.model().has_vision(), loaded.model().generation().top_p);
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     // The profile leaves loading out.
     gpu.take_profile().await?;
@@ -130,16 +127,15 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         }
         None => None,
     };
-    let options = AnswerOptions {
-        sampling: Sampling {
-            temperature: arguments.temperature,
-            top_k: arguments.top_k,
-            top_p: arguments.top_p.or(top_p).unwrap_or(1.0),
-        },
-        seed,
-        max_new_tokens: arguments.max_new_tokens as usize,
-        begun: Vec::new(),
+    let sampling = Sampling {
+        temperature: arguments.temperature,
+        top_k: arguments.top_k,
+        top_p: arguments.top_p.or(top_p).unwrap_or(1.0),
     };
+    let options = AnswerOptions::default()
+        .with_sampling(sampling)
+        .with_seed(seed)
+        .with_max_new_tokens(arguments.max_new_tokens as usize);
     let mut command = ChatCommand::new(chat, images_of_answers, options, stop, arguments.json);
     let result = if arguments.prompt.is_empty() {
         command.interactive(has_vision, images).await

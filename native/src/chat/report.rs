@@ -1,6 +1,6 @@
 //! The JSON report of `mgm chat --json`.
 
-use mgm::session::{Answer, FinishReason};
+use mgm::session::Answer;
 use serde::Serialize;
 
 use crate::CliError;
@@ -48,11 +48,7 @@ impl TurnReport {
             },
             token_ids: answer.token_ids,
             text: answer.text,
-            finish_reason: match answer.finish_reason {
-                FinishReason::Stop => "stop",
-                FinishReason::Length => "length",
-                FinishReason::Cancelled => "cancelled",
-            },
+            finish_reason: answer.finish_reason.as_str(),
             image,
             image_error: image_error.map(ToString::to_string),
         }

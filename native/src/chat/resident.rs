@@ -1,13 +1,14 @@
 //! A conversation whose model can leave the device and come back.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use mgm::gpu::Gpu;
-use mgm::image::Rgb8;
-use mgm::load::LoadOptions;
-use mgm::plan::Plan;
-use mgm::session::{Chat, pictures};
+use mgm::image::Image;
+use mgm::memory_plan::MemoryPlan;
+use mgm::session::LoadOptions;
+use mgm::session::{Chat, image_sources};
 use mgm::text::Turn;
 use mgm::weights::model_files::ModelFiles;
 
@@ -26,7 +27,7 @@ pub struct ResidentChat {
     /// The conversation while the model is not loaded.
     turns: Vec<Turn>,
     /// All images of the conversation, in order.
-    images: Vec<Rgb8>,
+    images: Vec<Image>,
 }
 
 impl ResidentChat {
@@ -37,7 +38,7 @@ impl ResidentChat {
         system: Option<String>,
         stop: &Arc<AtomicBool>,
     ) -> mgm::Result<Self> {
-        let weight_bytes = Plan::of_files(&files, &options)?.weights();
+        let weight_bytes = MemoryPlan::of_files(&files, &options)?.weights();
         Ok(Self {
             gpu: gpu.clone(),
             files,
@@ -73,11 +74,9 @@ impl ResidentChat {
             Some(chat) => chat,
             None => {
                 let model = load_model(&self.gpu, &self.files, &self.options, &self.stop).await?;
-                let mut chat = model.chat(self.system.clone());
-                if !self.turns.is_empty() {
-                    let images = pictures(&self.images);
-                    chat.restore(self.system.clone(), self.turns.clone(), &images, &mut |_| true).await?;
-                }
+                let mut chat = model.chat();
+                let (system, turns) = (self.system.clone(), self.turns.clone());
+                chat.restore(system, turns, &image_sources(&self.images), &mut |_| ControlFlow::Continue(())).await?;
                 chat
             }
         };
@@ -93,7 +92,7 @@ impl ResidentChat {
     }
 
     /// Keeps images of the conversation for when it has to be restored.
-    pub fn keep_images(&mut self, images: &[Rgb8]) {
+    pub fn keep_images(&mut self, images: &[Image]) {
         self.images.extend_from_slice(images);
     }
 

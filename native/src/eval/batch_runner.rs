@@ -1,10 +1,11 @@
 //! Asks a model the questions of a dataset in batches.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::interrupt::continue_unless;
+use std::sync::atomic::AtomicBool;
 
 use mgm::Error;
-use mgm::image::Rgb8;
-use mgm::session::{Chat, Event, Request, pictures};
+use mgm::image::Image;
+use mgm::session::{Chat, Event, PreparedQuestion, image_sources};
 use mgm::text::Turn;
 
 use super::answers::Answer;
@@ -18,7 +19,7 @@ pub struct BatchRunner<'a> {
     /// Maximum batch size; reduced when the device is out of memory.
     max_batch: usize,
     /// The most recently decoded image.
-    last_image: Option<(ImageSource, Rgb8)>,
+    last_image: Option<(ImageSource, Image)>,
 }
 
 impl<'a> BatchRunner<'a> {
@@ -61,13 +62,13 @@ impl<'a> BatchRunner<'a> {
     }
 
     /// Generates the answers' texts, in smaller batches if the device is out of memory.
-    async fn texts(&mut self, requests: &[Request]) -> mgm::Result<Vec<String>> {
+    async fn texts(&mut self, requests: &[PreparedQuestion]) -> mgm::Result<Vec<String>> {
         let mut texts = Vec::new();
         while texts.len() < requests.len() {
             let remaining = &requests[texts.len()..];
             let batch = &remaining[..remaining.len().min(self.max_batch)];
-            let mut go_on = || !self.stop.load(Ordering::Relaxed);
-            match self.chat.model().answer_all(batch, self.max_new_tokens, &mut go_on).await {
+            let mut go_on = || continue_unless(self.stop);
+            match self.chat.model().answer_batch(batch, self.max_new_tokens, &mut go_on).await {
                 Ok(answers) => texts.extend(answers.into_iter().map(|answer| answer.text)),
                 Err(Error::OutOfMemory { .. }) if batch.len() > 1 => self.max_batch = batch.len() / 2,
                 Err(error) => return Err(error),
@@ -76,7 +77,7 @@ impl<'a> BatchRunner<'a> {
         Ok(texts)
     }
 
-    async fn request(&mut self, question: &Question) -> mgm::Result<Request> {
+    async fn request(&mut self, question: &Question) -> mgm::Result<PreparedQuestion> {
         let images = self.images(question)?;
         let mut turns: Vec<Turn> = question
             .history
@@ -92,13 +93,14 @@ impl<'a> BatchRunner<'a> {
             None => (&[][..], images.as_slice()),
         };
         let stop = self.stop;
-        let mut on_event = |_: Event<'_>| !stop.load(Ordering::Relaxed);
+        let mut on_event = |_: Event<'_>| continue_unless(stop);
         // Replaces the previous turns; the chat still caches their encoded image.
-        self.chat.restore(None, turns, &pictures(history_images), &mut on_event).await?;
-        self.chat.request(&question.prompt, question_images, self.max_new_tokens, &mut on_event).await
+        self.chat.restore(None, turns, &image_sources(history_images), &mut on_event).await?;
+        let ask = self.chat.ask(&question.prompt).images(question_images).max_new_tokens(self.max_new_tokens);
+        ask.on_event(&mut on_event).prepare().await
     }
 
-    fn images(&mut self, question: &Question) -> mgm::Result<Vec<Rgb8>> {
+    fn images(&mut self, question: &Question) -> mgm::Result<Vec<Image>> {
         let Some(source) = &question.image else { return Ok(Vec::new()) };
         let image = match self.last_image.take() {
             Some((last, image)) if last == *source => image,

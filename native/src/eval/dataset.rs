@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::images::read_image;
-use mgm::image::{Rgb8, decode};
+use mgm::image::{Image, decode};
 use mgm::{Error, Result};
 
 /// The questions of a benchmark.
@@ -75,7 +75,7 @@ impl ImageSource {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Image`].
-    pub fn read(&self, question: &Question) -> Result<Rgb8> {
+    pub fn read(&self, question: &Question) -> Result<Image> {
         match self {
             Self::File(path) => read_image(path),
             Self::Bytes(bytes) => decode(&format!("of {}", question.location), bytes),

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use clap::Args;
 use mgm::Error;
-use mgm::load::LoadOptions;
+use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 
@@ -125,11 +125,9 @@ async fn answer(
     selected: &[&Question],
 ) -> Result<(Answers, Option<Run>), CliError> {
     let files = open_checkpoint(&arguments.checkpoint).await?;
-    let options = LoadOptions {
-        template: arguments.conversation,
-        high_resolution: !arguments.no_high_resolution,
-        ..load_options(&arguments.checkpoint, &files, arguments.precision)
-    };
+    let options = load_options(&arguments.checkpoint, &files, arguments.precision)
+        .with_template(arguments.conversation)
+        .with_high_resolution(!arguments.no_high_resolution);
     let max_new_tokens = arguments.max_new_tokens.unwrap_or(dataset.max_new_tokens);
     let settings = settings(arguments, &options, max_new_tokens)?;
     let mut answers = AnswersFile::open(out, &settings, &dataset.questions)?;
@@ -153,7 +151,7 @@ async fn answer(
 
     let started = Instant::now();
     let mut log = ProgressLog::new(open.len());
-    let mut runner = BatchRunner::new(model.chat(None), max_new_tokens, &stop);
+    let mut runner = BatchRunner::new(model.chat(), max_new_tokens, &stop);
     let mut done = 0;
     for batch in batches(&open, arguments.batch as usize) {
         let answered = match runner.answer(&batch).await {
@@ -193,7 +191,7 @@ fn settings(arguments: &EvalArgs, options: &LoadOptions, max_new_tokens: u32) ->
         format: arguments.format.to_string(),
         model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         fingerprint: fingerprint::of(&paths)?,
-        precision: if options.keep_stored { "as stored".to_owned() } else { options.precision.to_string() },
+        precision: if options.keep_quantization { "as stored".to_owned() } else { options.precision.to_string() },
         conversation: options.template.map_or_else(|| "the model's".to_owned(), |template| template.to_string()),
         high_resolution: options.high_resolution,
         max_new_tokens,

@@ -1,7 +1,7 @@
 //! How much memory a model needs, before any of it is taken.
 
 use crate::gpu::Gpu;
-use crate::load::{LoadOptions, vision_precision};
+use crate::loader::{LoadOptions, vision_precision};
 use crate::ops::KvCache;
 use crate::tensor::{Matrix, Precision};
 use crate::weights::config::{ClipConfig, ConvNextConfig, LanguageConfig, VisionConfig};
@@ -18,7 +18,7 @@ const HIGH_RESOLUTION: [&str; 2] = ["ConvNeXt", "patch info mining"];
 
 /// Bytes on the device for each part of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// Weights by part, the language model last.
     pub parts: Vec<(&'static str, u64)>,
     /// Keys and values of one position.
@@ -38,7 +38,7 @@ pub struct VisionSizes {
     pub convnext: ConvNextConfig,
 }
 
-impl Plan {
+impl MemoryPlan {
     /// The plan for whatever files a model is in.
     pub fn of_files(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         match files {
@@ -71,7 +71,7 @@ impl Plan {
 
     /// The plan with the language model as large as `weights` store it, where they are kept so.
     fn with_stored(mut self, weights: &Weights, options: &LoadOptions) -> Self {
-        let kept = options.keep_stored.then_some(()).and(self.parts.last_mut());
+        let kept = options.keep_quantization.then_some(()).and(self.parts.last_mut());
         if let Some((_, bytes)) = kept {
             let tensors = weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
                 &[rows, columns] => Matrix::bytes_for(info.dtype.precision(), rows, columns),

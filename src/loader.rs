@@ -1,18 +1,21 @@
 //! Getting weights onto the device: from a checkpoint, streamed in bounded pieces, or random ones of the same shapes.
 
+mod options;
+
 use std::cell::Cell;
 use std::fmt::Display;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use crate::gpu::Gpu;
 use crate::ops::{ConvMode, Convolution, GroupNorm, Norm};
 use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
-use crate::text::conversation::Template;
 use crate::weights::dtype::Dtype;
 use crate::weights::row_order::RowOrder;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
+
+pub use options::LoadOptions;
 
 /// f32 values of a matrix that are in host memory at a time: 4 MiB.
 const BLOCK_VALUES: usize = 1 << 20;
@@ -31,31 +34,8 @@ enum Origin {
 /// A matrix that is stacked on others: its name, how many rows it has, and the order that they are to have.
 pub type Part<'a> = (&'a str, usize, RowOrder);
 
-/// Called after every block with the bytes written to the device since the last call; `false` stops the loading.
-pub type OnProgress = Rc<dyn Fn(u64) -> bool>;
-
-/// How a model is loaded.
-#[derive(Clone)]
-pub struct LoadOptions {
-    /// Precision of the language model's matrices. The vision side is never quantised below f16, as in the reference.
-    pub precision: Precision,
-    /// Keep the language model's matrices as they are stored, whatever the precision: GGUF files' and bundles'.
-    pub keep_stored: bool,
-    /// The conversation's template; without it the checkpoint tells.
-    pub template: Option<Template>,
-    /// Look at pictures at high resolution too. `false` leaves the high-resolution tower and patch info mining out
-    /// ([`crate::vision::Vision`]).
-    pub high_resolution: bool,
-    /// Called with bytes loaded since the last call; `false` stops.
-    pub on_progress: Option<OnProgress>,
-}
-
-impl LoadOptions {
-    /// Everything as the checkpoint says, its language model at `precision`.
-    pub fn at(precision: Precision) -> Self {
-        Self { precision, keep_stored: false, template: None, high_resolution: true, on_progress: None }
-    }
-}
+/// Called after every block with the bytes written to the device since the last call. [`ControlFlow::Break`] cancels loading.
+pub type OnProgress = Rc<dyn Fn(u64) -> ControlFlow<()>>;
 
 /// The precision that the vision side gets when the language model has `precision`.
 pub fn vision_precision(precision: Precision) -> Precision {
@@ -69,7 +49,7 @@ pub struct Loader {
     origin: Origin,
     precision: Precision,
     /// Matrices stay as they are in their file.
-    keep_stored: bool,
+    keep_quantization: bool,
     on_progress: Option<OnProgress>,
     staged: Rc<Cell<u64>>,
 }
@@ -78,13 +58,13 @@ impl Loader {
     /// A loader of a checkpoint's tensors.
     pub fn new(gpu: &Gpu, weights: Weights, precision: Precision, on_progress: Option<OnProgress>) -> Self {
         let origin = Origin::Checkpoint(weights);
-        Self { gpu: gpu.clone(), origin, precision, keep_stored: false, on_progress, staged: Rc::default() }
+        Self { gpu: gpu.clone(), origin, precision, keep_quantization: false, on_progress, staged: Rc::default() }
     }
 
     /// A loader that makes random tensors of the shapes asked for.
     pub fn random(gpu: &Gpu, seed: u32, precision: Precision, on_progress: Option<OnProgress>) -> Self {
         let origin = Origin::Random { name: String::new(), seed };
-        Self { gpu: gpu.clone(), origin, precision, keep_stored: false, on_progress, staged: Rc::default() }
+        Self { gpu: gpu.clone(), origin, precision, keep_quantization: false, on_progress, staged: Rc::default() }
     }
 
     /// The loader of what is named `part.` below this.
@@ -98,7 +78,7 @@ impl Loader {
 
     /// The same loader at exactly this precision, whatever is stored.
     pub fn at(&self, precision: Precision) -> Self {
-        Self { precision, keep_stored: false, ..self.clone() }
+        Self { precision, keep_quantization: false, ..self.clone() }
     }
 
     /// The same loader at another precision if its own is narrower. What is kept as it is stored stays so.
@@ -108,13 +88,13 @@ impl Loader {
 
     /// The same loader, keeping matrices as they are in their file, whatever the precision: blocks of GGUF files without
     /// loss, and floats as [`Dtype::precision`] says.
-    pub fn keeping_stored(&self) -> Self {
-        Self { keep_stored: true, ..self.clone() }
+    pub fn keep_quantization(&self) -> Self {
+        Self { keep_quantization: true, ..self.clone() }
     }
 
     /// The precision that a matrix gets.
     fn precision_of(&self, weights: &Weights, name: &str) -> Result<Precision> {
-        Ok(if self.keep_stored { weights.info(name)?.dtype.precision() } else { self.precision })
+        Ok(if self.keep_quantization { weights.info(name)?.dtype.precision() } else { self.precision })
     }
 
     /// The device.
@@ -181,7 +161,7 @@ impl Loader {
                 for first in (0..rows).step_by(block_rows(columns)) {
                     let range = first..(first + block_rows(columns)).min(rows);
                     let count = range.len();
-                    if self.keep_stored && matches!(weights.info(name)?.dtype, Dtype::Block(_)) {
+                    if self.keep_quantization && matches!(weights.info(name)?.dtype, Dtype::Block(_)) {
                         builder.push_packed(&weights.read_packed_in(name, range, order).await?)?;
                     } else {
                         builder.push(&read_rows(weights, name, range, order, precision).await?)?;
@@ -204,8 +184,8 @@ impl Loader {
         weights.expect_shape(even, &[rows, columns])?;
         weights.expect_shape(odd, &[rows, columns])?;
         let precision = self.precision_of(weights, even)?;
-        let blocks = self.keep_stored && matches!(weights.info(even)?.dtype, Dtype::Block(_));
-        if weights.info(odd)?.dtype != weights.info(even)?.dtype && self.keep_stored {
+        let blocks = self.keep_quantization && matches!(weights.info(even)?.dtype, Dtype::Block(_));
+        if weights.info(odd)?.dtype != weights.info(even)?.dtype && self.keep_quantization {
             // No file is known to have them differ; f32 holds both.
             return Box::pin(self.at(Precision::F32).interleaved(even, odd, rows, columns)).await;
         }
@@ -317,7 +297,7 @@ impl Loader {
     async fn random_matrix(&self, what: &str, seed: u32, rows: usize, columns: usize) -> Result<Matrix> {
         let matrix = Matrix::random(&self.gpu, self.precision, rows, columns, hash(what, seed), what)?;
         if let Some(on_progress) = &self.on_progress
-            && !on_progress(matrix.bytes())
+            && on_progress(matrix.bytes()).is_break()
         {
             return Err(Error::Cancelled);
         }
@@ -381,7 +361,7 @@ impl Loader {
             self.gpu.flush_writes().await?;
         }
         match &self.on_progress {
-            Some(on_progress) if !on_progress(bytes) => Err(Error::Cancelled),
+            Some(on_progress) if on_progress(bytes).is_break() => Err(Error::Cancelled),
             _ => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::gpu::Recorder;
-use crate::load::Loader;
+use crate::loader::Loader;
 use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, Norm};
 use crate::tensor::{Matrix, Tensor};
 

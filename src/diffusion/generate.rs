@@ -1,0 +1,199 @@
+//! The builder of a request, and generated images.
+
+use std::future::IntoFuture;
+use std::ops::ControlFlow;
+
+use super::pipeline::DiffusionPipeline;
+use super::png_metadata::ImageSettings;
+use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents};
+use super::torch_rng::NoiseType;
+use crate::Result;
+use crate::image::Image;
+use crate::io::LocalFuture;
+use crate::weights::sdxl::config::SchedulerOverride;
+
+/// Steps where none are given, as in diffusers.
+const DEFAULT_STEPS: usize = 50;
+/// The guidance scale where none is given, as in diffusers.
+const DEFAULT_GUIDANCE_SCALE: f32 = 5.0;
+/// The strength of image-to-image where none is given.
+const DEFAULT_STRENGTH: f32 = 0.6;
+
+type EventCallback<'a> = Box<dyn FnMut(DiffusionEvent<'_>) -> ControlFlow<()> + 'a>;
+
+/// An image that is about to be generated. Await it for the [`GeneratedImage`].
+#[must_use = "an image is generated when this is awaited"]
+pub struct GenerateImage<'a> {
+    pipeline: &'a mut DiffusionPipeline,
+    settings: ImageSettings,
+    size: Option<(usize, usize)>,
+    scheduler: Option<SchedulerOverride>,
+    initial_image: Option<Image>,
+    noise: Option<NoiseType>,
+    previews: bool,
+    on_event: Option<EventCallback<'a>>,
+}
+
+impl<'a> GenerateImage<'a> {
+    pub(super) fn new(pipeline: &'a mut DiffusionPipeline, prompt: String) -> Self {
+        let settings = ImageSettings {
+            prompt,
+            negative_prompt: None,
+            num_inference_steps: DEFAULT_STEPS,
+            guidance_scale: DEFAULT_GUIDANCE_SCALE,
+            width: 0,
+            height: 0,
+            scheduler: String::new(),
+            seed: Some(0),
+            strength: None,
+            model: pipeline.checkpoint().name.clone(),
+            precision: pipeline.precision().to_string(),
+            lora: Vec::new(),
+        };
+        Self {
+            pipeline,
+            settings,
+            size: None,
+            scheduler: None,
+            initial_image: None,
+            noise: None,
+            previews: false,
+            on_event: None,
+        }
+    }
+
+    /// What the image does not show.
+    pub fn negative_prompt(mut self, negative_prompt: impl Into<String>) -> Self {
+        self.settings.negative_prompt = Some(negative_prompt.into());
+        self
+    }
+
+    /// Denoising steps. Default: 50.
+    pub fn num_inference_steps(mut self, steps: usize) -> Self {
+        self.settings.num_inference_steps = steps;
+        self
+    }
+
+    /// Scale of classifier-free guidance. Default: 5. At 1 and below the negative prompt is ignored and a step takes half the
+    /// time.
+    pub fn guidance_scale(mut self, scale: f32) -> Self {
+        self.settings.guidance_scale = scale;
+        self
+    }
+
+    /// Width and height in pixels, multiples of 8. Default: the model's, or those of the initial image.
+    pub fn size(mut self, width: usize, height: usize) -> Self {
+        self.size = Some((width, height));
+        self
+    }
+
+    /// Seed of all noise. Default: 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.settings.seed = Some(seed);
+        self
+    }
+
+    /// Changes the model's scheduler, such as `"dpm++-2m-karras".parse()?`. Default: the model's.
+    pub fn scheduler(mut self, scheduler: SchedulerOverride) -> Self {
+        self.scheduler = Some(scheduler);
+        self
+    }
+
+    /// Starts from an image instead of noise.
+    pub fn image(mut self, image: Image) -> Self {
+        self.initial_image = Some(image);
+        self
+    }
+
+    /// How much of the schedule runs over the initial image, above 0 and at most 1. Default: 0.6.
+    pub fn strength(mut self, strength: f32) -> Self {
+        self.settings.strength = Some(strength);
+        self
+    }
+
+    /// The element type in which noise is drawn. Default: as in diffusers, f32 for a model at f32 and else f16.
+    pub fn noise(mut self, noise: NoiseType) -> Self {
+        self.noise = Some(noise);
+        self
+    }
+
+    /// Sends [`DiffusionEvent::Preview`] after each step.
+    pub fn previews(mut self) -> Self {
+        self.previews = true;
+        self
+    }
+
+    /// Receives events. [`ControlFlow::Break`] cancels.
+    pub fn on_event(mut self, on_event: impl FnMut(DiffusionEvent<'_>) -> ControlFlow<()> + 'a) -> Self {
+        self.on_event = Some(Box::new(on_event));
+        self
+    }
+
+    async fn run(self) -> Result<GeneratedImage> {
+        let Self { pipeline, mut settings, size, scheduler, initial_image, noise, previews, on_event } = self;
+        let unit = pipeline.pixels_per_latent();
+        let whole = |side: usize| (side / unit).max(1) * unit;
+        let initial_size = initial_image.as_ref().map(|image| (whole(image.width()), whole(image.height())));
+        let size = size.or(initial_size).unwrap_or_else(|| pipeline.checkpoint().default_size());
+        (settings.width, settings.height) = size;
+        let scheduler = pipeline.checkpoint().scheduler(scheduler.as_ref())?;
+        settings.scheduler = scheduler.class.to_string();
+        let initial_latents = match initial_image {
+            Some(image) => InitialLatents::image(image, size, settings.strength.unwrap_or(DEFAULT_STRENGTH)),
+            None => InitialLatents::Noise,
+        };
+        settings.strength = initial_latents.strength();
+        let noise = noise.unwrap_or_else(|| NoiseType::for_precision(pipeline.precision()));
+        let request = DiffusionRequest::from_settings(&settings, scheduler, initial_latents, noise);
+        let mut on_event = on_event.unwrap_or_else(|| Box::new(|_| ControlFlow::Continue(())));
+        let image = pipeline.run(&request.with_previews(previews), &mut *on_event).await?;
+        Ok(GeneratedImage { image, settings })
+    }
+}
+
+impl<'a> IntoFuture for GenerateImage<'a> {
+    type Output = Result<GeneratedImage>;
+    type IntoFuture = LocalFuture<'a, Result<GeneratedImage>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+/// A generated image with the settings that reproduce it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct GeneratedImage {
+    /// The image.
+    pub image: Image,
+    /// The settings.
+    pub settings: ImageSettings,
+}
+
+impl GeneratedImage {
+    /// An image with the settings that it was generated with.
+    pub fn new(image: Image, settings: ImageSettings) -> Self {
+        Self { image, settings }
+    }
+
+    /// The bytes of a PNG file. Its text chunk `parameters` holds the settings as other image generators write them, `mgm`
+    /// holds them as JSON.
+    ///
+    /// # Errors
+    /// [`Error::Image`](crate::Error::Image) if the encoder rejects the text.
+    #[cfg(feature = "decode")]
+    pub fn to_png(&self) -> Result<Vec<u8>> {
+        let json = serde_json::to_string(&self.settings).map_err(|error| crate::Error::Internal(error.to_string()))?;
+        crate::image::encode_png(&self.image, &[("parameters", &self.settings.parameters()), ("mgm", &json)])
+    }
+
+    /// Writes [`Self::to_png`] to a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the file cannot be written.
+    #[cfg(all(feature = "fs", feature = "decode"))]
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        let bytes = self.to_png()?;
+        std::fs::write(&path, bytes).map_err(|error| crate::Error::io(path.as_ref().display().to_string(), &error))
+    }
+}

@@ -1,0 +1,179 @@
+//! What a pipeline generates, and the events on the way.
+
+use std::ops::ControlFlow;
+
+use super::png_metadata::ImageSettings;
+use super::torch_rng::NoiseType;
+use crate::image::{Canvas, Image, Window, bicubic};
+use crate::weights::sdxl::config::SchedulerConfig;
+use crate::{Error, Result};
+
+/// The largest width or height of an image, in pixels.
+pub const MAX_SIDE: usize = 8192;
+
+/// What to generate.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DiffusionRequest {
+    /// What the image shows.
+    pub prompt: String,
+    /// What the image does not show. `None` is not the same to the model as an empty text.
+    pub negative_prompt: Option<String>,
+    /// The scheduler.
+    pub scheduler: SchedulerConfig,
+    /// Denoising steps.
+    pub num_inference_steps: usize,
+    /// Weight of the prompt against the negative prompt in classifier-free guidance. At 1 and below the negative prompt is
+    /// ignored.
+    pub guidance_scale: f32,
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// What denoising starts from.
+    pub initial_latents: InitialLatents,
+    /// Seed of all noise.
+    pub seed: u64,
+    /// The element type in which noise is drawn.
+    pub noise: NoiseType,
+    /// Send [`DiffusionEvent::Preview`] after each step.
+    pub previews: bool,
+}
+
+impl DiffusionRequest {
+    /// A request for one image with the scheduler and size given: 50 steps, guidance scale 5, seed 0.
+    pub fn new(prompt: impl Into<String>, scheduler: SchedulerConfig, (width, height): (usize, usize)) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: None,
+            scheduler,
+            num_inference_steps: 50,
+            guidance_scale: 5.0,
+            width,
+            height,
+            initial_latents: InitialLatents::Noise,
+            seed: 0,
+            noise: NoiseType::F16,
+            previews: false,
+        }
+    }
+
+    /// The request that `settings` describe. The scheduler, the initial latents and the noise type are given apart: settings
+    /// have them by name only. A missing seed is 0.
+    pub fn from_settings(
+        settings: &ImageSettings,
+        scheduler: SchedulerConfig,
+        initial_latents: InitialLatents,
+        noise: NoiseType,
+    ) -> Self {
+        Self {
+            negative_prompt: settings.negative_prompt.clone(),
+            num_inference_steps: settings.num_inference_steps,
+            guidance_scale: settings.guidance_scale,
+            initial_latents,
+            seed: settings.seed.unwrap_or(0),
+            noise,
+            ..Self::new(settings.prompt.clone(), scheduler, (settings.width, settings.height))
+        }
+    }
+
+    /// Sets [`Self::previews`].
+    pub fn with_previews(self, previews: bool) -> Self {
+        Self { previews, ..self }
+    }
+
+    /// Whether the negative prompt has an effect: as in diffusers, only above 1.
+    pub(super) fn is_guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+}
+
+/// What denoising starts from.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum InitialLatents {
+    /// Noise drawn with the seed.
+    Noise,
+    /// Noise of unit variance, [channels, height, width].
+    Latents {
+        /// The values.
+        values: Vec<f32>,
+        /// Width in latents.
+        width: usize,
+        /// Height in latents.
+        height: usize,
+    },
+    /// An image of the requested size, for image-to-image.
+    Image {
+        /// The image.
+        image: Image,
+        /// How much of the schedule runs: above 0 (almost nothing changes) and at most 1 (the image is ignored).
+        strength: f32,
+    },
+}
+
+impl InitialLatents {
+    /// An image of any size, resized to the requested one.
+    pub fn image(image: Image, (width, height): (usize, usize), strength: f32) -> Self {
+        // The pipeline rejects invalid sizes before it reads the image.
+        let fits = (image.width(), image.height()) == (width, height);
+        if fits || [width, height].iter().any(|side| *side == 0 || *side > MAX_SIDE) {
+            return Self::Image { image, strength };
+        }
+        let window = Window { left: 0, top: 0, width, height };
+        Self::Image { image: bicubic(&Canvas::new(&image), width, height, window), strength }
+    }
+
+    /// The strength of image-to-image.
+    pub fn strength(&self) -> Option<f32> {
+        match self {
+            Self::Image { strength, .. } => Some(*strength),
+            Self::Noise | Self::Latents { .. } => None,
+        }
+    }
+}
+
+/// What happens while an image is generated.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DiffusionEvent<'a> {
+    /// The end of a prompt was cut off because it exceeds the text encoders' window. Not sent for
+    /// [`NEGATIVE_PROMPT`](super::gen_protocol::NEGATIVE_PROMPT).
+    PromptCut {
+        /// The text that was cut off.
+        dropped: &'a str,
+    },
+    /// A network is being loaded.
+    Loading {
+        /// Its name, as in the memory plan.
+        part: &'static str,
+    },
+    /// Denoising progress.
+    Step {
+        /// Steps done.
+        done: usize,
+        /// All steps.
+        total: usize,
+    },
+    /// A rough image of the denoised latents, an eighth of the size.
+    Preview {
+        /// The image.
+        image: &'a Image,
+    },
+    /// The autoencoder decodes the latents.
+    Decoding,
+}
+
+/// Receives events. [`ControlFlow::Break`] cancels.
+pub type OnDiffusionEvent<'a> = &'a mut dyn FnMut(DiffusionEvent<'_>) -> ControlFlow<()>;
+
+/// Sends an event.
+///
+/// # Errors
+/// [`Error::Cancelled`] if the receiver breaks.
+pub(super) fn emit(on_event: OnDiffusionEvent<'_>, event: DiffusionEvent<'_>) -> Result<()> {
+    match on_event(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
+    }
+}

@@ -1,0 +1,3 @@
+//! Layers that several networks share.
+
+pub(crate) mod clip_layer;

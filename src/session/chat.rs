@@ -1,0 +1,368 @@
+//! A conversation and its key/value cache.
+
+use std::ops::ControlFlow;
+
+use web_time::Instant;
+
+use super::image::EncodedImage;
+use super::model::no_vision_error;
+use super::splitmix64::SplitMix64;
+use super::{
+    Answer, AnswerOptions, Ask, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds,
+};
+use crate::language::{Cache, ImageId, PREFILL_POSITIONS, Position, TokenGenerator};
+use crate::tensor::Tensor;
+use crate::text::conversation::{Conversation, Turn};
+use crate::text::stream::TextStream;
+use crate::text::tokenizer::PromptToken;
+use crate::vision::Vision;
+use crate::{Error, Result};
+
+/// A conversation with a model. The keys and values of earlier turns stay cached: a turn prefills only what is new.
+#[derive(Debug)]
+pub struct Chat {
+    model: Model,
+    conversation: Conversation,
+    /// The images of all turns, in order.
+    images: Vec<EncodedImage>,
+    /// Images of the conversation before [`Chat::restore`], which the next one may use again.
+    reusable: Vec<EncodedImage>,
+    cache: Cache,
+    /// What the positions of the cache hold.
+    cached: Vec<Position>,
+    next_image: ImageId,
+}
+
+/// The conversation with a question that has no answer yet.
+struct Draft {
+    conversation: Conversation,
+    images: Vec<EncodedImage>,
+    /// The prompt.
+    positions: Vec<Position>,
+    vision_ms: f64,
+}
+
+impl Chat {
+    pub(super) fn new(model: &Model) -> Self {
+        Self {
+            model: model.clone(),
+            conversation: Conversation::new(model.prompt_format().clone()),
+            images: Vec::new(),
+            reusable: Vec::new(),
+            cache: model.language().cache(),
+            cached: Vec::new(),
+            next_image: ImageId(0),
+        }
+    }
+
+    /// The conversation with a system prompt.
+    pub fn with_system(mut self, system: impl Into<String>) -> Self {
+        self.conversation.system = Some(system.into());
+        self
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The conversation so far.
+    pub fn conversation(&self) -> &Conversation {
+        &self.conversation
+    }
+
+    /// Removes all turns and images. The system prompt stays.
+    pub fn reset(&mut self) {
+        self.conversation.turns.clear();
+        self.images.clear();
+        self.reusable.clear();
+        self.cached.clear();
+        self.cache.truncate(0);
+    }
+
+    /// Replaces the conversation by `turns`, all of them answered, with all their images in order. The cache keeps the common
+    /// beginning, and images of the previous conversation are not encoded again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the number of images differs from the sum over the turns. After an error the
+    /// conversation is as it was before.
+    pub async fn restore(
+        &mut self,
+        system: Option<String>,
+        turns: Vec<Turn>,
+        images: &[&dyn ImageSource],
+        on_event: OnEvent<'_>,
+    ) -> Result<()> {
+        let expected: usize = turns.iter().map(|turn| turn.images).sum();
+        if expected != images.len() || turns.iter().any(|turn| turn.answer.is_none()) {
+            let found = images.len();
+            return Err(Error::InvalidArgument(format!(
+                "every turn of a conversation has an answer, and these turns have {expected} images, not {found}"
+            )));
+        }
+        let mut encoded = Vec::new();
+        for image in images {
+            encoded.push(self.encode_image(*image, &encoded, on_event).await?);
+        }
+        self.reusable.append(&mut self.images);
+        self.images = encoded;
+        self.conversation.system = system;
+        self.conversation.turns = turns;
+        Ok(())
+    }
+
+    /// A question about the images added to it and about those of earlier turns. It is asked when the [`Ask`] is awaited.
+    pub fn ask(&mut self, question: impl Into<String>) -> Ask<'_> {
+        Ask::new(self, question.into())
+    }
+
+    pub(super) async fn answer(
+        &mut self,
+        question: &str,
+        images: &[&dyn ImageSource],
+        options: &AnswerOptions,
+        on_event: OnEvent<'_>,
+    ) -> Result<Answer> {
+        let mut draft = self.draft(question, images, options.max_new_tokens, on_event).await?;
+        self.reusable.clear();
+
+        let started = Instant::now();
+        let prompt_tokens = draft.positions.len();
+        let begun = &options.resume_from;
+        draft.positions.extend(begun.iter().map(|id| Position::Text(*id)));
+        let max_new = options.max_new_tokens.min(self.model.context() - prompt_tokens).saturating_sub(begun.len());
+        if max_new == 0 {
+            return Err(Error::InvalidArgument("at least one new token must be allowed".to_owned()));
+        }
+        let cached_tokens = self.keep_common_prefix(&draft.positions);
+        let x = self.prefill(&draft.positions[cached_tokens..], &draft.images, on_event).await?;
+        let mut answer = Answer::new(prompt_tokens, cached_tokens, draft.vision_ms);
+        answer.token_ids.clone_from(begun);
+        let turn = draft.conversation.turns.len();
+        self.decode(x, max_new, turn, options, on_event, started, &mut answer).await?;
+        answer.text = self.model.tokenizer().answer(&answer.token_ids);
+        (self.conversation, self.images) = (draft.conversation, draft.images);
+        self.conversation.answer(answer.text.clone());
+        Ok(answer)
+    }
+
+    /// The same question for [`Model::answer_batch`].
+    pub(super) async fn prepare(
+        &mut self,
+        question: &str,
+        images: &[&dyn ImageSource],
+        max_new_tokens: usize,
+        on_event: OnEvent<'_>,
+    ) -> Result<PreparedQuestion> {
+        let Draft { images, positions, vision_ms, .. } = self.draft(question, images, max_new_tokens, on_event).await?;
+        // The next question is often about the same images.
+        self.reusable.clone_from(&images);
+        Ok(PreparedQuestion { positions, images, vision_ms })
+    }
+
+    /// The conversation with a question, and its prompt.
+    async fn draft(
+        &mut self,
+        question: &str,
+        images: &[&dyn ImageSource],
+        max_new_tokens: usize,
+        on_event: OnEvent<'_>,
+    ) -> Result<Draft> {
+        let mut conversation = self.conversation.clone();
+        conversation.ask(question, images.len());
+        // Before images are encoded, which takes longest.
+        let tokens = self.fit_prompt(&mut conversation, max_new_tokens, on_event)?;
+        let started = Instant::now();
+        let mut all_images = self.images.clone();
+        for image in images {
+            let encoded = self.encode_image(*image, &all_images, on_event).await?;
+            all_images.push(encoded);
+        }
+        let vision_ms = milliseconds(started);
+        let positions = positions(tokens, &all_images)?;
+        Ok(Draft { conversation, images: all_images, positions, vision_ms })
+    }
+
+    /// The visual tokens of an image. They are computed only if neither `images` nor the conversation has the same image.
+    async fn encode_image(
+        &mut self,
+        image: &dyn ImageSource,
+        images: &[EncodedImage],
+        on_event: OnEvent<'_>,
+    ) -> Result<EncodedImage> {
+        let hash = image.content_hash();
+        let mut known = images.iter().chain(&self.images).chain(&self.reusable);
+        if let Some(encoded) = known.find(|encoded| encoded.hash == hash) {
+            return Ok(encoded.clone());
+        }
+        let vision = self.model.vision().ok_or_else(no_vision_error)?;
+        let mut recorder = self.model.gpu().record();
+        let views = vision.preprocess().views(&*image.pixels()?)?;
+        let mut on_step = |done, total| on_event(Event::EncodingImage { done, total });
+        let encoded = vision.encode_and_wait(&mut recorder, &views, None, &mut on_step).await?;
+        let id = self.next_image;
+        self.next_image = ImageId(id.0 + 1);
+        Ok(EncodedImage { tokens: encoded.tokens, id, hash })
+    }
+
+    /// The prompt's tokens. If the prompt is too long or leaves little room for the answer, the oldest turns without images
+    /// are dropped first. The assistant's header at the end is never cut off.
+    fn fit_prompt(
+        &self,
+        conversation: &mut Conversation,
+        max_new_tokens: usize,
+        on_event: OnEvent<'_>,
+    ) -> Result<Vec<PromptToken>> {
+        let (limit, context) = (self.model.max_prompt_tokens(), self.model.context());
+        let comfortable = limit.min(context - max_new_tokens.min(context / 4));
+        let tokens_per_image = self.model.vision().map(Vision::tokens);
+        let mut dropped = 0;
+        loop {
+            let tokens = self.model.tokenizer().encode_prompt(&conversation.prompt()?)?;
+            let mut positions = 0;
+            for token in &tokens {
+                positions += match token {
+                    PromptToken::Text(_) => 1,
+                    PromptToken::Image => tokens_per_image.ok_or_else(no_vision_error)?,
+                };
+            }
+            let last = conversation.turns.len().saturating_sub(1);
+            let oldest = conversation.turns[..last].iter().position(|turn| turn.images == 0);
+            match oldest {
+                Some(oldest) if positions > comfortable => drop(conversation.turns.remove(oldest)),
+                _ if positions > limit => return Err(Error::PromptTooLong { tokens: positions, limit }),
+                _ => {
+                    if dropped > 0 && on_event(Event::DroppedTurns { count: dropped }).is_break() {
+                        return Err(Error::Cancelled);
+                    }
+                    return Ok(tokens);
+                }
+            }
+            dropped += 1;
+        }
+    }
+
+    /// Truncates the cache to the beginning that it has in common with the prompt. The prompt's last position always runs
+    /// again, for its logits.
+    fn keep_common_prefix(&mut self, positions: &[Position]) -> usize {
+        let common = self.cached.iter().zip(positions).take_while(|(cached, wanted)| cached == wanted).count();
+        let cached = common.min(positions.len().saturating_sub(1)).min(self.cache.length());
+        self.cache.truncate(cached);
+        self.cached.truncate(cached);
+        cached
+    }
+
+    /// Runs new positions through the model. Returns the residual stream of the last chunk.
+    async fn prefill(
+        &mut self,
+        positions: &[Position],
+        images: &[EncodedImage],
+        on_event: OnEvent<'_>,
+    ) -> Result<Tensor> {
+        let model = self.model.clone();
+        let images: Vec<(ImageId, Tensor)> = images.iter().map(|image| (image.id, image.tokens.clone())).collect();
+        let mut recorder = model.gpu().record();
+        self.cache.reserve(&mut recorder, self.cached.len() + positions.len())?;
+        recorder.submit()?;
+        let mut last = None;
+        let mut done = 0;
+        for chunk in positions.chunks(PREFILL_POSITIONS) {
+            let mut recorder = model.gpu().record();
+            let x = model.language().embed(&mut recorder, chunk, &images)?;
+            let x = model.language().forward(&mut recorder, &x, &mut self.cache)?;
+            let more = done + chunk.len() < positions.len();
+            let read = more.then(|| x.slice_rows(x.rows() - 1..x.rows()).read_back(&mut recorder));
+            recorder.submit()?;
+            self.cached.extend_from_slice(chunk);
+            done += chunk.len();
+            last = Some(x);
+            if let Some(read) = read {
+                // Wait, so that progress is true and a stop takes effect.
+                read.bytes().await?;
+            }
+            if on_event(Event::Prefill { done, total: positions.len() }).is_break() {
+                return Err(Error::Cancelled);
+            }
+        }
+        last.ok_or_else(|| Error::InvalidArgument("the prompt is empty".to_owned()))
+    }
+
+    /// Generates tokens after x, the residual stream of the prompt's end, for turn `turn` (from 1).
+    #[expect(clippy::too_many_arguments, reason = "one caller")]
+    async fn decode(
+        &mut self,
+        x: Tensor,
+        max_new: usize,
+        turn: usize,
+        options: &AnswerOptions,
+        on_event: OnEvent<'_>,
+        started: Instant,
+        answer: &mut Answer,
+    ) -> Result<()> {
+        let model = self.model.clone();
+        let mut uniform = SplitMix64::new(options.seed, turn as u64);
+        let mut stream = TextStream::new(model.tokenizer());
+        for id in &options.resume_from {
+            uniform.next();
+            stream.push(*id);
+        }
+        let mut first_token = None;
+        let draw = move || uniform.next();
+        let mut generator =
+            TokenGenerator::new(model.language(), model.gpu(), &mut self.cache, x, max_new, options.sampling, draw)?;
+        while let Some(id) = generator.next().await? {
+            if first_token.is_none() {
+                answer.prefill_ms = milliseconds(started);
+                first_token = Some(Instant::now());
+            }
+            answer.token_ids.push(id);
+            let mut flow = on_event(Event::Token { id });
+            if model.is_stop(id) {
+                answer.finish_reason = FinishReason::Stop;
+                break;
+            }
+            if let Some(text) = stream.push(id)
+                && on_event(Event::Text { text: &text }).is_break()
+            {
+                flow = ControlFlow::Break(());
+            }
+            if flow.is_break() {
+                answer.finish_reason = FinishReason::Cancelled;
+                break;
+            }
+        }
+        if let Some(text) = stream.finish() {
+            // The answer has ended: there is nothing left to stop.
+            let _ = on_event(Event::Text { text: &text });
+        }
+        answer.decode_ms = first_token.map_or(0.0, milliseconds);
+        // The device may have run past the answer's end; those positions are dropped.
+        let new = &answer.token_ids[options.resume_from.len()..];
+        let cached = generator.cached_tokens().min(new.len());
+        drop(generator);
+        self.cached.extend(new[..cached].iter().map(|id| Position::Text(*id)));
+        self.cache.truncate(self.cached.len());
+        Ok(())
+    }
+}
+
+/// The positions of a prompt, its images in order.
+fn positions(prompt: Vec<PromptToken>, images: &[EncodedImage]) -> Result<Vec<Position>> {
+    let mut images = images.iter();
+    let mut positions = Vec::new();
+    for token in prompt {
+        match token {
+            PromptToken::Text(id) => positions.push(Position::Text(id)),
+            PromptToken::Image => {
+                let Some(image) = images.next() else {
+                    return Err(Error::InvalidArgument(
+                        "the prompt has more image placeholders than images".to_owned(),
+                    ));
+                };
+                let rows = image.tokens.rows() as u32;
+                positions.extend((0..rows).map(|row| Position::Visual { image: image.id, row }));
+            }
+        }
+    }
+    Ok(positions)
+}

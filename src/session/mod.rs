@@ -1,0 +1,29 @@
+//! Conversations with a model: text and images in, text out.
+//!
+//! [`Model`] holds the weights on a device, [`Chat`] one conversation with its key/value cache, [`Ask`] a question that is
+//! about to be asked.
+
+mod answer;
+mod ask;
+mod batch;
+mod chat;
+mod image;
+mod model;
+mod options;
+mod splitmix64;
+
+use web_time::Instant;
+
+pub use answer::{Answer, Event, FinishReason, OnEvent};
+pub use ask::Ask;
+pub use batch::PreparedQuestion;
+pub use chat::Chat;
+pub use image::{ImageSource, image_sources};
+pub use model::{AttentionMap, Model, template_of};
+pub use options::AnswerOptions;
+
+pub use crate::loader::LoadOptions;
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}

@@ -1,0 +1,309 @@
+//! A model on a device.
+
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use super::{Chat, LoadOptions};
+use crate::gpu::{DryRunReport, Gpu};
+use crate::image::Image;
+use crate::language::LanguageModel;
+use crate::loader::{Loader, vision_precision};
+use crate::memory_plan::MemoryPlan;
+use crate::tensor::Tensor;
+use crate::text::chat_template::ChatTemplate;
+use crate::text::conversation::{PromptFormat, Template, TemplateFacts};
+use crate::text::stop::StopIds;
+use crate::text::tokenizer::Tokenizer;
+use crate::vision::Vision;
+use crate::weights::config::{GenerationConfig, LanguageConfig};
+use crate::weights::gguf_model::GgufModel;
+use crate::weights::mgm::MgmCheckpoint;
+use crate::weights::model_files::ModelFiles;
+use crate::weights::view::Weights;
+use crate::{Error, Result};
+
+/// A model is not loaded if fewer positions than this would fit into memory next to its weights.
+const MIN_CONTEXT: usize = 256;
+
+/// A Mini-Gemini model, or a language model, on a device. Clones share the weights.
+#[derive(Debug, Clone)]
+pub struct Model {
+    parts: Rc<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    gpu: Gpu,
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    stop: StopIds,
+    vision: Option<Vision>,
+    language: LanguageModel,
+    max_prompt_tokens: usize,
+    generation: GenerationConfig,
+}
+
+impl Model {
+    /// Loads a model from disk at the precision that its files store: the folder of a Mini-Gemini checkpoint or of a bundle,
+    /// or a GGUF file of a language model.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    #[cfg(all(feature = "fs", any(unix, windows)))]
+    pub async fn from_path(gpu: &Gpu, path: impl AsRef<std::path::Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let files = if path.is_file() {
+            ModelFiles::Gguf(GgufModel::open(Rc::new(crate::io::DiskFile::open(path)?)).await?)
+        } else {
+            ModelFiles::open(Rc::new(crate::io::DiskFolder::new(path)), Default::default()).await?
+        };
+        Self::open(gpu, &files, &LoadOptions::as_stored(&files)).await
+    }
+
+    /// Loads a model from opened files.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if it does not fit into the memory that [`GpuOptions`](crate::gpu::GpuOptions) allows;
+    /// [`Error::Cancelled`] if the progress callback stopped it; any error in the files, which name the file and the tensor.
+    pub async fn open(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
+        match files {
+            ModelFiles::Mgm(checkpoint) => Self::load(gpu, checkpoint, options).await,
+            ModelFiles::Gguf(model) => Self::load_gguf(gpu, model, options).await,
+        }
+    }
+
+    /// Loads a checkpoint, after checking that it fits into the memory that the user allows.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
+        // The tokenizer first: it is small, and the rest is useless without it.
+        let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+        MemoryPlan::of_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
+        let config = &checkpoint.config;
+        let template = match options.template {
+            Some(template) => template,
+            None => template_of(checkpoint, &tokenizer)?,
+        };
+        let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
+        let hidden_size = config.language.hidden_size;
+        let vision = match &checkpoint.vision {
+            Some(weights) => {
+                let precision = vision_precision(options.precision);
+                let (high, on_progress) = (options.high_resolution, options.on_progress.clone());
+                Some(Vision::load(gpu, weights, hidden_size, precision, high, on_progress).await?)
+            }
+            None => None,
+        };
+        let language = load_language(gpu, &config.language, &checkpoint.language, options).await?;
+        let context = config.language.max_positions;
+        Ok(Self::new(Parts {
+            gpu: gpu.clone(),
+            tokenizer,
+            prompt_format: PromptFormat::Builtin(template),
+            stop,
+            vision,
+            language,
+            max_prompt_tokens: config.tokenizer_max_length.unwrap_or(context).min(context.saturating_sub(1)),
+            generation: checkpoint.generation.clone(),
+        }))
+    }
+
+    /// Loads a language model from a GGUF file, with the tokenizer and the conversation template in it.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`Error::Config`] if neither the file nor the options name a conversation template.
+    pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
+        let header = &*model.header;
+        let tokenizer = Tokenizer::from_gguf(header)?;
+        MemoryPlan::of_gguf(model, options).check(gpu, MIN_CONTEXT)?;
+        let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
+            (Some(template), _) => PromptFormat::Builtin(template),
+            (None, Some(source)) => {
+                let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).unwrap_or_default();
+                PromptFormat::Jinja(ChatTemplate::new(
+                    &header.file,
+                    source,
+                    &text(tokenizer.bos()),
+                    &text(tokenizer.eos()),
+                )?)
+            }
+            (None, None) => {
+                return Err(Error::Config {
+                    file: header.file.clone(),
+                    reason: "it has no tokenizer.chat_template; name one (--conversation vicuna_v1, gemma, \
+                             mistral_instruct, chatml_direct or llama_3)"
+                        .to_owned(),
+                });
+            }
+        };
+        let stop = match &prompt_format {
+            // Plain Gemma and Llama 3 end a turn with other tokens than Mini-Gemini's fine-tunes.
+            PromptFormat::Builtin(template) => {
+                StopIds::new(&model.config.eos_tokens, &[], &tokenizer, *template).with_turn_ends(&tokenizer)
+            }
+            PromptFormat::Jinja(_) => StopIds::for_jinja_template(&model.config.eos_tokens, &tokenizer),
+        };
+        let language = load_language(gpu, &model.config, &model.weights, options).await?;
+        Ok(Self::new(Parts {
+            gpu: gpu.clone(),
+            tokenizer,
+            prompt_format,
+            stop,
+            vision: None,
+            language,
+            max_prompt_tokens: model.config.max_positions.saturating_sub(1),
+            generation: GenerationConfig::default(),
+        }))
+    }
+
+    fn new(parts: Parts) -> Self {
+        Self { parts: Rc::new(parts) }
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.parts.gpu
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.parts.tokenizer
+    }
+
+    /// How conversations become prompts.
+    pub fn prompt_format(&self) -> &PromptFormat {
+        &self.parts.prompt_format
+    }
+
+    /// The sampling settings that the checkpoint recommends.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.parts.generation
+    }
+
+    /// Whether the model takes images.
+    pub fn has_vision(&self) -> bool {
+        self.parts.vision.is_some()
+    }
+
+    /// The vision networks, if the model takes images.
+    pub fn vision(&self) -> Option<&Vision> {
+        self.parts.vision.as_ref()
+    }
+
+    /// The language model.
+    pub fn language(&self) -> &LanguageModel {
+        &self.parts.language
+    }
+
+    pub(super) fn is_stop(&self, id: u32) -> bool {
+        self.parts.stop.contains(id)
+    }
+
+    /// The longest prompt in positions.
+    pub(super) fn max_prompt_tokens(&self) -> usize {
+        self.parts.max_prompt_tokens
+    }
+
+    /// The positions of the language model's context.
+    pub(super) fn context(&self) -> usize {
+        self.parts.language.config().max_positions
+    }
+
+    /// The kernels and matrix products of conversations in text, without running them: a host creates the pipelines ahead
+    /// ([`Gpu::prepare`]) and measures the products ([`crate::tuning::tune`]).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the device has no memory for one layer's activations.
+    pub fn dry_run(&self) -> Result<DryRunReport> {
+        self.parts.language.dry_run(&self.parts.gpu)
+    }
+
+    /// The attention map of patch info mining over an image: how much each high-resolution cell contributes to the visual
+    /// tokens. `on_step` as for [`Vision::encode_and_wait`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the model takes no images or was loaded without its high-resolution branch;
+    /// [`Error::Cancelled`] if `on_step` stopped it.
+    pub async fn attention_map(
+        &self,
+        image: &Image,
+        on_step: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<AttentionMap> {
+        let Some(vision) = &self.parts.vision else { return Err(no_vision_error()) };
+        if !vision.high_resolution() {
+            let reason = "the model was loaded without its high-resolution branch, so there is no attention map";
+            return Err(Error::InvalidArgument(reason.to_owned()));
+        }
+        let preprocess = vision.preprocess();
+        let size = vision.cells();
+        let weights = Tensor::zeros(&self.parts.gpu, &[size * size], "attention map")?;
+        let mut recorder = self.parts.gpu.record();
+        vision.encode_and_wait(&mut recorder, &preprocess.views(image)?, Some(&weights), on_step).await?;
+        let weights = weights.read_back(&mut recorder);
+        recorder.submit()?;
+        let (width, height) = (image.width() as f32, image.height() as f32);
+        let side = if preprocess.pad { width.max(height) } else { width.min(height) };
+        let (width, height) = (width / side, height / side);
+        let image = [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height];
+        Ok(AttentionMap { size, weights: weights.values().await?, image })
+    }
+
+    /// A new conversation.
+    pub fn chat(&self) -> Chat {
+        Chat::new(self)
+    }
+}
+
+/// The conversation template that a checkpoint was trained with: the one that it names, or else the one that its
+/// configuration and tokenizer imply.
+///
+/// # Errors
+/// [`Error::Unsupported`] if it names an unknown template.
+pub fn template_of(checkpoint: &MgmCheckpoint, tokenizer: &Tokenizer) -> Result<Template> {
+    if let Some(name) = &checkpoint.conversation {
+        return name.parse();
+    }
+    let config = &checkpoint.config;
+    let facts = TemplateFacts {
+        model_type: &config.model_type,
+        num_experts: config.language.experts.map_or(0, |experts| experts.count),
+        checkpoint: folder_name(checkpoint.folder.name()),
+    };
+    Ok(Template::detect(facts, tokenizer))
+}
+
+pub(super) fn no_vision_error() -> Error {
+    Error::InvalidArgument("this checkpoint has no vision networks, so it takes no images".to_owned())
+}
+
+async fn load_language(
+    gpu: &Gpu,
+    config: &LanguageConfig,
+    weights: &Weights,
+    options: &LoadOptions,
+) -> Result<LanguageModel> {
+    let mut loader = Loader::new(gpu, weights.clone(), options.precision, options.on_progress.clone());
+    if options.keep_quantization {
+        loader = loader.keep_quantization();
+    }
+    let language = LanguageModel::load(&loader, config).await?;
+    gpu.flush_writes().await?;
+    Ok(language)
+}
+
+fn folder_name(path: &str) -> &str {
+    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
+/// The weights that patch info mining gives to the cells of an image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionMap {
+    /// Cells per side of the square that the model sees.
+    pub size: usize,
+    /// [size, size] weights. Those in the window of one low-resolution token sum to 1.
+    pub weights: Vec<f32>,
+    /// The image's rectangle in the square: left, top, width, height, in units of the square's side. A cropped image
+    /// extends beyond the square.
+    pub image: [f32; 4],
+}
