@@ -1,4 +1,4 @@
-// Joins the parts that attention (SPLIT 1) left: rescales each part's sums to the common maximum and divides.
+// Combines the splits that attention (SPLIT 1) left: rescales each split's sums to the common maximum and divides.
 // Dispatch: an invocation for each (row, kv head, vec4 of the head), 64 a workgroup, folded over x and y.
 struct Params {
     rows: u32,     // times * group

@@ -1,24 +1,24 @@
 // What the attention kernels share: y = softmax(scale q k^T + causal mask) v.
 //
-// Query rows that share a key/value head are numbered r = time * group + (head in the group), so that one workgroup serves
-// all query heads of a key/value head (MHA, GQA and MQA alike), in prefill as in decoding. A workgroup takes ROWS of them and
-// runs over keys; where the keys are split (decoding), it takes one part of them and leaves its sums, maximum and
-// denominator to attention_merge.
+// Query rows that share a key/value head are numbered r = time * group + (head in the group), so that one workgroup serves all
+// query heads of a key/value head (MHA, GQA and MQA alike), in prefill as in decoding. A workgroup takes ROWS of them and loops
+// over keys. Where the keys are split (flash decoding), it takes one split and leaves its sums, maximum and denominator to
+// attention_combine.
 //
 // Row strides and starts are in vec4s; head dimensions are multiples of 4, at most 256.
-// Dispatch: (ceil(times * group / ROWS), kv_heads, parts).
+// Dispatch: (ceil(times * group / ROWS), kv_heads, splits).
 struct Params {
     times: u32,        // query positions
     keys: u32,         // key positions
     group: u32,        // query heads for each key/value head
-    first_position: u32,   // causal: query t sees keys 0 ..= first_time + t
+    first_position: u32,   // causal: query t attends to keys 0 ..= first_position + t
     query_stride: u32,
     query_start: u32,
     key_stride: u32,
     key_start: u32,
     value_stride: u32,
     value_start: u32,
-    split_keys: u32,    // keys in a part, a multiple of 64
+    split_keys: u32,    // keys of a split, a multiple of 64
     scale: f32,
     output_start: u32,
 }
@@ -29,7 +29,7 @@ override SPLIT: u32 = 0;       // write partial results
 const LOWEST: f32 = -3.0e38;
 
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
-// SPLIT 0: [times, heads, HEAD4]. SPLIT 1: for each (part, row, kv head) HEAD4 vec4s of sums and one of (maximum,
+// SPLIT 0: [times, heads, HEAD4]. SPLIT 1: for each (split, row, kv head) HEAD4 vec4s of sums and one of (maximum,
 // denominator, 0, 0).
 @group(0) @binding(3) var<storage, read_write> output: array<vec4<f32>>;
 @group(0) @binding(4) var<uniform> params: Params;
@@ -45,7 +45,7 @@ fn query_at(row: u32, kv_head: u32) -> u32 {
     return params.query_start + (row / params.group) * params.query_stride + head * HEAD4;
 }
 
-// The keys of part `part` that the rows up to `last_row` may see: from x to before y.
+// The keys of a split that the rows up to `last_row` attend to: from x to before y.
 fn key_range(split: u32, last_row: u32) -> vec2<u32> {
     let begin = split * params.split_keys;
     var end = min(begin + params.split_keys, params.keys);

@@ -1,7 +1,7 @@
-// Attention with online softmax (see attention_common.wgsl) for adapters that run on a CPU and have subgroups of eight, where
-// loads and barriers are dear and shuffles cheap (see matmul_subgroup.wgsl). A workgroup is one subgroup. It takes keys by
-// eights: for the scores a lane has one of them; for the outputs a lane has every eighth vec4 of the head, PARTS in all, and
-// the probabilities are handed around. HEAD4, PARTS and ROWS are lengths of arrays.
+// Attention with online softmax (see attention_common.wgsl) for software adapters with subgroups of eight, where loads and barriers
+// are slow and shuffles fast (see matmul_subgroup.wgsl). A workgroup is one subgroup. It takes eight keys at a time: for the
+// scores a lane has one of them; for the outputs a lane has every eighth vec4 of the head, HEAD_CHUNKS in all, and the
+// probabilities are shared by shuffles. HEAD4, HEAD_CHUNKS and ROWS are lengths of arrays.
 const LANES: u32 = 8u;
 
 // The largest of the eight lanes' values, in all of them.
@@ -70,7 +70,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             }
         }
     }
-    // Every row comes to the front in turn (see matmul_subgroup.wgsl).
+    // Each row is moved to the front in turn (see matmul_subgroup.wgsl).
     let rows = min(ROWS, last_row + 1u - row0);
     for (var r = 0u; r < rows; r++) {
         let total = subgroupAdd(totals[0]);

@@ -1,7 +1,7 @@
-// Attention with online softmax (see attention_common.wgsl) for adapters that run on a CPU and have subgroups of four, for
-// many rows and whole ranges of keys. As in matmul_subgroup4.wgsl there is no barrier, and the subgroup loads what all its
-// invocations need once: an invocation takes four rows by eight keys, of which it loads two. Vectors over rows have a
-// component for each of the four. HEAD4 is the length of an array.
+// Attention with online softmax (see attention_common.wgsl) for software adapters with subgroups of four, for many rows and
+// unsplit keys. As in matmul_subgroup4.wgsl there is no barrier, and the subgroup loads what all its invocations need once: an
+// invocation computes four rows by eight keys, of which it loads two. Vectors over rows have a component for each of the four.
+// HEAD4 is the length of an array.
 const LANES: u32 = 16u;
 
 struct Keys {

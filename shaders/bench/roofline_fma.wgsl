@@ -1,4 +1,4 @@
-// How fast an adapter multiplies and adds: chains of fma in registers, two vec4s an invocation, 16 x STEPS steps.
+// Rate of multiply-adds of an adapter: chains of fma in registers, two vec4s an invocation, 16 x STEPS steps.
 // Dispatch: (invocations / 64, folded over x and y).
 const STEPS: u32 = 256u;
 

@@ -1,6 +1,6 @@
-// How fast an adapter reads: every invocation adds up STEPS vec4s, neighbours next to each other.
-// A workgroup is as wide as what runs together: on a CPU that plays a GPU its subgroups run one after the other, and reads of a
-// wider one would come in strides.
+// Read bandwidth of an adapter: every invocation adds up STEPS vec4s; neighbouring invocations read neighbouring vec4s.
+// A workgroup is one subgroup on software adapters: they run subgroups one after the other, and a wider workgroup would read in
+// strides.
 // Dispatch: (vec4s / (WORKGROUP STEPS), folded over x and y).
 override WORKGROUP: u32 = 64;
 const STEPS: u32 = 64u;

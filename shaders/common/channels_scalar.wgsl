@@ -1,4 +1,4 @@
-// Channels of maps one by one, where they are no multiple of four.
+// Channels of feature maps one by one, where they are no multiple of four.
 alias Channels = f32;
 const CHANNELS_EACH: u32 = 1u;
 

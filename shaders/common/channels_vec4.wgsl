@@ -1,4 +1,4 @@
-// Channels of maps by fours.
+// Channels of feature maps by fours.
 alias Channels = vec4<f32>;
 const CHANNELS_EACH: u32 = 4u;
 

@@ -1,6 +1,6 @@
-// Channels of two maps side by side: y[pixel] = (a[pixel], b[pixel]).
+// Concatenates the channels of two maps: y[pixel] = (a[pixel], b[pixel]).
 // a [pixels, first4], b [pixels, second4], y [pixels, first4 + second4], all in vec4s.
-// Dispatch: (ceil((first4 + second4) / 32), ceil(pixels / 128)); an invocation takes four channels of 16 pixels.
+// Dispatch: (ceil((first4 + second4) / 32), ceil(pixels / 128)); an invocation copies four channels of 16 pixels.
 struct Params {
     pixels: u32,
     first4: u32,

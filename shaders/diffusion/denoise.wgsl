@@ -1,10 +1,10 @@
-// A step of a sampler over latents, guidance included, for every scheduler alike:
-//     o        = guided ? negative + guidance * (positive - negative) : output
+// A step of a sampler over latents, guidance included, for every scheduler:
+//     o        = guided ? negative + guidance_scale * (positive - negative) : output
 //     denoised = clamp(denoised_sample * x + denoised_output * o, -limit, limit)
 //     x'       = sample * x + of_output * o + of_denoised * denoised + of_previous * previous + of_noise * noise
-//     input    = input_scale * x', what the model is given next
-// output [1 + guided, count], negative before positive; noise [count] (any tensor as long where of_noise is 0); x [count], x' in
-// its place; previous [count], denoised in its place; input [copies, count], all alike.
+//     input    = input_scale * x', the model's next input
+// output [1 + guided, count], negative before positive; noise [count] (any tensor of that length where of_noise is 0); x [count],
+// replaced by x'; previous [count], replaced by denoised; input [copies, count], all equal.
 // Dispatch: an invocation an element, 64 a workgroup, folded over x and y.
 struct Params {
     count: u32,
@@ -44,7 +44,7 @@ fn denoise(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     let seen = params.denoised_sample * before + params.denoised_output * o;
     let denoised = clamp(seen, -params.limit, params.limit);
     var next = params.sample * before + params.of_output * o + params.of_denoised * denoised;
-    // What is not there yet is not read: pooled memory may hold anything.
+    // Uninitialised values are not read: pooled memory may hold anything.
     if params.of_previous != 0.0 {
         next += params.of_previous * previous[i];
     }

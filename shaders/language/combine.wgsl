@@ -1,5 +1,5 @@
-// Sum of the chosen experts' answers, in the order of the experts' numbers, onto the residual:
-//     y[t] += sum over choices of shares[t, choice] * answers[t * TOP + choice]
+// Weighted sum of the outputs of the selected experts, in the order of the experts' numbers, added to the residual:
+//     y[t] += sum over choices of weights[t, choice] * answers[t * TOP_K + choice]
 // Dispatch: an invocation an element of y, 64 a workgroup, folded over x and y.
 struct Params {
     tokens: u32,

@@ -1,9 +1,8 @@
-// Choosing the next token from each row of logits, on the device, in a workgroup a row: argmax, or temperature, top-k, top-p and a draw, in
-// that order.
+// The next token for each row of logits, in a workgroup a row: argmax, or temperature, top-k, top-p and a draw, in that order.
 //
-// The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers that order
-// the same way, and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30,
-// so the result does not depend on the order of the sum. Logits equal to the cut-off are all kept.
+// The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers of the same order,
+// and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30, so the result does not
+// depend on the order of the sum. All logits equal to the cut-off are kept.
 // Dispatch: (rows, 1, 1).
 struct Params {
     vocab: u32,
@@ -30,7 +29,7 @@ var<workgroup> found: vec2<u32>; // the bin that holds the cut-off, and the mass
 
 var<private> first_logit: u32; // of this workgroup's row
 
-// A logit made finite: NaN and minus infinity are the lowest there is. NaN is told by its bits, since compilers may assume
+// A logit made finite: NaN and minus infinity are the lowest there is. NaN is detected by its bits, since compilers may assume
 // that there is none.
 fn logit(i: u32) -> f32 {
     let value = logits[first_logit + i];

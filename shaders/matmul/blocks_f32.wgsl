@@ -1,8 +1,8 @@
-// Block reader: f32 (see weights_f32.wgsl), 32 columns of four neighbouring rows. Rows and columns past the end repeat the
-// last ones: what they are multiplied with is zero, or what becomes of them is not stored.
+// Block reader: f32 (see weights_f32.wgsl), 32 columns of four neighbouring rows. Rows and columns past the end repeat the last
+// ones: they are multiplied by zero, or their results are not stored.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 
-// What is loaded at a time, and how many columns are in it.
+// The unit of a load, and its number of columns.
 alias Word = mat4x4<f32>;
 const PER_WORD: u32 = 4u;
 var<private> words: array<array<Word, 8>, BLOCKS>; // columns: columns, rows: rows
@@ -15,7 +15,7 @@ fn block_offset(b: u32) -> vec4<f32> {
     return vec4(0.0);
 }
 
-// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b of BLOCKS; `stride` is
 // the row length in fours.
 fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     for (var word = 0u; word < 8u; word++) {
@@ -28,7 +28,7 @@ fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     }
 }
 
-// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale(b) * column + block_offset(b).
+// Column PER_WORD * word + i of block b, given words[b][word]: a weight is block_scale(b) * column + block_offset(b).
 fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     return loaded[i];
 }

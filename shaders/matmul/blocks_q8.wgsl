@@ -1,9 +1,9 @@
-// Block reader: q8 (see weights_q8.wgsl). 32 weights of each of four neighbouring rows are 128 bytes, their scales 8; those of
-// eight such fours lie one after the other.
+// Block reader: q8 (see weights_q8.wgsl). 32 weights of four neighbouring rows are 128 contiguous bytes, their scales 8; eight such
+// blocks of four rows follow each other.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<vec2<u32>>;
 
-// What is loaded at a time, and how many columns are in it.
+// The unit of a load, and its number of columns.
 alias Word = vec4<i32>;
 const PER_WORD: u32 = 4u;
 var<private> words: array<array<Word, 8>, BLOCKS>; // component: row
@@ -17,7 +17,7 @@ fn block_offset(b: u32) -> vec4<f32> {
     return vec4(0.0);
 }
 
-// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b of BLOCKS; `stride` is
 // the row length in fours.
 fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     let at = 8u * ((row4 >> 3u) * (stride >> 3u) + group) + (row4 & 7u);
@@ -34,7 +34,7 @@ fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     }
 }
 
-// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale(b) * column + block_offset(b).
+// Column PER_WORD * word + i of block b, given words[b][word]: a weight is block_scale(b) * column + block_offset(b).
 fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     return vec4<f32>((loaded << vec4(24u - 8u * i)) >> vec4(24u));
 }

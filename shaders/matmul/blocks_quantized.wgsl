@@ -1,12 +1,12 @@
-// Block reader: integers of BITS bits, 4 to 6 (see weights_quantized.wgsl). 32 weights of each of four neighbouring rows are
-// 64 bytes, and a word beside each of them 16; those of eight such fours lie one after the other.
+// Block reader: integers of BITS bits, 4 to 6 (see weights_quantized.wgsl). 32 weights of four neighbouring rows are 64 contiguous
+// bytes, a word of scales or high bits of each is 16; eight such blocks of four rows follow each other.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<vec4<u32>>;
 
 const HIGH_WORDS: u32 = BITS - 4u;
 const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
 
-// What is loaded at a time, and how many columns are in it.
+// The unit of a load, and its number of columns.
 alias Word = vec4<u32>;
 const PER_WORD: u32 = 8u;
 var<private> words: array<array<Word, 4>, BLOCKS>; // component: row
@@ -24,7 +24,7 @@ fn block_offset(b: u32) -> vec4<f32> {
     return select(second[b], vec4(0.0), BITS == 6u);
 }
 
-// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b, one of BLOCKS that are held; `stride` is
+// Loads columns 32 group .. 32 group + 31 of rows 4 row4 .. 4 row4 + 3 as block b of BLOCKS; `stride` is
 // the row length in fours.
 fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     let block = (row4 >> 3u) * (stride >> 3u) + group;
@@ -62,7 +62,7 @@ fn load_block(b: u32, row4: u32, group: u32, stride: u32, n: u32) {
     }
 }
 
-// Column PER_WORD * word + i of block b, as it came in words[b][word]: a weight is block_scale(b) * column + block_offset(b).
+// Column PER_WORD * word + i of block b, given words[b][word]: a weight is block_scale(b) * column + block_offset(b).
 fn block_column(b: u32, word: u32, loaded: Word, i: u32) -> vec4<f32> {
     var q = (loaded >> vec4(4u * i)) & vec4(15u);
     if BITS == 5u {

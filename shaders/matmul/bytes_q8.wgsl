@@ -1,5 +1,5 @@
-// Bytes of a group, for dot products of four pairs at a time: q8, as they lie (weights_q8.wgsl).
-// Whether a pair of words has the even columns in the first and the odd ones in the second, or four and four.
+// Weights as packed bytes, for dot products of four pairs at a time: q8, as stored (weights_q8.wgsl).
+// ALTERNATING: a pair of words has the even columns in the first and the odd ones in the second, instead of four and four.
 const ALTERNATING: bool = false;
 
 // Columns 8 pair .. 8 pair + 7 of a group of 32.

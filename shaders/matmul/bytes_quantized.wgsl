@@ -1,6 +1,6 @@
-// Bytes of a group, for dot products of four pairs at a time: integers of BITS bits (weights_quantized.wgsl). Every other of the
-// eight columns of a word is a byte apart from the one before, so that a mask takes four of them out.
-// Whether a pair of words has the even columns in the first and the odd ones in the second, or four and four.
+// Weights as packed bytes, for dot products of four pairs at a time: integers of BITS bits (weights_quantized.wgsl). In a word of
+// eight columns the even ones are a byte apart, and so are the odd ones: a mask extracts four at once.
+// ALTERNATING: a pair of words has the even columns in the first and the odd ones in the second, instead of four and four.
 const ALTERNATING: bool = true;
 
 // Columns 8 pair .. 8 pair + 7 of a group of 32.

@@ -1,34 +1,34 @@
-// What happens to a matrix product's sum before it is stored:
+// The epilogue of a matrix product: what happens to a sum before it is stored.
 //     v = sum (+ bias);  v = activation(v), or activation(gate) * up;  v = gamma * v;  v += residual;  y = v or y += v.
 struct Params {
     m: u32,             // rows of the input
-    n: u32,             // rows of this piece of the weight
+    n: u32,             // rows of this shard of the weight
     k: u32,             // columns
     weight_stride: u32, // length of a weight row in fours
-    first: u32,         // this piece's first row in the whole weight
+    first: u32,         // this shard's first row in the whole weight
     output_stride: u32, // length of an output row
     output_start: u32,  // where output row 0 starts
-    route_base: u32,    // this expert's place in `routes`
+    route_base: u32,    // start of this expert's list in `routes`
     route_divisor: u32,
     eps: f32,           // of the norm before the product
     // Of a convolution (lhs_im2col.wgsl, rows_im2col.wgsl):
     height: u32,        // of the map
     width: u32,
-    pixels_per_image: u32,    // of a picture of the result
+    pixels_per_image: u32,    // of an image of the result
     width_out: u32,
     channels4: u32,     // of the map, in fours
     inverse_channels4: f32,
     taps: u32,          // 1 or 9
     stride: u32,
-    padding: u32,        // padding above and on the left
-    upsample_shift: u32,     // 1: the map is read as if every pixel were two by two
-    height_limit: u32,   // what it is cut off at then
+    padding: u32,        // above and on the left
+    upsample_shift: u32,     // 1: the map is upsampled by 2 x 2
+    height_limit: u32,   // of the map after upsampling
     width_limit: u32,
     first_row: u32,     // pixel that row 0 is
-    bias_stride: u32,   // length of a picture's own bias; 0: all have the same
+    bias_stride: u32,   // length of an image's own bias; 0: one bias for all
 }
 
-// A CPU that plays a GPU does what is under every branch and forgets it, so these are constants.
+// Override constants, not uniforms: software adapters execute both sides of every branch.
 override HAS_BIAS: bool = false;
 override HAS_GAMMA: bool = false;
 override GATED: bool = false; // weight rows alternate gate, up
@@ -56,7 +56,7 @@ fn store(row: u32, column: u32, value: f32) {
     output[at] = v;
 }
 
-// Sums of four neighbouring weight rows, the first a multiple of 4. `m` is a row of the map above.
+// Sums of four neighbouring weight rows, the first a multiple of 4. `m` is a row before the row map (rows_*.wgsl).
 fn store_sums4(m: u32, n: u32, sums: vec4<f32>) {
     let row = output_row(m);
     let column = params.first + n;

@@ -1,6 +1,6 @@
-// RMS norm before a product, without a pass of its own: with s = 1 / sqrt(mean(x^2) + eps),
+// RMS norm fused with a product: with s = 1 / sqrt(mean(x^2) + eps),
 //     (s x g) W^T = s ((x g) W^T),
-// so that the sum of squares can be taken along with the product.
+// so the kernel sums the squares of x while it multiplies.
 override NORM: u32 = 0;
 override UNIT_OFFSET: u32 = 0; // the stored gain is one less than the gain
 

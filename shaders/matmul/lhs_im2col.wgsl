@@ -1,12 +1,11 @@
-// Activation reader: what a convolution's kernel covers, as a row of k = taps * channels, taps in reading order and channels
-// last as in the maps [batch, height, width, channels]. Rows are the pixels of the result. So a convolution is a product
-// whose left matrix is never made (implicit GEMM): y[pixel] = sum over taps of x[pixel at the tap] W[tap]^T.
+// Reader of x for a convolution (implicit GEMM): row `pixel` of the im2col matrix, which is never stored. A row has k = taps *
+// channels values, taps in reading order and channels last as in the maps [images, height, width, channels]. Rows are the
+// pixels of the result: y[pixel] = sum over taps of x[pixel at the tap] W[tap]^T.
 //
-// Pixels beyond the map's sides are zero. `upsampled` shifts coordinates right by one: the map is read as if every pixel
-// were two by two (nearest neighbour).
+// Pixels outside the map are zero. `upsample_shift` shifts coordinates right by one: nearest-neighbour upsampling by 2 x 2.
 @group(0) @binding(0) var<storage, read> input: array<vec4<f32>>;
 
-// Of a row: the first tap's y and x, and the number of its picture's first pixel.
+// Of a row: the first tap's y and x, and the number of its image's first pixel.
 alias LhsRow = vec3<i32>;
 // Of a column: the tap's y and x, and the four of channels.
 alias LhsColumn = vec3<i32>;
@@ -36,7 +35,7 @@ fn lhs4(lhs_row: LhsRow, step: LhsColumn) -> vec4<f32> {
     return select(vec4(0.0), input[index], inside);
 }
 
-// No norm is taken along.
+// Convolutions fuse no norm.
 fn gain4(k4: u32, k: u32) -> vec4<f32> {
     return vec4(1.0);
 }

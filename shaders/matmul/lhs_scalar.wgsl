@@ -1,8 +1,8 @@
-// Activation reader: rows of f32 of any length, zeros past the end, and the gain of the norm before the product.
+// Reader of x: rows of f32 of any length, zeros past the end, and the gain of the norm before the product.
 @group(0) @binding(0) var<storage, read> input: array<f32>;
 @group(0) @binding(6) var<storage, read> gain: array<f32>;
 
-// Where a row starts, and what a column has in common for all rows.
+// The start of a row, and the part of an index that is the same for all rows.
 alias LhsRow = u32;
 alias LhsColumn = u32;
 
@@ -22,7 +22,7 @@ fn lhs4(lhs_row: LhsRow, step: LhsColumn) -> vec4<f32> {
     return select(vec4(0.0), value, i <= vec4(last));
 }
 
-// What is past the end is multiplied with a zero.
+// Values past the end are multiplied by zero.
 fn gain4(k4: u32, k: u32) -> vec4<f32> {
     let j = min(vec4(4u * k4) + vec4(0u, 1u, 2u, 3u), vec4(k - 1u));
     return vec4(gain[j.x], gain[j.y], gain[j.z], gain[j.w]);

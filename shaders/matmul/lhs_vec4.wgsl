@@ -1,8 +1,8 @@
-// Activation reader: rows of f32 whose length is a multiple of 4, and the gain of the norm before the product.
+// Reader of x: rows of f32 whose length is a multiple of 4, and the gain of the norm before the product.
 @group(0) @binding(0) var<storage, read> input: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> gain: array<vec4<f32>>;
 
-// Where a row starts, and what a column has in common for all rows.
+// The start of a row, and the part of an index that is the same for all rows.
 alias LhsRow = u32;
 alias LhsColumn = u32;
 

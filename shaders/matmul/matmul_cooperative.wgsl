@@ -1,19 +1,19 @@
-// y = x W^T for many rows of x on a GPU's matrix units: tiles of TILE rows of x by TILE rows of W, 32 columns of both staged at
-// a time in workgroup memory in f16. A subgroup computes a quarter of a tile in matrices of SIZE x SIZE (cooperative_*) that it
-// holds together; where there are fewer subgroups than quarters, they take turns. Dispatch: (ceil(n / TILE), ceil(m / TILE), 1).
+// y = x W^T for many rows of x on a GPU's matrix units: tiles of TILE rows of x by TILE rows of W; 32 columns of both are staged in
+// workgroup memory in f16 at a time. A subgroup computes a quarter of a tile in matrices of SIZE x SIZE (cooperative_*); with
+// fewer subgroups than quarters, each computes several in turn. Dispatch: (ceil(n / TILE), ceil(m / TILE), 1).
 const QUARTERS: u32 = 4u;
 const QUARTER: u32 = TILE / 2u;
 const MATRICES: u32 = QUARTER / SIZE;
 const STEP4: u32 = 8u; // columns staged, in fours
-// So that neighbouring rows begin in different banks, and all at a multiple of 16 bytes, which loads of matrices ask for.
+// So that neighbouring rows begin in different banks, and all at a multiple of 16 bytes, as loads of matrices require.
 const ROW: u32 = 4u * STEP4 + 8u;
-// Stretches of eight columns of a row that are staged, and how many of them an invocation stages.
-const STRETCHES: u32 = STEP4 / 2u;
-const MINE: u32 = TILE * STRETCHES / WORKGROUP;
+// Runs of eight columns of a row that are staged, and the number of them that an invocation stages.
+const RUNS: u32 = STEP4 / 2u;
+const RUNS_EACH: u32 = TILE * RUNS / WORKGROUP;
 
 var<workgroup> lhs_tile: array<f16, TILE * ROW>;
 var<workgroup> weight_tile: array<f16, TILE * ROW>;
-// A matrix of each quarter, on its way out.
+// A finished matrix of each quarter.
 var<workgroup> output_matrices: array<f32, QUARTERS * SIZE * SIZE>;
 
 @compute @workgroup_size(WORKGROUP)
@@ -27,12 +27,12 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
         return;
     }
     let fours = (params.k + 3u) >> 2u;
-    var lhs_rows: array<LhsRow, MINE>;
-    for (var i = 0u; i < MINE; i++) {
-        lhs_rows[i] = lhs_row_at(input_row(min(m0 + (local + i * WORKGROUP) / STRETCHES, count - 1u)));
+    var lhs_rows: array<LhsRow, RUNS_EACH>;
+    for (var i = 0u; i < RUNS_EACH; i++) {
+        lhs_rows[i] = lhs_row_at(input_row(min(m0 + (local + i * WORKGROUP) / RUNS, count - 1u)));
     }
     for (var first = 0u; first < QUARTERS; first += max(subgroups, 1u)) {
-        // The same for a whole subgroup. What is past the quarters computes the last one again, and stores nothing.
+        // The same for a whole subgroup. Subgroups past the quarters compute the last one again, and store nothing.
         let quarter = first + subgroup;
         let within = min(quarter, QUARTERS - 1u);
         let x_row = QUARTER * (within >> 1u);
@@ -42,7 +42,7 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
             sums[i] = Sums();
         }
         for (var k4 = 0u; k4 < fours; k4 += STEP4) {
-            for (var i = 0u; i < MINE; i++) {
+            for (var i = 0u; i < RUNS_EACH; i++) {
                 stage_eight_columns(local + i * WORKGROUP, n0, k4, fours, lhs_rows[i]);
             }
             workgroupBarrier();
@@ -73,11 +73,11 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
     }
 }
 
-// Stages stretch `item` of the tiles' columns from 4 k4: eight of a row of both.
+// Stages run `item` of the tiles' columns from 4 k4: eight columns of a row of both.
 fn stage_eight_columns(item: u32, n0: u32, k4: u32, fours: u32, lhs_row: LhsRow) {
-    let row = item / STRETCHES;
+    let row = item / RUNS;
     let w_row = min(n0 + row, params.n - 1u);
-    let step4 = 2u * (item % STRETCHES);
+    let step4 = 2u * (item % RUNS);
     let scale = weight_scale(w_row, min(k4 + step4, fours - 1u) >> 3u, params.weight_stride);
     for (var i = 0u; i < 2u; i++) {
         let inside = k4 + step4 + i < fours;
@@ -92,7 +92,7 @@ fn stage_eight_columns(item: u32, n0: u32, k4: u32, fours: u32, lhs_row: LhsRow)
     }
 }
 
-// Ends the matrices of quarters `first` to `last` that are in `ready`; of quarter 0, `corner` is the first element.
+// Stores the matrices of quarters `first` to `last` in `output_matrices`; `corner` is the first element of quarter 0's.
 fn store_matrices(local: u32, first: u32, last: u32, corner: vec2<u32>, count: u32) {
     const FOURS: u32 = SIZE * SIZE / 4u;
     for (var item = first * FOURS + local; item < last * FOURS; item += WORKGROUP) {

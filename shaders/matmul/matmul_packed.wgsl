@@ -1,12 +1,12 @@
-// y = x W^T for many rows of x with quantised weights, where a device multiplies four pairs of 8-bit integers at a time: x is
-// rounded to 8 bits on its way in, in groups of 32 along the row as the weights are, each with a scale of its own (as llama.cpp's
-// Q8_1). Tiles of 64 rows of x by 64 rows of W, a group of both staged at a time in workgroup memory. 128 invocations compute
-// 8 x 4 outputs each, 32 columns with 8 instructions. Dispatch: (ceil(n / 64), ceil(m / 64), 1).
+// y = x W^T for many rows of x and quantised weights, on devices that multiply four pairs of 8-bit integers at a time. x is
+// rounded to 8 bits when it is staged, in groups of 32 along the row with a scale each (as llama.cpp's Q8_1). Tiles of 64 rows of
+// x by 64 rows of W; one group of both is staged in workgroup memory at a time. 128 invocations compute 8 x 4 outputs each, 32
+// columns with 8 instructions. Dispatch: (ceil(n / 64), ceil(m / 64), 1).
 const STRIDE: u32 = 3u; // of a row: two vectors of bytes, and so that neighbouring rows begin in different banks
 
 var<workgroup> lhs_tile: array<vec4<u32>, TILE * STRIDE>;
 var<workgroup> weight_tile: array<vec4<u32>, TILE * STRIDE>;
-// Of each row: its scale, and the sum of its elements in x; what weight_scale gives.
+// Of each row of x: its scale and the sum of its elements; of each row of W: the result of weight_scale.
 var<workgroup> lhs_scales: array<vec2<f32>, TILE>;
 var<workgroup> weight_scales: array<vec2<f32>, TILE>;
 
@@ -55,7 +55,7 @@ fn matmul_packed(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     }
 }
 
-// A group of 32 columns of a row: its halves, and what scaled_sum asks for.
+// A group of 32 columns of a row: its halves, and the arguments of scaled_sum.
 struct Group {
     low: vec4<u32>,
     high: vec4<u32>,
@@ -93,7 +93,7 @@ fn stage_lhs(slot: u32, lhs_row: LhsRow, group32: u32) {
         most4 = max(most4, abs(x[i]));
     }
     let most = max(max(most4.x, most4.y), max(most4.z, most4.w));
-    // What is so small that its inverse is not a number becomes zero.
+    // Values too small for an inverse become zero.
     let steps = select(0.0, 127.0 / most, most > 1e-30);
     var total = vec4(0.0);
     for (var half = 0u; half < 2u; half++) {

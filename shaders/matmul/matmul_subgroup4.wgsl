@@ -1,6 +1,5 @@
-// y = x W^T for adapters that run on a CPU and have subgroups of four, for four rows or more. As matmul_uniform.wgsl, but the
-// rows of x, which all invocations need, are loaded once by the subgroup and handed around: a load is a loop over lanes,
-// a broadcast one instruction.
+// y = x W^T for software adapters with subgroups of four, for four rows or more. As matmul_uniform.wgsl, but the subgroup loads
+// the rows of x, which all invocations need, once and broadcasts them: a load is a loop over lanes, a broadcast one instruction.
 // Dispatch: (ceil(n / 256) folded over x and y, with ceil(m / ROWS) as z).
 override ROWS: u32 = 8; // 4 or 8
 
@@ -64,7 +63,7 @@ fn matmul_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     if n >= params.n {
         return;
     }
-    // Every row comes to the front in turn (see matmul_subgroup.wgsl).
+    // Each row is moved to the front in turn (see matmul_subgroup.wgsl).
     let rows = min(ROWS, count - m0);
     for (var m = 0u; m < rows; m++) {
         store_sums4(m0 + m, n, s0);

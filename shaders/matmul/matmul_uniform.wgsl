@@ -1,5 +1,5 @@
-// y = x W^T for adapters that run on a CPU, without subgroups. There a barrier costs a switch of every invocation. So no workgroup
-// memory: an invocation computes four columns of y for ROWS rows, and the rows of x are the same for the whole workgroup.
+// y = x W^T for software adapters without subgroups. There a barrier switches between all invocations, so the kernel uses no
+// workgroup memory: an invocation computes four columns of y for ROWS rows, and the rows of x are the same for the whole workgroup.
 // Dispatch: (ceil(n / 256) folded over x and y, with ceil(m / ROWS) as z).
 override ROWS: u32 = 16;
 
@@ -45,7 +45,7 @@ fn matmul_uniform(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     if n >= params.n {
         return;
     }
-    // Every row comes to the front in turn (see matmul_subgroup.wgsl).
+    // Each row is moved to the front in turn (see matmul_subgroup.wgsl).
     let rows = min(ROWS, count - m0);
     for (var m = 0u; m < rows; m++) {
         store_sums4(m0 + m, n, sums[0]);

@@ -1,4 +1,4 @@
-// y = x W^T for few rows of x: a workgroup computes four rows of W against one row of x, its invocations splitting k.
+// y = x W^T for few rows of x: a workgroup computes four rows of W against one row of x; its invocations split k.
 // Dispatch: (ceil(n / 4) folded over x and y, m as z).
 @compute @workgroup_size(WORKGROUP)
 fn matvec(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

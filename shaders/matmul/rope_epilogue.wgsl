@@ -1,15 +1,15 @@
-// What happens to the product of queries, keys and values before it is stored: queries and keys are turned by their position
-// (rotary embedding), and keys and values go straight into the cache.
-//     x W^T [m, (heads + 2 kv_heads) d] -> queries [m, heads d]; keys, values [first_time ..][kv_heads d]
-// Element i of a head turns with element i + d / 2. The rows of W for queries and keys come from the first and the second half
-// of a head in turn, so that these two are neighbours; in this order they stay, since attention only takes their dot products.
-// turns: [position][d / 2] of (cos, sin). d is a multiple of 4.
+// RoPE as the epilogue of the QKV product: queries and keys are rotated by their position; keys and values are written to the
+// cache.
+//     x W^T [m, (heads + 2 kv_heads) d] -> queries [m, heads d]; keys, values [first_position ..][kv_heads d]
+// Element i of a head is rotated with element i + d / 2. W's rows for queries and keys are interleaved so that the two are
+// neighbours. Queries and keys keep that order, since attention only takes their dot products.
+// cos_sin: [position][d / 2] of (cos, sin). d is a multiple of 4.
 struct Params {
     m: u32,             // rows of the input
-    n: u32,             // rows of this piece of the weight
+    n: u32,             // rows of this shard of the weight
     k: u32,             // columns
     weight_stride: u32, // length of a weight row in fours
-    first: u32,         // this piece's first row in the whole weight
+    first: u32,         // this shard's first row in the whole weight
     output_stride: u32,
     output_start: u32,
     route_base: u32,

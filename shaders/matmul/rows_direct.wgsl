@@ -1,4 +1,4 @@
-// Row map: row m in is row m out.
+// Row map: row m of x gives row m of y.
 @group(0) @binding(5) var<storage, read> routes: array<u32>;
 
 fn row_count() -> u32 {
@@ -17,7 +17,7 @@ fn bias_start(m: u32) -> u32 {
     return 0u;
 }
 
-// No residual of its own.
+// No residual.
 fn residual_at(at: u32) -> f32 {
     return 0.0;
 }

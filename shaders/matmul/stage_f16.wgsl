@@ -1,4 +1,4 @@
-// Tiles in workgroup memory are f16, half as many bytes; sums stay f32. What is larger than f16 can hold becomes its largest.
+// Tiles in workgroup memory are f16, half the bytes; sums stay f32. Values beyond f16's range are clamped to it.
 alias Staged = vec4<f16>;
 
 fn stage(four: vec4<f32>) -> Staged {

@@ -1,7 +1,7 @@
-// Weight reader: f16, two in a u32. A row is `stride` groups of four, the tail of the last one zero.
+// Weight reader: f16, two in a u32. A row has `stride` groups of four; the end of the last one is zero.
 @group(0) @binding(1) var<storage, read> weights: array<vec2<u32>>;
 
-// What 32 weights of a row have in common: nothing here.
+// What 32 weights of a row share: nothing here.
 fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
     return vec2(1.0, 0.0);
 }

@@ -1,5 +1,5 @@
-// Weight reader: q8. Groups of 32 along the row: weight = scale * q, q signed 8 bit, four in a u32; scale f16, two in a
-// u32. Blocks of 32 rows that take turns, a group each; `stride` is the row length in fours, a multiple of 8.
+// Weight reader: q8. Groups of 32 along the row: weight = scale * q; q is a signed 8-bit integer, four in a u32; scale is f16, two
+// in a u32. Rows are interleaved by 32, group by group; `stride` is the row length in fours, a multiple of 8.
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 
@@ -7,7 +7,7 @@ fn group_index(row: u32, group: u32, stride: u32) -> u32 {
     return 32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u);
 }
 
-// What 32 weights of a row have in common: their scale.
+// What 32 weights of a row share: their scale.
 fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
     let at = group_index(row, group, stride);
     let pair = unpack2x16float(scales[at >> 1u]);

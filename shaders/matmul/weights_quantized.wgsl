@@ -1,20 +1,20 @@
-// Weight reader: integers of BITS bits, 4 to 6, in groups of 32 along the row (src/tensor/pack.rs). The low four bits, eight
-// in a u32 from the low end; beside them, for each group, BITS - 4 words of high bits, then the scales: a scale and a
-// minimum, weight = minimum + scale * q, as two f32 (WIDE) or two f16 in a word; or, for 6 bits, the scales of the group's
-// halves, weight = scale * (q - 32). Blocks of 32 rows that take turns, 16 bytes of weights or a word each; `stride` is the
-// row length in fours, a multiple of 8. BITS and WIDE are constants of the specialisation.
+// Weight reader: integers of BITS bits, 4 to 6, in groups of 32 along the row (src/tensor/pack.rs). The low four bits are eight in
+// a u32, from the low end. Each group also has BITS - 4 words of high bits, then the scales: a scale and a minimum, weight =
+// minimum + scale * q, as two f32 (WIDE) or two f16 in a word; or, for 6 bits, the scales of the group's halves, weight = scale *
+// (q - 32). Rows are interleaved by 32: 16 bytes of weights, or a word, of each. `stride` is the row length in fours, a multiple
+// of 8. BITS and WIDE are constants of the specialisation.
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 
 const HIGH_WORDS: u32 = BITS - 4u;
 const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
 
-// A word beside a row's group.
+// A word of scales or high bits of a row's group.
 fn scale_word(row: u32, group: u32, stride: u32, word: u32) -> u32 {
     return scales[32u * (WORDS * ((row >> 5u) * (stride >> 3u) + group) + word) + (row & 31u)];
 }
 
-// What 32 weights of a row have in common.
+// What 32 weights of a row share.
 fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
     let first = scale_word(row, group, stride, HIGH_WORDS);
     if WIDE == 1u {

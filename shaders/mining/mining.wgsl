@@ -1,12 +1,13 @@
-// Patch info mining, fused: every low-resolution token attends over the WINDOW x WINDOW cells of the high-resolution map
-// that lie under it. Key and value projections are folded into the query and behind the pooling, so that the map is only
-// read (spec of the model, 4.2; the layer norm's gain sits in u and in the value matrix):
+// Patch info mining, fused: every low-resolution token attends to the WINDOW x WINDOW cells of the high-resolution map at its
+// place. Key and value projections are folded into the query and into the step after pooling, so that the map is only read (spec
+// of the model, 4.2; the layer norm's gain is folded into u and the value matrix):
 //     score[m] = u . (f[m] - mean[m]) / std[m]          u = gain_k * W_k^T q / sqrt(d)
 //     p = softmax(score);  y = sum over m of p[m] (f[m] - mean[m]) / std[m]
-// A cell is a weighted sum of texels of the four stages, with weights that are products of one for each axis. Both sums
-// are linear in the cells, so they run over texels, of which there are fewer: u . texel first, then weights.
+// A cell is a weighted sum of texels of the four stages; its weights are products of one for each axis. Both sums are linear in
+// the cells, so they run over texels, of which there are fewer: u . texel first, then weights.
 //     u [tokens, channels], stats [cells], y [tokens, channels].
-// keep(cell, p) and the parameters' binding are mining_without_weights.wgsl's, or mining_with_weights.wgsl's where p is wanted too.
+// store_weight(cell, p) and the binding of the parameters are in mining_without_weights.wgsl, or in mining_with_weights.wgsl
+// where p is an output too.
 // Dispatch: a workgroup a token (folded over x and y). Needs (WINDOW * POOL)^2 <= 256 texels of the first stage.
 struct Params {
     stages: array<Stage, 4>,

@@ -1,10 +1,10 @@
-// The high-resolution feature map that patch info mining looks at, without ever being stored: the maps of the four ConvNeXt
-// stages, each upsampled (bilinear, corners not aligned) to the first one's size, side by side in channels; averaged
-// over 2 x 2 cells where POOL is 2 (the global view of the HD models).
+// The high-resolution feature map of patch info mining, which is never stored: the maps of the four ConvNeXt stages, each upsampled
+// (bilinear, corners not aligned) to the first one's size, with channels concatenated; averaged over 2 x 2 cells where POOL is 2
+// (the global view of the HD models).
 struct Stage {
     size: vec2<u32>, // height, width
     channels: u32,   // Channels in a texel (`channels_*`)
-    ratio: u32,      // cells of the first map for each of this one's
+    ratio: u32,      // cells of the first map per texel of this one
 }
 
 override POOL: u32 = 1;

@@ -1,4 +1,4 @@
-// The weight that each cell of the map got from the token it lies under: attended [cells].
+// The attention map as an output: the weight of each cell for the token at its place, attended [cells].
 @group(0) @binding(7) var<storage, read_write> attended: array<f32>;
 @group(0) @binding(8) var<uniform> params: Params;
 

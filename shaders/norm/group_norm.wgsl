@@ -1,6 +1,6 @@
-// Last of three steps of group normalisation: y = factor x + offset, with SiLU behind it where `silu` is 1.
-// x, y [pictures, pixels, channels], factors [pictures, 2, channels].
-// Dispatch: (ceil(channels4 / 32), ceil(pixels / 128), pictures); an invocation takes four channels of 16 pixels.
+// Last of three steps of group normalisation: y = factor x + offset, followed by SiLU where `silu` is 1.
+// x, y [images, pixels, channels], factors [images, 2, channels].
+// Dispatch: (ceil(channels4 / 32), ceil(pixels / 128), images); an invocation computes four channels of 16 pixels.
 struct Params {
     pixels: u32,
     channels4: u32,

@@ -1,12 +1,11 @@
-// First of three steps of group normalisation: for stretches of rows of a map's rectangle, each channel's mean and sum of
-// squared distances from it.
-// x [pictures, height, width, channels] -> sums [pictures, stretches, (1 + 2 channels4)] vec4s: (pixels, 0, 0, 0), means,
-// squared distances. Distances are taken from the stretch's first pixel while they are summed, so that a large mean costs no
-// digits.
-// Dispatch: (ceil(channels4 / 32), ceil(stretches / 8), pictures); an invocation takes four channels of a stretch.
+// First of three steps of group normalisation: each channel's mean and sum of squared distances from it, over blocks of rows of a
+// map's rectangle.
+// x [images, height, width, channels] -> sums [images, row_blocks, (1 + 2 channels4)] vec4s: (pixels, 0, 0, 0), means, squared
+// distances. Distances are summed relative to the block's first pixel, so that a large mean costs no digits.
+// Dispatch: (ceil(channels4 / 32), ceil(row_blocks / 8), images); an invocation computes four channels of a block of rows.
 struct Params {
     width: u32,
-    pixels: u32,          // of a picture
+    pixels: u32,          // of an image
     channels4: u32,
     top: u32,             // of the rectangle
     left: u32,
@@ -14,7 +13,7 @@ struct Params {
     columns: u32,
     block_rows: u32,
     row_blocks: u32,       // of this map
-    first_row_block: u32,   // where they start among all of the picture's
+    first_row_block: u32,   // the first of them among all of the image's
     all_row_blocks: u32,
 }
 

@@ -1,4 +1,4 @@
-// Softmax of the first `k` values of rows, in place: x = exp(scale (x - max x)) / sum; what is behind them becomes zero.
+// Softmax of the first `k` values of rows, in place: x = exp(scale (x - max x)) / sum; the values after them become zero.
 // x [rows, stride]. Dispatch: a workgroup a row (folded over x and y).
 struct Params {
     rows: u32,
