@@ -1,4 +1,4 @@
-//! Times of the kernels at shapes of the released models, beside what the adapter can do at best.
+//! Times of the kernels at shapes of the released models, relative to the adapter's limits.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -15,23 +15,23 @@ use crate::ops::{
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::tuning::{self, TuneOptions, tune, uncached_weights};
 
-/// A kernel is timed this long or this often, whichever ends first.
+/// Limits of a measurement: a kernel is timed until the first is reached.
 const TIME: Duration = Duration::from_secs(2);
 const RUNS: usize = 20;
-/// A submission lasts about as long, if that takes no more of the kernel than so many.
+/// Target duration of a submission, and the most dispatches in it.
 const SUBMISSION: Duration = Duration::from_millis(50);
 const MOST_REPEATS: usize = 4096;
-/// What is read to find the bandwidth: more than the caches of hardware hold.
+/// Bytes read to measure the bandwidth: more than the caches of hardware.
 const READ_BYTES: u64 = 256 << 20;
 /// Less than a binding of any device, and more than the caches of a core.
 const READ_BYTES_IN_SOFTWARE: u64 = 64 << 20;
 
-/// What an adapter can do at best.
+/// The limits of an adapter.
 #[derive(Debug, Clone, Serialize)]
 pub struct Limits {
     /// The adapter's name.
     pub adapter: String,
-    /// Whether it is a program on the CPU.
+    /// Whether it is a software adapter.
     pub software: bool,
     /// Bandwidth of plain reads.
     pub read_gigabytes_per_s: f64,
@@ -72,7 +72,7 @@ impl Limits {
         (row.megabytes / self.read_gigabytes_per_s).max(row.megaflop / self.fma_gflop_per_s)
     }
 
-    /// Which part of its floor a kernel reaches: fastest run beside fastest run, since others may use the device as well.
+    /// The fraction of its floor that a kernel reaches, from the fastest runs, since other programs may use the device too.
     pub fn part(&self, row: &Row) -> f64 {
         self.floor(row) / row.least_milliseconds
     }
@@ -98,7 +98,7 @@ pub async fn limits(gpu: &Gpu) -> Result<Limits> {
 }
 
 /// Measures kernels, those with `filter` in their names if it is given; rows go to `on_row` as they come. Products are computed by the
-/// forms in use, or, with `tune`, by those that are the fastest ([`tune`]).
+/// kernels in use, or, with `tune`, by the fastest ([`tune`]).
 ///
 /// # Errors
 /// Of the device.
@@ -190,8 +190,8 @@ impl<F: FnMut(&Row)> Bench<F> {
         }
         let weights = uncached_weights(&self.gpu, shape)?;
         let x = Tensor::zeros(&self.gpu, &[m, k], "x")?;
-        let mut turns = weights.iter().cycle();
-        self.run(&name, |recorder| match turns.next() {
+        let mut rotation = weights.iter().cycle();
+        self.run(&name, |recorder| match rotation.next() {
             Some(weight) => ops::linear(recorder, &x, weight, Epilogue::default()),
             None => Ok(x.clone()),
         })
@@ -215,7 +215,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         .await
     }
 
-    /// Attention to keys and values beside the queries' own, not causal.
+    /// Attention to keys and values of another sequence, not causal.
     async fn attention_to(
         &mut self,
         name: &str,
@@ -229,7 +229,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Separate(&others))).await
     }
 
-    /// A convolution 3 x 3 that keeps channels and size.
+    /// A 3 x 3 convolution with the same channels and size before and after.
     async fn convolution(&mut self, channels: usize, side: usize, precision: Precision) -> Result<()> {
         let name = format!("convolution {precision} 3x3 {channels} x {side} x {side}");
         if !self.wants(&name) {

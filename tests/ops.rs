@@ -36,7 +36,7 @@ struct Devices {
 }
 
 /// The binding size of the devices that cut matrices into shards: 16 rows of 64 f32.
-const PIECE_BYTES: u64 = 4096;
+const SHARD_BYTES: u64 = 4096;
 
 fn devices() -> &'static Devices {
     static DEVICES: OnceLock<Devices> = OnceLock::new();
@@ -50,7 +50,7 @@ fn devices() -> &'static Devices {
             full: open(false, false, None),
             software: open(false, true, None),
             base: open(true, true, None),
-            shards: [false, true].map(|software| open(true, software, Some(PIECE_BYTES))),
+            shards: [false, true].map(|software| open(true, software, Some(SHARD_BYTES))),
         }
     })
 }
@@ -62,8 +62,8 @@ fn but_for_its_epilogue(mut kernel: Kernel) -> Kernel {
     kernel
 }
 
-/// Checks cases on one device; names all that fail, and the worst of those that do not. Also sees to it that the compiled
-/// list of kernels (tests/shaders.rs) has every kernel that was dispatched.
+/// Checks cases on one device; names all that fail, and the worst of those that do not. Also checks that the list
+/// of compiled kernels (tests/shaders.rs) has every kernel that was dispatched.
 fn check_on(device: &Mutex<Gpu>, what: &str, cases: &[Box<dyn Case>]) {
     let gpu = device.lock().unwrap_or_else(PoisonError::into_inner);
     let mut failures = Vec::new();
@@ -626,30 +626,33 @@ fn attention_of_a_batch_with_one_cache() {
 }
 
 #[test]
-fn looks_that_are_not_in_the_cache_are_refused() {
+fn segments_outside_the_cache_are_rejected() {
     let gpu = common::open_gpu();
     let cache = ops::KvCache::new(&gpu, 10, 8, false).expect("a cache");
     let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true };
     let queries = Tensor::zeros(&gpu, &[3, 8], "queries").expect("queries");
-    let look = |queries, start, step, count, causal| AttentionSegment {
+    let segment = |queries, start, step, count, causal| AttentionSegment {
         queries,
         keys: StridedRows { start, step, count },
         causal,
     };
-    let attend = |sets: &[Vec<AttentionSegment>]| {
+    let attend = |passes: &[Vec<AttentionSegment>]| {
         let mut recorder = gpu.record();
-        ops::attention_segments(&mut recorder, layer, &queries, &cache, sets).is_ok()
+        ops::attention_segments(&mut recorder, layer, &queries, &cache, passes).is_ok()
     };
-    assert!(attend(&[vec![look(0..3, 0, 1, 10, true)], vec![look(0..1, 9, 5, 1, false), look(1..3, 1, 4, 3, false)]]));
+    assert!(attend(&[
+        vec![segment(0..3, 0, 1, 10, true)],
+        vec![segment(0..1, 9, 5, 1, false), segment(1..3, 1, 4, 3, false)]
+    ]));
     assert!(!attend(&[]));
     assert!(!attend(&[vec![]]));
-    assert!(!attend(&[vec![look(0..2, 0, 1, 10, false)]]), "a query without a look");
-    assert!(!attend(&[vec![look(0..2, 0, 1, 4, false), look(1..3, 0, 1, 4, false)]]), "a query with two");
-    assert!(!attend(&[vec![look(0..4, 0, 1, 4, false)]]), "more queries than there are");
-    assert!(!attend(&[vec![look(0..3, 0, 1, 11, false)]]), "keys behind the end");
-    assert!(!attend(&[vec![look(0..3, 1, 5, 3, false)]]), "keys behind the end, in steps");
-    assert!(!attend(&[vec![look(0..3, 0, 1, 0, false)]]), "no keys");
-    assert!(!attend(&[vec![look(0..3, 0, 1, 2, true)]]), "a query before the first key");
+    assert!(!attend(&[vec![segment(0..2, 0, 1, 10, false)]]), "a query without a segment");
+    assert!(!attend(&[vec![segment(0..2, 0, 1, 4, false), segment(1..3, 0, 1, 4, false)]]), "a query with two");
+    assert!(!attend(&[vec![segment(0..4, 0, 1, 4, false)]]), "more queries than there are");
+    assert!(!attend(&[vec![segment(0..3, 0, 1, 11, false)]]), "keys after the end");
+    assert!(!attend(&[vec![segment(0..3, 1, 5, 3, false)]]), "keys after the end, in steps");
+    assert!(!attend(&[vec![segment(0..3, 0, 1, 0, false)]]), "no keys");
+    assert!(!attend(&[vec![segment(0..3, 0, 1, 2, true)]]), "a query before the first key");
 }
 
 const CONV_MODES: [ConvMode; 4] = [ConvMode::Same, ConvMode::Stride2, ConvMode::Stride2PadEnd, ConvMode::Upsample2];

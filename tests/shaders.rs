@@ -1,4 +1,4 @@
-//! Every kernel that can be dispatched, compiled for the backends that are not at hand: by naga to SPIR-V, MSL and HLSL
+//! Every kernel that can be dispatched, compiled for every backend: by naga to SPIR-V, MSL and HLSL
 //! with nothing but WebGPU's default capabilities, and its text parsed by tint, Chrome's compiler, where that is installed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -90,7 +90,7 @@ fn compile_to_hlsl(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
     assert!(text.contains("numthreads"), "{}", describe(kernel));
 }
 
-/// Checks the workgroup against the limits; gives its memory in bytes.
+/// Checks the workgroup against the limits and returns its memory in bytes.
 fn workgroup_bytes(kernel: &Kernel, module: &Module) -> u32 {
     let point = module.entry_points.iter().find(|point| point.name == kernel.name).expect("the entry point");
     let invocations: u32 = point.workgroup_size.iter().product();

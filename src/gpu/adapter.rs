@@ -11,7 +11,7 @@ pub enum AdapterChoice {
     /// The best one: discrete before integrated before virtual before software.
     #[default]
     Best,
-    /// The adapter at this place in [`list_adapters`].
+    /// The adapter with this index in [`list_adapters`].
     Index(usize),
     /// The first adapter whose name contains this text, in any case.
     Name(String),
@@ -31,7 +31,7 @@ impl FromStr for AdapterChoice {
 /// An adapter, as `mgm info` shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSummary {
-    /// Its place in the list, for [`AdapterChoice::Index`].
+    /// Its index in the list, for [`AdapterChoice::Index`].
     pub index: usize,
     /// The driver's name for it.
     pub name: String,
@@ -43,7 +43,7 @@ pub struct AdapterSummary {
     pub driver: String,
     /// What it offers.
     pub capabilities: Capabilities,
-    /// Name of this adapter under this driver, for what is kept of it from run to run: letters, digits, `-` and `_`.
+    /// A file name for what is cached for this adapter and driver: letters, digits, `-` and `_`.
     pub cache_name: String,
 }
 
@@ -61,7 +61,7 @@ impl AdapterSummary {
         }
     }
 
-    /// Whether the "GPU" is a program on the CPU.
+    /// Whether it is a software adapter, which runs on the CPU.
     pub fn is_software(&self) -> bool {
         self.kind == "software"
     }
@@ -98,7 +98,7 @@ fn rank(device_type: wgpu::DeviceType) -> u32 {
 
 pub(super) fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    // Validation layers only when asked for (WGPU_VALIDATION): they are slow and not on users' machines.
+    // Validation layers only on request (WGPU_VALIDATION): they are slow and not on users' machines.
     descriptor.flags = wgpu::InstanceFlags::empty().with_env();
     descriptor.memory_budget_thresholds =
         wgpu::MemoryBudgetThresholds { for_resource_creation: Some(98), for_device_loss: None };
@@ -106,6 +106,9 @@ pub(super) fn instance() -> wgpu::Instance {
 }
 
 /// All adapters, best first: at least one.
+///
+/// # Errors
+/// Errors of the device.
 pub async fn list_adapters() -> Result<Vec<AdapterSummary>> {
     let adapters = find(&instance()).await?;
     Ok(adapters.iter().enumerate().map(|(index, adapter)| AdapterSummary::new(index, adapter)).collect())
@@ -132,7 +135,7 @@ async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
 
 #[cfg(target_arch = "wasm32")]
 async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    // A page cannot list adapters; it can ask for the fast one.
+    // A page cannot list adapters; it can request the fast one.
     let options =
         wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
     instance.request_adapter(&options).await.into_iter().collect()

@@ -15,7 +15,7 @@ const MAX_BINDINGS: usize = 8;
 /// Above this many, bind groups that were not used for a while are dropped.
 const MAX_BIND_GROUPS: usize = 8192;
 
-/// Bind groups by what they bind, so that the steady state makes none.
+/// Bind groups by what they bind, so that the steady state creates none.
 #[derive(Debug, Default)]
 pub(super) struct BindGroups {
     made: HashMap<BindGroupKey, (wgpu::BindGroup, u64)>,
@@ -39,7 +39,7 @@ impl BindGroups {
         entry.0.clone()
     }
 
-    /// Drops the groups that bind buffers which are `dropped`: they can be of no use, and keep the buffers' memory.
+    /// Drops the groups that bind `dropped` buffers: they are useless and keep the buffers' memory.
     pub(super) fn sweep(&mut self, submission: u64, dropped: &HashSet<u64>) {
         self.submission = submission;
         if !dropped.is_empty() {

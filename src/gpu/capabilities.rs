@@ -11,7 +11,7 @@ pub struct Capabilities {
     pub subgroup_min_size: u32,
     /// Largest subgroup size the device may use.
     pub subgroup_max_size: u32,
-    /// Rows of the square matrices that subgroups multiply in f16, with sums in f32: 8 or 16, or none.
+    /// Sizes of the cooperative matrices with f16 factors and f32 sums: 8, 16 or none.
     pub cooperative_sizes: Vec<u32>,
     /// Timestamps at pass boundaries.
     pub timestamps: bool,
@@ -46,7 +46,7 @@ impl Capabilities {
         }
     }
 
-    /// The number of lanes of every subgroup, where there are subgroups and all have the same.
+    /// The size of subgroups, if there are subgroups and all have one size.
     pub fn subgroup_size(&self) -> Option<u32> {
         (self.subgroups && self.subgroup_min_size == self.subgroup_max_size).then_some(self.subgroup_max_size)
     }

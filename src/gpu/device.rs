@@ -42,19 +42,19 @@ struct Inner {
     software_kernels: bool,
     extensions: Extensions,
     recycled_lists: Lock<RecycledLists>,
-    /// Held from when a submission's parameters are written until it is submitted: all submissions have them in one buffer.
+    /// Locked from when a submission's parameters are written until it is submitted: all submissions share one buffer for them.
     submitting: Lock<()>,
-    /// Small buffers for reading back, unmapped, for the next time.
+    /// Small readback buffers, unmapped, to be reused.
     staging: Lock<Vec<wgpu::Buffer>>,
     pipeline_cache: Option<wgpu::PipelineCache>,
 }
 
-/// Buffers of this size are kept for reading back: a token's id fits.
+/// Size of the readback buffers that are reused: a token's id fits.
 const SMALL_STAGING: u64 = 256;
 
 type FirstError = Arc<Lock<Option<Error>>>;
 
-/// Keeps the first error, but a lost device is worse than any.
+/// Records an error unless there is one already; a lost device overrides any other.
 fn record_error(first_error: &FirstError, error: Error) {
     let mut first = first_error.lock();
     if first.is_none() || matches!(error, Error::DeviceLost(_)) && !matches!(*first, Some(Error::DeviceLost(_))) {
@@ -64,15 +64,21 @@ fn record_error(first_error: &FirstError, error: Error) {
 
 impl Gpu {
     /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub async fn open(options: &GpuOptions) -> Result<Self> {
         Self::open_with_pipeline_cache(options, |_| None).await
     }
 
-    /// The same with the pipelines of an earlier run: `kept` gives what [`Gpu::pipeline_cache`] gave for the same adapter and
-    /// driver ([`AdapterSummary::cache_name`]), and nothing else, or nothing.
+    /// The same with the pipelines of an earlier run. `load` returns exactly what [`Gpu::pipeline_cache`] returned for the same
+    /// adapter and driver ([`AdapterSummary::cache_name`]), or `None`.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub async fn open_with_pipeline_cache(
         options: &GpuOptions,
-        kept: impl FnOnce(&AdapterSummary) -> Option<Vec<u8>>,
+        load: impl FnOnce(&AdapterSummary) -> Option<Vec<u8>>,
     ) -> Result<Self> {
         let instance = adapter::instance();
         let (index, adapter) = adapter::choose(&instance, &options.adapter).await?;
@@ -99,8 +105,8 @@ impl Gpu {
                 required_features,
                 required_limits: limits.clone(),
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
-                // SAFETY: the one experimental feature asked for is cooperative matrices, which one kernel of this crate uses.
-                // Models run it only where `mgm tune` held it against the reference on this very adapter and driver.
+                // SAFETY: the only experimental feature requested is cooperative matrices, which one kernel of this crate uses.
+                // Models run it only where `mgm tune` compared it with the reference on the same adapter and driver.
                 experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
                 ..Default::default()
             })
@@ -136,11 +142,11 @@ impl Gpu {
             capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
         }
         let pipeline_cache = features.contains(wgpu::Features::PIPELINE_CACHE).then(|| {
-            let data = kept(&summary);
+            let data = load(&summary);
             let descriptor =
                 wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data: data.as_deref(), fallback: true };
-            // SAFETY: the data is what `Gpu::pipeline_cache` gave earlier, as asked for above; wgpu checks its head against
-            // the adapter and driver and begins an empty cache where they differ.
+            // SAFETY: the data is what `Gpu::pipeline_cache` returned earlier, as the documentation above requires; wgpu checks
+            // its header against the adapter and driver and starts an empty cache where they differ.
             unsafe { device.create_pipeline_cache(&descriptor) }
         });
         let memory = Memory::new(device.clone(), limits.max_buffer_size, options.memory_limit);
@@ -185,12 +191,12 @@ impl Gpu {
         &self.0.capabilities
     }
 
-    /// Whether kernels are to be chosen for a CPU that plays a GPU.
+    /// Whether to choose kernels for a software adapter.
     pub(crate) fn software_kernels(&self) -> bool {
         self.0.software_kernels
     }
 
-    /// The lanes of a subgroup, where kernels are to be chosen for a CPU and all subgroups have as many.
+    /// The size of subgroups, where kernels are chosen for a software adapter and all subgroups have one size.
     pub(crate) fn software_subgroups(&self) -> Option<u32> {
         self.capabilities().subgroup_size().filter(|_| self.software_kernels())
     }
@@ -216,12 +222,12 @@ impl Gpu {
         self.0.extensions.get()
     }
 
-    /// Makes a kernel's pipeline, if it is not there yet. Several threads may do so at a time.
+    /// Creates a kernel's pipeline, if it does not exist yet. Several threads may do so at a time.
     pub fn prepare(&self, kernel: Kernel) {
         self.0.pipelines.make(&self.pipeline_builder(), kernel);
     }
 
-    /// Pipelines in the driver's own form, to be kept for [`Gpu::open_with_pipeline_cache`], where the driver gives them.
+    /// All pipelines in the driver's own format, for [`Gpu::open_with_pipeline_cache`]; `None` if the driver does not offer them.
     pub fn pipeline_cache(&self) -> Option<Vec<u8>> {
         self.0.pipeline_cache.as_ref()?.get_data()
     }
@@ -233,7 +239,10 @@ impl Gpu {
         self.0.memory.created() + self.0.pipelines.kernels().len() as u64 + bind_groups
     }
 
-    /// A buffer for weights or other lasting data, filled with zeros.
+    /// A buffer for weights or other persistent data, filled with zeros.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn allocate(&self, bytes: u64, what: &str) -> Result<Buffer> {
         self.make_room(what, bytes, || self.0.memory.dedicated(bytes, what))
     }
@@ -243,7 +252,7 @@ impl Gpu {
         self.make_room(what, bytes, || self.0.memory.pooled(bytes, what))
     }
 
-    /// Allocates, once more without what is only kept for later use if there is no room.
+    /// Allocates; if memory runs out, frees what is only cached and tries once more.
     fn make_room(&self, what: &str, bytes: u64, allocate: impl Fn() -> Result<Buffer>) -> Result<Buffer> {
         let checked = || allocate().and_then(|buffer| self.check().map(|()| buffer));
         let allocated = match checked() {
@@ -256,15 +265,15 @@ impl Gpu {
         allocated.map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))
     }
 
-    /// Room for a tensor: a buffer, and where in it the tensor starts. `lasting` room is filled with zeros; other room
-    /// comes from the pool, its content undefined.
-    pub(crate) fn place(&self, bytes: u64, lasting: bool, what: &str) -> Result<(Arc<Buffer>, u64)> {
+    /// Memory for a tensor: a buffer, and the tensor's offset in it. If `persistent`, it is filled with zeros; otherwise it comes
+    /// from the pool, its content undefined.
+    pub(crate) fn place(&self, bytes: u64, persistent: bool, what: &str) -> Result<(Arc<Buffer>, u64)> {
         let Some(guards) = &self.0.guards else {
-            let buffer = if lasting { self.allocate(bytes, what)? } else { self.temporary(bytes, what)? };
+            let buffer = if persistent { self.allocate(bytes, what)? } else { self.temporary(bytes, what)? };
             return Ok((Arc::new(buffer), 0));
         };
         let buffer = Arc::new(self.allocate(bytes + 2 * ZONE_BYTES, what)?);
-        if lasting {
+        if persistent {
             let end = ZONE_BYTES + bytes;
             self.write(&buffer, 0, &guard::pattern(ZONE_BYTES));
             self.write(&buffer, end, &guard::pattern(buffer.bytes() - end));
@@ -280,8 +289,10 @@ impl Gpu {
         self.0.guards.is_some()
     }
 
-    /// Checks that nothing was written around the tensors made since the last call. Only a device opened with
-    /// [`GpuOptions::guard_zones`] has anything to check.
+    /// Checks that nothing was written around the tensors created since the last call, on a device opened with guard zones.
+    ///
+    /// # Errors
+    /// What was overwritten.
     #[doc(hidden)]
     pub async fn check_guards(&self) -> Result<()> {
         match &self.0.guards {
@@ -290,13 +301,16 @@ impl Gpu {
         }
     }
 
-    /// Writes bytes into a lasting buffer before anything recorded later runs. `offset` and length are multiples of 4.
+    /// Writes bytes into a persistent buffer before anything recorded later runs. `offset` and length are multiples of 4.
     pub fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
         self.0.queue.write_buffer(buffer.raw(), offset, bytes);
     }
 
-    /// Hands pending writes to the device and waits until their staging memory is free again, so that loading a model
-    /// holds a bounded amount of it.
+    /// Submits pending writes and waits until their staging memory is free again, so that loading a model uses a bounded amount
+    /// of it.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub async fn flush_writes(&self) -> Result<()> {
         self.0.queue.submit([]);
         #[cfg(not(target_arch = "wasm32"))]
@@ -304,7 +318,7 @@ impl Gpu {
         #[cfg(target_arch = "wasm32")]
         {
             let (sender, receiver) = futures_channel::oneshot::channel();
-            // Nobody waits any more if this future was dropped.
+            // The receiver is gone if this future was dropped.
             self.0.queue.on_submitted_work_done(move || sender.send(()).unwrap_or_default());
             receiver.await.ok();
         }
@@ -315,20 +329,23 @@ impl Gpu {
         self.0.memory.recording()
     }
 
-    /// Gives unused memory back to the device.
+    /// Returns unused memory to the device.
     pub fn trim(&self) {
         self.0.bind_groups.lock().clear();
         self.0.memory.trim();
     }
 
-    /// Gives the device up at once. Work in progress, and everything that is asked of it later, fails with [`Error::DeviceLost`].
+    /// Destroys the device at once. Work in progress and all later calls fail with [`Error::DeviceLost`].
     pub fn destroy(&self) {
         // First, since what the destruction breaks is reported before the loss itself is.
-        record_error(&self.0.first_error, Error::DeviceLost("it was given up".to_owned()));
+        record_error(&self.0.first_error, Error::DeviceLost("it was destroyed".to_owned()));
         self.0.device.destroy();
     }
 
     /// The first error the device reported since the last call, if any. A lost device stays lost.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn check(&self) -> Result<()> {
         let mut first_error = self.0.first_error.lock();
         match first_error.as_ref() {
@@ -339,6 +356,9 @@ impl Gpu {
     }
 
     /// Times per kernel since the last call; empty unless the device was opened for profiling.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub async fn take_profile(&self) -> Result<Profile> {
         let pending = std::mem::take(&mut *self.0.times.lock());
         let mut profile = Profile::default();
@@ -354,12 +374,12 @@ impl Gpu {
         self.0.dispatches.load(Ordering::Relaxed)
     }
 
-    /// What the work submitted since the last call had to move and compute at least.
+    /// The cost of the work submitted since the last call.
     pub fn take_cost(&self) -> Cost {
         std::mem::take(&mut *self.0.cost.lock())
     }
 
-    /// Every specialisation of which there is a pipeline.
+    /// Every kernel that has a pipeline.
     pub fn kernels(&self) -> Vec<Kernel> {
         self.0.pipelines.kernels()
     }
@@ -446,7 +466,7 @@ impl Gpu {
         self.0.bind_groups.lock().len()
     }
 
-    /// Counts a submission; gives its number.
+    /// Counts a submission and returns its number.
     pub(super) fn count(&self, dispatches: u64, cost: Cost) -> u64 {
         let mut total = self.0.cost.lock();
         total.bytes += cost.bytes;

@@ -9,7 +9,7 @@ use super::memory::Buffer;
 use super::recorder::Binding;
 use crate::{Error, Result};
 
-/// Bytes before a tensor, and at least so many after it: a multiple of every alignment of a storage binding.
+/// Bytes before a tensor, and the minimum after it: a multiple of every alignment of a storage binding.
 pub(super) const ZONE_BYTES: u64 = 256;
 
 /// A NaN, so that what is read out of bounds and used, or never written and read, shows up in the results; a signalling one,

@@ -107,7 +107,7 @@ impl Kernel {
         self.uses_cooperative_matrices() || self.has_source("subgroup")
     }
 
-    /// Whether the kernel has subgroups multiply matrices. Neither browsers nor DirectX have these.
+    /// Whether the kernel uses cooperative matrices. Neither browsers nor DirectX have these.
     pub fn uses_cooperative_matrices(&self) -> bool {
         self.has_source("cooperative")
     }
@@ -117,8 +117,7 @@ impl Kernel {
     }
 }
 
-/// What decides a specialisation: a small key that is compared and hashed for every dispatch, and the kernel it stands for,
-/// which is made out once.
+/// The key of a pipeline: small, compared and hashed for every dispatch. The kernel that it stands for is assembled once.
 pub trait PipelineKey: Clone + Eq + Hash + Send + 'static {
     /// The kernel.
     fn kernel(&self) -> Kernel;
@@ -140,13 +139,13 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
 }
 
-/// A pipeline that is there, or that a thread is making.
+/// A pipeline that exists, or that a thread is creating.
 type PipelineCell = Arc<OnceLock<Arc<Pipeline>>>;
 
-/// All pipelines of a device, made when first asked for.
+/// All pipelines of a device, created on first use.
 #[derive(Debug, Default)]
 pub(super) struct Pipelines {
-    /// Made outside of the lock, so that several threads can make some at a time.
+    /// Created outside of the lock, so that several threads can create some at a time.
     made: Lock<HashMap<Kernel, PipelineCell>>,
     /// The same by their keys: for each type of key a map of its own.
     by_key: Lock<HashMap<TypeId, Box<dyn Any + Send>>>,

@@ -14,11 +14,11 @@ pub struct MemoryUse {
     pub allocated: u64,
     /// The most that was ever allocated.
     pub peak: u64,
-    /// What may be allocated, if the user set a limit.
+    /// The most that may be allocated, if the user set a limit.
     pub limit: Option<u64>,
 }
 
-/// A storage buffer. Dropping a pooled one gives it back to the pool.
+/// A storage buffer. Dropping a pooled one returns it to the pool.
 ///
 /// A pooled buffer may be used again by a later recording (or later in the same one) as soon as it is dropped: the
 /// queue keeps the order. It must therefore never be written by the queue directly, only by recorded commands.
@@ -33,7 +33,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A number that names this buffer and no other.
+    /// A unique number.
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -63,7 +63,7 @@ impl Drop for Buffer {
     }
 }
 
-/// A recording that is not over: it may use buffers that were given up since it began.
+/// A recording in progress: it may use buffers that were dropped since it began.
 #[derive(Debug)]
 pub(super) struct Recording {
     memory: Arc<Memory>,
@@ -78,27 +78,27 @@ impl Drop for Recording {
     }
 }
 
-/// A buffer that was given up.
+/// A dropped buffer.
 #[derive(Debug)]
 struct RetiredBuffer {
     raw: wgpu::Buffer,
     id: u64,
-    /// The recording that was to begin next then: it and later ones do not use the buffer.
+    /// The number of the next recording at that time: it and later ones do not use the buffer.
     before: u64,
 }
 
-/// Buffers that are to be destroyed, and the recordings that may keep them from it.
+/// Buffers to destroy, and the recordings that may still use them.
 #[derive(Debug, Default)]
 struct Retired {
     buffers: Vec<RetiredBuffer>,
-    /// The recordings that are not over.
+    /// The recordings in progress.
     live: BTreeSet<u64>,
 }
 
 impl Retired {
     fn destroy_unused(&mut self) {
         let oldest = self.live.first().copied().unwrap_or(u64::MAX);
-        // What was submitted is done with them first.
+        // The queue finishes submitted work with them first.
         self.buffers.extract_if(.., |unused| unused.before <= oldest).for_each(|unused| unused.raw.destroy());
     }
 }
@@ -114,7 +114,7 @@ pub(super) struct Memory {
     next_id: AtomicU64,
     /// Free pooled buffers by size.
     free: Lock<BTreeMap<u64, Vec<RetiredBuffer>>>,
-    /// Buffers given up since [`Memory::take_dropped_ids`] was last called. Whatever else holds them keeps their memory.
+    /// Buffers dropped since [`Memory::take_dropped_ids`] was last called. Whatever else refers to them keeps their memory.
     dropped_ids: Lock<Vec<u64>>,
     retired: Lock<Retired>,
     /// Recordings begun so far.
@@ -191,7 +191,7 @@ impl Memory {
         Ok(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled })
     }
 
-    /// Gives the pool's free buffers back to the device.
+    /// Returns the pool's free buffers to the device.
     pub(super) fn trim(&self) {
         let free = std::mem::take(&mut *self.free.lock());
         let bytes: u64 = free.iter().map(|(bytes, list)| bytes * list.len() as u64).sum();
@@ -207,15 +207,15 @@ impl Memory {
         Recording { memory: Arc::clone(self), number }
     }
 
-    /// Takes buffers that nobody will record any more. Their memory is given back as soon as no recording can use them, rather
-    /// than when they are dropped: in browsers dropping leaves it to the garbage collector, which does not know how much there is.
+    /// Takes buffers that will not be recorded any more. Their memory is freed as soon as no recording can use them, explicitly: in
+    /// browsers dropping leaves it to the garbage collector, which does not know its size.
     fn retire(&self, buffers: impl IntoIterator<Item = RetiredBuffer>) {
         let mut retired = self.retired.lock();
         retired.buffers.extend(buffers);
         retired.destroy_unused();
     }
 
-    /// The numbers of the buffers that were given up since the last call.
+    /// The ids of the buffers that were dropped since the last call.
     pub(super) fn take_dropped_ids(&self) -> Vec<u64> {
         std::mem::take(&mut *self.dropped_ids.lock())
     }

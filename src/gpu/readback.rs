@@ -21,6 +21,9 @@ pub(super) type Submitted = Arc<OnceLock<wgpu::SubmissionIndex>>;
 
 impl Readback {
     /// The bytes, once the device has got there. It does not wait for later submissions.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub async fn bytes(self) -> Result<Vec<u8>> {
         let bytes = read_staging(&self.gpu, &self.staging, self.bytes, self.submitted.get()).await?;
         self.gpu.keep_staging(self.staging);
@@ -28,6 +31,9 @@ impl Readback {
     }
 
     /// The same as numbers.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub async fn values<T: Pod>(self) -> Result<Vec<T>> {
         Ok(bytemuck::pod_collect_to_vec(&self.bytes().await?))
     }
@@ -45,14 +51,14 @@ pub(super) async fn read_staging(
     staging.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| drop(sender.send(result)));
     #[cfg(not(target_arch = "wasm32"))]
     gpu.wait(submitted)?;
-    // What the device says of it comes first: it tells a lost device from a failed copy.
+    // The device's own report comes first: it distinguishes a lost device from a failed copy.
     let failed = |reason: String| {
         gpu.check().err().unwrap_or_else(|| Error::Gpu(format!("a buffer could not be read back: {reason}")))
     };
     match receiver.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(failed(error.to_string())),
-        Err(_) => return Err(failed("its mapping was given up".to_owned())),
+        Err(_) => return Err(failed("its mapping was abandoned".to_owned())),
     }
     gpu.check()?;
     let bytes = staging.slice(..bytes).get_mapped_range().map_err(|error| failed(error.to_string()))?.to_vec();

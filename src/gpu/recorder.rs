@@ -30,7 +30,7 @@ const FLOPS_PER_SUBMISSION: f64 = 2e11;
 /// WebGPU's limit on each dimension of a grid.
 pub(crate) const MAX_GRID: u32 = 65535;
 
-/// What a dispatch must move and compute at least: the floor its time is held against.
+/// The least a dispatch must move and compute: the floor that its time is compared with.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
     /// Bytes read and written, each once.
@@ -51,7 +51,7 @@ pub struct Binding<'a> {
 }
 
 impl Binding<'_> {
-    /// The same with the zone behind it: drivers drop accesses beyond a binding, which would hide them from the guards.
+    /// The same including the guard zone after it: drivers drop accesses beyond a binding, which would hide them from the guards.
     fn with_guard_zone(&self) -> Self {
         Self { bytes: self.buffer.bytes() - self.offset, ..*self }
     }
@@ -107,7 +107,7 @@ impl Recorder {
         Self { dry_run: Some(DryRunReport::default()), ..Self::new(gpu) }
     }
 
-    /// What a recording of [`Gpu::dry_run`] noted.
+    /// What a recording of [`Gpu::dry_run`] would have run.
     pub fn into_report(self) -> DryRunReport {
         self.dry_run.unwrap_or_default()
     }
@@ -209,7 +209,7 @@ impl Recorder {
         });
     }
 
-    /// A place in a temporary buffer that will hold `bytes` when the commands recorded after this run.
+    /// A temporary buffer, and the offset in it where `bytes` are when the commands recorded after this call run.
     pub(crate) fn upload(&mut self, bytes: &[u8], what: &str) -> Result<(Arc<Buffer>, u64)> {
         let padded = (bytes.len().max(4) as u64).next_multiple_of(4);
         let (target, target_offset) = self.gpu.place(padded, false, what)?;
@@ -243,6 +243,9 @@ impl Recorder {
     }
 
     /// Encodes and submits everything recorded.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn submit(mut self) -> Result<()> {
         self.flush()?;
         let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
@@ -250,13 +253,16 @@ impl Recorder {
         Ok(())
     }
 
-    /// Submits what was recorded so far and waits until it is done; recording goes on.
+    /// Submits what was recorded so far and waits until it is done; recording continues.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub async fn finish(&mut self) -> Result<()> {
         self.flush()?;
         self.gpu.flush_writes().await
     }
 
-    /// Submits what was recorded so far; recording goes on.
+    /// Submits what was recorded so far; recording continues.
     pub(crate) fn flush(&mut self) -> Result<()> {
         if self.commands.is_empty() || self.dry_run.is_some() {
             return self.gpu.check();

@@ -9,8 +9,8 @@ use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Keys that a workgroup takes in when the keys are split among workgroups (decoding).
-const PART_KEYS: usize = 256;
+/// Keys of a workgroup when the keys are split among workgroups (flash decoding).
+const SPLIT_KEYS: usize = 256;
 /// Query rows of one workgroup, at most.
 const MAX_ROWS: usize = 16;
 /// Elements of a head, at most.
@@ -25,24 +25,24 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Elements of a head: a multiple of 4, at most 256.
     pub head_dim: usize,
-    /// Whether a query sees only keys at its own position and before.
+    /// Whether a query attends only to keys at its own position and before.
     pub causal: bool,
 }
 
-/// Where the keys and values of an attention lie.
+/// Where an attention's keys and values are.
 #[derive(Debug, Clone, Copy)]
 pub enum KeyValues<'a> {
-    /// Beside the queries, as columns of the same tensor [times, (heads + 2 kv_heads) head_dim].
+    /// Next to the queries, as columns of the same tensor [times, (heads + 2 kv_heads) head_dim].
     Packed,
-    /// In a cache, of which the first `length` positions count; the queries are its last ones.
+    /// In the first `length` positions of a cache; the queries are at its last ones.
     Cached {
         /// The cache.
         cache: &'a KvCache,
-        /// Positions that count.
+        /// Positions in use.
         length: usize,
     },
-    /// Keys and values side by side in a tensor of their own, [keys, 2 kv_heads head_dim]: what another sequence brings
-    /// (cross attention). Not causal.
+    /// Keys and values next to each other in a tensor of their own, [keys, 2 kv_heads head_dim], of another sequence (cross
+    /// attention). Not causal.
     Separate(&'a Tensor),
 }
 
@@ -58,6 +58,9 @@ pub struct KvCache {
 
 impl KvCache {
     /// A cache for `capacity` positions of `columns` = kv_heads * head_dim elements, in f16 where `half`, else f32.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, capacity: usize, columns: usize, half: bool) -> Result<Self> {
         let bytes = Self::bytes_for(capacity, columns, half) / 2;
         let words = if half { columns / 2 } else { columns };
@@ -83,7 +86,7 @@ impl KvCache {
         (capacity * columns) as u64 * if half { 4 } else { 8 }
     }
 
-    /// Positions it has room for.
+    /// Positions that fit.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -130,12 +133,12 @@ pub struct AttentionSegment {
     pub queries: Range<usize>,
     /// Rows of the cache.
     pub keys: StridedRows,
-    /// The queries are the last of the keys, and see only what is not behind them.
+    /// The queries are at the last of the keys, and attend only to keys at their own position and before.
     pub causal: bool,
 }
 
 /// Where keys and values lie, in elements.
-struct Source<'a> {
+struct Layout<'a> {
     /// Keys in all.
     rows: usize,
     half: bool,
@@ -152,14 +155,14 @@ struct Params {
     times: u32,
     keys: u32,
     group: u32,
-    first_time: u32,
+    first_position: u32,
     query_stride: u32,
     query_start: u32,
     key_stride: u32,
     key_start: u32,
     value_stride: u32,
     value_start: u32,
-    part_keys: u32,
+    split_keys: u32,
     scale: f32,
     output_start: u32,
 }
@@ -175,12 +178,12 @@ pub(crate) struct Variant {
     /// The cache is in f16.
     pub half: bool,
     /// Which kernel.
-    pub form: Form,
+    pub kernel: AttentionKernel,
 }
 
 /// The kernels that compute attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Form {
+pub(crate) enum AttentionKernel {
     /// With workgroup memory.
     Workgroup,
     /// For software adapters with subgroups of four: rows and whole ranges of keys enough for every invocation.
@@ -189,17 +192,17 @@ pub(crate) enum Form {
     Subgroup,
 }
 
-/// Rows of a workgroup of [`Form::Subgroup4`].
+/// Rows of a workgroup of [`AttentionKernel::Subgroup4`].
 const SUBGROUP4_ROWS: usize = 64;
 
 impl Variant {
     /// The most rows of a workgroup.
-    pub(crate) fn max_rows(head_dim: usize, form: Form) -> usize {
-        match form {
+    pub(crate) fn max_rows(head_dim: usize, kernel: AttentionKernel) -> usize {
+        match kernel {
             // More outputs than 64 vectors of eight lanes would make code that takes seconds to compile.
-            Form::Subgroup => (1024 / head_dim).next_power_of_two().clamp(1, MAX_ROWS),
-            Form::Workgroup => MAX_ROWS,
-            Form::Subgroup4 => SUBGROUP4_ROWS,
+            AttentionKernel::Subgroup => (1024 / head_dim).next_power_of_two().clamp(1, MAX_ROWS),
+            AttentionKernel::Workgroup => MAX_ROWS,
+            AttentionKernel::Subgroup4 => SUBGROUP4_ROWS,
         }
     }
 }
@@ -211,17 +214,17 @@ impl PipelineKey for Variant {
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
         let mut overrides = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
         let mut consts = Vec::new();
-        let (name, source) = match self.form {
-            Form::Subgroup => {
+        let (name, source) = match self.kernel {
+            AttentionKernel::Subgroup => {
                 consts.extend(lengths);
                 consts.push(("HEAD_CHUNKS", head4.div_ceil(8) as u32));
                 ("attention_subgroup", wgsl!("attention/attention_subgroup.wgsl"))
             }
-            Form::Subgroup4 => {
+            AttentionKernel::Subgroup4 => {
                 consts.push(("HEAD4", head4 as u32));
                 ("attention_subgroup4", wgsl!("attention/attention_subgroup4.wgsl"))
             }
-            Form::Workgroup => {
+            AttentionKernel::Workgroup => {
                 overrides.extend(lengths);
                 overrides.push(("COLUMNS", head4.next_power_of_two() as u32));
                 ("attention", wgsl!("attention/attention.wgsl"))
@@ -238,13 +241,13 @@ impl PipelineKey for Variant {
     }
 }
 
-/// What decides a specialisation of the merging kernel.
+/// What decides a specialisation of the combining kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Merge {
+pub(crate) struct Combine {
     pub head_dim: usize,
 }
 
-impl PipelineKey for Merge {
+impl PipelineKey for Combine {
     fn kernel(&self) -> Kernel {
         Kernel {
             overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
@@ -278,7 +281,7 @@ impl Attention {
         })
     }
 
-    /// Columns of a tensor that holds queries, keys and values side by side.
+    /// Columns of a tensor of queries, keys and values.
     pub fn packed_columns(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
@@ -286,6 +289,9 @@ impl Attention {
 
 /// softmax(q k^T / sqrt(head_dim)) v for all heads: queries [times, heads * head_dim] -> the same shape. With
 /// [`KeyValues::Packed`] the queries are the first columns of `queries`.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn attention(
     recorder: &mut Recorder,
     layer: Attention,
@@ -295,8 +301,11 @@ pub fn attention(
     attention_batched(recorder, layer, queries, key_values, 1)
 }
 
-/// The same for several sequences of one length, one behind the other in queries, keys and values (not in a cache): each
-/// attends to its own.
+/// The same for several sequences of one length, one after the other in queries, keys and values (not in a cache): each attends
+/// to its own.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn attention_batched(
     recorder: &mut Recorder,
     layer: Attention,
@@ -313,7 +322,7 @@ pub fn attention_batched(
             let columns = layer.packed_columns();
             queries.expect("queries, keys and values", &[rows, columns])?;
             let keys = queries.binding();
-            Source {
+            Layout {
                 rows,
                 half: false,
                 query_stride: columns,
@@ -330,7 +339,7 @@ pub fn attention_batched(
                     cache.capacity, cache.columns
                 )));
             }
-            Source {
+            Layout {
                 rows: length,
                 half: cache.half,
                 query_stride: width,
@@ -346,7 +355,7 @@ pub fn attention_batched(
                 return Err(Error::InvalidArgument("keys of another sequence have no order among queries".to_owned()));
             }
             let keys = tensor.binding();
-            Source {
+            Layout {
                 rows: tensor.rows(),
                 half: false,
                 query_stride: width,
@@ -366,22 +375,22 @@ pub fn attention_batched(
     let group = heads / kv_heads;
     let query_rows = times * group;
     let gpu = recorder.gpu();
-    let form = match gpu.software_subgroups() {
-        Some(8) => Form::Subgroup,
-        Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Form::Subgroup4,
-        _ => Form::Workgroup,
+    let kernel = match gpu.software_subgroups() {
+        Some(8) => AttentionKernel::Subgroup,
+        Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => AttentionKernel::Subgroup4,
+        _ => AttentionKernel::Workgroup,
     };
-    let block = match form {
-        Form::Subgroup4 => SUBGROUP4_ROWS,
-        _ => query_rows.next_power_of_two().min(Variant::max_rows(head_dim, form)),
+    let block = match kernel {
+        AttentionKernel::Subgroup4 => SUBGROUP4_ROWS,
+        _ => query_rows.next_power_of_two().min(Variant::max_rows(head_dim, kernel)),
     };
     let blocks = query_rows.div_ceil(block);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
-    let split = blocks == 1 && keys > PART_KEYS && form != Form::Subgroup4 && sequences == 1;
-    let parts = if split { keys.div_ceil(PART_KEYS) } else { 1 };
+    let split = blocks == 1 && keys > SPLIT_KEYS && kernel != AttentionKernel::Subgroup4 && sequences == 1;
+    let splits = if split { keys.div_ceil(SPLIT_KEYS) } else { 1 };
     let y = Tensor::temporary(recorder.gpu(), &[rows, width], "attention")?;
     let partial = if split {
-        Some(Tensor::temporary(recorder.gpu(), &[parts * query_rows * kv_heads, head_dim + 4], "attention parts")?)
+        Some(Tensor::temporary(recorder.gpu(), &[splits * query_rows * kv_heads, head_dim + 4], "attention splits")?)
     } else {
         None
     };
@@ -394,22 +403,22 @@ pub fn attention_batched(
             times: times as u32,
             keys: keys as u32,
             group: group as u32,
-            first_time: keys.saturating_sub(times) as u32,
+            first_position: keys.saturating_sub(times) as u32,
             query_stride: (source.query_stride / 4) as u32,
             query_start: (sequence * times * source.query_stride / 4) as u32,
             key_stride: (source.stride / 4) as u32,
             key_start: ((sequence * keys * source.stride + key_start) / 4) as u32,
             value_stride: (source.stride / 4) as u32,
             value_start: ((sequence * keys * source.stride + value_start) / 4) as u32,
-            part_keys: if split { PART_KEYS } else { keys.next_multiple_of(64) } as u32,
+            split_keys: if split { SPLIT_KEYS } else { keys.next_multiple_of(64) } as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
             output_start: (sequence * times * width / 4) as u32,
         };
         recorder.dispatch(
-            &Variant { head_dim, rows: block, causal, split, half: source.half, form },
+            &Variant { head_dim, rows: block, causal, split, half: source.half, kernel },
             &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
             &params,
-            [blocks as u32, kv_heads as u32, parts as u32],
+            [blocks as u32, kv_heads as u32, splits as u32],
             Cost {
                 bytes: (2 * times * width * 4 + 2 * keys * kv_width * element) as f64,
                 flops: 4.0 * times as f64 * seen * width as f64,
@@ -417,106 +426,109 @@ pub fn attention_batched(
         )?;
     }
     if let Some(partial) = partial {
-        merge(recorder, layer, &partial, &y, parts)?;
+        combine(recorder, layer, &partial, &y, splits)?;
     }
     Ok(y)
 }
 
-/// Attention of queries [rows, heads * head_dim] of several sequences, whose keys and values lie in one cache, in runs. In each
-/// of the sets every query is in one look, in order; it attends to the keys of all its looks together. Every look is a
-/// dispatch that leaves its part, and the parts are merged as those of split keys are.
+/// Attention of queries [rows, heads * head_dim] of several sequences, whose keys and values are in one cache. In each pass
+/// every query is in one segment, in order; it attends to the keys of its segments in all passes together. Each segment is a
+/// dispatch that leaves a partial result, and these are combined as those of split keys are.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn attention_segments(
     recorder: &mut Recorder,
     layer: Attention,
     queries: &Tensor,
     cache: &KvCache,
-    sets: &[Vec<AttentionSegment>],
+    passes: &[Vec<AttentionSegment>],
 ) -> Result<Tensor> {
     layer.check()?;
     let Attention { heads, kv_heads, head_dim, .. } = layer;
     let (rows, width, kv_width) = (queries.rows(), heads * head_dim, kv_heads * head_dim);
     queries.expect("queries", &[rows, width])?;
-    check_sets(rows, cache, kv_width, sets)?;
+    check_passes(rows, cache, kv_width, passes)?;
     let group = heads / kv_heads;
     let query_rows = rows * group;
-    let form = match recorder.gpu().software_subgroups() {
-        Some(8) => Form::Subgroup,
-        _ => Form::Workgroup,
+    let kernel = match recorder.gpu().software_subgroups() {
+        Some(8) => AttentionKernel::Subgroup,
+        _ => AttentionKernel::Workgroup,
     };
-    let most = Variant::max_rows(head_dim, form);
-    // Few queries that all look at the same keys: those are split, as in [`attention`].
-    let parts_of = |set: &[AttentionSegment]| match set {
-        [look] if query_rows <= most => look.keys.count.div_ceil(PART_KEYS),
+    let most = Variant::max_rows(head_dim, kernel);
+    // Few queries that all attend to the same keys: the keys are split, as in [`attention`].
+    let splits_of = |pass: &[AttentionSegment]| match pass {
+        [segment] if query_rows <= most => segment.keys.count.div_ceil(SPLIT_KEYS),
         _ => 1,
     };
-    let parts: usize = sets.iter().map(|set| parts_of(set)).sum();
-    let partial = Tensor::temporary(recorder.gpu(), &[parts * query_rows * kv_heads, head_dim + 4], "attention parts")?;
+    let splits: usize = passes.iter().map(|pass| splits_of(pass)).sum();
+    let partial =
+        Tensor::temporary(recorder.gpu(), &[splits * query_rows * kv_heads, head_dim + 4], "attention splits")?;
     let [keys, values] = cache.stored().map(Tensor::binding);
     let element = if cache.half { 2 } else { 4 };
-    let mut first_part = 0;
-    for set in sets {
-        let parts = parts_of(set);
-        for AttentionSegment { queries: looking, keys: run, causal } in set {
-            let times = looking.len();
+    let mut first_split = 0;
+    for pass in passes {
+        let splits = splits_of(pass);
+        for AttentionSegment { queries: range, keys: run, causal } in pass {
+            let times = range.len();
             let block = (times * group).next_power_of_two().min(most);
             let (stride, start) = ((run.step * kv_width / 4) as u32, (run.start * kv_width / 4) as u32);
             let params = Params {
                 times: times as u32,
                 keys: run.count as u32,
                 group: group as u32,
-                first_time: if *causal { (run.count - times) as u32 } else { 0 },
+                first_position: if *causal { (run.count - times) as u32 } else { 0 },
                 query_stride: (width / 4) as u32,
-                query_start: (looking.start * width / 4) as u32,
+                query_start: (range.start * width / 4) as u32,
                 key_stride: stride,
                 key_start: start,
                 value_stride: stride,
                 value_start: start,
-                part_keys: if parts > 1 { PART_KEYS } else { run.count.next_multiple_of(64) } as u32,
+                split_keys: if splits > 1 { SPLIT_KEYS } else { run.count.next_multiple_of(64) } as u32,
                 scale: 1.0 / (head_dim as f32).sqrt(),
-                output_start: ((first_part * query_rows + looking.start * group) * kv_heads * (head_dim / 4 + 1))
-                    as u32,
+                output_start: ((first_split * query_rows + range.start * group) * kv_heads * (head_dim / 4 + 1)) as u32,
             };
             recorder.dispatch(
-                &Variant { head_dim, rows: block, causal: *causal, split: true, half: cache.half, form },
+                &Variant { head_dim, rows: block, causal: *causal, split: true, half: cache.half, kernel },
                 &[queries.binding(), keys, values, partial.binding()],
                 &params,
-                [(times * group).div_ceil(block) as u32, kv_heads as u32, parts as u32],
+                [(times * group).div_ceil(block) as u32, kv_heads as u32, splits as u32],
                 Cost {
                     bytes: (2 * times * width * 4 + 2 * run.count * kv_width * element) as f64,
                     flops: 4.0 * (times * run.count * width) as f64,
                 },
             )?;
         }
-        first_part += parts;
+        first_split += splits;
     }
     let y = Tensor::temporary(recorder.gpu(), &[rows, width], "attention")?;
-    merge(recorder, layer, &partial, &y, parts)?;
+    combine(recorder, layer, &partial, &y, splits)?;
     Ok(y)
 }
 
-/// Checks that every set has every query once, and that the keys are in the cache.
-fn check_sets(rows: usize, cache: &KvCache, kv_width: usize, sets: &[Vec<AttentionSegment>]) -> Result<()> {
-    let fits = |look: &AttentionSegment| {
-        let StridedRows { start, step, count } = look.keys;
-        let seen = if look.causal { look.queries.len() } else { 1 };
+/// Checks that every pass has every query once, and that the keys are in the cache.
+fn check_passes(rows: usize, cache: &KvCache, kv_width: usize, passes: &[Vec<AttentionSegment>]) -> Result<()> {
+    let fits = |segment: &AttentionSegment| {
+        let StridedRows { start, step, count } = segment.keys;
+        let seen = if segment.causal { segment.queries.len() } else { 1 };
         count >= seen && count > 0 && start + (count - 1) * step < cache.capacity
     };
-    for set in sets {
+    for pass in passes {
         let mut next = 0;
-        for look in set {
-            if look.queries.start != next || look.queries.is_empty() || !fits(look) {
+        for segment in pass {
+            if segment.queries.start != next || segment.queries.is_empty() || !fits(segment) {
                 break;
             }
-            next = look.queries.end;
+            next = segment.queries.end;
         }
-        if next != rows || set.iter().any(|look| look.queries.end > rows) {
+        if next != rows || pass.iter().any(|segment| segment.queries.end > rows) {
             return Err(Error::InvalidArgument(format!(
-                "{set:?} do not have each of {rows} queries once, with keys among {}",
+                "{pass:?} do not have each of {rows} queries once, with keys among {}",
                 cache.capacity
             )));
         }
     }
-    if sets.is_empty() || rows == 0 || cache.columns != kv_width {
+    if passes.is_empty() || rows == 0 || cache.columns != kv_width {
         let found = cache.columns;
         return Err(Error::InvalidArgument(format!(
             "{rows} queries with {found} columns of keys, expected {kv_width}"
@@ -525,15 +537,15 @@ fn check_sets(rows: usize, cache: &KvCache, kv_width: usize, sets: &[Vec<Attenti
     Ok(())
 }
 
-/// Joins parts that attention left.
-fn merge(recorder: &mut Recorder, layer: Attention, partial: &Tensor, y: &Tensor, parts: usize) -> Result<()> {
+/// Combines the splits that attention left.
+fn combine(recorder: &mut Recorder, layer: Attention, partial: &Tensor, y: &Tensor, splits: usize) -> Result<()> {
     let Attention { heads, kv_heads, head_dim, .. } = layer;
     let group = heads / kv_heads;
     let query_rows = y.rows() * group;
     recorder.dispatch(
-        &Merge { head_dim },
+        &Combine { head_dim },
         &[partial.binding(), y.binding()],
-        &[query_rows as u32, kv_heads as u32, group as u32, parts as u32],
+        &[query_rows as u32, kv_heads as u32, group as u32, splits as u32],
         element_grid(query_rows * kv_heads * head_dim / 4),
         cost(partial.len() + y.len(), 2 * partial.len()),
     )

@@ -1,5 +1,5 @@
-//! What is done to feature maps around products: patches (whose product with a weight matrix is a convolution with stride =
-//! size), depthwise 7 x 7 convolution, bilinear resampling, channels side by side.
+//! Operations on feature maps: patches (whose product with a weight matrix is a convolution with stride = size), depthwise 7 x 7
+//! convolution, bilinear resampling, concatenation of channels.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,7 +8,7 @@ use crate::gpu::{Access, Kernel, Recorder, Source, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// A feature map [height, width, channels], channels last; or those of several images, one behind the other.
+/// A feature map [height, width, channels], channels last; or those of several images, one after the other.
 #[derive(Debug, Clone)]
 pub struct FeatureMap {
     /// Rows of pixels.
@@ -25,7 +25,7 @@ impl FeatureMap {
         self.values.columns()
     }
 
-    /// Images, where an op takes several.
+    /// The number of images.
     pub fn images(&self) -> usize {
         self.values.rows() / (self.height * self.width).max(1)
     }
@@ -72,7 +72,10 @@ pub(crate) fn resize_kernel() -> Kernel {
 }
 
 /// Patches `first ..` of a image, `count` of them, as rows [count, channels * size * size] in the order of torch's
-/// flattened convolution weights. `planar` tells whether channels come first ([channels, height, width]) or last.
+/// flattened convolution weights. `planar`: channels come first ([channels, height, width]) or last.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn patches(
     recorder: &mut Recorder,
     x: &Tensor,
@@ -115,6 +118,9 @@ pub fn patches(
 }
 
 /// Depthwise 7 x 7 convolution, padding 3: weight [49, channels], bias [channels].
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias: &Tensor) -> Result<FeatureMap> {
     let channels = x.channels();
     weight.expect("depthwise weight", &[49, channels])?;
@@ -134,6 +140,9 @@ pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias:
 }
 
 /// Bilinear resampling to another size, as `torch.nn.functional.interpolate(align_corners=False)`.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usize) -> Result<FeatureMap> {
     let channels = x.channels();
     let y = Tensor::temporary(recorder.gpu(), &[height * width, channels], "resize")?;
@@ -147,7 +156,10 @@ pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usi
     Ok(FeatureMap { height, width, values: y })
 }
 
-/// The channels of two maps of one size side by side; both have a multiple of 4.
+/// Concatenates the channels of two maps of one size; both have a multiple of 4.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn concatenate(recorder: &mut Recorder, first: &FeatureMap, second: &FeatureMap) -> Result<FeatureMap> {
     let (rows, channels) = (first.values.rows(), [first.channels(), second.channels()]);
     if (first.height, first.width, rows) != (second.height, second.width, second.values.rows())

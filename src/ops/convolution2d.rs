@@ -1,4 +1,4 @@
-//! Convolutions with 1 x 1 and 3 x 3 kernels, as products whose left matrix is never made.
+//! Convolutions with 1 x 1 and 3 x 3 kernels, as implicit GEMMs.
 
 use super::matmul::{ConvParams, ImplicitGemm};
 use super::{Activation, FeatureMap};
@@ -6,18 +6,18 @@ use crate::gpu::Recorder;
 use crate::tensor::{Matrix, Tensor};
 use crate::{Error, Result};
 
-/// Where a kernel is put on a map.
+/// Stride, padding and upsampling of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ConvMode {
-    /// On every pixel, with a border of zeros around the map so that the result has its size.
+    /// Stride 1, padded with zeros on all sides: the result has the map's size.
     #[default]
     Same,
-    /// On every second pixel, with a border of one zero on all sides: a 3 x 3 kernel's result has half the size, rounded up.
+    /// Stride 2, padded by one on all sides: a 3 x 3 kernel's result has half the size, rounded up.
     Stride2,
-    /// On every second pixel, with a border on the right and below only: half the size, rounded down.
+    /// Stride 2, padded at the right and the bottom only: half the size, rounded down.
     Stride2PadEnd,
-    /// As `Same`, on a map in which every pixel was made two by two (nearest neighbour), which is never stored. See
-    /// [`convolution_upsampled`] for sides that are one less.
+    /// Stride 1 on the map upsampled by 2 x 2 (nearest neighbour), which is never stored. See [`convolution_upsampled`] for sides
+    /// that are one less.
     Upsample2,
 }
 
@@ -32,14 +32,14 @@ pub struct Convolution {
     pub channels: usize,
     /// Side of the kernel: 1 or 3.
     pub side: usize,
-    /// Where it is put.
+    /// Stride, padding and upsampling.
     pub mode: ConvMode,
 }
 
 /// What happens to a convolution's sum before it is stored: `activation(sum + bias) + residual`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ConvEpilogue<'a> {
-    /// In place of the layer's own bias, one for each picture: [images, out].
+    /// Replaces the layer's bias, one for each image: [images, out].
     pub bias: Option<&'a Tensor>,
     /// EpilogueFlags to the sum.
     pub activation: Option<Activation>,
@@ -59,7 +59,10 @@ impl Convolution {
     }
 }
 
-/// The convolution of a map (or of several, one behind the other).
+/// The convolution of a map, or of several, one after the other.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn convolution(
     recorder: &mut Recorder,
     x: &FeatureMap,
@@ -69,7 +72,10 @@ pub fn convolution(
     convolution_to(recorder, x, layer, layer.size(x.height, x.width), epilogue)
 }
 
-/// The convolution of a map that is doubled to this size before: twice its own, or less by one.
+/// The convolution of a map that is upsampled to this size first: twice its own, or one less.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn convolution_upsampled(
     recorder: &mut Recorder,
     x: &FeatureMap,
@@ -77,10 +83,10 @@ pub fn convolution_upsampled(
     (height, width): (usize, usize),
     epilogue: ConvEpilogue<'_>,
 ) -> Result<FeatureMap> {
-    let fits = |doubled: usize, side: usize| doubled.div_ceil(2) == side;
+    let fits = |upsampled: usize, side: usize| upsampled.div_ceil(2) == side;
     if layer.mode != ConvMode::Upsample2 || !fits(height, x.height) || !fits(width, x.width) {
         return Err(Error::WrongShape {
-            name: "convolution of a doubled map".to_owned(),
+            name: "convolution of an upsampled map".to_owned(),
             found: vec![x.height, x.width],
             expected: format!("half of {height} x {width}"),
         });
@@ -102,7 +108,7 @@ fn convolution_to(
         && x.channels().is_multiple_of(4)
         && images * x.height * x.width == x.values.rows()
         && layer.weight.columns() == taps * x.channels()
-        // Within what the kernel divides exactly.
+        // Within the range in which the kernel divides exactly.
         && layer.weight.columns() < 1 << 22
         && images * height * width > 0;
     if !fits {
@@ -124,22 +130,22 @@ fn convolution_to(
     if let Some(residual) = epilogue.residual {
         residual.values.expect("residual", y.shape())?;
     }
-    let halved = matches!(layer.mode, ConvMode::Stride2 | ConvMode::Stride2PadEnd);
-    let doubled = layer.mode == ConvMode::Upsample2;
+    let strided = matches!(layer.mode, ConvMode::Stride2 | ConvMode::Stride2PadEnd);
+    let upsampled = layer.mode == ConvMode::Upsample2;
     let channels4 = x.channels() / 4;
     let convolution = ConvParams {
         height: x.height as u32,
         width: x.width as u32,
-        pixels_out: (height * width) as u32,
+        pixels_per_image: (height * width) as u32,
         width_out: width as u32,
         channels4: channels4 as u32,
         inverse_channels4: 1.0 / channels4 as f32,
         taps: taps as u32,
-        stride: if halved { 2 } else { 1 },
-        before: if layer.mode == ConvMode::Stride2PadEnd { 0 } else { layer.side as u32 / 2 },
-        upsampled: u32::from(doubled),
-        height_seen: if doubled { height } else { x.height } as u32,
-        width_seen: if doubled { width } else { x.width } as u32,
+        stride: if strided { 2 } else { 1 },
+        padding: if layer.mode == ConvMode::Stride2PadEnd { 0 } else { layer.side as u32 / 2 },
+        upsample_shift: u32::from(upsampled),
+        height_limit: if upsampled { height } else { x.height } as u32,
+        width_limit: if upsampled { width } else { x.width } as u32,
         first_row: 0,
         bias_stride: if epilogue.bias.is_some() { out as u32 } else { 0 },
     };

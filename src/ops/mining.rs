@@ -135,7 +135,7 @@ pub(crate) fn stats_kernel(vec4: bool) -> Kernel {
     }
 }
 
-/// Invocations of the workgroups of [`products_kernel`]: few where a processor plays all of them.
+/// Invocations of the workgroups of [`products_kernel`]: few on software adapters.
 pub(crate) const PRODUCTS_WORKGROUPS: [u32; 2] = [8, 64];
 
 pub(crate) fn products_kernel(vec4: bool, neighbours: bool, workgroup: u32) -> Kernel {
@@ -157,7 +157,7 @@ pub(crate) fn mixed_kernel() -> Kernel {
     )
 }
 
-/// The kernel for these windows; `keep` for the form that also gives the weights of the cells.
+/// The kernel for these windows; with `keep` it also stores the weights of the cells.
 pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) -> Kernel {
     const BINDINGS: &[Access] = &[
         Access::Read,
@@ -191,6 +191,9 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) 
 }
 
 /// Mean and 1 / sqrt(variance + eps) of every cell of the map: [height * width, 2].
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Result<Tensor> {
     let cells = map.height() * map.width();
     let stats = Tensor::temporary(recorder.gpu(), &[cells, 2], "mining statistics")?;
@@ -263,7 +266,10 @@ fn products(recorder: &mut Recorder, map: &MiningMap) -> Result<Vec<Tensor>> {
 
 /// The attended windows of one tile: folded queries u [tokens, channels] -> [tokens, channels]. The tile's tokens form a
 /// square; its upper left cell in the map is (`first_row`, `first_column`), and each token has `window` x `window` cells.
-/// The weight that each of these cells got goes to its place in `attended` [height * width of the map], where that is given.
+/// If `attended` [height * width of the map] is given, the weight of each cell is written there.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn mining(
     recorder: &mut Recorder,
     u: &Tensor,

@@ -34,19 +34,19 @@ struct Params {
 pub(crate) struct Variant {
     pub centred: bool,
     pub unit_offset: bool,
-    pub held: Option<Held>,
+    pub registers: Option<RegisterRows>,
 }
 
-/// How rows are held that are read once.
+/// How a row that is read once is kept in registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Held {
+pub(crate) struct RegisterRows {
     /// Invocations a row.
     pub workgroup: usize,
-    /// Vectors of four that each holds.
+    /// Vectors of four of each invocation.
     pub each: usize,
 }
 
-impl Held {
+impl RegisterRows {
     /// The sizes that there are kernels for.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let sizes = [(8, 7), (64, 4), (256, 4)];
@@ -55,10 +55,11 @@ impl Held {
             .flat_map(|(workgroup, powers)| (0..powers).map(move |power| Self { workgroup, each: 1 << power }))
     }
 
-    /// The first that holds rows of k. A processor that plays a GPU does better without many invocations that wait for each
-    /// other.
+    /// The smallest that holds rows of k. Software adapters do better without many invocations that wait for each other.
     fn choose(gpu: &Gpu, k: usize) -> Option<Self> {
-        let fits = |held: &Self| (gpu.software_kernels() || held.workgroup > 8) && 4 * held.workgroup * held.each >= k;
+        let fits = |registers: &Self| {
+            (gpu.software_kernels() || registers.workgroup > 8) && 4 * registers.workgroup * registers.each >= k
+        };
         if k.is_multiple_of(4) { Self::all().find(fits) } else { None }
     }
 }
@@ -66,8 +67,8 @@ impl Held {
 impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         let mut overrides = vec![("CENTRED", u32::from(self.centred)), ("UNIT_OFFSET", u32::from(self.unit_offset))];
-        let (name, source, consts) = match self.held {
-            Some(Held { workgroup, each }) => {
+        let (name, source, consts) = match self.registers {
+            Some(RegisterRows { workgroup, each }) => {
                 overrides.push(("WORKGROUP", workgroup as u32));
                 ("norm_registers", wgsl!("norm/norm_registers.wgsl"), vec![("VECS", each as u32)])
             }
@@ -85,6 +86,9 @@ impl PipelineKey for Variant {
 }
 
 /// Normalises every row of `x` [.., columns].
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn norm(recorder: &mut Recorder, x: &Tensor, layer: &Norm) -> Result<Tensor> {
     let (rows, k) = (x.rows(), x.columns());
     layer.weight.expect("norm weight", &[k])?;
@@ -95,7 +99,7 @@ pub fn norm(recorder: &mut Recorder, x: &Tensor, layer: &Norm) -> Result<Tensor>
         &Variant {
             centred: layer.bias.is_some(),
             unit_offset: layer.unit_offset,
-            held: Held::choose(recorder.gpu(), k),
+            registers: RegisterRows::choose(recorder.gpu(), k),
         },
         &[x.binding(), layer.weight.binding(), bias.binding(), y.binding()],
         &Params { rows: rows as u32, k: k as u32, eps: layer.eps, padding: 0 },

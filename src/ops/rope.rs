@@ -1,4 +1,4 @@
-//! Rope embedding, behind the product of queries, keys and values.
+//! Rotary position embedding (RoPE), fused with the product of queries, keys and values.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,12 +9,12 @@ use crate::gpu::{Gpu, Recorder};
 use crate::tensor::{Matrix, Tensor};
 use crate::{Error, Result};
 
-/// What the rotary embedding's angles are made of.
+/// The parameters of the rotary embedding's angles.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f32,
-    /// What the frequencies are divided by, one for each pair; nothing if empty.
+    /// Divisors of the frequencies, one for each pair of elements; empty for none.
     pub freq_factors: Vec<f32>,
 }
 
@@ -27,23 +27,29 @@ pub struct RopeTable {
 impl RopeTable {
     /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the reference
     /// does.
-    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rotary: &Rope) -> Result<Self> {
-        Self::at_positions(gpu, 0..positions, head_dim, rotary)
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rope: &Rope) -> Result<Self> {
+        Self::at_positions(gpu, 0..positions, head_dim, rope)
     }
 
     /// The same for any positions, one a row of the cache.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn at_positions(
         gpu: &Gpu,
         positions: impl ExactSizeIterator<Item = usize>,
         head_dim: usize,
-        rotary: &Rope,
+        rope: &Rope,
     ) -> Result<Self> {
         let half = head_dim / 2;
         let rows = positions.len();
         let frequencies: Vec<f32> = (0..half)
             .map(|i| {
-                let divisor = rotary.freq_factors.get(i).copied().unwrap_or(1.0);
-                1.0 / rotary.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
+                let divisor = rope.freq_factors.get(i).copied().unwrap_or(1.0);
+                1.0 / rope.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
             })
             .collect();
         let cos_sin: Vec<f32> = positions
@@ -58,7 +64,7 @@ impl RopeTable {
     }
 }
 
-/// How queries and keys are turned, and where keys and values go.
+/// How queries and keys are rotated, and where keys and values are written.
 #[derive(Debug, Clone, Copy)]
 pub struct QkvRope<'a> {
     /// The heads.
@@ -81,22 +87,25 @@ struct Params {
     first_time: u32,
 }
 
-/// Queries [m, heads * head_dim] of norm(x) W^T, turned by their positions; keys, turned, and values go into the cache there.
+/// Queries [m, heads * head_dim] of norm(x) W^T, rotated by their positions; rotated keys and values are written to the cache.
 /// x [m, k], W [(heads + 2 kv_heads) * head_dim, k]: queries, keys, values. Within the heads of queries and keys the rows of W
 /// are in the order of `RowOrder::RopeInterleaved`, and so are the queries that come out.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn linear_qkv_rope(
     recorder: &mut Recorder,
     x: &Tensor,
     norm: &Norm,
     weight: &Matrix,
-    turns: QkvRope<'_>,
+    rope: QkvRope<'_>,
 ) -> Result<Tensor> {
-    turns.check(x, weight)?;
+    rope.check(x, weight)?;
     if norm.bias.is_some() || !matmul::fuses_norm(recorder.gpu(), x.rows(), weight) {
         let normed = norm::norm(recorder, x, norm)?;
-        return turns.record(recorder, &normed, None, weight);
+        return rope.record(recorder, &normed, None, weight);
     }
-    turns.record(recorder, x, Some(norm), weight)
+    rope.record(recorder, x, Some(norm), weight)
 }
 
 impl QkvRope<'_> {
@@ -110,12 +119,12 @@ impl QkvRope<'_> {
                 expected: format!("[{}, {}]", layer.packed_columns(), x.columns()),
             });
         }
-        let (end, room) = (position + x.rows(), cache.capacity().min(table.cos_sin.rows()));
+        let (end, capacity) = (position + x.rows(), cache.capacity().min(table.cos_sin.rows()));
         let columns = layer.kv_heads * layer.head_dim;
-        if end > room || cache.columns() != columns || table.cos_sin.columns() != layer.head_dim {
+        if end > capacity || cache.columns() != columns || table.cos_sin.columns() != layer.head_dim {
             let found = cache.columns();
             return Err(Error::InvalidArgument(format!(
-                "positions up to {end} in a cache for {room} ({found} columns, expected {columns})"
+                "positions up to {end} in a cache for {capacity} ({found} columns, expected {columns})"
             )));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Mixture of experts: choosing experts for each token, and joining their answers.
+//! Mixture of experts: choosing experts for each token, and combining their outputs.
 
 use super::Routes;
 use super::{cost, element_grid};
@@ -12,7 +12,7 @@ pub(crate) const MAX_EXPERTS: usize = 64;
 /// Which experts serve which tokens. A slot is token * top_k + choice.
 #[derive(Debug, Clone)]
 pub struct Routing {
-    shares: Tensor,
+    weights: Tensor,
     choices: Tensor,
     lists: Tensor,
     tokens: usize,
@@ -37,7 +37,7 @@ impl Routing {
 
     /// Shares [tokens, top_k] and u32 expert numbers [tokens, top_k], for tests.
     pub fn chosen(&self) -> (&Tensor, &Tensor) {
-        (&self.shares, &self.choices)
+        (&self.weights, &self.choices)
     }
 }
 
@@ -64,6 +64,9 @@ pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
 }
 
 /// Softmax over the experts, the `top_k` best of each token, renormalised: logits [tokens, experts].
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<Routing> {
     let (tokens, experts) = (logits.rows(), logits.columns());
     if top_k == 0 || top_k > experts || experts > MAX_EXPERTS {
@@ -75,7 +78,7 @@ pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<R
     }
     let gpu = recorder.gpu().clone();
     let routing = Routing {
-        shares: Tensor::temporary(&gpu, &[tokens, top_k], "expert shares")?,
+        weights: Tensor::temporary(&gpu, &[tokens, top_k], "expert weights")?,
         choices: Tensor::temporary(&gpu, &[tokens, top_k], "expert choices")?,
         lists: Tensor::temporary(&gpu, &[experts, 1 + tokens], "expert lists")?,
         tokens,
@@ -83,7 +86,7 @@ pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<R
     };
     recorder.dispatch(
         &route_kernel(top_k),
-        &[logits.binding(), routing.shares.binding(), routing.lists.binding(), routing.choices.binding()],
+        &[logits.binding(), routing.weights.binding(), routing.lists.binding(), routing.choices.binding()],
         &[tokens as u32, experts as u32, tokens as u32, 0],
         [1, 1, 1],
         cost(logits.len() + routing.lists.len(), logits.len() * top_k),
@@ -91,16 +94,19 @@ pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<R
     Ok(routing)
 }
 
-/// y[t] += sum of the chosen experts' answers [tokens * top_k, width], each times its share.
-pub fn combine(recorder: &mut Recorder, routing: &Routing, answers: &Tensor, y: &Tensor) -> Result<()> {
+/// y[t] += sum of the chosen experts' outputs [tokens * top_k, width], each times its share.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+pub fn combine(recorder: &mut Recorder, routing: &Routing, outputs: &Tensor, y: &Tensor) -> Result<()> {
     let width = y.columns();
-    answers.expect("expert answers", &[routing.slots(), width])?;
+    outputs.expect("expert outputs", &[routing.slots(), width])?;
     y.expect("residual", &[routing.tokens, width])?;
     recorder.dispatch(
         &combine_kernel(routing.top_k),
-        &[answers.binding(), routing.shares.binding(), routing.choices.binding(), y.binding()],
+        &[outputs.binding(), routing.weights.binding(), routing.choices.binding(), y.binding()],
         &[routing.tokens as u32, width as u32, 0, 0],
         element_grid(y.len()),
-        cost(answers.len() + 2 * y.len(), 2 * answers.len()),
+        cost(outputs.len() + 2 * y.len(), 2 * outputs.len()),
     )
 }

@@ -1,4 +1,4 @@
-//! Choosing the next token on the device.
+//! Sampling the next token on the device.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -51,25 +51,28 @@ impl PipelineKey for Variant {
     }
 }
 
-/// Writes the token chosen from each row of logits [rows, vocab] to `chosen[place..]` (u32). `draw` is uniform in [0, 1); several
+/// Writes the token chosen from each row of logits [rows, vocab] to `sampled[slot..]` (u32). `draw` is uniform in [0, 1); several
 /// rows have none, they take the likeliest token.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn sample(
     recorder: &mut Recorder,
     logits: &Tensor,
     sampling: Sampling,
     draw: f32,
-    chosen: &Tensor,
-    place: usize,
+    sampled: &Tensor,
+    slot: usize,
 ) -> Result<()> {
     let (rows, vocab) = (logits.rows(), logits.columns());
     let draws = sampling.temperature > 0.0;
-    if rows == 0 || place + rows > chosen.len() || draws && rows > 1 {
+    if rows == 0 || slot + rows > sampled.len() || draws && rows > 1 {
         let one = if draws { ", and one draw" } else { "" };
-        return Err(Error::InvalidArgument(format!("{rows} tokens at {place} of {}{one}", chosen.len())));
+        return Err(Error::InvalidArgument(format!("{rows} tokens at {slot} of {}{one}", sampled.len())));
     }
     let params = Params {
         vocab: vocab as u32,
-        output: place as u32,
+        output: slot as u32,
         top_k: sampling.top_k,
         top_p: sampling.top_p,
         inverse_temperature: if draws { 1.0 / sampling.temperature } else { 1.0 },
@@ -78,7 +81,7 @@ pub fn sample(
     };
     recorder.dispatch(
         &Variant { draws },
-        &[logits.binding(), chosen.binding()],
+        &[logits.binding(), sampled.binding()],
         &params,
         [rows as u32, 1, 1],
         cost(rows * vocab, rows * vocab),

@@ -9,7 +9,10 @@ pub(crate) fn kernel() -> Kernel {
     Kernel::new("softmax", [wgsl!("norm/softmax.wgsl")], &[Access::Write])
 }
 
-/// x = softmax(scale x) over the first `k` values of every row of `x`, in place; what is behind them becomes zero.
+/// x = softmax(scale x) over the first `k` values of every row of `x`, in place; the values after them become zero.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn softmax(recorder: &mut Recorder, x: &Tensor, k: usize, scale: f32) -> Result<()> {
     let rows = x.rows();
     if !(1..=x.columns()).contains(&k) {

@@ -1,4 +1,4 @@
-//! Every kernel that can be dispatched, so that all of them can be compiled for backends that are not at hand.
+//! Every kernel that can be dispatched, so that tests can compile all of them for every backend.
 
 use super::{
     attention, convolution, denoise, gather, group_norm, matmul, mining, norm, roofline, routing, sampling, softmax,
@@ -23,8 +23,8 @@ pub fn specialisations() -> Vec<Kernel> {
     kernels.extend(attention_kernels());
     kernels.extend(Precision::ALL.map(|precision| gather::Variant(precision).kernel()));
     for first in BOTH {
-        for held in norm::Held::all().map(Some).chain([None]) {
-            kernels.extend(BOTH.map(|unit_offset| norm::Variant { centred: first, unit_offset, held }.kernel()));
+        for registers in norm::RegisterRows::all().map(Some).chain([None]) {
+            kernels.extend(BOTH.map(|unit_offset| norm::Variant { centred: first, unit_offset, registers }.kernel()));
         }
         kernels.push(convolution::depthwise_kernel(first));
         kernels.push(mining::stats_kernel(first));
@@ -49,20 +49,20 @@ pub fn specialisations() -> Vec<Kernel> {
 fn attention_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
-        kernels.push(attention::Merge { head_dim }.kernel());
-        for form in [attention::Form::Workgroup, attention::Form::Subgroup] {
-            let most = attention::Variant::max_rows(head_dim, form);
+        kernels.push(attention::Combine { head_dim }.kernel());
+        for kernel in [attention::AttentionKernel::Workgroup, attention::AttentionKernel::Subgroup] {
+            let most = attention::Variant::max_rows(head_dim, kernel);
             for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= most) {
                 for bits in 0..8u32 {
                     let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
-                    let variant = attention::Variant { head_dim, rows, causal, split, half, form };
+                    let variant = attention::Variant { head_dim, rows, causal, split, half, kernel };
                     kernels.push(variant.kernel());
                 }
             }
         }
         for [causal, half] in [[false, false], [false, true], [true, false], [true, true]] {
-            let form = attention::Form::Subgroup4;
-            kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, half, form }.kernel());
+            let kernel = attention::AttentionKernel::Subgroup4;
+            kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, half, kernel }.kernel());
         }
     }
     kernels

@@ -1,10 +1,10 @@
-//! Weight matrices: packed, and split by rows where one binding cannot hold them.
+//! Weight matrices: packed, and split by rows where they exceed one binding.
 
 use crate::gpu::{Access, Cost, Gpu, Kernel, grid_1d, wgsl};
 use crate::tensor::{INTERLEAVE_ROWS, Packed, Precision, Tensor, pack_rows};
 use crate::{Error, Result};
 
-/// Neighbouring rows of a matrix in buffers of their own.
+/// Consecutive rows of a matrix in buffers of their own.
 #[derive(Debug)]
 pub struct Shard {
     /// The first row's number in the whole matrix.
@@ -38,7 +38,7 @@ impl Matrix {
         self.columns
     }
 
-    /// Its shards, in order.
+    /// The shards, in order of rows.
     pub fn shards(&self) -> &[Shard] {
         &self.shards
     }
@@ -55,6 +55,9 @@ impl Matrix {
     }
 
     /// Matrices with the same columns on top of each other, each with its own precision.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn stack(parts: Vec<Self>) -> Result<Self> {
         let columns = parts.first().map_or(0, |part| part.columns);
         let mut stacked = Self { rows: 0, columns, shards: Vec::new() };
@@ -74,13 +77,19 @@ impl Matrix {
     }
 
     /// A matrix with these values, all at once. For small ones; a [`MatrixBuilder`] streams.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, precision: Precision, columns: usize, values: &[f32], what: &str) -> Result<Self> {
         let mut builder = MatrixBuilder::new(gpu, precision, values.len() / columns, columns, what)?;
         builder.push(values)?;
         builder.finish()
     }
 
-    /// What ops have computed, taken as a matrix; its columns are a multiple of 4.
+    /// A computed tensor as a matrix. Its columns are a multiple of 4.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
         let (rows, columns) = (tensor.rows(), tensor.columns());
         if !columns.is_multiple_of(4) {
@@ -96,6 +105,9 @@ impl Matrix {
     }
 
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn random(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, seed: u32, what: &str) -> Result<Self> {
         let builder = MatrixBuilder::new(gpu, precision, rows, columns, what)?;
         // Random sign and mantissa under a fixed exponent; random integers under a fixed scale (and minimum).
@@ -141,7 +153,7 @@ impl Fill {
     }
 }
 
-/// The kernel behind [`Matrix::random`].
+/// The kernel of [`Matrix::random`].
 pub(crate) fn fill_kernel() -> Kernel {
     Kernel::new("fill", [wgsl!("bench/fill.wgsl")], &[Access::Write])
 }
@@ -161,10 +173,13 @@ pub struct MatrixBuilder {
 
 impl MatrixBuilder {
     /// Allocates a matrix.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, what: &str) -> Result<Self> {
         let row_bytes = precision.row_bytes(columns).max(precision.row_scale_bytes(columns)) as u64;
-        // Whole blocks of rows, with which gates lie beside their partners; a few, so that shards begin on whole words of 16
-        // bytes in every format.
+        // Whole blocks of rows, so that gates stay next to their partners; or 16, so that shards begin at multiples of 16 bytes in
+        // every format.
         let least = if precision.bits().is_some() { INTERLEAVE_ROWS } else { 16 };
         let limit = (gpu.capabilities().max_shard_bytes() / row_bytes) as usize / least * least;
         if limit == 0 {
@@ -201,14 +216,20 @@ impl MatrixBuilder {
         })
     }
 
-    /// Packs the next rows and writes them, as soon as they fill a block.
+    /// Packs the next rows, and writes them when they fill a block.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn push(&mut self, values: &[f32]) -> Result<()> {
         let (columns, precision) = (self.matrix.columns, self.precision);
         self.check(values.len() / columns, values.len().is_multiple_of(columns))?;
         self.push_packed(&pack_rows(precision, columns, values))
     }
 
-    /// Writes the next rows, packed already and one after the other, as soon as they fill a block.
+    /// Takes the next rows, packed but not interleaved, and writes them when they fill a block.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn push_packed(&mut self, rows: &Packed) -> Result<()> {
         let (columns, precision) = (self.matrix.columns, self.precision);
         let count = rows.data.len() / precision.row_bytes(columns);
@@ -233,7 +254,7 @@ impl MatrixBuilder {
         })
     }
 
-    /// Writes what waits, up to row `end`.
+    /// Writes the waiting rows up to row `end`.
     fn write(&mut self, end: usize) {
         let (columns, precision) = (self.matrix.columns, self.precision);
         for shard in &self.matrix.shards {
@@ -251,7 +272,10 @@ impl MatrixBuilder {
         }
     }
 
-    /// The matrix, once all rows are there.
+    /// Returns the matrix when all rows have been pushed.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn finish(mut self) -> Result<Matrix> {
         self.write(self.pushed);
         if self.pushed != self.matrix.rows {

@@ -16,13 +16,22 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A tensor from the pool for results, its content undefined. It goes back when the last clone is dropped.
+    /// A tensor from the pool for results, its content undefined. It is returned when the last clone is dropped.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn temporary(gpu: &Gpu, shape: &[usize], what: &str) -> Result<Self> {
         let (buffer, offset) = gpu.place(bytes_of(shape), false, what)?;
         Ok(Self { buffer, offset, shape: shape.to_vec() })
     }
 
-    /// A lasting tensor with these values.
+    /// A persistent tensor with these values.
+    ///
+    /// # Panics
+    /// If the shape does not match the number of values.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn new(gpu: &Gpu, shape: &[usize], values: &[f32], what: &str) -> Result<Self> {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{what}");
         let tensor = Self::zeros(gpu, shape, what)?;
@@ -30,13 +39,22 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A lasting tensor of zeros.
+    /// A persistent tensor of zeros.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn zeros(gpu: &Gpu, shape: &[usize], what: &str) -> Result<Self> {
         let (buffer, offset) = gpu.place(bytes_of(shape), true, what)?;
         Ok(Self { buffer, offset, shape: shape.to_vec() })
     }
 
-    /// A temporary tensor that holds these values (f32 or u32) for the commands recorded after this call.
+    /// A temporary tensor with these values (f32 or u32) for the commands recorded after this call.
+    ///
+    /// # Panics
+    /// If the shape does not match the number of values.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn upload<T: bytemuck::Pod>(
         recorder: &mut Recorder,
         shape: &[usize],
@@ -105,14 +123,14 @@ impl Tensor {
         Binding { buffer: &self.buffer, offset: self.offset, bytes: self.bytes() }
     }
 
-    /// Writes bytes into a lasting tensor, from its byte `offset` on, before anything recorded later runs. `offset` and
+    /// Writes bytes into a persistent tensor, from its byte `offset` on, before anything recorded later runs. `offset` and
     /// length are multiples of 4.
     pub(crate) fn write(&self, gpu: &Gpu, offset: u64, bytes: &[u8]) {
         debug_assert!(offset + bytes.len() as u64 <= self.bytes());
         gpu.write(&self.buffer, self.offset + offset, bytes);
     }
 
-    /// Records a copy of all elements to row `row` of `target`, which has as many columns.
+    /// Records a copy of all elements to row `row` of `target`, which has the same number of columns.
     pub fn copy_to(&self, recorder: &mut Recorder, target: &Tensor, row: usize) {
         assert_eq!(self.columns(), target.columns());
         assert!(row + self.rows() <= target.rows());

@@ -1,6 +1,6 @@
 //! The formats weights have on the device, and how rows of f32 are packed into them.
 //!
-//! | precision | a row of k weights | beside it, for each 32 |
+//! | precision | a row of k weights | scales and high bits, for each 32 |
 //! | --- | --- | --- |
 //! | f32 | k f32, padded to a multiple of 4 | |
 //! | f16 | k f16, padded to a multiple of 8 | |
@@ -14,11 +14,11 @@
 //! q8 quantises exactly as GGUF's `Q8_0` and q4 as its `Q4_1` (nibbles and scales are laid out differently); all of GGUF's
 //! blocks fit into these formats without loss ([`crate::weights::blocks`]).
 //!
-//! The quantised formats go in blocks of [`INTERLEAVE_ROWS`] rows, the last one filled up with zeros: the block's rows take turns,
-//! each with 32 weights, and so do the words beside them. Kernels work on four rows at a time, and what they read together
-//! lies together: 64 bytes of q4, and one 16-byte load for a word of each row. What eight invocations read that take 32 rows
-//! together is one stretch of memory as well, which hardware reads ahead: with blocks of four rows each of them had a short
-//! stretch of its own, and in one product a processor that plays a GPU spent a quarter of the time at their beginnings.
+//! Quantised rows are interleaved by [`INTERLEAVE_ROWS`]: 32 weights of the first row, 32 of the second and so on, and the words
+//! of scales likewise. The last block of rows is padded with zeros. Kernels work on four rows at a time and read contiguous memory:
+//! 64 bytes of q4, and one 16-byte load for a word of each row. Eight neighbouring invocations read 32 rows, also contiguous, which
+//! hardware prefetches. With blocks of four rows each invocation read a short run of its own, and in one product a software adapter
+//! spent a quarter of the time at their beginnings.
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,7 +30,7 @@ use crate::Error;
 
 /// Weights that share a scale.
 pub const GROUP_SIZE: usize = 32;
-/// Rows whose groups of weights take turns, in the quantised formats.
+/// Rows whose groups of weights are interleaved, in the quantised formats.
 pub const INTERLEAVE_ROWS: usize = 32;
 
 /// How weights are stored on the device.
@@ -43,7 +43,7 @@ pub enum Precision {
     F16,
     /// 8-bit integers with a scale for each 32: 1.06 bytes a weight.
     Q8,
-    /// 6-bit integers with a scale for each 16: 1.25 bytes a weight (GGUF's `Q6_K`).
+    /// 6-bit integers with a scale for each 16: 1 byte a weight (GGUF's `Q6_K`).
     Q6,
     /// 5-bit integers with an f32 scale and minimum for each 32: 0.875 bytes a weight (GGUF's `Q5_K`).
     Q5K,
@@ -58,7 +58,7 @@ pub enum Precision {
 impl Precision {
     /// All of them, widest first.
     pub const ALL: [Self; 8] = [Self::F32, Self::F16, Self::Q8, Self::Q6, Self::Q5K, Self::Q5, Self::Q4K, Self::Q4];
-    /// Those that a checkpoint is loaded at; the others are for what GGUF files hold.
+    /// Those that a checkpoint can be loaded at; the others are for GGUF files.
     pub const CHOICES: [Self; 4] = [Self::F32, Self::F16, Self::Q8, Self::Q4];
 
     /// Bits of an integer weight; `None` for floats.
@@ -72,7 +72,7 @@ impl Precision {
         }
     }
 
-    /// Whether a group has two f32 beside it.
+    /// Whether a group's scales are f32.
     pub fn wide_scales(self) -> bool {
         matches!(self, Self::Q6 | Self::Q5K | Self::Q4K)
     }
@@ -117,7 +117,7 @@ impl Precision {
         }
     }
 
-    /// Bytes of what is beside a row.
+    /// Bytes of a row's scales and high bits.
     pub fn row_scale_bytes(self, columns: usize) -> usize {
         columns.div_ceil(GROUP_SIZE) * self.group_scale_bytes()
     }
@@ -130,7 +130,7 @@ impl Precision {
         }
     }
 
-    /// Bytes that take turns between the rows of a block, in weights and beside them.
+    /// Bytes of the interleaved units, of weights and of scales.
     fn chunks(self) -> [usize; 2] {
         if self == Self::Q8 { [GROUP_SIZE, 2] } else { [GROUP_SIZE / 2, 4] }
     }
@@ -202,7 +202,7 @@ impl Group {
         })
     }
 
-    /// Whether the scales are finite, and what the precision can hold exactly.
+    /// Whether the scales are finite and exactly representable at the precision.
     pub fn fits(&self, precision: Precision) -> bool {
         self.scales
             .iter()
@@ -215,24 +215,24 @@ impl Group {
 pub struct Packed {
     /// The weights.
     pub data: Vec<u8>,
-    /// What is beside them; empty for f32 and f16.
+    /// Scales and high bits; empty for f32 and f16.
     pub scales: Vec<u8>,
 }
 
 impl Packed {
-    /// The same rows in blocks of [`INTERLEAVE_ROWS`], the last filled up with zeros, where the format has blocks.
+    /// The same rows interleaved by [`INTERLEAVE_ROWS`], the last block padded with zeros; unchanged for float formats.
     #[must_use]
     pub fn interleaved(&self, precision: Precision, columns: usize) -> Self {
         self.reordered(precision, columns, |index, chunks| index % chunks * INTERLEAVE_ROWS + index / chunks)
     }
 
-    /// The rows of blocks, one after the other, those that fill up the last block included.
+    /// The rows in order, including the padding of the last block.
     #[must_use]
     pub fn deinterleaved(&self, precision: Precision, columns: usize) -> Self {
         self.reordered(precision, columns, |index, chunks| index % INTERLEAVE_ROWS * chunks + index / INTERLEAVE_ROWS)
     }
 
-    /// Moves the chunks of every block: `place` says where chunk `index` of a block goes whose rows have `chunks`.
+    /// Permutes the chunks of every block: `place(index, chunks)` is the new index of a chunk, in a block with `chunks` a row.
     fn reordered(&self, precision: Precision, columns: usize, place: impl Fn(usize, usize) -> usize) -> Self {
         if precision.bits().is_none() {
             return self.clone();
@@ -301,21 +301,21 @@ impl Packed {
         let index = row * columns.div_ceil(GROUP_SIZE) + group;
         let half = |bytes: &[u8], index: usize| f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32();
         let size = precision.group_scale_bytes();
-        let beside = &self.scales[index * size..][..size];
+        let scales = &self.scales[index * size..][..size];
         let Some(high) = precision.bits().filter(|bits| *bits < 8).map(|bits| bits - 4) else {
             let mut codes = [0; GROUP_SIZE];
             codes.copy_from_slice(&self.data[index * GROUP_SIZE..][..GROUP_SIZE]);
-            return Group { codes, scales: [half(beside, 0), 0.0] };
+            return Group { codes, scales: [half(scales, 0), 0.0] };
         };
         let mut word = [0; 8];
-        word[..4 * high].copy_from_slice(&beside[..4 * high]);
+        word[..4 * high].copy_from_slice(&scales[..4 * high]);
         let word = u64::from_le_bytes(word);
         let nibbles = &self.data[index * GROUP_SIZE / 2..][..GROUP_SIZE / 2];
         let codes = std::array::from_fn(|i| {
             let low = nibbles[i / 2] >> (4 * (i % 2)) & 15;
             low | ((word >> (i * high) & ((1 << high) - 1)) as u8) << 4
         });
-        let tail = &beside[4 * high..];
+        let tail = &scales[4 * high..];
         let scale = |i: usize| {
             if precision.wide_scales() { bytemuck::pod_read_unaligned(&tail[4 * i..4 * i + 4]) } else { half(tail, i) }
         };

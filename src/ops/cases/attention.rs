@@ -12,7 +12,7 @@ use crate::tensor::Tensor;
 /// Where keys and values lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
-    /// Beside the queries; as many keys as queries.
+    /// Next to the queries; the same number of keys and queries.
     Packed,
     /// In an f32 cache.
     F32,
@@ -33,13 +33,13 @@ pub struct Attention {
     pub times: usize,
     /// Key positions.
     pub keys: usize,
-    /// Each query sees only what is not behind it.
+    /// Each query attends only to its own position and those before.
     pub causal: bool,
     /// Where keys and values lie.
     pub storage: Storage,
 }
 
-/// Positions of the cache beyond those that count. They hold NaN.
+/// Unused positions of the cache, filled with NaN.
 pub(super) const SPARE: usize = 3;
 
 impl Attention {
@@ -148,7 +148,7 @@ impl Attention {
 /// Attention of several sequences, each to its own keys: [`ops::attention_batched`].
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionBatched {
-    /// Sequences, one behind the other.
+    /// Sequences, one after the other.
     pub sequences: usize,
     /// Heads of queries, keys and values.
     pub heads: usize,
@@ -156,7 +156,7 @@ pub struct AttentionBatched {
     pub head_dim: usize,
     /// Queries of a sequence.
     pub times: usize,
-    /// Keys of a sequence, where they are another's; else they are beside the queries.
+    /// Keys of a sequence, if they are another's; else they are next to the queries.
     pub keys: Option<usize>,
 }
 
@@ -223,8 +223,8 @@ impl Case for AttentionBatched {
     }
 }
 
-/// Attention of three sequences whose keys and values lie in one cache: [`ops::attention_segments`]. They have a beginning in
-/// common, then keys of their own, then one from each in turn.
+/// Attention of three sequences whose keys and values lie in one cache: [`ops::attention_segments`]. They have a common
+/// prefix, then keys of their own, then generated keys, interleaved.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionSegments {
     /// Query heads.
@@ -237,7 +237,8 @@ pub struct AttentionSegments {
     pub common: usize,
     /// Keys of each one's own.
     pub own: [usize; 3],
-    /// Keys in turn. Without any the queries are at the positions of the own keys, else one of each sequence at its last.
+    /// Generated keys of each. If 0, the queries are at the positions of the own keys; else there is one of each sequence, at its
+    /// last position.
     pub steps: usize,
     /// The cache is in f16.
     pub half: bool,

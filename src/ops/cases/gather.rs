@@ -10,7 +10,7 @@ use crate::tensor::{Matrix, Precision, Tensor};
 /// The multiplier of all cases: Gemma's, which is no power of two.
 const SCALE: f32 = 45.254_833;
 
-/// Ids, every fourth of which names no row, and what y holds before.
+/// Ids, every fourth of which is no row, and the values of y before.
 fn inputs(name: &str, rows: usize, columns: usize, ids: usize, count: usize) -> (Vec<f32>, Vec<u32>, Vec<f32>) {
     let mut random = Random::new(name);
     let table = random.values(rows * columns, 1.0);

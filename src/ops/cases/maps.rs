@@ -11,7 +11,7 @@ use crate::tensor::{Matrix, Precision, Tensor};
 /// A convolution: [`ops::convolution`], or [`ops::convolution_upsampled`] to sides one less than twice the map's where `odd`.
 #[derive(Debug, Clone, Copy)]
 pub struct Convolution {
-    /// Images, one behind the other.
+    /// Images, one after the other.
     pub images: usize,
     /// Rows of pixels.
     pub height: usize,
@@ -189,7 +189,7 @@ pub struct GroupNorm {
     pub channels: usize,
     /// Groups of them.
     pub groups: usize,
-    /// SiLU behind it.
+    /// Followed by SiLU.
     pub silu: bool,
     /// Added to all values.
     pub shift: f32,

@@ -43,7 +43,7 @@ pub use sampling::{Argmax, Sample};
 
 /// Bound on the normalised mean square error of f32 arithmetic that sums a few thousand terms: 3e-6 root mean square.
 ///
-/// Found from the arithmetic, not from what the kernels give: rounding errors of 2^-24 a step over n terms of random sign
+/// Derived from the arithmetic, not from results of the kernels: rounding errors of 2^-24 a step over n terms of random sign
 /// add up to about 2^-24 sqrt(n), 4e-6 in one chain of 4096; the kernels sum in 64 chains or by fours, and Vulkan and
 /// WebGPU let exp, inverseSqrt and division err by a few units in the last place more. A kernel that drops one term in
 /// a thousand is off by 1e-3, five orders of magnitude above the bound.
@@ -57,9 +57,9 @@ pub trait Case: fmt::Debug + Sync {
     }
     /// The normalised mean square error that is allowed. 0 where the result must be exact.
     fn bound(&self) -> f64;
-    /// What the device gives.
+    /// The result of the device.
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>>;
-    /// What must come out.
+    /// The expected result.
     fn reference(&self) -> Vec<f32>;
 }
 

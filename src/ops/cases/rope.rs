@@ -1,4 +1,4 @@
-//! Cases of the product with rotary embedding behind it.
+//! Cases of the product fused with RoPE.
 
 use half::f16;
 
@@ -10,7 +10,7 @@ use crate::io::LocalFuture;
 use crate::ops::{self, KvCache, Norm, QkvRope, RopeTable};
 use crate::tensor::{Matrix, Precision, Tensor};
 
-/// Queries, keys and values, turned and written into the cache: [`ops::linear_qkv_rope`]. The result is queries, keys, values.
+/// Queries, keys and values, rotated and written to the cache: [`ops::linear_qkv_rope`]. The result is queries, keys, values.
 #[derive(Debug, Clone, Copy)]
 pub struct Rope {
     /// Query heads.
@@ -56,7 +56,7 @@ impl Rope {
         self.position + self.times + SPARE
     }
 
-    /// Where element i of a head lies: next to the one that it turns with.
+    /// The index of element i of a head: next to the one that it is rotated with.
     fn place(&self, i: usize) -> usize {
         let half = self.head_dim / 2;
         2 * (i % half) + i / half
@@ -84,12 +84,12 @@ impl Case for Rope {
             let x = Tensor::new(gpu, &[times, k], &x, "x")?;
             let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
             let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
-            let rotary = ops::Rope { theta: THETA as f32, freq_factors: self.freq_factors() };
-            let table = RopeTable::new(gpu, self.capacity(), head_dim, &rotary)?;
+            let parameters = ops::Rope { theta: THETA as f32, freq_factors: self.freq_factors() };
+            let table = RopeTable::new(gpu, self.capacity(), head_dim, &parameters)?;
             let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
             let mut recorder = gpu.record();
-            let turns = QkvRope { layer, table: &table, cache: &cache, position };
-            let queries = ops::linear_qkv_rope(&mut recorder, &x, &norm, &weight, turns)?;
+            let rope = QkvRope { layer, table: &table, cache: &cache, position };
+            let queries = ops::linear_qkv_rope(&mut recorder, &x, &norm, &weight, rope)?;
             let [keys, stored_values] = cache.stored();
             let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
             recorder.submit()?;
@@ -119,7 +119,7 @@ impl Case for Rope {
         };
         let freq_factors = self.freq_factors();
         // Elements i and i + d / 2 as real and imaginary part, times e^(i angle).
-        let turned = |time: usize, head: usize, i: usize| {
+        let rotated = |time: usize, head: usize, i: usize| {
             let part = |i: usize| product(time, head * d + i);
             let pair = i % (d / 2);
             let divisor = freq_factors.get(pair).map_or(1.0, |divisor| f64::from(*divisor));
@@ -135,11 +135,11 @@ impl Case for Rope {
         for time in 0..times {
             for i in 0..d {
                 for head in 0..heads {
-                    queries[(time * heads + head) * d + self.place(i)] = turned(time, head, i) as f32;
+                    queries[(time * heads + head) * d + self.place(i)] = rotated(time, head, i) as f32;
                 }
                 for head in 0..kv_heads {
                     let at = ((position + time) * kv_heads + head) * d;
-                    keys[at + self.place(i)] = turned(time, heads + head, i) as f32;
+                    keys[at + self.place(i)] = rotated(time, heads + head, i) as f32;
                     values[at + i] = product(time, (heads + kv_heads + head) * d + i) as f32;
                 }
             }

@@ -38,7 +38,7 @@ impl Argmax {
                 }
                 match row {
                     3 => logits[random.below(self.vocab)] = f32::NEG_INFINITY,
-                    // What a model that has come apart gives: never chosen.
+                    // What a diverged model computes: never sampled.
                     4 => (0..self.vocab).step_by(3).for_each(|at| logits[at] = f32::NAN),
                     _ => {}
                 }
