@@ -1,23 +1,23 @@
-//! The language model's side of drawing: how it is asked for a picture, and how its answer says which.
+//! Image requests in a conversation: how a question requests an image, and how the answer describes it.
 //!
-//! ` <GEN>` behind the question asks for one; the answer then has a prompt between `<h>` and `</h>`. Where there is no such pair,
-//! there is no picture.
+//! A question with the suffix ` <GEN>` requests an image; the answer then has the image's prompt between `<h>` and `</h>`.
+//! An answer without such a pair requests no image.
 
-/// What is put behind a question to ask for a picture.
+/// The suffix of a question that requests an image.
 pub const REQUEST: &str = " <GEN>";
 
-/// What pictures should not be, as the reference tells Stable Diffusion XL.
+/// The reference's negative prompt for images in answers.
 pub const NEGATIVE_PROMPT: &str = "out of frame, lowres, text, error, cropped, worst quality, low quality, jpeg artifacts, ugly, duplicate, morbid, mutilated, out of frame, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, mutation, deformed, blurry, dehydrated, bad anatomy, bad proportions, extra limbs, cloned face, disfigured, gross proportions, malformed limbs, missing arms, missing legs, extra arms, extra legs, fused fingers, too many fingers, long neck, username, watermark, signature";
 
 const BEGIN: &str = "<h>";
 const END: &str = "</h>";
 
-/// Whether a question asks for a picture by itself: the reference's page looks for the word "generate" in it.
+/// Whether a question requests an image by its words: like the reference's page, if it contains "generate".
 pub fn wants_image(question: &str) -> bool {
     question.to_lowercase().contains("generate")
 }
 
-/// The question with the request for a picture behind it.
+/// The question with the suffix [`REQUEST`].
 pub fn with_image_request(question: &str) -> String {
     if question.trim_end().ends_with(REQUEST.trim_start()) {
         question.to_owned()
@@ -26,7 +26,7 @@ pub fn with_image_request(question: &str) -> String {
     }
 }
 
-/// The prompt in an answer: between the last `</h>` and the last `<h>` before it.
+/// The image's prompt in an answer: between the last `</h>` and the last `<h>` before it.
 pub fn image_prompt(answer: &str) -> Option<&str> {
     let (before, _) = answer.rsplit_once(END)?;
     let (_, prompt) = before.rsplit_once(BEGIN)?;
@@ -45,7 +45,7 @@ mod tests {
             ("<h> one </h> or <h>\ntwo\n</h> then", Some("two")),
             ("<h>nested <h>inner</h>", Some("inner")),
             ("<h>a</h> b</h>", Some("a</h> b")),
-            ("</h><h>turned round", None),
+            ("</h><h>reversed", None),
             ("<h>open", None),
             ("closed</h>", None),
             ("<h>  </h>", None),
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_put_behind_once() {
+    fn the_suffix_is_added_once() {
         assert_eq!(with_image_request("Draw it."), "Draw it. <GEN>");
         assert_eq!(with_image_request("Draw it. <GEN>"), "Draw it. <GEN>");
         assert!(wants_image("Please GENERATE a cat") && !wants_image("What is this?"));

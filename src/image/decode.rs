@@ -56,8 +56,8 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<Image> {
              decoded): scale it down first"
         )));
     }
-    let picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    Image::new(width as usize, height as usize, rgb_bytes(picture)).map_err(|error| fail(error.to_string()))
+    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    Image::new(width as usize, height as usize, rgb_bytes(image)).map_err(|error| fail(error.to_string()))
 }
 
 /// The samples of `image` as in Pillow's `convert("RGB")`.

@@ -136,14 +136,14 @@ fn resample_row(line: &[u8], columns: &[Taps], out: &mut [u8]) {
     }
 }
 
-/// Resizes `canvas` to `width` x `height` with Pillow's `BICUBIC` filter, bit for bit, and returns the part `window` of
-/// the result, which is all that is computed.
+/// Resizes `canvas` to `width` x `height` with Pillow's `BICUBIC` filter, bit for bit. Computes and returns only `window` of
+/// the result.
 ///
-/// Separable: columns first, each pass rounding to u8. Peak memory beside the canvas's picture is the window's width
-/// times the rows it is made from.
+/// Separable: columns first, and each pass rounds to u8. Peak memory, in addition to the canvas's image, is the window's
+/// width times the source rows of the window.
 ///
 /// # Panics
-/// If `window` is empty or reaches beyond `width` x `height`.
+/// If `window` is empty or exceeds `width` x `height`.
 pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> Image {
     assert!(
         window.width > 0
@@ -156,18 +156,18 @@ pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> 
     let rows = taps(canvas.height, height, window.top..window.top + window.height);
     let stride = window.width * 3;
 
-    // All rows of the margin are alike: one is resampled for them all.
+    // All rows of the margin are equal: resample one.
     let mut line = canvas.fill.repeat(canvas.width);
     let mut margin = vec![0; stride];
     resample_row(&line, &columns, &mut margin);
 
     // Both ends of the taps grow with the output's index, so the first and the last bound the rows needed.
-    let picture = canvas.image_rows();
-    let first = rows.first().map_or(0, |taps| taps.first).max(picture.start);
-    let end = rows.last().map_or(0, Taps::end).min(picture.end).max(first);
+    let image = canvas.image_rows();
+    let first = rows.first().map_or(0, |taps| taps.first).max(image.start);
+    let end = rows.last().map_or(0, Taps::end).min(image.end).max(first);
     let mut resampled = vec![0; (end - first) * stride];
     let source_stride = canvas.image.width() * 3;
-    let sources = canvas.image.data().chunks_exact(source_stride).skip(first - picture.start);
+    let sources = canvas.image.data().chunks_exact(source_stride).skip(first - image.start);
     for (out, source) in resampled.chunks_exact_mut(stride).zip(sources) {
         line[canvas.left * 3..][..source_stride].copy_from_slice(source);
         resample_row(&line, &columns, out);

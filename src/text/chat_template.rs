@@ -79,20 +79,20 @@ impl ChatTemplate {
 /// trims the white space around it.
 fn without_generation_marks(source: &str) -> String {
     let mut rest = source;
-    let mut kept = String::with_capacity(source.len());
+    let mut output = String::with_capacity(source.len());
     while let Some(start) = rest.find("{%") {
         let inside = start + 2;
         let Some(end) = rest[inside..].find("%}").map(|end| inside + end) else { break };
         let block = &rest[inside..end];
-        kept.push_str(&rest[..inside]);
-        kept.push_str(&match block.trim_matches(['-', '+', ' ']) {
+        output.push_str(&rest[..inside]);
+        output.push_str(&match block.trim_matches(['-', '+', ' ']) {
             "endgeneration" => block.replace("endgeneration", "endif"),
             "generation" => block.replace("generation", "if true"),
             _ => block.to_owned(),
         });
         rest = &rest[end..];
     }
-    kept + rest
+    output + rest
 }
 
 fn failed(file: &str, error: &minijinja::Error) -> Error {

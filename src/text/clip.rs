@@ -81,22 +81,22 @@ impl ClipTokenizer {
     pub fn window(&self, text: &str, length: usize) -> Result<Window> {
         let room = length.saturating_sub(2);
         let text = self.tokenizer.encode(text)?;
-        let (kept, rest) = text.split_at(room.min(text.len()));
+        let (prompt, rest) = text.split_at(room.min(text.len()));
         let mut ids = Vec::with_capacity(length);
         ids.push(self.bos);
-        ids.extend(kept);
+        ids.extend(prompt);
         ids.push(self.eos);
         ids.resize(length, self.pad);
         let dropped = self.tokenizer.decode(rest, false).replace(END_OF_WORD, " ").trim().to_owned();
         Ok(Window { ids, dropped: (!rest.is_empty()).then_some(dropped) })
     }
 
-    /// The id that ends a text, whose position tells the meaning of the whole.
+    /// The EOS id: the text encoder pools the state at its position.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// One more than the largest id, for the tower's table.
+    /// The largest id plus one: rows of the encoder's embedding.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.vocab_size()
     }
