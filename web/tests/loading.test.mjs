@@ -181,6 +181,79 @@ test("errors have codes: no server, no bundle, server errors, CORS, no space", a
   assert.match(message, /not enough space/);
 });
 
+test("a page asks once for persistent storage while it downloads", async () => {
+  const counts = await page.evaluate(async () => {
+    let count = 0;
+    navigator.storage.persist = async () => ++count > 0;
+    const counts = [];
+    for (let visit = 0; visit < 2; visit++) {
+      (await Mgm.load("/model/")).dispose();
+      counts.push(count);
+    }
+    delete navigator.storage.persist;
+    return counts;
+  });
+  assert.deepEqual(counts, [1, 1]);
+});
+
+test("a server that is busy says when to ask again", async () => {
+  faults = ({ path, count }) => (path === shards()[0] && count === 0 ? { status: 429, headers: { "Retry-After": "2" } } : {});
+  const started = performance.now();
+  const { ids, message } = await load();
+  assert.ok(ids, message);
+  assert.ok(performance.now() - started >= 2000);
+});
+
+test("a web page in place of a file is an error, and spoils nothing", async () => {
+  for (const cache of [true, false]) {
+    faults = ({ path }) => (path === shards()[0] ? { html: true } : {});
+    const { code, message } = await load({ cache });
+    assert.equal(code, "http");
+    assert.match(message, new RegExp(`${shards()[0]}: the server sent a web page`));
+    faults = () => ({});
+    server.log.length = 0;
+    assert.ok((await load({ cache })).ids);
+    assert.equal(requests().filter(({ path }) => path === shards()[0]).length, 1);
+  }
+});
+
+test("a cached model loads from a server that fails, that sends web pages, or that never answers", { timeout: 300_000 }, async () => {
+  const { ids } = await load();
+  await page.waitForFunction(async () => (await (await caches.open("mgm-webgpu")).keys()).length === 2);
+  const own = ({ path }) => path === "/model/bundle.json" || path.startsWith("/dist/worker") || path.endsWith(".wasm");
+  for (const fault of [{ status: 500 }, { html: true }, { hang: 0 }]) {
+    faults = (request) => (own(request) ? fault : {});
+    const started = performance.now();
+    const second = await load();
+    assert.deepEqual(second.ids, ids, `${JSON.stringify(fault)}: ${second.message}`);
+    assert.ok(performance.now() - started < 60_000, JSON.stringify(fault));
+  }
+});
+
+test("an abort takes effect at once while the worker or the wasm module does not come", { timeout: 120_000 }, async () => {
+  await page.evaluate(() => caches.delete("mgm-webgpu"));
+  for (const file of ["worker.js", ".wasm"]) {
+    faults = ({ path }) => (path.startsWith("/dist/") && path.endsWith(file) ? { hang: 0 } : {});
+    const { name, wait } = await page.evaluate(async () => {
+      const stop = new AbortController();
+      const load = Mgm.load("/model/", { signal: stop.signal }).catch((error) => error);
+      await new Promise((resolve) => setTimeout(resolve, 1500));
+      const aborted = performance.now();
+      stop.abort();
+      return { name: (await load).name, wait: performance.now() - aborted };
+    });
+    assert.equal(name, "AbortError", file);
+    assert.ok(wait < 1000, `${file}: ${wait} ms`);
+  }
+});
+
+test("a connection that stalls is replaced", { timeout: 120_000 }, async () => {
+  faults = ({ path, count }) => (path === shards()[0] && count === 0 ? { hang: 10_000 } : {});
+  const { ids, message } = await load();
+  assert.ok(ids, message);
+  assert.match(requests().filter(({ path }) => path === shards()[0])[1].range, /^bytes=\d+-$/);
+});
+
 test("two tabs download once", async () => {
   faults = ({ path }) => (shards().includes(path) ? { bytesPerSecond: 200_000 } : {});
   const tab = await openPage(context, `${server.url}/`);

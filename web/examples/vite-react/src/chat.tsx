@@ -5,6 +5,7 @@ export function Chat() {
   const { mgm, progress, error } = useModel("/models/pocket/");
   const [answer, setAnswer] = useState("");
   const [failure, setFailure] = useState("");
+  const [busy, setBusy] = useState(false);
   const abort = useRef<AbortController>(undefined);
 
   async function ask(event: SubmitEvent<HTMLFormElement>) {
@@ -17,12 +18,15 @@ export function Chat() {
     abort.current = new AbortController();
     setAnswer("");
     setFailure("");
+    setBusy(true);
     try {
       for await (const delta of mgm.chat([{ role: "user", content }], { signal: abort.current.signal })) {
         if (delta.type === "text") setAnswer((answer) => answer + delta.text);
       }
     } catch (error) {
       setFailure(String(error));
+    } finally {
+      setBusy(false);
     }
   }
 
@@ -33,7 +37,8 @@ export function Chat() {
       <p><input name="image" type="file" accept="image/*" aria-label="Image" /></p>
       <p><input name="question" defaultValue="What does the text say?" aria-label="Question" /></p>
       <p>
-        <button disabled={!mgm}>Ask</button> <button type="button" onClick={() => abort.current?.abort()}>Stop</button>
+        <button disabled={!mgm || busy}>Ask</button>{" "}
+        <button type="button" disabled={!busy} onClick={() => abort.current?.abort()}>Stop</button>
       </p>
       <p id="answer" aria-live="polite">{answer}</p>
       <p role="alert">{failure}</p>
