@@ -164,7 +164,7 @@ test("an image in, text and an image out", { timeout: 600_000 }, async () => {
       const { usage, image } = await mgm.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: 4, ...(mode && { image: { mode } }) });
       return [usage.promptTokens, image !== undefined];
     };
-    return [await count("Generate it"), await count("Generate it", "never"), await count("Paint it"), await count("Paint it", "always")];
+    return [await count("Generate it"), await count("Generate it", "never"), await count("Draw it"), await count("Draw it", "always")];
   });
   const [[auto], [never], [plain], [always]] = counts;
   assert.ok(auto > never && always > plain, `${counts}`);

@@ -11,7 +11,7 @@ async function cachedCopy(url: string): Promise<Response | undefined> {
   try {
     return await (await caches.open(CACHE)).match(url);
   } catch {
-    // The Cache API is missing in sandboxed frames and some private windows.
+    // Some private windows have no Cache API.
     return undefined;
   }
 }

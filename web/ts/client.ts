@@ -170,7 +170,6 @@ interface StartedWorker {
 
 /** Starts the worker's script, from this origin or another. */
 function startWorker(scriptUrl: string): StartedWorker {
-  // In a sandboxed frame, `globalThis.origin` is "null", unlike the origin of its address.
   if (new URL(scriptUrl).origin === globalThis.origin) {
     return { worker: new Worker(trustedScriptUrl(scriptUrl), { name: "mgm" }), url: scriptUrl };
   }

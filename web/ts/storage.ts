@@ -45,7 +45,7 @@ async function root(create: boolean): Promise<FileSystemDirectoryHandle | undefi
     if (!create && cause instanceof DOMException && cause.name === "NotFoundError") return undefined;
     throw new MgmError(
       "storage",
-      "this page cannot store files on this device (private windows and sandboxed frames often cannot): load with { cache: false }",
+      "this page cannot store files on this device (private windows often cannot): load with { cache: false }",
       { cause },
     );
   }

@@ -43,6 +43,9 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
   if (!globalThis.isSecureContext) {
     return no("WebGPU needs a page that is served over https, or from localhost.");
   }
+  if (globalThis.origin === "null") {
+    return no("Workers of this page have no WebGPU: it is in a sandboxed frame without allow-same-origin, or was opened as a file.");
+  }
   if (!navigator.gpu) {
     return no(
       "This browser has no WebGPU. Chrome and Edge 113 or newer, Firefox 141 or newer on Windows (145 on macOS) and Safari 26 " +
@@ -82,7 +85,7 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
   return result;
 }
 
-/** Storage in bytes; nothing where the browser does not say it (sandboxed frames reject). */
+/** Storage in bytes; nothing where the browser does not report it. */
 export async function storageEstimate(): Promise<{ quota: number; usage: number } | undefined> {
   try {
     const { quota, usage } = await navigator.storage.estimate();
