@@ -182,3 +182,14 @@ fn links_point_to_files() {
         }
     }
 }
+
+/// README's Rust program is an example, which cargo compiles with the tests. web/tests/package.test.mjs type-checks its TypeScript.
+#[test]
+fn the_program_is_an_example() {
+    let example = read(Path::new("examples/readme.rs"));
+    let code = example.split_once('\n').expect("a comment, then the program").1;
+    let readme = blocks(&read(Path::new("README.md")));
+    let programs: Vec<_> =
+        readme.iter().filter(|block| block.language == "rust").map(|block| block.text.as_str()).collect();
+    assert_eq!(programs, [code], "README.md and examples/readme.rs");
+}
