@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "pocket/examples/shark.png"
 # A command, and the image to show after its output (None: no image).
 STEPS = [
-    (["chat", "--image", IMAGE, "--prompt", "Describe the image.", "--prompt", "What colour is the cheese?"], IMAGE),
+    (["chat", "--image", IMAGE, "--prompt", "Describe the image.", "--prompt", "What colour is the cheese?", "--seed", "7"], IMAGE),
     (["chat", "--draw", "--prompt", "Draw a blue dog.", "--seed", "7", "--out", "dog.png"], "dog.png"),
 ]
 WIDTH, FONT, LINE, PAD, SIDE = 76, 13, 18, 16, 128
@@ -33,8 +33,8 @@ def shown(arguments):
 
 
 def run(mgm, arguments, folder):
-    """Lines of standard output and standard error, in the order in which they were written."""
-    process = subprocess.run([mgm, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    """Lines of standard output. (Notes and progress go to standard error.)"""
+    process = subprocess.run([mgm, *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
     text = ESCAPES.sub("", process.stdout).rstrip()
     return [part for line in text.splitlines() for part in textwrap.wrap(line, WIDTH) or [""]]
 
