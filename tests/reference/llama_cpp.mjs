@@ -1,4 +1,4 @@
-// Makes tests/data/gguf/smollm2.json: what llama.cpp's CPU build makes of SmolLM2-135M-Instruct.Q4_1.gguf.
+// Makes tests/data/gguf/smollm2.json: what llama.cpp's CPU build computes with SmolLM2-135M-Instruct.Q4_1.gguf.
 //
 //     npm install node-llama-cpp@3.22.1 && node llama_cpp.mjs FILE > smollm2.json
 //

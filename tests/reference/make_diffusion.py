@@ -1,10 +1,10 @@
-"""What torch and diffusers make of seeds and schedulers.
+"""Random numbers of torch by seed, and the schedulers of diffusers.
 
     make_diffusion.py ../data/diffusion
 
 writes
 * `random.safetensors`: `torch.randn` on the CPU, named `SEED:SHAPE:TYPE`;
-* `schedulers.json`, `schedulers.safetensors`: every scheduler, step by step, under a made-up model. A case has the
+* `schedulers.json`, `schedulers.safetensors`: every scheduler, step by step, with a made-up model. A case has the
   settings, the number of steps and the strength of image-to-image (none: from noise); its tensors are `N.timesteps`,
   `N.start` (the sample before the first step), `N.samples` (after each step) and `N.denoised` (where the scheduler
   gives it).
@@ -32,7 +32,7 @@ def random():
             generator = torch.Generator("cpu").manual_seed(seed)
             name = f"{seed}:{'x'.join(map(str, shape))}:{'f32' if kind == torch.float32 else 'f16'}"
             made[name] = torch.randn(shape, generator=generator, dtype=kind)
-    # Two draws in a row, the first of an odd number by the scalar way, which keeps a number for the second.
+    # Several draws from one generator. The first has an odd length below 16: the scalar path caches a number for the next.
     generator = torch.Generator("cpu").manual_seed(3)
     made["3:3+5+20+3:f32"] = torch.cat([torch.randn(count, generator=generator) for count in [3, 5, 20, 3]])
     return made
@@ -57,8 +57,8 @@ def run(settings, steps, strength):
         timesteps = timesteps[first:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
-        picture = torch.linspace(-2, 2, 16).reshape(SHAPE)
-        x = scheduler.add_noise(picture, noise, timesteps[:1])
+        image = torch.linspace(-2, 2, 16).reshape(SHAPE)
+        x = scheduler.add_noise(image, noise, timesteps[:1])
     start, samples, denoised = x, [], []
     for timestep in timesteps:
         output = model(scheduler.scale_model_input(x, timestep), timestep)

@@ -1,4 +1,4 @@
-"""Small GGUF files with what a correct runtime makes of them, and blocks of every type with their values.
+"""Small GGUF files with the values that a correct runtime computes from them, and blocks of every type with their values.
 
     pip install gguf==0.19 torch==2.8 transformers==4.49 safetensors
     python tests/reference/make_gguf.py

@@ -1,6 +1,6 @@
-"""A little MMMU in the layout of its data set: python make_mmmu.py OUT_FOLDER (needs pyarrow and Pillow)
+"""A small MMMU in the layout of its data set: python make_mmmu.py OUT_FOLDER (needs pyarrow and Pillow)
 
-Columns as published: options is a text that holds a Python list, pictures are {bytes, path}.
+Columns as published: options is a text that holds a Python list, images are {bytes, path}.
 """
 
 import io
@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "question", "options", "explanation")]
-    + [(f"image_{i}", PICTURE) for i in range(1, 8)]
+    + [(f"image_{i}", IMAGE) for i in range(1, 8)]
     + [(name, pa.string()) for name in ("img_type", "answer", "topic_difficulty", "question_type", "subfield")]
 )
 
 
-def picture(colour):
+def png(colour):
     file = io.BytesIO()
     Image.new("RGB", (8, 6), colour).save(file, "PNG")
     return {"bytes": file.getvalue(), "path": f"{colour}.png"}
@@ -27,7 +27,7 @@ def picture(colour):
 
 def row(id, question, options, answer, colour):
     kind = "multiple-choice" if options else "open"
-    images = {f"image_{i}": None for i in range(1, 8)} | {"image_1": picture(colour)}
+    images = {f"image_{i}": None for i in range(1, 8)} | {"image_1": png(colour)}
     texts = {"explanation": "", "img_type": "['Tables']", "topic_difficulty": "Easy", "subfield": "All"}
     return {"id": id, "question": question, "options": str(options), "answer": answer, "question_type": kind} | images | texts
 

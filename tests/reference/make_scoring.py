@@ -1,11 +1,11 @@
-"""How evaluations of benchmarks mark answers: python make_scoring.py WHEELS OUT.json
+"""Scores of answers by the evaluations of benchmarks: python make_scoring.py WHEELS OUT.json
 
 WHEELS is a folder with lmms_eval 0.7.3 and salesforce_lavis 1.0.2 (pip download --no-deps lmms-eval==0.7.3 salesforce-lavis==1.0.2),
-of which only the functions that mark are run: the packages have many dependencies that they do not need.
+of which only the scoring functions run: the packages have many dependencies that these do not need.
 
-VQA: an answer is normalised by EvalAI's processor (as LLaVA does before it submits) and marked by the VQAEval in LAVIS.
-TextVQA: lmms-eval's process_results. MMMU: lmms-eval's parsers and eval_open; its parser of choices also takes "B " behind
-other letters and "B.", which the one that Mini-Gemini used does not, so that answers with those are left out here.
+VQA: an answer is normalised by EvalAI's processor (as LLaVA does before it submits) and scored by the VQAEval in LAVIS.
+TextVQA: lmms-eval's process_results. MMMU: lmms-eval's parsers and eval_open; its parser of choices also accepts "B " after
+other letters and "B."; the parser that Mini-Gemini used does not, so answers with those are left out.
 """
 
 import ast

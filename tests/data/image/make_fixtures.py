@@ -1,9 +1,9 @@
-"""Makes the fixtures beside it: what Pillow, the Hugging Face CLIP processor and torch make of small pictures.
+"""Makes the fixtures in this folder: small images resized, decoded and preprocessed by Pillow, the CLIP processor and torch.
 
 Run from anywhere; see tests/reference/README.md for the environment.
 
 resize.safetensors      source.{w}x{h} u8 [h,w,3]; bicubic.{w}x{h}.{W}x{H} u8 [H,W,3] by Pillow's Image.resize
-decode.safetensors      {file} u8 [h,w,3]: Image.open(file).convert("RGB") of each picture in decode/
+decode.safetensors      {file} u8 [h,w,3]: Image.open(file).convert("RGB") of each image in decode/
 preprocess.safetensors  {case}.source u8 [h,w,3]; {case}.high f32 [3,S,S]; {case}.low f32 [n,3,s,s] by the processor
                         and torch.nn.functional.interpolate; the case's name holds its parameters
 bilinear.safetensors    source.{w}x{h} f32 [2,h,w]; {w}x{h}.{W}x{H} f32 [2,H,W] by interpolate
@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
-def picture(rng, width, height):
-    """A picture with smooth areas, hard edges and noise, so that clamping and rounding both happen."""
+def test_image(rng, width, height):
+    """An image with smooth areas, hard edges and noise, so that clamping and rounding both happen."""
     y, x = np.mgrid[0:height, 0:width]
     smooth = np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x + y) % 256], -1)
     edges = np.where(((x // 3 + y // 5) % 2 == 0)[..., None], 255, 0)
@@ -49,7 +49,7 @@ def resize_fixtures(rng):
     }
     out = {}
     for (w, h), targets in sizes.items():
-        source = picture(rng, w, h)
+        source = test_image(rng, w, h)
         out[f"source.{w}x{h}"] = source
         for W, H in targets:
             resized = Image.fromarray(source).resize((W, H), Image.BICUBIC)
@@ -94,7 +94,7 @@ def preprocess_fixtures(rng):
         (3, 200, 24, 14, 1, 1, 0),
         (199, 4, 24, 7, 2, 1, 1),
     ]:
-        source = picture(rng, w, h)
+        source = test_image(rng, w, h)
         image = Image.fromarray(source)
         if pad:
             image = pad_to_square(image)
@@ -130,7 +130,7 @@ def png(width, height, depth, colour_type, rows, extra=b""):
 def decode_fixtures(rng):
     folder = HERE / "decode"
     folder.mkdir(exist_ok=True)
-    source = picture(rng, 23, 17)
+    source = test_image(rng, 23, 17)
     rgb = Image.fromarray(source)
     alpha = Image.fromarray(rng.integers(0, 256, (17, 23), dtype=np.uint8))
     rgba = rgb.copy()

@@ -1,4 +1,4 @@
-"""Writes fixtures.json and the small models beside it: what SentencePiece and transformers make of many odd strings.
+"""Writes fixtures.json and the small models in this folder: token ids of many unusual strings by SentencePiece and transformers.
 
     pip install sentencepiece==0.2.* transformers==4.49.0 protobuf
     python make_fixtures.py
