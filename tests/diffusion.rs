@@ -184,7 +184,7 @@ fn prompts_become_clips_windows() {
 }
 
 fn open() -> SdxlCheckpoint {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/sdxl-base/sdxl");
+    let folder = mgm_test_support::goldens().join("sdxl-base/sdxl");
     let options = OpenOptions::default();
     pollster::block_on(SdxlCheckpoint::open(Rc::new(DiskFolder::new(folder)), &options)).expect("a model")
 }

@@ -346,7 +346,7 @@ fn write_gguf(metadata: &[(&str, Value)], tensors: &[(String, Vec<usize>, Vec<f3
 /// A golden checkpoint whose language model comes from a GGUF file of the same weights answers as the checkpoint itself.
 #[test]
 fn a_gguf_file_is_the_language_half_of_a_checkpoint() {
-    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/vicuna-7b");
+    let case = mgm_test_support::goldens().join("vicuna-7b");
     let expected = common::Expected::read(&case);
     let folder = case.join("MGM-7B");
     let json = |name: &str| -> serde_json::Value {

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 mod common;
 
-use common::copy;
+use common::{copy, goldens};
 
 const SHARD: &str = "MGM-2B/model-00002-of-00002.safetensors";
 const FIRST_SHARD: &str = "MGM-2B/model-00001-of-00002.safetensors";
@@ -24,7 +24,7 @@ fn data(file: &str) -> PathBuf {
 /// A copy of the gemma-2b golden case for a test to damage.
 fn copy_of_case() -> TempDir {
     let folder = TempDir::new().expect("a temporary folder");
-    copy(&data("goldens/gemma-2b"), folder.path());
+    copy(&goldens().join("gemma-2b"), folder.path());
     folder
 }
 

@@ -336,7 +336,7 @@ fn a_model_answers_and_a_second_run_resumes() {
 #[test]
 fn without_high_resolution_answers_differ() {
     let (data, texts) = golden_questions("vicuna-7b");
-    let file = goldens().join("../data/vision/low_resolution.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/vision/low_resolution.json");
     let reference: Value = serde_json::from_slice(&fs::read(file).expect("a fixture")).expect("JSON");
     let expected = expected("vicuna-7b");
     let mut chat = Command::new(env!("CARGO_BIN_EXE_mgm"));

@@ -13,14 +13,14 @@ use tempfile::TempDir;
 
 mod common;
 
-use common::copy;
+use common::{copy, goldens};
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests")
 }
 
 fn case() -> PathBuf {
-    tests().join("goldens/sdxl-base")
+    goldens().join("sdxl-base")
 }
 
 fn folder() -> TempDir {
@@ -331,7 +331,7 @@ fn schedulers_guidance_scales_and_sizes() {
 #[test]
 fn image_to_image_depends_on_the_strength() {
     let model = case().join("sdxl");
-    let init = tests().join("goldens/vicuna-7b/image0.png");
+    let init = goldens().join("vicuna-7b/image0.png");
     let over = |strength: &str| {
         generated(&model, &["--seed", "7", "--init-image", text(&init), "--strength", strength, "--size", "64x64"])
     };
@@ -372,7 +372,7 @@ fn a_lora_is_scaled() {
 /// A language model that answers every question with `<h> a gold mine</h>`: its layers add nothing, so the next token depends on
 /// the last one only, and its head maps each token of the answer to the next.
 fn scripted_model(folder: &Path) -> PathBuf {
-    copy(&tests().join("goldens/vicuna-7b"), folder);
+    copy(&goldens().join("vicuna-7b"), folder);
     let model = folder.join("MGM-7B");
     // `:` of "ASSISTANT:", `<h>`, the words, `</h>` in byte tokens (so that no token repeats), the end.
     let chain = [586usize, 595, 533, 596, 262, 472, 513, 535, 287, 267, 525, 63, 50, 107, 65, 2];
@@ -422,7 +422,7 @@ fn an_answer_includes_an_image() {
     let ask = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
         command.arg("chat").arg(&model).args(["--precision", "f32", "--temperature", "0", "--json", "--seed", "3"]);
-        command.arg("--image").arg(tests().join("goldens/vicuna-7b/image0.png"));
+        command.arg("--image").arg(goldens().join("vicuna-7b/image0.png"));
         command.args(["--image-model", text(&sdxl), "--steps", "2", "--out", text(&image)]);
         let output = command.args(more).stdin(Stdio::null()).output().expect("the binary runs");
         serde_json::from_str::<Value>(&must(&output)).expect("JSON")["turns"].clone()
@@ -471,7 +471,7 @@ fn a_failed_image_keeps_the_answer_and_models_make_room() {
     assert_eq!(report["turns"][0]["text"], "<h> a gold mine</h>");
     assert!(report["turns"][0]["image_error"].as_str().is_some_and(|error| error.contains("60 steps")), "{report}");
     // Encoding an image needs memory while the image model is on the device.
-    let input = tests().join("goldens/vicuna-7b/image0.png");
+    let input = goldens().join("vicuna-7b/image0.png");
     for memory in ["24M", "28M"] {
         let tight = ask(&["--gpu-memory", memory, "--steps", "1", "--image", text(&input), "--prompt", "And this?"]);
         let report: Value = serde_json::from_str(&must(&tight)).expect("JSON");

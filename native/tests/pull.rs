@@ -187,7 +187,7 @@ fn listing(files: &BTreeMap<String, Vec<u8>>, faults: Faults) -> Value {
 }
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/gemma-2b")
+    mgm_test_support::goldens().join("gemma-2b")
 }
 
 /// A folder's files.

@@ -22,10 +22,14 @@ pub fn open_gpu_with(mut options: GpuOptions) -> Gpu {
     pollster::block_on(Gpu::open(&options)).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The folder of the golden cases: `MGM_GOLDENS`, or this project's with their generated weights.
+pub fn goldens() -> PathBuf {
+    std::env::var_os("MGM_GOLDENS").map_or_else(|| mgm_test_support::goldens().to_owned(), PathBuf::from)
+}
+
 /// The folders of all golden cases, in order of their names.
 pub fn all_cases() -> Vec<PathBuf> {
-    let root = std::env::var_os("MGM_GOLDENS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens"), PathBuf::from);
+    let root = goldens();
     let entries = std::fs::read_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
     let mut cases: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -93,9 +97,14 @@ impl Expected {
         Self { json: serde_json::from_str(&json).expect("the format of expected.json"), tensors }
     }
 
+    /// A tensor's values, if it is stored.
+    pub fn get(&self, name: &str) -> Option<&[f32]> {
+        self.tensors.get(name).map(Vec::as_slice)
+    }
+
     /// A tensor's values.
     pub fn values(&self, name: &str) -> &[f32] {
-        self.tensors.get(name).unwrap_or_else(|| panic!("{name} is not in expected.safetensors"))
+        self.get(name).unwrap_or_else(|| panic!("{name} is not in expected.safetensors"))
     }
 }
 

@@ -1,6 +1,7 @@
-"""Compares golden cases with this folder's reference implementation: python check_goldens.py CASE_FOLDER...
+"""Compares golden cases with the reference implementations: python check_goldens.py CASE...
 
-Prints, for every tensor, the largest difference relative to the tensor's largest magnitude, and fails if one exceeds
+A case is a name in tests/goldens, whose weights are generated here, or the folder of a whole case, as `mgm-goldens` writes
+it. Prints, for every tensor, the largest difference relative to the tensor's largest magnitude, and fails if one exceeds
 1e-5 or a prompt, an id or a text differs.
 """
 
@@ -9,34 +10,52 @@ import sys
 from pathlib import Path
 
 from mgm_reference import Reference, expected
+from random_weights import built
 from safetensors.torch import load_file
+from sdxl_reference import sdxl_expected
 
 BOUND = 1e-5
 
 
-def check(case):
-    meta = json.loads((case / "expected.json").read_text())
-    want = load_file(case / "expected.safetensors")
-    reference = Reference(case / meta["checkpoint"])
-    questions = [turn["question"] for turn in meta["turns"]]
-    turns, found = expected(reference, meta["family"], [case / name for name in meta["images"]], questions)
+def compare(found, want):
     fine = found.keys() == want.keys()
-    print(f"{case.name}: {len(want)} tensors, {len(turns)} turns")
     for name in sorted(want):
         error = float((found[name] - want[name]).abs().max() / want[name].abs().max())
         fine &= found[name].shape == want[name].shape and error <= BOUND
         print(f"  {name:28} {str(tuple(want[name].shape)):18} {error:.1e}")
+    return fine
+
+
+def equal(found, want, keys):
+    differing = [key for key in keys if found[key] != want[key]]
+    for key in differing:
+        print(f"  {key} differs:\n    found    {found[key]!r}\n    expected {want[key]!r}")
+    return not differing
+
+
+def check(case):
+    """`case` is the folder of a whole case."""
+    meta = json.loads((case / "expected.json").read_text())
+    want = load_file(case / "expected.safetensors")
+    print(f"{case.name}: {len(want)} tensors")
+    if meta.get("model") == "sdxl":
+        fields, found = sdxl_expected(case / "sdxl", meta, want["latents_initial"])
+        return compare(found, want) & equal(fields, meta, fields)
+    reference = Reference(case / meta["checkpoint"])
+    questions = [turn["question"] for turn in meta["turns"]]
+    turns, found = expected(reference, meta["family"], [case / name for name in meta["images"]], questions)
+    fine = compare(found, want)
     for turn, given in zip(turns, meta["turns"]):
-        for key in ("prompt", "input_ids", "n_embeds", "greedy_ids", "text"):
-            if turn[key] != given[key]:
-                fine = False
-                print(f"  {key} differs:\n    found    {turn[key]!r}\n    expected {given[key]!r}")
+        fine &= equal(turn, given, ("prompt", "input_ids", "n_embeds", "greedy_ids", "text"))
         print(f"  min_margin {turn['min_margin']:.6f}, given {given['min_margin']:.6f}")
     return fine
 
 
 if __name__ == "__main__":
-    results = {case: check(Path(case)) for case in sys.argv[1:]}
-    failed = [case for case, fine in results.items() if not fine]
+    failed = []
+    for name in sys.argv[1:]:
+        with built(Path(name) if Path(name).is_dir() else name) as folder:
+            if not check(folder):
+                failed.append(name)
     print("failed: " + ", ".join(failed) if failed else "all agree")
     sys.exit(bool(failed))

@@ -1,53 +1,54 @@
-"""Makes golden cases: tiny checkpoints with random weights in the released layouts, and what a correct runtime makes
-of them according to mgm_reference.py.
+"""Makes golden cases: tiny checkpoints with random weights in the released layouts, and what a correct runtime computes
+from them according to mgm_reference.py.
 
-    python make_goldens.py OUT [CASE ...]
+    python make_goldens.py [CASE ...]
 
-Every tensor is drawn from a generator seeded by the case, the tensor's name and, for the language model, a seed that is
-searched: the first whose greedy choices are all decided by a margin far above rounding, whose answers are readable and
-depend on the picture. Weights are rounded to the dtype they are stored in before anything is computed from them.
+The weights of a case are generated (random_weights.py), not stored. The script draws the output embedding again until
+all greedy tokens win by a margin far above rounding and the answers are readable and depend on the image. Weights are
+rounded to the dtype they are stored in before anything is computed from them.
 """
 
-import hashlib
+import io
 import json
 import math
 import re
 import shutil
 import sys
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import sentencepiece as spm
 import torch
+from make_low_resolution import CASES as LOW_RESOLUTION
+from make_low_resolution import low_resolution
 from mgm_reference import Reference, Text, converse, expected
 from PIL import Image, ImageDraw
+from random_weights import GOLDENS, built, entry, generate, torch_pickle, with_digests, write_manifest
 from safetensors.torch import save_file
 from transformers import LlamaTokenizer
 
-HERE = Path(__file__).parent
-GIVEN = HERE.parent / "goldens"
 CLIP_FOLDER = "OpenAI/clip-vit-large-patch14-336"
 CONVNEXT_FOLDER = "OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup"
-MIN_MARGIN = 5e-3
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MIN_MARGIN = 0.02
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-# --- weights ---
-
-
-def draw(seed, name, shape, std, mean=0.0):
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return mean + std * torch.randn(shape, generator=generator)
+# --- weights: entries of the manifest ---
 
 
-class Draw:
-    """A state dict in the making."""
+class Weights:
+    """A part of a checkpoint: name -> entry."""
 
-    def __init__(self, seed):
-        self.seed, self.out = seed, {}
+    def __init__(self, dtype):
+        self.dtype, self.out = DTYPES[dtype], {}
 
     def tensor(self, name, shape, std, mean=0.0):
-        self.out[name] = draw(self.seed, name, shape, std, mean)
+        self.out[name] = entry(name, shape, std, mean, self.dtype)
+
+    def constant(self, name, shape, value):
+        self.out[name] = {"name": name, "dtype": "F32", "shape": list(shape), "value": value}
+
+    def range(self, name, shape):
+        self.out[name] = {"name": name, "dtype": "I64", "shape": list(shape), "range": True}
 
     def linear(self, name, outputs, inputs, bias=True, gain=1.2):
         self.tensor(f"{name}.weight", (outputs, inputs), gain / math.sqrt(inputs))
@@ -59,61 +60,61 @@ class Draw:
         self.tensor(f"{name}.bias", (width,), 0.1)
 
 
-def clip_weights(seed, width, layers, ffn):
-    d = Draw(f"{seed}/clip")
+def clip_weights(dtype, width, layers, ffn):
+    w = Weights(dtype)
     embeddings = "vision_model.embeddings"
-    d.tensor(f"{embeddings}.class_embedding", (width,), 0.5)
-    d.tensor(f"{embeddings}.patch_embedding.weight", (width, 3, 14, 14), 0.08)
-    d.tensor(f"{embeddings}.position_embedding.weight", (577, width), 0.5)
-    d.norm("vision_model.pre_layrnorm", width)
+    w.tensor(f"{embeddings}.class_embedding", (width,), 0.5)
+    w.tensor(f"{embeddings}.patch_embedding.weight", (width, 3, 14, 14), 0.08)
+    w.tensor(f"{embeddings}.position_embedding.weight", (577, width), 0.5)
+    w.norm("vision_model.pre_layrnorm", width)
     for i in range(layers):
         layer = f"vision_model.encoder.layers.{i}"
         for part in "qkv":
-            d.linear(f"{layer}.self_attn.{part}_proj", width, width)
-        d.linear(f"{layer}.self_attn.out_proj", width, width)
-        d.norm(f"{layer}.layer_norm1", width)
-        d.norm(f"{layer}.layer_norm2", width)
-        d.linear(f"{layer}.mlp.fc1", ffn, width)
-        d.linear(f"{layer}.mlp.fc2", width, ffn)
-    d.norm("vision_model.post_layernorm", width)
-    return d.out
+            w.linear(f"{layer}.self_attn.{part}_proj", width, width)
+        w.linear(f"{layer}.self_attn.out_proj", width, width)
+        w.norm(f"{layer}.layer_norm1", width)
+        w.norm(f"{layer}.layer_norm2", width)
+        w.linear(f"{layer}.mlp.fc1", ffn, width)
+        w.linear(f"{layer}.mlp.fc2", width, ffn)
+    w.norm("vision_model.post_layernorm", width)
+    return w.out
 
 
-def convnext_weights(seed, dims, depths):
-    d = Draw(f"{seed}/convnext")
-    d.tensor("stem.0.weight", (dims[0], 3, 4, 4), 1.2 / math.sqrt(48))
-    d.tensor("stem.0.bias", (dims[0],), 0.1)
-    d.norm("stem.1", dims[0])
+def convnext_weights(dtype, dims, depths):
+    w = Weights(dtype)
+    w.tensor("stem.0.weight", (dims[0], 3, 4, 4), 1.2 / math.sqrt(48))
+    w.tensor("stem.0.bias", (dims[0],), 0.1)
+    w.norm("stem.1", dims[0])
     for i, (width, depth) in enumerate(zip(dims, depths)):
         stage = f"stages.{i}"
         if i:
-            d.norm(f"{stage}.downsample.0", dims[i - 1])
-            d.tensor(f"{stage}.downsample.1.weight", (width, dims[i - 1], 2, 2), 1.2 / math.sqrt(4 * dims[i - 1]))
-            d.tensor(f"{stage}.downsample.1.bias", (width,), 0.1)
+            w.norm(f"{stage}.downsample.0", dims[i - 1])
+            w.tensor(f"{stage}.downsample.1.weight", (width, dims[i - 1], 2, 2), 1.2 / math.sqrt(4 * dims[i - 1]))
+            w.tensor(f"{stage}.downsample.1.bias", (width,), 0.1)
         for j in range(depth):
             block = f"{stage}.blocks.{j}"
-            d.tensor(f"{block}.gamma", (width,), 0.2, 0.8)
-            d.tensor(f"{block}.conv_dw.weight", (width, 1, 7, 7), 1.2 / 7)
-            d.tensor(f"{block}.conv_dw.bias", (width,), 0.1)
-            d.norm(f"{block}.norm", width)
-            d.linear(f"{block}.mlp.fc1", 4 * width, width)
-            d.linear(f"{block}.mlp.fc2", width, 4 * width)
-    return d.out
+            w.tensor(f"{block}.gamma", (width,), 0.2, 0.8)
+            w.tensor(f"{block}.conv_dw.weight", (width, 1, 7, 7), 1.2 / 7)
+            w.tensor(f"{block}.conv_dw.bias", (width,), 0.1)
+            w.norm(f"{block}.norm", width)
+            w.linear(f"{block}.mlp.fc1", 4 * width, width)
+            w.linear(f"{block}.mlp.fc2", width, 4 * width)
+    return w.out
 
 
-def mining_weights(seed, clip_width, fused_width, hidden):
-    d = Draw(f"{seed}/mining")
+def mining_weights(dtype, clip_width, fused_width, hidden):
+    w = Weights(dtype)
     for name, inputs in [("query", clip_width), ("aux", fused_width), ("val", fused_width)]:
-        d.norm(f"model.vlm_uni_{name}_projector.0", inputs)
-        d.linear(f"model.vlm_uni_{name}_projector.1", clip_width, inputs, gain=1.5)
-    d.linear("model.mm_projector.0", hidden, clip_width, gain=1.0)
-    d.linear("model.mm_projector.2", hidden, hidden, gain=1.5)
-    return d.out
+        w.norm(f"model.vlm_uni_{name}_projector.0", inputs)
+        w.linear(f"model.vlm_uni_{name}_projector.1", clip_width, inputs, gain=1.5)
+    w.linear("model.mm_projector.0", hidden, clip_width, gain=1.0)
+    w.linear("model.mm_projector.2", hidden, hidden, gain=1.5)
+    return w.out
 
 
-def language_weights(seed, config, quiet, loud=()):
+def language_weights(dtype, config, quiet, loud=()):
     """`quiet`: tokens whose logits are kept small, so that answers are made of ordinary text; `loud`: the opposite."""
-    d = Draw(f"{seed}/language")
+    w = Weights(dtype)
     gemma, experts = "gemma" in config["model_type"], config.get("num_local_experts")
     hidden, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -122,43 +123,46 @@ def language_weights(seed, config, quiet, loud=()):
     head = config.get("head_dim", hidden // heads)
 
     def rms(name):
-        d.tensor(f"{name}.weight", (hidden,), 0.2, 0.0 if gemma else 1.0)
+        w.tensor(f"{name}.weight", (hidden,), 0.2, 0.0 if gemma else 1.0)
 
-    d.tensor("model.embed_tokens.weight", (vocab, hidden), 1.2 / math.sqrt(hidden) if gemma else 1.0)
+    w.tensor("model.embed_tokens.weight", (vocab, hidden), 1.2 / math.sqrt(hidden) if gemma else 1.0)
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        d.linear(f"{layer}.self_attn.q_proj", heads * head, hidden, bias=False, gain=1.6)
-        d.linear(f"{layer}.self_attn.k_proj", kv_heads * head, hidden, bias=False, gain=1.6)
-        d.linear(f"{layer}.self_attn.v_proj", kv_heads * head, hidden, bias=False)
-        d.linear(f"{layer}.self_attn.o_proj", hidden, heads * head, bias=False, gain=gain)
+        w.linear(f"{layer}.self_attn.q_proj", heads * head, hidden, bias=False, gain=1.6)
+        w.linear(f"{layer}.self_attn.k_proj", kv_heads * head, hidden, bias=False, gain=1.6)
+        w.linear(f"{layer}.self_attn.v_proj", kv_heads * head, hidden, bias=False)
+        w.linear(f"{layer}.self_attn.o_proj", hidden, heads * head, bias=False, gain=gain)
         if experts:
-            d.linear(f"{layer}.block_sparse_moe.gate", experts, hidden, bias=False)
+            w.linear(f"{layer}.block_sparse_moe.gate", experts, hidden, bias=False)
             for e in range(experts):
                 expert = f"{layer}.block_sparse_moe.experts.{e}"
-                d.linear(f"{expert}.w1", ffn, hidden, bias=False)
-                d.linear(f"{expert}.w2", hidden, ffn, bias=False)
-                d.linear(f"{expert}.w3", ffn, hidden, bias=False)
+                w.linear(f"{expert}.w1", ffn, hidden, bias=False)
+                w.linear(f"{expert}.w2", hidden, ffn, bias=False)
+                w.linear(f"{expert}.w3", ffn, hidden, bias=False)
         else:
-            d.linear(f"{layer}.mlp.gate_proj", ffn, hidden, bias=False)
-            d.linear(f"{layer}.mlp.up_proj", ffn, hidden, bias=False)
-            d.linear(f"{layer}.mlp.down_proj", hidden, ffn, bias=False, gain=gain)
+            w.linear(f"{layer}.mlp.gate_proj", ffn, hidden, bias=False)
+            w.linear(f"{layer}.mlp.up_proj", ffn, hidden, bias=False)
+            w.linear(f"{layer}.mlp.down_proj", hidden, ffn, bias=False, gain=gain)
         rms(f"{layer}.input_layernorm")
         rms(f"{layer}.post_attention_layernorm")
     rms("model.norm")
     head_name = "model.embed_tokens.weight" if gemma else "lm_head.weight"
     if not gemma:
-        d.linear("lm_head", vocab, hidden, bias=False)
-    d.out[head_name][sorted(quiet)] *= 0.3
-    d.out[head_name][sorted(loud)] *= 1.6
-    return d.out
+        w.linear("lm_head", vocab, hidden, bias=False)
+    if rows := scaled_rows(quiet, 0.3) + scaled_rows(loud, 1.6):
+        w.out[head_name]["rows"] = rows
+    return w.out
 
 
-def stored(weights, dtype):
-    return {k: v.to(DTYPES[dtype]).contiguous() for k, v in weights.items()}
-
-
-def widened(weights):
-    return {k: v.float() for k, v in weights.items()}
+def scaled_rows(ids, factor):
+    """[first, end, factor] for each run of consecutive ids."""
+    rows = []
+    for i in sorted(ids):
+        if rows and rows[-1][1] == i:
+            rows[-1][1] += 1
+        else:
+            rows.append([i, i + 1, factor])
+    return rows
 
 
 # --- files ---
@@ -169,28 +173,43 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def write_shards(folder, weights, form):
-    """Two shards of about equal size and their index, as transformers writes them."""
-    total = sum(v.nbytes for v in weights.values())
-    shards, size = [{}], 0
-    for name in sorted(weights):
-        if len(shards) == 1 and size * 2 > total:
-            shards.append({})
-        shards[-1][name] = weights[name]
-        size += weights[name].nbytes
+def sharded(root, folder, weights, form):
+    """Two shards of about equal size, as transformers writes them, and their index; a stored index decides instead."""
     stem, suffix = ("model", "safetensors") if form == "safetensors" else ("pytorch_model", "bin")
-    index = {}
-    for i, shard in enumerate(shards):
-        file = f"{stem}-{i + 1:05}-of-{len(shards):05}.{suffix}"
-        index |= dict.fromkeys(shard, file)
-        if form == "safetensors":
-            save_file(shard, folder / file, metadata={"format": "pt"})
-        else:
-            torch.save(shard, folder / file)
-    write_json(folder / f"{stem}.{suffix}.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+    index = root / folder / f"{stem}.{suffix}.index.json"
+    if index.exists():
+        places = json.loads(index.read_text())["weight_map"]
+    else:
+        total = sum(map(size, weights.values()))
+        places, written = {}, 0
+        for name in sorted(weights):
+            places[name] = f"{stem}-{1 + (written * 2 > total):05}-of-00002.{suffix}"
+            written += size(weights[name])
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": places})
+    files = []
+    for file in sorted(set(places.values())):
+        entries = [weights[name] for name in sorted(weights) if places[name] == file]
+        files.append({"path": f"{folder}/{file}", "tensors": entries})
+        if form == "bin":
+            state = generated(entries)
+            torch_pickle(root / folder / file, state, state.values())
+    return files
 
 
-def picture(seed, width, height, path):
+def size(tensor):
+    return math.prod(tensor["shape"]) * {"F32": 4, "F16": 2, "BF16": 2}[tensor["dtype"]]
+
+
+def generated(entries):
+    """A state dict of the right dtypes and shapes."""
+    return {tensor["name"]: generate("any", tensor) for tensor in entries}
+
+
+def prefixed(prefix, weights):
+    return {prefix + name: {**tensor, "name": prefix + name} for name, tensor in weights.items()}
+
+
+def draw_image(seed, width, height, path):
     """Bright shapes on a plain ground: easy to see, small to store."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (width, height), tuple(map(int, rng.integers(0, 256, 3))))
@@ -220,8 +239,9 @@ CLIP_PROCESSOR = {
 }
 
 
-def write_clip(folder, weights, case):
-    """The OpenAI folder: `vision` holds the vision tower alone, `openai` the layout of the original upload."""
+def clip_files(root, weights, case):
+    """The OpenAI folder: the vision tower alone, or ("openai") the layout of the original upload."""
+    folder = root / CLIP_FOLDER
     vision = {
         "attention_dropout": 0.0,
         "hidden_act": "quick_gelu",
@@ -237,7 +257,7 @@ def write_clip(folder, weights, case):
         "projection_dim": 32,
     }
     if case.get("clip_form") == "openai":
-        # One pickle with the text tower beside the vision tower, an integer buffer and a nested configuration.
+        # One pickle with the text tower next to the vision tower, an integer buffer and a nested configuration.
         text = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "model_type": "clip_text_model"}
         write_json(
             folder / "config.json",
@@ -250,34 +270,45 @@ def write_clip(folder, weights, case):
                 "vision_config": vision,
             },
         )
-        extra = {
-            "logit_scale": torch.tensor(4.6052),
-            "text_model.embeddings.position_ids": torch.arange(7)[None],
-            "text_model.embeddings.token_embedding.weight": torch.zeros(9, 16),
-            "vision_model.embeddings.position_ids": torch.arange(577)[None],
-            "visual_projection.weight": torch.zeros(32, case["clip"]["width"]),
-        }
-        torch.save(extra | weights, folder / "pytorch_model.bin")
+        extra = Weights("float32")
+        extra.constant("logit_scale", (), 4.6052)
+        extra.range("text_model.embeddings.position_ids", (1, 7))
+        extra.constant("text_model.embeddings.token_embedding.weight", (9, 16), 0.0)
+        extra.range("vision_model.embeddings.position_ids", (1, 577))
+        extra.constant("visual_projection.weight", (32, case["clip"]["width"]), 0.0)
+        entries = [*extra.out.values(), *weights.values()]
+        state = generated(entries)
+        torch_pickle(folder / "pytorch_model.bin", state, state.values())
+        files = [{"path": f"{CLIP_FOLDER}/pytorch_model.bin", "tensors": entries}]
     else:
-        write_json(folder / "config.json", {"architectures": ["CLIPVisionModel"], **vision})
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "preprocessor_config.json", CLIP_PROCESSOR)
+        if "config" in case:
+            write_json(folder / "config.json", {"architectures": ["CLIPVisionModel"], **vision})
+        entries = sorted(weights.values(), key=lambda tensor: tensor["name"])
+        files = [{"path": f"{CLIP_FOLDER}/model.safetensors", "tensors": entries}]
+    if "config" in case:
+        write_json(folder / "preprocessor_config.json", CLIP_PROCESSOR)
+    return files
 
 
-def write_convnext(folder, weights, case):
-    shutil.copytree(GIVEN / "vicuna-7b" / CONVNEXT_FOLDER, folder, ignore=shutil.ignore_patterns("*.bin"))
+def convnext_files(root, weights, case):
+    """The LAION folder: open_clip's whole model in one pickle."""
+    folder = root / CONVNEXT_FOLDER
+    if "config" in case:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(GOLDENS / "vicuna-7b" / CONVNEXT_FOLDER / "open_clip_config.json", folder)
     width = case["convnext"]["dims"][-1]
-    extra = {
-        "logit_scale": torch.tensor(4.6052),
-        "visual.head.mlp.fc1.weight": torch.zeros(4, width),
-        "visual.trunk.head.norm.weight": torch.zeros(width),
-        "text.token_embedding.weight": torch.zeros(8, 4),
-    }
-    state = {f"visual.trunk.{k}": v for k, v in weights.items()} | extra
+    extra = Weights("float32")
+    extra.constant("logit_scale", (), 4.6052)
+    extra.constant("visual.head.mlp.fc1.weight", (4, width), 0.0)
+    extra.constant("visual.trunk.head.norm.weight", (width,), 0.0)
+    extra.constant("text.token_embedding.weight", (8, 4), 0.0)
+    entries = [*prefixed("visual.trunk.", weights).values(), *extra.out.values()]
+    state = tensors = generated(entries)
     if case.get("convnext_form") == "training":
         # As open_clip's training loop saves it.
-        state = {"epoch": 3, "name": "run", "state_dict": {f"module.{k}": v for k, v in state.items()}}
-    torch.save(state, folder / "open_clip_pytorch_model.bin")
+        state = {"epoch": 3, "name": "run", "state_dict": {f"module.{name}": v for name, v in tensors.items()}}
+    torch_pickle(folder / "open_clip_pytorch_model.bin", state, tensors.values())
+    return [{"path": f"{CONVNEXT_FOLDER}/open_clip_pytorch_model.bin", "tensors": entries}]
 
 
 # --- tokenizers ---
@@ -302,9 +333,10 @@ def train_tokenizer(folder, vocab, dummy_prefix, **more):
     """A small SentencePiece BPE with the flags of the released ones."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [line for line in CORPUS.splitlines() for _ in range(3)]
+    model = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_prefix=str(folder / "tokenizer"),
+        model_writer=model,
         model_type="bpe",
         vocab_size=vocab,
         character_coverage=0.9995,
@@ -319,7 +351,7 @@ def train_tokenizer(folder, vocab, dummy_prefix, **more):
         pad_id=-1,
         **more,
     )
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
 
 
 def special(content):
@@ -351,8 +383,8 @@ def copy_given(case):
     def copy(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
-            if (GIVEN / case / file).exists():
-                shutil.copyfile(GIVEN / case / file, folder / file)
+            if (GOLDENS / case / file).exists():
+                shutil.copyfile(GOLDENS / case / file, folder / file)
 
     return copy
 
@@ -382,8 +414,13 @@ def yi_tokenizer(folder):
 
 
 def quiet_ids(text):
-    """Byte tokens and special tokens."""
-    return {i for token, i in text.tokenizer.get_vocab().items() if re.fullmatch("<[^<>]+>", token)}
+    """Special tokens, and tokens that are not printable text by themselves."""
+    decode = text.tokenizer.decode
+    return {
+        i
+        for token, i in text.tokenizer.get_vocab().items()
+        if re.fullmatch("<[^<>]+>", token) or "\ufffd" in decode([i]) or not decode([i]).isprintable()
+    }
 
 
 # --- cases ---
@@ -403,7 +440,40 @@ LLAMA = {
 }
 VICUNA_TOKENIZER = copy_given("vicuna-7b/MGM-7B")
 
+# The first four came to this project with their configurations, tokenizers and images, which are stored.
+GIVEN = {
+    "clip": {"width": 64, "heads": 4, "layers": 4, "ffn": 128},
+    "convnext": {"dims": [12, 24, 40, 56], "depths": [1, 2, 3, 1]},
+    "images": ["image0.png"],
+}
 CASES = {
+    "gemma-2b": {
+        **GIVEN,
+        "family": "gemma",
+        "checkpoint": "MGM-2B",
+        "questions": ["What is in this picture?"],
+        "bytes": True,
+    },
+    "llama3-8b": {
+        **GIVEN,
+        "family": "llama3",
+        "checkpoint": "MGM-8B",
+        "questions": ["How many shapes are there?"],
+    },
+    "vicuna-7b": {
+        **GIVEN,
+        "family": "vicuna",
+        "checkpoint": "MGM-7B",
+        "questions": ["Describe the image in detail.", "And which colour is the circle?"],
+        "bytes": True,
+    },
+    "vicuna-7b-hd": {
+        **GIVEN,
+        "family": "vicuna",
+        "checkpoint": "MGM-7B-HD",
+        "questions": ["Read the text."],
+        "bytes": True,
+    },
     "two-images": {
         "family": "vicuna",
         "checkpoint": "MGM-7B",
@@ -489,6 +559,7 @@ CASES = {
         "tokenizer": copy_given("gemma-2b/MGM-2B"),
         "dtype": "float16",
         "towers_inside": True,
+        "copied_head": True,
         "clip": {"width": 64, "heads": 1, "layers": 3, "ffn": 96},
         "config": {
             "architectures": ["MiniGeminiGemmaForCausalLM"],
@@ -566,99 +637,147 @@ def full_config(case):
     return dict(sorted((config | case["config"]).items()))
 
 
-def acceptable(case, reference, text, seen, turns):
+def unacceptable(case, text, turns):
+    """Why the last of some turns will not do, or None."""
     special_ids = set(text.tokenizer.all_special_ids) | text.stop_ids
-    for i, turn in enumerate(turns):
-        greedy = turn["greedy_ids"]
-        if turn["min_margin"] < MIN_MARGIN or len(set(greedy)) < 4:
-            return False
-        if "stops_at" in case and i == 0:
-            if greedy[-1] != case["stops_at"] or len(greedy) < 6 or special_ids & set(greedy[:-1]):
-                return False
-        elif special_ids & set(greedy):
-            return False
-        if not turn["text"].isprintable() or "\ufffd" in turn["text"] or turn["text"] == "":
-            return False
-    if seen:
-        # The same prompt over other pictures must be answered differently.
-        blank = [torch.zeros(1, *s["projected"].shape[1:]) for s in seen]
+    turn = turns[-1]
+    greedy = turn["greedy_ids"]
+    if turn["min_margin"] < MIN_MARGIN:
+        return "margin"
+    if len(set(greedy)) < 5:
+        return "monotonous"
+    if "stops_at" in case and len(turns) == 1:
+        if greedy[-1] != case["stops_at"] or len(greedy) < 6 or special_ids & set(greedy[:-1]):
+            return "stop"
+    elif special_ids & set(greedy):
+        return "special token"
+    if case.get("bytes"):
+        # Only texts that Python and other languages trim alike.
+        if turn["text"] != text.tokenizer.decode(greedy, skip_special_tokens=True).strip(" \n"):
+            return "trimmed"
+    elif not turn["text"].isprintable() or "\ufffd" in turn["text"] or turn["text"] == "":
+        return "unprintable"
+    return None
+
+
+def unsuitable(name, case, reference, text, encoded, turns):
+    """Why a whole conversation will not do, or None."""
+    if case.get("bytes") and not any("\ufffd" in turn["text"] for turn in turns):
+        return "no broken characters"
+    if encoded:
+        # The same prompt about other images must have another answer.
+        blank = [torch.zeros(1, *image["projected"].shape[1:]) for image in encoded]
         _, greedy, _ = reference.answer(turns[0]["input_ids"], blank, text.stop_ids)
-        return greedy != turns[0]["greedy_ids"]
-    return True
+        if greedy == turns[0]["greedy_ids"]:
+            return "blind"
+    if name in LOW_RESOLUTION:
+        _, low = low_resolution(reference, case["family"], case["images"], turns[0])
+        greedy = low["greedy_ids"]
+        same = greedy == turns[0]["greedy_ids"][: len(greedy)]
+        if low["min_margin"] < MIN_MARGIN or text.stop_ids & set(greedy) or same:
+            return "answer without the high-resolution branch"
+    return None
 
 
-def make(name, root):
+def weight_files(name, root, case, config, text):
+    """The files of the manifest; writes what is stored next to it."""
+    dtype, tower_dtype = config["torch_dtype"], case.get("tower_dtype", "float32")
+    clip_config = {k: v for k, v in case["clip"].items() if k != "heads"}
+    inside = case.get("towers_inside")
+    clip = clip_weights(dtype if inside else tower_dtype, **clip_config)
+    convnext = convnext_weights(dtype if inside else tower_dtype, **case["convnext"])
+    weights = mining_weights(dtype, case["clip"]["width"], config["mm_hidden_size_aux"], config["hidden_size"])
+    files = []
+    if inside:
+        weights |= prefixed("model.vision_tower.vision_tower.", clip)
+        weights |= prefixed("model.vision_tower_aux.vision_", convnext)
+    else:
+        files += convnext_files(root, convnext, case) + clip_files(root, clip, case)
+    loud = {case["stops_at"]} if "stops_at" in case else set()
+    quiet = set() if case.get("bytes") else quiet_ids(text) - loud
+    weights |= language_weights(dtype, config, quiet, loud)
+    if case.get("copied_head"):
+        # Released tied checkpoints still hold a copy of the embedding.
+        table = weights["model.embed_tokens.weight"]
+        weights["lm_head.weight"] = {**table, "name": "lm_head.weight"}
+    return files + sharded(root, case["checkpoint"], weights, case.get("form", "safetensors"))
+
+
+def search(name, case, reference, text, encoded, manifest):
+    """Draws the output embedding again until the answers are acceptable; the manifest names the stream it came from."""
+    names = {"lm_head.weight"}
+    if reference.config["tie_word_embeddings"]:
+        names.add("model.embed_tokens.weight")
+    heads = [tensor for file in manifest["files"] for tensor in file["tensors"] if tensor["name"] in names]
+    output, refused = reference.language_model.get_output_embeddings().weight, Counter()
+    for seed in range(2000):
+        for head in heads:
+            head["stream"] = f"head/{seed}"
+            output.data.copy_(generate(manifest["seed"], head))
+        turns, _ = converse(reference, case["family"], case["questions"], encoded, MIN_MARGIN)
+        reasons = [unacceptable(case, text, turns[: turn + 1]) for turn in range(len(turns))]
+        reason = next(filter(None, reasons), None) or unsuitable(name, case, reference, text, encoded, turns)
+        if reason is None:
+            print(f"{name}: refused {dict(refused)}")
+            return seed
+        refused[reason] += 1
+        if seed % 100 == 99:
+            print(f"{name}: refused {dict(refused)}", flush=True)
+    raise RuntimeError(f"{name}: no seed will do: {refused}")
+
+
+def make(name):
     case = {"clip": SMALL_CLIP, "convnext": SMALL_CONVNEXT, **CASES[name]}
-    out = root / name
-    if out.exists():
-        shutil.rmtree(out)
-    folder = out / case["checkpoint"]
-    case["tokenizer"](folder)
-    config = full_config(case)
-    write_json(folder / "config.json", config)
+    root = GOLDENS / name
+    folder = root / case["checkpoint"]
+    if "config" in case:
+        shutil.rmtree(root, ignore_errors=True)
+        case["tokenizer"](folder)
+        config = full_config(case)
+        write_json(folder / "config.json", config)
+        for i, (width, height) in enumerate(case["images"]):
+            draw_image([sum(name.encode()), i], width, height, root / f"image{i}.png")
+        images = [f"image{i}.png" for i in range(len(case["images"]))]
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        images = case["images"]
     text = Text(case["family"], folder)
     assert len(text.tokenizer) == config["vocab_size"], len(text.tokenizer)
+    files = weight_files(name, root, case, config, text)
 
-    dtype, tower_dtype = case.get("dtype", "float32"), case.get("tower_dtype", "float32")
-    clip_config = {k: v for k, v in case["clip"].items() if k != "heads"}
-    clip = clip_weights(name, **clip_config)
-    convnext = convnext_weights(name, **case["convnext"])
-    fixed = mining_weights(name, case["clip"]["width"], config["mm_hidden_size_aux"], config["hidden_size"])
-    if case.get("towers_inside"):
-        fixed |= {f"model.vision_tower.vision_tower.{k}": v for k, v in clip.items()}
-        fixed |= {f"model.vision_tower_aux.vision_{k}": v for k, v in convnext.items()}
-    else:
-        write_convnext(out / CONVNEXT_FOLDER, stored(convnext, tower_dtype), case)
-        write_clip(out / CLIP_FOLDER, stored(clip, tower_dtype), case)
-    fixed = stored(fixed, dtype)
+    manifest = {"seed": name, "files": files}
+    paths = [root / image for image in images]
+    with built(root, manifest) as made:
+        reference = Reference(made / case["checkpoint"])
+    reference.folder = folder
+    encoded = [reference.encode_image(path) for path in paths]
+    seed = search(name, case | {"images": paths}, reference, text, encoded, manifest)
+    with built(root, manifest) as made:
+        reference = Reference(made / case["checkpoint"])
+    reference.folder = folder
+    turns, tensors = expected(reference, case["family"], paths, case["questions"])
+    print(f"{name}: head {seed}, margins {[round(turn['min_margin'], 4) for turn in turns]}")
 
-    images = []
-    for i, (width, height) in enumerate(case["images"]):
-        images.append(out / f"image{i}.png")
-        picture([sum(name.encode()), i], width, height, images[-1])
-
-    loud = {case["stops_at"]} if "stops_at" in case else set()
-    quiet = quiet_ids(text) - loud
-    reference = seen = None
-    for seed in range(1000):
-        weights = stored(language_weights(f"{name}/{seed}", config, quiet, loud), dtype)
-        if reference is None:
-            write_shards(folder, fixed | weights, case.get("form", "safetensors"))
-            reference = Reference(folder)
-            seen = [reference.see(path) for path in images]
-        reference.load_language_model(widened(weights))
-        turns, _ = converse(reference, case["family"], case["questions"], seen)
-        if acceptable(case, reference, text, seen, turns):
-            break
-    else:
-        raise RuntimeError(f"{name}: no seed will do")
-    print(f"{name}: language model seed {seed}, margins {[round(turn['min_margin'], 4) for turn in turns]}")
-
-    if config["tie_word_embeddings"]:
-        # Released tied checkpoints still hold a copy of the embedding.
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    write_shards(folder, fixed | weights, case.get("form", "safetensors"))
-    turns, tensors = expected(Reference(folder), case["family"], images, case["questions"])
-    save_file(tensors, out / "expected.safetensors")
+    write_manifest(root, with_digests(manifest))
+    save_file(tensors, root / "expected.safetensors")
     meta = {
         "case": name,
         "family": case["family"],
         "checkpoint": case["checkpoint"],
-        "images": [path.name for path in images],
+        "images": images,
         "image_size_aux": config["image_size_aux"],
         "image_grid": config["image_grid"],
         "image_global": config["image_global"],
         "image_token_id": -200,
         "turns": turns,
     }
-    (out / "expected.json").write_text(json.dumps(meta, indent=1))
+    (root / "expected.json").write_text(json.dumps(meta, indent=1))
     for turn in turns:
         print(f"  {turn['n_embeds']} embeds, {len(turn['greedy_ids'])} ids: {turn['text']!r}")
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print(f"  {size / 1e6:.2f} MB")
+    total = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    print(f"  {total / 1e6:.2f} MB", flush=True)
 
 
 if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    for name in sys.argv[2:] or CASES:
-        make(name, root)
+    for name in sys.argv[1:] or CASES:
+        make(name)

@@ -1,9 +1,9 @@
-"""Images that diffusers generates with the golden Stable Diffusion XL, from seeds on the CPU.
+"""Images that diffusers generates with the golden Stable Diffusion XL from seeds, on the CPU.
 
-    make_sdxl_images.py ../goldens/sdxl-base/sdxl ../data/diffusion/images
+    make_sdxl_images.py ../data/diffusion/images
 
-writes a PNG for each case, `cases.json` with the arguments that `mgm generate` takes for the same image, and the LoRA
-file that one of them merges.
+writes a PNG for each case, `cases.json` with the arguments of `mgm generate` for the same image, and the LoRA file that one
+case merges.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from random_weights import built
 from safetensors.torch import save_file
 
 PROMPT = "a gold mine, misty hills"
@@ -67,7 +68,7 @@ def cases(init):
     yield case("lora", lora=0.7)
 
 
-def paint(model, folder, init, case):
+def generate(model, folder, init, case):
     kind = StableDiffusionXLPipeline if case["strength"] is None else StableDiffusionXLImg2ImgPipeline
     pipeline = kind.from_pretrained(model, torch_dtype=torch.float32, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -100,7 +101,7 @@ def main(model, folder):
     Image.fromarray(((ramp * 7) % 251).astype(numpy.uint8)).save(init)
     listed = {}
     for name, case in cases(init):
-        image = paint(model, folder, init, case)
+        image = generate(model, folder, init, case)
         Image.fromarray((image * 255).round().astype(numpy.uint8)).save(folder / f"{name}.png")
         arguments = ["--prompt", case.get("prompt", PROMPT)]
         for key in ["steps", "guidance_scale", "seed", "negative_prompt", "scheduler"]:
@@ -116,4 +117,5 @@ def main(model, folder):
     (folder / "cases.json").write_text(json.dumps(listed, indent=1) + "\n")
 
 
-main(sys.argv[1], Path(sys.argv[2]))
+with built("sdxl-base") as case:
+    main(case / "sdxl", Path(sys.argv[1]))

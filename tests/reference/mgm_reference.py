@@ -1,5 +1,5 @@
 """An independent f32 implementation of Mini-Gemini inference on the CPU, made of libraries wherever one exists:
-language models and CLIP from transformers, ConvNeXt from timm, pictures from Pillow. What no library has (patch info
+language models and CLIP from transformers, ConvNeXt from timm, images from Pillow. What no library has (patch info
 mining, splicing, prompts) is written literally, unfolded, as the papers' equations read.
 
 It reads a checkpoint folder in any of the released layouts; every weight is widened to f32 first.
@@ -43,7 +43,9 @@ LLAMA_3 = (
 
 
 def read_weights(folder):
-    """All tensors of a checkpoint folder, sharded or not, safetensors or torch, as f32."""
+    """All tensors of a checkpoint folder, sharded or not, or of a torch file, as f32."""
+    if folder.is_file():
+        return widened(torch.load(folder, weights_only=True))
     for index, single in [
         ("model.safetensors.index.json", "model.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model.bin"),
@@ -58,8 +60,12 @@ def read_weights(folder):
         for file in files:
             path = folder / file
             out |= load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-        return {k: v.float() if v.is_floating_point() else v for k, v in out.items()}
+        return widened(out)
     raise FileNotFoundError(f"no weights in {folder}")
+
+
+def widened(weights):
+    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
 def under(weights, prefix):
@@ -117,7 +123,7 @@ class Text:
         self.stop_ids = ids
 
     def encode(self, prompt):
-        """Piece by piece between the placeholders, keeping one BOS, with one IMAGE for each placeholder."""
+        """Encodes the text between the placeholders piece by piece, with one BOS at the start and one IMAGE per placeholder."""
         pieces = [self.tokenizer(piece).input_ids for piece in prompt.split("<image>")]
         bos = self.tokenizer.bos_token_id
         has_bos = bool(pieces[0]) and pieces[0][0] == bos
@@ -145,7 +151,7 @@ class Reference:
         }
 
     def tower(self, key):
-        """The tower's own folder beside the checkpoint."""
+        """The tower's own folder, next to the checkpoint's."""
         return self.folder.parent / self.config[key].removeprefix("model_zoo/")
 
     def load_language_model(self, weights=None):
@@ -265,8 +271,8 @@ class Reference:
         return F.linear(z, w["2.weight"], w["2.bias"])
 
     @torch.no_grad()
-    def see(self, path):
-        """One picture: every intermediate tensor that a golden holds, by name."""
+    def encode_image(self, path):
+        """One image: every intermediate tensor that a golden holds, by name."""
         high, low = self.views(path)
         hidden = self.clip(low, output_hidden_states=True).hidden_states[self.config["mm_vision_select_layer"]]
         clip = hidden[:, 1:]
@@ -293,8 +299,10 @@ class Reference:
     # --- language ---
 
     @torch.no_grad()
-    def answer(self, ids, visual, stop_ids, max_new_tokens=24):
-        """Prefill logits [n, vocab], greedy ids (a stop id included) and the least margin between the best two."""
+    def answer(self, ids, visual, stop_ids, max_new_tokens=24, enough=0.0):
+        """Prefill logits [n, vocab], greedy ids (a stop id included) and the least margin between the best two.
+
+        The answer ends early where that margin is less than `enough`."""
         embed = self.language_model.get_input_embeddings()
         visual = iter(visual)
         parts, run = [], []
@@ -314,7 +322,7 @@ class Reference:
             best = logits[-1].topk(2)
             margin = min(margin, float(best.values[0] - best.values[1]))
             greedy.append(int(best.indices[0]))
-            if greedy[-1] in stop_ids or len(greedy) == max_new_tokens:
+            if greedy[-1] in stop_ids or len(greedy) == max_new_tokens or margin < enough:
                 return prefill, greedy, margin
             out = self.language_model(
                 input_ids=torch.tensor([greedy[-1:]]), past_key_values=out.past_key_values, use_cache=True
@@ -322,19 +330,19 @@ class Reference:
             logits = out.logits[0]
 
 
-def converse(reference, family, questions, seen, answers=None):
-    """Runs the turns; returns (expected.json's turns, tensors). `answers` overrides what earlier turns said."""
+def converse(reference, family, questions, encoded, enough=0.0):
+    """Runs the turns; returns (expected.json's turns, tensors)."""
     text = Text(family, reference.folder)
     turns, tensors, history = [], {}, []
     for i, question in enumerate(questions):
         q = question
-        if i == 0 and seen:
-            marks = [f"Image {k + 1}:<image>\n" if len(seen) > 1 else "<image>\n" for k in range(len(seen))]
+        if i == 0 and encoded:
+            marks = [f"Image {k + 1}:<image>\n" if len(encoded) > 1 else "<image>\n" for k in range(len(encoded))]
             q = "".join(marks) + question
         prompt = prompt_of(family, [*history, (q, None)])
         ids = text.encode(prompt)
-        visual = [s["projected"].reshape(1, -1, s["projected"].shape[-1]) for s in seen]
-        logits, greedy, margin = reference.answer(ids, visual, text.stop_ids)
+        visual = [image["projected"].reshape(1, -1, image["projected"].shape[-1]) for image in encoded]
+        logits, greedy, margin = reference.answer(ids, visual, text.stop_ids, enough=enough)
         answer = text.decode(greedy)
         tensors[f"turn{i}.logits_last"] = logits[-1]
         tensors[f"turn{i}.logits_sample"] = logits[:: max(1, len(logits) // 16)]
@@ -349,14 +357,28 @@ def converse(reference, family, questions, seen, answers=None):
                 "text": answer,
             }
         )
-        history.append((q, answer if answers is None else answers[i]))
+        if margin < enough:
+            break
+        history.append((q, answer))
     return turns, tensors
+
+
+def sampled(image):
+    """What is stored of an image's tensors: of those with a row for each token, every fifth row and every row's sum."""
+    out = {}
+    for name, value in image.items():
+        if name in ("clip", "mined", "projected"):
+            rows = value.reshape(-1, value.shape[-1])
+            out |= {f"{name}_sample": rows[::5], f"{name}_row_sums": rows.double().sum(1).float()}
+        else:
+            out[name] = value
+    return out
 
 
 def expected(reference, family, images, questions):
     """Everything a golden holds: (turns, tensors)."""
-    seen = [reference.see(path) for path in images]
-    turns, tensors = converse(reference, family, questions, seen)
-    for i, s in enumerate(seen):
-        tensors |= {f"image{i}.{name}": value for name, value in s.items()}
+    encoded = [reference.encode_image(path) for path in images]
+    turns, tensors = converse(reference, family, questions, encoded)
+    for i, image in enumerate(encoded):
+        tensors |= {f"image{i}.{name}": value for name, value in sampled(image).items()}
     return turns, {k: v.contiguous().clone() for k, v in tensors.items()}

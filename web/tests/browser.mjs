@@ -3,15 +3,18 @@
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, isAbsolute, join } from "node:path";
+import { basename, dirname, isAbsolute, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
 export const web = dirname(dirname(fileURLToPath(import.meta.url)));
 export const root = dirname(web);
-export const goldens = join(root, "tests", "goldens");
 export const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
 export const mgm = join(target, "release", "mgm");
+/** The folder of the golden cases with their weights, which are generated where that has not been done. */
+export const goldens = dirname(execFileSync(join(target, "release", "mgm-goldens"), { encoding: "utf8" }).split("\n")[0]);
+/** What these tests make of the golden cases; another folder for other cases. */
+export const bundles = join(target, "web-bundles", basename(goldens));
 
 const FLAGS = [
   "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-quic",
@@ -48,7 +51,7 @@ export async function openPage(context, url) {
 
 /** The folder of a bundle of a golden checkpoint, or of the model at a path. Packed once. */
 export function bundle(name, precision, ...more) {
-  const folder = join(target, "web-bundles", `${name.replaceAll("/", "-")}-${precision}${more.join("")}`);
+  const folder = join(bundles, `${name.replaceAll("/", "-")}-${precision}${more.join("")}`);
   if (!existsSync(join(folder, "bundle.json"))) {
     rmSync(folder, { recursive: true, force: true });
     mkdirSync(dirname(folder), { recursive: true });

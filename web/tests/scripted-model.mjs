@@ -3,14 +3,14 @@
 
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { goldens, target } from "./browser.mjs";
+import { bundles, goldens } from "./browser.mjs";
 
 // `:` of "ASSISTANT:", `<h>`, the words, `</h>` in byte tokens (so that no token occurs twice), end of sequence.
 const TOKENS = [586, 595, 533, 596, 262, 472, 513, 535, 287, 267, 525, 63, 50, 107, 65, 2];
 
 /** The folder of the checkpoint. Created once. */
 export function scriptedModel() {
-  const folder = join(target, "web-bundles", "scripted-checkpoint");
+  const folder = join(bundles, "scripted-checkpoint");
   if (existsSync(folder)) return join(folder, "MGM-7B");
   const fresh = `${folder}.new`;
   rmSync(fresh, { recursive: true, force: true });

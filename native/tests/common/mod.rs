@@ -2,14 +2,11 @@
 #![allow(dead_code)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-/// The folder of the golden cases.
-pub fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
-}
+pub use mgm_test_support::goldens;
 
 /// A case's `expected.json`.
 pub fn expected(case: &str) -> Value {
