@@ -108,7 +108,7 @@ impl Expected {
     }
 }
 
-/// Prompt ids, with -200 where a picture stands, as positions.
+/// Prompt ids as positions; -200 stands for an image.
 pub fn positions(ids: &[i64], images: &[(ImageId, Tensor)]) -> Vec<Position> {
     let mut next = 0;
     let mut positions = Vec::new();

@@ -1,4 +1,4 @@
-"""Images that diffusers generates with Pocket's image model in f32: tests/data/pocket/{blue-dog,red-car}.png.
+"""Images that diffusers generates with Pocket SDXL in f32: tests/data/pocket/{blue-dog,red-car}.png.
 
     python -m pocket.export pocket-run out --part painter
     python tests/reference/make_pocket_images.py out/sdxl tests/data/pocket
