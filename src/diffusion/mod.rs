@@ -11,11 +11,13 @@ pub mod pipeline;
 #[cfg(feature = "gpu")]
 mod pixel_attention;
 pub mod png_metadata;
+#[doc(hidden)]
 pub mod preview;
 #[cfg(feature = "gpu")]
 mod request;
 #[cfg(feature = "gpu")]
 mod resnet;
+#[doc(hidden)]
 pub mod scheduler;
 #[cfg(feature = "gpu")]
 mod statistics;
@@ -23,6 +25,7 @@ mod statistics;
 mod text_encoder;
 #[cfg(feature = "gpu")]
 mod tiles;
+#[doc(hidden)]
 pub mod torch_rng;
 #[cfg(feature = "gpu")]
 mod transformer;
@@ -32,8 +35,11 @@ mod unet;
 mod vae;
 
 #[cfg(feature = "gpu")]
+#[doc(hidden)]
 pub use text_encoder::{TextEncoder, TextEncoding};
 #[cfg(feature = "gpu")]
+#[doc(hidden)]
 pub use unet::{Condition, Unet};
 #[cfg(feature = "gpu")]
+#[doc(hidden)]
 pub use vae::{VaeDecoder, VaeEncoder};

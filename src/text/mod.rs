@@ -1,14 +1,19 @@
 //! Tokenizers, conversation templates, stop rules, incremental detokenisation.
 
 pub mod chat_template;
+#[doc(hidden)]
 pub mod clip;
 pub mod conversation;
 mod decode;
+#[doc(hidden)]
 pub mod gguf;
 mod merges;
 mod prompt;
+#[doc(hidden)]
 pub mod sentencepiece;
+#[doc(hidden)]
 pub mod stop;
+#[doc(hidden)]
 pub mod stream;
 pub mod tokenizer;
 mod tokenizer_config;

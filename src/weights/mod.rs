@@ -8,23 +8,32 @@
 //!
 //! All input is treated as hostile: no file causes a panic, an allocation beyond its own size, or the execution of code.
 
+#[doc(hidden)]
 pub mod blocks;
 pub mod bundle;
 pub mod checkpoint;
 pub mod config;
+#[doc(hidden)]
 pub mod dtype;
+#[doc(hidden)]
 pub mod expected;
 pub mod gguf;
 pub mod gguf_model;
+#[doc(hidden)]
 pub mod index;
 pub mod mgm;
 pub mod model_files;
+#[doc(hidden)]
 pub mod pickle;
+#[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
 pub mod row_order;
 pub mod safetensors;
 pub mod sdxl;
+#[doc(hidden)]
 pub mod stored_tensor;
 pub mod torch_bin;
 pub mod view;
+#[doc(hidden)]
 pub mod zip;
