@@ -151,8 +151,7 @@ fn tokenizers_and_templates_come_from_the_file() {
 /// A merge that makes no token: one shorter than the longest token, and one longer than all.
 #[test]
 fn merges_that_make_no_token_are_refused() {
-    for (long, reason) in
-        [("the", "`ab` out of vocabulary"), ("x", "a merge makes 2 bytes, but the longest token has 1")]
+    for (long, reason) in [("the", "`ab` out of vocabulary"), ("x", "a merge has 2 bytes, but the longest token has 1")]
     {
         let texts = |texts: &[&str]| Value::Array(Array::Texts(texts.iter().copied().collect()));
         let header = Header {
@@ -263,9 +262,9 @@ fn bad_files_are_refused_with_what_is_wrong() {
     let cases: [(&str, Vec<u8>, &str); 9] = [
         ("not a GGUF file", patched(0, b"GGML"), "first four bytes"),
         ("version 1", patched(4, &1u32.to_le_bytes()), "version 1"),
-        ("absurd tensor count", patched(8, &u64::MAX.to_le_bytes()), "more than a header can hold"),
-        ("absurd pair count", patched(16, &(1u64 << 40).to_le_bytes()), "more than a header can hold"),
-        ("absurd text length", patched(24, &(u64::MAX / 2).to_le_bytes()), "more than a header can hold"),
+        ("absurd tensor count", patched(8, &u64::MAX.to_le_bytes()), "more than a header can contain"),
+        ("absurd pair count", patched(16, &(1u64 << 40).to_le_bytes()), "more than a header can contain"),
+        ("absurd text length", patched(24, &(u64::MAX / 2).to_le_bytes()), "more than a header can contain"),
         ("header cut off", good[..500].to_vec(), "truncated"),
         ("data cut off", good[..good.len() - 40_000].to_vec(), "truncated"),
         ("unknown type", patched(kind_of_gate, &10u32.to_le_bytes()), "Q2_K"),

@@ -140,7 +140,7 @@ fn damaged_bundles_are_refused_with_a_reason() {
             Box::new(|bundle| write(bundle, &manifest.replace("\"version\": 1", "\"version\": 7"))),
             "bundle version",
         ),
-        ("name", Box::new(|bundle| write(bundle, &manifest.replace(shard, "../x"))), "no name for a file"),
+        ("name", Box::new(|bundle| write(bundle, &manifest.replace(shard, "../x"))), "not a valid file name"),
         ("type", Box::new(|bundle| write(bundle, &manifest.replace("\"Q4_1\"", "\"Q9\""))), "Q9"),
         ("blocks", Box::new(|bundle| write(bundle, &manifest.replace("\"Q4_1\"", "\"Q6_K\""))), "whole Q6_K blocks"),
         ("not JSON", Box::new(|bundle| write(bundle, "{")), "bundle.json"),

@@ -208,7 +208,10 @@ mod tests {
         // Bit patterns from IEEE 754: 1.5, -2, the smallest subnormal (or a small normal).
         assert_eq!(decode(Dtype::F32, &[0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0]), [1.5, -2.0]);
         assert_eq!(decode(Dtype::F16, &[0x00, 0x3e, 0x00, 0xc0, 0x01, 0x00]), [1.5, -2.0, 2f32.powi(-24)]);
-        assert_eq!(decode(Dtype::Bf16, &[0xc0, 0x3f, 0x00, 0xc0, 0x01, 0x00]), [1.5, -2.0, 2f32.powi(-133)]);
+        assert_eq!(
+            decode(Dtype::Bf16, &[0xc0, 0x3f, 0x00, 0xc0, 0x01, 0x00]),
+            [1.5, -2.0, 2f32.powi(-126) * 2f32.powi(-7)]
+        );
         assert_eq!(decode(Dtype::F64, &[0, 0, 0, 0, 0, 0, 0xf8, 0x3f]), [1.5]);
     }
 

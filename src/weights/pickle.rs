@@ -570,7 +570,7 @@ mod tests {
             (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "opcode 0x81"),
             (b"\x80\x02(ios\nsystem\n.", "opcode 0x69"),
             (b"\x80\x02K\x01)R.", "not a function"),
-            (b"\x80\x02K\x01}b.", "set the state"),
+            (b"\x80\x02K\x01}b.", "sets the state"),
         ];
         for (bytes, reason) in cases {
             let (_, message) = read_state_dict(bytes).unwrap_err();

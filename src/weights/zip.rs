@@ -330,7 +330,7 @@ pub(super) mod tests {
             (two(0), "entry b overlaps another"),
             (two(5), "entry b overlaps another"),
             (two(1 << 30), "truncated"),
-            (archive(&[("a", b"1"), ("a", b"2")]), "entry a comes twice"),
+            (archive(&[("a", b"1"), ("a", b"2")]), "entry a occurs twice"),
             (end_record(1, 1 << 30, 1 << 30), "outside the file"),
             (end_record(0xffff, 0xffff_ffff, 0xffff_ffff), "zip64"),
         ];

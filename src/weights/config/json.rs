@@ -1,4 +1,6 @@
 //! Reading settings from JSON, with the file and the key in every message.
+//!
+//! Values come from `serde_json`; a derived struct would neither check ranges nor name the key of a wrong type.
 
 use std::ops::RangeInclusive;
 
