@@ -1,6 +1,5 @@
 //! Generates images with Stable Diffusion XL and shows progress on standard error.
 
-use crate::interrupt::continue_unless;
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -23,6 +22,7 @@ use mgm::{Error, Result};
 use serde::Serialize;
 
 use crate::args::{parse_image_size, parse_number};
+use crate::interrupt::continue_unless;
 use crate::progress;
 use crate::sdxl::SdxlArgs;
 use crate::terminal_image::ImageProtocol;
@@ -141,7 +141,7 @@ impl ImageModel {
         Ok(Self {
             pipeline: DiffusionPipeline::open(gpu, checkpoint, options).await?,
             arguments: arguments.clone(),
-            model: model.model.as_deref().map(name).unwrap_or_default(),
+            model: name(&model.path()?),
             precision,
             lora: model.lora.iter().map(|lora| (name(&lora.path), lora.scale)).collect(),
             stop,

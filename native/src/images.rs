@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mgm::diffusion::png_metadata::ImageSettings;
-use mgm::image::{Image, decode};
+use mgm::image::{Image, decode, encode_png};
 use mgm::{Error, Result};
 
 use crate::files::io_error;
@@ -14,34 +14,14 @@ pub fn read_image(path: &Path) -> Result<Image> {
     decode(&path.display().to_string(), &bytes)
 }
 
-/// Encodes a PNG file. The text chunk "parameters" holds the settings as other programs write them, "mgm" holds them as JSON.
-pub fn encode_png(image: &Image, settings: Option<&ImageSettings>) -> Result<Vec<u8>> {
-    let failed = |error: png::EncodingError| Error::Image { name: "PNG".to_owned(), reason: error.to_string() };
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, image.width() as u32, image.height() as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    if let Some(settings) = settings {
-        let parameters = settings.parameters();
-        // A tEXt chunk is Latin-1 by specification, but readers differ beyond ASCII.
-        if parameters.is_ascii() {
-            encoder.add_text_chunk("parameters".to_owned(), parameters).map_err(failed)?;
-        } else {
-            encoder.add_itxt_chunk("parameters".to_owned(), parameters).map_err(failed)?;
-        }
-        let json = serde_json::to_string(settings)
-            .map_err(|error| Error::Image { name: "PNG".to_owned(), reason: error.to_string() })?;
-        encoder.add_itxt_chunk("mgm".to_owned(), json).map_err(failed)?;
-    }
-    let mut writer = encoder.write_header().map_err(failed)?;
-    writer.write_image_data(image.data()).map_err(failed)?;
-    writer.finish().map_err(failed)?;
-    Ok(bytes)
-}
-
-/// Writes a PNG file.
+/// Writes a PNG file. The text chunk "parameters" holds the settings as other programs write them, "mgm" holds them as JSON.
+///
+/// # Errors
+/// [`Error::Io`].
 pub fn save_png(path: &Path, image: &Image, settings: &ImageSettings) -> Result<()> {
-    let bytes = encode_png(image, Some(settings))?;
+    let json = serde_json::to_string(settings)
+        .map_err(|error| Error::Image { name: "PNG".to_owned(), reason: error.to_string() })?;
+    let bytes = encode_png(image, &[("parameters", &settings.parameters()), ("mgm", &json)])?;
     std::fs::write(path, bytes).map_err(|error| io_error(path, error))
 }
 

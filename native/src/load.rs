@@ -1,6 +1,5 @@
 //! Opens checkpoints and loads models onto the device.
 
-use crate::interrupt::continue_unless;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
 
 use crate::args::CheckpointArgs;
+use crate::interrupt::continue_unless;
 use crate::{bundled_models, device_cache, progress};
 
 /// The checkpoint that the arguments name, or the bundled model.

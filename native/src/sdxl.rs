@@ -49,15 +49,21 @@ pub fn parse_lora(text: &str) -> std::result::Result<LoraFile, String> {
 }
 
 impl SdxlArgs {
-    /// Opens the model, or the bundled one, and merges the LoRA files.
+    /// The model that the arguments name, or the bundled one.
     ///
     /// # Errors
-    /// [`mgm::Error::InvalidArgument`] if no model is named and none is bundled; the reader's errors.
+    /// [`mgm::Error::InvalidArgument`] if none is named and none is bundled.
+    pub fn path(&self) -> Result<PathBuf> {
+        let path = self.model.clone().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL));
+        path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET_SDXL))
+    }
+
+    /// Opens the model of [`SdxlArgs::path`] and merges the LoRA files.
+    ///
+    /// # Errors
+    /// Those of [`SdxlArgs::path`] and of the reader.
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
-        let Some(model) = self.model.clone().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL)) else {
-            return Err(bundled_models::missing(bundled_models::POCKET_SDXL));
-        };
-        let mut checkpoint = open(&model, self.tokenizer.as_deref(), self.precision).await?;
+        let mut checkpoint = open(&self.path()?, self.tokenizer.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
             checkpoint.merge_lora(&Lora::open(open_file(path)?, *scale).await?)?;
         }

@@ -5,9 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mgm::image::Image;
-
-use crate::images::encode_png;
+use mgm::image::{Image, encode_png};
 
 /// The protocol by which the terminal on standard error shows images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +72,7 @@ impl ImageProtocol {
                 }
             }
             Self::Iterm => {
-                let bytes = encode_png(image, None).map_err(std::io::Error::other)?;
+                let bytes = encode_png(image, &[]).map_err(std::io::Error::other)?;
                 let size = bytes.len();
                 let encoded = STANDARD.encode(bytes);
                 write!(out, "\x1b]1337;File=inline=1;size={size};height={ROWS};preserveAspectRatio=1:{encoded}\x07")?;

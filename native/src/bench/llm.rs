@@ -1,4 +1,4 @@
-//! LanguageModel model steps that several benches measure.
+//! Language model steps that several benches measure.
 
 use std::ops::ControlFlow;
 

@@ -1,6 +1,5 @@
 //! The turns of a conversation: streaming, images in answers, and the interactive loop.
 
-use crate::interrupt::continue_unless;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -18,6 +17,7 @@ use super::report::{Report, TurnReport};
 use super::resident::ResidentChat;
 use crate::image_model::ImageReport;
 use crate::images::read_image;
+use crate::interrupt::continue_unless;
 use crate::output::print_json;
 use crate::{CliError, progress};
 

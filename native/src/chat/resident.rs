@@ -7,8 +7,7 @@ use std::sync::atomic::AtomicBool;
 use mgm::gpu::Gpu;
 use mgm::image::Image;
 use mgm::memory_plan::MemoryPlan;
-use mgm::session::LoadOptions;
-use mgm::session::{Chat, image_sources};
+use mgm::session::{Chat, LoadOptions, image_sources};
 use mgm::text::Turn;
 use mgm::weights::model_files::ModelFiles;
 

@@ -1,6 +1,5 @@
 //! Asks a model the questions of a dataset in batches.
 
-use crate::interrupt::continue_unless;
 use std::sync::atomic::AtomicBool;
 
 use mgm::Error;
@@ -10,6 +9,7 @@ use mgm::text::Turn;
 
 use super::answers::Answer;
 use super::dataset::{ImageSource, Question};
+use crate::interrupt::continue_unless;
 
 /// A model that answers questions, each in its own conversation.
 pub struct BatchRunner<'a> {
