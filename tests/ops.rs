@@ -499,14 +499,14 @@ fn norms() {
 fn sampler_steps() {
     let mut cases = Vec::new();
     let plain = ops::Denoise {
-        guidance: None,
+        guidance_scale: None,
         denoised: [1.0, -5.9],
         limit: f32::INFINITY,
         next: [0.9, 0.3, 0.0, 0.0, 0.0],
         input_scale: 0.4,
     };
     for count in [1, 3, 63, 64, 65, 127, 1024] {
-        let guided = ops::Denoise { guidance: Some(7.5), ..plain };
+        let guided = ops::Denoise { guidance_scale: Some(7.5), ..plain };
         let all = ops::Denoise { limit: 0.8, next: [0.9, -0.3, 0.7, -0.2, 1.3], ..guided };
         for (step, copies, noise) in [(plain, 1, false), (guided, 2, false), (all, 2, true), (all, 1, true)] {
             cases.push(Denoise { count, copies, step, noise });
@@ -616,9 +616,10 @@ fn attention_of_a_batch_with_one_cache() {
     let mut cases = Vec::new();
     for (heads, kv_heads, head_dim) in [(2, 2, 20), (6, 3, 64), (8, 1, 256)] {
         for half in [false, true] {
-            let base = AttentionSegments { heads, kv_heads, head_dim, common: 0, own: [1, 1, 1], steps: 0, half };
-            for (common, own) in [(0, [1, 2, 65]), (1, [17, 3, 1]), (300, [2, 1, 40])] {
-                cases.extend([0, 1, 70].map(|steps| AttentionSegments { common, own, steps, ..base }));
+            let base =
+                AttentionSegments { heads, kv_heads, head_dim, prefix: 0, suffixes: [1, 1, 1], generated: 0, half };
+            for (prefix, suffixes) in [(0, [1, 2, 65]), (1, [17, 3, 1]), (300, [2, 1, 40])] {
+                cases.extend([0, 1, 70].map(|generated| AttentionSegments { prefix, suffixes, generated, ..base }));
             }
         }
     }

@@ -562,7 +562,7 @@ fn not_loaded() -> Error {
 fn coefficients(step: &Step, request: &DiffusionRequest, input_scale: f32) -> ops::Denoise {
     let next = step.next;
     ops::Denoise {
-        guidance: request.is_guided().then_some(request.guidance_scale),
+        guidance_scale: request.is_guided().then_some(request.guidance_scale),
         denoised: [step.denoised.sample, step.denoised.output],
         limit: step.denoised.clamp,
         next: [next.sample, next.output, next.denoised, next.previous, next.noise],

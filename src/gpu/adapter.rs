@@ -159,10 +159,10 @@ pub(super) async fn choose(instance: &wgpu::Instance, choice: &AdapterChoice) ->
             let wanted = match choice {
                 AdapterChoice::Index(index) => format!("number {index}"),
                 AdapterChoice::Name(name) => format!("named {name:?}"),
-                AdapterChoice::Best => "at all".to_owned(),
+                AdapterChoice::Best => "of any kind".to_owned(),
             };
             let list: Vec<_> = names.iter().enumerate().map(|(index, name)| format!("{index}: {name}")).collect();
-            Err(Error::NoAdapter(format!("there is no adapter {wanted}; there are: {}", list.join(", "))))
+            Err(Error::NoAdapter(format!("no adapter {wanted} was found; available: {}", list.join(", "))))
         }
     }
 }

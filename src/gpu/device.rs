@@ -95,7 +95,7 @@ impl Gpu {
         };
         if options.profile && !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(Error::InvalidArgument(format!(
-                "{} has no timestamp queries: profiling is not possible on it",
+                "{} has no timestamp queries, so it cannot be profiled",
                 summary.name
             )));
         }

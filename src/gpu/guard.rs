@@ -56,7 +56,7 @@ impl Guards {
             let words: Vec<u32> = zone.values().await?;
             if let Some(at) = words.iter().position(|word| *word != PATTERN) {
                 return Err(Error::Gpu(format!(
-                    "{} ({} bytes): the guard zone {side} it was overwritten at its byte {} with {:#010x}",
+                    "{} ({} bytes): byte {} of the guard zone {side} it was overwritten with {:#010x}",
                     tensor.what,
                     tensor.bytes,
                     4 * at,

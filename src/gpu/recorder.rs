@@ -142,7 +142,10 @@ impl Recorder {
         let pipeline = self.gpu.pipeline(kernel);
         debug_assert_eq!(bindings.len(), pipeline.bindings.len(), "{}", pipeline.name);
         if grid.iter().any(|&size| size > MAX_GRID) {
-            return Err(Error::Gpu(format!("{}: a grid of {grid:?} workgroups is over the limit", pipeline.name)));
+            return Err(Error::Gpu(format!(
+                "{}: a grid of {grid:?} workgroups exceeds {MAX_GRID} in one dimension",
+                pipeline.name
+            )));
         }
         self.check_bindings(&pipeline, bindings)?;
         let wide: Vec<_>;
@@ -175,8 +178,7 @@ impl Recorder {
                 && binding.offset + binding.bytes <= binding.buffer.bytes();
             if !fits {
                 return Err(Error::Gpu(format!(
-                    "{}: binding {index} of {} bytes at offset {} of a buffer of {} bytes does not fit (a binding may \
-                     have {} bytes and start at multiples of {})",
+                    "{}: binding {index} has {} bytes at offset {} of a buffer of {} bytes (at most {} bytes at a multiple of {})",
                     kernel.name,
                     binding.bytes,
                     binding.offset,
@@ -192,7 +194,7 @@ impl Recorder {
                     .enumerate()
                     .any(|(other, binding_2)| other != index && binding_2.buffer.id() == binding.buffer.id());
             if clash {
-                return Err(Error::Gpu(format!("{}: a buffer is bound for writing and once more", kernel.name)));
+                return Err(Error::Gpu(format!("{}: a buffer that is written is bound twice", kernel.name)));
             }
         }
         Ok(())
@@ -220,7 +222,8 @@ impl Recorder {
             mapped_at_creation: true,
         });
         self.gpu.check()?;
-        let unmapped = |error: wgpu::MapRangeError| Error::Gpu(format!("{what}: no memory to upload from: {error}"));
+        let unmapped =
+            |error: wgpu::MapRangeError| Error::Gpu(format!("{what}: the upload buffer cannot be mapped: {error}"));
         let mut view = staging.slice(..).get_mapped_range_mut().map_err(unmapped)?;
         view.slice(..bytes.len()).copy_from_slice(bytes);
         drop(view);

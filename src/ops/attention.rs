@@ -335,7 +335,7 @@ pub fn attention_batched(
             queries.expect("queries", &[rows, width])?;
             if length > cache.capacity || rows > length || cache.columns != kv_width || sequences != 1 {
                 return Err(Error::InvalidArgument(format!(
-                    "{rows} queries over {length} positions of a cache for {} ({} columns, expected {kv_width})",
+                    "{rows} queries over {length} positions; the cache holds {} positions of {} columns, expected {kv_width} columns",
                     cache.capacity, cache.columns
                 )));
             }
@@ -352,7 +352,7 @@ pub fn attention_batched(
             queries.expect("queries", &[rows, width])?;
             tensor.expect("keys and values", &[tensor.rows(), 2 * kv_width])?;
             if causal {
-                return Err(Error::InvalidArgument("keys of another sequence have no order among queries".to_owned()));
+                return Err(Error::InvalidArgument("causal attention needs keys of the same sequence".to_owned()));
             }
             let keys = tensor.binding();
             Layout {
@@ -367,7 +367,7 @@ pub fn attention_batched(
     };
     if sequences == 0 || !rows.is_multiple_of(sequences) || !source.rows.is_multiple_of(sequences) || source.rows == 0 {
         return Err(Error::InvalidArgument(format!(
-            "{rows} queries and {} keys do not make {sequences} sequences of one length",
+            "{rows} queries and {} keys cannot be divided into {sequences} sequences of one length",
             source.rows
         )));
     }
@@ -523,7 +523,7 @@ fn check_passes(rows: usize, cache: &KvCache, kv_width: usize, passes: &[Vec<Att
         }
         if next != rows || pass.iter().any(|segment| segment.queries.end > rows) {
             return Err(Error::InvalidArgument(format!(
-                "{pass:?} do not have each of {rows} queries once, with keys among {}",
+                "{pass:?} must have each of {rows} queries once, with keys among {}",
                 cache.capacity
             )));
         }
@@ -531,7 +531,8 @@ fn check_passes(rows: usize, cache: &KvCache, kv_width: usize, passes: &[Vec<Att
     if passes.is_empty() || rows == 0 || cache.columns != kv_width {
         let found = cache.columns;
         return Err(Error::InvalidArgument(format!(
-            "{rows} queries with {found} columns of keys, expected {kv_width}"
+            "{rows} queries in {} passes over keys of {found} columns, expected {kv_width} columns",
+            passes.len()
         )));
     }
     Ok(())

@@ -1,184 +1,163 @@
-//! Operations on feature maps: patches (whose product with a weight matrix is a convolution with stride = size), depthwise 7 x 7
-//! convolution, bilinear resampling, concatenation of channels.
+//! Convolutions with 1 x 1 and 3 x 3 kernels, as implicit GEMMs.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{cost, element_grid};
-use crate::gpu::{Access, Kernel, Recorder, Source, wgsl};
-use crate::tensor::Tensor;
+use super::matmul::{ConvParams, ImplicitGemm};
+use super::{Activation, FeatureMap};
+use crate::gpu::Recorder;
+use crate::tensor::{Matrix, Tensor};
 use crate::{Error, Result};
 
-/// A feature map [height, width, channels], channels last; or those of several images, one after the other.
-#[derive(Debug, Clone)]
-pub struct FeatureMap {
-    /// Rows of pixels.
-    pub height: usize,
-    /// Pixels in a row.
-    pub width: usize,
-    /// [images * height * width, channels].
-    pub values: Tensor,
+/// Stride, padding and upsampling of a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConvMode {
+    /// Stride 1, padded with zeros on all sides: the result has the map's size.
+    #[default]
+    Same,
+    /// Stride 2, padded by one on all sides: a 3 x 3 kernel's result has half the size, rounded up.
+    Stride2,
+    /// Stride 2, padded at the right and the bottom only: half the size, rounded down.
+    Stride2PadEnd,
+    /// Stride 1 on the map upsampled by 2 x 2 (nearest neighbour), which is never stored. See [`convolution_upsampled`] for sides
+    /// that are one less.
+    Upsample2,
 }
 
-impl FeatureMap {
-    /// Channels of each pixel.
-    pub fn channels(&self) -> usize {
-        self.values.columns()
+/// A convolution with a bias.
+#[derive(Debug)]
+pub struct Convolution {
+    /// [out, side^2 * in]: taps in reading order, channels last.
+    pub weight: Matrix,
+    /// [out]
+    pub bias: Tensor,
+    /// Channels that go in, a multiple of 4.
+    pub channels: usize,
+    /// Side of the kernel: 1 or 3.
+    pub side: usize,
+    /// Stride, padding and upsampling.
+    pub mode: ConvMode,
+}
+
+/// What happens to a convolution's sum before it is stored: `activation(sum + bias) + residual`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ConvEpilogue<'a> {
+    /// Replaces the layer's bias, one for each image: [images, out].
+    pub bias: Option<&'a Tensor>,
+    /// EpilogueFlags to the sum.
+    pub activation: Option<Activation>,
+    /// Added last; as large as the result.
+    pub residual: Option<&'a FeatureMap>,
+}
+
+impl Convolution {
+    /// Height and width of the result for a map's.
+    pub fn size(&self, height: usize, width: usize) -> (usize, usize) {
+        match self.mode {
+            ConvMode::Same => (height, width),
+            ConvMode::Stride2 => (height.div_ceil(2), width.div_ceil(2)),
+            ConvMode::Stride2PadEnd => (height / 2, width / 2),
+            ConvMode::Upsample2 => (2 * height, 2 * width),
+        }
     }
-
-    /// The number of images.
-    pub fn images(&self) -> usize {
-        self.values.rows() / (self.height * self.width).max(1)
-    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct PatchParams {
-    rows: u32,
-    width_out: u32,
-    channels: u32,
-    size: u32,
-    stride_channel: u32,
-    stride_row: u32,
-    stride_column: u32,
-    first_row: u32,
-}
-
-const READ_WRITE: &[Access] = &[Access::Read, Access::Write];
-
-pub(crate) fn patches_kernel() -> Kernel {
-    Kernel::new("patches", [wgsl!("conv/patches.wgsl")], READ_WRITE)
-}
-
-/// How kernels take the channels of maps: by fours, or one by one.
-pub(super) fn channels_reader(vec4: bool) -> Source {
-    if vec4 { wgsl!("common/channels_vec4.wgsl") } else { wgsl!("common/channels_scalar.wgsl") }
-}
-
-pub(crate) fn depthwise_kernel(vec4: bool) -> Kernel {
-    Kernel::new(
-        "depthwise",
-        [channels_reader(vec4), wgsl!("conv/depthwise.wgsl")],
-        &[Access::Read, Access::Read, Access::Read, Access::Write],
-    )
-}
-
-pub(crate) fn concatenate_kernel() -> Kernel {
-    Kernel::new("concatenate", [wgsl!("conv/concatenate.wgsl")], &[Access::Read, Access::Read, Access::Write])
-}
-
-pub(crate) fn resize_kernel() -> Kernel {
-    Kernel::new("resize", [wgsl!("conv/resize.wgsl")], READ_WRITE)
-}
-
-/// Patches `first ..` of a image, `count` of them, as rows [count, channels * size * size] in the order of torch's
-/// flattened convolution weights. `planar`: channels come first ([channels, height, width]) or last.
+/// The convolution of a map, or of several, one after the other.
 ///
 /// # Errors
 /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
-pub fn patches(
+pub fn convolution(
     recorder: &mut Recorder,
-    x: &Tensor,
-    (height, width, channels): (usize, usize, usize),
-    planar: bool,
-    size: usize,
-    first: usize,
-    count: usize,
-) -> Result<Tensor> {
-    let (rows_out, width_out) = (height / size, width / size);
-    if x.len() != height * width * channels || first + count > rows_out * width_out {
+    x: &FeatureMap,
+    layer: &Convolution,
+    epilogue: ConvEpilogue<'_>,
+) -> Result<FeatureMap> {
+    convolution_to(recorder, x, layer, layer.size(x.height, x.width), epilogue)
+}
+
+/// The convolution of a map that is upsampled to this size first: twice its own, or one less.
+///
+/// # Errors
+/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+pub fn convolution_upsampled(
+    recorder: &mut Recorder,
+    x: &FeatureMap,
+    layer: &Convolution,
+    (height, width): (usize, usize),
+    epilogue: ConvEpilogue<'_>,
+) -> Result<FeatureMap> {
+    let fits = |upsampled: usize, side: usize| upsampled.div_ceil(2) == side;
+    if layer.mode != ConvMode::Upsample2 || !fits(height, x.height) || !fits(width, x.width) {
         return Err(Error::WrongShape {
-            name: "patches".to_owned(),
-            found: x.shape().to_vec(),
-            expected: format!("{height} x {width} pixels of {channels} channels"),
+            name: "convolution of an upsampled map".to_owned(),
+            found: vec![x.height, x.width],
+            expected: format!("half of {height} x {width}"),
         });
     }
-    let length = channels * size * size;
-    let y = Tensor::temporary(recorder.gpu(), &[count, length], "patches")?;
-    let (stride_channel, stride_row, stride_column) =
-        if planar { (height * width, width, 1) } else { (1, width * channels, channels) };
-    let params = PatchParams {
-        rows: count as u32,
-        width_out: width_out as u32,
-        channels: channels as u32,
-        size: size as u32,
-        stride_channel: stride_channel as u32,
-        stride_row: stride_row as u32,
-        stride_column: stride_column as u32,
-        first_row: first as u32,
+    convolution_to(recorder, x, layer, (height, width), epilogue)
+}
+
+fn convolution_to(
+    recorder: &mut Recorder,
+    x: &FeatureMap,
+    layer: &Convolution,
+    (height, width): (usize, usize),
+    epilogue: ConvEpilogue<'_>,
+) -> Result<FeatureMap> {
+    let (taps, out) = (layer.side * layer.side, layer.weight.rows());
+    let images = x.images();
+    let fits = matches!(layer.side, 1 | 3)
+        && x.channels() == layer.channels
+        && x.channels().is_multiple_of(4)
+        && images * x.height * x.width == x.values.rows()
+        && layer.weight.columns() == taps * x.channels()
+        // Within the range in which the kernel divides exactly.
+        && layer.weight.columns() < 1 << 22
+        && images * height * width > 0;
+    if !fits {
+        return Err(Error::WrongShape {
+            name: "convolution".to_owned(),
+            found: vec![images, x.height, x.width, x.channels()],
+            expected: format!(
+                "maps with {} channels, a multiple of 4, for a kernel of {} columns",
+                layer.channels,
+                layer.weight.columns()
+            ),
+        });
+    }
+    match epilogue.bias {
+        Some(bias) => bias.expect("bias", &[images, out])?,
+        None => layer.bias.expect("bias", &[out])?,
+    }
+    let y = Tensor::temporary(recorder.gpu(), &[images * height * width, out], "convolution")?;
+    if let Some(residual) = epilogue.residual {
+        residual.values.expect("residual", y.shape())?;
+    }
+    let strided = matches!(layer.mode, ConvMode::Stride2 | ConvMode::Stride2PadEnd);
+    let upsampled = layer.mode == ConvMode::Upsample2;
+    let channels4 = x.channels() / 4;
+    let convolution = ConvParams {
+        height: x.height as u32,
+        width: x.width as u32,
+        pixels_per_image: (height * width) as u32,
+        width_out: width as u32,
+        channels4: channels4 as u32,
+        inverse_channels4: 1.0 / channels4 as f32,
+        taps: taps as u32,
+        stride: if strided { 2 } else { 1 },
+        padding: if layer.mode == ConvMode::Stride2PadEnd { 0 } else { layer.side as u32 / 2 },
+        upsample_shift: u32::from(upsampled),
+        height_limit: if upsampled { height } else { x.height } as u32,
+        width_limit: if upsampled { width } else { x.width } as u32,
+        first_row: 0,
+        bias_stride: if epilogue.bias.is_some() { out as u32 } else { 0 },
     };
-    recorder.dispatch(
-        &patches_kernel(),
-        &[x.binding(), y.binding()],
-        &params,
-        element_grid(count * length),
-        cost(2 * count * length, 0),
-    )?;
-    Ok(y)
-}
-
-/// Depthwise 7 x 7 convolution, padding 3: weight [49, channels], bias [channels].
-///
-/// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
-pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias: &Tensor) -> Result<FeatureMap> {
-    let channels = x.channels();
-    weight.expect("depthwise weight", &[49, channels])?;
-    bias.expect("depthwise bias", &[channels])?;
-    let y = Tensor::temporary(recorder.gpu(), x.values.shape(), "depthwise")?;
-    let elements = x.values.len();
-    let vec4 = channels.is_multiple_of(4);
-    let counted = if vec4 { channels / 4 } else { channels };
-    recorder.dispatch(
-        &depthwise_kernel(vec4),
-        &[x.values.binding(), weight.binding(), bias.binding(), y.binding()],
-        &[x.height as u32, x.width as u32, counted as u32, 0],
-        element_grid(x.height * x.width.div_ceil(8) * counted),
-        cost(2 * elements, 98 * elements),
-    )?;
-    Ok(FeatureMap { height: x.height, width: x.width, values: y })
-}
-
-/// Bilinear resampling to another size, as `torch.nn.functional.interpolate(align_corners=False)`.
-///
-/// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
-pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usize) -> Result<FeatureMap> {
-    let channels = x.channels();
-    let y = Tensor::temporary(recorder.gpu(), &[height * width, channels], "resize")?;
-    recorder.dispatch(
-        &resize_kernel(),
-        &[x.values.binding(), y.binding()],
-        &[x.height as u32, x.width as u32, height as u32, width as u32, channels as u32, 0, 0, 0],
-        element_grid(y.len()),
-        cost(x.values.len() + y.len(), 8 * y.len()),
-    )?;
-    Ok(FeatureMap { height, width, values: y })
-}
-
-/// Concatenates the channels of two maps of one size; both have a multiple of 4.
-///
-/// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
-pub fn concatenate(recorder: &mut Recorder, first: &FeatureMap, second: &FeatureMap) -> Result<FeatureMap> {
-    let (rows, channels) = (first.values.rows(), [first.channels(), second.channels()]);
-    if (first.height, first.width, rows) != (second.height, second.width, second.values.rows())
-        || channels.iter().any(|channels| !channels.is_multiple_of(4))
-    {
-        return Err(Error::WrongShape {
-            name: "concatenate".to_owned(),
-            found: second.values.shape().to_vec(),
-            expected: format!("a map as large as {:?}, both with a multiple of 4 channels", first.values.shape()),
-        });
+    ImplicitGemm {
+        x: &x.values,
+        weight: &layer.weight,
+        bias: Some(epilogue.bias.unwrap_or(&layer.bias)),
+        activation: epilogue.activation,
+        residual: epilogue.residual.map(|residual| &residual.values),
+        y: &y,
+        convolution,
     }
-    let all = channels[0] + channels[1];
-    let y = Tensor::temporary(recorder.gpu(), &[rows, all], "concatenation")?;
-    recorder.dispatch(
-        &concatenate_kernel(),
-        &[first.values.binding(), second.values.binding(), y.binding()],
-        &[rows as u32, (channels[0] / 4) as u32, (channels[1] / 4) as u32, 0],
-        [(all / 4).div_ceil(32) as u32, rows.div_ceil(128) as u32, 1],
-        cost(2 * y.len(), 0),
-    )?;
-    Ok(FeatureMap { height: first.height, width: first.width, values: y })
+    .record(recorder)?;
+    Ok(FeatureMap { height, width, values: y })
 }

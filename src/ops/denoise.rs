@@ -10,8 +10,8 @@ use crate::{Error, Result};
 /// The numbers of a step (`shaders/denoise.wgsl` says what they are multiplied with).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Denoise {
-    /// How far to go from the negative prompt's output to the positive one's and beyond; `None` where there is only one.
-    pub guidance: Option<f32>,
+    /// The guidance scale; `None` where there is no negative prompt.
+    pub guidance_scale: Option<f32>,
     /// The denoised sample, of (sample, output).
     pub denoised: [f32; 2],
     /// Its largest magnitude.
@@ -28,7 +28,7 @@ struct Params {
     count: u32,
     guided: u32,
     copies: u32,
-    guidance: f32,
+    guidance_scale: f32,
     denoised: [f32; 2],
     limit: f32,
     next: [f32; 5],
@@ -52,7 +52,7 @@ pub fn denoise(
     [sample, previous, input]: [&Tensor; 3],
 ) -> Result<()> {
     let count = sample.len();
-    let outputs = if step.guidance.is_some() { 2 } else { 1 };
+    let outputs = if step.guidance_scale.is_some() { 2 } else { 1 };
     let copies = input.len() / count.max(1);
     let [.., of_noise] = step.next;
     let wrong = |what: &str, found: &Tensor, expected: usize| Error::WrongShape {
@@ -71,7 +71,7 @@ pub fn denoise(
         }
     }
     if of_noise != 0.0 && noise.is_none() {
-        return Err(Error::InvalidArgument("this step of the scheduler needs noise".to_owned()));
+        return Err(Error::InvalidArgument("this step of the scheduler needs noise, and none was given".to_owned()));
     }
     // WGSL leaves infinities to the implementation; no finite f32 is cut by this.
     let limit = step.limit.min(f32::MAX);
@@ -80,9 +80,9 @@ pub fn denoise(
         &[output.binding(), noise.unwrap_or(output).binding(), sample.binding(), previous.binding(), input.binding()],
         &Params {
             count: count as u32,
-            guided: u32::from(step.guidance.is_some()),
+            guided: u32::from(step.guidance_scale.is_some()),
             copies: copies as u32,
-            guidance: step.guidance.unwrap_or(1.0),
+            guidance_scale: step.guidance_scale.unwrap_or(1.0),
             denoised: step.denoised,
             limit,
             next: step.next,

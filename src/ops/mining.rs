@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::convolution::channels_reader;
+use super::feature_map::channels_reader;
 use super::{FeatureMap, cost, element_grid};
 use crate::gpu::{Access, Cost, Gpu, Kernel, Recorder, grid_1d, wgsl};
 use crate::tensor::Tensor;

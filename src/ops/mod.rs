@@ -4,8 +4,8 @@
 mod attention;
 pub mod cases;
 mod convolution;
-mod convolution2d;
 mod denoise;
+mod feature_map;
 mod gather;
 mod group_norm;
 mod matmul;
@@ -21,9 +21,9 @@ mod specialisations;
 pub use attention::{
     Attention, AttentionSegment, KeyValues, KvCache, StridedRows, attention, attention_batched, attention_segments,
 };
-pub use convolution::{FeatureMap, concatenate, depthwise, patches, resize};
-pub use convolution2d::{ConvEpilogue, ConvMode, Convolution, convolution, convolution_upsampled};
+pub use convolution::{ConvEpilogue, ConvMode, Convolution, convolution, convolution_upsampled};
 pub use denoise::{Denoise, denoise};
+pub use feature_map::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
 pub(crate) use matmul::Choice;

@@ -124,7 +124,7 @@ impl QkvRope<'_> {
         if end > capacity || cache.columns() != columns || table.cos_sin.columns() != layer.head_dim {
             let found = cache.columns();
             return Err(Error::InvalidArgument(format!(
-                "positions up to {end} in a cache for {capacity} ({found} columns, expected {columns})"
+                "positions up to {end} exceed the cache: it holds {capacity} positions of {found} columns, expected {columns} columns"
             )));
         }
         Ok(())

@@ -67,8 +67,11 @@ pub fn sample(
     let (rows, vocab) = (logits.rows(), logits.columns());
     let draws = sampling.temperature > 0.0;
     if rows == 0 || slot + rows > sampled.len() || draws && rows > 1 {
-        let one = if draws { ", and one draw" } else { "" };
-        return Err(Error::InvalidArgument(format!("{rows} tokens at {slot} of {}{one}", sampled.len())));
+        let one = if draws { "; only one row can be drawn at a time" } else { "" };
+        return Err(Error::InvalidArgument(format!(
+            "{rows} sampled tokens do not fit at {slot} of {}{one}",
+            sampled.len()
+        )));
     }
     let params = Params {
         vocab: vocab as u32,

@@ -16,7 +16,7 @@ pub(crate) fn kernel() -> Kernel {
 pub fn softmax(recorder: &mut Recorder, x: &Tensor, k: usize, scale: f32) -> Result<()> {
     let rows = x.rows();
     if !(1..=x.columns()).contains(&k) {
-        return Err(Error::InvalidArgument(format!("the softmax of {k} values of rows of {}", x.columns())));
+        return Err(Error::InvalidArgument(format!("softmax over {k} values of rows of length {}", x.columns())));
     }
     recorder.dispatch(
         &kernel(),

@@ -1,7 +1,7 @@
 //! Every kernel that can be dispatched, so that tests can compile all of them for every backend.
 
 use super::{
-    attention, convolution, denoise, gather, group_norm, matmul, mining, norm, roofline, routing, sampling, softmax,
+    attention, denoise, feature_map, gather, group_norm, matmul, mining, norm, roofline, routing, sampling, softmax,
 };
 use crate::gpu::{Kernel, PipelineKey};
 use crate::tensor::{Precision, fill_kernel};
@@ -11,10 +11,10 @@ const BOTH: [bool; 2] = [false, true];
 pub fn specialisations() -> Vec<Kernel> {
     let mut kernels = vec![
         fill_kernel(),
-        convolution::patches_kernel(),
-        convolution::resize_kernel(),
+        feature_map::patches_kernel(),
+        feature_map::resize_kernel(),
         denoise::kernel(),
-        convolution::concatenate_kernel(),
+        feature_map::concatenate_kernel(),
         softmax::kernel(),
     ];
     kernels.extend(roofline::kernels());
@@ -26,7 +26,7 @@ pub fn specialisations() -> Vec<Kernel> {
         for registers in norm::RegisterRows::all().map(Some).chain([None]) {
             kernels.extend(BOTH.map(|unit_offset| norm::Variant { centred: first, unit_offset, registers }.kernel()));
         }
-        kernels.push(convolution::depthwise_kernel(first));
+        kernels.push(feature_map::depthwise_kernel(first));
         kernels.push(mining::stats_kernel(first));
         for workgroup in mining::PRODUCTS_WORKGROUPS {
             kernels.extend(BOTH.map(|neighbours| mining::products_kernel(first, neighbours, workgroup)));

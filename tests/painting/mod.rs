@@ -214,7 +214,7 @@ async fn paint(
         let output_read = output.values.read_back(&mut recorder);
         let next = step.next;
         let numbers = Denoise {
-            guidance: (pictures > 1).then_some(json.guidance_scale),
+            guidance_scale: (pictures > 1).then_some(json.guidance_scale),
             denoised: [step.denoised.sample, step.denoised.output],
             limit: step.denoised.clamp,
             next: [next.sample, next.output, next.denoised, next.previous, next.noise],

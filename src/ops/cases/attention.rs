@@ -234,12 +234,12 @@ pub struct AttentionSegments {
     /// Elements of a head.
     pub head_dim: usize,
     /// Keys in common.
-    pub common: usize,
+    pub prefix: usize,
     /// Keys of each one's own.
-    pub own: [usize; 3],
-    /// Generated keys of each. If 0, the queries are at the positions of the own keys; else there is one of each sequence, at its
+    pub suffixes: [usize; 3],
+    /// Generated keys of each. If 0, the queries are at the positions of the suffixes; else there is one of each sequence, at its
     /// last position.
-    pub steps: usize,
+    pub generated: usize,
     /// The cache is in f16.
     pub half: bool,
 }
@@ -247,10 +247,18 @@ pub struct AttentionSegments {
 impl AttentionSegments {
     /// One sequence's.
     fn one(&self, sequence: usize) -> Attention {
-        let Self { heads, kv_heads, head_dim, common, own, steps, half } = *self;
-        let times = if steps == 0 { own[sequence] } else { 1 };
+        let Self { heads, kv_heads, head_dim, prefix, suffixes, generated, half } = *self;
+        let times = if generated == 0 { suffixes[sequence] } else { 1 };
         let storage = if half { Storage::F16 } else { Storage::F32 };
-        Attention { heads, kv_heads, head_dim, times, keys: common + own[sequence] + steps, causal: true, storage }
+        Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            times,
+            keys: prefix + suffixes[sequence] + generated,
+            causal: true,
+            storage,
+        }
     }
 
     /// Queries, keys and values of each sequence, the same at the beginning.
@@ -264,15 +272,15 @@ impl AttentionSegments {
             }
             values
         };
-        let common = [values(self.common * kv_width, 2.0), values(self.common * kv_width, 1.0)];
+        let prefix = [values(self.prefix * kv_width, 2.0), values(self.prefix * kv_width, 1.0)];
         let sequence = |index| {
             let one = self.one(index);
-            let more = (one.keys - self.common) * kv_width;
+            let more = (one.keys - self.prefix) * kv_width;
             let queries = values(one.times * self.heads * self.head_dim, 2.0);
-            let [keys, attended] = &common;
+            let [keys, attended] = &prefix;
             [queries, [keys.clone(), values(more, 2.0)].concat(), [attended.clone(), values(more, 1.0)].concat()]
         };
-        (0..self.own.len()).map(sequence).collect()
+        (0..self.suffixes.len()).map(sequence).collect()
     }
 
     /// Keys or values in the order of the cache.
@@ -280,45 +288,45 @@ impl AttentionSegments {
         let width = self.kv_heads * self.head_dim;
         let rows =
             |sequence: usize, from: usize, count: usize| &of_sequences[sequence][from * width..][..count * width];
-        let mut cached = rows(0, 0, self.common).to_vec();
-        for (sequence, own) in self.own.iter().enumerate() {
-            cached.extend_from_slice(rows(sequence, self.common, *own));
+        let mut cached = rows(0, 0, self.prefix).to_vec();
+        for (sequence, suffix) in self.suffixes.iter().enumerate() {
+            cached.extend_from_slice(rows(sequence, self.prefix, *suffix));
         }
-        for step in 0..self.steps {
-            for (sequence, own) in self.own.iter().enumerate() {
-                cached.extend_from_slice(rows(sequence, self.common + own + step, 1));
+        for step in 0..self.generated {
+            for (sequence, suffix) in self.suffixes.iter().enumerate() {
+                cached.extend_from_slice(rows(sequence, self.prefix + suffix + step, 1));
             }
         }
         cached
     }
 
-    fn sets(&self) -> Vec<Vec<AttentionSegment>> {
-        let count = self.own.len();
-        let rows = if self.steps == 0 { self.own.iter().sum() } else { count };
+    fn passes(&self) -> Vec<Vec<AttentionSegment>> {
+        let count = self.suffixes.len();
+        let rows = if self.generated == 0 { self.suffixes.iter().sum() } else { count };
         let all = |keys| vec![AttentionSegment { queries: 0..rows, keys, causal: false }];
-        let mut sets = Vec::new();
-        if self.common > 0 {
-            sets.push(all(StridedRows { start: 0, step: 1, count: self.common }));
+        let mut passes = Vec::new();
+        if self.prefix > 0 {
+            passes.push(all(StridedRows { start: 0, step: 1, count: self.prefix }));
         }
-        let starts = self.own.iter().scan(0, |end, own| {
-            *end += own;
-            Some(*end - own)
+        let starts = self.suffixes.iter().scan(0, |end, suffix| {
+            *end += suffix;
+            Some(*end - suffix)
         });
-        let own = starts.zip(self.own).enumerate().map(|(sequence, (start, own))| {
-            let keys = StridedRows { start: self.common + start, step: 1, count: own };
-            let queries = if self.steps == 0 { start..start + own } else { sequence..sequence + 1 };
-            AttentionSegment { queries, keys, causal: self.steps == 0 }
+        let suffixes = starts.zip(self.suffixes).enumerate().map(|(sequence, (start, suffixes))| {
+            let keys = StridedRows { start: self.prefix + start, step: 1, count: suffixes };
+            let queries = if self.generated == 0 { start..start + suffixes } else { sequence..sequence + 1 };
+            AttentionSegment { queries, keys, causal: self.generated == 0 }
         });
-        sets.push(own.collect());
-        if self.steps > 0 {
-            let first = self.common + self.own.iter().sum::<usize>();
-            let turn = |sequence| {
-                let keys = StridedRows { start: first + sequence, step: count, count: self.steps };
+        passes.push(suffixes.collect());
+        if self.generated > 0 {
+            let first = self.prefix + self.suffixes.iter().sum::<usize>();
+            let of_sequence = |sequence| {
+                let keys = StridedRows { start: first + sequence, step: count, count: self.generated };
                 AttentionSegment { queries: sequence..sequence + 1, keys, causal: false }
             };
-            sets.push((0..count).map(turn).collect());
+            passes.push((0..count).map(of_sequence).collect());
         }
-        sets
+        passes
     }
 }
 
@@ -343,7 +351,7 @@ impl Case for AttentionSegments {
             let queries = Tensor::new(gpu, &[queries.len() / width, width], &queries, "queries")?;
             let mut recorder = gpu.record();
             let layer = self.one(0).layer();
-            let y = ops::attention_segments(&mut recorder, layer, &queries, &cache, &self.sets())?;
+            let y = ops::attention_segments(&mut recorder, layer, &queries, &cache, &self.passes())?;
             read(recorder, &[&y]).await
         })
     }

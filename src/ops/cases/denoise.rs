@@ -24,7 +24,7 @@ impl Denoise {
     /// Output, noise, sample, previous.
     fn inputs(&self) -> [Vec<f32>; 4] {
         let mut random = Random::new(&self.name());
-        let outputs = if self.step.guidance.is_some() { 2 } else { 1 };
+        let outputs = if self.step.guidance_scale.is_some() { 2 } else { 1 };
         [outputs, 1, 1, 1].map(|times| random.values(times * self.count, 1.0))
     }
 }
@@ -52,12 +52,12 @@ impl Case for Denoise {
 
     fn reference(&self) -> Vec<f32> {
         let [output, noise, sample, previous] = self.inputs();
-        let ops::Denoise { guidance, denoised: [of_x, of_o], limit, next, input_scale } = self.step;
+        let ops::Denoise { guidance_scale, denoised: [of_x, of_o], limit, next, input_scale } = self.step;
         let [a, b, c, d, e] = next.map(f64::from);
         let (mut samples, mut denoised) = (Vec::new(), Vec::new());
         for i in 0..self.count {
             let first = f64::from(output[i]);
-            let o = match guidance {
+            let o = match guidance_scale {
                 Some(scale) => first + f64::from(scale) * (f64::from(output[self.count + i]) - first),
                 None => first,
             };
