@@ -18,7 +18,7 @@ const points = lengths.map((length) => {
   });
   const report = JSON.parse(text);
   adapter = report.adapter;
-  // The first is the prompt's own last position. The median, since a machine has other things to do now and then.
+  // The first step is the last position of the prompt. The median is robust against other load on the machine.
   const steps = report.step_ms.slice(1).sort((a, b) => a - b);
   const point = { length: length + STEPS / 2, ms: steps[Math.floor(steps.length / 2)], least_ms: steps[0] };
   console.error(`${point.length} positions: ${point.ms.toFixed(1)} ms a token, ${point.least_ms.toFixed(1)} at least`);

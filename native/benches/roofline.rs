@@ -1,4 +1,4 @@
-//! `cargo bench -p mgm-native [-- NAME]`: `mgm bench --roofline`, for kernels whose name contains NAME.
+//! `cargo bench -p mgm-cli [-- NAME]`: `mgm bench --roofline`, for kernels whose name contains NAME.
 
 use std::process::{Command, exit};
 
