@@ -2,7 +2,7 @@
 //
 // The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers of the same order,
 // and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30, so the result does not
-// depend on the order of the sum. All logits equal to the cut-off are kept.
+// depend on the order of the sum. All logits equal to the cut-off pass.
 // Dispatch: (rows, 1, 1).
 struct Params {
     vocab: u32,
@@ -149,12 +149,12 @@ fn sample(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     best_index[local] = mine;
     workgroupBarrier();
     if local == 0u {
-        var kept = 0u;
+        var remaining = 0u;
         for (var i = 0u; i < WORKGROUP; i++) {
-            kept += best_index[i];
+            remaining += best_index[i];
         }
         // A draw below 1 lands below the end.
-        let aim = min(u32(f32(kept) * params.draw), max(kept, 1u) - 1u);
+        let aim = min(u32(f32(remaining) * params.draw), max(remaining, 1u) - 1u);
         var sum = 0u;
         var owner = 0u;
         loop {

@@ -27,7 +27,7 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     if m0 >= count {
         return;
     }
-    // The lanes' blocks of four rows lie next to each other.
+    // The lanes' blocks of four rows are contiguous.
     let n = 4u * (BLOCKS * LANES * (group.x + group.y * groups.x) + lane);
     let n2 = n + 4u * LANES;
     let fours = (params.k + 3u) >> 2u;

@@ -14,7 +14,7 @@ fn matvec_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         return;
     }
     let lhs_row = lhs_row_at(input_row(m));
-    // The lanes' blocks of four rows lie next to each other.
+    // The lanes' blocks of four rows are contiguous.
     let n = 4u * (BLOCKS * LANES * (group.x + group.y * groups.x) + lane);
     let fours = (params.k + 3u) >> 2u;
     var sums: array<vec4<f32>, BLOCKS>;

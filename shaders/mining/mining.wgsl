@@ -126,7 +126,7 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
         }
         let stat = stats[(row + my) * params.width + column + mx];
         var score = (value - stat.x * u_sum) * stat.y;
-        // As the reference: NaN counts as 0, infinities as the largest finite numbers. Told by bits, since compilers may
+        // As the reference: NaN counts as 0, infinities as the largest finite numbers. Detected by bits, since compilers may
         // assume that there are none.
         let bits = bitcast<u32>(score) & 0x7fffffffu;
         if bits > 0x7f800000u {

@@ -13,7 +13,7 @@ pub(crate) const POOLS: [usize; 2] = [1, 2];
 /// Texels of the first stage along a side of a window, at most.
 pub(crate) const MAX_TEXELS: usize = 16;
 
-/// The high-resolution map: four ConvNeXt stages side by side at the size of the first, perhaps averaged over 2 x 2 cells.
+/// The high-resolution map: four ConvNeXt stages at the size of the first, concatenated, averaged over 2 x 2 cells if `pool` is 2.
 #[derive(Debug, Clone)]
 pub struct MiningMap {
     /// The stages, each a whole number of times smaller than the first.

@@ -296,7 +296,7 @@ impl Packed {
         }
     }
 
-    /// 32 weights of rows that lie one after the other.
+    /// 32 weights of rows that are not interleaved.
     fn group(&self, precision: Precision, columns: usize, row: usize, group: usize) -> Group {
         let index = row * columns.div_ceil(GROUP_SIZE) + group;
         let half = |bytes: &[u8], index: usize| f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32();

@@ -181,8 +181,8 @@ impl AttentionBatched {
     }
 }
 
-/// Matrices of rows of `width`, side by side.
-fn side_by_side(parts: &[&[f32]], width: usize) -> Vec<f32> {
+/// Matrices with rows of `width` values, concatenated row by row.
+fn concat_columns(parts: &[&[f32]], width: usize) -> Vec<f32> {
     let rows = parts.first().map_or(0, |part| part.len() / width);
     (0..rows).flat_map(|row| parts.iter().flat_map(move |part| &part[row * width..][..width])).copied().collect()
 }
@@ -201,14 +201,14 @@ impl Case for AttentionBatched {
             let y = if let Some(keys) = self.keys {
                 let queries: Vec<f32> = inputs.iter().flat_map(|[queries, ..]| queries).copied().collect();
                 let other: Vec<f32> =
-                    inputs.iter().flat_map(|[_, keys, values]| side_by_side(&[keys, values], width)).collect();
+                    inputs.iter().flat_map(|[_, keys, values]| concat_columns(&[keys, values], width)).collect();
                 let queries = Tensor::new(gpu, &[rows, width], &queries, "queries")?;
                 let other = Tensor::new(gpu, &[self.sequences * keys, 2 * width], &other, "keys and values")?;
                 ops::attention_batched(&mut recorder, layer, &queries, KeyValues::Separate(&other), self.sequences)?
             } else {
                 let packed: Vec<f32> = inputs
                     .iter()
-                    .flat_map(|[queries, keys, values]| side_by_side(&[queries, keys, values], width))
+                    .flat_map(|[queries, keys, values]| concat_columns(&[queries, keys, values], width))
                     .collect();
                 let packed = Tensor::new(gpu, &[rows, 3 * width], &packed, "packed")?;
                 ops::attention_batched(&mut recorder, layer, &packed, KeyValues::Packed, self.sequences)?

@@ -235,7 +235,7 @@ impl Case for RoutedLinear {
             let x = Tensor::new(gpu, &[x.len() / self.k, self.k], &x, "x")?;
             let weight = Matrix::new(gpu, self.precision, self.k, &weight, "weight")?;
             let y = Tensor::new(gpu, &[self.tokens * self.top_k, self.outputs()], &before, "y")?;
-            // Two experts' lists of 1 + tokens; what is past the slots must not be looked at.
+            // Two experts' lists of 1 + tokens; what is past the slots must not be read.
             let mut lists = vec![u32::MAX; 2 * (1 + self.tokens)];
             lists[1 + self.tokens] = list.len() as u32;
             lists[2 + self.tokens..][..list.len()].copy_from_slice(&list);

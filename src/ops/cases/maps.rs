@@ -1,4 +1,4 @@
-//! Cases of what a UNet is made of: convolutions, group norms, maps side by side, softmax.
+//! Cases of a UNet's operations: convolution, group norm, concatenation, softmax.
 
 use super::linear::activate;
 use super::{Case, F32, Random, read, stored};
@@ -253,7 +253,7 @@ impl Case for GroupNorm {
     }
 }
 
-/// Channels of two maps side by side: [`ops::concatenate`].
+/// Concatenation of the channels of two maps: [`ops::concatenate`].
 #[derive(Debug, Clone, Copy)]
 pub struct Concatenate {
     /// Pixels of each.

@@ -53,7 +53,7 @@ impl Map {
         Ok(MiningMap { stages: [stage(0)?, stage(1)?, stage(2)?, stage(3)?], pool: self.pool })
     }
 
-    /// The map as the model's definition makes it: every stage upsampled to the first, all side by side, then averaged.
+    /// The map as the model's definition makes it: every stage upsampled to the first, all concatenated, then averaged.
     /// Channels of each cell, row by row.
     fn literal(&self, stages: &[Vec<f32>; 4]) -> Vec<Vec<f64>> {
         let full: Vec<Vec<f64>> = (0..4)

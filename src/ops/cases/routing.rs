@@ -16,8 +16,8 @@ fn chosen(logits: &[f32], top_k: usize) -> Vec<(usize, f64)> {
     let mut ranked: Vec<(usize, f64)> = weights.iter().map(|weight| weight / total).enumerate().collect();
     ranked.sort_by(|a, b| logits[b.0].total_cmp(&logits[a.0]));
     ranked.truncate(top_k);
-    let kept: f64 = ranked.iter().map(|(_, share)| share).sum();
-    ranked.iter_mut().for_each(|(_, share)| *share /= kept);
+    let total_of_best: f64 = ranked.iter().map(|(_, share)| share).sum();
+    ranked.iter_mut().for_each(|(_, share)| *share /= total_of_best);
     ranked
 }
 

@@ -88,7 +88,7 @@ pub struct Sample {
     pub temperature: f32,
     /// Only the k best and their ties; 0 for all.
     pub top_k: u32,
-    /// About the probability that is kept; 1 for all.
+    /// The approximate probability of the remaining tokens; 1 for all.
     pub top_p: f32,
     /// Logits are multiples of 1/4, so that cut-offs fall among equals.
     pub tied: bool,
@@ -98,7 +98,7 @@ pub struct Sample {
 
 struct Inputs {
     logits: Vec<f32>,
-    /// In the middle of a step of the cumulative distribution, so that rounding cannot change what is kept.
+    /// In the middle of a step of the cumulative distribution, so that rounding cannot change what remains.
     top_p: f32,
     draws: Vec<f32>,
     expected: Vec<usize>,
@@ -129,16 +129,17 @@ impl Sample {
         let mut top_p = self.top_p;
         if self.top_p < 1.0 {
             let mut sum = 0.0;
-            let mut kept = 0;
-            while kept < order.len() && sum < f64::from(self.top_p) {
+            let mut remaining = 0;
+            while remaining < order.len() && sum < f64::from(self.top_p) {
                 // Equals stay together.
-                let equal = order[kept..].iter().take_while(|token| logits[**token] == logits[order[kept]]).count();
-                let step: f64 = order[kept..kept + equal].iter().map(|token| weight(*token) / total).sum();
+                let equal =
+                    order[remaining..].iter().take_while(|token| logits[**token] == logits[order[remaining]]).count();
+                let step: f64 = order[remaining..remaining + equal].iter().map(|token| weight(*token) / total).sum();
                 top_p = (sum + step / 2.0) as f32;
                 sum += step;
-                kept += equal;
+                remaining += equal;
             }
-            order.truncate(kept);
+            order.truncate(remaining);
         }
         order.sort_unstable();
         let total: f64 = order.iter().map(|token| weight(*token)).sum();

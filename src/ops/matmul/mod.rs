@@ -34,7 +34,7 @@ pub struct Epilogue<'a> {
     pub bias: Option<&'a Tensor>,
     /// Then applied.
     pub activation: Option<Activation>,
-    /// Rows of W alternate gate and up: outputs are `activation(gate) * up`, half as many as rows.
+    /// Rows of W alternate gate and up: outputs are `activation(gate) * up`, half the number of rows.
     pub gated: bool,
     /// Multiplied last, [outputs] (ConvNeXt's layer scale).
     pub gamma: Option<&'a Tensor>,
