@@ -178,7 +178,7 @@ fn missing_and_damaged_files_are_named() {
             "model": {{"type": "BPE", "vocab": {{"a": 0, "b": 1}}, "merges": {merges}}}}}"#
         );
         let text = load(&[("tokenizer.json", file.as_bytes())]).unwrap_err().to_string();
-        assert!(text.contains("(memory)/tokenizer.json") && text.contains("a merge makes 2 bytes"), "{text}");
+        assert!(text.contains("(memory)/tokenizer.json") && text.contains("a merge has 2 bytes"), "{text}");
     }
     let text = load(&[("tokenizer.model", b"nonsense")]).unwrap_err().to_string();
     assert!(text.contains("(memory)/tokenizer.model") && text.contains("byte"), "{text}");
