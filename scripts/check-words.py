@@ -8,9 +8,11 @@ A line that must keep a listed word ends in `words: allow` (in a comment), or ma
 """
 
 import argparse
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from collections import Counter
 from pathlib import Path
 
@@ -57,7 +59,9 @@ ALLOWED = [
     # HTML and CSS.
     r"</?picture>|\b(first|contentful)[- ]paint|will-change|paint-order",
     # Prompts in the words of Pocket's training data, and answers to them.
-    r"(describe|in|of|about) (the|this|your) picture[.?]|\b(draw|generate|paint) (me )?(a|the) picture of",
+    r"(describe|in|of|about) (the|this|your) picture[.?]|\b(draw|generate|paint) (me )?(a|the) picture of|the picture shows?\b",
+    # The stage and part names of Pocket's training.
+    r"`paint`|^\| paint \||models/painter\.py|--part (mgm\|)?painter|\"painted\"",
     # Iterators, slices and cursors.
     r"look[- ]?ahead|lookup|look up",
 ]
@@ -72,12 +76,25 @@ def files(paths):
     return sorted({name for name in listed if checked(name) and not SKIPPED.match(name)})
 
 
+def prose(text):
+    """The comments and docstrings of a Python file, without code spans, as (line number, line): names in scripts are free."""
+    before = tokenize.NEWLINE
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        docstring = token.type == tokenize.STRING and before in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.type == tokenize.COMMENT or docstring:
+            for offset, line in enumerate(token.string.splitlines()):
+                yield token.start[0] + offset, re.sub(r"`[^`]*`", "", line)
+        if token.type not in (tokenize.NL, tokenize.COMMENT):
+            before = token.type
+
+
 def matches(name):
     """The matches of a file: (line number, text matched, advice)."""
     path = ROOT / name
     if not path.is_file():  # deleted in the work tree
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in prose(text) if path.suffix == ".py" else enumerate(text.splitlines(), 1):
         if ALLOWED.search(line):
             continue
         for pattern, advice in RULES:

@@ -1,5 +1,5 @@
-//! The parts of drawing that need no device, against what torch and diffusers made (`tests/reference/make_diffusion.py`), and
-//! the pipeline's manners: it stops when it is told, and keeps to its memory.
+//! The parts of image generation that need no device, compared with torch and diffusers (`tests/reference/make_diffusion.py`); the pipeline
+//! stops on request and respects the memory limit.
 
 mod common;
 
@@ -67,7 +67,7 @@ fn model(x: f64, index: usize, timestep: f64) -> f64 {
 }
 
 /// Every scheduler step by step. diffusers computes in f32 with tables in f32, so every step has a rounding error of a few
-/// 2^-24 of the scale of the sample before or after it (up to 4096 where the first step has almost no picture); its times and
+/// 2^-24 of the scale of the sample before or after it (up to 4096 where the first step has almost no image); its times and
 /// sigmas are rounded alike here, but for the last bit of a `pow` or `log`. 1e-6 is sixteen such errors.
 #[test]
 fn every_scheduler_steps_as_in_diffusers() {
@@ -102,11 +102,11 @@ fn every_scheduler_steps_as_in_diffusers() {
         let noise = generator.randn(16, NoiseType::F32);
         let mut x: Vec<f64> = match (case.strength, schedule.steps[0].start) {
             (None, _) => noise.iter().map(|noise| f64::from(noise * schedule.initial_scale)).collect(),
-            (Some(_), [picture, scale]) => noise
+            (Some(_), [image, scale]) => noise
                 .iter()
                 .enumerate()
                 .map(|(index, noise)| {
-                    f64::from(picture) * (-2.0 + index as f64 * 4.0 / 15.0) + f64::from(scale) * f64::from(*noise)
+                    f64::from(image) * (-2.0 + index as f64 * 4.0 / 15.0) + f64::from(scale) * f64::from(*noise)
                 })
                 .collect(),
         };

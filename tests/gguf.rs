@@ -399,10 +399,10 @@ fn a_gguf_file_is_the_language_half_of_a_checkpoint() {
         let model = Model::load(&gpu, &checkpoint, &options).await.expect("a model");
         let mut chat = model.chat();
         let image = std::fs::read(case.join(&expected.json.images[0])).expect("an image");
-        let pictures = [mgm::image::decode("image", &image).expect("a picture")];
+        let images = [mgm::image::decode("image", &image).expect("an image")];
         let options = AnswerOptions::default().with_max_new_tokens(24);
         for (index, turn) in expected.json.turns.iter().enumerate() {
-            let shown = if index == 0 { &pictures[..] } else { &[] };
+            let shown = if index == 0 { &images[..] } else { &[] };
             let answer = chat.ask(&turn.question).images(shown).options(&options).await.expect("an answer");
             assert_eq!(answer.token_ids, turn.greedy_ids[..answer.token_ids.len()], "turn {index}");
             assert!(answer.token_ids.len() > 3, "turn {index}");

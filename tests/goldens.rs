@@ -6,7 +6,7 @@
 //! `tests/goldens`, with generated weights). The expected values come from an independent implementation (see `tests/reference/README.md`).
 
 mod common;
-mod painting;
+mod sdxl;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -59,7 +59,7 @@ fn run_case(case: &Path, verbose: bool) -> Result<(), Failed> {
     let mut report = Report::default();
     report.note(format!("{} on {}", case.display(), gpu.adapter().name));
     let checked = if common::is_image_generation(case) {
-        pollster::block_on(painting::check_case(&gpu, case, &mut report))
+        pollster::block_on(sdxl::check_case(&gpu, case, &mut report))
     } else {
         pollster::block_on(check_case(&gpu, case, &mut report))
     };
@@ -139,15 +139,15 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
     let folder = DiskFolder::new(case.join(&expected.json.checkpoint));
     let checkpoint = MgmCheckpoint::open(Rc::new(folder), TowerOptions::default()).await?;
     let config = &checkpoint.config.language;
-    let pictures = (expected.json.images.iter())
+    let inputs = (expected.json.images.iter())
         .map(|file| mgm::image::decode(file, &std::fs::read(case.join(file)).expect("the case's image")))
         .collect::<mgm::Result<Vec<_>>>()?;
 
     let model = Model::load(gpu, &checkpoint, &LoadOptions::new(Precision::F32)).await?;
-    check_conversation(&model, &pictures, &expected, report).await?;
+    check_conversation(&model, &inputs, &expected, report).await?;
     let mut images = Vec::new();
     if let Some(vision) = model.vision() {
-        for (index, image) in pictures.iter().enumerate() {
+        for (index, image) in inputs.iter().enumerate() {
             images.push((ImageId(index as u32), check_image(gpu, vision, image, index, &expected, report).await?));
         }
     }
@@ -187,15 +187,15 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
 /// Asks the case's questions as a user does: prompts, ids, greedy answers and texts.
 async fn check_conversation(
     model: &Model,
-    pictures: &[Image],
+    inputs: &[Image],
     expected: &Expected,
     report: &mut Report,
 ) -> mgm::Result<()> {
     let mut chat = model.chat();
     for (index, turn) in expected.json.turns.iter().enumerate() {
-        let pictures = if index == 0 { pictures } else { &[] };
+        let inputs = if index == 0 { inputs } else { &[] };
         let mut asked = chat.conversation().clone();
-        asked.ask(&turn.question, pictures.len());
+        asked.ask(&turn.question, inputs.len());
         let prompt = asked.prompt()?;
         let ids = model.tokenizer().encode_prompt(&prompt)?.into_iter().map(|token| match token {
             PromptToken::Text(id) => i64::from(id),
@@ -204,7 +204,7 @@ async fn check_conversation(
         let options = AnswerOptions::default().with_max_new_tokens(turn.greedy_ids.len());
         report.equal(&format!("turn {index}: prompt"), prompt.to_string(), &turn.prompt);
         report.equal(&format!("turn {index}: ids"), ids.collect::<Vec<_>>(), &turn.input_ids);
-        let answer = chat.ask(&turn.question).images(pictures).options(&options).await?;
+        let answer = chat.ask(&turn.question).images(inputs).options(&options).await?;
         report.equal(&format!("turn {index}: positions"), answer.prompt_tokens, &turn.n_embeds);
         report.equal(&format!("turn {index}: greedy ids of a conversation"), answer.token_ids, &turn.greedy_ids);
         report.equal(&format!("turn {index}: text"), answer.text.as_str(), &turn.text.trim());
@@ -239,7 +239,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// Checks one picture's way to visual tokens, which it gives.
+/// Checks the visual tokens of one image, and returns them.
 async fn check_image(
     gpu: &Gpu,
     vision: &Vision,

@@ -1,4 +1,4 @@
-//! Pictures against independent sources: Pillow, the Hugging Face CLIP processor and torch, through the fixtures that
+//! Images against independent sources: Pillow, the Hugging Face CLIP processor and torch, through the fixtures that
 //! `tests/data/image/make_fixtures.py` wrote, and the golden checkpoints.
 
 use std::fs;
@@ -27,9 +27,9 @@ fn floats(tensor: &TensorView) -> Vec<f32> {
     tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
 }
 
-fn picture(tensor: &TensorView) -> Image {
+fn image_from(tensor: &TensorView) -> Image {
     let [height, width, 3] = *tensor.shape() else { panic!("shape {:?} is not [h, w, 3]", tensor.shape()) };
-    Image::new(width, height, tensor.data().to_vec()).expect("a picture")
+    Image::new(width, height, tensor.data().to_vec()).expect("an image")
 }
 
 /// Asserts that all values agree, NaN failing, and names the worst.
@@ -55,11 +55,11 @@ fn bicubic_is_pillows_bit_for_bit() {
         let Some((source, target)) = name.strip_prefix("bicubic.").and_then(|sizes| sizes.split_once('.')) else {
             continue;
         };
-        let image = picture(&fixtures.tensor(&format!("source.{source}")).expect("the source"));
+        let image = image_from(&fixtures.tensor(&format!("source.{source}")).expect("the source"));
         let (width, height) = size(target);
         let whole = Window { left: 0, top: 0, width, height };
         let resized = bicubic(&Canvas::new(&image), width, height, whole);
-        assert!(resized == picture(&expected), "{name} differs from Pillow");
+        assert!(resized == image_from(&expected), "{name} differs from Pillow");
 
         // A window is that part of the whole.
         let window = Window { left: width / 3, top: height / 4, width: width.div_ceil(2), height: height.div_ceil(3) };
@@ -74,23 +74,23 @@ fn bicubic_is_pillows_bit_for_bit() {
 }
 
 #[test]
-fn a_padded_canvas_resizes_as_if_it_had_been_painted() {
+fn a_padded_canvas_resizes_as_if_it_had_been_filled() {
     let file = read(tests().join("data/image/resize.safetensors"));
     let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
     let fill = [122, 116, 104];
     for (name, source) in fixtures.tensors().iter().filter(|(name, _)| name.starts_with("source.")) {
-        let image = picture(source);
+        let image = image_from(source);
         let (width, height) = (image.width(), image.height());
         let side = width.max(height);
-        let mut painted = fill.repeat(side * side);
+        let mut filled = fill.repeat(side * side);
         for (row, line) in image.data().chunks_exact(3 * width).enumerate() {
             let start = 3 * ((row + (side - height) / 2) * side + (side - width) / 2);
-            painted[start..start + line.len()].copy_from_slice(line);
+            filled[start..start + line.len()].copy_from_slice(line);
         }
-        let painted = Image::new(side, side, painted).expect("a square");
+        let filled = Image::new(side, side, filled).expect("a square");
         let whole = Window { left: 0, top: 0, width: 40, height: 40 };
         let virtually = bicubic(&Canvas::square(&image, fill), 40, 40, whole);
-        assert!(virtually == bicubic(&Canvas::new(&painted), 40, 40, whole), "{name}");
+        assert!(virtually == bicubic(&Canvas::new(&filled), 40, 40, whole), "{name}");
     }
 }
 
@@ -129,7 +129,7 @@ fn views_are_the_clip_processors() {
             pad: parameter("pad") == 1,
             ..Preprocess::default()
         };
-        let views = preprocess.views(&picture(&source)).expect("views");
+        let views = preprocess.views(&image_from(&source)).expect("views");
         let expected = |part: &str| floats(&fixtures.tensor(&format!("{case}.{part}")).expect("a view"));
         assert_close(&format!("{case} high"), &views.high, &expected("high"), 0.0);
         assert_eq!(views.low.len(), preprocess.grid.pow(2) + usize::from(preprocess.global), "{case}: tiles");
@@ -167,7 +167,7 @@ fn views_of_the_goldens() {
         for (index, name) in json["images"].as_array().expect("images").iter().enumerate() {
             let name = name.as_str().expect("a name");
             let what = format!("{} {name}", case.display());
-            let image = decode(name, &read(case.join(name))).expect("a picture");
+            let image = decode(name, &read(case.join(name))).expect("an image");
             let views = preprocess.views(&image).expect("views");
             let tensor = |key: &str| floats(&expected.tensor(&format!("image{index}.{key}")).expect("a tensor"));
             let high = strided(&views.high, preprocess.size_high, 61);
@@ -181,12 +181,12 @@ fn views_of_the_goldens() {
 }
 
 #[test]
-fn pictures_decode_as_pillow_decodes_them() {
+fn images_decode_as_pillow_decodes_them() {
     let file = read(tests().join("data/image/decode.safetensors"));
     let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
     for (name, expected) in fixtures.tensors() {
-        let found = decode(&name, &read(tests().join("data/image/decode").join(&name))).expect("a picture");
-        let expected = picture(&expected);
+        let found = decode(&name, &read(tests().join("data/image/decode").join(&name))).expect("an image");
+        let expected = image_from(&expected);
         assert_eq!((found.width(), found.height()), (expected.width(), expected.height()), "{name}");
         // Two correct JPEG decoders may round each of the inverse transform and the colour conversion differently.
         let bound = if name.ends_with(".jpg") { 3 } else { 0 };

@@ -23,7 +23,7 @@ fn greedy() -> AnswerOptions {
 }
 
 fn images(expected: &Expected, case: &std::path::Path) -> Vec<Image> {
-    let read = |file: &String| decode(file, &std::fs::read(case.join(file)).expect("an image")).expect("a picture");
+    let read = |file: &String| decode(file, &std::fs::read(case.join(file)).expect("an image")).expect("an image");
     expected.json.images.iter().map(read).collect()
 }
 
@@ -44,7 +44,7 @@ fn open_as_hardware() -> Gpu {
 
 #[test]
 fn turns_give_the_golden_answers_and_prefill_only_what_is_new() {
-    // One picture and two turns; no picture; Mixtral; HD is in goldens.rs.
+    // One image and two turns; no image; Mixtral; HD is in goldens.rs.
     for (name, open) in [
         ("vicuna-7b", open_gpu as fn() -> Gpu),
         ("vicuna-7b", open_as_hardware),
@@ -60,7 +60,7 @@ fn turns_give_the_golden_answers_and_prefill_only_what_is_new() {
             let model = load(&gpu, &case, &expected).await;
             let mut chat = model.chat();
             for (index, turn) in expected.json.turns.iter().enumerate() {
-                let pictures = if index == 0 { images(&expected, &case) } else { Vec::new() };
+                let images = if index == 0 { images(&expected, &case) } else { Vec::new() };
                 let mut streamed = String::new();
                 let mut on_event = |event: Event<'_>| {
                     if let Event::Text { text } = event {
@@ -70,12 +70,12 @@ fn turns_give_the_golden_answers_and_prefill_only_what_is_new() {
                 };
                 let answer = chat
                     .ask(&turn.question)
-                    .images(&pictures)
+                    .images(&images)
                     .options(&greedy())
                     .on_event(&mut on_event)
                     .await
                     .expect("an answer");
-                // A stop id ends an answer of ours; the goldens go on to their length.
+                // A stop id ends an answer of ours; the goldens continue to their length.
                 let length = answer.token_ids.len();
                 assert_eq!(answer.token_ids, turn.greedy_ids[..length], "{name}, turn {index}");
                 assert!(length == turn.greedy_ids.len() || answer.finish_reason == FinishReason::Stop, "{name}");
@@ -99,7 +99,7 @@ fn a_lost_device_is_an_error_and_the_answer_goes_on_with_another() {
     let case = case("vicuna-7b");
     let expected = Expected::read(&case);
     let turn = &expected.json.turns[0];
-    let pictures = images(&expected, &case);
+    let images = images(&expected, &case);
     pollster::block_on(async {
         let gpu = open_gpu();
         let model = load(&gpu, &case, &expected).await;
@@ -114,25 +114,25 @@ fn a_lost_device_is_an_error_and_the_answer_goes_on_with_another() {
             }
             ControlFlow::Continue(())
         };
-        let lost = chat.ask(&turn.question).images(&pictures).options(&greedy()).on_event(&mut on_event).await;
+        let lost = chat.ask(&turn.question).images(&images).options(&greedy()).on_event(&mut on_event).await;
         assert!(matches!(lost, Err(Error::DeviceLost(_))), "{lost:?}");
-        let again = chat.ask(&turn.question).images(&pictures).options(&greedy()).await;
+        let again = chat.ask(&turn.question).images(&images).options(&greedy()).await;
         assert!(matches!(again, Err(Error::DeviceLost(_))), "{again:?}");
 
         let model = load(&open_gpu(), &case, &expected).await;
         let options = greedy().with_resume_from(begun);
-        let answer = model.chat().ask(&turn.question).images(&pictures).options(&options).await.expect("an answer");
+        let answer = model.chat().ask(&turn.question).images(&images).options(&options).await.expect("an answer");
         assert_eq!(answer.token_ids, turn.greedy_ids);
     });
 }
 
-/// Steps that were submitted behind the last token that was taken leave nothing in the conversation: what follows is what
-/// follows on a device that is one step ahead, with other kernels.
+/// Steps submitted after the last accepted token leave nothing in the conversation: the next answer is the same as on a device
+/// that submits one step ahead, with other kernels.
 #[test]
 fn steps_ahead_of_a_stop_are_forgotten() {
     let case = case("vicuna-7b");
     let expected = Expected::read(&case);
-    let pictures = images(&expected, &case);
+    let images = images(&expected, &case);
     let conversation = |gpu: Gpu| {
         pollster::block_on(async {
             let model = load(&gpu, &case, &expected).await;
@@ -145,7 +145,7 @@ fn steps_ahead_of_a_stop_are_forgotten() {
                     if tokens < stop_after { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 };
                 let question = &expected.json.turns[turn % 2].question;
-                let shown = if turn == 0 { &pictures[..] } else { &[] };
+                let shown = if turn == 0 { &images[..] } else { &[] };
                 let answer = chat
                     .ask(question)
                     .images(shown)
@@ -175,7 +175,7 @@ fn stopping_seeds_and_limits() {
         let gpu = open_gpu();
         let model = load(&gpu, &case, &expected).await;
 
-        // Stopping keeps what was said, and the conversation goes on.
+        // A stopped answer stays in the conversation, which continues.
         let mut chat = model.chat();
         let mut pieces = 0;
         let mut stop_early = |event: Event<'_>| {
@@ -204,10 +204,10 @@ fn stopping_seeds_and_limits() {
         assert_eq!(ids[0], ids[1]);
         assert_ne!(ids[0], ids[2]);
 
-        // What was begun on another device goes on as if nothing had happened.
+        // An answer begun on another device resumes with the same tokens.
         for begun in [1, 7, 15] {
             let begun = ids[2][..begun.min(ids[2].len() - 1)].to_vec();
-            let told = begun.len();
+            let resumed = begun.len();
             let options = AnswerOptions::default()
                 .with_sampling(sampling)
                 .with_seed(2)
@@ -220,10 +220,10 @@ fn stopping_seeds_and_limits() {
             };
             let answer = model.chat().ask(&question).options(&options).on_event(&mut count).await.expect("the rest");
             assert_eq!(answer.token_ids, ids[2]);
-            assert_eq!(tokens, ids[2].len() - told);
+            assert_eq!(tokens, ids[2].len() - resumed);
         }
 
-        // A conversation that was kept elsewhere goes on where it stood.
+        // A conversation that was stored elsewhere continues where it stopped.
         let mut first = model.chat();
         first.ask(&question).options(&greedy()).await.expect("an answer");
         let turns = first.conversation().turns.clone();
@@ -271,7 +271,7 @@ fn stopping_seeds_and_limits() {
 }
 
 #[test]
-fn memory_is_as_planned_and_a_limit_is_kept() {
+fn memory_is_as_planned_and_a_limit_holds() {
     let case = case("vicuna-7b");
     let expected = Expected::read(&case);
     pollster::block_on(async {
@@ -418,9 +418,9 @@ fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tow
             assert!(weights(&low) < weights(&full));
             let model = Model::load(&gpu, &checkpoint, &low).await.expect("a golden model");
 
-            let pictures = images(&expected, &case);
+            let images = images(&expected, &case);
             let vision = model.vision().expect("a vision side");
-            let views = vision.preprocess().views(&pictures[0]).expect("views");
+            let views = vision.preprocess().views(&images[0]).expect("views");
             let mut recorder = gpu.record();
             let encoded = vision
                 .encode_and_wait(&mut recorder, &views, None, &mut |_, _| ControlFlow::Continue(()))
@@ -440,12 +440,12 @@ fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tow
 
             let options = greedy().with_max_new_tokens(8);
             let question = &expected.json.turns[0].question;
-            let answer = model.chat().ask(question).images(&pictures).options(&options).await.expect("an answer");
+            let answer = model.chat().ask(question).images(&images).options(&options).await.expect("an answer");
             let ids: Vec<u32> = serde_json::from_value(turns[name]["greedy_ids"].clone()).expect("ids");
             assert_eq!(answer.token_ids, ids[..answer.token_ids.len()], "{name}");
             assert_ne!(ids, expected.json.turns[0].greedy_ids[..ids.len()], "{name}: it would have gone unnoticed");
             let error = model
-                .attention_map(&pictures[0], &mut |_, _| ControlFlow::Continue(()))
+                .attention_map(&images[0], &mut |_, _| ControlFlow::Continue(()))
                 .await
                 .expect_err("nothing is mined")
                 .to_string();
@@ -464,17 +464,17 @@ fn questions_answered_together_get_the_golden_answers() {
             let gpu = open_gpu();
             let model = load(&gpu, &case, &expected).await;
             let mut chat = model.chat();
-            let pictures = images(&expected, &case);
+            let images = images(&expected, &case);
             let (mut requests, mut wanted) = (Vec::new(), Vec::new());
             let turns = &expected.json.turns;
             for index in 0..turns.len() {
                 let before = turns[..index].iter().enumerate().map(|(index, turn)| mgm::text::Turn {
                     question: turn.question.clone(),
-                    images: if index == 0 { pictures.len() } else { 0 },
+                    images: if index == 0 { images.len() } else { 0 },
                     answer: Some(turn.text.clone()),
                 });
                 let (of_history, of_question) =
-                    if index == 0 { (&[][..], &pictures[..]) } else { (&pictures[..], &[][..]) };
+                    if index == 0 { (&[][..], &images[..]) } else { (&images[..], &[][..]) };
                 chat.restore(None, before.collect(), &image_sources(of_history), &mut |_| ControlFlow::Continue(()))
                     .await
                     .expect("a conversation");
@@ -483,8 +483,8 @@ fn questions_answered_together_get_the_golden_answers() {
                 assert_eq!(chat.conversation().turns.len(), index);
                 wanted.push((turns[index].greedy_ids.clone(), turns[index].n_embeds));
             }
-            // Of another length, with a picture and without: what they get is what they get alone.
-            let others = [("What would you say is to be seen at its left side?", &pictures[..]), ("Hm?", &[][..])];
+            // Of another length, with an image and without: what they get is what they get alone.
+            let others = [("What would you say is to be seen at its left side?", &images[..]), ("Hm?", &[][..])];
             for (question, images) in others {
                 chat.restore(None, Vec::new(), &[], &mut |_| ControlFlow::Continue(())).await.expect("a conversation");
                 requests.push(chat.ask(question).images(images).max_new_tokens(24).prepare().await.expect("a request"));

@@ -17,7 +17,7 @@ fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
 }
 
-/// A file of the fixtures: of a golden case, or beside the fixtures.
+/// A file of the fixtures: of a golden case, or next to the fixtures.
 fn fixture(name: &str) -> Vec<u8> {
     let folder = if name.starts_with("goldens/") { tests() } else { tests().join("data/text") };
     let path = folder.join(name);
@@ -260,7 +260,7 @@ fn golden_prompts_ids_and_texts() {
     for entry in std::fs::read_dir(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display())) {
         let folder = entry.unwrap().path();
         let Ok(expected) = std::fs::read(folder.join("expected.json")) else { continue };
-        // Cases of picture generation have no turns.
+        // Cases of image generation have no turns.
         let Ok(golden) = serde_json::from_slice::<Golden>(&expected) else { continue };
         let case = folder.display();
         let checkpoint = folder.join(&golden.checkpoint);

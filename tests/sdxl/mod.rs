@@ -1,4 +1,4 @@
-//! A golden case of Stable Diffusion XL: from the prompt's ids to the picture, step by step.
+//! A golden case of Stable Diffusion XL: from the prompt's ids to the image, step by step.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ use safetensors::SafeTensors;
 
 use crate::Report;
 
-/// The widest bounds that a right runtime needs: of a step's latents as a part of their scale, and of the picture. The bound that [`Report::compare`]
+/// The widest bounds that a right runtime needs: of a step's latents as a part of their scale, and of the image. The bound that [`Report::compare`]
 /// holds everything to is a tenth of the first.
 const LEAST_PSNR: f64 = 45.0;
 
@@ -56,13 +56,13 @@ impl Case {
         self.tensors.get(name).unwrap_or_else(|| panic!("{name} is not in expected.safetensors"))
     }
 
-    /// Maps of `pictures`, whose channels are first in the file, with their channels last.
-    fn map(&self, name: &str, pictures: usize, channels: usize) -> Vec<f32> {
+    /// Maps of `images`, whose channels are first in the file, with their channels last.
+    fn map(&self, name: &str, images: usize, channels: usize) -> Vec<f32> {
         let values = self.values(name);
-        let pixels = values.len() / pictures / channels;
+        let pixels = values.len() / images / channels;
         let mut last = Vec::new();
-        for picture in values.chunks_exact(pixels * channels) {
-            last.extend((0..pixels * channels).map(|at| picture[at % channels * pixels + at / channels]));
+        for image in values.chunks_exact(pixels * channels) {
+            last.extend((0..pixels * channels).map(|at| image[at % channels * pixels + at / channels]));
         }
         last
     }
@@ -132,27 +132,27 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
     let schedule = Schedule::new(&checkpoint.scheduler(None)?, json.steps)?;
     report.compare("sigmas", &schedule.sigmas, case.values("sigmas"));
     let unet = Unet::load(&loader(&checkpoint.unet.0), &checkpoint.unet.1).await?;
-    let latents = paint(gpu, &case, &unet, &schedule, &prompts, report).await?;
+    let latents = denoise(gpu, &case, &unet, &schedule, &prompts, report).await?;
 
     let decoder = VaeDecoder::load(&loader(&checkpoint.vae.0), &checkpoint.vae.1).await?;
     let side = checkpoint.vae.1.pixels_per_latent();
     let (height, width) = (json.height / side, json.width / side);
     let expected: Vec<f32> = case.values("image").to_vec();
-    let mut pictures = Vec::new();
-    // As a whole, and in tiles of about a quarter of the picture.
+    let mut images = Vec::new();
+    // As a whole, and in tiles of about a quarter of the image.
     for largest in [u64::MAX, (json.height * json.width * checkpoint.vae.1.block_out_channels[0]) as u64] {
         let mut recorder = gpu.record();
         let channels = checkpoint.vae.1.latent_channels;
         let pixels = Tensor::upload(&mut recorder, &[height * width, channels], &latents, "latents")?;
         let map = FeatureMap { height, width, values: pixels };
-        let picture = decoder.decode_within(&mut recorder, &map, largest)?;
-        pictures.push(pixels_of(recorder, &picture).await?);
+        let image = decoder.decode_within(&mut recorder, &map, largest)?;
+        images.push(pixels_of(recorder, &image).await?);
     }
     let psnr = |found: &[f32], expected: &[f32]| {
         let squares: f64 = found.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         -10.0 * (squares / expected.len() as f64).log10()
     };
-    let [whole, tiled] = &pictures[..] else { return Ok(()) };
+    let [whole, tiled] = &images[..] else { return Ok(()) };
     let (found, in_tiles) = (psnr(whole, &expected), psnr(tiled, whole));
     report.note(format!("   image: {found:.1} dB; in tiles {in_tiles:.1} dB from the whole"));
     if in_tiles < LEAST_PSNR {
@@ -165,15 +165,15 @@ pub async fn check_case(gpu: &Gpu, folder: &Path, report: &mut Report) -> mgm::R
     Ok(())
 }
 
-/// A picture's values from 0 to 1.
-async fn pixels_of(mut recorder: Recorder, picture: &FeatureMap) -> mgm::Result<Vec<f32>> {
-    let read = picture.values.read_back(&mut recorder);
+/// An image's values from 0 to 1.
+async fn pixels_of(mut recorder: Recorder, image: &FeatureMap) -> mgm::Result<Vec<f32>> {
+    let read = image.values.read_back(&mut recorder);
     recorder.submit()?;
     Ok(read.values::<f32>().await?.iter().map(|value| (value / 2.0 + 0.5).clamp(0.0, 1.0)).collect())
 }
 
 /// The latents after all steps, channels last.
-async fn paint(
+async fn denoise(
     gpu: &Gpu,
     case: &Case,
     unet: &Unet,
@@ -188,25 +188,25 @@ async fn paint(
     let pixels = start.len() / channels;
     let width = (pixels * json.width / json.height).isqrt();
     let height = pixels / width;
-    let pictures = prompts.len();
+    let images = prompts.len();
 
     let mut recorder = gpu.record();
     let upload = |recorder: &mut Recorder, part: fn(&Prompt) -> &Vec<f32>, what: &str| {
         let values: Vec<f32> = prompts.iter().flat_map(part).copied().collect();
-        let columns = if what == "pooled" { values.len() / pictures } else { unet.config().cross_attention_dim };
+        let columns = if what == "pooled" { values.len() / images } else { unet.config().cross_attention_dim };
         Tensor::upload(recorder, &[values.len() / columns, columns], &values, what)
     };
     let context = upload(&mut recorder, |prompt| &prompt.states, "context")?;
     let pooled = upload(&mut recorder, |prompt| &prompt.pooled, "pooled")?;
     let (tall, wide) = (json.height as f32, json.width as f32);
-    let ids = vec![[tall, wide, 0.0, 0.0, tall, wide]; pictures];
+    let ids = vec![[tall, wide, 0.0, 0.0, tall, wide]; images];
     let condition = unet.condition(&mut recorder, &context, &pooled, &ids)?;
 
     let sample = Tensor::new(gpu, &[pixels, channels], &start, "latents")?;
     let previous = Tensor::zeros(gpu, &[pixels, channels], "denoised latents")?;
     let scale = schedule.steps[0].input_scale;
     let scaled: Vec<f32> = start.iter().map(|value| value * scale).collect();
-    let input = Tensor::new(gpu, &[pictures * pixels, channels], &scaled.repeat(pictures), "model input")?;
+    let input = Tensor::new(gpu, &[images * pixels, channels], &scaled.repeat(images), "model input")?;
     let mut latents = Vec::new();
     for (index, step) in schedule.steps.iter().enumerate() {
         let map = FeatureMap { height, width, values: input.clone() };
@@ -214,7 +214,7 @@ async fn paint(
         let output_read = output.values.read_back(&mut recorder);
         let next = step.next;
         let numbers = Denoise {
-            guidance_scale: (pictures > 1).then_some(json.guidance_scale),
+            guidance_scale: (images > 1).then_some(json.guidance_scale),
             denoised: [step.denoised.sample, step.denoised.output],
             limit: step.denoised.clamp,
             next: [next.sample, next.output, next.denoised, next.previous, next.noise],
@@ -224,7 +224,7 @@ async fn paint(
         let read = sample.read_back(&mut recorder);
         std::mem::replace(&mut recorder, gpu.record()).submit()?;
         if index == 0 {
-            let expected = case.map("noise_pred_0", pictures, channels);
+            let expected = case.map("noise_pred_0", images, channels);
             report.compare("noise_pred_0", &output_read.values().await?, &expected);
         }
         latents = read.values().await?;
