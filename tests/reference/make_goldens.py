@@ -21,7 +21,7 @@ import sentencepiece as spm
 import torch
 from make_low_resolution import CASES as LOW_RESOLUTION
 from make_low_resolution import low_resolution
-from mgm_reference import Reference, Text, converse, expected
+from mgm_reference import Reference, Text, converse, expected, prompt_of
 from PIL import Image, ImageDraw
 from random_weights import GOLDENS, built, entry, generate, torch_pickle, with_digests, write_manifest
 from safetensors.torch import save_file
@@ -459,6 +459,7 @@ CASES = {
         "family": "llama3",
         "checkpoint": "MGM-8B",
         "questions": ["How many shapes are there?"],
+        "long": ("word", "word "),
     },
     "vicuna-7b": {
         **GIVEN,
@@ -670,6 +671,12 @@ def unsuitable(name, case, reference, text, encoded, turns):
         _, greedy, _ = reference.answer(turns[0]["input_ids"], blank, text.stop_ids)
         if greedy == turns[0]["greedy_ids"]:
             return "blind"
+    for question in case.get("long", ()):
+        # A test counts what 120 tokens allocate.
+        ids = text.encode(prompt_of(case["family"], [(question, None)]))
+        _, greedy, _ = reference.answer(ids, [], text.stop_ids, 120)
+        if len(greedy) < 120:
+            return "a long answer that stops"
     if name in LOW_RESOLUTION:
         _, low = low_resolution(reference, case["family"], case["images"], turns[0])
         greedy = low["greedy_ids"]
@@ -743,6 +750,8 @@ def make(name):
         images = case["images"]
     text = Text(case["family"], folder)
     assert len(text.tokenizer) == config["vocab_size"], len(text.tokenizer)
+    # The runtime also stops at the configuration's id, which may be an ordinary token.
+    text.stop_ids = text.stop_ids | {config["eos_token_id"]}
     files = weight_files(name, root, case, config, text)
 
     manifest = {"seed": name, "files": files}
