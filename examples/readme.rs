@@ -1,5 +1,5 @@
 //! The program in README.md.
-use mgm::{gpu::Gpu, image::Image, session::Model};
+use mgm::{Gpu, Image, Model};
 
 fn main() -> mgm::Result<()> {
     pollster::block_on(async {
