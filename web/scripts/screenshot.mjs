@@ -6,7 +6,7 @@ import { serve } from "../tests/server.mjs";
 
 const file = process.argv[2] ?? join(root, "docs", "demo-page.png");
 const server = await serve({ "/": join(web, "demo/dist") });
-const context = await launch({ viewport: { width: 920, height: 620 }, deviceScaleFactor: 1.5, colorScheme: "light" });
+const context = await launch({ viewport: { width: 920, height: 760 }, deviceScaleFactor: 1.5, colorScheme: "light" });
 try {
   const page = await context.newPage();
   await page.goto(server.url);
