@@ -166,66 +166,93 @@ fn steps_ahead_of_a_stop_are_forgotten() {
     assert_eq!(ahead[0].0, expected.json.turns[0].greedy_ids[..4]);
 }
 
-#[test]
-fn stopping_seeds_and_limits() {
-    let case = case("no-image");
+/// Runs a test with the model of a golden case.
+fn with_model(name: &str, test: impl AsyncFnOnce(Model, Expected)) {
+    let case = case(name);
     let expected = Expected::read(&case);
-    let question = expected.json.turns[0].question.clone();
     pollster::block_on(async {
-        let gpu = open_gpu();
-        let model = load(&gpu, &case, &expected).await;
+        let model = load(&open_gpu(), &case, &expected).await;
+        test(model, expected).await;
+    });
+}
 
-        // A stopped answer stays in the conversation, which continues.
+const SAMPLING: Sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.95 };
+
+fn sampled(seed: u64) -> AnswerOptions {
+    AnswerOptions::default().with_sampling(SAMPLING).with_seed(seed).with_max_new_tokens(16)
+}
+
+#[test]
+fn a_stopped_answer_stays_in_the_conversation() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
         let mut chat = model.chat();
         let mut pieces = 0;
         let mut stop_early = |event: Event<'_>| {
             pieces += usize::from(matches!(event, Event::Text { .. }));
             if pieces < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let stopped = chat.ask(&question).options(&greedy()).on_event(&mut stop_early).await.expect("a short answer");
+        let stopped = chat.ask(question).options(&greedy()).on_event(&mut stop_early).await.expect("a short answer");
         assert_eq!(stopped.finish_reason, FinishReason::Cancelled);
         assert!(stopped.token_ids.len() < 24 && !stopped.token_ids.is_empty());
         assert_eq!(chat.conversation().turns[0].answer.as_deref(), Some(stopped.text.as_str()));
         chat.ask("And then?").options(&greedy()).await.expect("a second answer");
+    });
+}
 
-        // After a reset the first answer is the golden one again.
+#[test]
+fn after_a_reset_the_first_answer_is_the_golden_one() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let mut chat = model.chat();
+        chat.ask("And then?").options(&greedy()).await.expect("another answer");
         chat.reset();
-        let answer = chat.ask(&question).options(&greedy()).await.expect("an answer");
+        let answer = chat.ask(question).options(&greedy()).await.expect("an answer");
         assert_eq!(answer.token_ids, expected.json.turns[0].greedy_ids[..answer.token_ids.len()]);
+    });
+}
 
-        // A seed decides a sampled answer.
-        let sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.95 };
+#[test]
+fn the_seed_determines_a_sampled_answer() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
         let mut ids = Vec::new();
         for seed in [1, 1, 2] {
-            let options = AnswerOptions::default().with_sampling(sampling).with_seed(seed).with_max_new_tokens(16);
-            let answer = model.chat().ask(&question).options(&options).await.expect("an answer");
+            let answer = model.chat().ask(question).options(&sampled(seed)).await.expect("an answer");
             ids.push(answer.token_ids);
         }
         assert_eq!(ids[0], ids[1]);
         assert_ne!(ids[0], ids[2]);
+    });
+}
 
-        // An answer begun on another device resumes with the same tokens.
+#[test]
+fn an_answer_resumes_after_the_tokens_of_another_device() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let whole = model.chat().ask(question).options(&sampled(2)).await.expect("an answer").token_ids;
         for begun in [1, 7, 15] {
-            let begun = ids[2][..begun.min(ids[2].len() - 1)].to_vec();
-            let resumed = begun.len();
-            let options = AnswerOptions::default()
-                .with_sampling(sampling)
-                .with_seed(2)
-                .with_max_new_tokens(16)
-                .with_resume_from(begun);
+            let begun = whole[..begun.min(whole.len() - 1)].to_vec();
+            let known = begun.len();
             let mut tokens = 0;
-            let mut count = |event: Event<'_>| {
+            let count = |event: Event<'_>| {
                 tokens += usize::from(matches!(event, Event::Token { .. }));
                 ControlFlow::Continue(())
             };
-            let answer = model.chat().ask(&question).options(&options).on_event(&mut count).await.expect("the rest");
-            assert_eq!(answer.token_ids, ids[2]);
-            assert_eq!(tokens, ids[2].len() - resumed);
+            let options = sampled(2).with_resume_from(begun);
+            let answer = model.chat().ask(question).options(&options).on_event(count).await.expect("the rest");
+            assert_eq!(answer.token_ids, whole);
+            assert_eq!(tokens, whole.len() - known);
         }
+    });
+}
 
-        // A conversation that was stored elsewhere continues where it stopped.
+#[test]
+fn a_restored_conversation_continues_where_it_ended() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
         let mut first = model.chat();
-        first.ask(&question).options(&greedy()).await.expect("an answer");
+        first.ask(question).options(&greedy()).await.expect("an answer");
         let turns = first.conversation().turns.clone();
         let expected_second = first.ask("And then?").options(&greedy()).await.expect("a second answer");
         let mut second = model.chat();
@@ -243,15 +270,32 @@ fn stopping_seeds_and_limits() {
                 })
                 .await;
         assert!(matches!(error, Err(Error::InvalidArgument(_))));
+    });
+}
 
-        // A question beyond the context is refused, and leaves the conversation as it was.
+#[test]
+fn a_question_beyond_the_context_is_refused_and_changes_nothing() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let mut chat = model.chat();
+        chat.ask(question).options(&greedy()).await.expect("an answer");
         let turns = chat.conversation().turns.clone();
         let long = "word ".repeat(5000);
         let error = chat.ask(&long).options(&greedy()).await.expect_err("too long");
-        let Error::PromptTooLong { limit, .. } = error else { panic!("{error}") };
+        assert!(matches!(error, Error::PromptTooLong { .. }), "{error}");
         assert_eq!(chat.conversation().turns, turns);
+    });
+}
 
-        // One that fits only without the older turns drops those, and says so.
+#[test]
+fn the_oldest_turns_are_dropped_to_fit_a_question() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let mut chat = model.chat();
+        chat.ask(question).options(&greedy()).await.expect("an answer");
+        let long = "word ".repeat(5000);
+        let error = chat.ask(&long).options(&greedy()).await.expect_err("too long");
+        let Error::PromptTooLong { limit, .. } = error else { panic!("{error}") };
         let mut dropped = 0;
         let mut count = |event: Event<'_>| {
             if let Event::DroppedTurns { count: turns } = event {

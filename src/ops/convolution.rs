@@ -26,7 +26,7 @@ pub enum ConvMode {
 pub struct Convolution {
     /// [out, side^2 * in]: taps in reading order, channels last.
     pub weight: Matrix,
-    /// [out]
+    /// `[out]`
     pub bias: Tensor,
     /// Channels that go in, a multiple of 4.
     pub channels: usize,

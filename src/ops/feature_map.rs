@@ -117,7 +117,7 @@ pub fn patches(
     Ok(y)
 }
 
-/// Depthwise 7 x 7 convolution, padding 3: weight [49, channels], bias [channels].
+/// Depthwise 7 x 7 convolution, padding 3: weight [49, channels], bias `[channels]`.
 ///
 /// # Errors
 /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

@@ -54,7 +54,7 @@ struct Lookup<'a> {
     accumulate: bool,
 }
 
-/// y[i] = scale * table[ids[start + i]] for `y.rows()` ids (u32) from `start`. Rows whose id is [`NO_ROW`] are left unchanged.
+/// `y[i] = scale * table[ids[start + i]]` for `y.rows()` ids (u32) from `start`. Rows whose id is [`NO_ROW`] are left unchanged.
 ///
 /// # Errors
 /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
@@ -69,7 +69,7 @@ pub fn gather(
     Lookup { ids, start, scale, accumulate: false }.record(recorder, table, y)
 }
 
-/// y[i] += table[ids[i]] for `y.rows()` ids (u32).
+/// `y[i] += table[ids[i]]` for `y.rows()` ids (u32).
 ///
 /// # Errors
 /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

@@ -19,9 +19,9 @@ const PIXELS: usize = 128;
 /// A group normalisation layer.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
-    /// Gain, [channels].
+    /// Gain, `[channels]`.
     pub weight: Tensor,
-    /// Offset, [channels].
+    /// Offset, `[channels]`.
     pub bias: Tensor,
     /// Groups of neighbouring channels.
     pub groups: usize,

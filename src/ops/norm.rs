@@ -10,9 +10,9 @@ use crate::tensor::Tensor;
 /// A normalisation layer.
 #[derive(Debug, Clone)]
 pub struct Norm {
-    /// Gain, [columns].
+    /// Gain, `[columns]`.
     pub weight: Tensor,
-    /// Offset, [columns]: with it the rows are centred (layer norm), without it they are not (RMS norm).
+    /// Offset, `[columns]`: with it the rows are centred (layer norm), without it they are not (RMS norm).
     pub bias: Option<Tensor>,
     /// Added to the variance or mean square.
     pub eps: f32,

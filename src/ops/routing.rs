@@ -94,7 +94,7 @@ pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<R
     Ok(routing)
 }
 
-/// y[t] += sum of the chosen experts' outputs [tokens * top_k, width], each times its share.
+/// `y[t] +=` the sum of the chosen experts' outputs [tokens * top_k, width], each times its share.
 ///
 /// # Errors
 /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

@@ -20,7 +20,7 @@ pub enum Storage {
     F16,
 }
 
-/// softmax(q k^T / sqrt(head_dim)) v: [`ops::attention`].
+/// softmax(q k^T / sqrt(head_dim)) v: `ops::attention`.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention {
     /// Query heads.

@@ -7,7 +7,7 @@ use crate::io::LocalFuture;
 use crate::ops;
 use crate::tensor::Tensor;
 
-/// A step over latents: [`ops::denoise`].
+/// A step over latents: `ops::denoise`.
 #[derive(Debug, Clone, Copy)]
 pub struct Denoise {
     /// Elements of the latents.

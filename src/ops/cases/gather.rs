@@ -37,7 +37,7 @@ fn expected(table: &[f32], columns: usize, ids: &[u32], mut y: Vec<f32>) -> Vec<
 /// of 2^-24.
 const BOUND: f64 = 3.3e-14;
 
-/// Rows of a weight matrix: [`ops::gather`].
+/// Rows of a weight matrix: `ops::gather`.
 #[derive(Debug, Clone, Copy)]
 pub struct Gather {
     /// Rows of the table.

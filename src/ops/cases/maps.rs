@@ -8,7 +8,7 @@ use crate::io::LocalFuture;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, FeatureMap};
 use crate::tensor::{Matrix, Precision, Tensor};
 
-/// A convolution: [`ops::convolution`], or [`ops::convolution_upsampled`] to sides one less than twice the map's where `odd`.
+/// A convolution: `ops::convolution`, or `ops::convolution_upsampled` to sides one less than twice the map's where `odd`.
 #[derive(Debug, Clone, Copy)]
 pub struct Convolution {
     /// Images, one after the other.
@@ -176,7 +176,7 @@ impl Case for Convolution {
     }
 }
 
-/// Group normalisation: [`ops::group_norm`].
+/// Group normalisation: `ops::group_norm`.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupNorm {
     /// Images, each with its own mean and variance.
@@ -294,7 +294,7 @@ impl Case for Concatenate {
     }
 }
 
-/// Softmax of the first values of rows: [`ops::softmax`].
+/// Softmax of the first values of rows: `ops::softmax`.
 #[derive(Debug, Clone, Copy)]
 pub struct Softmax {
     /// Rows.

@@ -120,7 +120,7 @@ impl Case for MiningStats {
     }
 }
 
-/// The attended windows of a tile: [`ops::mining_stats`] and [`ops::mining`].
+/// The attended windows of a tile: `ops::mining_stats` and `ops::mining`.
 #[derive(Debug, Clone, Copy)]
 pub struct Mining {
     /// The map.

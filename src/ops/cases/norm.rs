@@ -7,7 +7,7 @@ use crate::io::LocalFuture;
 use crate::ops;
 use crate::tensor::Tensor;
 
-/// RMS or layer norm: [`ops::norm`].
+/// RMS or layer norm: `ops::norm`.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm {
     /// Rows.

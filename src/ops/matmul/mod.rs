@@ -36,7 +36,7 @@ pub struct Epilogue<'a> {
     pub activation: Option<Activation>,
     /// Rows of W alternate gate and up: outputs are `activation(gate) * up`, half the number of rows.
     pub gated: bool,
-    /// Multiplied last, [outputs] (ConvNeXt's layer scale).
+    /// Multiplied last, `[outputs]` (ConvNeXt's layer scale).
     pub gamma: Option<&'a Tensor>,
 }
 
@@ -132,7 +132,7 @@ pub fn linear_add(
     Linear { row, accumulate: true, ..Linear::new(x, weight, epilogue, y) }.record(recorder)
 }
 
-/// The rows of one expert: y[slot] = epilogue(x[slot / divisor] W^T) for the slots in the expert's list.
+/// The rows of one expert: `y[slot] = epilogue(x[slot / divisor] W^T)` for the slots in the expert's list.
 ///
 /// # Errors
 /// [`Error::WrongShape`]; errors of the device.

@@ -33,7 +33,7 @@ impl TextEncoderConfig {
     /// Reads a text encoder's `config.json`; `file` is its name for messages.
     ///
     /// # Errors
-    /// As [`UnetConfig::parse`].
+    /// As [`UnetConfig::parse`](super::UnetConfig::parse).
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Self> {
         let settings = Settings::parse(file, bytes)?;
         settings.only("model_type", &["clip_text_model".into(), "clip".into()])?;

@@ -42,7 +42,7 @@ impl VaeConfig {
     /// Reads an autoencoder's `config.json`; `file` is its name for messages.
     ///
     /// # Errors
-    /// As [`UnetConfig::parse`].
+    /// As [`UnetConfig::parse`](super::UnetConfig::parse).
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Self> {
         let settings = Settings::parse(file, bytes)?;
         settings.only("_class_name", &["AutoencoderKL".into()])?;
