@@ -1,34 +1,35 @@
-//! DPM-Solver++ (Lu and others, 2022) of first and second order, with and without new noise (SDE).
+//! DPM-Solver++ (Lu and others, 2022) of first and second order, deterministic or with new noise (SDE).
 //!
-//! With alpha and sigma the parts of picture and noise in a sample, lambda = ln(alpha / sigma), h the way of lambda in this step and
-//! r h the one in the step before:
+//! A sample is alpha times the image plus sigma times unit noise, and lambda = ln(alpha / sigma). With h the change of
+//! lambda in this step and r h that in the step before:
 //!
 //! ```text
 //! D = x0 + (x0 - x0_before) / (2 r)                                 (midpoint)
 //! x <- sigma_next / sigma * x + alpha_next * (1 - exp(-h)) * D
 //! ```
 //!
-//! and with new noise exp(-2h) for exp(-h), exp(-h) more before x, and sigma_next * sqrt(1 - exp(-2h)) of noise.
+//! The SDE form has exp(-2h) instead of exp(-h), multiplies x by another exp(-h), and adds noise:
+//! sigma_next * sqrt(1 - exp(-2h)).
 
 use super::noise::{self, alphas_cumprod, interpolate, time_of, times};
-use super::{Denoised, Next, Schedule, Step};
+use super::{DenoisedCoefficients, Schedule, Step, StepCoefficients};
 use crate::Result;
 use crate::weights::sdxl::config::{SchedulerConfig, SigmaSchedule};
 
 pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Schedule> {
     let alphas = alphas_cumprod(config);
     let trained = noise::sigmas(&alphas);
-    // Times with too much noise to compute with are not used.
+    // Timesteps with too much noise are numerically unstable, and not used.
     let lambda = |sigma: &f32| -f64::from(*sigma).ln();
     let usable = trained.iter().filter(|sigma| lambda(sigma) >= config.dpm.lambda_min_clipped).count();
     let mut times: Vec<f64> = times(config, usable, steps, 1).into_iter().map(f64::round_ties_even).collect();
     let bounds = (f64::from(trained[trained.len() - 1]), f64::from(trained[0]));
-    let mut sigmas = match noise::line(config, bounds.0, bounds.1, steps) {
-        Some(line) => {
+    let mut sigmas = match noise::sigma_schedule(config, bounds.0, bounds.1, steps) {
+        Some(sigmas) => {
             let rounded = config.sigma_schedule == SigmaSchedule::Karras;
             let whole = |time: f64| if rounded { time.round_ties_even() } else { time.trunc() };
-            times = line.iter().map(|sigma| whole(time_of(&trained, *sigma))).collect();
-            line
+            times = sigmas.iter().map(|sigma| whole(time_of(&trained, *sigma))).collect();
+            sigmas
         }
         None => times.iter().map(|time| interpolate(&trained, *time)).collect(),
     };
@@ -39,14 +40,14 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
     let step = |index: usize| {
         let now = Level::new(sigmas[index]);
         let next = Level::new(sigmas[index + 1]);
-        let (x0, _) = config.prediction_type.parts(now.signal, now.noise);
+        let (x0, _) = config.prediction_type.coefficients(now.signal, now.noise);
         let dpm = config.dpm;
         let at_end = index + 1 == count
             && (dpm.euler_at_final || (dpm.lower_order_final && count < 15) || !config.final_sigma_min);
         let h = next.lambda - now.lambda;
         let shrunk = if dpm.sde { (-2.0 * h).exp() } else { (-h).exp() };
         let towards = next.signal * (1.0 - shrunk);
-        // What the difference between this denoised sample and the one before counts for.
+        // The weight of the difference between this denoised sample and the one before.
         let change = if dpm.solver_order == 1 || index == first || at_end {
             0.0
         } else {
@@ -61,8 +62,8 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         Step {
             timestep: times[index] as f32,
             input_scale: 1.0,
-            denoised: Denoised { sample: x0[0] as f32, output: x0[1] as f32, clamp: f32::INFINITY },
-            next: Next {
+            denoised: DenoisedCoefficients { sample: x0[0] as f32, output: x0[1] as f32, clamp: f32::INFINITY },
+            next: StepCoefficients {
                 sample: (next.noise / now.noise * if dpm.sde { (-h).exp() } else { 1.0 }) as f32,
                 output: 0.0,
                 denoised: (towards + change) as f32,

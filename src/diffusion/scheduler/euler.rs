@@ -1,6 +1,6 @@
-//! Euler's method along the noise, and its ancestral form, which puts some of the noise back anew.
+//! Euler's method, and its ancestral form, which replaces some of the noise by new noise in each step.
 //!
-//! The sample is the picture plus sigma times unit noise. With x0 the denoised sample, the slope is (x - x0) / sigma:
+//! The sample is the image plus sigma times unit noise. With x0 the denoised sample, the slope is (x - x0) / sigma:
 //!
 //! ```text
 //! Euler:      x <- x + slope * (sigma_next - sigma)
@@ -8,7 +8,7 @@
 //! ```
 
 use super::noise::{self, alphas_cumprod, interpolate, linspace_f32, time_of, times};
-use super::{Denoised, Next, Schedule, Step};
+use super::{DenoisedCoefficients, Schedule, Step, StepCoefficients};
 use crate::Result;
 use crate::weights::sdxl::config::{PredictionType, SchedulerClass, SchedulerConfig, TimestepSpacing};
 
@@ -22,13 +22,13 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
     let last = trained.first().map_or(0.0, |sigma| f64::from(*sigma));
     if !ancestral {
         if config.log_linear_interpolation {
-            let (most, least) = (trained[trained.len() - 1].ln(), trained[0].ln());
-            sigmas = linspace_f32(most, least, steps + 1).into_iter().map(|log| f64::from(log.exp())).collect();
+            let (first, last) = (trained[trained.len() - 1].ln(), trained[0].ln());
+            sigmas = linspace_f32(first, last, steps + 1).into_iter().map(|log| f64::from(log.exp())).collect();
         }
         let bounds = (sigmas.first().copied().unwrap_or(1.0), sigmas.last().copied().unwrap_or(1.0));
-        if let Some(line) = noise::line(config, bounds.0, bounds.1, steps) {
-            times = line.iter().map(|sigma| time_of(&trained, *sigma)).collect();
-            sigmas = line;
+        if let Some(scheduled) = noise::sigma_schedule(config, bounds.0, bounds.1, steps) {
+            times = scheduled.iter().map(|sigma| time_of(&trained, *sigma)).collect();
+            sigmas = scheduled;
         }
     }
     sigmas.push(if !ancestral && config.final_sigma_min { last } else { 0.0 });
@@ -38,7 +38,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
     let step = |index: usize| {
         let (sigma, next) = (f64::from(sigmas[index]), f64::from(sigmas[index + 1]));
         let input_scale = 1.0 / (sigma * sigma + 1.0).sqrt();
-        // The model's own sample is this one times input_scale.
+        // The model's input is this sample times input_scale.
         let (denoised, output) = match config.prediction_type {
             PredictionType::Epsilon => (1.0, -sigma),
             PredictionType::VPrediction => (input_scale * input_scale, -sigma * input_scale),
@@ -54,19 +54,19 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         Step {
             timestep: if continuous { 0.25 * sigmas[index].ln() } else { times[index] as f32 },
             input_scale: input_scale as f32,
-            denoised: Denoised { sample: denoised as f32, output: output as f32, clamp: f32::INFINITY },
-            next: Next {
+            denoised: DenoisedCoefficients { sample: denoised as f32, output: output as f32, clamp: f32::INFINITY },
+            next: StepCoefficients {
                 sample: (1.0 + along * (1.0 - denoised)) as f32,
                 output: (-along * output) as f32,
                 noise: up as f32,
-                ..Next::default()
+                ..StepCoefficients::default()
             },
             draws_noise: ancestral,
             start: [1.0, sigma as f32],
         }
     };
-    let most = sigmas.iter().copied().fold(0.0, f32::max);
+    let max = sigmas.iter().copied().fold(0.0, f32::max);
     let steps = (first..times.len()).map(step).collect();
     let spread = matches!(config.timestep_spacing, TimestepSpacing::Linspace | TimestepSpacing::Trailing);
-    Ok(Schedule { steps, initial_scale: if spread { most } else { (most * most + 1.0).sqrt() }, sigmas })
+    Ok(Schedule { steps, initial_scale: if spread { max } else { (max * max + 1.0).sqrt() }, sigmas })
 }

@@ -1,6 +1,6 @@
-//! Schedulers: from how much noise to how much, and what a step makes of the model's output.
+//! Schedulers: the noise level of each step, and how a step combines the sample with the model's output.
 //!
-//! Every scheduler here is a list of [`Step`]s with numbers alone, so that one kernel takes them all:
+//! A scheduler is a list of [`Step`]s of coefficients, so that one kernel runs all of them:
 //!
 //! ```text
 //! output   = negative + guidance * (positive - negative)
@@ -8,8 +8,8 @@
 //! x       <- next.sample * x + next.output * output + next.denoised * denoised + next.previous * previous + next.noise * noise
 //! ```
 //!
-//! `previous` is the denoised sample of the step before. The numbers are those of diffusers' scheduler of the same class with the
-//! same settings; where it computes its tables in f32, so does [`noise`].
+//! `previous` is the denoised sample of the step before. The coefficients are those of diffusers' scheduler of the same
+//! class with the same settings; where it computes its tables in f32, so does [`noise`].
 
 mod ddim;
 mod dpm;
@@ -20,9 +20,9 @@ pub mod noise;
 use crate::weights::sdxl::config::{PredictionType, SchedulerClass, SchedulerConfig};
 use crate::{Error, Result};
 
-/// A number for each thing that a sample is made of.
+/// The coefficients of the sample after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Next {
+pub struct StepCoefficients {
     /// Of the sample before the step.
     pub sample: f32,
     /// Of the model's output.
@@ -35,80 +35,81 @@ pub struct Next {
     pub noise: f32,
 }
 
-/// What the model's output says about the picture without noise.
+/// The coefficients of the denoised sample, the estimate of the image without noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Denoised {
+pub struct DenoisedCoefficients {
     /// Of the sample before the step.
     pub sample: f32,
     /// Of the model's output.
     pub output: f32,
-    /// The largest magnitude that is let through.
+    /// Values are clamped to this magnitude.
     pub clamp: f32,
 }
 
-/// One evaluation of the model and what is done with it.
+/// One evaluation of the model and the update of the sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// The time that the model is told.
+    /// The timestep that the model receives.
     pub timestep: f32,
-    /// The sample is multiplied by this before the model sees it.
+    /// The model's input is the sample times this.
     pub input_scale: f32,
-    /// The picture without noise, as far as it can be seen.
-    pub denoised: Denoised,
+    /// The estimate of the image without noise.
+    pub denoised: DenoisedCoefficients,
     /// The sample after the step.
-    pub next: Next,
-    /// The random generator is asked for noise, even where `next.noise` is 0.
+    pub next: StepCoefficients,
+    /// Whether the step draws noise from the random generator. It may even if `next.noise` is 0.
     pub draws_noise: bool,
-    /// A picture and noise, times these, are a sample to start from at this step.
+    /// Factors of an image and of unit noise. Their sum is a sample from which denoising can start at this step.
     pub start: [f32; 2],
 }
 
-/// The steps of a picture.
+/// The denoising steps of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
-    /// In order. Those before the start of image-to-image are left out.
+    /// In order, without those before the start of image-to-image.
     pub steps: Vec<Step>,
-    /// Noise levels of all steps, and where the last one arrives.
+    /// The noise level before each step, and after the last one.
     pub sigmas: Vec<f32>,
-    /// Unit noise times this is a sample to start from, where there is no picture.
+    /// Unit noise times this is the first sample if there is no initial image.
     pub initial_scale: f32,
 }
 
-/// The most steps that make sense: as many as a model was trained with.
+/// The maximum number of steps: the timesteps that models are trained with.
 pub const MAX_STEPS: usize = 1000;
 
 impl Schedule {
-    /// The schedule for so many steps.
+    /// The schedule for `steps` steps.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the scheduler cannot make so many.
+    /// [`Error::InvalidArgument`] if `steps` is 0 or exceeds the scheduler's maximum; [`Error::Config`] if the settings
+    /// give a coefficient that is not finite.
     pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
         Self::starting_at(config, steps, 0)
     }
 
-    /// The schedule for image-to-image: of `steps`, the last part of `strength` (above 0, to 1).
+    /// The schedule for image-to-image: the last `steps * strength` steps. `strength` is above 0 and at most 1.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if no step is left, or as [`Self::new`].
     pub fn for_image(config: &SchedulerConfig, steps: usize, strength: f32) -> Result<Self> {
         if !(strength > 0.0 && strength <= 1.0) {
-            return Err(Error::InvalidArgument(format!("strength {strength} is not above 0 and at most 1")));
+            return Err(Error::InvalidArgument(format!("strength {strength}, expected above 0 and at most 1")));
         }
-        // In f64 from the decimal number that was meant: 0.3 of 10 steps are 3.
+        // In f64, from the decimal that the user wrote: 0.3 of 10 steps is 3 steps.
         let strength: f64 = strength.to_string().parse().unwrap_or(f64::from(strength));
-        let kept = ((steps as f64 * strength) as usize).min(steps);
-        if kept == 0 {
+        let count = ((steps as f64 * strength) as usize).min(steps);
+        if count == 0 {
             return Err(Error::InvalidArgument(format!(
                 "strength {strength} of {steps} steps is less than one step: raise one of them"
             )));
         }
-        Self::starting_at(config, steps, steps - kept)
+        Self::starting_at(config, steps, steps - count)
     }
 
     fn starting_at(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Self> {
-        let most = config.num_train_timesteps.min(MAX_STEPS);
-        if steps == 0 || steps > most {
-            return Err(Error::InvalidArgument(format!("{steps} steps, expected 1 to {most}")));
+        let max = config.num_train_timesteps.min(MAX_STEPS);
+        if steps == 0 || steps > max {
+            return Err(Error::InvalidArgument(format!("{steps} steps, expected 1 to {max}")));
         }
         let schedule = match config.class {
             SchedulerClass::Euler | SchedulerClass::EulerAncestral => euler::schedule(config, steps, first)?,
@@ -118,14 +119,14 @@ impl Schedule {
         };
         let bad = |value: &f32| !value.is_finite();
         let unusable = |step: &Step| {
-            let Next { sample, output, denoised, previous, noise } = step.next;
+            let StepCoefficients { sample, output, denoised, previous, noise } = step.next;
             let scale = [step.timestep, step.input_scale, step.denoised.sample, step.denoised.output];
             [sample, output, denoised, previous, noise].iter().chain(&scale).chain(&step.start).any(bad)
         };
         if schedule.steps.is_empty() || bad(&schedule.initial_scale) || schedule.steps.iter().any(unusable) {
             return Err(Error::Config {
                 file: "scheduler_config.json".to_owned(),
-                reason: format!("with these settings {} cannot make {steps} steps", config.class),
+                reason: format!("these settings give {} no finite schedule of {steps} steps", config.class),
             });
         }
         Ok(schedule)
@@ -133,9 +134,9 @@ impl Schedule {
 }
 
 impl PredictionType {
-    /// Of a sample with `signal` of the picture and `noise` of unit noise: what gives the picture, and what the noise, of
-    /// (sample, output).
-    fn parts(self, signal: f64, noise: f64) -> ([f64; 2], [f64; 2]) {
+    /// For a sample of `signal` times the image plus `noise` times unit noise: the coefficients of (sample, output)
+    /// that give the image, and those that give the noise.
+    fn coefficients(self, signal: f64, noise: f64) -> ([f64; 2], [f64; 2]) {
         match self {
             Self::Epsilon => ([1.0 / signal, -noise / signal], [0.0, 1.0]),
             Self::VPrediction => ([signal, -noise], [noise, signal]),

@@ -1,11 +1,12 @@
-//! The tables under all schedulers: how much noise there is at each time of the training, and which times the steps take.
+//! The tables of all schedulers: the noise level at each training timestep, and the timesteps of the inference steps.
 //!
-//! diffusers computes these with torch and NumPy, in f32 here and f64 there. The same is done here, operation by operation, because
-//! sigmas are differences of numbers near 1 and a timestep is what the model sees.
+//! diffusers computes these with torch and NumPy, some in f32 and some in f64. This module repeats its operations one
+//! by one: sigmas are differences of numbers near 1, where rounding shows, and the model receives the timesteps
+//! themselves.
 
 use crate::weights::sdxl::config::{BetaSchedule, SchedulerClass, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 
-/// The part of the picture's variance that is left at each time of the training.
+/// The share of the image's variance that remains at each training timestep.
 pub fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
     let count = config.num_train_timesteps;
     let mut betas: Vec<f32> = match &config.beta_schedule {
@@ -23,7 +24,7 @@ pub fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
     if config.rescale_betas_zero_snr {
         betas = rescaled(&betas);
     }
-    // torch multiplies in f64 and rounds what it stores.
+    // torch computes the products in f64 and stores them in f32.
     let mut product = 1.0f64;
     let mut alphas: Vec<f32> = betas
         .iter()
@@ -41,7 +42,7 @@ pub fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
     alphas
 }
 
-/// Betas with which nothing is left of the picture at the last time (Lin and others, 2023).
+/// Betas rescaled to zero terminal SNR: nothing of the image remains at the last timestep (Lin and others, 2023).
 fn rescaled(betas: &[f32]) -> Vec<f32> {
     let mut product = 1.0f64;
     let mut roots: Vec<f32> = betas
@@ -64,13 +65,13 @@ fn rescaled(betas: &[f32]) -> Vec<f32> {
     alphas.map(|alpha| 1.0 - alpha).collect()
 }
 
-/// The noise beside a picture of unit scale at each time of the training.
+/// The noise relative to an image of unit scale, at each training timestep.
 pub fn sigmas(alphas_cumprod: &[f32]) -> Vec<f32> {
     alphas_cumprod.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect()
 }
 
-/// The times of `steps` steps, most noise first; `extra` more are laid out and the last ones not taken; `train_steps` are
-/// there to choose from.
+/// The timesteps of `steps` steps out of `train_steps`, most noise first. They are spaced as for `extra` more steps, of
+/// which the last ones are dropped.
 pub fn times(config: &SchedulerConfig, train_steps: usize, steps: usize, extra: usize) -> Vec<f64> {
     match config.timestep_spacing {
         TimestepSpacing::Linspace => {
@@ -86,7 +87,7 @@ pub fn times(config: &SchedulerConfig, train_steps: usize, steps: usize, extra: 
         TimestepSpacing::Trailing => {
             let ratio = config.num_train_timesteps as f64 / steps as f64;
             let start = train_steps as f64;
-            // As many as `numpy.arange` makes, which rounding may have be one more.
+            // The length of `numpy.arange`, which rounding may increase by one.
             let count = (start / ratio).ceil() as usize;
             let delta = (start - ratio) - start;
             (0..count).map(|step| (start + step as f64 * delta).round_ties_even() - 1.0).collect()
@@ -94,7 +95,7 @@ pub fn times(config: &SchedulerConfig, train_steps: usize, steps: usize, extra: 
     }
 }
 
-/// The sigma at a time between those of the training.
+/// The sigma at a fractional timestep.
 pub fn interpolate(sigmas: &[f32], time: f64) -> f64 {
     let last = sigmas.len() - 1;
     let below = (time.max(0.0) as usize).min(last);
@@ -102,22 +103,22 @@ pub fn interpolate(sigmas: &[f32], time: f64) -> f64 {
     if below == last { low } else { low + (high - low) * (time - below as f64) }
 }
 
-/// Sigmas along a line of their own between two bounds.
-pub fn line(config: &SchedulerConfig, most: f64, least: f64, steps: usize) -> Option<Vec<f64>> {
-    let most = config.sigma_max.unwrap_or(most);
-    let least = config.sigma_min.unwrap_or(least);
+/// The sigmas of a Karras or exponential schedule from `max` to `min`; `None` if sigmas follow the timesteps.
+pub fn sigma_schedule(config: &SchedulerConfig, max: f64, min: f64, steps: usize) -> Option<Vec<f64>> {
+    let max = config.sigma_max.unwrap_or(max);
+    let min = config.sigma_min.unwrap_or(min);
     const RHO: f64 = 7.0;
     match config.sigma_schedule {
         SigmaSchedule::Timesteps => None,
         SigmaSchedule::Karras => {
-            let (most, least) = (most.powf(1.0 / RHO), least.powf(1.0 / RHO));
-            Some(linspace(0.0, 1.0, steps).into_iter().map(|ramp| (most + ramp * (least - most)).powf(RHO)).collect())
+            let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
+            Some(linspace(0.0, 1.0, steps).into_iter().map(|ramp| (max + ramp * (min - max)).powf(RHO)).collect())
         }
-        SigmaSchedule::Exponential => Some(linspace(most.ln(), least.ln(), steps).into_iter().map(f64::exp).collect()),
+        SigmaSchedule::Exponential => Some(linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect()),
     }
 }
 
-/// The time of the training, between whole ones, at which there is so much noise.
+/// The fractional timestep at which the noise level is `sigma`.
 pub fn time_of(sigmas: &[f32], sigma: f64) -> f64 {
     let wanted = sigma.max(1e-10).ln();
     let log = |index: usize| f64::from(sigmas[index].ln());
@@ -139,7 +140,7 @@ pub fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
     values
 }
 
-/// `torch.linspace` in f32, which counts from both ends.
+/// `torch.linspace` in f32, which computes each half from its own end.
 pub fn linspace_f32(start: f32, stop: f32, count: usize) -> Vec<f32> {
     let step = if count > 1 { (stop - start) / (count - 1) as f32 } else { 0.0 };
     let value = |index: usize| match index {
