@@ -12,7 +12,7 @@ pub const NEGATIVE_PROMPT: &str = "out of frame, lowres, text, error, cropped, w
 const BEGIN: &str = "<h>";
 const END: &str = "</h>";
 
-/// Whether a question requests an image by its words: like the reference's page, if it contains "generate".
+/// Whether a question without the suffix requests an image: if it contains "generate", as on the reference's demo page.
 pub fn wants_image(question: &str) -> bool {
     question.to_lowercase().contains("generate")
 }

@@ -12,16 +12,16 @@ use crate::image::Image;
 use crate::io::LocalFuture;
 use crate::weights::sdxl::config::SchedulerOverride;
 
-/// Steps where none are given, as in diffusers.
+/// The default number of steps, as in diffusers.
 const DEFAULT_STEPS: usize = 50;
-/// The guidance scale where none is given, as in diffusers.
+/// The default guidance scale, as in diffusers.
 const DEFAULT_GUIDANCE_SCALE: f32 = 5.0;
-/// The strength of image-to-image where none is given.
+/// The default strength of image-to-image.
 const DEFAULT_STRENGTH: f32 = 0.6;
 
 type EventCallback<'a> = Box<dyn FnMut(DiffusionEvent<'_>) -> ControlFlow<()> + 'a>;
 
-/// An image that is about to be generated. Await it for the [`GeneratedImage`].
+/// A builder of a request for one image. Await it to generate the [`GeneratedImage`].
 #[must_use = "an image is generated when this is awaited"]
 pub struct GenerateImage<'a> {
     pipeline: &'a mut DiffusionPipeline,
@@ -111,7 +111,7 @@ impl<'a> GenerateImage<'a> {
         self
     }
 
-    /// The element type in which noise is drawn. Default: as in diffusers, f32 for a model at f32 and else f16.
+    /// The element type in which noise is drawn. Default: as in diffusers, f32 for a model at f32, otherwise f16.
     pub fn noise(mut self, noise: NoiseType) -> Self {
         self.noise = Some(noise);
         self
@@ -171,13 +171,13 @@ pub struct GeneratedImage {
 }
 
 impl GeneratedImage {
-    /// An image with the settings that it was generated with.
+    /// An image, and the settings that it was generated with.
     pub fn new(image: Image, settings: ImageSettings) -> Self {
         Self { image, settings }
     }
 
-    /// The bytes of a PNG file. Its text chunk `parameters` holds the settings as other image generators write them, `mgm`
-    /// holds them as JSON.
+    /// The bytes of a PNG file. Its text chunk `parameters` has the settings in the format of other image generators,
+    /// `mgm` has them as JSON.
     ///
     /// # Errors
     /// [`Error::Image`](crate::Error::Image) if the encoder rejects the text.

@@ -1,7 +1,7 @@
-//! Stable Diffusion XL (Podell et al., 2023): text encoders, UNet, and the autoencoder between pictures and latents.
+//! Stable Diffusion XL (Podell et al., 2023): text encoders, UNet, and the autoencoder (VAE).
 //!
-//! The three networks take tensors and give tensors; what goes on between them (schedules, guidance, seeds) is the host of
-//! numbers' business, not the device's. All maps have their channels last, from the first convolution to the last pixel.
+//! The networks map tensors to tensors on the device; schedules, step coefficients and noise are computed on the CPU.
+//! All feature maps have their channels last.
 
 pub mod gen_protocol;
 #[cfg(feature = "gpu")]

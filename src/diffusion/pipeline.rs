@@ -1,8 +1,8 @@
 //! Text to image and image to image: text encoders, denoising steps of the UNet under a scheduler, the autoencoder.
 //!
 //! The latents stay on the device from the first noise to the image; the host reads them back for previews only. A step is
-//! one submission, and the next one is recorded while it runs. Networks are loaded when they are needed; under a memory limit
-//! others are dropped first.
+//! one submission, and the next one is recorded while it runs. Networks are loaded when they are needed; under a memory
+//! limit, others are dropped first.
 
 use std::collections::HashMap;
 
@@ -27,18 +27,18 @@ use crate::{Error, Result};
 pub use super::generate::{GenerateImage, GeneratedImage};
 pub use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents, MAX_SIDE, OnDiffusionEvent};
 
-/// Prompts whose embeddings are cached.
+/// The number of prompts whose embeddings are cached.
 const MAX_CACHED_PROMPTS: usize = 64;
 /// Device memory that stays free for activations.
 const WORKING_BYTES: u64 = 1 << 30;
-/// The largest feature map of the autoencoder, in bytes, after memory ran out.
+/// The limit of the autoencoder's feature maps when decoding is retried after running out of memory, in bytes.
 const TIGHT_MAP: u64 = 32 << 20;
 
 /// How a pipeline loads its networks.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct DiffusionOptions {
-    /// Precision of the matrices of the UNet and the text encoders. `None` is that of the files.
+    /// Precision of the matrices of the UNet and the text encoders. `None`: as stored in the files.
     pub precision: Option<Precision>,
     /// Called with the bytes loaded since the last call. `ControlFlow::Break` cancels.
     pub on_progress: Option<OnProgress>,
@@ -162,12 +162,12 @@ impl DiffusionPipeline {
         self.gpu.trim();
     }
 
-    /// An image of a prompt. It is generated when the [`GenerateImage`] is awaited.
+    /// Prepares an image of a prompt. Awaiting the [`GenerateImage`] generates it.
     pub fn generate(&mut self, prompt: impl Into<String>) -> GenerateImage<'_> {
         GenerateImage::new(self, prompt.into())
     }
 
-    /// Generates the image of a complete request. [`Self::generate`] fills one in with defaults.
+    /// Generates the image of a complete request. [`Self::generate`] has defaults for all settings.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents; [`Error::Cancelled`] if `on_event`
@@ -242,7 +242,7 @@ impl DiffusionPipeline {
         self.checkpoint.vae.1.latent_channels * height * width
     }
 
-    /// The embeddings of the prompts: with guidance the negative one first.
+    /// The embeddings of the prompts: with guidance, those of the negative prompt come first.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -277,7 +277,7 @@ impl DiffusionPipeline {
         for ((_, config), tokenizer) in self.checkpoint.text.iter().zip(&self.tokenizers) {
             windows.push(tokenizer.window(text, config.max_positions)?);
         }
-        // The user did not write the negative prompt of conversations, and need not know that its end is cut off.
+        // Don't report truncation of the built-in negative prompt: the user did not write it.
         if text != NEGATIVE_PROMPT
             && let Some(dropped) = windows.iter().find_map(|window| window.dropped.as_deref())
         {
@@ -397,7 +397,7 @@ impl DiffusionPipeline {
         })
     }
 
-    /// Drops networks other than `part` until it fits into the memory limit.
+    /// Drops other networks until `part` fits into the memory limit.
     fn make_room(&mut self, part: Part) {
         let Some(limit) = self.gpu.memory().limit else { return };
         let needed = part.bytes(&self.plan) + WORKING_BYTES.min(limit / 4);
@@ -501,7 +501,7 @@ impl DiffusionPipeline {
         Ok(moments.chunks_exact(2 * channels).zip(drawn.chunks_exact(channels)).flat_map(latent).collect())
     }
 
-    /// Decodes latents to an image. No feature map exceeds `largest` bytes if that is given.
+    /// Decodes latents to an image, with feature maps of at most `largest` bytes if that is given.
     async fn decode(
         &mut self,
         latents: &FeatureMap,
@@ -536,7 +536,7 @@ impl DiffusionPipeline {
     }
 }
 
-/// The parts that are loaded and dropped.
+/// The networks that are loaded and dropped as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Text,
@@ -604,7 +604,7 @@ fn condition(
     unet.condition(recorder, &states, &pooled, &vec![ids; batch])
 }
 
-/// Concatenates matrices with the same rows along their columns: (columns, values) each.
+/// Concatenates the columns of matrices with the same number of rows. Each matrix: (columns, values).
 fn concat_columns(parts: &[(usize, Vec<f32>)]) -> Vec<f32> {
     let rows = parts.iter().map(|(columns, values)| values.len() / columns.max(&1)).min().unwrap_or(0);
     let row = |row: usize| {
@@ -613,7 +613,7 @@ fn concat_columns(parts: &[(usize, Vec<f32>)]) -> Vec<f32> {
     (0..rows).flat_map(row).collect()
 }
 
-/// [channels, pixels] as [pixels, channels].
+/// Transposes [channels, pixels] to [pixels, channels].
 fn channels_last(values: &[f32], channels: usize) -> Vec<f32> {
     let pixels = values.len() / channels.max(1);
     (0..pixels).flat_map(|pixel| (0..channels).map(move |channel| values[channel * pixels + pixel])).collect()

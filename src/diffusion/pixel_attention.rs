@@ -1,7 +1,8 @@
-//! The autoencoder's attention: one head as wide as the map, over all pixels. Its rows of scores are made in portions by matrix
-//! products, since the head is wider than the attention kernels' and the scores of all pixels are too many to be kept.
+//! The autoencoder's attention: one head as wide as the feature map, over all pixels. Matrix products compute the
+//! scores of a block of queries at a time: the head is too wide for the attention kernels, and the scores of all pixels
+//! are too large for memory.
 
-use super::statistics::Statistics;
+use super::statistics::NormStats;
 use super::transformer::Dense;
 use crate::Result;
 use crate::gpu::Recorder;
@@ -9,18 +10,18 @@ use crate::loader::Loader;
 use crate::ops::{self, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Matrix, Tensor};
 
-/// Bytes of a portion's scores.
+/// Bytes of the scores of a block of queries.
 const SCORE_BYTES: usize = 32 << 20;
-/// Portions are whole 64s of pixels, so that views of them start where every device can bind them.
-const PORTION: usize = 64;
+/// Blocks are multiples of 64 pixels, so that their offsets are aligned for bindings on every device.
+const BLOCK_MULTIPLE: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct PixelAttention {
     norm: GroupNorm,
     query: Dense,
     key: Dense,
-    /// [channels, channels] and [channels]. The values are made transposed, V^T = W X^T, so that the weight takes the place
-    /// of the input.
+    /// [channels, channels] and [channels]. The values are computed transposed, V^T = W X^T, so the weight is the
+    /// left operand.
     value: Tensor,
     value_bias: Tensor,
     out: Dense,
@@ -28,7 +29,7 @@ pub(super) struct PixelAttention {
 
 impl PixelAttention {
     pub(super) async fn load(loader: &Loader, channels: usize, groups: usize, eps: f32) -> Result<Self> {
-        // Files of before diffusers 0.17 have other names.
+        // Files from before diffusers 0.17 have other names.
         let old = !loader.contains("to_q.weight");
         let names = if old { ["query", "key", "value", "proj_attn"] } else { ["to_q", "to_k", "to_v", "to_out.0"] };
         let square = (channels, channels);
@@ -44,20 +45,20 @@ impl PixelAttention {
         })
     }
 
-    /// x += Wo softmax(q k^T / sqrt(channels)) v, of one picture.
+    /// x += Wo softmax(q k^T / sqrt(channels)) v, for one image.
     pub(super) fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<()> {
         let (pixels, channels) = (x.height * x.width, x.channels());
-        let normed = Statistics::Own.norm(recorder, x, &self.norm, false)?;
+        let normed = NormStats::Local.norm(recorder, x, &self.norm, false)?;
         let query = self.query.forward(recorder, &normed.values)?;
-        let padded = in_fours(recorder, &normed.values)?;
+        let padded = padded_to_four(recorder, &normed.values)?;
         let keys = Matrix::from_tensor(&self.key.forward(recorder, &padded)?)?;
         let values = ops::linear(recorder, &self.value, &Matrix::from_tensor(&padded)?, Epilogue::default())?;
         let values = Matrix::from_tensor(&values)?;
-        // The shares of a row make 1 together, so that the values' bias can be added behind their sum.
+        // The attention weights of a row sum to 1, so the values' bias can be added to the result.
         let biased = Epilogue { bias: Some(&self.value_bias), ..Default::default() };
-        let portion = (SCORE_BYTES / (4 * keys.rows()) / PORTION).max(1) * PORTION;
-        for first in (0..pixels).step_by(portion) {
-            let query = query.slice_rows(first..(first + portion).min(pixels));
+        let block = (SCORE_BYTES / (4 * keys.rows()) / BLOCK_MULTIPLE).max(1) * BLOCK_MULTIPLE;
+        for first in (0..pixels).step_by(block) {
+            let query = query.slice_rows(first..(first + block).min(pixels));
             let scores = ops::linear(recorder, &query, &keys, Epilogue::default())?;
             ops::softmax(recorder, &scores, pixels, 1.0 / (channels as f32).sqrt())?;
             let attended = ops::linear(recorder, &scores, &values, biased)?;
@@ -67,8 +68,8 @@ impl PixelAttention {
     }
 }
 
-/// The same rows, with some of them once more at the end where they are not a multiple of four.
-fn in_fours(recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
+/// Pads the rows to a multiple of four with copies of the first row.
+fn padded_to_four(recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
     let rows = x.rows();
     if rows.is_multiple_of(4) {
         return Ok(x.clone());

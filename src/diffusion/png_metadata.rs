@@ -1,4 +1,4 @@
-//! The settings of a generated image, as PNG files and reports hold them.
+//! The settings of a generated image, for PNG files and reports.
 
 use std::fmt::Write;
 
@@ -35,7 +35,7 @@ pub struct ImageSettings {
 }
 
 impl ImageSettings {
-    /// The settings as one text, in the form that other image generators write and read as "parameters".
+    /// The settings as one text, in the format of the PNG chunk "parameters" of other image generators.
     pub fn parameters(&self) -> String {
         let mut text = self.prompt.clone();
         for (name, scale) in &self.lora {
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_written_as_others_read_them() {
+    fn parameters_have_the_common_format() {
         let mut settings = ImageSettings {
             prompt: "a cat".to_owned(),
             negative_prompt: Some("dogs".to_owned()),

@@ -1,22 +1,24 @@
-//! A cheap look at latents: colours as a linear function of the four channels, a pixel a latent.
+//! Previews of latents: colours as a linear function of the four channels, one pixel per latent.
 
 use crate::image::Image;
 use crate::{Error, Result};
 
-/// Red, green and blue of each channel of Stable Diffusion XL's latents, fitted to what its VAE makes of them.
+/// Red, green and blue of each channel of Stable Diffusion XL's latents, fitted to the output of its VAE.
 const COLOURS: [[f32; 3]; 4] =
     [[0.3651, 0.4232, 0.4341], [-0.2533, -0.0042, 0.1068], [0.1076, 0.1111, -0.0362], [-0.3165, -0.2492, -0.2188]];
-/// Of latents that are zero.
+/// The colour of latents that are zero.
 const GREY: [f32; 3] = [0.1084, -0.0175, -0.0011];
 
-/// The picture that denoised latents [height, width, 4] will be, roughly.
+/// A rough image of denoised latents [height, width, 4].
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if there are not as many latents.
+/// [`Error::InvalidArgument`] if the number of latents differs.
 pub fn preview(latents: &[f32], width: usize, height: usize) -> Result<Image> {
     if latents.len() != width * height * COLOURS.len() {
         let found = latents.len();
-        return Err(Error::InvalidArgument(format!("{found} latents do not make {width} x {height} pixels of 4")));
+        return Err(Error::InvalidArgument(format!(
+            "{found} latents for a preview of {width} x {height} pixels with 4 channels"
+        )));
     }
     let pixel = |latent: &[f32]| {
         let mut colour = GREY;
@@ -39,9 +41,9 @@ mod tests {
 
     #[test]
     fn the_first_channel_is_brightness() {
-        let picture = preview(&[3.0, 0.0, 0.0, 0.0, -3.0, 0.0, 0.0, 0.0], 2, 1).unwrap();
-        assert!(picture.data()[..3].iter().all(|value| *value > 240), "{picture:?}");
-        assert!(picture.data()[3..].iter().all(|value| *value < 15), "{picture:?}");
+        let image = preview(&[3.0, 0.0, 0.0, 0.0, -3.0, 0.0, 0.0, 0.0], 2, 1).unwrap();
+        assert!(image.data()[..3].iter().all(|value| *value > 240), "{image:?}");
+        assert!(image.data()[3..].iter().all(|value| *value < 15), "{image:?}");
         assert!(preview(&[0.0; 7], 2, 1).is_err());
         assert_eq!([-2.0, -1.0, 0.0, 1.0, f32::NAN].map(byte), [0, 0, 128, 255, 0]);
     }

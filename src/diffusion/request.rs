@@ -1,4 +1,4 @@
-//! What a pipeline generates, and the events on the way.
+//! Requests to a pipeline, and its events.
 
 use std::ops::ControlFlow;
 
@@ -17,7 +17,7 @@ pub const MAX_SIDE: usize = 8192;
 pub struct DiffusionRequest {
     /// What the image shows.
     pub prompt: String,
-    /// What the image does not show. `None` is not the same to the model as an empty text.
+    /// What the image does not show. `None` and an empty text have different embeddings in some models.
     pub negative_prompt: Option<String>,
     /// The scheduler.
     pub scheduler: SchedulerConfig,
@@ -58,8 +58,8 @@ impl DiffusionRequest {
         }
     }
 
-    /// The request that `settings` describe. The scheduler, the initial latents and the noise type are given apart: settings
-    /// have them by name only. A missing seed is 0.
+    /// The request that `settings` describe. The scheduler, the initial latents and the noise type are separate
+    /// arguments: settings do not contain them in full. A missing seed is 0.
     pub fn from_settings(
         settings: &ImageSettings,
         scheduler: SchedulerConfig,
@@ -82,7 +82,7 @@ impl DiffusionRequest {
         Self { previews, ..self }
     }
 
-    /// Whether the negative prompt has an effect: as in diffusers, only above 1.
+    /// Whether guidance runs: as in diffusers, only at scales above 1.
     pub(super) fn is_guided(&self) -> bool {
         self.guidance_scale > 1.0
     }
@@ -133,7 +133,7 @@ impl InitialLatents {
     }
 }
 
-/// What happens while an image is generated.
+/// An event during the generation of an image.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum DiffusionEvent<'a> {
@@ -155,7 +155,7 @@ pub enum DiffusionEvent<'a> {
         /// All steps.
         total: usize,
     },
-    /// A rough image of the denoised latents, an eighth of the size.
+    /// A rough image of the denoised latents, at an eighth of the width and height.
     Preview {
         /// The image.
         image: &'a Image,

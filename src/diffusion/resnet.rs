@@ -1,6 +1,6 @@
 //! The residual block of UNet and autoencoder.
 
-use super::statistics::Statistics;
+use super::statistics::NormStats;
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
@@ -10,13 +10,13 @@ use crate::tensor::{Matrix, Tensor};
 /// The sizes and constants of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ResnetConfig {
-    /// Channels that go in.
+    /// Input channels.
     pub channels: usize,
-    /// Channels that come out.
+    /// Output channels.
     pub out: usize,
     pub groups: usize,
     pub eps: f32,
-    /// Width of the timestep's embedding, if there is one.
+    /// Width of the timestep embedding, if there is one.
     pub time: Option<usize>,
 }
 
@@ -27,11 +27,11 @@ pub(super) struct Resnet {
     time: Option<TimeBias>,
     norm_2: GroupNorm,
     convolution_2: Convolution,
-    /// 1 x 1, where the number of channels changes.
+    /// 1 x 1, if the number of channels changes.
     shortcut: Option<Convolution>,
 }
 
-/// From the timestep's embedding to the first convolution's bias, the convolution's own included.
+/// Projects the timestep embedding to the first convolution's bias. The convolution's own bias is included.
 #[derive(Debug)]
 struct TimeBias {
     weight: Matrix,
@@ -67,13 +67,13 @@ impl Resnet {
         })
     }
 
-    /// shortcut(x) + conv2(SiLU(GN2(conv1(SiLU(GN1 x)) + Wt t))); `time` [pictures, width] has gone through SiLU.
+    /// shortcut(x) + conv2(SiLU(GN2(conv1(SiLU(GN1 x)) + Wt t))); `time` [images, width] is after SiLU.
     pub(super) fn forward(
         &self,
         recorder: &mut Recorder,
         x: &FeatureMap,
         time: Option<&Tensor>,
-        statistics: &mut Statistics<'_>,
+        statistics: &mut NormStats<'_>,
     ) -> Result<FeatureMap> {
         let bias = match (&self.time, time) {
             (Some(layer), Some(time)) => {

@@ -1,40 +1,43 @@
-//! Whose mean and variance a map is normalised with: its own; or, where a picture is too large to be in memory as a whole and
-//! goes through in tiles, those of all tiles, so that no seams are left between them.
+//! The mean and variance that group norms use: those of the feature map itself, or, for an image that is processed in
+//! tiles to save memory, those of all tiles together. With the same statistics everywhere, tiles have no visible seams.
 
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::ops::{self, ChannelMoments, FeatureMap, GroupNorm, Rectangle};
 use crate::tensor::Tensor;
 
-/// The norms of a network, called in the order of its forward pass.
+/// The statistics of a network's norms, which are called in the order of its forward pass.
 #[derive(Debug)]
-pub(super) enum Statistics<'a> {
-    /// Every map has its own.
-    Own,
-    /// Every map has its own, and what lies in the tile's middle is noted.
-    Noting(&'a mut TileSums, Tile),
-    /// The factors of the norms to come.
-    Given(std::slice::Iter<'a, Tensor>),
+pub(super) enum NormStats<'a> {
+    /// Normalise each map by its own statistics.
+    Local,
+    /// As `Local`, and add the sums over the tile's core to those of all tiles.
+    Accumulate(&'a mut TileSums, Tile),
+    /// Normalise by the factors of all tiles, one tensor for each norm that follows.
+    Global(std::slice::Iter<'a, Tensor>),
 }
 
-/// A tile's middle, which is no other tile's, in the tile; and its place among all tiles.
+/// The tile that is being processed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile {
-    /// The tile's height where the tiled part begins: maps further on are multiples of it.
+    /// The tile's height at the first tiled layer. Its ratio to a later map's height scales `core_in_tile`.
     pub height: usize,
-    pub middle: Rectangle,
+    /// The pixels that belong to this tile alone, relative to the tile.
+    pub core_in_tile: Rectangle,
+    /// Index among all tiles.
     pub index: usize,
+    /// Index of the next norm.
     pub norm: usize,
 }
 
 /// The sums of all tiles at each norm.
 #[derive(Debug)]
 pub(super) struct TileSums {
-    middles: Vec<Rectangle>,
+    cores: Vec<Rectangle>,
     norms: Vec<(ChannelMoments, GroupNorm)>,
 }
 
-/// A rectangle of a map `ratio.1` pixels high, in the one that it became, `ratio.0` high.
+/// Scales a rectangle by `ratio.0 / ratio.1`.
 fn scaled(rectangle: Rectangle, ratio: (usize, usize)) -> Rectangle {
     let Rectangle { top, left, height, width } = rectangle;
     let scale = |length: usize| length * ratio.0 / ratio.1;
@@ -42,35 +45,41 @@ fn scaled(rectangle: Rectangle, ratio: (usize, usize)) -> Rectangle {
 }
 
 impl TileSums {
-    pub(super) fn new(middles: Vec<Rectangle>) -> Self {
-        Self { middles, norms: Vec::new() }
+    pub(super) fn new(cores: Vec<Rectangle>) -> Self {
+        Self { cores, norms: Vec::new() }
     }
 
-    /// Stretches of the first `count` tiles, where maps are larger than at the beginning by this ratio.
-    fn stretches(&self, count: usize, ratio: (usize, usize)) -> usize {
-        self.middles[..count].iter().map(|middle| scaled(*middle, ratio).row_blocks()).sum()
+    /// Row blocks of the first `count` tiles' cores, scaled by `ratio`.
+    fn row_blocks(&self, count: usize, ratio: (usize, usize)) -> usize {
+        self.cores[..count].iter().map(|core| scaled(*core, ratio).row_blocks()).sum()
     }
 
-    fn note(&mut self, recorder: &mut Recorder, x: &FeatureMap, layer: &GroupNorm, tile: &mut Tile) -> Result<()> {
+    fn accumulate(
+        &mut self,
+        recorder: &mut Recorder,
+        x: &FeatureMap,
+        layer: &GroupNorm,
+        tile: &mut Tile,
+    ) -> Result<()> {
         let ratio = (x.height, tile.height);
         if self.norms.len() == tile.norm {
-            let all = self.stretches(self.middles.len(), ratio);
+            let all = self.row_blocks(self.cores.len(), ratio);
             self.norms.push((ChannelMoments::new(recorder.gpu(), x.images(), all, x.channels())?, layer.clone()));
         }
-        let first = self.stretches(tile.index, ratio);
-        self.norms[tile.norm].0.add(recorder, x, scaled(tile.middle, ratio), first)?;
+        let first = self.row_blocks(tile.index, ratio);
+        self.norms[tile.norm].0.add(recorder, x, scaled(tile.core_in_tile, ratio), first)?;
         tile.norm += 1;
         Ok(())
     }
 
-    /// Every norm's factors, from all tiles' sums.
+    /// The factors of every norm, from the sums of all tiles.
     pub(super) fn factors(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
         self.norms.iter().map(|(sums, layer)| layer.factors(recorder, sums)).collect()
     }
 }
 
-impl Statistics<'_> {
-    /// The norm, with SiLU behind it where `silu`.
+impl NormStats<'_> {
+    /// Applies a norm, then SiLU if `silu`.
     pub(super) fn norm(
         &mut self,
         recorder: &mut Recorder,
@@ -78,10 +87,10 @@ impl Statistics<'_> {
         layer: &GroupNorm,
         silu: bool,
     ) -> Result<FeatureMap> {
-        if let Self::Noting(sums, tile) = self {
-            sums.note(recorder, x, layer, tile)?;
+        if let Self::Accumulate(sums, tile) = self {
+            sums.accumulate(recorder, x, layer, tile)?;
         }
-        if let Self::Given(factors) = self
+        if let Self::Global(factors) = self
             && let Some(factors) = factors.next()
         {
             return ops::scale_channels(recorder, x, factors, silu);

@@ -1,4 +1,4 @@
-//! CLIP's text encoders (Radford et al., 2021), up to the states that Stable Diffusion XL takes.
+//! CLIP's text encoders (Radford et al., 2021), up to the states that Stable Diffusion XL uses.
 
 use crate::gpu::Recorder;
 use crate::loader::Loader;
@@ -22,7 +22,7 @@ pub struct TextEncoder {
     eos_token: u32,
 }
 
-/// What stands behind the last layer.
+/// The last layer, and the projection of the pooled state.
 #[derive(Debug)]
 struct Pooling {
     last: ClipLayer,
@@ -31,17 +31,20 @@ struct Pooling {
     projection: Matrix,
 }
 
-/// What a prompt becomes.
+/// The encoding of a prompt.
 #[derive(Debug, Clone)]
 pub struct TextEncoding {
-    /// The last layer's input, without the norm behind the layers: [positions, width].
+    /// The last layer's input, without the final norm: [positions, width].
     pub hidden: Tensor,
-    /// The projected state at the end of the text, [1, projection_dim], from encoders with a projection.
+    /// The projected state of the end token, [1, projection_dim], if the encoder has a projection.
     pub pooled: Option<Tensor>,
 }
 
 impl TextEncoder {
-    /// Loads an encoder: `text_model.…` and, where there is one, `text_projection.weight`.
+    /// Loads an encoder: `text_model.…` and, if there is one, `text_projection.weight`.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &TextEncoderConfig) -> Result<Self> {
         let width = config.hidden_size;
         let model = loader.pp("text_model");
@@ -62,7 +65,7 @@ impl TextEncoder {
         for index in 0..config.num_layers - 1 {
             layers.push(load_layer(index).await?);
         }
-        // The last layer is for the pooled state alone.
+        // Only the pooled state needs the last layer.
         let pooling = match config.projection_dim {
             None => None,
             Some(projected) => Some(Pooling {
@@ -71,7 +74,7 @@ impl TextEncoder {
                 projection: loader.matrix("text_projection.weight", projected, width).await?,
             }),
         };
-        // A table is read once for a prompt, so that few bits save nothing.
+        // Tables are read once per prompt: quantising them would save no time.
         let tables = embeddings.at_least(Precision::F16);
         Ok(Self {
             tokens: tables.matrix("token_embedding.weight", config.vocab_size, width).await?,
@@ -84,20 +87,26 @@ impl TextEncoder {
         })
     }
 
-    /// Ids of a prompt with its start and end tokens -> its states.
+    /// Encodes the ids of a prompt, including its start and end tokens.
+    ///
+    /// # Errors
+    /// [`Error::PromptTooLong`]; [`Error::InvalidArgument`] for an id outside the vocabulary.
     pub fn forward(&self, recorder: &mut Recorder, ids: &[u32]) -> Result<TextEncoding> {
         if ids.is_empty() || ids.len() > self.max_positions {
             return Err(Error::PromptTooLong { tokens: ids.len(), limit: self.max_positions });
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab_size) {
-            return Err(Error::InvalidArgument(format!("token {id} of a text encoder that knows {}", self.vocab_size)));
+            return Err(Error::InvalidArgument(format!(
+                "token {id} is outside the text encoder's vocabulary of {}",
+                self.vocab_size
+            )));
         }
         let x = Tensor::temporary(recorder.gpu(), &[ids.len(), self.tokens.columns()], "text embeddings")?;
-        let places: Vec<u32> = (0..ids.len() as u32).collect();
+        let positions: Vec<u32> = (0..ids.len() as u32).collect();
         let id_tensor = Tensor::upload(recorder, &[ids.len()], ids, "token ids")?;
-        let places = Tensor::upload(recorder, &[ids.len()], &places, "positions")?;
+        let positions = Tensor::upload(recorder, &[ids.len()], &positions, "positions")?;
         ops::gather(recorder, &id_tensor, 0, &self.tokens, 1.0, &x)?;
-        ops::gather_add(recorder, &places, &self.positions, &x)?;
+        ops::gather_add(recorder, &positions, &self.positions, &x)?;
         for layer in &self.layers {
             layer.forward(recorder, &x)?;
         }
@@ -105,16 +114,16 @@ impl TextEncoder {
         let hidden = Tensor::temporary(recorder.gpu(), x.shape(), "text states")?;
         x.copy_to(recorder, &hidden, 0);
         pooling.last.forward(recorder, &x)?;
-        let end = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "the text's end")?;
-        let place = self.end_of_text(ids);
-        x.slice_rows(place..place + 1).copy_to(recorder, &end, 0);
+        let end = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "end token state")?;
+        let position = self.end_of_text(ids);
+        x.slice_rows(position..position + 1).copy_to(recorder, &end, 0);
         let normed = ops::norm(recorder, &end, &pooling.norm)?;
         let pooled = ops::linear(recorder, &normed, &pooling.projection, Epilogue::default())?;
         Ok(TextEncoding { hidden, pooled: Some(pooled) })
     }
 
-    /// Where the text ends: at the first end token; where the configuration has the wrong one of old releases (2), at the
-    /// largest id, which is the end token's.
+    /// The position of the first end token. Old configurations have a wrong end token, 2; with them, the position of
+    /// the largest id, which is the end token's.
     fn end_of_text(&self, ids: &[u32]) -> usize {
         let end = if self.eos_token == 2 { ids.iter().copied().max() } else { Some(self.eos_token) };
         ids.iter().position(|id| Some(*id) == end).unwrap_or(0)

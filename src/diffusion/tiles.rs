@@ -1,4 +1,4 @@
-//! Maps in tiles: cut out with a margin, put together without it.
+//! Feature maps in tiles: cropped with a margin, reassembled without it.
 
 use crate::Result;
 use crate::gpu::Recorder;
@@ -7,21 +7,22 @@ use crate::tensor::Tensor;
 
 /// A tile of a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cut {
-    /// What is cut out.
+pub(super) struct TileRegion {
+    /// The pixels of the tile, including its margin.
     pub tile: Rectangle,
-    /// The part of the map that this tile alone is for.
+    /// The pixels that belong to this tile alone.
     pub core: Rectangle,
 }
 
-impl Cut {
-    /// The core as the tile sees it.
-    pub(super) fn middle(&self) -> Rectangle {
+impl TileRegion {
+    /// The core, relative to the tile.
+    pub(super) fn core_in_tile(&self) -> Rectangle {
         Rectangle { top: self.core.top - self.tile.top, left: self.core.left - self.tile.left, ..self.core }
     }
 }
 
-/// Pieces of about equal length, multiples of `multiple` that are at most `longest` (at least one multiple).
+/// Splits `length` into parts of about equal length: multiples of `multiple`, at most `longest` (but at least one
+/// multiple).
 fn lengths(length: usize, longest: usize, multiple: usize) -> Vec<usize> {
     let units = length.div_ceil(multiple);
     let count = units.div_ceil((longest / multiple).max(1));
@@ -29,11 +30,17 @@ fn lengths(length: usize, longest: usize, multiple: usize) -> Vec<usize> {
     (0..length).step_by(step).map(|first| step.min(length - first)).collect()
 }
 
-/// The tiles of a map: cores of at most `side` pixels a side, with a margin where the map goes on. All starts are multiples
-/// of `multiple`.
-pub(super) fn cuts(height: usize, width: usize, side: usize, margin: usize, multiple: usize) -> Vec<Cut> {
+/// The tiles of a map: cores of at most `side` x `side` pixels, with a margin on every side that is not the map's edge.
+/// All offsets are multiples of `multiple`.
+pub(super) fn tile_regions(
+    height: usize,
+    width: usize,
+    side: usize,
+    margin: usize,
+    multiple: usize,
+) -> Vec<TileRegion> {
     let margin = margin.next_multiple_of(multiple);
-    let mut cuts = Vec::new();
+    let mut regions = Vec::new();
     let mut top = 0;
     for rows in lengths(height, side, multiple) {
         let mut left = 0;
@@ -46,15 +53,15 @@ pub(super) fn cuts(height: usize, width: usize, side: usize, margin: usize, mult
                 height: (top + rows + margin).min(height) - first_row,
                 width: (left + columns + margin).min(width) - first_column,
             };
-            cuts.push(Cut { tile, core });
+            regions.push(TileRegion { tile, core });
             left += columns;
         }
         top += rows;
     }
-    cuts
+    regions
 }
 
-/// Copies a rectangle of one picture's map to a place in another.
+/// Copies a rectangle of one image's map to (top, left) in another.
 pub(super) fn copy(
     recorder: &mut Recorder,
     from: &FeatureMap,
@@ -68,8 +75,8 @@ pub(super) fn copy(
     }
 }
 
-/// A rectangle of one picture's map as a map of its own.
-pub(super) fn cut_out(recorder: &mut Recorder, x: &FeatureMap, part: Rectangle) -> Result<FeatureMap> {
+/// Copies a rectangle of one image's map to a new map.
+pub(super) fn crop(recorder: &mut Recorder, x: &FeatureMap, part: Rectangle) -> Result<FeatureMap> {
     let pixels = Tensor::temporary(recorder.gpu(), &[part.height * part.width, x.channels()], "tile")?;
     let tile = FeatureMap { height: part.height, width: part.width, values: pixels };
     copy(recorder, x, part, &tile, (0, 0));
@@ -78,7 +85,7 @@ pub(super) fn cut_out(recorder: &mut Recorder, x: &FeatureMap, part: Rectangle) 
 
 #[cfg(test)]
 mod tests {
-    use super::{Rectangle, cuts};
+    use super::{Rectangle, tile_regions};
 
     #[test]
     fn cores_cover_a_map_once_and_tiles_have_their_margins() {
@@ -86,13 +93,13 @@ mod tests {
             [(16, 16, 5, 2, 1), (7, 9, 100, 3, 1), (64, 24, 20, 5, 8), (9, 1, 1, 1, 1)]
         {
             let mut covered = vec![0; height * width];
-            for cut in cuts(height, width, side, margin, multiple) {
-                let Rectangle { top, left, height: rows, width: columns } = cut.core;
+            for region in tile_regions(height, width, side, margin, multiple) {
+                let Rectangle { top, left, height: rows, width: columns } = region.core;
                 assert!(rows <= side.max(multiple) && columns <= side.max(multiple));
                 for y in top..top + rows {
                     covered[y * width + left..y * width + left + columns].iter_mut().for_each(|count| *count += 1);
                 }
-                let tile = cut.tile;
+                let tile = region.tile;
                 assert!(tile.top == 0 || tile.top + margin <= top);
                 assert!(tile.left == 0 || tile.left + margin <= left);
                 assert!(tile.top + tile.height == height || tile.top + tile.height >= top + rows + margin);

@@ -1,14 +1,15 @@
-//! The UNet's spatial transformers: every pixel a position, which sees all others and the prompt.
+//! The UNet's spatial transformers: every pixel is a position that attends to all others and to the prompt.
 
-use super::statistics::Statistics;
+use super::statistics::NormStats;
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::ops::{self, Activation, Attention, Epilogue, FeatureMap, GroupNorm, KeyValues, Norm};
 use crate::tensor::{Matrix, Tensor};
 
-/// Of the norm before a transformer; torch's default in the layers.
+/// The norm before a transformer.
 const GROUP_NORM_EPS: f32 = 1e-6;
+/// The norms in the layers: torch's default.
 const LAYER_NORM_EPS: f32 = 1e-5;
 
 /// The sizes of a transformer.
@@ -62,7 +63,7 @@ impl Dense {
 struct Layer {
     attention: Attention,
     norm_1: Norm,
-    /// Query, key and value projections on top of each other: [3 * channels, channels].
+    /// Query, key and value projections, stacked: [3 * channels, channels].
     qkv: Matrix,
     out_1: Dense,
     norm_2: Norm,
@@ -91,7 +92,7 @@ impl Transformer {
         })
     }
 
-    /// The prompt's keys and values for every layer, which no step changes.
+    /// The prompt's keys and values for every layer. They are the same for all steps.
     pub(super) fn condition(&self, recorder: &mut Recorder, context: &Tensor) -> Result<Vec<Tensor>> {
         let project = |layer: &Layer| ops::linear(recorder, context, &layer.key_value, Epilogue::default());
         self.layers.iter().map(project).collect()
@@ -99,7 +100,7 @@ impl Transformer {
 
     /// x + out(layers(in(GN x))), in place of x.
     pub(super) fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, prompt: &[Tensor]) -> Result<()> {
-        let normed = Statistics::Own.norm(recorder, x, &self.norm, false)?;
+        let normed = NormStats::Local.norm(recorder, x, &self.norm, false)?;
         let h = self.proj_in.forward(recorder, &normed.values)?;
         for (layer, key_values) in self.layers.iter().zip(prompt) {
             layer.forward(recorder, &h, key_values, x.images())?;
@@ -135,16 +136,17 @@ impl Layer {
     }
 
     /// x += SelfAttn(LN1 x); x += CrossAttn(LN2 x, prompt); x += W2 (value * GELU(gate))(LN3 x)
-    fn forward(&self, recorder: &mut Recorder, x: &Tensor, prompt: &Tensor, pictures: usize) -> Result<()> {
+    fn forward(&self, recorder: &mut Recorder, x: &Tensor, prompt: &Tensor, batch_size: usize) -> Result<()> {
         let normed = ops::norm(recorder, x, &self.norm_1)?;
         let qkv = ops::linear(recorder, &normed, &self.qkv, Epilogue::default())?;
-        let attended = ops::attention_batched(recorder, self.attention, &qkv, KeyValues::Packed, pictures)?;
+        let attended = ops::attention_batched(recorder, self.attention, &qkv, KeyValues::Packed, batch_size)?;
         drop(qkv);
         self.out_1.add(recorder, &attended, x)?;
 
         let normed = ops::norm(recorder, x, &self.norm_2)?;
         let query = ops::linear(recorder, &normed, &self.query, Epilogue::default())?;
-        let attended = ops::attention_batched(recorder, self.attention, &query, KeyValues::Separate(prompt), pictures)?;
+        let attended =
+            ops::attention_batched(recorder, self.attention, &query, KeyValues::Separate(prompt), batch_size)?;
         self.out_2.add(recorder, &attended, x)?;
 
         let normed = ops::norm(recorder, x, &self.norm_3)?;

@@ -1,7 +1,7 @@
 //! The UNet that predicts noise (Ronneberger et al., 2015; Podell et al., 2023), conditioned on a prompt and on sizes.
 
 use super::resnet::{Resnet, ResnetConfig};
-use super::statistics::Statistics;
+use super::statistics::NormStats;
 use super::transformer::{Dense, Transformer, TransformerConfig};
 use crate::gpu::Recorder;
 use crate::loader::Loader;
@@ -16,10 +16,10 @@ pub struct Unet {
     config: UnetConfig,
     conv_in: Convolution,
     time_1: Dense,
-    /// As a 1 x 1 convolution, for what is added to it before SiLU.
+    /// A 1 x 1 convolution, because its epilogue can add a bias per image before SiLU.
     time_2: Convolution,
     added_1: Dense,
-    /// Its bias has that of `time_2` in it.
+    /// Its bias includes that of `time_2`.
     added_2: Dense,
     down: Vec<Vec<Stage>>,
     mid: Mid,
@@ -28,7 +28,7 @@ pub struct Unet {
     conv_out: Convolution,
 }
 
-/// A residual block, the transformer behind it, and what changes the size then.
+/// A residual block, then a transformer, then down- or upsampling.
 #[derive(Debug)]
 struct Stage {
     resnet: Resnet,
@@ -43,29 +43,32 @@ struct Mid {
     after: Resnet,
 }
 
-/// What steps have in common: what prompts and sizes came to.
+/// The embeddings of prompts and sizes, which all steps share.
 #[derive(Debug, Clone)]
 pub struct Condition {
-    pictures: usize,
-    /// Added to the timestep's embedding: [pictures, width].
+    batch_size: usize,
+    /// Added to the timestep embedding: [batch_size, width].
     added: Tensor,
     /// Keys and values of the prompt for every layer of every transformer, in the order of the forward pass.
     prompts: Vec<Vec<Tensor>>,
 }
 
 impl Condition {
-    /// Pictures that go through as one.
-    pub fn pictures(&self) -> usize {
-        self.pictures
+    /// Images that are processed together.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
     }
 }
 
 impl Unet {
     /// Loads a UNet in the layout of diffusers.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
         let channels = config.levels[0].channels;
         let width = 4 * channels;
-        // Latents in and noise out: small layers, in which every bit shows.
+        // The first and last layers are small and sensitive to rounding.
         let ends = loader.at_least(Precision::F16);
         let mut down = Vec::new();
         let mut skips = vec![channels];
@@ -131,13 +134,17 @@ impl Unet {
         })
     }
 
-    /// Its sizes.
+    /// The sizes that it was loaded with.
     pub fn config(&self) -> &UnetConfig {
         &self.config
     }
 
-    /// What no step changes, for as many pictures as there are `time_ids` (original height and width, the crop's top and left,
-    /// target height and width): context [pictures * positions, cross_attention_dim], pooled [pictures, pooled_width].
+    /// Computes the condition of a batch from `context` [batch * positions, cross_attention_dim], `pooled`
+    /// [batch, pooled_width] and `time_ids` [batch]: original height and width, the crop's top and left, target height
+    /// and width, in pixels.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`]; [`Error::InvalidArgument`] if the rows of `context` are not a multiple of the batch.
     pub fn condition(
         &self,
         recorder: &mut Recorder,
@@ -145,15 +152,19 @@ impl Unet {
         pooled: &Tensor,
         time_ids: &[[f32; 6]],
     ) -> Result<Condition> {
-        let pictures = time_ids.len();
-        pooled.expect("pooled text", &[pictures, self.config.pooled_width()])?;
+        let batch_size = time_ids.len();
+        pooled.expect("pooled text", &[batch_size, self.config.pooled_width()])?;
         context.expect("context", &[context.rows(), self.config.cross_attention_dim])?;
-        if pictures == 0 || !context.rows().is_multiple_of(pictures) {
-            return Err(Error::InvalidArgument(format!("{} states of {pictures} prompts", context.rows())));
+        if batch_size == 0 || !context.rows().is_multiple_of(batch_size) {
+            return Err(Error::InvalidArgument(format!(
+                "{} text states for {batch_size} prompts, expected the same number for each",
+                context.rows()
+            )));
         }
         let width = self.config.addition_time_embed_dim;
-        let embedded: Vec<f32> = time_ids.iter().flatten().flat_map(|id| self.waves(*id, width)).collect();
-        let sizes = Tensor::upload(recorder, &[pictures, 6 * width], &embedded, "sizes")?;
+        let embedded: Vec<f32> =
+            time_ids.iter().flatten().flat_map(|id| self.sinusoidal_embedding(*id, width)).collect();
+        let sizes = Tensor::upload(recorder, &[batch_size, 6 * width], &embedded, "sizes")?;
         let one = |pixels: &Tensor| FeatureMap { height: 1, width: 1, values: pixels.clone() };
         let both = ops::concatenate(recorder, &one(pooled), &one(&sizes))?;
         let silu = Epilogue { activation: Some(Activation::Silu), ..self.added_1.epilogue() };
@@ -164,10 +175,14 @@ impl Unet {
         let transformers = down.chain([&self.mid.transformer]).chain(up).flatten();
         let prompts =
             transformers.map(|transformer| transformer.condition(recorder, context)).collect::<Result<_>>()?;
-        Ok(Condition { pictures, added, prompts })
+        Ok(Condition { batch_size, added, prompts })
     }
 
-    /// Latents [pictures * height * width, in_channels], scaled as the schedule says, at a timestep -> the prediction, as large.
+    /// Predicts the noise (or the schedule's other target) of `latents` [batch * height * width, in_channels], scaled
+    /// by the step's `input_scale`, at a timestep. The result has the same shape.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] if the latents are not those of the condition's batch.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -175,11 +190,11 @@ impl Unet {
         timestep: f32,
         condition: &Condition,
     ) -> Result<FeatureMap> {
-        if latents.images() != condition.pictures || latents.channels() != self.config.in_channels {
+        if latents.images() != condition.batch_size || latents.channels() != self.config.in_channels {
             return Err(Error::WrongShape {
                 name: "latents".to_owned(),
                 found: latents.values.shape().to_vec(),
-                expected: format!("{} pictures of {} channels", condition.pictures, self.config.in_channels),
+                expected: format!("{} images of {} channels", condition.batch_size, self.config.in_channels),
             });
         }
         let time = &self.embed_time(recorder, timestep, condition)?;
@@ -196,7 +211,7 @@ impl Unet {
         }
         x = self.mid.forward(recorder, &x, time, &mut prompts)?;
         for stage in self.up.iter().flatten() {
-            // As many are taken as were left: both ways have the same stages.
+            // Down and up blocks have the same number of stages, so there is a skip for each.
             let Some(skip) = skips.pop() else { break };
             let both = ops::concatenate(recorder, &x, &skip)?;
             drop(skip);
@@ -206,25 +221,26 @@ impl Unet {
                 x = ops::convolution_upsampled(recorder, &x, double, size, ConvEpilogue::default())?;
             }
         }
-        let x = Statistics::Own.norm(recorder, &x, &self.norm_out, true)?;
+        let x = NormStats::Local.norm(recorder, &x, &self.norm_out, true)?;
         ops::convolution(recorder, &x, &self.conv_out, ConvEpilogue::default())
     }
 
-    /// SiLU(W2 SiLU(W1 waves(t) + b1) + b2 + added), for each picture.
+    /// SiLU(W2 SiLU(W1 sinusoidal(t) + b1) + b2 + added), for each image.
     fn embed_time(&self, recorder: &mut Recorder, timestep: f32, condition: &Condition) -> Result<Tensor> {
-        let (pictures, channels) = (condition.pictures, self.config.levels[0].channels);
-        let waves = self.waves(timestep, channels).repeat(pictures);
-        let waves = Tensor::upload(recorder, &[pictures, channels], &waves, "timestep")?;
+        let (batch_size, channels) = (condition.batch_size, self.config.levels[0].channels);
+        let embedding = self.sinusoidal_embedding(timestep, channels).repeat(batch_size);
+        let embedding = Tensor::upload(recorder, &[batch_size, channels], &embedding, "timestep")?;
         let silu = Epilogue { activation: Some(Activation::Silu), ..self.time_1.epilogue() };
-        let pixels = ops::linear(recorder, &waves, &self.time_1.weight, silu)?;
+        let pixels = ops::linear(recorder, &embedding, &self.time_1.weight, silu)?;
         let added =
             ConvEpilogue { bias: Some(&condition.added), activation: Some(Activation::Silu), ..Default::default() };
         let h = FeatureMap { height: 1, width: 1, values: pixels };
         Ok(ops::convolution(recorder, &h, &self.time_2, added)?.values)
     }
 
-    /// A number as cosines and sines of geometrically spaced frequencies (Vaswani et al., 2017), in f32 as the reference's.
-    fn waves(&self, number: f32, width: usize) -> Vec<f32> {
+    /// The sinusoidal embedding of a number: cosines and sines of geometrically spaced frequencies (Vaswani et al.,
+    /// 2017), in f32 as in the reference.
+    fn sinusoidal_embedding(&self, number: f32, width: usize) -> Vec<f32> {
         let half = width / 2;
         let step = -(10000f32.ln()) / (half as f32 - self.config.freq_shift);
         let angles: Vec<f32> = (0..half).map(|index| number * (index as f32 * step).exp()).collect();
@@ -234,7 +250,7 @@ impl Unet {
     }
 }
 
-/// The prompts' keys and values that are still to be used.
+/// Keys and values of the prompts for the transformers that follow.
 type Prompts<'a> = std::slice::Iter<'a, Vec<Tensor>>;
 
 fn attend(
@@ -295,7 +311,7 @@ impl Stage {
         time: &Tensor,
         prompts: &mut Prompts<'_>,
     ) -> Result<FeatureMap> {
-        let x = self.resnet.forward(recorder, x, Some(time), &mut Statistics::Own)?;
+        let x = self.resnet.forward(recorder, x, Some(time), &mut NormStats::Local)?;
         attend(recorder, self.transformer.as_ref(), &x, prompts)?;
         Ok(x)
     }
@@ -319,8 +335,8 @@ impl Mid {
         time: &Tensor,
         prompts: &mut Prompts<'_>,
     ) -> Result<FeatureMap> {
-        let x = self.before.forward(recorder, x, Some(time), &mut Statistics::Own)?;
+        let x = self.before.forward(recorder, x, Some(time), &mut NormStats::Local)?;
         attend(recorder, self.transformer.as_ref(), &x, prompts)?;
-        self.after.forward(recorder, &x, Some(time), &mut Statistics::Own)
+        self.after.forward(recorder, &x, Some(time), &mut NormStats::Local)
     }
 }

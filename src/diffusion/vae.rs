@@ -1,15 +1,15 @@
-//! The autoencoder between pictures and latents (Rombach et al., 2022).
+//! The autoencoder between images and latents (Rombach et al., 2022).
 //!
-//! A picture's maps can be larger than a binding, or than the memory there is: 1024 x 1024 pixels of 256 channels are 1 GiB.
-//! Then the layers near the pixels take the map in tiles, whose margins are as wide as those layers reach, and in two passes: in
-//! the first each tile is normalised by its own mean and variance, and those of the tiles' middles are added up; in the
-//! second all tiles are normalised by the sums'. So neighbouring tiles have the very same values where they meet: there are
-//! no seams, nothing is blended.
+//! An image's feature maps can exceed the binding limit or the memory: 1024 x 1024 pixels of 256 channels are 1 GiB. In
+//! that case the layers near the pixels run in tiles, with margins as wide as the receptive field of those layers, and
+//! in two passes. In the first pass each tile is normalised by its own mean and variance, and the moments of the tiles'
+//! cores are added up. In the second pass all tiles are normalised by the total. Neighbouring tiles then have equal
+//! values where they meet, so there are no seams and no blending.
 
 use super::pixel_attention::PixelAttention;
 use super::resnet::{Resnet, ResnetConfig};
-use super::statistics::{Statistics, Tile, TileSums};
-use super::tiles::{Cut, copy, cut_out, cuts};
+use super::statistics::{NormStats, Tile, TileSums};
+use super::tiles::{TileRegion, copy, crop, tile_regions};
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::ops::{self, ConvEpilogue, ConvMode, Convolution, FeatureMap, GroupNorm, Rectangle};
@@ -17,15 +17,15 @@ use crate::tensor::{Precision, Tensor};
 use crate::weights::sdxl::config::VaeConfig;
 use crate::{Error, Result};
 
-/// Of all norms.
+/// The eps of all norms.
 const EPS: f32 = 1e-6;
-/// Where the memory to use is limited, the largest map may take this part of what is left: a residual block has four of them
-/// at a time.
+/// Under a memory limit, the largest map takes at most 1 / MEMORY_SHARE of the free memory: a residual block holds four
+/// maps at a time.
 const MEMORY_SHARE: u64 = 5;
-/// Larger maps, which a tile's margins are nothing to, would only cost memory.
+/// The largest map in bytes. At this size a tile's margins cost little, and larger maps would only cost memory.
 const MAX_MAP: u64 = 256 << 20;
 
-/// A layer of the way up or down.
+/// A layer of the up or down blocks.
 #[derive(Debug)]
 enum Step {
     Resnet {
@@ -34,11 +34,11 @@ enum Step {
         out: usize,
     },
     Resample(Convolution),
-    /// Norm, SiLU and the convolution at the end.
+    /// The last norm, SiLU and convolution.
     Out(GroupNorm, Convolution),
 }
 
-/// The middle: attention between residual blocks.
+/// The mid block: attention between residual blocks.
 #[derive(Debug)]
 struct Mid {
     before: Resnet,
@@ -46,17 +46,17 @@ struct Mid {
     after: Resnet,
 }
 
-/// From latents to pictures.
+/// The decoder, from latents to images.
 #[derive(Debug)]
 pub struct VaeDecoder {
-    /// A 1 x 1 convolution, with the latents' scale in it.
+    /// A 1 x 1 convolution that includes the latents' scale.
     unscale: Convolution,
     conv_in: Convolution,
     mid: Mid,
     steps: Vec<Step>,
 }
 
-/// From pictures to latents' means and variances.
+/// The encoder, from images to means and variances of latents.
 #[derive(Debug)]
 pub struct VaeEncoder {
     conv_in: Convolution,
@@ -83,7 +83,7 @@ impl Step {
         Ok(Self::Out(norm, ends.convolution("conv_out", (channels, out), 3, ConvMode::Same).await?))
     }
 
-    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, statistics: &mut Statistics<'_>) -> Result<FeatureMap> {
+    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, statistics: &mut NormStats<'_>) -> Result<FeatureMap> {
         match self {
             Self::Resnet { layer, .. } => layer.forward(recorder, x, None, statistics),
             Self::Resample(layer) => ops::convolution(recorder, x, layer, ConvEpilogue::default()),
@@ -102,7 +102,7 @@ impl Step {
         }
     }
 
-    /// The bytes of the largest map that it reads or writes.
+    /// The bytes of its largest input or output map.
     fn largest(&self, height: usize, width: usize) -> u64 {
         let bytes = |(height, width): (usize, usize), channels: usize| (height * width * channels) as u64 * 4;
         let (channels, out) = match self {
@@ -112,7 +112,7 @@ impl Step {
         bytes((height, width), channels).max(bytes(self.size(height, width), out))
     }
 
-    /// How far it reaches, in pixels of its result.
+    /// The radius of its receptive field, in pixels of its result.
     fn reach(&self) -> usize {
         match self {
             Self::Resnet { .. } => 2,
@@ -137,16 +137,19 @@ impl Mid {
     }
 
     fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
-        let x = self.before.forward(recorder, x, None, &mut Statistics::Own)?;
+        let x = self.before.forward(recorder, x, None, &mut NormStats::Local)?;
         if let Some(attention) = &self.attention {
             attention.forward(recorder, &x)?;
         }
-        self.after.forward(recorder, &x, None, &mut Statistics::Own)
+        self.after.forward(recorder, &x, None, &mut NormStats::Local)
     }
 }
 
 impl VaeDecoder {
     /// Loads the decoder of an autoencoder in the layout of diffusers.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
         let decoder = loader.pp("decoder");
         let ends = decoder.at_least(Precision::F16);
@@ -174,16 +177,22 @@ impl VaeDecoder {
         })
     }
 
-    /// Latents [height * width, latent_channels] of one picture, as the UNet has them -> pixels [.., 3] of about -1 to 1.
-    /// In tiles where a map would not fit a binding, or the memory that may be used.
+    /// Decodes the latents [height * width, latent_channels] of one image, at the UNet's scale, to pixels [.., 3] of
+    /// about -1 to 1. Runs in tiles if a map would exceed a binding or the memory limit.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] if `latents` are not those of one image.
     pub fn decode(&self, recorder: &mut Recorder, latents: &FeatureMap) -> Result<FeatureMap> {
         let largest = largest_map(recorder);
         self.decode_within(recorder, latents, largest)
     }
 
-    /// The same with no map larger than `largest` bytes, as far as tiles of one pixel go.
+    /// As [`Self::decode`], with maps of at most `largest` bytes. Tiles have at least one pixel.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
     pub fn decode_within(&self, recorder: &mut Recorder, latents: &FeatureMap, largest: u64) -> Result<FeatureMap> {
-        one_picture(latents)?;
+        expect_one_image(latents)?;
         let x = ops::convolution(recorder, latents, &self.unscale, ConvEpilogue::default())?;
         let x = ops::convolution(recorder, &x, &self.conv_in, ConvEpilogue::default())?;
         let mut x = self.mid.forward(recorder, &x)?;
@@ -191,7 +200,7 @@ impl VaeDecoder {
             if step.largest(x.height, x.width) > largest {
                 return forward_tiled(recorder, &x, &self.steps[index..], largest, 1);
             }
-            x = step.forward(recorder, &x, &mut Statistics::Own)?;
+            x = step.forward(recorder, &x, &mut NormStats::Local)?;
         }
         Ok(x)
     }
@@ -199,6 +208,9 @@ impl VaeDecoder {
 
 impl VaeEncoder {
     /// Loads the encoder of an autoencoder in the layout of diffusers.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
         let encoder = loader.pp("encoder");
         let ends = encoder.at_least(Precision::F16);
@@ -232,25 +244,31 @@ impl VaeEncoder {
         })
     }
 
-    /// Pixels [height * width, 4] of one picture, of -1 to 1 and a channel of zeros behind the three, sides multiples of
-    /// [`VaeConfig::pixels_per_latent`] -> moments [.., 2 latent_channels]: means, then logarithms of variances, in the
-    /// autoencoder's own scale ([`VaeConfig::scaling_factor`] is not in them).
+    /// Encodes the pixels [height * width, 4] of one image: three channels from -1 to 1, then a channel of zeros. Sides
+    /// are multiples of [`VaeConfig::pixels_per_latent`]. Returns moments [.., 2 latent_channels]: means, then
+    /// logarithms of variances, before scaling by [`VaeConfig::scaling_factor`].
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] if `pixels` are not those of one image; [`Error::InvalidArgument`] for other sides.
     pub fn encode(&self, recorder: &mut Recorder, pixels: &FeatureMap) -> Result<FeatureMap> {
         let largest = largest_map(recorder);
         self.encode_within(recorder, pixels, largest)
     }
 
-    /// The same with no map larger than `largest` bytes, as far as tiles go.
+    /// As [`Self::encode`], with maps of at most `largest` bytes where tiles can be that small.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
     pub fn encode_within(&self, recorder: &mut Recorder, pixels: &FeatureMap, largest: u64) -> Result<FeatureMap> {
-        one_picture(pixels)?;
+        expect_one_image(pixels)?;
         let (mut height, mut width) = (pixels.height, pixels.width);
         if !height.is_multiple_of(self.multiple) || !width.is_multiple_of(self.multiple) {
             return Err(Error::InvalidArgument(format!(
-                "a picture of {width} x {height} pixels: sides must be multiples of {}",
+                "an image of {width} x {height} pixels, expected sides that are multiples of {}",
                 self.multiple
             )));
         }
-        // The first layers, whose maps are too large, take tiles.
+        // The layers up to the last one whose map is too large run in tiles.
         let mut tiled = 0;
         for (index, step) in self.steps.iter().enumerate() {
             if step.largest(height, width) > largest {
@@ -265,10 +283,10 @@ impl VaeEncoder {
             forward_tiled_from(recorder, pixels, Some(&self.conv_in), first, largest, self.multiple)?
         };
         for step in rest {
-            x = step.forward(recorder, &x, &mut Statistics::Own)?;
+            x = step.forward(recorder, &x, &mut NormStats::Local)?;
         }
         let x = self.mid.forward(recorder, &x)?;
-        let x = self.out.forward(recorder, &x, &mut Statistics::Own)?;
+        let x = self.out.forward(recorder, &x, &mut NormStats::Local)?;
         match &self.quant {
             Some(quant) => ops::convolution(recorder, &x, quant, ConvEpilogue::default()),
             None => Ok(x),
@@ -276,7 +294,7 @@ impl VaeEncoder {
     }
 }
 
-/// The 1 x 1 convolution before the decoder, or an identity, of latents that were divided by their scale.
+/// The 1 x 1 convolution before the decoder (or an identity), which also undoes the latents' scale.
 async fn unscale(loader: &Loader, config: &VaeConfig) -> Result<Convolution> {
     let channels = config.latent_channels;
     let padded = channels.next_multiple_of(4);
@@ -287,7 +305,7 @@ async fn unscale(loader: &Loader, config: &VaeConfig) -> Result<Convolution> {
         let identity = (0..channels * channels).map(|at| f32::from(u8::from(at % (channels + 1) == 0)));
         (identity.collect(), vec![0.0; channels])
     };
-    // latent = (z - mean) scale / std, and so z = latent std / scale + mean + shift.
+    // latent = (z - shift - mean) scale / std, so z = latent std / scale + mean + shift.
     let mut scaled = vec![0.0; channels * padded];
     for row in 0..channels {
         for column in 0..channels {
@@ -307,18 +325,18 @@ async fn unscale(loader: &Loader, config: &VaeConfig) -> Result<Convolution> {
     })
 }
 
-fn one_picture(x: &FeatureMap) -> Result<()> {
+fn expect_one_image(x: &FeatureMap) -> Result<()> {
     if x.images() == 1 && x.height * x.width == x.values.rows() {
         return Ok(());
     }
     Err(Error::WrongShape {
         name: "autoencoder".to_owned(),
         found: x.values.shape().to_vec(),
-        expected: format!("one picture of {} x {}", x.height, x.width),
+        expected: format!("one image of {} x {}", x.height, x.width),
     })
 }
 
-/// The largest map that can be bound, and of which the memory that may be used has room for several.
+/// The largest map that fits a binding and the share [`MEMORY_SHARE`] of the free memory, in bytes.
 fn largest_map(recorder: &Recorder) -> u64 {
     let gpu = recorder.gpu();
     let memory = gpu.memory();
@@ -336,7 +354,7 @@ fn forward_tiled(
     forward_tiled_from(recorder, x, None, steps, largest, multiple)
 }
 
-/// The result of `first` and `steps` on a map, in tiles. Tiles begin at multiples of `multiple`.
+/// Runs `first` and `steps` over a map in tiles. Tiles start at multiples of `multiple`.
 fn forward_tiled_from(
     recorder: &mut Recorder,
     x: &FeatureMap,
@@ -345,49 +363,50 @@ fn forward_tiled_from(
     largest: u64,
     multiple: usize,
 ) -> Result<FeatureMap> {
-    // Where a big unit of 64 x 64 pixels comes to tells the ratio of sizes.
+    // The output size of a map of UNIT x UNIT pixels gives the ratio of output to input size.
     const UNIT: usize = 1 << 10;
     let (mut size, mut reach, mut bytes) = ((UNIT, UNIT), if first.is_some() { UNIT } else { 0 }, 0);
     for step in steps {
         bytes = bytes.max(step.largest(size.0, size.1));
         size = step.size(size.0, size.1);
-        // In pixels of the beginning, times UNIT; halving reads two pixels for one.
+        // In input pixels times UNIT: after halving, a pixel spans two of the input.
         reach += step.reach() * UNIT * UNIT / size.0;
     }
     let per_pixel = (bytes / (UNIT * UNIT) as u64).max(1);
     let margin = reach / UNIT + 2;
     let side = ((largest / per_pixel).isqrt() as usize).saturating_sub(2 * margin.next_multiple_of(multiple)).max(1);
-    let cuts = cuts(x.height, x.width, side, margin, multiple);
-    let forward = |recorder: &mut Recorder, cut: &Cut, statistics: &mut Statistics<'_>| -> Result<FeatureMap> {
-        let mut tile = cut_out(recorder, x, cut.tile)?;
-        if let Some(layer) = first {
-            tile = ops::convolution(recorder, &tile, layer, ConvEpilogue::default())?;
-        }
-        for step in steps {
-            tile = step.forward(recorder, &tile, statistics)?;
-        }
-        Ok(tile)
-    };
+    let regions = tile_regions(x.height, x.width, side, margin, multiple);
+    let forward =
+        |recorder: &mut Recorder, region: &TileRegion, statistics: &mut NormStats<'_>| -> Result<FeatureMap> {
+            let mut tile = crop(recorder, x, region.tile)?;
+            if let Some(layer) = first {
+                tile = ops::convolution(recorder, &tile, layer, ConvEpilogue::default())?;
+            }
+            for step in steps {
+                tile = step.forward(recorder, &tile, statistics)?;
+            }
+            Ok(tile)
+        };
 
-    let mut sums = TileSums::new(cuts.iter().map(Cut::middle).collect());
-    for (index, cut) in cuts.iter().enumerate() {
-        let tile = Tile { height: cut.tile.height, middle: cut.middle(), index, norm: 0 };
-        forward(recorder, cut, &mut Statistics::Noting(&mut sums, tile))?;
+    let mut sums = TileSums::new(regions.iter().map(TileRegion::core_in_tile).collect());
+    for (index, region) in regions.iter().enumerate() {
+        let tile = Tile { height: region.tile.height, core_in_tile: region.core_in_tile(), index, norm: 0 };
+        forward(recorder, region, &mut NormStats::Accumulate(&mut sums, tile))?;
     }
     let factors = sums.factors(recorder)?;
     let ratio = |length: usize| length * size.0 / UNIT;
     let (height, width) = (ratio(x.height), ratio(x.width));
     let mut whole: Option<FeatureMap> = None;
-    for cut in &cuts {
-        let tile = forward(recorder, cut, &mut Statistics::Given(factors.iter()))?;
+    for region in &regions {
+        let tile = forward(recorder, region, &mut NormStats::Global(factors.iter()))?;
         if whole.is_none() {
-            let pixels = Tensor::temporary(recorder.gpu(), &[height * width, tile.channels()], "tiles together")?;
+            let pixels = Tensor::temporary(recorder.gpu(), &[height * width, tile.channels()], "assembled tiles")?;
             whole = Some(FeatureMap { height, width, values: pixels });
         }
         if let Some(whole) = &whole {
-            let Rectangle { top, left, height, width } = cut.middle();
+            let Rectangle { top, left, height, width } = region.core_in_tile();
             let part = Rectangle { top: ratio(top), left: ratio(left), height: ratio(height), width: ratio(width) };
-            copy(recorder, &tile, part, whole, (ratio(cut.core.top), ratio(cut.core.left)));
+            copy(recorder, &tile, part, whole, (ratio(region.core.top), ratio(region.core.left)));
         }
     }
     whole.ok_or_else(|| Error::Internal("a feature map without pixels".to_owned()))
