@@ -7,14 +7,14 @@ use crate::{Error, Result};
 /// The cache grows by at least this many positions.
 const STEP: usize = 256;
 
-/// Keys and values of the positions that a language model has seen. It grows as needed.
+/// Keys and values of the positions that a language model has processed. It grows as needed.
 #[derive(Debug)]
 pub struct Cache {
     attention: Attention,
-    rotary: Rope,
+    rope: Rope,
     half: bool,
     depth: usize,
-    /// Positions that the model was made for: growing in advance stops there.
+    /// The context length of the model: the cache does not grow beyond it in advance.
     context: usize,
     layers: Vec<KvCache>,
     table: Option<RopeTable>,
@@ -22,33 +22,36 @@ pub struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(depth: usize, context: usize, attention: Attention, rotary: Rope, half: bool) -> Self {
-        Self { attention, rotary, half, depth, context, layers: Vec::new(), table: None, length: 0 }
+    pub(super) fn new(depth: usize, context: usize, attention: Attention, rope: Rope, half: bool) -> Self {
+        Self { attention, rope, half, depth, context, layers: Vec::new(), table: None, length: 0 }
     }
 
-    /// Positions in it.
+    /// The number of cached positions.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Forgets all positions from `length` on.
+    /// Drops all positions from `length` on.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
     }
 
-    /// Makes room for `positions` positions in all, so that growing later is not needed. What was recorded so far is
-    /// submitted where the cache grows: without room, or without the rest of a recording, it is as it was.
+    /// Makes room for `positions` positions in all, so that the cache does not have to grow later. If it grows, the
+    /// commands recorded so far are submitted.
+    ///
+    /// # Errors
+    /// Errors of the device. The cache is then unchanged.
     pub fn reserve(&mut self, recorder: &mut Recorder, positions: usize) -> Result<()> {
         let capacity = self.layers.first().map_or(0, KvCache::capacity);
         if positions <= capacity {
             return Ok(());
         }
-        // Half as much again: a long answer copies the cache a few times, not at every step.
-        let ahead = (capacity + capacity / 2).min(self.context);
-        let capacity = positions.max(ahead).next_multiple_of(STEP);
+        // Growth by half: a long answer copies the cache a few times, not at every step.
+        let grown = (capacity + capacity / 2).min(self.context);
+        let capacity = positions.max(grown).next_multiple_of(STEP);
         let layers = larger(recorder, &self.layers, self.depth, self.length, &self.attention, capacity, self.half)?;
         let gpu = recorder.gpu().clone();
-        let table = RopeTable::new(&gpu, capacity, self.attention.head_dim, &self.rotary)?;
+        let table = RopeTable::new(&gpu, capacity, self.attention.head_dim, &self.rope)?;
         recorder.flush()?;
         self.layers = layers;
         self.table = Some(table);
@@ -60,7 +63,7 @@ impl Cache {
     }
 
     pub(super) fn table(&self) -> Result<&RopeTable> {
-        self.table.as_ref().ok_or_else(|| Error::Internal("the cache has no room yet".to_owned()))
+        self.table.as_ref().ok_or_else(|| Error::Internal("the cache has no capacity".to_owned()))
     }
 
     pub(super) fn advance(&mut self, positions: usize) {
@@ -68,7 +71,7 @@ impl Cache {
     }
 }
 
-/// Caches of so many layers with room for `capacity` positions, the first `length` as in `before`.
+/// Caches of `depth` layers with room for `capacity` positions. The first `length` are copied from `before`.
 pub(super) fn larger(
     recorder: &mut Recorder,
     before: &[KvCache],

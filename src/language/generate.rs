@@ -1,4 +1,4 @@
-//! Token after token, without waiting for any.
+//! Token generation, several steps ahead of the host.
 
 use std::collections::VecDeque;
 
@@ -8,38 +8,46 @@ use crate::ops::Sampling;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Steps that are submitted before the first of their tokens is read. The device always has the next one at hand; as many
-/// are done in vain when an answer ends.
-pub(super) const AHEAD: usize = 3;
-/// The same where the device is the CPU: recording a step takes time from the one that runs (measured: 10 % slower with 3).
-pub(super) const AHEAD_IN_SOFTWARE: usize = 1;
+/// Steps that are submitted before the token of the first one is read, so that the device never waits for the host.
+/// When an answer ends, the steps submitted after its last token are wasted.
+pub(super) const PIPELINE_DEPTH: usize = 3;
+/// The same on a software adapter, where recording competes with the running step for the CPU (measured: 10 % slower
+/// with 3).
+const PIPELINE_DEPTH_IN_SOFTWARE: usize = 1;
 
-/// Generates tokens after a prompt. A token stays on the device and feeds the next step there; the host reads it behind.
+pub(super) fn pipeline_depth(gpu: &Gpu) -> usize {
+    if gpu.software_kernels() { PIPELINE_DEPTH_IN_SOFTWARE } else { PIPELINE_DEPTH }
+}
+
+/// Generates tokens after a prompt. A token feeds the next step on the device; the host reads it back asynchronously.
 pub struct TokenGenerator<'a> {
     language: &'a LanguageModel,
     gpu: Gpu,
     cache: &'a mut Cache,
     sampling: Sampling,
     draws: Box<dyn FnMut() -> f32 + 'a>,
-    /// The prompt's end, until the first step has used it.
+    /// The residual stream at the prompt's end, until the first step uses it.
     prompt_end: Option<Tensor>,
-    /// [room] ids
-    chosen: Tensor,
-    /// Steps to have submitted.
-    ahead: usize,
+    /// [max_new] ids
+    sampled: Tensor,
+    /// Steps to submit before reading.
+    depth: usize,
     submitted: usize,
     reading: VecDeque<Readback>,
 }
 
 impl<'a> TokenGenerator<'a> {
-    /// Generates up to `room` tokens after `x`, the residual stream of the prompt's end, that `cache` holds. `draws` gives
-    /// uniform numbers in [0, 1), one a token.
+    /// Generates up to `max_new` tokens after the prompt in `cache`. `x` is the residual stream at the prompt's end.
+    /// `draws` returns uniform numbers in [0, 1), one per token.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn new(
         language: &'a LanguageModel,
         gpu: &Gpu,
         cache: &'a mut Cache,
         x: Tensor,
-        room: usize,
+        max_new: usize,
         sampling: Sampling,
         draws: impl FnMut() -> f32 + 'a,
     ) -> Result<Self> {
@@ -50,44 +58,49 @@ impl<'a> TokenGenerator<'a> {
             sampling,
             draws: Box::new(draws),
             prompt_end: Some(x),
-            chosen: Tensor::zeros(gpu, &[room], "chosen tokens")?,
-            ahead: if gpu.software_kernels() { AHEAD_IN_SOFTWARE } else { AHEAD },
+            sampled: Tensor::zeros(gpu, &[max_new], "sampled tokens")?,
+            depth: pipeline_depth(gpu),
             submitted: 0,
-            reading: VecDeque::with_capacity(AHEAD),
+            reading: VecDeque::with_capacity(PIPELINE_DEPTH),
         })
     }
 
-    /// The next token; `None` when there is no more room.
+    /// The next token; `None` after `max_new` of them.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the token id is outside the vocabulary.
     pub async fn next(&mut self) -> Result<Option<u32>> {
-        while self.reading.len() < self.ahead && self.submitted < self.chosen.len() {
+        while self.reading.len() < self.depth && self.submitted < self.sampled.len() {
             self.submit()?;
         }
         let Some(read) = self.reading.pop_front() else { return Ok(None) };
         let id = read.values::<u32>().await?.first().copied().unwrap_or(u32::MAX);
         if id as usize >= self.language.config().vocab_size {
-            return Err(Error::Gpu(format!("the device chose token {id}: its logits are not numbers")));
+            return Err(Error::Gpu(format!(
+                "the device sampled token {id}, which is outside the vocabulary: the logits are probably NaN"
+            )));
         }
         Ok(Some(id))
     }
 
-    /// Tokens whose keys and values are in the cache behind the prompt's, read or not.
+    /// Generated tokens whose keys and values are in the cache after the prompt's, read back or not.
     pub fn cached_tokens(&self) -> usize {
         self.submitted.saturating_sub(1)
     }
 
     fn submit(&mut self) -> Result<()> {
-        let place = self.submitted;
+        let slot = self.submitted;
         let mut recorder = self.gpu.record();
         let x = match self.prompt_end.take() {
             Some(x) => x,
             None => {
-                let x = self.language.embed_sampled(&mut recorder, &self.chosen, place - 1, 1)?;
+                let x = self.language.embed_sampled(&mut recorder, &self.sampled, slot - 1, 1)?;
                 self.language.forward(&mut recorder, &x, self.cache)?
             }
         };
         let draw = (self.draws)();
-        self.language.sample_next(&mut recorder, &x, self.sampling, draw, &self.chosen, place)?;
-        self.reading.push_back(self.chosen.slice_elements(place..place + 1).read_back(&mut recorder));
+        self.language.sample_next(&mut recorder, &x, self.sampling, draw, &self.sampled, slot)?;
+        self.reading.push_back(self.sampled.slice_elements(slot..slot + 1).read_back(&mut recorder));
         recorder.submit()?;
         self.submitted += 1;
         Ok(())

@@ -15,7 +15,7 @@ use crate::weights::row_order::RowOrder;
 pub(super) struct Layer {
     attention: Attention,
     norm_1: Norm,
-    /// Query, key and value projections on top of each other, as [`ops::linear_qkv_rope`] wants them:
+    /// Query, key and value projections, stacked as [`ops::linear_qkv_rope`] requires:
     /// [(heads + 2 kv_heads) head_dim, hidden].
     qkv: Matrix,
     out: Matrix,
@@ -45,10 +45,10 @@ impl Layer {
         let (eps, unit_offset) = (config.rms_norm_eps, config.norm_unit_offset);
         let heads = loader.pp("self_attn");
         let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-        let in_turn = |heads| RowOrder::RopeInterleaved { heads };
+        let interleaved = |heads| RowOrder::RopeInterleaved { heads };
         let qkv = [
-            ("q_proj.weight", q, in_turn(attention.heads)),
-            ("k_proj.weight", kv, in_turn(attention.kv_heads)),
+            ("q_proj.weight", q, interleaved(attention.heads)),
+            ("k_proj.weight", kv, interleaved(attention.kv_heads)),
             ("v_proj.weight", kv, RowOrder::Plain),
         ];
         Ok(Self {
@@ -61,7 +61,7 @@ impl Layer {
         })
     }
 
-    /// x += Attn(norm1 x); x += FFN(norm2 x), in place. The positions of x begin at `position`.
+    /// x += Attn(norm1 x); x += FFN(norm2 x), in place. The first row of x is at `position`.
     pub(super) fn forward(
         &self,
         recorder: &mut Recorder,
@@ -70,14 +70,15 @@ impl Layer {
         cache: &KvCache,
         position: usize,
     ) -> Result<()> {
-        let turns = QkvRope { layer: self.attention, table, cache, position };
-        let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, turns)?;
-        let seen = KeyValues::Cached { cache, length: position + x.rows() };
-        let attended = ops::attention(recorder, self.attention, &queries, seen)?;
+        let rope = QkvRope { layer: self.attention, table, cache, position };
+        let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, rope)?;
+        let cached = KeyValues::Cached { cache, length: position + x.rows() };
+        let attended = ops::attention(recorder, self.attention, &queries, cached)?;
         self.after_attention(recorder, x, &attended)
     }
 
-    /// The same of rows of several sequences, which go into the cache from `row` on and look at `sets` of its rows.
+    /// As [`Self::forward`], for rows of several sequences. Their keys and values are stored from `row` on, and they
+    /// attend to the segments of `passes`.
     pub(super) fn forward_batch(
         &self,
         recorder: &mut Recorder,
@@ -85,11 +86,11 @@ impl Layer {
         table: &RopeTable,
         cache: &KvCache,
         row: usize,
-        sets: &[Vec<AttentionSegment>],
+        passes: &[Vec<AttentionSegment>],
     ) -> Result<()> {
-        let turns = QkvRope { layer: self.attention, table, cache, position: row };
-        let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, turns)?;
-        let attended = ops::attention_segments(recorder, self.attention, &queries, cache, sets)?;
+        let rope = QkvRope { layer: self.attention, table, cache, position: row };
+        let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, rope)?;
+        let attended = ops::attention_segments(recorder, self.attention, &queries, cache, passes)?;
         self.after_attention(recorder, x, &attended)
     }
 
@@ -111,7 +112,7 @@ impl FeedForward {
             let names = ["w1.weight", "w3.weight", "w2.weight"];
             experts.push(Gated::load(&part.pp("experts").pp(expert), names, config).await?);
         }
-        // A few rows that decide where everything goes: kept at full precision.
+        // The router is small and selects the experts, so it stays at full precision.
         let router = part.at(Precision::F32).matrix("gate.weight", mixture.count, config.hidden_size).await?;
         Ok(Self::Experts { router, experts, top_k: mixture.per_token })
     }
@@ -128,16 +129,16 @@ impl FeedForward {
                 let logits = ops::linear(recorder, &normed, router, Epilogue::default())?;
                 let routing = ops::route(recorder, &logits, *top_k)?;
                 let gpu = recorder.gpu().clone();
-                let answers = Tensor::temporary(&gpu, &[routing.slots(), x.columns()], "expert answers")?;
+                let outputs = Tensor::temporary(&gpu, &[routing.slots(), x.columns()], "expert outputs")?;
                 for (number, expert) in experts.iter().enumerate() {
                     let inner =
                         Tensor::temporary(&gpu, &[routing.slots(), expert.down.columns()], "expert intermediate")?;
                     let (gate_up, routes) = (&expert.gate_up, routing.routes(number, true));
                     ops::linear_routed(recorder, &normed, gate_up, expert.epilogue(), routes, &inner)?;
                     let routes = routing.routes(number, false);
-                    ops::linear_routed(recorder, &inner, &expert.down, Epilogue::default(), routes, &answers)?;
+                    ops::linear_routed(recorder, &inner, &expert.down, Epilogue::default(), routes, &outputs)?;
                 }
-                ops::combine(recorder, &routing, &answers, x)
+                ops::combine(recorder, &routing, &outputs, x)
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The language model: a decoder-only transformer with rotary positions, grouped-query attention and gated feed-forward
-//! layers, dense or a mixture of experts. One code for Gemma, Llama (Vicuna, Llama-3, Yi) and Mixtral.
+//! The language model: a decoder-only transformer with RoPE, grouped-query attention and gated feed-forward layers,
+//! dense or a mixture of experts. The same code runs Gemma, Llama (Vicuna, Llama-3, Yi) and Mixtral.
 
 mod batch;
 mod cache;
@@ -18,7 +18,7 @@ pub use cache::Cache;
 pub use generate::TokenGenerator;
 use layer::Layer;
 
-/// Positions that are prefilled at a time: enough rows to fill a device, few enough that activations stay small.
+/// Positions per prefill chunk: enough rows to fill a device, few enough that activations stay small.
 pub const PREFILL_POSITIONS: usize = 512;
 
 /// A language model on the device.
@@ -30,13 +30,13 @@ pub struct LanguageModel {
     embedding: Matrix,
     layers: Vec<Layer>,
     norm: Norm,
-    /// [vocab, hidden]; the embedding where they are tied.
+    /// [vocab, hidden]; `None` if it is tied to the embedding.
     head: Option<Matrix>,
-    /// Keys and values in f16.
+    /// Whether keys and values are stored in f16.
     half_cache: bool,
 }
 
-/// Identifies an image among all that a language model may see.
+/// Identifies an image in the input of a language model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageId(pub u32);
 
@@ -69,7 +69,7 @@ impl LanguageModel {
             causal: true,
         };
         attention.check()?;
-        // The table and the head lose most by quantisation, and are read once a token: never below 8 bits.
+        // Quantisation affects the embedding table and the head most, and each is read once per token: at least 8 bits.
         let wide = |loader: &Loader| loader.at_least(Precision::Q8);
         let embedding = wide(&model).matrix("embed_tokens.weight", config.vocab_size, width).await?;
         let mut layers = Vec::new();
@@ -92,15 +92,15 @@ impl LanguageModel {
         })
     }
 
-    /// Its sizes and constants.
+    /// The configuration that it was loaded with.
     pub fn config(&self) -> &LanguageConfig {
         &self.config
     }
 
     /// An empty cache.
     pub fn cache(&self) -> Cache {
-        let rotary = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
-        Cache::new(self.layers.len(), self.config.max_positions, self.attention, rotary, self.half_cache)
+        let rope = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
+        Cache::new(self.layers.len(), self.config.max_positions, self.attention, rope, self.half_cache)
     }
 
     /// Embeddings of positions, [positions, hidden]: rows of the embedding table, or of the visual tokens of `images`. Gemma
@@ -150,16 +150,19 @@ impl LanguageModel {
         Ok(x)
     }
 
-    /// The embeddings [count, hidden] of tokens that were chosen on the device: `chosen[place..]`.
+    /// The embeddings [count, hidden] of tokens that were sampled on the device: `sampled[slot..]`.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn embed_sampled(
         &self,
         recorder: &mut Recorder,
-        chosen: &Tensor,
-        place: usize,
+        sampled: &Tensor,
+        slot: usize,
         count: usize,
     ) -> Result<Tensor> {
         let x = Tensor::temporary(recorder.gpu(), &[count, self.config.hidden_size], "embedding")?;
-        ops::gather(recorder, chosen, place, &self.embedding, self.embedding_scale(), &x)?;
+        ops::gather(recorder, sampled, slot, &self.embedding, self.embedding_scale(), &x)?;
         Ok(x)
     }
 
@@ -170,34 +173,44 @@ impl LanguageModel {
         }
     }
 
-    /// Runs all layers over x [times, hidden], whose positions follow what is in the cache, and appends them to it. Gives
-    /// the residual stream behind the last layer (x itself, changed in place).
+    /// Runs all layers over x [positions, hidden], the positions after those in the cache, and appends their keys and
+    /// values to it. Returns the residual stream after the last layer (x itself, changed in place).
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`].
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let times = x.rows();
-        cache.reserve(recorder, cache.length() + times)?;
+        let positions = x.rows();
+        cache.reserve(recorder, cache.length() + positions)?;
         let table = cache.table()?.clone();
         for (layer, keys_values) in self.layers.iter().zip(cache.layers()) {
             layer.forward(recorder, x, &table, keys_values, cache.length())?;
         }
-        cache.advance(times);
+        cache.advance(positions);
         Ok(x.clone())
     }
 
-    /// Logits [times, vocab] of the residual stream x [times, hidden].
+    /// Logits [positions, vocab] of the residual stream x [positions, hidden].
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn logits(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         ops::linear_normed(recorder, x, &self.norm, head, Epilogue::default())
     }
 
-    /// Chooses the token after the last row of x [times, hidden] and writes it to `chosen[place]`.
+    /// Samples the token after the last row of x [positions, hidden] and writes it to `sampled[slot]`. `draw` is
+    /// uniform in [0, 1).
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::WrongShape`].
     pub fn sample_next(
         &self,
         recorder: &mut Recorder,
         x: &Tensor,
         sampling: Sampling,
         draw: f32,
-        chosen: &Tensor,
-        place: usize,
+        sampled: &Tensor,
+        slot: usize,
     ) -> Result<()> {
         let logits = if x.rows() == 1 {
             self.logits(recorder, x)?
@@ -206,32 +219,35 @@ impl LanguageModel {
             x.slice_rows(x.rows() - 1..x.rows()).copy_to(recorder, &last, 0);
             self.logits(recorder, &last)?
         };
-        ops::sample(recorder, &logits, sampling, draw, chosen, place)
+        ops::sample(recorder, &logits, sampling, draw, sampled, slot)
     }
 
-    /// Records what prompts and answers run, to have it listed ([`Gpu::dry_run`]): prompts' ends of a few lengths and whole
-    /// portions, steps with few and with many keys.
+    /// Records the dispatches of prompts and answers without running them ([`Gpu::dry_run`]): full and partial prefill
+    /// chunks, and steps with few and with many keys.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn dry_run(&self, gpu: &Gpu) -> Result<DryRunReport> {
         let mut recorder = gpu.dry_run();
         let attention = self.attention;
-        // One layer's keys and values stand for all.
+        // All layers share one cache: nothing is executed.
         let (capacity, columns) = (2 * PREFILL_POSITIONS, attention.kv_heads * attention.head_dim);
         let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
-        let rotary = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
-        let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &rotary)?;
-        let chosen = Tensor::zeros(gpu, &[1], "chosen tokens")?;
-        for (times, position) in
+        let rope = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
+        let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &rope)?;
+        let sampled = Tensor::zeros(gpu, &[1], "sampled tokens")?;
+        for (rows, position) in
             [(1, 0), (1, PREFILL_POSITIONS), (2, 0), (4, 0), (PREFILL_POSITIONS / 8, 0), (PREFILL_POSITIONS, 0)]
         {
-            let x = Tensor::temporary(gpu, &[times, self.config.hidden_size], "embeddings")?;
+            let x = Tensor::temporary(gpu, &[rows, self.config.hidden_size], "embeddings")?;
             let first = Tensor::temporary(gpu, &[1, self.config.hidden_size], "embedding")?;
-            ops::gather(&mut recorder, &chosen, 0, &self.embedding, 1.0, &first)?;
+            ops::gather(&mut recorder, &sampled, 0, &self.embedding, 1.0, &first)?;
             for layer in &self.layers {
                 layer.forward(&mut recorder, &x, &table, &cache, position)?;
             }
             let sampling = [Sampling::GREEDY, Sampling { temperature: 1.0, ..Sampling::GREEDY }];
             for sampling in sampling {
-                self.sample_next(&mut recorder, &x, sampling, 0.0, &chosen, 0)?;
+                self.sample_next(&mut recorder, &x, sampling, 0.0, &sampled, 0)?;
             }
         }
         Ok(recorder.into_report())
