@@ -1,4 +1,4 @@
-//! The low-resolution tower: CLIP ViT (Radford et al., 2021), up to the hidden state that Mini-Gemini takes.
+//! The low-resolution tower: CLIP ViT (Radford et al., 2021), up to the hidden state that Mini-Gemini uses.
 
 use crate::Result;
 use crate::gpu::Recorder;
@@ -11,19 +11,22 @@ use crate::weights::config::ClipConfig;
 /// A CLIP vision transformer.
 #[derive(Debug)]
 pub struct ClipVit {
-    /// Pixels on a side of the picture.
+    /// Side of the input image in pixels.
     image_size: usize,
     patch_size: usize,
     /// [width, 3 * patch_size^2]
     patch_embedding: Matrix,
-    /// Position embeddings with the class embedding already in row 0: [1 + patches, width].
+    /// Position embeddings, with the class embedding added to row 0: [1 + patches, width].
     positions: Tensor,
     pre_norm: Norm,
     layers: Vec<ClipLayer>,
 }
 
 impl ClipVit {
-    /// Loads the layers that hidden state `select_layer` takes ([`ClipConfig::layers_before`]).
+    /// Loads the layers that compute hidden state `select_layer` ([`ClipConfig::layers_before`]).
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`]; [`Error::Config`](crate::Error::Config) if there is no such layer.
     pub async fn load(loader: &Loader, config: &ClipConfig, select_layer: i32) -> Result<Self> {
         let width = config.hidden_size;
         let needed = config.layers_before(select_layer)?;
@@ -58,12 +61,15 @@ impl ClipVit {
         })
     }
 
-    /// Patches of a picture, each of which gives a feature.
+    /// Patches of an image. Each gives one feature.
     pub fn patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
 
-    /// Pixels [3, image_size, image_size] -> features [patches, width].
+    /// Encodes pixels [3, image_size, image_size] to features [patches, width].
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`](crate::Error::WrongShape) for another shape.
     pub fn forward(&self, recorder: &mut Recorder, pixels: &Tensor) -> Result<Tensor> {
         let side = self.image_size;
         let patches = ops::patches(recorder, pixels, (side, side, 3), true, self.patch_size, 0, self.patches())?;

@@ -1,4 +1,4 @@
-//! The high-resolution tower: the stem and stages of ConvNeXt (Liu et al., 2022), as timm builds it inside OpenCLIP.
+//! The high-resolution tower: the stem and stages of ConvNeXt (Liu et al., 2022), as in timm and OpenCLIP.
 
 use crate::gpu::Recorder;
 use crate::loader::Loader;
@@ -7,14 +7,14 @@ use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::ConvNextConfig;
 use crate::{Error, Result};
 
-/// timm's default, everywhere in the tower.
+/// The eps of all norms: timm's default.
 const EPS: f32 = 1e-6;
-/// The widest intermediate a block's feed-forward part may have in memory; beyond it pixels are taken in portions.
+/// The largest intermediate of a block's feed-forward part, in bytes. Larger ones are computed in blocks of pixels.
 const MAX_INNER_BYTES: usize = 32 << 20;
-/// Portions are whole 64s of pixels, so that views of them start where every device can bind them.
-const PORTION: usize = 64;
+/// Blocks are multiples of 64 pixels, so that their offsets are aligned for bindings on every device.
+const BLOCK_MULTIPLE: usize = 64;
 
-/// A ConvNeXt without its head.
+/// A ConvNeXt without the head.
 #[derive(Debug)]
 pub struct ConvNext {
     /// 4 x 4 convolution with stride 4: [width, 3 * 16].
@@ -54,7 +54,10 @@ struct Block {
 }
 
 impl ConvNext {
-    /// Loads stem and stages.
+    /// Loads the stem and the stages.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &ConvNextConfig) -> Result<Self> {
         let stem = loader.pp("stem");
         let mut stages = Vec::new();
@@ -75,7 +78,11 @@ impl ConvNext {
         })
     }
 
-    /// Pixels [3, size, size] -> the map that the stages work on, at a stride of 4. `size` is a multiple of 32.
+    /// Runs the stem: pixels [3, size, size] to the feature map of the first stage, at a stride of 4. `size` is a
+    /// multiple of 32.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] for another size.
     pub fn stem(&self, recorder: &mut Recorder, pixels: &Tensor, size: usize) -> Result<FeatureMap> {
         if size == 0 || !size.is_multiple_of(32) {
             return Err(Error::WrongShape {
@@ -92,7 +99,7 @@ impl ConvNext {
         Ok(FeatureMap { height: side, width: side, values: pixels })
     }
 
-    /// The four stages, each working on the raw output of the one before, at strides of 4, 8, 16 and 32.
+    /// The four stages, at strides of 4, 8, 16 and 32. Each takes the raw output of the one before.
     pub fn stages(&self) -> &[Stage; 4] {
         &self.stages
     }
@@ -118,7 +125,10 @@ impl Stage {
         Ok(Self { downsample, blocks })
     }
 
-    /// The stage's raw output. The first stage works in place.
+    /// Runs the stage. The first stage works in place.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] for another number of channels.
     pub fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
         let x = match &self.downsample {
             Some(downsample) => downsample.forward(recorder, x)?,
@@ -145,7 +155,7 @@ impl Downsample {
 impl Block {
     async fn load(loader: &Loader, width: usize) -> Result<Self> {
         let weight = loader.values("conv_dw.weight", &[width, 1, 7, 7]).await?;
-        // Channels last, as the maps are.
+        // Channels last, like the feature maps.
         let depthwise: Vec<f32> = (0..49 * width).map(|index| weight[(index % width) * 49 + index / width]).collect();
         let mlp = loader.pp("mlp");
         Ok(Self {
@@ -168,9 +178,9 @@ impl Block {
             Epilogue { bias: Some(&self.fc1_bias), activation: Some(Activation::GeluErf), ..Default::default() };
         let contract = Epilogue { bias: Some(&self.fc2_bias), gamma: Some(&self.gamma), ..Default::default() };
         let pixels = x.values.rows();
-        let portion = (MAX_INNER_BYTES / (self.fc1.rows() * 4) / PORTION).max(1) * PORTION;
-        for first in (0..pixels).step_by(portion) {
-            let normed = normed.slice_rows(first..(first + portion).min(pixels));
+        let block = (MAX_INNER_BYTES / (self.fc1.rows() * 4) / BLOCK_MULTIPLE).max(1) * BLOCK_MULTIPLE;
+        for first in (0..pixels).step_by(block) {
+            let normed = normed.slice_rows(first..(first + block).min(pixels));
             let inner = ops::linear(recorder, &normed, &self.fc1, expand)?;
             ops::linear_add(recorder, &inner, &self.fc2, contract, &x.values, first)?;
         }

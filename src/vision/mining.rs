@@ -1,10 +1,10 @@
 //! Patch info mining (Mini-Gemini, section 3.2), with the key and value projections folded.
 //!
-//! Every low-resolution token has one query and attends over the cells of the high-resolution map that lie under it. With
-//! one query for each window, projecting all cells to keys and values is waste: q . (W_k f + b_k) = (W_k^T q) . f + a constant
-//! that the softmax cancels, and the sum of p (W_v f + b_v) = W_v (the sum of p f) + b_v. So the query is projected back
-//! to the cells' space, and only the attended window is projected to values: 3.4 instead of 217 billion multiply-adds
-//! for a tile of the released sizes, the same result in real arithmetic.
+//! Every low-resolution token has one query, which attends to a window: the cells of the high-resolution map at the
+//! token's place. With one query per window, projecting all cells to keys and values is wasteful: q . (W_k f + b_k) =
+//! (W_k^T q) . f + a constant that the softmax cancels, and the sum of p (W_v f + b_v) = W_v (the sum of p f) + b_v. So
+//! the query is projected to the cells' space, and only the weighted sum of a window is projected to values: 3.4
+//! instead of 217 billion multiply-adds for a tile of the released sizes, and the same result in exact arithmetic.
 
 use crate::Result;
 use crate::gpu::Recorder;
@@ -12,10 +12,10 @@ use crate::loader::Loader;
 use crate::ops::{self, Epilogue, MiningMap, Norm};
 use crate::tensor::{Matrix, Tensor};
 
-/// PyTorch's default for layer norms (ConvNeXt's own differ).
+/// The eps of all norms: PyTorch's default (ConvNeXt's differs).
 const EPS: f32 = 1e-5;
 
-/// The mining modules.
+/// The patch info mining module.
 #[derive(Debug)]
 pub struct PatchInfoMining {
     query_norm: Norm,
@@ -31,7 +31,7 @@ pub struct PatchInfoMining {
     value_bias: Tensor,
 }
 
-/// What the tokens of one tile look at.
+/// The part of the high-resolution map that the tokens of one tile attend to.
 #[derive(Debug, Clone, Copy)]
 pub struct Tile<'a> {
     /// The high-resolution map.
@@ -42,12 +42,15 @@ pub struct Tile<'a> {
     pub window: usize,
     /// The tile's upper left cell.
     pub origin: (usize, usize),
-    /// Takes the cells' weights, as in [`ops::mining`].
+    /// Receives the cells' attention weights, as in [`ops::mining`].
     pub attended: Option<&'a Tensor>,
 }
 
 impl PatchInfoMining {
     /// Loads and folds the projections: `query.0`, `query.1`, `aux.…` (keys), `val.…` (values).
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, low: usize, high: usize) -> Result<Self> {
         let query = loader.pp("query");
         let keys = loader.pp("aux");
@@ -85,12 +88,18 @@ impl PatchInfoMining {
         })
     }
 
-    /// The statistics of a map's cells, shared by all tiles that look at it.
+    /// The norm statistics of a map's cells. All tiles that attend to the map share them.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`](crate::Error::WrongShape) if the stages do not fit together.
     pub fn statistics(&self, recorder: &mut Recorder, map: &MiningMap) -> Result<Tensor> {
         ops::mining_stats(recorder, map, EPS)
     }
 
-    /// x [tokens, low_width] -> x + the mined window of each token.
+    /// Adds the mined window of each token to x [tokens, low_width].
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`](crate::Error::WrongShape).
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, tile: &Tile<'_>) -> Result<Tensor> {
         let normed = ops::norm(recorder, x, &self.query_norm)?;
         let query = Epilogue { bias: Some(&self.query_bias), ..Default::default() };

@@ -1,4 +1,4 @@
-//! From a picture to visual tokens: both towers, patch info mining, projector, and the order of the HD models' tiles.
+//! From an image to visual tokens: both towers, patch info mining, the projector, and the tiles of the HD models.
 
 mod clip;
 mod convnext;
@@ -31,30 +31,30 @@ pub struct Vision {
     projector: Projector,
 }
 
-/// What sees the high-resolution view. Without it the features of the low-resolution tower alone go to the projector, as if
-/// every mined window were zero: as many visual tokens, without what only the high-resolution view can tell. No released
-/// model was trained so; it shows what mining is worth.
+/// The high-resolution branch. Without it only the features of the low-resolution tower go to the projector, as if
+/// every mined window were zero; the number of visual tokens stays the same. No released model was trained without it:
+/// leaving it out measures the effect of mining.
 #[derive(Debug)]
 struct HighResolution {
     convnext: ConvNext,
     mining: PatchInfoMining,
 }
 
-/// The visual tokens of an image, and the features they are computed from.
+/// The visual tokens of an image, and the features that they are computed from.
 #[derive(Debug, Clone)]
 pub struct VisionOutput {
-    /// CLIP's features, [patches, width] for every tile, the global one last.
+    /// CLIP's features, [patches, width] for every tile. The global tile is last.
     pub low: Vec<Tensor>,
     /// ConvNeXt's maps at strides 4, 8, 16 and 32; `None` without the high-resolution branch.
     pub high: Option<[FeatureMap; 4]>,
-    /// Mined features of every tile in the order of the tokens: the global one first. Without the high-resolution branch
-    /// the features of [`VisionOutput::low`] in that order.
+    /// Mined features of every tile in the order of the tokens: the global tile is first. Without the high-resolution
+    /// branch, the features of [`VisionOutput::low`] in that order.
     pub mined: Vec<Tensor>,
     /// Visual tokens, [tokens, hidden_size].
     pub tokens: Tensor,
 }
 
-/// Where a vision side's loaders start.
+/// The loaders of the vision networks.
 struct Parts {
     clip: Loader,
     convnext: Loader,
@@ -63,8 +63,11 @@ struct Parts {
 }
 
 impl Vision {
-    /// Loads a checkpoint's vision side for a language model of width `hidden_size`: all of it, or, where `high_resolution` is
-    /// not wanted, the low-resolution tower and the projector.
+    /// Loads a checkpoint's vision side for a language model of width `hidden_size`. Without `high_resolution`, only
+    /// the low-resolution tower and the projector.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`]; [`Error::Config`] if the configuration and the towers differ in a size.
     pub async fn load(
         gpu: &Gpu,
         weights: &VisionWeights,
@@ -86,6 +89,9 @@ impl Vision {
     }
 
     /// A vision side of these shapes with random weights.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
     pub async fn random(
         loader: &Loader,
         config: VisionConfig,
@@ -111,7 +117,7 @@ impl Vision {
     ) -> Result<Self> {
         let mismatch = |key: &str, found: usize, expected: usize| Error::Config {
             file: "config.json".to_owned(),
-            reason: format!("{key} is {found}, but the tower's tensors say {expected}"),
+            reason: format!("{key} is {found}, but the tower's tensors have {expected}"),
         };
         if config.hidden_size != clip.hidden_size {
             return Err(mismatch("mm_hidden_size", config.hidden_size, clip.hidden_size));
@@ -120,7 +126,7 @@ impl Vision {
             if config.high_hidden_size != convnext.channels() {
                 return Err(mismatch("mm_hidden_size_aux", config.high_hidden_size, convnext.channels()));
             }
-            // Of all tiles; the global view's windows have as many cells, of more texels.
+            // For all tiles: the global view's windows have the same number of cells, but more texels per cell.
             let window = config.high_image_size / 4 / config.grid / clip.grid();
             ops::check_windows(window, if config.global { config.grid } else { 1 })?;
         }
@@ -139,7 +145,7 @@ impl Vision {
         })
     }
 
-    /// How pictures are prepared for this model.
+    /// The preprocessing of images for this model.
     pub fn preprocess(&self) -> Preprocess {
         Preprocess {
             size_high: self.config.high_image_size,
@@ -151,7 +157,7 @@ impl Vision {
         }
     }
 
-    /// Whether pictures are looked at in high resolution too.
+    /// Whether the high-resolution branch is loaded.
     pub fn high_resolution(&self) -> bool {
         self.high.is_some()
     }
@@ -161,7 +167,7 @@ impl Vision {
         self.config.high_image_size / 4
     }
 
-    /// Visual tokens that a picture gives.
+    /// Visual tokens of an image.
     pub fn tokens(&self) -> usize {
         let tiles = self.config.grid * self.config.grid + usize::from(self.config.global);
         tiles * self.clip.patches()
@@ -169,7 +175,7 @@ impl Vision {
 
     /// Submits the networks over an image's views and waits for the visual tokens. `attended` [cells * cells] receives the
     /// attention weight that each cell of the high-resolution map gets from its low-resolution token; without the
-    /// high-resolution branch it stays as it is. `on_step` is called with the steps done and their total.
+    /// high-resolution branch it is not written. `on_step` is called with the steps done and their total.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if `on_step` returned [`ControlFlow::Break`].
@@ -231,7 +237,7 @@ impl Vision {
         maps.try_into().map_err(|_| Error::Internal("a ConvNeXt has four stages".to_owned()))
     }
 
-    /// Mined features in the order of the tokens. The global tile looks at the averaged map.
+    /// Mined features in the order of the tokens. The global tile attends to the averaged map.
     fn mine(
         &self,
         mining: &PatchInfoMining,
@@ -255,7 +261,7 @@ impl Vision {
                     statistics: &statistics,
                     window: cells / x.rows().isqrt(),
                     origin: (index / tiles_wide * cells, index % tiles_wide * cells),
-                    // The global view's map is a smaller one.
+                    // The averaged map of the global view has fewer cells than `attended`.
                     attended: attended.filter(|_| pool == 1),
                 };
                 mined.push(mining.forward(recorder, x, &tile)?);
@@ -265,7 +271,7 @@ impl Vision {
     }
 }
 
-/// Steps that are submitted and waited for, so that progress is true and a stop takes effect.
+/// Submits steps and waits for each, so that progress is accurate and a cancellation takes effect.
 struct Steps<'a> {
     done: usize,
     total: usize,

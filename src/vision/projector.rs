@@ -7,14 +7,17 @@ use crate::ops::{self, Activation, Epilogue};
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::ProjectorKind as Kind;
 
-/// Linear layers with GELU between them; none at all for `identity`.
+/// Linear layers with GELU between them; no layer for `identity`.
 #[derive(Debug)]
 pub struct Projector {
     layers: Vec<(Matrix, Tensor)>,
 }
 
 impl Projector {
-    /// Loads `0.weight`, `2.weight` and so on, GELU having the odd numbers.
+    /// Loads `0.weight`, `2.weight` and so on. The odd numbers are the GELUs.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, kind: Kind, width_in: usize, width_out: usize) -> Result<Self> {
         let count = match kind {
             Kind::Identity => 0,
@@ -30,7 +33,10 @@ impl Projector {
         Ok(Self { layers })
     }
 
-    /// [tokens, width_in] -> [tokens, width_out]
+    /// Projects [tokens, width_in] to [tokens, width_out].
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`](crate::Error::WrongShape) for another width.
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for (index, (weight, bias)) in self.layers.iter().enumerate() {
