@@ -1,4 +1,5 @@
-//! Getting weights onto the device: from a checkpoint, streamed in bounded pieces, or random ones of the same shapes.
+//! Uploads weights to the device: from a checkpoint, streamed in blocks of bounded size, or random ones of the same
+//! shapes.
 
 mod options;
 
@@ -17,9 +18,9 @@ use crate::{Error, Result};
 
 pub use options::LoadOptions;
 
-/// f32 values of a matrix that are in host memory at a time: 4 MiB.
+/// The number of f32 values of a matrix that are in host memory at a time: 4 MiB.
 const BLOCK_VALUES: usize = 1 << 20;
-/// Bytes that may wait in staging memory before the device must take them.
+/// Bytes in staging memory before the loader waits for the device.
 const STAGED_BYTES: u64 = 16 << 20;
 
 /// Where tensors come from.
@@ -27,17 +28,18 @@ const STAGED_BYTES: u64 = 16 << 20;
 enum Origin {
     /// A checkpoint.
     Checkpoint(Weights),
-    /// Seeded random values, for runs at released sizes without the released weights. The name is where in a model it is.
+    /// Seeded random values, for runs at released sizes without the released weights. `name` is the prefix of tensor
+    /// names.
     Random { name: String, seed: u32 },
 }
 
-/// A matrix that is stacked on others: its name, how many rows it has, and the order that they are to have.
+/// One of several stacked matrices: its name, its number of rows, and the order of the rows on the device.
 pub type Part<'a> = (&'a str, usize, RowOrder);
 
 /// Called after every block with the bytes written to the device since the last call. [`ControlFlow::Break`] cancels loading.
 pub type OnProgress = Rc<dyn Fn(u64) -> ControlFlow<()>>;
 
-/// The precision that the vision side gets when the language model has `precision`.
+/// The precision of the vision networks if the language model has `precision`.
 pub fn vision_precision(precision: Precision) -> Precision {
     precision.min(Precision::F16)
 }
@@ -48,7 +50,7 @@ pub struct Loader {
     gpu: Gpu,
     origin: Origin,
     precision: Precision,
-    /// Matrices stay as they are in their file.
+    /// Matrices keep the quantization of their file.
     keep_quantization: bool,
     on_progress: Option<OnProgress>,
     staged: Rc<Cell<u64>>,
@@ -61,13 +63,13 @@ impl Loader {
         Self { gpu: gpu.clone(), origin, precision, keep_quantization: false, on_progress, staged: Rc::default() }
     }
 
-    /// A loader that makes random tensors of the shapes asked for.
+    /// A loader that returns random tensors of the requested shapes.
     pub fn random(gpu: &Gpu, seed: u32, precision: Precision, on_progress: Option<OnProgress>) -> Self {
         let origin = Origin::Random { name: String::new(), seed };
         Self { gpu: gpu.clone(), origin, precision, keep_quantization: false, on_progress, staged: Rc::default() }
     }
 
-    /// The loader of what is named `part.` below this.
+    /// The loader of the tensors with the prefix `part.` below this one's.
     pub fn pp(&self, part: impl Display) -> Self {
         let origin = match &self.origin {
             Origin::Checkpoint(weights) => Origin::Checkpoint(weights.pp(part)),
@@ -76,23 +78,23 @@ impl Loader {
         Self { origin, ..self.clone() }
     }
 
-    /// The same loader at exactly this precision, whatever is stored.
+    /// The same loader at exactly this precision, for all stored types.
     pub fn at(&self, precision: Precision) -> Self {
         Self { precision, keep_quantization: false, ..self.clone() }
     }
 
-    /// The same loader at another precision if its own is narrower. What is kept as it is stored stays so.
+    /// The same loader at `precision`, if its own is lower. Matrices that keep the quantization of their file still do.
     pub fn at_least(&self, precision: Precision) -> Self {
         Self { precision: self.precision.min(precision), ..self.clone() }
     }
 
-    /// The same loader, keeping matrices as they are in their file, whatever the precision: blocks of GGUF files without
-    /// loss, and floats as [`Dtype::precision`] says.
+    /// The same loader, but matrices keep the type of their file instead of the loader's precision: blocks of GGUF
+    /// files are lossless, and floats have [`Dtype::precision`].
     pub fn keep_quantization(&self) -> Self {
         Self { keep_quantization: true, ..self.clone() }
     }
 
-    /// The precision that a matrix gets.
+    /// The precision of a matrix on the device.
     fn precision_of(&self, weights: &Weights, name: &str) -> Result<Precision> {
         Ok(if self.keep_quantization { weights.info(name)?.dtype.precision() } else { self.precision })
     }
@@ -102,12 +104,12 @@ impl Loader {
         &self.gpu
     }
 
-    /// The precision of matrices.
+    /// The precision of matrices without [`Self::keep_quantization`].
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Whether a tensor is there.
+    /// Whether the tensor exists.
     pub fn contains(&self, name: &str) -> bool {
         match &self.origin {
             Origin::Checkpoint(weights) => weights.contains(name),
@@ -123,17 +125,27 @@ impl Loader {
     }
 
     /// A matrix [rows, columns]: a linear layer's weight, or a convolution's with its kernel flattened into columns.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading; [`Error::Unsupported`] for a value
+    /// that exceeds the precision; [`Error::Cancelled`]; errors of the device.
     pub async fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
         self.stacked(&[(name, rows)], columns).await
     }
 
-    /// Several matrices with the same columns on top of each other.
+    /// Several matrices with the same number of columns, stacked.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
     pub async fn stacked(&self, parts: &[(&str, usize)], columns: usize) -> Result<Matrix> {
         let parts: Vec<_> = parts.iter().map(|(name, rows)| (*name, *rows, RowOrder::Plain)).collect();
         self.stacked_in_order(&parts, columns).await
     }
 
-    /// The same, the rows of each in an order of its own.
+    /// As [`Self::stacked`], with an order of the rows for each matrix.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
     pub async fn stacked_in_order(&self, parts: &[Part<'_>], columns: usize) -> Result<Matrix> {
         let rows = parts.iter().map(|(_, rows, _)| rows).sum();
         let what = self.full_name(parts.first().map_or("", |(name, ..)| name));
@@ -144,7 +156,7 @@ impl Loader {
         for (name, rows, _) in parts {
             expect_flattened(weights, name, *rows, columns)?;
         }
-        // Neighbours of one precision make one matrix, and so one dispatch.
+        // Neighbours of the same precision become one matrix, which takes one dispatch.
         let mut stacked: Vec<(Precision, Vec<Part<'_>>)> = Vec::new();
         for part in parts {
             let precision = self.precision_of(weights, part.0)?;
@@ -174,7 +186,10 @@ impl Loader {
         Matrix::stack(matrices)
     }
 
-    /// Two matrices [rows, columns] with their rows alternating, `even` first: the form that gated products take.
+    /// Two matrices [rows, columns] with alternating rows, `even` first: the layout of gated epilogues.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
     pub async fn interleaved(&self, even: &str, odd: &str, rows: usize, columns: usize) -> Result<Matrix> {
         let what = self.full_name(even);
         let weights = match &self.origin {
@@ -186,7 +201,7 @@ impl Loader {
         let precision = self.precision_of(weights, even)?;
         let blocks = self.keep_quantization && matches!(weights.info(even)?.dtype, Dtype::Block(_));
         if weights.info(odd)?.dtype != weights.info(even)?.dtype && self.keep_quantization {
-            // No file is known to have them differ; f32 holds both.
+            // No known file has two types here. f32 can represent both.
             return Box::pin(self.at(Precision::F32).interleaved(even, odd, rows, columns)).await;
         }
         let mut builder = MatrixBuilder::new(&self.gpu, precision, 2 * rows, columns, &what)?;
@@ -212,8 +227,11 @@ impl Loader {
         builder.finish()
     }
 
-    /// A matrix [2 rows, columns] that was stored as two halves, `value` and then gate, with gates and values alternating: the
-    /// form that gated products take.
+    /// A matrix [2 rows, columns], stored as all values and then all gates, with gates and values alternating: the
+    /// layout of gated epilogues.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
     pub async fn gated_halves(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
         let what = self.full_name(name);
         let weights = match &self.origin {
@@ -233,14 +251,20 @@ impl Loader {
         builder.finish()
     }
 
-    /// The bias of such a matrix.
+    /// The bias of a matrix of [`Self::gated_halves`].
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
     pub async fn gated_bias(&self, name: &str, rows: usize) -> Result<Tensor> {
         let values = self.values(name, &[2 * rows]).await?;
         self.upload(name, &[2 * rows], &alternating(&values[rows..], &values[..rows], 1)).await
     }
 
-    /// A convolution: `name.weight` [out, channels, side, side] and `name.bias`. Channels are filled up with zeros to a
+    /// A convolution: `name.weight` [out, channels, side, side] and `name.bias`. Channels are padded with zeros to a
     /// multiple of 4.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
     pub async fn convolution(
         &self,
         name: impl Display,
@@ -256,7 +280,7 @@ impl Loader {
         let weight = match &part.origin {
             Origin::Random { seed, .. } => part.random_matrix(&what, *seed, out, columns).await?,
             Origin::Checkpoint(weights) => {
-                // Some files hold 1 x 1 convolutions as matrices.
+                // Some files store 1 x 1 convolutions as matrices.
                 expect_flattened(weights, "weight", out, taps * channels)?;
                 let mut builder = MatrixBuilder::new(&self.gpu, self.precision, out, columns, &what)?;
                 let step = block_rows(columns);
@@ -280,6 +304,9 @@ impl Loader {
     }
 
     /// A group norm: `name.weight` and `name.bias`.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
     pub async fn group_norm(&self, name: impl Display, channels: usize, groups: usize, eps: f32) -> Result<GroupNorm> {
         let part = self.pp(name);
         let weight = part.tensor("weight", &[channels]).await?;
@@ -288,6 +315,9 @@ impl Loader {
     }
 
     /// A matrix whose values were computed on the host.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; errors of the device.
     pub async fn computed(&self, what: &str, columns: usize, values: &[f32]) -> Result<Matrix> {
         let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &self.full_name(what))?;
         self.wrote(matrix.bytes()).await?;
@@ -304,7 +334,10 @@ impl Loader {
         Ok(matrix)
     }
 
-    /// A tensor's values on the host, for small ones that are transformed before they are uploaded.
+    /// A tensor's values on the host, for small tensors that are transformed before the upload.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading.
     pub async fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         match &self.origin {
             Origin::Checkpoint(weights) => {
@@ -315,7 +348,10 @@ impl Loader {
         }
     }
 
-    /// The same of a matrix, or of a 1 x 1 convolution's weight, which is one too.
+    /// As [`Self::values`], for a matrix or the weight of a 1 x 1 convolution.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
     pub async fn flattened(&self, name: &str, rows: usize, columns: usize) -> Result<Vec<f32>> {
         match &self.origin {
             Origin::Checkpoint(weights) => {
@@ -326,13 +362,19 @@ impl Loader {
         }
     }
 
-    /// An f32 tensor, whatever the precision of matrices.
+    /// An f32 tensor, for all precisions of matrices.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
     pub async fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let values = self.values(name, shape).await?;
         self.upload(name, shape, &values).await
     }
 
     /// An f32 tensor whose values were computed on the host.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; errors of the device.
     pub async fn upload(&self, what: &str, shape: &[usize], values: &[f32]) -> Result<Tensor> {
         let tensor = Tensor::new(&self.gpu, shape, values, &self.full_name(what))?;
         self.wrote(tensor.bytes()).await?;
@@ -340,6 +382,9 @@ impl Loader {
     }
 
     /// A layer norm: `name.weight` and `name.bias`.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
     pub async fn layer_norm(&self, name: impl Display, width: usize, eps: f32) -> Result<Norm> {
         let part = self.pp(name);
         let weight = part.tensor("weight", &[width]).await?;
@@ -348,12 +393,15 @@ impl Loader {
     }
 
     /// An RMS norm: `name.weight`.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
     pub async fn rms_norm(&self, name: impl Display, width: usize, eps: f32, unit_offset: bool) -> Result<Norm> {
         let weight = self.pp(name).tensor("weight", &[width]).await?;
         Ok(Norm { weight, bias: None, eps, unit_offset })
     }
 
-    /// Counts bytes written, and waits for the device when too many are staged.
+    /// Reports written bytes, and waits for the device when [`STAGED_BYTES`] are staged.
     async fn wrote(&self, bytes: u64) -> Result<()> {
         self.staged.set(self.staged.get() + bytes);
         if self.staged.get() > STAGED_BYTES {
@@ -367,7 +415,7 @@ impl Loader {
     }
 }
 
-/// Rows as f32, if `precision` can hold them.
+/// Rows as f32. Values that exceed `precision` are an error.
 async fn read_rows(
     weights: &Weights,
     name: &str,
@@ -386,13 +434,13 @@ async fn read_rows(
     }
 }
 
-/// Rows of `length` from both in turn.
+/// Alternates rows of `length` values from `even` and `odd`.
 fn alternating<T: Copy>(even: &[T], odd: &[T], length: usize) -> Vec<T> {
     let pairs = even.chunks_exact(length).zip(odd.chunks_exact(length));
     pairs.flat_map(|(even, odd)| even.iter().chain(odd).copied()).collect()
 }
 
-/// Rows that are read at a time.
+/// Rows per block of reading.
 fn block_rows(columns: usize) -> usize {
     (BLOCK_VALUES / columns.max(1)).max(1)
 }
@@ -412,7 +460,7 @@ fn hash(name: &str, seed: u32) -> u32 {
     name.bytes().fold(0x811c_9dc5 ^ seed, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// Gains of 1, layer scales of 0.1, all else small: values under which activations stay tame.
+/// Gains around 1, layer scales around 0.1 and other values around 0, so that activations stay bounded.
 fn random_values(name: &str, seed: u32, shape: &[usize]) -> Vec<f32> {
     let mut state = hash(name, seed) | 1;
     let centre = if name.ends_with("gamma") {

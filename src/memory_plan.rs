@@ -1,4 +1,4 @@
-//! How much memory a model needs, before any of it is taken.
+//! The device memory that a model needs, computed before it is loaded.
 
 use crate::gpu::Gpu;
 use crate::loader::{LoadOptions, vision_precision};
@@ -13,7 +13,7 @@ use crate::weights::sdxl::{self, SdxlCheckpoint, VAE};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
-/// The parts that are left out where pictures are looked at in low resolution alone.
+/// The parts of the high-resolution branch.
 const HIGH_RESOLUTION: [&str; 2] = ["ConvNeXt", "patch info mining"];
 
 /// Bytes on the device for each part of a model.
@@ -21,16 +21,16 @@ const HIGH_RESOLUTION: [&str; 2] = ["ConvNeXt", "patch info mining"];
 pub struct MemoryPlan {
     /// Weights by part, the language model last.
     pub parts: Vec<(&'static str, u64)>,
-    /// Keys and values of one position.
+    /// Bytes of the keys and values of one position.
     pub cache_per_position: u64,
-    /// Positions the model was made for.
+    /// The context length of the model.
     pub max_positions: usize,
 }
 
 /// The sizes of a model's vision side.
 #[derive(Debug, Clone)]
 pub struct VisionSizes {
-    /// Its settings.
+    /// The vision settings of `config.json`.
     pub config: VisionConfig,
     /// The low-resolution tower.
     pub clip: ClipConfig,
@@ -39,7 +39,10 @@ pub struct VisionSizes {
 }
 
 impl MemoryPlan {
-    /// The plan for whatever files a model is in.
+    /// The plan for a checkpoint or a GGUF file.
+    ///
+    /// # Errors
+    /// As [`Self::of_checkpoint`].
     pub fn of_files(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         match files {
             ModelFiles::Mgm(checkpoint) => Self::of_checkpoint(checkpoint, options),
@@ -48,6 +51,9 @@ impl MemoryPlan {
     }
 
     /// The plan for a checkpoint.
+    ///
+    /// # Errors
+    /// As [`ConvNextConfig::from_weights`].
     pub fn of_checkpoint(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         let vision = match &checkpoint.vision {
             Some(weights) => Some(VisionSizes {
@@ -69,10 +75,11 @@ impl MemoryPlan {
         Self::new(&model.config, None, options.precision).with_stored(&model.weights, options)
     }
 
-    /// The plan with the language model as large as `weights` store it, where they are kept so.
+    /// The plan with the language model's bytes as stored in `weights`, if the options keep the quantization.
     fn with_stored(mut self, weights: &Weights, options: &LoadOptions) -> Self {
-        let kept = options.keep_quantization.then_some(()).and(self.parts.last_mut());
-        if let Some((_, bytes)) = kept {
+        if options.keep_quantization
+            && let Some((_, bytes)) = self.parts.last_mut()
+        {
             let tensors = weights.checkpoint().tensors().map(|(_, info)| match info.shape.as_slice() {
                 &[rows, columns] => Matrix::bytes_for(info.dtype.precision(), rows, columns),
                 _ => info.elements().unwrap_or(0) * 4,
@@ -82,17 +89,17 @@ impl MemoryPlan {
         self
     }
 
-    /// The plan for a model that paints, its matrices at `precision`.
+    /// The plan for a Stable Diffusion XL model with matrices at `precision`.
     pub fn of_diffusion(checkpoint: &SdxlCheckpoint, precision: Precision) -> Self {
-        Self::of_painting(checkpoint.networks().map(|(name, _, tensors)| (name, tensors)), precision)
+        Self::of_networks(checkpoint.networks().map(|(name, _, tensors)| (name, tensors)), precision)
     }
 
-    /// The plan for Stable Diffusion XL as it was released, its matrices at `precision`.
+    /// The plan for the released Stable Diffusion XL with matrices at `precision`.
     pub fn of_released_diffusion(precision: Precision) -> Self {
-        Self::of_painting(sdxl::released(), precision)
+        Self::of_networks(sdxl::released(), precision)
     }
 
-    fn of_painting(networks: [(&'static str, Vec<ExpectedTensor>); 4], precision: Precision) -> Self {
+    fn of_networks(networks: [(&'static str, Vec<ExpectedTensor>); 4], precision: Precision) -> Self {
         let part = |(name, tensors): (&'static str, Vec<ExpectedTensor>)| {
             let precision = if name == VAE { vision_precision(precision) } else { precision };
             (name, bytes(&tensors, precision))
@@ -101,12 +108,12 @@ impl MemoryPlan {
         Self { parts, cache_per_position: 0, max_positions: 0 }
     }
 
-    /// The plan for a model of these sizes, its language model at `precision`.
+    /// The plan for a model of these sizes with the language model at `precision`.
     pub fn new(language: &LanguageConfig, vision: Option<&VisionSizes>, precision: Precision) -> Self {
         let mut parts = Vec::new();
         if let Some(vision) = vision {
             let precision = vision_precision(precision);
-            // Layers after the selected one are not loaded. A tower without that layer is refused when it is loaded.
+            // Layers after the selected one are not loaded. Loading rejects a tower without the selected layer.
             let num_layers = vision.clip.layers_before(vision.config.select_layer).unwrap_or(0);
             let clip = ClipConfig { num_layers, ..vision.clip.clone() };
             parts.push(("CLIP ViT", bytes(&expected::clip(&clip), precision)));
@@ -125,10 +132,10 @@ impl MemoryPlan {
         }
     }
 
-    /// Checks that the weights, and keys and values of so many positions, fit into what the user allows.
+    /// Checks that the weights, and keys and values of `positions` positions, fit into the user's memory limit.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if not.
+    /// [`Error::OutOfMemory`] if they do not fit.
     pub fn check(&self, gpu: &Gpu, positions: usize) -> Result<()> {
         let needed = self.weights() + self.cache_per_position * positions as u64;
         match gpu.memory().limit {
@@ -147,7 +154,7 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes on the device of the tensors, matrices at `precision`.
+/// Bytes of the tensors on the device, with matrices at `precision`.
 fn bytes(tensors: &[ExpectedTensor], precision: Precision) -> u64 {
     tensors
         .iter()

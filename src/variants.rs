@@ -1,4 +1,4 @@
-//! The released models' sizes (spec of the model, 1.1 to 1.4), for plans and for runs with random weights.
+//! The sizes of the released models, for memory plans and for runs with random weights.
 
 use crate::memory_plan::VisionSizes;
 use crate::tensor::Activation;
@@ -9,13 +9,13 @@ use crate::weights::config::{
 /// A released model.
 #[derive(Debug, Clone)]
 pub struct Variant {
-    /// Its name in lower case, such as `mgm-7b-hd`.
+    /// The name in lower case, such as `mgm-7b-hd`.
     pub name: &'static str,
     /// The language model.
     pub language: LanguageConfig,
     /// The vision side.
     pub vision: VisionSizes,
-    /// Visual tokens of a picture.
+    /// Visual tokens of an image.
     pub visual_tokens: usize,
 }
 
@@ -34,7 +34,7 @@ pub const NAMES: [&str; 11] = [
     "mgm-34b-hd",
 ];
 
-/// One column of the table of language models.
+/// The sizes of a language model.
 struct Sizes {
     architecture: Architecture,
     hidden: usize,
@@ -95,7 +95,7 @@ fn sizes(base: &str) -> Option<Sizes> {
     })
 }
 
-/// The model of this name, in any case.
+/// The released model of this name, ignoring case.
 pub fn released(name: &str) -> Option<Variant> {
     let lower = name.to_lowercase();
     let name = *NAMES.iter().find(|known| **known == lower)?;
@@ -160,8 +160,9 @@ mod tests {
     use crate::memory_plan::MemoryPlan;
     use crate::tensor::Precision;
 
-    /// Parameter counts of the towers and the mining modules (spec, 3.1, 3.2 and 4.1), and file sizes of whole checkpoints
-    /// in bf16 (9.1), against the plan at f16. Norms and biases stay f32 and CLIP's last block is not loaded, hence 5 %.
+    /// The plan at f16 against the parameter counts of the towers and of patch info mining, and against the file sizes
+    /// of whole checkpoints in bf16. The tolerance is 5 % because norms and biases stay f32 and CLIP's last block is
+    /// not loaded.
     #[test]
     fn plans_agree_with_the_released_sizes() {
         let gigabytes = [("mgm-2b", 7.09 - 1.05), ("mgm-7b", 14.54), ("mgm-13b", 27.08), ("mgm-8b", 17.12)];
@@ -182,7 +183,7 @@ mod tests {
         let part = |wanted: &str| plan.parts.iter().find(|(name, _)| *name == wanted).map_or(0, |(_, bytes)| bytes / 4);
         assert!((196_227_264..196_300_000).contains(&part("ConvNeXt")), "{}", part("ConvNeXt"));
         assert!((6_900_000..7_000_000).contains(&part("patch info mining")));
-        // 303,507,456 less the last block and the norm behind it.
+        // 303,507,456 minus the last block and the norm after it.
         let block = 4 * 1024 * 1024 + 2 * 4096 * 1024 + 13 * 1024;
         assert!(part("CLIP ViT").abs_diff(303_507_456 - block as u64) < 20_000, "{}", part("CLIP ViT"));
     }

@@ -13,9 +13,9 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Keep the language model's matrices as a GGUF file or bundle stores them, whatever the precision.
     pub keep_quantization: bool,
-    /// The conversation template. `None` takes the one that the checkpoint names or was trained with.
+    /// The conversation template. `None`: the one that the checkpoint names or was trained with.
     pub template: Option<Template>,
-    /// Encode images at high resolution too. `false` leaves the ConvNeXt tower and patch info mining out
+    /// Encode images at high resolution too. `false` omits the ConvNeXt tower and patch info mining
     /// ([`crate::vision::Vision`]).
     pub high_resolution: bool,
     /// Called with the bytes loaded since the last call. `ControlFlow::Break` cancels loading.
@@ -23,7 +23,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// The language model at `precision`, all else as the checkpoint says.
+    /// Options with the language model at `precision` and defaults for the rest.
     pub fn new(precision: Precision) -> Self {
         Self { precision, keep_quantization: false, template: None, high_resolution: true, on_progress: None }
     }

@@ -1,4 +1,4 @@
-//! The layer that both of CLIP's towers, of pictures and of text, are made of (Radford et al., 2021).
+//! The transformer layer of CLIP's image and text encoders (Radford et al., 2021).
 
 use crate::Result;
 use crate::gpu::Recorder;
@@ -10,12 +10,12 @@ use crate::tensor::{Matrix, Tensor};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClipLayerConfig {
     pub width: usize,
-    /// Of the feed-forward part.
+    /// Width of the feed-forward part.
     pub inner: usize,
     pub heads: usize,
     pub activation: Activation,
     pub eps: f32,
-    /// A position sees only itself and those before it: text.
+    /// Causal attention, for text.
     pub causal: bool,
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct ClipLayerConfig {
 pub(crate) struct ClipLayer {
     attention: Attention,
     norm_1: Norm,
-    /// Query, key and value projections on top of each other: [3 * width, width].
+    /// Query, key and value projections, stacked: [3 * width, width].
     qkv: Matrix,
     qkv_bias: Tensor,
     out: Matrix,

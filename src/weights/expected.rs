@@ -1,4 +1,4 @@
-//! The tensors of each network and how the device stores them: the one list behind reports, memory plans and bundles.
+//! The tensors of each network and how the device stores them: reports, memory plans and bundles all use these lists.
 //!
 //! Names are those of the checkpoints: transformers' for language models and CLIP, timm's for ConvNeXt. The lists of Stable
 //! Diffusion XL are in [`super::sdxl`].
@@ -15,7 +15,7 @@ pub enum Storage {
     Table(Precision),
     /// In f32: a norm, a bias, a router, position embeddings, a depthwise convolution.
     F32,
-    /// At the part's precision, after arithmetic on its f32 values: bundles keep it in f32.
+    /// At the part's precision, after arithmetic on its f32 values. Bundles store it in f32.
     FoldedMatrix,
     /// Not at all: folded into other tensors while loading, or unused.
     NotStored,
@@ -175,8 +175,8 @@ pub fn convnext(config: &ConvNextConfig) -> Vec<ExpectedTensor> {
     tensors.0
 }
 
-/// The tensors of patch info mining. Key and value projections are folded ([`crate::weights`] readers keep them as stored):
-/// the keys' biases cancel in the softmax, the values' norm goes into their projection.
+/// The tensors of patch info mining. Key and value projections are folded (readers in [`crate::weights`] return them as
+/// stored): the keys' biases cancel in the softmax, and the values' norm is folded into the value projection.
 pub fn mining(config: &VisionConfig) -> Vec<ExpectedTensor> {
     let mut tensors = TensorList::default();
     let (low, high) = (config.hidden_size, config.high_hidden_size);
