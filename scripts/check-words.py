@@ -40,7 +40,7 @@ RULES = [
     (r"\bkept_|_kept\b|\bkept (for later|for reading|on (this|the) device|between turns|elsewhere|until)\b", "cached, stored, retained"),
     (r"\bwhat (\w+ ){1,6}(is|are|was|were) worth\b|\bof what it is worth\b", "accuracy, effect"),
     (r"picture", "image"),
-    (r"paint(?!ing of)", "generate, denoise; image model"),
+    (r"(?<!in)paint(?!ing of)", "generate, denoise; image model"),
     (r"\blook(s|ed|ing)? (\w+ )?(at|into)\b", "encode (an image), read, attend to"),
     (r"\bplay(s|ed|ing)? (by the cpu|a gpu)\b", "software adapter"),
     (r"(?-i:linear_turned|_turned\b|\bTurns\b)|\bturned (by|in) rotary\b", "RoPE, rotate"),

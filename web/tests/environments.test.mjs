@@ -68,7 +68,7 @@ test("the first browsers with WebGPU: no GPUAdapter.info and no AbortSignal.any"
   assert.equal(await titleOf(write("old.html", { module: "/old-dist/index.js" })), ids);
 });
 
-test("a sandboxed frame without allow-same-origin is told that its workers have no WebGPU; one with it works", { timeout: 900_000 }, async () => {
+test("a sandboxed frame without allow-same-origin gets an error: its workers have no WebGPU; one with it works", { timeout: 900_000 }, async () => {
   const frame = write("frame.html");
   const titles = {};
   for (const sandbox of ["allow-scripts", "allow-scripts allow-same-origin"]) {
