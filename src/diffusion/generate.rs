@@ -164,9 +164,9 @@ impl<'a> IntoFuture for GenerateImage<'a> {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct GeneratedImage {
-    /// The image.
+    /// The pixels.
     pub image: Image,
-    /// The settings.
+    /// The settings that it was generated with.
     pub settings: ImageSettings,
 }
 

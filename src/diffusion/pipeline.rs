@@ -206,14 +206,14 @@ impl DiffusionPipeline {
         if !(0.0..=1000.0).contains(&guidance_scale) {
             return Err(Error::InvalidArgument(format!("a guidance scale of {guidance_scale}, expected 0 to 1000")));
         }
-        let wanted = self.latent_len(request);
+        let expected = self.latent_len(request);
         match &request.initial_latents {
             InitialLatents::Noise => Schedule::new(&request.scheduler, steps),
             InitialLatents::Latents { values, width: found_width, height: found_height }
-                if values.len() != wanted || (*found_height, *found_width) != self.latent_size(request) =>
+                if values.len() != expected || (*found_height, *found_width) != self.latent_size(request) =>
             {
                 Err(Error::InvalidArgument(format!(
-                    "{} latents, {found_width} x {found_height}, for an image of {width} x {height} pixels, expected {wanted}, {} x {}",
+                    "{} latents, {found_width} x {found_height}, for an image of {width} x {height} pixels, expected {expected}, {} x {}",
                     values.len(),
                     width / unit,
                     height / unit
@@ -351,8 +351,8 @@ impl DiffusionPipeline {
             let next_scale = schedule.steps.get(index + 1).map_or(1.0, |next| next.input_scale);
             let coefficients = coefficients(step, request, next_scale);
             ops::denoise(&mut recorder, &coefficients, &output.values, noise.as_ref(), [&sample, &denoised, &input])?;
-            let shown = if request.previews { denoised.clone() } else { denoised.slice_rows(0..1) };
-            let readback = shown.read_back(&mut recorder);
+            let rows = if request.previews { denoised.clone() } else { denoised.slice_rows(0..1) };
+            let readback = rows.read_back(&mut recorder);
             std::mem::replace(&mut recorder, gpu.record()).submit()?;
             // The previous step ran while this one was recorded.
             if let Some(readback) = pending.replace(readback) {

@@ -24,11 +24,11 @@ pub struct ImageSettings {
     pub scheduler: String,
     /// The seed of the noise; `None` if the initial latents were given.
     pub seed: Option<u64>,
-    /// The strength of image-to-image.
+    /// The strength of image-to-image; `None` without an initial image.
     pub strength: Option<f32>,
     /// The model's name.
     pub model: String,
-    /// The precision of its matrices.
+    /// The precision of the model's matrices.
     pub precision: String,
     /// Names and scales of LoRA files.
     pub lora: Vec<(String, f32)>,

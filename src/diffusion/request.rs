@@ -19,7 +19,7 @@ pub struct DiffusionRequest {
     pub prompt: String,
     /// What the image does not show. `None` and an empty text have different embeddings in some models.
     pub negative_prompt: Option<String>,
-    /// The scheduler.
+    /// The scheduler and its settings.
     pub scheduler: SchedulerConfig,
     /// Denoising steps.
     pub num_inference_steps: usize,
@@ -41,7 +41,7 @@ pub struct DiffusionRequest {
 }
 
 impl DiffusionRequest {
-    /// A request for one image with the scheduler and size given: 50 steps, guidance scale 5, seed 0.
+    /// A request for one image with this scheduler and size: 50 steps, guidance scale 5, seed 0.
     pub fn new(prompt: impl Into<String>, scheduler: SchedulerConfig, (width, height): (usize, usize)) -> Self {
         Self {
             prompt: prompt.into(),
@@ -124,7 +124,7 @@ impl InitialLatents {
         Self::Image { image: bicubic(&Canvas::new(&image), width, height, window), strength }
     }
 
-    /// The strength of image-to-image.
+    /// The strength of image-to-image; `None` without an initial image.
     pub fn strength(&self) -> Option<f32> {
         match self {
             Self::Image { strength, .. } => Some(*strength),

@@ -1,16 +1,16 @@
 //! The random numbers of torch's CPU generator, so that a seed gives the same image here as in diffusers.
 //!
 //! The generator is the Mersenne Twister (MT19937, from the crate `rand_mt`) seeded with the low 32 bits of the seed.
-//! `torch.randn` applies the Box-Muller transform to its numbers, in one of two ways:
+//! `torch.randn` applies the Box-Muller transform to its numbers. There are two algorithms:
 //!
 //! * 16 or more elements: all elements are first filled with uniform numbers. In each block of 16, the first eight are the
 //!   radii and the last eight the angles of eight pairs. If the last block is partial, the last 16 elements are drawn again.
 //! * Fewer: pairs in f64. The second number of a pair is cached for the next element.
 //!
-//! For the first way, torch has a vectorised form on x86 and one that calls the C library elsewhere. The vectorised form
+//! For the first one, torch has vectorised code on x86 and code that calls the C library elsewhere. The vectorised code
 //! computes logarithm, sine and cosine in f32 with the polynomials of the Cephes library, with fused multiply-adds where its
 //! compiler fuses. This module runs the same operations in the same order: the numbers are bit-identical to torch's on x86
-//! with AVX2 and FMA. (In f16 torch has only the other form.)
+//! with AVX2 and FMA. (In f16 torch has only the other code.)
 
 use std::f64::consts::PI;
 
@@ -39,7 +39,7 @@ impl NoiseType {
 #[derive(Debug, Clone)]
 pub struct TorchRng {
     mt: Mt,
-    /// The second number of the last pair of the scalar way.
+    /// The second number of the last pair of the scalar algorithm.
     cached: Option<f64>,
 }
 
@@ -82,7 +82,7 @@ impl TorchRng {
         number as f32 / (1u32 << bits) as f32
     }
 
-    /// A normal number, by the scalar way.
+    /// A normal number from the scalar algorithm.
     fn normal(&mut self) -> f64 {
         if let Some(cached) = self.cached.take() {
             return cached;

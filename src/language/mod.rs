@@ -47,15 +47,15 @@ pub enum Position {
     Text(u32),
     /// A visual token.
     Visual {
-        /// Its image.
+        /// The image it belongs to.
         image: ImageId,
-        /// Its row in the image's visual tokens.
+        /// The row among the image's visual tokens.
         row: u32,
     },
 }
 
 impl LanguageModel {
-    /// Loads the networks through `loader`: a checkpoint's weights or random ones.
+    /// Loads the model through `loader`: a checkpoint's weights or random ones.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading; [`Error::Cancelled`].

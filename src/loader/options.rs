@@ -11,7 +11,7 @@ use crate::weights::model_files::ModelFiles;
 pub struct LoadOptions {
     /// Precision of the language model's matrices. The vision networks stay at f16 or above, as in the reference.
     pub precision: Precision,
-    /// Keep the language model's matrices as a GGUF file or bundle stores them, whatever the precision.
+    /// Keep the language model's matrices as a GGUF file or bundle stores them, at any `precision`.
     pub keep_quantization: bool,
     /// The conversation template. `None`: the one that the checkpoint names or was trained with.
     pub template: Option<Template>,
