@@ -335,7 +335,7 @@ async fn check_turn(
     let mut cache = language.cache();
     let mut sample = Vec::new();
     let mut last = Vec::new();
-    let mut chosen_row = None;
+    let mut next_row = None;
     for first in (0..positions.len()).step_by(PREFILL_POSITIONS) {
         let end = (first + PREFILL_POSITIONS).min(positions.len());
         let mut recorder = gpu.record();
@@ -351,7 +351,7 @@ async fn check_turn(
             }
             if first + row + 1 == positions.len() {
                 last = logits.to_vec();
-                chosen_row = Some(x.clone());
+                next_row = Some(x.clone());
             }
         }
     }
@@ -359,18 +359,18 @@ async fn check_turn(
     report.compare(&name("logits_sample"), &sample, expected.values(&name("logits_sample")));
     report.compare(&name("logits_last"), &last, expected.values(&name("logits_last")));
 
-    let Some(mut x) = chosen_row else { return Ok(()) };
+    let Some(mut x) = next_row else { return Ok(()) };
     let steps = turn.greedy_ids.len();
-    let chosen = Tensor::zeros(gpu, &[steps], "chosen tokens")?;
+    let sampled = Tensor::zeros(gpu, &[steps], "sampled tokens")?;
     let mut recorder = gpu.record();
-    for place in 0..steps {
-        language.sample_next(&mut recorder, &x, Sampling::GREEDY, 0.0, &chosen, place)?;
-        if place + 1 < steps {
-            x = language.embed_sampled(&mut recorder, &chosen, place, 1)?;
+    for slot in 0..steps {
+        language.sample_next(&mut recorder, &x, Sampling::GREEDY, 0.0, &sampled, slot)?;
+        if slot + 1 < steps {
+            x = language.embed_sampled(&mut recorder, &sampled, slot, 1)?;
             x = language.forward(&mut recorder, &x, &mut cache)?;
         }
     }
-    let read = chosen.read_back(&mut recorder);
+    let read = sampled.read_back(&mut recorder);
     recorder.submit()?;
     let ids: Vec<u32> = read.values().await?;
     if ids != turn.greedy_ids {

@@ -758,7 +758,7 @@ fn group_norms() {
         (2, 8, 8, 320, 32, 0.5),
         (1, 40, 3, 132, 33, 1000.0),
         (2, 1, 130, 960, 32, 0.0),
-        // More rows than there are stretches.
+        // More rows than row blocks.
         (1, 600, 3, 8, 2, 2.0),
         (2, 257, 2, 4, 4, 1.0),
     ] {

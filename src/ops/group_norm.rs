@@ -1,5 +1,5 @@
-//! Group normalisation of maps with their channels last, in three steps, since a group's values lie all over a map: sums over
-//! row_blocks of rows, a factor and an offset for each channel, and their application.
+//! Group normalisation of channels-last feature maps, in three kernels because a group spans the whole map: per-channel
+//! sums over blocks of rows, then a scale and an offset per channel, then their application.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,9 +8,9 @@ use crate::gpu::{Access, Gpu, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Row blocks that a map is cut into, at most.
+/// Maximum number of row blocks per map.
 const MAX_ROW_BLOCKS: usize = 256;
-/// Fours of channels and row_blocks of a workgroup of the first kernel.
+/// Groups of four channels and row blocks per workgroup of the first kernel.
 const FOURS: usize = 32;
 const ROW_BLOCKS: usize = 8;
 /// Pixels of a workgroup of the last kernel.
@@ -58,8 +58,8 @@ impl Rectangle {
     }
 }
 
-/// Each channel's mean and squared distances from it, over row_blocks of one or several maps: what a norm's statistics are made
-/// of.
+/// Per-channel means and sums of squared deviations, by row block, of one or several maps. A norm's statistics are
+/// computed from them.
 #[derive(Debug, Clone)]
 pub struct ChannelMoments {
     sums: Tensor,
@@ -117,7 +117,7 @@ fn apply_kernel() -> Kernel {
 }
 
 impl ChannelMoments {
-    /// Room for `row_blocks` row_blocks of each of `images` images.
+    /// Storage for `row_blocks` row blocks of each of `images` images.
     ///
     /// # Errors
     /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
