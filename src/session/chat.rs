@@ -130,9 +130,14 @@ impl Chat {
         let prompt_tokens = draft.positions.len();
         let begun = &options.resume_from;
         draft.positions.extend(begun.iter().map(|id| Position::Text(*id)));
-        let max_new = options.max_new_tokens.min(self.model.context() - prompt_tokens).saturating_sub(begun.len());
+        let limit = options.max_new_tokens.min(self.model.context() - prompt_tokens);
+        let max_new = limit.saturating_sub(begun.len());
         if max_new == 0 {
-            return Err(Error::InvalidArgument("at least one new token must be allowed".to_owned()));
+            let reason = match begun.len() {
+                0 => "at least one new token must be allowed".to_owned(),
+                found => format!("resume_from has {found} tokens, and an answer may have at most {limit} here"),
+            };
+            return Err(Error::InvalidArgument(reason));
         }
         let cached_tokens = self.keep_common_prefix(&draft.positions);
         let x = self.prefill(&draft.positions[cached_tokens..], &draft.images, on_event).await?;
