@@ -144,6 +144,7 @@ impl DiffusionPipeline {
     }
 
     /// The memory of each network.
+    #[doc(hidden)]
     pub fn plan(&self) -> &MemoryPlan {
         &self.plan
     }

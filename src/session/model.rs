@@ -187,11 +187,13 @@ impl Model {
     }
 
     /// The vision networks, if the model takes images.
+    #[doc(hidden)]
     pub fn vision(&self) -> Option<&Vision> {
         self.parts.vision.as_ref()
     }
 
     /// The language model.
+    #[doc(hidden)]
     pub fn language(&self) -> &LanguageModel {
         &self.parts.language
     }
