@@ -12,7 +12,7 @@ use mgm::session::template_of;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 use mgm::text::tokenizer::Tokenizer;
-use mgm::weights::bundle::layout::{Layout, Shard};
+use mgm::weights::bundle::layout::{BundleShard, Layout};
 use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
 use mgm::weights::mgm::MgmCheckpoint;
 use mgm::weights::model_files::ModelFiles;
@@ -143,7 +143,7 @@ async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
         manifest.files.push(target.finish(file, "tokenizer")?);
     }
     for (index, shard) in layout.shards.iter().enumerate() {
-        let file = Shard::file(index, layout.shards.len());
+        let file = BundleShard::file(index, layout.shards.len());
         let mut target = HashingFile::create(out.join(&file))?;
         target.write(&shard.header()?)?;
         shard

@@ -41,11 +41,11 @@ pub struct Layout {
     /// Files to copy: names and contents.
     pub files: Vec<(String, Vec<u8>)>,
     /// Shards to write.
-    pub shards: Vec<Shard>,
+    pub shards: Vec<BundleShard>,
 }
 
 /// A shard to be written.
-pub struct Shard {
+pub struct BundleShard {
     /// The part of the model that it belongs to.
     pub part: &'static str,
     tensors: Vec<Placed>,
@@ -236,7 +236,7 @@ fn commonest_precision(tensors: &[StoredTensor]) -> Precision {
     Precision::ALL.into_iter().max_by_key(|precision| bytes_at(*precision)).unwrap_or(Precision::F32)
 }
 
-impl Shard {
+impl BundleShard {
     /// File name of shard `index` of `count`.
     pub fn file(index: usize, count: usize) -> String {
         format!("model-{:05}-of-{count:05}.safetensors", index + 1)
@@ -309,7 +309,7 @@ impl BundleTensor {
 struct LayoutBuilder {
     shard_bytes: u64,
     part: &'static str,
-    shards: Vec<Shard>,
+    shards: Vec<BundleShard>,
     quantised: Vec<(String, BlockType)>,
 }
 
@@ -321,7 +321,7 @@ impl LayoutBuilder {
     /// Starts a part, in shards of its own.
     fn part(&mut self, part: &'static str) {
         self.part = part;
-        self.shards.push(Shard { part, tensors: Vec::new(), bytes: 0 });
+        self.shards.push(BundleShard { part, tensors: Vec::new(), bytes: 0 });
     }
 
     /// Places all tensors of a part: matrices at `precision`, the others as `expected` stores them.
@@ -425,7 +425,7 @@ impl LayoutBuilder {
             // Only tensors larger than a shard are split.
             let enough = if whole <= room { fits >= rows } else { fits > 0 };
             if !enough && !empty {
-                self.shards.push(Shard { part: self.part, tensors: Vec::new(), bytes: 0 });
+                self.shards.push(BundleShard { part: self.part, tensors: Vec::new(), bytes: 0 });
                 continue;
             }
             let count = fits.max(1).min(rows - first);
