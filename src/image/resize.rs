@@ -1,4 +1,7 @@
 //! The two resamplers of the reference preprocessing: Pillow's integer bicubic and torch's bilinear.
+//!
+//! The pixels must equal the reference's to the bit, which resizing crates do not promise; they also need the padded canvas in
+//! memory.
 
 use super::Image;
 

@@ -1,4 +1,6 @@
 //! Decoding ids to text, one id at a time. Decoding a list and streaming share this code, so they cannot differ.
+//!
+//! The decoders of the `tokenizers` crate are not used: none decodes as transformers' slow tokenizers do.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,4 +1,6 @@
 // Downloads bundles to this device: in parallel, resumable, verified, once for all tabs. For the worker.
+//
+// Caching libraries are built on the Cache API, which stores whole responses: an interrupted shard could not be resumed.
 
 import { MgmError } from "./errors.js";
 import {

@@ -1,4 +1,4 @@
-// PNG files with text chunks.
+// PNG files with text chunks. The browser encodes the pixels but writes no text; a PNG library would encode them in JavaScript.
 
 /** Bytes of a chunk in addition to its data: length, type and checksum. */
 const CHUNK_FRAME = 12;
