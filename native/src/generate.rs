@@ -34,10 +34,10 @@ pub struct GenerateArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// Number of images
-    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_batch, allow_hyphen_values = true)]
+    #[arg(long, visible_alias = "num-images-per-prompt", value_name = "N", default_value = "1", value_parser = parse_batch, allow_hyphen_values = true)]
     batch: usize,
     /// Image to start from instead of noise
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, visible_alias = "image", value_name = "FILE")]
     init_image: Option<PathBuf>,
     /// How much of the initial image to change, above 0 and up to 1
     #[arg(long, requires = "init_image", default_value = "0.6", value_parser = parse_strength, allow_hyphen_values = true)]
