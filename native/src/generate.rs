@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use mgm::diffusion::pipeline::InitialLatents;
+use mgm::diffusion::png_metadata::DEFAULT_STRENGTH;
 use mgm::image::Image;
 use mgm::weights::checkpoint::Checkpoint;
 use mgm::{Error, Result};
@@ -40,7 +41,13 @@ pub struct GenerateArgs {
     #[arg(long, visible_alias = "image", value_name = "FILE")]
     init_image: Option<PathBuf>,
     /// How much of the initial image to change, above 0 and up to 1
-    #[arg(long, requires = "init_image", default_value = "0.6", value_parser = parse_strength, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        requires = "init_image",
+        default_value_t = DEFAULT_STRENGTH,
+        value_parser = parse_strength,
+        allow_hyphen_values = true
+    )]
     strength: f32,
     /// Noise to start from instead of a seed's: a safetensors file with one tensor, or one named latents, of unit variance and shape
     /// [1, 4, H / 8, W / 8]

@@ -11,7 +11,7 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::ProgressBar;
 use mgm::diffusion::pipeline::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
-use mgm::diffusion::png_metadata::ImageSettings;
+use mgm::diffusion::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
 use mgm::diffusion::torch_rng::NoiseType;
 use mgm::gpu::Gpu;
 use mgm::image::Image;
@@ -31,10 +31,16 @@ use crate::terminal_image::ImageProtocol;
 #[derive(Debug, Clone, Args)]
 pub struct ImageArgs {
     /// Number of denoising steps
-    #[arg(long, visible_alias = "num-inference-steps", default_value_t = 50, value_parser = parse_steps, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        visible_alias = "num-inference-steps",
+        default_value_t = DEFAULT_NUM_INFERENCE_STEPS,
+        value_parser = parse_steps,
+        allow_hyphen_values = true
+    )]
     pub steps: usize,
     /// How closely to follow the prompt; 1 ignores the negative prompt and takes half the time
-    #[arg(long, default_value_t = 5.0, value_parser = parse_guidance_scale, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = DEFAULT_GUIDANCE_SCALE, value_parser = parse_guidance_scale, allow_hyphen_values = true)]
     pub guidance_scale: f32,
     /// Width and height in pixels, multiples of 8 [default: the model's, 1024x1024 for SDXL]
     #[arg(long, value_name = "WxH", value_parser = parse_image_size)]

@@ -4,20 +4,13 @@ use std::future::IntoFuture;
 use std::ops::ControlFlow;
 
 use super::pipeline::DiffusionPipeline;
-use super::png_metadata::ImageSettings;
+use super::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH, ImageSettings};
 use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents};
 use super::torch_rng::NoiseType;
 use crate::Result;
 use crate::image::Image;
 use crate::io::LocalFuture;
 use crate::weights::sdxl::config::SchedulerOverride;
-
-/// The default number of steps, as in diffusers.
-const DEFAULT_STEPS: usize = 50;
-/// The default guidance scale, as in diffusers.
-const DEFAULT_GUIDANCE_SCALE: f32 = 5.0;
-/// The default strength of image-to-image.
-const DEFAULT_STRENGTH: f32 = 0.6;
 
 type EventCallback<'a> = Box<dyn FnMut(DiffusionEvent<'_>) -> ControlFlow<()> + 'a>;
 
@@ -39,7 +32,7 @@ impl<'a> GenerateImage<'a> {
         let settings = ImageSettings {
             prompt,
             negative_prompt: None,
-            num_inference_steps: DEFAULT_STEPS,
+            num_inference_steps: DEFAULT_NUM_INFERENCE_STEPS,
             guidance_scale: DEFAULT_GUIDANCE_SCALE,
             width: 0,
             height: 0,

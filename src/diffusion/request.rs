@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::png_metadata::ImageSettings;
+use super::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
 use super::torch_rng::NoiseType;
 use crate::image::{Canvas, Image, Window, bicubic};
 use crate::weights::sdxl::config::SchedulerConfig;
@@ -47,8 +47,8 @@ impl DiffusionRequest {
             prompt: prompt.into(),
             negative_prompt: None,
             scheduler,
-            num_inference_steps: 50,
-            guidance_scale: 5.0,
+            num_inference_steps: DEFAULT_NUM_INFERENCE_STEPS,
+            guidance_scale: DEFAULT_GUIDANCE_SCALE,
             width,
             height,
             initial_latents: InitialLatents::Noise,
