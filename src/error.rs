@@ -118,7 +118,7 @@ pub enum Error {
     NoAdapter(String),
     /// The device has too little memory.
     #[error(
-        "not enough GPU memory for {what}: {needed} bytes needed, {}; try a lower --precision or a smaller model",
+        "not enough GPU memory for {what}: {needed} bytes needed, {}; choose a smaller precision or a smaller model",
         if *available == 0 { "the device has no more".to_owned() } else { format!("{available} available") }
     )]
     OutOfMemory {

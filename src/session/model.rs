@@ -131,8 +131,8 @@ impl Model {
             (None, None) => {
                 return Err(Error::Config {
                     file: header.file.clone(),
-                    reason: "it has no tokenizer.chat_template; name one (--conversation vicuna_v1, gemma, \
-                             mistral_instruct, chatml_direct or llama_3)"
+                    reason: "it has no tokenizer.chat_template; choose a conversation template: vicuna_v1, gemma, \
+                             mistral_instruct, chatml_direct or llama_3"
                         .to_owned(),
                 });
             }

@@ -267,7 +267,9 @@ mod tests {
         // Nowhere.
         let nowhere = open(vec![config(json!({})), tensors(MAIN, vec![])], none).err().unwrap().to_string();
         assert!(
-            nowhere.contains("model_zoo/OpenAI/clip is missing") && nowhere.contains("--vision-tower"),
+            nowhere.contains("model_zoo/OpenAI/clip is missing")
+                && nowhere.contains("the low-resolution tower")
+                && nowhere.contains("pass its folder"),
             "{nowhere}"
         );
     }

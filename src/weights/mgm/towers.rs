@@ -70,7 +70,7 @@ impl VisionWeights {
         };
         let separate = found.as_ref().map(|(_, checkpoint)| part(checkpoint, names::clip));
         let own = (towers.clip.is_none() && !own_clip.checkpoint().is_empty()).then_some(own_clip);
-        let clip = own.or(separate).ok_or_else(|| missing_tower(folder, "low", clip_path, "--vision-tower"))?;
+        let clip = own.or(separate).ok_or_else(|| missing_tower(folder, "low", clip_path))?;
         // Only the folder of the separate copy has a configuration, whichever copy's weights are used.
         let clip_file = match &found {
             Some((folder, _)) => read_file(&**folder, CONFIG, MAX_CONFIG).await?.map(|bytes| (folder.name(), bytes)),
@@ -93,7 +93,7 @@ impl VisionWeights {
             (None, Some(own)) if config.optimize_high_tower => own,
             (None, own) => match find_tower(folder, high_path, OPEN_CLIP_FILES).await? {
                 Some((_, checkpoint)) => part(&checkpoint, names::convnext),
-                None => own.ok_or_else(|| missing_tower(folder, "high", high_path, "--vision-tower-hr"))?,
+                None => own.ok_or_else(|| missing_tower(folder, "high", high_path))?,
             },
         };
 
@@ -142,12 +142,12 @@ async fn find_tower(
     Ok(None)
 }
 
-fn missing_tower(folder: &Rc<dyn Folder>, which: &str, path: &str, option: &str) -> Error {
+fn missing_tower(folder: &Rc<dyn Folder>, which: &str, path: &str) -> Error {
     Error::MissingFile {
         file: format!("{}/{path}", folder.name()),
         hint: format!(
             "the checkpoint does not contain the {which}-resolution tower, and neither that folder nor the folders next to the \
-             checkpoint do; download it, or pass its folder with {option}"
+             checkpoint do; download it, or pass its folder"
         ),
     }
 }

@@ -232,7 +232,7 @@ impl SdxlCheckpoint {
                 file: "tokenizer/vocab.json".to_owned(),
                 hint: format!(
                     "{} contains no vocabulary: pass a folder with CLIP's vocab.json and merges.txt, or one in diffusers' \
-                     layout (--tokenizer DIR), or put a folder called tokenizer next to it",
+                     layout, or put a folder called tokenizer next to it",
                     checkpoint.name()
                 ),
             });

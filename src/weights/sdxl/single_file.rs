@@ -146,7 +146,7 @@ fn heads(weights: &Weights, name: &str, channels: usize) -> Result<usize> {
         name: weights.full_name(name),
         found: weights.shape(name)?.to_vec(),
         expected: format!(
-            "a multiple of {HEAD_DIM} channels; a model with other heads needs its folder of configurations (--tokenizer DIR)"
+            "a multiple of {HEAD_DIM} channels; a model with other heads needs its folder of configurations"
         ),
     })
 }

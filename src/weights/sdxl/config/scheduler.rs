@@ -256,7 +256,7 @@ fn class(settings: &Settings<'_>) -> Result<SchedulerClass> {
     let name = settings.text("_class_name")?.unwrap_or("EulerDiscreteScheduler");
     CLASSES.iter().find(|(_, known)| *known == name).map(|(class, _)| *class).ok_or_else(|| {
         let supported = CLASSES.map(|(_, name)| name).join(", ");
-        let supported = format!("{supported}; --scheduler selects one of them with this file's noise schedule");
+        let supported = format!("{supported}; choose one of them to use it with this file's noise schedule");
         settings.file.unsupported("_class_name", name, supported)
     })
 }
