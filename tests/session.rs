@@ -176,7 +176,7 @@ fn with_model(name: &str, test: impl AsyncFnOnce(Model, Expected)) {
     });
 }
 
-const SAMPLING: Sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.95 };
+const SAMPLING: Sampling = Sampling::GREEDY.with_temperature(1.0).with_top_k(50).with_top_p(0.95);
 
 fn sampled(seed: u64) -> AnswerOptions {
     AnswerOptions::default().with_sampling(SAMPLING).with_seed(seed).with_max_new_tokens(16)

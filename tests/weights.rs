@@ -185,7 +185,7 @@ fn the_vicuna_hd_golden_opens() {
 fn a_tower_folder_that_is_named_wins() {
     let folder = |path: &str| Rc::new(DiskFolder::new(mgm_test_support::goldens().join(path)));
     let clip: Rc<dyn mgm::io::Folder> = folder("llama3-8b/OpenAI/clip-vit-large-patch14-336");
-    let towers = TowerOptions { clip: Some(clip), convnext: None };
+    let towers = TowerOptions::default().with_clip(clip);
     let checkpoint = block_on(MgmCheckpoint::open(folder("gemma-2b/MGM-2B"), towers)).unwrap();
     // The figures of Llama-3's tower.
     check(

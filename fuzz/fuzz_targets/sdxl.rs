@@ -29,7 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
         2 => drop(pollster::block_on(Lora::open(source(), 1.0))),
         _ => drop(pollster::block_on(SdxlCheckpoint::open_file(
             source(),
-            &OpenOptions { prefer_f16: false, components_dir: None },
+            &OpenOptions::default(),
         ))),
     }
 });

@@ -177,23 +177,20 @@ impl ImageModel {
     /// # Errors
     /// [`Error::Cancelled`] after a stop, [`Error::OutOfMemory`], and those of the model.
     pub async fn generate(&mut self, request: ImageRequest<'_>) -> Result<GeneratedImage> {
-        let (width, height) = request.size;
         let choice = self.arguments.scheduler.as_ref();
         let scheduler = self.pipeline.checkpoint().scheduler(choice.map(|(_, choice)| choice))?;
-        let settings = ImageSettings {
-            prompt: request.prompt.to_owned(),
-            negative_prompt: request.negative_prompt.map(str::to_owned),
-            num_inference_steps: self.arguments.steps,
-            guidance_scale: self.arguments.guidance_scale,
-            width,
-            height,
-            scheduler: choice.map_or_else(|| scheduler.class.to_string(), |(name, _)| name.clone()),
-            seed: (!matches!(request.initial_latents, InitialLatents::Latents { .. })).then_some(request.seed),
-            strength: request.initial_latents.strength(),
-            model: self.model.clone(),
-            precision: self.precision.to_string(),
-            lora: self.lora.clone(),
-        };
+        let seed = (!matches!(request.initial_latents, InitialLatents::Latents { .. })).then_some(request.seed);
+        let settings = ImageSettings::new(request.prompt)
+            .with_negative_prompt(request.negative_prompt.map(str::to_owned))
+            .with_num_inference_steps(self.arguments.steps)
+            .with_guidance_scale(self.arguments.guidance_scale)
+            .with_size(request.size)
+            .with_scheduler(choice.map_or_else(|| scheduler.class.to_string(), |(name, _)| name.clone()))
+            .with_seed(seed)
+            .with_strength(request.initial_latents.strength())
+            .with_model(self.model.clone())
+            .with_precision(self.precision.to_string())
+            .with_lora(self.lora.clone());
         let noise = match self.arguments.noise.as_deref() {
             Some("f16") => NoiseType::F16,
             Some(_) => NoiseType::F32,

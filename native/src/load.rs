@@ -38,10 +38,9 @@ pub async fn open_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<ModelFil
     let mut files = if path.is_file() {
         ModelFiles::Gguf(open_gguf(&path).await?)
     } else {
-        let towers = TowerOptions {
-            clip: arguments.vision_tower.as_ref().map(folder),
-            convnext: arguments.vision_tower_hr.as_ref().map(folder),
-        };
+        let towers = TowerOptions::default()
+            .with_clip(arguments.vision_tower.as_ref().map(folder))
+            .with_convnext(arguments.vision_tower_hr.as_ref().map(folder));
         ModelFiles::open(folder(&path), towers).await?
     };
     if let Some(llm) = &arguments.llm {

@@ -83,7 +83,7 @@ pub async fn open(model: &Path, tokenizer: Option<&Path>, precision: Option<Prec
         if let Some(bundle) = Bundle::find(&folder(model)).await? {
             return SdxlCheckpoint::open_bundle(&bundle).await;
         }
-        return SdxlCheckpoint::open(folder(model), &OpenOptions { prefer_f16, components_dir: None }).await;
+        return SdxlCheckpoint::open(folder(model), &OpenOptions::default().with_prefer_f16(prefer_f16)).await;
     }
     let own_folder = || {
         let around = model.parent().unwrap_or(Path::new("."));
@@ -91,7 +91,8 @@ pub async fn open(model: &Path, tokenizer: Option<&Path>, precision: Option<Prec
         ["tokenizer", "vocab.json"].iter().any(|name| around.join(name).exists()).then(|| around.to_owned())
     };
     let components = tokenizer.map(Path::to_owned).or_else(own_folder);
-    let options = OpenOptions { prefer_f16, components_dir: components.as_deref().map(folder) };
+    let options =
+        OpenOptions::default().with_prefer_f16(prefer_f16).with_components_dir(components.as_deref().map(folder));
     SdxlCheckpoint::open_file(open_file(model)?, &options).await
 }
 

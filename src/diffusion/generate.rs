@@ -4,7 +4,7 @@ use std::future::IntoFuture;
 use std::ops::ControlFlow;
 
 use super::pipeline::DiffusionPipeline;
-use super::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH, ImageSettings};
+use super::png_metadata::{DEFAULT_STRENGTH, ImageSettings};
 use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents};
 use super::torch_rng::NoiseType;
 use crate::Result;
@@ -29,20 +29,9 @@ pub struct GenerateImage<'a> {
 
 impl<'a> GenerateImage<'a> {
     pub(super) fn new(pipeline: &'a mut DiffusionPipeline, prompt: String) -> Self {
-        let settings = ImageSettings {
-            prompt,
-            negative_prompt: None,
-            num_inference_steps: DEFAULT_NUM_INFERENCE_STEPS,
-            guidance_scale: DEFAULT_GUIDANCE_SCALE,
-            width: 0,
-            height: 0,
-            scheduler: String::new(),
-            seed: Some(0),
-            strength: None,
-            model: pipeline.checkpoint().name.clone(),
-            precision: pipeline.precision().to_string(),
-            lora: Vec::new(),
-        };
+        let settings = ImageSettings::new(prompt)
+            .with_model(pipeline.checkpoint().name.clone())
+            .with_precision(pipeline.precision().to_string());
         Self {
             pipeline,
             settings,

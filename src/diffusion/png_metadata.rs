@@ -13,6 +13,7 @@ pub const DEFAULT_STRENGTH: f32 = 0.6;
 
 /// The settings that, with the model's files, reproduce an image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct ImageSettings {
     /// What the image shows.
     pub prompt: String,
@@ -42,6 +43,61 @@ pub struct ImageSettings {
 }
 
 impl ImageSettings {
+    /// A prompt with the default settings and seed 0. Scheduler, model and precision have no name yet, and the size is 0.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self { prompt: prompt.into(), ..Self::default() }
+    }
+
+    /// Sets [`Self::width`] and [`Self::height`].
+    pub fn with_size(self, (width, height): (usize, usize)) -> Self {
+        Self { width, height, ..self }
+    }
+
+    /// Sets [`Self::negative_prompt`].
+    pub fn with_negative_prompt(self, negative_prompt: impl Into<Option<String>>) -> Self {
+        Self { negative_prompt: negative_prompt.into(), ..self }
+    }
+
+    /// Sets [`Self::num_inference_steps`].
+    pub fn with_num_inference_steps(self, num_inference_steps: usize) -> Self {
+        Self { num_inference_steps, ..self }
+    }
+
+    /// Sets [`Self::guidance_scale`].
+    pub fn with_guidance_scale(self, guidance_scale: f32) -> Self {
+        Self { guidance_scale, ..self }
+    }
+
+    /// Sets [`Self::scheduler`].
+    pub fn with_scheduler(self, scheduler: impl Into<String>) -> Self {
+        Self { scheduler: scheduler.into(), ..self }
+    }
+
+    /// Sets [`Self::seed`].
+    pub fn with_seed(self, seed: impl Into<Option<u64>>) -> Self {
+        Self { seed: seed.into(), ..self }
+    }
+
+    /// Sets [`Self::strength`].
+    pub fn with_strength(self, strength: impl Into<Option<f32>>) -> Self {
+        Self { strength: strength.into(), ..self }
+    }
+
+    /// Sets [`Self::model`].
+    pub fn with_model(self, model: impl Into<String>) -> Self {
+        Self { model: model.into(), ..self }
+    }
+
+    /// Sets [`Self::precision`].
+    pub fn with_precision(self, precision: impl Into<String>) -> Self {
+        Self { precision: precision.into(), ..self }
+    }
+
+    /// Sets [`Self::lora`].
+    pub fn with_lora(self, lora: Vec<(String, f32)>) -> Self {
+        Self { lora, ..self }
+    }
+
     /// The settings as one text, in the format of the PNG chunk "parameters" of other image generators.
     pub fn parameters(&self) -> String {
         let mut text = self.prompt.clone();
@@ -65,6 +121,25 @@ impl ImageSettings {
         }
         let _ = write!(text, ", Version: mgm {}", env!("CARGO_PKG_VERSION"));
         text
+    }
+}
+
+impl Default for ImageSettings {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: None,
+            num_inference_steps: DEFAULT_NUM_INFERENCE_STEPS,
+            guidance_scale: DEFAULT_GUIDANCE_SCALE,
+            width: 0,
+            height: 0,
+            scheduler: String::new(),
+            seed: Some(0),
+            strength: None,
+            model: String::new(),
+            precision: String::new(),
+            lora: Vec::new(),
+        }
     }
 }
 

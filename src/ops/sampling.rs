@@ -8,7 +8,10 @@ use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// How the next token is chosen from the logits: temperature, then top-k, then top-p, as transformers orders them.
+///
+/// `Sampling::default()` is [`Sampling::GREEDY`]; set the rest with methods: `Sampling::GREEDY.with_temperature(0.2)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// Divides the logits; 0 takes the best token always (greedy).
     pub temperature: f32,
@@ -21,6 +24,27 @@ pub struct Sampling {
 impl Sampling {
     /// The best token, always.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
+
+    /// Sets [`Self::temperature`].
+    pub const fn with_temperature(self, temperature: f32) -> Self {
+        Self { temperature, ..self }
+    }
+
+    /// Sets [`Self::top_k`].
+    pub const fn with_top_k(self, top_k: u32) -> Self {
+        Self { top_k, ..self }
+    }
+
+    /// Sets [`Self::top_p`].
+    pub const fn with_top_p(self, top_p: f32) -> Self {
+        Self { top_p, ..self }
+    }
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self::GREEDY
+    }
 }
 
 #[repr(C)]

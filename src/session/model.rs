@@ -300,6 +300,7 @@ fn folder_name(path: &str) -> &str {
 
 /// The weights that patch info mining gives to the cells of an image.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct AttentionMap {
     /// Cells per side of the square that the model sees.
     pub size: usize,

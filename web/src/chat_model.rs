@@ -220,11 +220,10 @@ async fn answer(
         images.len().checked_sub(new).ok_or_else(|| invalid("the messages name more images than were passed"))?;
     let (earlier, new) = images.split_at(earlier);
     chat.restore(system, turns, earlier, &mut on_event).await?;
-    let sampling = Sampling {
-        temperature: request.temperature,
-        top_k: request.top_k,
-        top_p: request.top_p.or(model.generation().top_p).unwrap_or(1.0),
-    };
+    let sampling = Sampling::default()
+        .with_temperature(request.temperature)
+        .with_top_k(request.top_k)
+        .with_top_p(request.top_p.or(model.generation().top_p).unwrap_or(1.0));
     let options = AnswerOptions::default()
         .with_sampling(sampling)
         .with_seed(request.seed)

@@ -159,20 +159,16 @@ impl ImageModel {
         let scheduler = diffusion.checkpoint().scheduler(choice.as_ref())?;
         let default = diffusion.checkpoint().default_size();
         let size = (request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
-        let settings = ImageSettings {
-            prompt: request.prompt,
-            negative_prompt: request.negative_prompt,
-            num_inference_steps: request.steps,
-            guidance_scale: request.guidance_scale,
-            width: size.0,
-            height: size.1,
-            scheduler: request.scheduler.unwrap_or_else(|| scheduler.class.to_string()),
-            seed: Some(request.seed),
-            strength: image.is_some().then_some(request.strength),
-            model: self.name.clone(),
-            precision: self.precision.to_string(),
-            lora: Vec::new(),
-        };
+        let settings = ImageSettings::new(request.prompt)
+            .with_negative_prompt(request.negative_prompt)
+            .with_num_inference_steps(request.steps)
+            .with_guidance_scale(request.guidance_scale)
+            .with_size(size)
+            .with_scheduler(request.scheduler.unwrap_or_else(|| scheduler.class.to_string()))
+            .with_seed(request.seed)
+            .with_strength(image.is_some().then_some(request.strength))
+            .with_model(self.name.clone())
+            .with_precision(self.precision.to_string());
         let initial_latents =
             image.map_or(InitialLatents::Noise, |image| InitialLatents::image(image, size, request.strength));
         let noise = NoiseType::for_precision(self.precision);
@@ -237,7 +233,7 @@ async fn open(files: &js_sys::Map, precision: Option<Precision>) -> mgm::Result<
         return SdxlCheckpoint::open_bundle(&bundle).await;
     }
     let prefer_f16 = precision.is_some_and(|precision| precision != Precision::F32);
-    SdxlCheckpoint::open(folder, &OpenOptions { prefer_f16, components_dir: None }).await
+    SdxlCheckpoint::open(folder, &OpenOptions::default().with_prefer_f16(prefer_f16)).await
 }
 
 /// `{ width, height, data }` for `ImageData`.

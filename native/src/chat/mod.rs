@@ -127,11 +127,10 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         }
         None => None,
     };
-    let sampling = Sampling {
-        temperature: arguments.temperature,
-        top_k: arguments.top_k,
-        top_p: arguments.top_p.or(top_p).unwrap_or(1.0),
-    };
+    let sampling = Sampling::default()
+        .with_temperature(arguments.temperature)
+        .with_top_k(arguments.top_k)
+        .with_top_p(arguments.top_p.or(top_p).unwrap_or(1.0));
     let options = AnswerOptions::default()
         .with_sampling(sampling)
         .with_seed(seed)

@@ -14,11 +14,24 @@ use crate::{Error, Result};
 
 /// Folders of the two towers chosen by the user. They take precedence over every other copy.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct TowerOptions {
     /// The low-resolution tower: a folder with CLIP's weights.
     pub clip: Option<Rc<dyn Folder>>,
     /// The high-resolution tower: a folder with OpenCLIP's ConvNeXt.
     pub convnext: Option<Rc<dyn Folder>>,
+}
+
+impl TowerOptions {
+    /// Sets [`Self::clip`].
+    pub fn with_clip(self, clip: impl Into<Option<Rc<dyn Folder>>>) -> Self {
+        Self { clip: clip.into(), ..self }
+    }
+
+    /// Sets [`Self::convnext`].
+    pub fn with_convnext(self, convnext: impl Into<Option<Rc<dyn Folder>>>) -> Self {
+        Self { convnext: convnext.into(), ..self }
+    }
 }
 
 /// The weights of the vision side, under the same names whatever files they come from.

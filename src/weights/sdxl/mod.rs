@@ -74,11 +74,24 @@ pub(super) fn flat_name(file: &str) -> String {
 
 /// Options for opening a model.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Prefer the files of the f16 variant.
     pub prefer_f16: bool,
     /// For a single file: the folder with tokenizers, and with configurations if the file needs them.
     pub components_dir: Option<Rc<dyn Folder>>,
+}
+
+impl OpenOptions {
+    /// Sets [`Self::prefer_f16`].
+    pub fn with_prefer_f16(self, prefer_f16: bool) -> Self {
+        Self { prefer_f16, ..self }
+    }
+
+    /// Sets [`Self::components_dir`].
+    pub fn with_components_dir(self, components_dir: impl Into<Option<Rc<dyn Folder>>>) -> Self {
+        Self { components_dir: components_dir.into(), ..self }
+    }
 }
 
 /// A folder with a CLIP tokenizer: `vocab.json` and `merges.txt`, or `tokenizer.json`.
