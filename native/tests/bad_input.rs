@@ -164,7 +164,7 @@ fn rows() -> Vec<Row> {
         damaged(
             "towers missing",
             |case| fs::remove_dir_all(case.join("OpenAI")).expect("towers"),
-            &["clip-vit-large-patch14-336"],
+            &["clip-vit-large-patch14-336", "--vision-tower DIR"],
         ),
         damaged(
             "malicious pickle",
