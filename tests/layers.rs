@@ -1,9 +1,9 @@
 //! The core's modules are in layers, and no module imports one of a higher layer: a reader of a layer needs only those below.
 //!
-//! The check reads the paths in the source, `use` declarations and others, that begin with `crate::` or `super::`. Tests
-//! inside modules (`#[cfg(test)]`) may import anything.
+//! The check reads the paths in the source, `use` declarations and others, that begin with `crate::`, `super::` or
+//! `self::`. A name that `lib.rs` re-exports counts as its module. Tests inside modules (`#[cfg(test)]`) may import anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,9 @@ struct Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, line, importer, imported } = self;
+        if imported == ROOT {
+            return write!(f, "{file}:{line}: `{importer}` imports all names of the crate's root");
+        }
         let relation = if layer(importer) == layer(imported) { "of the same layer" } else { "of a higher layer" };
         write!(f, "{file}:{line}: `{importer}` imports `{imported}` {relation}")
     }
@@ -119,52 +122,124 @@ fn identifier(text: &str) -> &str {
     &text[..end.unwrap_or(text.len())]
 }
 
-/// The first identifiers of what follows `crate::`: one, or those of a group in braces.
-fn first_identifiers(text: &str) -> Vec<&str> {
-    let Some(group) = text.strip_prefix('{') else { return vec![identifier(text)] };
-    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
-    for (at, character) in group.char_indices() {
-        match character {
-            '{' => depth += 1,
-            '}' if depth > 0 => depth -= 1,
-            ',' | '}' if depth == 0 => {
-                found.push(identifier(group[start..at].trim_start()));
-                start = at + 1;
-                if character == '}' {
-                    break;
-                }
-            }
-            _ => {}
-        }
-    }
-    found
+/// A path of a `use` declaration or of an expression, with the name that a declaration gives it.
+#[derive(Debug, Clone, PartialEq)]
+struct NamedPath<'a> {
+    segments: Vec<&'a str>,
+    name: &'a str,
 }
 
-/// The top-level modules that a file's code names, each with the byte where. `module` is the file's own path.
-fn imports<'a>(code: &'a str, module: &[String]) -> Vec<(usize, &'a str)> {
-    let mut found = Vec::new();
-    let starts_a_path = |at: usize| {
-        let before = code[..at].chars().next_back();
+/// Adds the paths that `text` begins with, after `prefix`: one, or those of a group in braces. Returns what follows them.
+fn expand<'a>(text: &'a str, prefix: &[&'a str], found: &mut Vec<NamedPath<'a>>) -> &'a str {
+    let text = text.trim_start();
+    if let Some(group) = text.strip_prefix('{') {
+        let mut rest = group.trim_start();
+        while !rest.is_empty() && !rest.starts_with('}') {
+            let after = expand(rest, prefix, found).trim_start();
+            let after = after.strip_prefix(',').unwrap_or(after).trim_start();
+            if after.len() == rest.len() {
+                return rest;
+            }
+            rest = after;
+        }
+        return rest.strip_prefix('}').unwrap_or(rest);
+    }
+    let name = if text.starts_with('*') { &text[..1] } else { identifier(text) };
+    let segments: Vec<&str> = prefix.iter().copied().chain((!name.is_empty()).then_some(name)).collect();
+    let rest = &text[name.len()..];
+    if let Some(after) = rest.strip_prefix("::").filter(|_| !name.is_empty()) {
+        return expand(after, &segments, found);
+    }
+    match rest.trim_start().strip_prefix("as ") {
+        Some(alias) => {
+            let name = identifier(alias);
+            found.push(NamedPath { segments, name });
+            &alias[name.len()..]
+        }
+        None => {
+            found.push(NamedPath { segments, name });
+            rest
+        }
+    }
+}
+
+/// The bytes of `code` where `word` starts a path.
+fn starts_of(code: &str, word: &str) -> Vec<usize> {
+    let starts_a_path = |at: &usize| {
+        let before = code[..*at].chars().next_back();
         before.is_none_or(|before| !before.is_ascii_alphanumeric() && !matches!(before, '_' | ':'))
     };
-    for (at, _) in code.match_indices("crate::").filter(|(at, _)| starts_a_path(*at)) {
-        found.extend(first_identifiers(&code[at + "crate::".len()..]).into_iter().map(|name| (at, name)));
+    code.match_indices(word).map(|(at, _)| at).filter(starts_a_path).collect()
+}
+
+/// The names that `lib.rs` re-exports at the crate's root, each with its top-level module.
+fn reexports(lib: &str) -> BTreeMap<String, String> {
+    let code = code_of(lib);
+    let mut found = Vec::new();
+    for at in starts_of(&code, "use ") {
+        expand(&code[at + "use ".len()..], &[], &mut found);
     }
-    for (at, _) in code.match_indices("super::").filter(|(at, _)| starts_a_path(*at)) {
-        let mut rest = &code[at..];
-        let mut levels = 0;
-        while let Some(after) = rest.strip_prefix("super::") {
-            (rest, levels) = (after, levels + 1);
+    let mut modules = BTreeMap::new();
+    for NamedPath { segments, name } in found {
+        if let Some(module) = segments.into_iter().find(|segment| !matches!(*segment, "crate" | "self")) {
+            modules.insert(name.to_owned(), module.to_owned());
         }
-        if levels == module.len() {
-            found.extend(first_identifiers(rest).into_iter().map(|name| (at, name)));
+    }
+    modules
+}
+
+/// How many inline modules (`mod name { … }`) surround a byte of the code.
+fn inline_modules(code: &str, at: usize) -> usize {
+    let surrounds = |start: &usize| {
+        let after = code[*start + "mod ".len()..at].trim_start();
+        let Some(body) = after[identifier(after).len()..].trim_start().strip_prefix('{') else { return false };
+        let mut depth = 1;
+        body.chars().all(|character| {
+            match character {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            depth > 0
+        })
+    };
+    starts_of(&code[..at], "mod ").iter().filter(|start| surrounds(start)).count()
+}
+
+/// What the crate's root is called as an import.
+const ROOT: &str = "crate::*";
+
+/// The name at the crate's root that a path starts from, or [`ROOT`] for the root itself and all names in it. `depth` is the
+/// number of modules around the path.
+fn name_at_root<'a>(path: &NamedPath<'a>, mut depth: usize) -> Option<&'a str> {
+    for segment in &path.segments {
+        match *segment {
+            "crate" => depth = 0,
+            "self" => {}
+            "super" => depth = depth.checked_sub(1)?,
+            "*" if depth == 0 => return Some(ROOT),
+            name => return (depth == 0).then_some(name),
+        }
+    }
+    (depth == 0).then_some(ROOT)
+}
+
+/// The names at the crate's root that a file's code uses, each with the byte where. `module` is the file's own path.
+fn imports<'a>(code: &'a str, module: &[String]) -> Vec<(usize, &'a str)> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::", "self::"] {
+        for at in starts_of(code, start) {
+            let mut paths = Vec::new();
+            expand(&code[at..], &[], &mut paths);
+            let depth = module.len() + inline_modules(code, at);
+            found.extend(paths.iter().filter_map(|path| Some((at, name_at_root(path, depth)?))));
         }
     }
     found
 }
 
-/// The imports of a file that are not of a lower layer.
-fn violations(file: &str, source: &str) -> Vec<Violation> {
+/// The imports of a file that are not of a lower layer. `reexports` maps names at the crate's root to their modules.
+fn violations(file: &str, source: &str, reexports: &BTreeMap<String, String>) -> Vec<Violation> {
     let mut module: Vec<String> = file.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
     if module.last().is_some_and(|name| name == "mod") {
         module.pop();
@@ -174,8 +249,9 @@ fn violations(file: &str, source: &str) -> Vec<Violation> {
     let code = code_of(source);
     let mut found = Vec::new();
     for (at, imported) in imports(&code, &module) {
-        // Names at the crate's root that are no modules are re-exports of `error`.
-        let higher = layer(imported).is_some_and(|layer| layer >= own);
+        let imported = reexports.get(imported).map_or(imported, String::as_str);
+        // All of the root is more than any layer may import.
+        let higher = imported == ROOT || layer(imported).is_some_and(|layer| layer >= own);
         if higher && imported != importer {
             let line = code[..at].matches('\n').count() + 1;
             let (file, importer, imported) = (format!("src/{file}"), importer.clone(), imported.to_owned());
@@ -197,6 +273,11 @@ fn rust_files(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// The re-exports of this crate's `lib.rs`.
+fn own_reexports() -> BTreeMap<String, String> {
+    reexports(&std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("src/lib.rs"))
+}
+
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -209,7 +290,9 @@ fn sources() -> Vec<(String, String)> {
 
 #[test]
 fn no_module_imports_a_higher_layer() {
-    let all: Vec<Violation> = sources().iter().flat_map(|(file, source)| violations(file, source)).collect();
+    let reexports = own_reexports();
+    let all: Vec<Violation> =
+        sources().iter().flat_map(|(file, source)| violations(file, source, &reexports)).collect();
     let is_known = |violation: &&Violation| KNOWN.contains(&(&violation.importer, &violation.imported));
     let (known, new): (Vec<&Violation>, Vec<&Violation>) = all.iter().partition(is_known);
     let lines: Vec<String> = new.iter().map(ToString::to_string).collect();
@@ -233,7 +316,7 @@ fn only_gpu_uses_wgpu() {
 #[test]
 fn an_import_of_a_higher_layer_is_reported() {
     let report = |file: &str, source: &str| -> Vec<String> {
-        violations(file, source).iter().map(ToString::to_string).collect()
+        violations(file, source, &own_reexports()).iter().map(ToString::to_string).collect()
     };
     let source = "//! Made up.\n\nuse crate::session::Chat;\n";
     assert_eq!(report("gpu/device.rs", source), ["src/gpu/device.rs:3: `gpu` imports `session` of a higher layer"]);
@@ -255,6 +338,55 @@ fn an_import_of_a_higher_layer_is_reported() {
 }
 
 #[test]
+fn an_import_through_the_root_of_the_crate_is_reported() {
+    let report = |file: &str, source: &str| -> Vec<String> {
+        violations(file, source, &own_reexports()).iter().map(ToString::to_string).collect()
+    };
+    let session = ["src/gpu/device.rs:1: `gpu` imports `session` of a higher layer"];
+    for source in [
+        "use crate::Model;",
+        "use crate::{Error, Chat as Talk};",
+        "fn f(chat: &crate::Chat) {}",
+        "use super::super::Model;",
+        "use super::{super::session};",
+        "use super::{buffer::Buffer, super::{Error, Model}};",
+        "use super::{\n    buffer::{self, Buffer},\n    super::session::Chat,\n};",
+        "use self::super::super::session::Chat;",
+        "mod inner { use super::super::super::Model; }",
+    ] {
+        assert_eq!(report("gpu/device.rs", source), session, "{source}");
+    }
+    let root = ["src/gpu/device.rs:1: `gpu` imports all names of the crate's root"];
+    for source in ["use crate::*;", "use super::super::*;", "use crate::{self as root};", "use super::{super::*};"] {
+        assert_eq!(report("gpu/device.rs", source), root, "{source}");
+    }
+    for source in
+        ["use crate::Gpu;", "use crate::ByteSource;", "use super::Model;", "mod a { use super::super::Model; }"]
+    {
+        assert_eq!(report("gpu/device.rs", source), [""; 0], "{source}");
+    }
+    let source = "use crate::DiffusionPipeline;";
+    assert_eq!(
+        report("vision/mod.rs", source),
+        ["src/vision/mod.rs:1: `vision` imports `diffusion` of the same layer"]
+    );
+}
+
+#[test]
+fn reexports_have_the_module_that_they_come_from() {
+    let lib = "pub mod gpu;\n/// use gpu::Text;\npub use gpu::{Gpu, buffer::{Buffer, Usage as BufferUsage},};\npub use self::io::Folder;";
+    let found = reexports(lib);
+    let found: Vec<(&str, &str)> = found.iter().map(|(name, module)| (name.as_str(), module.as_str())).collect();
+    assert_eq!(found, [("Buffer", "gpu"), ("BufferUsage", "gpu"), ("Folder", "io"), ("Gpu", "gpu")]);
+    let own = own_reexports();
+    for (name, module) in
+        [("Error", "error"), ("Model", "session"), ("DiffusionPipeline", "diffusion"), ("Sampling", "ops")]
+    {
+        assert_eq!(own.get(name).map(String::as_str), Some(module), "{name}");
+    }
+}
+
+#[test]
 fn imports_of_lower_layers_and_in_tests_are_not_reported() {
     let source = "
         //! As [`crate::session::Chat`] does.
@@ -270,5 +402,5 @@ fn imports_of_lower_layers_and_in_tests_are_not_reported() {
             use super::super::super::session;
         }
     ";
-    assert_eq!(violations("ops/matmul/mod.rs", source), []);
+    assert_eq!(violations("ops/matmul/mod.rs", source, &own_reexports()), []);
 }
