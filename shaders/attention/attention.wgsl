@@ -39,7 +39,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
         for (var c = 0u; c < HEAD4; c++) {
             let k = key4(key_at + c);
             for (var r = 0u; r < ROWS; r++) {
-                dots[r] += dot(queries[query_at(min(row0 + r, row_count - 1u), kv_head) + c], k);
+                dots[r] += dot(queries[query_offset(min(row0 + r, row_count - 1u), kv_head) + c], k);
             }
         }
         for (var r = 0u; r < ROWS; r++) {
@@ -108,7 +108,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
         let r = first_row + j * row_step;
         let row = row0 + r;
         if r < ROWS && row < row_count {
-            let at = output_at(group.z, row, kv_head, groups.y);
+            let at = output_offset(group.z, row, kv_head, groups.y);
             if SPLIT == 1u {
                 output[at + column] = sums[j];
                 if column == 0u {

@@ -1,16 +1,16 @@
-// What the attention kernels share: y = softmax(scale q k^T + causal mask) v.
+// Code shared by the attention kernels: y = softmax(scale q k^T + causal mask) v.
 //
 // Query rows that share a key/value head are numbered r = time * group + (head in the group), so that one workgroup serves all
-// query heads of a key/value head (MHA, GQA and MQA alike), in prefill as in decoding. A workgroup takes ROWS of them and loops
-// over keys. Where the keys are split (flash decoding), it takes one split and leaves its sums, maximum and denominator to
+// query heads of a key/value head (MHA, GQA and MQA alike), in both prefill and decode. A workgroup takes ROWS of them and loops
+// over keys. If the keys are split (flash decoding), it takes one split and writes its weighted sum, maximum and denominator for
 // attention_combine.
 //
-// Row strides and starts are in vec4s; head dimensions are multiples of 4, at most 256.
-// Dispatch: (ceil(times * group / ROWS), kv_heads, splits).
+// Strides and offsets are in units of vec4; head dimensions are multiples of 4, at most 256.
+// Dispatch: (ceil(query_len * group / ROWS), kv_heads, splits).
 struct Params {
-    times: u32,        // query positions
+    query_len: u32,    // query positions
     keys: u32,         // key positions
-    group: u32,        // query heads for each key/value head
+    group: u32,        // query heads per key/value head
     first_position: u32,   // causal: query t attends to keys 0 ..= first_position + t
     query_stride: u32,
     query_start: u32,
@@ -18,7 +18,7 @@ struct Params {
     key_start: u32,
     value_stride: u32,
     value_start: u32,
-    split_keys: u32,    // keys of a split, a multiple of 64
+    split_keys: u32,    // keys per split, a multiple of 64
     scale: f32,
     output_start: u32,
 }
@@ -29,23 +29,23 @@ override SPLIT: u32 = 0;       // write partial results
 const LOWEST: f32 = -3.0e38;
 
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;
-// SPLIT 0: [times, heads, HEAD4]. SPLIT 1: for each (split, row, kv head) HEAD4 vec4s of sums and one of (maximum,
+// SPLIT 0: [query_len, heads, HEAD4]. SPLIT 1: for each (split, row, kv head) HEAD4 vec4s of sums and one of (maximum,
 // denominator, 0, 0).
 @group(0) @binding(3) var<storage, read_write> output: array<vec4<f32>>;
 @group(0) @binding(4) var<uniform> params: Params;
 
-// Rows of queries in all.
+// Total number of query rows.
 fn query_rows() -> u32 {
-    return params.times * params.group;
+    return params.query_len * params.group;
 }
 
-// Where a query row starts.
-fn query_at(row: u32, kv_head: u32) -> u32 {
+// Offset of a query row.
+fn query_offset(row: u32, kv_head: u32) -> u32 {
     let head = kv_head * params.group + row % params.group;
     return params.query_start + (row / params.group) * params.query_stride + head * HEAD4;
 }
 
-// The keys of a split that the rows up to `last_row` attend to: from x to before y.
+// The keys of a split that the rows up to `last_row` attend to, as the half-open range [x, y).
 fn key_range(split: u32, last_row: u32) -> vec2<u32> {
     let begin = split * params.split_keys;
     var end = min(begin + params.split_keys, params.keys);
@@ -59,8 +59,8 @@ fn attends(row: u32, key: u32, end: u32) -> bool {
     return key < end && (CAUSAL == 0u || key <= params.first_position + row / params.group);
 }
 
-// Where the output of a query row starts.
-fn output_at(split: u32, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
+// Offset of a query row's output.
+fn output_offset(split: u32, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
     if SPLIT == 1u {
         return params.output_start + ((split * query_rows() + row) * kv_heads + kv_head) * (HEAD4 + 1u);
     }

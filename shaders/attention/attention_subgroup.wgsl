@@ -24,7 +24,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     var maxima: array<f32, ROWS>;
     var totals: array<f32, ROWS>; // each lane's own keys
     for (var r = 0u; r < ROWS; r++) {
-        let at = query_at(min(row0 + r, last_row), kv_head);
+        let at = query_offset(min(row0 + r, last_row), kv_head);
         for (var p = 0u; p < HEAD_CHUNKS; p++) {
             query[p][r] = params.scale * queries[at + min(p * LANES + lane, HEAD4 - 1u)];
         }
@@ -74,7 +74,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     let rows = min(ROWS, last_row + 1u - row0);
     for (var r = 0u; r < rows; r++) {
         let total = subgroupAdd(totals[0]);
-        let at = output_at(group.z, row0 + r, kv_head, groups.y);
+        let at = output_offset(group.z, row0 + r, kv_head, groups.y);
         let factor = select(1.0 / total, 1.0, SPLIT == 1u);
         for (var p = 0u; p < HEAD_CHUNKS; p++) {
             if p * LANES + lane < HEAD4 {

@@ -30,10 +30,10 @@ fn attention_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
     let range = key_range(0u, min(4u * LANES * (group.x + 1u) - 1u, last_row));
     let last_key = range.y - 1u;
     let attended = select(vec4(last_key), min(params.first_position + rows / params.group, vec4(last_key)), CAUSAL == 1u);
-    let q0 = query_at(rows.x, kv_head);
-    let q1 = query_at(rows.y, kv_head);
-    let q2 = query_at(rows.z, kv_head);
-    let q3 = query_at(rows.w, kv_head);
+    let q0 = query_offset(rows.x, kv_head);
+    let q1 = query_offset(rows.y, kv_head);
+    let q2 = query_offset(rows.z, kv_head);
+    let q3 = query_offset(rows.w, kv_head);
     let key_start = params.key_start + kv_head * HEAD4;
     let value_start = params.value_start + kv_head * HEAD4;
     var sums: array<vec4<f32>, 4u * HEAD4>;
@@ -107,7 +107,7 @@ fn attention_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
     for (var r = 0u; r < 4u; r++) {
         let row = 4u * (group.x * LANES + local) + r;
         if row <= last_row {
-            let at = output_at(0u, row, kv_head, groups.y);
+            let at = output_offset(0u, row, kv_head, groups.y);
             for (var c = 0u; c < HEAD4; c++) {
                 output[at + c] = sums[4u * c + r] / total[r];
             }

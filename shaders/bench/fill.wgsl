@@ -1,6 +1,6 @@
 // Seeded random weights made on the device, for benches at full size: random bits masked to what the format can hold.
 //     word = (random & mask) | base
-// Dispatch: an invocation a word, 64 a workgroup, folded over x and y.
+// Dispatch: one invocation per word, 64 per workgroup, folded over x and y.
 struct Params {
     words: u32,
     seed: u32,

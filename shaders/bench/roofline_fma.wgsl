@@ -1,9 +1,9 @@
-// Rate of multiply-adds of an adapter: chains of fma in registers, two vec4s an invocation, 16 x STEPS steps.
+// Measures an adapter's multiply-add rate: each invocation runs two independent vec4 fma chains of 16 x STEPS steps in registers.
 // Dispatch: (invocations / 64, folded over x and y).
 const STEPS: u32 = 256u;
 
 struct Params {
-    factor: f32, // unknown to the compiler
+    factor: f32, // not a compile-time constant
 }
 
 @group(0) @binding(0) var<storage, read_write> output: array<f32>;

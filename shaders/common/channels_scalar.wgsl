@@ -1,6 +1,6 @@
-// Channels of feature maps one by one, where they are no multiple of four.
+// One channel at a time, for channel counts that are not a multiple of four.
 alias Channels = f32;
-const CHANNELS_EACH: u32 = 1u;
+const CHANNELS_PER_INVOCATION: u32 = 1u;
 
 fn dot_channels(a: Channels, b: Channels) -> f32 {
     return a * b;

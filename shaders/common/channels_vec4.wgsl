@@ -1,6 +1,6 @@
-// Channels of feature maps by fours.
+// Four channels at a time.
 alias Channels = vec4<f32>;
-const CHANNELS_EACH: u32 = 4u;
+const CHANNELS_PER_INVOCATION: u32 = 4u;
 
 fn dot_channels(a: Channels, b: Channels) -> f32 {
     return dot(a, b);

@@ -1,5 +1,5 @@
-// Reductions over a workgroup of WORKGROUP invocations through workgroup memory. Every invocation must call them, and gets the
-// result.
+// Reductions over a workgroup of WORKGROUP invocations through workgroup memory. Every invocation must call them; all
+// receive the result.
 override WORKGROUP: u32 = 64;
 var<workgroup> reduce_scratch: array<vec4<f32>, WORKGROUP>;
 

@@ -1,7 +1,7 @@
 // Patches of an image or feature map as rows, so that a convolution whose stride is its size is a matrix product:
 //     y[oy * width_out + ox][(c * size + ky) * size + kx] = x[c, oy * size + ky, ox * size + kx]
 // x is addressed by strides: channels may be first or last. Rows are in the order of torch's flattened weights.
-// Dispatch: an invocation an element, 64 a workgroup, folded over x and y.
+// Dispatch: one invocation per element, 64 per workgroup, folded over x and y.
 struct Params {
     rows: u32,
     width_out: u32,

@@ -1,7 +1,7 @@
 // Bilinear resampling, channels last, corners not aligned, no antialiasing (torch.nn.functional.interpolate):
 //     source = max(0, (target + 0.5) * in / out - 0.5), the second neighbour clamped to the edge.
 // x [height_in, width_in, channels], y [height_out, width_out, channels].
-// Dispatch: an invocation an element, 64 a workgroup, folded over x and y.
+// Dispatch: one invocation per element, 64 per workgroup, folded over x and y.
 struct Params {
     height_in: u32,
     width_in: u32,

@@ -5,7 +5,7 @@
 //     input    = input_scale * x', the model's next input
 // output [1 + guided, count], negative before positive; noise [count] (any tensor of that length where of_noise is 0); x [count],
 // replaced by x'; previous [count], replaced by denoised; input [copies, count], all equal.
-// Dispatch: an invocation an element, 64 a workgroup, folded over x and y.
+// Dispatch: one invocation per element, 64 per workgroup, folded over x and y.
 struct Params {
     count: u32,
     guided: u32,

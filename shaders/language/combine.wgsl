@@ -1,6 +1,6 @@
 // Weighted sum of the outputs of the selected experts, in the order of the experts' numbers, added to the residual:
 //     y[t] += sum over choices of weights[t, choice] * answers[t * TOP_K + choice]
-// Dispatch: an invocation an element of y, 64 a workgroup, folded over x and y.
+// Dispatch: one invocation per element of y, 64 per workgroup, folded over x and y.
 struct Params {
     tokens: u32,
     width: u32,

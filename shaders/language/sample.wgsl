@@ -1,4 +1,4 @@
-// The next token for each row of logits, in a workgroup a row: argmax, or temperature, top-k, top-p and a draw, in that order.
+// The next token for each row of logits, one workgroup per row: argmax, or temperature, top-k, top-p and a draw, in that order.
 //
 // The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers of the same order,
 // and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30, so the result does not

@@ -8,7 +8,7 @@
 //     u [tokens, channels], stats [cells], y [tokens, channels].
 // store_weight(cell, p) and the binding of the parameters are in mining_without_weights.wgsl, or in mining_with_weights.wgsl
 // where p is an output too.
-// Dispatch: a workgroup a token (folded over x and y). Needs (WINDOW * POOL)^2 <= 256 texels of the first stage.
+// Dispatch: one workgroup per token (folded over x and y). Needs (WINDOW * POOL)^2 <= 256 texels of the first stage.
 struct Params {
     stages: array<Stage, 4>,
     tokens: u32,
@@ -107,7 +107,7 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     }
     let u_sum = lane_sums[0];
 
-    // Scores and softmax: an invocation a cell.
+    // Scores and softmax: one invocation per cell.
     let count = WINDOW * WINDOW;
     if local < count {
         let my = local / WINDOW;

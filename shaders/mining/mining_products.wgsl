@@ -3,7 +3,7 @@
 // With a the texel, b the one to its right, c below, d below and right (the last one again at the border):
 //     products [texels] of (aa, ab, ac, ad), (bc, mean of a, 0, 0)
 // Where NEIGHBOURS is 0 only aa and the mean are computed: the map has the size of the cells.
-// Dispatch: a workgroup a texel, folded over x and y.
+// Dispatch: one workgroup per texel, folded over x and y.
 struct Params {
     height: u32,
     width: u32,
@@ -36,7 +36,7 @@ fn mining_products(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
                          sum_channels(map[a + below + right]));
         }
     }
-    let means = workgroup_sum4(sums, local) / f32(CHANNELS_EACH * params.channels);
+    let means = workgroup_sum4(sums, local) / f32(CHANNELS_PER_INVOCATION * params.channels);
     var first = vec4(0.0);
     var second = 0.0;
     for (var i = local; i < params.channels; i += WORKGROUP) {

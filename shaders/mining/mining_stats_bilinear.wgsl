@@ -4,7 +4,7 @@
 //     mean = sum n m / sum n;  variance = sum (w^T P w + n (m - mean)^2) / sum n.
 // All terms are sums of squares: no digits cancel.
 //     stats [cells] of (mean, 1 / sqrt(variance + eps)), cells row-major.
-// Dispatch: an invocation a cell, 64 a workgroup, folded over x and y.
+// Dispatch: one invocation per cell, 64 per workgroup, folded over x and y.
 struct Stage {
     size: vec2<u32>, // height, width
     channels: u32,

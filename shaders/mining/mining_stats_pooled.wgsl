@@ -2,7 +2,7 @@
 // (which differ in gain and bias only). Two passes over the cell, so that no digits cancel. (Unpooled maps: mining_products and
 // mining_stats_bilinear, which read less.)
 //     stats [cells] of (mean, 1 / sqrt(variance + eps)), cells row-major.
-// Dispatch: a workgroup a cell, folded over x and y.
+// Dispatch: one workgroup per cell, folded over x and y.
 struct Params {
     stages: array<Stage, 4>,
     height: u32, // cells, pooled
@@ -62,7 +62,7 @@ fn mining_stats_pooled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
                 sum += select(sum_channels(d), dot_channels(d, d), pass_index == 1u);
             }
         }
-        let total = workgroup_sum4(vec4(sum, 0.0, 0.0, 0.0), local).x / f32(CHANNELS_EACH * params.channels);
+        let total = workgroup_sum4(vec4(sum, 0.0, 0.0, 0.0), local).x / f32(CHANNELS_PER_INVOCATION * params.channels);
         if pass_index == 0u {
             mean = total;
         } else {

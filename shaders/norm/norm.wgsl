@@ -1,7 +1,7 @@
 // Normalisation of rows, in f32:
 //     RMS:   y = x / sqrt(mean(x^2) + eps) * w          (w + 1 where UNIT_OFFSET)
 //     layer: y = (x - mean(x)) / sqrt(var(x) + eps) * w + b
-// x, y [rows, k]; w, b [k]. Dispatch: a workgroup a row (folded over x and y).
+// x, y [rows, k]; w, b [k]. Dispatch: one workgroup per row (folded over x and y).
 struct Params {
     rows: u32,
     k: u32,

@@ -1,4 +1,4 @@
-//! Bind groups by what they bind.
+//! Bind-group cache, keyed by pipeline and bindings.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,56 +6,58 @@ use super::Gpu;
 use super::kernel::Pipeline;
 use super::recorder::{Binding, MAX_PARAMS_BYTES};
 
-/// The pipeline, and buffer, offset and bytes of each binding.
+/// Pipeline id, and (buffer id, offset, size in bytes) of each binding.
 type BindGroupKey = (usize, [(u64, u64, u64); MAX_BINDINGS]);
 
-/// WebGPU's default limit of storage buffers.
+/// WebGPU's default `maxStorageBuffersPerShaderStage`.
 const MAX_BINDINGS: usize = 8;
 
-/// Above this many, bind groups that were not used for a while are dropped.
+/// Above this number, bind groups unused in the last [`RECENT_SUBMISSIONS`] are dropped.
 const MAX_BIND_GROUPS: usize = 8192;
+const RECENT_SUBMISSIONS: u64 = 4;
 
-/// Bind groups by what they bind, so that the steady state creates none.
+/// Bind groups by pipeline and bindings, so that none are created in the steady state.
 #[derive(Debug, Default)]
 pub(super) struct BindGroups {
-    made: HashMap<BindGroupKey, (wgpu::BindGroup, u64)>,
+    cache: HashMap<BindGroupKey, (wgpu::BindGroup, u64)>,
     submission: u64,
-    /// How many were made.
-    pub(super) count: u64,
+    /// Number of bind groups created.
+    pub(super) created: u64,
 }
 
 impl BindGroups {
     pub(super) fn get(&mut self, gpu: &Gpu, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
         let mut key = (pipeline.id, [(0, 0, 0); MAX_BINDINGS]);
-        for (place, binding) in key.1.iter_mut().zip(bindings) {
-            *place = (binding.buffer.id(), binding.offset, binding.bytes);
+        for (slot, binding) in key.1.iter_mut().zip(bindings) {
+            *slot = (binding.buffer.id(), binding.offset, binding.bytes);
         }
         let now = self.submission;
-        let entry = self.made.entry(key).or_insert_with(|| {
-            self.count += 1;
+        let entry = self.cache.entry(key).or_insert_with(|| {
+            self.created += 1;
             (create_bind_group(gpu, pipeline, bindings), now)
         });
         entry.1 = now;
         entry.0.clone()
     }
 
-    /// Drops the groups that bind `dropped` buffers: they are useless and keep the buffers' memory.
+    /// Starts a submission. Drops the groups that bind `dropped` buffers, which would keep the buffers alive, and old
+    /// ones if there are too many.
     pub(super) fn sweep(&mut self, submission: u64, dropped: &HashSet<u64>) {
         self.submission = submission;
         if !dropped.is_empty() {
-            self.made.retain(|(_, bindings), _| bindings.iter().all(|(buffer, ..)| !dropped.contains(buffer)));
+            self.cache.retain(|(_, bindings), _| bindings.iter().all(|(buffer, ..)| !dropped.contains(buffer)));
         }
-        if self.made.len() > MAX_BIND_GROUPS {
-            self.made.retain(|_, (_, used)| *used + 4 > submission);
+        if self.cache.len() > MAX_BIND_GROUPS {
+            self.cache.retain(|_, (_, used)| *used + RECENT_SUBMISSIONS > submission);
         }
     }
 
     pub(super) fn clear(&mut self) {
-        self.made.clear();
+        self.cache.clear();
     }
 
     pub(super) fn len(&self) -> usize {
-        self.made.len()
+        self.cache.len()
     }
 }
 

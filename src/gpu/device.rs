@@ -235,7 +235,7 @@ impl Gpu {
     /// Buffers, pipelines and bind groups made since the device was opened: none in a steady state.
     #[doc(hidden)]
     pub fn objects_made(&self) -> u64 {
-        let bind_groups = self.0.bind_groups.lock().count;
+        let bind_groups = self.0.bind_groups.lock().created;
         self.0.memory.created() + self.0.pipelines.kernels().len() as u64 + bind_groups
     }
 

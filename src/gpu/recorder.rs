@@ -1,4 +1,5 @@
-//! Recording work: a list of dispatches and copies that is encoded and submitted in one go.
+//! Recording work: a list of dispatches and copies that is encoded and submitted together, in several submissions if it
+//! is long.
 
 use std::any::Any;
 use std::sync::Arc;

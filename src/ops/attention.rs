@@ -32,7 +32,7 @@ pub struct Attention {
 /// Where an attention's keys and values are.
 #[derive(Debug, Clone, Copy)]
 pub enum KeyValues<'a> {
-    /// Next to the queries, as columns of the same tensor [times, (heads + 2 kv_heads) head_dim].
+    /// Next to the queries, as columns of the same tensor [query_len, (heads + 2 kv_heads) head_dim].
     Packed,
     /// In the first `length` positions of a cache; the queries are at its last ones.
     Cached {
@@ -152,7 +152,7 @@ struct Layout<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
-    times: u32,
+    query_len: u32,
     keys: u32,
     group: u32,
     first_position: u32,
@@ -287,7 +287,7 @@ impl Attention {
     }
 }
 
-/// softmax(q k^T / sqrt(head_dim)) v for all heads: queries [times, heads * head_dim] -> the same shape. With
+/// softmax(q k^T / sqrt(head_dim)) v for all heads: queries [query_len, heads * head_dim] -> the same shape. With
 /// [`KeyValues::Packed`] the queries are the first columns of `queries`.
 ///
 /// # Errors
@@ -371,9 +371,9 @@ pub fn attention_batched(
             source.rows
         )));
     }
-    let (times, keys) = (rows / sequences, source.rows / sequences);
+    let (query_len, keys) = (rows / sequences, source.rows / sequences);
     let group = heads / kv_heads;
-    let query_rows = times * group;
+    let query_rows = query_len * group;
     let gpu = recorder.gpu();
     let kernel = match gpu.software_subgroups() {
         Some(8) => AttentionKernel::Subgroup,
@@ -394,25 +394,25 @@ pub fn attention_batched(
     } else {
         None
     };
-    let seen = if causal { keys as f64 - (times - 1) as f64 / 2.0 } else { keys as f64 };
+    let seen = if causal { keys as f64 - (query_len - 1) as f64 / 2.0 } else { keys as f64 };
     let element = if source.half { 2 } else { 4 };
     let [key_binding, value_binding] = source.bindings;
     let [key_start, value_start] = source.starts;
     for sequence in 0..sequences {
         let params = Params {
-            times: times as u32,
+            query_len: query_len as u32,
             keys: keys as u32,
             group: group as u32,
-            first_position: keys.saturating_sub(times) as u32,
+            first_position: keys.saturating_sub(query_len) as u32,
             query_stride: (source.query_stride / 4) as u32,
-            query_start: (sequence * times * source.query_stride / 4) as u32,
+            query_start: (sequence * query_len * source.query_stride / 4) as u32,
             key_stride: (source.stride / 4) as u32,
             key_start: ((sequence * keys * source.stride + key_start) / 4) as u32,
             value_stride: (source.stride / 4) as u32,
             value_start: ((sequence * keys * source.stride + value_start) / 4) as u32,
             split_keys: if split { SPLIT_KEYS } else { keys.next_multiple_of(64) } as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
-            output_start: (sequence * times * width / 4) as u32,
+            output_start: (sequence * query_len * width / 4) as u32,
         };
         recorder.dispatch(
             &Variant { head_dim, rows: block, causal, split, half: source.half, kernel },
@@ -420,8 +420,8 @@ pub fn attention_batched(
             &params,
             [blocks as u32, kv_heads as u32, splits as u32],
             Cost {
-                bytes: (2 * times * width * 4 + 2 * keys * kv_width * element) as f64,
-                flops: 4.0 * times as f64 * seen * width as f64,
+                bytes: (2 * query_len * width * 4 + 2 * keys * kv_width * element) as f64,
+                flops: 4.0 * query_len as f64 * seen * width as f64,
             },
         )?;
     }
@@ -470,14 +470,14 @@ pub fn attention_segments(
     for pass in passes {
         let splits = splits_of(pass);
         for AttentionSegment { queries: range, keys: run, causal } in pass {
-            let times = range.len();
-            let block = (times * group).next_power_of_two().min(most);
+            let query_len = range.len();
+            let block = (query_len * group).next_power_of_two().min(most);
             let (stride, start) = ((run.step * kv_width / 4) as u32, (run.start * kv_width / 4) as u32);
             let params = Params {
-                times: times as u32,
+                query_len: query_len as u32,
                 keys: run.count as u32,
                 group: group as u32,
-                first_position: if *causal { (run.count - times) as u32 } else { 0 },
+                first_position: if *causal { (run.count - query_len) as u32 } else { 0 },
                 query_stride: (width / 4) as u32,
                 query_start: (range.start * width / 4) as u32,
                 key_stride: stride,
@@ -492,10 +492,10 @@ pub fn attention_segments(
                 &Variant { head_dim, rows: block, causal: *causal, split: true, half: cache.half, kernel },
                 &[queries.binding(), keys, values, partial.binding()],
                 &params,
-                [(times * group).div_ceil(block) as u32, kv_heads as u32, splits as u32],
+                [(query_len * group).div_ceil(block) as u32, kv_heads as u32, splits as u32],
                 Cost {
-                    bytes: (2 * times * width * 4 + 2 * run.count * kv_width * element) as f64,
-                    flops: 4.0 * (times * run.count * width) as f64,
+                    bytes: (2 * query_len * width * 4 + 2 * run.count * kv_width * element) as f64,
+                    flops: 4.0 * (query_len * run.count * width) as f64,
                 },
             )?;
         }
@@ -538,7 +538,7 @@ fn check_passes(rows: usize, cache: &KvCache, kv_width: usize, passes: &[Vec<Att
     Ok(())
 }
 
-/// Combines the splits that attention left.
+/// Combines the partial results of split attention.
 fn combine(recorder: &mut Recorder, layer: Attention, partial: &Tensor, y: &Tensor, splits: usize) -> Result<()> {
     let Attention { heads, kv_heads, head_dim, .. } = layer;
     let group = heads / kv_heads;

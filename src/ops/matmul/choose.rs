@@ -46,7 +46,7 @@ impl MatmulKernel {
         }
     }
 
-    /// The kernels that are worth a measurement for a product on this device.
+    /// The kernels to measure for a matmul of this shape on this device.
     pub(crate) fn candidates(gpu: &Gpu, shape: MatmulShape) -> Vec<Self> {
         let few = shape.m <= MATVEC_ROWS;
         Self::all()
