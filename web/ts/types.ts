@@ -83,7 +83,7 @@ export interface ChatOptions {
   maxTokens?: number;
   /** Randomness; 0 always takes the most likely token. Default: 0.2. */
   temperature?: number;
-  /** Sample only from the most likely tokens whose probabilities sum to this value. Default: the model's. */
+  /** Sample only from the smallest set of most likely tokens whose probabilities sum to at least this value. Default: the model's. */
   topP?: number;
   /** Sample only from the K most likely tokens; 0 for all. Default: 50. */
   topK?: number;
@@ -121,7 +121,7 @@ export interface ImageSettings {
   steps?: number;
   /** Another spelling of `steps`. */
   numInferenceSteps?: number;
-  /** Classifier-free guidance scale. 1 ignores the negative prompt and takes half the time. Default: 5. */
+  /** Classifier-free guidance scale. 1 ignores the negative prompt and roughly halves the time per step. Default: 5. */
   guidanceScale?: number;
   /**
    * `euler`, `euler-a`, `ddim`, `dpm++-2m`, `dpm++-2m-sde`, `lcm` or `turbo`, optionally followed by `-karras`, `-exponential`,

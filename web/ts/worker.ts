@@ -1,5 +1,5 @@
-// The dedicated worker: runs calls one at a time. A call that waits is aborted at once, a running one between two steps.
-// The worker is a classic script, so that bundlers, other origins and blobs can all start it.
+// The dedicated worker: runs calls one at a time. A queued call is aborted immediately, a running one between steps.
+// The worker is a classic script, so that it works with bundlers, cross-origin URLs and blob URLs.
 
 import init, { chatNegativePrompt, imagePrompt, selfCheck, wantsImage, withImageRequest } from "./wasm/mgm_web.js";
 import { wasmResponse } from "./asset-cache.js";
@@ -14,15 +14,15 @@ import { storeTuning } from "./storage.js";
 import type { AttentionMap, GeneratedImage, ImageStep, Progress } from "./types.js";
 import { deviceId, enableSubgroups, fillInAdapterInfo } from "./webgpu.js";
 
-/** The shortest time between two reports of progress, in milliseconds. */
+/** Minimum interval between progress messages, in milliseconds. */
 const PROGRESS_INTERVAL = 100;
 
 declare const self: DedicatedWorkerGlobalScope;
 
 let wasm: ReturnType<typeof init>;
-/** Calls without a result. */
+/** Pending calls: no result has been posted yet. */
 const calls = new Map<number, { abort: AbortController; isRunning: boolean }>();
-/** The end of all calls so far: calls run one after the other. */
+/** Resolves when all calls so far have finished: calls run one after the other. */
 let queue: Promise<unknown> = Promise.resolve();
 const models = new Models();
 
@@ -41,7 +41,7 @@ post({ type: "started" });
 function start(message: StartMessage): void {
   fillInAdapterInfo();
   wasm = init({ module_or_path: wasmResponse(message) });
-  // Calls report the failure.
+  // Each call reports the failure; this avoids an unhandled rejection.
   wasm.catch(() => undefined);
 }
 
@@ -64,7 +64,7 @@ function enqueue(request: Exclude<Request, { type: "abort" }>): void {
       const result = await handle(request, { id, signal, reporter: (phase) => reporter(id, phase) });
       calls.delete(id);
       post(result);
-      // Until the next call, which also finds out whether the device was lost.
+      // Compiles pipelines until the next call arrives, which also detects a lost device.
       if (result.type === "loaded") await models.prepare(() => calls.size === 0).catch(() => undefined);
     } catch (error) {
       fail(id, error);
@@ -103,7 +103,7 @@ async function handle(request: Exclude<Request, { type: "abort" }>, context: Con
   }
 }
 
-/** Reports progress at most every {@link PROGRESS_INTERVAL}, and always the end. */
+/** Reports progress at most every {@link PROGRESS_INTERVAL}, and always the final value. */
 function reporter(id: number, phase: Progress["phase"]) {
   let last = 0;
   return (part: string, loaded: number, total?: number) => {
@@ -119,7 +119,7 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
   if (call.image?.mode === "always") models.requireImageModel();
   const image = models.hasImageModel ? call.image : undefined;
   const messages = image ? withImageRequests(call.messages, image.mode) : call.messages;
-  // These outlast a lost device: the answer resumes after the tokens that were generated.
+  // These survive device loss: the answer resumes after the tokens that were generated.
   const resumeFrom: number[] = [];
   const stop = new StopStrings(call.stop);
   let droppedTurns = 0;
@@ -144,7 +144,7 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
   try {
     return { report, image: await generate(settings, undefined, context) };
   } catch (error) {
-    // The answer is complete without its image.
+    // A failed image does not fail the answer.
     signal.throwIfAborted();
     return { report, imageError: toWire(error) };
   }
@@ -153,7 +153,7 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
 /** Appends a request for an image to the questions that ask for one. */
 function withImageRequests(messages: ChatCall["messages"], mode: "auto" | "always"): ChatCall["messages"] {
   return messages.map((message, index) => {
-    // Earlier questions too, by the same rule as when they were the last: the prompt must match the KV cache.
+    // Earlier questions too, if their words ask for an image: the prompt must match the KV cache. "always" is for the last one.
     const isLast = index === messages.length - 1;
     const asks = message.role === "user" && (wantsImage(message.text) || (isLast && mode === "always"));
     return asks ? { ...message, text: withImageRequest(message.text) } : message;
@@ -168,8 +168,8 @@ function generate(call: ImageCall & { prompt: string }, image: ImageData | undef
 
 async function attentionMap(image: ImageData, context: Context): Promise<AttentionMap> {
   const map: unknown = await models.withChatModel(context, (model) => model.attentionMap(image, () => !context.signal.aborted));
-  const { size, weights, image: place } = map as Omit<AttentionMap, "image"> & { image: Float32Array };
-  const [x = 0, y = 0, width = 1, height = 1] = place;
+  const { size, weights, image: rect } = map as Omit<AttentionMap, "image"> & { image: Float32Array };
+  const [x = 0, y = 0, width = 1, height = 1] = rect;
   return { size, weights, image: { x, y, width, height } };
 }
 
@@ -183,7 +183,7 @@ async function check({ signal, reporter }: Context): Promise<CheckedCase[]> {
   return JSON.parse(cases) as CheckedCase[];
 }
 
-/** Measures kernels for the chat model. The result applies at once and, if files may be stored, to every later load. */
+/** Measures kernels for the chat model. The result applies at once and, if storage is allowed, to every later load. */
 async function tune(int8: boolean, context: Context): Promise<void> {
   const report = context.reporter("tune");
   let measured = 0;
