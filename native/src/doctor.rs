@@ -40,7 +40,7 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     bar.finish_and_clear();
     let (count, seconds) = (cases.len(), started.elapsed().as_secs_f32());
     writeln!(out, "kernels  {} of {count} correct, in {seconds:.1} s", count - wrong)?;
-    writeln!(out, "error    at most {:.1e} (normalized mean square error): {}", worst.0, worst.1)?;
+    writeln!(out, "error    at most {:.1e} (normalised mean square error): {}", worst.0, worst.1)?;
     if wrong > 0 {
         let reason = format!(
             "{wrong} kernels give wrong results on this device: update its driver, or select another device with --adapter"

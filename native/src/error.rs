@@ -1,9 +1,10 @@
 //! How a command fails.
 
-/// An error of the core, or of the output.
+/// An error of the core, or of standard input or output.
 #[derive(Debug)]
 pub enum CliError {
     Core(mgm::Error),
+    Input(std::io::Error),
     Output(std::io::Error),
 }
 
@@ -29,6 +30,7 @@ impl std::fmt::Display for CliError {
                     None => Ok(()),
                 }
             }
+            Self::Input(error) => write!(f, "reading the input: {error}"),
             Self::Output(error) => write!(f, "writing the output: {error}"),
         }
     }

@@ -31,7 +31,7 @@ pub struct GenerateArgs {
     negative_prompt: Option<String>,
     #[command(flatten)]
     image: ImageArgs,
-    /// Seed of the noise; the images of a batch use SEED, SEED + 1, … [default: random]
+    /// Random seed for the noise; the images of a batch use SEED, SEED + 1, … [default: random]
     #[arg(long)]
     seed: Option<u64>,
     /// Number of images
@@ -40,7 +40,7 @@ pub struct GenerateArgs {
     /// Image to start from instead of noise
     #[arg(long, visible_alias = "image", value_name = "FILE")]
     init_image: Option<PathBuf>,
-    /// How much of the initial image to change, above 0 and up to 1
+    /// How much to change the initial image, above 0 and up to 1
     #[arg(
         long,
         requires = "init_image",

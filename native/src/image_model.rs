@@ -39,7 +39,7 @@ pub struct ImageArgs {
         allow_hyphen_values = true
     )]
     pub steps: usize,
-    /// How closely to follow the prompt; 1 ignores the negative prompt and takes half the time
+    /// How closely to follow the prompt; 1 ignores the negative prompt and roughly halves the time per step
     #[arg(long, default_value_t = DEFAULT_GUIDANCE_SCALE, value_parser = parse_guidance_scale, allow_hyphen_values = true)]
     pub guidance_scale: f32,
     /// Width and height in pixels, multiples of 8 [default: the model's, 1024x1024 for SDXL]
@@ -49,8 +49,8 @@ pub struct ImageArgs {
     /// -leading, -trailing or -linspace [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
     pub scheduler: Option<(String, SchedulerOverride)>,
-    /// Data type of the random noise, which changes the image of a seed: f32, f16 [default: f32 at precision f32, else f16, as in
-    /// diffusers]
+    /// Data type of the random noise, which changes the image that a seed gives: f32, f16 [default: f32 at precision
+    /// f32, else f16, as in diffusers]
     #[arg(long, value_parser = ["f32", "f16"])]
     pub noise: Option<String>,
     /// Don't show previews in terminals that can display images

@@ -57,7 +57,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// List the GPU adapters and their capabilities
     Info,
-    /// Check every kernel on a GPU against a CPU reference
+    /// Check every kernel on the GPU against a CPU reference
     Doctor(args::DeviceArgs),
     /// Show a checkpoint's parts, sizes, memory needs, and missing or unexpected tensors
     Inspect(args::CheckpointArgs),

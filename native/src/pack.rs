@@ -79,7 +79,7 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
             Layout::from_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?
         }
         ModelFiles::Gguf(_) if arguments.precision.is_some() || !path.is_file() => {
-            let reason = "a GGUF file is packed without conversion: name the file and omit --precision".to_owned();
+            let reason = "a GGUF file is packed without requantising: name the file and omit --precision".to_owned();
             return Err(Error::InvalidArgument(reason).into());
         }
         ModelFiles::Gguf(model) => {

@@ -24,7 +24,7 @@ pub struct BenchArgs {
     /// GGUF file of a language model to measure instead
     #[arg(long, value_name = "FILE", conflicts_with_all = ["synthetic", "dry_run"])]
     gguf: Option<PathBuf>,
-    /// Measure single kernels instead, relative to the adapter's peak bandwidth and arithmetic
+    /// Measure single kernels instead, relative to the adapter's peak bandwidth and arithmetic throughput
     #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run", "profile"])]
     roofline: bool,
     /// Weight precision: f32, f16, q8, q4 [default: q4; f16 for sdxl; the file's own for GGUF]

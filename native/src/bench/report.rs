@@ -131,7 +131,7 @@ pub fn dry_run(
 
 /// A progress bar for random weights, and the callback that advances it.
 pub fn fill_progress(plan: &MemoryPlan) -> (ProgressBar, OnProgress) {
-    let bar = progress::bytes(plan.weights(), "filling");
+    let bar = progress::bytes(plan.weights(), "generating weights");
     let counter = bar.clone();
     let on_progress: OnProgress = Rc::new(move |bytes| {
         counter.inc(bytes);

@@ -1,4 +1,4 @@
-//! `mgm bench --roofline`: every kernel relative to the adapter's peak bandwidth and arithmetic.
+//! `mgm bench --roofline`: every kernel relative to the adapter's peak bandwidth and arithmetic throughput.
 
 use std::io::Write;
 

@@ -1,5 +1,5 @@
-//! `mgm bench --synthetic sdxl`: Stable Diffusion XL at its released size with random weights. Measures both text encoders,
-//! one UNet step for a prompt and a negative prompt, and the VAE decoder.
+//! `mgm bench --synthetic sdxl`: Stable Diffusion XL at the released shapes, with random weights. Measures both text
+//! encoders, one UNet step for a prompt and a negative prompt, and the VAE decoder.
 
 use std::io::Write;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use crate::{CliError, device_cache};
 pub const NAME: &str = "sdxl";
 /// Width and height of the released model's images, in pixels.
 const SIZE: (usize, usize) = (1024, 1024);
-/// Tokens of a prompt.
+/// Tokens per prompt.
 const TOKENS: usize = 77;
 /// Classifier-free guidance runs the prompt and the negative prompt as one batch.
 const BATCH: usize = 2;
@@ -126,13 +126,13 @@ fn encode(recorder: &mut Recorder, [first, second]: &[TextEncoder; 2]) -> mgm::R
         context.push(concatenate(recorder, &map(a.hidden), &map(b.hidden))?.values);
         pooled.extend(b.pooled);
     }
-    Ok(Prompts { context: stacked(recorder, &context)?, pooled: stacked(recorder, &pooled)? })
+    Ok(Prompts { context: stack_rows(recorder, &context)?, pooled: stack_rows(recorder, &pooled)? })
 }
 
-fn stacked(recorder: &mut Recorder, parts: &[Tensor]) -> mgm::Result<Tensor> {
+fn stack_rows(recorder: &mut Recorder, parts: &[Tensor]) -> mgm::Result<Tensor> {
     let rows = parts.iter().map(Tensor::rows).sum();
     let columns = parts.first().map_or(0, Tensor::columns);
-    let all = Tensor::temporary(recorder.gpu(), &[rows, columns], "states")?;
+    let all = Tensor::temporary(recorder.gpu(), &[rows, columns], "text encoder states")?;
     let mut row = 0;
     for part in parts {
         part.copy_to(recorder, &all, row);

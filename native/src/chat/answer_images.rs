@@ -23,7 +23,7 @@ pub struct AnswerImageArgs {
     /// [default: the bundled one, if the bundled model answers]
     #[arg(long, value_name = "MODEL")]
     pub image_model: Option<PathBuf>,
-    /// Request an image with every --prompt [default: with those that contain the word "generate"]
+    /// Request an image with every --prompt [default: only if it contains the word "generate"]
     #[arg(long)]
     pub draw: bool,
     /// PNG file for the image; further images are numbered [default: image.png]

@@ -1,4 +1,4 @@
-//! Lines of input.
+//! Reads lines of user input.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ impl Lines {
         let mut editor = rustyline::DefaultEditor::new().map_err(std::io::Error::other)?;
         let history = history_file();
         if let Some(file) = &history {
-            // There is no file the first time.
+            // On the first run there is no history file.
             let _ = editor.load_history(file);
         }
         Ok(Self::Terminal(Box::new(editor), history))
@@ -28,7 +28,7 @@ impl Lines {
 
     pub fn next(&mut self) -> Result<Option<String>, CliError> {
         match self {
-            Self::Pipe(lines) => Ok(lines.next().transpose()?),
+            Self::Pipe(lines) => lines.next().transpose().map_err(CliError::Input),
             Self::Terminal(editor, history) => loop {
                 match editor.readline("> ") {
                     Ok(line) => {
@@ -41,14 +41,15 @@ impl Lines {
                     }
                     Err(ReadlineError::Interrupted) => continue,
                     Err(ReadlineError::Eof) => return Ok(None),
-                    Err(error) => return Err(CliError::Output(std::io::Error::other(error))),
+                    Err(error) => return Err(CliError::Input(std::io::Error::other(error))),
                 }
             },
         }
     }
 }
 
-/// `$XDG_STATE_HOME/mgm/history`, or `~/.local/state/mgm/history`. `None` if neither variable is set.
+/// `$XDG_STATE_HOME/mgm/history`, or `~/.local/state/mgm/history`. `None` if there is no home folder, or if
+/// the folder cannot be created.
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE")).map(PathBuf::from);

@@ -1,4 +1,4 @@
-//! `mgm chat`: answers to given prompts, or an interactive conversation.
+//! `mgm chat`: answers prompts from the command line, or holds an interactive conversation.
 
 mod answer_images;
 mod command;
@@ -42,13 +42,14 @@ pub struct ChatArgs {
     /// Sampling temperature; 0 is greedy
     #[arg(long, default_value_t = 0.2, value_parser = parse_temperature)]
     temperature: f32,
-    /// Sample only from the most likely tokens whose probabilities sum to this [default: the model's, else 1]
+    /// Sample only from the smallest set of most likely tokens whose probabilities sum to at least this [default: the
+    /// model's, else 1]
     #[arg(long, value_parser = parse_probability)]
     top_p: Option<f32>,
     /// Sample only from the N most likely tokens; 0 for all
     #[arg(long, value_name = "N", default_value_t = 50)]
     top_k: u32,
-    /// Seed of the sampling [default: random]
+    /// Random seed for sampling [default: random]
     #[arg(long)]
     seed: Option<u64>,
     /// Maximum number of tokens in an answer
@@ -63,7 +64,7 @@ pub struct ChatArgs {
     /// Encode images at low resolution only, without the high-resolution tower and patch info mining
     #[arg(long)]
     no_high_resolution: bool,
-    /// Gemma's GELU: tanh or erf [default: as in the configuration]
+    /// GELU variant for Gemma: tanh or erf [default: the checkpoint's]
     #[arg(long, value_parser = ["tanh", "erf"])]
     gelu: Option<String>,
     /// Print one JSON object and nothing else on standard output

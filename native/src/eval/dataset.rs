@@ -26,14 +26,14 @@ pub struct Question {
     pub image: Option<ImageSource>,
     /// Earlier questions and answers of the same conversation.
     pub history: Vec<(String, String)>,
-    /// The text that the model is asked.
+    /// The text sent to the model.
     pub prompt: String,
     /// The category that its score is reported under.
     pub kind: Option<String>,
     pub truth: GroundTruth,
 }
 
-/// Where a question's image is.
+/// Location of a question's image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ImageSource {
     File(PathBuf),
@@ -41,7 +41,7 @@ pub enum ImageSource {
     Bytes(Rc<[u8]>),
 }
 
-/// The correct answer of a question, in the form that its benchmark scores.
+/// The correct answer of a question, in the form that its benchmark's scoring uses.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GroundTruth {
     /// Not published, as for test splits.
@@ -51,21 +51,21 @@ pub enum GroundTruth {
         answer: String,
         vocabulary: Rc<HashSet<String>>,
     },
-    /// Any of these answers after normalization (case, articles, punctuation).
+    /// Any of these answers after normalisation (case, articles, punctuation).
     AnyOf(Vec<String>),
     /// The annotators' answers; scored by agreement as VQA v2's evaluation does.
     VqaV2(Vec<String>),
     /// The annotators' answers; scored by agreement as TextVQA's evaluation does.
     TextVqa(Vec<String>),
     YesNo(bool),
-    /// The letter of one of these options. An answer that names none is a random option (`random_fallback`, as in MMMU's
-    /// evaluation) or wrong.
+    /// Multiple choice: the letter of the correct option. If an answer contains no letter, a random option is scored
+    /// (`random_fallback`, as in MMMU's evaluation), or it counts as wrong.
     Choice {
         options: Vec<String>,
         answer: String,
         random_fallback: bool,
     },
-    /// Any of these, anywhere in the answer, as in MMMU's open questions.
+    /// Any of these strings, anywhere in the answer, as in MMMU's open questions.
     #[cfg_attr(not(feature = "parquet"), allow(dead_code, reason = "MMMU's files are Parquet"))]
     Open(Vec<String>),
 }
@@ -91,13 +91,17 @@ impl Dataset {
     pub fn check(&self, data: &Path) -> Result<()> {
         let fail = |reason| Err(Error::Config { file: data.display().to_string(), reason });
         if self.questions.is_empty() {
-            return fail("the file has no questions".to_owned());
+            return fail("the data has no questions".to_owned());
         }
-        let mut seen = HashSet::new();
-        match self.questions.iter().find(|question| !seen.insert(&question.id)) {
-            Some(again) => fail(format!("{}: another question has the id {:?} too", again.location, again.id)),
-            None => Ok(()),
+        let mut locations = HashMap::new();
+        for Question { id, location, .. } in &self.questions {
+            if let Some(first) = locations.insert(id, location) {
+                return fail(format!(
+                    "{location}: the question id {id:?} is already used at {first}; ids must be unique"
+                ));
+            }
         }
+        Ok(())
     }
 }
 
@@ -119,13 +123,14 @@ pub fn check_images(questions: &[&Question]) -> Result<()> {
     let Some((path, location)) = missing.first() else { return Ok(()) };
     let others = match missing.len() - 1 {
         0 => String::new(),
+        1 => "; 1 other image is missing too".to_owned(),
         others => format!("; {others} other images are missing too"),
     };
-    let hint = format!("{location} needs it (--images names the folder of the images){others}");
+    let hint = format!("required by {location}; use --images to set the image folder{others}");
     Err(Error::MissingFile { file: path.display().to_string(), hint })
 }
 
-/// The first `limit` questions, or `limit` random ones if there is a seed, in the data's order.
+/// The first `limit` questions, or `limit` random ones if there is a seed, in dataset order.
 pub fn select(questions: &[Question], limit: Option<usize>, seed: Option<u64>) -> Vec<&Question> {
     let count = limit.unwrap_or(questions.len()).min(questions.len());
     let Some(seed) = seed else { return questions.iter().take(count).collect() };
@@ -152,14 +157,14 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Groups questions into batches of at most `max_batch`. Questions about the same image share a batch, so that the image is
-/// encoded once and the common prefix of their prompts is prefilled once. Single questions about other images fill batches of
-/// their own.
+/// Groups questions into batches of at most `max_batch`. Questions about the same image share batches, so that the
+/// image is encoded once and the common prefix of their prompts is prefilled once. Questions with an image of their own
+/// are batched together.
 pub fn batches<'a>(questions: &[&'a Question], max_batch: usize) -> Vec<Vec<&'a Question>> {
-    let mut group_of = HashMap::new();
+    let mut group_index = HashMap::new();
     let mut groups: Vec<Vec<&'a Question>> = Vec::new();
     for question in questions {
-        let group = *group_of.entry(&question.image).or_insert(groups.len());
+        let group = *group_index.entry(&question.image).or_insert(groups.len());
         if group == groups.len() {
             groups.push(Vec::new());
         }
@@ -202,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn selections_are_the_first_or_random_ones_in_order() {
+    fn select_takes_the_first_or_a_random_sample_in_order() {
         let questions: Vec<Question> = (0..100).map(|id| question(id, "a.png")).collect();
         assert_eq!(ids(&select(&questions, None, None)).len(), 100);
         assert_eq!(ids(&select(&questions, Some(3), None)), [0, 1, 2]);
@@ -212,7 +217,7 @@ mod tests {
         assert_eq!(drawn(1).len(), 20);
         assert!(drawn(1).is_sorted());
         assert_eq!(ids(&select(&questions, Some(200), Some(1))).len(), 100);
-        // Every question is equally likely: 2,000 draws of a fifth give 400 +- 5 standard deviations of 18.
+        // Every question is equally likely: 2,000 draws of a fifth give 400 ± 5 standard deviations of 18.
         let mut counts = [0; 100];
         for seed in 0..2000 {
             drawn(seed).into_iter().for_each(|id| counts[id] += 1);

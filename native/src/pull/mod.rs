@@ -32,10 +32,10 @@ pub struct PullArgs {
     /// Branch, tag or commit
     #[arg(long, value_name = "REVISION", default_value = "main")]
     revision: String,
-    /// Folder to download to; the model and its towers get a folder each
+    /// Folder to download to; one folder per model and tower
     #[arg(long, value_name = "DIR", default_value = "models")]
     out: PathBuf,
-    /// Don't download the vision towers that the model names
+    /// Don't download the vision towers that the model refers to
     #[arg(long)]
     no_towers: bool,
     /// Number of parallel downloads
@@ -94,15 +94,18 @@ pub fn run(arguments: PullArgs) -> Result<(), CliError> {
         let (folder, repo) = (job.folder.display(), &job.listing.repo);
         writeln!(out, "{folder}: {} files of {repo}, {megabytes} MB{note}", job.files.len())?;
     }
-    if let Some(file) = arguments.file.first() {
-        writeln!(out, "try: mgm chat {}", jobs[0].folder.join(file).display())?;
-    } else {
-        writeln!(out, "try: mgm chat {}", jobs[0].folder.display())?;
+    // A single file is a model to chat with only if it is a GGUF file.
+    let model = match arguments.file.first() {
+        None => Some(jobs[0].folder.clone()),
+        Some(file) => file.ends_with(".gguf").then(|| jobs[0].folder.join(file)),
+    };
+    if let Some(model) = model {
+        writeln!(out, "try: mgm chat {}", model.display())?;
     }
     Ok(())
 }
 
-/// Downloads all files, `connections` at a time. After a failure no further download is started.
+/// Downloads all files, `connections` at a time. After a failure, no new downloads start.
 fn fetch_all(client: &Client, hub: &Hub<'_>, jobs: &[Job], connections: usize) -> Result<()> {
     let mut queue: Vec<(&Job, &RemoteFile)> =
         jobs.iter().flat_map(|job| job.files.iter().map(move |file| (job, file))).collect();
@@ -164,7 +167,7 @@ fn select(listing: &Listing, requested: &[String]) -> Result<Vec<RemoteFile>> {
 /// The configurations and tokenizers of a checkpoint, and its weights in the first of these formats that exists.
 fn weights_and_configs(files: &[RemoteFile], formats: &[&str]) -> Vec<RemoteFile> {
     let format = formats.iter().find(|format| files.iter().any(|file| file.name == **format));
-    // An index names shards in its own format: model-00001-of-00002.safetensors.
+    // An index file implies its shards' names: model-00001-of-00002.safetensors.
     let is_part = |name: &str| {
         format.is_some_and(|format| match format.strip_suffix(".index.json").and_then(|whole| whole.rsplit_once('.')) {
             Some((stem, extension)) => {
@@ -210,8 +213,8 @@ struct Tower {
     weights: &'static [&'static str],
 }
 
-/// The towers named in a `config.json`. It has the folder names of Mini-Gemini's authors; their instructions document the
-/// repositories that these are copies of.
+/// The towers named in a `config.json`. It has the authors' local folder names; their instructions list the
+/// repositories that these were copied from.
 fn towers_of(config: &Path) -> Result<Vec<Tower>> {
     let bytes = std::fs::read(config).map_err(|error| io_error(config, error))?;
     let towers: Towers = serde_json::from_slice(&bytes).map_err(|error| io_error(config, error))?;
@@ -224,11 +227,11 @@ fn towers_of(config: &Path) -> Result<Vec<Tower>> {
             }
             _ => {
                 return Err(Error::Unsupported {
-                    what: format!("a tower of {}", config.display()),
+                    what: format!("vision tower in {}", config.display()),
                     found: path,
                     supported:
-                        "clip-vit-large-patch14-336 and openclip-convnext-large-d-320; use --no-towers and pull \
-                                other towers separately"
+                        "clip-vit-large-patch14-336 and openclip-convnext-large-d-320; use --no-towers and download \
+                         the tower separately"
                             .to_owned(),
                 });
             }

@@ -36,7 +36,7 @@ pub fn open(source: &Source) -> Result<Dataset> {
                 }
             };
             questions.push(Question {
-                // Ids start at 1 in every file.
+                // Ids start at 1 in every file, so they are prefixed.
                 id: if files.len() > 1 {
                     format!("{file_category}/{}", row.question_id)
                 } else {
@@ -54,7 +54,7 @@ pub fn open(source: &Source) -> Result<Dataset> {
     Ok(Dataset { questions, max_new_tokens: 128 })
 }
 
-/// "adversarial" of "coco_pope_adversarial.json".
+/// The category in a file name: "adversarial" in "coco_pope_adversarial.json".
 fn category(file: &Path) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     stem.rsplit('_').next().unwrap_or(&stem).to_owned()

@@ -1,4 +1,4 @@
-//! Short answers: the normalization of the VQA evaluation (Antol et al., 2015) and the agreement with annotators.
+//! Short answers: the normalisation of the VQA evaluation (Antol et al., 2015) and the agreement with annotators.
 
 /// Punctuation that is deleted or replaced with a space.
 const PUNCTUATION: [&str; 21] =
@@ -37,20 +37,20 @@ pub fn plain(text: &str) -> String {
     text.trim().trim_end_matches('.').trim_end().to_lowercase()
 }
 
-/// Normalizes an answer as TextVQA's evaluation does (EvalAI's answer processor).
+/// Normalises an answer as TextVQA's evaluation does (EvalAI's answer processor).
 pub fn normalize(text: &str) -> String {
     let text = text.to_lowercase().replace([',', '?'], "").replace("'s", " 's");
     digits_and_articles(&punctuation(text.trim().replace(['\n', '\t'], " ").trim()))
 }
 
-/// TextVQA's agreement with the annotators; every answer is normalized.
+/// TextVQA's agreement with the annotators; every answer is normalised.
 pub fn agreement_text_vqa(answers: &[String], answer: &str) -> f64 {
     let answers: Vec<String> = answers.iter().map(|answer| normalize(answer)).collect();
     agreement(&answers, &normalize(answer))
 }
 
 /// VQA v2's agreement. The annotators' answers are used as they are if all are equal, otherwise without punctuation. The answer
-/// is first normalized as for a submission to EvalAI.
+/// is first normalised as for a submission to EvalAI.
 pub fn agreement_vqa(answers: &[String], answer: &str) -> f64 {
     let differ = answers.iter().any(|answer| *answer != answers[0]);
     let answers: Vec<String> =
