@@ -1,4 +1,4 @@
-//! Images: decode, pad, resize, normalize, encode as PNG.
+//! Images: decode, pad, resize, normalise, encode as PNG.
 
 mod buffer;
 #[cfg(feature = "decode")]

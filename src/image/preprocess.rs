@@ -36,7 +36,7 @@ impl Default for Preprocess {
     }
 }
 
-/// The views of one image: normalized samples, channels first.
+/// The views of one image: normalised samples, channels first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Views {
     /// The high-resolution view, `[3, size_high, size_high]`.
@@ -102,12 +102,12 @@ impl Preprocess {
         bicubic(&canvas, width, height, window)
     }
 
-    /// `[height, width, 3]` bytes to `[3, height, width]` normalized samples.
+    /// `[height, width, 3]` bytes to `[3, height, width]` normalised samples.
     fn normalize(&self, image: &Image) -> Vec<f32> {
         let pixels = image.width() * image.height();
         let mut planes = Vec::with_capacity(3 * pixels);
         for (channel, (mean, std)) in self.mean.iter().zip(&self.std).enumerate() {
-            // Rescaled in f64, rounded to f32, then normalized in f32, as in the reference's processor.
+            // Rescaled in f64, rounded to f32, then normalised in f32, as in the reference's processor.
             let value = |byte: usize| ((byte as f64 * (1.0 / 255.0)) as f32 - *mean as f32) / *std as f32;
             let table: [f32; 256] = std::array::from_fn(value);
             planes.extend(image.data().iter().skip(channel).step_by(3).map(|&byte| table[usize::from(byte)]));

@@ -266,7 +266,7 @@ impl Model {
         normalized
     }
 
-    /// The ids of a normalized text: byte pair merging by score, the leftmost pair first among equals. O(n log n) in the
+    /// The ids of a normalised text: byte pair merging by score, the leftmost pair first among equals. O(n log n) in the
     /// length of the text.
     pub fn encode_normalized(&self, text: &str) -> Vec<u32> {
         let mut merger = Merger::new(self, text);

@@ -3,7 +3,7 @@
 //! The formats are those of ggml (`ggml-common.h` and `dequantize_row_*` of `ggml-quants.c`). Every block is unpacked into
 //! groups of 32 integers with two scales ([`Group`]). The f32 values and, losslessly, the device's formats derive from them.
 //!
-//! No crate unpacks GGUF blocks into these groups: readers such as candle's dequantize to their own tensors.
+//! No crate unpacks GGUF blocks into these groups: readers such as candle's dequantise to their own tensors.
 
 use half::f16;
 
@@ -132,7 +132,7 @@ impl BlockType {
         Group { codes, scales: [scale * f32::from(s), -(minimum * f32::from(m))] }
     }
 
-    /// Quantizes `values`, whole groups of 32, to blocks of `Q8_0` or `Q4_1` as ggml does; empty for other types.
+    /// Quantises `values`, whole groups of 32, to blocks of `Q8_0` or `Q4_1` as ggml does; empty for other types.
     pub fn quantize(self, values: &[f32]) -> Vec<u8> {
         let mut blocks = Vec::with_capacity(values.len() / GROUP_SIZE * self.block_bytes());
         for values in values.chunks_exact(GROUP_SIZE) {

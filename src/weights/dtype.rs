@@ -25,7 +25,7 @@ pub enum Dtype {
     Bool,
     F8E4M3,
     F8E5M2,
-    /// Quantized blocks of GGUF files.
+    /// Quantised blocks of GGUF files.
     Block(BlockType),
 }
 

@@ -40,7 +40,7 @@ impl ModelFiles {
         })
     }
 
-    /// The default precision, and whether matrices keep the quantization of the file.
+    /// The default precision, and whether matrices keep the quantisation of the file.
     pub fn default_precision(&self) -> (Precision, bool) {
         match self {
             Self::Mgm(checkpoint) => match checkpoint.packed {

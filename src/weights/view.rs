@@ -126,7 +126,7 @@ impl Weights {
         self.checkpoint.read_rows_in(&self.full_name(name), rows, order).await
     }
 
-    /// Reads rows of a quantized tensor, repacked losslessly for the device.
+    /// Reads rows of a quantised tensor, repacked losslessly for the device.
     ///
     /// # Errors
     /// As [`Checkpoint::read_packed`].

@@ -2,7 +2,7 @@
 //!
 //! `bundle.json` ([`Manifest`]) contains the configurations of all parts, and names, sizes and SHA-256 of all other files:
 //! those of the tokenizer, and shards of at most [`SHARD_BYTES`]. The rows of a tensor larger than a shard continue in the
-//! next shard under the same name. Quantized matrices are GGUF blocks (`Q4_1` for q4, `Q8_0` for q8, or those of a GGUF file),
+//! next shard under the same name. Quantised matrices are GGUF blocks (`Q4_1` for q4, `Q8_0` for q8, or those of a GGUF file),
 //! as `U8` [rows, bytes]; `quantised` in the manifest has their type. So any safetensors library opens a shard, and any GGUF
 //! library reads its blocks.
 //!
@@ -60,7 +60,7 @@ pub struct Manifest {
     pub files: Vec<BundleFile>,
     /// The shards, in order.
     pub shards: Vec<BundleFile>,
-    /// GGUF's name of the block type of every quantized tensor.
+    /// GGUF's name of the block type of every quantised tensor.
     #[serde(default)]
     pub quantised: BTreeMap<String, String>,
 }

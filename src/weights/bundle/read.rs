@@ -128,7 +128,7 @@ impl Bundle {
         Ok(blocks)
     }
 
-    /// Type and shape of a tensor: the weights of its blocks if it is quantized, instead of their bytes.
+    /// Type and shape of a tensor: the weights of its blocks if it is quantised, instead of their bytes.
     fn unpacked(&self, name: &str, info: TensorInfo) -> Result<TensorInfo> {
         let Some(kind) = self.manifest.quantised.get(name) else { return Ok(info) };
         let Some(kind) = block_type(kind) else {

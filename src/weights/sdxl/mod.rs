@@ -356,7 +356,7 @@ impl SdxlCheckpoint {
             let of = checkpoint.tensors().filter(|(_, info)| kind(info.dtype) == precision);
             of.map(|(_, info)| info.elements().unwrap_or(0)).sum()
         };
-        // Files do not quantize convolutions.
+        // Files do not quantise convolutions.
         let [whole, half, blocks] = [Precision::F32, Precision::F16, Precision::Q8].map(elements);
         match (blocks > 0, half > whole) {
             (true, _) => Precision::Q8,
