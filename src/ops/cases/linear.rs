@@ -113,6 +113,15 @@ fn output(x: &[f32], weight: &[f32], column: usize, bias: &[f32], activation: Op
 }
 
 impl Case for Linear {
+    /// Like the default, with the activation by its name alone.
+    fn name(&self) -> String {
+        let name = format!("{self:?}");
+        match self.activation {
+            Some(activation) => name.replace(&format!("Some({activation:?})"), &format!("{activation:?}")),
+            None => name,
+        }
+    }
+
     fn bound(&self) -> f64 {
         F32
     }
