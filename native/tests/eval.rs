@@ -468,7 +468,7 @@ fn errors_in_data_name_the_line() {
                 "{\"id\": 2, \"question\": \"Q?\", \"answer\": \"x\"}\n{\"question\": \"Q?\", \"answer\": \"x\"}",
             )],
             &[],
-            &["line 2", "another question", "\"2\""],
+            &["line 2", "\"2\" is already used at line 1"],
         ),
         ("jsonl", "q.jsonl", &[("q.jsonl", good)], &[], &["a.png", "missing", "line 1"]),
         (
