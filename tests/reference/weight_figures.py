@@ -1,4 +1,4 @@
-"""Figures of a few tensors of golden cases, as tests/weights.rs compares them: python weight_figures.py [CASE ...]
+"""Figures of a few tensors of golden cases, as tests/readers/weights.rs compares them: python weight_figures.py [CASE ...]
 
 For each tensor: the number of values, their sum, the sum of their absolute values, the first and the last.
 """

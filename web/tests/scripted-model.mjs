@@ -1,5 +1,5 @@
-// A language model that answers every question with `<h> a gold mine</h>`, as in native/tests/generate.rs. Its layers add nothing to the
-// residual stream, so that the next token depends only on the last one, and its head maps each token of the answer to the next.
+// A language model that answers every question with `<h> a gold mine</h>`, as in native/tests/cli/generate.rs. Its layers add nothing to
+// the residual stream, so that the next token depends only on the last one, and its head maps each token of the answer to the next.
 
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the torch files in this folder and prints what tests/weights.rs should find in them. Needs torch and numpy."""
+"""Makes the torch files in this folder and prints what tests/readers/weights.rs should find in them. Needs torch and numpy."""
 import collections
 import pathlib
 import pickle

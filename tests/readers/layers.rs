@@ -245,7 +245,8 @@ fn violations(file: &str, source: &str, reexports: &BTreeMap<String, String>) ->
         module.pop();
     }
     let importer = module[0].clone();
-    let own = layer(&importer).unwrap_or_else(|| panic!("src/{file}: `{importer}` is in no layer of tests/layers.rs"));
+    let own = layer(&importer)
+        .unwrap_or_else(|| panic!("src/{file}: `{importer}` is in no layer of tests/readers/layers.rs"));
     let code = code_of(source);
     let mut found = Vec::new();
     for (at, imported) in imports(&code, &module) {
@@ -296,7 +297,7 @@ fn no_module_imports_a_higher_layer() {
     let is_known = |violation: &&Violation| KNOWN.contains(&(&violation.importer, &violation.imported));
     let (known, new): (Vec<&Violation>, Vec<&Violation>) = all.iter().partition(is_known);
     let lines: Vec<String> = new.iter().map(ToString::to_string).collect();
-    assert!(lines.is_empty(), "imports against the order of layers (tests/layers.rs):\n{}", lines.join("\n"));
+    assert!(lines.is_empty(), "imports against the order of layers (tests/readers/layers.rs):\n{}", lines.join("\n"));
     let found: BTreeSet<(&str, &str)> =
         known.iter().map(|violation| (violation.importer.as_str(), violation.imported.as_str())).collect();
     let gone: Vec<_> = KNOWN.iter().filter(|pair| !found.contains(*pair)).collect();

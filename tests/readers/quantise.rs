@@ -4,7 +4,7 @@
 use mgm::tensor::{GROUP_SIZE, Packed, Precision, dequantize, pack_rows};
 use safetensors::SafeTensors;
 
-const FIXTURE: &[u8] = include_bytes!("data/ops/quantise.safetensors");
+const FIXTURE: &[u8] = include_bytes!("../data/ops/quantise.safetensors");
 
 /// GGUF blocks taken apart into this project's layout: q8_0 is a scale and 32 bytes, q4_1 a scale, a minimum and 16 bytes
 /// with value j in the low half of byte j and value j + 16 in the high half.

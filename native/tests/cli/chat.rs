@@ -5,9 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-mod common;
-
-use common::{expected, goldens, text};
+use crate::common::{expected, goldens, text};
 
 fn chat(case: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));

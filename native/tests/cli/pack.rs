@@ -9,9 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-mod common;
-
-use common::{expected, goldens, text};
+use crate::common::{expected, goldens, text};
 
 fn mgm(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));

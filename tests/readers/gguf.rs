@@ -1,8 +1,6 @@
 //! GGUF files: blocks against the gguf package's values, and small models against transformers on the dequantised weights
 //! (tests/reference/make_gguf.py).
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -22,6 +20,8 @@ use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 use safetensors::SafeTensors;
 use serde::Deserialize;
+
+use crate::common;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf").join(name)

@@ -11,9 +11,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use tempfile::TempDir;
 
-mod common;
-
-use common::{copy, goldens};
+use crate::common::{copy, goldens};
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests")

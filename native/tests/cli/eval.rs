@@ -7,9 +7,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-mod common;
-
-use common::{expected, goldens, text};
+use crate::common::{expected, goldens, text};
 
 /// A temporary folder with files.
 struct Data(TempDir);

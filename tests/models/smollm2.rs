@@ -1,8 +1,6 @@
 //! A real model: SmolLM2-135M-Instruct.Q4_1.gguf against llama.cpp's CPU build in f32 (tests/reference/llama_cpp.mjs on the
 //! file that dequantise_gguf.py makes). `make smollm2` fetches the file and runs this.
 
-mod common;
-
 use std::rc::Rc;
 
 use mgm::io::DiskFile;
@@ -14,6 +12,8 @@ use mgm::text::PromptToken;
 use mgm::text::conversation::{Conversation, PromptFormat};
 use mgm::weights::gguf_model::GgufModel;
 use serde::Deserialize;
+
+use crate::common;
 
 #[derive(Deserialize)]
 struct Case {
@@ -33,7 +33,7 @@ const BOUND: f64 = 0.02;
 fn smollm2_says_what_llama_cpp_says() {
     let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
     let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let cases: Vec<Case> = serde_json::from_slice(include_bytes!("data/gguf/smollm2.json")).expect("cases");
+    let cases: Vec<Case> = serde_json::from_slice(include_bytes!("../data/gguf/smollm2.json")).expect("cases");
     let gpu = common::open_gpu();
     pollster::block_on(async {
         let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");

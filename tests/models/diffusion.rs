@@ -1,8 +1,6 @@
 //! The parts of image generation that need no device, compared with torch and diffusers (`tests/reference/make_diffusion.py`); the pipeline
 //! stops on request and respects the memory limit.
 
-mod common;
-
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
@@ -19,6 +17,8 @@ use mgm::weights::sdxl::config::SchedulerConfig;
 use mgm::weights::sdxl::{OpenOptions, SdxlCheckpoint};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+
+use crate::common;
 
 fn data(file: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/diffusion").join(file);

@@ -1,7 +1,5 @@
 //! Conversations over the golden checkpoints: the turns' ids and texts, the kept cache, stopping, seeds, limits.
 
-mod common;
-
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -16,7 +14,7 @@ use mgm::session::{AnswerOptions, Event, FinishReason, Model, image_sources};
 use mgm::tensor::Precision;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 
-use common::{Expected, case, open_gpu, open_gpu_with};
+use crate::common::{Expected, case, open_gpu, open_gpu_with};
 
 fn greedy() -> AnswerOptions {
     AnswerOptions::default().with_max_new_tokens(24)

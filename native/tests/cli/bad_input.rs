@@ -6,9 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-mod common;
-
-use common::{copy, goldens};
+use crate::common::{copy, goldens};
 
 const SHARD: &str = "MGM-2B/model-00002-of-00002.safetensors";
 const FIRST_SHARD: &str = "MGM-2B/model-00001-of-00002.safetensors";

@@ -4,8 +4,6 @@
 //!
 //! Where the error bounds come from is said at [`mgm::ops::cases::F32`] and at each case's `bound`.
 
-mod common;
-
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -24,6 +22,8 @@ use mgm::tensor::{Precision, Tensor};
 use mgm::tuning::{Timing, TuneOptions, tune};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::common;
 
 /// The devices, each used by one test at a time since guard zones are checked for all of a device's tensors.
 struct Devices {
@@ -63,7 +63,7 @@ fn but_for_its_epilogue(mut kernel: Kernel) -> Kernel {
 }
 
 /// Checks cases on one device; names all that fail, and the worst of those that do not. Also checks that the list
-/// of compiled kernels (tests/shaders.rs) has every kernel that was dispatched.
+/// of compiled kernels (tests/kernels/shaders.rs) has every kernel that was dispatched.
 fn check_on(device: &Mutex<Gpu>, what: &str, cases: &[Box<dyn Case>]) {
     let gpu = device.lock().unwrap_or_else(PoisonError::into_inner);
     let mut failures = Vec::new();

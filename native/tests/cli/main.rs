@@ -1,0 +1,13 @@
+//! The program `mgm` from outside. `cargo test --test cli chat::` runs the tests of one file.
+
+mod bad_input;
+mod bench;
+mod chat;
+mod cli_reference;
+mod common;
+mod docs;
+mod eval;
+mod generate;
+mod pack;
+mod pocket;
+mod pull;

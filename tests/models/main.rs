@@ -1,0 +1,9 @@
+//! Whole models through the library: conversations, image generation, a real model against llama.cpp.
+//! `cargo test --test models session::` runs one file's tests.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod diffusion;
+mod session;
+mod smollm2;

@@ -1,0 +1,13 @@
+//! What mgm reads, without a model's arithmetic: checkpoints, tokenizers, images, quantised blocks; and the order of the
+//! modules' layers, read from the source. One program, because each takes as long to link as its tests to compile:
+//! `cargo test --test readers text::` runs one file's tests.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod gguf;
+mod image;
+mod layers;
+mod quantise;
+mod text;
+mod weights;
