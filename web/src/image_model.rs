@@ -7,7 +7,9 @@ use std::rc::Rc;
 use js_sys::{Function, Object, Reflect, Uint8Array};
 use mgm::diffusion::gen_protocol;
 use mgm::diffusion::pipeline::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
-use mgm::diffusion::png_metadata::ImageSettings;
+use mgm::diffusion::png_metadata::{
+    DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH, ImageSettings,
+};
 use mgm::diffusion::torch_rng::NoiseType;
 use mgm::image::Image;
 use mgm::io::Folder;
@@ -43,19 +45,20 @@ struct Info {
     weight_bytes: u64,
 }
 
-/// See `GenerateOptions` of the package.
+/// See `GenerateOptions` of the package. The core has the defaults.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct GenerateRequest {
     prompt: String,
     negative_prompt: Option<String>,
-    steps: usize,
-    guidance_scale: f32,
+    steps: Option<usize>,
+    guidance_scale: Option<f32>,
     width: Option<usize>,
     height: Option<usize>,
     scheduler: Option<String>,
     seed: u64,
-    strength: f32,
+    strength: Option<f32>,
+    #[serde(default)]
     previews: bool,
 }
 
@@ -159,18 +162,18 @@ impl ImageModel {
         let scheduler = diffusion.checkpoint().scheduler(choice.as_ref())?;
         let default = diffusion.checkpoint().default_size();
         let size = (request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
+        let strength = request.strength.unwrap_or(DEFAULT_STRENGTH);
         let settings = ImageSettings::new(request.prompt)
             .with_negative_prompt(request.negative_prompt)
-            .with_num_inference_steps(request.steps)
-            .with_guidance_scale(request.guidance_scale)
+            .with_num_inference_steps(request.steps.unwrap_or(DEFAULT_NUM_INFERENCE_STEPS))
+            .with_guidance_scale(request.guidance_scale.unwrap_or(DEFAULT_GUIDANCE_SCALE))
             .with_size(size)
             .with_scheduler(request.scheduler.unwrap_or_else(|| scheduler.class.to_string()))
             .with_seed(request.seed)
-            .with_strength(image.is_some().then_some(request.strength))
+            .with_strength(image.is_some().then_some(strength))
             .with_model(self.name.clone())
             .with_precision(self.precision.to_string());
-        let initial_latents =
-            image.map_or(InitialLatents::Noise, |image| InitialLatents::image(image, size, request.strength));
+        let initial_latents = image.map_or(InitialLatents::Noise, |image| InitialLatents::image(image, size, strength));
         let noise = NoiseType::for_precision(self.precision);
         let request = DiffusionRequest::from_settings(&settings, scheduler, initial_latents, noise)
             .with_previews(request.previews);

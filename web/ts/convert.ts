@@ -4,10 +4,7 @@ import { bundleUrl } from "./env.js";
 import { MgmError } from "./errors.js";
 import { unpackMessages } from "./messages.js";
 import type { AnswerReport, ChatCall, FileSource, ImageCall } from "./protocol.js";
-import type { Answer, ChatOptions, ImageSettings, Message, ModelSource } from "./types.js";
-
-/** Defaults of image settings, the same as of `mgm generate`. */
-const IMAGE_DEFAULTS = { steps: 50, guidanceScale: 5, strength: 0.6, previews: false };
+import type { Answer, ChatOptions, GenerateOptions, ImageSettings, Message, ModelSource } from "./types.js";
 
 export function toFileSource(source: ModelSource): FileSource {
   if (typeof source === "string" || source instanceof URL) return { url: bundleUrl(source) };
@@ -39,20 +36,21 @@ export async function toChatCall(messages: Message[], options: ChatOptions, sign
   };
 }
 
-export function toImageCall(settings: ImageSettings): ImageCall {
-  const { negativePrompt, width, height, scheduler, seed } = settings;
-  const { guidanceScale = IMAGE_DEFAULTS.guidanceScale, previews = IMAGE_DEFAULTS.previews } = settings;
+/** Settings that are not given stay out: the core has the defaults. */
+export function toImageCall(settings: ImageSettings & Pick<GenerateOptions, "strength">): ImageCall {
+  const { negativePrompt, width, height, guidanceScale, scheduler, seed, strength, previews } = settings;
+  const steps = alias("steps", settings.steps, "numInferenceSteps", settings.numInferenceSteps);
   return {
-    steps: alias("steps", settings.steps, "numInferenceSteps", settings.numInferenceSteps) ?? IMAGE_DEFAULTS.steps,
-    guidanceScale,
     // 32 bits: people copy seeds of images by hand.
     seed: seed ?? Math.floor(Math.random() * 2 ** 32),
-    strength: IMAGE_DEFAULTS.strength,
-    previews,
     ...(negativePrompt !== undefined && { negativePrompt }),
     ...(width !== undefined && { width }),
     ...(height !== undefined && { height }),
+    ...(steps !== undefined && { steps }),
+    ...(guidanceScale !== undefined && { guidanceScale }),
     ...(scheduler !== undefined && { scheduler }),
+    ...(strength !== undefined && { strength }),
+    ...(previews !== undefined && { previews }),
   };
 }
 

@@ -115,9 +115,9 @@ export class Mgm {
 
   /** Generates an image. An abort takes effect between two steps. */
   async generate(options: GenerateOptions): Promise<GeneratedImage> {
-    const { prompt, image, strength, onStep, signal } = options;
+    const { prompt, image, onStep, signal } = options;
     if (typeof prompt !== "string" || prompt.trim() === "") throw new MgmError("invalid-argument", "the prompt is empty: generate({ prompt })");
-    const call = { prompt, ...toImageCall({ previews: onStep !== undefined, ...options }), ...(strength !== undefined && { strength }) };
+    const call = { prompt, ...toImageCall({ previews: onStep !== undefined, ...options }) };
     const request = { type: "generate", call, ...(image !== undefined && { image: await toPixels(image) }) } as const;
     const result = await this.#client.call(request, signal, (message) => {
       if (message.type === "step") onStep?.(message.step);

@@ -16,17 +16,17 @@ export interface LoadCall {
   options: { precision?: string; conversation?: string };
 }
 
-/** Passed to the core as JSON, completed by defaults that depend on the caller. */
+/** Passed to the core as JSON, which has the defaults. */
 export interface ImageCall {
   negativePrompt?: string;
-  steps: number;
-  guidanceScale: number;
+  steps?: number;
+  guidanceScale?: number;
   width?: number;
   height?: number;
   scheduler?: string;
   seed: number;
-  strength: number;
-  previews: boolean;
+  strength?: number;
+  previews?: boolean;
 }
 
 export interface ChatCall {
