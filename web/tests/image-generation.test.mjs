@@ -154,6 +154,7 @@ test("an image in, text and an image out", { timeout: 600_000 }, async () => {
     assert.equal(image.settings.prompt, "a gold mine");
     assert.match(image.settings.negativePrompt, /^out of frame, lowres/);
   }
+  assert.ok(turns[1].usage.cachedTokens >= turns[0].usage.promptTokens - 1, JSON.stringify(turns.map(({ usage }) => usage)));
   const negative = turns[0].image.settings.negativePrompt;
   const url = native("answer", "--prompt", "a gold mine", "--negative-prompt", negative, "--seed", "3");
   const most = await page.evaluate(async (url) => Promise.all(turns.map(({ image }) => differs(image.pixels, url))), url);
@@ -169,6 +170,31 @@ test("an image in, text and an image out", { timeout: 600_000 }, async () => {
   const [[auto], [never], [plain], [always]] = counts;
   assert.ok(auto > never && always > plain, `${counts}`);
   assert.ok(counts.every(([, hasImage]) => !hasImage), "four tokens do not end in </h>");
+});
+
+test("earlier questions repeat their requests for images, so that the prompt matches the KV cache", { timeout: 600_000 }, async () => {
+  const usages = await page.evaluate(async () => {
+    const usages = [];
+    const ask = async (messages, mode) => {
+      const answer = await mgm.chat(messages, { temperature: 0, image: { mode, steps: 1, width: 64, height: 64 } });
+      usages.push(answer.usage);
+      return [...messages, { role: "assistant", content: answer.text }, { role: "user", content: "And this?" }];
+    };
+    const user = (content) => [{ role: "user", content }];
+    // The mode of a question is remembered, whatever the mode of the next one is.
+    const drawn = await ask(user("Draw it"), "always");
+    await ask(await ask(drawn, "never"), "auto");
+    const plain = await ask(user("Generate it"), "never");
+    await ask(plain, "auto");
+    // The package has not seen this conversation before its last call, but an answer shows the request.
+    await ask(drawn, "never");
+    return usages;
+  });
+  const [always, never, auto, unasked, asked, restored] = usages;
+  for (const [before, after] of [[always, never], [never, auto], [unasked, asked]]) {
+    assert.ok(after.cachedTokens >= before.promptTokens - 1, JSON.stringify(usages));
+  }
+  assert.equal(restored.promptTokens, never.promptTokens);
 });
 
 test("models that do not fit together are loaded alternately, with the same results", { timeout: 600_000 }, async () => {

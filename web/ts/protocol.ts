@@ -29,8 +29,15 @@ export interface ImageCall {
   previews?: boolean;
 }
 
+/** A message: its text, and the number of its images. */
+export interface ChatCallMessage {
+  role: string;
+  text: string;
+  images: number;
+}
+
 export interface ChatCall {
-  messages: { role: string; text: string; images: number }[];
+  messages: ChatCallMessage[];
   images: ImageData[];
   /** Passed to the core as JSON. */
   options: { maxNewTokens: number; temperature: number; topP?: number; topK: number; seed: number };

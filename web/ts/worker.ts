@@ -1,10 +1,11 @@
 // The dedicated worker: runs calls one at a time. A queued call is aborted immediately, a running one between steps.
 // The worker is a classic script, so that it works with bundlers, cross-origin URLs and blob URLs.
 
-import init, { chatNegativePrompt, imagePrompt, selfCheck, wantsImage, withImageRequest } from "./wasm/mgm_web.js";
+import init, { chatNegativePrompt, imagePrompt, selfCheck } from "./wasm/mgm_web.js";
 import { wasmResponse } from "./asset-cache.js";
 import { toWire, type WireError } from "./errors.js";
 import { generateImage } from "./generate-image.js";
+import { ImageRequests } from "./image-requests.js";
 import { type CallContext, Models } from "./models.js";
 import type {
   AnswerReport, ChatCall, CheckedCase, ImageCall, MemoryReport, ProgressMessage, Reply, Request, ResultMessage, StartMessage,
@@ -25,6 +26,7 @@ const calls = new Map<number, { abort: AbortController; isRunning: boolean }>();
 /** Resolves when all calls so far have finished: calls run one after the other. */
 let queue: Promise<unknown> = Promise.resolve();
 const models = new Models();
+const imageRequests = new ImageRequests();
 
 /** A running call. */
 interface Context extends CallContext {
@@ -118,7 +120,7 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
   const { id, signal } = context;
   if (call.image?.mode === "always") models.requireImageModel();
   const image = models.hasImageModel ? call.image : undefined;
-  const messages = image ? withImageRequests(call.messages, image.mode) : call.messages;
+  const messages = imageRequests.add(call.messages, image?.mode ?? "never");
   // These survive device loss: the answer resumes after the tokens that were generated.
   const resumeFrom: number[] = [];
   const stop = new StopStrings(call.stop);
@@ -148,16 +150,6 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
     signal.throwIfAborted();
     return { report, imageError: toWire(error) };
   }
-}
-
-/** Appends a request for an image to the questions that ask for one. */
-function withImageRequests(messages: ChatCall["messages"], mode: "auto" | "always"): ChatCall["messages"] {
-  return messages.map((message, index) => {
-    // Earlier questions too, if their words ask for an image: the prompt must match the KV cache. "always" is for the last one.
-    const isLast = index === messages.length - 1;
-    const asks = message.role === "user" && (wantsImage(message.text) || (isLast && mode === "always"));
-    return asks ? { ...message, text: withImageRequest(message.text) } : message;
-  });
 }
 
 function generate(call: ImageCall & { prompt: string }, image: ImageData | undefined, context: Context): Promise<GeneratedImage> {

@@ -22,12 +22,7 @@ function append(entry: Entry): MessageElement {
 
 /** The conversation as the model reads it. */
 function messages(): Message[] {
-  const list: Message[] = state.entries.map(({ role, text, images, asksForImage }) => {
-    // The request for an image that the package appended when it was asked.
-    const asked = asksForImage ? `${text} <GEN>` : text;
-    const parts = images.map((image) => ({ type: "image" as const, image }));
-    return { role, content: parts.length > 0 ? [...parts, { type: "text" as const, text: asked }] : asked };
-  });
+  const list: Message[] = state.entries.map(({ role, text, images }) => ({ role, content: images.length > 0 ? [...images, text] : text }));
   if (settings.system) list.unshift({ role: "system", content: settings.system });
   return list;
 }
