@@ -8,8 +8,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { gzipSync } from "node:zlib";
-import { bundle, expected, launch, web } from "./browser.mjs";
-import { pack } from "./package.mjs";
+import { bundle, expected, launch, root, web } from "./browser.mjs";
+import { install, pack } from "./package.mjs";
 import { serve } from "./server.mjs";
 
 const golden = expected("no-image").turns[0];
@@ -38,6 +38,27 @@ async function run(): Promise<void> {
 run().catch((error: unknown) => (document.title = String(error)));
 `;
 
+/** What snippets without an import continue from. */
+const SNIPPET_GLOBALS = `
+import type { Mgm } from "mgm-webgpu";
+declare global {
+  const mgm: Mgm;
+  const context: CanvasRenderingContext2D;
+  const image: HTMLImageElement;
+}
+`;
+
+/** The TypeScript code of the documents and of the package's own documentation. */
+function snippets() {
+  const documents = [join(root, "README.md"), join(web, "README.md"), join(web, "dist/index.d.ts")];
+  return documents.flatMap((file) => {
+    const text = readFileSync(file, "utf8").replaceAll(/^ \* ?/gm, "");
+    const found = [...text.matchAll(/```ts\n(.*?)```/gs)].map(([, code]) => code);
+    assert.ok(found.length > 0, `${file} has no snippet`);
+    return found;
+  });
+}
+
 /** The title of the page at `url` once it is no longer "waiting". */
 async function titleOf(url) {
   const page = await context.newPage();
@@ -61,22 +82,22 @@ test("the tarball has the built files, the types, the licences, and the metadata
   assert.deepEqual(metadata.dependencies, undefined);
 });
 
-test("a fresh Vite project installs the tarball, type-checks, builds and answers", { timeout: 600_000 }, async () => {
+test("a fresh Vite project installs the tarball, type-checks the documents' snippets, builds and answers", { timeout: 600_000 }, async () => {
   const project = join(folder, "vite");
   mkdirSync(project);
   const run = (command, ...args) => execFileSync(command, args, { cwd: project, stdio: ["ignore", "ignore", "inherit"] });
   writeFileSync(join(project, "package.json"), JSON.stringify({ name: "fresh", private: true, type: "module" }));
   writeFileSync(join(project, "index.html"), '<!doctype html><title>waiting</title><script type="module" src="main.ts"></script>');
   writeFileSync(join(project, "main.ts"), MAIN);
-  const readme = readFileSync(join(web, "..", "README.md"), "utf8");
-  for (const [index, [, code]] of [...readme.matchAll(/```ts\n(.*?)```/gs)].entries()) writeFileSync(join(project, `readme-${index}.ts`), code);
+  for (const [index, code] of snippets().entries()) writeFileSync(join(project, `snippet-${index}.ts`), `${code}\nexport {};\n`);
+  writeFileSync(join(project, "globals.d.ts"), SNIPPET_GLOBALS);
   const types = (options) => JSON.stringify({
     compilerOptions: { strict: true, noEmit: true, target: "ES2022", module: "ESNext", moduleResolution: "bundler", types: [], ...options },
   });
   writeFileSync(join(project, "tsconfig.json"), types({}));
   // The package's own declarations too, with an old library.
   writeFileSync(join(project, "tsconfig.old.json"), types({ lib: ["ES2020", "DOM"], skipLibCheck: false }));
-  run("npm", "install", "--silent", "--no-fund", "--no-audit", "--save-dev", "vite", "typescript", packed.tarball);
+  install(project, "--save-dev", "vite", "typescript", packed.tarball);
   run("npx", "tsc");
   run("npx", "tsc", "--project", "tsconfig.old.json");
   run("npx", "vite", "build", "--logLevel", "error");
