@@ -1,4 +1,5 @@
-// Pages and browsers that restrict what the package can use: the first browsers with WebGPU, sandboxed frames, Trusted Types, a base address.
+// Pages and browsers that restrict what the package can use: the first browsers with WebGPU, sandboxed frames, content security
+// policies, Trusted Types, a base address.
 
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -32,7 +33,7 @@ after(async () => {
 function write(name, { head = "", module = "/dist/index.js", model = "/model/", options = {}, before = "" } = {}) {
   const path = join(folder, name);
   mkdirSync(join(path, ".."), { recursive: true });
-  writeFileSync(path, `<!doctype html>${head}<title>waiting</title><script type="module">
+  writeFileSync(path, `<!doctype html>${head}<title>waiting</title><script type="module" nonce="test">
     import { Mgm } from "${module}";
     const say = (text) => (parent === self ? (document.title = text) : parent.postMessage(text, "*"));
     try {
@@ -86,6 +87,22 @@ test("Trusted Types, from the page's origin and from another", { timeout: 900_00
   assert.equal(await titleOf(write("trusted-cdn.html", { head, module: `${cdn.url}/index.js` })), ids);
   const refused = head.replace("trusted-types mgm-webgpu", "trusted-types others");
   assert.match(await titleOf(write("refused.html", { head: refused })), /^MgmError network: .*worker\.js did not start: .*TrustedScriptURL/);
+});
+
+test("a strict content security policy, with the package from the page's origin and from another", { timeout: 900_000 }, async () => {
+  const titleWith = async (policy, module) => {
+    const headers = { "Content-Security-Policy": policy };
+    const strict = await serve({ "/": folder, "/dist/": join(web, "dist"), "/model/": bundle("no-image", "f32") }, { headers });
+    const { pathname } = new URL(write("strict.html", { module }));
+    const title = await titleOf(strict.url + pathname);
+    await strict.close();
+    return title;
+  };
+  const own = "default-src 'none'; script-src 'self' 'nonce-test' 'wasm-unsafe-eval'; connect-src 'self'";
+  assert.equal(await titleWith(own), ids);
+  assert.match(await titleWith(own.replace(" 'wasm-unsafe-eval'", "")), /^MgmError /);
+  const other = `default-src 'none'; script-src 'nonce-test' 'wasm-unsafe-eval' ${cdn.url}; connect-src 'self' ${cdn.url}; worker-src blob:`;
+  assert.equal(await titleWith(other, `${cdn.url}/index.js`), ids);
 });
 
 test("a base address, and a worker that does not exist", { timeout: 900_000 }, async () => {
