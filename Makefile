@@ -17,7 +17,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test test-all examples smollm2 lint workflows deny cross swiftshader bench web web-tools web-build web-test web-bench
+.PHONY: help setup browser browser-packages run test test-all examples smollm2 lint workflows deny cross swiftshader bench web web-tools web-build web-test web-test-all web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -32,6 +32,7 @@ help:
 	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
+	@echo 'make web-test-all the same, and build the examples with Vite, Next.js and esbuild'
 	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels (needs Node.js)'
 
 # Installs the packages of a list that are missing.
@@ -154,6 +155,12 @@ web-test: web-build browser
 	cargo build --release
 	cargo build --release --package mgm-test-support
 	cd web && npm test
+
+# The examples in Vite, Next.js and others as well; their dependencies come from npm's registry.
+web-test-all: web-build browser
+	cargo build --release
+	cargo build --release --package mgm-test-support
+	cd web && npm run --silent test:all
 
 web-bench: web-build $(SMOLLM2)
 	cargo build --release

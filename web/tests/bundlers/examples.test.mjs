@@ -1,23 +1,27 @@
-// Every example builds with the packed package and answers in Chromium. They are installed from the registry, so this takes minutes.
+// `npm pack` builds the package, every example builds with the tarball, and the pages answer in Chromium: as production builds, and from
+// Vite's development server. The examples' dependencies come from the registry, so this takes minutes.
 
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { build } from "esbuild";
 import { launch, root, web } from "../browser.mjs";
-import { pack } from "../package.mjs";
+import { install } from "../package.mjs";
 import { serve } from "../server.mjs";
 
 const image = join(root, "pocket/examples/zebras.png");
 const pocket = join(root, "models/pocket");
-let folder, context, packed;
+let folder, context, tarball;
 
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), "mgm-examples-"));
-  packed = pack(folder);
+  // With its script `prepack`, as in a release.
+  execFileSync("npm", ["pack", "--loglevel", "error", "--pack-destination", folder], { cwd: web, stdio: ["ignore", "ignore", "inherit"] });
+  tarball = join(folder, readdirSync(folder).find((file) => file.endsWith(".tgz")));
   context = await launch();
 });
 
@@ -27,20 +31,33 @@ after(async () => {
 });
 
 /** Copies an example and installs its dependencies, with the packed package in place of the published one. */
-function install(name, ...more) {
-  const project = join(folder, name);
-  cpSync(join(web, "examples", name), project, { recursive: true, filter: (path) => !/node_modules|\.next|dist$/.test(path) });
-  const manifest = JSON.parse(readFileSync(join(project, "package.json")));
-  manifest.dependencies["mgm-webgpu"] = `file:${packed.tarball}`;
-  writeFileSync(join(project, "package.json"), JSON.stringify(manifest));
-  const run = (...command) => execFileSync(command[0], command.slice(1), {
-    cwd: project, stdio: ["ignore", "ignore", "inherit"], env: { ...process.env, NEXT_TELEMETRY_DISABLED: "1" },
-  });
-  run("npm", "install", "--silent", "--no-fund", "--no-audit", ...more);
-  return { project, run };
+function project(name) {
+  const path = join(folder, name);
+  cpSync(join(web, "examples", name), path, { recursive: true, filter: (path) => !/node_modules|\.next$|dist$|public$|package-lock/.test(path) });
+  const manifest = JSON.parse(readFileSync(join(path, "package.json")));
+  manifest.dependencies["mgm-webgpu"] = `file:${tarball}`;
+  writeFileSync(join(path, "package.json"), JSON.stringify(manifest));
+  install(path);
+  cpSync(pocket, join(path, "public/models/pocket"), { recursive: true });
+  return path;
 }
 
-/** Asks in the page about an image, if it takes one, and returns the answer when its status is `done`. */
+const env = { ...process.env, NEXT_TELEMETRY_DISABLED: "1" };
+const run = (cwd, ...command) => execFileSync(command[0], command.slice(1), { cwd, stdio: ["ignore", "ignore", "inherit"], env });
+
+/** Runs a server of a project, which gets `--port N` appended, and work with its URL. */
+async function withServer(cwd, script, options, work) {
+  const port = await freePort();
+  const server = spawn(process.execPath, [join("node_modules", script), ...options, "--port", String(port)], { cwd, stdio: ["ignore", "ignore", "inherit"], env });
+  try {
+    await reachable(`http://localhost:${port}/`);
+    return await work(`http://localhost:${port}/`);
+  } finally {
+    server.kill();
+  }
+}
+
+/** Asks in the page about an image, if it takes one, and returns the answer when `done` returns it. */
 async function ask(url, { withImage = true, done }) {
   const page = await context.newPage();
   const errors = [];
@@ -63,44 +80,61 @@ test("plain-html answers", { timeout: 300_000 }, async () => {
   await server.close();
 });
 
-test("vite-react builds and answers", { timeout: 600_000 }, async () => {
-  const { project, run } = install("vite-react");
-  run("npm", "run", "build");
-  const server = await serve({ "/": join(project, "dist"), "/models/pocket/": pocket });
+test("vite-react answers, built and from the development server", { timeout: 600_000 }, async () => {
+  const path = project("vite-react");
+  run(path, "npm", "run", "build");
+  const server = await serve({ "/": join(path, "dist") });
   assert.equal(await ask(`${server.url}/`, { done: answered }), "bus");
   await server.close();
+  assert.equal(await withServer(path, "vite/bin/vite.js", ["--logLevel", "error"], (url) => ask(url, { done: answered })), "bus");
 });
 
-test("own-worker builds and answers", { timeout: 600_000 }, async () => {
-  const { project, run } = install("own-worker");
-  run("npm", "run", "build");
-  const server = await serve({ "/": join(project, "dist"), "/models/pocket/": pocket });
+test("own-worker answers, built and from the development server", { timeout: 600_000 }, async () => {
+  const path = project("own-worker");
+  run(path, "npm", "run", "build");
+  const server = await serve({ "/": join(path, "dist") });
+  const built = await ask(`${server.url}/`, { withImage: false, done: finished });
+  await server.close();
+  assert.notEqual(built, "");
+  const options = { withImage: false, done: finished };
+  assert.equal(await withServer(path, "vite/bin/vite.js", ["--logLevel", "error"], (url) => ask(url, options)), built);
+});
+
+test("next answers, built with Turbopack and with webpack", { timeout: 1_200_000 }, async () => {
+  const path = project("next");
+  for (const bundler of ["--turbopack", "--webpack"]) {
+    rmSync(join(path, ".next"), { recursive: true, force: true });
+    run(path, process.execPath, "node_modules/next/dist/bin/next", "build", bundler);
+    assert.equal(await withServer(path, "next/dist/bin/next", ["start"], (url) => ask(url, { done: answered })), "bus", bundler);
+    // The build's folder must not leak into what the page loads.
+    assert.equal(leaks(path), false, bundler);
+  }
+});
+
+test("an esbuild project answers with the package's two files next to its output", { timeout: 300_000 }, async () => {
+  const path = join(folder, "esbuild");
+  const site = join(path, "site");
+  mkdirSync(site, { recursive: true });
+  writeFileSync(join(path, "package.json"), JSON.stringify({ private: true, type: "module" }));
+  install(path, tarball);
+  writeFileSync(join(path, "main.js"), `
+    import { Mgm } from "mgm-webgpu";
+    const mgm = await Mgm.load("/models/pocket/");
+    const [status, answer] = [document.querySelector("[role=status]"), document.getElementById("answer")];
+    answer.textContent = (await mgm.chat([{ role: "user", content: "What is a bus?" }], { maxTokens: 8 })).text;
+    status.textContent = "done";
+  `);
+  writeFileSync(join(site, "index.html"), '<!doctype html><p role="status"></p><p id="answer"></p><button>Ask</button><script type="module" src="main.js"></script>');
+  await build({ absWorkingDir: path, entryPoints: ["main.js"], bundle: true, format: "esm", outdir: site });
+  for (const file of ["worker.js", "mgm_web_bg.wasm"]) cpSync(join(path, "node_modules/mgm-webgpu/dist", file), join(site, file));
+  const server = await serve({ "/": site, "/models/pocket/": pocket });
   assert.notEqual(await ask(`${server.url}/`, { withImage: false, done: finished }), "");
   await server.close();
 });
 
-test("next builds with Turbopack and with webpack, and answers", { timeout: 1_200_000 }, async () => {
-  const { project, run } = install("next");
-  cpSync(pocket, join(project, "public/models/pocket"), { recursive: true });
-  for (const bundler of ["--turbopack", "--webpack"]) {
-    rmSync(join(project, ".next"), { recursive: true, force: true });
-    run("npx", "next", "build", bundler);
-    const port = await freePort();
-    const server = spawn(process.execPath, ["node_modules/next/dist/bin/next", "start", "--port", String(port)], { cwd: project, stdio: "ignore" });
-    try {
-      await reachable(`http://localhost:${port}/`);
-      assert.equal(await ask(`http://localhost:${port}/`, { done: answered }), "bus", bundler);
-    } finally {
-      server.kill();
-    }
-    // The build's folder must not leak into what the page loads.
-    assert.equal(leaks(project), false, bundler);
-  }
-});
-
-function leaks(project) {
+function leaks(path) {
   try {
-    execFileSync("grep", ["-rlF", "--include=*.js", `file://${project}`, join(project, ".next/static")], { stdio: ["ignore", "pipe", "ignore"] });
+    execFileSync("grep", ["-rlF", "--include=*.js", `file://${path}`, join(path, ".next/static")], { stdio: ["ignore", "pipe", "ignore"] });
     return true;
   } catch {
     return false;
@@ -117,7 +151,7 @@ function freePort() {
 }
 
 async function reachable(url) {
-  for (let attempt = 0; attempt < 120; attempt++) {
+  for (let attempt = 0; attempt < 240; attempt++) {
     if (await fetch(url).then(({ ok }) => ok, () => false)) return;
     await new Promise((resolve) => setTimeout(resolve, 500));
   }
