@@ -92,6 +92,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The files lack or do not support something that the caller can choose.
+    #[error("{file}: {reason}")]
+    NeedsSetting {
+        /// The setting to choose it with.
+        setting: Setting,
+        /// The file or folder.
+        file: String,
+        /// What was found, and what to choose.
+        reason: String,
+    },
     /// An image cannot be used.
     #[error("image {name}: {reason}")]
     Image {
@@ -161,6 +171,7 @@ impl Error {
             Self::BadValue { .. } => "bad-value",
             Self::Unsupported { .. } => "unsupported",
             Self::Config { .. } => "config",
+            Self::NeedsSetting { .. } => "needs-setting",
             Self::Image { .. } => "image",
             Self::PromptTooLong { .. } => "prompt-too-long",
             Self::InvalidArgument(_) => "invalid-argument",
@@ -172,7 +183,54 @@ impl Error {
             Self::Cancelled => "cancelled",
         }
     }
+
+    /// The setting that resolves the error, if one does. Hosts append its name in their interface to the message, such
+    /// as `--precision` on the command line.
+    pub fn remedy(&self) -> Option<Setting> {
+        match self {
+            Self::NeedsSetting { setting, .. } => Some(*setting),
+            Self::OutOfMemory { .. } => Some(Setting::Precision),
+            _ => None,
+        }
+    }
+}
+
+/// A setting of the caller that resolves an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Setting {
+    /// The folder of the low-resolution vision tower: `TowerOptions::clip`.
+    VisionTower,
+    /// The folder of the high-resolution vision tower: `TowerOptions::convnext`.
+    HighResolutionTower,
+    /// The folder of an image model's tokenizers and configurations: `OpenOptions::components_dir`.
+    Components,
+    /// The conversation template: `LoadOptions::template`.
+    Template,
+    /// The scheduler of an image model: `SchedulerOverride`.
+    Scheduler,
+    /// The precision of the weights: `LoadOptions::precision`, `DiffusionOptions::precision`.
+    Precision,
 }
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_resolve_the_errors_that_name_them() {
+        let error = Error::NeedsSetting {
+            setting: Setting::Template,
+            file: "model.gguf".to_owned(),
+            reason: "it has no template".to_owned(),
+        };
+        assert_eq!(error.to_string(), "model.gguf: it has no template");
+        assert_eq!((error.code(), error.remedy()), ("needs-setting", Some(Setting::Template)));
+        let error = Error::OutOfMemory { what: "the UNet".to_owned(), needed: 2, available: 1 };
+        assert_eq!(error.remedy(), Some(Setting::Precision));
+        assert_eq!(Error::Cancelled.remedy(), None);
+    }
+}

@@ -105,7 +105,7 @@ pub mod weights;
 pub use diffusion::pipeline::{
     DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, GenerateImage, GeneratedImage,
 };
-pub use error::{Error, Result};
+pub use error::{Error, Result, Setting};
 #[cfg(feature = "gpu")]
 #[doc(inline)]
 pub use gpu::{AdapterChoice, Gpu, GpuOptions};

@@ -1,5 +1,7 @@
 //! How a command fails.
 
+use mgm::Setting;
+
 /// An error of the core, or of standard input or output.
 #[derive(Debug)]
 pub enum CliError {
@@ -25,7 +27,7 @@ impl std::fmt::Display for CliError {
         match self {
             Self::Core(error) => {
                 error.fmt(f)?;
-                match option_for(error) {
+                match error.remedy().and_then(option_for) {
                     Some(option) => write!(f, " ({option})"),
                     None => Ok(()),
                 }
@@ -36,24 +38,46 @@ impl std::fmt::Display for CliError {
     }
 }
 
-/// The option that removes the cause of an error. The core's messages name none: its other users have no command line.
-fn option_for(error: &mgm::Error) -> Option<&'static str> {
-    match error {
-        mgm::Error::OutOfMemory { .. } => Some("--precision P"),
-        mgm::Error::MissingFile { hint, .. } if hint.contains("the low-resolution tower") => Some("--vision-tower DIR"),
-        mgm::Error::MissingFile { hint, .. } if hint.contains("the high-resolution tower") => {
-            Some("--vision-tower-hr DIR")
-        }
-        mgm::Error::MissingFile { hint, .. } if hint.contains("contains no vocabulary") => Some("--tokenizer DIR"),
-        mgm::Error::WrongShape { expected, .. } if expected.contains("folder of configurations") => {
-            Some("--tokenizer DIR")
-        }
-        mgm::Error::Config { reason, .. } if reason.contains("choose a conversation template") => {
-            Some("--conversation NAME")
-        }
-        mgm::Error::Unsupported { supported, .. } if supported.contains("this file's noise schedule") => {
-            Some("--scheduler NAME")
-        }
+/// The option of a setting. The core's messages name none: its other users have no command line.
+fn option_for(setting: Setting) -> Option<&'static str> {
+    match setting {
+        Setting::VisionTower => Some("--vision-tower DIR"),
+        Setting::HighResolutionTower => Some("--vision-tower-hr DIR"),
+        Setting::Components => Some("--tokenizer DIR"),
+        Setting::Template => Some("--conversation NAME"),
+        Setting::Scheduler => Some("--scheduler NAME"),
+        Setting::Precision => Some("--precision P"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn messages_name_the_option_of_the_setting_that_resolves_them() {
+        let commands = crate::Options::command();
+        for setting in [
+            Setting::VisionTower,
+            Setting::HighResolutionTower,
+            Setting::Components,
+            Setting::Template,
+            Setting::Scheduler,
+            Setting::Precision,
+        ] {
+            let error = match setting {
+                Setting::Precision => mgm::Error::OutOfMemory { what: "it".to_owned(), needed: 2, available: 1 },
+                _ => mgm::Error::NeedsSetting { setting, file: "model".to_owned(), reason: "why".to_owned() },
+            };
+            let option = option_for(setting).unwrap_or_else(|| panic!("{setting:?} has no option"));
+            assert_eq!(CliError::from(error.clone()).to_string(), format!("{error} ({option})"));
+            let name = option.strip_prefix("--").and_then(|option| option.split(' ').next());
+            let mut arguments = commands.get_subcommands().flat_map(clap::Command::get_arguments);
+            assert!(arguments.any(|argument| argument.get_long() == name), "no command has the option {option}");
+        }
+        assert_eq!(CliError::from(mgm::Error::Cancelled).to_string(), "cancelled");
     }
 }

@@ -20,7 +20,7 @@ use crate::weights::gguf_model::GgufModel;
 use crate::weights::mgm::MgmCheckpoint;
 use crate::weights::model_files::ModelFiles;
 use crate::weights::view::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// A model is not loaded if fewer positions than this would fit into memory next to its weights.
 const MIN_CONTEXT: usize = 256;
@@ -112,7 +112,7 @@ impl Model {
     /// Loads a language model from a GGUF file, with the tokenizer and the conversation template in it.
     ///
     /// # Errors
-    /// As [`Self::open`]; [`Error::Config`] if neither the file nor the options name a conversation template.
+    /// As [`Self::open`]; [`Error::NeedsSetting`] if neither the file nor the options name a conversation template.
     pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
         let header = &*model.header;
         let tokenizer = Tokenizer::from_gguf(header)?;
@@ -129,7 +129,8 @@ impl Model {
                 )?)
             }
             (None, None) => {
-                return Err(Error::Config {
+                return Err(Error::NeedsSetting {
+                    setting: Setting::Template,
                     file: header.file.clone(),
                     reason: "it has no tokenizer.chat_template; choose a conversation template: vicuna_v1, gemma, \
                              mistral_instruct, chatml_direct or llama_3"

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use half::f16;
+use mgm::Setting;
 use mgm::io::{DiskFile, DiskFolder, MemorySource};
 use mgm::language::{LanguageModel, Position, TokenGenerator};
 use mgm::loader::Loader;
@@ -13,6 +14,7 @@ use mgm::ops::Sampling;
 use mgm::session::LoadOptions;
 use mgm::session::{AnswerOptions, Model};
 use mgm::tensor::{Precision, dequantize};
+use mgm::text::conversation::Template;
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::blocks::BlockType;
 use mgm::weights::gguf::{Array, Header, Value};
@@ -146,6 +148,20 @@ fn tokenizers_and_templates_come_from_the_file() {
         let leading = ids.iter().take_while(|token| text(token)).count();
         assert_eq!(leading, 1, "{name}: a prompt begins with one beginning token");
     }
+}
+
+#[test]
+fn a_file_without_a_template_needs_one_from_the_caller() {
+    let mut file = open(&data("llama.gguf"));
+    let mut header = Header::clone(&file.header);
+    header.metadata.remove("tokenizer.chat_template").expect("a template");
+    file.header = Rc::new(header);
+    let gpu = common::open_gpu();
+    let options = LoadOptions::new(Precision::F16);
+    let error = pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect_err("no template");
+    assert_eq!(error.remedy(), Some(Setting::Template), "{error}");
+    let options = options.with_template(Template::Llama3);
+    pollster::block_on(Model::load_gguf(&gpu, &file, &options)).expect("a model");
 }
 
 /// A merge that makes no token: one shorter than the longest token, and one longer than all.

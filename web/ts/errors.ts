@@ -25,6 +25,7 @@ export type MgmErrorCode =
   | "bad-value"
   | "unsupported"
   | "config"
+  | "needs-setting"
   | "image"
   | "prompt-too-long"
   | "invalid-argument"

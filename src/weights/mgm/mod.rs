@@ -49,7 +49,8 @@ impl MgmCheckpoint {
     /// to the checkpoint's folder and its two parents; or inside the checkpoint.
     ///
     /// # Errors
-    /// [`Error::MissingFile`], [`Error::MissingTensor`] if a part is nowhere; the errors of reading the files.
+    /// [`Error::NeedsSetting`] if a tower is nowhere; [`Error::MissingFile`] without configuration or weights; the
+    /// errors of reading the files.
     pub async fn open(folder: Rc<dyn Folder>, towers: TowerOptions) -> Result<Self> {
         let main = Checkpoint::open(&*folder, MODEL_FILES);
         Self::assemble(&folder, towers, main).await
@@ -159,6 +160,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::Setting;
     use crate::io::MemoryFolder;
     use crate::weights::checkpoint::tests::file;
     use crate::weights::config::tests::with;
@@ -265,13 +267,19 @@ mod tests {
         assert_eq!(marks(&open([trained, separate("my")].concat(), named).unwrap()), (2.0, 2.0));
         assert!(matches!(open(alone, named), Err(Error::MissingFile { .. })));
         // Nowhere.
-        let nowhere = open(vec![config(json!({})), tensors(MAIN, vec![])], none).err().unwrap().to_string();
+        let error = open(vec![config(json!({})), tensors(MAIN, vec![])], none).err().unwrap();
+        assert_eq!(error.remedy(), Some(Setting::VisionTower));
+        let nowhere = error.to_string();
         assert!(
             nowhere.contains("model_zoo/OpenAI/clip is missing")
                 && nowhere.contains("the low-resolution tower")
                 && nowhere.contains("pass its folder"),
             "{nowhere}"
         );
+        let own_clip = tensors(MAIN, clip("model.vision_tower.vision_tower.", 1.0));
+        let error = open(vec![config(json!({})), own_clip], none).err().unwrap();
+        assert_eq!(error.remedy(), Some(Setting::HighResolutionTower), "{error}");
+        assert!(error.to_string().contains("the high-resolution tower model_zoo/OpenAI/convnext is"), "{error}");
     }
 
     #[test]

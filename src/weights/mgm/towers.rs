@@ -10,7 +10,7 @@ use crate::weights::checkpoint::{Checkpoint, MODEL_FILES, OPEN_CLIP_FILES};
 use crate::weights::config::{ClipConfig, ConvNextConfig, MAX_CONFIG, VisionConfig};
 use crate::weights::expected::{self, ExpectedTensor};
 use crate::weights::view::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Folders of the two towers chosen by the user. They take precedence over every other copy.
 #[derive(Clone, Default)]
@@ -83,7 +83,7 @@ impl VisionWeights {
         };
         let separate = found.as_ref().map(|(_, checkpoint)| part(checkpoint, names::clip));
         let own = (towers.clip.is_none() && !own_clip.checkpoint().is_empty()).then_some(own_clip);
-        let clip = own.or(separate).ok_or_else(|| missing_tower(folder, "low", clip_path))?;
+        let clip = own.or(separate).ok_or_else(|| missing_tower(folder, Setting::VisionTower, "low", clip_path))?;
         // Only the folder of the separate copy has a configuration, whichever copy's weights are used.
         let clip_file = match &found {
             Some((folder, _)) => read_file(&**folder, CONFIG, MAX_CONFIG).await?.map(|bytes| (folder.name(), bytes)),
@@ -106,7 +106,7 @@ impl VisionWeights {
             (None, Some(own)) if config.optimize_high_tower => own,
             (None, own) => match find_tower(folder, high_path, OPEN_CLIP_FILES).await? {
                 Some((_, checkpoint)) => part(&checkpoint, names::convnext),
-                None => own.ok_or_else(|| missing_tower(folder, "high", high_path))?,
+                None => own.ok_or_else(|| missing_tower(folder, Setting::HighResolutionTower, "high", high_path))?,
             },
         };
 
@@ -155,12 +155,13 @@ async fn find_tower(
     Ok(None)
 }
 
-fn missing_tower(folder: &Rc<dyn Folder>, which: &str, path: &str) -> Error {
-    Error::MissingFile {
-        file: format!("{}/{path}", folder.name()),
-        hint: format!(
-            "the checkpoint does not contain the {which}-resolution tower, and neither that folder nor the folders next to the \
-             checkpoint do; download it, or pass its folder"
+fn missing_tower(folder: &Rc<dyn Folder>, setting: Setting, which: &str, path: &str) -> Error {
+    Error::NeedsSetting {
+        setting,
+        file: folder.name().to_owned(),
+        reason: format!(
+            "the {which}-resolution tower {path} is missing from the checkpoint, the folders in it and those next to it; \
+             download it, or pass its folder"
         ),
     }
 }

@@ -21,7 +21,7 @@ use super::report::PartReport;
 use super::view::Weights;
 use crate::io::{ByteSource, Folder, MemoryFolder, MemorySource, read_file};
 use crate::tensor::Precision;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// The file that identifies a folder in diffusers' layout.
 pub const MODEL_INDEX: &str = "model_index.json";
@@ -180,7 +180,8 @@ impl SdxlCheckpoint {
     /// Opens a folder in diffusers' layout.
     ///
     /// # Errors
-    /// [`Error::MissingFile`]; [`Error::Unsupported`] for another kind of pipeline; the errors of reading the files.
+    /// [`Error::MissingFile`] without `model_index.json`, or a network's configuration, weights or vocabulary;
+    /// [`Error::Unsupported`] for another kind of pipeline; the errors of reading the files.
     pub async fn open(folder: Rc<dyn Folder>, options: &OpenOptions) -> Result<Self> {
         let file = format!("{}/{MODEL_INDEX}", folder.name());
         let Some(bytes) = read_file(&*folder, MODEL_INDEX, MAX_CONFIG).await? else {
@@ -228,8 +229,8 @@ impl SdxlCheckpoint {
     /// Opens a single file. The tokenizers are in [`OpenOptions::components_dir`].
     ///
     /// # Errors
-    /// [`Error::MissingFile`] without tokenizers; [`Error::MissingTensor`] if the file is another kind of model; the errors of
-    /// reading it.
+    /// [`Error::NeedsSetting`] without a folder of tokenizers, or if the file needs configurations;
+    /// [`Error::MissingTensor`] if the file is another kind of model; the errors of reading it.
     pub async fn open_file(source: Rc<dyn ByteSource>, options: &OpenOptions) -> Result<Self> {
         let checkpoint = Checkpoint::open_file(source).await?;
         if !single_file::is_one(&checkpoint) {
@@ -241,13 +242,12 @@ impl SdxlCheckpoint {
             });
         }
         let Some(folder) = &options.components_dir else {
-            return Err(Error::MissingFile {
-                file: "tokenizer/vocab.json".to_owned(),
-                hint: format!(
-                    "{} contains no vocabulary: pass a folder with CLIP's vocab.json and merges.txt, or one in diffusers' \
-                     layout, or put a folder called tokenizer next to it",
-                    checkpoint.name()
-                ),
+            return Err(Error::NeedsSetting {
+                setting: Setting::Components,
+                file: checkpoint.name().to_owned(),
+                reason: "it contains no vocabulary: pass a folder with CLIP's vocab.json and merges.txt, or one in \
+                         diffusers' layout, or put a folder called tokenizer next to it"
+                    .to_owned(),
             });
         };
         let given = given_configs(folder).await?;
@@ -385,7 +385,7 @@ impl SdxlCheckpoint {
     /// Checks, before anything is loaded, that every tensor exists with its shape, and that the networks fit together.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::Config`].
+    /// As [`PartReport::check`] for each network; [`Error::Config`] if the widths or channels of two networks differ.
     pub fn check(&self) -> Result<()> {
         for part in self.report() {
             part.check()?;
@@ -418,7 +418,8 @@ impl SdxlCheckpoint {
     /// Merges a LoRA file: it is added to the weights whenever they are read from now on.
     ///
     /// # Errors
-    /// [`Error::Config`] with the modules that the model lacks; [`Error::WrongShape`].
+    /// [`Error::Config`] with the modules that the model lacks; [`Error::WrongShape`] if a module's matrices do not fit
+    /// its weight.
     pub fn merge_lora(&mut self, lora: &Lora) -> Result<()> {
         lora.merge(&mut self.unet, &mut self.text)
     }

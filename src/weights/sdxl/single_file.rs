@@ -11,7 +11,7 @@ use super::names::{self, OPEN_CLIP_LAYER, UnetNames};
 use super::{Networks, TEXT_1, TEXT_2, UNET, VAE};
 use crate::weights::checkpoint::{Checkpoint, View};
 use crate::weights::view::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Prefixes of the networks in the file.
 const PREFIXES: [&str; 4] = [
@@ -142,11 +142,14 @@ fn heads(weights: &Weights, name: &str, channels: usize) -> Result<usize> {
     if channels > 0 && channels.is_multiple_of(HEAD_DIM) {
         return Ok(channels / HEAD_DIM);
     }
-    Err(Error::WrongShape {
-        name: weights.full_name(name),
-        found: weights.shape(name)?.to_vec(),
-        expected: format!(
-            "a multiple of {HEAD_DIM} channels; a model with other heads needs its folder of configurations"
+    Err(Error::NeedsSetting {
+        setting: Setting::Components,
+        file: weights.checkpoint().name().to_owned(),
+        reason: format!(
+            "tensor {} has shape {:?}, expected a multiple of {HEAD_DIM} channels; a model with other heads needs its \
+             folder of configurations",
+            weights.full_name(name),
+            weights.shape(name)?
         ),
     })
 }
@@ -239,4 +242,29 @@ fn vae_config(vae: &Weights) -> Result<VaeConfig> {
         mid_block_attention: vae.contains("decoder.mid.attn_1.q.weight"),
         ..VaeConfig::sdxl()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemorySource;
+    use crate::weights::checkpoint::tests::file;
+    use crate::weights::sdxl::{OpenOptions, SdxlCheckpoint};
+
+    #[test]
+    fn what_the_file_lacks_comes_from_a_folder_of_the_caller() {
+        let bytes = file(&[("model.diffusion_model.w", &[2, 80], &[0.0; 160])]);
+        let source = Rc::new(MemorySource::new("model.safetensors", bytes));
+        let opened = pollster::block_on(SdxlCheckpoint::open_file(source.clone(), &OpenOptions::default()));
+        let error = opened.err().unwrap();
+        assert_eq!(error.remedy(), Some(Setting::Components), "{error}");
+        assert!(error.to_string().starts_with("model.safetensors: it contains no vocabulary"), "{error}");
+
+        let checkpoint = pollster::block_on(Checkpoint::open_file(source)).unwrap();
+        let weights = Weights::new(Rc::new(checkpoint));
+        assert_eq!(heads(&weights, "model.diffusion_model.w", 128), Ok(2));
+        let error = heads(&weights, "model.diffusion_model.w", 80).unwrap_err();
+        assert_eq!(error.remedy(), Some(Setting::Components), "{error}");
+        assert!(error.to_string().contains("has shape [2, 80], expected a multiple of 64 channels"), "{error}");
+    }
 }

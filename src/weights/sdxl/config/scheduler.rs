@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::weights::config::json::Settings;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// The scheduler classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +163,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     /// [`Error::Config`] if it is not JSON or a value is out of range; [`Error::Unsupported`] for a setting that this
-    /// program does not implement.
+    /// program does not implement; [`Error::NeedsSetting`] for such a scheduler class, unless `choice` replaces it.
     pub fn parse(file: &str, bytes: &[u8], choice: Option<&SchedulerOverride>) -> Result<Self> {
         Self::read(&Settings::parse(file, bytes)?, choice)
     }
@@ -256,8 +256,14 @@ fn class(settings: &Settings<'_>) -> Result<SchedulerClass> {
     let name = settings.text("_class_name")?.unwrap_or("EulerDiscreteScheduler");
     CLASSES.iter().find(|(_, known)| *known == name).map(|(class, _)| *class).ok_or_else(|| {
         let supported = CLASSES.map(|(_, name)| name).join(", ");
-        let supported = format!("{supported}; choose one of them to use it with this file's noise schedule");
-        settings.file.unsupported("_class_name", name, supported)
+        Error::NeedsSetting {
+            setting: Setting::Scheduler,
+            file: settings.file.0.to_owned(),
+            reason: format!(
+                "_class_name {name:?} is not supported; supported: {supported}; choose one of them to use it with this \
+                 file's noise schedule"
+            ),
+        }
     })
 }
 
@@ -415,6 +421,13 @@ mod tests {
         for bad in ["", "heun", "euler-karras-karras", "ddim-karras", "-karras", "euler-leading-trailing"] {
             assert!(bad.parse::<SchedulerOverride>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_unsupported_scheduler_can_be_replaced() {
+        let parse = |choice| SchedulerConfig::parse("s.json", br#"{"_class_name":"PNDMScheduler"}"#, choice);
+        assert_eq!(parse(None).unwrap_err().remedy(), Some(Setting::Scheduler));
+        assert!(parse(Some(&"euler".parse().unwrap())).is_ok());
     }
 
     #[test]
