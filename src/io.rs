@@ -53,7 +53,8 @@ pub trait Folder {
 /// Reads a whole file of at most `limit` bytes; `None` if there is no such file.
 ///
 /// # Errors
-/// [`Error::Malformed`] if it is larger than `limit`, so that no file decides how much memory is allocated; [`Error::Io`].
+/// [`Error::Malformed`] if it is larger than `limit`, so that no file decides how much memory is allocated;
+/// [`Error::Io`] if it cannot be opened or read.
 pub async fn read_file(folder: &dyn Folder, file: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let Some(source) = folder.open(file).await? else { return Ok(None) };
     read_range(&*source, 0, source.len(), limit).await.map(Some)

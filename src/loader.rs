@@ -128,7 +128,7 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading; [`Error::Unsupported`] for a value
-    /// that exceeds the precision; [`Error::Cancelled`]; errors of the device.
+    /// that exceeds the precision; [`Error::Cancelled`]; [device errors](crate::gpu).
     pub async fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
         self.stacked(&[(name, rows)], columns).await
     }
@@ -317,7 +317,7 @@ impl Loader {
     /// A matrix whose values were computed on the host.
     ///
     /// # Errors
-    /// [`Error::Cancelled`]; errors of the device.
+    /// [`Error::Cancelled`]; [device errors](crate::gpu).
     pub async fn computed(&self, what: &str, columns: usize, values: &[f32]) -> Result<Matrix> {
         let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &self.full_name(what))?;
         self.wrote(matrix.bytes()).await?;
@@ -374,7 +374,7 @@ impl Loader {
     /// An f32 tensor whose values were computed on the host.
     ///
     /// # Errors
-    /// [`Error::Cancelled`]; errors of the device.
+    /// [`Error::Cancelled`]; [device errors](crate::gpu).
     pub async fn upload(&self, what: &str, shape: &[usize], values: &[f32]) -> Result<Tensor> {
         let tensor = Tensor::new(&self.gpu, shape, values, &self.full_name(what))?;
         self.wrote(tensor.bytes()).await?;

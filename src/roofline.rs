@@ -81,7 +81,7 @@ impl Limits {
 /// Measures the adapter itself: the fastest runs.
 ///
 /// # Errors
-/// Of the device.
+/// [Device errors](crate::gpu).
 pub async fn limits(gpu: &Gpu) -> Result<Limits> {
     let most = if gpu.adapter().is_software() { READ_BYTES_IN_SOFTWARE } else { READ_BYTES };
     let bytes = most.min(gpu.capabilities().max_shard_bytes());
@@ -101,7 +101,7 @@ pub async fn limits(gpu: &Gpu) -> Result<Limits> {
 /// kernels in use, or, with `tune`, by the fastest ([`tune`]).
 ///
 /// # Errors
-/// Of the device.
+/// [Device errors](crate::gpu).
 pub async fn measure(gpu: Gpu, filter: Option<String>, tune: bool, on_row: impl FnMut(&Row)) -> Result<()> {
     Bench { gpu, filter, tune, on_row }.all().await
 }

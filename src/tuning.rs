@@ -66,7 +66,8 @@ pub struct Timing {
 /// stop the measurements.
 ///
 /// # Errors
-/// [`Error::Cancelled`] if `on_timing` stopped; errors of the device. A kernel with a wrong result is no error: it is left out.
+/// [`Error::Cancelled`] if `on_timing` stopped; [device errors](crate::gpu). A kernel with a wrong result is no error:
+/// it is left out.
 pub async fn tune(
     gpu: &Gpu,
     products: impl IntoIterator<Item = MatmulShape>,

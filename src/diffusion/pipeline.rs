@@ -84,7 +84,7 @@ impl DiffusionPipeline {
     /// Opens a model from disk: a folder in diffusers' layout or a bundle. Nothing is loaded yet.
     ///
     /// # Errors
-    /// As [`Self::open`], and those of the files.
+    /// As [`SdxlCheckpoint::open`], [`SdxlCheckpoint::open_bundle`] and [`Self::open`].
     #[cfg(all(feature = "fs", any(unix, windows)))]
     pub async fn from_path(gpu: &Gpu, path: impl AsRef<std::path::Path>) -> Result<Self> {
         use crate::weights::bundle::read::Bundle;

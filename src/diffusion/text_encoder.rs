@@ -90,7 +90,8 @@ impl TextEncoder {
     /// Encodes the ids of a prompt, including its start and end tokens.
     ///
     /// # Errors
-    /// [`Error::PromptTooLong`]; [`Error::InvalidArgument`] for an id outside the vocabulary.
+    /// [`Error::PromptTooLong`] if a window is longer than the positions; [`Error::InvalidArgument`] for an id outside
+    /// the vocabulary.
     pub fn forward(&self, recorder: &mut Recorder, ids: &[u32]) -> Result<TextEncoding> {
         if ids.is_empty() || ids.len() > self.max_positions {
             return Err(Error::PromptTooLong { tokens: ids.len(), limit: self.max_positions });

@@ -108,7 +108,7 @@ pub(super) fn instance() -> wgpu::Instance {
 /// All adapters, best first: at least one.
 ///
 /// # Errors
-/// Errors of the device.
+/// [`Error::NoAdapter`] if there is none.
 pub async fn list_adapters() -> Result<Vec<AdapterSummary>> {
     let adapters = find(&instance()).await?;
     Ok(adapters.iter().enumerate().map(|(index, adapter)| AdapterSummary::new(index, adapter)).collect())

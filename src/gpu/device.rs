@@ -66,7 +66,8 @@ impl Gpu {
     /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [`Error::NoAdapter`] if no adapter matches [`GpuOptions::adapter`] or the device cannot be opened;
+    /// [`Error::InvalidArgument`] for profiling on an adapter without timestamp queries.
     pub async fn open(options: &GpuOptions) -> Result<Self> {
         Self::open_with_pipeline_cache(options, |_| None).await
     }
@@ -75,7 +76,7 @@ impl Gpu {
     /// adapter and driver ([`AdapterSummary::cache_name`]), or `None`.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// As [`Self::open`].
     pub async fn open_with_pipeline_cache(
         options: &GpuOptions,
         load: impl FnOnce(&AdapterSummary) -> Option<Vec<u8>>,
@@ -242,7 +243,7 @@ impl Gpu {
     /// A buffer for weights or other persistent data, filled with zeros.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](super).
     pub fn allocate(&self, bytes: u64, what: &str) -> Result<Buffer> {
         self.make_room(what, bytes, || self.0.memory.dedicated(bytes, what))
     }
@@ -292,7 +293,7 @@ impl Gpu {
     /// Checks that nothing was written around the tensors created since the last call, on a device opened with guard zones.
     ///
     /// # Errors
-    /// What was overwritten.
+    /// [`Error::Gpu`] that names the tensor around which bytes were overwritten; [device errors](super).
     #[doc(hidden)]
     pub async fn check_guards(&self) -> Result<()> {
         match &self.0.guards {
@@ -310,7 +311,7 @@ impl Gpu {
     /// of it.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](super).
     pub async fn flush_writes(&self) -> Result<()> {
         self.0.queue.submit([]);
         #[cfg(not(target_arch = "wasm32"))]
@@ -345,7 +346,7 @@ impl Gpu {
     /// The first error the device reported since the last call, if any. A lost device stays lost.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// That error: see [Device errors](super).
     pub fn check(&self) -> Result<()> {
         let mut first_error = self.0.first_error.lock();
         match first_error.as_ref() {
@@ -358,7 +359,7 @@ impl Gpu {
     /// Times per kernel since the last call; empty unless the device was opened for profiling.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](super).
     pub async fn take_profile(&self) -> Result<Profile> {
         let pending = std::mem::take(&mut *self.0.times.lock());
         let mut profile = Profile::default();

@@ -2,6 +2,12 @@
 //!
 //! Everything that touches `wgpu` is here. An op describes a [`Kernel`] and records dispatches of it on a
 //! [`Recorder`]; a recording is encoded and submitted once.
+//!
+//! # Device errors
+//! [`Error::OutOfMemory`](crate::Error::OutOfMemory) if an allocation fails;
+//! [`Error::DeviceLost`](crate::Error::DeviceLost); [`Error::Gpu`](crate::Error::Gpu) for any other report of the
+//! device, a dispatch that exceeds its limits, or a failed readback. A device reports errors late: each surfaces at the
+//! next allocation, submission or readback.
 
 mod adapter;
 mod bind_groups;

@@ -23,7 +23,7 @@ impl Readback {
     /// The bytes, once the device has got there. It does not wait for later submissions.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](super).
     pub async fn bytes(self) -> Result<Vec<u8>> {
         let bytes = read_staging(&self.gpu, &self.staging, self.bytes, self.submitted.get()).await?;
         self.gpu.keep_staging(self.staging);
@@ -33,7 +33,7 @@ impl Readback {
     /// The same as numbers.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](super).
     pub async fn values<T: Pod>(self) -> Result<Vec<T>> {
         Ok(bytemuck::pod_collect_to_vec(&self.bytes().await?))
     }

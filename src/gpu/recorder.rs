@@ -124,6 +124,10 @@ impl Recorder {
     }
 
     /// Records one dispatch.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the grid or a binding exceeds the device's limits, or a buffer that is written is bound twice;
+    /// [device errors](super) of what is submitted when the recording is full.
     pub fn dispatch<S: PipelineKey, P: Pod>(
         &mut self,
         kernel: &S,
@@ -249,7 +253,7 @@ impl Recorder {
     /// Encodes and submits everything recorded.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](super).
     pub fn submit(mut self) -> Result<()> {
         self.flush()?;
         let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
@@ -260,7 +264,7 @@ impl Recorder {
     /// Submits what was recorded so far and waits until it is done; recording continues.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](super).
     pub async fn finish(&mut self) -> Result<()> {
         self.flush()?;
         self.gpu.flush_writes().await

@@ -40,7 +40,7 @@ impl Cache {
     /// commands recorded so far are submitted.
     ///
     /// # Errors
-    /// Errors of the device. The cache is then unchanged.
+    /// [Device errors](crate::gpu). The cache is then unchanged.
     pub fn reserve(&mut self, recorder: &mut Recorder, positions: usize) -> Result<()> {
         let capacity = self.layers.first().map_or(0, KvCache::capacity);
         if positions <= capacity {

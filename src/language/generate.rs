@@ -41,7 +41,7 @@ impl<'a> TokenGenerator<'a> {
     /// `draws` returns uniform numbers in [0, 1), one per token.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn new(
         language: &'a LanguageModel,
         gpu: &Gpu,

@@ -153,7 +153,7 @@ impl LanguageModel {
     /// The embeddings [count, hidden] of tokens that were sampled on the device: `sampled[slot..]`.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn embed_sampled(
         &self,
         recorder: &mut Recorder,
@@ -177,7 +177,7 @@ impl LanguageModel {
     /// values to it. Returns the residual stream after the last layer (x itself, changed in place).
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`].
+    /// [Device errors](crate::gpu); [`Error::WrongShape`].
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let positions = x.rows();
         cache.reserve(recorder, cache.length() + positions)?;
@@ -192,7 +192,7 @@ impl LanguageModel {
     /// Logits [positions, vocab] of the residual stream x [positions, hidden].
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn logits(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         ops::linear_normed(recorder, x, &self.norm, head, Epilogue::default())
@@ -202,7 +202,7 @@ impl LanguageModel {
     /// uniform in [0, 1).
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`].
+    /// [Device errors](crate::gpu); [`Error::WrongShape`].
     pub fn sample_next(
         &self,
         recorder: &mut Recorder,
@@ -226,7 +226,7 @@ impl LanguageModel {
     /// chunks, and steps with few and with many keys.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn dry_run(&self, gpu: &Gpu) -> Result<DryRunReport> {
         let mut recorder = gpu.dry_run();
         let attention = self.attention;

@@ -60,7 +60,7 @@ impl KvCache {
     /// A cache for `capacity` positions of `columns` = kv_heads * head_dim elements, in f16 where `half`, else f32.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, capacity: usize, columns: usize, half: bool) -> Result<Self> {
         let bytes = Self::bytes_for(capacity, columns, half) / 2;
         let words = if half { columns / 2 } else { columns };
@@ -291,7 +291,7 @@ impl Attention {
 /// [`KeyValues::Packed`] the queries are the first columns of `queries`.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn attention(
     recorder: &mut Recorder,
     layer: Attention,
@@ -305,7 +305,7 @@ pub fn attention(
 /// to its own.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn attention_batched(
     recorder: &mut Recorder,
     layer: Attention,
@@ -436,7 +436,7 @@ pub fn attention_batched(
 /// dispatch that leaves a partial result, and these are combined as those of split keys are.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn attention_segments(
     recorder: &mut Recorder,
     layer: Attention,

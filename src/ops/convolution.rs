@@ -62,7 +62,7 @@ impl Convolution {
 /// The convolution of a map, or of several, one after the other.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn convolution(
     recorder: &mut Recorder,
     x: &FeatureMap,
@@ -75,7 +75,7 @@ pub fn convolution(
 /// The convolution of a map that is upsampled to this size first: twice its own, or one less.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn convolution_upsampled(
     recorder: &mut Recorder,
     x: &FeatureMap,

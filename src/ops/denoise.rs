@@ -44,6 +44,10 @@ pub(crate) fn kernel() -> Kernel {
 /// Takes `sample` and the denoised sample in `previous` a step further, in place, by the model's `output` (for the negative
 /// prompt first, where there is guidance), and fills `input` with copies of the model's next input. `noise` is needed where the
 /// step weighs it.
+///
+/// # Errors
+/// [`Error::WrongShape`] if a tensor has another number of elements than the step needs; [`Error::InvalidArgument`]
+/// without the noise that the step needs; [device errors](crate::gpu).
 pub fn denoise(
     recorder: &mut Recorder,
     step: &Denoise,

@@ -75,7 +75,7 @@ pub(crate) fn resize_kernel() -> Kernel {
 /// flattened convolution weights. `planar`: channels come first ([channels, height, width]) or last.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn patches(
     recorder: &mut Recorder,
     x: &Tensor,
@@ -120,7 +120,7 @@ pub fn patches(
 /// Depthwise 7 x 7 convolution, padding 3: weight [49, channels], bias `[channels]`.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias: &Tensor) -> Result<FeatureMap> {
     let channels = x.channels();
     weight.expect("depthwise weight", &[49, channels])?;
@@ -142,7 +142,7 @@ pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias:
 /// Bilinear resampling to another size, as `torch.nn.functional.interpolate(align_corners=False)`.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usize) -> Result<FeatureMap> {
     let channels = x.channels();
     let y = Tensor::temporary(recorder.gpu(), &[height * width, channels], "resize")?;
@@ -159,7 +159,7 @@ pub fn resize(recorder: &mut Recorder, x: &FeatureMap, height: usize, width: usi
 /// Concatenates the channels of two maps of one size; both have a multiple of 4.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn concatenate(recorder: &mut Recorder, first: &FeatureMap, second: &FeatureMap) -> Result<FeatureMap> {
     let (rows, channels) = (first.values.rows(), [first.channels(), second.channels()]);
     if (first.height, first.width, rows) != (second.height, second.width, second.values.rows())

@@ -57,7 +57,7 @@ struct Lookup<'a> {
 /// `y[i] = scale * table[ids[start + i]]` for `y.rows()` ids (u32) from `start`. Rows whose id is [`NO_ROW`] are left unchanged.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn gather(
     recorder: &mut Recorder,
     ids: &Tensor,
@@ -72,7 +72,7 @@ pub fn gather(
 /// `y[i] += table[ids[i]]` for `y.rows()` ids (u32).
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn gather_add(recorder: &mut Recorder, ids: &Tensor, table: &Matrix, y: &Tensor) -> Result<()> {
     Lookup { ids, start: 0, scale: 1.0, accumulate: true }.record(recorder, table, y)
 }
@@ -80,7 +80,7 @@ pub fn gather_add(recorder: &mut Recorder, ids: &Tensor, table: &Matrix, y: &Ten
 /// [`gather`] with an f32 tensor [rows, columns] as the table. Columns are a multiple of 4.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn gather_rows(recorder: &mut Recorder, ids: &Tensor, table: &Tensor, scale: f32, y: &Tensor) -> Result<()> {
     let table = Matrix::from_tensor(table)?;
     gather(recorder, ids, 0, &table, scale, y)

@@ -120,7 +120,7 @@ impl ChannelMoments {
     /// Storage for `row_blocks` row blocks of each of `images` images.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, images: usize, row_blocks: usize, channels: usize) -> Result<Self> {
         let sums = Tensor::temporary(gpu, &[images * row_blocks, 4 + 2 * channels], "channel sums")?;
         Ok(Self { sums, images, row_blocks, channels })
@@ -129,7 +129,7 @@ impl ChannelMoments {
     /// Records the sums of a map's rectangle as those from `first_row_block` on.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn add(
         &self,
         recorder: &mut Recorder,
@@ -186,7 +186,7 @@ impl GroupNorm {
     /// What each channel of each image is multiplied with and what is added to it, [images, 2 channels], given all sums.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn factors(&self, recorder: &mut Recorder, sums: &ChannelMoments) -> Result<Tensor> {
         let channels = sums.channels;
         self.weight.expect("group norm weight", &[channels])?;
@@ -218,7 +218,7 @@ impl GroupNorm {
 /// y = factor x + offset for each channel, followed by SiLU if `silu`.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn scale_channels(recorder: &mut Recorder, x: &FeatureMap, factors: &Tensor, silu: bool) -> Result<FeatureMap> {
     let (pixels, channels) = (x.height * x.width, x.channels());
     factors.expect("group norm factors", &[x.images(), 2 * channels])?;
@@ -237,7 +237,7 @@ pub fn scale_channels(recorder: &mut Recorder, x: &FeatureMap, factors: &Tensor,
 /// Group normalisation of each image, followed by SiLU if `silu`.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn group_norm(recorder: &mut Recorder, x: &FeatureMap, layer: &GroupNorm, silu: bool) -> Result<FeatureMap> {
     let whole = Rectangle::whole(x);
     let sums = ChannelMoments::new(recorder.gpu(), x.images(), whole.row_blocks(), x.channels())?;

@@ -193,7 +193,7 @@ pub(crate) fn mining_kernel(window: usize, pool: usize, keep: bool, vec4: bool) 
 /// Mean and 1 / sqrt(variance + eps) of every cell of the map: [height * width, 2].
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Result<Tensor> {
     let cells = map.height() * map.width();
     let stats = Tensor::temporary(recorder.gpu(), &[cells, 2], "mining statistics")?;
@@ -269,7 +269,7 @@ fn products(recorder: &mut Recorder, map: &MiningMap) -> Result<Vec<Tensor>> {
 /// If `attended` [height * width of the map] is given, the weight of each cell is written there.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn mining(
     recorder: &mut Recorder,
     u: &Tensor,

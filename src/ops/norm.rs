@@ -88,7 +88,7 @@ impl PipelineKey for Variant {
 /// Normalises every row of `x` [.., columns].
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn norm(recorder: &mut Recorder, x: &Tensor, layer: &Norm) -> Result<Tensor> {
     let (rows, k) = (x.rows(), x.columns());
     layer.weight.expect("norm weight", &[k])?;

@@ -21,7 +21,7 @@ fn read_kernel(workgroup: usize) -> Kernel {
 /// Reads `source`, but for a last part of less than 64 KiB.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn read_all(recorder: &mut Recorder, source: &Tensor) -> Result<Tensor> {
     let workgroup = recorder.gpu().software_subgroups().map_or(64, |lanes| lanes as usize);
     let groups = source.len() / 4 / (workgroup * READ_STEPS);
@@ -36,7 +36,7 @@ pub fn read_all(recorder: &mut Recorder, source: &Tensor) -> Result<Tensor> {
 /// Multiplies and adds in `groups` workgroups of 64 invocations.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn multiply_add(recorder: &mut Recorder, groups: usize) -> Result<Tensor> {
     let y = Tensor::temporary(recorder.gpu(), &[groups * 64], "sums")?;
     let [_, kernel] = kernels();

@@ -29,7 +29,7 @@ impl RopeTable {
     /// does.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, rope: &Rope) -> Result<Self> {
         Self::at_positions(gpu, 0..positions, head_dim, rope)
     }
@@ -37,7 +37,7 @@ impl RopeTable {
     /// The same for any positions, one a row of the cache.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn at_positions(
         gpu: &Gpu,
         positions: impl ExactSizeIterator<Item = usize>,
@@ -92,7 +92,7 @@ struct Params {
 /// are in the order of `RowOrder::RopeInterleaved`, and so are the queries that come out.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn linear_qkv_rope(
     recorder: &mut Recorder,
     x: &Tensor,

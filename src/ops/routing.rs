@@ -66,7 +66,7 @@ pub(crate) fn combine_kernel(top_k: usize) -> Kernel {
 /// Softmax over the experts, the `top_k` best of each token, renormalised: logits [tokens, experts].
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<Routing> {
     let (tokens, experts) = (logits.rows(), logits.columns());
     if top_k == 0 || top_k > experts || experts > MAX_EXPERTS {
@@ -97,7 +97,7 @@ pub fn route(recorder: &mut Recorder, logits: &Tensor, top_k: usize) -> Result<R
 /// `y[t] +=` the sum of the chosen experts' outputs [tokens * top_k, width], each times its share.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn combine(recorder: &mut Recorder, routing: &Routing, outputs: &Tensor, y: &Tensor) -> Result<()> {
     let width = y.columns();
     outputs.expect("expert outputs", &[routing.slots(), width])?;

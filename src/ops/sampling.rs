@@ -79,7 +79,7 @@ impl PipelineKey for Variant {
 /// rows have none, they take the likeliest token.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn sample(
     recorder: &mut Recorder,
     logits: &Tensor,

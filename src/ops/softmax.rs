@@ -12,7 +12,7 @@ pub(crate) fn kernel() -> Kernel {
 /// x = softmax(scale x) over the first `k` values of every row of `x`, in place; the values after them become zero.
 ///
 /// # Errors
-/// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn softmax(recorder: &mut Recorder, x: &Tensor, k: usize, scale: f32) -> Result<()> {
     let rows = x.rows();
     if !(1..=x.columns()).contains(&k) {

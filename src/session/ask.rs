@@ -104,8 +104,9 @@ impl<'a> Ask<'a> {
     /// ([`Model::answer_batch`](super::Model::answer_batch)). The conversation does not change.
     ///
     /// # Errors
-    /// [`Error::PromptTooLong`](crate::Error::PromptTooLong); [`Error::InvalidArgument`](crate::Error::InvalidArgument) for
-    /// images to a model without vision; [`Error::Cancelled`](crate::Error::Cancelled).
+    /// [`Error::PromptTooLong`](crate::Error::PromptTooLong) if it does not fit the context;
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for images to a model without vision;
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
     pub async fn prepare(self) -> Result<PreparedQuestion> {
         let Self { chat, question, images, options, on_text, on_event } = self;
         chat.prepare(&question, &references(&images), options.max_new_tokens, &mut dispatch(on_text, on_event)).await

@@ -17,7 +17,7 @@ pub trait ImageSource {
     /// The pixels.
     ///
     /// # Errors
-    /// Any error of reading them.
+    /// Those of the implementation, such as [`Error::Image`](crate::Error::Image) if decoding fails.
     fn pixels(&self) -> Result<Cow<'_, Image>>;
 }
 

@@ -57,7 +57,7 @@ impl Matrix {
     /// Matrices with the same columns on top of each other, each with its own precision.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn stack(parts: Vec<Self>) -> Result<Self> {
         let columns = parts.first().map_or(0, |part| part.columns);
         let mut stacked = Self { rows: 0, columns, shards: Vec::new() };
@@ -79,7 +79,7 @@ impl Matrix {
     /// A matrix with these values, all at once. For small ones; a [`MatrixBuilder`] streams.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, precision: Precision, columns: usize, values: &[f32], what: &str) -> Result<Self> {
         let mut builder = MatrixBuilder::new(gpu, precision, values.len() / columns, columns, what)?;
         builder.push(values)?;
@@ -89,7 +89,7 @@ impl Matrix {
     /// A computed tensor as a matrix. Its columns are a multiple of 4.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
         let (rows, columns) = (tensor.rows(), tensor.columns());
         if !columns.is_multiple_of(4) {
@@ -107,7 +107,7 @@ impl Matrix {
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn random(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, seed: u32, what: &str) -> Result<Self> {
         let builder = MatrixBuilder::new(gpu, precision, rows, columns, what)?;
         // Random sign and mantissa under a fixed exponent; random integers under a fixed scale (and minimum).
@@ -175,7 +175,7 @@ impl MatrixBuilder {
     /// Allocates a matrix.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, what: &str) -> Result<Self> {
         let row_bytes = precision.row_bytes(columns).max(precision.row_scale_bytes(columns)) as u64;
         // Whole blocks of rows, so that gates stay next to their partners; or 16, so that shards begin at multiples of 16 bytes in
@@ -219,7 +219,7 @@ impl MatrixBuilder {
     /// Packs the next rows, and writes them when they fill a block.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn push(&mut self, values: &[f32]) -> Result<()> {
         let (columns, precision) = (self.matrix.columns, self.precision);
         self.check(values.len() / columns, values.len().is_multiple_of(columns))?;
@@ -229,7 +229,7 @@ impl MatrixBuilder {
     /// Takes the next rows, packed but not interleaved, and writes them when they fill a block.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn push_packed(&mut self, rows: &Packed) -> Result<()> {
         let (columns, precision) = (self.matrix.columns, self.precision);
         let count = rows.data.len() / precision.row_bytes(columns);
@@ -275,7 +275,7 @@ impl MatrixBuilder {
     /// Returns the matrix when all rows have been pushed.
     ///
     /// # Errors
-    /// Errors of the device; [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn finish(mut self) -> Result<Matrix> {
         self.write(self.pushed);
         if self.pushed != self.matrix.rows {

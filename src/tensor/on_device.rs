@@ -19,7 +19,7 @@ impl Tensor {
     /// A tensor from the pool for results, its content undefined. It is returned when the last clone is dropped.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn temporary(gpu: &Gpu, shape: &[usize], what: &str) -> Result<Self> {
         let (buffer, offset) = gpu.place(bytes_of(shape), false, what)?;
         Ok(Self { buffer, offset, shape: shape.to_vec() })
@@ -31,7 +31,7 @@ impl Tensor {
     /// If the shape does not match the number of values.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn new(gpu: &Gpu, shape: &[usize], values: &[f32], what: &str) -> Result<Self> {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{what}");
         let tensor = Self::zeros(gpu, shape, what)?;
@@ -42,7 +42,7 @@ impl Tensor {
     /// A persistent tensor of zeros.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn zeros(gpu: &Gpu, shape: &[usize], what: &str) -> Result<Self> {
         let (buffer, offset) = gpu.place(bytes_of(shape), true, what)?;
         Ok(Self { buffer, offset, shape: shape.to_vec() })
@@ -54,7 +54,7 @@ impl Tensor {
     /// If the shape does not match the number of values.
     ///
     /// # Errors
-    /// Errors of the device.
+    /// [Device errors](crate::gpu).
     pub fn upload<T: bytemuck::Pod>(
         recorder: &mut Recorder,
         shape: &[usize],

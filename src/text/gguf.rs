@@ -99,7 +99,8 @@ impl Tokenizer {
     /// The tokenizer in a GGUF file's metadata: SentencePiece (`llama`) or byte-level BPE (`gpt2`).
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Unsupported`].
+    /// [`Error::Config`] if a key is missing or has another type or length than its model needs; [`Error::Unsupported`]
+    /// for another kind of tokenizer or pre-tokenizer.
     pub fn from_gguf(header: &Header) -> Result<Self> {
         let bad = |reason: String| Error::Config { file: header.file.clone(), reason };
         let tokens = header

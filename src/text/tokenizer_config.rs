@@ -89,6 +89,11 @@ struct ModelFile {
 }
 
 impl TokenizerConfig {
+    /// Reads `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and `config.json`, as far as the
+    /// folder has them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if one of them is not JSON of the expected form; the errors of [`read_file`].
     pub async fn load(folder: &dyn Folder) -> Result<Self> {
         let mut config = Self::default();
         let mut added_listed = false;

@@ -146,7 +146,8 @@ impl Checkpoint {
     /// Opens one file. Its content decides the format: a torch archive, or safetensors.
     ///
     /// # Errors
-    /// [`Error::Malformed`], [`Error::Unsupported`], [`Error::Io`].
+    /// [`Error::Malformed`] if it follows neither format; [`Error::Unsupported`] for a torch file that is too old or
+    /// has tensors that are not contiguous; [`Error::Io`].
     pub async fn open_file(source: Rc<dyn ByteSource>) -> Result<Self> {
         let stored = read_tensors(&*source).await?;
         Ok(Self::from_tensors(source, stored.into_iter().map(|stored| (stored.name.clone(), stored)).collect()))
@@ -242,7 +243,7 @@ impl Checkpoint {
     /// Adds `delta` to a tensor whenever it is read from now on.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; [`Error::Unsupported`] if the tensor is quantised.
+    /// [`Error::MissingTensor`] if there is no such tensor; [`Error::Unsupported`] if it is quantised.
     pub fn add_delta(&mut self, name: &str, delta: Rc<dyn Delta>) -> Result<()> {
         let dtype = self.locate(name)?.stored.info.dtype;
         if matches!(dtype, Dtype::Block(_)) {

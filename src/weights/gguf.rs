@@ -116,7 +116,8 @@ impl Header {
     /// Reads the header.
     ///
     /// # Errors
-    /// [`Error::Malformed`] with the offset of the fault; [`Error::Unsupported`] for unsupported tensor types.
+    /// [`Error::Malformed`] with the offset of the fault; [`Error::Unsupported`] for unsupported tensor types;
+    /// [`Error::Io`].
     pub async fn read(source: &dyn ByteSource) -> Result<Self> {
         let mut length = FIRST_READ.min(source.len());
         loop {

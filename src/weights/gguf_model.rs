@@ -35,7 +35,8 @@ impl GgufModel {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`Error::Malformed`], [`Error::Unsupported`], [`Error::Config`].
+    /// As [`Header::read`]; [`Error::Unsupported`] for another architecture, an unknown tensor or one part of a split
+    /// file; [`Error::Config`] if a size is missing or out of range.
     pub async fn open(source: Rc<dyn ByteSource>) -> Result<Self> {
         let header = Header::read(&*source).await?;
         if let Some(parts @ 2..) = header.integer::<usize>("split.count") {

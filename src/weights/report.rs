@@ -77,7 +77,7 @@ impl PartReport {
     /// Fails on the first tensor that is missing or has another shape than expected.
     ///
     /// # Errors
-    /// [`Error::WrongShape`], [`Error::MissingTensor`].
+    /// [`Error::WrongShape`], [`Error::MissingTensor`] with that tensor's name.
     pub fn check(&self) -> Result<()> {
         if let Some(WrongShape { name, found, expected }) = self.wrong_shape.first() {
             let (name, found) = (name.clone(), found.clone());

@@ -82,7 +82,7 @@ impl Weights {
     /// The shape of a tensor with `N` dimensions.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`].
+    /// [`Error::MissingTensor`] with its full name; [`Error::WrongShape`] if it has another number of dimensions.
     pub fn dims<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
         let shape = self.shape(name)?;
         shape.try_into().map_err(|_| self.wrong_shape(name, shape, format!("{N} dimensions")))
@@ -91,7 +91,7 @@ impl Weights {
     /// Checks a tensor's shape.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`].
+    /// [`Error::MissingTensor`] with its full name; [`Error::WrongShape`] if it is not `expected`.
     pub fn expect_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
         let shape = self.shape(name)?;
         if shape == expected { Ok(()) } else { Err(self.wrong_shape(name, shape, format!("{expected:?}"))) }

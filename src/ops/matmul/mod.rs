@@ -90,7 +90,7 @@ struct ImplicitGemmParams {
 /// y = epilogue(x W^T): x [m, k], W [n, k] -> y [m, n] ([m, n / 2] if gated).
 ///
 /// # Errors
-/// [`Error::WrongShape`]; errors of the device.
+/// [`Error::WrongShape`]; [device errors](crate::gpu).
 pub fn linear(recorder: &mut Recorder, x: &Tensor, weight: &Matrix, epilogue: Epilogue<'_>) -> Result<Tensor> {
     let y = Tensor::temporary(recorder.gpu(), &[x.rows(), epilogue.outputs(weight)], "linear")?;
     Linear::new(x, weight, epilogue, &y).record(recorder)?;
@@ -100,7 +100,7 @@ pub fn linear(recorder: &mut Recorder, x: &Tensor, weight: &Matrix, epilogue: Ep
 /// y = epilogue(norm(x) W^T). The norm is fused with the product where it is an RMS norm and the kernel fuses norms.
 ///
 /// # Errors
-/// [`Error::WrongShape`]; errors of the device.
+/// [`Error::WrongShape`]; [device errors](crate::gpu).
 pub fn linear_normed(
     recorder: &mut Recorder,
     x: &Tensor,
@@ -120,7 +120,7 @@ pub fn linear_normed(
 /// y[row ..] += epilogue(x W^T): x [m, k], W [n, k], y [.., n].
 ///
 /// # Errors
-/// [`Error::WrongShape`]; errors of the device.
+/// [`Error::WrongShape`]; [device errors](crate::gpu).
 pub fn linear_add(
     recorder: &mut Recorder,
     x: &Tensor,
@@ -135,7 +135,7 @@ pub fn linear_add(
 /// The rows of one expert: `y[slot] = epilogue(x[slot / divisor] W^T)` for the slots in the expert's list.
 ///
 /// # Errors
-/// [`Error::WrongShape`]; errors of the device.
+/// [`Error::WrongShape`]; [device errors](crate::gpu).
 pub fn linear_routed(
     recorder: &mut Recorder,
     x: &Tensor,

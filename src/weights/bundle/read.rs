@@ -45,7 +45,9 @@ impl Bundle {
     /// The tensors of a packed checkpoint.
     ///
     /// # Errors
-    /// [`Error::MissingFile`], [`Error::Malformed`], [`Error::WrongShape`].
+    /// [`Error::MissingFile`] without a shard that the manifest lists; [`Error::Malformed`] if a shard has another size
+    /// or is not safetensors; [`Error::WrongShape`] if the parts of a tensor do not fit together;
+    /// [`Error::Unsupported`] for an unknown block type.
     pub async fn checkpoint(&self) -> Result<Checkpoint> {
         let mut joined = Joined::new(self.folder.name());
         let mut tensors: Vec<(String, StoredTensor)> = Vec::new();
@@ -69,7 +71,8 @@ impl Bundle {
     /// The packed GGUF file as one source; `None` for a checkpoint.
     ///
     /// # Errors
-    /// [`Error::MissingFile`], [`Error::MissingTensor`], [`Error::Malformed`].
+    /// [`Error::MissingFile`] without the header or a shard; [`Error::MissingTensor`] or [`Error::WrongShape`] if the
+    /// shards lack a tensor of the header or a part of it; [`Error::Malformed`] if a file is damaged.
     pub async fn gguf(&self) -> Result<Option<Rc<dyn ByteSource>>> {
         let Some(length) = self.manifest.gguf_bytes else { return Ok(None) };
         let header = self.file(GGUF_HEADER, "it holds the model's configuration").await?;

@@ -56,7 +56,8 @@ impl ClipConfig {
     /// constants of every released CLIP.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`]; [`Error::Config`] if the sizes do not fit together.
+    /// [`Error::MissingTensor`] or [`Error::WrongShape`] for the embeddings or the first layer; [`Error::Config`] if
+    /// the sizes do not fit together.
     pub fn from_weights(clip: &Weights) -> Result<Self> {
         const HEAD_DIM: usize = 64;
         let file = ConfigFile("the shapes of the low-resolution tower's tensors");

@@ -17,7 +17,8 @@ impl ConvNextConfig {
     /// Depths and widths from the shapes of a tower's tensors.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`].
+    /// [`Error::MissingTensor`] if a stage has no first block; [`Error::WrongShape`] if its convolution does not
+    /// have four dimensions or has no channels.
     pub fn from_weights(weights: &Weights) -> Result<Self> {
         let mut config = Self { depths: [0; 4], widths: [0; 4] };
         for stage in 0..4 {
