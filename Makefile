@@ -97,7 +97,12 @@ smollm2: setup $(SMOLLM2)
 examples: setup
 	cargo build --release --examples
 	@mkdir -p target
-	@for example in $(EXAMPLES); do echo "== $$example"; echo 'What is a shark?' | $(dir $(MGM))examples/$$example || exit 1; done
+	@for example in $(EXAMPLES); do \
+		echo "== $$example"; \
+		output=$$(printf 'Who are you?\nWhat can you do?\n' | $(dir $(MGM))examples/$$example) || exit 1; \
+		[ -n "$$output" ] || { echo "no output"; exit 1; }; \
+		echo "$$output"; \
+	done
 
 lint:
 	cargo fmt --all --check

@@ -33,7 +33,7 @@ fn start() -> (mpsc::Sender<Question>, thread::JoinHandle<Result<()>>) {
 async fn main() -> Result<()> {
     let (model, worker) = start();
     // Two clients at once, as two requests to a server.
-    let clients = ["What is a shark?", "What is a cupcake?"].map(|text| {
+    let clients = ["Can you read?", "Can you draw?"].map(|text| {
         let model = model.clone();
         tokio::spawn(async move {
             let (reply, answer) = oneshot::channel();

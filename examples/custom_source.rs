@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         let gpu = Gpu::open(&Default::default()).await?;
         let model = Model::open(&gpu, &files, &LoadOptions::as_stored(&files)).await?;
         println!("{} bytes read to load it", read.get());
-        println!("{}", model.chat().ask("What is a shark?").max_new_tokens(64).await?);
+        println!("{}", model.chat().ask("What can you see?").max_new_tokens(64).await?);
         Ok(())
     })
 }
