@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Writes the fuzz targets' first inputs to fuzz/corpus, from the files that the tests read. Needs Python 3.9 and nothing else.
+
+    python3 fuzz/seeds.py
+
+cargo-fuzz reads the folder of a target's name. Run again, the script writes the same files; what the fuzzer found stays.
+"""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS = ROOT / "fuzz" / "corpus"
+# Of larger files a fuzzer tries too few changes a second.
+LARGEST = 128 << 10
+
+
+def files(*patterns):
+    """The contents of the tracked files of data that match."""
+    for folder in ("tests/data", "tests/goldens", "models"):
+        for pattern in patterns:
+            for path in sorted((ROOT / folder).rglob(pattern)):
+                if path.stat().st_size <= LARGEST:
+                    yield path.read_bytes()
+
+
+def pickles_in_archives():
+    for path in sorted((ROOT / "tests/data/weights").glob("*.bin")):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield from (archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+
+
+def header_and_data(file):
+    """A safetensors file as the target's `(&str, &[u8])`: header, data, and the length of the header.
+
+    The `arbitrary` crate takes the length from the last 1, 2 or 4 bytes, of which it reads those that the number of bytes
+    before them needs, the highest first.
+    """
+    length = int.from_bytes(file[:8], "little")
+    rest = file[8:]
+    stored = next(size for size in (1, 2, 4) if len(rest) < 256**size)
+    read = (len(rest).bit_length() + 7) // 8
+    return rest + length.to_bytes(read, "big").ljust(stored, b"\0")
+
+
+def first_byte(byte, seeds):
+    return (bytes([byte]) + seed for seed in seeds)
+
+
+SEEDS = {
+    "config": lambda: files("config.json", "generation_config.json"),
+    "gguf": lambda: files("*.gguf"),
+    "index": lambda: files("*.index.json"),
+    "pickle": lambda: [*files("*.pkl"), *pickles_in_archives()],
+    "safetensors": lambda: map(header_and_data, files("*.safetensors")),
+    "sdxl": lambda: [
+        *first_byte(0, files("unet/config.json", "vae/config.json", "text_encoder*/config.json")),
+        *first_byte(1, files("scheduler_config.json")),
+        *first_byte(2, files("style.safetensors")),
+    ],
+    "sentencepiece": lambda: files("*.model"),
+    "torch_bin": lambda: files("*.bin"),
+}
+
+for target, seeds in SEEDS.items():
+    folder = CORPUS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    names = set()
+    for seed in seeds():
+        name = hashlib.sha1(seed).hexdigest()
+        (folder / name).write_bytes(seed)
+        names.add(name)
+    print(f"{target}: {len(names)} inputs")
+targets = {path.stem for path in (ROOT / "fuzz" / "fuzz_targets").glob("*.rs")}
+assert targets == SEEDS.keys(), f"targets without inputs, or the other way round: {targets ^ SEEDS.keys()}"
