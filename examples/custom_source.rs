@@ -1,5 +1,5 @@
-//! Weights from a source of your own: here a folder that counts the bytes read. Archives, object stores and encrypted files
-//! work the same way. `cargo run --release --example custom_source`
+//! Weights from a source of your own: here a folder that counts the bytes read. Archives, object stores and encrypted
+//! files work the same way. `cargo run --release --example custom_source`
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -16,8 +16,8 @@
 //! # }
 //! ```
 //!
-//! [`Chat::ask`] takes options and callbacks before it is awaited: `.max_new_tokens(64)`, `.temperature(0.2)`, `.seed(7)`,
-//! `.on_text(|text| print!("{text}"))`. Images are generated the same way:
+//! [`Chat::ask`] takes options and callbacks before it is awaited: `.max_new_tokens(64)`, `.temperature(0.2)`,
+//! `.seed(7)`, `.on_text(|text| print!("{text}"))`. Images are generated the same way:
 //!
 //! ```no_run
 //! # use mgm::{DiffusionPipeline, Gpu};
@@ -35,15 +35,15 @@
 //! * [`weights`]: the readers: Mini-Gemini checkpoints, GGUF, safetensors, PyTorch, bundles.
 //! * [`io`]: implement [`Folder`] and [`ByteSource`] to load weights from anywhere.
 //!
-//! The [examples](https://github.com/mgm-rs/mgm/tree/main/examples) are short programs: a chat, an image description, image
-//! generation, a weight source of your own, and a model inside a Tokio program.
+//! The [examples](https://github.com/mgm-rs/mgm/tree/main/examples) are short programs: a chat, an image description,
+//! image generation, a weight source of your own, and a model inside a Tokio program.
 //!
 //! # Async without a runtime
 //!
-//! Futures of this crate are not `Send`, by design: in a browser nothing is, and a model's caches belong to one thread. They
-//! need no runtime. Drive them with `pollster::block_on`; in a multi-threaded program, run one thread per model and send it
-//! questions over a channel (`examples/async_server.rs`). The crate itself uses no network, no threads and no standard
-//! output.
+//! Futures of this crate are not `Send`, by design: in a browser nothing is, and a model's caches belong to one thread.
+//! They need no runtime. Drive them with `pollster::block_on`; in a multi-threaded program, run one thread per model
+//! and send it questions over a channel (`examples/async_server.rs`). The crate itself uses no network, no threads and
+//! no standard output.
 //!
 //! # Features
 //!
@@ -53,11 +53,11 @@
 //! | `fs` | yes | reads models and images from disk |
 //! | `decode` | yes | decodes PNG, JPEG, WebP, GIF and BMP, and encodes PNG |
 //!
-//! With `default-features = false` only the readers remain: they parse checkpoints, tokenizers and configurations without
-//! wgpu.
+//! With `default-features = false` only the readers remain: they parse checkpoints, tokenizers and configurations
+//! without wgpu.
 //!
-//! Modules that are not listed here (kernels, tensors, networks) are public for this project's own binary and tests. They
-//! change without notice.
+//! Modules that are not listed here (kernels, tensors, networks) are public for this project's own binary and tests.
+//! They change without notice.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod diffusion;

@@ -36,7 +36,8 @@ enum Origin {
 /// One of several stacked matrices: its name, its number of rows, and the order of the rows on the device.
 pub type Part<'a> = (&'a str, usize, RowOrder);
 
-/// Called after every block with the bytes written to the device since the last call. [`ControlFlow::Break`] cancels loading.
+/// Called after every block with the bytes written to the device since the last call. [`ControlFlow::Break`] cancels
+/// loading.
 pub type OnProgress = Rc<dyn Fn(u64) -> ControlFlow<()>>;
 
 /// The precision of the vision networks if the language model has `precision`.
@@ -44,7 +45,8 @@ pub fn vision_precision(precision: Precision) -> Precision {
     precision.min(Precision::F16)
 }
 
-/// Loads the tensors of one part of a model, at one precision. Cheap to clone; [`Loader::pp`] goes down a level of names.
+/// Loads the tensors of one part of a model, at one precision. Cheap to clone; [`Loader::pp`] goes down a level of
+/// names.
 #[derive(Clone)]
 pub struct Loader {
     gpu: Gpu,

@@ -67,12 +67,14 @@ impl Row {
 }
 
 impl Limits {
-    /// Milliseconds that a kernel takes at least: its bytes at the adapter's bandwidth, or its operations at the adapter's rate.
+    /// Milliseconds that a kernel takes at least: its bytes at the adapter's bandwidth, or its operations at the
+    /// adapter's rate.
     pub fn floor(&self, row: &Row) -> f64 {
         (row.megabytes / self.read_gigabytes_per_s).max(row.megaflop / self.fma_gflop_per_s)
     }
 
-    /// The fraction of its floor that a kernel reaches, from the fastest runs, since other programs may use the device too.
+    /// The fraction of its floor that a kernel reaches, from the fastest runs, since other programs may use the device
+    /// too.
     pub fn part(&self, row: &Row) -> f64 {
         self.floor(row) / row.least_milliseconds
     }
@@ -97,8 +99,8 @@ pub async fn limits(gpu: &Gpu) -> Result<Limits> {
     })
 }
 
-/// Measures kernels, those with `filter` in their names if it is given; rows go to `on_row` as they come. Products are computed by the
-/// kernels in use, or, with `tune`, by the fastest ([`tune`]).
+/// Measures kernels, those with `filter` in their names if it is given; rows go to `on_row` as they come. Products are
+/// computed by the kernels in use, or, with `tune`, by the fastest ([`tune`]).
 ///
 /// # Errors
 /// [Device errors](crate::gpu).
@@ -145,8 +147,8 @@ impl<F: FnMut(&Row)> Bench<F> {
         self.norm("norm 577 x 1024", 577, 1024).await?;
         self.depthwise("depthwise 7x7 192 x 64 x 64", 192, 64).await?;
         self.mining("mining, released sizes").await?;
-        // Stable Diffusion XL's UNet at 512 x 512: the convolutions and norms of its three levels, its attention. In f32 at a quarter
-        // of that, for those who want to compare on slow adapters.
+        // Stable Diffusion XL's UNet at 512 x 512: the convolutions and norms of its three levels, its attention. In
+        // f32 at a quarter of that, for those who want to compare on slow adapters.
         for (channels, side) in [(320, 32), (1280, 8)] {
             self.convolution(channels, side, Precision::F32).await?;
         }

@@ -1,5 +1,5 @@
-//! Measuring which matmul kernel is the fastest for each product on a device. The result is a [`Tuning`], which the host
-//! stores from run to run.
+//! Measuring which matmul kernel is the fastest for each product on a device. The result is a [`Tuning`], which the
+//! host stores from run to run.
 
 mod timing;
 
@@ -29,8 +29,8 @@ const TOO_SLOW: f64 = 3.0;
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct TuneOptions {
-    /// Also measure kernels that round activations to 8-bit integers, in groups of 32 with a scale, as llama.cpp does. They are
-    /// fast where a device multiplies packed bytes, and have a normalised mean square error of about 2e-5.
+    /// Also measure kernels that round activations to 8-bit integers, in groups of 32 with a scale, as llama.cpp does.
+    /// They are fast where a device multiplies packed bytes, and have a normalised mean square error of about 2e-5.
     pub int8: bool,
 }
 
@@ -61,9 +61,9 @@ pub struct Timing {
     pub microseconds: Option<f64>,
 }
 
-/// Measures the kernels that the device can run for each of these products, after comparing each with the reference, and has
-/// the fastest used from now on. Earlier measurements stay, except those of kernels that `options` exclude. `on_timing` may
-/// stop the measurements.
+/// Measures the kernels that the device can run for each of these products, after comparing each with the reference,
+/// and has the fastest used from now on. Earlier measurements stay, except those of kernels that `options` exclude.
+/// `on_timing` may stop the measurements.
 ///
 /// # Errors
 /// [`Error::Cancelled`] if `on_timing` stopped; [device errors](crate::gpu). A kernel with a wrong result is no error:
@@ -138,8 +138,8 @@ fn force(gpu: &Gpu, shape: MatmulShape, kernel: MatmulKernel) {
     set_tuning(gpu, tuning);
 }
 
-/// Random weights of a shape. On hardware there are enough matrices that no cache holds all of them, to be used in rotation, as
-/// a model's are. (64 at most: of small matrices a model has no more.)
+/// Random weights of a shape. On hardware there are enough matrices that no cache holds all of them, to be used in
+/// rotation, as a model's are. (64 at most: of small matrices a model has no more.)
 pub(crate) fn uncached_weights(gpu: &Gpu, shape: MatmulShape) -> Result<Vec<Matrix>> {
     const BYTES: u64 = 256 << 20;
     const MAX_MATRICES: u64 = 64;

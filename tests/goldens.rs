@@ -1,9 +1,10 @@
 //! One test per golden case: a small checkpoint in its released layout, and the values that a correct implementation
 //! computes from it.
 //!
-//! `cargo test --test goldens gemma-2b` runs the cases whose names contain `gemma-2b`; `--exact` takes the name as it is;
-//! `--nocapture` prints the largest error of every tensor. Cases are the folders in `MGM_GOLDENS` (default:
-//! `tests/goldens`, with generated weights). The expected values come from an independent implementation (see `tests/reference/README.md`).
+//! `cargo test --test goldens gemma-2b` runs the cases whose names contain `gemma-2b`; `--exact` takes the name as it
+//! is; `--nocapture` prints the largest error of every tensor. Cases are the folders in `MGM_GOLDENS` (default:
+//! `tests/goldens`, with generated weights). The expected values come from an independent implementation (see
+//! `tests/reference/README.md`).
 
 mod common;
 mod sdxl;
@@ -32,9 +33,9 @@ use common::{Expected, open_gpu};
 /// How far values may be from the expected ones, as a part of the expected tensor's largest magnitude.
 ///
 /// Both sides compute in f32 and differ in the order of sums and in `exp`, `erf` and `sqrt` (3 ulp in WGSL). A sum of n
-/// products has a relative error of about sqrt(n) * 2^-24: 1e-5 for the longest (a few thousand terms, depth after depth).
-/// What is measured over this project's cases on two adapters is below 2e-5, and they get ten times that. Cases from elsewhere
-/// may have other scales in them: they get 1e-3.
+/// products has a relative error of about sqrt(n) * 2^-24: 1e-5 for the longest (a few thousand terms, depth after
+/// depth). What is measured over this project's cases on two adapters is below 2e-5, and they get ten times that. Cases
+/// from elsewhere may have other scales in them: they get 1e-3.
 const BOUND: f32 = 2e-4;
 const FOREIGN_BOUND: f32 = 1e-3;
 
@@ -113,7 +114,8 @@ impl Report {
 }
 
 impl Report {
-    /// Compares a tensor of which every fifth row and all rows' sums are stored. Cases from elsewhere may store it whole.
+    /// Compares a tensor of which every fifth row and all rows' sums are stored. Cases from elsewhere may store it
+    /// whole.
     fn compare_rows(&mut self, name: &str, found: &[f32], columns: usize, expected: &Expected) {
         if let Some(whole) = expected.get(name) {
             return self.compare(name, found, whole);
@@ -159,10 +161,10 @@ async fn check_case(gpu: &Gpu, case: &Path, report: &mut Report) -> mgm::Result<
         let cosine =
             cosine(&last_logits(gpu, &language, &positions, &images).await?, expected.values("turn0.logits_last"));
         report.note(format!("   {precision}: cosine of the last logits to f32's {cosine:.6}"));
-        // Rounding errors of weights are independent, so the logits' relative error is about the weights' own (2^-11 for f16,
-        // 2^-8 for q8, 2^-4 for q4, in groups of random numbers) times the root of the matrices in a row, about 16: the cosine
-        // is 1 - error^2 / 2, which for q4 is 0.97, and 0.91 is the least seen. Narrow models scatter, so the bounds leave
-        // three times that error. A wrong scale or a swapped nibble gives about 0.
+        // Rounding errors of weights are independent, so the logits' relative error is about the weights' own (2^-11
+        // for f16, 2^-8 for q8, 2^-4 for q4, in groups of random numbers) times the root of the matrices in a row,
+        // about 16: the cosine is 1 - error^2 / 2, which for q4 is 0.97, and 0.91 is the least seen. Narrow models
+        // scatter, so the bounds leave three times that error. A wrong scale or a swapped nibble gives about 0.
         let least = match precision {
             Precision::F32 | Precision::F16 => 0.9999,
             Precision::Q8 => 0.995,

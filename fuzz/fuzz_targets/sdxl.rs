@@ -1,5 +1,5 @@
-//! Stable Diffusion XL's settings and what is merged into it: configurations, schedules, single files, LoRA files. The first byte
-//! chooses the reader.
+//! Stable Diffusion XL's settings and what is merged into it: configurations, schedules, single files, LoRA files. The
+//! first byte chooses the reader.
 #![no_main]
 
 use std::rc::Rc;

@@ -1,4 +1,5 @@
-//! The models that are bundled with the program: Pocket, a small Mini-Gemini, and Pocket SDXL, which generates its images.
+//! The models that are bundled with the program: Pocket, a small Mini-Gemini, and Pocket SDXL, which generates its
+//! images.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ pub const POCKET: &str = "pocket";
 /// Bundle of the image model.
 pub const POCKET_SDXL: &str = "pocket-sdxl";
 
-/// Finds a bundled model. The folder in MGM_MODELS is the only place searched if it is set; otherwise `models` next to the
-/// program, `share/mgm` next to the program's folder, and `models` in the source tree.
+/// Finds a bundled model. The folder in MGM_MODELS is the only place searched if it is set; otherwise `models` next to
+/// the program, `share/mgm` next to the program's folder, and `models` in the source tree.
 pub fn find(name: &str) -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os("MGM_MODELS") {
         return bundle(Path::new(&folder), name);

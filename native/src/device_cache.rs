@@ -1,5 +1,5 @@
-//! Data about each adapter in the user's cache folder: the fastest kernels (`mgm tune`) and compiled pipelines in the driver's
-//! format. All of it can be deleted at any time.
+//! Data about each adapter in the user's cache folder: the fastest kernels (`mgm tune`) and compiled pipelines in the
+//! driver's format. All of it can be deleted at any time.
 
 use std::collections::HashSet;
 use std::io::Write;

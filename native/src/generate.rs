@@ -49,8 +49,8 @@ pub struct GenerateArgs {
         allow_hyphen_values = true
     )]
     strength: f32,
-    /// Noise to start from instead of a seed's: a safetensors file with one tensor, or one named latents, of unit variance and shape
-    /// [1, 4, H / 8, W / 8]
+    /// Noise to start from instead of a seed's: a safetensors file with one tensor, or one named latents, of unit
+    /// variance and shape [1, 4, H / 8, W / 8]
     #[arg(long, value_name = "FILE", conflicts_with = "init_image")]
     latents: Option<PathBuf>,
     /// Print one JSON object and nothing else on standard output

@@ -45,8 +45,8 @@ pub struct ImageArgs {
     /// Width and height in pixels, multiples of 8 [default: the model's, 1024x1024 for SDXL]
     #[arg(long, value_name = "WxH", value_parser = parse_image_size)]
     pub size: Option<(usize, usize)>,
-    /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, optionally followed by -karras, -exponential,
-    /// -leading, -trailing or -linspace [default: the model's]
+    /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, optionally followed by -karras,
+    /// -exponential, -leading, -trailing or -linspace [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
     pub scheduler: Option<(String, SchedulerOverride)>,
     /// Data type of the random noise, which changes the image that a seed gives: f32, f16 [default: f32 at precision

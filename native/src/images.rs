@@ -14,7 +14,8 @@ pub fn read_image(path: &Path) -> Result<Image> {
     decode(&path.display().to_string(), &bytes)
 }
 
-/// Writes a PNG file. The text chunk "parameters" holds the settings as other programs write them, "mgm" holds them as JSON.
+/// Writes a PNG file. The text chunk "parameters" holds the settings as other programs write them, "mgm" holds them as
+/// JSON.
 ///
 /// # Errors
 /// [`Error::Io`].

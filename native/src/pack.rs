@@ -32,8 +32,8 @@ pub struct PackArgs {
     /// Folder to write the bundle to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Weight precision: f32, f16, q8, q4 for a language model, f32, f16, q8 for an image model [default: q4; f16 for an image
-    /// model; the file's own for GGUF]
+    /// Weight precision: f32, f16, q8, q4 for a language model, f32, f16, q8 for an image model [default: q4; f16 for
+    /// an image model; the file's own for GGUF]
     #[arg(long)]
     precision: Option<Precision>,
     /// Maximum size of a shard, such as 16M; at most 64M [default: 64M]

@@ -19,8 +19,8 @@ pub struct SdxlArgs {
     /// [default: the bundled model, pocket-sdxl]
     #[arg(value_name = "MODEL")]
     pub model: Option<PathBuf>,
-    /// For a single file: folder with CLIP's vocab.json and merges.txt, or a folder in diffusers' layout, whose tokenizers,
-    /// configurations and scheduler are used [default: the file's folder]
+    /// For a single file: folder with CLIP's vocab.json and merges.txt, or a folder in diffusers' layout, whose
+    /// tokenizers, configurations and scheduler are used [default: the file's folder]
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
     /// LoRA file to merge into the weights, and its scale; repeat for several

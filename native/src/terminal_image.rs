@@ -1,5 +1,6 @@
-//! Images in terminals that can show them. The `viuer` crate prints to standard output only and asks the terminal on standard
-//! input; previews go to standard error, replace each other in place, and must not touch a conversation's input.
+//! Images in terminals that can show them. The `viuer` crate prints to standard output only and asks the terminal on
+//! standard input; previews go to standard error, replace each other in place, and must not touch a conversation's
+//! input.
 
 use std::io::{IsTerminal, Write};
 
@@ -24,7 +25,8 @@ const CHUNK: usize = 4096;
 const IMAGE_ID: u32 = 4712;
 
 impl ImageProtocol {
-    /// Detects the protocol from environment variables. `None` if standard error is not a terminal, or one without images.
+    /// Detects the protocol from environment variables. `None` if standard error is not a terminal, or one without
+    /// images.
     pub fn detect() -> Option<Self> {
         if !std::io::stderr().is_terminal() {
             return None;
@@ -49,8 +51,8 @@ impl ImageProtocol {
         }
     }
 
-    /// Shows an image at the cursor, or in place of the previous one if that is right above the cursor (`replace`). Leaves the
-    /// cursor below the image.
+    /// Shows an image at the cursor, or in place of the previous one if that is right above the cursor (`replace`).
+    /// Leaves the cursor below the image.
     pub fn show(self, out: &mut impl Write, image: &Image, replace: bool) -> std::io::Result<()> {
         if !replace {
             out.write_all("\n".repeat(ROWS).as_bytes())?;

@@ -22,7 +22,8 @@ pub struct TuneArgs {
     /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
     #[arg(long)]
     precision: Option<Precision>,
-    /// Also try kernels that round activations to 8 bits, as llama.cpp does: less accurate (none exist for software adapters)
+    /// Also try kernels that round activations to 8 bits, as llama.cpp does: less accurate (none exist for software
+    /// adapters)
     #[arg(long)]
     int8: bool,
 }

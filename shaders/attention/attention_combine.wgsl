@@ -1,5 +1,5 @@
-// Combines the partial results of split attention (SPLIT 1): rescales each split's sums to the common maximum and divides.
-// Dispatch: one invocation per (row, kv head, vec4 of the head), 64 per workgroup, folded over x and y.
+// Combines the partial results of split attention (SPLIT 1): rescales each split's sums to the common maximum and
+// divides. Dispatch: one invocation per (row, kv head, vec4 of the head), 64 per workgroup, folded over x and y.
 struct Params {
     rows: u32,     // query_len * group
     kv_heads: u32,

@@ -1,9 +1,9 @@
 // Code shared by the attention kernels: y = softmax(scale q k^T + causal mask) v.
 //
-// Query rows that share a key/value head are numbered r = time * group + (head in the group), so that one workgroup serves all
-// query heads of a key/value head (MHA, GQA and MQA alike), in both prefill and decode. A workgroup takes ROWS of them and loops
-// over keys. If the keys are split (flash decoding), it takes one split and writes its weighted sum, maximum and denominator for
-// attention_combine.
+// Query rows that share a key/value head are numbered r = time * group + (head in the group), so that one workgroup
+// serves all query heads of a key/value head (MHA, GQA and MQA alike), in both prefill and decode. A workgroup takes
+// ROWS of them and loops over keys. If the keys are split (flash decoding), it takes one split and writes its weighted
+// sum, maximum and denominator for attention_combine.
 //
 // Strides and offsets are in units of vec4; head dimensions are multiples of 4, at most 256.
 // Dispatch: (ceil(query_len * group / ROWS), kv_heads, splits).

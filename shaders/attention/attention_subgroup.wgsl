@@ -1,7 +1,7 @@
-// Attention with online softmax (see attention_common.wgsl) for software adapters with subgroups of eight, where loads and barriers
-// are slow and shuffles fast (see matmul_subgroup.wgsl). A workgroup is one subgroup. It takes eight keys at a time: for the
-// scores a lane has one of them; for the outputs a lane has every eighth vec4 of the head, HEAD_CHUNKS in all, and the
-// probabilities are shared by shuffles. HEAD4, HEAD_CHUNKS and ROWS are lengths of arrays.
+// Attention with online softmax (see attention_common.wgsl) for software adapters with subgroups of eight, where loads
+// and barriers are slow and shuffles fast (see matmul_subgroup.wgsl). A workgroup is one subgroup. It takes eight keys
+// at a time: for the scores a lane has one of them; for the outputs a lane has every eighth vec4 of the head,
+// HEAD_CHUNKS in all, and the probabilities are shared by shuffles. HEAD4, HEAD_CHUNKS and ROWS are lengths of arrays.
 const LANES: u32 = 8u;
 
 // The largest of the eight lanes' values, in all of them.

@@ -1,15 +1,15 @@
-// Attention with online softmax (see attention_common.wgsl) for software adapters with subgroups of four, for many rows and
-// unsplit keys. As in matmul_subgroup4.wgsl there is no barrier, and the subgroup loads what all its invocations need once: an
-// invocation computes four rows by eight keys, of which it loads two. Vectors over rows have a component for each of the four.
-// HEAD4 is the length of an array.
+// Attention with online softmax (see attention_common.wgsl) for software adapters with subgroups of four, for many rows
+// and unsplit keys. As in matmul_subgroup4.wgsl there is no barrier, and the subgroup loads what all its invocations
+// need once: an invocation computes four rows by eight keys, of which it loads two. Vectors over rows have a component
+// for each of the four. HEAD4 is the length of an array.
 const LANES: u32 = 16u;
 
 struct Keys {
     k0: vec4<f32>, k1: vec4<f32>, k2: vec4<f32>, k3: vec4<f32>, k4: vec4<f32>, k5: vec4<f32>, k6: vec4<f32>, k7: vec4<f32>,
 }
 
-// The scores of a key for the rows that see it; `last` is the last key that each sees. (Vectors are compared as a whole: with
-// a branch for every component SwiftShader's compiler takes minutes.)
+// The scores of a key for the rows that see it; `last` is the last key that each sees. (Vectors are compared as a
+// whole: with a branch for every component SwiftShader's compiler takes minutes.)
 fn masked(score: vec4<f32>, key: u32, last: vec4<u32>) -> vec4<f32> {
     return select(vec4(LOWEST), params.scale * score, vec4(key) <= last);
 }

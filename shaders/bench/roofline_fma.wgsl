@@ -1,5 +1,5 @@
-// Measures an adapter's multiply-add rate: each invocation runs two independent vec4 fma chains of 16 x STEPS steps in registers.
-// Dispatch: (invocations / 64, folded over x and y).
+// Measures an adapter's multiply-add rate: each invocation runs two independent vec4 fma chains of 16 x STEPS steps in
+// registers. Dispatch: (invocations / 64, folded over x and y).
 const STEPS: u32 = 256u;
 
 struct Params {

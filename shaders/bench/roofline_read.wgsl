@@ -1,6 +1,6 @@
 // Read bandwidth of an adapter: every invocation adds up STEPS vec4s; neighbouring invocations read neighbouring vec4s.
-// A workgroup is one subgroup on software adapters: they run subgroups one after the other, and a wider workgroup would read in
-// strides.
+// A workgroup is one subgroup on software adapters: they run subgroups one after the other, and a wider workgroup would
+// read in strides.
 // Dispatch: (vec4s / (WORKGROUP STEPS), folded over x and y).
 override WORKGROUP: u32 = 64;
 const STEPS: u32 = 64u;

@@ -1,6 +1,6 @@
-// Reductions over a workgroup of WORKGROUP invocations (see reduce_workgroup.wgsl): within each subgroup first, then between
-// subgroups through workgroup memory, with two barriers in all. This assumes that subgroups are runs of neighbouring invocations
-// of one length, as on every known device; a device where they are not fails its self-check.
+// Reductions over a workgroup of WORKGROUP invocations (see reduce_workgroup.wgsl): within each subgroup first, then
+// between subgroups through workgroup memory, with two barriers in all. This assumes that subgroups are runs of
+// neighbouring invocations of one length, as on every known device; a device where they are not fails its self-check.
 override WORKGROUP: u32 = 64;
 var<workgroup> reduce_scratch: array<vec4<f32>, WORKGROUP>;
 

@@ -1,8 +1,8 @@
 // Depthwise 7 x 7 convolution, padding 3, with bias; channels last.
 //     y[y, x, c] = b[c] + sum over ky, kx of x[y + ky - 3, x + kx - 3, c] w[ky * 7 + kx, c]
 // x, y [height, width, channels]; w [49, channels]; channels as `channels_*` says.
-// For eight outputs of a row an invocation reads 14 inputs and 7 weights per row of the window, and multiplies them 56 times.
-// Dispatch: one invocation per eight neighbouring columns, 64 per workgroup, folded over x and y.
+// For eight outputs of a row an invocation reads 14 inputs and 7 weights per row of the window, and multiplies them 56
+// times. Dispatch: one invocation per eight neighbouring columns, 64 per workgroup, folded over x and y.
 struct Params {
     height: u32,
     width: u32,
@@ -15,7 +15,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> output: array<Channels>;
 @group(0) @binding(4) var<uniform> params: Params;
 
-// An input of a row that starts at pixel `start`; zero outside of it (before the first column, `column` has wrapped around).
+// An input of a row that starts at pixel `start`; zero outside of it (before the first column, `column` has wrapped
+// around).
 fn pixel(start: u32, column: u32, c: u32) -> Channels {
     let inside = column < params.width;
     return select(Channels(), input[(start + select(0u, column, inside)) * params.channels + c], inside);

@@ -3,8 +3,8 @@
 //     denoised = clamp(denoised_sample * x + denoised_output * o, -limit, limit)
 //     x'       = sample * x + of_output * o + of_denoised * denoised + of_previous * previous + of_noise * noise
 //     input    = input_scale * x', the model's next input
-// output [1 + guided, count], negative before positive; noise [count] (any tensor of that length where of_noise is 0); x [count],
-// replaced by x'; previous [count], replaced by denoised; input [copies, count], all equal.
+// output [1 + guided, count], negative before positive; noise [count] (any tensor of that length where of_noise is 0);
+// x [count], replaced by x'; previous [count], replaced by denoised; input [copies, count], all equal.
 // Dispatch: one invocation per element, 64 per workgroup, folded over x and y.
 struct Params {
     count: u32,

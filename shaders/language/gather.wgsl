@@ -1,6 +1,6 @@
-// Rows of a table by number, quantised or not: y[i] = scale * table[ids[start + i]], or y[i] += that where `accumulate` is 1. Ids
-// outside this shard of the table (first .. first + rows) belong to another shard: their rows are left unchanged.
-// y [.., k]. Dispatch: one invocation per four elements, 64 per workgroup, folded over x and y.
+// Rows of a table by number, quantised or not: y[i] = scale * table[ids[start + i]], or y[i] += that where `accumulate`
+// is 1. Ids outside this shard of the table (first .. first + rows) belong to another shard: their rows are left
+// unchanged. y [.., k]. Dispatch: one invocation per four elements, 64 per workgroup, folded over x and y.
 struct Params {
     count: u32,         // ids
     k: u32,

@@ -1,6 +1,8 @@
-// Expert routing of a mixture of experts: softmax over all experts, the TOP_K best (the first wins ties), weights renormalised to
-// sum 1. One workgroup; when the lists are made an invocation serves one expert, so that each list is in token order.
-//     logits [tokens, experts] -> weights [tokens, TOP_K]; routes [experts][1 + capacity]: count, then slots token * TOP_K + choice
+// Expert routing of a mixture of experts: softmax over all experts, the TOP_K best (the first wins ties), weights
+// renormalised to sum 1. One workgroup; when the lists are made an invocation serves one expert, so that each list is
+// in token order.
+//     logits [tokens, experts] -> weights [tokens, TOP_K]; routes [experts][1 + capacity]: count, then slots
+//     token * TOP_K + choice
 // Dispatch: (1, 1, 1). At most 64 experts.
 struct Params {
     tokens: u32,

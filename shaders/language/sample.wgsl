@@ -1,8 +1,9 @@
-// The next token for each row of logits, one workgroup per row: argmax, or temperature, top-k, top-p and a draw, in that order.
+// The next token for each row of logits, one workgroup per row: argmax, or temperature, top-k, top-p and a draw, in
+// that order.
 //
-// The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers of the same order,
-// and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30, so the result does not
-// depend on the order of the sum. All logits equal to the cut-off pass.
+// The cut-offs of top-k and top-p are found without sorting, by radix selection: logits are mapped to integers of the
+// same order, and four passes over 256-bin histograms fix 8 bits each. Probabilities are summed as integers of 2^-30,
+// so the result does not depend on the order of the sum. All logits equal to the cut-off pass.
 // Dispatch: (rows, 1, 1).
 struct Params {
     vocab: u32,
@@ -29,8 +30,8 @@ var<workgroup> found: vec2<u32>; // the bin that holds the cut-off, and the mass
 
 var<private> first_logit: u32; // of this workgroup's row
 
-// A logit made finite: NaN and minus infinity are the lowest there is. NaN is detected by its bits, since compilers may assume
-// that there is none.
+// A logit made finite: NaN and minus infinity are the lowest there is. NaN is detected by its bits, since compilers may
+// assume that there is none.
 fn logit(i: u32) -> f32 {
     let value = logits[first_logit + i];
     let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
@@ -48,8 +49,8 @@ fn mass(value: f32, maximum: f32, total: f32) -> u32 {
     return u32(exp((value - maximum) * params.inverse_temperature) / total * 1073741824.0);
 }
 
-// The largest key such that the tokens at or above it have at least `wanted` mass (in tokens where `by_count`, else in 2^-30
-// of probability), among tokens at or above `lowest`.
+// The largest key such that the tokens at or above it have at least `wanted` mass (in tokens where `by_count`, else in
+// 2^-30 of probability), among tokens at or above `lowest`.
 fn cut_off(wanted: u32, by_count: bool, lowest: u32, maximum: f32, total: f32, local: u32) -> u32 {
     var prefix = 0u;
     var above = 0u; // mass of keys over the prefix's range

@@ -1,5 +1,5 @@
-// Block reader: f32 (see weights_f32.wgsl), 32 columns of four neighbouring rows. Rows and columns past the end repeat the last
-// ones: they are multiplied by zero, or their results are not stored.
+// Block reader: f32 (see weights_f32.wgsl), 32 columns of four neighbouring rows. Rows and columns past the end repeat
+// the last ones: they are multiplied by zero, or their results are not stored.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 
 // The unit of a load, and its number of columns.

@@ -1,5 +1,5 @@
-// Block reader: q8 (see weights_q8.wgsl). 32 weights of four neighbouring rows are 128 contiguous bytes, their scales 8; eight such
-// blocks of four rows follow each other.
+// Block reader: q8 (see weights_q8.wgsl). 32 weights of four neighbouring rows are 128 contiguous bytes, their scales
+// 8; eight such blocks of four rows follow each other.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<vec2<u32>>;
 

@@ -1,6 +1,7 @@
-// Weights as packed bytes, for dot products of four pairs at a time: integers of BITS bits (weights_quantized.wgsl). In a word of
-// eight columns the even ones are a byte apart, and so are the odd ones: a mask extracts four at once.
-// ALTERNATING: a pair of words has the even columns in the first and the odd ones in the second, instead of four and four.
+// Weights as packed bytes, for dot products of four pairs at a time: integers of BITS bits (weights_quantized.wgsl). In
+// a word of eight columns the even ones are a byte apart, and so are the odd ones: a mask extracts four at once.
+// ALTERNATING: a pair of words has the even columns in the first and the odd ones in the second, instead of four and
+// four.
 const ALTERNATING: bool = true;
 
 // Columns 8 pair .. 8 pair + 7 of a group of 32.
@@ -25,8 +26,8 @@ fn byte_pair(row: u32, group: u32, stride: u32, pair: u32) -> vec2<u32> {
     return q;
 }
 
-// The dot product of a group: `low` and `high` are those of its halves' integers, `x` has the scale of x and the sum of its
-// elements, `w` is what weight_scale gives.
+// The dot product of a group: `low` and `high` are those of its halves' integers, `x` has the scale of x and the sum of
+// its elements, `w` is what weight_scale gives.
 fn scaled_sum(low: i32, high: i32, x: vec2<f32>, w: vec2<f32>) -> f32 {
     if BITS == 6u {
         return x.x * (w.x * f32(low) + w.y * f32(high));

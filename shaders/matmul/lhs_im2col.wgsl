@@ -1,8 +1,9 @@
-// Reader of x for a convolution (implicit GEMM): row `pixel` of the im2col matrix, which is never stored. A row has k = taps *
-// channels values, taps in reading order and channels last as in the maps [images, height, width, channels]. Rows are the
-// pixels of the result: y[pixel] = sum over taps of x[pixel at the tap] W[tap]^T.
+// Reader of x for a convolution (implicit GEMM): row `pixel` of the im2col matrix, which is never stored. A row has
+// k = taps * channels values, taps in reading order and channels last as in the maps [images, height, width, channels].
+// Rows are the pixels of the result: y[pixel] = sum over taps of x[pixel at the tap] W[tap]^T.
 //
-// Pixels outside the map are zero. `upsample_shift` shifts coordinates right by one: nearest-neighbour upsampling by 2 x 2.
+// Pixels outside the map are zero. `upsample_shift` shifts coordinates right by one: nearest-neighbour upsampling by
+// 2 x 2.
 @group(0) @binding(0) var<storage, read> input: array<vec4<f32>>;
 
 // Of a row: the first tap's y and x, and the number of its image's first pixel.

@@ -1,6 +1,7 @@
-// y = x W^T for many rows of x on a GPU's matrix units: tiles of TILE rows of x by TILE rows of W; 32 columns of both are staged in
-// workgroup memory in f16 at a time. A subgroup computes a quarter of a tile in matrices of SIZE x SIZE (cooperative_*); with
-// fewer subgroups than quarters, each computes several in turn. Dispatch: (ceil(n / TILE), ceil(m / TILE), 1).
+// y = x W^T for many rows of x on a GPU's matrix units: tiles of TILE rows of x by TILE rows of W; 32 columns of both
+// are staged in workgroup memory in f16 at a time. A subgroup computes a quarter of a tile in matrices of SIZE x SIZE
+// (cooperative_*); with fewer subgroups than quarters, each computes several in turn. Dispatch: (ceil(n / TILE),
+// ceil(m / TILE), 1).
 const QUARTERS: u32 = 4u;
 const QUARTER: u32 = TILE / 2u;
 const MATRICES: u32 = QUARTER / SIZE;

@@ -1,7 +1,7 @@
-// y = x W^T for many rows of x and quantised weights, on devices that multiply four pairs of 8-bit integers at a time. x is
-// rounded to 8 bits when it is staged, in groups of 32 along the row with a scale each (as llama.cpp's Q8_1). Tiles of 64 rows of
-// x by 64 rows of W; one group of both is staged in workgroup memory at a time. 128 invocations compute 8 x 4 outputs each, 32
-// columns with 8 instructions. Dispatch: (ceil(n / 64), ceil(m / 64), 1).
+// y = x W^T for many rows of x and quantised weights, on devices that multiply four pairs of 8-bit integers at a time.
+// x is rounded to 8 bits when it is staged, in groups of 32 along the row with a scale each (as llama.cpp's Q8_1).
+// Tiles of 64 rows of x by 64 rows of W; one group of both is staged in workgroup memory at a time. 128 invocations
+// compute 8 x 4 outputs each, 32 columns with 8 instructions. Dispatch: (ceil(n / 64), ceil(m / 64), 1).
 const STRIDE: u32 = 3u; // of a row: two vectors of bytes, and so that neighbouring rows begin in different banks
 
 var<workgroup> lhs_tile: array<vec4<u32>, TILE * STRIDE>;

@@ -1,8 +1,8 @@
-// y = x W^T for software adapters with subgroups of eight. There every load is a loop over the lanes, whatever its size, and a
-// barrier switches between all invocations; arithmetic and shuffles are single instructions. So a subgroup loads 32 columns of
-// x once, 16 bytes a lane, and shares them by shuffles. A lane computes four columns of y, or eight in two blocks (then x is
-// loaded half as often), for ROWS >= 2 rows (one row: matvec_subgroup.wgsl). A workgroup is one subgroup.
-// (Two blocks are written out: Mesa's compiler unrolls nothing inside a loop of one iteration.)
+// y = x W^T for software adapters with subgroups of eight. There every load is a loop over the lanes, whatever its
+// size, and a barrier switches between all invocations; arithmetic and shuffles are single instructions. So a subgroup
+// loads 32 columns of x once, 16 bytes a lane, and shares them by shuffles. A lane computes four columns of y, or eight
+// in two blocks (then x is loaded half as often), for ROWS >= 2 rows (one row: matvec_subgroup.wgsl). A workgroup is
+// one subgroup. (Two blocks are written out: Mesa's compiler unrolls nothing inside a loop of one iteration.)
 // Dispatch: (ceil(n / (4 LANES BLOCKS)) folded over x and y, ceil(m / ROWS) as z).
 
 const LANES: u32 = 8u;
@@ -74,8 +74,8 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
             sums2[m] = sum2;
         }
     }
-    // Not unrolled: ROWS copies of the epilogue dominated the driver's compile time. Instead each row is moved to the front in
-    // turn, so that every index is a constant.
+    // Not unrolled: ROWS copies of the epilogue dominated the driver's compile time. Instead each row is moved to the
+    // front in turn, so that every index is a constant.
     let rows = min(ROWS, count - m0);
     for (var m = 0u; m < rows; m++) {
         var scale = 1.0;

@@ -1,6 +1,6 @@
-// y = x W^T for software adapters with subgroups of four, for four rows or more. As matmul_uniform.wgsl, but the subgroup loads
-// the rows of x, which all invocations need, once and broadcasts them: a load is a loop over lanes, a broadcast one instruction.
-// Dispatch: (ceil(n / 256) folded over x and y, with ceil(m / ROWS) as z).
+// y = x W^T for software adapters with subgroups of four, for four rows or more. As matmul_uniform.wgsl, but the
+// subgroup loads the rows of x, which all invocations need, once and broadcasts them: a load is a loop over lanes, a
+// broadcast one instruction. Dispatch: (ceil(n / 256) folded over x and y, with ceil(m / ROWS) as z).
 override ROWS: u32 = 8; // 4 or 8
 
 // sum + x W^T for four columns of x, given the columns of W.

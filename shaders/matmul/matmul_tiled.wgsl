@@ -1,6 +1,6 @@
-// y = x W^T for many rows of x, in tiles of 64 rows of x by 64 rows of W. 16 columns of both are staged in workgroup memory at a
-// time (`stage_*`). 128 invocations compute 8 x 4 outputs each: 128 multiply-adds for 12 vectors read from workgroup memory.
-// Dispatch: (ceil(n / 64), ceil(m / 64), 1).
+// y = x W^T for many rows of x, in tiles of 64 rows of x by 64 rows of W. 16 columns of both are staged in workgroup
+// memory at a time (`stage_*`). 128 invocations compute 8 x 4 outputs each: 128 multiply-adds for 12 vectors read from
+// workgroup memory. Dispatch: (ceil(n / 64), ceil(m / 64), 1).
 const STEP4: u32 = 4u;    // columns staged, in fours
 const ROW: u32 = STEP4 + 1u; // so that neighbouring rows begin in different banks
 

@@ -1,6 +1,6 @@
-// y = x W^T for software adapters without subgroups. There a barrier switches between all invocations, so the kernel uses no
-// workgroup memory: an invocation computes four columns of y for ROWS rows, and the rows of x are the same for the whole workgroup.
-// Dispatch: (ceil(n / 256) folded over x and y, with ceil(m / ROWS) as z).
+// y = x W^T for software adapters without subgroups. There a barrier switches between all invocations, so the kernel
+// uses no workgroup memory: an invocation computes four columns of y for ROWS rows, and the rows of x are the same for
+// the whole workgroup. Dispatch: (ceil(n / 256) folded over x and y, with ceil(m / ROWS) as z).
 override ROWS: u32 = 16;
 
 @compute @workgroup_size(64)

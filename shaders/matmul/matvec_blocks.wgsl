@@ -1,7 +1,8 @@
-// y = x W^T for few rows of x and quantised weights: a workgroup computes 4 BLOCKS rows of W against one row of x. Each of its
-// invocations takes every WORKGROUP-th group of 32 columns. The group is contiguous (64 bytes of q4 for four rows) and read 16
-// bytes at a time; neighbouring invocations read neighbouring groups. Weights are multiplied as integers; scales are applied to
-// the sum of 32 products. Reads b(W), and x once for every 4 BLOCKS rows.
+// y = x W^T for few rows of x and quantised weights: a workgroup computes 4 BLOCKS rows of W against one row of x. Each
+// of its invocations takes every WORKGROUP-th group of 32 columns. The group is contiguous
+// (64 bytes of q4 for four rows) and read 16 bytes at a time; neighbouring invocations read neighbouring groups.
+// Weights are multiplied as integers; scales are applied to the sum of 32 products. Reads b(W), and x once for every 4
+// BLOCKS rows.
 // Dispatch: (ceil(n / (4 BLOCKS)) folded over x and y, m as z).
 @compute @workgroup_size(WORKGROUP)
 fn matvec_blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

@@ -1,7 +1,7 @@
-// y = x W^T for one row of x at a time, for software adapters with subgroups of eight (see matmul_subgroup.wgsl). A lane computes
-// eight columns of y, in two blocks. Weights are multiplied as integers; scales are applied to the sum of 32 products.
-// (This is not matmul_subgroup with ROWS = 1: Mesa's compiler unrolls nothing inside a loop of one iteration.)
-// Dispatch: (ceil(n / 64) folded over x and y, m as z).
+// y = x W^T for one row of x at a time, for software adapters with subgroups of eight (see matmul_subgroup.wgsl). A
+// lane computes eight columns of y, in two blocks. Weights are multiplied as integers; scales are applied to the sum of
+// 32 products. (This is not matmul_subgroup with ROWS = 1: Mesa's compiler unrolls nothing inside a loop of one
+// iteration.) Dispatch: (ceil(n / 64) folded over x and y, m as z).
 const LANES: u32 = 8u;
 const BLOCKS: u32 = 2u;
 

@@ -1,8 +1,8 @@
-// RoPE as the epilogue of the QKV product: queries and keys are rotated by their position; keys and values are written to the
-// cache.
+// RoPE as the epilogue of the QKV product: queries and keys are rotated by their position; keys and values are written
+// to the cache.
 //     x W^T [m, (heads + 2 kv_heads) d] -> queries [m, heads d]; keys, values [first_position ..][kv_heads d]
-// Element i of a head is rotated with element i + d / 2. W's rows for queries and keys are interleaved so that the two are
-// neighbours. Queries and keys keep that order, since attention only takes their dot products.
+// Element i of a head is rotated with element i + d / 2. W's rows for queries and keys are interleaved so that the two
+// are neighbours. Queries and keys keep that order, since attention only takes their dot products.
 // cos_sin: [position][d / 2] of (cos, sin). d is a multiple of 4.
 struct Params {
     m: u32,             // rows of the input

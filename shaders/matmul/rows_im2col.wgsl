@@ -1,5 +1,5 @@
-// Row map of a convolution: rows are pixels, from `first_row` on. Also an image's own bias (where `bias_stride` is not 0), and
-// the map that is added to the result.
+// Row map of a convolution: rows are pixels, from `first_row` on. Also an image's own bias (where `bias_stride` is not
+// 0), and the map that is added to the result.
 @group(0) @binding(5) var<storage, read> residual: array<f32>;
 
 fn row_count() -> u32 {

@@ -1,5 +1,6 @@
-// Row map of one expert: `routes[route_base]` rows, followed by their slots. A slot is token * top_k + choice. The expert's first
-// matrices read the token's row (`route_divisor` = top_k), the last one the slot's row (1); all write the slot's row.
+// Row map of one expert: `routes[route_base]` rows, followed by their slots. A slot is token * top_k + choice. The
+// expert's first matrices read the token's row (`route_divisor` = top_k), the last one the slot's row (1); all write
+// the slot's row.
 @group(0) @binding(5) var<storage, read> routes: array<u32>;
 
 fn row_count() -> u32 {

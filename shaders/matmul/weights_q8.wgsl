@@ -1,5 +1,6 @@
-// Weight reader: q8. Groups of 32 along the row: weight = scale * q; q is a signed 8-bit integer, four in a u32; scale is f16, two
-// in a u32. Rows are interleaved by 32, group by group; `stride` is the row length in fours, a multiple of 8.
+// Weight reader: q8. Groups of 32 along the row: weight = scale * q; q is a signed 8-bit integer, four in a u32; scale
+// is f16, two in a u32. Rows are interleaved by 32, group by group; `stride` is the row length in fours, a multiple
+// of 8.
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 

@@ -1,8 +1,8 @@
-// Weight reader: integers of BITS bits, 4 to 6, in groups of 32 along the row (src/tensor/pack.rs). The low four bits are eight in
-// a u32, from the low end. Each group also has BITS - 4 words of high bits, then the scales: a scale and a minimum, weight =
-// minimum + scale * q, as two f32 (WIDE) or two f16 in a word; or, for 6 bits, the scales of the group's halves, weight = scale *
-// (q - 32). Rows are interleaved by 32: 16 bytes of weights, or a word, of each. `stride` is the row length in fours, a multiple
-// of 8. BITS and WIDE are constants of the specialisation.
+// Weight reader: integers of BITS bits, 4 to 6, in groups of 32 along the row (src/tensor/pack.rs). The low four bits
+// are eight in a u32, from the low end. Each group also has BITS - 4 words of high bits, then the scales: a scale and a
+// minimum, weight = minimum + scale * q, as two f32 (WIDE) or two f16 in a word; or, for 6 bits, the scales of the
+// group's halves, weight = scale * (q - 32). Rows are interleaved by 32: 16 bytes of weights, or a word, of each.
+// `stride` is the row length in fours, a multiple of 8. BITS and WIDE are constants of the specialisation.
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 

@@ -1,13 +1,13 @@
-// Patch info mining, fused: every low-resolution token attends to the WINDOW x WINDOW cells of the high-resolution map at its
-// place. Key and value projections are folded into the query and into the step after pooling, so that the map is only read (spec
-// of the model, 4.2; the layer norm's gain is folded into u and the value matrix):
+// Patch info mining, fused: every low-resolution token attends to the WINDOW x WINDOW cells of the high-resolution map
+// at its place. Key and value projections are folded into the query and into the step after pooling, so that the map is
+// only read (spec of the model, 4.2; the layer norm's gain is folded into u and the value matrix):
 //     score[m] = u . (f[m] - mean[m]) / std[m]          u = gain_k * W_k^T q / sqrt(d)
 //     p = softmax(score);  y = sum over m of p[m] (f[m] - mean[m]) / std[m]
-// A cell is a weighted sum of texels of the four stages; its weights are products of one for each axis. Both sums are linear in
-// the cells, so they run over texels, of which there are fewer: u . texel first, then weights.
+// A cell is a weighted sum of texels of the four stages; its weights are products of one for each axis. Both sums are
+// linear in the cells, so they run over texels, of which there are fewer: u . texel first, then weights.
 //     u [tokens, channels], stats [cells], y [tokens, channels].
-// store_weight(cell, p) and the binding of the parameters are in mining_without_weights.wgsl, or in mining_with_weights.wgsl
-// where p is an output too.
+// store_weight(cell, p) and the binding of the parameters are in mining_without_weights.wgsl, or in
+// mining_with_weights.wgsl where p is an output too.
 // Dispatch: one workgroup per token (folded over x and y). Needs (WINDOW * POOL)^2 <= 256 texels of the first stage.
 struct Params {
     stages: array<Stage, 4>,
@@ -126,8 +126,8 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
         }
         let stat = stats[(row + my) * params.width + column + mx];
         var score = (value - stat.x * u_sum) * stat.y;
-        // As the reference: NaN counts as 0, infinities as the largest finite numbers. Detected by bits, since compilers may
-        // assume that there are none.
+        // As the reference: NaN counts as 0, infinities as the largest finite numbers. Detected by bits, since
+        // compilers may assume that there are none.
         let bits = bitcast<u32>(score) & 0x7fffffffu;
         if bits > 0x7f800000u {
             score = 0.0;
@@ -203,8 +203,8 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     }
 }
 
-// Whether texel `t` (along one side) of a stage can have weight in the window: WINDOW * POOL places a step of 1 / R apart
-// lie between at most ceil((WINDOW * POOL - 1) / R) + 2 texels of a stage of ratio R.
+// Whether texel `t` (along one side) of a stage can have weight in the window: WINDOW * POOL places a step of 1 / R
+// apart lie between at most ceil((WINDOW * POOL - 1) / R) + 2 texels of a stage of ratio R.
 fn in_window(stage: u32, t: u32) -> bool {
     let ratio = params.stages[stage].ratio;
     return t < (WINDOW * POOL + ratio - 2u) / ratio + 2u;

@@ -1,6 +1,6 @@
-// The high-resolution feature map of patch info mining, which is never stored: the maps of the four ConvNeXt stages, each upsampled
-// (bilinear, corners not aligned) to the first one's size, with channels concatenated; averaged over 2 x 2 cells where POOL is 2
-// (the global view of the HD models).
+// The high-resolution feature map of patch info mining, which is never stored: the maps of the four ConvNeXt stages,
+// each upsampled (bilinear, corners not aligned) to the first one's size, with channels concatenated; averaged over
+// 2 x 2 cells where POOL is 2 (the global view of the HD models).
 struct Stage {
     size: vec2<u32>, // height, width
     channels: u32,   // Channels in a texel (`channels_*`)
@@ -31,8 +31,8 @@ fn texel(stage: u32, i: u32) -> Channels {
     }
 }
 
-// Where cell `i` (of the unpooled first map) falls between texels of a map `ratio` times smaller: the lower texel and the
-// weight of the upper one.
+// Where cell `i` (of the unpooled first map) falls between texels of a map `ratio` times smaller: the lower texel and
+// the weight of the upper one.
 struct Tap {
     low: u32,
     weight: f32,

@@ -1,6 +1,6 @@
-// For every texel of a stage's map: its mean over the channels, and the products over the channels of itself and its neighbours,
-// each less its own mean. mining_stats_bilinear computes the variance of any mixture of the four texels from them.
-// With a the texel, b the one to its right, c below, d below and right (the last one again at the border):
+// For every texel of a stage's map: its mean over the channels, and the products over the channels of itself and its
+// neighbours, each less its own mean. mining_stats_bilinear computes the variance of any mixture of the four texels
+// from them. With a the texel, b the one to its right, c below, d below and right (the last one again at the border):
 //     products [texels] of (aa, ab, ac, ad), (bc, mean of a, 0, 0)
 // Where NEIGHBOURS is 0 only aa and the mean are computed: the map has the size of the cells.
 // Dispatch: one workgroup per texel, folded over x and y.

@@ -1,6 +1,7 @@
-// Mean and 1 / standard deviation over the channels of every cell of the unpooled map, from the output of mining_products. In each
-// stage a cell interpolates four neighbouring texels t with weights w. So its mean there is m = sum w m_t, the sum of squared
-// deviations from it is w^T P w with the texels' products P, and with n channels in a stage
+// Mean and 1 / standard deviation over the channels of every cell of the unpooled map, from the output of
+// mining_products. In each stage a cell interpolates four neighbouring texels t with weights w. So its mean there is
+// m = sum w m_t, the sum of squared deviations from it is w^T P w with the texels' products P, and with n channels in a
+// stage
 //     mean = sum n m / sum n;  variance = sum (w^T P w + n (m - mean)^2) / sum n.
 // All terms are sums of squares: no digits cancel.
 //     stats [cells] of (mean, 1 / sqrt(variance + eps)), cells row-major.

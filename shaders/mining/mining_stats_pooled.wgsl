@@ -1,6 +1,6 @@
-// Mean and 1 / standard deviation over the channels of every cell of a pooled map, for the layer norms before keys and values
-// (which differ in gain and bias only). Two passes over the cell, so that no digits cancel. (Unpooled maps: mining_products and
-// mining_stats_bilinear, which read less.)
+// Mean and 1 / standard deviation over the channels of every cell of a pooled map, for the layer norms before keys and
+// values (which differ in gain and bias only). Two passes over the cell, so that no digits cancel. (Unpooled maps:
+// mining_products and mining_stats_bilinear, which read less.)
 //     stats [cells] of (mean, 1 / sqrt(variance + eps)), cells row-major.
 // Dispatch: one workgroup per cell, folded over x and y.
 struct Params {

@@ -1,5 +1,5 @@
-// Second of three steps of group normalisation: from the means and squared distances of the row blocks (group_norm_sums.wgsl) to a
-// factor and an offset for each channel, so that y = factor x + offset:
+// Second of three steps of group normalisation: from the means and squared distances of the row blocks
+// (group_norm_sums.wgsl) to a factor and an offset for each channel, so that y = factor x + offset:
 //     factor = w / sqrt(var + eps),  offset = b - mean factor.
 // Means are merged as by Chan et al. (1979): var = sum(squares + count (mean - total mean)^2) / sum(count).
 // sums as written there, w, b [channels] -> factors [images, 2, channels].

@@ -1,8 +1,9 @@
-// First of three steps of group normalisation: each channel's mean and sum of squared distances from it, over blocks of rows of a
-// map's rectangle.
-// x [images, height, width, channels] -> sums [images, row_blocks, (1 + 2 channels4)] vec4s: (pixels, 0, 0, 0), means, squared
-// distances. Distances are summed relative to the block's first pixel, so that a large mean costs no digits.
-// Dispatch: (ceil(channels4 / 32), ceil(row_blocks / 8), images); an invocation computes four channels of a block of rows.
+// First of three steps of group normalisation: each channel's mean and sum of squared distances from it, over blocks of
+// rows of a map's rectangle.
+// x [images, height, width, channels] -> sums [images, row_blocks, (1 + 2 channels4)] vec4s: (pixels, 0, 0, 0), means,
+// squared distances. Distances are summed relative to the block's first pixel, so that a large mean costs no digits.
+// Dispatch: (ceil(channels4 / 32), ceil(row_blocks / 8), images); an invocation computes four channels of a block of
+// rows.
 struct Params {
     width: u32,
     pixels: u32,          // of an image

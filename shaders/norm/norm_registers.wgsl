@@ -1,5 +1,6 @@
-// Normalisation of rows, in f32 (see norm.wgsl), whose length is a multiple of four. A row is read once; each invocation keeps
-// VECS vec4s of it in registers. x, y [rows, k]; w, b [k]. Dispatch: one workgroup per row (folded over x and y).
+// Normalisation of rows, in f32 (see norm.wgsl), whose length is a multiple of four. A row is read once; each
+// invocation keeps VECS vec4s of it in registers. x, y [rows, k]; w, b [k]. Dispatch: one workgroup per row
+// (folded over x and y).
 struct Params {
     rows: u32,
     k: u32,

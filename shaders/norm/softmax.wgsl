@@ -1,5 +1,5 @@
-// Softmax of the first `k` values of rows, in place: x = exp(scale (x - max x)) / sum; the values after them become zero.
-// x [rows, stride]. Dispatch: one workgroup per row (folded over x and y).
+// Softmax of the first `k` values of rows, in place: x = exp(scale (x - max x)) / sum; the values after them become
+// zero. x [rows, stride]. Dispatch: one workgroup per row (folded over x and y).
 struct Params {
     rows: u32,
     k: u32,

@@ -1,7 +1,7 @@
 //! Image requests in a conversation: how a question requests an image, and how the answer describes it.
 //!
-//! A question with the suffix ` <GEN>` requests an image; the answer then has the image's prompt between `<h>` and `</h>`.
-//! An answer without such a pair requests no image.
+//! A question with the suffix ` <GEN>` requests an image; the answer then has the image's prompt between `<h>` and
+//! `</h>`. An answer without such a pair requests no image.
 
 /// The suffix of a question that requests an image.
 pub const REQUEST: &str = " <GEN>";

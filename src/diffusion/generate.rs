@@ -56,8 +56,8 @@ impl<'a> GenerateImage<'a> {
         self
     }
 
-    /// Scale of classifier-free guidance. Default: 5. At 1 and below the negative prompt is ignored and a step takes half the
-    /// time.
+    /// Scale of classifier-free guidance. Default: 5. At 1 and below the negative prompt is ignored and a step takes
+    /// half the time.
     pub fn guidance_scale(mut self, scale: f32) -> Self {
         self.settings.guidance_scale = scale;
         self

@@ -1,8 +1,8 @@
 //! Text to image and image to image: text encoders, denoising steps of the UNet under a scheduler, the autoencoder.
 //!
-//! The latents stay on the device from the first noise to the image; the host reads them back for previews only. A step is
-//! one submission, and the next one is recorded while it runs. Networks are loaded when they are needed; under a memory
-//! limit, others are dropped first.
+//! The latents stay on the device from the first noise to the image; the host reads them back for previews only. A step
+//! is one submission, and the next one is recorded while it runs. Networks are loaded when they are needed; under a
+//! memory limit, others are dropped first.
 
 use std::collections::HashMap;
 
@@ -101,8 +101,8 @@ impl DiffusionPipeline {
     /// A pipeline over an opened model. Loads the tokenizers now and each network when it is needed.
     ///
     /// # Errors
-    /// As [`SdxlCheckpoint::check`] and [`ClipTokenizer::load`]; [`Error::OutOfMemory`] if the largest network alone exceeds
-    /// the memory limit.
+    /// As [`SdxlCheckpoint::check`] and [`ClipTokenizer::load`]; [`Error::OutOfMemory`] if the largest network alone
+    /// exceeds the memory limit.
     pub async fn open(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: DiffusionOptions) -> Result<Self> {
         checkpoint.check()?;
         let precision = options.precision.unwrap_or_else(|| checkpoint.stored_precision());
@@ -149,7 +149,8 @@ impl DiffusionPipeline {
         &self.plan
     }
 
-    /// Device memory that an image needs besides the loaded networks, in bytes: the largest missing network, and activations.
+    /// Device memory that an image needs besides the loaded networks, in bytes: the largest missing network, and
+    /// activations.
     pub fn missing_bytes(&self) -> u64 {
         let parts =
             [(Part::Text, self.text.is_some()), (Part::Unet, self.unet.is_some()), (Part::Vae, self.decoder.is_some())];
@@ -171,8 +172,8 @@ impl DiffusionPipeline {
     /// Generates the image of a complete request. [`Self::generate`] has defaults for all settings.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents; [`Error::Cancelled`] if `on_event`
-    /// breaks, between steps or while a network is loaded; [`Error::OutOfMemory`].
+    /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents; [`Error::Cancelled`] if
+    /// `on_event` breaks, between steps or while a network is loaded; [`Error::OutOfMemory`].
     pub async fn run(&mut self, request: &DiffusionRequest, on_event: OnDiffusionEvent<'_>) -> Result<Image> {
         let schedule = self.check(request)?;
         let conditions = self.encode_prompts(request, on_event).await?;

@@ -43,7 +43,8 @@ pub struct ImageSettings {
 }
 
 impl ImageSettings {
-    /// A prompt with the default settings and seed 0. Scheduler, model and precision have no name yet, and the size is 0.
+    /// A prompt with the default settings and seed 0. Scheduler, model and precision have no name yet, and the size
+    /// is 0.
     pub fn new(prompt: impl Into<String>) -> Self {
         Self { prompt: prompt.into(), ..Self::default() }
     }

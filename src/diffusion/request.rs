@@ -23,8 +23,8 @@ pub struct DiffusionRequest {
     pub scheduler: SchedulerConfig,
     /// Denoising steps.
     pub num_inference_steps: usize,
-    /// Weight of the prompt against the negative prompt in classifier-free guidance. At 1 and below the negative prompt is
-    /// ignored.
+    /// Weight of the prompt against the negative prompt in classifier-free guidance. At 1 and below the negative prompt
+    /// is ignored.
     pub guidance_scale: f32,
     /// Width in pixels.
     pub width: usize,

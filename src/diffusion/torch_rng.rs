@@ -3,14 +3,15 @@
 //! The generator is the Mersenne Twister (MT19937, from the crate `rand_mt`) seeded with the low 32 bits of the seed.
 //! `torch.randn` applies the Box-Muller transform to its numbers. There are two algorithms:
 //!
-//! * 16 or more elements: all elements are first filled with uniform numbers. In each block of 16, the first eight are the
-//!   radii and the last eight the angles of eight pairs. If the last block is partial, the last 16 elements are drawn again.
+//! * 16 or more elements: all elements are first filled with uniform numbers. In each block of 16, the first eight are
+//!   the radii and the last eight the angles of eight pairs. If the last block is partial, the last 16 elements are
+//!   drawn again.
 //! * Fewer: pairs in f64. The second number of a pair is cached for the next element.
 //!
 //! For the first one, torch has vectorised code on x86 and code that calls the C library elsewhere. The vectorised code
-//! computes logarithm, sine and cosine in f32 with the polynomials of the Cephes library, with fused multiply-adds where its
-//! compiler fuses. This module runs the same operations in the same order: the numbers are bit-identical to torch's on x86
-//! with AVX2 and FMA. (In f16 torch has only the other code.)
+//! computes logarithm, sine and cosine in f32 with the polynomials of the Cephes library, with fused multiply-adds
+//! where its compiler fuses. This module runs the same operations in the same order: the numbers are bit-identical to
+//! torch's on x86 with AVX2 and FMA. (In f16 torch has only the other code.)
 
 use std::f64::consts::PI;
 

@@ -42,7 +42,8 @@ struct Inner {
     software_kernels: bool,
     extensions: Extensions,
     recycled_lists: Lock<RecycledLists>,
-    /// Locked from when a submission's parameters are written until it is submitted: all submissions share one buffer for them.
+    /// Locked from when a submission's parameters are written until it is submitted: all submissions share one buffer
+    /// for them.
     submitting: Lock<()>,
     /// Small readback buffers, unmapped, to be reused.
     staging: Lock<Vec<wgpu::Buffer>>,
@@ -72,8 +73,8 @@ impl Gpu {
         Self::open_with_pipeline_cache(options, |_| None).await
     }
 
-    /// The same with the pipelines of an earlier run. `load` returns exactly what [`Gpu::pipeline_cache`] returned for the same
-    /// adapter and driver ([`AdapterSummary::cache_name`]), or `None`.
+    /// The same with the pipelines of an earlier run. `load` returns exactly what [`Gpu::pipeline_cache`] returned for
+    /// the same adapter and driver ([`AdapterSummary::cache_name`]), or `None`.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -106,8 +107,9 @@ impl Gpu {
                 required_features,
                 required_limits: limits.clone(),
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
-                // SAFETY: the only experimental feature requested is cooperative matrices, which one kernel of this crate uses.
-                // Models run it only where `mgm tune` compared it with the reference on the same adapter and driver.
+                // SAFETY: the only experimental feature requested is cooperative matrices, which one kernel of this
+                // crate uses. Models run it only where `mgm tune` compared it with the reference on the same adapter
+                // and driver.
                 experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
                 ..Default::default()
             })
@@ -146,8 +148,8 @@ impl Gpu {
             let data = load(&summary);
             let descriptor =
                 wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data: data.as_deref(), fallback: true };
-            // SAFETY: the data is what `Gpu::pipeline_cache` returned earlier, as the documentation above requires; wgpu checks
-            // its header against the adapter and driver and starts an empty cache where they differ.
+            // SAFETY: the data is what `Gpu::pipeline_cache` returned earlier, as the documentation above requires;
+            // wgpu checks its header against the adapter and driver and starts an empty cache where they differ.
             unsafe { device.create_pipeline_cache(&descriptor) }
         });
         let memory = Memory::new(device.clone(), limits.max_buffer_size, options.memory_limit);
@@ -217,8 +219,8 @@ impl Gpu {
         Recorder::dry_run(self.clone())
     }
 
-    /// The value of type `T` that belongs to this device, made by `T::default()` on the first call: for what users of a device
-    /// store with it.
+    /// The value of type `T` that belongs to this device, made by `T::default()` on the first call: for what users of a
+    /// device store with it.
     pub fn extension<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
         self.0.extensions.get()
     }
@@ -228,7 +230,8 @@ impl Gpu {
         self.0.pipelines.make(&self.pipeline_builder(), kernel);
     }
 
-    /// All pipelines in the driver's own format, for [`Gpu::open_with_pipeline_cache`]; `None` if the driver does not offer them.
+    /// All pipelines in the driver's own format, for [`Gpu::open_with_pipeline_cache`]; `None` if the driver does not
+    /// offer them.
     pub fn pipeline_cache(&self) -> Option<Vec<u8>> {
         self.0.pipeline_cache.as_ref()?.get_data()
     }
@@ -266,8 +269,8 @@ impl Gpu {
         allocated.map_err(|error| name_allocation(error, what, bytes, self.memory().allocated))
     }
 
-    /// Memory for a tensor: a buffer, and the tensor's offset in it. If `persistent`, it is filled with zeros; otherwise it comes
-    /// from the pool, its content undefined.
+    /// Memory for a tensor: a buffer, and the tensor's offset in it. If `persistent`, it is filled with zeros;
+    /// otherwise it comes from the pool, its content undefined.
     pub(crate) fn place(&self, bytes: u64, persistent: bool, what: &str) -> Result<(Arc<Buffer>, u64)> {
         let Some(guards) = &self.0.guards else {
             let buffer = if persistent { self.allocate(bytes, what)? } else { self.temporary(bytes, what)? };
@@ -290,7 +293,8 @@ impl Gpu {
         self.0.guards.is_some()
     }
 
-    /// Checks that nothing was written around the tensors created since the last call, on a device opened with guard zones.
+    /// Checks that nothing was written around the tensors created since the last call, on a device opened with guard
+    /// zones.
     ///
     /// # Errors
     /// [`Error::Gpu`] that names the tensor around which bytes were overwritten; [device errors](super).
@@ -302,13 +306,14 @@ impl Gpu {
         }
     }
 
-    /// Writes bytes into a persistent buffer before anything recorded later runs. `offset` and length are multiples of 4.
+    /// Writes bytes into a persistent buffer before anything recorded later runs. `offset` and length are multiples
+    /// of 4.
     pub fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
         self.0.queue.write_buffer(buffer.raw(), offset, bytes);
     }
 
-    /// Submits pending writes and waits until their staging memory is free again, so that loading a model uses a bounded amount
-    /// of it.
+    /// Submits pending writes and waits until their staging memory is free again, so that loading a model uses a
+    /// bounded amount of it.
     ///
     /// # Errors
     /// [Device errors](super).

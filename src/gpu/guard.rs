@@ -1,5 +1,5 @@
-//! Guard zones: a fixed pattern before and after every tensor, which no kernel may touch. For tests, since pipelines are
-//! made without bounds checks.
+//! Guard zones: a fixed pattern before and after every tensor, which no kernel may touch. For tests, since pipelines
+//! are made without bounds checks.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::{Error, Result};
 /// Bytes before a tensor, and the minimum after it: a multiple of every alignment of a storage binding.
 pub(super) const ZONE_BYTES: u64 = 256;
 
-/// A NaN, so that what is read out of bounds and used, or never written and read, shows up in the results; a signalling one,
-/// so that adding to it changes its bits.
+/// A NaN, so that what is read out of bounds and used, or never written and read, shows up in the results; a signalling
+/// one, so that adding to it changes its bits.
 const PATTERN: u32 = 0x7fa0_dead;
 
 /// The pattern over `bytes`, a multiple of 4.

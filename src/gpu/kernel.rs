@@ -117,7 +117,8 @@ impl Kernel {
     }
 }
 
-/// The key of a pipeline: small, compared and hashed for every dispatch. The kernel that it stands for is assembled once.
+/// The key of a pipeline: small, compared and hashed for every dispatch. The kernel that it stands for is assembled
+/// once.
 pub trait PipelineKey: Clone + Eq + Hash + Send + 'static {
     /// The kernel.
     fn kernel(&self) -> Kernel;

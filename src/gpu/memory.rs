@@ -114,7 +114,8 @@ pub(super) struct Memory {
     next_id: AtomicU64,
     /// Free pooled buffers by size.
     free: Lock<BTreeMap<u64, Vec<RetiredBuffer>>>,
-    /// Buffers dropped since [`Memory::take_dropped_ids`] was last called. Whatever else refers to them keeps their memory.
+    /// Buffers dropped since [`Memory::take_dropped_ids`] was last called. Whatever else refers to them keeps their
+    /// memory.
     dropped_ids: Lock<Vec<u64>>,
     retired: Lock<Retired>,
     /// Recordings begun so far.
@@ -207,8 +208,8 @@ impl Memory {
         Recording { memory: Arc::clone(self), number }
     }
 
-    /// Takes buffers that will not be recorded any more. Their memory is freed as soon as no recording can use them, explicitly: in
-    /// browsers dropping leaves it to the garbage collector, which does not know its size.
+    /// Takes buffers that will not be recorded any more. Their memory is freed as soon as no recording can use them,
+    /// explicitly: in browsers dropping leaves it to the garbage collector, which does not know its size.
     fn retire(&self, buffers: impl IntoIterator<Item = RetiredBuffer>) {
         let mut retired = self.retired.lock();
         retired.buffers.extend(buffers);

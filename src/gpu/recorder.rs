@@ -52,7 +52,8 @@ pub struct Binding<'a> {
 }
 
 impl Binding<'_> {
-    /// The same including the guard zone after it: drivers drop accesses beyond a binding, which would hide them from the guards.
+    /// The same including the guard zone after it: drivers drop accesses beyond a binding, which would hide them from
+    /// the guards.
     fn with_guard_zone(&self) -> Self {
         Self { bytes: self.buffer.bytes() - self.offset, ..*self }
     }
@@ -113,7 +114,8 @@ impl Recorder {
         self.dry_run.unwrap_or_default()
     }
 
-    /// In a dry run, the trace of type `T`, made by `T::default()` on the first call: for what ops report besides kernels.
+    /// In a dry run, the trace of type `T`, made by `T::default()` on the first call: for what ops report besides
+    /// kernels.
     pub fn trace<T: Any + Default>(&mut self) -> Option<&mut T> {
         self.dry_run.as_mut()?.traces.get_or_default()
     }

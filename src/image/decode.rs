@@ -25,8 +25,8 @@ const FORMATS: &str = "PNG, JPEG, WebP, GIF and BMP";
 /// Decodes an image file; of an animation, the first frame. `name` is used in messages.
 ///
 /// # Errors
-/// [`Error::Image`] if the bytes are not an image in a supported format or are damaged, or if the image is too large (before
-/// anything of that size is allocated).
+/// [`Error::Image`] if the bytes are not an image in a supported format or are damaged, or if the image is too large
+/// (before anything of that size is allocated).
 pub fn decode(name: &str, bytes: &[u8]) -> Result<Image> {
     let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
 

@@ -41,8 +41,8 @@ impl Default for Preprocess {
 pub struct Views {
     /// The high-resolution view, `[3, size_high, size_high]`.
     pub high: Vec<f32>,
-    /// The low-resolution tiles, each `[3, size_low, size_low]`: the grid row by row, then the global tile, if there is one.
-    /// (The global tile is last here and first in the sequence of visual tokens.)
+    /// The low-resolution tiles, each `[3, size_low, size_low]`: the grid row by row, then the global tile, if there is
+    /// one. (The global tile is last here and first in the sequence of visual tokens.)
     pub low: Vec<Vec<f32>>,
 }
 

@@ -1,12 +1,12 @@
 //! The two resamplers of the reference preprocessing: Pillow's integer bicubic and torch's bilinear.
 //!
-//! The pixels must equal the reference's to the bit, which resizing crates do not promise; they also need the padded canvas in
-//! memory.
+//! The pixels must equal the reference's to the bit, which resizing crates do not promise; they also need the padded
+//! canvas in memory.
 
 use super::Image;
 
-/// An image on a larger canvas of one color. The canvas is never stored: a 12000 x 9000 photograph padded to a square would
-/// take 432 MB.
+/// An image on a larger canvas of one color. The canvas is never stored: a 12000 x 9000 photograph padded to a square
+/// would take 432 MB.
 #[derive(Debug, Clone, Copy)]
 pub struct Canvas<'a> {
     image: &'a Image,
@@ -23,8 +23,8 @@ impl<'a> Canvas<'a> {
         Self { image, width: image.width(), height: image.height(), left: 0, top: 0, fill: [0; 3] }
     }
 
-    /// The image in the middle of a square of color `fill` whose side is the image's longer side. If the margins cannot be
-    /// equal, the left or upper one is smaller.
+    /// The image in the middle of a square of color `fill` whose side is the image's longer side. If the margins cannot
+    /// be equal, the left or upper one is smaller.
     pub fn square(image: &'a Image, fill: [u8; 3]) -> Self {
         let side = image.width().max(image.height());
         let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
@@ -114,8 +114,8 @@ fn taps(input: usize, output: usize, range: std::ops::Range<usize>) -> Vec<Taps>
         .collect()
 }
 
-/// Rounds a weighted sum to a sample. The sum starts at half a unit. |weights| sum to less than 1.5 even at an edge, so 255
-/// times them fits an i32 with 22 fractional bits.
+/// Rounds a weighted sum to a sample. The sum starts at half a unit. |weights| sum to less than 1.5 even at an edge, so
+/// 255 times them fits an i32 with 22 fractional bits.
 fn round(sum: i32) -> u8 {
     (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
@@ -139,11 +139,11 @@ fn resample_row(line: &[u8], columns: &[Taps], out: &mut [u8]) {
     }
 }
 
-/// Resizes `canvas` to `width` x `height` with Pillow's `BICUBIC` filter, bit for bit. Computes and returns only `window` of
-/// the result.
+/// Resizes `canvas` to `width` x `height` with Pillow's `BICUBIC` filter, bit for bit. Computes and returns only
+/// `window` of the result.
 ///
-/// Separable: columns first, and each pass rounds to u8. Peak memory, in addition to the canvas's image, is the window's
-/// width times the source rows of the window.
+/// Separable: columns first, and each pass rounds to u8. Peak memory, in addition to the canvas's image, is the
+/// window's width times the source rows of the window.
 ///
 /// # Panics
 /// If `window` is empty or exceeds `width` x `height`.

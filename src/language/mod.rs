@@ -103,11 +103,12 @@ impl LanguageModel {
         Cache::new(self.layers.len(), self.config.max_positions, self.attention, rope, self.half_cache)
     }
 
-    /// Embeddings of positions, [positions, hidden]: rows of the embedding table, or of the visual tokens of `images`. Gemma
-    /// multiplies both by sqrt(hidden).
+    /// Embeddings of positions, [positions, hidden]: rows of the embedding table, or of the visual tokens of `images`.
+    /// Gemma multiplies both by sqrt(hidden).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a token outside the vocabulary, or a position of an image that is not in `images`.
+    /// [`Error::InvalidArgument`] for a token outside the vocabulary, or a position of an image that is not in
+    /// `images`.
     pub fn embed(
         &self,
         recorder: &mut Recorder,

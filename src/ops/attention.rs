@@ -41,8 +41,8 @@ pub enum KeyValues<'a> {
         /// Positions in use.
         length: usize,
     },
-    /// Keys and values next to each other in a tensor of their own, [keys, 2 kv_heads head_dim], of another sequence (cross
-    /// attention). Not causal.
+    /// Keys and values next to each other in a tensor of their own, [keys, 2 kv_heads head_dim], of another sequence
+    /// (cross attention). Not causal.
     Separate(&'a Tensor),
 }
 
@@ -301,8 +301,8 @@ pub fn attention(
     attention_batched(recorder, layer, queries, key_values, 1)
 }
 
-/// The same for several sequences of one length, one after the other in queries, keys and values (not in a cache): each attends
-/// to its own.
+/// The same for several sequences of one length, one after the other in queries, keys and values (not in a cache): each
+/// attends to its own.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
@@ -431,9 +431,9 @@ pub fn attention_batched(
     Ok(y)
 }
 
-/// Attention of queries [rows, heads * head_dim] of several sequences, whose keys and values are in one cache. In each pass
-/// every query is in one segment, in order; it attends to the keys of its segments in all passes together. Each segment is a
-/// dispatch that leaves a partial result, and these are combined as those of split keys are.
+/// Attention of queries [rows, heads * head_dim] of several sequences, whose keys and values are in one cache. In each
+/// pass every query is in one segment, in order; it attends to the keys of its segments in all passes together. Each
+/// segment is a dispatch that leaves a partial result, and these are combined as those of split keys are.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

@@ -16,8 +16,8 @@ pub enum ConvMode {
     Stride2,
     /// Stride 2, padded at the right and the bottom only: half the size, rounded down.
     Stride2PadEnd,
-    /// Stride 1 on the map upsampled by 2 x 2 (nearest neighbour), which is never stored. See [`convolution_upsampled`] for sides
-    /// that are one less.
+    /// Stride 1 on the map upsampled by 2 x 2 (nearest neighbour), which is never stored. See [`convolution_upsampled`]
+    /// for sides that are one less.
     Upsample2,
 }
 

@@ -41,9 +41,9 @@ pub(crate) fn kernel() -> Kernel {
     Kernel::new("denoise", [wgsl!("diffusion/denoise.wgsl")], BINDINGS)
 }
 
-/// Takes `sample` and the denoised sample in `previous` a step further, in place, by the model's `output` (for the negative
-/// prompt first, where there is guidance), and fills `input` with copies of the model's next input. `noise` is needed where the
-/// step weighs it.
+/// Takes `sample` and the denoised sample in `previous` a step further, in place, by the model's `output` (for the
+/// negative prompt first, where there is guidance), and fills `input` with copies of the model's next input. `noise` is
+/// needed where the step weighs it.
 ///
 /// # Errors
 /// [`Error::WrongShape`] if a tensor has another number of elements than the step needs; [`Error::InvalidArgument`]

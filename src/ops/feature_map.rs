@@ -1,5 +1,5 @@
-//! Operations on feature maps: patches (whose product with a weight matrix is a convolution with stride = size), depthwise 7 x 7
-//! convolution, bilinear resampling, concatenation of channels.
+//! Operations on feature maps: patches (whose product with a weight matrix is a convolution with stride = size),
+//! depthwise 7 x 7 convolution, bilinear resampling, concatenation of channels.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -54,7 +54,8 @@ struct Lookup<'a> {
     accumulate: bool,
 }
 
-/// `y[i] = scale * table[ids[start + i]]` for `y.rows()` ids (u32) from `start`. Rows whose id is [`NO_ROW`] are left unchanged.
+/// `y[i] = scale * table[ids[start + i]]` for `y.rows()` ids (u32) from `start`. Rows whose id is [`NO_ROW`] are left
+/// unchanged.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

@@ -183,7 +183,8 @@ impl ChannelMoments {
 }
 
 impl GroupNorm {
-    /// What each channel of each image is multiplied with and what is added to it, [images, 2 channels], given all sums.
+    /// What each channel of each image is multiplied with and what is added to it, [images, 2 channels], given all
+    /// sums.
     ///
     /// # Errors
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

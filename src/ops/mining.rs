@@ -13,7 +13,8 @@ pub(crate) const POOLS: [usize; 2] = [1, 2];
 /// Texels of the first stage along a side of a window, at most.
 pub(crate) const MAX_TEXELS: usize = 16;
 
-/// The high-resolution map: four ConvNeXt stages at the size of the first, concatenated, averaged over 2 x 2 cells if `pool` is 2.
+/// The high-resolution map: four ConvNeXt stages at the size of the first, concatenated, averaged over 2 x 2 cells if
+/// `pool` is 2.
 #[derive(Debug, Clone)]
 pub struct MiningMap {
     /// The stages, each a whole number of times smaller than the first.
@@ -226,7 +227,8 @@ pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Resul
     Ok(stats)
 }
 
-/// Checks that there is a kernel for windows of `window` x `window` cells on a map averaged over `pool` x `pool` texels.
+/// Checks that there is a kernel for windows of `window` x `window` cells on a map averaged over `pool` x `pool`
+/// texels.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if not.
@@ -264,9 +266,9 @@ fn products(recorder: &mut Recorder, map: &MiningMap) -> Result<Vec<Tensor>> {
     Ok(all)
 }
 
-/// The attended windows of one tile: folded queries u [tokens, channels] -> [tokens, channels]. The tile's tokens form a
-/// square; its upper left cell in the map is (`first_row`, `first_column`), and each token has `window` x `window` cells.
-/// If `attended` [height * width of the map] is given, the weight of each cell is written there.
+/// The attended windows of one tile: folded queries u [tokens, channels] -> [tokens, channels]. The tile's tokens form
+/// a square; its upper left cell in the map is (`first_row`, `first_column`), and each token has `window` x `window`
+/// cells. If `attended` [height * width of the map] is given, the weight of each cell is written there.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

@@ -1,5 +1,5 @@
-//! Operations: one file per family of shaders. An op checks shapes, picks a variant and records its dispatches; it knows
-//! no model.
+//! Operations: one file per family of shaders. An op checks shapes, picks a variant and records its dispatches; it
+//! knows no model.
 
 mod attention;
 pub mod cases;

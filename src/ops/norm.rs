@@ -55,7 +55,8 @@ impl RegisterRows {
             .flat_map(|(workgroup, powers)| (0..powers).map(move |power| Self { workgroup, each: 1 << power }))
     }
 
-    /// The smallest that holds rows of k. Software adapters do better without many invocations that wait for each other.
+    /// The smallest that holds rows of k. Software adapters do better without many invocations that wait for each
+    /// other.
     fn choose(gpu: &Gpu, k: usize) -> Option<Self> {
         let fits = |registers: &Self| {
             (gpu.software_kernels() || registers.workgroup > 8) && 4 * registers.workgroup * registers.each >= k

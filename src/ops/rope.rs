@@ -25,8 +25,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the reference
-    /// does.
+    /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the
+    /// reference does.
     ///
     /// # Errors
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
@@ -87,9 +87,9 @@ struct Params {
     first_time: u32,
 }
 
-/// Queries [m, heads * head_dim] of norm(x) W^T, rotated by their positions; rotated keys and values are written to the cache.
-/// x [m, k], W [(heads + 2 kv_heads) * head_dim, k]: queries, keys, values. Within the heads of queries and keys the rows of W
-/// are in the order of `RowOrder::RopeInterleaved`, and so are the queries that come out.
+/// Queries [m, heads * head_dim] of norm(x) W^T, rotated by their positions; rotated keys and values are written to the
+/// cache. x [m, k], W [(heads + 2 kv_heads) * head_dim, k]: queries, keys, values. Within the heads of queries and keys
+/// the rows of W are in the order of `RowOrder::RopeInterleaved`, and so are the queries that come out.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

@@ -75,8 +75,8 @@ impl PipelineKey for Variant {
     }
 }
 
-/// Writes the token chosen from each row of logits [rows, vocab] to `sampled[slot..]` (u32). `draw` is uniform in [0, 1); several
-/// rows have none, they take the likeliest token.
+/// Writes the token chosen from each row of logits [rows, vocab] to `sampled[slot..]` (u32). `draw` is uniform in
+/// [0, 1); several rows have none, they take the likeliest token.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.

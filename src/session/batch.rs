@@ -20,12 +20,12 @@ pub struct PreparedQuestion {
 }
 
 impl Model {
-    /// The most likely answers to questions that one [`Chat`](super::Chat) prepared. `on_step` is called after every chunk of
-    /// the prompts and after every step. In the answers, prefill and decode times are those of the batch.
+    /// The most likely answers to questions that one [`Chat`](super::Chat) prepared. `on_step` is called after every
+    /// chunk of the prompts and after every step. In the answers, prefill and decode times are those of the batch.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without a question; [`Error::Cancelled`] if `on_step` stopped it; [`Error::OutOfMemory`] if
-    /// the batch does not fit, where fewer questions may.
+    /// [`Error::InvalidArgument`] without a question; [`Error::Cancelled`] if `on_step` stopped it;
+    /// [`Error::OutOfMemory`] if the batch does not fit, where fewer questions may.
     pub async fn answer_batch(
         &self,
         questions: &[PreparedQuestion],
@@ -127,7 +127,8 @@ fn has_stopped(answer: &Answer) -> bool {
     answer.finish_reason == FinishReason::Stop
 }
 
-/// The number of positions with which all prompts begin. Each prompt keeps at least one position after them, for its logits.
+/// The number of positions with which all prompts begin. Each prompt keeps at least one position after them, for its
+/// logits.
 fn shared_prefix(prompts: &[&[Position]]) -> usize {
     let Some((first, others)) = prompts.split_first() else { return 0 };
     let equal = |other: &&[Position]| first.iter().zip(*other).take_while(|(a, b)| a == b).count();

@@ -80,8 +80,8 @@ impl Chat {
         self.cache.truncate(0);
     }
 
-    /// Replaces the conversation by `turns`, all of them answered, with all their images in order. The cache keeps the common
-    /// beginning, and images of the previous conversation are not encoded again.
+    /// Replaces the conversation by `turns`, all of them answered, with all their images in order. The cache keeps the
+    /// common beginning, and images of the previous conversation are not encoded again.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the number of images differs from the sum over the turns. After an error the
@@ -111,7 +111,8 @@ impl Chat {
         Ok(())
     }
 
-    /// A question about the images added to it and about those of earlier turns. It is asked when the [`Ask`] is awaited.
+    /// A question about the images added to it and about those of earlier turns. It is asked when the [`Ask`] is
+    /// awaited.
     pub fn ask(&mut self, question: impl Into<String>) -> Ask<'_> {
         Ask::new(self, question.into())
     }
@@ -188,7 +189,8 @@ impl Chat {
         Ok(Draft { conversation, images: all_images, positions, vision_ms })
     }
 
-    /// The visual tokens of an image. They are computed only if neither `images` nor the conversation has the same image.
+    /// The visual tokens of an image. They are computed only if neither `images` nor the conversation has the same
+    /// image.
     async fn encode_image(
         &mut self,
         image: &dyn ImageSource,
@@ -210,8 +212,8 @@ impl Chat {
         Ok(EncodedImage { tokens: encoded.tokens, id, hash })
     }
 
-    /// The prompt's tokens. If the prompt is too long or leaves little room for the answer, the oldest turns without images
-    /// are dropped first. The assistant's header at the end is never cut off.
+    /// The prompt's tokens. If the prompt is too long or leaves little room for the answer, the oldest turns without
+    /// images are dropped first. The assistant's header at the end is never cut off.
     fn fit_prompt(
         &self,
         conversation: &mut Conversation,
@@ -247,8 +249,8 @@ impl Chat {
         }
     }
 
-    /// Truncates the cache to the beginning that it has in common with the prompt. The prompt's last position always runs
-    /// again, for its logits.
+    /// Truncates the cache to the beginning that it has in common with the prompt. The prompt's last position always
+    /// runs again, for its logits.
     fn keep_common_prefix(&mut self, positions: &[Position]) -> usize {
         let common = self.cached.iter().zip(positions).take_while(|(cached, wanted)| cached == wanted).count();
         let cached = common.min(positions.len().saturating_sub(1)).min(self.cache.length());

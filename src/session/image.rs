@@ -8,8 +8,8 @@ use crate::image::Image;
 use crate::language::ImageId;
 use crate::tensor::Tensor;
 
-/// An image of a conversation. Its pixels are read only if it was not encoded before. [`Image`] implements it; implement it
-/// for images whose pixels are elsewhere.
+/// An image of a conversation. Its pixels are read only if it was not encoded before. [`Image`] implements it;
+/// implement it for images whose pixels are elsewhere.
 pub trait ImageSource {
     /// A hash of the size and the pixels. Images with the same hash are encoded once.
     fn content_hash(&self) -> u64;

@@ -1,7 +1,7 @@
 //! Conversations with a model: text and images in, text out.
 //!
-//! [`Model`] holds the weights on a device, [`Chat`] one conversation with its key/value cache, [`Ask`] a question that is
-//! about to be asked.
+//! [`Model`] holds the weights on a device, [`Chat`] one conversation with its key/value cache, [`Ask`] a question that
+//! is about to be asked.
 
 mod answer;
 mod ask;

@@ -44,8 +44,8 @@ struct Parts {
 }
 
 impl Model {
-    /// Loads a model from disk at the precision that its files store: the folder of a Mini-Gemini checkpoint or of a bundle,
-    /// or a GGUF file of a language model.
+    /// Loads a model from disk at the precision that its files store: the folder of a Mini-Gemini checkpoint or of a
+    /// bundle, or a GGUF file of a language model.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -64,7 +64,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if it does not fit into the memory that [`GpuOptions`](crate::gpu::GpuOptions) allows;
-    /// [`Error::Cancelled`] if the progress callback stopped it; any error in the files, which name the file and the tensor.
+    /// [`Error::Cancelled`] if the progress callback stopped it; any error in the files, which name the file and the
+    /// tensor.
     pub async fn open(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         match files {
             ModelFiles::Mgm(checkpoint) => Self::load(gpu, checkpoint, options).await,
@@ -213,8 +214,8 @@ impl Model {
         self.parts.language.config().max_positions
     }
 
-    /// The kernels and matrix products of conversations in text, without running them: a host creates the pipelines ahead
-    /// ([`Gpu::prepare`]) and measures the products ([`crate::tuning::tune`]).
+    /// The kernels and matrix products of conversations in text, without running them: a host creates the pipelines
+    /// ahead ([`Gpu::prepare`]) and measures the products ([`crate::tuning::tune`]).
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if the device has no memory for one layer's activations.
@@ -222,8 +223,8 @@ impl Model {
         self.parts.language.dry_run(&self.parts.gpu)
     }
 
-    /// The attention map of patch info mining over an image: how much each high-resolution cell contributes to the visual
-    /// tokens. `on_step` as for [`Vision::encode_and_wait`].
+    /// The attention map of patch info mining over an image: how much each high-resolution cell contributes to the
+    /// visual tokens. `on_step` as for [`Vision::encode_and_wait`].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the model takes no images or was loaded without its high-resolution branch;

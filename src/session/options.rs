@@ -12,8 +12,8 @@ pub struct AnswerOptions {
     pub seed: u64,
     /// The maximum number of tokens to generate. Default: 512.
     pub max_new_tokens: usize,
-    /// Tokens of this answer that another device generated with the same options before it was lost: the answer continues
-    /// after them. They count towards [`Self::max_new_tokens`] but raise no event.
+    /// Tokens of this answer that another device generated with the same options before it was lost: the answer
+    /// continues after them. They count towards [`Self::max_new_tokens`] but raise no event.
     pub resume_from: Vec<u32>,
 }
 

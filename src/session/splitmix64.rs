@@ -1,6 +1,7 @@
 //! Uniform random numbers for sampling.
 //!
-//! A seed gives the same answer in every release; the small generators of the `rand` crate may change with its versions.
+//! A seed gives the same answer in every release; the small generators of the `rand` crate may change with its
+//! versions.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014) as uniform numbers in [0, 1).
 #[derive(Debug, Clone)]

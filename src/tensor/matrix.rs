@@ -178,8 +178,8 @@ impl MatrixBuilder {
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn new(gpu: &Gpu, precision: Precision, rows: usize, columns: usize, what: &str) -> Result<Self> {
         let row_bytes = precision.row_bytes(columns).max(precision.row_scale_bytes(columns)) as u64;
-        // Whole blocks of rows, so that gates stay next to their partners; or 16, so that shards begin at multiples of 16 bytes in
-        // every format.
+        // Whole blocks of rows, so that gates stay next to their partners; or 16, so that shards begin at multiples of
+        // 16 bytes in every format.
         let least = if precision.bits().is_some() { INTERLEAVE_ROWS } else { 16 };
         let limit = (gpu.capabilities().max_shard_bytes() / row_bytes) as usize / least * least;
         if limit == 0 {

@@ -123,8 +123,8 @@ impl Tensor {
         Binding { buffer: &self.buffer, offset: self.offset, bytes: self.bytes() }
     }
 
-    /// Writes bytes into a persistent tensor, from its byte `offset` on, before anything recorded later runs. `offset` and
-    /// length are multiples of 4.
+    /// Writes bytes into a persistent tensor, from its byte `offset` on, before anything recorded later runs. `offset`
+    /// and length are multiples of 4.
     pub(crate) fn write(&self, gpu: &Gpu, offset: u64, bytes: &[u8]) {
         debug_assert!(offset + bytes.len() as u64 <= self.bytes());
         gpu.write(&self.buffer, self.offset + offset, bytes);

@@ -11,14 +11,14 @@
 //! | q4k | k u4 | f32 scale and minimum |
 //! | q4 | k u4 | f16 scale and minimum |
 //!
-//! q8 quantises exactly as GGUF's `Q8_0` and q4 as its `Q4_1` (nibbles and scales are laid out differently); all of GGUF's
-//! blocks fit into these formats without loss ([`crate::weights::blocks`]).
+//! q8 quantises exactly as GGUF's `Q8_0` and q4 as its `Q4_1` (nibbles and scales are laid out differently); all of
+//! GGUF's blocks fit into these formats without loss ([`crate::weights::blocks`]).
 //!
-//! Quantised rows are interleaved by [`INTERLEAVE_ROWS`]: 32 weights of the first row, 32 of the second and so on, and the words
-//! of scales likewise. The last block of rows is padded with zeros. Kernels work on four rows at a time and read contiguous memory:
-//! 64 bytes of q4, and one 16-byte load for a word of each row. Eight neighbouring invocations read 32 rows, also contiguous, which
-//! hardware prefetches. With blocks of four rows each invocation read a short run of its own, and in one product a software adapter
-//! spent a quarter of the time at their beginnings.
+//! Quantised rows are interleaved by [`INTERLEAVE_ROWS`]: 32 weights of the first row, 32 of the second and so on, and
+//! the words of scales likewise. The last block of rows is padded with zeros. Kernels work on four rows at a time and
+//! read contiguous memory: 64 bytes of q4, and one 16-byte load for a word of each row. Eight neighbouring invocations
+//! read 32 rows, also contiguous, which hardware prefetches. With blocks of four rows each invocation read a short run
+//! of its own, and in one product a software adapter spent a quarter of the time at their beginnings.
 
 use std::fmt;
 use std::str::FromStr;
@@ -232,7 +232,8 @@ impl Packed {
         self.reordered(precision, columns, |index, chunks| index % INTERLEAVE_ROWS * chunks + index / INTERLEAVE_ROWS)
     }
 
-    /// Permutes the chunks of every block: `place(index, chunks)` is the new index of a chunk, in a block with `chunks` a row.
+    /// Permutes the chunks of every block: `place(index, chunks)` is the new index of a chunk, in a block with `chunks`
+    /// a row.
     fn reordered(&self, precision: Precision, columns: usize, place: impl Fn(usize, usize) -> usize) -> Self {
         if precision.bits().is_none() {
             return self.clone();
@@ -355,7 +356,8 @@ pub(crate) fn saturating_f16(value: f32) -> f16 {
     f16::from_f32(value.clamp(-65504.0, 65504.0))
 }
 
-/// As GGUF's `Q8_0`: scale = largest magnitude / `most`; q is rounded with the scale before it is itself rounded to f16.
+/// As GGUF's `Q8_0`: scale = largest magnitude / `most`; q is rounded with the scale before it is itself rounded to
+/// f16.
 fn symmetric(values: &[f32], most: f32, offset: f32) -> Group {
     let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     let scale = largest / most;

@@ -75,8 +75,8 @@ impl ChatTemplate {
     }
 }
 
-/// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but like any block it
-/// trims the white space around it.
+/// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but like any block
+/// it trims the white space around it.
 fn without_generation_marks(source: &str) -> String {
     let mut rest = source;
     let mut output = String::with_capacity(source.len());

@@ -1,8 +1,8 @@
-//! The tokenizer of CLIP's text encoders in diffusion models: lower case, byte-level BPE with an end-of-word suffix, and
-//! windows of fixed length.
+//! The tokenizer of CLIP's text encoders in diffusion models: lower case, byte-level BPE with an end-of-word suffix,
+//! and windows of fixed length.
 //!
-//! Its ids are those of transformers' `CLIPTokenizerFast`. The slow `CLIPTokenizer` differs: without `ftfy` it puts spaces
-//! around Chinese characters and drops control characters; with `ftfy` it repairs broken encodings first.
+//! Its ids are those of transformers' `CLIPTokenizerFast`. The slow `CLIPTokenizer` differs: without `ftfy` it puts
+//! spaces around Chinese characters and drops control characters; with `ftfy` it repairs broken encodings first.
 
 use serde_json::{Value, json};
 
@@ -36,10 +36,12 @@ pub struct Window {
 }
 
 impl ClipTokenizer {
-    /// Reads a folder with `vocab.json` and `merges.txt`, or with `tokenizer.json`. `pad` replaces the folder's padding token.
+    /// Reads a folder with `vocab.json` and `merges.txt`, or with `tokenizer.json`. `pad` replaces the folder's padding
+    /// token.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] if the folder has neither; [`Error::Malformed`], [`Error::Config`] if they cannot be read.
+    /// [`Error::MissingFile`] if the folder has neither; [`Error::Malformed`], [`Error::Config`] if they cannot be
+    /// read.
     pub async fn load(folder: &dyn Folder, pad: Option<&str>) -> Result<Self> {
         let mut config = TokenizerConfig::load(folder).await?;
         if let Some(pad) = pad {

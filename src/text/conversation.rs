@@ -65,8 +65,8 @@ impl Template {
         }
     }
 
-    /// The template of a checkpoint. The architecture and the tokenizer's turn markers decide, then the folder's name, with
-    /// Vicuna as the default. (The reference uses the folder's name alone, and so takes 8B for a Vicuna.)
+    /// The template of a checkpoint. The architecture and the tokenizer's turn markers decide, then the folder's name,
+    /// with Vicuna as the default. (The reference uses the folder's name alone, and so takes 8B for a Vicuna.)
     pub fn detect(facts: TemplateFacts<'_>, tokenizer: &Tokenizer) -> Self {
         let has = |token| tokenizer.token_id(token).is_some();
         let model_type = facts.model_type.to_lowercase();
@@ -147,8 +147,8 @@ impl From<Template> for PromptFormat {
 pub struct Conversation {
     /// How it is written.
     pub format: PromptFormat,
-    /// Replaces the template's system text; an empty text removes the system part. Gemma's and Mistral's templates have no
-    /// system part: there the text goes before the first question, followed by an empty line.
+    /// Replaces the template's system text; an empty text removes the system part. Gemma's and Mistral's templates have
+    /// no system part: there the text goes before the first question, followed by an empty line.
     pub system: Option<String>,
     /// The turns, oldest first; only the last may lack its answer.
     pub turns: Vec<Turn>,

@@ -27,7 +27,8 @@ pub(super) enum DecoderKind {
     SentencePiece(SentencePieceRules),
     /// Every token is a string of bytes.
     ByteLevel,
-    /// As the `tokenizers` crate's Replace, ByteFallback, Fuse, Strip: a run of byte tokens is text if the whole run is UTF-8.
+    /// As the `tokenizers` crate's Replace, ByteFallback, Fuse, Strip: a run of byte tokens is text if the whole run is
+    /// UTF-8.
     ByteFallback {
         /// The character to drop from the start of the text, and at most how often.
         strip: Option<(char, usize)>,
@@ -155,8 +156,8 @@ impl Decoder {
         State { decoder: self, skip_special, joiner: Joiner::default(), raw: String::new(), clean_up }
     }
 
-    /// Slow Llama tokenizers write special tokens with spaces that depend on the text after them, so this cannot be streamed.
-    /// It need not be: answers omit special tokens.
+    /// Slow Llama tokenizers write special tokens with spaces that depend on the text after them, so this cannot be
+    /// streamed. It need not be: answers omit special tokens.
     fn decode_with_special(&self, rules: &SentencePieceRules, ids: &[u32]) -> String {
         let mut parts: Vec<String> = Vec::new();
         let mut run: Vec<u32> = Vec::new();

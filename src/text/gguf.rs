@@ -79,8 +79,8 @@ pub const END_OF_TURN: [&str; 9] = [
     "</s>",
 ];
 
-/// Tokens that begin or end turns. They are control tokens even if a converter made them ordinary or user-defined ones, as in
-/// llama.cpp.
+/// Tokens that begin or end turns. They are control tokens even if a converter made them ordinary or user-defined ones,
+/// as in llama.cpp.
 const TURN_MARKERS: [&str; 11] = [
     "<|eot_id|>",
     "<|im_start|>",

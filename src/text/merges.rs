@@ -1,5 +1,5 @@
-//! A check of BPE merges that the `tokenizers` crate lacks: it joins both sides of a merge in a buffer as long as the longest
-//! token, and panics if they do not fit.
+//! A check of BPE merges that the `tokenizers` crate lacks: it joins both sides of a merge in a buffer as long as the
+//! longest token, and panics if they do not fit.
 
 use std::fmt;
 
@@ -25,8 +25,8 @@ pub(super) struct Model {
     pub merges: Longest,
 }
 
-/// Length in bytes of the longest key of an object, or of the longest merge of an array. Anything else is 0, and the library
-/// refuses it.
+/// Length in bytes of the longest key of an object, or of the longest merge of an array. Anything else is 0, and the
+/// library refuses it.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Longest(pub usize);
 

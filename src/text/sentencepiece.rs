@@ -82,8 +82,8 @@ impl Model {
     /// Reads a model.
     ///
     /// # Errors
-    /// [`Error::Malformed`] with the byte offset of the fault; [`Error::Unsupported`] for models other than BPE with the
-    /// identity normalizer.
+    /// [`Error::Malformed`] with the byte offset of the fault; [`Error::Unsupported`] for models other than BPE with
+    /// the identity normalizer.
     pub fn parse(file: &[u8]) -> Result<Self> {
         Self::from_proto(Proto::parse(file)?)
     }
@@ -266,8 +266,8 @@ impl Model {
         normalized
     }
 
-    /// The ids of a normalised text: byte pair merging by score, the leftmost pair first among equals. O(n log n) in the
-    /// length of the text.
+    /// The ids of a normalised text: byte pair merging by score, the leftmost pair first among equals. O(n log n) in
+    /// the length of the text.
     pub fn encode_normalized(&self, text: &str) -> Vec<u32> {
         let mut merger = Merger::new(self, text);
         merger.run();

@@ -6,20 +6,21 @@ use super::tokenizer::Tokenizer;
 
 /// The ids that end an answer.
 ///
-/// Released configurations are incomplete: 8B's tokenizer names only `<|end_of_text|>` although turns end with `<|eot_id|>`,
-/// and 34B's generation settings name `<|endoftext|>` although turns end with `<|im_end|>`. So the ids of all sources count,
-/// and the template's end of turn.
+/// Released configurations are incomplete: 8B's tokenizer names only `<|end_of_text|>` although turns end with
+/// `<|eot_id|>`, and 34B's generation settings name `<|endoftext|>` although turns end with `<|im_end|>`. So the ids of
+/// all sources count, and the template's end of turn.
 ///
 /// Gemma's `<end_of_turn>` alone does not end an answer, unless the configuration lists it: MGM-2B was trained to write
-/// `<end_of_turn>`, a newline and `<eos>`, and the reference waits for `<eos>`. The two before it are dropped as a special
-/// token and as white space.
+/// `<end_of_turn>`, a newline and `<eos>`, and the reference waits for `<eos>`. The two before it are dropped as a
+/// special token and as white space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopIds {
     ids: Vec<u32>,
 }
 
 impl StopIds {
-    /// The ids of `eos_token_id` in `config.json` and in `generation_config.json`, of the tokenizer, and of the template.
+    /// The ids of `eos_token_id` in `config.json` and in `generation_config.json`, of the tokenizer, and of the
+    /// template.
     pub fn new(config: &[u32], generation_config: &[u32], tokenizer: &Tokenizer, template: Template) -> Self {
         let own: &[&str] = match template {
             Template::Vicuna | Template::Mistral => &["</s>"],
@@ -31,8 +32,8 @@ impl StopIds {
         Self::from_ids(config.iter().chain(generation_config).copied().chain(tokenizer.eos()).chain(own))
     }
 
-    /// For a model with a Jinja template, which does not declare the end of a turn: the configured ids, the tokenizer's, and
-    /// all special tokens that are known to end turns.
+    /// For a model with a Jinja template, which does not declare the end of a turn: the configured ids, the
+    /// tokenizer's, and all special tokens that are known to end turns.
     pub fn for_jinja_template(config: &[u32], tokenizer: &Tokenizer) -> Self {
         let ends = END_OF_TURN.iter().filter_map(|token| tokenizer.token_id(token));
         let ends = ends.filter(|id| tokenizer.is_special(*id));

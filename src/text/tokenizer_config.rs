@@ -1,5 +1,5 @@
-//! `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, and `model_type` of `config.json`: the settings
-//! that decide how text becomes ids.
+//! `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, and `model_type` of `config.json`: the
+//! settings that decide how text becomes ids.
 
 use std::collections::BTreeMap;
 

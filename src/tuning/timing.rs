@@ -26,8 +26,8 @@ pub(crate) async fn time(
     Ok(started.elapsed())
 }
 
-/// How often to record something short so that a submission takes at least `duration` and its own cost does not count: a power
-/// of two below 2 `most`.
+/// How often to record something short so that a submission takes at least `duration` and its own cost does not count:
+/// a power of two below 2 `most`.
 pub(crate) async fn repeats(
     gpu: &Gpu,
     duration: Duration,

@@ -173,8 +173,8 @@ impl Vision {
         tiles * self.clip.patches()
     }
 
-    /// Submits the networks over an image's views and waits for the visual tokens. `attended` [cells * cells] receives the
-    /// attention weight that each cell of the high-resolution map gets from its low-resolution token; without the
+    /// Submits the networks over an image's views and waits for the visual tokens. `attended` [cells * cells] receives
+    /// the attention weight that each cell of the high-resolution map gets from its low-resolution token; without the
     /// high-resolution branch it is not written. `on_step` is called with the steps done and their total.
     ///
     /// # Errors

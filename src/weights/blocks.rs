@@ -1,7 +1,8 @@
 //! The block formats of GGUF files.
 //!
-//! The formats are those of ggml (`ggml-common.h` and `dequantize_row_*` of `ggml-quants.c`). Every block is unpacked into
-//! groups of 32 integers with two scales ([`Group`]). The f32 values and, losslessly, the device's formats derive from them.
+//! The formats are those of ggml (`ggml-common.h` and `dequantize_row_*` of `ggml-quants.c`). Every block is unpacked
+//! into groups of 32 integers with two scales ([`Group`]). The f32 values and, losslessly, the device's formats derive
+//! from them.
 //!
 //! No crate unpacks GGUF blocks into these groups: readers such as candle's dequantise to their own tensors.
 
@@ -92,7 +93,8 @@ impl BlockType {
         }
     }
 
-    /// 32 weights with 4 or 5 bits: value j in the low half of byte j, value j + 16 in the high half; the fifth bits in a word.
+    /// 32 weights with 4 or 5 bits: value j in the low half of byte j, value j + 16 in the high half; the fifth bits in
+    /// a word.
     fn small_block(self, block: &[u8]) -> Group {
         let five = matches!(self, Self::Q5_0 | Self::Q5_1);
         let has_minimum = matches!(self, Self::Q4_1 | Self::Q5_1);

@@ -117,8 +117,8 @@ impl Checkpoint {
     /// Opens the first of `candidates` that the folder has; if it is an index, all shards.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] if the folder has none of them, or lacks a shard of the index; [`Error::MissingTensor`] if a
-    /// shard lacks a tensor of the index; the errors of [`Self::open_file`].
+    /// [`Error::MissingFile`] if the folder has none of them, or lacks a shard of the index; [`Error::MissingTensor`]
+    /// if a shard lacks a tensor of the index; the errors of [`Self::open_file`].
     pub async fn open(folder: &dyn Folder, candidates: &[&str]) -> Result<Self> {
         Self::find(folder, candidates).await?.ok_or_else(|| Error::MissingFile {
             file: format!("{}/{}", folder.name(), candidates.first().unwrap_or(&"model.safetensors")),
@@ -213,8 +213,8 @@ impl Checkpoint {
         self.tensors.get(name).map(|located| &located.stored.info)
     }
 
-    /// The tensors for which `rename` returns a name, under that name. Messages about their contents use the name in the
-    /// file.
+    /// The tensors for which `rename` returns a name, under that name. Messages about their contents use the name in
+    /// the file.
     pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
         let tensors =
             self.tensors.iter().filter_map(|(name, located)| Some((rename(name)?, located.clone()))).collect();
@@ -283,8 +283,8 @@ impl Checkpoint {
     /// Reads rows along the first dimension as `f32`, row-major. A scalar has one row.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; [`Error::WrongDtype`] if elements are not floats; [`Error::BadValue`] at the first NaN or
-    /// infinity; [`Error::InvalidArgument`] if the tensor has fewer rows; [`Error::Io`].
+    /// [`Error::MissingTensor`]; [`Error::WrongDtype`] if elements are not floats; [`Error::BadValue`] at the first NaN
+    /// or infinity; [`Error::InvalidArgument`] if the tensor has fewer rows; [`Error::Io`].
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         self.read_rows_in(name, rows, RowOrder::Plain).await
     }
@@ -353,8 +353,8 @@ impl Checkpoint {
         self.tensors.get(name).map_or(name, |located| &located.stored.name)
     }
 
-    /// Reads rows of a quantised tensor and repacks its blocks losslessly for the device: the rows at positions `rows` of
-    /// the tensor with its rows in `order`.
+    /// Reads rows of a quantised tensor and repacks its blocks losslessly for the device: the rows at positions `rows`
+    /// of the tensor with its rows in `order`.
     ///
     /// # Errors
     /// As [`Self::read_rows`]; [`Error::WrongDtype`] if the tensor is not quantised.
@@ -460,8 +460,8 @@ fn check_finite(name: &str, values: &[f32], first: u64) -> Result<()> {
     }
 }
 
-/// Reads the header of whichever format the content has, so that safetensors files called `.bin` work. The name decides only
-/// if the content does not.
+/// Reads the header of whichever format the content has, so that safetensors files called `.bin` work. The name decides
+/// only if the content does not.
 async fn read_tensors(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
     let mut start = [0; 9];
     if source.len() >= start.len() as u64 {

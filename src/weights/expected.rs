@@ -1,7 +1,7 @@
 //! The tensors of each network and how the device stores them: reports, memory plans and bundles all use these lists.
 //!
-//! Names are those of the checkpoints: transformers' for language models and CLIP, timm's for ConvNeXt. The lists of Stable
-//! Diffusion XL are in [`super::sdxl`].
+//! Names are those of the checkpoints: transformers' for language models and CLIP, timm's for ConvNeXt. The lists of
+//! Stable Diffusion XL are in [`super::sdxl`].
 
 use super::config::{Architecture, ClipConfig, ConvNextConfig, LanguageConfig, ProjectorKind, VisionConfig};
 use crate::tensor::Precision;
@@ -9,7 +9,8 @@ use crate::tensor::Precision;
 /// How the device stores a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
-    /// At the part's precision: the weight of a linear layer or of a convolution, whose kernel is flattened into columns.
+    /// At the part's precision: the weight of a linear layer or of a convolution, whose kernel is flattened into
+    /// columns.
     Matrix,
     /// At the part's precision, but not below this one: an embedding table or output projection.
     Table(Precision),

@@ -1,12 +1,14 @@
 //! Readers of checkpoints: tensor names, shapes and element types, from a byte source.
 //!
-//! From the bottom up: [`dtype`] and [`stored_tensor`] (what a file says of a tensor); the file formats [`safetensors`],
-//! [`torch_bin`] (a [`zip`] archive of a [`pickle`]) and [`gguf`] (with [`blocks`]); [`checkpoint`] (one or several files
-//! as one set of tensors) and [`view`] (tensors under a prefix); [`config`] (the JSON files next to the weights) and
-//! [`expected`] (the tensors that a configuration requires); whole models: [`mgm`] (Mini-Gemini), [`gguf_model`] (a language model in a GGUF file), [`sdxl`] (Stable Diffusion XL),
-//! [`bundle`] (mgm's packed form of any of them), [`model_files`] (whichever of them a folder holds).
+//! From the bottom up: [`dtype`] and [`stored_tensor`] (what a file says of a tensor); the file formats
+//! [`safetensors`], [`torch_bin`] (a [`zip`] archive of a [`pickle`]) and [`gguf`] (with [`blocks`]); [`checkpoint`]
+//! (one or several files as one set of tensors) and [`view`] (tensors under a prefix); [`config`] (the JSON files next
+//! to the weights) and [`expected`] (the tensors that a configuration requires); whole models: [`mgm`] (Mini-Gemini),
+//! [`gguf_model`] (a language model in a GGUF file), [`sdxl`] (Stable Diffusion XL), [`bundle`] (mgm's packed form of
+//! any of them), [`model_files`] (whichever of them a folder holds).
 //!
-//! All input is treated as hostile: no file causes a panic, an allocation beyond its own size, or the execution of code.
+//! All input is treated as hostile: no file causes a panic, an allocation beyond its own size, or the execution of
+//! code.
 
 #[doc(hidden)]
 pub mod blocks;

@@ -1,10 +1,10 @@
 //! The pickle inside a torch file, read without executing anything.
 //!
-//! A pickle is a program for a small stack machine. This machine has the opcodes that a state dict needs and calls only the
-//! functions with which torch and Python rebuild tensors and ordered dictionaries. It refuses anything else by name. Values
-//! live in an arena and refer to each other by index, so that cycles and deep nesting are cheap. Each opcode creates at most
-//! one value, so that memory is bounded by the length of the pickle; copies out of the arena, which a memo could multiply,
-//! are counted.
+//! A pickle is a program for a small stack machine. This machine has the opcodes that a state dict needs and calls only
+//! the functions with which torch and Python rebuild tensors and ordered dictionaries. It refuses anything else by
+//! name. Values live in an arena and refer to each other by index, so that cycles and deep nesting are cheap. Each
+//! opcode creates at most one value, so that memory is bounded by the length of the pickle; copies out of the arena,
+//! which a memo could multiply, are counted.
 //!
 //! Not `serde-pickle`: it has no persistent ids, with which torch refers to storages, and no functions.
 //!
@@ -45,8 +45,8 @@ pub struct PickledTensor {
     pub stride: Vec<u64>,
 }
 
-/// The tensors of a pickled state dict, in its order. Other values are skipped. The state dict may be nested under the key
-/// `state_dict`, as training scripts save it.
+/// The tensors of a pickled state dict, in its order. Other values are skipped. The state dict may be nested under the
+/// key `state_dict`, as training scripts save it.
 ///
 /// # Errors
 /// The offset of the faulty opcode, and the reason.

@@ -5,9 +5,9 @@
 pub enum RowOrder {
     /// Rows 0, 1, 2, ...
     Plain,
-    /// RoPE pairs interleaved: within each head of `n` rows the order is 0, n/2, 1, n/2 + 1, ..., so that the two rows that
-    /// RoPE rotates together are neighbours. llama.cpp stores queries and keys of Llama models this way (`NORM`); `Plain`
-    /// is its `NEOX`.
+    /// RoPE pairs interleaved: within each head of `n` rows the order is 0, n/2, 1, n/2 + 1, ..., so that the two rows
+    /// that RoPE rotates together are neighbours. llama.cpp stores queries and keys of Llama models this way (`NORM`);
+    /// `Plain` is its `NEOX`.
     RopeInterleaved {
         /// Heads that the rows divide into.
         heads: usize,

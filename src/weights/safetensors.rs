@@ -1,7 +1,7 @@
 //! The header of a safetensors file.
 //!
-//! The format (<https://github.com/huggingface/safetensors#format>): eight bytes, the length of the header; the header, a JSON
-//! object of `name: {dtype, shape, data_offsets}` with an optional `__metadata__`; the data.
+//! The format (<https://github.com/huggingface/safetensors#format>): eight bytes, the length of the header; the header,
+//! a JSON object of `name: {dtype, shape, data_offsets}` with an optional `__metadata__`; the data.
 //!
 //! The `safetensors` crate parses and checks the header. This module adds what the crate does not have: a limit on the
 //! header's length before it is allocated, the tensor's name in every error, and offsets beyond 4 GiB on 32-bit hosts
@@ -28,8 +28,8 @@ const PREFIX: u64 = 8;
 /// The tensors in a file, in order of their data.
 ///
 /// # Errors
-/// [`Error::Malformed`] if the header is malformed, or if tensors overlap, leave holes, end after the file, or have a size
-/// that does not match their shape and type.
+/// [`Error::Malformed`] if the header is malformed, or if tensors overlap, leave holes, end after the file, or have a
+/// size that does not match their shape and type.
 pub async fn read_header(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
     let prefix = read_range(source, 0, PREFIX, PREFIX).await?;
     let length = prefix.iter().rev().fold(0, |length, byte| length << 8 | u64::from(*byte));

@@ -1,5 +1,5 @@
-//! The tensors of a torch file (`pytorch_model.bin`): a zip archive with a pickle, `ARCHIVE/data.pkl`, and one entry of raw
-//! elements per storage, `ARCHIVE/data/KEY`.
+//! The tensors of a torch file (`pytorch_model.bin`): a zip archive with a pickle, `ARCHIVE/data.pkl`, and one entry of
+//! raw elements per storage, `ARCHIVE/data/KEY`.
 
 use super::stored_tensor::{StoredTensor, TensorInfo};
 use super::{pickle, zip};
@@ -10,8 +10,8 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Unsupported`] for files in torch's format before version 1.6, and for tensors that are not contiguous;
-/// [`Error::Malformed`] if the archive is malformed, if its pickle contains anything but tensors, or if a tensor ends outside
-/// its storage.
+/// [`Error::Malformed`] if the archive is malformed, if its pickle contains anything but tensors, or if a tensor ends
+/// outside its storage.
 pub async fn read_state_dict(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
     let malformed = |offset, reason| Error::Malformed { file: source.name().to_owned(), offset, reason };
     let start = read_range(source, 0, source.len().min(2), 2).await?;

@@ -142,8 +142,8 @@ impl Weights {
         self.checkpoint.read_packed(&self.full_name(name), rows, order).await
     }
 
-    /// The number of different indices after `part`: 2 for `layers` with `layers.0.w`, `layers.0.b` and `layers.1.w`. A gap
-    /// does not end the count, so that loading all indices reports what is missing.
+    /// The number of different indices after `part`: 2 for `layers` with `layers.0.w`, `layers.0.b` and `layers.1.w`. A
+    /// gap does not end the count, so that loading all indices reports what is missing.
     pub fn count(&self, part: impl Display) -> usize {
         let part = self.pp(part);
         let numbers = part.names().filter_map(|name| name.split('.').next()?.parse::<usize>().ok());

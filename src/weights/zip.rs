@@ -1,8 +1,9 @@
 //! The entries of a zip archive as torch writes it: stored, not compressed.
 //!
-//! Not the `zip` crate: it reads through blocking `Read + Seek`, and the bytes here come from asynchronous ranges (a browser's
-//! blobs). Tensors are read in place; nothing is decompressed, so there are no zip bombs, and entries must not overlap.
-//! Format: <https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT>, sections 4.3.7 to 4.3.16 and 4.5.3.
+//! Not the `zip` crate: it reads through blocking `Read + Seek`, and the bytes here come from asynchronous ranges
+//! (a browser's blobs). Tensors are read in place; nothing is decompressed, so there are no zip bombs, and entries must
+//! not overlap. Format: <https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT>, sections 4.3.7 to 4.3.16 and
+//! 4.5.3.
 
 use std::collections::BTreeMap;
 

@@ -8,8 +8,8 @@ use mgm::language::{ImageId, Position};
 use mgm::tensor::Tensor;
 use safetensors::SafeTensors;
 
-/// The device that tests run on: `MGM_ADAPTER` by index or name, else the best. Fails, with what to install, where there
-/// is none.
+/// The device that tests run on: `MGM_ADAPTER` by index or name, else the best. Fails, with what to install, where
+/// there is none.
 pub fn open_gpu() -> Gpu {
     open_gpu_with(GpuOptions::default())
 }

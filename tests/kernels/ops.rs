@@ -55,7 +55,8 @@ fn devices() -> &'static Devices {
     })
 }
 
-/// The kernel without the constants by which products leave out parts of their epilogue: the list has products with all parts.
+/// The kernel without the constants by which products leave out parts of their epilogue: the list has products with all
+/// parts.
 fn but_for_its_epilogue(mut kernel: Kernel) -> Kernel {
     const PARTS: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "GATED", "ACCUMULATE", "HAS_RESIDUAL", "ACTIVATION"];
     kernel.overrides.retain(|(name, _)| !PARTS.contains(name));
@@ -152,7 +153,8 @@ const ACTIVATIONS: [Option<Activation>; 5] =
 const AWKWARD_M: [usize; 12] = [1, 2, 3, 4, 5, 8, 15, 17, 63, 64, 65, 131];
 /// Rows of W around the four of a matvec, the 64 of a tile and the 16, 32 or 256 of the kernels for software adapters.
 const AWKWARD_N: [usize; 11] = [1, 2, 3, 4, 5, 63, 64, 65, 127, 256, 261];
-/// Columns around the fours of a vector, the 16 of a step, the 32 of a quantised group and the 256 of a workgroup's stride.
+/// Columns around the fours of a vector, the 16 of a step, the 32 of a quantised group and the 256 of a workgroup's
+/// stride.
 const AWKWARD_K: [usize; 14] = [1, 2, 3, 4, 5, 15, 17, 31, 32, 33, 64, 97, 257, 1028];
 
 #[test]
@@ -365,7 +367,8 @@ fn rounding_kernels_over_awkward_shapes() {
     for kernel in kernels {
         let (mut ran, mut rounded, mut worst) = (0, 0, 0.0f64);
         let (label, bound) = (kernel.name(), kernel.rounding().nmse());
-        // Software adapters compute large tiles element by element: anything around the product takes them minutes to compile.
+        // Software adapters compute large tiles element by element: anything around the product takes them minutes to
+        // compile.
         let plain_only =
             gpu.adapter().is_software() && matches!(kernel, MatmulKernel::Cooperative(Cooperative { tile: 128, .. }));
         for (precision, n, k, case) in &cases {
@@ -661,8 +664,8 @@ const CONV_MODES: [ConvMode; 4] = [ConvMode::Same, ConvMode::Stride2, ConvMode::
 #[test]
 fn convolutions_over_awkward_shapes() {
     let mut cases = Vec::new();
-    // Maps of one pixel and of lines, channels around the fours, the 32 of a quantised group and the 16 of a step; results
-    // around the tiles' 64 and the software kernels' 32 and 256 columns.
+    // Maps of one pixel and of lines, channels around the fours, the 32 of a quantised group and the 16 of a step;
+    // results around the tiles' 64 and the software kernels' 32 and 256 columns.
     for (index, (height, width, channels, out)) in [
         (1, 1, 4, 1),
         (2, 2, 32, 3),

@@ -1,5 +1,6 @@
 //! Every kernel that can be dispatched, compiled for every backend: by naga to SPIR-V, MSL and HLSL
-//! with nothing but WebGPU's default capabilities, and its text parsed by tint, Chrome's compiler, where that is installed.
+//! with nothing but WebGPU's default capabilities, and its text parsed by tint, Chrome's compiler, where that is
+//! installed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
@@ -144,7 +145,8 @@ fn every_specialisation_compiles_for_every_backend() {
     println!("{} specialisations of {} texts compiled to SPIR-V, MSL and HLSL", kernels.len(), parsed.len());
 }
 
-/// tint takes what browsers take (no cooperative matrices); it alone checks that control flow around barriers is uniform.
+/// tint takes what browsers take (no cooperative matrices); it alone checks that control flow around barriers is
+/// uniform.
 #[test]
 fn every_text_is_taken_by_tint() {
     if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {

@@ -1,5 +1,5 @@
-//! The parts of image generation that need no device, compared with torch and diffusers (`tests/reference/make_diffusion.py`); the pipeline
-//! stops on request and respects the memory limit.
+//! The parts of image generation that need no device, compared with torch and diffusers
+//! (`tests/reference/make_diffusion.py`); the pipeline stops on request and respects the memory limit.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -35,9 +35,9 @@ fn values(file: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
     })
 }
 
-/// Seeds give torch's numbers. Those of 16 elements and more are equal to the last bit: the same operations in the same order.
-/// Those of fewer go through the C library's `log1p`, `sin` and `cos` in f64 and are then rounded to f32 (or f16), where its
-/// last bits are lost.
+/// Seeds give torch's numbers. Those of 16 elements and more are equal to the last bit: the same operations in the same
+/// order. Those of fewer go through the C library's `log1p`, `sin` and `cos` in f64 and are then rounded to f32
+/// (or f16), where its last bits are lost.
 #[test]
 fn seeds_give_torchs_numbers() {
     let bytes = data("random.safetensors");
@@ -66,9 +66,9 @@ fn model(x: f64, index: usize, timestep: f64) -> f64 {
     0.6 * x.tanh() + 0.4 * (index as f64 + timestep / 100.0).sin()
 }
 
-/// Every scheduler step by step. diffusers computes in f32 with tables in f32, so every step has a rounding error of a few
-/// 2^-24 of the scale of the sample before or after it (up to 4096 where the first step has almost no image); its times and
-/// sigmas are rounded alike here, but for the last bit of a `pow` or `log`. 1e-6 is sixteen such errors.
+/// Every scheduler step by step. diffusers computes in f32 with tables in f32, so every step has a rounding error of a
+/// few 2^-24 of the scale of the sample before or after it (up to 4096 where the first step has almost no image); its
+/// times and sigmas are rounded alike here, but for the last bit of a `pow` or `log`. 1e-6 is sixteen such errors.
 #[test]
 fn every_scheduler_steps_as_in_diffusers() {
     let cases: Vec<Case> = serde_json::from_slice(&data("schedulers.json")).unwrap();
@@ -231,7 +231,8 @@ fn generation_can_be_cancelled_between_steps_and_started_again() {
     };
     let ((first, events), (second, events_again)) = (generate(&mut pipeline), generate(&mut pipeline));
     assert_eq!(first, second);
-    // The prompt's embeddings are cached and the UNet is still loaded; of the autoencoder only the decoder is loaded, once.
+    // The prompt's embeddings are cached and the UNet is still loaded; of the autoencoder only the decoder is loaded,
+    // once.
     let steps = ["0", "1", "8 x 8", "2", "8 x 8", "3", "8 x 8"];
     assert_eq!(events, [&steps[..], &["VAE", "decoding"]].concat());
     assert_eq!(events_again, [&steps[..], &["decoding"]].concat());

@@ -124,8 +124,8 @@ fn a_lost_device_is_an_error_and_the_answer_goes_on_with_another() {
     });
 }
 
-/// Steps submitted after the last accepted token leave nothing in the conversation: the next answer is the same as on a device
-/// that submits one step ahead, with other kernels.
+/// Steps submitted after the last accepted token leave nothing in the conversation: the next answer is the same as on a
+/// device that submits one step ahead, with other kernels.
 #[test]
 fn steps_ahead_of_a_stop_are_forgotten() {
     let case = case("vicuna-7b");
@@ -392,8 +392,8 @@ fn a_token_takes_few_dispatches() {
             let layers = checkpoint.config.language.num_layers as u64;
             let options = LoadOptions::new(Precision::Q4);
             let model = Model::load(&gpu, &checkpoint, &options).await.expect("a model");
-            // Long enough that attention splits its keys. The same prompt with a short and a long answer: the difference is
-            // tokens alone.
+            // Long enough that attention splits its keys. The same prompt with a short and a long answer: the
+            // difference is tokens alone.
             let question = "word ".repeat(300);
             let mut runs = Vec::new();
             for max_new_tokens in [2, 12] {
@@ -406,8 +406,8 @@ fn a_token_takes_few_dispatches() {
             assert!(tokens > 0, "{name}: the answer ended at once");
             let per_token = (runs[1].1 - runs[0].1) / tokens;
             println!("{name}: {per_token} dispatches a token, {layers} layers");
-            // Five a layer, and above 256 keys a sixth that merges parts of attention; embedding, head, choice. The products of
-            // software adapters without subgroups of eight do not take the two norms along.
+            // Five a layer, and above 256 keys a sixth that merges parts of attention; embedding, head, choice. The
+            // products of software adapters without subgroups of eight do not take the two norms along.
             let norms_apart = gpu.adapter().is_software() && gpu.capabilities().subgroup_size() != Some(8);
             let a_layer = if norms_apart { 8 } else { 6 };
             assert!(per_token <= a_layer * layers + 4, "{name}: {per_token} dispatches a token, {layers} layers");

@@ -1,5 +1,5 @@
-//! A real model: SmolLM2-135M-Instruct.Q4_1.gguf against llama.cpp's CPU build in f32 (tests/reference/llama_cpp.mjs on the
-//! file that dequantise_gguf.py makes). `make smollm2` fetches the file and runs this.
+//! A real model: SmolLM2-135M-Instruct.Q4_1.gguf against llama.cpp's CPU build in f32 (tests/reference/llama_cpp.mjs on
+//! the file that dequantise_gguf.py makes). `make smollm2` fetches the file and runs this.
 
 use std::rc::Rc;
 
@@ -24,8 +24,8 @@ struct Case {
     likeliest: Vec<(u32, f64)>,
 }
 
-/// Keys and values are f16 here and in llama.cpp, but rounded from values that differ in their last bits: about 2^-11 of a
-/// logit of 20.
+/// Keys and values are f16 here and in llama.cpp, but rounded from values that differ in their last bits: about 2^-11
+/// of a logit of 20.
 const BOUND: f64 = 0.02;
 
 #[test]

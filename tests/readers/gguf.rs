@@ -1,5 +1,5 @@
-//! GGUF files: blocks against the gguf package's values, and small models against transformers on the dequantised weights
-//! (tests/reference/make_gguf.py).
+//! GGUF files: blocks against the gguf package's values, and small models against transformers on the dequantised
+//! weights (tests/reference/make_gguf.py).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -358,7 +358,8 @@ fn write_gguf(metadata: &[(&str, Value)], tensors: &[(String, Vec<usize>, Vec<f3
     out
 }
 
-/// A golden checkpoint whose language model comes from a GGUF file of the same weights answers as the checkpoint itself.
+/// A golden checkpoint whose language model comes from a GGUF file of the same weights answers as the checkpoint
+/// itself.
 #[test]
 fn a_gguf_file_is_the_language_half_of_a_checkpoint() {
     let case = mgm_test_support::goldens().join("vicuna-7b");

@@ -1,7 +1,9 @@
-//! The core's modules are in layers, and no module imports one of a higher layer: a reader of a layer needs only those below.
+//! The core's modules are in layers, and no module imports one of a higher layer: a reader of a layer needs only those
+//! below.
 //!
 //! The check reads the paths in the source, `use` declarations and others, that begin with `crate::`, `super::` or
-//! `self::`. A name that `lib.rs` re-exports counts as its module. Tests inside modules (`#[cfg(test)]`) may import anything.
+//! `self::`. A name that `lib.rs` re-exports counts as its module. Tests inside modules (`#[cfg(test)]`) may import
+//! anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -129,7 +131,8 @@ struct NamedPath<'a> {
     name: &'a str,
 }
 
-/// Adds the paths that `text` begins with, after `prefix`: one, or those of a group in braces. Returns what follows them.
+/// Adds the paths that `text` begins with, after `prefix`: one, or those of a group in braces. Returns what follows
+/// them.
 fn expand<'a>(text: &'a str, prefix: &[&'a str], found: &mut Vec<NamedPath<'a>>) -> &'a str {
     let text = text.trim_start();
     if let Some(group) = text.strip_prefix('{') {
@@ -209,8 +212,8 @@ fn inline_modules(code: &str, at: usize) -> usize {
 /// What the crate's root is called as an import.
 const ROOT: &str = "crate::*";
 
-/// The name at the crate's root that a path starts from, or [`ROOT`] for the root itself and all names in it. `depth` is the
-/// number of modules around the path.
+/// The name at the crate's root that a path starts from, or [`ROOT`] for the root itself and all names in it. `depth`
+/// is the number of modules around the path.
 fn name_at_root<'a>(path: &NamedPath<'a>, mut depth: usize) -> Option<&'a str> {
     for segment in &path.segments {
         match *segment {

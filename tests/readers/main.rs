@@ -1,5 +1,5 @@
-//! What mgm reads, without a model's arithmetic: checkpoints, tokenizers, images, quantised blocks; and the order of the
-//! modules' layers, read from the source. One program, because each takes as long to link as its tests to compile:
+//! What mgm reads, without a model's arithmetic: checkpoints, tokenizers, images, quantised blocks; and the order of
+//! the modules' layers, read from the source. One program, because each takes as long to link as its tests to compile:
 //! `cargo test --test readers text::` runs one file's tests.
 
 #[path = "../common/mod.rs"]

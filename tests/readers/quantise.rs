@@ -1,13 +1,13 @@
-//! The packing of q8 and q4 against blocks that the gguf package made (tests/reference/make_quantise.py): integers, scales
-//! and minimums bit for bit, and what they stand for.
+//! The packing of q8 and q4 against blocks that the gguf package made (tests/reference/make_quantise.py): integers,
+//! scales and minimums bit for bit, and what they stand for.
 
 use mgm::tensor::{GROUP_SIZE, Packed, Precision, dequantize, pack_rows};
 use safetensors::SafeTensors;
 
 const FIXTURE: &[u8] = include_bytes!("../data/ops/quantise.safetensors");
 
-/// GGUF blocks taken apart into this project's layout: q8_0 is a scale and 32 bytes, q4_1 a scale, a minimum and 16 bytes
-/// with value j in the low half of byte j and value j + 16 in the high half.
+/// GGUF blocks taken apart into this project's layout: q8_0 is a scale and 32 bytes, q4_1 a scale, a minimum and 16
+/// bytes with value j in the low half of byte j and value j + 16 in the high half.
 fn repack(precision: Precision, blocks: &[u8]) -> Packed {
     let mut packed = Packed::default();
     let (head, size) = if precision == Precision::Q8 { (2, 34) } else { (4, 20) };

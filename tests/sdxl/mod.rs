@@ -18,8 +18,8 @@ use safetensors::SafeTensors;
 
 use crate::Report;
 
-/// The widest bounds that a right runtime needs: of a step's latents as a part of their scale, and of the image. The bound that [`Report::compare`]
-/// holds everything to is a tenth of the first.
+/// The widest bounds that a right runtime needs: of a step's latents as a part of their scale, and of the image. The
+/// bound that [`Report::compare`] holds everything to is a tenth of the first.
 const LEAST_PSNR: f64 = 45.0;
 
 /// `expected.json`.

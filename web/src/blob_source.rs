@@ -13,8 +13,8 @@ use web_sys::Blob;
 
 /// Bytes per read. Each read of a blob goes through another process and takes milliseconds, however short it is.
 const WINDOW: u64 = 2 << 20;
-/// Cached windows. Loading interleaves reads at up to four places (gate and up projections, their values and scales), each with one window
-/// of read-ahead.
+/// Cached windows. Loading interleaves reads at up to four places (gate and up projections, their values and scales),
+/// each with one window of read-ahead.
 const CACHED_WINDOWS: usize = 8;
 
 /// The most recently used windows of a folder's blobs, in JavaScript's memory. The key is (blob number, window number).
@@ -126,8 +126,8 @@ pub fn paths(files: &js_sys::Map) -> Vec<String> {
     files.keys().into_iter().filter_map(|name| name.ok()?.as_string()).collect()
 }
 
-/// The folder of the shallowest file with one of these names: users often drop a folder inside a folder. At equal depth, earlier entries
-/// of `file_names` win.
+/// The folder of the shallowest file with one of these names: users often drop a folder inside a folder. At equal
+/// depth, earlier entries of `file_names` win.
 pub fn shallowest<'a>(paths: &'a [String], file_names: &[&str]) -> &'a str {
     let order = |path: &str| file_names.iter().position(|name| path.rsplit('/').next() == Some(name));
     let found = paths.iter().filter_map(|path| Some((path.matches('/').count(), order(path)?, path)));

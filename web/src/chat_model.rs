@@ -98,8 +98,8 @@ pub struct ChatModel {
 
 #[wasm_bindgen]
 impl ChatModel {
-    /// Loads a model from a `Map` of paths to blobs: the files of a bundle or a checkpoint, or one GGUF file. Calls `on_event` with
-    /// `"total"` (bytes), then repeatedly with `"loaded"` (bytes since the last call); `false` stops.
+    /// Loads a model from a `Map` of paths to blobs: the files of a bundle or a checkpoint, or one GGUF file. Calls
+    /// `on_event` with `"total"` (bytes), then repeatedly with `"loaded"` (bytes since the last call); `false` stops.
     pub async fn load(
         device: &Device,
         files: js_sys::Map,
@@ -125,8 +125,9 @@ impl ChatModel {
         Ok(Self { gpu, model, chat: RefCell::default(), precision, weight_bytes })
     }
 
-    /// Compiles the pipelines of a text conversation, one after the other. Calls `on_event("prepared", count)` after each; `false` stops.
-    /// A browser blocks the device while it compiles, so a request that arrives meanwhile waits for one pipeline at most.
+    /// Compiles the pipelines of a text conversation, one after the other. Calls `on_event("prepared", count)` after
+    /// each; `false` stops. A browser blocks the device while it compiles, so a request that arrives meanwhile waits
+    /// for one pipeline at most.
     pub async fn prepare(&self, on_event: Function) -> Result<(), JsValue> {
         for (index, kernel) in self.model.dry_run().map_err(to_js)?.kernels.into_iter().enumerate() {
             self.gpu.prepare(kernel);
@@ -148,8 +149,8 @@ impl ChatModel {
         })
     }
 
-    /// Answers the last message and returns a report as JSON. Calls `on_event` with `"encoding"` (fraction), `"dropped"` (turns),
-    /// `"prefill"` (fraction), `"token"` (id) and `"text"`; `false` stops.
+    /// Answers the last message and returns a report as JSON. Calls `on_event` with `"encoding"` (fraction),
+    /// `"dropped"` (turns), `"prefill"` (fraction), `"token"` (id) and `"text"`; `false` stops.
     pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
         let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let images: Vec<&dyn ImageSource> = images.iter().map(|image| image as &dyn ImageSource).collect();
@@ -159,7 +160,8 @@ impl ChatModel {
         to_json(&result.map_err(to_js)?)
     }
 
-    /// Returns the attention map of patch info mining: `{ size, weights, image }`. Calls `on_event("encoding", fraction)`; `false` stops.
+    /// Returns the attention map of patch info mining: `{ size, weights, image }`. Calls
+    /// `on_event("encoding", fraction)`; `false` stops.
     #[wasm_bindgen(js_name = attentionMap)]
     pub async fn attention_map(&self, image: Pixels, on_event: Function) -> Result<JsValue, JsValue> {
         let image = to_rgb(&image).map_err(to_js)?;
@@ -173,9 +175,9 @@ impl ChatModel {
         Ok(object.into())
     }
 
-    /// Measures which matmul kernels are the fastest for this model on this device, uses them from now on, and returns the result as JSON
-    /// for the next `Device::open`. Calls `on_event` with `"measured"` and a line of text after each measurement; `false` stops.
-    /// With `int8`, kernels that quantise activations to 8 bits take part.
+    /// Measures which matmul kernels are the fastest for this model on this device, uses them from now on, and returns
+    /// the result as JSON for the next `Device::open`. Calls `on_event` with `"measured"` and a line of text after each
+    /// measurement; `false` stops. With `int8`, kernels that quantise activations to 8 bits take part.
     pub async fn tune(&self, int8: bool, on_event: Function) -> Result<String, JsValue> {
         let products = products(&self.model.dry_run().map_err(to_js)?);
         let tuning = tune(&self.gpu, products, TuneOptions::default().with_int8(int8), |timing| {

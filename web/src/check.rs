@@ -17,8 +17,8 @@ struct CheckedCase {
     failure: Option<String>,
 }
 
-/// Runs every kernel once, compares it with its reference and returns a JSON list of cases. Calls `on_event("checked", fraction)` after
-/// each case; `false` stops.
+/// Runs every kernel once, compares it with its reference and returns a JSON list of cases. Calls
+/// `on_event("checked", fraction)` after each case; `false` stops.
 #[wasm_bindgen(js_name = selfCheck)]
 pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String, JsValue> {
     let gpu = Gpu::open(&GpuOptions::default().with_browser_subgroups(subgroups)).await.map_err(to_js)?;
@@ -41,7 +41,8 @@ pub async fn self_check_js(subgroups: bool, on_event: Function) -> Result<String
     to_json(&results)
 }
 
-/// Times the kernels whose names contain `filter` and returns a JSON list of rows. Only the benchmarks (`benches/race.mjs`) call this.
+/// Times the kernels whose names contain `filter` and returns a JSON list of rows. Only the benchmarks
+/// (`benches/race.mjs`) call this.
 #[wasm_bindgen(js_name = timeKernels)]
 pub async fn time_kernels(subgroups: bool, filter: String) -> Result<String, JsValue> {
     let gpu = Gpu::open(&GpuOptions::default().with_browser_subgroups(subgroups)).await.map_err(to_js)?;

@@ -84,7 +84,8 @@ pub struct ImageModel {
 
 #[wasm_bindgen]
 impl ImageModel {
-    /// Opens a model from a `Map` of paths to blobs: the files of a bundle or of a folder in diffusers' layout. Loads no weights.
+    /// Opens a model from a `Map` of paths to blobs: the files of a bundle or of a folder in diffusers' layout. Loads
+    /// no weights.
     pub async fn open(device: &Device, files: js_sys::Map, request: String) -> Result<ImageModel, JsValue> {
         let request: OpenRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let gpu = device.gpu.clone();
@@ -130,8 +131,9 @@ impl ImageModel {
         Ok(())
     }
 
-    /// Generates an image: `{ width, height, data, report }`. Calls `on_event` with `"loading"` (a part of the model), `"total"` and
-    /// `"loaded"` (its bytes), `"step"` (`[done, total]`), `"preview"` (pixels) and `"decoding"`; `false` stops.
+    /// Generates an image: `{ width, height, data, report }`. Calls `on_event` with `"loading"` (a part of the model),
+    /// `"total"` and `"loaded"` (its bytes), `"step"` (`[done, total]`), `"preview"` (pixels) and `"decoding"`; `false`
+    /// stops.
     pub async fn generate(
         &self,
         request: String,

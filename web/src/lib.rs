@@ -1,7 +1,7 @@
 //! The wasm module of the npm package `mgm-webgpu`. Its worker (`ts/worker.ts`) is the only caller.
 //!
-//! Requests and reports cross the boundary as JSON; pixels and files cross as JavaScript objects. Errors are `Error` objects with a
-//! `code` ([`mgm::Error::code`]).
+//! Requests and reports cross the boundary as JSON; pixels and files cross as JavaScript objects. Errors are `Error`
+//! objects with a `code` ([`mgm::Error::code`]).
 
 #![cfg(target_arch = "wasm32")]
 

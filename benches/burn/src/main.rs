@@ -3,8 +3,9 @@
 //!     cargo run --release --manifest-path benches/burn/Cargo.toml [ROUNDS]
 //!     mgm bench --roofline --only f32
 //!
-//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds. A round calls the kernel for 50 ms and waits
-//! for the last call; burn's autotuning comes before. Text goes to standard error, one JSON object to standard output.
+//! On a software adapter set CUBECL_WGPU_DEFAULT_DEVICE=Cpu. A time is the median of the rounds. A round calls the
+//! kernel for 50 ms and waits for the last call; burn's autotuning comes before. Text goes to standard error, one JSON
+//! object to standard output.
 
 use std::error::Error;
 use std::time::{Duration, Instant};

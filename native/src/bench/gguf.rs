@@ -31,8 +31,8 @@ struct Report {
     decode_tokens_per_s: f64,
     load_ms: f64,
     weights_mib: f64,
-    /// Peak host memory that loading (the tokenizer included) added. The weights themselves are subtracted on a software
-    /// adapter, whose memory is the host's.
+    /// Peak host memory that loading (the tokenizer included) added. The weights themselves are subtracted on a
+    /// software adapter, whose memory is the host's.
     load_host_mib: Option<f64>,
     peak_memory_mib: f64,
     dispatches_per_token: f64,

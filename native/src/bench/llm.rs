@@ -20,7 +20,8 @@ pub async fn tune_matmuls(gpu: &Gpu, language: &LanguageModel) -> mgm::Result<()
     Ok(())
 }
 
-/// Runs a prompt through the model and reserves room for `steps` more tokens. Returns the hidden state of the last position.
+/// Runs a prompt through the model and reserves room for `steps` more tokens. Returns the hidden state of the last
+/// position.
 pub fn prefill(
     gpu: &Gpu,
     language: &LanguageModel,

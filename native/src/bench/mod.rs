@@ -1,5 +1,5 @@
-//! `mgm bench`: measures a released model's shapes with random weights (`--synthetic`), a GGUF file (`--gguf`), or single
-//! kernels (`--roofline`).
+//! `mgm bench`: measures a released model's shapes with random weights (`--synthetic`), a GGUF file (`--gguf`), or
+//! single kernels (`--roofline`).
 
 mod gguf;
 mod llm;

@@ -19,8 +19,8 @@ use crate::sdxl::{LoraFile, SdxlArgs, parse_lora};
 /// Images in answers.
 #[derive(Debug, Args)]
 pub struct AnswerImageArgs {
-    /// Stable Diffusion XL model (folder or single file) that generates the image an answer describes between <h> and </h>
-    /// [default: the bundled one, if the bundled model answers]
+    /// Stable Diffusion XL model (folder or single file) that generates the image an answer describes between <h> and
+    /// </h> [default: the bundled one, if the bundled model answers]
     #[arg(long, value_name = "MODEL")]
     pub image_model: Option<PathBuf>,
     /// Request an image with every --prompt [default: only if it contains the word "generate"]

@@ -111,8 +111,8 @@ impl ChatCommand {
         }
     }
 
-    /// Asks a question and streams the answer to standard output unless `quiet`. Releases the image model and tries again if the
-    /// device is out of memory.
+    /// Asks a question and streams the answer to standard output unless `quiet`. Releases the image model and tries
+    /// again if the device is out of memory.
     async fn ask(&mut self, question: &str, images: &[Image]) -> Result<Answer, CliError> {
         match self.try_ask(question, images).await {
             // No text has been printed: memory is reserved before the first token.

@@ -13,8 +13,8 @@ use mgm::weights::model_files::ModelFiles;
 
 use crate::load::load_model;
 
-/// A conversation and its language model. The model can leave the device to make room for an image model; the conversation is
-/// restored when it is loaded again.
+/// A conversation and its language model. The model can leave the device to make room for an image model; the
+/// conversation is restored when it is loaded again.
 pub struct ResidentChat {
     gpu: Gpu,
     files: ModelFiles,

@@ -1,4 +1,5 @@
-//! The answers file: JSON lines, with the settings first and then one line per answer. An interrupted run resumes after them.
+//! The answers file: JSON lines, with the settings first and then one line per answer. An interrupted run resumes after
+//! them.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -122,7 +123,8 @@ impl AnswersFile {
     /// Opens a file to resume it, or creates it.
     ///
     /// # Errors
-    /// [`mgm::Error::Config`] if the file's answers were generated with other settings or for other questions; [`mgm::Error::Io`].
+    /// [`mgm::Error::Config`] if the file's answers were generated with other settings or for other questions;
+    /// [`mgm::Error::Io`].
     pub fn open(path: &Path, settings: &Settings, questions: &[Question]) -> Result<Self> {
         let io = |error| io_error(path, error);
         let text = if path.exists() { read_text(path)? } else { String::new() };

@@ -27,8 +27,8 @@ impl<'a> BatchRunner<'a> {
         Self { chat, max_new_tokens: max_new_tokens as usize, stop, max_batch: usize::MAX, last_image: None }
     }
 
-    /// Answers questions. An image that several questions share is encoded once, and a common prefix of their prompts is
-    /// prefilled once.
+    /// Answers questions. An image that several questions share is encoded once, and a common prefix of their prompts
+    /// is prefilled once.
     ///
     /// # Errors
     /// [`Error::Cancelled`] after a stop; those of the model.

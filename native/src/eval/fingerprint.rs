@@ -9,11 +9,12 @@ use sha2::{Digest, Sha256};
 
 use crate::files::{hex, io_error};
 
-/// Bytes hashed at the beginning, in the middle and at the end of each file. Training changes weights everywhere, and models are
-/// too large to read twice.
+/// Bytes hashed at the beginning, in the middle and at the end of each file. Training changes weights everywhere, and
+/// models are too large to read twice.
 const SAMPLE: u64 = 64 << 10;
 
-/// Hashes a model's file, or the files in its folder (without subfolders), and the folders and files that replace its parts.
+/// Hashes a model's file, or the files in its folder (without subfolders), and the folders and files that replace its
+/// parts.
 ///
 /// # Errors
 /// [`mgm::Error::Io`].

@@ -53,7 +53,8 @@ pub struct EvalArgs {
     /// JSON lines file to append answers to. Run the same command again to resume an interrupted run
     #[arg(long, value_name = "FILE", required_unless_present = "answers")]
     out: Option<PathBuf>,
-    /// Score the answers in this file instead of asking a model (JSON lines with "id" or "question_id", and "text" or "answer")
+    /// Score the answers in this file instead of asking a model (JSON lines with "id" or "question_id", and "text" or
+    /// "answer")
     #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "checkpoint"])]
     answers: Option<PathBuf>,
     /// Ask only the first N questions
@@ -62,7 +63,8 @@ pub struct EvalArgs {
     /// With --limit: ask N random questions of this seed instead of the first N
     #[arg(long, requires = "limit")]
     seed: Option<u64>,
-    /// Maximum number of questions to answer at once; reduced if memory is short. Questions about one image share its encoding
+    /// Maximum number of questions to answer at once; reduced if memory is short. Questions about one image share its
+    /// encoding
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
     batch: u32,
     /// Line to append to every question instead of the benchmark's own; empty for none

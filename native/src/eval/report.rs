@@ -73,8 +73,8 @@ pub struct Run {
     pub questions_per_s: f64,
 }
 
-/// The Wilson score interval (Wilson, 1927) of a mean of `count` scores from 0 to 1. It is conservative for scores between 0 and
-/// 1: zeros and ones have the largest variance for a given mean.
+/// The Wilson score interval (Wilson, 1927) of a mean of `count` scores from 0 to 1. It is conservative for scores
+/// between 0 and 1: zeros and ones have the largest variance for a given mean.
 pub fn wilson(mean: f64, count: usize) -> [f64; 2] {
     let n = count as f64;
     if count == 0 {

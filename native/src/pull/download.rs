@@ -1,5 +1,5 @@
-//! Downloads a file over HTTP in ranges, resumes after every interruption, and verifies its checksum. The `hf-hub` crate (1.0)
-//! restarts interrupted HTTP downloads, verifies no checksums, and needs tokio and reqwest.
+//! Downloads a file over HTTP in ranges, resumes after every interruption, and verifies its checksum. The `hf-hub`
+//! crate (1.0) restarts interrupted HTTP downloads, verifies no checksums, and needs tokio and reqwest.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -101,7 +101,8 @@ impl Client {
     /// Downloads a file to `path`. Resumes a partial download; does nothing if the complete file is there.
     ///
     /// # Errors
-    /// [`Error::Io`] after several attempts, or at once if the server refuses; [`Error::Malformed`] for a wrong checksum.
+    /// [`Error::Io`] after several attempts, or at once if the server refuses; [`Error::Malformed`] for a wrong
+    /// checksum.
     pub fn fetch(&self, address: &Address, file: &RemoteFile, path: &Path, bar: &ProgressBar) -> Result<()> {
         if path.metadata().is_ok_and(|there| there.len() == file.size) && matches_digest(path, file)? {
             bar.inc(file.size);
@@ -256,7 +257,8 @@ struct PartialFile {
 }
 
 impl PartialFile {
-    /// Opens or creates the partial file. Its name includes the digest, so that a download of another version is not resumed.
+    /// Opens or creates the partial file. Its name includes the digest, so that a download of another version is not
+    /// resumed.
     fn open(path: &Path, file: &RemoteFile) -> Result<Self> {
         let version = match &file.digest {
             Some(Digest::Sha256(hex) | Digest::GitBlob(hex)) => &hex[..12],

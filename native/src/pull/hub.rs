@@ -68,7 +68,8 @@ impl<'a> Hub<'a> {
     /// Lists the files of a repository at a branch, tag or commit.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for malformed names; [`Error::Malformed`] for an unexpected response; those of [`Client::get`].
+    /// [`Error::InvalidArgument`] for malformed names; [`Error::Malformed`] for an unexpected response; those of
+    /// [`Client::get`].
     pub fn list(&self, repo: &str, revision: &str) -> Result<Listing> {
         let allowed = |part: &str| {
             !part.is_empty()

@@ -1,4 +1,5 @@
-//! Bad input gets a clear message on standard error and exit code 2, not a panic. Unusual but valid input gets an answer.
+//! Bad input gets a clear message on standard error and exit code 2, not a panic. Unusual but valid input gets an
+//! answer.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -183,7 +183,8 @@ fn links_point_to_files() {
     }
 }
 
-/// README's Rust program is an example, which cargo compiles with the tests. web/tests/package.test.mjs type-checks its TypeScript.
+/// README's Rust program is an example, which cargo compiles with the tests. web/tests/package.test.mjs type-checks its
+/// TypeScript.
 #[test]
 fn the_program_is_an_example() {
     let example = read(Path::new("examples/readme.rs"));

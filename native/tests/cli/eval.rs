@@ -122,8 +122,8 @@ fn own_questions_can_have_several_answers_kinds_and_history() {
 
 #[test]
 fn vqa_and_text_vqa_score_agreement() {
-    // By definition, each annotator's score is min(1, number of others with the answer / 3). If two of ten gave the answer, each of
-    // the two has one other, 1/3, and each of the other eight has two, 2/3: (2 / 3 + 8 * 2 / 3) / 10.
+    // By definition, each annotator's score is min(1, number of others with the answer / 3). If two of ten gave the
+    // answer, each of the two has one other, 1/3, and each of the other eight has two, 2/3: (2 / 3 + 8 * 2 / 3) / 10.
     let answers = |counts: &[(&str, usize)]| -> Vec<String> {
         counts.iter().flat_map(|(text, count)| std::iter::repeat_n((*text).to_owned(), *count)).collect()
     };

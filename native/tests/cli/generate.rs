@@ -1,5 +1,5 @@
-//! `mgm generate` and `mgm chat --image-model` on the golden checkpoints: the expected image from a folder and from a single file;
-//! seeds, batches, schedulers, LoRA, image-to-image; images in answers; errors for bad input.
+//! `mgm generate` and `mgm chat --image-model` on the golden checkpoints: the expected image from a folder and from a
+//! single file; seeds, batches, schedulers, LoRA, image-to-image; images in answers; errors for bad input.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -121,8 +121,8 @@ fn the_golden_image_is_generated_and_records_its_settings() {
 }
 
 /// The expected images are from diffusers with the golden model: schedulers, sizes, prompts, image-to-image, LoRA
-/// (`tests/reference/make_sdxl_images.py`). f32 rounding errors of about 1e-5 of the image's scale occasionally change a byte by
-/// one.
+/// (`tests/reference/make_sdxl_images.py`). f32 rounding errors of about 1e-5 of the image's scale occasionally change
+/// a byte by one.
 #[test]
 fn seeds_give_the_images_of_diffusers() {
     let folder = folder();
@@ -241,7 +241,8 @@ fn variants_shards_and_old_names_give_the_same_image() {
     let folder = folder();
     let model = folder.path().join("sdxl");
     copy(&case().join("sdxl"), &model);
-    // The VAE with old names of its attention, the UNet in two shards of a variant's index, and only a variant of a text encoder.
+    // The VAE with old names of its attention, the UNet in two shards of a variant's index, and only a variant of a
+    // text encoder.
     let vae = model.join("vae/diffusion_pytorch_model.safetensors");
     let renamed: Tensors = read(&vae)
         .into_iter()
@@ -372,8 +373,8 @@ fn a_lora_is_scaled() {
     assert_ne!(with(""), with(":0.5"));
 }
 
-/// A language model that answers every question with `<h> a gold mine</h>`: its layers add nothing, so the next token depends on
-/// the last one only, and its head maps each token of the answer to the next.
+/// A language model that answers every question with `<h> a gold mine</h>`: its layers add nothing, so the next token
+/// depends on the last one only, and its head maps each token of the answer to the next.
 fn scripted_model(folder: &Path) -> PathBuf {
     copy(&goldens().join("vicuna-7b"), folder);
     let model = folder.join("MGM-7B");
@@ -446,7 +447,8 @@ fn an_answer_includes_an_image() {
     let negative = turns[0]["image"]["settings"]["negative_prompt"].as_str().expect("a text");
     let alone = generated(&sdxl, &["--seed", "3", "--negative-prompt", negative]);
     assert_eq!(pixels(&image), alone);
-    // With little memory only one model is on the device at a time; the conversation is restored for the second question.
+    // With little memory only one model is on the device at a time; the conversation is restored for the second
+    // question.
     let swapped = ask(&["--draw", "--gpu-memory", "28M", "--prompt", "What is this made of?", "--prompt", "And this?"]);
     for index in [0, 1] {
         assert_eq!(swapped[index]["token_ids"], turns[index]["token_ids"]);

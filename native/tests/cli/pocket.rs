@@ -1,5 +1,5 @@
-//! The bundled models end to end: Pocket answers about images that its training never showed, and recognizes what Pocket SDXL
-//! draws. The images are generated (pocket/world), so the correct answers are known.
+//! The bundled models end to end: Pocket answers about images that its training never showed, and recognizes what
+//! Pocket SDXL draws. The images are generated (pocket/world), so the correct answers are known.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -62,8 +62,8 @@ fn it_answers_about_the_examples() {
     assert_eq!(answers(None, &["What is your name?"], &[]), ["My name is Pocket."]);
 }
 
-/// The goal is 85 % of 2,000 such questions. These 100 are about every twentieth of their images; a model with 85 % accuracy
-/// reaches 76 % on them with a probability of 99 %.
+/// The goal is 85 % of 2,000 such questions. These 100 are about every twentieth of their images; a model with 85 %
+/// accuracy reaches 76 % on them with a probability of 99 %.
 #[test]
 fn it_answers_held_out_questions() {
     let accuracy = accuracy("held-out.jsonl", &[]);
@@ -71,8 +71,8 @@ fn it_answers_held_out_questions() {
     assert!(accuracy >= 0.76, "{accuracy}");
 }
 
-/// The paper's claim in miniature: small text is read through the high-resolution view. The goal is 75 % of 400 such questions,
-/// which include these 30.
+/// The paper's claim in miniature: small text is read through the high-resolution view. The goal is 75 % of 400 such
+/// questions, which include these 30.
 #[test]
 fn mining_reads_small_text() {
     let mined = accuracy("small-text.jsonl", &[]);
@@ -82,8 +82,8 @@ fn mining_reads_small_text() {
     assert!(low <= mined / 2.0, "{low}, with mining {mined}");
 }
 
-/// The expected images are from diffusers with the exported checkpoint in f32 (tests/reference/make_pocket_images.py). `mgm
-/// generate` reproduces them byte for byte from that checkpoint; q8 weights leave 57 and 55 dB.
+/// The expected images are from diffusers with the exported checkpoint in f32 (tests/reference/make_pocket_images.py).
+/// `mgm generate` reproduces them byte for byte from that checkpoint; q8 weights leave 57 and 55 dB.
 #[test]
 fn it_draws_the_images_of_diffusers() {
     let folder = TempDir::new().expect("a temporary folder");

@@ -1,5 +1,5 @@
-//! `mgm pull` against a local hub that drops connections, corrupts bytes, is busy, and redirects: the downloaded model gives the
-//! expected answers.
+//! `mgm pull` against a local hub that drops connections, corrupts bytes, is busy, and redirects: the downloaded model
+//! gives the expected answers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

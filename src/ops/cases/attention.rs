@@ -237,8 +237,8 @@ pub struct AttentionSegments {
     pub prefix: usize,
     /// Keys of each one's own.
     pub suffixes: [usize; 3],
-    /// Generated keys of each. If 0, the queries are at the positions of the suffixes; else there is one of each sequence, at its
-    /// last position.
+    /// Generated keys of each. If 0, the queries are at the positions of the suffixes; else there is one of each
+    /// sequence, at its last position.
     pub generated: usize,
     /// The cache is in f16.
     pub half: bool,

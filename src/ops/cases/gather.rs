@@ -33,8 +33,8 @@ fn expected(table: &[f32], columns: usize, ids: &[u32], mut y: Vec<f32>) -> Vec<
     y
 }
 
-/// A product of two f32, rounded once, after weights that are products (q8) or sums of products (q4) themselves: 3 roundings
-/// of 2^-24.
+/// A product of two f32, rounded once, after weights that are products (q8) or sums of products (q4) themselves: 3
+/// roundings of 2^-24.
 const BOUND: f64 = 3.3e-14;
 
 /// Rows of a weight matrix: `ops::gather`.

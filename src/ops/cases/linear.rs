@@ -187,7 +187,8 @@ impl Case for Linear {
     }
 }
 
-/// The rows of one expert, the second of two: [`ops::linear_routed`]. Rows of y that are not the expert's keep their values.
+/// The rows of one expert, the second of two: [`ops::linear_routed`]. Rows of y that are not the expert's keep their
+/// values.
 #[derive(Debug, Clone, Copy)]
 pub struct RoutedLinear {
     /// Tokens in all; some of them chose the expert.

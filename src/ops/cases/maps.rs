@@ -8,7 +8,8 @@ use crate::io::LocalFuture;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, FeatureMap};
 use crate::tensor::{Matrix, Precision, Tensor};
 
-/// A convolution: `ops::convolution`, or `ops::convolution_upsampled` to sides one less than twice the map's where `odd`.
+/// A convolution: `ops::convolution`, or `ops::convolution_upsampled` to sides one less than twice the map's where
+/// `odd`.
 #[derive(Debug, Clone, Copy)]
 pub struct Convolution {
     /// Images, one after the other.

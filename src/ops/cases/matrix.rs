@@ -6,7 +6,8 @@ use crate::gpu::Gpu;
 use crate::io::LocalFuture;
 use crate::tensor::{MatrixBuilder, Packed, Precision, dequantize};
 
-/// Rows pushed in blocks into a [`MatrixBuilder`] and read back: every byte must be where one packing of the whole puts it.
+/// Rows pushed in blocks into a [`MatrixBuilder`] and read back: every byte must be where one packing of the whole puts
+/// it.
 #[derive(Debug, Clone, Copy)]
 pub struct MatrixRows {
     /// Rows.

@@ -1,6 +1,6 @@
-//! One case, several uses: an op's parameters as a struct that makes its own inputs, computes what must come out in plain f64
-//! Rust, and knows its error bound. The property tests, the self-check on a user's own device and tuning all run these.
-//! (What an op costs is said where it is dispatched.)
+//! One case, several uses: an op's parameters as a struct that makes its own inputs, computes what must come out in
+//! plain f64 Rust, and knows its error bound. The property tests, the self-check on a user's own device and tuning all
+//! run these. (What an op costs is said where it is dispatched.)
 //!
 //! References follow the definition of the op, not the algorithm of the shader: mining is upsampled, gathered and
 //! normalised cell by cell, top-p sorts, attention has its whole row of scores.
@@ -43,10 +43,10 @@ pub use sampling::{Argmax, Sample};
 
 /// Bound on the normalised mean square error of f32 arithmetic that sums a few thousand terms: 3e-6 root mean square.
 ///
-/// Derived from the arithmetic, not from results of the kernels: rounding errors of 2^-24 a step over n terms of random sign
-/// add up to about 2^-24 sqrt(n), 4e-6 in one chain of 4096; the kernels sum in 64 chains or by fours, and Vulkan and
-/// WebGPU let exp, inverseSqrt and division err by a few units in the last place more. A kernel that drops one term in
-/// a thousand is off by 1e-3, five orders of magnitude above the bound.
+/// Derived from the arithmetic, not from results of the kernels: rounding errors of 2^-24 a step over n terms of random
+/// sign add up to about 2^-24 sqrt(n), 4e-6 in one chain of 4096; the kernels sum in 64 chains or by fours, and Vulkan
+/// and WebGPU let exp, inverseSqrt and division err by a few units in the last place more. A kernel that drops one term
+/// in a thousand is off by 1e-3, five orders of magnitude above the bound.
 pub const F32: f64 = 1e-11;
 
 /// A test case of an op.
@@ -228,7 +228,8 @@ fn stored(precision: Precision, columns: usize, values: &[f32]) -> Vec<f32> {
     dequantize(precision, columns, &packed)
 }
 
-/// The error function, by a series of positive terms: erf x = 2 / sqrt(pi) exp(-x^2) sum of 2^n x^(2n + 1) / (2n + 1)!!.
+/// The error function, by a series of positive terms: erf x = 2 / sqrt(pi) exp(-x^2) sum of 2^n
+/// x^(2n + 1) / (2n + 1)!!.
 fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         return x.signum();

@@ -10,7 +10,8 @@ use crate::io::LocalFuture;
 use crate::ops::{self, KvCache, Norm, QkvRope, RopeTable};
 use crate::tensor::{Matrix, Precision, Tensor};
 
-/// Queries, keys and values, rotated and written to the cache: [`ops::linear_qkv_rope`]. The result is queries, keys, values.
+/// Queries, keys and values, rotated and written to the cache: [`ops::linear_qkv_rope`]. The result is queries, keys,
+/// values.
 #[derive(Debug, Clone, Copy)]
 pub struct Rope {
     /// Query heads.
@@ -64,8 +65,8 @@ impl Rope {
 }
 
 impl Case for Rope {
-    /// Angles are f32 (as in the reference implementation): position * frequency, each rounded. Values in an f16 cache have
-    /// 10 bits after the leading one, and may be rounded either way.
+    /// Angles are f32 (as in the reference implementation): position * frequency, each rounded. Values in an f16 cache
+    /// have 10 bits after the leading one, and may be rounded either way.
     fn bound(&self) -> f64 {
         let angle = (self.capacity() as f64 * 2.0f64.powi(-23)).powi(2);
         F32 + angle + if self.half { 2.0f64.powi(-10).powi(2) / 3.0 } else { 0.0 }

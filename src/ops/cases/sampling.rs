@@ -78,8 +78,8 @@ impl Case for Argmax {
     }
 }
 
-/// Sampling: [`ops::sample`] for several draws. Each draw lies inside some token's part of the exact cumulative distribution
-/// (temperature, then top-k, then top-p, by sorting), and that token must come out.
+/// Sampling: [`ops::sample`] for several draws. Each draw lies inside some token's part of the exact cumulative
+/// distribution (temperature, then top-k, then top-p, by sorting), and that token must come out.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     /// Tokens of the vocabulary.

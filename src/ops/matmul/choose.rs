@@ -6,8 +6,8 @@ use super::table::tuned;
 use crate::gpu::{Capabilities, Gpu};
 use crate::tensor::GROUP_SIZE;
 
-/// Weights that stay in a core's cache. Software adapters gain nothing from sharing their loads among more than a few rows, and
-/// a kernel for few rows compiles in a quarter of the time.
+/// Weights that stay in a core's cache. Software adapters gain nothing from sharing their loads among more than a few
+/// rows, and a kernel for few rows compiles in a quarter of the time.
 const CACHED_WEIGHTS: usize = 1 << 19;
 
 impl MatmulKernel {
@@ -93,8 +93,8 @@ impl Cooperative {
 }
 
 impl BlockedMatvec {
-    /// The sizes that are likely to do well: as many invocations as there are groups of columns, and more rows where there are
-    /// enough of them for many workgroups.
+    /// The sizes that are likely to do well: as many invocations as there are groups of columns, and more rows where
+    /// there are enough of them for many workgroups.
     fn likely(n: usize, k: usize) -> Self {
         let workgroup = if k.div_ceil(GROUP_SIZE) <= 48 { 32 } else { 128 };
         Self { subgroups: false, workgroup, blocks: if n >= 8192 { 2 } else { 1 } }

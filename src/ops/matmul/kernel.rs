@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::gpu::{MAX_GRID, Source, grid_1d, wgsl};
 use crate::tensor::Precision;
 
-/// Up to this many rows of x are multiplied one by one (matvec). More go through kernels that use each weight for many rows.
+/// Up to this many rows of x are multiplied one by one (matvec). More go through kernels that use each weight for many
+/// rows.
 pub(super) const MATVEC_ROWS: usize = 4;
 
 /// A kernel that computes a product y = x W^T, with its sizes.
@@ -21,7 +22,8 @@ pub enum MatmulKernel {
         /// In f16.
         half: bool,
     },
-    /// Tiles of bytes in workgroup memory: x is rounded to 8 bits in groups of 32, quantised weights are multiplied as integers.
+    /// Tiles of bytes in workgroup memory: x is rounded to 8 bits in groups of 32, quantised weights are multiplied as
+    /// integers.
     Packed,
     /// Matrix units: tiles in f16, multiplied as matrices that a subgroup holds together, with sums in f32.
     Cooperative(Cooperative),
@@ -74,15 +76,15 @@ pub enum Rounding {
 }
 
 impl Rounding {
-    /// The normalised mean square error that the rounding causes in a product of values drawn uniformly from -1 to 1, whose
-    /// mean square is 1/3.
+    /// The normalised mean square error that the rounding causes in a product of values drawn uniformly from -1 to 1,
+    /// whose mean square is 1/3.
     pub fn nmse(self) -> f64 {
         match self {
             Self::None => 0.0,
             // Most of the error is that of values above 1/2, in steps of 2^-11: 2^-22 / 12, over 1/3, for each factor.
             Self::Half => 1.0 / f64::from(1 << 23),
-            // Steps of a 127th of the largest of 32, which is at most three times the root mean square. The error of a step
-            // is a step over sqrt(12).
+            // Steps of a 127th of the largest of 32, which is at most three times the root mean square. The error of a
+            // step is a step over sqrt(12).
             Self::Int8 => (3.0f64 / 127.0).powi(2) / 12.0,
         }
     }

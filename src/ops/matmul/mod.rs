@@ -1,5 +1,5 @@
-//! The matrix products: y = x W^T with weights of any [`Precision`](crate::tensor::Precision), and the steps that are fused
-//! with them.
+//! The matrix products: y = x W^T with weights of any [`Precision`](crate::tensor::Precision), and the steps that are
+//! fused with them.
 //!
 //! * `kernel`: the kernels and all that is known of each; a new one is added there.
 //! * `choose`: which kernel computes a product; `table`: what was measured.
@@ -245,7 +245,8 @@ impl<'a> Linear<'a> {
     }
 }
 
-/// A convolution as a product whose left matrix (im2col) is never stored. The caller checks the shapes: W [n, taps * channels].
+/// A convolution as a product whose left matrix (im2col) is never stored. The caller checks the shapes: W
+/// [n, taps * channels].
 pub(super) struct ImplicitGemm<'a> {
     pub x: &'a Tensor,
     pub weight: &'a Matrix,

@@ -41,9 +41,9 @@ pub(in crate::ops) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Records a dispatch for each shard of the weights; an implicit GEMM with more rows than a grid holds takes several.
-    /// `params(first_row, common)` gives a dispatch's parameters; `bytes(shard, rows)` the bytes it reads and writes besides the
-    /// weights.
+    /// Records a dispatch for each shard of the weights; an implicit GEMM with more rows than a grid holds takes
+    /// several. `params(first_row, common)` gives a dispatch's parameters; `bytes(shard, rows)` the bytes it reads and
+    /// writes besides the weights.
     pub(in crate::ops) fn record<P: Pod>(
         self,
         recorder: &mut Recorder,

@@ -1,4 +1,5 @@
-//! The fastest kernel for each product on a device, as [`crate::tuning`] measured it. The host stores it from run to run.
+//! The fastest kernel for each product on a device, as [`crate::tuning`] measured it. The host stores it from run to
+//! run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -117,8 +118,8 @@ impl Tuning {
 #[derive(Debug, Default)]
 struct InUse(Lock<Tuning>);
 
-/// Has kernels chosen by measurements of the same kernels, adapter and driver; those of others are ignored, as are choices
-/// that this device cannot run (a stored file may be damaged, and browsers do not tell adapters apart).
+/// Has kernels chosen by measurements of the same kernels, adapter and driver; those of others are ignored, as are
+/// choices that this device cannot run (a stored file may be damaged, and browsers do not tell adapters apart).
 pub fn set_tuning(gpu: &Gpu, mut tuning: Tuning) {
     if tuning.is_of(&gpu.adapter().cache_name) {
         tuning.products.retain(|shape, choice| MatmulKernel::candidates(gpu, *shape).contains(&choice.kernel));
@@ -136,7 +137,8 @@ pub(super) fn tuned(gpu: &Gpu, shape: MatmulShape) -> Option<MatmulKernel> {
     gpu.extension::<InUse>().0.lock().kernel(shape)
 }
 
-/// A hash of every kernel that computes products and of the text of its files: measurements of other kernels do not count.
+/// A hash of every kernel that computes products and of the text of its files: measurements of other kernels do not
+/// count.
 fn source_hash() -> u64 {
     static HASH: OnceLock<u64> = OnceLock::new();
     *HASH.get_or_init(|| {

@@ -137,8 +137,9 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of a prompt with images. As in the reference, each segment between images is encoded by itself, and its BOS
-    /// token is dropped except for the first. So a Llama-type tokenizer adds its leading space after every image too.
+    /// The ids of a prompt with images. As in the reference, each segment between images is encoded by itself, and its
+    /// BOS token is dropped except for the first. So a Llama-type tokenizer adds its leading space after every image
+    /// too.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -190,8 +191,8 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Number of tokens, added ones included (`len(tokenizer)` in transformers). A `tokenizer.json` may skip ids, so the
-    /// largest id can be this number or more.
+    /// Number of tokens, added ones included (`len(tokenizer)` in transformers). A `tokenizer.json` may skip ids, so
+    /// the largest id can be this number or more.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }

@@ -36,7 +36,8 @@ pub(super) struct SentencePiece {
 }
 
 impl Tokenizer {
-    /// A SentencePiece tokenizer from a GGUF file: each segment between special tokens is encoded by itself, as in llama.cpp.
+    /// A SentencePiece tokenizer from a GGUF file: each segment between special tokens is encoded by itself, as in
+    /// llama.cpp.
     pub(in crate::text) fn from_pieces(model: Model, config: &TokenizerConfig) -> Result<Self> {
         Self::from_model(model, config, Family::Gguf)
     }

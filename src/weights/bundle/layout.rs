@@ -98,8 +98,8 @@ impl Encoding {
 }
 
 impl Layout {
-    /// The bundle of a checkpoint, its language model at `precision`. `conversation` is the name of its template. No shard
-    /// is larger than `shard_bytes`.
+    /// The bundle of a checkpoint, its language model at `precision`. `conversation` is the name of its template. No
+    /// shard is larger than `shard_bytes`.
     ///
     /// # Errors
     /// The errors of reading the checkpoint's files.

@@ -1,10 +1,10 @@
 //! The bundle, mgm's packed form of a model: a folder of small safetensors shards and `bundle.json`.
 //!
-//! `bundle.json` ([`Manifest`]) contains the configurations of all parts, and names, sizes and SHA-256 of all other files:
-//! those of the tokenizer, and shards of at most [`SHARD_BYTES`]. The rows of a tensor larger than a shard continue in the
-//! next shard under the same name. Quantised matrices are GGUF blocks (`Q4_1` for q4, `Q8_0` for q8, or those of a GGUF file),
-//! as `U8` [rows, bytes]; `quantised` in the manifest has their type. So any safetensors library opens a shard, and any GGUF
-//! library reads its blocks.
+//! `bundle.json` ([`Manifest`]) contains the configurations of all parts, and names, sizes and SHA-256 of all other
+//! files: those of the tokenizer, and shards of at most [`SHARD_BYTES`]. The rows of a tensor larger than a shard
+//! continue in the next shard under the same name. Quantised matrices are GGUF blocks (`Q4_1` for q4, `Q8_0` for q8, or
+//! those of a GGUF file), as `U8` [rows, bytes]; `quantised` in the manifest has their type. So any safetensors library
+//! opens a shard, and any GGUF library reads its blocks.
 //!
 //! [`read`] opens a bundle, [`layout`] plans one; the host writes the files and their checksums.
 

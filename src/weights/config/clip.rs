@@ -52,8 +52,8 @@ impl ClipConfig {
         .checked(settings.file)
     }
 
-    /// The configuration of a tower without `config.json`: sizes from the shapes of its tensors, heads of width 64, and the
-    /// constants of every released CLIP.
+    /// The configuration of a tower without `config.json`: sizes from the shapes of its tensors, heads of width 64, and
+    /// the constants of every released CLIP.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] or [`Error::WrongShape`] for the embeddings or the first layer; [`Error::Config`] if

@@ -166,8 +166,8 @@ fn architecture(settings: &Settings<'_>) -> Result<Architecture> {
     })
 }
 
-/// The gate's activation. Releases of transformers disagree about Gemma, whose `hidden_act` is "gelu" (with erf): 4.38 and
-/// those since 4.45 use it; those between read `hidden_activation` and use the tanh form if it is absent. Here
+/// The gate's activation. Releases of transformers disagree about Gemma, whose `hidden_act` is "gelu" (with erf): 4.38
+/// and those since 4.45 use it; those between read `hidden_activation` and use the tanh form if it is absent. Here
 /// `hidden_act` counts if both keys are present, as in the golden cases. If only `hidden_act` is present, as in the
 /// release of MGM-2B, the tanh form is the one that Gemma was trained with.
 fn activation(settings: &Settings<'_>, gemma: bool) -> Result<Activation> {

@@ -1,7 +1,8 @@
-//! Configurations in the JSON files next to the weights: `config.json` of the model and of CLIP, `generation_config.json`.
+//! Configurations in the JSON files next to the weights: `config.json` of the model and of CLIP,
+//! `generation_config.json`.
 //!
-//! Parsing checks every value: each size is at least 1 and within a generous limit, so that later code neither divides by
-//! zero nor overflows.
+//! Parsing checks every value: each size is at least 1 and within a generous limit, so that later code neither divides
+//! by zero nor overflows.
 
 mod clip;
 mod convnext;

@@ -1,7 +1,8 @@
 //! A whole Mini-Gemini checkpoint: its configuration, and the weights of its parts.
 //!
-//! A released checkpoint contains everything, yet the reference loads the high-resolution tower from a separate file and
-//! starts the low-resolution one from another. [`MgmCheckpoint::open`] does the same, so that the same weights are used.
+//! A released checkpoint contains everything, yet the reference loads the high-resolution tower from a separate file
+//! and starts the low-resolution one from another. [`MgmCheckpoint::open`] does the same, so that the same weights are
+//! used.
 
 mod names;
 mod towers;
@@ -45,8 +46,8 @@ pub struct MgmCheckpoint {
 }
 
 impl MgmCheckpoint {
-    /// Opens a checkpoint's folder and finds the towers: in the folders of `towers`; at the paths of `config.json`, relative
-    /// to the checkpoint's folder and its two parents; or inside the checkpoint.
+    /// Opens a checkpoint's folder and finds the towers: in the folders of `towers`; at the paths of `config.json`,
+    /// relative to the checkpoint's folder and its two parents; or inside the checkpoint.
     ///
     /// # Errors
     /// [`Error::NeedsSetting`] if a tower is nowhere; [`Error::MissingFile`] without configuration or weights; the

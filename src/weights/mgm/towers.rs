@@ -131,8 +131,8 @@ impl VisionWeights {
     }
 }
 
-/// Searches for the tower whose path on its author's machine is `path`: in the checkpoint's folder and its two parents, by
-/// the whole path, its last two components or only the last.
+/// Searches for the tower whose path on its author's machine is `path`: in the checkpoint's folder and its two parents,
+/// by the whole path, its last two components or only the last.
 async fn find_tower(
     folder: &Rc<dyn Folder>,
     path: &str,

@@ -1,8 +1,9 @@
 //! LoRA files (Hu et al., 2021), merged into the weights as they are read: W + scale * alpha / rank * up * down.
 //!
 //! There are two naming schemes. Kohya's: `lora_unet_…`, `lora_te1_…`, `lora_te2_…` with underscores for dots,
-//! `.lora_down.weight`, `.lora_up.weight`, `.alpha`, and the UNet's modules under diffusers' or the original names. Diffusers'
-//! and PEFT's: `unet.….lora_A.weight`, `.lora_B.weight` or `.lora.down.weight`, `.lora.up.weight`, with the modules' own names.
+//! `.lora_down.weight`, `.lora_up.weight`, `.alpha`, and the UNet's modules under diffusers' or the original names.
+//! Diffusers' and PEFT's: `unet.….lora_A.weight`, `.lora_B.weight` or `.lora.down.weight`, `.lora.up.weight`, with the
+//! modules' own names.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! A Stable Diffusion XL model: its networks, tokenizer folders and scheduler, from a folder in diffusers' layout or from a
-//! single file.
+//! A Stable Diffusion XL model: its networks, tokenizer folders and scheduler, from a folder in diffusers' layout or
+//! from a single file.
 
 pub mod config;
 mod expected;
@@ -133,7 +133,8 @@ pub struct SdxlCheckpoint {
     pub tokenizers: [TokenizerFolder; 2],
     /// `scheduler_config.json`, where there is one, with its name.
     pub scheduler: Option<(String, Vec<u8>)>,
-    /// `force_zeros_for_empty_prompt`: without a negative prompt the states are zeros instead of those of an empty text.
+    /// `force_zeros_for_empty_prompt`: without a negative prompt the states are zeros instead of those of an empty
+    /// text.
     pub force_zeros_for_empty_prompt: bool,
 }
 

@@ -1,4 +1,5 @@
-//! The two naming schemes of a UNet's modules: diffusers', and that of the original code in single files and many LoRA files.
+//! The two naming schemes of a UNet's modules: diffusers', and that of the original code in single files and many LoRA
+//! files.
 
 use std::collections::BTreeMap;
 

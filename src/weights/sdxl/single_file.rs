@@ -1,8 +1,8 @@
-//! A whole model in one file under the names of the original code, mapped to diffusers' names. Nothing is copied: OpenCLIP's
-//! fused queries, keys and values become three ranges of rows, its projection a transposed matrix.
+//! A whole model in one file under the names of the original code, mapped to diffusers' names. Nothing is copied:
+//! OpenCLIP's fused queries, keys and values become three ranges of rows, its projection a transposed matrix.
 //!
-//! The file has no configuration. Sizes come from the tensors' shapes; the other settings are those of the release: heads of
-//! 64 channels, 32 groups in the norms, the noise schedule. A folder of configurations overrides them.
+//! The file has no configuration. Sizes come from the tensors' shapes; the other settings are those of the release:
+//! heads of 64 channels, 32 groups in the norms, the noise schedule. A folder of configurations overrides them.
 
 use std::rc::Rc;
 

@@ -1,8 +1,8 @@
 //! Golden cases: small checkpoints in the released layouts, and what a correct runtime computes from them.
 //!
-//! `tests/goldens` stores no random weights. Each case has a manifest, `weights.json`, from which [`goldens`] generates the
-//! checkpoint under the target directory, once for each state of the stored files. The Python scripts in `tests/reference`
-//! generate the same bytes: see [`random`] for the numbers and [`Manifest`] for the fields.
+//! `tests/goldens` stores no random weights. Each case has a manifest, `weights.json`, from which [`goldens`] generates
+//! the checkpoint under the target directory, once for each state of the stored files. The Python scripts in
+//! `tests/reference` generate the same bytes: see [`random`] for the numbers and [`Manifest`] for the fields.
 //!
 //! ```no_run
 //! let checkpoint = mgm_test_support::goldens().join("gemma-2b/MGM-2B");
@@ -40,7 +40,8 @@ pub fn names() -> Vec<String> {
     names
 }
 
-/// The folder of all cases, complete with their weights: `goldens().join(CASE)`. Generated where that has not been done.
+/// The folder of all cases, complete with their weights: `goldens().join(CASE)`. Generated where that has not been
+/// done.
 ///
 /// Its name changes with the stored files, so that it is never out of date and several work trees can share a target
 /// directory.

@@ -1,5 +1,5 @@
-//! The user's own questions: JSON lines with `image`, `question`, `answer` or `answers`, and optionally `kind`, `id` and
-//! `history`.
+//! The user's own questions: JSON lines with `image`, `question`, `answer` or `answers`, and optionally `kind`, `id`
+//! and `history`.
 
 use mgm::Result;
 use serde::Deserialize;

@@ -1,5 +1,5 @@
-//! MMBench: a TSV file with the columns index, question, hint, A to D, answer, category and image (base64, or the index of
-//! the row that has the image).
+//! MMBench: a TSV file with the columns index, question, hint, A to D, answer, category and image (base64, or the index
+//! of the row that has the image).
 
 use std::collections::HashMap;
 use std::rc::Rc;

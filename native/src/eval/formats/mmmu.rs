@@ -1,6 +1,7 @@
-//! MMMU as its dataset is published: a folder per subject with Parquet files (`Accounting/validation-00000-of-00001.parquet`) and
-//! the columns id, question, options, answer, question_type and image_1. As in the reference's script, only the first image is
-//! used. `options` and some answers are strings that contain a Python list.
+//! MMMU as its dataset is published: a folder per subject with Parquet files
+//! (`Accounting/validation-00000-of-00001.parquet`) and the columns id, question, options, answer, question_type and
+//! image_1. As in the reference's script, only the first image is used. `options` and some answers are strings that
+//! contain a Python list.
 
 use std::fs::File;
 use std::path::Path;
@@ -135,7 +136,8 @@ fn subject(id: &str) -> &str {
     rest.rsplit_once('_').map_or(rest, |(subject, _)| subject)
 }
 
-/// Parses a Python list of strings: ['a', "it's", 'b\n']. A whole Python parser would be a large dependency for one literal.
+/// Parses a Python list of strings: ['a', "it's", 'b\n']. A whole Python parser would be a large dependency for one
+/// literal.
 fn python_list(text: &str) -> Option<Vec<String>> {
     let mut rest = text.trim().strip_prefix('[')?.strip_suffix(']')?.trim_start();
     let mut items = Vec::new();

@@ -30,8 +30,8 @@ pub const LETTER: &str = "Answer with the option's letter from the given choices
 pub enum Format {
     /// Folder `data` of the PyPI package easy-vqa, or one split's folder in it: questions.json, answers.txt, images
     EasyVqa,
-    /// Your own questions: JSON lines {"image": FILE, "question": TEXT, "answer": TEXT}, or "answers": [TEXT, ...] if several are
-    /// correct. Optional: "kind", "id", and "history": [{"question", "answer"}, ...]
+    /// Your own questions: JSON lines {"image": FILE, "question": TEXT, "answer": TEXT}, or "answers": [TEXT, ...] if
+    /// several are correct. Optional: "kind", "id", and "history": [{"question", "answer"}, ...]
     Jsonl,
     /// VQA v2: its JSON file of questions, with --annotations
     Vqa,
@@ -90,8 +90,8 @@ impl Source {
         Ok(dataset)
     }
 
-    /// Appends the instruction on the form of the answer: the user's, or else the format's default. A default that the question
-    /// already ends with is replaced.
+    /// Appends the instruction on the form of the answer: the user's, or else the format's default. A default that the
+    /// question already ends with is replaced.
     fn with_instruction(&self, question: &str, default: &str) -> String {
         let line = self.instruction.as_deref().unwrap_or(default);
         let bare = question.strip_suffix(default).and_then(|before| before.strip_suffix('\n')).unwrap_or(question);
@@ -125,7 +125,8 @@ impl Source {
 fn find_files(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
-        // Links to files are followed, since download caches contain them. Links to folders are not: they could form a cycle.
+        // Links to files are followed, since download caches contain them. Links to folders are not: they could form a
+        // cycle.
         if kind.is_dir() {
             find_files(&path, extensions, found)?;
         } else if path.extension().is_some_and(|own| extensions.iter().any(|extension| own == *extension)) {

@@ -1,5 +1,6 @@
-//! POPE: JSON lines `{"question_id", "image", "text", "label"}`, one file per sampling strategy (`coco_pope_random.json`,
-//! `..._popular.json`, `..._adversarial.json`), or LLaVA's single file with `category` in its rows.
+//! POPE: JSON lines `{"question_id", "image", "text", "label"}`, one file per sampling strategy
+//! (`coco_pope_random.json`, `..._popular.json`, `..._adversarial.json`), or LLaVA's single file with `category` in its
+//! rows.
 
 use std::path::Path;
 

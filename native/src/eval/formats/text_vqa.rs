@@ -1,5 +1,6 @@
-//! TextVQA: `TextVQA_0.5.1_val.json` has the questions and ten answers to each. LLaVA's `llava_textvqa_val_v051_ocr.jsonl` adds
-//! words that an OCR system read in the images; published Mini-Gemini figures use this file.
+//! TextVQA: `TextVQA_0.5.1_val.json` has the questions and ten answers to each. LLaVA's
+//! `llava_textvqa_val_v051_ocr.jsonl` adds words that an OCR system read in the images; published Mini-Gemini figures
+//! use this file.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,5 +1,6 @@
-//! Tab-separated values as pandas reads them: fields in double quotes may contain tabs, line ends and doubled quotes. The `csv`
-//! crate accepts a quoted field that never ends, which is how a truncated download looks; pandas and this reader report it.
+//! Tab-separated values as pandas reads them: fields in double quotes may contain tabs, line ends and doubled quotes.
+//! The `csv` crate accepts a quoted field that never ends, which is how a truncated download looks; pandas and this
+//! reader report it.
 
 /// Parses rows. Returns them with the line numbers they start at; errors include a line number too.
 pub fn rows(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {

@@ -1,4 +1,5 @@
-//! VQA v2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, and data in the same format.
+//! VQA v2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, and data in the same
+//! format.
 
 use std::collections::HashMap;
 

@@ -16,8 +16,8 @@ pub fn leading(options: &[String], answer: &str) -> Option<usize> {
     (0..options.len()).find(|option| rest(option).is_some_and(|rest| rest.starts_with(['.', ')', ':', ','])))
 }
 
-/// The option that an answer names: "(B)", else "B" as a word, else, in a longer answer, by its text. The last one counts.
-/// `None` if the answer names none.
+/// The option that an answer names: "(B)", else "B" as a word, else, in a longer answer, by its text. The last one
+/// counts. `None` if the answer names none.
 pub fn named(options: &[String], answer: &str) -> Option<usize> {
     let mut answer = answer;
     for character in PUNCTUATION {

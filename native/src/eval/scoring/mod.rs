@@ -87,8 +87,8 @@ impl Scorer {
     }
 }
 
-/// Reads a yes/no answer as POPE does: "no" if its first sentence contains the word, otherwise "yes". Also returns whether the
-/// answer contains either word.
+/// Reads a yes/no answer as POPE does: "no" if its first sentence contains the word, otherwise "yes". Also returns
+/// whether the answer contains either word.
 fn yes_no(answer: &str) -> (bool, bool) {
     let first = answer.split('.').next().unwrap_or(answer).replace(',', "");
     let words: HashSet<&str> = first.split(' ').collect();
@@ -196,7 +196,8 @@ mod tests {
         }
     }
 
-    /// Derived by hand from POPE's script: first sentence only, commas removed, "No", "no" or "not" as a word between spaces.
+    /// Derived by hand from POPE's script: first sentence only, commas removed, "No", "no" or "not" as a word between
+    /// spaces.
     #[test]
     fn yes_and_no_follow_pope() {
         let table = [

@@ -1,5 +1,5 @@
-//! Scores open questions as MMMU's evaluation does: compares an answer's conclusions, and the numbers in them, with the ground
-//! truth.
+//! Scores open questions as MMMU's evaluation does: compares an answer's conclusions, and the numbers in them, with the
+//! ground truth.
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,8 @@ const EQUALS: &str = "=";
 /// Not a conclusion.
 const TRIVIAL: [&str; 7] = [":", ",", ".", "!", "?", ";", "'"];
 
-/// Numbers with commas, in scientific notation, and plain numbers. The last pattern needs lookahead, hence `fancy_regex`.
+/// Numbers with commas, in scientific notation, and plain numbers. The last pattern needs lookahead, hence
+/// `fancy_regex`.
 static NUMBERS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     let patterns = [
         r"-?\b\d{1,3}(?:,\d{3})+\b",
@@ -68,8 +69,8 @@ fn numbers(text: &str) -> Vec<String> {
     NUMBERS.iter().flat_map(of).collect()
 }
 
-/// A number rounded to two decimals, or a text in lower case. A single letter gets a space before or after it, since almost
-/// every text contains it.
+/// A number rounded to two decimals, or a text in lower case. A single letter gets a space before or after it, since
+/// almost every text contains it.
 fn values(text: &str) -> Vec<Value> {
     let text = text.trim();
     if let Some(number) = number(&text.replace(',', "")) {

@@ -21,7 +21,8 @@ const ARTICLES: [&str; 3] = ["a", "an", "the"];
 /// Maximum number of deleted periods: the original passes a regex flag (32) as the count.
 const MAX_PERIODS: usize = 32;
 
-/// Contractions that are recognized with one apostrophe missing. Capitalized words are omitted: lookups are in lower case.
+/// Contractions that are recognized with one apostrophe missing. Capitalized words are omitted: lookups are in lower
+/// case.
 const CONTRACTIONS: &str = "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't \
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've \
     needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's \
@@ -49,8 +50,8 @@ pub fn agreement_text_vqa(answers: &[String], answer: &str) -> f64 {
     agreement(&answers, &normalize(answer))
 }
 
-/// VQA v2's agreement. The annotators' answers are used as they are if all are equal, otherwise without punctuation. The answer
-/// is first normalised as for a submission to EvalAI.
+/// VQA v2's agreement. The annotators' answers are used as they are if all are equal, otherwise without punctuation.
+/// The answer is first normalised as for a submission to EvalAI.
 pub fn agreement_vqa(answers: &[String], answer: &str) -> f64 {
     let differ = answers.iter().any(|answer| *answer != answers[0]);
     let answers: Vec<String> =
@@ -65,8 +66,8 @@ fn agreement(answers: &[String], answer: &str) -> f64 {
     answers.iter().map(|other| without(other == answer)).sum::<f64>() / answers.len().max(1) as f64
 }
 
-/// Deletes each punctuation character that occurs next to a space (all of them if a comma stands between digits) and replaces the
-/// others with spaces. Deletes periods that are not followed by a digit.
+/// Deletes each punctuation character that occurs next to a space (all of them if a comma stands between digits) and
+/// replaces the others with spaces. Deletes periods that are not followed by a digit.
 fn punctuation(text: &str) -> String {
     let digit = |c: Option<&char>| c.is_some_and(char::is_ascii_digit);
     let chars: Vec<char> = text.chars().collect();

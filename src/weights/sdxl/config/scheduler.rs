@@ -112,7 +112,8 @@ pub struct SchedulerConfig {
     pub steps_offset: usize,
     /// How sigmas decrease.
     pub sigma_schedule: SigmaSchedule,
-    /// The smallest sigma of [`SigmaSchedule::Karras`] and [`SigmaSchedule::Exponential`], if not that of the timesteps.
+    /// The smallest sigma of [`SigmaSchedule::Karras`] and [`SigmaSchedule::Exponential`], if not that of the
+    /// timesteps.
     pub sigma_min: Option<f64>,
     /// The largest sigma of the same.
     pub sigma_max: Option<f64>,

@@ -24,8 +24,8 @@ pub struct TextEncoderConfig {
     pub layer_norm_eps: f32,
     /// Width of the pooled text embedding, if the encoder has a projection.
     pub projection_dim: Option<usize>,
-    /// The state at the first position of this id is pooled. 2, an error of old configurations, means the position of the
-    /// largest id.
+    /// The state at the first position of this id is pooled. 2, an error of old configurations, means the position of
+    /// the largest id.
     pub eos_token: u32,
 }
 
