@@ -1,12 +1,12 @@
 //! Data about each adapter in the user's cache folder: the fastest kernels (`mgm tune`) and compiled pipelines in the
 //! driver's format. All of it can be deleted at any time.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel};
+use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel, KernelUse};
 use mgm::ops::{Tuning, set_tuning};
 use sha2::{Digest, Sha256};
 
@@ -34,9 +34,9 @@ pub async fn open_with_note(options: &GpuOptions) -> mgm::Result<Gpu> {
 }
 
 /// Compiles pipelines in parallel before they are needed, and caches what the driver compiled.
-pub fn prepare(gpu: &Gpu, kernels: &HashSet<Kernel>) {
+pub fn prepare(gpu: &Gpu, kernels: &HashMap<Kernel, KernelUse>) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
-    let queue = Mutex::new(kernels.iter());
+    let queue = Mutex::new(kernels.keys());
     let next = || queue.lock().ok().and_then(|mut kernels| kernels.next());
     std::thread::scope(|scope| {
         for _ in 0..threads {

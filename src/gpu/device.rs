@@ -40,6 +40,8 @@ struct Inner {
     cost: Lock<Cost>,
     guards: Option<Guards>,
     software_kernels: bool,
+    /// All recordings are dry runs, and buffers take no memory.
+    planned: bool,
     extensions: Extensions,
     recycled_lists: Lock<RecycledLists>,
     /// Locked from when a submission's parameters are written until it is submitted: all submissions share one buffer
@@ -141,6 +143,12 @@ impl Gpu {
         let software_kernels = options.test.software_kernels.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter);
         capabilities.subgroups |= options.browser_subgroups;
+        let mut max_buffer_bytes = limits.max_buffer_size;
+        let planned = options.test.planned.is_some();
+        if let Some(planned) = &options.test.planned {
+            capabilities.clone_from(planned);
+            max_buffer_bytes = planned.max_buffer_bytes;
+        }
         if let Some(bytes) = options.test.max_binding_bytes {
             capabilities.max_binding_bytes = capabilities.max_binding_bytes.min(bytes);
         }
@@ -152,7 +160,7 @@ impl Gpu {
             // wgpu checks its header against the adapter and driver and starts an empty cache where they differ.
             unsafe { device.create_pipeline_cache(&descriptor) }
         });
-        let memory = Memory::new(device.clone(), limits.max_buffer_size, options.memory_limit);
+        let memory = Memory::new(device.clone(), max_buffer_bytes, options.memory_limit, planned);
         let params = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("parameters"),
             size: PARAMS_BUFFER_BYTES,
@@ -176,6 +184,7 @@ impl Gpu {
             cost: Lock::default(),
             guards: options.test.guard_zones.then(Guards::default),
             software_kernels,
+            planned,
             extensions: Extensions::default(),
             recycled_lists: Lock::default(),
             submitting: Lock::default(),
@@ -209,9 +218,9 @@ impl Gpu {
         self.0.memory.usage()
     }
 
-    /// A new recording.
+    /// A new recording: a dry run on a planned device.
     pub fn record(&self) -> Recorder {
-        Recorder::new(self.clone())
+        if self.0.planned { self.dry_run() } else { Recorder::new(self.clone()) }
     }
 
     /// A recording that runs nothing and reports what it would run ([`Recorder::into_report`]).
@@ -309,7 +318,9 @@ impl Gpu {
     /// Writes bytes into a persistent buffer before anything recorded later runs. `offset` and length are multiples
     /// of 4.
     pub fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
-        self.0.queue.write_buffer(buffer.raw(), offset, bytes);
+        if !self.0.planned {
+            self.0.queue.write_buffer(buffer.raw(), offset, bytes);
+        }
     }
 
     /// Submits pending writes and waits until their staging memory is free again, so that loading a model uses a

@@ -1,17 +1,26 @@
 //! What a recording would run.
 
 use std::any::Any;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
-use super::Kernel;
 use super::extensions::Traces;
+use super::{Cost, Kernel};
 
 /// What a dry run recorded.
 #[derive(Debug, Default)]
 pub struct DryRunReport {
-    /// The specialisations.
-    pub kernels: HashSet<Kernel>,
+    /// The specialisations, and what each would do.
+    pub kernels: HashMap<Kernel, KernelUse>,
     pub(super) traces: Traces,
+}
+
+/// The dispatches of one kernel in a dry run.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct KernelUse {
+    /// Number of dispatches.
+    pub dispatches: u64,
+    /// The cost of all of them.
+    pub cost: Cost,
 }
 
 impl DryRunReport {

@@ -109,6 +109,8 @@ pub(super) struct Memory {
     device: wgpu::Device,
     limit: Option<u64>,
     max_buffer_bytes: u64,
+    /// Buffers are counted but take no memory ([`TestOptions::planned`](super::TestOptions::planned)).
+    planned: bool,
     allocated: AtomicU64,
     peak: AtomicU64,
     next_id: AtomicU64,
@@ -122,15 +124,19 @@ pub(super) struct Memory {
     begun: AtomicU64,
 }
 
+/// Size of the buffers of a planned device, in bytes.
+const PLANNED_BYTES: u64 = 256;
+
 const USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 impl Memory {
-    pub(super) fn new(device: wgpu::Device, max_buffer_bytes: u64, limit: Option<u64>) -> Arc<Self> {
+    pub(super) fn new(device: wgpu::Device, max_buffer_bytes: u64, limit: Option<u64>, planned: bool) -> Arc<Self> {
         Arc::new(Self {
             device,
             limit,
             max_buffer_bytes,
+            planned,
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
@@ -182,7 +188,7 @@ impl Memory {
         }
         let raw = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
-            size: bytes,
+            size: if self.planned { bytes.min(PLANNED_BYTES) } else { bytes },
             usage: USAGE,
             mapped_at_creation: false,
         });

@@ -28,7 +28,7 @@ mod timestamps;
 pub use adapter::{AdapterChoice, AdapterSummary, list_adapters};
 pub use capabilities::Capabilities;
 pub use device::Gpu;
-pub use dry_run::DryRunReport;
+pub use dry_run::{DryRunReport, KernelUse};
 pub(crate) use kernel::wgsl;
 pub use kernel::{Access, Kernel, PipelineKey, Source};
 pub(crate) use lock::Lock;

@@ -1,6 +1,6 @@
 //! How to open a device.
 
-use super::AdapterChoice;
+use super::{AdapterChoice, Capabilities};
 
 /// How to open a device. The default is the best adapter with everything it offers.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +22,7 @@ pub struct GpuOptions {
 
 /// Options of tests.
 #[doc(hidden)]
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct TestOptions {
     /// Request WebGPU's default limits and no features, as the smallest device would offer.
     pub base_only: bool,
@@ -32,6 +32,9 @@ pub struct TestOptions {
     pub guard_zones: bool,
     /// Choose kernels as on a software adapter (`true`) or as on a GPU (`false`), whatever this one is.
     pub software_kernels: Option<bool>,
+    /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers take no
+    /// memory, so that whole models can be planned at their real sizes.
+    pub planned: Option<Capabilities>,
 }
 
 impl GpuOptions {

@@ -143,7 +143,10 @@ impl Recorder {
             return Ok(());
         }
         if let Some(report) = &mut self.dry_run {
-            report.kernels.insert(kernel.kernel());
+            let uses = report.kernels.entry(kernel.kernel()).or_default();
+            uses.dispatches += 1;
+            uses.cost.bytes += cost.bytes;
+            uses.cost.flops += cost.flops;
             return Ok(());
         }
         let pipeline = self.gpu.pipeline(kernel);
@@ -209,6 +212,9 @@ impl Recorder {
 
     /// Records a copy of `bytes` (a multiple of 4) between two different buffers.
     pub fn copy(&mut self, source: Binding<'_>, target: &Buffer, target_offset: u64) {
+        if self.dry_run.is_some() {
+            return;
+        }
         self.commands.push(Command::Copy {
             source: source.buffer.raw().clone(),
             source_offset: source.offset,
@@ -222,6 +228,9 @@ impl Recorder {
     pub(crate) fn upload(&mut self, bytes: &[u8], what: &str) -> Result<(Arc<Buffer>, u64)> {
         let padded = (bytes.len().max(4) as u64).next_multiple_of(4);
         let (target, target_offset) = self.gpu.place(padded, false, what)?;
+        if self.dry_run.is_some() {
+            return Ok((target, target_offset));
+        }
         let staging = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("upload"),
             size: padded,

@@ -4,14 +4,17 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use mgm::Error;
-use mgm::gpu::{Gpu, GpuOptions, TestOptions};
+use mgm::gpu::{Capabilities, Gpu, GpuOptions, TestOptions};
 use mgm::image::{Image, decode};
 use mgm::io::DiskFolder;
+use mgm::language::LanguageModel;
+use mgm::loader::Loader;
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
 use mgm::session::LoadOptions;
 use mgm::session::{AnswerOptions, Event, FinishReason, Model, image_sources};
 use mgm::tensor::Precision;
+use mgm::variants::released;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 
 use crate::common::{Expected, case, open_gpu, open_gpu_with};
@@ -38,6 +41,31 @@ async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Model {
 /// A device that is taken for hardware: with its kernels, and three steps ahead of what is read.
 fn open_as_hardware() -> Gpu {
     open_gpu_with(GpuOptions::default().with_test(TestOptions { software_kernels: Some(false), ..Default::default() }))
+}
+
+/// A model of 4 GB on a device that is only planned: nothing is allocated, compiled or run, and the capabilities choose the kernels.
+#[test]
+fn a_planned_device_takes_no_memory() {
+    let planned = Capabilities {
+        max_binding_bytes: (1 << 31) - 4,
+        max_buffer_bytes: 1 << 33,
+        subgroup_min_size: 32,
+        subgroup_max_size: 32,
+        ..open_gpu().capabilities().clone()
+    };
+    let test = TestOptions { planned: Some(planned), software_kernels: Some(false), ..Default::default() };
+    let gpu = open_gpu_with(GpuOptions::default().with_test(test));
+    pollster::block_on(async {
+        let config = released("mgm-7b").expect("a released model").language;
+        let loader = Loader::random(&gpu, 1, Precision::Q4, None);
+        let model = LanguageModel::load(&loader, &config).await.expect("a planned model");
+        let weights = MemoryPlan::new(&config, None, Precision::Q4).weights();
+        assert!(gpu.memory().allocated.abs_diff(weights) < weights / 100, "{:?}, planned {weights}", gpu.memory());
+        let report = model.dry_run(&gpu).expect("a report");
+        let chosen = |name| report.kernels.iter().any(|(kernel, uses)| kernel.name == name && uses.dispatches > 0);
+        assert!(chosen("matvec_blocks") && chosen("matmul") && chosen("attention"), "{:?}", report.kernels);
+        assert!(!chosen("matmul_subgroup") && gpu.kernels().is_empty() && gpu.dispatch_count() == 0);
+    });
 }
 
 #[test]

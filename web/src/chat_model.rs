@@ -129,7 +129,7 @@ impl ChatModel {
     /// each; `false` stops. A browser blocks the device while it compiles, so a request that arrives meanwhile waits
     /// for one pipeline at most.
     pub async fn prepare(&self, on_event: Function) -> Result<(), JsValue> {
-        for (index, kernel) in self.model.dry_run().map_err(to_js)?.kernels.into_iter().enumerate() {
+        for (index, kernel) in self.model.dry_run().map_err(to_js)?.kernels.into_keys().enumerate() {
             self.gpu.prepare(kernel);
             self.gpu.flush_writes().await.map_err(to_js)?;
             if emit(&on_event, "prepared", &(index as f64 + 1.0).into()).is_break() {

@@ -47,7 +47,7 @@ impl MatmulKernel {
     }
 
     /// The kernels to measure for a matmul of this shape on this device.
-    pub(crate) fn candidates(gpu: &Gpu, shape: MatmulShape) -> Vec<Self> {
+    pub fn candidates(gpu: &Gpu, shape: MatmulShape) -> Vec<Self> {
         let few = shape.m <= MATVEC_ROWS;
         Self::all()
             .filter(|kernel| {
