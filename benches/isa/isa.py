@@ -11,6 +11,7 @@ import argparse
 import collections
 import concurrent.futures
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import devices
 import loops
 
 HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent.parent
 # Columns of DEVICE.tsv, and of the table.
 COLUMNS = ("kernel", "subgroup", "fma/instr", "loops", "load", "shared", "regs", "occupancy", "spills", "scratch", "instr", "cycles")
 # Loops with fewer multiply-adds than this share of the heaviest are left out of the column `loops`.
@@ -57,21 +59,33 @@ def arguments():
     return options
 
 
-def build(folder):
-    """Builds both binaries and copies them to a folder: other work trees may share CARGO_TARGET_DIR."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent.parent / "target" / "isa"))
+def build(root):
+    """Builds both binaries if a Rust file is newer than they are, and returns their folder in the chroot.
+
+    cargo alone would build them for every edited shader, which isa-dump reads by itself. Other work trees may share CARGO_TARGET_DIR, so
+    each has copies of its own.
+    """
+    names = ("isa-dump", "isa-compile")
+    folder = root / "isa" / "bin" / hashlib.sha256(str(HERE).encode()).hexdigest()[:12]
+    sources = [REPOSITORY / "Cargo.toml", HERE / "Cargo.toml", *(REPOSITORY / "src").rglob("*.rs"), *(HERE / "src").glob("*.rs")]
+    newest = max(source.stat().st_mtime for source in sources)
+    if all((folder / name).exists() and (folder / name).stat().st_mtime > newest for name in names):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target" / "isa"))
     target.mkdir(parents=True, exist_ok=True)
     command = ["cargo", "build", "--quiet", "--manifest-path", str(HERE / "Cargo.toml")]
     with open(target / "isa.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(command, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target)})
-        for name in ("isa-dump", "isa-compile"):
-            shutil.copy2(target / "debug" / name, folder)
+        for name in names:
+            shutil.copy(target / "debug" / name, folder)
+    return folder
 
 
-def dump(work, options):
+def dump(binaries, work, options):
     """Writes the modules, and the list of them."""
-    command = [str(work / "isa-dump"), "--out", str(work / "spv"), "--kernels", options.kernels]
+    command = [str(binaries / "isa-dump"), "--out", str(work / "spv"), "--kernels", options.kernels]
     if options.all:
         command.append("--all")
     with open(work / "list.tsv", "w") as listed:
@@ -81,7 +95,7 @@ def dump(work, options):
     return sorted((work / "spv").glob("*.spv"))
 
 
-def compile_for(name, modules, options, out):
+def compile_for(name, binary, modules, options, out):
     """Compiles modules for a device. Returns name -> statistics; modules that the driver crashes on are noted and skipped."""
     device = devices.DEVICES[name]
     results, start = {}, 0
@@ -90,7 +104,7 @@ def compile_for(name, modules, options, out):
     root = Path(options.root)
     inside = lambda path: "/" + str(path.relative_to(root))
     while start < len(modules):
-        command = [inside(out.parent / "isa-compile"), "--robust", options.robust, "--isa", inside(out), "--start", str(start)]
+        command = [inside(binary), "--robust", options.robust, "--isa", inside(out), "--start", str(start)]
         command += [inside(module) for module in modules]
         process = chroot.popen(root, device, command)
         reader = chroot.Reader(process, PATIENCE)
@@ -206,21 +220,23 @@ def main():
     work = root / "isa" / "runs" / str(os.getpid())
     work.mkdir(parents=True)
     try:
-        build(work)
+        binaries = build(root)
         if options.llama:
             import llama
 
             vendors = {devices.DEVICES[name].vendor for name in options.devices}
             modules = llama.modules(root, work / "spv", vendors, options.kernels)
         else:
-            dumped = dump(work, options)
+            dumped = dump(binaries, work, options)
             modules = collections.defaultdict(lambda: dumped)
         count = lambda name: len(modules[devices.DEVICES[name].vendor])
         if not any(count(name) for name in options.devices):
             sys.exit(f"no kernel matches {options.kernels!r}")
         print(f"{max(map(count, options.devices))} kernels for {len(options.devices)} devices", flush=True)
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            begin = lambda name: pool.submit(compile_for, name, modules[devices.DEVICES[name].vendor], options, work / name)
+            begin = lambda name: pool.submit(
+                compile_for, name, binaries / "isa-compile", modules[devices.DEVICES[name].vendor], options, work / name
+            )
             jobs = {name: begin(name) for name in options.devices}
             for name, job in jobs.items():
                 try:
