@@ -1,12 +1,14 @@
 //! What several test files need.
 #![allow(dead_code)]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::language::{ImageId, Position};
 use mgm::tensor::Tensor;
 use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
 
 /// The device that tests run on: `MGM_ADAPTER` by index or name, else the best. Fails, with what to install, where
 /// there is none.
@@ -79,10 +81,17 @@ pub struct ExpectedTurn {
     pub text: String,
 }
 
+/// A tensor of `expected.safetensors`.
+pub struct ExpectedTensor {
+    pub values: Vec<f32>,
+    /// How far `values` may be from what the reference computed, as a part of the largest magnitude.
+    pub rounding: f32,
+}
+
 /// A case's expectations.
 pub struct Expected {
     pub json: ExpectedJson,
-    tensors: std::collections::HashMap<String, Vec<f32>>,
+    tensors: HashMap<String, ExpectedTensor>,
 }
 
 impl Expected {
@@ -90,22 +99,32 @@ impl Expected {
         let json = std::fs::read_to_string(case.join("expected.json")).expect("expected.json");
         let bytes = std::fs::read(case.join("expected.safetensors")).expect("expected.safetensors");
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-        let tensors = file
-            .iter()
-            .map(|(name, tensor)| (name.to_owned(), bytemuck::pod_collect_to_vec::<u8, f32>(tensor.data())))
-            .collect();
+        let tensors = file.names().into_iter().map(|name| (name.to_owned(), read_tensor(&file, name))).collect();
         Self { json: serde_json::from_str(&json).expect("the format of expected.json"), tensors }
     }
 
-    /// A tensor's values, if it is stored.
-    pub fn get(&self, name: &str) -> Option<&[f32]> {
-        self.tensors.get(name).map(Vec::as_slice)
+    pub fn tensor(&self, name: &str) -> &ExpectedTensor {
+        self.tensors.get(name).unwrap_or_else(|| panic!("{name} is not in expected.safetensors"))
     }
 
     /// A tensor's values.
     pub fn values(&self, name: &str) -> &[f32] {
-        self.get(name).unwrap_or_else(|| panic!("{name} is not in expected.safetensors"))
+        &self.tensor(name).values
     }
+}
+
+/// A tensor in f32, or in 16 bits: value = i16 * scale / 32767, where `NAME_scale` is the largest magnitude.
+fn read_tensor(file: &SafeTensors<'_>, name: &str) -> ExpectedTensor {
+    let tensor = file.tensor(name).expect("a listed tensor");
+    if tensor.dtype() != Dtype::I16 {
+        return ExpectedTensor { values: bytemuck::pod_collect_to_vec(tensor.data()), rounding: 0.0 };
+    }
+    let scale = file.tensor(&format!("{name}_scale")).expect("the scale of a tensor in 16 bits");
+    let scale = f64::from(bytemuck::pod_read_unaligned::<f32>(scale.data()));
+    let largest = f64::from(i16::MAX);
+    let integers: Vec<i16> = bytemuck::pod_collect_to_vec(tensor.data());
+    let values = integers.into_iter().map(|value| (f64::from(value) * scale / largest) as f32).collect();
+    ExpectedTensor { values, rounding: (0.5 / largest) as f32 }
 }
 
 /// Prompt ids as positions; -200 stands for an image.

@@ -2,6 +2,7 @@
 from them according to mgm_reference.py.
 
     python make_goldens.py [CASE ...]
+    python make_goldens.py --again [CASE ...]     only the expected values, for the stored weights
 
 The weights of a case are generated (random_weights.py), not stored. The script draws the output embedding again until
 all greedy tokens win by a margin far above rounding and the answers are readable and depend on the image. Weights are
@@ -21,10 +22,9 @@ import sentencepiece as spm
 import torch
 from make_low_resolution import CASES as LOW_RESOLUTION
 from make_low_resolution import low_resolution
-from mgm_reference import Reference, Text, converse, expected, prompt_of
+from mgm_reference import Reference, Text, converse, expected, prompt_of, save_expected
 from PIL import Image, ImageDraw
 from random_weights import GOLDENS, built, entry, generate, torch_pickle, with_digests, write_manifest
-from safetensors.torch import save_file
 from transformers import LlamaTokenizer
 
 CLIP_FOLDER = "OpenAI/clip-vit-large-patch14-336"
@@ -768,7 +768,7 @@ def make(name):
     print(f"{name}: head {seed}, margins {[round(turn['min_margin'], 4) for turn in turns]}")
 
     write_manifest(root, with_digests(manifest))
-    save_file(tensors, root / "expected.safetensors")
+    save_expected(tensors, root / "expected.safetensors")
     meta = {
         "case": name,
         "family": case["family"],
@@ -787,6 +787,21 @@ def make(name):
     print(f"  {total / 1e6:.2f} MB", flush=True)
 
 
+def make_again(name):
+    """Computes the expected values of the stored weights again. Prompts, ids and texts must be those stored."""
+    root = GOLDENS / name
+    meta = json.loads((root / "expected.json").read_text())
+    questions = [turn["question"] for turn in meta["turns"]]
+    with built(name) as made:
+        reference = Reference(made / meta["checkpoint"])
+        turns, tensors = expected(reference, meta["family"], [root / image for image in meta["images"]], questions)
+    for turn, stored in zip(turns, meta["turns"], strict=True):
+        assert turn | {"min_margin": stored["min_margin"]} == stored, f"{name}: {turn}"
+    save_expected(tensors, root / "expected.safetensors")
+    print(f"{name}: {(root / 'expected.safetensors').stat().st_size / 1e6:.2f} MB", flush=True)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or CASES:
-        make(name)
+    run, names = (make_again, sys.argv[2:]) if sys.argv[1:2] == ["--again"] else (make, sys.argv[1:])
+    for name in names or CASES:
+        run(name)

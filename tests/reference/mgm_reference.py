@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models.convnext import ConvNeXt
 from transformers import (
     CLIPImageProcessor,
@@ -363,16 +363,35 @@ def converse(reference, family, questions, encoded, enough=0.0):
     return turns, tensors
 
 
-def sampled(image):
-    """What is stored of an image's tensors: of those with a row for each token, every fifth row and every row's sum."""
-    out = {}
-    for name, value in image.items():
-        if name in ("clip", "mined", "projected"):
-            rows = value.reshape(-1, value.shape[-1])
-            out |= {f"{name}_sample": rows[::5], f"{name}_row_sums": rows.double().sum(1).float()}
+# Tensors with a row for each visual token are most of a case. They are stored whole, in 16 bits.
+IN_16_BITS = ("clip", "mined", "projected")
+# The largest error of a value in 16 bits, as a part of the tensor's largest magnitude.
+ROUNDING = 0.5 / 32767
+
+
+def save_expected(tensors, path):
+    """Writes `expected.safetensors`. A tensor in 16 bits is value = i16 * scale / 32767, `NAME_scale` the largest magnitude."""
+    stored = {}
+    for name, value in tensors.items():
+        if name.split(".")[-1] in IN_16_BITS:
+            scale = value.abs().max()
+            stored[name] = (value.double() / scale * 32767).round().to(torch.int16)
+            stored[f"{name}_scale"] = scale.reshape(1)
         else:
-            out[name] = value
-    return out
+            stored[name] = value
+    save_file(stored, path)
+
+
+def load_expected(path):
+    """The tensors of `expected.safetensors`: name -> (f32 tensor, largest error of its values relative to its scale)."""
+    stored = load_file(path)
+    tensors = {}
+    for name, value in stored.items():
+        if value.dtype == torch.int16:
+            tensors[name] = ((value.double() * stored[f"{name}_scale"] / 32767).float(), ROUNDING)
+        elif not (name.endswith("_scale") and name.removesuffix("_scale") in stored):
+            tensors[name] = (value, 0.0)
+    return tensors
 
 
 def expected(reference, family, images, questions):
@@ -380,5 +399,5 @@ def expected(reference, family, images, questions):
     encoded = [reference.encode_image(path) for path in images]
     turns, tensors = converse(reference, family, questions, encoded)
     for i, image in enumerate(encoded):
-        tensors |= {f"image{i}.{name}": value for name, value in sampled(image).items()}
+        tensors |= {f"image{i}.{name}": value for name, value in image.items()}
     return turns, {k: v.contiguous().clone() for k, v in tensors.items()}
