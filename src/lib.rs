@@ -31,6 +31,8 @@
 //! # Where to start
 //!
 //! * [`Model`], [`Chat`]: conversations about images ([`session`]).
+//! * [`Model::open`] with [`LoadOptions`]: another precision than the stored one, another conversation template, progress.
+//! * [`Ask::on_event`]: cancels an answer when the callback returns `ControlFlow::Break`.
 //! * [`DiffusionPipeline`]: text to image and image to image ([`diffusion`]).
 //! * [`weights`]: the readers: Mini-Gemini checkpoints, GGUF, safetensors, PyTorch, bundles.
 //! * [`io`]: implement [`Folder`] and [`ByteSource`] to load weights from anywhere.
@@ -42,8 +44,8 @@
 //!
 //! Futures of this crate are not `Send`, by design: in a browser nothing is, and a model's caches belong to one thread.
 //! They need no runtime. Drive them with `pollster::block_on`; in a multi-threaded program, run one thread per model
-//! and send it questions over a channel (`examples/async_server.rs`). The crate itself uses no network, no threads and
-//! no standard output.
+//! and send it questions over a channel (`examples/async_server.rs`, which streams answers and cancels them). The crate
+//! itself uses no network, no threads and no standard output.
 //!
 //! # Features
 //!
