@@ -128,8 +128,12 @@ pub enum Error {
     NoAdapter(String),
     /// The device has too little memory.
     #[error(
-        "not enough GPU memory for {what}: {needed} bytes needed, {}; choose a smaller precision or a smaller model",
-        if *available == 0 { "the device has no more".to_owned() } else { format!("{available} available") }
+        "not enough GPU memory for {what}: {:.1} MiB needed, {}choose a smaller model or a smaller precision",
+        mebibytes(*needed),
+        match *available {
+            0 => "the device has no more; ".to_owned(),
+            bytes => format!("{:.1} MiB available; raise the memory limit if you set one, or ", mebibytes(bytes)),
+        }
     )]
     OutOfMemory {
         /// The allocation.
@@ -151,6 +155,11 @@ pub enum Error {
     /// The caller cancelled the operation.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// MiB for messages, the unit of `mgm inspect`.
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 impl Error {

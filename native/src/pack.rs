@@ -105,7 +105,10 @@ async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
     let precision = arguments.precision.unwrap_or(Precision::F16);
     let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
     let refused = if path.is_file() || !SdxlCheckpoint::is_in(&*folder).await? {
-        Some(format!("{}: an image model is packed from a folder in diffusers' layout", path.display()))
+        Some(format!(
+            "{}: an image model is packed from a folder in diffusers' layout, which save_pretrained of diffusers writes",
+            path.display()
+        ))
     } else if !matches!(precision, Precision::F32 | Precision::F16 | Precision::Q8) {
         Some(format!("--precision {precision}: an image model is packed at f32, f16 or q8"))
     } else if arguments.conversation.is_some() {

@@ -322,7 +322,10 @@ impl<'a> Reader<'a> {
 fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
     let mut reader = Reader { bytes, at: 0, elements: 0 };
     if reader.take()? != *MAGIC {
-        return Err(Problem::Malformed(0, "the first four bytes are not \"GGUF\"".to_owned()));
+        return Err(Problem::Malformed(
+            0,
+            "the first four bytes are not \"GGUF\"; of any other checkpoint pass the folder".to_owned(),
+        ));
     }
     let version = reader.u32()?;
     if !(2..=3).contains(&version) {
@@ -358,7 +361,7 @@ fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
         shape.reverse();
         let kind = reader.u32()?;
         let offset = reader.u64()?;
-        let dtype = tensor_type(kind).ok_or_else(|| Problem::Failed(unknown_type(&name, kind)))?;
+        let dtype = tensor_type(kind).ok_or_else(|| Problem::Failed(unknown_type(file, &name, kind)))?;
         descriptions.push((name, TensorInfo { dtype, shape }, offset));
     }
     let alignment = match metadata.get("general.alignment") {
@@ -415,7 +418,7 @@ fn tensor_type(kind: u32) -> Option<Dtype> {
     })
 }
 
-fn unknown_type(name: &str, kind: u32) -> Error {
+fn unknown_type(file: &str, name: &str, kind: u32) -> Error {
     const NAMES: [(u32, &str); 21] = [
         (9, "Q8_1"),
         (10, "Q2_K"),
@@ -441,8 +444,11 @@ fn unknown_type(name: &str, kind: u32) -> Error {
     ];
     let known = NAMES.iter().find(|(number, _)| *number == kind).map(|(_, name)| *name);
     Error::Unsupported {
-        what: format!("type of tensor {name}"),
+        what: format!("{file}: type of tensor {name}"),
         found: known.map_or_else(|| format!("number {kind}"), str::to_owned),
-        supported: "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K".to_owned(),
+        supported:
+            "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K; convert the original model to one of them \
+             with llama.cpp's llama-quantize"
+                .to_owned(),
     }
 }

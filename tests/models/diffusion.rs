@@ -284,5 +284,5 @@ fn generation_stays_within_its_memory_limit() {
     let small = common::open_gpu_with(GpuOptions::default().with_memory_limit(Some(1 << 20)));
     let refused = self::pipeline(&small);
     let error = refused.err().expect("no room").to_string();
-    assert!(error.contains("UNet") && error.contains("bytes needed"), "{error}");
+    assert!(error.contains("UNet") && error.contains("MiB needed"), "{error}");
 }

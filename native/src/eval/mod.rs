@@ -90,9 +90,9 @@ pub struct EvalArgs {
 const EVAL_HELP: &str = "\
 Decoding is greedy. Prompts and scores follow the evaluation scripts that Mini-Gemini uses:
   easy-vqa   exact match, ignoring case and a final period
-  jsonl      match with one of the answers, both normalized as for textvqa; the question is asked as it is
-  vqa        min(1, agreeing annotators / 3), averaged over leaving out each annotator; VQAEval's normalization
-  textvqa    the same with EvalAI's normalization; LLaVA's prompts include words from an OCR system
+  jsonl      match with one of the answers, both normalised as for textvqa; no instruction is appended
+  vqa        min(1, agreeing annotators / 3), averaged over leaving out each annotator; VQAEval's normalisation
+  textvqa    the same with EvalAI's normalisation; LLaVA's prompts include words from an OCR system
   pope       \"no\" if the first sentence contains \"No\", \"no\" or \"not\", else \"yes\"; precision, recall, F1, yes ratio
   mmbench    the named letter, else wrong (official scores come from a server); single round, not circular
   mmmu       the named letter, else a random one (seed 42); for open questions the conclusion, numbers to two decimals

@@ -225,7 +225,11 @@ fn rows() -> Vec<Row> {
         called("not an image", &["--image", &not_an_image], &["README.md", "image"]),
         called("no such image", &["--image", "/nowhere/photo.jpg"], &["/nowhere/photo.jpg"]),
         called("a prompt beyond the context", &["--prompt", &long], &["tokens", "context"]),
-        called("an adapter with little memory", &["--gpu-memory", "1M"], &["not enough GPU memory", "1048576"]),
+        called(
+            "an adapter with little memory",
+            &["--gpu-memory", "1M"],
+            &["not enough GPU memory", "1.0 MiB available"],
+        ),
         called("no such adapter", &["--adapter", "Voodoo 3"], &["voodoo 3"]),
         called("no such precision", &["--precision", "q3"], &["q3", "q4"]),
         called("no such template", &["--conversation", "alpaca"], &["alpaca", "vicuna_v1"]),

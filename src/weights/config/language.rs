@@ -190,7 +190,9 @@ fn rope_theta(settings: &Settings<'_>, default: f64) -> Result<f32> {
             _ => false,
         };
         if !unscaled {
-            return Err(settings.file.unsupported(key, scaling.to_string(), "null or the type default"));
+            let supported =
+                "null or the type default; in a GGUF file of a language model also linear and Llama 3.1's scaling";
+            return Err(settings.file.unsupported(key, scaling.to_string(), supported));
         }
     }
     let nested = || settings.value("rope_parameters")?.get("rope_theta")?.as_f64();

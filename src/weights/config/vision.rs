@@ -53,7 +53,7 @@ impl VisionConfig {
         let file = settings.file;
         let Some(high_image_size) = settings.optional_size("image_size_aux", MAX_IMAGE_SIZE)? else {
             let Some(tower) = settings.text("mm_vision_tower")? else { return Ok(None) };
-            let supported = "models with two towers (this looks like LLaVA)";
+            let supported = "Mini-Gemini, which has two towers (this looks like LLaVA, which has one)";
             return Err(file.unsupported("a vision tower without image_size_aux", tower, supported));
         };
         settings.only("mm_use_im_start_end", &[false.into()])?;

@@ -189,8 +189,8 @@ impl SdxlCheckpoint {
             return Err(Error::MissingFile {
                 file,
                 hint:
-                    "a model in diffusers' layout has it next to the folders unet, vae, text_encoder, text_encoder_2, \
-                       tokenizer, tokenizer_2 and scheduler"
+                    "check the path; a model in diffusers' layout has it next to the folders unet, vae, text_encoder, \
+                     text_encoder_2, tokenizer, tokenizer_2 and scheduler"
                         .to_owned(),
             });
         };
@@ -238,7 +238,7 @@ impl SdxlCheckpoint {
             return Err(Error::MissingTensor {
                 name: "model.diffusion_model.*".to_owned(),
                 file: checkpoint.name().to_owned(),
-                hint: ": a single file of Stable Diffusion XL has such tensors; for a model in diffusers' layout pass its folder"
+                hint: ": a single file of Stable Diffusion XL has such tensors; of any other model pass the folder"
                     .to_owned(),
             });
         }

@@ -166,7 +166,9 @@ fn read_json_lines<T: DeserializeOwned>(file: &Path) -> Result<Vec<(usize, T)>> 
     for (index, line) in read_text(file)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         rows.push((
             index + 1,
-            parse_line(line).map_err(|reason| data_error(file, format!("line {}: {reason}", index + 1)))?,
+            parse_line(line).map_err(|reason| {
+                data_error(file, format!("line {}: {reason}; expected one JSON object per line", index + 1))
+            })?,
         ));
     }
     Ok(rows)
