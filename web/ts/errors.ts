@@ -1,9 +1,14 @@
 /**
  * The kind of an error, for programs.
  *
- * - from the page: `unsupported-browser`, `disposed`, `invalid-argument`, `unsupported`
- * - from loading: `offline`, `network`, `cors`, `http`, `checksum`, `quota`, `storage`
- * - from the core: the others; `device-lost` only if recovery failed too
+ * - The browser: `unsupported-browser`, `no-adapter`.
+ * - The call: `disposed`, `invalid-argument`, `unsupported`, `prompt-too-long`, `image`. `needs-setting`: the files leave something open,
+ *   such as the conversation template.
+ * - The download: `offline`, `network`, `cors`, `http`, `checksum`, `quota`, `storage`.
+ * - The model's files: `io`, `missing-file`, `malformed`, `missing-tensor`, `wrong-shape`, `wrong-dtype`, `bad-value` (NaN or infinity),
+ *   `config`, `unsupported`.
+ * - The GPU: `out-of-memory`, `gpu`, and `device-lost` if recovery failed too.
+ * - A bug in this package: `internal`.
  */
 export type MgmErrorCode =
   | "unsupported-browser"

@@ -22,20 +22,21 @@ type Undefined<T> = { [K in keyof T]: T[K] | undefined };
 export class Mgm {
   readonly #client: WorkerClient;
   #info: ModelInfo | undefined;
-  /** The same models with the request and response shapes of OpenAI's API: `mgm.openai.chat.completions.create(body)`. */
+  /** The chat model with requests and responses in the format of OpenAI's API: `mgm.openai.chat.completions.create(body)`. */
   readonly openai: OpenAI = new OpenAI(this);
 
   private constructor(onProgress: LoadOptions["onProgress"]) {
     this.#client = new WorkerClient(onProgress);
   }
 
-  /** Says whether this browser can run models (of a given size), at which precisions, and if not, why. Never throws. */
+  /** Reports whether this browser can run models (of a given size), at which precisions, and if not, why. Never throws. */
   static support(question: SupportQuestion = {}): Promise<Support> {
     return support(question);
   }
 
   /**
-   * Runs every kernel once on this device and compares it with a reference. If answers make no sense, this finds the kernel.
+   * Runs every kernel once on this device and compares the results with a reference. Use it to find the wrong kernel if answers make no
+   * sense.
    *
    * @throws {@link MgmError} `unsupported-browser`, `device-lost`; the signal's reason if aborted.
    */
@@ -49,7 +50,7 @@ export class Mgm {
     }
   }
 
-  /** Says what a model is without loading it. */
+  /** Returns a model's name and kind without loading it. */
   static async inspect(source: ModelSource, options: { signal?: AbortSignal } = {}): Promise<ModelSummary> {
     const place = toFileSource(source);
     return "files" in place ? inspectFiles(new Map(place.files)) : inspectBundle(place.url, options.signal);
@@ -78,8 +79,8 @@ export class Mgm {
   }
 
   /**
-   * Loads an image model next to the chat model, or instead of the loaded image model: a bundle, or the files of a folder in diffusers'
-   * layout. Its weights go to the GPU when an image needs them. If both models do not fit, they are loaded alternately.
+   * Loads an image model next to the chat model: a bundle, or the files of a folder in diffusers' layout. It replaces the image model that
+   * is loaded. Its weights are uploaded to the GPU when an image needs them. If both models do not fit, they are loaded alternately.
    */
   async loadImageModel(source: ModelSource, options: Pick<LoadOptions, "precision" | "cache" | "signal"> = {}): Promise<void> {
     await this.#load(source, "image-model", options);
@@ -126,7 +127,7 @@ export class Mgm {
     return resultOf(result, "generated").image;
   }
 
-  /** The attention map of patch info mining: how much each part of an image contributes, whatever is asked about it. */
+  /** Returns the attention map of patch info mining: how much each part of an image contributes. It does not depend on the question. */
   async attentionMap(image: ImageInput, options: { signal?: AbortSignal } = {}): Promise<AttentionMap> {
     const result = await this.#client.call({ type: "attention-map", image: await toPixels(image) }, options.signal);
     options.signal?.throwIfAborted();
@@ -134,8 +135,8 @@ export class Mgm {
   }
 
   /**
-   * Measures which kernels are the fastest for this model on this device (a few seconds), uses them from now on, and stores the result for
-   * later loads. With `int8`, kernels that quantise activations to 8 bits take part; they are less accurate.
+   * Measures which kernels are the fastest for this model on this device (a few seconds). Uses them from then on, and stores the result
+   * for later loads. `int8` includes kernels that quantise activations to 8 bits; they are less accurate.
    */
   async tune(options: { int8?: boolean; signal?: AbortSignal } = {}): Promise<void> {
     await this.#client.call({ type: "tune", int8: options.int8 ?? false }, options.signal);
@@ -147,7 +148,7 @@ export class Mgm {
     return resultOf(await this.#client.call({ type: "memory" }), "memory").memory;
   }
 
-  /** Frees the GPU and terminates the worker. Calls in progress fail with `disposed`. */
+  /** Frees the GPU memory and terminates the worker. Calls in progress fail with `disposed`. The model's files stay on this device. */
   dispose(): void {
     this.#client.end("disposed", "the model was disposed");
   }

@@ -6,7 +6,7 @@ import { anySignal } from "./http.js";
 import type { Mgm } from "./mgm.js";
 import type { Answer, ChatOptions, ContentPart, FinishReason, ImageInput, Message } from "./types.js";
 
-/** A message of a request. Neighbouring messages of one role are joined. */
+/** A message of a request. Consecutive messages with the same role are joined. */
 export interface ChatCompletionMessage {
   role: "system" | "developer" | "user" | "assistant";
   content: string | ChatCompletionPart[];
@@ -20,12 +20,12 @@ export type ChatCompletionPart =
   | { type: "image_url"; image_url: { url: string | ImageInput; detail?: "auto" | "low" | "high" } };
 
 /**
- * The body of `POST /v1/chat/completions`, as far as it is supported. Fields without effect on the answer (`user`, `metadata`, `store`, …)
- * are ignored; all others are an error with the code `unsupported`. Defaults are those of {@link ChatOptions}.
+ * The supported part of the body of `POST /v1/chat/completions`. Fields without effect on the answer (`user`, `metadata`, `store`, …) are
+ * ignored; all others are an error with the code `unsupported`. Defaults are those of {@link ChatOptions}. Answers never contain images.
  */
 export interface ChatCompletionRequest {
   messages: ChatCompletionMessage[];
-  /** Returned in the response; there is one model. Default: its name. */
+  /** Copied to the response; it selects nothing, because only one model is loaded. Default: the model's name. */
   model?: string;
   stream?: boolean | null;
   stream_options?: { include_usage?: boolean } | null;
@@ -129,9 +129,10 @@ export class ChatCompletions {
   }
 
   /**
-   * Answers the last message.
+   * Answers the last message. Abort `options.signal` to stop.
    *
-   * @throws {@link MgmError} `unsupported` or `invalid-argument` for requests that the model cannot answer as asked.
+   * @throws {@link MgmError} `unsupported` or `invalid-argument` for fields and messages that are not supported; the signal's reason if
+   * aborted. A stream throws later errors in its loop.
    */
   create(body: ChatCompletionRequest & { stream: true }, options?: { signal?: AbortSignal }): Promise<ChatCompletionStream>;
   create(body: ChatCompletionRequest & { stream?: false | null }, options?: { signal?: AbortSignal }): Promise<ChatCompletion>;

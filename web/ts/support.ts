@@ -6,7 +6,7 @@ export interface Support {
   supported: boolean;
   /** If not: why, and what the user can do. */
   reason?: string;
-  /** Precisions that run here, most accurate first. Smaller ones need less memory: see `maxWeightBytes`. */
+  /** Precisions at which the model runs here, most accurate first. Later ones need less memory: see `maxWeightBytes`. */
   precisions: Precision[];
   /** The adapter as the browser describes it; strings are often empty. `software` is a software (CPU) adapter. */
   adapter?: { vendor: string; architecture: string; description: string; software: boolean };
@@ -14,8 +14,8 @@ export interface Support {
   /** In bytes. */
   limits?: { maxBufferSize: number; maxStorageBufferBindingSize: number };
   /**
-   * Estimate of the weights that fit, in bytes, from the device's memory. Browsers do not report GPU memory, and only Chromium reports the
-   * device's.
+   * Estimate of the largest weights that fit, in bytes: half of the device's memory, which only Chromium reports, and as at most 8 GiB.
+   * Browsers do not report GPU memory. {@link Mgm.load} does not apply the estimate.
    */
   maxWeightBytes?: number;
   /** Storage for files on this device, in bytes. */
@@ -24,7 +24,7 @@ export interface Support {
 
 /** What to run: see {@link Mgm.support}. */
 export interface SupportQuestion {
-  /** Bytes of the model's weights in f16 (twice its parameters). Precisions that do not fit are left out. */
+  /** Size of the model's weights at f16, in bytes (twice its number of parameters). Precisions that do not fit are omitted. */
   weightBytes?: number;
 }
 

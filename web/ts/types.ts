@@ -3,7 +3,7 @@ import type { MgmError } from "./errors.js";
 /** How weights are stored on the device. */
 export type Precision = "f32" | "f16" | "q8" | "q4";
 
-/** An image, in any form that a page may have it. */
+/** An image. Workers have no `HTML…Element`s. An `<img>` from another origin needs the attribute `crossorigin`. */
 export type ImageInput =
   | Blob
   | ImageBitmap
@@ -13,7 +13,7 @@ export type ImageInput =
   | HTMLVideoElement
   | OffscreenCanvas;
 
-/** A part of a message. Images are placed before the text, wherever they are among the parts. */
+/** A part of a message. The model sees a message's images before its text, whatever their order. */
 export type ContentPart =
   | string
   | ImageInput
@@ -51,10 +51,10 @@ export interface Progress {
 /**
  * Where a model comes from:
  *
- * - the URL of a bundle's folder
- * - `"hf:owner/name"`, a bundle in a repository of the Hugging Face Hub; `"hf:owner/name@revision/folder"` names a revision and a folder
- *   (see {@link Environment.hubUrl})
- * - files that the user chose: those of a bundle or a checkpoint, or one GGUF file
+ * - the URL of a bundle's folder, which `mgm pack` wrote
+ * - `"hf:owner/name"`, a bundle in a public repository of the Hugging Face Hub; `"hf:owner/name@revision/folder"` names a revision and a
+ *   folder (see {@link Environment.hubUrl})
+ * - files that the user chose: those of a bundle's or a checkpoint's folder, or one GGUF file
  */
 export type ModelSource = string | URL | Iterable<File>;
 
@@ -66,22 +66,25 @@ export interface LoadOptions {
   precision?: Precision;
   /** The conversation template, if the files do not name it: `vicuna_v1`, `gemma`, `llama_3`, … */
   conversation?: string;
-  /** Upper limit of GPU memory, in bytes. If both models do not fit, they are loaded alternately. */
+  /** Maximum GPU memory to use, in bytes. If both models do not fit, the package loads them alternately. Default: no limit. */
   gpuMemory?: number;
-  /** `false` stores nothing on this device: the next load downloads the files again. Default: `true`. */
+  /** `false` stores no model files on this device: the next load downloads them again. Default: `true`. */
   cache?: boolean;
-  /** Called at most ten times a second, also while an answer recovers from a lost device. */
+  /**
+   * Called at most ten times a second, plus once at the end of each part. Later calls on the same object report here too:
+   * {@link Mgm.loadImageModel}, {@link Mgm.tune}, and answers that recover from a lost device.
+   */
   onProgress?: (progress: Progress) => void;
   signal?: AbortSignal;
 }
 
 /** Options of {@link Mgm.chat}. */
 export interface ChatOptions {
-  /** Upper limit of generated tokens. Default: 512. */
+  /** Maximum number of generated tokens. Default: 512. */
   maxNewTokens?: number;
   /** Another spelling of `maxNewTokens`. */
   maxTokens?: number;
-  /** Randomness; 0 always takes the most likely token. Default: 0.2. */
+  /** Sampling temperature; 0 is greedy. Default: 0.2. */
   temperature?: number;
   /** Sample only from the smallest set of most likely tokens whose probabilities sum to at least this value. Default: the model's. */
   topP?: number;
@@ -97,8 +100,8 @@ export interface ChatOptions {
 }
 
 /**
- * Whether and how an answer gets an image. The chat model describes it between `<h>` and `</h>`, and the image model generates it from
- * that description.
+ * Whether and how to generate an image in an answer. The chat model writes a description between `<h>` and `</h>`; the image model
+ * generates the image from it.
  */
 export interface ChatImageOptions extends ImageSettings {
   /**
@@ -152,7 +155,7 @@ export interface ImageStep {
   /** Finished steps. */
   done: number;
   total: number;
-  /** A preview, an eighth of the image's width and height. */
+  /** A preview with an eighth of the image's width and height. */
   preview?: ImageData;
 }
 
@@ -174,12 +177,12 @@ export interface GeneratedImage {
     strength?: number;
     precision: Precision;
   };
-  /** The end of the prompt, if it did not fit the text encoders' window. */
+  /** The end of the prompt that was cut off because it did not fit into the text encoders' window. */
   promptCut?: string;
   timings: {
-    /** Milliseconds per step, without the first. */
+    /** Mean duration of a step after the first, in milliseconds. */
     stepMs: number;
-    /** Milliseconds in total, including loading. */
+    /** Total duration, including loading, in milliseconds. */
     totalMs: number;
   };
 }
@@ -234,9 +237,9 @@ export type Delta =
   | { type: "image-error"; error: MgmError }
   | { type: "done"; answer: Answer };
 
-/** What a model is, before it is loaded. */
+/** The name and kind of a model that need not be loaded. */
 export interface ModelSummary {
-  /** The model's name; empty if its files do not say it. */
+  /** The model's name; empty if its files do not contain one. */
   name: string;
   /** Whether it is an image model; otherwise it is a chat model. */
   imageGeneration: boolean;
@@ -244,7 +247,7 @@ export interface ModelSummary {
 
 /** Properties of the loaded models. */
 export interface ModelInfo {
-  /** The model's name; empty if its files do not say it. */
+  /** The model's name; empty if its files do not contain one. */
   name: string;
   /** The browser's name of the adapter; often empty. */
   adapter: string;
@@ -267,7 +270,7 @@ export interface ModelInfo {
 
 /** Properties of an image model. */
 export interface ImageModelInfo {
-  /** The model's name; empty if its files do not say it. */
+  /** The model's name; empty if its files do not contain one. */
   name: string;
   precision: Precision;
   /** Width of the training images, in pixels. */

@@ -1,5 +1,4 @@
-// Loads the model here, next to whatever else this worker does, and answers in the shapes of OpenAI's API. The package starts a worker of
-// its own from this one.
+// Loads a model in this worker and answers through OpenAI's API. The package starts its own worker from this one.
 
 import { type ChatCompletionMessage, Mgm } from "mgm-webgpu";
 
