@@ -17,7 +17,7 @@ use crate::args::CheckpointArgs;
 use crate::load::{checkpoint_path, open_checkpoint};
 use crate::{CliError, sdxl};
 
-/// Maximum number of names shown of a list.
+/// Maximum number of names to print per list.
 const SHOWN: usize = 8;
 
 pub async fn run(arguments: CheckpointArgs) -> Result<(), CliError> {
@@ -138,7 +138,7 @@ fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), CliError> {
     if bad { Err(incomplete(checkpoint.folder.name())) } else { Ok(()) }
 }
 
-/// Prints the parts and their errors. Returns whether there are any.
+/// Prints the parts and their errors. Returns whether there are errors.
 fn print_parts(out: &mut impl Write, report: &[PartReport]) -> std::io::Result<bool> {
     writeln!(out, "\n{:<20} {:>8} {:>14} {:>10}  from", "part", "tensors", "parameters", "MB")?;
     for part in report {

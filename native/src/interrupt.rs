@@ -1,4 +1,4 @@
-//! Ctrl-C.
+//! Handles Ctrl-C.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::CliError;
 
-/// Makes Ctrl-C set a flag that running work polls. A second Ctrl-C before the flag is cleared ends the program.
+/// Makes Ctrl-C set a flag that running work polls. A second Ctrl-C before the flag is cleared
+/// ends the program with exit code 130.
 pub fn install() -> Result<Arc<AtomicBool>, CliError> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -19,7 +20,7 @@ pub fn install() -> Result<Arc<AtomicBool>, CliError> {
     Ok(stop)
 }
 
-/// What a callback of the core returns while `stop` is clear or set.
+/// Returns what a callback of the core should return: `Break` if `stop` is set.
 pub fn continue_unless(stop: &AtomicBool) -> ControlFlow<()> {
     if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

@@ -28,7 +28,7 @@ pub fn checkpoint_path(arguments: &CheckpointArgs) -> mgm::Result<PathBuf> {
     path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET))
 }
 
-/// Opens the checkpoint of [`checkpoint_path`] with its towers and, if one is named, another language model.
+/// Opens the checkpoint of [`checkpoint_path`] with its towers. A GGUF file in `--llm` replaces its language model.
 ///
 /// # Errors
 /// Those of [`checkpoint_path`] and of the readers.
@@ -61,14 +61,15 @@ pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
     GgufModel::open(Rc::new(file)).await
 }
 
-/// Options that load a model at a precision, or as its files are stored.
+/// Options that load a model at `precision`. `None` keeps the precision of a bundle or GGUF file, and otherwise means
+/// the default.
 pub fn load_options(arguments: &CheckpointArgs, files: &ModelFiles, precision: Option<Precision>) -> LoadOptions {
     let (default, stored) = files.default_precision();
     let keep = precision.is_none() && (stored || arguments.llm.is_some());
     LoadOptions::new(precision.unwrap_or(default)).with_keep_quantization(keep)
 }
 
-/// Loads a model with a progress bar and compiles its pipelines. Setting `stop` cancels.
+/// Loads a model with a progress bar and compiles its pipelines. Set `stop` to cancel.
 ///
 /// # Errors
 /// [`mgm::Error::Cancelled`] after a stop, [`mgm::Error::OutOfMemory`], and those of the readers.

@@ -52,7 +52,7 @@ const MIN_SHARD: u64 = 64 << 10;
 
 pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
     if arguments.checkpoint.llm.is_some() {
-        let reason = "--llm cannot be packed into a checkpoint; pack the GGUF file on its own".to_owned();
+        let reason = "--llm is not supported here; pack the GGUF file on its own".to_owned();
         return Err(Error::InvalidArgument(reason).into());
     }
     let path = checkpoint_path(&arguments.checkpoint)?;
@@ -65,8 +65,7 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
     let layout = match &files {
         ModelFiles::Mgm(checkpoint) => {
             if let Some(packed) = checkpoint.packed {
-                let reason =
-                    format!("{} is already a bundle at {packed}; pack the original checkpoint", path.display());
+                let reason = format!("{} is already a bundle ({packed}); pack the original checkpoint", path.display());
                 return Err(Error::InvalidArgument(reason).into());
             }
             refuse_incomplete(checkpoint)?;
@@ -79,7 +78,7 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
             Layout::from_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?
         }
         ModelFiles::Gguf(_) if arguments.precision.is_some() || !path.is_file() => {
-            let reason = "a GGUF file is packed without requantising: name the file and omit --precision".to_owned();
+            let reason = "a GGUF file keeps its precision: pass the file itself and omit --precision".to_owned();
             return Err(Error::InvalidArgument(reason).into());
         }
         ModelFiles::Gguf(model) => {
@@ -106,11 +105,11 @@ async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
     let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
     let refused = if path.is_file() || !SdxlCheckpoint::is_in(&*folder).await? {
         Some(format!(
-            "{}: an image model is packed from a folder in diffusers' layout, which save_pretrained of diffusers writes",
+            "{}: expected a folder in diffusers' layout, as save_pretrained of diffusers writes it",
             path.display()
         ))
     } else if !matches!(precision, Precision::F32 | Precision::F16 | Precision::Q8) {
-        Some(format!("--precision {precision}: an image model is packed at f32, f16 or q8"))
+        Some(format!("--precision {precision}: expected f32, f16 or q8 for an image model"))
     } else if arguments.conversation.is_some() {
         Some("--conversation needs a language model".to_owned())
     } else {
@@ -126,7 +125,7 @@ async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
     write(layout, &arguments.out).await
 }
 
-/// Refuses a checkpoint that could not be loaded.
+/// Refuses a checkpoint with missing tensors or wrong shapes, because its bundle could not be loaded.
 fn refuse_incomplete(checkpoint: &MgmCheckpoint) -> Result<(), Error> {
     checkpoint.report().iter().try_for_each(PartReport::check)
 }
@@ -134,7 +133,7 @@ fn refuse_incomplete(checkpoint: &MgmCheckpoint) -> Result<(), Error> {
 async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
     std::fs::create_dir_all(out).map_err(|error| io_error(out, error))?;
     if out.join(MANIFEST).exists() {
-        let reason = format!("{} already holds a bundle: name another folder, or remove it", out.display());
+        let reason = format!("{} already holds a bundle: choose another folder, or remove the bundle", out.display());
         return Err(Error::InvalidArgument(reason).into());
     }
     let bar = progress::bytes(layout.bytes(), "packing");
@@ -157,7 +156,7 @@ async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
             .await?;
         manifest.shards.push(target.finish(&file, shard.part)?);
     }
-    // The manifest comes last, so that a folder with a manifest is a complete bundle.
+    // Write the manifest last, so that every folder with a manifest is a complete bundle.
     let text = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from)?;
     let mut target = HashingFile::create(out.join(MANIFEST))?;
     target.write(text.as_bytes())?;
@@ -203,7 +202,7 @@ impl HashingFile {
 
     fn finish(self, file: &str, part: &str) -> Result<BundleFile, CliError> {
         let written = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        // A full disk may be reported only here.
+        // The system may report a full disk only here.
         written.and_then(|file| file.sync_all()).map_err(|error| io_error(&self.path, error))?;
         let sha256 = hex(&self.hash.finalize());
         Ok(BundleFile { file: file.to_owned(), bytes: self.bytes, sha256, part: part.to_owned() })

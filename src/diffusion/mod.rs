@@ -1,7 +1,7 @@
 //! Stable Diffusion XL (Podell et al., 2023): text encoders, UNet, and the autoencoder (VAE).
 //!
-//! The networks map tensors to tensors on the device; schedules, step coefficients and noise are computed on the CPU.
-//! All feature maps have their channels last.
+//! The networks run on the device. The CPU computes schedules, step coefficients and noise. Feature maps are
+//! channels-last.
 
 pub mod gen_protocol;
 #[cfg(feature = "gpu")]

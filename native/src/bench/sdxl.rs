@@ -74,7 +74,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
     let sizes = [[height as f32, width as f32, 0.0, 0.0, height as f32, width as f32]; BATCH];
     let condition = unet.condition(&mut recorder, &prompts.context, &prompts.pooled, &sizes)?;
     recorder.finish().await?;
-    // The conditioning above runs once per image, not once per step.
+    // Start here: the conditioning above runs once per image, not once per step.
     let meter = Meter::start(&gpu);
     let predicted = unet.forward(&mut recorder, &latents, 500.0, &condition)?;
     recorder.finish().await?;
@@ -102,7 +102,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
     if !arguments.json {
         writeln!(
             std::io::stdout(),
-            "{width} x {height} pixels; tokens are prompt tokens, latents (of both prompts), pixels"
+            "{width} x {height} pixels; tokens are prompt tokens (text), latents of both prompts (UNet) or pixels (VAE)"
         )?;
     }
     report.print(arguments.json)
@@ -141,7 +141,7 @@ fn stack_rows(recorder: &mut Recorder, parts: &[Tensor]) -> mgm::Result<Tensor> 
     Ok(all)
 }
 
-/// Latents for a batch of images, with values from -2 to 2.
+/// Pseudorandom latents for a batch of images, with values from -2 to 2.
 fn noise(gpu: &Gpu, batch: usize, (height, width): (usize, usize), channels: usize) -> mgm::Result<FeatureMap> {
     let count = batch * height * width * channels;
     let values: Vec<f32> = (0..count).map(|index| (index * 7919 % 997) as f32 / 249.0 - 2.0).collect();

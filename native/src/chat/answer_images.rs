@@ -1,4 +1,4 @@
-//! Images in answers: the text between `<h>` and `</h>` is the prompt of an image model.
+//! Images in answers: the text between `<h>` and `</h>` is the image model's prompt.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::sdxl::{LoraFile, SdxlArgs, parse_lora};
 #[derive(Debug, Args)]
 pub struct AnswerImageArgs {
     /// Stable Diffusion XL model (folder or single file) that generates the image an answer describes between <h> and
-    /// </h> [default: the bundled one, if the bundled model answers]
+    /// </h> [default: the bundled one, if the chat model is the bundled one]
     #[arg(long, value_name = "MODEL")]
     pub image_model: Option<PathBuf>,
     /// Request an image with every --prompt [default: only if it contains the word "generate"]
@@ -43,14 +43,14 @@ pub struct AnswerImageArgs {
 }
 
 impl AnswerImageArgs {
-    /// The image model and the file of the first image; `None` if answers are text only.
+    /// The image model, and the file for the first image. `None` if answers have no images.
     ///
     /// # Errors
     /// [`mgm::Error::InvalidArgument`] if images are requested without an image model.
     pub fn model(&self) -> mgm::Result<Option<(SdxlArgs, PathBuf)>> {
         if self.image_model.is_none() {
             if self.draw || self.out.is_some() {
-                let reason = "--draw and --out need an image model: name one with --image-model".to_owned();
+                let reason = "--draw and --out need an image model: pass one with --image-model".to_owned();
                 return Err(mgm::Error::InvalidArgument(reason));
             }
             return Ok(None);
@@ -90,7 +90,7 @@ impl AnswerImages {
         Ok(Self { model, out, seed, count: 0, always: arguments.draw })
     }
 
-    /// Device memory that the parts not yet loaded need, in bytes.
+    /// Device memory that the unloaded parts will need, in bytes.
     pub fn missing_bytes(&self) -> u64 {
         self.model.missing_bytes()
     }
@@ -112,7 +112,7 @@ impl AnswerImages {
             .await
     }
 
-    /// Writes an image to the next file and shows it, if the terminal can display images.
+    /// Writes an image to the next file. Also shows it if the terminal can display images.
     pub fn save(&mut self, generated: GeneratedImage) -> Result<ImageReport, CliError> {
         self.count += 1;
         let file = match self.count {

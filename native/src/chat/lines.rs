@@ -20,7 +20,7 @@ impl Lines {
         let mut editor = rustyline::DefaultEditor::new().map_err(std::io::Error::other)?;
         let history = history_file();
         if let Some(file) = &history {
-            // On the first run there is no history file.
+            // Fails on the first run, when there is no history file.
             let _ = editor.load_history(file);
         }
         Ok(Self::Terminal(Box::new(editor), history))
@@ -32,7 +32,7 @@ impl Lines {
             Self::Terminal(editor, history) => loop {
                 match editor.readline("> ") {
                     Ok(line) => {
-                        // The conversation works without history, so failures are ignored.
+                        // Ignore failures: the conversation works without history.
                         let _ = editor.add_history_entry(&line);
                         if let Some(file) = history {
                             let _ = editor.save_history(file);
@@ -48,8 +48,8 @@ impl Lines {
     }
 }
 
-/// `$XDG_STATE_HOME/mgm/history`, or `~/.local/state/mgm/history`. `None` if there is no home folder, or if
-/// the folder cannot be created.
+/// Returns `$XDG_STATE_HOME/mgm/history`, or `~/.local/state/mgm/history`, and creates its folder. `None` if there is
+/// no home folder, or if the folder cannot be created.
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE")).map(PathBuf::from);

@@ -1,4 +1,4 @@
-//! Short answers: the normalisation of the VQA evaluation (Antol et al., 2015) and the agreement with annotators.
+//! Scores short answers: normalisation as in the VQA evaluation (Antol et al., 2015), and agreement with annotators.
 
 /// Punctuation that is deleted or replaced with a space.
 const PUNCTUATION: [&str; 21] =
@@ -18,11 +18,11 @@ const NUMBERS: [(&str, &str); 12] = [
     ("ten", "10"),
 ];
 const ARTICLES: [&str; 3] = ["a", "an", "the"];
-/// Maximum number of deleted periods: the original passes a regex flag (32) as the count.
+/// Maximum number of deleted periods. The original passes a regex flag (`re.UNICODE`, 32) as the count by mistake.
 const MAX_PERIODS: usize = 32;
 
-/// Contractions that are recognized with one apostrophe missing. Capitalized words are omitted: lookups are in lower
-/// case.
+/// Contractions that are recognised with one apostrophe missing. The original's capitalised entries are omitted,
+/// because lookups are in lower case.
 const CONTRACTIONS: &str = "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't \
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've \
     needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's \
@@ -30,10 +30,10 @@ const CONTRACTIONS: &str = "ain't aren't can't could've couldn't couldn't've did
     there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's \
     where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all \
     y'all'll y'all'd've you'd you'd've you'll you're you've 'ow's'at";
-/// The entry that the original table has reversed.
+/// The entry whose key and value the original table swaps.
 const REVERSED: (&str, &str) = ("somebody'd", "somebodyd");
 
-/// A one-word answer in lower case, without a final period.
+/// Returns a one-word answer in lower case, without a final period.
 pub fn plain(text: &str) -> String {
     text.trim().trim_end_matches('.').trim_end().to_lowercase()
 }
@@ -44,14 +44,14 @@ pub fn normalize(text: &str) -> String {
     digits_and_articles(&punctuation(text.trim().replace(['\n', '\t'], " ").trim()))
 }
 
-/// TextVQA's agreement with the annotators; every answer is normalised.
+/// TextVQA's agreement with the annotators, after [`normalize`] of every answer.
 pub fn agreement_text_vqa(answers: &[String], answer: &str) -> f64 {
     let answers: Vec<String> = answers.iter().map(|answer| normalize(answer)).collect();
     agreement(&answers, &normalize(answer))
 }
 
-/// VQA v2's agreement. The annotators' answers are used as they are if all are equal, otherwise without punctuation.
-/// The answer is first normalised as for a submission to EvalAI.
+/// VQA v2's agreement with the annotators. Strips punctuation from the annotators' answers unless all are equal.
+/// Normalises `answer` first, as for a submission to EvalAI.
 pub fn agreement_vqa(answers: &[String], answer: &str) -> f64 {
     let differ = answers.iter().any(|answer| *answer != answers[0]);
     let answers: Vec<String> =
