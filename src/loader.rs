@@ -4,14 +4,16 @@
 mod options;
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use crate::gpu::Gpu;
 use crate::ops::{ConvMode, Convolution, GroupNorm, Norm};
-use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor};
+use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor, pack_rows};
 use crate::weights::dtype::Dtype;
+use crate::weights::expected::{ExpectedTensor, Storage};
 use crate::weights::row_order::RowOrder;
 use crate::weights::view::Weights;
 use crate::{Error, Result};
@@ -33,9 +35,6 @@ enum Origin {
     Random { name: String, seed: u32 },
 }
 
-/// One of several stacked matrices: its name, its number of rows, and the order of the rows on the device.
-pub type Part<'a> = (&'a str, usize, RowOrder);
-
 /// Called after every block with the bytes written to the device since the last call. [`ControlFlow::Break`] cancels
 /// loading.
 pub type OnProgress = Rc<dyn Fn(u64) -> ControlFlow<()>>;
@@ -45,8 +44,8 @@ pub fn vision_precision(precision: Precision) -> Precision {
     precision.min(Precision::F16)
 }
 
-/// Loads the tensors of one part of a model, at one precision. Cheap to clone; [`Loader::pp`] goes down a level of
-/// names.
+/// Loads the tensors of a network, at one precision. Shapes are those of the network's list ([`Loader::network`]).
+/// Cheap to clone; [`Loader::pp`] goes down a level of names.
 #[derive(Clone)]
 pub struct Loader {
     gpu: Gpu,
@@ -56,19 +55,36 @@ pub struct Loader {
     keep_quantization: bool,
     on_progress: Option<OnProgress>,
     staged: Rc<Cell<u64>>,
+    /// The tensors of the network by name.
+    tensors: Rc<HashMap<String, ExpectedTensor>>,
+    /// The length of the prefix that the network's names do not have.
+    network_prefix: usize,
+}
+
+/// How a matrix is stored on the device.
+#[derive(Debug, Clone, Copy)]
+struct MatrixInfo {
+    rows: usize,
+    columns: usize,
+    precision: Precision,
+    /// The type in the file, if the matrix keeps it.
+    kept: Option<Dtype>,
 }
 
 impl Loader {
     /// A loader of a checkpoint's tensors.
     pub fn new(gpu: &Gpu, weights: Weights, precision: Precision, on_progress: Option<OnProgress>) -> Self {
-        let origin = Origin::Checkpoint(weights);
-        Self { gpu: gpu.clone(), origin, precision, keep_quantization: false, on_progress, staged: Rc::default() }
+        Self::with_origin(gpu, Origin::Checkpoint(weights), precision, on_progress)
     }
 
-    /// A loader that returns random tensors of the requested shapes.
+    /// A loader that returns random tensors.
     pub fn random(gpu: &Gpu, seed: u32, precision: Precision, on_progress: Option<OnProgress>) -> Self {
-        let origin = Origin::Random { name: String::new(), seed };
-        Self { gpu: gpu.clone(), origin, precision, keep_quantization: false, on_progress, staged: Rc::default() }
+        Self::with_origin(gpu, Origin::Random { name: String::new(), seed }, precision, on_progress)
+    }
+
+    fn with_origin(gpu: &Gpu, origin: Origin, precision: Precision, on_progress: Option<OnProgress>) -> Self {
+        let (gpu, staged, tensors) = (gpu.clone(), Rc::default(), Rc::default());
+        Self { gpu, origin, precision, keep_quantization: false, on_progress, staged, tensors, network_prefix: 0 }
     }
 
     /// The loader of the tensors with the prefix `part.` below this one's.
@@ -78,6 +94,12 @@ impl Loader {
             Origin::Random { name, seed } => Origin::Random { name: format!("{name}{part}."), seed: *seed },
         };
         Self { origin, ..self.clone() }
+    }
+
+    /// The loader of a network with these tensors. Their names start after this loader's prefix.
+    pub fn network(&self, tensors: Vec<ExpectedTensor>) -> Self {
+        let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Self { tensors: Rc::new(tensors), network_prefix: self.full_name("").len(), ..self.clone() }
     }
 
     /// The same loader at exactly this precision, for all stored types.
@@ -96,11 +118,6 @@ impl Loader {
         Self { keep_quantization: true, ..self.clone() }
     }
 
-    /// The precision of a matrix on the device.
-    fn precision_of(&self, weights: &Weights, name: &str) -> Result<Precision> {
-        Ok(if self.keep_quantization { weights.info(name)?.dtype.precision() } else { self.precision })
-    }
-
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
@@ -111,12 +128,9 @@ impl Loader {
         self.precision
     }
 
-    /// Whether the tensor exists.
+    /// Whether the network has such a tensor.
     pub fn contains(&self, name: &str) -> bool {
-        match &self.origin {
-            Origin::Checkpoint(weights) => weights.contains(name),
-            Origin::Random { .. } => true,
-        }
+        self.expected(name).is_ok()
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -126,62 +140,68 @@ impl Loader {
         }
     }
 
+    /// A tensor of the network's list.
+    fn expected(&self, name: &str) -> Result<&ExpectedTensor> {
+        let full = self.full_name(name);
+        let tensor = full.get(self.network_prefix..).and_then(|name| self.tensors.get(name));
+        tensor.ok_or_else(|| Error::Internal(format!("the network's list has no tensor {full}")))
+    }
+
+    /// The storage of a matrix, whose shape in the checkpoint is checked.
+    fn matrix_info(&self, name: &str) -> Result<MatrixInfo> {
+        let ExpectedTensor { shape, storage, .. } = self.expected(name)?;
+        let [rows, columns] = flattened(shape);
+        let mut kept = None;
+        if let Origin::Checkpoint(weights) = &self.origin {
+            expect_shape(weights, name, shape)?;
+            kept = (self.keep_quantization && *storage != Storage::F32).then_some(weights.info(name)?.dtype);
+        }
+        let precision = storage.on_device(self.precision).unwrap_or(Precision::F32);
+        Ok(MatrixInfo { rows, columns, precision: kept.map_or(precision, Dtype::precision), kept })
+    }
+
     /// A matrix [rows, columns]: a linear layer's weight, or a convolution's with its kernel flattened into columns.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading; [`Error::Unsupported`] for a value
     /// that exceeds the precision; [`Error::Cancelled`]; [device errors](crate::gpu).
-    pub async fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
-        self.stacked(&[(name, rows)], columns).await
+    pub async fn matrix(&self, name: &str) -> Result<Matrix> {
+        self.stacked(&[name]).await
     }
 
     /// Several matrices with the same number of columns, stacked.
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub async fn stacked(&self, parts: &[(&str, usize)], columns: usize) -> Result<Matrix> {
-        let parts: Vec<_> = parts.iter().map(|(name, rows)| (*name, *rows, RowOrder::Plain)).collect();
-        self.stacked_in_order(&parts, columns).await
+    pub async fn stacked(&self, names: &[&str]) -> Result<Matrix> {
+        let parts: Vec<_> = names.iter().map(|name| (*name, RowOrder::Plain)).collect();
+        self.stacked_in_order(&parts).await
     }
 
-    /// As [`Self::stacked`], with an order of the rows for each matrix.
+    /// As [`Self::stacked`], with an order of the rows on the device for each matrix.
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub async fn stacked_in_order(&self, parts: &[Part<'_>], columns: usize) -> Result<Matrix> {
-        let rows = parts.iter().map(|(_, rows, _)| rows).sum();
-        let what = self.full_name(parts.first().map_or("", |(name, ..)| name));
-        let weights = match &self.origin {
-            Origin::Checkpoint(weights) => weights,
-            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, rows, columns).await,
-        };
-        for (name, rows, _) in parts {
-            expect_flattened(weights, name, *rows, columns)?;
+    pub async fn stacked_in_order(&self, parts: &[(&str, RowOrder)]) -> Result<Matrix> {
+        let mut infos = Vec::new();
+        for (name, order) in parts {
+            infos.push((*name, *order, self.matrix_info(name)?));
         }
-        // Neighbours of the same precision become one matrix, which takes one dispatch.
-        let mut stacked: Vec<(Precision, Vec<Part<'_>>)> = Vec::new();
-        for part in parts {
-            let precision = self.precision_of(weights, part.0)?;
-            match stacked.last_mut() {
-                Some((last, names)) if *last == precision => names.push(*part),
-                _ => stacked.push((precision, vec![*part])),
-            }
-        }
+        let height = |parts: &[(&str, RowOrder, MatrixInfo)]| parts.iter().map(|(_, _, info)| info.rows).sum();
         let mut matrices = Vec::new();
-        for (precision, parts) in stacked {
-            let rows = parts.iter().map(|(_, rows, _)| rows).sum();
-            let mut builder = MatrixBuilder::new(&self.gpu, precision, rows, columns, &what)?;
-            for (name, rows, order) in parts {
-                for first in (0..rows).step_by(block_rows(columns)) {
-                    let range = first..(first + block_rows(columns)).min(rows);
-                    let count = range.len();
-                    if self.keep_quantization && matches!(weights.info(name)?.dtype, Dtype::Block(_)) {
-                        builder.push_packed(&weights.read_packed_in(name, range, order).await?)?;
-                    } else {
-                        builder.push(&read_rows(weights, name, range, order, precision).await?)?;
-                    }
-                    self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
-                }
+        // Neighbours of the same precision become one matrix, which takes one dispatch.
+        for parts in infos.chunk_by(|(_, _, a), (_, _, b)| a.precision == b.precision) {
+            let (name, _, info) = parts[0];
+            let info = MatrixInfo { rows: height(parts), ..info };
+            let what = self.full_name(name);
+            let weights = match &self.origin {
+                Origin::Checkpoint(weights) => weights,
+                Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, &info),
+            };
+            let mut builder = MatrixBuilder::new(&self.gpu, info.precision, info.rows, info.columns, &what)?;
+            for (name, order, info) in parts {
+                let read = async |range| read_packed(weights, name, range, *order, info).await;
+                self.push_blocks(&mut builder, info, 1, read).await?;
             }
             matrices.push(builder.finish()?);
         }
@@ -192,41 +212,13 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub async fn interleaved(&self, even: &str, odd: &str, rows: usize, columns: usize) -> Result<Matrix> {
-        let what = self.full_name(even);
-        let weights = match &self.origin {
-            Origin::Checkpoint(weights) => weights,
-            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, 2 * rows, columns).await,
-        };
-        weights.expect_shape(even, &[rows, columns])?;
-        weights.expect_shape(odd, &[rows, columns])?;
-        let precision = self.precision_of(weights, even)?;
-        let blocks = self.keep_quantization && matches!(weights.info(even)?.dtype, Dtype::Block(_));
-        if weights.info(odd)?.dtype != weights.info(even)?.dtype && self.keep_quantization {
+    pub async fn interleaved(&self, even: &str, odd: &str) -> Result<Matrix> {
+        let info = self.matrix_info(even)?;
+        if self.matrix_info(odd)?.kept != info.kept {
             // No known file has two types here. f32 can represent both.
-            return Box::pin(self.at(Precision::F32).interleaved(even, odd, rows, columns)).await;
+            return Box::pin(self.at(Precision::F32).interleaved(even, odd)).await;
         }
-        let mut builder = MatrixBuilder::new(&self.gpu, precision, 2 * rows, columns, &what)?;
-        let step = (block_rows(columns) / 2).max(1);
-        for first in (0..rows).step_by(step) {
-            let range = first..(first + step).min(rows);
-            let count = 2 * range.len();
-            if blocks {
-                let evens = weights.read_packed(even, range.clone()).await?;
-                let odds = weights.read_packed(odd, range).await?;
-                let [data, scales] = [precision.row_bytes(columns), precision.row_scale_bytes(columns)];
-                builder.push_packed(&Packed {
-                    data: alternating(&evens.data, &odds.data, data),
-                    scales: alternating(&evens.scales, &odds.scales, scales),
-                })?;
-            } else {
-                let evens = read_rows(weights, even, range.clone(), RowOrder::Plain, precision).await?;
-                let odds = read_rows(weights, odd, range, RowOrder::Plain, precision).await?;
-                builder.push(&alternating(&evens, &odds, columns))?;
-            }
-            self.wrote(Matrix::bytes_for(precision, count, columns)).await?;
-        }
-        builder.finish()
+        self.alternating_rows([(even, 0), (odd, 0)], &info).await
     }
 
     /// A matrix [2 rows, columns], stored as all values and then all gates, with gates and values alternating: the
@@ -234,86 +226,74 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub async fn gated_halves(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
-        let what = self.full_name(name);
-        let weights = match &self.origin {
-            Origin::Checkpoint(weights) => weights,
-            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, 2 * rows, columns).await,
-        };
-        expect_flattened(weights, name, 2 * rows, columns)?;
-        let mut builder = MatrixBuilder::new(&self.gpu, self.precision, 2 * rows, columns, &what)?;
-        let step = (block_rows(columns) / 2).max(1);
-        for first in (0..rows).step_by(step) {
-            let end = (first + step).min(rows);
-            let values = weights.read_rows(name, first..end).await?;
-            let gates = weights.read_rows(name, rows + first..rows + end).await?;
-            builder.push(&alternating(&gates, &values, columns))?;
-            self.wrote(Matrix::bytes_for(self.precision, 2 * (end - first), columns)).await?;
-        }
-        builder.finish()
+    pub async fn gated_halves(&self, name: &str) -> Result<Matrix> {
+        let mut info = self.matrix_info(name)?;
+        info.rows /= 2;
+        self.alternating_rows([(name, info.rows), (name, 0)], &info).await
     }
 
     /// The bias of a matrix of [`Self::gated_halves`].
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub async fn gated_bias(&self, name: &str, rows: usize) -> Result<Tensor> {
-        let values = self.values(name, &[2 * rows]).await?;
-        self.upload(name, &[2 * rows], &alternating(&values[rows..], &values[..rows], 1)).await
+    pub async fn gated_bias(&self, name: &str) -> Result<Tensor> {
+        let values = self.values(name).await?;
+        let (values, gates) = values.split_at(values.len() / 2);
+        self.upload(name, &[2 * gates.len()], &alternating(gates, values, 1)).await
     }
 
-    /// A convolution: `name.weight` [out, channels, side, side] and `name.bias`. Channels are padded with zeros to a
-    /// multiple of 4.
+    /// Rows of two tensors, alternating. Each has `info.rows` of them, from a first row on.
+    async fn alternating_rows(&self, parts: [(&str, usize); 2], info: &MatrixInfo) -> Result<Matrix> {
+        let [data, scales] = [info.precision.row_bytes(info.columns), info.precision.row_scale_bytes(info.columns)];
+        let read = async |weights: &Weights, range: Range<usize>| {
+            let [even, odd] = parts.map(|(name, first)| {
+                read_packed(weights, name, first + range.start..first + range.end, RowOrder::Plain, info)
+            });
+            let (even, odd) = (even.await?, odd.await?);
+            Ok(Packed {
+                data: alternating(&even.data, &odd.data, data),
+                scales: alternating(&even.scales, &odd.scales, scales),
+            })
+        };
+        self.build(parts[0].0, info, 2, read).await
+    }
+
+    /// A convolution:
+    /// `name.weight` [out, channels, side, side], or [out, channels] with a 1 x 1 kernel, and `name.bias`. Channels are
+    /// padded with zeros to a multiple of 4.
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub async fn convolution(
-        &self,
-        name: impl Display,
-        (channels, out): (usize, usize),
-        side: usize,
-        sampling: ConvMode,
-    ) -> Result<Convolution> {
+    pub async fn convolution(&self, name: impl Display, mode: ConvMode) -> Result<Convolution> {
         let part = self.pp(name);
-        let bias = part.tensor("bias", &[out]).await?;
-        let (taps, padded) = (side * side, channels.next_multiple_of(4));
-        let columns = taps * padded;
-        let what = part.full_name("weight");
-        let weight = match &part.origin {
-            Origin::Random { seed, .. } => part.random_matrix(&what, *seed, out, columns).await?,
-            Origin::Checkpoint(weights) => {
-                // Some files store 1 x 1 convolutions as matrices.
-                expect_flattened(weights, "weight", out, taps * channels)?;
-                let mut builder = MatrixBuilder::new(&self.gpu, self.precision, out, columns, &what)?;
-                let step = block_rows(columns);
-                for first in (0..out).step_by(step) {
-                    let rows = weights.read_rows("weight", first..(first + step).min(out)).await?;
-                    let mut packed = vec![0.0; rows.len() / (taps * channels) * columns];
-                    for (row, packed) in rows.chunks_exact(taps * channels).zip(packed.chunks_exact_mut(columns)) {
-                        for (channel, kernel) in row.chunks_exact(taps).enumerate() {
-                            for (tap, value) in kernel.iter().enumerate() {
-                                packed[tap * padded + channel] = *value;
-                            }
-                        }
+        let bias = part.tensor("bias").await?;
+        let info = part.matrix_info("weight")?;
+        let side = part.expected("weight")?.shape.get(2).copied().unwrap_or(1);
+        let taps = side * side;
+        let padded = (info.columns / taps).next_multiple_of(4);
+        let on_device = MatrixInfo { columns: taps * padded, ..info };
+        let read = async |weights: &Weights, range| {
+            let rows = read_rows(weights, "weight", range, RowOrder::Plain, info.precision).await?;
+            let mut last = vec![0.0; rows.len() / info.columns * on_device.columns];
+            for (row, last) in rows.chunks_exact(info.columns).zip(last.chunks_exact_mut(on_device.columns)) {
+                for (channel, kernel) in row.chunks_exact(taps).enumerate() {
+                    for (tap, value) in kernel.iter().enumerate() {
+                        last[tap * padded + channel] = *value;
                     }
-                    builder.push(&packed)?;
-                    self.wrote(Matrix::bytes_for(self.precision, packed.len() / columns, columns)).await?;
                 }
-                builder.finish()?
             }
+            Ok(pack_rows(info.precision, on_device.columns, &last))
         };
-        Ok(Convolution { weight, bias, channels: padded, side, mode: sampling })
+        Ok(Convolution { weight: part.build("weight", &on_device, 1, read).await?, bias, channels: padded, side, mode })
     }
 
     /// A group norm: `name.weight` and `name.bias`.
     ///
     /// # Errors
     /// As [`Self::values`].
-    pub async fn group_norm(&self, name: impl Display, channels: usize, groups: usize, eps: f32) -> Result<GroupNorm> {
+    pub async fn group_norm(&self, name: impl Display, groups: usize, eps: f32) -> Result<GroupNorm> {
         let part = self.pp(name);
-        let weight = part.tensor("weight", &[channels]).await?;
-        let bias = part.tensor("bias", &[channels]).await?;
-        Ok(GroupNorm { weight, bias, groups, eps })
+        Ok(GroupNorm { weight: part.tensor("weight").await?, bias: part.tensor("bias").await?, groups, eps })
     }
 
     /// A matrix whose values were computed on the host.
@@ -326,13 +306,45 @@ impl Loader {
         Ok(matrix)
     }
 
-    async fn random_matrix(&self, what: &str, seed: u32, rows: usize, columns: usize) -> Result<Matrix> {
-        let matrix = Matrix::random(&self.gpu, self.precision, rows, columns, hash(what, seed), what)?;
-        if let Some(on_progress) = &self.on_progress
-            && on_progress(matrix.bytes()).is_break()
-        {
-            return Err(Error::Cancelled);
+    /// A matrix in which `info.rows` ranges over groups of `group` rows: random, or packed by `read`.
+    async fn build(
+        &self,
+        name: &str,
+        info: &MatrixInfo,
+        group: usize,
+        read: impl AsyncFn(&Weights, Range<usize>) -> Result<Packed>,
+    ) -> Result<Matrix> {
+        let (rows, what) = (group * info.rows, self.full_name(name));
+        let weights = match &self.origin {
+            Origin::Checkpoint(weights) => weights,
+            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, &MatrixInfo { rows, ..*info }),
+        };
+        let mut builder = MatrixBuilder::new(&self.gpu, info.precision, rows, info.columns, &what)?;
+        self.push_blocks(&mut builder, info, group, async |range| read(weights, range).await).await?;
+        builder.finish()
+    }
+
+    /// Uploads `info.rows` groups of `group` rows in blocks: `read` returns the rows of a range of groups.
+    async fn push_blocks(
+        &self,
+        builder: &mut MatrixBuilder,
+        info: &MatrixInfo,
+        group: usize,
+        read: impl AsyncFn(Range<usize>) -> Result<Packed>,
+    ) -> Result<()> {
+        let step = (BLOCK_VALUES / info.columns.max(1) / group).max(1);
+        for first in (0..info.rows).step_by(step) {
+            let range = first..(first + step).min(info.rows);
+            let bytes = Matrix::bytes_for(info.precision, group * range.len(), info.columns);
+            builder.push_packed(&read(range).await?)?;
+            self.wrote(bytes).await?;
         }
+        Ok(())
+    }
+
+    fn random_matrix(&self, what: &str, seed: u32, info: &MatrixInfo) -> Result<Matrix> {
+        let matrix = Matrix::random(&self.gpu, info.precision, info.rows, info.columns, hash(what, seed), what)?;
+        self.report(matrix.bytes())?;
         Ok(matrix)
     }
 
@@ -340,27 +352,14 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading.
-    pub async fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub async fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let shape = &self.expected(name)?.shape;
         match &self.origin {
             Origin::Checkpoint(weights) => {
-                weights.expect_shape(name, shape)?;
+                expect_shape(weights, name, shape)?;
                 weights.read(name).await
             }
             Origin::Random { seed, .. } => Ok(random_values(&self.full_name(name), *seed, shape)),
-        }
-    }
-
-    /// As [`Self::values`], for a matrix or the weight of a 1 x 1 convolution.
-    ///
-    /// # Errors
-    /// As [`Self::values`].
-    pub async fn flattened(&self, name: &str, rows: usize, columns: usize) -> Result<Vec<f32>> {
-        match &self.origin {
-            Origin::Checkpoint(weights) => {
-                expect_flattened(weights, name, rows, columns)?;
-                weights.read(name).await
-            }
-            Origin::Random { seed, .. } => Ok(random_values(&self.full_name(name), *seed, &[rows, columns])),
         }
     }
 
@@ -368,9 +367,9 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Self::values`].
-    pub async fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let values = self.values(name, shape).await?;
-        self.upload(name, shape, &values).await
+    pub async fn tensor(&self, name: &str) -> Result<Tensor> {
+        let values = self.values(name).await?;
+        self.upload(name, &self.expected(name)?.shape, &values).await
     }
 
     /// An f32 tensor whose values were computed on the host.
@@ -387,10 +386,9 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Self::values`].
-    pub async fn layer_norm(&self, name: impl Display, width: usize, eps: f32) -> Result<Norm> {
+    pub async fn layer_norm(&self, name: impl Display, eps: f32) -> Result<Norm> {
         let part = self.pp(name);
-        let weight = part.tensor("weight", &[width]).await?;
-        let bias = Some(part.tensor("bias", &[width]).await?);
+        let (weight, bias) = (part.tensor("weight").await?, Some(part.tensor("bias").await?));
         Ok(Norm { weight, bias, eps, unit_offset: false })
     }
 
@@ -398,9 +396,8 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Self::values`].
-    pub async fn rms_norm(&self, name: impl Display, width: usize, eps: f32, unit_offset: bool) -> Result<Norm> {
-        let weight = self.pp(name).tensor("weight", &[width]).await?;
-        Ok(Norm { weight, bias: None, eps, unit_offset })
+    pub async fn rms_norm(&self, name: impl Display, eps: f32, unit_offset: bool) -> Result<Norm> {
+        Ok(Norm { weight: self.pp(name).tensor("weight").await?, bias: None, eps, unit_offset })
     }
 
     /// Reports written bytes, and waits for the device when [`STAGED_BYTES`] are staged.
@@ -410,11 +407,30 @@ impl Loader {
             self.staged.set(0);
             self.gpu.flush_writes().await?;
         }
+        self.report(bytes)
+    }
+
+    fn report(&self, bytes: u64) -> Result<()> {
         match &self.on_progress {
             Some(on_progress) if on_progress(bytes).is_break() => Err(Error::Cancelled),
             _ => Ok(()),
         }
     }
+}
+
+/// Rows packed for the device.
+async fn read_packed(
+    weights: &Weights,
+    name: &str,
+    rows: Range<usize>,
+    order: RowOrder,
+    info: &MatrixInfo,
+) -> Result<Packed> {
+    if let Some(Dtype::Block(_)) = info.kept {
+        return weights.read_packed_in(name, rows, order).await;
+    }
+    let values = read_rows(weights, name, rows, order, info.precision).await?;
+    Ok(pack_rows(info.precision, info.columns, &values))
 }
 
 /// Rows as f32. Values that exceed `precision` are an error.
@@ -438,23 +454,18 @@ async fn read_rows(
 
 /// Alternates rows of `length` values from `even` and `odd`.
 fn alternating<T: Copy>(even: &[T], odd: &[T], length: usize) -> Vec<T> {
-    let pairs = even.chunks_exact(length).zip(odd.chunks_exact(length));
+    let pairs = even.chunks_exact(length.max(1)).zip(odd.chunks_exact(length.max(1)));
     pairs.flat_map(|(even, odd)| even.iter().chain(odd).copied()).collect()
 }
 
-/// Rows per block of reading.
-fn block_rows(columns: usize) -> usize {
-    (BLOCK_VALUES / columns.max(1)).max(1)
+/// Rows and columns of a tensor as a matrix: all dimensions but the first are columns.
+fn flattened(shape: &[usize]) -> [usize; 2] {
+    [shape.first().copied().unwrap_or(1), shape.iter().skip(1).fold(1, |columns, size| columns.saturating_mul(*size))]
 }
 
-/// Checks that a tensor is [rows, ...] with `columns` elements a row.
-fn expect_flattened(weights: &Weights, name: &str, rows: usize, columns: usize) -> Result<()> {
-    let shape = weights.shape(name)?;
-    let length = shape.iter().skip(1).try_fold(1usize, |length, size| length.checked_mul(*size));
-    if shape.first() == Some(&rows) && length == Some(columns) {
-        return Ok(());
-    }
-    weights.expect_shape(name, &[rows, columns])
+/// Checks a tensor's shape as a matrix: some files store 1 x 1 convolutions as matrices, and the other way round.
+fn expect_shape(weights: &Weights, name: &str, shape: &[usize]) -> Result<()> {
+    if flattened(weights.shape(name)?) == flattened(shape) { Ok(()) } else { weights.expect_shape(name, shape) }
 }
 
 /// FNV-1a.

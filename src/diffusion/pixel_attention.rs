@@ -3,10 +3,10 @@
 //! are too large for memory.
 
 use super::statistics::NormStats;
-use super::transformer::Dense;
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
+use crate::nn::linear::Linear;
 use crate::ops::{self, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Matrix, Tensor};
 
@@ -18,30 +18,24 @@ const BLOCK_MULTIPLE: usize = 64;
 #[derive(Debug)]
 pub(super) struct PixelAttention {
     norm: GroupNorm,
-    query: Dense,
-    key: Dense,
+    query: Linear,
+    key: Linear,
     /// [channels, channels] and [channels]. The values are computed transposed, V^T = W X^T, so the weight is the
     /// left operand.
     value: Tensor,
     value_bias: Tensor,
-    out: Dense,
+    out: Linear,
 }
 
 impl PixelAttention {
-    pub(super) async fn load(loader: &Loader, channels: usize, groups: usize, eps: f32) -> Result<Self> {
-        // Files from before diffusers 0.17 have other names.
-        let old = !loader.contains("to_q.weight");
-        let names = if old { ["query", "key", "value", "proj_attn"] } else { ["to_q", "to_k", "to_v", "to_out.0"] };
-        let square = (channels, channels);
-        let value = loader.pp(names[2]);
-        let weight = value.flattened("weight", channels, channels).await?;
+    pub(super) async fn load(loader: &Loader, groups: usize, eps: f32) -> Result<Self> {
         Ok(Self {
-            norm: loader.group_norm("group_norm", channels, groups, eps).await?,
-            query: Dense::load(loader, names[0], square).await?,
-            key: Dense::load(loader, names[1], square).await?,
-            value: value.upload("weight", &[channels, channels], &weight).await?,
-            value_bias: value.tensor("bias", &[channels]).await?,
-            out: Dense::load(loader, names[3], square).await?,
+            norm: loader.group_norm("group_norm", groups, eps).await?,
+            query: Linear::load(loader, "to_q").await?,
+            key: Linear::load(loader, "to_k").await?,
+            value: loader.tensor("to_v.weight").await?,
+            value_bias: loader.tensor("to_v.bias").await?,
+            out: Linear::load(loader, "to_out.0").await?,
         })
     }
 

@@ -4,8 +4,9 @@ use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::ops::{self, Epilogue, Norm};
-use crate::tensor::{Matrix, Precision, Tensor};
+use crate::tensor::{Matrix, Tensor};
 use crate::weights::sdxl::config::TextEncoderConfig;
+use crate::weights::sdxl::expected;
 use crate::{Error, Result};
 
 /// A text encoder.
@@ -46,12 +47,9 @@ impl TextEncoder {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &TextEncoderConfig) -> Result<Self> {
-        let width = config.hidden_size;
+        let loader = loader.network(expected::text(config));
         let model = loader.pp("text_model");
-        let embeddings = model.pp("embeddings");
         let layer = ClipLayerConfig {
-            width,
-            inner: config.intermediate_size,
             heads: config.num_heads,
             activation: config.activation,
             eps: config.layer_norm_eps,
@@ -68,17 +66,15 @@ impl TextEncoder {
         // Only the pooled state needs the last layer.
         let pooling = match config.projection_dim {
             None => None,
-            Some(projected) => Some(Pooling {
+            Some(_) => Some(Pooling {
                 last: load_layer(config.num_layers - 1).await?,
-                norm: model.layer_norm("final_layer_norm", width, config.layer_norm_eps).await?,
-                projection: loader.matrix("text_projection.weight", projected, width).await?,
+                norm: model.layer_norm("final_layer_norm", config.layer_norm_eps).await?,
+                projection: loader.matrix("text_projection.weight").await?,
             }),
         };
-        // Tables are read once per prompt: quantising them would save no time.
-        let tables = embeddings.at_least(Precision::F16);
         Ok(Self {
-            tokens: tables.matrix("token_embedding.weight", config.vocab_size, width).await?,
-            positions: tables.matrix("position_embedding.weight", config.max_positions, width).await?,
+            tokens: model.matrix("embeddings.token_embedding.weight").await?,
+            positions: model.matrix("embeddings.position_embedding.weight").await?,
             layers,
             pooling,
             max_positions: config.max_positions,

@@ -4,6 +4,7 @@ use super::statistics::NormStats;
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
+use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, Attention, Epilogue, FeatureMap, GroupNorm, KeyValues, Norm};
 use crate::tensor::{Matrix, Tensor};
 
@@ -15,48 +16,18 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 /// The sizes of a transformer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TransformerConfig {
-    pub channels: usize,
     pub heads: usize,
     /// Layers.
     pub depth: usize,
-    /// Width of the prompt's states.
-    pub context: usize,
     pub groups: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Transformer {
     norm: GroupNorm,
-    proj_in: Dense,
+    proj_in: Linear,
     layers: Vec<Layer>,
-    proj_out: Dense,
-}
-
-/// A linear layer with a bias.
-#[derive(Debug)]
-pub(super) struct Dense {
-    pub weight: Matrix,
-    pub bias: Tensor,
-}
-
-impl Dense {
-    pub(super) async fn load(loader: &Loader, name: &str, (columns, rows): (usize, usize)) -> Result<Self> {
-        let part = loader.pp(name);
-        Ok(Self { weight: part.matrix("weight", rows, columns).await?, bias: part.tensor("bias", &[rows]).await? })
-    }
-
-    pub(super) fn epilogue(&self) -> Epilogue<'_> {
-        Epilogue { bias: Some(&self.bias), ..Default::default() }
-    }
-
-    pub(super) fn forward(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
-        ops::linear(recorder, x, &self.weight, self.epilogue())
-    }
-
-    /// y += W x + b
-    pub(super) fn add(&self, recorder: &mut Recorder, x: &Tensor, y: &Tensor) -> Result<()> {
-        ops::linear_add(recorder, x, &self.weight, self.epilogue(), y, 0)
-    }
+    proj_out: Linear,
 }
 
 #[derive(Debug)]
@@ -65,30 +36,29 @@ struct Layer {
     norm_1: Norm,
     /// Query, key and value projections, stacked: [3 * channels, channels].
     qkv: Matrix,
-    out_1: Dense,
+    out_1: Linear,
     norm_2: Norm,
     query: Matrix,
     /// Key and value projections of the prompt: [2 * channels, context].
     key_value: Matrix,
-    out_2: Dense,
+    out_2: Linear,
     norm_3: Norm,
     /// Gates and values alternating: [2 * inner, channels].
-    gate_value: Dense,
-    contract: Dense,
+    gate_value: Linear,
+    contract: Linear,
 }
 
 impl Transformer {
     pub(super) async fn load(loader: &Loader, config: &TransformerConfig) -> Result<Self> {
-        let TransformerConfig { channels, groups, .. } = *config;
         let mut layers = Vec::new();
         for index in 0..config.depth {
-            layers.push(Layer::load(&loader.pp("transformer_blocks").pp(index), config).await?);
+            layers.push(Layer::load(&loader.pp("transformer_blocks").pp(index), config.heads).await?);
         }
         Ok(Self {
-            norm: loader.group_norm("norm", channels, groups, GROUP_NORM_EPS).await?,
-            proj_in: Dense::load(loader, "proj_in", (channels, channels)).await?,
+            norm: loader.group_norm("norm", config.groups, GROUP_NORM_EPS).await?,
+            proj_in: Linear::load(loader, "proj_in").await?,
             layers,
-            proj_out: Dense::load(loader, "proj_out", (channels, channels)).await?,
+            proj_out: Linear::load(loader, "proj_out").await?,
         })
     }
 
@@ -110,28 +80,21 @@ impl Transformer {
 }
 
 impl Layer {
-    async fn load(loader: &Loader, config: &TransformerConfig) -> Result<Self> {
-        let TransformerConfig { channels, heads, context, .. } = *config;
-        let inner = 4 * channels;
-        let (own, prompt, feed_forward) = (loader.pp("attn1"), loader.pp("attn2"), loader.pp("ff.net"));
-        let qkv = [("to_q.weight", channels), ("to_k.weight", channels), ("to_v.weight", channels)];
-        let key_value = [("to_k.weight", channels), ("to_v.weight", channels)];
-        let expand = feed_forward.pp("0.proj");
+    async fn load(loader: &Loader, heads: usize) -> Result<Self> {
+        let (own, prompt, expand) = (loader.pp("attn1"), loader.pp("attn2"), loader.pp("ff.net.0.proj"));
+        let norm_1 = loader.layer_norm("norm1", LAYER_NORM_EPS).await?;
         Ok(Self {
-            attention: Attention { heads, kv_heads: heads, head_dim: channels / heads, causal: false },
-            norm_1: loader.layer_norm("norm1", channels, LAYER_NORM_EPS).await?,
-            qkv: own.stacked(&qkv, channels).await?,
-            out_1: Dense::load(&own, "to_out.0", (channels, channels)).await?,
-            norm_2: loader.layer_norm("norm2", channels, LAYER_NORM_EPS).await?,
-            query: prompt.matrix("to_q.weight", channels, channels).await?,
-            key_value: prompt.stacked(&key_value, context).await?,
-            out_2: Dense::load(&prompt, "to_out.0", (channels, channels)).await?,
-            norm_3: loader.layer_norm("norm3", channels, LAYER_NORM_EPS).await?,
-            gate_value: Dense {
-                weight: expand.gated_halves("weight", inner, channels).await?,
-                bias: expand.gated_bias("bias", inner).await?,
-            },
-            contract: Dense::load(&feed_forward, "2", (inner, channels)).await?,
+            attention: Attention { heads, kv_heads: heads, head_dim: norm_1.weight.len() / heads, causal: false },
+            norm_1,
+            qkv: own.stacked(&["to_q.weight", "to_k.weight", "to_v.weight"]).await?,
+            out_1: Linear::load(&own, "to_out.0").await?,
+            norm_2: loader.layer_norm("norm2", LAYER_NORM_EPS).await?,
+            query: prompt.matrix("to_q.weight").await?,
+            key_value: prompt.stacked(&["to_k.weight", "to_v.weight"]).await?,
+            out_2: Linear::load(&prompt, "to_out.0").await?,
+            norm_3: loader.layer_norm("norm3", LAYER_NORM_EPS).await?,
+            gate_value: Linear { weight: expand.gated_halves("weight").await?, bias: expand.gated_bias("bias").await? },
+            contract: Linear::load(loader, "ff.net.2").await?,
         })
     }
 

@@ -1,13 +1,15 @@
 //! The UNet that predicts noise (Ronneberger et al., 2015; Podell et al., 2023), conditioned on a prompt and on sizes.
 
-use super::resnet::{Resnet, ResnetConfig};
+use super::resnet::Resnet;
 use super::statistics::NormStats;
-use super::transformer::{Dense, Transformer, TransformerConfig};
+use super::transformer::{Transformer, TransformerConfig};
 use crate::gpu::Recorder;
 use crate::loader::Loader;
+use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Precision, Tensor};
 use crate::weights::sdxl::config::{UnetConfig, UnetLevel};
+use crate::weights::sdxl::expected;
 use crate::{Error, Result};
 
 /// A UNet.
@@ -15,12 +17,12 @@ use crate::{Error, Result};
 pub struct Unet {
     config: UnetConfig,
     conv_in: Convolution,
-    time_1: Dense,
+    time_1: Linear,
     /// A 1 x 1 convolution, because its epilogue can add a bias per image before SiLU.
     time_2: Convolution,
-    added_1: Dense,
+    added_1: Linear,
     /// Its bias includes that of `time_2`.
-    added_2: Dense,
+    added_2: Linear,
     down: Vec<Vec<Stage>>,
     mid: Mid,
     up: Vec<Vec<Stage>>,
@@ -66,70 +68,32 @@ impl Unet {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
-        let channels = config.levels[0].channels;
-        let width = 4 * channels;
+        let loader = loader.network(expected::unet(config));
         // The first and last layers are small and sensitive to rounding.
         let ends = loader.at_least(Precision::F16);
-        let mut down = Vec::new();
-        let mut skips = vec![channels];
-        let mut before = channels;
+        let (mut down, mut up) = (Vec::new(), Vec::new());
         for (index, level) in config.levels.iter().enumerate() {
             let part = loader.pp("down_blocks").pp(index);
-            let mut stages = Vec::new();
-            for (stage, depth) in level.down.iter().enumerate() {
-                stages.push(Stage::load(&part, stage, (before, level), *depth, config).await?);
-                before = level.channels;
-                skips.push(before);
-            }
-            if index + 1 < config.levels.len()
-                && let Some(last) = stages.last_mut()
-            {
-                let resample = part.convolution("downsamplers.0.conv", (before, before), 3, ConvMode::Stride2);
-                last.resample = Some(resample.await?);
-                skips.push(before);
-            }
-            down.push(stages);
+            let resample = ("downsamplers.0.conv", ConvMode::Stride2);
+            down.push(Stage::load_level(&part, level, &level.down, resample, config).await?);
         }
-        let mid = Mid::load(&loader.pp("mid_block"), config).await?;
-        let mut up = Vec::new();
         for (index, level) in config.levels.iter().rev().enumerate() {
             let part = loader.pp("up_blocks").pp(index);
-            let mut stages = Vec::new();
-            for (stage, depth) in level.up.iter().enumerate() {
-                let skip = skips.pop().unwrap_or_default();
-                stages.push(Stage::load(&part, stage, (before + skip, level), *depth, config).await?);
-                before = level.channels;
-            }
-            if index + 1 < config.levels.len()
-                && let Some(last) = stages.last_mut()
-            {
-                let resample = part.convolution("upsamplers.0.conv", (before, before), 3, ConvMode::Upsample2);
-                last.resample = Some(resample.await?);
-            }
-            up.push(stages);
+            let resample = ("upsamplers.0.conv", ConvMode::Upsample2);
+            up.push(Stage::load_level(&part, level, &level.up, resample, config).await?);
         }
-        let time = ends.pp("time_embedding");
-        let added = ends.pp("add_embedding");
-        let time_2 = time.convolution("linear_2", (width, width), 1, ConvMode::Same).await?;
-        let mut bias = added.values("linear_2.bias", &[width]).await?;
-        let own = time.values("linear_2.bias", &[width]).await?;
-        bias.iter_mut().zip(&own).for_each(|(bias, own)| *bias += own);
-        let added_2 = Dense {
-            weight: added.matrix("linear_2.weight", width, width).await?,
-            bias: added.upload("linear_2.bias", &[width], &bias).await?,
-        };
-        let pixel = (config.in_channels, channels);
+        let (time, added) = (ends.pp("time_embedding"), ends.pp("add_embedding"));
         Ok(Self {
-            conv_in: ends.convolution("conv_in", pixel, 3, ConvMode::Same).await?,
-            time_1: Dense::load(&time, "linear_1", (channels, width)).await?,
-            time_2,
-            added_1: Dense::load(&added, "linear_1", (config.projection_class_embeddings_input_dim, width)).await?,
-            added_2,
+            conv_in: ends.convolution("conv_in", ConvMode::Same).await?,
+            time_1: Linear::load(&time, "linear_1").await?,
+            time_2: time.convolution("linear_2", ConvMode::Same).await?,
+            added_1: Linear::load(&added, "linear_1").await?,
+            added_2: Linear::load_with_bias_of(&added, "linear_2", &time.pp("linear_2")).await?,
             down,
-            mid,
+            mid: Mid::load(&loader.pp("mid_block"), config).await?,
             up,
-            norm_out: loader.group_norm("conv_norm_out", channels, config.norm_num_groups, config.norm_eps).await?,
-            conv_out: ends.convolution("conv_out", (channels, config.out_channels), 3, ConvMode::Same).await?,
+            norm_out: loader.group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps).await?,
+            conv_out: ends.convolution("conv_out", ConvMode::Same).await?,
             config: config.clone(),
         })
     }
@@ -265,9 +229,8 @@ fn attend(
     }
 }
 
-fn resnet_config(channels: usize, out: usize, config: &UnetConfig) -> ResnetConfig {
-    let time = Some(4 * config.levels[0].channels);
-    ResnetConfig { channels, out, groups: config.norm_num_groups, eps: config.norm_eps, time }
+async fn load_resnet(loader: &Loader, index: usize, config: &UnetConfig) -> Result<Resnet> {
+    Resnet::load(&loader.pp("resnets").pp(index), config.norm_num_groups, config.norm_eps).await
 }
 
 async fn load_transformer(
@@ -278,30 +241,33 @@ async fn load_transformer(
     config: &UnetConfig,
 ) -> Result<Option<Transformer>> {
     let Some(depth) = depth else { return Ok(None) };
-    let config = TransformerConfig {
-        channels: level.channels,
-        heads: level.heads,
-        depth,
-        context: config.cross_attention_dim,
-        groups: config.norm_num_groups,
-    };
+    let config = TransformerConfig { heads: level.heads, depth, groups: config.norm_num_groups };
     Transformer::load(&loader.pp("attentions").pp(index), &config).await.map(Some)
 }
 
 impl Stage {
-    async fn load(
+    /// The stages of a level. `depths` are those of the transformers; the last stage resamples if the level does.
+    async fn load_level(
         loader: &Loader,
-        index: usize,
-        (channels, level): (usize, &UnetLevel),
-        depth: Option<usize>,
+        level: &UnetLevel,
+        depths: &[Option<usize>],
+        (resample, mode): (&str, ConvMode),
         config: &UnetConfig,
-    ) -> Result<Self> {
-        let resnet = resnet_config(channels, level.channels, config);
-        Ok(Self {
-            resnet: Resnet::load(&loader.pp("resnets").pp(index), &resnet).await?,
-            transformer: load_transformer(loader, index, level, depth, config).await?,
-            resample: None,
-        })
+    ) -> Result<Vec<Self>> {
+        let mut stages = Vec::new();
+        for (index, depth) in depths.iter().enumerate() {
+            stages.push(Self {
+                resnet: load_resnet(loader, index, config).await?,
+                transformer: load_transformer(loader, index, level, *depth, config).await?,
+                resample: None,
+            });
+        }
+        if let Some(last) = stages.last_mut()
+            && loader.contains(&format!("{resample}.weight"))
+        {
+            last.resample = Some(loader.convolution(resample, mode).await?);
+        }
+        Ok(stages)
     }
 
     fn forward(
@@ -320,11 +286,10 @@ impl Stage {
 impl Mid {
     async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
         let level = &config.levels[config.levels.len() - 1];
-        let resnet = resnet_config(level.channels, level.channels, config);
         Ok(Self {
-            before: Resnet::load(&loader.pp("resnets.0"), &resnet).await?,
+            before: load_resnet(loader, 0, config).await?,
             transformer: load_transformer(loader, 0, level, config.mid_depth, config).await?,
-            after: Resnet::load(&loader.pp("resnets.1"), &resnet).await?,
+            after: load_resnet(loader, 1, config).await?,
         })
     }
 

@@ -7,7 +7,7 @@
 //! values where they meet, so there are no seams and no blending.
 
 use super::pixel_attention::PixelAttention;
-use super::resnet::{Resnet, ResnetConfig};
+use super::resnet::Resnet;
 use super::statistics::{NormStats, Tile, TileSums};
 use super::tiles::{TileRegion, copy, crop, tile_regions};
 use crate::gpu::Recorder;
@@ -15,6 +15,7 @@ use crate::loader::Loader;
 use crate::ops::{self, ConvEpilogue, ConvMode, Convolution, FeatureMap, GroupNorm, Rectangle};
 use crate::tensor::{Precision, Tensor};
 use crate::weights::sdxl::config::VaeConfig;
+use crate::weights::sdxl::expected;
 use crate::{Error, Result};
 
 /// The eps of all norms.
@@ -28,11 +29,7 @@ const MAX_MAP: u64 = 256 << 20;
 /// A layer of the up or down blocks.
 #[derive(Debug)]
 enum Step {
-    Resnet {
-        layer: Box<Resnet>,
-        channels: usize,
-        out: usize,
-    },
+    Resnet(Box<Resnet>),
     Resample(Convolution),
     /// The last norm, SiLU and convolution.
     Out(GroupNorm, Convolution),
@@ -67,25 +64,40 @@ pub struct VaeEncoder {
     multiple: usize,
 }
 
-fn resnet_config(channels: usize, out: usize, config: &VaeConfig) -> ResnetConfig {
-    ResnetConfig { channels, out, groups: config.norm_num_groups, eps: EPS, time: None }
+async fn load_resnet(loader: &Loader, index: usize, config: &VaeConfig) -> Result<Resnet> {
+    Resnet::load(&loader.pp("resnets").pp(index), config.norm_num_groups, EPS).await
 }
 
 impl Step {
-    async fn resnet(loader: &Loader, (channels, out): (usize, usize), config: &VaeConfig) -> Result<Self> {
-        let layer = Resnet::load(loader, &resnet_config(channels, out, config)).await?;
-        Ok(Self::Resnet { layer: Box::new(layer), channels, out })
+    /// The steps of every level: `count` residual blocks each, and a resampling convolution except in the last level.
+    async fn load_levels(
+        loader: &Loader,
+        count: usize,
+        (resample, mode): (&str, ConvMode),
+        config: &VaeConfig,
+    ) -> Result<Vec<Self>> {
+        let mut steps = Vec::new();
+        for level in 0..config.block_out_channels.len() {
+            let block = loader.pp(level);
+            for index in 0..count {
+                steps.push(Self::Resnet(Box::new(load_resnet(&block, index, config).await?)));
+            }
+            if block.contains(&format!("{resample}.weight")) {
+                steps.push(Self::Resample(block.convolution(resample, mode).await?));
+            }
+        }
+        Ok(steps)
     }
 
-    async fn out(loader: &Loader, channels: usize, out: usize, config: &VaeConfig) -> Result<Self> {
-        let norm = loader.group_norm("conv_norm_out", channels, config.norm_num_groups, EPS).await?;
+    async fn out(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let norm = loader.group_norm("conv_norm_out", config.norm_num_groups, EPS).await?;
         let ends = loader.at_least(Precision::F16);
-        Ok(Self::Out(norm, ends.convolution("conv_out", (channels, out), 3, ConvMode::Same).await?))
+        Ok(Self::Out(norm, ends.convolution("conv_out", ConvMode::Same).await?))
     }
 
     fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, statistics: &mut NormStats<'_>) -> Result<FeatureMap> {
         match self {
-            Self::Resnet { layer, .. } => layer.forward(recorder, x, None, statistics),
+            Self::Resnet(layer) => layer.forward(recorder, x, None, statistics),
             Self::Resample(layer) => ops::convolution(recorder, x, layer, ConvEpilogue::default()),
             Self::Out(norm, layer) => {
                 let x = statistics.norm(recorder, x, norm, true)?;
@@ -106,7 +118,7 @@ impl Step {
     fn largest(&self, height: usize, width: usize) -> u64 {
         let bytes = |(height, width): (usize, usize), channels: usize| (height * width * channels) as u64 * 4;
         let (channels, out) = match self {
-            Self::Resnet { channels, out, .. } => (*channels, *out),
+            Self::Resnet(layer) => (layer.channels(), layer.channels_out()),
             Self::Resample(layer) | Self::Out(_, layer) => (layer.channels, layer.weight.rows()),
         };
         bytes((height, width), channels).max(bytes(self.size(height, width), out))
@@ -115,7 +127,7 @@ impl Step {
     /// The radius of its receptive field, in pixels of its result.
     fn reach(&self) -> usize {
         match self {
-            Self::Resnet { .. } => 2,
+            Self::Resnet(_) => 2,
             _ => 1,
         }
     }
@@ -123,16 +135,13 @@ impl Step {
 
 impl Mid {
     async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
-        let channels = config.block_out_channels.last().copied().unwrap_or_default();
-        let resnet = resnet_config(channels, channels, config);
-        let groups = config.norm_num_groups;
         Ok(Self {
-            before: Resnet::load(&loader.pp("resnets.0"), &resnet).await?,
+            before: load_resnet(loader, 0, config).await?,
             attention: match config.mid_block_attention {
-                true => Some(PixelAttention::load(&loader.pp("attentions.0"), channels, groups, EPS).await?),
+                true => Some(PixelAttention::load(&loader.pp("attentions.0"), config.norm_num_groups, EPS).await?),
                 false => None,
             },
-            after: Resnet::load(&loader.pp("resnets.1"), &resnet).await?,
+            after: load_resnet(loader, 1, config).await?,
         })
     }
 
@@ -151,27 +160,15 @@ impl VaeDecoder {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let loader = loader.network(expected::vae(config));
         let decoder = loader.pp("decoder");
-        let ends = decoder.at_least(Precision::F16);
-        let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
-        let mut steps = Vec::new();
-        let mut before = widths[0];
-        for (index, width) in widths.iter().enumerate() {
-            let block = decoder.pp("up_blocks").pp(index);
-            for layer in 0..=config.layers_per_block {
-                steps.push(Step::resnet(&block.pp("resnets").pp(layer), (before, *width), config).await?);
-                before = *width;
-            }
-            if index + 1 < widths.len() {
-                let layer = block.convolution("upsamplers.0.conv", (before, before), 3, ConvMode::Upsample2).await?;
-                steps.push(Step::Resample(layer));
-            }
-        }
-        steps.push(Step::out(&decoder, before, config.out_channels, config).await?);
-        let pixel = (config.latent_channels, widths[0]);
+        let resample = ("upsamplers.0.conv", ConvMode::Upsample2);
+        let mut steps =
+            Step::load_levels(&decoder.pp("up_blocks"), config.layers_per_block + 1, resample, config).await?;
+        steps.push(Step::out(&decoder, config).await?);
         Ok(Self {
-            unscale: unscale(loader, config).await?,
-            conv_in: ends.convolution("conv_in", pixel, 3, ConvMode::Same).await?,
+            unscale: unscale(&loader, config).await?,
+            conv_in: decoder.at_least(Precision::F16).convolution("conv_in", ConvMode::Same).await?,
             mid: Mid::load(&decoder.pp("mid_block"), config).await?,
             steps,
         })
@@ -212,32 +209,16 @@ impl VaeEncoder {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let loader = loader.network(expected::vae(config));
         let encoder = loader.pp("encoder");
-        let ends = encoder.at_least(Precision::F16);
-        let mut steps = Vec::new();
-        let mut before = config.block_out_channels[0];
-        let levels = config.block_out_channels.len();
-        for (index, width) in config.block_out_channels.iter().enumerate() {
-            let block = encoder.pp("down_blocks").pp(index);
-            for layer in 0..config.layers_per_block {
-                steps.push(Step::resnet(&block.pp("resnets").pp(layer), (before, *width), config).await?);
-                before = *width;
-            }
-            if index + 1 < levels {
-                let name = "downsamplers.0.conv";
-                steps
-                    .push(Step::Resample(block.convolution(name, (before, before), 3, ConvMode::Stride2PadEnd).await?));
-            }
-        }
-        let (moments, quant) = (2 * config.latent_channels, loader.at(Precision::F32));
-        let pixel = (config.in_channels, config.block_out_channels[0]);
+        let resample = ("downsamplers.0.conv", ConvMode::Stride2PadEnd);
         Ok(Self {
-            conv_in: ends.convolution("conv_in", pixel, 3, ConvMode::Same).await?,
-            steps,
+            conv_in: encoder.at_least(Precision::F16).convolution("conv_in", ConvMode::Same).await?,
+            steps: Step::load_levels(&encoder.pp("down_blocks"), config.layers_per_block, resample, config).await?,
             mid: Mid::load(&encoder.pp("mid_block"), config).await?,
-            out: Step::out(&encoder, before, moments, config).await?,
+            out: Step::out(&encoder, config).await?,
             quant: match config.use_quant_conv {
-                true => Some(quant.convolution("quant_conv", (moments, moments), 1, ConvMode::Same).await?),
+                true => Some(loader.at(Precision::F32).convolution("quant_conv", ConvMode::Same).await?),
                 false => None,
             },
             multiple: config.pixels_per_latent(),
@@ -300,7 +281,7 @@ async fn unscale(loader: &Loader, config: &VaeConfig) -> Result<Convolution> {
     let padded = channels.next_multiple_of(4);
     let (weight, mut bias) = if config.use_post_quant_conv {
         let part = loader.pp("post_quant_conv");
-        (part.flattened("weight", channels, channels).await?, part.values("bias", &[channels]).await?)
+        (part.values("weight").await?, part.values("bias").await?)
     } else {
         let identity = (0..channels * channels).map(|at| f32::from(u8::from(at % (channels + 1) == 0)));
         (identity.collect(), vec![0.0; channels])

@@ -6,7 +6,7 @@ use crate::loader::Loader;
 use crate::ops::{
     self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeTable,
 };
-use crate::tensor::{Matrix, Precision, Tensor};
+use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::LanguageConfig;
 use crate::weights::row_order::RowOrder;
 
@@ -41,22 +41,19 @@ struct Gated {
 
 impl Layer {
     pub(super) async fn load(loader: &Loader, config: &LanguageConfig, attention: Attention) -> Result<Self> {
-        let width = config.hidden_size;
         let (eps, unit_offset) = (config.rms_norm_eps, config.norm_unit_offset);
         let heads = loader.pp("self_attn");
-        let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-        let interleaved = |heads| RowOrder::RopeInterleaved { heads };
         let qkv = [
-            ("q_proj.weight", q, interleaved(attention.heads)),
-            ("k_proj.weight", kv, interleaved(attention.kv_heads)),
-            ("v_proj.weight", kv, RowOrder::Plain),
+            ("q_proj.weight", RowOrder::RopeInterleaved { heads: attention.heads }),
+            ("k_proj.weight", RowOrder::RopeInterleaved { heads: attention.kv_heads }),
+            ("v_proj.weight", RowOrder::Plain),
         ];
         Ok(Self {
             attention,
-            norm_1: loader.rms_norm("input_layernorm", width, eps, unit_offset).await?,
-            qkv: heads.stacked_in_order(&qkv, width).await?,
-            out: heads.matrix("o_proj.weight", width, q).await?,
-            norm_2: loader.rms_norm("post_attention_layernorm", width, eps, unit_offset).await?,
+            norm_1: loader.rms_norm("input_layernorm", eps, unit_offset).await?,
+            qkv: heads.stacked_in_order(&qkv).await?,
+            out: heads.matrix("o_proj.weight").await?,
+            norm_2: loader.rms_norm("post_attention_layernorm", eps, unit_offset).await?,
             feed_forward: FeedForward::load(loader, config).await?,
         })
     }
@@ -104,16 +101,15 @@ impl FeedForward {
     async fn load(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
         let Some(mixture) = config.experts else {
             let names = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
-            return Ok(Self::Dense(Gated::load(&loader.pp("mlp"), names, config).await?));
+            return Ok(Self::Dense(Gated::load(&loader.pp("mlp"), names, config.activation).await?));
         };
         let part = loader.pp("block_sparse_moe");
         let mut experts = Vec::new();
         for expert in 0..mixture.count {
             let names = ["w1.weight", "w3.weight", "w2.weight"];
-            experts.push(Gated::load(&part.pp("experts").pp(expert), names, config).await?);
+            experts.push(Gated::load(&part.pp("experts").pp(expert), names, config.activation).await?);
         }
-        // The router is small and selects the experts, so it stays at full precision.
-        let router = part.at(Precision::F32).matrix("gate.weight", mixture.count, config.hidden_size).await?;
+        let router = part.matrix("gate.weight").await?;
         Ok(Self::Experts { router, experts, top_k: mixture.per_token })
     }
 
@@ -145,13 +141,9 @@ impl FeedForward {
 }
 
 impl Gated {
-    async fn load(loader: &Loader, [gate, up, down]: [&str; 3], config: &LanguageConfig) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        Ok(Self {
-            gate_up: loader.interleaved(gate, up, inner, width).await?,
-            activation: config.activation,
-            down: loader.matrix(down, width, inner).await?,
-        })
+    async fn load(loader: &Loader, [gate, up, down]: [&str; 3], activation: Activation) -> Result<Self> {
+        let gate_up = loader.interleaved(gate, up).await?;
+        Ok(Self { gate_up, activation, down: loader.matrix(down).await? })
     }
 
     fn epilogue(&self) -> Epilogue<'static> {

@@ -11,6 +11,7 @@ use crate::loader::Loader;
 use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rope, Sampling};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::config::{Architecture, LanguageConfig};
+use crate::weights::expected;
 use crate::{Error, Result};
 
 pub use batch::{BatchCache, BatchGenerator};
@@ -60,8 +61,8 @@ impl LanguageModel {
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`] and all errors of reading; [`Error::Cancelled`].
     pub async fn load(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
+        let loader = loader.network(expected::language(config));
         let model = loader.pp("model");
-        let width = config.hidden_size;
         let attention = Attention {
             heads: config.num_heads,
             kv_heads: config.num_kv_heads,
@@ -69,23 +70,17 @@ impl LanguageModel {
             causal: true,
         };
         attention.check()?;
-        // Quantisation affects the embedding table and the head most, and each is read once per token: at least 8 bits.
-        let wide = |loader: &Loader| loader.at_least(Precision::Q8);
-        let embedding = wide(&model).matrix("embed_tokens.weight", config.vocab_size, width).await?;
+        let embedding = model.matrix("embed_tokens.weight").await?;
         let mut layers = Vec::new();
         for index in 0..config.num_layers {
             layers.push(Layer::load(&model.pp("layers").pp(index), config, attention).await?);
         }
-        let head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(wide(loader).matrix("lm_head.weight", config.vocab_size, width).await?)
-        };
+        let head = if config.tie_word_embeddings { None } else { Some(loader.matrix("lm_head.weight").await?) };
         Ok(Self {
             attention,
             embedding,
             layers,
-            norm: model.rms_norm("norm", width, config.rms_norm_eps, config.norm_unit_offset).await?,
+            norm: model.rms_norm("norm", config.rms_norm_eps, config.norm_unit_offset).await?,
             head,
             half_cache: loader.precision() != Precision::F32,
             config: config.clone(),

@@ -7,6 +7,7 @@ use crate::nn::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::ops::{self, Epilogue, Norm};
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::ClipConfig;
+use crate::weights::expected;
 
 /// A CLIP vision transformer.
 #[derive(Debug)]
@@ -30,16 +31,13 @@ impl ClipVit {
     pub async fn load(loader: &Loader, config: &ClipConfig, select_layer: i32) -> Result<Self> {
         let width = config.hidden_size;
         let needed = config.layers_before(select_layer)?;
-        let model = loader.pp("vision_model");
+        let model = loader.network(expected::clip(config)).pp("vision_model");
         let embeddings = model.pp("embeddings");
-        let patches = (config.image_size / config.patch_size).pow(2);
-        let class = embeddings.values("class_embedding", &[width]).await?;
-        let mut positions = embeddings.values("position_embedding.weight", &[1 + patches, width]).await?;
+        let class = embeddings.values("class_embedding").await?;
+        let mut positions = embeddings.values("position_embedding.weight").await?;
         positions.iter_mut().zip(&class).for_each(|(position, class)| *position += class);
 
         let layer = ClipLayerConfig {
-            width,
-            inner: config.intermediate_size,
             heads: config.num_heads,
             activation: config.activation,
             eps: config.layer_norm_eps,
@@ -52,11 +50,9 @@ impl ClipVit {
         Ok(Self {
             image_size: config.image_size,
             patch_size: config.patch_size,
-            patch_embedding: embeddings
-                .matrix("patch_embedding.weight", width, 3 * config.patch_size * config.patch_size)
-                .await?,
-            positions: embeddings.upload("positions", &[1 + patches, width], &positions).await?,
-            pre_norm: model.layer_norm("pre_layrnorm", width, config.layer_norm_eps).await?, // the checkpoints' spelling
+            patch_embedding: embeddings.matrix("patch_embedding.weight").await?,
+            positions: embeddings.upload("positions", &[positions.len() / width, width], &positions).await?,
+            pre_norm: model.layer_norm("pre_layrnorm", config.layer_norm_eps).await?, // the checkpoints' spelling
             layers,
         })
     }

@@ -2,9 +2,11 @@
 
 use crate::gpu::Recorder;
 use crate::loader::Loader;
+use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, Epilogue, FeatureMap, Norm};
-use crate::tensor::{Matrix, Tensor};
+use crate::tensor::Tensor;
 use crate::weights::config::ConvNextConfig;
+use crate::weights::expected;
 use crate::{Error, Result};
 
 /// The eps of all norms: timm's default.
@@ -18,8 +20,7 @@ const BLOCK_MULTIPLE: usize = 64;
 #[derive(Debug)]
 pub struct ConvNext {
     /// 4 x 4 convolution with stride 4: [width, 3 * 16].
-    stem: Matrix,
-    stem_bias: Tensor,
+    stem: Linear,
     stem_norm: Norm,
     stages: [Stage; 4],
 }
@@ -35,8 +36,7 @@ pub struct Stage {
 #[derive(Debug)]
 struct Downsample {
     norm: Norm,
-    convolution: Matrix,
-    bias: Tensor,
+    convolution: Linear,
 }
 
 #[derive(Debug)]
@@ -45,10 +45,8 @@ struct Block {
     depthwise: Tensor,
     depthwise_bias: Tensor,
     norm: Norm,
-    fc1: Matrix,
-    fc1_bias: Tensor,
-    fc2: Matrix,
-    fc2_bias: Tensor,
+    fc1: Linear,
+    fc2: Linear,
     /// Layer scale.
     gamma: Tensor,
 }
@@ -59,22 +57,15 @@ impl ConvNext {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &ConvNextConfig) -> Result<Self> {
-        let stem = loader.pp("stem");
+        let loader = loader.network(expected::convnext(config));
         let mut stages = Vec::new();
-        for stage in 0..4 {
-            let width_in = if stage > 0 { Some(config.widths[stage - 1]) } else { None };
-            stages.push(
-                Stage::load(&loader.pp("stages").pp(stage), width_in, config.widths[stage], config.depths[stage])
-                    .await?,
-            );
+        for (stage, depth) in config.depths.into_iter().enumerate() {
+            stages.push(Stage::load(&loader.pp("stages").pp(stage), depth).await?);
         }
-        let stages = stages.try_into().map_err(|_| Error::Internal("a ConvNeXt has four stages".to_owned()))?;
-        let width = config.widths[0];
         Ok(Self {
-            stem: stem.matrix("0.weight", width, 3 * 16).await?,
-            stem_bias: stem.tensor("0.bias", &[width]).await?,
-            stem_norm: stem.layer_norm("1", width, EPS).await?,
-            stages,
+            stem: Linear::load(&loader, "stem.0").await?,
+            stem_norm: loader.layer_norm("stem.1", EPS).await?,
+            stages: stages.try_into().map_err(|_| Error::Internal("a ConvNeXt has four stages".to_owned()))?,
         })
     }
 
@@ -93,8 +84,7 @@ impl ConvNext {
         }
         let side = size / 4;
         let patches = ops::patches(recorder, pixels, (size, size, 3), true, 4, 0, side * side)?;
-        let bias = Epilogue { bias: Some(&self.stem_bias), ..Default::default() };
-        let pixels = ops::linear(recorder, &patches, &self.stem, bias)?;
+        let pixels = self.stem.forward(recorder, &patches)?;
         let pixels = ops::norm(recorder, &pixels, &self.stem_norm)?;
         Ok(FeatureMap { height: side, width: side, values: pixels })
     }
@@ -106,21 +96,18 @@ impl ConvNext {
 }
 
 impl Stage {
-    async fn load(loader: &Loader, width_in: Option<usize>, width: usize, depth: usize) -> Result<Self> {
-        let downsample = match width_in {
-            None => None,
-            Some(width_in) => {
-                let part = loader.pp("downsample");
-                Some(Downsample {
-                    norm: part.layer_norm("0", width_in, EPS).await?,
-                    convolution: part.matrix("1.weight", width, width_in * 4).await?,
-                    bias: part.tensor("1.bias", &[width]).await?,
-                })
-            }
+    async fn load(loader: &Loader, depth: usize) -> Result<Self> {
+        let downsample = if loader.contains("downsample.1.weight") {
+            Some(Downsample {
+                norm: loader.layer_norm("downsample.0", EPS).await?,
+                convolution: Linear::load(loader, "downsample.1").await?,
+            })
+        } else {
+            None
         };
         let mut blocks = Vec::new();
         for block in 0..depth {
-            blocks.push(Block::load(&loader.pp("blocks").pp(block), width).await?);
+            blocks.push(Block::load(&loader.pp("blocks").pp(block)).await?);
         }
         Ok(Self { downsample, blocks })
     }
@@ -147,26 +134,23 @@ impl Downsample {
         let normed = ops::norm(recorder, &x.values, &self.norm)?;
         let size = (x.height, x.width, x.channels());
         let patches = ops::patches(recorder, &normed, size, false, 2, 0, height * width)?;
-        let bias = Epilogue { bias: Some(&self.bias), ..Default::default() };
-        Ok(FeatureMap { height, width, values: ops::linear(recorder, &patches, &self.convolution, bias)? })
+        Ok(FeatureMap { height, width, values: self.convolution.forward(recorder, &patches)? })
     }
 }
 
 impl Block {
-    async fn load(loader: &Loader, width: usize) -> Result<Self> {
-        let weight = loader.values("conv_dw.weight", &[width, 1, 7, 7]).await?;
+    async fn load(loader: &Loader) -> Result<Self> {
+        let weight = loader.values("conv_dw.weight").await?;
+        let width = weight.len() / 49;
         // Channels last, like the feature maps.
         let depthwise: Vec<f32> = (0..49 * width).map(|index| weight[(index % width) * 49 + index / width]).collect();
-        let mlp = loader.pp("mlp");
         Ok(Self {
             depthwise: loader.upload("conv_dw.weight", &[49, width], &depthwise).await?,
-            depthwise_bias: loader.tensor("conv_dw.bias", &[width]).await?,
-            norm: loader.layer_norm("norm", width, EPS).await?,
-            fc1: mlp.matrix("fc1.weight", 4 * width, width).await?,
-            fc1_bias: mlp.tensor("fc1.bias", &[4 * width]).await?,
-            fc2: mlp.matrix("fc2.weight", width, 4 * width).await?,
-            fc2_bias: mlp.tensor("fc2.bias", &[width]).await?,
-            gamma: loader.tensor("gamma", &[width]).await?,
+            depthwise_bias: loader.tensor("conv_dw.bias").await?,
+            norm: loader.layer_norm("norm", EPS).await?,
+            fc1: Linear::load(loader, "mlp.fc1").await?,
+            fc2: Linear::load(loader, "mlp.fc2").await?,
+            gamma: loader.tensor("gamma").await?,
         })
     }
 
@@ -174,15 +158,14 @@ impl Block {
     fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<()> {
         let convolved = ops::depthwise(recorder, x, &self.depthwise, &self.depthwise_bias)?;
         let normed = ops::norm(recorder, &convolved.values, &self.norm)?;
-        let expand =
-            Epilogue { bias: Some(&self.fc1_bias), activation: Some(Activation::GeluErf), ..Default::default() };
-        let contract = Epilogue { bias: Some(&self.fc2_bias), gamma: Some(&self.gamma), ..Default::default() };
+        let expand = Epilogue { activation: Some(Activation::GeluErf), ..self.fc1.epilogue() };
+        let contract = Epilogue { gamma: Some(&self.gamma), ..self.fc2.epilogue() };
         let pixels = x.values.rows();
-        let block = (MAX_INNER_BYTES / (self.fc1.rows() * 4) / BLOCK_MULTIPLE).max(1) * BLOCK_MULTIPLE;
+        let block = (MAX_INNER_BYTES / (self.fc1.weight.rows() * 4) / BLOCK_MULTIPLE).max(1) * BLOCK_MULTIPLE;
         for first in (0..pixels).step_by(block) {
             let normed = normed.slice_rows(first..(first + block).min(pixels));
-            let inner = ops::linear(recorder, &normed, &self.fc1, expand)?;
-            ops::linear_add(recorder, &inner, &self.fc2, contract, &x.values, first)?;
+            let inner = ops::linear(recorder, &normed, &self.fc1.weight, expand)?;
+            ops::linear_add(recorder, &inner, &self.fc2.weight, contract, &x.values, first)?;
         }
         Ok(())
     }

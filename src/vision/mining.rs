@@ -9,8 +9,11 @@
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
+use crate::nn::linear::Linear;
 use crate::ops::{self, Epilogue, MiningMap, Norm};
 use crate::tensor::{Matrix, Tensor};
+use crate::weights::config::VisionConfig;
+use crate::weights::expected;
 
 /// The eps of all norms: PyTorch's default (ConvNeXt's differs).
 const EPS: f32 = 1e-5;
@@ -19,16 +22,14 @@ const EPS: f32 = 1e-5;
 #[derive(Debug)]
 pub struct PatchInfoMining {
     query_norm: Norm,
-    query: Matrix,
-    query_bias: Tensor,
+    query: Linear,
     /// W_k transposed: [high_width, low_width].
     key_fold: Matrix,
     /// The key norm's gain / sqrt(low_width): [high_width].
     key_gain: Tensor,
     /// W_v with the value norm's gain in its columns: [low_width, high_width].
-    value: Matrix,
-    /// b_v + W_v times the value norm's offset.
-    value_bias: Tensor,
+    /// The bias is b_v + W_v times the value norm's offset.
+    value: Linear,
 }
 
 /// The part of the high-resolution map that the tokens of one tile attend to.
@@ -51,12 +52,13 @@ impl PatchInfoMining {
     ///
     /// # Errors
     /// As [`Loader::matrix`].
-    pub async fn load(loader: &Loader, low: usize, high: usize) -> Result<Self> {
-        let query = loader.pp("query");
+    pub async fn load(loader: &Loader, config: &VisionConfig) -> Result<Self> {
+        let (low, high) = (config.hidden_size, config.high_hidden_size);
+        let loader = loader.network(expected::mining(config));
         let keys = loader.pp("aux");
         let values = loader.pp("val");
 
-        let key = keys.values("1.weight", &[low, high]).await?;
+        let key = keys.values("1.weight").await?;
         let mut key_fold = vec![0.0f32; key.len()];
         for (row, weights) in key.chunks_exact(high).enumerate() {
             for (column, weight) in weights.iter().enumerate() {
@@ -65,12 +67,12 @@ impl PatchInfoMining {
         }
         drop(key);
         let scale = 1.0 / (low as f32).sqrt();
-        let gain: Vec<f32> = keys.values("0.weight", &[high]).await?.iter().map(|gain| gain * scale).collect();
+        let gain: Vec<f32> = keys.values("0.weight").await?.iter().map(|gain| gain * scale).collect();
 
-        let mut value = values.values("1.weight", &[low, high]).await?;
-        let value_gain = values.values("0.weight", &[high]).await?;
-        let offset = values.values("0.bias", &[high]).await?;
-        let mut value_bias = values.values("1.bias", &[low]).await?;
+        let mut value = values.values("1.weight").await?;
+        let value_gain = values.values("0.weight").await?;
+        let offset = values.values("0.bias").await?;
+        let mut value_bias = values.values("1.bias").await?;
         for (row, bias) in value.chunks_exact_mut(high).zip(&mut value_bias) {
             let folded: f64 =
                 row.iter().zip(&offset).map(|(weight, offset)| f64::from(*weight) * f64::from(*offset)).sum();
@@ -78,13 +80,14 @@ impl PatchInfoMining {
             row.iter_mut().zip(&value_gain).for_each(|(weight, gain)| *weight *= gain);
         }
         Ok(Self {
-            query_norm: query.layer_norm("0", low, EPS).await?,
-            query: query.matrix("1.weight", low, low).await?,
-            query_bias: query.tensor("1.bias", &[low]).await?,
+            query_norm: loader.layer_norm("query.0", EPS).await?,
+            query: Linear::load(&loader, "query.1").await?,
             key_fold: keys.computed("1.weight", low, &key_fold).await?,
             key_gain: keys.upload("0.weight", &[high], &gain).await?,
-            value: values.computed("1.weight", high, &value).await?,
-            value_bias: values.upload("1.bias", &[low], &value_bias).await?,
+            value: Linear {
+                weight: values.computed("1.weight", high, &value).await?,
+                bias: values.upload("1.bias", &[low], &value_bias).await?,
+            },
         })
     }
 
@@ -102,16 +105,14 @@ impl PatchInfoMining {
     /// [`Error::WrongShape`](crate::Error::WrongShape).
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, tile: &Tile<'_>) -> Result<Tensor> {
         let normed = ops::norm(recorder, x, &self.query_norm)?;
-        let query = Epilogue { bias: Some(&self.query_bias), ..Default::default() };
-        let query = ops::linear(recorder, &normed, &self.query, query)?;
+        let query = self.query.forward(recorder, &normed)?;
         let fold = Epilogue { gamma: Some(&self.key_gain), ..Default::default() };
         let folded = ops::linear(recorder, &query, &self.key_fold, fold)?;
         let windows =
             ops::mining(recorder, &folded, tile.map, tile.statistics, tile.window, tile.origin, tile.attended)?;
         let mined = Tensor::temporary(recorder.gpu(), x.shape(), "mined")?;
         x.copy_to(recorder, &mined, 0);
-        let value = Epilogue { bias: Some(&self.value_bias), ..Default::default() };
-        ops::linear_add(recorder, &windows, &self.value, value, &mined, 0)?;
+        self.value.add(recorder, &windows, &mined)?;
         Ok(mined)
     }
 }

@@ -136,11 +136,11 @@ impl Vision {
             high: match convnext {
                 Some(convnext) => Some(HighResolution {
                     convnext: ConvNext::load(&parts.convnext, convnext).await?,
-                    mining: PatchInfoMining::load(&parts.mining, config.hidden_size, config.high_hidden_size).await?,
+                    mining: PatchInfoMining::load(&parts.mining, &config).await?,
                 }),
                 None => None,
             },
-            projector: Projector::load(&parts.projector, config.projector, config.hidden_size, hidden_size).await?,
+            projector: Projector::load(&parts.projector, &config, hidden_size).await?,
             config,
         })
     }

@@ -3,14 +3,16 @@
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
+use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, Epilogue};
-use crate::tensor::{Matrix, Tensor};
-use crate::weights::config::ProjectorKind as Kind;
+use crate::tensor::Tensor;
+use crate::weights::config::{ProjectorKind, VisionConfig};
+use crate::weights::expected;
 
 /// Linear layers with GELU between them; no layer for `identity`.
 #[derive(Debug)]
 pub struct Projector {
-    layers: Vec<(Matrix, Tensor)>,
+    layers: Vec<Linear>,
 }
 
 impl Projector {
@@ -18,31 +20,29 @@ impl Projector {
     ///
     /// # Errors
     /// As [`Loader::matrix`].
-    pub async fn load(loader: &Loader, kind: Kind, width_in: usize, width_out: usize) -> Result<Self> {
-        let count = match kind {
-            Kind::Identity => 0,
-            Kind::Mlp(count) => count,
+    pub async fn load(loader: &Loader, config: &VisionConfig, hidden_size: usize) -> Result<Self> {
+        let loader = loader.network(expected::projector(config, hidden_size));
+        let count = match config.projector {
+            ProjectorKind::Identity => 0,
+            ProjectorKind::Mlp(count) => count,
         };
         let mut layers = Vec::new();
         for layer in 0..count {
-            let columns = if layer == 0 { width_in } else { width_out };
-            // A single linear layer has no number.
-            let part = if count == 1 && loader.contains("weight") { loader.clone() } else { loader.pp(2 * layer) };
-            layers.push((part.matrix("weight", width_out, columns).await?, part.tensor("bias", &[width_out]).await?));
+            layers.push(Linear::load(&loader, 2 * layer).await?);
         }
         Ok(Self { layers })
     }
 
-    /// Projects [tokens, width_in] to [tokens, width_out].
+    /// Projects visual features [tokens, width] to embeddings [tokens, hidden_size].
     ///
     /// # Errors
     /// [`Error::WrongShape`](crate::Error::WrongShape) for another width.
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
-        for (index, (weight, bias)) in self.layers.iter().enumerate() {
+        for (index, layer) in self.layers.iter().enumerate() {
             let last = index + 1 == self.layers.len();
             let activation = (!last).then_some(Activation::GeluErf);
-            x = ops::linear(recorder, &x, weight, Epilogue { bias: Some(bias), activation, ..Default::default() })?;
+            x = ops::linear(recorder, &x, &layer.weight, Epilogue { activation, ..layer.epilogue() })?;
         }
         Ok(x)
     }

@@ -89,6 +89,7 @@ pub fn language(config: &LanguageConfig) -> Vec<ExpectedTensor> {
     let mut tensors = TensorList::default();
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (queries, keys) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    // Quantisation affects the embedding table and the head most, and each is read once per token: at least 8 bits.
     let table = Storage::Table(Precision::Q8);
     tensors.push("model.embed_tokens.weight", &[config.vocab_size, hidden], table);
     tensors.push("model.norm.weight", &[hidden], Storage::F32);
@@ -107,6 +108,7 @@ pub fn language(config: &LanguageConfig) -> Vec<ExpectedTensor> {
         match (config.architecture, config.experts) {
             (Architecture::Mixtral, Some(experts)) => {
                 let moe = format!("{layer}.block_sparse_moe");
+                // The router is small and selects the experts, so it stays at full precision.
                 tensors.push(format!("{moe}.gate.weight"), &[experts.count, hidden], Storage::F32);
                 for expert in 0..experts.count {
                     tensors.matrix(&format!("{moe}.experts.{expert}.w1"), &[inner, hidden]);

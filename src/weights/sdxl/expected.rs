@@ -45,7 +45,7 @@ impl TensorList {
     }
 }
 
-pub(super) fn unet(config: &UnetConfig) -> Vec<ExpectedTensor> {
+pub(crate) fn unet(config: &UnetConfig) -> Vec<ExpectedTensor> {
     let mut tensors = TensorList::default();
     let Some((first, last)) = config.levels.first().zip(config.levels.last()) else { return tensors.0 };
     let time = 4 * first.channels;
@@ -92,7 +92,7 @@ pub(super) fn unet(config: &UnetConfig) -> Vec<ExpectedTensor> {
     tensors.0
 }
 
-pub(super) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
+pub(crate) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
     let mut tensors = TensorList::default();
     let channels = &config.block_out_channels;
     let Some((first, last)) = channels.first().copied().zip(channels.last().copied()) else { return tensors.0 };
@@ -146,9 +146,10 @@ pub(super) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
     tensors.0
 }
 
-pub(super) fn text(config: &TextEncoderConfig) -> Vec<ExpectedTensor> {
+pub(crate) fn text(config: &TextEncoderConfig) -> Vec<ExpectedTensor> {
     let mut tensors = TensorList::default();
     let (width, inner) = (config.hidden_size, config.intermediate_size);
+    // Tables are read once per prompt: quantising them would save no time.
     let table = Storage::Table(Precision::F16);
     tensors.push("text_model.embeddings.token_embedding.weight", &[config.vocab_size, width], table);
     tensors.push("text_model.embeddings.position_embedding.weight", &[config.max_positions, width], table);

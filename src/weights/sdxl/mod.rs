@@ -2,7 +2,7 @@
 //! from a single file.
 
 pub mod config;
-mod expected;
+pub(crate) mod expected;
 mod lora;
 mod names;
 mod single_file;
