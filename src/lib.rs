@@ -104,7 +104,7 @@ pub mod weights;
 
 #[cfg(feature = "gpu")]
 #[doc(inline)]
-pub use diffusion::pipeline::{
+pub use diffusion::{
     DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, GenerateImage, GeneratedImage,
 };
 pub use error::{Error, Result, Setting};

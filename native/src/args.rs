@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mgm::diffusion::pipeline::MAX_SIDE;
+use mgm::diffusion::MAX_SIDE;
 use mgm::gpu::{AdapterChoice, GpuOptions};
 
 /// The device to run on.

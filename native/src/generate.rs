@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use mgm::diffusion::pipeline::InitialLatents;
+use mgm::diffusion::InitialLatents;
 use mgm::diffusion::png_metadata::DEFAULT_STRENGTH;
 use mgm::image::Image;
 use mgm::weights::checkpoint::Checkpoint;

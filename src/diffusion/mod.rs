@@ -5,41 +5,22 @@
 
 pub mod gen_protocol;
 #[cfg(feature = "gpu")]
-mod generate;
+mod networks;
 #[cfg(feature = "gpu")]
-pub mod pipeline;
-#[cfg(feature = "gpu")]
-mod pixel_attention;
+mod pipeline;
 pub mod png_metadata;
 #[doc(hidden)]
 pub mod preview;
-#[cfg(feature = "gpu")]
-mod request;
-#[cfg(feature = "gpu")]
-mod resnet;
 #[doc(hidden)]
 pub mod scheduler;
-#[cfg(feature = "gpu")]
-mod statistics;
-#[cfg(feature = "gpu")]
-mod text_encoder;
-#[cfg(feature = "gpu")]
-mod tiles;
 #[doc(hidden)]
 pub mod torch_rng;
-#[cfg(feature = "gpu")]
-mod transformer;
-#[cfg(feature = "gpu")]
-mod unet;
-#[cfg(feature = "gpu")]
-mod vae;
 
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
-pub use text_encoder::{TextEncoder, TextEncoding};
+pub use networks::{Condition, TextEncoder, TextEncoding, Unet, VaeDecoder, VaeEncoder};
 #[cfg(feature = "gpu")]
-#[doc(hidden)]
-pub use unet::{Condition, Unet};
-#[cfg(feature = "gpu")]
-#[doc(hidden)]
-pub use vae::{VaeDecoder, VaeEncoder};
+pub use pipeline::{
+    DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, GenerateImage, GeneratedImage,
+    InitialLatents, MAX_SIDE, OnDiffusionEvent, PromptEmbeds,
+};

@@ -6,11 +6,11 @@ use std::rc::Rc;
 
 use js_sys::{Function, Object, Reflect, Uint8Array};
 use mgm::diffusion::gen_protocol;
-use mgm::diffusion::pipeline::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
 use mgm::diffusion::png_metadata::{
     DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH, ImageSettings,
 };
 use mgm::diffusion::torch_rng::NoiseType;
+use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
 use mgm::image::Image;
 use mgm::io::Folder;
 use mgm::tensor::Precision;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
+use mgm::diffusion::InitialLatents;
 use mgm::diffusion::gen_protocol::NEGATIVE_PROMPT;
-use mgm::diffusion::pipeline::InitialLatents;
 use mgm::gpu::Gpu;
 use mgm::tensor::Precision;
 use mgm::weights::sdxl::SdxlCheckpoint;

@@ -3,11 +3,11 @@
 use std::future::IntoFuture;
 use std::ops::ControlFlow;
 
-use super::pipeline::DiffusionPipeline;
-use super::png_metadata::{DEFAULT_STRENGTH, ImageSettings};
+use super::DiffusionPipeline;
 use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents};
-use super::torch_rng::NoiseType;
 use crate::Result;
+use crate::diffusion::png_metadata::{DEFAULT_STRENGTH, ImageSettings};
+use crate::diffusion::torch_rng::NoiseType;
 use crate::image::Image;
 use crate::io::LocalFuture;
 use crate::weights::sdxl::config::SchedulerOverride;
@@ -27,13 +27,14 @@ pub struct GenerateImage<'a> {
     on_event: Option<EventCallback<'a>>,
 }
 
-impl<'a> GenerateImage<'a> {
-    pub(super) fn new(pipeline: &'a mut DiffusionPipeline, prompt: String) -> Self {
-        let settings = ImageSettings::new(prompt)
-            .with_model(pipeline.checkpoint().name.clone())
-            .with_precision(pipeline.precision().to_string());
-        Self {
-            pipeline,
+impl DiffusionPipeline {
+    /// Prepares an image of a prompt. Awaiting the [`GenerateImage`] generates it.
+    pub fn generate(&mut self, prompt: impl Into<String>) -> GenerateImage<'_> {
+        let settings = ImageSettings::new(prompt.into())
+            .with_model(self.checkpoint().name.clone())
+            .with_precision(self.precision().to_string());
+        GenerateImage {
+            pipeline: self,
             settings,
             size: None,
             scheduler: None,
@@ -43,7 +44,9 @@ impl<'a> GenerateImage<'a> {
             on_event: None,
         }
     }
+}
 
+impl<'a> GenerateImage<'a> {
     /// What the image does not show.
     pub fn negative_prompt(mut self, negative_prompt: impl Into<String>) -> Self {
         self.settings.negative_prompt = Some(negative_prompt.into());

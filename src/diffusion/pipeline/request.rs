@@ -2,10 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use super::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
-use super::torch_rng::NoiseType;
+use crate::diffusion::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
+use crate::diffusion::scheduler::Schedule;
+use crate::diffusion::torch_rng::NoiseType;
 use crate::image::{Canvas, Image, Window, bicubic};
-use crate::weights::sdxl::config::SchedulerConfig;
+use crate::weights::sdxl::config::{SchedulerConfig, VaeConfig};
 use crate::{Error, Result};
 
 /// The largest width or height of an image, in pixels.
@@ -86,6 +87,52 @@ impl DiffusionRequest {
     pub(super) fn is_guided(&self) -> bool {
         self.guidance_scale > 1.0
     }
+
+    /// Checks the settings. Returns the schedule.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents.
+    pub(super) fn check(&self, vae: &VaeConfig) -> Result<Schedule> {
+        let Self { width, height, num_inference_steps: steps, guidance_scale, .. } = *self;
+        let unit = vae.pixels_per_latent();
+        if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(unit) || *side > MAX_SIDE) {
+            return Err(Error::InvalidArgument(format!(
+                "an image of {width} x {height} pixels, expected sides that are multiples of {unit}, up to {MAX_SIDE}"
+            )));
+        }
+        if !(0.0..=1000.0).contains(&guidance_scale) {
+            return Err(Error::InvalidArgument(format!("a guidance scale of {guidance_scale}, expected 0 to 1000")));
+        }
+        let (latent_height, latent_width) = self.latent_size(vae);
+        let expected = vae.latent_channels * latent_height * latent_width;
+        match &self.initial_latents {
+            InitialLatents::Noise => Schedule::new(&self.scheduler, steps),
+            InitialLatents::Latents { values, width: found_width, height: found_height }
+                if values.len() != expected || (*found_height, *found_width) != (latent_height, latent_width) =>
+            {
+                Err(Error::InvalidArgument(format!(
+                    "{} latents, {found_width} x {found_height}, for an image of {width} x {height} pixels, expected {expected}, {latent_width} x {latent_height}",
+                    values.len()
+                )))
+            }
+            InitialLatents::Latents { .. } => Schedule::new(&self.scheduler, steps),
+            InitialLatents::Image { image, strength } => {
+                if (image.width(), image.height()) != (width, height) {
+                    let (found_width, found_height) = (image.width(), image.height());
+                    return Err(Error::InvalidArgument(format!(
+                        "the initial image has {found_width} x {found_height} pixels, expected {width} x {height}"
+                    )));
+                }
+                Schedule::for_image(&self.scheduler, steps, *strength)
+            }
+        }
+    }
+
+    /// Height and width of the latents.
+    pub(super) fn latent_size(&self, vae: &VaeConfig) -> (usize, usize) {
+        let unit = vae.pixels_per_latent();
+        (self.height / unit, self.width / unit)
+    }
 }
 
 /// What denoising starts from.
@@ -138,7 +185,7 @@ impl InitialLatents {
 #[non_exhaustive]
 pub enum DiffusionEvent<'a> {
     /// The end of a prompt was cut off because it exceeds the text encoders' window. Not sent for
-    /// [`NEGATIVE_PROMPT`](super::gen_protocol::NEGATIVE_PROMPT).
+    /// [`NEGATIVE_PROMPT`](crate::diffusion::gen_protocol::NEGATIVE_PROMPT).
     PromptCut {
         /// The text that was cut off.
         dropped: &'a str,

@@ -1,0 +1,76 @@
+//! Images to latents, and latents to images.
+
+use super::request::{DiffusionEvent, OnDiffusionEvent, emit};
+use super::residency::Networks;
+use crate::diffusion::preview::byte;
+use crate::image::Image;
+use crate::ops::FeatureMap;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+impl Networks {
+    /// Encodes an image to latents, sampled with the noise `drawn`: [pixels, channels].
+    pub(super) async fn encode_image(
+        &mut self,
+        image: &Image,
+        drawn: &[f32],
+        on_event: OnDiffusionEvent<'_>,
+    ) -> Result<Vec<f32>> {
+        let encoder = self.encoder(on_event).await?;
+        let config = self.vae_config();
+        let mut recorder = self.gpu.record();
+        let (height, width) = (image.height(), image.width());
+        let pixels: Vec<f32> = image
+            .data()
+            .chunks_exact(3)
+            .flat_map(|pixel| {
+                [pixel[0], pixel[1], pixel[2]].map(|value| f32::from(value) / 127.5 - 1.0).into_iter().chain([0.0])
+            })
+            .collect();
+        let pixels = Tensor::upload(&mut recorder, &[height * width, 4], &pixels, "image")?;
+        let moments = encoder.encode(&mut recorder, &FeatureMap { height, width, values: pixels })?;
+        let readback = moments.values.read_back(&mut recorder);
+        recorder.submit()?;
+        let moments = readback.values::<f32>().await?;
+        let channels = config.latent_channels;
+        let latent = |(pixel, drawn): (&[f32], &[f32])| -> Vec<f32> {
+            let (means, logs) = pixel.split_at(channels);
+            (0..channels)
+                .map(|channel| {
+                    let deviation = (0.5 * logs[channel].clamp(-30.0, 20.0)).exp();
+                    let sample = means[channel] + deviation * drawn[channel];
+                    let mean = config.shift_factor + config.latents_mean.as_ref().map_or(0.0, |means| means[channel]);
+                    let std = config.latents_std.as_ref().map_or(1.0, |stds| stds[channel]);
+                    (sample - mean) * config.scaling_factor / std
+                })
+                .collect()
+        };
+        Ok(moments.chunks_exact(2 * channels).zip(drawn.chunks_exact(channels)).flat_map(latent).collect())
+    }
+
+    /// Decodes latents to an image, with feature maps of at most `largest` bytes if that is given.
+    pub(super) async fn decode(
+        &mut self,
+        latents: &FeatureMap,
+        largest: Option<u64>,
+        on_event: OnDiffusionEvent<'_>,
+    ) -> Result<Image> {
+        let gpu = self.gpu.clone();
+        let decoder = self.decoder(on_event).await?;
+        emit(on_event, DiffusionEvent::Decoding)?;
+        let mut recorder = gpu.record();
+        let image = match largest {
+            Some(largest) => decoder.decode_within(&mut recorder, latents, largest)?,
+            None => decoder.decode(&mut recorder, latents)?,
+        };
+        let readback = image.values.read_back(&mut recorder);
+        recorder.submit()?;
+        let values = readback.values::<f32>().await?;
+        if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+            return Err(Error::BadValue { name: "image".to_owned(), value: *value, index: index as u64 });
+        }
+        let channels = image.channels().max(1);
+        let bytes = values.chunks_exact(channels).flat_map(|pixel| pixel.iter().take(3)).map(|value| byte(*value));
+        Image::new(image.width, image.height, bytes.collect())
+    }
+}
