@@ -26,27 +26,6 @@ impl Image {
         Ok(Self { width, height, data })
     }
 
-    /// Reads and decodes an image file: PNG, JPEG, WebP, GIF or BMP.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the file cannot be read; otherwise as [`decode`](super::decode).
-    #[cfg(all(feature = "fs", feature = "decode"))]
-    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        let name = path.as_ref().display().to_string();
-        let bytes = std::fs::read(path).map_err(|error| Error::io(&name, &error))?;
-        super::decode(&name, &bytes)
-    }
-
-    /// Writes a PNG file.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the file cannot be written.
-    #[cfg(all(feature = "fs", feature = "decode"))]
-    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        let bytes = super::encode_png(self, &[])?;
-        std::fs::write(&path, bytes).map_err(|error| Error::io(path.as_ref().display().to_string(), &error))
-    }
-
     /// Width in pixels; never zero.
     pub fn width(&self) -> usize {
         self.width

@@ -7,7 +7,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::Image;
+use super::buffer::Image;
 use crate::{Error, Result};
 
 /// Longest side in pixels: JPEG's own limit. It bounds the tables of [`super::bicubic`] for any shape.
@@ -21,6 +21,19 @@ const MAX_WORKING_BYTES: u64 = 1 << 30;
 
 /// The supported formats, for messages.
 const FORMATS: &str = "PNG, JPEG, WebP, GIF and BMP";
+
+#[cfg(feature = "fs")]
+impl Image {
+    /// Reads and decodes an image file: PNG, JPEG, WebP, GIF or BMP.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read; otherwise as [`decode`].
+    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        let name = path.as_ref().display().to_string();
+        let bytes = std::fs::read(path).map_err(|error| Error::io(&name, &error))?;
+        decode(&name, &bytes)
+    }
+}
 
 /// Decodes an image file; of an animation, the first frame. `name` is used in messages.
 ///

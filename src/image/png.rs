@@ -1,7 +1,19 @@
 //! Encoding images as PNG files.
 
-use super::Image;
+use super::buffer::Image;
 use crate::{Error, Result};
+
+#[cfg(feature = "fs")]
+impl Image {
+    /// Writes a PNG file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        let bytes = encode_png(self, &[])?;
+        std::fs::write(&path, bytes).map_err(|error| Error::io(path.as_ref().display().to_string(), &error))
+    }
+}
 
 /// The bytes of a PNG file with text chunks (keyword, text).
 ///

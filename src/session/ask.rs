@@ -24,12 +24,16 @@ pub struct Ask<'a> {
     on_event: Option<EventCallback<'a>>,
 }
 
-impl<'a> Ask<'a> {
-    pub(super) fn new(chat: &'a mut Chat, question: String) -> Self {
+impl Chat {
+    /// A question about the images added to it and about those of earlier turns. It is asked when the [`Ask`] is
+    /// awaited.
+    pub fn ask(&mut self, question: impl Into<String>) -> Ask<'_> {
         let options = AnswerOptions::default();
-        Self { chat, question, images: Vec::new(), options, on_text: None, on_event: None }
+        Ask { chat: self, question: question.into(), images: Vec::new(), options, on_text: None, on_event: None }
     }
+}
 
+impl<'a> Ask<'a> {
     /// Adds an image before the question.
     pub fn image(mut self, image: impl ImageSource + 'a) -> Self {
         self.images.push(Box::new(image));

@@ -7,9 +7,7 @@ use web_time::Instant;
 use super::image::EncodedImage;
 use super::model::no_vision_error;
 use super::splitmix64::SplitMix64;
-use super::{
-    Answer, AnswerOptions, Ask, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds,
-};
+use super::{Answer, AnswerOptions, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds};
 use crate::language::{Cache, ImageId, PREFILL_POSITIONS, Position, TokenGenerator};
 use crate::tensor::Tensor;
 use crate::text::conversation::{Conversation, Turn};
@@ -42,19 +40,22 @@ struct Draft {
     vision_ms: f64,
 }
 
-impl Chat {
-    pub(super) fn new(model: &Model) -> Self {
-        Self {
-            model: model.clone(),
-            conversation: Conversation::new(model.prompt_format().clone()),
+impl Model {
+    /// A new conversation.
+    pub fn chat(&self) -> Chat {
+        Chat {
+            model: self.clone(),
+            conversation: Conversation::new(self.prompt_format().clone()),
             images: Vec::new(),
             reusable: Vec::new(),
-            cache: model.language().cache(),
+            cache: self.language().cache(),
             cached: Vec::new(),
             next_image: ImageId(0),
         }
     }
+}
 
+impl Chat {
     /// The conversation with a system prompt.
     pub fn with_system(mut self, system: impl Into<String>) -> Self {
         self.conversation.system = Some(system.into());
@@ -109,12 +110,6 @@ impl Chat {
         self.conversation.system = system;
         self.conversation.turns = turns;
         Ok(())
-    }
-
-    /// A question about the images added to it and about those of earlier turns. It is asked when the [`Ask`] is
-    /// awaited.
-    pub fn ask(&mut self, question: impl Into<String>) -> Ask<'_> {
-        Ask::new(self, question.into())
     }
 
     pub(super) async fn answer(

@@ -3,11 +3,10 @@
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-use super::{Chat, LoadOptions};
 use crate::gpu::{DryRunReport, Gpu};
 use crate::image::Image;
 use crate::language::LanguageModel;
-use crate::loader::{Loader, vision_precision};
+use crate::loader::{LoadOptions, Loader, vision_precision};
 use crate::memory_plan::MemoryPlan;
 use crate::tensor::Tensor;
 use crate::text::chat_template::ChatTemplate;
@@ -251,11 +250,6 @@ impl Model {
         let (width, height) = (width / side, height / side);
         let image = [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height];
         Ok(AttentionMap { size, weights: weights.values().await?, image })
-    }
-
-    /// A new conversation.
-    pub fn chat(&self) -> Chat {
-        Chat::new(self)
     }
 }
 

@@ -3,9 +3,10 @@
 //! From the bottom up: [`dtype`] and [`stored_tensor`] (what a file says of a tensor); the file formats
 //! [`safetensors`], [`torch_bin`] (a [`zip`] archive of a [`pickle`]) and [`gguf`] (with [`blocks`]); [`checkpoint`]
 //! (one or several files as one set of tensors) and [`view`] (tensors under a prefix); [`config`] (the JSON files next
-//! to the weights) and [`expected`] (the tensors that a configuration requires); whole models: [`mgm`] (Mini-Gemini),
-//! [`gguf_model`] (a language model in a GGUF file), [`sdxl`] (Stable Diffusion XL), [`bundle`] (mgm's packed form of
-//! any of them), [`model_files`] (whichever of them a folder holds).
+//! to the weights) and [`expected`] (the tensors that a configuration requires); [`bundle`] (mgm's packed form of a
+//! model); whole models: [`mgm`] (Mini-Gemini), [`gguf_model`] (a language model in a GGUF file),
+//! [`sdxl`] (Stable Diffusion XL), [`model_files`] (whichever of them a folder holds); [`bundle_layout`] (how a bundle
+//! of any of them is written).
 //!
 //! All input is treated as hostile: no file causes a panic, an allocation beyond its own size, or the execution of
 //! code.
@@ -13,6 +14,7 @@
 #[doc(hidden)]
 pub mod blocks;
 pub mod bundle;
+pub mod bundle_layout;
 pub mod checkpoint;
 pub mod config;
 #[doc(hidden)]

@@ -6,9 +6,9 @@
 //! those of a GGUF file), as `U8` [rows, bytes]; `quantised` in the manifest has their type. So any safetensors library
 //! opens a shard, and any GGUF library reads its blocks.
 //!
-//! [`read`] opens a bundle, [`layout`] plans one; the host writes the files and their checksums.
+//! [`read`] opens a bundle, [`bundle_layout`](super::bundle_layout) plans one; the host writes the files and their
+//! checksums.
 
-pub mod layout;
 pub mod read;
 
 use std::collections::BTreeMap;
@@ -24,11 +24,11 @@ pub const MANIFEST: &str = "bundle.json";
 /// Most bytes of a shard.
 pub const SHARD_BYTES: u64 = 64 << 20;
 /// `format` of a manifest.
-const FORMAT: &str = "mgm-bundle";
+pub(super) const FORMAT: &str = "mgm-bundle";
 /// The version that this program writes and the newest that it reads.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// The header of a packed GGUF file: its metadata and tokenizer, without the tensors.
-const GGUF_HEADER: &str = "header.gguf";
+pub(super) const GGUF_HEADER: &str = "header.gguf";
 /// CLIP's configuration among [`Manifest::configs`].
 pub(super) const CLIP_CONFIG: &str = "clip_config.json";
 /// Largest manifest that is read.

@@ -1,21 +1,21 @@
 //! The layout of a bundle: the shard and the encoding of every tensor. The host writes the files of a [`Layout`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 
 use safetensors::tensor::TensorInfo;
 
-use super::super::blocks::BlockType;
-use super::super::dtype::Dtype;
-use super::super::expected::{self, ExpectedTensor, Storage};
-use super::super::gguf_model::GgufModel;
-use super::super::mgm::{MgmCheckpoint, VisionWeights};
-use super::super::safetensors::write_header;
-use super::super::sdxl::{self, SdxlCheckpoint, VAE};
-use super::super::stored_tensor::StoredTensor;
-use super::super::view::Weights;
-use super::{CLIP_CONFIG, FORMAT, GGUF_HEADER, Manifest, VERSION};
+use super::blocks::BlockType;
+use super::bundle::{CLIP_CONFIG, FORMAT, GGUF_HEADER, Manifest, VERSION};
+use super::dtype::Dtype;
+use super::expected::{self, ExpectedTensor, Storage};
+use super::gguf_model::GgufModel;
+use super::mgm::{MgmCheckpoint, VisionWeights};
+use super::safetensors::write_header;
+use super::sdxl::{self, SdxlCheckpoint, VAE};
+use super::stored_tensor::StoredTensor;
+use super::view::Weights;
 use crate::io::{ByteSource, Folder, read_file, read_range};
 use crate::tensor::{GROUP_SIZE, Precision, pack_rows};
 use crate::{Error, Result};
@@ -119,21 +119,8 @@ impl Layout {
             ..Manifest::default()
         };
         let folder = &*checkpoint.folder;
-        for file in CONFIGS {
-            if let Some(bytes) = read_file(folder, file, MAX_FILE).await? {
-                let config = serde_json::from_slice(&bytes).map_err(|error| Error::Config {
-                    file: format!("{}/{file}", folder.name()),
-                    reason: error.to_string(),
-                })?;
-                manifest.configs.insert(file.to_owned(), config);
-            }
-        }
-        let mut files = Vec::new();
-        for file in FILES {
-            if let Some(bytes) = read_file(folder, file, MAX_FILE).await? {
-                files.push((file.to_owned(), bytes));
-            }
-        }
+        manifest.configs = read_configs(folder, &CONFIGS).await?;
+        let files = read_files(folder, &FILES).await?;
         let mut layout = LayoutBuilder::new(shard_bytes);
         if let Some(vision) = &checkpoint.vision {
             manifest.configs.insert(CLIP_CONFIG.to_owned(), vision.clip_config.to_json());
@@ -195,21 +182,9 @@ impl Layout {
             precision: precision.to_string(),
             ..Manifest::default()
         };
-        for file in sdxl::CONFIGS {
-            if let Some(bytes) = read_file(&**folder, file, MAX_FILE).await? {
-                let config = serde_json::from_slice(&bytes).map_err(|error| Error::Config {
-                    file: format!("{}/{file}", folder.name()),
-                    reason: error.to_string(),
-                })?;
-                manifest.configs.insert(file.to_owned(), config);
-            }
-        }
-        let mut files = Vec::new();
-        for file in sdxl::FILES {
-            if let Some(bytes) = read_file(&**folder, file, MAX_FILE).await? {
-                files.push((sdxl::flat_name(file), bytes));
-            }
-        }
+        manifest.configs = read_configs(&**folder, &sdxl::CONFIGS).await?;
+        let mut files = read_files(&**folder, &sdxl::FILES).await?;
+        files.iter_mut().for_each(|(name, _)| *name = sdxl::flat_name(name));
         let mut layout = LayoutBuilder::new(shard_bytes);
         for (part, (name, weights, expected)) in checkpoint.parts() {
             layout.part("diffusion");
@@ -225,6 +200,28 @@ impl Layout {
         let files: u64 = self.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         files + self.shards.iter().map(|shard| shard.bytes).sum::<u64>()
     }
+}
+
+/// The configurations of `names` that the folder has.
+async fn read_configs(folder: &dyn Folder, names: &[&str]) -> Result<BTreeMap<String, serde_json::Value>> {
+    let mut configs = BTreeMap::new();
+    for (name, bytes) in read_files(folder, names).await? {
+        let config = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::Config { file: format!("{}/{name}", folder.name()), reason: error.to_string() })?;
+        configs.insert(name, config);
+    }
+    Ok(configs)
+}
+
+/// Names and contents of the files of `names` that the folder has.
+async fn read_files(folder: &dyn Folder, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for name in names {
+        if let Some(bytes) = read_file(folder, name, MAX_FILE).await? {
+            files.push(((*name).to_owned(), bytes));
+        }
+    }
+    Ok(files)
 }
 
 /// The precision of the largest part of the weights.
