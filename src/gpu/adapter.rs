@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::Capabilities;
+use super::capabilities::Capabilities;
 use crate::{Error, Result};
 
 /// Which adapter to use.

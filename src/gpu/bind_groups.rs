@@ -2,9 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Gpu;
+use super::dispatch::{Binding, MAX_PARAMS_BYTES};
 use super::kernel::Pipeline;
-use super::recorder::{Binding, MAX_PARAMS_BYTES};
 
 /// Pipeline id, and (buffer id, offset, size in bytes) of each binding.
 type BindGroupKey = (usize, [(u64, u64, u64); MAX_BINDINGS]);
@@ -26,7 +25,14 @@ pub(super) struct BindGroups {
 }
 
 impl BindGroups {
-    pub(super) fn get(&mut self, gpu: &Gpu, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+    /// The bind group of a pipeline's `bindings` and of a slot of `params`.
+    pub(super) fn get(
+        &mut self,
+        device: &wgpu::Device,
+        params: &wgpu::Buffer,
+        pipeline: &Pipeline,
+        bindings: &[Binding<'_>],
+    ) -> wgpu::BindGroup {
         let mut key = (pipeline.id, [(0, 0, 0); MAX_BINDINGS]);
         for (slot, binding) in key.1.iter_mut().zip(bindings) {
             *slot = (binding.buffer.id(), binding.offset, binding.bytes);
@@ -34,7 +40,7 @@ impl BindGroups {
         let now = self.submission;
         let entry = self.cache.entry(key).or_insert_with(|| {
             self.created += 1;
-            (create_bind_group(gpu, pipeline, bindings), now)
+            (create_bind_group(device, params, pipeline, bindings), now)
         });
         entry.1 = now;
         entry.0.clone()
@@ -61,7 +67,12 @@ impl BindGroups {
     }
 }
 
-fn create_bind_group(gpu: &Gpu, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+fn create_bind_group(
+    device: &wgpu::Device,
+    params: &wgpu::Buffer,
+    pipeline: &Pipeline,
+    bindings: &[Binding<'_>],
+) -> wgpu::BindGroup {
     let mut entries: Vec<_> = bindings
         .iter()
         .enumerate()
@@ -77,12 +88,12 @@ fn create_bind_group(gpu: &Gpu, pipeline: &Pipeline, bindings: &[Binding<'_>]) -
     entries.push(wgpu::BindGroupEntry {
         binding: bindings.len() as u32,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: gpu.params(),
+            buffer: params,
             offset: 0,
             size: wgpu::BufferSize::new(MAX_PARAMS_BYTES as u64),
         }),
     });
-    gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some(pipeline.name),
         layout: &pipeline.layout,
         entries: &entries,

@@ -7,14 +7,15 @@ use std::sync::{Arc, MutexGuard};
 use super::adapter::{self, AdapterSummary};
 use super::bind_groups::BindGroups;
 use super::capabilities::Capabilities;
+use super::dispatch::{Binding, Cost, PARAMS_BUFFER_BYTES};
+use super::encode::RecycledLists;
 use super::extensions::Extensions;
 use super::guard::{self, Guards, ZONE_BYTES};
 use super::kernel::{Kernel, Pipeline, PipelineBuilder, PipelineKey, Pipelines};
 use super::lock::Lock;
 use super::memory::{Buffer, Memory, MemoryUse, Recording};
 use super::options::GpuOptions;
-use super::recorder::{Cost, PARAMS_BUFFER_BYTES, Recorder, RecycledLists};
-use super::timestamps::{PendingTimes, Profile};
+use super::timestamps::PendingTimes;
 use crate::{Error, Result};
 
 /// An open device with its queue, buffers and pipelines. Clones share it.
@@ -218,14 +219,9 @@ impl Gpu {
         self.0.memory.usage()
     }
 
-    /// A new recording: a dry run on a planned device.
-    pub fn record(&self) -> Recorder {
-        if self.0.planned { self.dry_run() } else { Recorder::new(self.clone()) }
-    }
-
-    /// A recording that runs nothing and reports what it would run ([`Recorder::into_report`]).
-    pub fn dry_run(&self) -> Recorder {
-        Recorder::dry_run(self.clone())
+    /// Whether all recordings are dry runs.
+    pub(super) fn planned(&self) -> bool {
+        self.0.planned
     }
 
     /// The value of type `T` that belongs to this device, made by `T::default()` on the first call: for what users of a
@@ -302,17 +298,8 @@ impl Gpu {
         self.0.guards.is_some()
     }
 
-    /// Checks that nothing was written around the tensors created since the last call, on a device opened with guard
-    /// zones.
-    ///
-    /// # Errors
-    /// [`Error::Gpu`] that names the tensor around which bytes were overwritten; [device errors](super).
-    #[doc(hidden)]
-    pub async fn check_guards(&self) -> Result<()> {
-        match &self.0.guards {
-            Some(guards) => guards.check(self).await,
-            None => Ok(()),
-        }
+    pub(super) fn guards(&self) -> Option<&Guards> {
+        self.0.guards.as_ref()
     }
 
     /// Writes bytes into a persistent buffer before anything recorded later runs. `offset` and length are multiples
@@ -370,20 +357,6 @@ impl Gpu {
             Some(lost @ Error::DeviceLost(_)) => Err(lost.clone()),
             Some(_) => Err(first_error.take().unwrap_or(Error::Cancelled)),
         }
-    }
-
-    /// Times per kernel since the last call; empty unless the device was opened for profiling.
-    ///
-    /// # Errors
-    /// [Device errors](super).
-    pub async fn take_profile(&self) -> Result<Profile> {
-        let pending = std::mem::take(&mut *self.0.times.lock());
-        let mut profile = Profile::default();
-        let period = f64::from(self.0.queue.get_timestamp_period());
-        for times in pending {
-            times.add_to(&mut profile, self, period).await?;
-        }
-        Ok(profile)
     }
 
     /// Dispatches recorded since the device was opened.
@@ -459,8 +432,9 @@ impl Gpu {
         *self.0.recycled_lists.lock() = recycled_lists;
     }
 
-    pub(super) fn bind_groups(&self) -> &Lock<BindGroups> {
-        &self.0.bind_groups
+    /// The bind group of a pipeline's bindings, created on first use.
+    pub(super) fn bind_group(&self, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+        self.0.bind_groups.lock().get(&self.0.device, &self.0.params, pipeline, bindings)
     }
 
     pub(super) fn profiling(&self) -> bool {
@@ -469,6 +443,11 @@ impl Gpu {
 
     pub(super) fn add_times(&self, times: PendingTimes) {
         self.0.times.lock().push(times);
+    }
+
+    /// The timestamps added since the last call.
+    pub(super) fn take_times(&self) -> Vec<PendingTimes> {
+        std::mem::take(&mut *self.0.times.lock())
     }
 
     /// Drops the bind groups that are of no use after this submission.

@@ -3,8 +3,9 @@
 use std::any::Any;
 use std::collections::HashMap;
 
+use super::dispatch::Cost;
 use super::extensions::Traces;
-use super::{Cost, Kernel};
+use super::kernel::Kernel;
 
 /// What a dry run recorded.
 #[derive(Debug, Default)]
@@ -24,7 +25,7 @@ pub struct KernelUse {
 }
 
 impl DryRunReport {
-    /// What was recorded in the trace of type `T` ([`Recorder::trace`]), if anything.
+    /// What was recorded in the trace of type `T` ([`super::Recorder::trace`]), if anything.
     pub fn trace<T: Any>(&self) -> Option<&T> {
         self.traces.get()
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::dispatch::{Cost, MAX_PARAMS_BYTES};
 use super::kernel::Pipeline;
-use super::recorder::{Cost, MAX_PARAMS_BYTES};
 use super::timestamps::PendingTimes;
 
 #[derive(Debug)]
@@ -27,6 +27,13 @@ pub(super) enum Command {
         target: wgpu::Buffer,
         target_offset: u64,
     },
+}
+
+/// The lists of a recording, emptied for the next one.
+#[derive(Debug, Default)]
+pub(super) struct RecycledLists {
+    pub(super) commands: Vec<Command>,
+    pub(super) params: Vec<u8>,
 }
 
 /// Encodes commands in order, each dispatch in a timed pass if `times` is given.

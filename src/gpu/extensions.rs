@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Lock;
+use super::lock::Lock;
 
 type Value = Arc<dyn Any + Send + Sync>;
 

@@ -3,30 +3,29 @@
 
 use std::sync::Arc;
 
-use super::Gpu;
 use super::lock::Lock;
 use super::memory::Buffer;
-use super::recorder::Binding;
-use crate::{Error, Result};
 
 /// Bytes before a tensor, and the minimum after it: a multiple of every alignment of a storage binding.
 pub(super) const ZONE_BYTES: u64 = 256;
 
 /// A NaN, so that what is read out of bounds and used, or never written and read, shows up in the results; a signalling
 /// one, so that adding to it changes its bits.
-const PATTERN: u32 = 0x7fa0_dead;
+pub(super) const PATTERN: u32 = 0x7fa0_dead;
 
 /// The pattern over `bytes`, a multiple of 4.
 pub(super) fn pattern(bytes: u64) -> Vec<u8> {
     PATTERN.to_le_bytes().repeat(bytes as usize / 4)
 }
 
+/// A tensor between guard zones.
 #[derive(Debug)]
-struct Guarded {
-    buffer: Arc<Buffer>,
-    start: u64,
-    bytes: u64,
-    what: String,
+pub(super) struct Guarded {
+    pub(super) buffer: Arc<Buffer>,
+    /// The offset of the tensor in the buffer.
+    pub(super) start: u64,
+    pub(super) bytes: u64,
+    pub(super) what: String,
 }
 
 /// The tensors placed between guard zones and not checked yet.
@@ -39,31 +38,8 @@ impl Guards {
         self.0.lock().push(guarded);
     }
 
-    /// Reads every zone back and forgets the tensors.
-    pub(super) async fn check(&self, gpu: &Gpu) -> Result<()> {
-        let tensors = std::mem::take(&mut *self.0.lock());
-        let mut recorder = gpu.record();
-        let mut zones = Vec::new();
-        for tensor in &tensors {
-            let end = tensor.start + tensor.bytes;
-            for (side, offset, bytes) in [("before", 0, tensor.start), ("after", end, tensor.buffer.bytes() - end)] {
-                let binding = Binding { buffer: &tensor.buffer, offset, bytes };
-                zones.push((tensor, side, recorder.read_back(binding)));
-            }
-        }
-        recorder.submit()?;
-        for (tensor, side, zone) in zones {
-            let words: Vec<u32> = zone.values().await?;
-            if let Some(at) = words.iter().position(|word| *word != PATTERN) {
-                return Err(Error::Gpu(format!(
-                    "{} ({} bytes): byte {} of the guard zone {side} it was overwritten with {:#010x}",
-                    tensor.what,
-                    tensor.bytes,
-                    4 * at,
-                    words[at]
-                )));
-            }
-        }
-        Ok(())
+    /// The tensors, which are then forgotten.
+    pub(super) fn take(&self) -> Vec<Guarded> {
+        std::mem::take(&mut *self.0.lock())
     }
 }

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::Capabilities;
+use super::capabilities::Capabilities;
 use super::lock::Lock;
 
 /// A WGSL file. A kernel is a list of them, joined in order: first the prelude parts that it is specialised with (how

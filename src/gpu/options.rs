@@ -1,6 +1,7 @@
 //! How to open a device.
 
-use super::{AdapterChoice, Capabilities};
+use super::adapter::AdapterChoice;
+use super::capabilities::Capabilities;
 
 /// How to open a device. The default is the best adapter with everything it offers.
 #[derive(Debug, Clone, Default)]

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytemuck::Pod;
 
-use super::Gpu;
+use super::device::Gpu;
 use crate::{Error, Result};
 
 /// Bytes on their way from the device.

@@ -6,73 +6,19 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
+use super::device::Gpu;
+use super::dispatch::{Binding, Cost, MAX_DISPATCHES, MAX_GRID, MAX_PARAMS_BYTES};
 use super::dry_run::DryRunReport;
-use super::encode::{Command, encode};
-use super::kernel::{Pipeline, PipelineKey};
+use super::encode::{Command, RecycledLists, encode};
+use super::kernel::{Access, Pipeline, PipelineKey};
 use super::memory::{Buffer, Recording};
 use super::readback::{Readback, Submitted};
 use super::timestamps::PendingTimes;
-use super::{Access, Gpu};
 use crate::{Error, Result};
-
-/// Size of one dispatch's parameter slot: WebGPU's default alignment of dynamic uniform offsets.
-pub const MAX_PARAMS_BYTES: usize = 256;
-
-/// Slots in the parameter buffer, and so dispatches in one submission. With timestamps two queries each; query sets
-/// hold at most 4096.
-const MAX_DISPATCHES: usize = 2048;
-
-pub(super) const PARAMS_BUFFER_BYTES: u64 = (MAX_DISPATCHES * MAX_PARAMS_BYTES) as u64;
 
 /// Operations after which a recording is submitted even if more follows, so that no single submission runs into the
 /// operating system's watchdog (2 seconds on Windows) on a slow device.
 const FLOPS_PER_SUBMISSION: f64 = 2e11;
-
-/// WebGPU's limit on each dimension of a grid.
-pub(crate) const MAX_GRID: u32 = 65535;
-
-/// The least a dispatch must move and compute: the floor that its time is compared with.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Cost {
-    /// Bytes read and written, each once.
-    pub bytes: f64,
-    /// Operations; a multiply-add counts as two.
-    pub flops: f64,
-}
-
-/// A range of a buffer.
-#[derive(Debug, Clone, Copy)]
-pub struct Binding<'a> {
-    /// The buffer.
-    pub buffer: &'a Buffer,
-    /// Start, in bytes; a multiple of the device's storage alignment.
-    pub offset: u64,
-    /// Length, in bytes; a multiple of 4.
-    pub bytes: u64,
-}
-
-impl Binding<'_> {
-    /// The same including the guard zone after it: drivers drop accesses beyond a binding, which would hide them from
-    /// the guards.
-    fn with_guard_zone(&self) -> Self {
-        Self { bytes: self.buffer.bytes() - self.offset, ..*self }
-    }
-}
-
-/// The grid for at least `count` workgroups: one row, or several where one would be too long. Kernels number their
-/// workgroups `id.x + id.y * num_workgroups.x` and leave when that is past the end.
-pub fn grid_1d(count: usize) -> [u32; 3] {
-    let count = count.max(1) as u64;
-    let rows = count.div_ceil(u64::from(MAX_GRID));
-    [count.div_ceil(rows) as u32, rows as u32, 1]
-}
-
-/// The lists of a recording, emptied for the next one.
-#[derive(Debug, Default)]
-pub(super) struct RecycledLists {
-    commands: Vec<Command>,
-    params: Vec<u8>,
-}
 
 /// A recording. Commands run in the order they are recorded.
 #[derive(Debug)]
@@ -89,8 +35,20 @@ pub struct Recorder {
     _recording: Recording,
 }
 
+impl Gpu {
+    /// A new recording: a dry run on a planned device.
+    pub fn record(&self) -> Recorder {
+        if self.planned() { self.dry_run() } else { Recorder::new(self.clone()) }
+    }
+
+    /// A recording that runs nothing and reports what it would run ([`Recorder::into_report`]).
+    pub fn dry_run(&self) -> Recorder {
+        Recorder { dry_run: Some(DryRunReport::default()), ..Recorder::new(self.clone()) }
+    }
+}
+
 impl Recorder {
-    pub(super) fn new(gpu: Gpu) -> Self {
+    fn new(gpu: Gpu) -> Self {
         let RecycledLists { commands, params } = gpu.recycled_lists();
         let recording = gpu.recording();
         Self {
@@ -102,11 +60,6 @@ impl Recorder {
             submitted: Submitted::default(),
             _recording: recording,
         }
-    }
-
-    /// A recording that runs nothing and reports which kernels it would run.
-    pub(super) fn dry_run(gpu: Gpu) -> Self {
-        Self { dry_run: Some(DryRunReport::default()), ..Self::new(gpu) }
     }
 
     /// What a recording of [`Gpu::dry_run`] would have run.
@@ -169,7 +122,7 @@ impl Recorder {
         {
             self.flush()?;
         }
-        let bind_group = self.gpu.bind_groups().lock().get(&self.gpu, &pipeline, bindings);
+        let bind_group = self.gpu.bind_group(&pipeline, bindings);
         let start = self.params.len();
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(start + MAX_PARAMS_BYTES, 0);
@@ -293,7 +246,7 @@ impl Recorder {
         let cost = std::mem::take(&mut self.cost);
         let dispatches = commands.iter().filter(|command| matches!(command, Command::Dispatch { .. })).count() as u32;
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let times = (gpu.profiling() && dispatches > 0).then(|| PendingTimes::new(&gpu, dispatches));
+        let times = (gpu.profiling() && dispatches > 0).then(|| PendingTimes::new(gpu.device(), dispatches));
         let times = encode(&mut encoder, &commands, times);
         let index = gpu.queue().submit([encoder.finish()]);
         drop(submitting);
@@ -313,19 +266,5 @@ impl Recorder {
         let submission = gpu.count(u64::from(dispatches), cost);
         gpu.sweep_bind_groups(submission);
         gpu.check()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::grid_1d;
-
-    #[test]
-    fn a_grid_covers_its_count_within_the_limits() {
-        for count in [0, 1, 2, 65535, 65536, 65537, 1 << 20, 256_000 * 8] {
-            let [x, y, z] = grid_1d(count);
-            assert!(x <= 65535 && y <= 65535 && z == 1);
-            assert!(x as usize * y as usize >= count && (x as usize * y as usize) < count.max(1) + y as usize);
-        }
     }
 }

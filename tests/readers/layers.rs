@@ -1,5 +1,5 @@
 //! The core's modules are in layers, and no module imports one of a higher layer: a reader of a layer needs only those
-//! below.
+//! below. The modules of a folder do not import each other in circles either.
 //!
 //! The check reads the paths in the source, `use` declarations and others, that begin with `crate::`, `super::` or
 //! `self::`. A name that `lib.rs` re-exports counts as its module. Tests inside modules (`#[cfg(test)]`) may import
@@ -31,6 +31,9 @@ const LAYERS: &[&[&str]] = &[
 
 /// Imports of higher layers that are still to be removed: (importing module, imported module). The list only shrinks.
 const KNOWN: &[(&str, &str)] = &[];
+
+/// Circles that remain: the folder, and the modules that import each other.
+const KNOWN_CIRCLES: &[(&str, &[&str])] = &[];
 
 /// An import of a module that is not in a lower layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -212,47 +215,51 @@ fn inline_modules(code: &str, at: usize) -> usize {
 /// What the crate's root is called as an import.
 const ROOT: &str = "crate::*";
 
-/// The name at the crate's root that a path starts from, or [`ROOT`] for the root itself and all names in it. `depth`
-/// is the number of modules around the path.
-fn name_at_root<'a>(path: &NamedPath<'a>, mut depth: usize) -> Option<&'a str> {
+/// The path from the crate's root of what a path in `module` names.
+fn absolute<'a>(path: &NamedPath<'a>, module: &[&'a str]) -> Option<Vec<&'a str>> {
+    let mut found = module.to_vec();
     for segment in &path.segments {
         match *segment {
-            "crate" => depth = 0,
+            "crate" => found.clear(),
             "self" => {}
-            "super" => depth = depth.checked_sub(1)?,
-            "*" if depth == 0 => return Some(ROOT),
-            name => return (depth == 0).then_some(name),
+            "super" => drop(found.pop()?),
+            name => found.push(name),
         }
     }
-    (depth == 0).then_some(ROOT)
+    Some(found)
 }
 
-/// The names at the crate's root that a file's code uses, each with the byte where. `module` is the file's own path.
-fn imports<'a>(code: &'a str, module: &[String]) -> Vec<(usize, &'a str)> {
+/// The paths from the crate's root that a file's code uses, each with the byte where. `module` is the file's own path.
+fn imports<'a>(code: &'a str, module: &[&'a str]) -> Vec<(usize, Vec<&'a str>)> {
     let mut found = Vec::new();
     for start in ["crate::", "super::", "self::"] {
         for at in starts_of(code, start) {
             let mut paths = Vec::new();
             expand(&code[at..], &[], &mut paths);
-            let depth = module.len() + inline_modules(code, at);
-            found.extend(paths.iter().filter_map(|path| Some((at, name_at_root(path, depth)?))));
+            let inline = inline_modules(code, at);
+            let module: Vec<&str> = module.iter().copied().chain(std::iter::repeat_n("", inline)).collect();
+            found.extend(paths.iter().filter_map(|path| Some((at, absolute(path, &module)?))));
         }
     }
     found
 }
 
+/// The module path of a file.
+fn module_of(file: &str) -> Vec<&str> {
+    let path = file.trim_end_matches(".rs");
+    path.strip_suffix("/mod").unwrap_or(path).split('/').collect()
+}
+
 /// The imports of a file that are not of a lower layer. `reexports` maps names at the crate's root to their modules.
 fn violations(file: &str, source: &str, reexports: &BTreeMap<String, String>) -> Vec<Violation> {
-    let mut module: Vec<String> = file.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
-    if module.last().is_some_and(|name| name == "mod") {
-        module.pop();
-    }
-    let importer = module[0].clone();
+    let module = module_of(file);
+    let importer = module[0].to_owned();
     let own = layer(&importer)
         .unwrap_or_else(|| panic!("src/{file}: `{importer}` is in no layer of tests/readers/layers.rs"));
     let code = code_of(source);
     let mut found = Vec::new();
-    for (at, imported) in imports(&code, &module) {
+    for (at, path) in imports(&code, &module) {
+        let imported = path.first().filter(|name| **name != "*").map_or(ROOT, |name| name);
         let imported = reexports.get(imported).map_or(imported, String::as_str);
         // All of the root is more than any layer may import.
         let higher = imported == ROOT || layer(imported).is_some_and(|layer| layer >= own);
@@ -261,6 +268,52 @@ fn violations(file: &str, source: &str, reexports: &BTreeMap<String, String>) ->
             let (file, importer, imported) = (format!("src/{file}"), importer.clone(), imported.to_owned());
             found.push(Violation { file, line, importer, imported });
         }
+    }
+    found
+}
+
+/// The circles among the modules of every folder, each with the folder.
+fn circles(sources: &[(String, String)]) -> Vec<(String, Vec<String>)> {
+    let codes: Vec<(Vec<&str>, String)> =
+        sources.iter().map(|(file, source)| (module_of(file), code_of(source))).collect();
+    let folders: BTreeSet<&[&str]> = codes.iter().map(|(module, _)| &module[..module.len() - 1]).collect();
+    let mut found = Vec::new();
+    for folder in folders.into_iter().filter(|folder| !folder.is_empty()) {
+        let source = sources.iter().find(|(file, _)| module_of(file) == folder).map_or("", |(_, source)| source);
+        let reexports = reexports(source);
+        let inside: Vec<&(Vec<&str>, String)> =
+            codes.iter().filter(|(module, _)| module.len() > folder.len() && module.starts_with(folder)).collect();
+        let mut graph: BTreeMap<&str, BTreeSet<String>> =
+            inside.iter().map(|(module, _)| (module[folder.len()], BTreeSet::new())).collect();
+        for (module, code) in inside {
+            for (_, path) in imports(code, module).iter().filter(|(_, path)| path.starts_with(folder)) {
+                let Some(name) = path.get(folder.len()) else { continue };
+                let imported = reexports.get(*name).map_or(*name, String::as_str);
+                if graph.contains_key(imported) && imported != module[folder.len()] {
+                    graph.entry(module[folder.len()]).or_default().insert(imported.to_owned());
+                }
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for module in graph.keys() {
+            let circle: Vec<String> = reachable(&graph, module)
+                .into_iter()
+                .filter(|other| reachable(&graph, other).contains(*module))
+                .collect();
+            if !circle.is_empty() && seen.insert(circle.clone()) {
+                found.push((folder.join("/"), circle));
+            }
+        }
+    }
+    found
+}
+
+/// The modules that a module imports, directly and through others.
+fn reachable(graph: &BTreeMap<&str, BTreeSet<String>>, module: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![module.to_owned()];
+    while let Some(module) = waiting.pop() {
+        waiting.extend(graph[module.as_str()].iter().filter(|other| found.insert((*other).clone())).cloned());
     }
     found
 }
@@ -305,6 +358,28 @@ fn no_module_imports_a_higher_layer() {
         known.iter().map(|violation| (violation.importer.as_str(), violation.imported.as_str())).collect();
     let gone: Vec<_> = KNOWN.iter().filter(|pair| !found.contains(*pair)).collect();
     assert!(gone.is_empty(), "these imports are gone: remove them from KNOWN: {gone:?}");
+}
+
+#[test]
+fn no_modules_of_a_folder_import_each_other_in_a_circle() {
+    let found = circles(&sources());
+    let known: Vec<(String, Vec<String>)> = KNOWN_CIRCLES
+        .iter()
+        .map(|(folder, modules)| ((*folder).to_owned(), modules.iter().map(|module| (*module).to_owned()).collect()))
+        .collect();
+    assert_eq!(found, known, "circles inside folders, and those that KNOWN_CIRCLES lists");
+}
+
+#[test]
+fn a_circle_inside_a_folder_is_reported() {
+    let file = |name: &str, source: &str| (name.to_owned(), source.to_owned());
+    let module = file("gpu/mod.rs", "mod a;\nmod b;\nmod c;\npub use a::A;\npub use b::B;");
+    let c = file("gpu/c/inner.rs", "use super::super::A;\nuse crate::tensor::Tensor;");
+    let no_circle =
+        [module.clone(), file("gpu/a.rs", "pub struct A;"), file("gpu/b.rs", "use super::{A, c};"), c.clone()];
+    assert_eq!(circles(&no_circle), []);
+    let circle = [module, file("gpu/a.rs", "use super::B;"), file("gpu/b.rs", "use crate::gpu::c;"), c];
+    assert_eq!(circles(&circle), [("gpu".to_owned(), ["a", "b", "c"].map(str::to_owned).to_vec())]);
 }
 
 #[test]
