@@ -1,13 +1,12 @@
 //! Several sequences at a time: every matrix product reads its weights once for all of them.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::LanguageModel;
-use super::cache::larger;
-use super::generate::{PIPELINE_DEPTH, pipeline_depth};
-use crate::gpu::{Gpu, Readback, Recorder};
-use crate::ops::{self, Attention, AttentionSegment, KvCache, Rope, RopeTable, Sampling, StridedRows};
+use super::cache::LayerCaches;
+use super::generate::{StepInput, StepsAhead};
+use crate::gpu::{Gpu, Recorder};
+use crate::ops::{self, AttentionSegment, Sampling, StridedRows};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -19,17 +18,11 @@ const STEPS: usize = 16;
 /// another, then for every step one row of each sequence. Attention gets the rows of each sequence as segments.
 #[derive(Debug)]
 pub struct BatchCache {
-    attention: Attention,
-    rope: Rope,
-    half: bool,
-    depth: usize,
+    caches: LayerCaches,
     /// Rows of the shared prefix.
     shared_prefix: usize,
     /// Rows of the rest of each sequence's prompt; none is empty.
     suffixes: Vec<Range<usize>>,
-    layers: Vec<KvCache>,
-    table: Option<RopeTable>,
-    length: usize,
 }
 
 impl BatchCache {
@@ -80,21 +73,15 @@ impl BatchCache {
 
     /// Makes room for `rows` rows in all.
     fn reserve(&mut self, recorder: &mut Recorder, rows: usize) -> Result<()> {
-        let capacity = self.layers.first().map_or(0, KvCache::capacity);
+        let capacity = self.caches.capacity();
         if rows <= capacity {
             return Ok(());
         }
         // All prompts at once. Later the capacity grows by half.
         let first = self.generated() + STEPS * self.suffixes.len();
         let capacity = rows.max(first).max(capacity + capacity / 2);
-        let layers = larger(recorder, &self.layers, self.depth, self.length, &self.attention, capacity, self.half)?;
-        let gpu = recorder.gpu().clone();
-        let positions = (0..capacity).map(|row| self.position(row));
-        let table = RopeTable::at_positions(&gpu, positions, self.attention.head_dim, &self.rope)?;
-        recorder.flush()?;
-        self.layers = layers;
-        self.table = Some(table);
-        Ok(())
+        let positions: Vec<usize> = (0..capacity).map(|row| self.position(row)).collect();
+        self.caches.grow(recorder, positions.into_iter())
     }
 }
 
@@ -114,15 +101,9 @@ impl LanguageModel {
             Some(*end)
         });
         Ok(BatchCache {
-            attention: self.attention,
-            rope: Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() },
-            half: self.half_cache,
-            depth: self.layers.len(),
+            caches: LayerCaches::new(self),
             shared_prefix,
             suffixes: ends.zip(suffixes).map(|(end, length)| end - length..end).collect(),
-            layers: Vec::new(),
-            table: None,
-            length: 0,
         })
     }
 
@@ -133,7 +114,7 @@ impl LanguageModel {
     /// # Errors
     /// [`Error::InvalidArgument`] if the rows are of more than one kind.
     pub fn forward_batch(&self, recorder: &mut Recorder, x: &Tensor, cache: &mut BatchCache) -> Result<Tensor> {
-        let rows = cache.length..cache.length + x.rows();
+        let rows = cache.caches.length..cache.caches.length + x.rows();
         let generated = cache.generated();
         let one_kind = rows.end <= cache.shared_prefix
             || rows.start >= cache.shared_prefix && rows.end <= generated
@@ -144,20 +125,15 @@ impl LanguageModel {
             )));
         }
         cache.reserve(recorder, rows.end)?;
-        let Some(table) = cache.table.clone() else {
-            return Err(Error::Internal("the cache has no capacity".to_owned()));
-        };
-        if rows.end <= cache.shared_prefix {
-            for (layer, keys_values) in self.layers.iter().zip(&cache.layers) {
-                layer.forward(recorder, x, &table, keys_values, rows.start)?;
-            }
-        } else {
-            let passes = cache.passes(&rows);
-            for (layer, keys_values) in self.layers.iter().zip(&cache.layers) {
-                layer.forward_batch(recorder, x, &table, keys_values, rows.start, &passes)?;
+        let (layers, table) = cache.caches.parts()?;
+        let passes = if rows.end <= cache.shared_prefix { Vec::new() } else { cache.passes(&rows) };
+        for (layer, keys_values) in self.layers.iter().zip(layers) {
+            match passes.as_slice() {
+                [] => layer.forward(recorder, x, table, keys_values, rows.start)?,
+                passes => layer.forward_batch(recorder, x, table, keys_values, rows.start, passes)?,
             }
         }
-        cache.length = rows.end;
+        cache.caches.length = rows.end;
         Ok(x.clone())
     }
 }
@@ -166,16 +142,8 @@ impl LanguageModel {
 /// [`TokenGenerator`](super::TokenGenerator).
 pub struct BatchGenerator<'a> {
     language: &'a LanguageModel,
-    gpu: Gpu,
     cache: &'a mut BatchCache,
-    /// The residual stream at the prompts' ends, until the first step uses it.
-    ends: Option<Tensor>,
-    /// [max_new * sequences] ids
-    sampled: Tensor,
-    max_new: usize,
-    depth: usize,
-    submitted: usize,
-    reading: VecDeque<Readback>,
+    steps: StepsAhead,
 }
 
 impl<'a> BatchGenerator<'a> {
@@ -192,17 +160,8 @@ impl<'a> BatchGenerator<'a> {
         max_new: usize,
     ) -> Result<Self> {
         ends.expect("the ends of prompts", &[cache.suffixes.len(), language.config.hidden_size])?;
-        Ok(Self {
-            language,
-            gpu: gpu.clone(),
-            sampled: Tensor::zeros(gpu, &[max_new * cache.suffixes.len()], "sampled tokens")?,
-            cache,
-            ends: Some(ends),
-            max_new,
-            depth: pipeline_depth(gpu),
-            submitted: 0,
-            reading: VecDeque::with_capacity(PIPELINE_DEPTH),
-        })
+        let steps = StepsAhead::new(gpu, ends, cache.suffixes.len(), max_new)?;
+        Ok(Self { language, cache, steps })
     }
 
     /// The next token of each sequence; `None` after `max_new` of them.
@@ -210,44 +169,22 @@ impl<'a> BatchGenerator<'a> {
     /// # Errors
     /// [`Error::Gpu`] if a token id is outside the vocabulary.
     pub async fn next(&mut self) -> Result<Option<Vec<u32>>> {
-        while self.reading.len() < self.depth && self.submitted < self.max_new {
-            self.submit()?;
-        }
-        let Some(read) = self.reading.pop_front() else { return Ok(None) };
-        let ids: Vec<u32> = read.values().await?;
-        match ids.iter().find(|id| **id as usize >= self.language.config.vocab_size) {
-            Some(id) => Err(Error::Gpu(format!(
-                "the device sampled token {id}, which is outside the vocabulary: the logits are probably NaN"
-            ))),
-            None => Ok(Some(ids)),
-        }
-    }
-
-    fn submit(&mut self) -> Result<()> {
-        let count = self.cache.suffixes.len();
-        let slot = self.submitted * count;
-        let mut recorder = self.gpu.record();
-        let x = match self.ends.take() {
-            Some(ends) => ends,
-            None => {
-                let x = self.language.embed_sampled(&mut recorder, &self.sampled, slot - count, count)?;
-                self.language.forward_batch(&mut recorder, &x, self.cache)?
-            }
-        };
-        let logits = self.language.logits(&mut recorder, &x)?;
-        ops::sample(&mut recorder, &logits, Sampling::GREEDY, 0.0, &self.sampled, slot)?;
-        self.reading.push_back(self.sampled.slice_elements(slot..slot + count).read_back(&mut recorder));
-        recorder.submit()?;
-        self.submitted += 1;
-        Ok(())
+        let Self { language, cache, steps } = self;
+        steps
+            .next(language, |recorder, x, sampled, slot| {
+                let x = match x {
+                    StepInput::PromptEnds(ends) => ends,
+                    StepInput::Sampled(x) => language.forward_batch(recorder, &x, cache)?,
+                };
+                let logits = language.logits(recorder, &x)?;
+                ops::sample(recorder, &logits, Sampling::GREEDY, 0.0, sampled, slot)
+            })
+            .await
     }
 }
 
 impl std::fmt::Debug for BatchGenerator<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BatchGenerator")
-            .field("submitted", &self.submitted)
-            .field("reading", &self.reading.len())
-            .finish()
+        f.debug_struct("BatchGenerator").field("steps", &self.steps).finish_non_exhaustive()
     }
 }

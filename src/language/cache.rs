@@ -1,5 +1,6 @@
 //! The key/value cache of all layers.
 
+use super::LanguageModel;
 use crate::gpu::Recorder;
 use crate::ops::{Attention, KvCache, Rope, RopeTable};
 use crate::{Error, Result};
@@ -7,33 +8,93 @@ use crate::{Error, Result};
 /// The cache grows by at least this many positions.
 const STEP: usize = 256;
 
-/// Keys and values of the positions that a language model has processed. It grows as needed.
+/// Keys and values of all layers, and the angles of the rows' positions.
 #[derive(Debug)]
-pub struct Cache {
+pub(super) struct LayerCaches {
     attention: Attention,
     rope: Rope,
     half: bool,
     depth: usize,
-    /// The context length of the model: the cache does not grow beyond it in advance.
-    context: usize,
     layers: Vec<KvCache>,
     table: Option<RopeTable>,
-    length: usize,
+    /// Rows that are stored.
+    pub(super) length: usize,
+}
+
+impl LayerCaches {
+    pub(super) fn new(model: &LanguageModel) -> Self {
+        Self {
+            attention: model.attention,
+            rope: model.rope(),
+            half: model.half_cache,
+            depth: model.layers.len(),
+            layers: Vec::new(),
+            table: None,
+            length: 0,
+        }
+    }
+
+    /// Rows that fit.
+    pub(super) fn capacity(&self) -> usize {
+        self.layers.first().map_or(0, KvCache::capacity)
+    }
+
+    /// Makes room for a row at each of `positions` in all, and submits the commands recorded so far.
+    ///
+    /// # Errors
+    /// [Device errors](crate::gpu). The cache is then unchanged.
+    pub(super) fn grow(
+        &mut self,
+        recorder: &mut Recorder,
+        positions: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<()> {
+        let gpu = recorder.gpu().clone();
+        let Attention { kv_heads, head_dim, .. } = self.attention;
+        let mut layers = Vec::with_capacity(self.depth);
+        for layer in 0..self.depth {
+            let larger = KvCache::new(&gpu, positions.len(), kv_heads * head_dim, self.half)?;
+            if let Some(cache) = self.layers.get(layer) {
+                cache.copy_to(recorder, &larger, self.length);
+            }
+            layers.push(larger);
+        }
+        let table = RopeTable::at_positions(&gpu, positions, head_dim, &self.rope)?;
+        recorder.flush()?;
+        (self.layers, self.table) = (layers, Some(table));
+        Ok(())
+    }
+
+    /// The caches of all layers and the angles, once there is room for a row.
+    pub(super) fn parts(&self) -> Result<(&[KvCache], &RopeTable)> {
+        let table = self.table.as_ref().ok_or_else(|| Error::Internal("the cache has no capacity".to_owned()))?;
+        Ok((&self.layers, table))
+    }
+}
+
+/// Keys and values of the positions that a language model has processed. It grows as needed.
+#[derive(Debug)]
+pub struct Cache {
+    pub(super) caches: LayerCaches,
+    /// The context length of the model: the cache does not grow beyond it in advance.
+    context: usize,
+}
+
+impl LanguageModel {
+    /// An empty cache.
+    pub fn cache(&self) -> Cache {
+        Cache { caches: LayerCaches::new(self), context: self.config.max_positions }
+    }
 }
 
 impl Cache {
-    pub(super) fn new(depth: usize, context: usize, attention: Attention, rope: Rope, half: bool) -> Self {
-        Self { attention, rope, half, depth, context, layers: Vec::new(), table: None, length: 0 }
-    }
-
     /// The number of cached positions.
     pub fn length(&self) -> usize {
-        self.length
+        self.caches.length
     }
 
     /// Drops all positions from `length` on.
     pub fn truncate(&mut self, length: usize) {
-        self.length = self.length.min(length);
+        self.caches.length = self.caches.length.min(length);
     }
 
     /// Makes room for `positions` positions in all, so that the cache does not have to grow later. If it grows, the
@@ -42,53 +103,12 @@ impl Cache {
     /// # Errors
     /// [Device errors](crate::gpu). The cache is then unchanged.
     pub fn reserve(&mut self, recorder: &mut Recorder, positions: usize) -> Result<()> {
-        let capacity = self.layers.first().map_or(0, KvCache::capacity);
+        let capacity = self.caches.capacity();
         if positions <= capacity {
             return Ok(());
         }
         // Growth by half: a long answer copies the cache a few times, not at every step.
         let grown = (capacity + capacity / 2).min(self.context);
-        let capacity = positions.max(grown).next_multiple_of(STEP);
-        let layers = larger(recorder, &self.layers, self.depth, self.length, &self.attention, capacity, self.half)?;
-        let gpu = recorder.gpu().clone();
-        let table = RopeTable::new(&gpu, capacity, self.attention.head_dim, &self.rope)?;
-        recorder.flush()?;
-        self.layers = layers;
-        self.table = Some(table);
-        Ok(())
+        self.caches.grow(recorder, 0..positions.max(grown).next_multiple_of(STEP))
     }
-
-    pub(super) fn layers(&self) -> &[KvCache] {
-        &self.layers
-    }
-
-    pub(super) fn table(&self) -> Result<&RopeTable> {
-        self.table.as_ref().ok_or_else(|| Error::Internal("the cache has no capacity".to_owned()))
-    }
-
-    pub(super) fn advance(&mut self, positions: usize) {
-        self.length += positions;
-    }
-}
-
-/// Caches of `depth` layers with room for `capacity` positions. The first `length` are copied from `before`.
-pub(super) fn larger(
-    recorder: &mut Recorder,
-    before: &[KvCache],
-    depth: usize,
-    length: usize,
-    attention: &Attention,
-    capacity: usize,
-    half: bool,
-) -> Result<Vec<KvCache>> {
-    let columns = attention.kv_heads * attention.head_dim;
-    let mut layers = Vec::with_capacity(depth);
-    for layer in 0..depth {
-        let larger = KvCache::new(recorder.gpu(), capacity, columns, half)?;
-        if let Some(cache) = before.get(layer) {
-            cache.copy_to(recorder, &larger, length);
-        }
-        layers.push(larger);
-    }
-    Ok(layers)
 }

@@ -3,37 +3,95 @@
 use std::collections::VecDeque;
 
 use super::{Cache, LanguageModel};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::{Gpu, Readback, Recorder};
 use crate::ops::Sampling;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Steps that are submitted before the token of the first one is read, so that the device never waits for the host.
 /// When an answer ends, the steps submitted after its last token are wasted.
-pub(super) const PIPELINE_DEPTH: usize = 3;
+const PIPELINE_DEPTH: usize = 3;
 /// The same on a software adapter, where recording competes with the running step for the CPU (measured: 10 % slower
 /// with 3).
 const PIPELINE_DEPTH_IN_SOFTWARE: usize = 1;
 
-pub(super) fn pipeline_depth(gpu: &Gpu) -> usize {
-    if gpu.software_kernels() { PIPELINE_DEPTH_IN_SOFTWARE } else { PIPELINE_DEPTH }
-}
-
-/// Generates tokens after a prompt. A token feeds the next step on the device; the host reads it back asynchronously.
-pub struct TokenGenerator<'a> {
-    language: &'a LanguageModel,
+/// Steps that are submitted ahead of the host. Each samples the next token of every sequence.
+#[derive(Debug)]
+pub(super) struct StepsAhead {
     gpu: Gpu,
-    cache: &'a mut Cache,
-    sampling: Sampling,
-    draws: Box<dyn FnMut() -> f32 + 'a>,
-    /// The residual stream at the prompt's end, until the first step uses it.
-    prompt_end: Option<Tensor>,
-    /// [max_new] ids
+    /// The residual stream at the prompts' ends, until the first step uses it.
+    ends: Option<Tensor>,
+    sequences: usize,
+    /// [max_new * sequences] ids
     sampled: Tensor,
     /// Steps to submit before reading.
     depth: usize,
     submitted: usize,
     reading: VecDeque<Readback>,
+}
+
+/// What a step starts from: the residual stream at the prompts' ends, or the embeddings of the tokens sampled last.
+pub(super) enum StepInput {
+    PromptEnds(Tensor),
+    Sampled(Tensor),
+}
+
+impl StepsAhead {
+    /// Up to `max_new` steps after the prompts of `sequences`, with the residual stream `ends` at their ends.
+    pub(super) fn new(gpu: &Gpu, ends: Tensor, sequences: usize, max_new: usize) -> Result<Self> {
+        Ok(Self {
+            gpu: gpu.clone(),
+            ends: Some(ends),
+            sequences,
+            sampled: Tensor::zeros(gpu, &[max_new * sequences], "sampled tokens")?,
+            depth: if gpu.software_kernels() { PIPELINE_DEPTH_IN_SOFTWARE } else { PIPELINE_DEPTH },
+            submitted: 0,
+            reading: VecDeque::with_capacity(PIPELINE_DEPTH),
+        })
+    }
+
+    /// The next token of each sequence; `None` after the last step. `record` records a step: it writes ids to
+    /// `sampled[slot..]`.
+    pub(super) async fn next(
+        &mut self,
+        language: &LanguageModel,
+        mut record: impl FnMut(&mut Recorder, StepInput, &Tensor, usize) -> Result<()>,
+    ) -> Result<Option<Vec<u32>>> {
+        while self.reading.len() < self.depth && self.submitted * self.sequences < self.sampled.len() {
+            let slot = self.submitted * self.sequences;
+            let mut recorder = self.gpu.record();
+            let input = match self.ends.take() {
+                Some(ends) => StepInput::PromptEnds(ends),
+                None => StepInput::Sampled(language.embed_sampled(
+                    &mut recorder,
+                    &self.sampled,
+                    slot - self.sequences,
+                    self.sequences,
+                )?),
+            };
+            record(&mut recorder, input, &self.sampled, slot)?;
+            self.reading.push_back(self.sampled.slice_elements(slot..slot + self.sequences).read_back(&mut recorder));
+            recorder.submit()?;
+            self.submitted += 1;
+        }
+        let Some(read) = self.reading.pop_front() else { return Ok(None) };
+        let ids: Vec<u32> = read.values().await?;
+        match ids.iter().find(|id| **id as usize >= language.config().vocab_size) {
+            Some(id) => Err(Error::Gpu(format!(
+                "the device sampled token {id}, which is outside the vocabulary: the logits are probably NaN"
+            ))),
+            None => Ok(Some(ids)),
+        }
+    }
+}
+
+/// Generates tokens after a prompt. A token feeds the next step on the device; the host reads it back asynchronously.
+pub struct TokenGenerator<'a> {
+    language: &'a LanguageModel,
+    cache: &'a mut Cache,
+    sampling: Sampling,
+    draws: Box<dyn FnMut() -> f32 + 'a>,
+    steps: StepsAhead,
 }
 
 impl<'a> TokenGenerator<'a> {
@@ -51,18 +109,8 @@ impl<'a> TokenGenerator<'a> {
         sampling: Sampling,
         draws: impl FnMut() -> f32 + 'a,
     ) -> Result<Self> {
-        Ok(Self {
-            language,
-            gpu: gpu.clone(),
-            cache,
-            sampling,
-            draws: Box::new(draws),
-            prompt_end: Some(x),
-            sampled: Tensor::zeros(gpu, &[max_new], "sampled tokens")?,
-            depth: pipeline_depth(gpu),
-            submitted: 0,
-            reading: VecDeque::with_capacity(PIPELINE_DEPTH),
-        })
+        let steps = StepsAhead::new(gpu, x, 1, max_new)?;
+        Ok(Self { language, cache, sampling, draws: Box::new(draws), steps })
     }
 
     /// The next token; `None` after `max_new` of them.
@@ -70,48 +118,25 @@ impl<'a> TokenGenerator<'a> {
     /// # Errors
     /// [`Error::Gpu`] if the token id is outside the vocabulary.
     pub async fn next(&mut self) -> Result<Option<u32>> {
-        while self.reading.len() < self.depth && self.submitted < self.sampled.len() {
-            self.submit()?;
-        }
-        let Some(read) = self.reading.pop_front() else { return Ok(None) };
-        let id = read.values::<u32>().await?.first().copied().unwrap_or(u32::MAX);
-        if id as usize >= self.language.config().vocab_size {
-            return Err(Error::Gpu(format!(
-                "the device sampled token {id}, which is outside the vocabulary: the logits are probably NaN"
-            )));
-        }
-        Ok(Some(id))
+        let Self { language, cache, sampling, draws, steps } = self;
+        let ids = steps.next(language, |recorder, x, sampled, slot| {
+            let x = match x {
+                StepInput::PromptEnds(x) => x,
+                StepInput::Sampled(x) => language.forward(recorder, &x, cache)?,
+            };
+            language.sample_next(recorder, &x, *sampling, draws(), sampled, slot)
+        });
+        Ok(ids.await?.and_then(|ids| ids.first().copied()))
     }
 
     /// Generated tokens whose keys and values are in the cache after the prompt's, read back or not.
     pub fn cached_tokens(&self) -> usize {
-        self.submitted.saturating_sub(1)
-    }
-
-    fn submit(&mut self) -> Result<()> {
-        let slot = self.submitted;
-        let mut recorder = self.gpu.record();
-        let x = match self.prompt_end.take() {
-            Some(x) => x,
-            None => {
-                let x = self.language.embed_sampled(&mut recorder, &self.sampled, slot - 1, 1)?;
-                self.language.forward(&mut recorder, &x, self.cache)?
-            }
-        };
-        let draw = (self.draws)();
-        self.language.sample_next(&mut recorder, &x, self.sampling, draw, &self.sampled, slot)?;
-        self.reading.push_back(self.sampled.slice_elements(slot..slot + 1).read_back(&mut recorder));
-        recorder.submit()?;
-        self.submitted += 1;
-        Ok(())
+        self.steps.submitted.saturating_sub(1)
     }
 }
 
 impl std::fmt::Debug for TokenGenerator<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenGenerator")
-            .field("submitted", &self.submitted)
-            .field("reading", &self.reading.len())
-            .finish()
+        f.debug_struct("TokenGenerator").field("steps", &self.steps).finish_non_exhaustive()
     }
 }

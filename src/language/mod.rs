@@ -92,10 +92,8 @@ impl LanguageModel {
         &self.config
     }
 
-    /// An empty cache.
-    pub fn cache(&self) -> Cache {
-        let rope = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
-        Cache::new(self.layers.len(), self.config.max_positions, self.attention, rope, self.half_cache)
+    fn rope(&self) -> Rope {
+        Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() }
     }
 
     /// Embeddings of positions, [positions, hidden]: rows of the embedding table, or of the visual tokens of `images`.
@@ -175,13 +173,13 @@ impl LanguageModel {
     /// # Errors
     /// [Device errors](crate::gpu); [`Error::WrongShape`].
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let positions = x.rows();
-        cache.reserve(recorder, cache.length() + positions)?;
-        let table = cache.table()?.clone();
-        for (layer, keys_values) in self.layers.iter().zip(cache.layers()) {
-            layer.forward(recorder, x, &table, keys_values, cache.length())?;
+        let position = cache.length();
+        cache.reserve(recorder, position + x.rows())?;
+        let (layers, table) = cache.caches.parts()?;
+        for (layer, keys_values) in self.layers.iter().zip(layers) {
+            layer.forward(recorder, x, table, keys_values, position)?;
         }
-        cache.advance(positions);
+        cache.caches.length += x.rows();
         Ok(x.clone())
     }
 
@@ -229,8 +227,7 @@ impl LanguageModel {
         // All layers share one cache: nothing is executed.
         let (capacity, columns) = (2 * PREFILL_POSITIONS, attention.kv_heads * attention.head_dim);
         let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
-        let rope = Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() };
-        let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &rope)?;
+        let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &self.rope())?;
         let sampled = Tensor::zeros(gpu, &[1], "sampled tokens")?;
         for (rows, position) in
             [(1, 0), (1, PREFILL_POSITIONS), (2, 0), (4, 0), (PREFILL_POSITIONS / 8, 0), (PREFILL_POSITIONS, 0)]
