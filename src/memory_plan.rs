@@ -42,11 +42,11 @@ impl MemoryPlan {
     /// The plan for a checkpoint or a GGUF file.
     ///
     /// # Errors
-    /// As [`Self::of_checkpoint`].
-    pub fn of_files(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
+    /// As [`Self::for_checkpoint`].
+    pub fn for_files(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         match files {
-            ModelFiles::Mgm(checkpoint) => Self::of_checkpoint(checkpoint, options),
-            ModelFiles::Gguf(model) => Ok(Self::of_gguf(model, options)),
+            ModelFiles::Mgm(checkpoint) => Self::for_checkpoint(checkpoint, options),
+            ModelFiles::Gguf(model) => Ok(Self::for_gguf(model, options)),
         }
     }
 
@@ -54,7 +54,7 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// As [`ConvNextConfig::from_weights`].
-    pub fn of_checkpoint(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
+    pub fn for_checkpoint(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         let vision = match &checkpoint.vision {
             Some(weights) => Some(VisionSizes {
                 config: weights.config.clone(),
@@ -71,7 +71,7 @@ impl MemoryPlan {
     }
 
     /// The plan for a GGUF file.
-    pub fn of_gguf(model: &GgufModel, options: &LoadOptions) -> Self {
+    pub fn for_gguf(model: &GgufModel, options: &LoadOptions) -> Self {
         Self::new(&model.config, None, options.precision).with_stored(&model.weights, options)
     }
 
@@ -90,16 +90,16 @@ impl MemoryPlan {
     }
 
     /// The plan for a Stable Diffusion XL model with matrices at `precision`.
-    pub fn of_diffusion(checkpoint: &SdxlCheckpoint, precision: Precision) -> Self {
-        Self::of_networks(checkpoint.networks().map(|(name, _, tensors)| (name, tensors)), precision)
+    pub fn for_diffusion(checkpoint: &SdxlCheckpoint, precision: Precision) -> Self {
+        Self::for_networks(checkpoint.networks().map(|(name, _, tensors)| (name, tensors)), precision)
     }
 
     /// The plan for the released Stable Diffusion XL with matrices at `precision`.
-    pub fn of_released_diffusion(precision: Precision) -> Self {
-        Self::of_networks(sdxl::released(), precision)
+    pub fn for_released_diffusion(precision: Precision) -> Self {
+        Self::for_networks(sdxl::released(), precision)
     }
 
-    fn of_networks(networks: [(&'static str, Vec<ExpectedTensor>); 4], precision: Precision) -> Self {
+    fn for_networks(networks: [(&'static str, Vec<ExpectedTensor>); 4], precision: Precision) -> Self {
         let part = |(name, tensors): (&'static str, Vec<ExpectedTensor>)| {
             let precision = if name == VAE { vision_precision(precision) } else { precision };
             (name, bytes(&tensors, precision))

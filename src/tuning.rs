@@ -105,7 +105,7 @@ async fn measure(
         return Ok(None);
     }
     let weights = uncached_weights(gpu, shape)?;
-    let m = if gpu.software_kernels() { shape.m.min(MAX_ROWS_IN_SOFTWARE) } else { shape.m };
+    let m = if gpu.is_software() { shape.m.min(MAX_ROWS_IN_SOFTWARE) } else { shape.m };
     let x = Tensor::zeros(gpu, &[m, shape.k], "x to measure")?;
     let mut best: Option<Choice> = None;
     for kernel in candidates {

@@ -49,7 +49,7 @@ fn inspect_sdxl(checkpoint: &SdxlCheckpoint) -> Result<(), CliError> {
     )?;
     let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = [Precision::F32, Precision::F16, Precision::Q8]
-        .map(|precision| (precision.to_string(), MemoryPlan::of_diffusion(checkpoint, precision)));
+        .map(|precision| (precision.to_string(), MemoryPlan::for_diffusion(checkpoint, precision)));
     print_plans(&mut out, &plans)?;
     out.flush()?;
     if bad { Err(incomplete(&checkpoint.name)) } else { Ok(()) }
@@ -94,7 +94,7 @@ fn inspect_gguf(model: &GgufModel) -> Result<(), CliError> {
     }
     let bad = print_parts(&mut out, &[PartReport::for_language(&model.weights, &model.config)])?;
     let plan = |keep_quantization, precision| {
-        MemoryPlan::of_gguf(model, &LoadOptions::new(precision).with_keep_quantization(keep_quantization))
+        MemoryPlan::for_gguf(model, &LoadOptions::new(precision).with_keep_quantization(keep_quantization))
     };
     let mut plans = vec![("as stored".to_owned(), plan(true, Precision::F16))];
     plans.extend(Precision::CHOICES.map(|precision| (precision.to_string(), plan(false, precision))));
@@ -130,7 +130,7 @@ fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), CliError> {
     let plans = Precision::CHOICES
         .iter()
         .map(|precision| {
-            Ok((precision.to_string(), MemoryPlan::of_checkpoint(checkpoint, &LoadOptions::new(*precision))?))
+            Ok((precision.to_string(), MemoryPlan::for_checkpoint(checkpoint, &LoadOptions::new(*precision))?))
         })
         .collect::<mgm::Result<Vec<_>>>()?;
     print_plans(&mut out, &plans)?;

@@ -79,7 +79,7 @@ pub async fn load_model(
     options: &LoadOptions,
     stop: &Arc<AtomicBool>,
 ) -> mgm::Result<Model> {
-    let bar = progress::bytes(MemoryPlan::of_files(files, options)?.weights(), "loading");
+    let bar = progress::bytes(MemoryPlan::for_files(files, options)?.weights(), "loading");
     let (counter, stop) = (bar.clone(), stop.clone());
     let on_progress = Rc::new(move |bytes| {
         counter.inc(bytes);

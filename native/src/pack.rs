@@ -8,7 +8,7 @@ use std::rc::Rc;
 use clap::Args;
 use mgm::Error;
 use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
-use mgm::session::template_of;
+use mgm::session::conversation_template;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 use mgm::text::tokenizer::Tokenizer;
@@ -72,7 +72,7 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
             let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
             let template = match arguments.conversation {
                 Some(template) => template,
-                None => template_of(checkpoint, &tokenizer)?,
+                None => conversation_template(checkpoint, &tokenizer)?,
             };
             let precision = arguments.precision.unwrap_or(Precision::Q4);
             Layout::from_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?

@@ -40,7 +40,7 @@ struct Inner {
     submissions: AtomicU64,
     cost: Lock<Cost>,
     guards: Option<Guards>,
-    software_kernels: bool,
+    software_adapter: bool,
     /// All recordings are dry runs, and buffers take no memory.
     planned: bool,
     extensions: Extensions,
@@ -141,7 +141,7 @@ impl Gpu {
         let lost = first_error.clone();
         device.set_device_lost_callback(move |_, message| record_error(&lost, Error::DeviceLost(message)));
 
-        let software_kernels = options.test.software_kernels.unwrap_or(summary.is_software());
+        let software_adapter = options.test.software_adapter.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter);
         capabilities.subgroups |= options.browser_subgroups;
         let mut max_buffer_bytes = limits.max_buffer_size;
@@ -184,7 +184,7 @@ impl Gpu {
             submissions: AtomicU64::new(0),
             cost: Lock::default(),
             guards: options.test.guard_zones.then(Guards::default),
-            software_kernels,
+            software_adapter,
             planned,
             extensions: Extensions::default(),
             recycled_lists: Lock::default(),
@@ -204,14 +204,14 @@ impl Gpu {
         &self.0.capabilities
     }
 
-    /// Whether to choose kernels for a software adapter.
-    pub(crate) fn software_kernels(&self) -> bool {
-        self.0.software_kernels
+    /// Whether the device is a software adapter, or a test treats it as one.
+    pub(crate) fn is_software(&self) -> bool {
+        self.0.software_adapter
     }
 
     /// The size of subgroups, where kernels are chosen for a software adapter and all subgroups have one size.
     pub(crate) fn software_subgroups(&self) -> Option<u32> {
-        self.capabilities().subgroup_size().filter(|_| self.software_kernels())
+        self.capabilities().subgroup_size().filter(|_| self.is_software())
     }
 
     /// Memory in use.

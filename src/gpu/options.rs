@@ -31,8 +31,8 @@ pub struct TestOptions {
     pub max_binding_bytes: Option<u64>,
     /// Place every tensor between guard zones ([`super::Gpu::check_guards`]), and recycle no buffer.
     pub guard_zones: bool,
-    /// Choose kernels as on a software adapter (`true`) or as on a GPU (`false`), whatever this one is.
-    pub software_kernels: Option<bool>,
+    /// Treat the device as a software adapter (`true`) or as a GPU (`false`), whatever it is.
+    pub software_adapter: Option<bool>,
     /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers take no
     /// memory, so that whole models can be planned at their real sizes.
     pub planned: Option<Capabilities>,

@@ -44,7 +44,7 @@ impl StepsAhead {
             ends: Some(ends),
             sequences,
             sampled: Tensor::zeros(gpu, &[max_new * sequences], "sampled tokens")?,
-            depth: if gpu.software_kernels() { PIPELINE_DEPTH_IN_SOFTWARE } else { PIPELINE_DEPTH },
+            depth: if gpu.is_software() { PIPELINE_DEPTH_IN_SOFTWARE } else { PIPELINE_DEPTH },
             submitted: 0,
             reading: VecDeque::with_capacity(PIPELINE_DEPTH),
         })

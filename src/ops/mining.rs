@@ -247,7 +247,7 @@ pub fn check_windows(window: usize, pool: usize) -> Result<()> {
 fn products(recorder: &mut Recorder, map: &MiningMap) -> Result<Vec<Tensor>> {
     let (stages, _) = map.counted_stages()?;
     let gpu: Gpu = recorder.gpu().clone();
-    let workgroup = PRODUCTS_WORKGROUPS[usize::from(!gpu.software_kernels())];
+    let workgroup = PRODUCTS_WORKGROUPS[usize::from(!gpu.is_software())];
     let mut all = Vec::new();
     for (stage, texels) in stages.iter().zip(&map.stages) {
         let count = texels.height * texels.width;

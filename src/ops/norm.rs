@@ -59,7 +59,7 @@ impl RegisterRows {
     /// other.
     fn choose(gpu: &Gpu, k: usize) -> Option<Self> {
         let fits = |registers: &Self| {
-            (gpu.software_kernels() || registers.workgroup > 8) && 4 * registers.workgroup * registers.each >= k
+            (gpu.is_software() || registers.workgroup > 8) && 4 * registers.workgroup * registers.each >= k
         };
         if k.is_multiple_of(4) { Self::all().find(fits) } else { None }
     }

@@ -79,11 +79,11 @@ impl Model {
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and the rest is useless without it.
         let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
-        MemoryPlan::of_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
+        MemoryPlan::for_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
         let config = &checkpoint.config;
         let template = match options.template {
             Some(template) => template,
-            None => template_of(checkpoint, &tokenizer)?,
+            None => conversation_template(checkpoint, &tokenizer)?,
         };
         let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
         let hidden_size = config.language.hidden_size;
@@ -116,7 +116,7 @@ impl Model {
     pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
         let header = &*model.header;
         let tokenizer = Tokenizer::from_gguf(header)?;
-        MemoryPlan::of_gguf(model, options).check(gpu, MIN_CONTEXT)?;
+        MemoryPlan::for_gguf(model, options).check(gpu, MIN_CONTEXT)?;
         let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
             (Some(template), _) => PromptFormat::Builtin(template),
             (None, Some(source)) => {
@@ -258,7 +258,7 @@ impl Model {
 ///
 /// # Errors
 /// [`Error::Unsupported`] if it names an unknown template.
-pub fn template_of(checkpoint: &MgmCheckpoint, tokenizer: &Tokenizer) -> Result<Template> {
+pub fn conversation_template(checkpoint: &MgmCheckpoint, tokenizer: &Tokenizer) -> Result<Template> {
     if let Some(name) = &checkpoint.conversation {
         return name.parse();
     }

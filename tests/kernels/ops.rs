@@ -42,8 +42,8 @@ fn devices() -> &'static Devices {
     static DEVICES: OnceLock<Devices> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let open = |base_only, software, max_binding_bytes| {
-            let software_kernels = Some(software);
-            let test = TestOptions { base_only, max_binding_bytes, guard_zones: true, software_kernels, planned: None };
+            let software_adapter = Some(software);
+            let test = TestOptions { base_only, max_binding_bytes, guard_zones: true, software_adapter, planned: None };
             Mutex::new(common::open_gpu_with(GpuOptions::default().with_test(test)))
         };
         Devices {

@@ -40,7 +40,7 @@ async fn load(gpu: &Gpu, case: &std::path::Path, expected: &Expected) -> Model {
 
 /// A device that is taken for hardware: with its kernels, and three steps ahead of what is read.
 fn open_as_hardware() -> Gpu {
-    open_gpu_with(GpuOptions::default().with_test(TestOptions { software_kernels: Some(false), ..Default::default() }))
+    open_gpu_with(GpuOptions::default().with_test(TestOptions { software_adapter: Some(false), ..Default::default() }))
 }
 
 /// A model of 4 GB on a device that is only planned: nothing is allocated, compiled or run, and the capabilities choose the kernels.
@@ -53,7 +53,7 @@ fn a_planned_device_takes_no_memory() {
         subgroup_max_size: 32,
         ..open_gpu().capabilities().clone()
     };
-    let test = TestOptions { planned: Some(planned), software_kernels: Some(false), ..Default::default() };
+    let test = TestOptions { planned: Some(planned), software_adapter: Some(false), ..Default::default() };
     let gpu = open_gpu_with(GpuOptions::default().with_test(test));
     pollster::block_on(async {
         let config = released("mgm-7b").expect("a released model").language;
@@ -349,7 +349,7 @@ fn memory_is_as_planned_and_a_limit_holds() {
             let gpu = open_gpu();
             let checkpoint = open(&case, &expected).await;
             let planned =
-                MemoryPlan::of_checkpoint(&checkpoint, &LoadOptions::new(precision)).expect("a plan").weights();
+                MemoryPlan::for_checkpoint(&checkpoint, &LoadOptions::new(precision)).expect("a plan").weights();
             let options = LoadOptions::new(precision);
             Model::load(&gpu, &checkpoint, &options).await.expect("a model");
             let peak = gpu.memory().peak;
@@ -484,7 +484,7 @@ fn without_the_high_resolution_branch_the_projector_takes_the_low_resolution_tow
             let checkpoint = open(&case, &expected).await;
             let full = LoadOptions::new(Precision::F32);
             let low = full.clone().with_high_resolution(false);
-            let weights = |options| MemoryPlan::of_checkpoint(&checkpoint, options).expect("a plan").weights();
+            let weights = |options| MemoryPlan::for_checkpoint(&checkpoint, options).expect("a plan").weights();
             assert!(weights(&low) < weights(&full));
             let model = Model::load(&gpu, &checkpoint, &low).await.expect("a golden model");
 

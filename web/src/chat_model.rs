@@ -116,7 +116,7 @@ impl ChatModel {
         }
         let template = request.conversation.map(|name| name.parse::<Template>()).transpose().map_err(to_js)?;
         let mut options = LoadOptions::new(precision).with_keep_quantization(keep_quantization).with_template(template);
-        let weight_bytes = MemoryPlan::of_files(&files, &options).map_err(to_js)?.weights();
+        let weight_bytes = MemoryPlan::for_files(&files, &options).map_err(to_js)?.weights();
         if emit(&on_event, "total", &(weight_bytes as f64).into()).is_break() {
             return Err(to_js(mgm::Error::Cancelled));
         }

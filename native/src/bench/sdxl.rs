@@ -38,7 +38,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
         let reason = format!("--size {width}x{height}: expected multiples of {scale} pixels");
         return Err(mgm::Error::InvalidArgument(reason).into());
     }
-    let plan = MemoryPlan::of_released_diffusion(precision);
+    let plan = MemoryPlan::for_released_diffusion(precision);
     if arguments.dry_run {
         return dry_run(NAME, &plan, precision, 0, arguments.json);
     }

@@ -37,7 +37,7 @@ impl ResidentChat {
         system: Option<String>,
         stop: &Arc<AtomicBool>,
     ) -> mgm::Result<Self> {
-        let weight_bytes = MemoryPlan::of_files(&files, &options)?.weights();
+        let weight_bytes = MemoryPlan::for_files(&files, &options)?.weights();
         Ok(Self {
             gpu: gpu.clone(),
             files,

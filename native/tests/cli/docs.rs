@@ -145,7 +145,7 @@ fn memory_table() -> Vec<String> {
         let cache = plan(Precision::F16).cache_per_position >> 10;
         table.push(row(name, model, &sizes, &format!("{cache} MiB")));
     }
-    let mut sizes = PRECISIONS.map(|precision| gib(MemoryPlan::of_released_diffusion(precision).weights()));
+    let mut sizes = PRECISIONS.map(|precision| gib(MemoryPlan::for_released_diffusion(precision).weights()));
     // Image models are not quantised to q4.
     sizes[3] = "–".to_owned();
     table.push(row("Stable Diffusion XL", "–", &sizes, "–"));

@@ -77,7 +77,7 @@ impl Networks {
     pub(super) fn new(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: DiffusionOptions) -> Result<Self> {
         checkpoint.check()?;
         let precision = options.precision.unwrap_or_else(|| checkpoint.stored_precision());
-        let plan = MemoryPlan::of_diffusion(&checkpoint, precision);
+        let plan = MemoryPlan::for_diffusion(&checkpoint, precision);
         if let (Some(limit), Some((part, needed))) =
             (gpu.memory().limit, plan.parts.iter().max_by_key(|(_, bytes)| *bytes))
             && *needed > limit

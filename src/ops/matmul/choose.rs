@@ -39,7 +39,7 @@ impl MatmulKernel {
                 Self::Subgroup { rows: rows.min(most), blocks: if rows < 8 { 1 } else { blocks } }
             }
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
-            _ if gpu.software_kernels() => Self::Uniform(rows.min(16)),
+            _ if gpu.is_software() => Self::Uniform(rows.min(16)),
             0..=MATVEC_ROWS if precision.bits().is_some() => Self::BlockedMatvec(BlockedMatvec::likely(n, k)),
             0..=MATVEC_ROWS => Self::Matvec,
             _ => Self::Tiled { half: false },
@@ -72,10 +72,10 @@ impl Device {
             Self::Subgroups(workgroup) => {
                 capabilities.subgroup_size().is_some_and(|size| workgroup.is_multiple_of(size))
             }
-            Self::Hardware => !gpu.software_kernels(),
-            Self::HardwareF16 => !gpu.software_kernels() && capabilities.shader_f16,
-            Self::Matrices(sizes) => !gpu.software_kernels() && sizes.run_on(capabilities),
-            Self::Software => gpu.software_kernels(),
+            Self::Hardware => !gpu.is_software(),
+            Self::HardwareF16 => !gpu.is_software() && capabilities.shader_f16,
+            Self::Matrices(sizes) => !gpu.is_software() && sizes.run_on(capabilities),
+            Self::Software => gpu.is_software(),
             Self::SoftwareSubgroups(lanes) => gpu.software_subgroups() == Some(lanes),
         }
     }
