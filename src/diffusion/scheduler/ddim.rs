@@ -33,11 +33,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         list.push(Step {
             timestep: time as f32,
             input_scale: 1.0,
-            denoised: DenoisedCoefficients {
-                sample: x0[0] as f32,
-                output: x0[1] as f32,
-                clamp: config.clip_sample_range.unwrap_or(f32::INFINITY),
-            },
+            denoised: DenoisedCoefficients::new(x0, config.clip_sample_range),
             next: StepCoefficients {
                 sample: (direction * epsilon[0]) as f32,
                 output: (direction * epsilon[1]) as f32,

@@ -62,7 +62,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         Step {
             timestep: times[index] as f32,
             input_scale: 1.0,
-            denoised: DenoisedCoefficients { sample: x0[0] as f32, output: x0[1] as f32, clamp: f32::INFINITY },
+            denoised: DenoisedCoefficients::new(x0, None),
             next: StepCoefficients {
                 sample: (next.noise / now.noise * if dpm.sde { (-h).exp() } else { 1.0 }) as f32,
                 output: 0.0,

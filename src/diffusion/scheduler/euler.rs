@@ -54,7 +54,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         Step {
             timestep: if continuous { 0.25 * sigmas[index].ln() } else { times[index] as f32 },
             input_scale: input_scale as f32,
-            denoised: DenoisedCoefficients { sample: denoised as f32, output: output as f32, clamp: f32::INFINITY },
+            denoised: DenoisedCoefficients::new([denoised, output], None),
             next: StepCoefficients {
                 sample: (1.0 + along * (1.0 - denoised)) as f32,
                 output: (-along * output) as f32,

@@ -46,6 +46,13 @@ pub struct DenoisedCoefficients {
     pub clamp: f32,
 }
 
+impl DenoisedCoefficients {
+    /// Those of the sample and of the model's output. `clamp` limits the magnitude.
+    fn new([sample, output]: [f64; 2], clamp: Option<f32>) -> Self {
+        Self { sample: sample as f32, output: output as f32, clamp: clamp.unwrap_or(f32::INFINITY) }
+    }
+}
+
 /// One evaluation of the model and the update of the sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
