@@ -54,14 +54,6 @@ pub struct VisionOutput {
     pub tokens: Tensor,
 }
 
-/// The loaders of the vision networks.
-struct Parts {
-    clip: Loader,
-    convnext: Loader,
-    mining: Loader,
-    projector: Loader,
-}
-
 impl Vision {
     /// Loads a checkpoint's vision side for a language model of width `hidden_size`. Without `high_resolution`, only
     /// the low-resolution tower and the projector.
@@ -76,14 +68,8 @@ impl Vision {
         high_resolution: bool,
         on_progress: Option<OnProgress>,
     ) -> Result<Self> {
-        let loader =
-            |weights: &crate::weights::view::Weights| Loader::new(gpu, weights.clone(), precision, on_progress.clone());
-        let parts = Parts {
-            clip: loader(&weights.clip),
-            convnext: loader(&weights.convnext),
-            mining: loader(&weights.mining),
-            projector: loader(&weights.projector),
-        };
+        let parts = [&weights.clip, &weights.convnext, &weights.mining, &weights.projector]
+            .map(|weights| Loader::new(gpu, weights.clone(), precision, on_progress.clone()));
         let convnext = if high_resolution { Some(ConvNextConfig::from_weights(&weights.convnext)?) } else { None };
         Self::from_parts(&parts, weights.config.clone(), &weights.clip_config, convnext.as_ref(), hidden_size).await
     }
@@ -99,17 +85,13 @@ impl Vision {
         convnext: &ConvNextConfig,
         hidden_size: usize,
     ) -> Result<Self> {
-        let parts = Parts {
-            clip: loader.pp("clip"),
-            convnext: loader.pp("convnext"),
-            mining: loader.pp("mining"),
-            projector: loader.pp("projector").pp("layers"),
-        };
+        let parts = ["clip", "convnext", "mining", "projector.layers"].map(|part| loader.pp(part));
         Self::from_parts(&parts, config, clip, Some(convnext), hidden_size).await
     }
 
+    /// `parts`: the loaders of CLIP, ConvNeXt, mining and projector.
     async fn from_parts(
-        parts: &Parts,
+        [clip_loader, convnext_loader, mining_loader, projector_loader]: &[Loader; 4],
         config: VisionConfig,
         clip: &ClipConfig,
         convnext: Option<&ConvNextConfig>,
@@ -132,15 +114,15 @@ impl Vision {
         }
         Ok(Self {
             image_size: clip.image_size,
-            clip: ClipVit::load(&parts.clip, clip, config.select_layer).await?,
+            clip: ClipVit::load(clip_loader, clip, config.select_layer).await?,
             high: match convnext {
                 Some(convnext) => Some(HighResolution {
-                    convnext: ConvNext::load(&parts.convnext, convnext).await?,
-                    mining: PatchInfoMining::load(&parts.mining, &config).await?,
+                    convnext: ConvNext::load(convnext_loader, convnext).await?,
+                    mining: PatchInfoMining::load(mining_loader, &config).await?,
                 }),
                 None => None,
             },
-            projector: Projector::load(&parts.projector, &config, hidden_size).await?,
+            projector: Projector::load(projector_loader, &config, hidden_size).await?,
             config,
         })
     }

@@ -24,7 +24,8 @@ pub struct Unet {
     /// Its bias includes that of `time_2`.
     added_2: Linear,
     down: Vec<Vec<Stage>>,
-    mid: Mid,
+    mid: Stage,
+    after_mid: Resnet,
     up: Vec<Vec<Stage>>,
     norm_out: GroupNorm,
     conv_out: Convolution,
@@ -36,13 +37,6 @@ struct Stage {
     resnet: Resnet,
     transformer: Option<Transformer>,
     resample: Option<Convolution>,
-}
-
-#[derive(Debug)]
-struct Mid {
-    before: Resnet,
-    transformer: Option<Transformer>,
-    after: Resnet,
 }
 
 /// The embeddings of prompts and sizes, which all steps share.
@@ -82,7 +76,7 @@ impl Unet {
             let resample = ("upsamplers.0.conv", ConvMode::Upsample2);
             up.push(Stage::load_level(&part, level, &level.up, resample, config).await?);
         }
-        let (time, added) = (ends.pp("time_embedding"), ends.pp("add_embedding"));
+        let (mid, time, added) = (loader.pp("mid_block"), ends.pp("time_embedding"), ends.pp("add_embedding"));
         Ok(Self {
             conv_in: ends.convolution("conv_in", ConvMode::Same).await?,
             time_1: Linear::load(&time, "linear_1").await?,
@@ -90,7 +84,8 @@ impl Unet {
             added_1: Linear::load(&added, "linear_1").await?,
             added_2: Linear::load_with_bias_of(&added, "linear_2", &time.pp("linear_2")).await?,
             down,
-            mid: Mid::load(&loader.pp("mid_block"), config).await?,
+            mid: Stage::load(&mid, 0, &config.levels[config.levels.len() - 1], config.mid_depth, config).await?,
+            after_mid: load_resnet(&mid, 1, config).await?,
             up,
             norm_out: loader.group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps).await?,
             conv_out: ends.convolution("conv_out", ConvMode::Same).await?,
@@ -174,6 +169,7 @@ impl Unet {
             }
         }
         x = self.mid.forward(recorder, &x, time, &mut prompts)?;
+        x = self.after_mid.forward(recorder, &x, Some(time), &mut NormStats::Local)?;
         for stage in self.up.iter().flatten() {
             // Down and up blocks have the same number of stages, so there is a skip for each.
             let Some(skip) = skips.pop() else { break };
@@ -217,35 +213,28 @@ impl Unet {
 /// Keys and values of the prompts for the transformers that follow.
 type Prompts<'a> = std::slice::Iter<'a, Vec<Tensor>>;
 
-fn attend(
-    recorder: &mut Recorder,
-    transformer: Option<&Transformer>,
-    x: &FeatureMap,
-    prompts: &mut Prompts<'_>,
-) -> Result<()> {
-    match transformer {
-        Some(transformer) => transformer.forward(recorder, x, prompts.next().map_or(&[], Vec::as_slice)),
-        None => Ok(()),
-    }
-}
-
 async fn load_resnet(loader: &Loader, index: usize, config: &UnetConfig) -> Result<Resnet> {
     Resnet::load(&loader.pp("resnets").pp(index), config.norm_num_groups, config.norm_eps).await
 }
 
-async fn load_transformer(
-    loader: &Loader,
-    index: usize,
-    level: &UnetLevel,
-    depth: Option<usize>,
-    config: &UnetConfig,
-) -> Result<Option<Transformer>> {
-    let Some(depth) = depth else { return Ok(None) };
-    let config = TransformerConfig { heads: level.heads, depth, groups: config.norm_num_groups };
-    Transformer::load(&loader.pp("attentions").pp(index), &config).await.map(Some)
-}
-
 impl Stage {
+    async fn load(
+        loader: &Loader,
+        index: usize,
+        level: &UnetLevel,
+        depth: Option<usize>,
+        config: &UnetConfig,
+    ) -> Result<Self> {
+        let transformer = match depth {
+            None => None,
+            Some(depth) => {
+                let config = TransformerConfig { heads: level.heads, depth, groups: config.norm_num_groups };
+                Some(Transformer::load(&loader.pp("attentions").pp(index), &config).await?)
+            }
+        };
+        Ok(Self { resnet: load_resnet(loader, index, config).await?, transformer, resample: None })
+    }
+
     /// The stages of a level. `depths` are those of the transformers; the last stage resamples if the level does.
     async fn load_level(
         loader: &Loader,
@@ -256,11 +245,7 @@ impl Stage {
     ) -> Result<Vec<Self>> {
         let mut stages = Vec::new();
         for (index, depth) in depths.iter().enumerate() {
-            stages.push(Self {
-                resnet: load_resnet(loader, index, config).await?,
-                transformer: load_transformer(loader, index, level, *depth, config).await?,
-                resample: None,
-            });
+            stages.push(Self::load(loader, index, level, *depth, config).await?);
         }
         if let Some(last) = stages.last_mut()
             && loader.contains(&format!("{resample}.weight"))
@@ -278,30 +263,9 @@ impl Stage {
         prompts: &mut Prompts<'_>,
     ) -> Result<FeatureMap> {
         let x = self.resnet.forward(recorder, x, Some(time), &mut NormStats::Local)?;
-        attend(recorder, self.transformer.as_ref(), &x, prompts)?;
+        if let Some(transformer) = &self.transformer {
+            transformer.forward(recorder, &x, prompts.next().map_or(&[], Vec::as_slice))?;
+        }
         Ok(x)
-    }
-}
-
-impl Mid {
-    async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
-        let level = &config.levels[config.levels.len() - 1];
-        Ok(Self {
-            before: load_resnet(loader, 0, config).await?,
-            transformer: load_transformer(loader, 0, level, config.mid_depth, config).await?,
-            after: load_resnet(loader, 1, config).await?,
-        })
-    }
-
-    fn forward(
-        &self,
-        recorder: &mut Recorder,
-        x: &FeatureMap,
-        time: &Tensor,
-        prompts: &mut Prompts<'_>,
-    ) -> Result<FeatureMap> {
-        let x = self.before.forward(recorder, x, Some(time), &mut NormStats::Local)?;
-        attend(recorder, self.transformer.as_ref(), &x, prompts)?;
-        self.after.forward(recorder, &x, Some(time), &mut NormStats::Local)
     }
 }
