@@ -25,7 +25,7 @@ pub struct PatchInfoMining {
     query: Linear,
     /// W_k transposed: [high_width, low_width].
     key_fold: Matrix,
-    /// The key norm's gain / sqrt(low_width): [high_width].
+    /// The key norm's gain / sqrt(low_width): `[high_width]`.
     key_gain: Tensor,
     /// W_v with the value norm's gain in its columns: [low_width, high_width].
     /// The bias is b_v + W_v times the value norm's offset.

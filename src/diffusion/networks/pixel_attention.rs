@@ -20,7 +20,7 @@ pub(super) struct PixelAttention {
     norm: GroupNorm,
     query: Linear,
     key: Linear,
-    /// [channels, channels] and [channels]. The values are computed transposed, V^T = W X^T, so the weight is the
+    /// [channels, channels] and `[channels]`. The values are computed transposed, V^T = W X^T, so the weight is the
     /// left operand.
     value: Tensor,
     value_bias: Tensor,

@@ -99,7 +99,7 @@ impl Unet {
     }
 
     /// Computes the condition of a batch from `context` [batch * positions, cross_attention_dim], `pooled`
-    /// [batch, pooled_width] and `time_ids` [batch]: original height and width, the crop's top and left, target height
+    /// [batch, pooled_width] and `time_ids` `[batch]`: original height and width, the crop's top and left, target height
     /// and width, in pixels.
     ///
     /// # Errors

@@ -250,7 +250,7 @@ impl<'a> Linear<'a> {
 pub(super) struct ImplicitGemm<'a> {
     pub x: &'a Tensor,
     pub weight: &'a Matrix,
-    /// [n], or [images, n] where `convolution.bias_stride` is n.
+    /// `[n]`, or [images, n] where `convolution.bias_stride` is n.
     pub bias: Option<&'a Tensor>,
     pub activation: Option<Activation>,
     pub residual: Option<&'a Tensor>,
