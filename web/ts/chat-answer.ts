@@ -6,7 +6,7 @@ import type { Answer, Delta } from "./types.js";
  * An answer in progress. `await` gives the whole {@link Answer}; `for await` streams it as {@link Delta}s, once. Leaving the loop early
  * stops the answer.
  *
- * A failure is thrown by `await` and by the loop. If nobody waits for the answer, it is an unhandled rejection, as of any promise.
+ * Both `await` and the loop throw a failure. If nobody waits for the answer, it is an unhandled rejection, like that of any promise.
  */
 export class ChatAnswer implements PromiseLike<Answer>, AsyncIterable<Delta> {
   readonly #deltas: Delta[] = [];
@@ -30,7 +30,7 @@ export class ChatAnswer implements PromiseLike<Answer>, AsyncIterable<Delta> {
     };
     this.#answer.then(end, (error: unknown) => {
       end();
-      // In a task of its own: callers may attach their handlers a few promises later.
+      // In a later task: callers may attach their handlers only after a few microtasks.
       setTimeout(() => {
         if (!this.#isObserved && !either.aborted) void Promise.reject(error as Error);
       });

@@ -6,9 +6,9 @@ import { fromWire, MgmError, type MgmErrorCode } from "./errors.js";
 import type { ProgressMessage, Reply, Request, ResultMessage, StartMessage } from "./protocol.js";
 import type { Progress } from "./types.js";
 
-/** A worker that has not started after this long is replaced by the cached copy, if there is one. In milliseconds. */
+/** Milliseconds after which the cached copy, if there is one, replaces a worker that has not started. */
 const START_LIMIT_WITH_COPY = 5_000;
-/** A worker that has not started after this long never will, in milliseconds. */
+/** Milliseconds after which a worker that has not started counts as failed. */
 const START_LIMIT = 60_000;
 
 /** A request without its number. */
@@ -17,7 +17,7 @@ type Call = Request extends infer R ? (R extends { id: number } ? Omit<R, "id"> 
 export class WorkerClient {
   #worker: Worker | undefined;
   #isStarted = false;
-  /** Requests that a worker has not received yet; they are repeated for the cached copy. */
+  /** Requests sent before the worker started. They are sent again if the cached copy replaces it. */
   #pending: Request[] = [];
   #startTimer: ReturnType<typeof setTimeout> | undefined;
   readonly #handlers = new Map<number, (reply: ProgressMessage | ResultMessage) => void>();
@@ -53,7 +53,7 @@ export class WorkerClient {
       };
       const abort = () => {
         this.#post({ id, type: "abort" });
-        // A worker that runs answers at once if the call waits, and between two steps if it runs.
+        // A started worker replies itself: immediately for a queued call, between two steps for a running one.
         if (this.#isStarted) return;
         settle();
         reject(signal?.reason as Error);
@@ -124,7 +124,7 @@ export class WorkerClient {
     for (const request of this.#pending) worker.postMessage(request);
   }
 
-  /** Replaces a worker that does not start by the cached copy of its script. */
+  /** Replaces a worker that does not start with the cached copy of its script. */
   async #startCopy({ workerUrl, wasmUrl }: Omit<StartMessage, "type" | "fromCache">, reason: string): Promise<void> {
     clearTimeout(this.#startTimer);
     const script = await cachedWorkerScript(workerUrl);
@@ -152,7 +152,7 @@ export class WorkerClient {
     }
   }
 
-  /** Asks the browser once not to evict a model that is being downloaded. Workers cannot ask; some browsers ask the user. */
+  /** Asks the browser once not to evict the model that it downloads. Workers cannot do this. Some browsers ask the user. */
   #persist({ phase, loaded, total = 0 }: Progress): void {
     if (this.#isPersistent || phase !== "download" || loaded >= total) return;
     this.#isPersistent = true;

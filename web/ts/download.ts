@@ -1,6 +1,6 @@
-// Downloads bundles to this device: in parallel, resumable, verified, once for all tabs. For the worker.
+// Downloads bundles to this device: in parallel, resumable, verified, in only one tab at a time. For the worker.
 //
-// Caching libraries are built on the Cache API, which stores whole responses: an interrupted shard could not be resumed.
+// No caching library: they use the Cache API, which stores only whole responses, so an interrupted shard could not resume.
 
 import { MgmError } from "./errors.js";
 import {
@@ -166,7 +166,7 @@ async function download(
   await handle.move(entry.sha256);
 }
 
-/** Downloads the rest of a file, with as many connections as it takes. */
+/** Downloads the rest of a file. Reconnects after failures. */
 async function fill(
   url: string,
   access: FileSystemSyncAccessHandle,
@@ -192,7 +192,7 @@ async function fill(
     try {
       const headers: HeadersInit = size > 0 ? { Range: `bytes=${size}-` } : {};
       const response = await request(url, { headers, signal, cache: "no-store" });
-      // A server without ranges sends the whole file: skip what is here already.
+      // A server without range requests sends the whole file: skip the bytes that are already stored.
       let skip = response.status === 206 ? 0 : size;
       let isFirst = true;
       for await (const chunk of chunksOf(response)) {

@@ -13,7 +13,7 @@ export interface Environment {
 /** Settings of the whole package. Change them before the first call. */
 export const env: Environment = { hubUrl: "https://huggingface.co", workerUrl: undefined, wasmUrl: undefined };
 
-/** What relative addresses are relative to; nothing outside of browsers. */
+/** The base of relative addresses: the page's, or in a worker the script's. `undefined` outside browsers. */
 export const baseUrl = (): string | undefined => globalThis.document?.baseURI ?? globalThis.location?.href;
 
 /**

@@ -1,22 +1,22 @@
-// Requests: retries, stalled connections, and errors that say what went wrong.
+// Requests with retries, detection of stalled connections, and errors that say what went wrong.
 
 import { MgmError } from "./errors.js";
 import { MANIFEST } from "./manifest.js";
 
-/** Failures in a row, without a byte in between, after which a download fails. */
+/** Number of consecutive failures, without a byte in between, after which a download fails. */
 export const MAX_TRIES = 6;
-/** The wait after the first failure, in milliseconds. It doubles with each failure. */
+/** Milliseconds to wait after the first failure. The wait doubles with each failure. */
 const FIRST_WAIT = 250;
-/** The longest wait that a server can ask for (`Retry-After`), in milliseconds. */
+/** Maximum wait that a server can request (`Retry-After`), in milliseconds. */
 const MAX_WAIT = 60_000;
-/** A connection without data for this long counts as broken, in milliseconds. */
+/** Milliseconds without data after which a connection counts as broken. */
 const STALL_LIMIT = 20_000;
-/** The same where a cached copy can replace the answer. */
+/** The same if a cached copy can replace the response. */
 export const STALL_LIMIT_WITH_COPY = 5_000;
-/** Error codes of failures that may pass. */
+/** Error codes of transient failures. */
 const TRANSIENT = new Set(["network", "offline"]);
 
-/** A server that asks to try later. */
+/** The server asks to retry later: status 429 or 5xx. */
 class BusyError extends MgmError {
   constructor(
     message: string,
@@ -114,7 +114,7 @@ export function backOff(failures: number, error: unknown, signal: AbortSignal): 
   return wait(Math.max(wanted, FIRST_WAIT * 2 ** (failures - 1)), signal);
 }
 
-/** Whether a repetition may succeed. */
+/** Whether a retry may succeed. */
 export function isTransient(error: unknown): boolean {
   return error instanceof TypeError || (error instanceof MgmError && TRANSIENT.has(error.code));
 }

@@ -20,8 +20,8 @@ export class ImageRequests {
   #previous: SentMessage[] = [];
 
   /**
-   * The messages with their requests. `mode` decides about the last message; the others are sent as in the previous call. The
-   * requests of a conversation that the previous call does not contain follow from its texts.
+   * Returns the messages with their requests. `mode` applies to the last message; the others are sent as in the previous call. For
+   * messages that the previous call did not contain, infers the requests from the texts.
    */
   add(messages: ChatCallMessage[], mode: NonNullable<ChatImageOptions["mode"]>): ChatCallMessage[] {
     let isPrefix = true;

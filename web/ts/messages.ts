@@ -4,7 +4,7 @@ import { MgmError } from "./errors.js";
 import type { ChatCall } from "./protocol.js";
 import type { ContentPart, ImageInput, Message } from "./types.js";
 
-/** Decoded pixels of blobs, for as long as the page holds the blob. */
+/** Decoded pixels of each blob. An entry lives as long as its blob. */
 const decoded = new WeakMap<object, ImageData>();
 
 /** Separates texts and images, and decodes the images. */
@@ -103,7 +103,7 @@ function hasTransparency({ data }: ImageData): boolean {
   return false;
 }
 
-/** The colours of a bitmap without premultiplied alpha, read through a WebGL texture. Nothing without WebGL, or if the image is too large. */
+/** Reads a bitmap's colours without premultiplied alpha, through a WebGL texture. `undefined` without WebGL or if the image is too large. */
 function unpremultiplied(bitmap: ImageBitmap): ImageData | undefined {
   const { width, height } = bitmap;
   const gl = new OffscreenCanvas(1, 1).getContext("webgl2");

@@ -10,12 +10,12 @@ import { storedTuning } from "./storage.js";
 import type { ImageModelInfo, ModelInfo, Progress } from "./types.js";
 import { deviceId, enableSubgroups } from "./webgpu.js";
 
-/** How often a device may be lost during one call. */
+/** Maximum number of device losses during one call. */
 const MAX_RECOVERIES = 2;
 
 const NOT_AN_IMAGE_MODEL = "this is a chat model, not an image model: image models are packed from a folder in diffusers' layout";
 
-/** What a call passes to the work that it starts. */
+/** A call's signal and progress reports, for the work that it starts. */
 export interface CallContext {
   signal: AbortSignal;
   /** Starts to report a phase. */

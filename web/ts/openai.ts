@@ -1,4 +1,4 @@
-// The chat completions of OpenAI's API: its request and response shapes, on the loaded model.
+// Chat completions in the request and response format of OpenAI's API, answered by the loaded model.
 
 import type { ChatAnswer } from "./chat-answer.js";
 import { MgmError } from "./errors.js";
@@ -88,7 +88,7 @@ export interface ChatCompletionStream extends AsyncIterable<ChatCompletionChunk>
   controller: AbortController;
 }
 
-/** How a field of a request is treated: `true` if supported, otherwise the values that have no effect. */
+/** Fields of a request: `true` if supported, otherwise a test for the values that have no effect. */
 const FIELDS: Record<string, true | ((value: unknown) => boolean)> = {
   messages: true, model: true, stream: true, stream_options: true, max_completion_tokens: true, max_tokens: true, temperature: true,
   top_p: true, top_k: true, seed: true, stop: true,
@@ -184,7 +184,7 @@ function toChatOptions(body: ChatCompletionRequest): ChatOptions {
   };
 }
 
-/** Messages of the package. Neighbours of one role are joined by an empty line: the model's templates alternate. */
+/** Converts messages to the package's. Joins consecutive messages of one role with an empty line, because templates need alternating roles. */
 function toMessages(messages: ChatCompletionMessage[]): Message[] {
   if (!Array.isArray(messages)) throw new MgmError("invalid-argument", "messages must be a list: [{ role, content }, …]");
   const result: { role: Message["role"]; content: ContentPart[] }[] = [];
@@ -227,7 +227,7 @@ async function* toChunks(
     choices: [{ index: 0, delta, logprobs: null, finish_reason }],
     ...(includeUsage && { usage: null }),
   });
-  // Before the first chunk, so that a failure reaches the loop.
+  // Start iterating before the first chunk, so that the loop throws a failure.
   const deltas = answer[Symbol.asyncIterator]();
   yield chunk({ role: "assistant", content: "" });
   for await (const delta of deltas) {

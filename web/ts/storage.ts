@@ -4,7 +4,7 @@
 //   mgm/<key of the URL>/bundle.json          the manifest
 //   mgm/<key of the URL>/<sha256>             a complete, verified file
 //   mgm/<key of the URL>/<sha256>.part        an incomplete file
-//   mgm/tuning.json                           the fastest kernels on this device, if they were measured
+//   mgm/tuning.json                           the fastest kernels on this device, after `Mgm.tune`
 
 import { bundleUrl } from "./env.js";
 import { MgmError } from "./errors.js";
@@ -119,7 +119,7 @@ export async function storeTuning(device: string, tuning: string): Promise<void>
   if (folder) await putText(folder, TUNING, JSON.stringify({ device, tuning } satisfies TuningRecord));
 }
 
-/** What the bundle at `url` is, from this device or else from its server. */
+/** Returns the name and kind of the bundle at `url`, from this device or, if it is not stored, from its server. */
 export async function inspectBundle(url: string, signal = new AbortController().signal): Promise<ModelSummary> {
   const file = await root(false).then(
     async (folder) => folder && getFile(await folder.getDirectoryHandle(await keyOf(url)), SOURCE),

@@ -11,8 +11,8 @@ export function fillInAdapterInfo(): void {
 }
 
 /**
- * Identifies a device, as far as the browser describes it: the core sees neither vendor nor driver here. A new version of the browser can
- * bring another shader compiler, so the version is part of it.
+ * Identifies a device as far as the browser describes it; the core sees neither vendor nor driver here. Includes the browser's version,
+ * because a new version can have another shader compiler.
  */
 export async function deviceId(): Promise<string> {
   const { vendor, architecture, device, description } = adapterInfo(await requestAdapter());
