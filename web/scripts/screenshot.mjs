@@ -16,7 +16,7 @@ try {
   await page.getByText("tokens/s").waitFor({ timeout: 240_000 });
   await page.getByRole("button", { name: /Pocket .* \+ / }).waitFor({ timeout: 240_000 });
   await idle();
-  await page.getByLabel("Question", { exact: true }).fill("Describe the picture.");
+  await page.getByLabel("Question", { exact: true }).fill("Describe the image.");
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.querySelectorAll(".facts:not([hidden])").length === 2, undefined, { timeout: 240_000 });
   await idle();

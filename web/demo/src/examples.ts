@@ -12,6 +12,6 @@ export interface Example {
 export const EXAMPLES: readonly Example[] = [
   { image: "examples/zebras.png", question: "What does the text say?" },
   { image: "examples/shark.png", question: "Read the number." },
-  { image: "examples/cupcake.png", question: "Describe the picture." },
+  { image: "examples/cupcake.png", question: "Describe the image." },
   { question: "Draw a blue dog.", asksForImage: true },
 ];
