@@ -43,9 +43,9 @@ fn option_for(setting: Setting) -> Option<&'static str> {
     match setting {
         Setting::VisionTower => Some("--vision-tower DIR"),
         Setting::HighResolutionTower => Some("--vision-tower-hr DIR"),
-        Setting::Components => Some("--tokenizer DIR"),
-        Setting::Template => Some("--conversation NAME"),
-        Setting::Scheduler => Some("--scheduler NAME"),
+        Setting::Components => Some("--tokenizer DIR of mgm generate and mgm chat"),
+        Setting::Template => Some("--conversation NAME of mgm chat, eval and pack"),
+        Setting::Scheduler => Some("--scheduler NAME of mgm generate and mgm chat"),
         Setting::Precision => Some("--precision P"),
         _ => None,
     }

@@ -104,7 +104,7 @@ fn inspect_gguf(model: &GgufModel) -> Result<(), CliError> {
 }
 
 fn incomplete(file: &str) -> CliError {
-    let reason = "the checkpoint is incomplete (see the list above)".to_owned();
+    let reason = "tensors are missing or have the wrong shape (see the list above)".to_owned();
     mgm::Error::Config { file: file.to_owned(), reason }.into()
 }
 

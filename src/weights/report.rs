@@ -2,7 +2,7 @@
 
 use super::config::LanguageConfig;
 use super::expected::{self, ExpectedTensor};
-use super::view::Weights;
+use super::view::{Weights, configured};
 use crate::{Error, Result};
 
 /// A tensor with a shape other than expected.
@@ -81,7 +81,7 @@ impl PartReport {
     pub fn check(&self) -> Result<()> {
         if let Some(WrongShape { name, found, expected }) = self.wrong_shape.first() {
             let (name, found) = (name.clone(), found.clone());
-            return Err(Error::WrongShape { name, found, expected: format!("{expected:?}") });
+            return Err(Error::WrongShape { name, found, expected: configured(expected, &self.origin) });
         }
         let Some(name) = self.missing.first() else { return Ok(()) };
         let hint = match self.missing.len() - 1 {

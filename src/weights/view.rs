@@ -94,7 +94,11 @@ impl Weights {
     /// [`Error::MissingTensor`] with its full name; [`Error::WrongShape`] if it is not `expected`.
     pub fn expect_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
         let shape = self.shape(name)?;
-        if shape == expected { Ok(()) } else { Err(self.wrong_shape(name, shape, format!("{expected:?}"))) }
+        if shape == expected {
+            Ok(())
+        } else {
+            Err(self.wrong_shape(name, shape, configured(expected, self.checkpoint.name())))
+        }
     }
 
     fn wrong_shape(&self, name: &str, found: &[usize], expected: String) -> Error {
@@ -151,6 +155,11 @@ impl Weights {
     }
 }
 
+/// The shape that a configuration requires, for the error about a tensor of another shape in `origin`.
+pub(super) fn configured(shape: &[usize], origin: &str) -> String {
+    format!("{shape:?}; does the configuration belong to the weights in {origin}?")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::checkpoint::{MODEL_FILES, tests::file};
@@ -178,7 +187,8 @@ mod tests {
         assert_eq!(layer.dims("w").unwrap(), [2, 1]);
         assert!(layer.expect_shape("w", &[2, 1]).is_ok());
         let name = "m.layers.0.w".to_owned();
-        let error = Error::WrongShape { name: name.clone(), found: vec![2, 1], expected: "[1, 2]".into() };
+        let expected = configured(&[1, 2], weights.checkpoint().name());
+        let error = Error::WrongShape { name: name.clone(), found: vec![2, 1], expected };
         assert_eq!(layer.expect_shape("w", &[1, 2]), Err(error));
         assert_eq!(
             layer.dims::<3>("w"),
