@@ -22,11 +22,8 @@ def adreno(gpu, title):
 
 
 def apple(gpu, title):
-    return Device(title, "apple", "asahi", "asahi", {"ASAHI_GPU": gpu})
-
-
-def mali(gpu, title):
-    return Device(title, "mali", "panfrost", "panfrost", {"PAN_GPU_ID": gpu})
+    # The driver prints machine code, but does not report it.
+    return Device(title, "apple", "asahi", "asahi", {"ASAHI_GPU": gpu, "AGX_MESA_DEBUG": "shaders"})
 
 
 DEVICES = {
@@ -49,7 +46,6 @@ DEVICES = {
     "a830": adreno("830", "Qualcomm Adreno 830"),
     "g13g": apple("g13g", "Apple M1 (Honeykrisp)"),
     "g14g": apple("g14g", "Apple M2 (Honeykrisp)"),
-    "g610": mali("a867", "Arm Mali-G610 (Valhall)"),
 }
 
 # What to watch while a kernel is written: one of each compiler, the most common chips.
@@ -59,9 +55,8 @@ QUICK = ("navi21", "dg2", "tu102", "a740")
 def statistics(vendor, found):
     """Registers, occupancy, spills, scratch bytes and static cycles from a driver's statistics; None where it reports none.
 
-    Registers: AMD VGPRs, NVIDIA GPRs, Intel live registers (of 128 or 256), Adreno full vec4 registers, Apple 16-bit registers, Mali
-    work registers. Occupancy: waves a SIMD (AMD), warps an SM (NVIDIA), SIMD width (Intel), waves a core (Adreno), threads (Apple,
-    Mali).
+    Registers: AMD VGPRs, NVIDIA GPRs, Intel live registers (of 128 or 256), Adreno full vec4 registers, Apple 16-bit registers.
+    Occupancy: waves a SIMD (AMD), warps an SM (NVIDIA), SIMD width (Intel), waves a core (Adreno), threads (Apple).
     """
 
     def number(*names):
@@ -76,11 +71,8 @@ def statistics(vendor, found):
         keys = (["Number of GPRs"], ["Max warps/SM"], ["Spills to memory"], ["SLM size"], ["Static cycle count"])
     elif vendor == "adreno":
         keys = (["Registers used"], ["Max Waves Per Core"], ["STP Count", "LDP Count"], [], [])
-    elif vendor == "apple":
-        keys = (["GPRs"], ["Threads"], ["Spills"], ["Scratch"], ["ALU"])
     else:
-        keys = (["Registers", "Work registers", "Work Register Count"], ["Threads", "Thread Count"], ["Spills", "Fills", "Spill Count", "Fill Count"],
-                ["Scratch"], ["Cycles", "Normalized Cycles"])  # fmt: skip
+        keys = (["GPRs"], ["Threads"], ["Spills"], ["Scratch"], ["ALU"])
     return [number(*names) for names in keys]
 
 

@@ -27,7 +27,7 @@ import loops
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 # Columns of DEVICE.tsv, and of the table.
-COLUMNS = ("kernel", "subgroup", "fma/instr", "loops", "load", "shared", "regs", "occupancy", "spills", "scratch", "instr", "cycles")
+COLUMNS = ("kernel", "subgroup", "fma/instr", "fma/alu", "loops", "load", "shared", "regs", "occupancy", "spills", "scratch", "instr", "cycles")
 # Loops with fewer multiply-adds than this share of the heaviest are left out of the column `loops`.
 SHARE = 0.2
 # Seconds without an answer after which a compiler is stopped.
@@ -108,14 +108,22 @@ def compile_for(name, binary, modules, options, out):
         command += [inside(module) for module in modules]
         process = chroot.popen(root, device, command)
         reader = chroot.Reader(process, PATIENCE)
+        printed = []
         for line in reader:
-            module, *pairs = line.rstrip("\n").split("\t")
+            if not line.startswith("=\t"):
+                printed.append(line)
+                continue
+            _, module, *pairs = line.rstrip("\n").split("\t")
             results[module] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            # Apple's driver prints machine code instead of reporting it.
+            if printed:
+                (out / f"{module}.txt").write_text("".join(printed))
+                printed = []
         if process.returncode == 0:
             break
         if reader.last is None:
             raise RuntimeError(f"{name}: the device does not open:\n{reader.errors[-2000:]}")
-        results[modules[reader.last].stem] = {"refused": reader.reason(process)}
+        results[modules[reader.last].stem] = {"refused": reader.reason()}
         start = reader.last + 1
     return results
 
@@ -139,12 +147,14 @@ def measure(device, statistics, code):
     if found:
         best = loops.heaviest(found)
         row["fma/instr"] = f"{best.multiply_adds / max(best.instructions, 1):.2f}"
+        if best.multiply_adds:
+            row["fma/alu"] = f"{100 * best.useful / max(best.alu, 1):.0f}%"
         heavy = [loop for loop in found if loop.multiply_adds >= max(SHARE * best.multiply_adds, 1)]
         row["loops"] = " ".join(f"{loop.instructions}/{loop.multiply_adds:g}" for loop in heavy)
         row["load"] = best.accesses("load")
         row["shared"] = best.accesses("shared")
         if best.kinds["scratch"]:
-            row["scratch"] += f" (loop {best.kinds['scratch']})"
+            row["scratch"] = f"{row['scratch']} (loop {best.kinds['scratch']})".strip()
     return row, found
 
 
@@ -165,6 +175,21 @@ def table(rows):
     """Rows of texts as aligned columns."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def overview(rows):
+    """Multiply-adds per instruction of every kernel on every device; `!` marks spills and scratch accesses in the loop."""
+    kernels = sorted({kernel for found in rows.values() for kernel in found})
+
+    def cell(row):
+        if row is None or not row["fma/alu"]:
+            return "-"
+        spilled = row["spills"] not in ("", "0") or "loop" in row["scratch"]
+        return row["fma/instr"] + ("!" if spilled else "")
+
+    lines = [[kernel, *(cell(found.get(kernel)) for found in rows.values())] for kernel in kernels]
+    lines = [line for line in lines if any(text != "-" for text in line[1:])]
+    return table([["fma/instr", *rows], *lines]) if lines else ""
 
 
 def difference(before, after):
@@ -238,6 +263,7 @@ def main():
                 compile_for, name, binaries / "isa-compile", modules[devices.DEVICES[name].vendor], options, work / name
             )
             jobs = {name: begin(name) for name in options.devices}
+            measured = {}
             for name, job in jobs.items():
                 try:
                     results = job.result()
@@ -246,10 +272,12 @@ def main():
                     continue
                 path = HERE / (f"llama.{name}.tsv" if options.llama else f"{name}.tsv")
                 stored = read_tsv(path)
-                rows = report(name, results, work / name, options, stored)
+                rows = measured[name] = report(name, results, work / name, options, stored)
                 if options.write:
                     whole = not options.kernels and not options.all
                     write_tsv(path, devices.DEVICES[name].title, rows if whole else {**stored, **rows})
+        if len(measured) > 1:
+            print("\n" + overview(measured))
         # Machine code stays for a closer reading.
         latest = root / "isa" / "latest"
         for name in options.devices:

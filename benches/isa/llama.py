@@ -17,7 +17,7 @@ VERSION = "0.1.161"
 FOLDER = "llama.cpp/ggml/src/ggml-vulkan/vulkan-shaders/"
 
 # Invocations of a subgroup, in products and in matrix-vector products, as ggml-vulkan.cpp requires them.
-SUBGROUPS = {"amd": (64, 64), "intel": (32, 16), "nvidia": (32, 32), "adreno": (64, 64), "apple": (32, 32), "mali": (16, 16)}
+SUBGROUPS = {"amd": (64, 64), "intel": (32, 16), "nvidia": (32, 32), "adreno": (64, 64), "apple": (32, 32)}
 
 F16 = "FLOAT16=1 FLOAT_TYPE=float16_t FLOAT_TYPEV2=f16vec2 FLOAT_TYPEV4=f16vec4 FLOAT_TYPEV8=f16mat2x4"
 F32 = "FLOAT_TYPE=float FLOAT_TYPEV2=vec2 FLOAT_TYPEV4=vec4 FLOAT_TYPEV8=mat2x4"

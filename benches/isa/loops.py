@@ -3,7 +3,7 @@
 `analyse(vendor, text)` returns the innermost loops of a kernel, each a `Loop`: its instructions by kind, the multiply-adds that an
 invocation does in one iteration, and the widths of its loads. A kernel without loops is one Loop.
 
-    loops.py VENDOR FILE...      print the loops of dumps (amd, intel, nvidia, adreno, apple, mali)
+    loops.py VENDOR FILE...      print the loops of dumps (amd, intel, nvidia, adreno, apple)
     loops.py VENDOR --code FILE  print the instructions of the heaviest loop, each with its kind
 """
 
@@ -275,9 +275,9 @@ def adreno(text):
         if label:
             labels[label] = len(operations)
             continue
-        line = re.sub(r"^(\((?:sy|ss|jp|ul|eq|sat|nop\d+)\))+", "", line.strip())
-        repeat = first(r"^(?:\([a-z]+\))*\(rpt(\d)\)", line)
-        line = re.sub(r"^(\([a-z]+\d?\))+", "", line)
+        line = line.strip()
+        repeat = first(r"^(?:\([a-z]+\d*\) *)*\(rpt(\d)\)", line)
+        line = re.sub(r"^(\([a-z]+\d*\) *)+", "", line)
         operation = first(r"^([a-z][\w.]*)", line)
         if not operation:
             continue
@@ -327,105 +327,49 @@ def adreno_kind(operation, line):
 
 
 def apple(text):
-    operations, loops, labels, block = [], [], {}, None
-    for line in text.split("\n"):
-        header = first(r"^block(\d+) \{", line)
-        if header:
-            block = int(header)
-            labels[block] = len(operations)
+    """The disassembly that AGX_MESA_DEBUG=shaders prints: of the kernel and of its preamble, which is shorter."""
+    programs, operations, offsets, jumps = [], [], {}, []
+    for line in text.split("\n") + ["0: 00 end"]:
+        found = re.match(r"\s*([0-9a-f]+): [0-9a-f]+\s+([a-z]\w*)(.*)", line)
+        if not found:
             continue
-        line = line.strip()
-        if line.startswith("}"):
-            for target in re.findall(r"block(\d+)", line.split("from")[0]):
-                if int(target) in labels and block is not None and int(target) <= block:
-                    loops.append(range(labels[int(target)], len(operations)))
-            continue
-        operation = first(r"^(?:.*?\s*=\s*)?([a-z_]\w*)\b", line)
-        if operation:
-            operations.append((operation, line))
-    return operations, loops
+        offset = int(found[1], 16)
+        if offset == 0:
+            loops = [range(offsets[target], last + 1) for target, last in jumps if target in offsets]
+            programs.append((operations, loops))
+            operations, offsets, jumps = [], {}, []
+        offsets[offset] = len(operations)
+        back = first(r"^\s*(-\d+)", found[3])
+        if found[2].startswith("jmp") and back:
+            jumps.append((offset + int(back), len(operations)))
+        operations.append((found[2], found[2] + found[3]))
+    return max(programs, key=lambda program: len(program[0]))
+
+
+APPLE_KINDS = {
+    "wait": "wait", "nop": "wait", "barrier": "barrier", "lload": "shared", "lstore": "shared_store", "load": "load", "store": "store",
+    "uniform": "uniform_load", "stack_load": "scratch", "stack_store": "scratch", "if": "control", "else": "control",
+    "while": "control", "pop_exec": "control", "stop": "control", "trap": "control", "mov": "move", "ldimm": "move", "csel": "int",
+    "convert": "convert", "iadd": "int",
+}  # fmt: skip
 
 
 def apple_kind(operation, line):
-    components = re.findall(r"\b([xyzw]{1,4})\b", line)
-    width = 4 * len(components[-1]) if components else 4
-    if operation.startswith(("fmadd", "ffma", "hmadd", "hfma")):
+    if operation in ("ffma", "hfma"):
         return "fma", 1, 0
-    if operation.startswith("local_load"):
-        return "shared", 0, width
-    if operation.startswith("local_store"):
-        return "shared_store", 0, width
-    if operation.startswith(("device_load", "load")):
-        return "load", 0, width
-    if operation.startswith(("device_store", "store")):
-        return "store", 0, width
-    if operation.startswith("uniform"):
-        return "uniform_load", 0, width
-    if operation.startswith(("stack_load", "stack_store")):
-        return "scratch", 0, width
-    if operation.startswith(("wait", "nop")):
-        return "wait", 0, 0
-    if "barrier" in operation:
-        return "barrier", 0, 0
-    if operation.startswith(("while", "if", "pop", "else", "jmp", "break", "begin", "stop", "logical_end")):
+    kind = APPLE_KINDS.get(operation)
+    if kind in ("load", "store", "shared", "shared_store", "scratch"):
+        size = int(first(r", [iuf](\d+)", line, "32")) // 8
+        return kind, 0, size * len(first(r", ([xyzw]+)\b", line, "x"))
+    if kind:
+        return kind, 0, 0
+    if operation.startswith("jmp"):
         return "control", 0, 0
-    if operation.startswith(("mov", "swap", "bitop_mov", "collect", "split", "phi")):
-        return "move", 0, 0
-    if "convert" in operation or "_to_f" in operation or operation.startswith("int_to"):
-        return "convert", 0, 0
     if operation.startswith(("simd", "quad")):
         return "shuffle", 0, 0
-    if operation.startswith(("f", "h", "exp2", "rcp", "rsqrt", "log2")):
-        return "float", 0, 0
-    return "int", 0, 0
-
-
-def mali(text):
-    operations, loops, blocks, block = [], [], {}, None
-    for line in text.split("\n"):
-        header = first(r"^\s*block(\d+)\s*\{", line)
-        if header:
-            block = int(header)
-            blocks[block] = len(operations)
-            continue
-        line = line.strip()
-        if line.startswith("}"):
-            for target in re.findall(r"block(\d+)", line.split("from")[0].split("/*")[0]):
-                if int(target) in blocks and block is not None and int(target) <= block:
-                    loops.append(range(blocks[int(target)], len(operations)))
-            continue
-        line = re.sub(r"^[0-9a-f]{2}( [0-9a-f]{2}){7}\s+", "", line)
-        operation = first(r"^(?:.*?=\s*)?([A-Z][A-Z0-9_]*(?:\.\w+)*)", line)
-        if operation:
-            operations.append((operation, line))
-    return operations, loops
-
-
-def mali_kind(operation, line):
-    lower = operation.lower()
-    size = first(r"\.[iu](\d+)", lower, "32")
-    width = int(size) // 8
-    if lower.startswith(("fma.", "fma_", "fma")):
-        return "fma", 2 if "v2f16" in lower else 1, 0
-    if lower.startswith("idp") or "dot" in lower:
-        return "dot", 4, 0
-    if lower.startswith("load"):
-        return ("shared" if "wls" in line else "scratch" if "tl" in line.split() else "load"), 0, width
-    if lower.startswith("store"):
-        return ("shared_store" if "wls" in line else "store"), 0, width
-    if lower.startswith("ld_"):
-        return "load", 0, width
-    if lower.startswith("barrier"):
-        return "barrier", 0, 0
-    if lower.startswith(("branch", "jump", "nop")):
-        return "control", 0, 0
-    if lower.startswith(("mov", "mux", "csel", "mkvec", "swz")):
-        return "move", 0, 0
-    if re.match(r"[fsu]\w*_to_", lower):
+    if "_to_" in operation or operation.startswith("convert"):
         return "convert", 0, 0
-    if lower.startswith(("clper", "wmask")):
-        return "shuffle", 0, 0
-    if lower.startswith(("f", "v2f")):
+    if operation.startswith(("f", "h", "exp2", "rcp", "rsqrt", "log2", "sin", "round")):
         return "float", 0, 0
     return "int", 0, 0
 
@@ -436,7 +380,6 @@ VENDORS = {
     "intel": (intel, intel_kind),
     "adreno": (adreno, adreno_kind),
     "apple": (apple, apple_kind),
-    "mali": (mali, mali_kind),
 }
 
 

@@ -8,8 +8,8 @@
 //! wgpu's). Files next to a module may say more: FILE.spec has lines `ID TYPE VALUE` of specialisation constants (TYPE u, i or f),
 //! FILE.subgroup the required subgroup size.
 //!
-//! A line for each module goes to standard output: its name and KEY=VALUE pairs, separated by tabs. Machine code goes to DIR. The number
-//! of each module goes to standard error before it is compiled: a driver that crashes can be restarted after it with `--start`.
+//! A line for each module goes to standard output: `=`, its name and KEY=VALUE pairs, separated by tabs. What a driver prints while it
+//! compiles comes before its line. Machine code goes to DIR. The number of each module goes to standard error before it is compiled: a driver that crashes can be restarted after it with `--start`.
 //! `--device` prints the device's features and cooperative matrices instead.
 
 use std::collections::{BTreeMap, HashMap};
@@ -426,6 +426,10 @@ fn specialisation(file: &Path) -> Result<(Vec<vk::SpecializationMapEntry>, Vec<u
     Ok((entries, data))
 }
 
+unsafe extern "C" {
+    fn fflush(stream: *mut std::ffi::c_void) -> std::ffi::c_int;
+}
+
 fn main() -> Result<()> {
     let options = options()?;
     if let Some(folder) = &options.isa {
@@ -439,7 +443,9 @@ fn main() -> Result<()> {
         // SAFETY: as above.
         let line = unsafe { device.compile(file, options.isa.as_deref()) };
         let line = line.unwrap_or_else(|error| format!("refused={error}"));
-        println!("{name}\t{line}");
+        // SAFETY: null stands for all of C's streams, where drivers print.
+        unsafe { fflush(std::ptr::null_mut()) };
+        println!("=\t{name}\t{line}");
         std::io::stdout().flush()?;
     }
     Ok(())
