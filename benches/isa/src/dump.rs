@@ -247,7 +247,7 @@ fn plan_sdxl(gpu: &Gpu, Sdxl { text, unet, decoder, encoder }: &Sdxl) -> Result<
 
 async fn open(subgroup_max_size: u32) -> Result<Gpu> {
     let planned = Some(capabilities(subgroup_max_size));
-    let test = TestOptions { planned, software_kernels: Some(false), ..Default::default() };
+    let test = TestOptions { planned, software_adapter: Some(false), ..Default::default() };
     Ok(Gpu::open(&GpuOptions::default().with_test(test)).await?)
 }
 
