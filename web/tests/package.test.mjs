@@ -168,5 +168,5 @@ test("the package is small", (t) => {
   const zipped = (file) => gzipSync(readFileSync(join(web, "dist", file)), { level: 9 }).length;
   const [wasm, script] = [zipped("mgm_web_bg.wasm"), zipped("index.js") + zipped("worker.js")];
   t.diagnostic(`gzipped: wasm ${wasm} bytes, JavaScript ${script} bytes`);
-  assert.ok(wasm <= 2_000_000 && script <= 60_000);
+  assert.ok(wasm <= 1_900_000 && script <= 60_000);
 });
