@@ -69,10 +69,10 @@ run: setup
 	$(MGM) chat --image pocket/examples/zebras.png --prompt 'What does the text say?' --prompt 'What colour is the turtle?' --temperature 0
 	$(MGM) chat --draw --prompt 'Draw a blue dog.' --temperature 0 --steps 20 --out $(dir $(MGM))blue-dog.png
 
-# Modules of tests that take a minute or more on two cores, by program of tests: `make test` leaves them to `make test-all`, and checks
+# Modules of tests that take minutes on two cores, by program of tests: `make test` leaves them to `make test-all`, and checks
 # the kernels with `mgm doctor`.
 SLOW_KERNELS := ops::
-SLOW_CLI := bench:: docs:: generate::
+SLOW_CLI := bench::
 EXAMPLES := $(basename $(notdir $(wildcard examples/*.rs)))
 
 test: setup
