@@ -25,6 +25,8 @@ PACKAGES = """mesa-vulkan-drivers libvulkan1 glslc gcc g++ meson ninja-build pkg
     ca-certificates""".split()  # fmt: skip
 # Raise it when an edit changes: the shims are built again.
 VERSION = "1"
+# Processes to end with this one.
+STARTED = []
 
 
 def mirror():
@@ -199,7 +201,9 @@ def popen(root, device, command):
     }
     pairs = [f"{key}={value}" for key, value in environment.items()]
     line = enter(root, ["/usr/bin/env", *pairs, *command])
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    STARTED.append(process)
+    return process
 
 
 class Reader:

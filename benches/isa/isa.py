@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ REPOSITORY = HERE.parent.parent
 COLUMNS = ("kernel", "subgroup", "fma/instr", "fma/alu", "loops", "load", "shared", "regs", "occupancy", "spills", "scratch", "instr", "cycles")
 # Loops with fewer multiply-adds than this share of the heaviest are left out of the column `loops`.
 SHARE = 0.2
+# The most loops in that column.
+LOOPS = 4
 # Seconds without an answer after which a compiler is stopped.
 PATIENCE = 120
 
@@ -42,13 +45,16 @@ def arguments():
     parser.add_argument("--loops", action="store_true", help="print every inner loop by kinds of instructions")
     parser.add_argument("--write", action="store_true", help="update benches/isa/DEVICE.tsv with what was compiled")
     parser.add_argument("--all", action="store_true", help="choose among all specialisations, not only those that models use")
-    parser.add_argument("--robust", default="2", choices="012",
-                        help="robustBufferAccess (1), robustBufferAccess2 (2) [default: 2, as wgpu has it]")  # fmt: skip
+    parser.add_argument("--robust", choices="012",
+                        help="robustBufferAccess (1), robustBufferAccess2 (2) [default: 2, as wgpu has it; 0 for llama.cpp]")  # fmt: skip
     parser.add_argument("--llama", action="store_true", help="compile llama.cpp's shaders instead (downloads a crate)")
     parser.add_argument("--root", default=os.environ.get("ISA_ROOT", "/tmp/sid"), help="the chroot [default: /tmp/sid]")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="devices to compile for at a time")
     parser.add_argument("--setup", action="store_true", help="only make the chroot and list the devices")
     options = parser.parse_args()
+    default = "0" if options.llama else "2"
+    options.default_robustness = options.robust in (None, default)
+    options.robust = options.robust or default
     if options.devices == "quick":
         options.devices = list(devices.QUICK)
     else:
@@ -103,7 +109,7 @@ def compile_for(name, binary, modules, options, out):
     out.mkdir(parents=True)
     root = Path(options.root)
     inside = lambda path: "/" + str(path.relative_to(root))
-    while start < len(modules):
+    while start < len(modules) and not options.stopped:
         command = [inside(binary), "--robust", options.robust, "--isa", inside(out), "--start", str(start)]
         command += [inside(module) for module in modules]
         process = chroot.popen(root, device, command)
@@ -150,6 +156,8 @@ def measure(device, statistics, code):
         if best.multiply_adds:
             row["fma/alu"] = f"{100 * best.useful / max(best.alu, 1):.0f}%"
         heavy = [loop for loop in found if loop.multiply_adds >= max(SHARE * best.multiply_adds, 1)]
+        # A loop for whole rows and one for the last rows, for instance: the heaviest are enough.
+        heavy = [loop for loop in heavy if loop in sorted(heavy, key=lambda loop: -loop.multiply_adds)[:LOOPS]]
         row["loops"] = " ".join(f"{loop.instructions}/{loop.multiply_adds:g}" for loop in heavy)
         row["load"] = best.accesses("load")
         row["shared"] = best.accesses("shared")
@@ -219,7 +227,7 @@ def report(name, results, out, options, stored):
     print(table([list(COLUMNS)] + [[row[column] or "-" for column in COLUMNS] for row in rows.values()]))
     if details:
         print("loops:\n" + "\n".join(details))
-    if not options.llama and options.robust == "2":
+    if options.default_robustness:
         lines = []
         for kernel, row in rows.items():
             if kernel not in stored:
@@ -229,7 +237,7 @@ def report(name, results, out, options, stored):
         if not options.kernels and not options.all:
             lines += [f"    {kernel}: no longer listed" for kernel in stored if kernel not in results]
         lines = [line for line in lines if line]
-        print(f"differences from {name}.tsv: {len(lines) or 'none'}" if stored else f"there is no {name}.tsv yet")
+        print(f"differences from the stored table: {len(lines) or 'none'}" if stored else "there is no stored table yet")
         print("\n".join(lines), end="\n" if lines else "")
     sys.stdout.flush()
     return rows
@@ -237,11 +245,17 @@ def report(name, results, out, options, stored):
 
 def main():
     options = arguments()
+    options.stopped = False
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = time.monotonic()
     root = Path(options.root)
     chroot.make(root)
     if options.setup:
         return
+    for left in (root / "isa" / "runs").glob("*"):
+        # A run that was killed.
+        if not Path(f"/proc/{left.name}").exists():
+            shutil.rmtree(left, ignore_errors=True)
     work = root / "isa" / "runs" / str(os.getpid())
     work.mkdir(parents=True)
     try:
@@ -258,24 +272,24 @@ def main():
         if not any(count(name) for name in options.devices):
             sys.exit(f"no kernel matches {options.kernels!r}")
         print(f"{max(map(count, options.devices))} kernels for {len(options.devices)} devices", flush=True)
-        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            begin = lambda name: pool.submit(
-                compile_for, name, binaries / "isa-compile", modules[devices.DEVICES[name].vendor], options, work / name
-            )
-            jobs = {name: begin(name) for name in options.devices}
-            measured = {}
-            for name, job in jobs.items():
-                try:
-                    results = job.result()
-                except RuntimeError as error:
-                    print(error, file=sys.stderr)
-                    continue
-                path = HERE / (f"llama.{name}.tsv" if options.llama else f"{name}.tsv")
-                stored = read_tsv(path)
-                rows = measured[name] = report(name, results, work / name, options, stored)
-                if options.write:
-                    whole = not options.kernels and not options.all
-                    write_tsv(path, devices.DEVICES[name].title, rows if whole else {**stored, **rows})
+        pool = concurrent.futures.ThreadPoolExecutor(options.jobs)
+        begin = lambda name: pool.submit(
+            compile_for, name, binaries / "isa-compile", modules[devices.DEVICES[name].vendor], options, work / name
+        )
+        jobs = {name: begin(name) for name in options.devices}
+        measured = {}
+        for name, job in jobs.items():
+            try:
+                results = job.result()
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                continue
+            path = HERE / (f"llama.{name}.tsv" if options.llama else f"{name}.tsv")
+            stored = read_tsv(path)
+            rows = measured[name] = report(name, results, work / name, options, stored)
+            if options.write and options.default_robustness:
+                whole = not options.kernels and not options.all
+                write_tsv(path, devices.DEVICES[name].title, rows if whole else {**stored, **rows})
         if len(measured) > 1:
             print("\n" + overview(measured))
         # Machine code stays for a closer reading.
@@ -288,6 +302,9 @@ def main():
                     shutil.move(str(file), target / file.name)
         print(f"\nmachine code: {latest}; {time.monotonic() - started:.0f} s")
     finally:
+        options.stopped = True
+        for process in chroot.STARTED:
+            process.kill()
         shutil.rmtree(work, ignore_errors=True)
 
 

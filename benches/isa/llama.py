@@ -51,7 +51,7 @@ BASES = {
 
 def pipelines(subgroup, vector):
     """Name -> base, subgroup size, specialisation constants."""
-    large, medium = (subgroup, 128, 128, 128), (subgroup, 128, 64, 64)
+    large, medium = (128, 128, 128), (128, 64, 64)
     found = {}
     for kind in ("f32_fp32", "f16_fp32", "f16_fp16"):
         found[f"mm_{kind}_l"] = (f"mm_{kind}", subgroup, (*large, 16, 2 * subgroup, 64, 2, 4, 4, 1, subgroup, 1))
@@ -65,7 +65,7 @@ def pipelines(subgroup, vector):
     for kind in ("q4_0", "q8_0"):
         found[f"mmq_{kind}_l"] = (f"mmq_{kind}", subgroup, (*large, 32, 2 * subgroup, 64, 2, 4, 4, 1, subgroup))
         found[f"mmq_{kind}_m"] = (f"mmq_{kind}", subgroup, (*medium, 32, subgroup, 32, 2, 2, 2, 1, subgroup))
-    tile = (subgroup, 256, 128, 128)
+    tile = (256, 128, 128)
     found["mm_f16_matrices_l"] = ("mm_f16_matrices", subgroup, (*tile, 16, subgroup, 64, 2, 16, 16, 16, subgroup, 1))
     found["mm_q4_0_matrices_l"] = ("mm_quant_matrices", subgroup, (*tile, 32, subgroup, 64, 2, 16, 16, 16, subgroup, 1, 2))
     for head in (64, 128):

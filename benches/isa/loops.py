@@ -1,7 +1,7 @@
 """Reads what is in the inner loops of machine code, as Mesa's drivers print it.
 
 `analyse(vendor, text)` returns the innermost loops of a kernel, each a `Loop`: its instructions by kind, the multiply-adds that an
-invocation does in one iteration, and the widths of its loads. A kernel without loops is one Loop.
+invocation does in one iteration, and the widths of its loads.
 
     loops.py VENDOR FILE...      print the loops of dumps (amd, intel, nvidia, adreno, apple)
     loops.py VENDOR --code FILE  print the instructions of the heaviest loop, each with its kind
@@ -85,7 +85,7 @@ AMD_WIDTHS = {
 
 def amd_kind(operation, line):
     if operation.startswith("v_wmma"):
-        return "matrix", 16 * 16 * 16 / 32, 0
+        return "matrix", 16 * 16 * 16, 0
     if operation.startswith("v_dual"):
         parts = [part.split()[0] for part in line.split("::")]
         multiply_adds = sum(1 if re.search(r"fmac|fma", part) else 2 if "dot2" in part else 0 for part in parts)
@@ -173,10 +173,11 @@ def nvidia_kind(operation, line):
     if operation.startswith("hfma2"):
         return "fma", 2, 0
     if operation.startswith("hmma"):
-        m, n, k = (int(size) for size in (re.search(r"m(\d+)n(\d+)k(\d+)", line) or [0, 16, 8, 16]).groups()) if re.search(r"m\d+n\d+k\d+", line) else (16, 8, 16)
-        return "matrix", m * n * k / 32, 0
+        sizes = re.search(r"m(\d+)n(\d+)k(\d+)", line)
+        m, n, k = map(int, sizes.groups()) if sizes else (16, 8, 16)
+        return "matrix", m * n * k, 0
     if operation.startswith("imma"):
-        return "matrix", 16 * 8 * 32 / 32, 0
+        return "matrix", 16 * 8 * 32, 0
     if operation.startswith("idp"):
         return "dot", 4, 0
     if re.match(r"(i2f|f2f|f2i|i2i|f2fp)", operation):
@@ -383,28 +384,37 @@ VENDORS = {
 }
 
 
-def innermost(loops, count):
-    """Loops that contain no other, in order; everything if there is none."""
+def bodies(loops, count):
+    """Innermost loops in order; then the other loops without those inside them; then all instructions."""
     sets = sorted({frozenset(loop) for loop in loops}, key=min)
-    inner = [loop for loop in sets if not any(other < loop for other in sets)]
-    return [sorted(loop) for loop in inner] or [list(range(count))]
+    inside = {loop: [other for other in sets if other < loop] for loop in sets}
+    yield [sorted(loop) for loop in sets if not inside[loop]]
+    yield [sorted(loop.difference(*inside[loop])) for loop in sets if inside[loop]]
+    yield [list(range(count))]
 
 
 def analyse(vendor, text, subgroup=None):
-    """The innermost loops of a kernel, in order."""
+    """The innermost loops of a kernel, in order. If none multiplies, those around them, or the whole kernel."""
     parse, kind = VENDORS[vendor]
     operations, loops = parse(text)
-    found = []
     # Intel's instructions name their channels, not their invocations.
     share = 1 / (subgroup or 8) if vendor == "intel" else 1
-    for indices in innermost(loops, len(operations)):
-        loop = Loop()
-        loop.operations = [operations[index] for index in indices]
-        for operation, line in loop.operations:
-            name, multiply_adds, width = kind(operation, line)
-            loop.add(name, multiply_adds * share, width)
-        found.append(loop)
-    return found
+    first_found = None
+    for level in bodies(loops, len(operations)):
+        found = []
+        for indices in level:
+            loop = Loop()
+            loop.operations = [operations[index] for index in indices]
+            for operation, line in loop.operations:
+                name, multiply_adds, width = kind(operation, line)
+                # A matrix operation is that of a whole subgroup.
+                part = 1 / (subgroup or 32) if name == "matrix" else share
+                loop.add(name, multiply_adds * part, width)
+            found.append(loop)
+        if any(loop.multiply_adds for loop in found):
+            return found
+        first_found = first_found or found
+    return first_found
 
 
 def heaviest(loops):
