@@ -97,6 +97,17 @@ impl Encoding {
     }
 }
 
+/// A manifest of the current format without configurations and shards.
+fn new_manifest(name: &str, precision: impl ToString) -> Manifest {
+    Manifest {
+        format: FORMAT.to_owned(),
+        version: VERSION,
+        name: name.to_owned(),
+        precision: precision.to_string(),
+        ..Manifest::default()
+    }
+}
+
 impl Layout {
     /// The bundle of a checkpoint, its language model at `precision`. `conversation` is the name of its template. No
     /// shard is larger than `shard_bytes`.
@@ -110,14 +121,7 @@ impl Layout {
         conversation: &str,
         shard_bytes: u64,
     ) -> Result<Self> {
-        let mut manifest = Manifest {
-            format: FORMAT.to_owned(),
-            version: VERSION,
-            name: name.to_owned(),
-            precision: precision.to_string(),
-            conversation: Some(conversation.to_owned()),
-            ..Manifest::default()
-        };
+        let mut manifest = Manifest { conversation: Some(conversation.to_owned()), ..new_manifest(name, precision) };
         let folder = &*checkpoint.folder;
         manifest.configs = read_configs(folder, &CONFIGS).await?;
         let files = read_files(folder, &FILES).await?;
@@ -153,14 +157,7 @@ impl Layout {
         for tensor in tensors {
             layout.copy(tensor, source)?;
         }
-        let manifest = Manifest {
-            format: FORMAT.to_owned(),
-            version: VERSION,
-            name: name.to_owned(),
-            precision: commonest_precision(tensors).to_string(),
-            gguf_bytes: Some(source.len()),
-            ..Manifest::default()
-        };
+        let manifest = Manifest { gguf_bytes: Some(source.len()), ..new_manifest(name, commonest_precision(tensors)) };
         Ok(layout.finish(manifest, vec![(GGUF_HEADER.to_owned(), header)]))
     }
 
@@ -175,13 +172,7 @@ impl Layout {
         precision: Precision,
         shard_bytes: u64,
     ) -> Result<Self> {
-        let mut manifest = Manifest {
-            format: FORMAT.to_owned(),
-            version: VERSION,
-            name: name.to_owned(),
-            precision: precision.to_string(),
-            ..Manifest::default()
-        };
+        let mut manifest = new_manifest(name, precision);
         manifest.configs = read_configs(&**folder, &sdxl::CONFIGS).await?;
         let mut files = read_files(&**folder, &sdxl::FILES).await?;
         files.iter_mut().for_each(|(name, _)| *name = sdxl::flat_name(name));
