@@ -21,6 +21,7 @@ struct Params {
     split_keys: u32,    // keys per split, a multiple of 64
     scale: f32,
     output_start: u32,
+    head_chunks: u32,   // loads of a head: a loop bound that compilers do not unroll
 }
 
 override CAUSAL: u32 = 0;
@@ -66,4 +67,17 @@ fn output_offset(split: u32, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
     }
     let head = kv_head * params.group + row % params.group;
     return params.output_start + ((row / params.group) * kv_heads * params.group + head) * HEAD4;
+}
+
+// Writes a vec4 of a row's output; `total` is the row's maximum and denominator.
+fn store_output(split: u32, row: u32, kv_head: u32, kv_heads: u32, column: u32, sum: vec4<f32>, total: vec2<f32>) {
+    let at = output_offset(split, row, kv_head, kv_heads);
+    if SPLIT == 0u {
+        output[at + column] = sum / total.y;
+        return;
+    }
+    output[at + column] = sum;
+    if column == 0u {
+        output[at + HEAD4] = vec4(total, 0.0, 0.0);
+    }
 }

@@ -9,10 +9,16 @@ use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Keys of a workgroup when the keys are split among workgroups (flash decoding).
+/// Keys above which they are split among workgroups (flash decoding), and the keys of a split on software adapters.
 const SPLIT_KEYS: usize = 256;
-/// Query rows of one workgroup, at most.
+/// Workgroups of 64 invocations that keep a large GPU's memory busy.
+const FULL_DEVICE: usize = 256;
+/// Splits of up to 16384 keys, at most: a row's partial results are read again.
+const MAX_SPLITS: usize = 32;
+/// Query rows of a workgroup of [`AttentionKernel::Tiled`] and of [`AttentionKernel::Subgroup`], at most.
 const MAX_ROWS: usize = 16;
+/// Query rows of a workgroup of [`AttentionKernel::Decode`], at most.
+const MAX_DECODE_ROWS: usize = 8;
 /// Elements of a head, at most.
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
@@ -165,6 +171,7 @@ struct Params {
     split_keys: u32,
     scale: f32,
     output_start: u32,
+    head_chunks: u32,
 }
 
 /// What decides a specialisation.
@@ -184,7 +191,11 @@ pub(crate) struct Variant {
 /// The kernels that compute attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum AttentionKernel {
-    /// With workgroup memory.
+    /// For GPUs and many rows: queries and scores in workgroup memory, tiles of rows and keys in registers.
+    Tiled,
+    /// For GPUs and few rows: keys and values read once, in chunks of 16 bytes, all invocations busy.
+    Decode,
+    /// For software adapters without suitable subgroups: a key of all rows at a time.
     Workgroup,
     /// For software adapters with subgroups of four: rows and whole ranges of keys enough for every invocation.
     Subgroup4,
@@ -195,14 +206,59 @@ pub(crate) enum AttentionKernel {
 /// Rows of a workgroup of [`AttentionKernel::Subgroup4`].
 const SUBGROUP4_ROWS: usize = 64;
 
-impl Variant {
+/// Keys of a split, a multiple of 64, when the queries of each of `kv_heads` heads attend to `keys` keys.
+fn split_keys(gpu: &Gpu, keys: usize, kv_heads: usize) -> usize {
+    if gpu.is_software() {
+        return SPLIT_KEYS;
+    }
+    (keys * kv_heads).div_ceil(FULL_DEVICE).max(keys.div_ceil(MAX_SPLITS)).next_multiple_of(64).min(2 * SPLIT_KEYS)
+}
+
+/// Whether a load of 16 bytes is eight elements of f16, and heads are a whole number of them.
+fn is_wide(head_dim: usize, half: bool) -> bool {
+    half && head_dim.is_multiple_of(8)
+}
+
+/// Loads of a head: 8 or 4 elements each.
+fn head_chunks(head_dim: usize, half: bool) -> u32 {
+    (head_dim / if is_wide(head_dim, half) { 8 } else { 4 }) as u32
+}
+
+impl AttentionKernel {
+    /// The kernel for `query_rows` query rows, and the rows of its workgroups.
+    fn choose(gpu: &Gpu, head_dim: usize, query_rows: usize) -> (Self, usize) {
+        let workgroup_bytes = gpu.capabilities().max_workgroup_bytes;
+        let kernel = match gpu.software_subgroups() {
+            Some(8) => Self::Subgroup,
+            Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Self::Subgroup4,
+            _ if gpu.is_software() => Self::Workgroup,
+            _ if query_rows <= Self::Decode.max_rows(head_dim, workgroup_bytes) => Self::Decode,
+            _ => Self::Tiled,
+        };
+        let most = kernel.max_rows(head_dim, workgroup_bytes);
+        let rows = match kernel {
+            Self::Subgroup4 | Self::Tiled => most,
+            Self::Subgroup | Self::Workgroup | Self::Decode => query_rows.next_power_of_two().min(most),
+        };
+        (kernel, rows)
+    }
+
     /// The most rows of a workgroup.
-    pub(crate) fn max_rows(head_dim: usize, kernel: AttentionKernel) -> usize {
-        match kernel {
+    pub(crate) fn max_rows(self, head_dim: usize, workgroup_bytes: u32) -> usize {
+        // Half of `most` fits in WebGPU's least workgroup memory, 16 KiB.
+        let fit = |most: usize, row_bytes| if most * row_bytes <= workgroup_bytes as usize { most } else { most / 2 };
+        match self {
             // More outputs than 64 vectors of eight lanes would make code that takes seconds to compile.
-            AttentionKernel::Subgroup => (1024 / head_dim).next_power_of_two().clamp(1, MAX_ROWS),
-            AttentionKernel::Workgroup => MAX_ROWS,
-            AttentionKernel::Subgroup4 => SUBGROUP4_ROWS,
+            Self::Subgroup => (1024 / head_dim).next_power_of_two().clamp(1, MAX_ROWS),
+            Self::Tiled => {
+                // Of a row: its query, its probabilities, the maxima of four keys each, its factor and its totals.
+                let block4 = if head_dim > 128 { 32 } else { 16 };
+                fit(MAX_ROWS, 4 * head_dim + 16 * block4 + 4 * block4 + 12)
+            }
+            // The same, and a vec4 of each of 64 invocations. The query is padded to four chunks of eight elements.
+            Self::Decode => fit(MAX_DECODE_ROWS, 4 * head_dim.next_multiple_of(32) + 16 * 16 + 4 * 16 + 12 + 16 * 64),
+            Self::Workgroup => MAX_ROWS,
+            Self::Subgroup4 => SUBGROUP4_ROWS,
         }
     }
 }
@@ -214,26 +270,44 @@ impl PipelineKey for Variant {
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
         let mut overrides = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
         let mut consts = Vec::new();
-        let (name, source) = match self.kernel {
+        let wide = is_wide(self.head_dim, self.half);
+        let narrow = vec![cache, wgsl!("attention/chunks_vec4.wgsl")];
+        let mut sources = vec![wgsl!("attention/attention_common.wgsl")];
+        let name = match self.kernel {
             AttentionKernel::Subgroup => {
                 consts.extend(lengths);
                 consts.push(("HEAD_CHUNKS", head4.div_ceil(8) as u32));
-                ("attention_subgroup", wgsl!("attention/attention_subgroup.wgsl"))
+                sources.extend([cache, wgsl!("attention/attention_subgroup.wgsl")]);
+                "attention_subgroup"
             }
             AttentionKernel::Subgroup4 => {
                 consts.push(("HEAD4", head4 as u32));
-                ("attention_subgroup4", wgsl!("attention/attention_subgroup4.wgsl"))
+                sources.extend([cache, wgsl!("attention/attention_subgroup4.wgsl")]);
+                "attention_subgroup4"
             }
             AttentionKernel::Workgroup => {
                 overrides.extend(lengths);
                 overrides.push(("COLUMNS", head4.next_power_of_two() as u32));
-                ("attention", wgsl!("attention/attention.wgsl"))
+                sources.extend([cache, wgsl!("attention/attention.wgsl")]);
+                "attention"
+            }
+            AttentionKernel::Tiled => {
+                consts.extend(lengths);
+                sources.extend(if wide { vec![wgsl!("attention/chunks_f16_keys.wgsl")] } else { narrow });
+                sources.push(wgsl!("attention/attention_tiled.wgsl"));
+                "attention_tiled"
+            }
+            AttentionKernel::Decode => {
+                consts.extend(lengths);
+                sources.extend(if wide { vec![wgsl!("attention/chunks_f16.wgsl")] } else { narrow });
+                sources.push(wgsl!("attention/attention_decode.wgsl"));
+                "attention_decode"
             }
         };
         Kernel {
             name,
             label: name,
-            sources: vec![wgsl!("attention/attention_common.wgsl"), cache, source],
+            sources,
             overrides,
             consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
@@ -374,20 +448,12 @@ pub fn attention_batched(
     let (query_len, keys) = (rows / sequences, source.rows / sequences);
     let group = heads / kv_heads;
     let query_rows = query_len * group;
-    let gpu = recorder.gpu();
-    let kernel = match gpu.software_subgroups() {
-        Some(8) => AttentionKernel::Subgroup,
-        Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => AttentionKernel::Subgroup4,
-        _ => AttentionKernel::Workgroup,
-    };
-    let block = match kernel {
-        AttentionKernel::Subgroup4 => SUBGROUP4_ROWS,
-        _ => query_rows.next_power_of_two().min(Variant::max_rows(head_dim, kernel)),
-    };
+    let (kernel, block) = AttentionKernel::choose(recorder.gpu(), head_dim, query_rows);
     let blocks = query_rows.div_ceil(block);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
     let split = blocks == 1 && keys > SPLIT_KEYS && kernel != AttentionKernel::Subgroup4 && sequences == 1;
-    let splits = if split { keys.div_ceil(SPLIT_KEYS) } else { 1 };
+    let split_keys = if split { split_keys(recorder.gpu(), keys, kv_heads) } else { keys.next_multiple_of(64) };
+    let splits = keys.div_ceil(split_keys);
     let y = Tensor::temporary(recorder.gpu(), &[rows, width], "attention")?;
     let partial = if split {
         Some(Tensor::temporary(recorder.gpu(), &[splits * query_rows * kv_heads, head_dim + 4], "attention splits")?)
@@ -410,9 +476,10 @@ pub fn attention_batched(
             key_start: ((sequence * keys * source.stride + key_start) / 4) as u32,
             value_stride: (source.stride / 4) as u32,
             value_start: ((sequence * keys * source.stride + value_start) / 4) as u32,
-            split_keys: if split { SPLIT_KEYS } else { keys.next_multiple_of(64) } as u32,
+            split_keys: split_keys as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
             output_start: (sequence * query_len * width / 4) as u32,
+            head_chunks: head_chunks(head_dim, source.half),
         };
         recorder.dispatch(
             &Variant { head_dim, rows: block, causal, split, half: source.half, kernel },
@@ -451,27 +518,35 @@ pub fn attention_segments(
     check_passes(rows, cache, kv_width, passes)?;
     let group = heads / kv_heads;
     let query_rows = rows * group;
-    let kernel = match recorder.gpu().software_subgroups() {
-        Some(8) => AttentionKernel::Subgroup,
-        _ => AttentionKernel::Workgroup,
+    // Partial results come from kernels that can split keys.
+    let choose = |gpu: &Gpu, query_rows: usize| match AttentionKernel::choose(gpu, head_dim, query_rows) {
+        (AttentionKernel::Subgroup4, _) => (AttentionKernel::Workgroup, MAX_ROWS),
+        chosen => chosen,
     };
-    let most = Variant::max_rows(head_dim, kernel);
+    let (_, most) = choose(recorder.gpu(), query_rows);
     // Few queries that all attend to the same keys: the keys are split, as in [`attention`].
-    let splits_of = |pass: &[AttentionSegment]| match pass {
-        [segment] if query_rows <= most => segment.keys.count.div_ceil(SPLIT_KEYS),
+    let split_keys_of = |gpu: &Gpu, pass: &[AttentionSegment]| match pass {
+        [segment] if query_rows <= most && segment.keys.count > SPLIT_KEYS => {
+            Some(split_keys(gpu, segment.keys.count, kv_heads))
+        }
+        _ => None,
+    };
+    let splits_of = |split_keys: Option<usize>, pass: &[AttentionSegment]| match (split_keys, pass) {
+        (Some(split_keys), [segment]) => segment.keys.count.div_ceil(split_keys),
         _ => 1,
     };
-    let splits: usize = passes.iter().map(|pass| splits_of(pass)).sum();
+    let splits: usize = passes.iter().map(|pass| splits_of(split_keys_of(recorder.gpu(), pass), pass)).sum();
     let partial =
         Tensor::temporary(recorder.gpu(), &[splits * query_rows * kv_heads, head_dim + 4], "attention splits")?;
     let [keys, values] = cache.stored().map(Tensor::binding);
     let element = if cache.half { 2 } else { 4 };
     let mut first_split = 0;
     for pass in passes {
-        let splits = splits_of(pass);
+        let split_keys = split_keys_of(recorder.gpu(), pass);
+        let splits = splits_of(split_keys, pass);
         for AttentionSegment { queries: range, keys: run, causal } in pass {
             let query_len = range.len();
-            let block = (query_len * group).next_power_of_two().min(most);
+            let (kernel, block) = choose(recorder.gpu(), query_len * group);
             let (stride, start) = ((run.step * kv_width / 4) as u32, (run.start * kv_width / 4) as u32);
             let params = Params {
                 query_len: query_len as u32,
@@ -484,9 +559,10 @@ pub fn attention_segments(
                 key_start: start,
                 value_stride: stride,
                 value_start: start,
-                split_keys: if splits > 1 { SPLIT_KEYS } else { run.count.next_multiple_of(64) } as u32,
+                split_keys: split_keys.unwrap_or(run.count.next_multiple_of(64)) as u32,
                 scale: 1.0 / (head_dim as f32).sqrt(),
                 output_start: ((first_split * query_rows + range.start * group) * kv_heads * (head_dim / 4 + 1)) as u32,
+                head_chunks: head_chunks(head_dim, cache.half),
             };
             recorder.dispatch(
                 &Variant { head_dim, rows: block, causal: *causal, split: true, half: cache.half, kernel },

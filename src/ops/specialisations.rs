@@ -1,5 +1,6 @@
 //! Every kernel that can be dispatched, so that tests can compile all of them for every backend.
 
+use super::attention::AttentionKernel;
 use super::{
     attention, denoise, feature_map, gather, group_norm, matmul, mining, norm, roofline, routing, sampling, softmax,
 };
@@ -50,9 +51,16 @@ fn attention_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
         kernels.push(attention::Combine { head_dim }.kernel());
-        for kernel in [attention::AttentionKernel::Workgroup, attention::AttentionKernel::Subgroup] {
-            let most = attention::Variant::max_rows(head_dim, kernel);
-            for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= most) {
+        let kernels_and_least_rows = [
+            (AttentionKernel::Tiled, 8),
+            (AttentionKernel::Decode, 1),
+            (AttentionKernel::Workgroup, 1),
+            (AttentionKernel::Subgroup, 1),
+        ];
+        for (kernel, least) in kernels_and_least_rows {
+            // Workgroup memory decides between 8 and 16 rows.
+            let most = kernel.max_rows(head_dim, u32::MAX);
+            for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| (least..=most).contains(rows)) {
                 for bits in 0..8u32 {
                     let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
                     let variant = attention::Variant { head_dim, rows, causal, split, half, kernel };
@@ -61,7 +69,7 @@ fn attention_kernels() -> Vec<Kernel> {
             }
         }
         for [causal, half] in [[false, false], [false, true], [true, false], [true, true]] {
-            let kernel = attention::AttentionKernel::Subgroup4;
+            let kernel = AttentionKernel::Subgroup4;
             kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, half, kernel }.kernel());
         }
     }

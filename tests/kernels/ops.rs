@@ -31,6 +31,8 @@ struct Devices {
     /// With all features too, and the kernels for software adapters: those for its subgroups, where there are such.
     software: Mutex<Gpu>,
     base: Mutex<Gpu>,
+    /// With the least workgroup memory, and the kernels for hardware.
+    small: Mutex<Gpu>,
     /// For hardware, and for software adapters.
     shards: [Mutex<Gpu>; 2],
 }
@@ -50,6 +52,7 @@ fn devices() -> &'static Devices {
             full: open(false, false, None),
             software: open(false, true, None),
             base: open(true, true, None),
+            small: open(true, false, None),
             shards: [false, true].map(|software| open(true, software, Some(SHARD_BYTES))),
         }
     })
@@ -107,8 +110,12 @@ fn check_on(device: &Mutex<Gpu>, what: &str, cases: &[Box<dyn Case>]) {
 /// On all devices at a time: the driver's compiler, which takes most of the time, uses one thread for each.
 fn check_everywhere(what: &str, cases: &[Box<dyn Case>]) {
     let Devices { full, software, base, .. } = devices();
+    check_on_each([full, software, base], what, cases);
+}
+
+fn check_on_each<const N: usize>(devices: [&Mutex<Gpu>; N], what: &str, cases: &[Box<dyn Case>]) {
     std::thread::scope(|scope| {
-        for device in [full, software, base] {
+        for device in devices {
             scope.spawn(|| check_on(device, what, cases));
         }
     });
@@ -576,6 +583,22 @@ fn attention_over_awkward_shapes() {
         });
     }
     check_everywhere("attention", &boxed(cases));
+}
+
+/// Long heads leave workgroup memory for fewer rows on some devices.
+#[test]
+fn attention_with_long_heads() {
+    let mut cases = Vec::new();
+    for head_dim in [128, 132, 160, 164, 256] {
+        for (heads, times, keys) in [(8, 1, 300), (5, 1, 65), (1, 9, 140), (2, 9, 70)] {
+            for storage in [Storage::F16, Storage::F32] {
+                let causal = times > 1;
+                cases.push(Attention { heads, kv_heads: 1, head_dim, times, keys, causal, storage });
+            }
+        }
+    }
+    let Devices { full, small, .. } = devices();
+    check_on_each([full, small], "attention with long heads", &boxed(cases));
 }
 
 #[test]

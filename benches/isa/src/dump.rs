@@ -326,7 +326,7 @@ fn represent(all: HashMap<Kernel, Listed>) -> BTreeMap<String, (Kernel, Listed)>
 /// A short name that says what distinguishes a kernel's loops: entry point, parts, constants.
 fn name(kernel: &Kernel) -> String {
     // Parts that every kernel of a family has, or that another word stands for.
-    const USUAL: [&str; 18] = [
+    const USUAL: [&str; 19] = [
         "epilogue",
         "activation",
         "rows_direct",
@@ -338,6 +338,7 @@ fn name(kernel: &Kernel) -> String {
         "reduce_workgroup",
         "attention_common",
         "cache_f32",
+        "chunks_vec4",
         "weights_quantized",
         "blocks_quantized",
         "bytes_quantized",
@@ -364,7 +365,7 @@ fn name(kernel: &Kernel) -> String {
             "rows_routed" => "routed".to_owned(),
             "rope_epilogue" => "rope".to_owned(),
             "store_cache_f16" => "kv16".to_owned(),
-            "cache_f16" => "kv16".to_owned(),
+            "cache_f16" | "chunks_f16" | "chunks_f16_keys" => "kv16".to_owned(),
             "stage_f16" => "half".to_owned(),
             "reduce_subgroup" => "sub".to_owned(),
             _ => match stem.split_once('_') {
