@@ -4,23 +4,23 @@
 // compute 8 x 4 outputs each, 32 columns with 8 instructions. Dispatch: (ceil(n / 64), ceil(m / 64), 1).
 const STRIDE: u32 = 3u; // of a row: two vectors of bytes, and so that neighbouring rows begin in different banks
 
-var<workgroup> lhs_tile: array<vec4<u32>, TILE * STRIDE>;
-var<workgroup> weight_tile: array<vec4<u32>, TILE * STRIDE>;
+var<workgroup> lhs_tile: array<vec4<u32>, TILE_N * STRIDE>;
+var<workgroup> weight_tile: array<vec4<u32>, TILE_N * STRIDE>;
 // Of each row of x: its scale and the sum of its elements; of each row of W: the result of weight_scale.
-var<workgroup> lhs_scales: array<vec2<f32>, TILE>;
-var<workgroup> weight_scales: array<vec2<f32>, TILE>;
+var<workgroup> lhs_scales: array<vec2<f32>, TILE_N>;
+var<workgroup> weight_scales: array<vec2<f32>, TILE_N>;
 
 @compute @workgroup_size(128)
 fn matmul_packed(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let m0 = group.y * TILE;
-    let n0 = group.x * TILE;
+    let m0 = group.y * TILE_N;
+    let n0 = group.x * TILE_N;
     let count = row_count();
     // The same for the whole workgroup.
     if m0 >= count {
         return;
     }
     // One half of the invocations stages x, the other W, a row each.
-    let row = local % TILE;
+    let row = local % TILE_N;
     let lhs_row = lhs_row_at(input_row(min(m0 + row, count - 1u)));
     let w_row = min(n0 + row, params.n - 1u);
     let groups32 = (params.k + 31u) >> 5u;
@@ -29,7 +29,7 @@ fn matmul_packed(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
 
     var sums: array<vec4<f32>, 8>; // [row of x], component: row of W
     for (var group32 = 0u; group32 < groups32; group32++) {
-        if local < TILE {
+        if local < TILE_N {
             stage_lhs(lhs_slot(row), lhs_row, group32);
         } else {
             stage_weight(weight_slot(row), w_row, group32);

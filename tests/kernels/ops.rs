@@ -320,7 +320,7 @@ fn rounding_kernels_over_awkward_shapes() {
     let capabilities = gpu.capabilities();
     let mut kernels = vec![MatmulKernel::Packed];
     if capabilities.shader_f16 {
-        kernels.push(MatmulKernel::Tiled { half: true });
+        kernels.extend([4, 8].map(|columns| MatmulKernel::Tiled { half: true, columns }));
     }
     // Their workgroups have 256 invocations at most.
     let workgroup = 4 * capabilities.subgroup_max_size;
@@ -440,7 +440,8 @@ fn stored_measurements_count_only_where_they_hold() {
         MatmulKernel::Uniform(0),
         MatmulKernel::Subgroup { rows: 3, blocks: 7 },
         MatmulKernel::BlockedMatvec(BlockedMatvec { subgroups: false, workgroup: 32, blocks: 1 }),
-        MatmulKernel::Tiled { half: true },
+        MatmulKernel::Tiled { half: true, columns: 4 },
+        MatmulKernel::Tiled { half: true, columns: 8 },
         MatmulKernel::Cooperative(Cooperative { size: 16, tile: 64, workgroup: 128 }),
         MatmulKernel::Packed,
         MatmulKernel::Matvec,

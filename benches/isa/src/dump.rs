@@ -388,7 +388,8 @@ fn name(kernel: &Kernel) -> String {
             ("BLOCKS", blocks) => format!("b{blocks}"),
             ("TILE", tile) => format!("t{tile}"),
             ("WORKGROUP", workgroup) => format!("w{workgroup}"),
-            // COLUMNS follows from HEAD4.
+            ("COLUMNS", 8) if kernel.name == "matmul" => "c8".to_owned(),
+            // 4 in other products; in attention it follows from HEAD4.
             ("BITS" | "WIDE" | "COLUMNS", _) | (_, 0) => continue,
             (key, _) if EPILOGUE.contains(&key) => continue,
             (key, 1) if SWITCHES.contains(&key) => key.to_lowercase(),

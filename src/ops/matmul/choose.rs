@@ -10,6 +10,10 @@ use crate::tensor::GROUP_SIZE;
 /// rows, and a kernel for few rows compiles in a quarter of the time.
 const CACHED_WEIGHTS: usize = 1 << 19;
 
+/// Workgroups of 128 invocations that fill a large GPU. Measured on an H200 (132 multiprocessors), f32 and f16: a
+/// product of 512 x 4096 x 1024 takes 0.22 ms in 256 tiles of 128 rows, and 0.176 ms in 512 tiles of 64 rows.
+const FULL_DEVICE: usize = 512;
+
 impl MatmulKernel {
     /// The kernel for a product: the fastest that was measured on this device, or else the one that is likely to be.
     pub(super) fn choose(gpu: &Gpu, shape: MatmulShape) -> Self {
@@ -20,7 +24,7 @@ impl MatmulKernel {
     pub(super) fn choose_for_im2col(gpu: &Gpu, shape: MatmulShape) -> Self {
         match Self::choose(gpu, MatmulShape { m: shape.m.max(2), ..shape }) {
             kernel if kernel.spec().takes_many() => kernel,
-            _ => Self::Tiled { half: false },
+            _ => Self::Tiled { half: false, columns: 4 },
         }
     }
 
@@ -42,7 +46,9 @@ impl MatmulKernel {
             _ if gpu.is_software() => Self::Uniform(rows.min(16)),
             0..=MATVEC_ROWS if precision.bits().is_some() => Self::BlockedMatvec(BlockedMatvec::likely(n, k)),
             0..=MATVEC_ROWS => Self::Matvec,
-            _ => Self::Tiled { half: false },
+            // Larger tiles read less, but there must be enough of them to fill a device.
+            _ if m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE => Self::Tiled { half: false, columns: 8 },
+            _ => Self::Tiled { half: false, columns: 4 },
         }
     }
 

@@ -21,6 +21,8 @@ pub enum MatmulKernel {
     Tiled {
         /// In f16.
         half: bool,
+        /// Columns of the 8 rows of outputs that an invocation computes: 4, or 8 for large products.
+        columns: u32,
     },
     /// Tiles of bytes in workgroup memory: x is rounded to 8 bits in groups of 32, quantised weights are multiplied as
     /// integers.
@@ -187,8 +189,10 @@ impl MatmulKernel {
         let cooperative =
             tiles.flat_map(|(size, tile)| [32, 64, 128, 256].map(|workgroup| Cooperative { size, tile, workgroup }));
         let subgroup = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
-        [Self::Matvec, Self::Packed, Self::Tiled { half: false }, Self::Tiled { half: true }, Self::MatvecSubgroup]
+        let tiled = [4, 8].into_iter().flat_map(|columns| [false, true].map(|half| Self::Tiled { half, columns }));
+        [Self::Matvec, Self::Packed, Self::MatvecSubgroup]
             .into_iter()
+            .chain(tiled)
             .chain(blocked.map(Self::BlockedMatvec))
             .chain(cooperative.map(Self::Cooperative))
             .chain([1, 2, 4, 8, 16].map(Self::Uniform))
@@ -244,19 +248,23 @@ impl MatmulKernel {
                 device: if subgroups { Device::Subgroups(workgroup) } else { Device::Any },
                 ..tiled
             },
-            Self::Tiled { half: false } => {
-                KernelSpec { parts: &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f32.wgsl")], ..tiled }
-            }
-            Self::Tiled { half: true } => KernelSpec {
-                parts: &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f16.wgsl")],
-                rounding: Rounding::Half,
-                device: Device::HardwareF16,
+            Self::Tiled { half, columns } => KernelSpec {
+                parts: if half {
+                    &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f16.wgsl")]
+                } else {
+                    &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f32.wgsl")]
+                },
+                constants: [Some(Const("COLUMNS", columns)), None],
+                tile: [16 * columns as usize, 64],
+                rounding: if half { Rounding::Half } else { Rounding::None },
+                device: if half { Device::HardwareF16 } else { Device::Hardware },
                 ..tiled
             },
             Self::Packed => KernelSpec {
                 name: "matmul_packed",
                 file: wgsl!("matmul/matmul_packed.wgsl"),
                 parts: &[wgsl!("matmul/tiles_64.wgsl")],
+                constants: [Some(Const("COLUMNS", 4)), None],
                 weights: WeightReader::Bytes,
                 quantized_only: true,
                 rounding: Rounding::Int8,
@@ -334,7 +342,7 @@ impl MatmulKernel {
             }
         });
         let notes = match self {
-            Self::Tiled { half: true } => Some("f16"),
+            Self::Tiled { half: true, .. } => Some("f16"),
             Self::BlockedMatvec(BlockedMatvec { subgroups: true, .. }) => Some("subgroups"),
             _ => None,
         };
