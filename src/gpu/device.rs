@@ -104,18 +104,25 @@ impl Gpu {
                 summary.name
             )));
         }
-        let request = |required_features| {
-            adapter.request_device(&wgpu::DeviceDescriptor {
-                label: Some("mgm"),
-                required_features,
-                required_limits: limits.clone(),
-                memory_hints: wgpu::MemoryHints::MemoryUsage,
-                // SAFETY: the only experimental feature requested is cooperative matrices, which one kernel of this
-                // crate uses. Models run it only where `mgm tune` compared it with the reference on the same adapter
-                // and driver.
-                experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
-                ..Default::default()
-            })
+        let descriptor = |required_features| wgpu::DeviceDescriptor {
+            label: Some("mgm"),
+            required_features,
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            // SAFETY: the only experimental feature requested is cooperative matrices, which one kernel of this
+            // crate uses. Models run it only where it was compared with the reference on the same device.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+            ..Default::default()
+        };
+        let request = async |features| {
+            let descriptor = descriptor(features);
+            #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+            if options.test.unchecked.unwrap_or_else(|| super::unchecked::is_worth_it(&adapter.get_info()))
+                && let Some(opened) = super::unchecked::open(&adapter, &descriptor)
+            {
+                return Ok(opened);
+            }
+            adapter.request_device(&descriptor).await
         };
         let mut opened = request(features).await;
         if opened.is_err() && features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
@@ -220,7 +227,7 @@ impl Gpu {
     }
 
     /// Whether all recordings are dry runs.
-    pub(super) fn planned(&self) -> bool {
+    pub(crate) fn planned(&self) -> bool {
         self.0.planned
     }
 

@@ -27,6 +27,8 @@ mod profile;
 mod readback;
 mod recorder;
 mod timestamps;
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+mod unchecked;
 
 pub use adapter::{AdapterChoice, AdapterSummary, list_adapters};
 pub use capabilities::Capabilities;

@@ -33,6 +33,8 @@ pub struct TestOptions {
     pub guard_zones: bool,
     /// Treat the device as a software adapter (`true`) or as a GPU (`false`), whatever it is.
     pub software_adapter: Option<bool>,
+    /// Open the device without checks of buffer accesses, where that is possible, or with them, whatever its driver.
+    pub unchecked: Option<bool>,
     /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers take no
     /// memory, so that whole models can be planned at their real sizes.
     pub planned: Option<Capabilities>,

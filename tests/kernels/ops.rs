@@ -43,9 +43,18 @@ const SHARD_BYTES: u64 = 4096;
 fn devices() -> &'static Devices {
     static DEVICES: OnceLock<Devices> = OnceLock::new();
     DEVICES.get_or_init(|| {
-        let open = |base_only, software, max_binding_bytes| {
+        let open = |base_only: bool, software: bool, max_binding_bytes| {
             let software_adapter = Some(software);
-            let test = TestOptions { base_only, max_binding_bytes, guard_zones: true, software_adapter, planned: None };
+            // The features of hardware are tested without the driver's own checks of buffer accesses.
+            let unchecked = Some(!base_only && !software);
+            let test = TestOptions {
+                base_only,
+                max_binding_bytes,
+                guard_zones: true,
+                software_adapter,
+                unchecked,
+                planned: None,
+            };
             Mutex::new(common::open_gpu_with(GpuOptions::default().with_test(test)))
         };
         Devices {
