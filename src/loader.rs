@@ -53,6 +53,8 @@ pub struct Loader {
     precision: Precision,
     /// Matrices keep the quantization of their file.
     keep_quantization: bool,
+    /// Inputs of the matrices may be larger than f16 can hold.
+    wide_inputs: bool,
     on_progress: Option<OnProgress>,
     staged: Rc<Cell<u64>>,
     /// The tensors of the network by name.
@@ -84,7 +86,17 @@ impl Loader {
 
     fn with_origin(gpu: &Gpu, origin: Origin, precision: Precision, on_progress: Option<OnProgress>) -> Self {
         let (gpu, staged, tensors) = (gpu.clone(), Rc::default(), Rc::default());
-        Self { gpu, origin, precision, keep_quantization: false, on_progress, staged, tensors, network_prefix: 0 }
+        Self {
+            gpu,
+            origin,
+            precision,
+            keep_quantization: false,
+            wide_inputs: false,
+            on_progress,
+            staged,
+            tensors,
+            network_prefix: 0,
+        }
     }
 
     /// The loader of the tensors with the prefix `part.` below this one's.
@@ -116,6 +128,11 @@ impl Loader {
     /// files are lossless, and floats have [`Dtype::precision`].
     pub fn keep_quantization(&self) -> Self {
         Self { keep_quantization: true, ..self.clone() }
+    }
+
+    /// The same loader of a network whose activations may be larger than f16 can hold: no product rounds its inputs.
+    pub fn wide_inputs(&self) -> Self {
+        Self { wide_inputs: true, ..self.clone() }
     }
 
     /// The device.
@@ -205,7 +222,7 @@ impl Loader {
             }
             matrices.push(builder.finish()?);
         }
-        Matrix::stack(matrices)
+        Ok(Matrix::stack(matrices)?.with_wide_inputs(self.wide_inputs))
     }
 
     /// Two matrices [rows, columns] with alternating rows, `even` first: the layout of gated epilogues.
@@ -303,7 +320,7 @@ impl Loader {
     pub async fn computed(&self, what: &str, columns: usize, values: &[f32]) -> Result<Matrix> {
         let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &self.full_name(what))?;
         self.wrote(matrix.bytes()).await?;
-        Ok(matrix)
+        Ok(matrix.with_wide_inputs(self.wide_inputs))
     }
 
     /// A matrix in which `info.rows` ranges over groups of `group` rows: random, or packed by `read`.
@@ -321,7 +338,7 @@ impl Loader {
         };
         let mut builder = MatrixBuilder::new(&self.gpu, info.precision, rows, info.columns, &what)?;
         self.push_blocks(&mut builder, info, group, async |range| read(weights, range).await).await?;
-        builder.finish()
+        Ok(builder.finish()?.with_wide_inputs(self.wide_inputs))
     }
 
     /// Uploads `info.rows` groups of `group` rows in blocks: `read` returns the rows of a range of groups.
@@ -345,7 +362,7 @@ impl Loader {
     fn random_matrix(&self, what: &str, seed: u32, info: &MatrixInfo) -> Result<Matrix> {
         let matrix = Matrix::random(&self.gpu, info.precision, info.rows, info.columns, hash(what, seed), what)?;
         self.report(matrix.bytes())?;
-        Ok(matrix)
+        Ok(matrix.with_wide_inputs(self.wide_inputs))
     }
 
     /// A tensor's values on the host, for small tensors that are transformed before the upload.

@@ -15,11 +15,18 @@ use crate::ops::{
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::tuning::{self, TuneOptions, tune, uncached_weights};
 
-/// Limits of a measurement: a kernel is timed until the first is reached.
-const TIME: Duration = Duration::from_secs(2);
-const RUNS: usize = 20;
-/// Target duration of a submission, and the most dispatches in it.
-const SUBMISSION: Duration = Duration::from_millis(50);
+/// How a kernel is timed: until the first of both limits is reached.
+struct Effort {
+    time: Duration,
+    runs: usize,
+    /// Target duration of a submission.
+    submission: Duration,
+}
+
+/// A GPU is measured alone, so that a few runs are enough; the processor that a software adapter runs on is not.
+const ON_HARDWARE: Effort = Effort { time: Duration::from_millis(300), runs: 7, submission: Duration::from_millis(20) };
+const IN_SOFTWARE: Effort = Effort { time: Duration::from_secs(2), runs: 20, submission: Duration::from_millis(50) };
+/// Dispatches of a submission, at most.
 const MOST_REPEATS: usize = 4096;
 /// Bytes read to measure the bandwidth: more than the caches of hardware.
 const READ_BYTES: u64 = 256 << 20;
@@ -105,6 +112,7 @@ pub async fn limits(gpu: &Gpu) -> Result<Limits> {
 /// # Errors
 /// [Device errors](crate::gpu).
 pub async fn measure(gpu: Gpu, filter: Option<String>, tune: bool, on_row: impl FnMut(&Row)) -> Result<()> {
+    tuning::check_matrix_units(&gpu).await?;
     Bench { gpu, filter, tune, on_row }.all().await
 }
 
@@ -295,11 +303,12 @@ struct Timed {
 
 async fn time(gpu: &Gpu, mut record: impl FnMut(&mut Recorder) -> Result<Tensor>) -> Result<Timed> {
     tuning::time(gpu, 1, &mut record).await?; // makes pipelines
-    let repeat = tuning::repeats(gpu, SUBMISSION, MOST_REPEATS, &mut record).await?;
+    let effort = if gpu.is_software() { IN_SOFTWARE } else { ON_HARDWARE };
+    let repeat = tuning::repeats(gpu, effort.submission, MOST_REPEATS, &mut record).await?;
     gpu.take_cost();
     let started = Instant::now();
     let mut times = Vec::new();
-    while times.len() < 3 || (started.elapsed() < TIME && times.len() < RUNS) {
+    while times.len() < 3 || (started.elapsed() < effort.time && times.len() < effort.runs) {
         times.push(tuning::time(gpu, repeat, &mut record).await?.as_secs_f64() / repeat as f64);
     }
     let Cost { bytes, flops } = gpu.take_cost();

@@ -1,21 +1,23 @@
-// y = x W^T for many rows of x on a GPU's matrix units: tiles of TILE rows of x by TILE rows of W; 32 columns of both
-// are staged in workgroup memory in f16 at a time. A subgroup computes a quarter of a tile in matrices of SIZE x SIZE
-// (cooperative_*); with fewer subgroups than quarters, each computes several in turn. Dispatch: (ceil(n / TILE),
-// ceil(m / TILE), 1).
-const QUARTERS: u32 = 4u;
-const QUARTER: u32 = TILE / 2u;
-const MATRICES: u32 = QUARTER / SIZE;
-const STEP4: u32 = 8u; // columns staged, in fours
-// So that neighbouring rows begin in different banks, and all at a multiple of 16 bytes, as loads of matrices require.
-const ROW: u32 = 4u * STEP4 + 8u;
-// Runs of eight columns of a row that are staged, and the number of them that an invocation stages.
-const RUNS: u32 = STEP4 / 2u;
+// y = x W^T for many rows of x on a GPU's matrix units: tiles of TILE rows of x by TILE rows of W. STEP columns of both
+// are staged in workgroup memory in f16 at a time, while the next ones are on their way to registers. A subgroup
+// computes a part of SUB_M x SUB_N in matrices of SIZE x SIZE (cooperative_*); with fewer subgroups than parts, each
+// computes several in turn. Dispatch: (ceil(n / TILE), ceil(m / TILE), 1).
+const PARTS_N: u32 = TILE / SUB_N;
+const PARTS: u32 = TILE / SUB_M * PARTS_N;
+const MATRICES_M: u32 = SUB_M / SIZE;
+const MATRICES_N: u32 = SUB_N / SIZE;
+const STEP4: u32 = STEP / 4u;
+// Neighbouring rows begin in different banks, and all at a multiple of 16 bytes, as loads of matrices require.
+const ROW4: u32 = STEP4 + 2u;
+const ROW: u32 = ROW4 * PER_FOUR;
+// Runs of eight columns of a row that are staged, and the number of them that an invocation stages of each factor.
+const RUNS: u32 = STEP / 8u;
 const RUNS_EACH: u32 = TILE * RUNS / WORKGROUP;
 
-var<workgroup> lhs_tile: array<f16, TILE * ROW>;
-var<workgroup> weight_tile: array<f16, TILE * ROW>;
-// A finished matrix of each quarter.
-var<workgroup> output_matrices: array<f32, QUARTERS * SIZE * SIZE>;
+var<workgroup> lhs_tile: array<Element, TILE * ROW>;
+var<workgroup> weight_tile: array<Element, TILE * ROW>;
+// A finished matrix of each part.
+var<workgroup> output_matrices: array<f32, PARTS * SIZE * SIZE>;
 
 @compute @workgroup_size(WORKGROUP)
 fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32,
@@ -28,82 +30,94 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
         return;
     }
     let fours = (params.k + 3u) >> 2u;
+    let last_run = (fours - 1u) >> 1u;
     var lhs_rows: array<LhsRow, RUNS_EACH>;
     for (var i = 0u; i < RUNS_EACH; i++) {
         lhs_rows[i] = lhs_row_at(input_row(min(m0 + (local + i * WORKGROUP) / RUNS, count - 1u)));
     }
-    for (var first = 0u; first < QUARTERS; first += max(subgroups, 1u)) {
-        // The same for a whole subgroup. Subgroups past the quarters compute the last one again, and store nothing.
-        let quarter = first + subgroup;
-        let within = min(quarter, QUARTERS - 1u);
-        let x_row = QUARTER * (within >> 1u);
-        let w_row = QUARTER * (within & 1u);
-        var sums: array<Sums, MATRICES * MATRICES>;
-        for (var i = 0u; i < MATRICES * MATRICES; i++) {
+    for (var first = 0u; first < PARTS; first += max(subgroups, 1u)) {
+        // The same for a whole subgroup. Subgroups past the parts compute the last one again, and store nothing.
+        let part = first + subgroup;
+        let within = min(part, PARTS - 1u);
+        let x_row = SUB_M * (within / PARTS_N);
+        let w_row = SUB_N * (within % PARTS_N);
+        var sums: array<Sums, MATRICES_M * MATRICES_N>;
+        for (var i = 0u; i < MATRICES_M * MATRICES_N; i++) {
             sums[i] = Sums();
+        }
+        var x: array<vec4<f32>, 2u * RUNS_EACH>;
+        var w: array<Run, RUNS_EACH>;
+        for (var i = 0u; i < RUNS_EACH; i++) {
+            let item = local + i * WORKGROUP;
+            x[2u * i] = lhs_or_zero(lhs_rows[i], 2u * (item % RUNS), fours);
+            x[2u * i + 1u] = lhs_or_zero(lhs_rows[i], 2u * (item % RUNS) + 1u, fours);
+            w[i] = load_run(min(n0 + item / RUNS, params.n - 1u), min(item % RUNS, last_run), params.weight_stride);
         }
         for (var k4 = 0u; k4 < fours; k4 += STEP4) {
             for (var i = 0u; i < RUNS_EACH; i++) {
-                stage_eight_columns(local + i * WORKGROUP, n0, k4, fours, lhs_rows[i]);
+                let item = local + i * WORKGROUP;
+                let at = item / RUNS * ROW4 + 2u * (item % RUNS);
+                put_lhs(at, stage(x[2u * i]));
+                put_lhs(at + 1u, stage(x[2u * i + 1u]));
+                put_weight(at, stage(run_columns4(w[i], 0u)));
+                put_weight(at + 1u, stage(run_columns4(w[i], 1u)));
             }
             workgroupBarrier();
-            for (var k = 0u; k < 4u * STEP4; k += SIZE) {
-                var left: array<Left, MATRICES>;
-                for (var i = 0u; i < MATRICES; i++) {
-                    left[i] = coopLoadT<Left>(&lhs_tile[(x_row + SIZE * i) * ROW + k], ROW);
+            for (var i = 0u; i < RUNS_EACH; i++) {
+                let item = local + i * WORKGROUP;
+                let next4 = k4 + STEP4 + 2u * (item % RUNS);
+                x[2u * i] = lhs_or_zero(lhs_rows[i], next4, fours);
+                x[2u * i + 1u] = lhs_or_zero(lhs_rows[i], next4 + 1u, fours);
+                w[i] = load_run(min(n0 + item / RUNS, params.n - 1u), min(next4 >> 1u, last_run), params.weight_stride);
+            }
+            for (var k4_within = 0u; k4_within < STEP4; k4_within += SIZE / 4u) {
+                var left: array<Left, MATRICES_M>;
+                for (var i = 0u; i < MATRICES_M; i++) {
+                    left[i] = coopLoadT<Left>(&lhs_tile[(x_row + SIZE * i) * ROW + k4_within * PER_FOUR], ROW);
                 }
-                for (var j = 0u; j < MATRICES; j++) {
+                for (var j = 0u; j < MATRICES_N; j++) {
                     // A row of W is a column of the right factor.
-                    let right = coopLoad<Right>(&weight_tile[(w_row + SIZE * j) * ROW + k], ROW);
-                    for (var i = 0u; i < MATRICES; i++) {
-                        sums[MATRICES * i + j] = coopMultiplyAdd(left[i], right, sums[MATRICES * i + j]);
+                    let right = coopLoad<Right>(&weight_tile[(w_row + SIZE * j) * ROW + k4_within * PER_FOUR], ROW);
+                    for (var i = 0u; i < MATRICES_M; i++) {
+                        sums[MATRICES_N * i + j] = coopMultiplyAdd(left[i], right, sums[MATRICES_N * i + j]);
                     }
                 }
             }
             workgroupBarrier();
         }
-        for (var i = 0u; i < MATRICES * MATRICES; i++) {
-            if quarter < QUARTERS {
-                coopStoreT(sums[i], &output_matrices[quarter * SIZE * SIZE], SIZE);
+        for (var i = 0u; i < MATRICES_M * MATRICES_N; i++) {
+            // Every matrix is moved to the front in turn: an index that is computed would put all of them into memory.
+            let sum = sums[0];
+            for (var j = 0u; j < MATRICES_M * MATRICES_N - 1u; j++) {
+                sums[j] = sums[j + 1u];
+            }
+            if part < PARTS {
+                coopStoreT(sum, &output_matrices[part * SIZE * SIZE], SIZE);
             }
             workgroupBarrier();
-            let corner = vec2(SIZE * (i / MATRICES), SIZE * (i % MATRICES));
-            store_matrices(local, first, min(first + subgroups, QUARTERS), vec2(m0, n0) + corner, count);
+            let corner = vec2(SIZE * (i / MATRICES_N), SIZE * (i % MATRICES_N));
+            store_matrices(local, first, min(first + subgroups, PARTS), vec2(m0, n0) + corner, count);
             workgroupBarrier();
         }
     }
 }
 
-// Stages run `item` of the tiles' columns from 4 k4: eight columns of a row of both.
-fn stage_eight_columns(item: u32, n0: u32, k4: u32, fours: u32, lhs_row: LhsRow) {
-    let row = item / RUNS;
-    let w_row = min(n0 + row, params.n - 1u);
-    let step4 = 2u * (item % RUNS);
-    let scale = weight_scale(w_row, min(k4 + step4, fours - 1u) >> 3u, params.weight_stride);
-    for (var i = 0u; i < 2u; i++) {
-        let inside = k4 + step4 + i < fours;
-        let k = min(k4 + step4 + i, fours - 1u);
-        let x = stage(select(vec4(0.0), lhs4(lhs_row, lhs_column_at(k)), inside));
-        let w = stage(select(vec4(0.0), scaled_weight4(w_row, k, params.weight_stride, scale), inside));
-        let at = row * ROW + 4u * (step4 + i);
-        for (var column = 0u; column < 4u; column++) {
-            lhs_tile[at + column] = x[column];
-            weight_tile[at + column] = w[column];
-        }
-    }
+fn lhs_or_zero(lhs_row: LhsRow, k4: u32, fours: u32) -> vec4<f32> {
+    return select(vec4(0.0), lhs4(lhs_row, lhs_column_at(min(k4, fours - 1u))), k4 < fours);
 }
 
-// Stores the matrices of quarters `first` to `last` in `output_matrices`; `corner` is the first element of quarter 0's.
+// Stores the matrices of parts `first` to `last` in `output_matrices`; `corner` is the first element of part 0's.
 fn store_matrices(local: u32, first: u32, last: u32, corner: vec2<u32>, count: u32) {
     const FOURS: u32 = SIZE * SIZE / 4u;
     for (var item = first * FOURS + local; item < last * FOURS; item += WORKGROUP) {
-        let quarter = item / FOURS;
+        let part = item / FOURS;
         let at = 4u * (item % FOURS);
-        let m = corner.x + QUARTER * (quarter >> 1u) + at / SIZE;
-        let n = corner.y + QUARTER * (quarter & 1u) + at % SIZE;
+        let m = corner.x + SUB_M * (part / PARTS_N) + at / SIZE;
+        let n = corner.y + SUB_N * (part % PARTS_N) + at % SIZE;
         if m < count && n < params.n {
-            let start = quarter * SIZE * SIZE + at;
-            store_sums4(m, n, vec4(output_matrices[start], output_matrices[start + 1u], output_matrices[start + 2u], output_matrices[start + 3u]));
+            let start = part * SIZE * SIZE + at;
+            store_sums4(m, n, vec4(output_matrices[start], output_matrices[start + 1u],
+                                   output_matrices[start + 2u], output_matrices[start + 3u]));
         }
     }
 }

@@ -26,9 +26,9 @@ pub use denoise::{Denoise, denoise};
 pub use feature_map::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
-pub(crate) use matmul::Choice;
+pub(crate) use matmul::{Choice, matrix_units, set_matrix_units};
 pub use matmul::{
-    BlockedMatvec, Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, Tuning, linear, linear_add,
+    Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, Tuning, linear, linear_add,
     linear_normed, linear_routed, products, set_tuning, tuning,
 };
 pub use mining::{MiningMap, check_windows, mining, mining_stats};

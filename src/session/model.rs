@@ -13,6 +13,7 @@ use crate::text::chat_template::ChatTemplate;
 use crate::text::conversation::{PromptFormat, Template, TemplateFacts};
 use crate::text::stop::StopIds;
 use crate::text::tokenizer::Tokenizer;
+use crate::tuning::check_matrix_units;
 use crate::vision::Vision;
 use crate::weights::config::{GenerationConfig, LanguageConfig};
 use crate::weights::gguf_model::GgufModel;
@@ -80,6 +81,7 @@ impl Model {
         // The tokenizer first: it is small, and the rest is useless without it.
         let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
         MemoryPlan::for_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
+        check_matrix_units(gpu).await?;
         let config = &checkpoint.config;
         let template = match options.template {
             Some(template) => template,
@@ -117,6 +119,7 @@ impl Model {
         let header = &*model.header;
         let tokenizer = Tokenizer::from_gguf(header)?;
         MemoryPlan::for_gguf(model, options).check(gpu, MIN_CONTEXT)?;
+        check_matrix_units(gpu).await?;
         let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
             (Some(template), _) => PromptFormat::Builtin(template),
             (None, Some(source)) => {

@@ -25,6 +25,8 @@ pub struct Matrix {
     rows: usize,
     columns: usize,
     shards: Vec<Shard>,
+    /// Products keep their inputs in f32.
+    wide_inputs: bool,
 }
 
 impl Matrix {
@@ -36,6 +38,18 @@ impl Matrix {
     /// Input features.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// The same matrix, whose inputs may be larger than f16 can hold, or not: no kernel rounds them.
+    #[must_use]
+    pub fn with_wide_inputs(mut self, wide_inputs: bool) -> Self {
+        self.wide_inputs = wide_inputs;
+        self
+    }
+
+    /// Whether inputs may be larger than f16 can hold.
+    pub fn wide_inputs(&self) -> bool {
+        self.wide_inputs
     }
 
     /// The shards, in order of rows.
@@ -60,7 +74,7 @@ impl Matrix {
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn stack(parts: Vec<Self>) -> Result<Self> {
         let columns = parts.first().map_or(0, |part| part.columns);
-        let mut stacked = Self { rows: 0, columns, shards: Vec::new() };
+        let mut stacked = Self { rows: 0, columns, shards: Vec::new(), wide_inputs: false };
         for part in parts {
             if part.columns != columns {
                 return Err(Error::WrongShape {
@@ -71,6 +85,7 @@ impl Matrix {
             }
             let moved = part.shards.into_iter().map(|shard| Shard { first: stacked.rows + shard.first, ..shard });
             stacked.shards.extend(moved);
+            stacked.wide_inputs |= part.wide_inputs;
             stacked.rows += part.rows;
         }
         Ok(stacked)
@@ -101,7 +116,7 @@ impl Matrix {
         }
         let shard =
             Shard { first: 0, rows, precision: Precision::F32, data: tensor.reshape(&[tensor.len()]), scales: None };
-        Ok(Self { rows, columns, shards: vec![shard] })
+        Ok(Self { rows, columns, shards: vec![shard], wide_inputs: false })
     }
 
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
@@ -204,7 +219,7 @@ impl MatrixBuilder {
             });
             first += count;
         }
-        let matrix = Matrix { rows, columns, shards };
+        let matrix = Matrix { rows, columns, shards, wide_inputs: false };
         Ok(Self {
             gpu: gpu.clone(),
             matrix,

@@ -15,7 +15,7 @@ use mgm::ops::cases::{
     Resize, Rope, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
 };
 use mgm::ops::{
-    self, Activation, AttentionSegment, BlockedMatvec, ConvMode, Cooperative, MatmulKernel, MatmulShape, StridedRows,
+    self, Activation, AttentionSegment, ConvMode, Cooperative, MatmulKernel, MatmulShape, RowMatvec, StridedRows,
     Tuning, set_tuning, specialisations, tuning,
 };
 use mgm::tensor::{Precision, Tensor};
@@ -331,13 +331,15 @@ fn rounding_kernels_over_awkward_shapes() {
     if capabilities.shader_f16 {
         kernels.extend([4, 8].map(|columns| MatmulKernel::Tiled { half: true, columns }));
     }
-    // Their workgroups have 256 invocations at most.
-    let workgroup = 4 * capabilities.subgroup_max_size;
-    for &size in capabilities.cooperative_sizes.iter().filter(|_| workgroup <= 256) {
-        let kernel = |tile| MatmulKernel::Cooperative(Cooperative { size, tile, workgroup });
-        kernels.push(kernel(64));
-        if capabilities.max_workgroup_bytes >= 32768 {
-            kernels.push(kernel(128));
+    let lanes = capabilities.subgroup_max_size;
+    for &size in &capabilities.cooperative_sizes {
+        for (tile, parts) in [(64, 4), (128, if lanes < 64 { 8 } else { 4 })] {
+            for step in [32, 64] {
+                let sizes = Cooperative { size, tile, step, parts, lanes };
+                if sizes.workgroup_bytes() <= capabilities.max_workgroup_bytes {
+                    kernels.push(MatmulKernel::Cooperative(sizes));
+                }
+            }
         }
     }
 
@@ -448,10 +450,10 @@ fn stored_measurements_count_only_where_they_hold() {
     for kernel in [
         MatmulKernel::Uniform(0),
         MatmulKernel::Subgroup { rows: 3, blocks: 7 },
-        MatmulKernel::BlockedMatvec(BlockedMatvec { subgroups: false, workgroup: 32, blocks: 1 }),
+        MatmulKernel::RowMatvec(RowMatvec { rows: 1, lanes: 8, owned: 2, workgroup: 256 }),
         MatmulKernel::Tiled { half: true, columns: 4 },
         MatmulKernel::Tiled { half: true, columns: 8 },
-        MatmulKernel::Cooperative(Cooperative { size: 16, tile: 64, workgroup: 128 }),
+        MatmulKernel::Cooperative(Cooperative { size: 16, tile: 64, step: 32, parts: 4, lanes: 32 }),
         MatmulKernel::Packed,
         MatmulKernel::Matvec,
     ] {

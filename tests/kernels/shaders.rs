@@ -107,12 +107,12 @@ fn workgroup_bytes(kernel: &Kernel, module: &Module) -> u32 {
     // Only devices with more memory are given these: tiles of cooperative matrices, and the most rows of attention with
     // long heads (at most 27 KiB; other devices take half the rows).
     let constant = |name| kernel.consts.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
-    let large = match kernel.name {
-        "attention_tiled" => constant("ROWS") == Some(16) && constant("HEAD4") > Some(32),
-        "attention_decode" => constant("ROWS") == Some(8) && constant("HEAD4") > Some(40),
-        _ => kernel.uses_cooperative_matrices() && constant("TILE") == Some(128),
+    let most = match kernel.name {
+        "attention_tiled" if constant("ROWS") == Some(16) && constant("HEAD4") > Some(32) => 2 * MAX_WORKGROUP_BYTES,
+        "attention_decode" if constant("ROWS") == Some(8) && constant("HEAD4") > Some(40) => 2 * MAX_WORKGROUP_BYTES,
+        _ if kernel.uses_cooperative_matrices() => 3 * MAX_WORKGROUP_BYTES,
+        _ => MAX_WORKGROUP_BYTES,
     };
-    let most = if large { 2 * MAX_WORKGROUP_BYTES } else { MAX_WORKGROUP_BYTES };
     assert!(bytes <= most, "{}: {bytes} bytes of workgroup memory", describe(kernel));
     bytes
 }

@@ -63,7 +63,7 @@ fn a_planned_device_takes_no_memory() {
         assert!(gpu.memory().allocated.abs_diff(weights) < weights / 100, "{:?}, planned {weights}", gpu.memory());
         let report = model.dry_run(&gpu).expect("a report");
         let chosen = |name| report.kernels.iter().any(|(kernel, uses)| kernel.name == name && uses.dispatches > 0);
-        assert!(chosen("matvec_blocks") && chosen("matmul"), "{:?}", report.kernels);
+        assert!(chosen("matvec_rows") && chosen("matmul"), "{:?}", report.kernels);
         assert!(chosen("attention_decode") && chosen("attention_tiled"), "{:?}", report.kernels);
         assert!(!chosen("matmul_subgroup") && gpu.kernels().is_empty() && gpu.dispatch_count() == 0);
     });

@@ -355,9 +355,14 @@ fn name(kernel: &Kernel) -> String {
         if USUAL.contains(&stem) || stem == kernel.name {
             continue;
         }
-        if let Some(("weights" | "blocks", stored)) = stem.split_once('_') {
-            format = Some(stored.to_owned());
-            continue;
+        match stem.split_once('_') {
+            Some(("weights" | "blocks" | "row", stored)) => {
+                format = Some(stored.to_owned());
+                continue;
+            }
+            // Readers after those of the same weights.
+            Some(("run", _)) => continue,
+            _ => {}
         }
         words.push(match stem {
             "lhs_im2col" => "conv".to_owned(),
@@ -387,6 +392,10 @@ fn name(kernel: &Kernel) -> String {
             ("ROWS", rows) => format!("r{rows}"),
             ("BLOCKS", blocks) => format!("b{blocks}"),
             ("TILE", tile) => format!("t{tile}"),
+            ("STEP", step) => format!("s{step}"),
+            ("INPUT_ROWS", rows) => format!("r{rows}"),
+            ("LANES", lanes) => format!("l{lanes}"),
+            ("OWNED", owned) => format!("o{owned}"),
             ("WORKGROUP", workgroup) => format!("w{workgroup}"),
             ("COLUMNS", 8) if kernel.name == "matmul" => "c8".to_owned(),
             // 4 in other products; in attention it follows from HEAD4.

@@ -160,7 +160,8 @@ impl VaeDecoder {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
-        let loader = loader.network(expected::vae(config));
+        // SDXL's autoencoder is known to exceed f16.
+        let loader = loader.network(expected::vae(config)).wide_inputs();
         let decoder = loader.pp("decoder");
         let resample = ("upsamplers.0.conv", ConvMode::Upsample2);
         let mut steps =
@@ -209,7 +210,8 @@ impl VaeEncoder {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
-        let loader = loader.network(expected::vae(config));
+        // SDXL's autoencoder is known to exceed f16.
+        let loader = loader.network(expected::vae(config)).wide_inputs();
         let encoder = loader.pp("encoder");
         let resample = ("downsamplers.0.conv", ConvMode::Stride2PadEnd);
         Ok(Self {

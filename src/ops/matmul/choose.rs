@@ -1,10 +1,10 @@
 //! Which kernel computes a product.
 
-use super::kernel::{BlockedMatvec, Cooperative, Device, MATVEC_ROWS, MatmulKernel, MeasuredRows};
+use super::kernel::{Cooperative, Device, MATVEC_ROWS, MatmulKernel, MeasuredRows, Rounding, RowMatvec};
 use super::shape::MatmulShape;
 use super::table::tuned;
-use crate::gpu::{Capabilities, Gpu};
-use crate::tensor::GROUP_SIZE;
+use crate::gpu::{Capabilities, Gpu, Lock};
+use crate::tensor::Precision;
 
 /// Weights that stay in a core's cache. Software adapters gain nothing from sharing their loads among more than a few
 /// rows, and a kernel for few rows compiles in a quarter of the time.
@@ -14,18 +14,64 @@ const CACHED_WEIGHTS: usize = 1 << 19;
 /// product of 512 x 4096 x 1024 takes 0.22 ms in 256 tiles of 128 rows, and 0.176 ms in 512 tiles of 64 rows.
 const FULL_DEVICE: usize = 512;
 
+/// Tiles of 128 rows that fill a large GPU; with fewer, tiles of 64 share the work better.
+const FULL_DEVICE_128: usize = 128;
+
+/// Whether products run on the device's matrix units by default; `None` before they were checked.
+#[derive(Debug, Default)]
+struct MatrixUnits(Lock<Option<bool>>);
+
+/// Whether products run on the device's matrix units without a measurement; `None` before they were checked. A device
+/// that is only planned is taken to be right.
+pub(crate) fn matrix_units(gpu: &Gpu) -> Option<bool> {
+    gpu.extension::<MatrixUnits>().0.lock().or(gpu.planned().then_some(true))
+}
+
+/// Has products run on the device's matrix units, or not.
+pub(crate) fn set_matrix_units(gpu: &Gpu, used: bool) {
+    *gpu.extension::<MatrixUnits>().0.lock() = Some(used);
+}
+
 impl MatmulKernel {
     /// The kernel for a product: the fastest that was measured on this device, or else the one that is likely to be.
-    pub(super) fn choose(gpu: &Gpu, shape: MatmulShape) -> Self {
-        tuned(gpu, shape).unwrap_or_else(|| Self::likely(gpu, shape))
+    /// With `wide_inputs` it rounds nothing.
+    pub(super) fn choose(gpu: &Gpu, shape: MatmulShape, wide_inputs: bool) -> Self {
+        let suits = |kernel: &Self| !wide_inputs || kernel.rounding() == Rounding::None;
+        let on_matrix_units = || (matrix_units(gpu) == Some(true)).then(|| Self::on_matrix_units(gpu, shape)).flatten();
+        tuned(gpu, shape)
+            .filter(suits)
+            .or_else(|| on_matrix_units().filter(suits))
+            .unwrap_or_else(|| Self::likely(gpu, shape))
     }
 
     /// The kernel for an implicit GEMM of `shape.m` output positions: one for several rows.
-    pub(super) fn choose_for_im2col(gpu: &Gpu, shape: MatmulShape) -> Self {
-        match Self::choose(gpu, MatmulShape { m: shape.m.max(2), ..shape }) {
+    pub(super) fn choose_for_im2col(gpu: &Gpu, shape: MatmulShape, wide_inputs: bool) -> Self {
+        match Self::choose(gpu, MatmulShape { m: shape.m.max(2), ..shape }, wide_inputs) {
             kernel if kernel.spec().takes_many() => kernel,
             _ => Self::Tiled { half: false, columns: 4 },
         }
+    }
+
+    /// The kernel for a product on a GPU's matrix units, if it has any that are worth it: f32 weights are exact, and
+    /// few rows are multiplied while their weights arrive.
+    fn on_matrix_units(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
+        if m <= MATVEC_ROWS || precision == Precision::F32 {
+            return None;
+        }
+        let tile = if m.div_ceil(128) * n.div_ceil(128) >= FULL_DEVICE_128 { 128 } else { 64 };
+        Self::default_on_matrix_units(gpu).into_iter().rfind(|sizes| sizes.tile <= tile).map(Self::Cooperative)
+    }
+
+    /// The kernels for matrix units that run without a measurement: the best one of each tile, the larger tile last.
+    pub(crate) fn default_on_matrix_units(gpu: &Gpu) -> Vec<Cooperative> {
+        let runs = |sizes: &Cooperative| Device::Matrices(*sizes).includes(gpu);
+        [64, 128]
+            .into_iter()
+            .filter_map(|tile| {
+                let candidates = Cooperative::all().filter(|sizes| sizes.tile == tile).filter(runs);
+                candidates.max_by_key(|sizes| (sizes.size, sizes.lanes, sizes.step))
+            })
+            .collect()
     }
 
     /// The kernel for a product on a device of which nothing is known but its capabilities.
@@ -44,7 +90,7 @@ impl MatmulKernel {
             }
             3.. if gpu.software_subgroups() == Some(4) => Self::Subgroup4(rows.min(8)),
             _ if gpu.is_software() => Self::Uniform(rows.min(16)),
-            0..=MATVEC_ROWS if precision.bits().is_some() => Self::BlockedMatvec(BlockedMatvec::likely(n, k)),
+            0..=MATVEC_ROWS if precision.bits().is_some() => Self::RowMatvec(RowMatvec::likely(m, n, precision)),
             0..=MATVEC_ROWS => Self::Matvec,
             // Larger tiles read less, but there must be enough of them to fill a device.
             _ if m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE => Self::Tiled { half: false, columns: 8 },
@@ -75,9 +121,6 @@ impl Device {
         let capabilities = gpu.capabilities();
         match self {
             Self::Any => true,
-            Self::Subgroups(workgroup) => {
-                capabilities.subgroup_size().is_some_and(|size| workgroup.is_multiple_of(size))
-            }
             Self::Hardware => !gpu.is_software(),
             Self::HardwareF16 => !gpu.is_software() && capabilities.shader_f16,
             Self::Matrices(sizes) => !gpu.is_software() && sizes.run_on(capabilities),
@@ -91,18 +134,22 @@ impl Cooperative {
     fn run_on(self, capabilities: &Capabilities) -> bool {
         let Capabilities { subgroup_min_size: least, subgroup_max_size: most, .. } = *capabilities;
         capabilities.cooperative_sizes.contains(&self.size)
-            && (self.tile == 64 || capabilities.max_workgroup_bytes >= 32768)
-            // Four subgroups of a size that the driver may choose, and a whole one whatever it chooses.
-            && (least..=most).contains(&(self.workgroup / 4))
-            && self.workgroup >= most
+            && self.workgroup_bytes() <= capabilities.max_workgroup_bytes
+            && self.workgroup() <= capabilities.max_workgroup_invocations
+            // A size that the driver may choose; with another one, subgroups compute several parts in turn.
+            && (least..=most).contains(&self.lanes)
     }
 }
 
-impl BlockedMatvec {
-    /// The sizes that are likely to do well: as many invocations as there are groups of columns, and more rows where
-    /// there are enough of them for many workgroups.
-    fn likely(n: usize, k: usize) -> Self {
-        let workgroup = if k.div_ceil(GROUP_SIZE) <= 48 { 32 } else { 128 };
-        Self { subgroups: false, workgroup, blocks: if n >= 8192 { 2 } else { 1 } }
+impl RowMatvec {
+    /// The sizes that do well on an H200: more rows of W an invocation share x where there are enough of them for many
+    /// workgroups.
+    fn likely(m: usize, n: usize, precision: Precision) -> Self {
+        let rows = m.next_power_of_two() as u32;
+        match n {
+            8192.. if rows == 1 && precision != Precision::Q8 => Self { rows, lanes: 8, owned: 4, workgroup: 128 },
+            8192.. => Self { rows, lanes: 16, owned: 2, workgroup: 256 },
+            _ => Self { rows, lanes: if rows < 4 { 8 } else { 16 }, owned: 2, workgroup: 256 },
+        }
     }
 }

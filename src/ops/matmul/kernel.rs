@@ -15,8 +15,8 @@ pub(super) const MATVEC_ROWS: usize = 4;
 pub enum MatmulKernel {
     /// Row by row: the invocations of a workgroup split k into fours.
     Matvec,
-    /// The same for quantised weights, in whole blocks of 32 columns by four rows.
-    BlockedMatvec(BlockedMatvec),
+    /// For few rows of x and quantised weights: a row of W an invocation, x in workgroup memory.
+    RowMatvec(RowMatvec),
     /// Tiles in workgroup memory.
     Tiled {
         /// In f16.
@@ -44,26 +44,58 @@ pub enum MatmulKernel {
     },
 }
 
-/// The sizes of [`MatmulKernel::BlockedMatvec`].
+/// The sizes of [`MatmulKernel::RowMatvec`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct BlockedMatvec {
-    /// Sums are reduced in subgroups first.
-    pub subgroups: bool,
+pub struct RowMatvec {
+    /// Rows of x: 1, 2 or 4.
+    pub rows: u32,
+    /// Invocations that compute neighbouring rows of W.
+    pub lanes: u32,
+    /// Rows of W of an invocation: up to 4.
+    pub owned: u32,
     /// Invocations of a workgroup.
     pub workgroup: u32,
-    /// Blocks of four rows of W that a workgroup computes.
-    pub blocks: u32,
 }
 
 /// The sizes of [`MatmulKernel::Cooperative`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cooperative {
-    /// Rows and columns of a matrix.
+    /// Rows and columns of a matrix: 8 or 16.
     pub size: u32,
-    /// Rows of x, and of W, in a tile: 64, or 128 where there is enough workgroup memory.
+    /// Rows of x, and of W, in a tile: 64 or 128.
     pub tile: u32,
-    /// Invocations of a workgroup.
-    pub workgroup: u32,
+    /// Columns staged at a time: 32 or 64.
+    pub step: u32,
+    /// Parts of a tile, one for each subgroup: 4 or 8.
+    pub parts: u32,
+    /// Invocations of a subgroup.
+    pub lanes: u32,
+}
+
+impl Cooperative {
+    pub(super) fn workgroup(self) -> u32 {
+        self.parts * self.lanes
+    }
+
+    /// Rows of x and of W in a part.
+    fn part(self) -> [u32; 2] {
+        [self.tile / 2, 2 * self.tile / self.parts]
+    }
+
+    /// Workgroup memory: both tiles in f16 with eight more columns, and a matrix of each part in f32.
+    pub fn workgroup_bytes(self) -> u32 {
+        2 * self.tile * (self.step + 8) * 2 + self.parts * self.size * self.size * 4
+    }
+
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        [(8, 8), (8, 32), (16, 32), (16, 64)].into_iter().flat_map(|(size, lanes)| {
+            [64, 128].into_iter().flat_map(move |tile| {
+                // A part of 64 x 64 is for subgroups of 64: fewer invocations have no registers for it.
+                let parts = if tile == 128 && lanes < 64 { 8 } else { 4 };
+                [32, 64].map(|step| Self { size, tile, step, parts, lanes })
+            })
+        })
+    }
 }
 
 /// What a kernel rounds before it multiplies.
@@ -99,8 +131,12 @@ pub(super) enum WeightReader {
     Vec4,
     /// 32 columns of four rows.
     Block,
+    /// 32 columns of a row.
+    Row,
     /// Four columns of a row, or the packed bytes of a group.
     Bytes,
+    /// Eight columns of a row.
+    Run,
 }
 
 /// How workgroups are laid out.
@@ -130,8 +166,6 @@ pub(super) enum MeasuredRows {
 pub(super) enum Device {
     /// Any.
     Any,
-    /// Any with subgroups of one size that divides the workgroup of this many invocations.
-    Subgroups(u32),
     /// GPUs.
     Hardware,
     /// GPUs with `shader-f16`.
@@ -162,7 +196,7 @@ pub(super) struct KernelSpec {
     /// Files before it, after the reader of weights.
     pub parts: &'static [Source],
     pub weights: WeightReader,
-    pub constants: [Option<Constant>; 2],
+    pub constants: [Option<Constant>; 6],
     /// Rows of x and rows of W of a workgroup.
     pub tile: [usize; 2],
     grid: Grid,
@@ -178,23 +212,24 @@ pub(super) struct KernelSpec {
 impl MatmulKernel {
     /// Every kernel with every size.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let blocked = [false, true].into_iter().flat_map(|subgroups| {
-            [(32, 1), (32, 2), (128, 1), (128, 2)].map(|(workgroup, blocks)| BlockedMatvec {
-                subgroups,
-                workgroup,
-                blocks,
-            })
-        });
-        let tiles = [8, 16].into_iter().flat_map(|size| [64, 128].map(|tile| (size, tile)));
-        let cooperative =
-            tiles.flat_map(|(size, tile)| [32, 64, 128, 256].map(|workgroup| Cooperative { size, tile, workgroup }));
+        let rows = [
+            (1, 8, 2, 256),
+            (1, 8, 4, 128),
+            (1, 16, 1, 256),
+            (1, 16, 2, 256),
+            (1, 32, 2, 128),
+            (2, 8, 2, 256),
+            (2, 16, 2, 256),
+            (4, 16, 2, 256),
+        ]
+        .map(|(rows, lanes, owned, workgroup)| RowMatvec { rows, lanes, owned, workgroup });
         let subgroup = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
         let tiled = [4, 8].into_iter().flat_map(|columns| [false, true].map(|half| Self::Tiled { half, columns }));
         [Self::Matvec, Self::Packed, Self::MatvecSubgroup]
             .into_iter()
             .chain(tiled)
-            .chain(blocked.map(Self::BlockedMatvec))
-            .chain(cooperative.map(Self::Cooperative))
+            .chain(rows.into_iter().map(Self::RowMatvec))
+            .chain(Cooperative::all().map(Self::Cooperative))
             .chain([1, 2, 4, 8, 16].map(Self::Uniform))
             .chain([4, 8].map(Self::Subgroup4))
             .chain(subgroup.map(|(rows, blocks)| Self::Subgroup { rows, blocks }))
@@ -209,7 +244,7 @@ impl MatmulKernel {
             file: wgsl!("matmul/matmul_tiled.wgsl"),
             parts: &[],
             weights: WeightReader::Vec4,
-            constants: [None; 2],
+            constants: [None; 6],
             tile: [64, 64],
             grid: Grid::Tiles,
             fuses_norm: false,
@@ -230,22 +265,25 @@ impl MatmulKernel {
                 device: Device::Any,
                 ..tiled
             },
-            Self::BlockedMatvec(BlockedMatvec { subgroups, workgroup, blocks }) => KernelSpec {
-                name: "matvec_blocks",
-                file: wgsl!("matmul/matvec_blocks.wgsl"),
-                parts: if subgroups {
-                    &[wgsl!("common/reduce_subgroup.wgsl")]
-                } else {
-                    &[wgsl!("common/reduce_workgroup.wgsl")]
-                },
-                weights: WeightReader::Block,
-                constants: [Some(Override("WORKGROUP", workgroup)), Some(Const("BLOCKS", blocks))],
-                tile: [1, 4 * blocks as usize],
+            Self::RowMatvec(RowMatvec { lanes, owned, rows, workgroup }) => KernelSpec {
+                name: "matvec_rows",
+                file: wgsl!("matmul/matvec_rows.wgsl"),
+                parts: &[wgsl!("common/reduce_workgroup.wgsl")],
+                weights: WeightReader::Row,
+                constants: [
+                    Some(Override("WORKGROUP", workgroup)),
+                    Some(Const("LANES", lanes)),
+                    Some(Const("OWNED", owned)),
+                    Some(Const("INPUT_ROWS", rows)),
+                    None,
+                    None,
+                ],
+                tile: [rows as usize, (lanes * owned) as usize],
                 grid: Grid::Rows,
                 fuses_norm: true,
                 quantized_only: true,
-                measured: MeasuredRows::Few,
-                device: if subgroups { Device::Subgroups(workgroup) } else { Device::Any },
+                measured: if rows == 1 { MeasuredRows::One } else { MeasuredRows::Never },
+                device: Device::Hardware,
                 ..tiled
             },
             Self::Tiled { half, columns } => KernelSpec {
@@ -254,7 +292,7 @@ impl MatmulKernel {
                 } else {
                     &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f32.wgsl")]
                 },
-                constants: [Some(Const("COLUMNS", columns)), None],
+                constants: [Some(Const("COLUMNS", columns)), None, None, None, None, None],
                 tile: [16 * columns as usize, 64],
                 rounding: if half { Rounding::Half } else { Rounding::None },
                 device: if half { Device::HardwareF16 } else { Device::Hardware },
@@ -264,20 +302,28 @@ impl MatmulKernel {
                 name: "matmul_packed",
                 file: wgsl!("matmul/matmul_packed.wgsl"),
                 parts: &[wgsl!("matmul/tiles_64.wgsl")],
-                constants: [Some(Const("COLUMNS", 4)), None],
+                constants: [Some(Const("COLUMNS", 4)), None, None, None, None, None],
                 weights: WeightReader::Bytes,
                 quantized_only: true,
                 rounding: Rounding::Int8,
                 ..tiled
             },
-            Self::Cooperative(sizes @ Cooperative { size, tile, workgroup }) => KernelSpec {
+            Self::Cooperative(sizes @ Cooperative { size, tile, step, .. }) => KernelSpec {
                 name: "matmul_cooperative",
                 file: wgsl!("matmul/matmul_cooperative.wgsl"),
                 parts: match size {
                     8 => &[wgsl!("matmul/stage_f16.wgsl"), wgsl!("matmul/cooperative_8.wgsl")],
                     _ => &[wgsl!("matmul/stage_f16.wgsl"), wgsl!("matmul/cooperative_16.wgsl")],
                 },
-                constants: [Some(Const("TILE", tile)), Some(Const("WORKGROUP", workgroup))],
+                weights: WeightReader::Run,
+                constants: [
+                    Some(Const("TILE", tile)),
+                    Some(Const("STEP", step)),
+                    Some(Const("SUB_M", sizes.part()[0])),
+                    Some(Const("SUB_N", sizes.part()[1])),
+                    Some(Const("WORKGROUP", sizes.workgroup())),
+                    None,
+                ],
                 tile: [tile as usize; 2],
                 rounding: Rounding::Half,
                 device: Device::Matrices(sizes),
@@ -287,7 +333,7 @@ impl MatmulKernel {
             Self::Uniform(rows) => KernelSpec {
                 name: "matmul_uniform",
                 file: wgsl!("matmul/matmul_uniform.wgsl"),
-                constants: [Some(Override("ROWS", rows)), None],
+                constants: [Some(Override("ROWS", rows)), None, None, None, None, None],
                 tile: [rows as usize, 256],
                 grid: Grid::Rows,
                 measured: match rows {
@@ -301,7 +347,7 @@ impl MatmulKernel {
             Self::Subgroup4(rows) => KernelSpec {
                 name: "matmul_subgroup4",
                 file: wgsl!("matmul/matmul_subgroup4.wgsl"),
-                constants: [Some(Override("ROWS", rows)), None],
+                constants: [Some(Override("ROWS", rows)), None, None, None, None, None],
                 tile: [rows as usize, 256],
                 grid: Grid::Rows,
                 device: Device::SoftwareSubgroups(4),
@@ -322,7 +368,7 @@ impl MatmulKernel {
                 name: "matmul_subgroup",
                 file: wgsl!("matmul/matmul_subgroup.wgsl"),
                 weights: WeightReader::Block,
-                constants: [Some(Const("ROWS", rows)), Some(Const("BLOCKS", blocks))],
+                constants: [Some(Const("ROWS", rows)), Some(Const("BLOCKS", blocks)), None, None, None, None],
                 tile: [rows as usize, 32 * blocks as usize],
                 grid: Grid::Rows,
                 fuses_norm: true,
@@ -343,7 +389,6 @@ impl MatmulKernel {
         });
         let notes = match self {
             Self::Tiled { half: true, .. } => Some("f16"),
-            Self::BlockedMatvec(BlockedMatvec { subgroups: true, .. }) => Some("subgroups"),
             _ => None,
         };
         let notes: Vec<_> = sizes.chain(notes.map(str::to_owned)).collect();

@@ -15,7 +15,8 @@ mod table;
 
 use bytemuck::{Pod, Zeroable};
 
-pub use self::kernel::{BlockedMatvec, Cooperative, MatmulKernel, Rounding};
+pub(crate) use self::choose::{matrix_units, set_matrix_units};
+pub use self::kernel::{Cooperative, MatmulKernel, Rounding, RowMatvec};
 pub(super) use self::record::{Params, Product};
 pub(super) use self::shader::{EpilogueFlags, LhsSource, OutputStage, all_kernels, weight_reader};
 pub use self::shape::{MatmulShape, products};
@@ -149,7 +150,8 @@ pub fn linear_routed(
 
 /// Whether the kernels of all shards fuse a norm with the product.
 pub(super) fn fuses_norm(gpu: &Gpu, m: usize, weight: &Matrix) -> bool {
-    let kernel = |shard| MatmulKernel::choose(gpu, MatmulShape::of_shard(shard, m, weight.columns()));
+    let kernel =
+        |shard| MatmulKernel::choose(gpu, MatmulShape::of_shard(shard, m, weight.columns()), weight.wide_inputs());
     weight.shards().iter().all(|shard| kernel(shard).spec().fuses_norm)
 }
 

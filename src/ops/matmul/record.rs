@@ -58,8 +58,8 @@ impl Product<'_> {
                 products.0.insert(shape);
             }
             let kernel = match lhs {
-                LhsSource::Im2col => MatmulKernel::choose_for_im2col(recorder.gpu(), shape),
-                _ => MatmulKernel::choose(recorder.gpu(), shape),
+                LhsSource::Im2col => MatmulKernel::choose_for_im2col(recorder.gpu(), shape, weight.wide_inputs()),
+                _ => MatmulKernel::choose(recorder.gpu(), shape, weight.wide_inputs()),
             };
             let spec = kernel.spec();
             let variant = Variant {

@@ -105,8 +105,9 @@ impl PipelineKey for Variant {
             LhsSource::Im2col => wgsl!("matmul/lhs_im2col.wgsl"),
         });
         let (reader, mut consts) = match spec.weights {
-            WeightReader::Vec4 | WeightReader::Bytes => weight_reader(self.precision),
+            WeightReader::Vec4 | WeightReader::Bytes | WeightReader::Run => weight_reader(self.precision),
             WeightReader::Block => block_reader(self.precision),
+            WeightReader::Row => row_reader(self.precision),
         };
         sources.push(reader);
         if spec.fuses_norm {
@@ -114,6 +115,13 @@ impl PipelineKey for Variant {
             overrides.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
         }
         sources.extend_from_slice(spec.parts);
+        if spec.weights == WeightReader::Run {
+            sources.push(match self.precision {
+                Precision::F32 | Precision::F16 => wgsl!("matmul/run_float.wgsl"),
+                Precision::Q8 => wgsl!("matmul/run_q8.wgsl"),
+                _ => wgsl!("matmul/run_quantized.wgsl"),
+            });
+        }
         if spec.weights == WeightReader::Bytes {
             sources.push(byte_reader(self.precision));
         }
@@ -158,6 +166,15 @@ fn block_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
         Precision::F16 => wgsl!("matmul/blocks_f16.wgsl"),
         Precision::Q8 => wgsl!("matmul/blocks_q8.wgsl"),
         _ => wgsl!("matmul/blocks_quantized.wgsl"),
+    };
+    (source, reader_constants(precision))
+}
+
+/// The reader of 32 columns of a row of quantised weights.
+fn row_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
+    let source = match precision {
+        Precision::Q8 => wgsl!("matmul/row_q8.wgsl"),
+        _ => wgsl!("matmul/row_quantized.wgsl"),
     };
     (source, reader_constants(precision))
 }

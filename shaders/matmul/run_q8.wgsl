@@ -1,0 +1,16 @@
+// Run reader: q8, eight neighbouring columns of a row (after weights_q8.wgsl).
+struct Run {
+    first: u32,
+    second: u32,
+    scale: f32,
+}
+
+fn load_run(row: u32, k8: u32, stride: u32) -> Run {
+    let at = 8u * group_index(row, k8 >> 2u, stride) + 2u * (k8 & 3u);
+    return Run(weights[at], weights[at + 1u], weight_scale(row, k8 >> 2u, stride).x);
+}
+
+fn run_columns4(run: Run, j: u32) -> vec4<f32> {
+    let word = bitcast<i32>(select(run.first, run.second, j == 1u));
+    return run.scale * vec4<f32>((vec4(word) << vec4(24u, 16u, 8u, 0u)) >> vec4(24u));
+}

@@ -1,0 +1,44 @@
+// Run reader: integers of BITS bits, 4 to 6, eight neighbouring columns of a row (after weights_quantized.wgsl).
+struct Run {
+    low: u32,
+    high: u32,
+    scale: vec2<u32>,
+    k8: u32,
+}
+
+fn load_run(row: u32, k8: u32, stride: u32) -> Run {
+    let group = k8 >> 2u;
+    var run: Run;
+    run.k8 = k8 & 3u;
+    run.low = weights[4u * (32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u)) + run.k8];
+    if BITS == 5u {
+        run.high = scale_word(row, group, stride, 0u) >> (8u * run.k8);
+    }
+    if BITS == 6u {
+        run.high = scale_word(row, group, stride, run.k8 >> 1u) >> (16u * (run.k8 & 1u));
+    }
+    run.scale.x = scale_word(row, group, stride, HIGH_WORDS);
+    if WIDE == 1u {
+        run.scale.y = scale_word(row, group, stride, WORDS - 1u);
+    }
+    return run;
+}
+
+// Columns 4 j .. 4 j + 3 of the run; j < 2.
+fn run_columns4(run: Run, j: u32) -> vec4<f32> {
+    var scale: vec2<f32>;
+    if WIDE == 1u {
+        scale = bitcast<vec2<f32>>(run.scale);
+    } else {
+        scale = unpack2x16float(run.scale.x);
+    }
+    var q = (vec4(run.low) >> vec4(vec4(0u, 4u, 8u, 12u) + 16u * j)) & vec4(15u);
+    if BITS == 5u {
+        q |= ((vec4(run.high) >> vec4(vec4(0u, 1u, 2u, 3u) + 4u * j)) & vec4(1u)) << vec4(4u);
+    }
+    if BITS == 6u {
+        q |= ((vec4(run.high) >> vec4(vec4(0u, 2u, 4u, 6u) + 8u * j)) & vec4(3u)) << vec4(4u);
+        return select(scale.x, scale.y, run.k8 >= 2u) * (vec4<f32>(vec4<i32>(q)) - vec4(32.0));
+    }
+    return fma(vec4(scale.x), vec4<f32>(vec4<i32>(q)), vec4(scale.y));
+}
