@@ -45,7 +45,7 @@
 //! Futures of this crate are not `Send`, by design: in a browser nothing is, and a model's caches belong to one thread.
 //! They need no runtime. Drive them with `pollster::block_on`; in a multi-threaded program, run one thread per model
 //! and send it questions over a channel (`examples/async_server.rs`, which streams answers and cancels them). The crate
-//! itself uses no network, no threads and no standard output.
+//! itself uses no network and no standard output; outside of browsers it reads and packs weights on rayon's threads.
 //!
 //! # Features
 //!
@@ -83,6 +83,7 @@ mod nn;
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod ops;
+mod parallel;
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod roofline;

@@ -11,8 +11,9 @@ use std::rc::Rc;
 
 use crate::gpu::Gpu;
 use crate::ops::{ConvMode, Convolution, GroupNorm, Norm};
-use crate::tensor::{Matrix, MatrixBuilder, Packed, Precision, Tensor, pack_rows};
-use crate::weights::dtype::Dtype;
+use crate::tensor::{Matrix, MatrixBuilder, Precision, Tensor};
+use crate::weights::blocks::BlockType;
+use crate::weights::dtype::{Dtype, first_larger};
 use crate::weights::expected::{ExpectedTensor, Storage};
 use crate::weights::row_order::RowOrder;
 use crate::weights::view::Weights;
@@ -20,8 +21,8 @@ use crate::{Error, Result};
 
 pub use options::LoadOptions;
 
-/// The number of f32 values of a matrix that are in host memory at a time: 4 MiB.
-const BLOCK_VALUES: usize = 1 << 20;
+/// Bytes of a matrix that are in host memory at a time: rows as f32 or as blocks of their file, and as packed.
+const BLOCK_BYTES: usize = 2 << 20;
 /// Bytes in staging memory before the loader waits for the device.
 const STAGED_BYTES: u64 = 16 << 20;
 
@@ -71,6 +72,14 @@ struct MatrixInfo {
     precision: Precision,
     /// The type in the file, if the matrix keeps it.
     kept: Option<Dtype>,
+}
+
+/// Rows of one tensor, or of several whose rows alternate on the device.
+enum Rows {
+    /// The values of each tensor.
+    Values(Vec<Vec<f32>>),
+    /// The blocks of each tensor.
+    Blocks(BlockType, Vec<Vec<u8>>),
 }
 
 impl Loader {
@@ -217,7 +226,7 @@ impl Loader {
             };
             let mut builder = MatrixBuilder::new(&self.gpu, info.precision, info.rows, info.columns, &what)?;
             for (name, order, info) in parts {
-                let read = async |range| read_packed(weights, name, range, *order, info).await;
+                let read = async |range| read_parts(weights, &[(*name, range)], *order, info).await;
                 self.push_blocks(&mut builder, info, 1, read).await?;
             }
             matrices.push(builder.finish()?);
@@ -256,21 +265,14 @@ impl Loader {
     pub async fn gated_bias(&self, name: &str) -> Result<Tensor> {
         let values = self.values(name).await?;
         let (values, gates) = values.split_at(values.len() / 2);
-        self.upload(name, &[2 * gates.len()], &alternating(gates, values, 1)).await
+        self.upload(name, &[2 * gates.len()], &alternating(&[gates, values], 1).concat()).await
     }
 
     /// Rows of two tensors, alternating. Each has `info.rows` of them, from a first row on.
     async fn alternating_rows(&self, parts: [(&str, usize); 2], info: &MatrixInfo) -> Result<Matrix> {
-        let [data, scales] = [info.precision.row_bytes(info.columns), info.precision.row_scale_bytes(info.columns)];
         let read = async |weights: &Weights, range: Range<usize>| {
-            let [even, odd] = parts.map(|(name, first)| {
-                read_packed(weights, name, first + range.start..first + range.end, RowOrder::Plain, info)
-            });
-            let (even, odd) = (even.await?, odd.await?);
-            Ok(Packed {
-                data: alternating(&even.data, &odd.data, data),
-                scales: alternating(&even.scales, &odd.scales, scales),
-            })
+            let parts = parts.map(|(name, first)| (name, first + range.start..first + range.end));
+            read_parts(weights, &parts, RowOrder::Plain, info).await
         };
         self.build(parts[0].0, info, 2, read).await
     }
@@ -299,7 +301,7 @@ impl Loader {
                     }
                 }
             }
-            Ok(pack_rows(info.precision, on_device.columns, &last))
+            Ok(Rows::Values(vec![last]))
         };
         Ok(Convolution { weight: part.build("weight", &on_device, 1, read).await?, bias, channels: padded, side, mode })
     }
@@ -323,13 +325,13 @@ impl Loader {
         Ok(matrix.with_wide_inputs(self.wide_inputs))
     }
 
-    /// A matrix in which `info.rows` ranges over groups of `group` rows: random, or packed by `read`.
+    /// A matrix in which `info.rows` ranges over groups of `group` rows: random, or returned by `read`.
     async fn build(
         &self,
         name: &str,
         info: &MatrixInfo,
         group: usize,
-        read: impl AsyncFn(&Weights, Range<usize>) -> Result<Packed>,
+        read: impl AsyncFn(&Weights, Range<usize>) -> Result<Rows>,
     ) -> Result<Matrix> {
         let (rows, what) = (group * info.rows, self.full_name(name));
         let weights = match &self.origin {
@@ -347,13 +349,25 @@ impl Loader {
         builder: &mut MatrixBuilder,
         info: &MatrixInfo,
         group: usize,
-        read: impl AsyncFn(Range<usize>) -> Result<Packed>,
+        read: impl AsyncFn(Range<usize>) -> Result<Rows>,
     ) -> Result<()> {
-        let step = (BLOCK_VALUES / info.columns.max(1) / group).max(1);
+        let columns = info.columns.max(1);
+        let read_bytes = match info.kept {
+            Some(Dtype::Block(kind)) => kind.row_bytes(columns),
+            _ => 4 * columns,
+        };
+        let row_bytes = read_bytes + info.precision.row_bytes(columns) + info.precision.row_scale_bytes(columns);
+        let step = (BLOCK_BYTES / row_bytes / group).max(1);
         for first in (0..info.rows).step_by(step) {
             let range = first..(first + step).min(info.rows);
             let bytes = Matrix::bytes_for(info.precision, group * range.len(), info.columns);
-            builder.push_packed(&read(range).await?)?;
+            match read(range).await? {
+                Rows::Values(parts) => builder.push_rows(&alternating(&parts, columns))?,
+                Rows::Blocks(kind, parts) => {
+                    let rows = alternating(&parts, kind.row_bytes(columns));
+                    builder.push_with(rows.len(), |tile| kind.pack(tile, &rows))?;
+                }
+            }
             self.wrote(bytes).await?;
         }
         Ok(())
@@ -435,19 +449,24 @@ impl Loader {
     }
 }
 
-/// Rows packed for the device.
-async fn read_packed(
+/// Rows of tensors of one type.
+async fn read_parts(
     weights: &Weights,
-    name: &str,
-    rows: Range<usize>,
+    parts: &[(&str, Range<usize>)],
     order: RowOrder,
     info: &MatrixInfo,
-) -> Result<Packed> {
-    if let Some(Dtype::Block(_)) = info.kept {
-        return weights.read_packed_in(name, rows, order).await;
+) -> Result<Rows> {
+    let (mut values, mut blocks) = (Vec::new(), Vec::new());
+    for (name, rows) in parts {
+        match info.kept {
+            Some(Dtype::Block(_)) => blocks.push(weights.read_blocks(name, rows.clone(), order).await?),
+            _ => values.push(read_rows(weights, name, rows.clone(), order, info.precision).await?),
+        }
     }
-    let values = read_rows(weights, name, rows, order, info.precision).await?;
-    Ok(pack_rows(info.precision, info.columns, &values))
+    Ok(match info.kept {
+        Some(Dtype::Block(kind)) => Rows::Blocks(kind, blocks),
+        _ => Rows::Values(values),
+    })
 }
 
 /// Rows as f32. Values that exceed `precision` are an error.
@@ -459,7 +478,7 @@ async fn read_rows(
     precision: Precision,
 ) -> Result<Vec<f32>> {
     let values = weights.read_rows_in(name, rows, order).await?;
-    match values.iter().find(|value| value.abs() > precision.largest()) {
+    match first_larger(&values, precision.largest()).and_then(|index| values.get(index)) {
         None => Ok(values),
         Some(value) => Err(Error::Unsupported {
             what: format!("a weight of {} at {precision}", weights.full_name(name)),
@@ -469,10 +488,10 @@ async fn read_rows(
     }
 }
 
-/// Alternates rows of `length` values from `even` and `odd`.
-fn alternating<T: Copy>(even: &[T], odd: &[T], length: usize) -> Vec<T> {
-    let pairs = even.chunks_exact(length.max(1)).zip(odd.chunks_exact(length.max(1)));
-    pairs.flat_map(|(even, odd)| even.iter().chain(odd).copied()).collect()
+/// The rows of `length` elements in `parts`: the first of each, the second of each and so on.
+fn alternating<T, Part: AsRef<[T]>>(parts: &[Part], length: usize) -> Vec<&[T]> {
+    let rows = parts.iter().map(|part| part.as_ref().len() / length).min().unwrap_or(0);
+    (0..rows).flat_map(|row| parts.iter().map(move |part| &part.as_ref()[row * length..][..length])).collect()
 }
 
 /// Rows and columns of a tensor as a matrix: all dimensions but the first are columns.

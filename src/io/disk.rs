@@ -4,9 +4,13 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 use super::{ByteSource, Folder, LocalFuture};
-use crate::{Error, Result};
+use crate::{Error, Result, parallel};
+
+/// Bytes of a read that one thread copies from the system's cache.
+const READ_PIECE: usize = 1 << 20;
 
 /// A folder on disk.
 #[derive(Debug, Clone)]
@@ -83,11 +87,22 @@ impl ByteSource for DiskFile {
 
     fn read<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> LocalFuture<'a, Result<()>> {
         Box::pin(async move {
-            read_exact_at(&self.file, buffer, offset).map_err(|error| Error::Io {
-                file: self.name.clone(),
-                kind: error.kind(),
-                reason: format!("reading {} bytes at offset {offset}: {error}", buffer.len()),
-            })
+            let length = buffer.len();
+            let failed = Mutex::new(None);
+            let pieces = buffer.chunks_mut(READ_PIECE).zip((offset..).step_by(READ_PIECE));
+            parallel::for_each(pieces, |(piece, offset)| {
+                if let Err(error) = read_exact_at(&self.file, piece, offset) {
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                }
+            });
+            match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                None => Ok(()),
+                Some(error) => Err(Error::Io {
+                    file: self.name.clone(),
+                    kind: error.kind(),
+                    reason: format!("reading {length} bytes at offset {offset}: {error}"),
+                }),
+            }
         })
     }
 }

@@ -1,8 +1,8 @@
 //! Weight matrices: packed, and split by rows where they exceed one binding.
 
 use crate::gpu::{Access, Cost, Gpu, Kernel, grid_1d, wgsl};
-use crate::tensor::{INTERLEAVE_ROWS, Packed, Precision, Tensor, pack_rows};
-use crate::{Error, Result};
+use crate::tensor::{INTERLEAVE_ROWS, Packed, Precision, Tensor, Tile};
+use crate::{Error, Result, parallel};
 
 /// Consecutive rows of a matrix in buffers of their own.
 #[derive(Debug)]
@@ -179,10 +179,9 @@ pub struct MatrixBuilder {
     gpu: Gpu,
     matrix: Matrix,
     precision: Precision,
-    /// Packed rows that do not fill a block yet.
-    waiting: Packed,
+    /// The rows of the last push. Of a block that is not full yet, the rows are at the beginning.
+    packed: Packed,
     pushed: usize,
-    written: usize,
     what: String,
 }
 
@@ -220,40 +219,47 @@ impl MatrixBuilder {
             first += count;
         }
         let matrix = Matrix { rows, columns, shards, wide_inputs: false };
-        Ok(Self {
-            gpu: gpu.clone(),
-            matrix,
-            precision,
-            waiting: Packed::default(),
-            pushed: 0,
-            written: 0,
-            what: what.to_owned(),
-        })
+        Ok(Self { gpu: gpu.clone(), matrix, precision, packed: Packed::default(), pushed: 0, what: what.to_owned() })
     }
 
-    /// Packs the next rows, and writes them when they fill a block.
+    /// Packs the next rows, on all cores, and writes those that fill a block.
     ///
     /// # Errors
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn push(&mut self, values: &[f32]) -> Result<()> {
-        let (columns, precision) = (self.matrix.columns, self.precision);
+        let columns = self.matrix.columns;
         self.check(values.len() / columns, values.len().is_multiple_of(columns))?;
-        self.push_packed(&pack_rows(precision, columns, values))
+        self.push_rows(&values.chunks_exact(columns).collect::<Vec<_>>())
     }
 
-    /// Takes the next rows, packed but not interleaved, and writes them when they fill a block.
+    /// As [`Self::push`], for rows from several places.
     ///
     /// # Errors
-    /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
-    pub fn push_packed(&mut self, rows: &Packed) -> Result<()> {
+    /// As [`Self::push`].
+    pub fn push_rows(&mut self, rows: &[&[f32]]) -> Result<()> {
+        self.check(rows.len(), rows.iter().all(|row| row.len() == self.matrix.columns))?;
+        let precision = self.precision;
+        self.push_with(rows.len(), |tile| tile.pack(precision, rows))
+    }
+
+    /// Calls `pack`, on all cores, with the places of the next `count` rows, and writes those that fill a block.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_with(&mut self, count: usize, pack: impl Fn(Tile<'_>) + Send + Sync) -> Result<()> {
+        self.check(count, true)?;
         let (columns, precision) = (self.matrix.columns, self.precision);
-        let count = rows.data.len() / precision.row_bytes(columns);
-        let whole = rows.data.len() == count * precision.row_bytes(columns)
-            && rows.scales.len() == count * precision.row_scale_bytes(columns);
-        self.check(count, whole)?;
-        self.waiting.extend(rows);
+        let interleave = precision.interleave();
+        let waiting = self.pushed % interleave;
+        let end = waiting + count;
+        self.packed.resize(precision, columns, precision.stored_rows(end));
+        parallel::for_each(self.packed.tiles(precision, columns, interleave, waiting..end), pack);
+        let first = self.pushed - waiting;
         self.pushed += count;
-        self.write(self.pushed / INTERLEAVE_ROWS * INTERLEAVE_ROWS);
+        let full = if self.pushed == self.matrix.rows { end } else { end / interleave * interleave };
+        self.write(first, full);
+        self.packed.data.copy_within(full * precision.row_bytes(columns).., 0);
+        self.packed.scales.copy_within(full * precision.row_scale_bytes(columns).., 0);
         Ok(())
     }
 
@@ -269,21 +275,22 @@ impl MatrixBuilder {
         })
     }
 
-    /// Writes the waiting rows up to row `end`.
-    fn write(&mut self, end: usize) {
+    /// Writes the first `count` packed rows as those from row `first` on.
+    fn write(&self, first: usize, count: usize) {
         let (columns, precision) = (self.matrix.columns, self.precision);
         for shard in &self.matrix.shards {
-            let until = end.min(shard.first + shard.rows);
-            if self.written >= until {
+            let (start, end) = (shard.first.max(first), (shard.first + shard.rows).min(first + count));
+            if start >= end {
                 continue;
             }
-            let rows = self.waiting.take_rows(precision, columns, until - self.written).interleaved(precision, columns);
-            let row = self.written - shard.first;
-            shard.data.write(&self.gpu, (row * precision.row_bytes(columns)) as u64, &rows.data);
+            let write = |tensor: &Tensor, packed: &[u8], row_bytes: usize| {
+                let bytes = &packed[(start - first) * row_bytes..][..precision.stored_rows(end - start) * row_bytes];
+                tensor.write(&self.gpu, ((start - shard.first) * row_bytes) as u64, bytes);
+            };
+            write(&shard.data, &self.packed.data, precision.row_bytes(columns));
             if let Some(scales) = &shard.scales {
-                scales.write(&self.gpu, (row * precision.row_scale_bytes(columns)) as u64, &rows.scales);
+                write(scales, &self.packed.scales, precision.row_scale_bytes(columns));
             }
-            self.written = until;
         }
     }
 
@@ -291,8 +298,7 @@ impl MatrixBuilder {
     ///
     /// # Errors
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
-    pub fn finish(mut self) -> Result<Matrix> {
-        self.write(self.pushed);
+    pub fn finish(self) -> Result<Matrix> {
         if self.pushed != self.matrix.rows {
             return Err(Error::WrongShape {
                 name: self.what,

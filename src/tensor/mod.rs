@@ -14,5 +14,5 @@ pub(crate) use matrix::fill_kernel;
 pub use matrix::{Matrix, MatrixBuilder, Shard};
 #[cfg(feature = "gpu")]
 pub use on_device::Tensor;
-pub(crate) use pack::saturating_f16;
-pub use pack::{GROUP_SIZE, Group, INTERLEAVE_ROWS, Packed, Precision, dequantize, pack_rows};
+pub use pack::{GROUP_SIZE, Group, INTERLEAVE_ROWS, Packed, Precision, Tile, dequantize, pack_rows};
+pub(crate) use pack::{f16_value, saturating_f16};

@@ -10,7 +10,7 @@ use super::row_order::RowOrder;
 use super::stored_tensor::{StoredTensor, TensorInfo};
 use super::{safetensors, torch_bin};
 use crate::io::{ByteSource, Folder, LocalFuture, read_file, read_range};
-use crate::tensor::{GROUP_SIZE, Packed};
+use crate::tensor::GROUP_SIZE;
 use crate::{Error, Result};
 
 /// File names of a language model's weights, in order of preference.
@@ -353,12 +353,12 @@ impl Checkpoint {
         self.tensors.get(name).map_or(name, |located| &located.stored.name)
     }
 
-    /// Reads rows of a quantised tensor and repacks its blocks losslessly for the device: the rows at positions `rows`
-    /// of the tensor with its rows in `order`.
+    /// Reads the blocks of a quantised tensor's rows, and checks that the device's format holds their scales: the rows
+    /// at positions `rows` of the tensor with its rows in `order`.
     ///
     /// # Errors
     /// As [`Self::read_rows`]; [`Error::WrongDtype`] if the tensor is not quantised.
-    pub async fn read_packed(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Packed> {
+    pub async fn read_blocks(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Vec<u8>> {
         let located = self.locate(name)?;
         let TensorInfo { shape, dtype } = &located.stored.info;
         let Dtype::Block(kind) = *dtype else {
@@ -367,11 +367,12 @@ impl Checkpoint {
         };
         let first = (rows.start as u64).saturating_mul(shape.last().copied().unwrap_or(0) as u64);
         let bytes = self.read_row_bytes(located, rows, order).await?;
-        kind.repack(&bytes).map_err(|(group, value)| Error::BadValue {
+        kind.check(&bytes).map_err(|(group, value)| Error::BadValue {
             name: located.stored.name.clone(),
             value,
             index: first.saturating_add((group * GROUP_SIZE) as u64),
-        })
+        })?;
+        Ok(bytes)
     }
 
     /// The bytes of the rows at positions `rows` of the tensor with its rows in `order`.
@@ -394,7 +395,7 @@ impl Checkpoint {
         }
         let row_bytes = row_bytes as usize;
         let row = |place: &usize| bytes.get((place - first) * row_bytes..(place - first + 1) * row_bytes);
-        Ok(places.iter().filter_map(row).flatten().copied().collect())
+        Ok(places.iter().filter_map(row).collect::<Vec<_>>().concat())
     }
 
     /// Reads elements `range`, which is inside the tensor.

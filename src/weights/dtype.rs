@@ -4,7 +4,11 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blocks::BlockType;
+use crate::parallel;
 use crate::tensor::Precision;
+
+/// Values that a thread decodes at a time.
+const CHUNK_VALUES: usize = 1 << 16;
 
 /// An element type of a checkpoint, little-endian unless the file declares otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -145,49 +149,58 @@ impl Dtype {
 /// Returns false, and appends nothing, if `dtype` is not one of [`FLOAT_TYPES`] or a block type.
 #[must_use]
 pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
-    match dtype {
-        Dtype::F64 => values.extend(elements(bytes).map(|bytes| f64::from_le_bytes(bytes) as f32)),
-        Dtype::F32 => values.extend(elements(bytes).map(f32::from_le_bytes)),
+    if !dtype.is_float() {
+        return false;
+    }
+    let (length, size) = dtype.unit();
+    let start = values.len();
+    values.resize(start + bytes.len() / size * length, 0.0);
+    let parts = values[start..].chunks_mut(CHUNK_VALUES).zip(bytes.chunks(CHUNK_VALUES / length * size));
+    parallel::for_each(parts, |(values, bytes)| match dtype {
+        Dtype::F64 => convert(bytes, values, |bytes| f64::from_le_bytes(bytes) as f32),
+        Dtype::F32 => convert(bytes, values, f32::from_le_bytes),
         Dtype::Bf16 => {
-            values.extend(elements(bytes).map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)));
+            convert(bytes, values, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16));
         }
         Dtype::F16 => decode_f16(bytes, values),
         Dtype::Block(kind) => kind.dequantize(bytes, values),
-        _ => return false,
-    }
+        // The types that are not floats.
+        _ => {}
+    });
     true
 }
 
 /// Converts aligned blocks, so that `half` can use the processor's conversion instructions.
-fn decode_f16(bytes: &[u8], values: &mut Vec<f32>) {
+fn decode_f16(bytes: &[u8], values: &mut [f32]) {
     const BLOCK: usize = 1024;
     let mut halves = [f16::ZERO; BLOCK];
-    let mut floats = [0f32; BLOCK];
-    for block in bytes.chunks(2 * BLOCK) {
-        let mut count = 0;
-        for (half, bytes) in halves.iter_mut().zip(elements(block)) {
-            *half = f16::from_le_bytes(bytes);
-            count += 1;
+    for (bytes, values) in bytes.chunks(2 * BLOCK).zip(values.chunks_mut(BLOCK)) {
+        let halves = &mut halves[..values.len()];
+        for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks().0) {
+            *half = f16::from_le_bytes(*bytes);
         }
-        let (halves, floats) = (&halves[..count], &mut floats[..count]);
-        halves.convert_to_f32_slice(floats);
-        values.extend_from_slice(floats);
+        halves.convert_to_f32_slice(values);
     }
 }
 
-fn elements<const N: usize>(bytes: &[u8]) -> impl ExactSizeIterator<Item = [u8; N]> + '_ {
-    bytes.chunks_exact(N).map(|chunk| {
-        let mut element = [0; N];
-        element.copy_from_slice(chunk);
-        element
-    })
+fn convert<const N: usize>(bytes: &[u8], values: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
+    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+        *value = convert(*bytes);
+    }
 }
 
 /// Index of the first NaN or infinity.
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+    first_larger(values, f32::MAX)
+}
+
+/// Index of the first NaN or value of a magnitude above `largest`.
+pub(crate) fn first_larger(values: &[f32], largest: f32) -> Option<usize> {
     // Scans whole blocks without an early exit, so that the loop vectorizes; searches only the first bad block.
     const BLOCK: usize = 256;
-    let bad = |value: &f32| !value.is_finite();
+    // The negation, so that NaN counts.
+    #[allow(clippy::neg_cmp_op_on_partial_ord)]
+    let bad = |value: &f32| !(value.abs() <= largest);
     let block = values.chunks(BLOCK).position(|block| block.iter().fold(false, |any, value| any | bad(value)))?;
     let start = block * BLOCK;
     values.get(start..)?.iter().position(bad).map(|index| start + index)

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use super::checkpoint::Checkpoint;
 use super::row_order::RowOrder;
 use super::stored_tensor::TensorInfo;
-use crate::tensor::Packed;
 use crate::{Error, Result};
 
 /// The tensors of a checkpoint under a prefix. Cheap to clone.
@@ -130,20 +129,12 @@ impl Weights {
         self.checkpoint.read_rows_in(&self.full_name(name), rows, order).await
     }
 
-    /// Reads rows of a quantised tensor, repacked losslessly for the device.
+    /// Reads the blocks of a quantised tensor: the rows at positions `rows` of the tensor with its rows in `order`.
     ///
     /// # Errors
-    /// As [`Checkpoint::read_packed`].
-    pub async fn read_packed(&self, name: &str, rows: Range<usize>) -> Result<Packed> {
-        self.read_packed_in(name, rows, RowOrder::Plain).await
-    }
-
-    /// As [`Self::read_packed`], for the rows at positions `rows` of the tensor with its rows in `order`.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read_packed`].
-    pub async fn read_packed_in(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Packed> {
-        self.checkpoint.read_packed(&self.full_name(name), rows, order).await
+    /// As [`Checkpoint::read_blocks`].
+    pub async fn read_blocks(&self, name: &str, rows: Range<usize>, order: RowOrder) -> Result<Vec<u8>> {
+        self.checkpoint.read_blocks(&self.full_name(name), rows, order).await
     }
 
     /// The number of different indices after `part`: 2 for `layers` with `layers.0.w`, `layers.0.b` and `layers.1.w`. A

@@ -17,6 +17,7 @@ use mgm::tensor::{Precision, dequantize};
 use mgm::text::conversation::Template;
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::blocks::BlockType;
+use mgm::weights::dtype::{Dtype, decode_f32};
 use mgm::weights::gguf::{Array, Header, Value};
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
@@ -46,7 +47,7 @@ fn blocks_stand_for_the_values_that_the_gguf_package_gives() {
         let blocks = file.tensor(&format!("{}.blocks", kind.name())).expect("blocks").data();
         let expected = floats(&file, &format!("{}.values", kind.name()));
         let mut values = Vec::new();
-        kind.dequantize(blocks, &mut values);
+        assert!(decode_f32(Dtype::Block(kind), blocks, &mut values));
         // And through the device's format, which must lose nothing.
         let packed = kind.repack(blocks).expect("finite scales");
         let columns = expected.len() / 3;

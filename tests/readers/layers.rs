@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// The top-level modules of `src/`, lowest layer first. Modules of one layer do not import each other.
 const LAYERS: &[&[&str]] = &[
-    &["error"],
+    &["error", "parallel"],
     &["io"],
     &["gpu"],
     &["tensor"],
