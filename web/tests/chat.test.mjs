@@ -81,7 +81,7 @@ test("a failure that nobody waits for is an unhandled rejection; a stream can be
     } catch {
       // Thrown by the loop.
     }
-    const chat = text.chat([{ role: "user", content: "Hello" }], { maxTokens: 1 });
+    const chat = text.chat([{ role: "user", content: "Hello" }], { max_tokens: 1 });
     for await (const _ of chat);
     const again = await (async () => {
       for await (const _ of chat);
@@ -180,6 +180,8 @@ test("wrong calls fail with typed errors", async () => {
       await code(user([null])),
       await code([null]),
       await code(user("a"), { maxNewTokens: 5, maxTokens: 6 }),
+      await code(user("a"), { top_p: 0.5, topP: 0.6 }),
+      await code(user("a"), { temprature: 0 }),
       await code(user("a"), { stop: ["x", ""] }),
       await code(user("a"), { image: { mode: "sometimes" } }),
       await Mgm.load("http://[bad").then(() => "none", (error) => `${error.name} ${error.code}`),
@@ -188,7 +190,7 @@ test("wrong calls fail with typed errors", async () => {
   assert.deepEqual(codes, [
     "MgmError invalid-argument", "MgmError invalid-argument", "MgmError invalid-argument", "MgmError prompt-too-long",
     "MgmError invalid-argument", "MgmError image", "MgmError http", "MgmError invalid-argument",
-    ...Array(9).fill("MgmError invalid-argument"),
+    ...Array(11).fill("MgmError invalid-argument"),
   ]);
 });
 

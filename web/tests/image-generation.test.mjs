@@ -101,7 +101,7 @@ test("image to image gives the native binary's image", { timeout: 300_000 }, asy
   const url = native("image", "--prompt", "a gold mine", "--seed", "3", "--init-image", image, "--strength", "0.9", "--size", "64x64");
   const most = await page.evaluate(async (url) => {
     const image = await (await fetch("/goldens/vicuna-7b/image0.png")).blob();
-    const { pixels } = await mgm.generate({ prompt: "a gold mine", seed: 3, image, strength: 0.9, width: 64, height: 64, numInferenceSteps: 2 });
+    const { pixels } = await mgm.generate({ prompt: "a gold mine", seed: 3, image, strength: 0.9, width: 64, height: 64, num_inference_steps: 2 });
     return differs(pixels, url);
   }, url);
   assert.ok(most <= TOLERANCE, `differs by ${most}`);

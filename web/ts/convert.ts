@@ -3,8 +3,15 @@
 import { bundleUrl } from "./env.js";
 import { MgmError } from "./errors.js";
 import { unpackMessages } from "./messages.js";
+import { either, withKnownNames } from "./options.js";
 import type { AnswerReport, ChatCall, FileSource, ImageCall } from "./protocol.js";
 import type { Answer, ChatOptions, GenerateOptions, ImageSettings, Message, ModelSource } from "./types.js";
+
+const CHAT_OPTIONS = ["maxNewTokens", "maxTokens", "temperature", "topP", "topK", "seed", "stop", "image", "signal"];
+const IMAGE_SETTINGS = [
+  "negativePrompt", "width", "height", "steps", "numInferenceSteps", "guidanceScale", "scheduler", "seed", "previews",
+];
+const GENERATE_OPTIONS = ["prompt", "image", "strength", "onStep", "signal", ...IMAGE_SETTINGS];
 
 export function toFileSource(source: ModelSource): FileSource {
   if (typeof source === "string" || source instanceof URL) return { url: bundleUrl(source) };
@@ -12,9 +19,10 @@ export function toFileSource(source: ModelSource): FileSource {
 }
 
 export async function toChatCall(messages: Message[], options: ChatOptions, signal: AbortSignal): Promise<ChatCall> {
-  const { temperature = 0.2, topP, topK = 50, seed, stop = [], image = {} } = options;
-  const maxNewTokens = alias("maxNewTokens", options.maxNewTokens, "maxTokens", options.maxTokens) ?? 512;
-  const { mode = "auto", ...settings } = image;
+  const known = withKnownNames("chat", options, CHAT_OPTIONS);
+  const { temperature = 0.2, topP, topK = 50, seed, stop = [], image = {} } = known;
+  const maxNewTokens = either("maxNewTokens", known.maxNewTokens, "maxTokens", known.maxTokens) ?? 512;
+  const { mode = "auto", ...settings } = withKnownNames("image", image, ["mode", ...IMAGE_SETTINGS]);
   const stopStrings = typeof stop === "string" ? [stop] : stop;
   if (!stopStrings.every((text) => typeof text === "string" && text !== "")) {
     throw new MgmError("invalid-argument", "stop must be a string or a list of strings, none of them empty");
@@ -36,10 +44,15 @@ export async function toChatCall(messages: Message[], options: ChatOptions, sign
   };
 }
 
+/** The options of an image, with known names only. */
+export function toGenerateOptions(options: GenerateOptions): GenerateOptions {
+  return withKnownNames("generate", options, GENERATE_OPTIONS);
+}
+
 /** Settings that are not given stay out: the core has the defaults. */
 export function toImageCall(settings: ImageSettings & Pick<GenerateOptions, "strength">): ImageCall {
   const { negativePrompt, width, height, guidanceScale, scheduler, seed, strength, previews } = settings;
-  const steps = alias("steps", settings.steps, "numInferenceSteps", settings.numInferenceSteps);
+  const steps = either("steps", settings.steps, "numInferenceSteps", settings.numInferenceSteps);
   return {
     // 32 bits: people copy seeds of images by hand.
     seed: seed ?? Math.floor(Math.random() * 2 ** 32),
@@ -52,14 +65,6 @@ export function toImageCall(settings: ImageSettings & Pick<GenerateOptions, "str
     ...(strength !== undefined && { strength }),
     ...(previews !== undefined && { previews }),
   };
-}
-
-/** The value of an option that has two spellings. */
-function alias(name: string, value: number | undefined, otherName: string, other: number | undefined): number | undefined {
-  if (value !== undefined && other !== undefined && value !== other) {
-    throw new MgmError("invalid-argument", `${name} and ${otherName} are the same option, with different values: ${value} and ${other}`);
-  }
-  return value ?? other;
 }
 
 export function toAnswer(report: AnswerReport, firstTokenMs: number): Answer {

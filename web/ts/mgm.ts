@@ -2,7 +2,7 @@
 
 import { ChatAnswer } from "./chat-answer.js";
 import { WorkerClient } from "./client.js";
-import { toAnswer, toChatCall, toFileSource, toImageCall } from "./convert.js";
+import { toAnswer, toChatCall, toFileSource, toGenerateOptions, toImageCall } from "./convert.js";
 import { fromWire, MgmError } from "./errors.js";
 import { inspectFiles } from "./manifest.js";
 import { toPixels } from "./messages.js";
@@ -116,9 +116,10 @@ export class Mgm {
 
   /** Generates an image. An abort takes effect between two steps. */
   async generate(options: GenerateOptions): Promise<GeneratedImage> {
-    const { prompt, image, onStep, signal } = options;
+    const known = toGenerateOptions(options);
+    const { prompt, image, onStep, signal } = known;
     if (typeof prompt !== "string" || prompt.trim() === "") throw new MgmError("invalid-argument", "the prompt is empty: generate({ prompt })");
-    const call = { prompt, ...toImageCall({ previews: onStep !== undefined, ...options }) };
+    const call = { prompt, ...toImageCall({ previews: onStep !== undefined, ...known }) };
     const request = { type: "generate", call, ...(image !== undefined && { image: await toPixels(image) }) } as const;
     const result = await this.#client.call(request, signal, (message) => {
       if (message.type === "step") onStep?.(message.step);

@@ -78,18 +78,26 @@ export interface LoadOptions {
   signal?: AbortSignal;
 }
 
-/** Options of {@link Mgm.chat}. */
+/** Options of {@link Mgm.chat}. Names may be in snake case, as in OpenAI's API: `max_tokens`, `top_p`. Unknown ones are an error. */
 export interface ChatOptions {
   /** Maximum number of generated tokens. Default: 512. */
   maxNewTokens?: number;
   /** Another spelling of `maxNewTokens`. */
   maxTokens?: number;
+  /** Another spelling of `maxNewTokens`. */
+  max_new_tokens?: number;
+  /** Another spelling of `maxNewTokens`. */
+  max_tokens?: number;
   /** Sampling temperature; 0 is greedy. Default: 0.2. */
   temperature?: number;
   /** Sample only from the smallest set of most likely tokens whose probabilities sum to at least this value. Default: the model's. */
   topP?: number;
+  /** Another spelling of `topP`. */
+  top_p?: number;
   /** Sample only from the K most likely tokens; 0 for all. Default: 50. */
   topK?: number;
+  /** Another spelling of `topK`. */
+  top_k?: number;
   /** The same seed, messages and device give the same answer. Default: random. */
   seed?: number;
   /** The answer ends before the first occurrence of one of these strings. */
@@ -112,10 +120,12 @@ export interface ChatImageOptions extends ImageSettings {
   mode?: "auto" | "always" | "never";
 }
 
-/** How an image is generated. */
+/** How an image is generated. Names may be in snake case, as in diffusers: `num_inference_steps`. Unknown ones are an error. */
 export interface ImageSettings {
   /** What the image should not show. Default in conversations: the reference implementation's; otherwise none. */
   negativePrompt?: string;
+  /** Another spelling of `negativePrompt`. */
+  negative_prompt?: string;
   /** Width in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. */
   width?: number;
   /** Height in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. */
@@ -124,8 +134,12 @@ export interface ImageSettings {
   steps?: number;
   /** Another spelling of `steps`. */
   numInferenceSteps?: number;
+  /** Another spelling of `steps`. */
+  num_inference_steps?: number;
   /** Classifier-free guidance scale. 1 ignores the negative prompt and roughly halves the time per step. Default: 5. */
   guidanceScale?: number;
+  /** Another spelling of `guidanceScale`. */
+  guidance_scale?: number;
   /**
    * `euler`, `euler-a`, `ddim`, `dpm++-2m`, `dpm++-2m-sde`, `lcm` or `turbo`, optionally followed by `-karras`, `-exponential`,
    * `-leading`, `-trailing` or `-linspace`. Default: the model's.
