@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["gpu"],
     &["tensor"],
     &["ops"],
+    &["tuning"],
     &["image"],
     &["weights"],
     &["text"],
@@ -24,7 +25,6 @@ const LAYERS: &[&[&str]] = &[
     &["nn"],
     &["vision", "language", "diffusion"],
     &["session"],
-    &["tuning"],
     &["roofline"],
     &["variants"],
 ];
