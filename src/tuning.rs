@@ -100,14 +100,14 @@ pub async fn tune(
 }
 
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device, and has products run on
-/// them from then on where all are right. Models do so when they are loaded; it takes milliseconds, and nothing on a
-/// device without matrix units.
+/// them from then on where all are right: returns whether. Models do so when they are loaded; it takes milliseconds, and
+/// nothing on a device without matrix units.
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
-pub async fn check_matrix_units(gpu: &Gpu) -> Result<()> {
-    if matrix_units(gpu).is_some() {
-        return Ok(());
+pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
+    if let Some(used) = matrix_units(gpu) {
+        return Ok(used);
     }
     let kernels = MatmulKernel::default_on_matrix_units(gpu);
     let mut correct = !kernels.is_empty();
@@ -118,7 +118,7 @@ pub async fn check_matrix_units(gpu: &Gpu) -> Result<()> {
     }
     set_tuning(gpu, measured);
     set_matrix_units(gpu, correct);
-    Ok(())
+    Ok(correct)
 }
 
 async fn measure(

@@ -41,6 +41,14 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     let (count, seconds) = (cases.len(), started.elapsed().as_secs_f32());
     writeln!(out, "kernels  {} of {count} correct, in {seconds:.1} s", count - wrong)?;
     writeln!(out, "error    at most {:.1e} (normalised mean square error): {}", worst.0, worst.1)?;
+    if !gpu.capabilities().cooperative_sizes.is_empty() {
+        let used = mgm::tuning::check_matrix_units(&gpu).await?;
+        writeln!(
+            out,
+            "matrices {}",
+            if used { "the matrix units are correct, and used" } else { "the matrix units are not used" }
+        )?;
+    }
     if wrong > 0 {
         let reason = format!(
             "{wrong} kernels give wrong results on this device: update its driver, or select another device with --adapter"
