@@ -400,6 +400,9 @@ fn name(kernel: &Kernel) -> String {
             ("COLUMNS", 8) if kernel.name == "matmul" => "c8".to_owned(),
             // 4 in other products; in attention it follows from HEAD4.
             ("BITS" | "WIDE" | "COLUMNS", _) | (_, 0) => continue,
+            // SUB_M is half of TILE.
+            ("SUB_M", _) => continue,
+            ("SUB_N", rows) => format!("n{rows}"),
             (key, _) if EPILOGUE.contains(&key) => continue,
             (key, 1) if SWITCHES.contains(&key) => key.to_lowercase(),
             (key, value) => format!("{}{value}", key.to_lowercase()),
