@@ -54,7 +54,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     for (var block = range.x; block < range.y; block += 4u * BLOCK4) {
         let key = block + (local & 60u);
         var key_at: array<u32, 4>;
-        var scores: array<vec4<f32>, ROWS>;       // component: key
+        var scores = array<vec4<f32>, ROWS>();    // component: key; a value, as in attention_tiled.wgsl
         for (var j = 0u; j < 4u; j++) {
             key_at[j] = key_start + min(key + j, last_key) * key_stride;
         }

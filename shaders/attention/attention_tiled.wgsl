@@ -64,7 +64,7 @@ fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         let key1 = key_start + min(key + 1u, last_key) * key_stride;
         let key2 = key_start + min(key + 2u, last_key) * key_stride;
         let key3 = key_start + min(key + 3u, last_key) * key_stride;
-        var scores: array<vec4<f32>, 4>;       // [row], component: key
+        var scores = array<vec4<f32>, 4>();    // [row], component: key; Chromium zeroes it only once without a value
         for (var c = 0u; c < params.head_chunks; c++) {
             let c0 = key_chunk(key0 + c);
             let c1 = key_chunk(key1 + c);

@@ -2,7 +2,7 @@
 // INPUT_ROWS rows of x; LANES neighbouring invocations read the same columns of neighbouring rows, which are contiguous
 // (pack.rs); groups of 32 columns are interleaved among the WORKGROUP / LANES slices of a workgroup. x is staged in
 // workgroup memory, normalised, 32 GROUPS columns at a time, with its sums over half groups (for the minima). An
-// invocation loads its next group of weights before it multiplies the last. Reads b(W) once for INPUT_ROWS rows of x.
+// invocation loads its next group of weights before it multiplies the current one. Reads b(W) once for INPUT_ROWS rows of x.
 // Dispatch: (ceil(n / (LANES OWNED)) folded over x and y, ceil(m / INPUT_ROWS) as z).
 // Groups of columns that are staged at a time, a multiple of SLICES: 8 KiB for all rows of x.
 const GROUPS: u32 = 64u / INPUT_ROWS;
@@ -76,7 +76,8 @@ fn matvec_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
                 let row = min(n0 + LANES * o + lane, params.n - 1u);
                 next[o] = load_row_group(row, min(first + g + SLICES, last_group), stride);
             }
-            var dots: array<vec2<f32>, OWNED * INPUT_ROWS>;
+            // Without a value Chromium zeroes it only once, before the loop.
+            var dots = array<vec2<f32>, OWNED * INPUT_ROWS>();
             for (var j = 0u; j < 8u; j++) {
                 for (var r = 0u; r < INPUT_ROWS; r++) {
                     let x = staged[r * CHUNK4 + j * GROUPS + (g ^ j)];
