@@ -1,12 +1,12 @@
 #!/bin/sh
-# Everything that a GPU should show, in under 12 minutes: correctness first, then speed, then llama.cpp beside it.
+# Everything that a GPU should show, in under 12 minutes: correctness first, then speed, then llama.cpp for comparison.
 #
 #   benches/gpu.sh [OUT]        build, test and measure; logs go to OUT (default: target/gpu)
-#   PREBUILT=DIR benches/gpu.sh the binaries mgm, kernels, models and goldens are in DIR (for a machine without cargo)
-#   LLAMA=FILE benches/gpu.sh   a GGUF file to race llama.cpp with (needs Node.js)
+#   PREBUILT=DIR benches/gpu.sh the binaries mgm, kernels, models and goldens are in DIR (for a machine without cargo; an absolute path)
+#   LLAMA=FILE benches/gpu.sh   the absolute path of a GGUF file, to compare with llama.cpp (needs Node.js)
 #   MGM_ADAPTER=NAME            which GPU, as `mgm info` names it
 #
-# Every part has a limit of its own and goes on where another one failed; the summary at the end says what failed.
+# Every part has a limit of its own and runs whether or not another one failed; the summary at the end says what failed.
 set -u
 cd "$(dirname "$0")/.."
 OUT=$(mkdir -p "${1:-target/gpu}" && cd "${1:-target/gpu}" && pwd)

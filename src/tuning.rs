@@ -99,24 +99,30 @@ pub async fn tune(
     Ok(tuning)
 }
 
-/// Compares the kernels for matrix units (tensor cores) with the reference, once for a device, and has products run on
-/// them from then on where all are right: returns whether. Models do so when they are loaded; it takes milliseconds, and
-/// nothing on a device without matrix units.
+/// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all match, products use
+/// them from then on. Returns whether they do. Models do this when they are loaded; it takes milliseconds, and nothing on
+/// a device without matrix units.
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
 pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
+    // Formats with readers of their own.
+    const PRECISIONS: [Precision; 4] = [Precision::F16, Precision::Q8, Precision::Q6, Precision::Q4];
     if let Some(used) = matrix_units(gpu) {
         return Ok(used);
     }
-    let kernels = MatmulKernel::default_on_matrix_units(gpu);
-    let mut correct = !kernels.is_empty();
-    let measured = tuning(gpu);
-    for kernel in kernels {
-        let shape = MatmulShape { precision: Precision::Q4, m: 2, n: 2, k: 4 };
-        correct = correct && matches_reference(gpu, shape, MatmulKernel::Cooperative(kernel)).await?;
+    let mut correct = false;
+    for sizes in MatmulKernel::default_on_matrix_units(gpu) {
+        correct = true;
+        for precision in PRECISIONS {
+            // More than a tile of rows, and sizes that are multiples of nothing but four.
+            let case = Linear { m: 131, n: 133, k: 132, precision, ..Linear::default() };
+            correct = correct && matches(gpu, &case, MatmulKernel::Cooperative(sizes)).await?;
+        }
+        if !correct {
+            break;
+        }
     }
-    set_tuning(gpu, measured);
     set_matrix_units(gpu, correct);
     Ok(correct)
 }
@@ -129,7 +135,9 @@ async fn measure(
     on_timing: &mut impl FnMut(&Timing) -> ControlFlow<()>,
 ) -> Result<Option<Choice>> {
     let mut candidates = MatmulKernel::candidates(gpu, shape);
-    candidates.retain(|kernel| options.allow(*kernel));
+    // f32 weights are for those who want exact results.
+    let exact = shape.precision == Precision::F32;
+    candidates.retain(|kernel| options.allow(*kernel) && (!exact || kernel.rounding() == Rounding::None));
     if candidates.len() < 2 {
         return Ok(None);
     }
@@ -189,9 +197,17 @@ pub(crate) fn uncached_weights(gpu: &Gpu, shape: MatmulShape) -> Result<Vec<Matr
 /// Compares a kernel with the reference, on a small product whose sizes are multiples of nothing but four.
 async fn matches_reference(gpu: &Gpu, shape: MatmulShape, kernel: MatmulKernel) -> Result<bool> {
     let m = if shape.m == 1 { 1 } else { 70 };
-    let case = Linear { m, n: 67, k: 132, precision: shape.precision, norm: true, ..Linear::default() };
-    force(gpu, MatmulShape { precision: shape.precision, m, n: case.n, k: case.k }, kernel);
-    let values = match case.run(gpu).await {
+    matches(gpu, &Linear { m, n: 67, k: 132, precision: shape.precision, norm: true, ..Linear::default() }, kernel)
+        .await
+}
+
+/// Whether a kernel computes a product as the reference does. The measurements in use come back afterwards.
+async fn matches(gpu: &Gpu, case: &Linear, kernel: MatmulKernel) -> Result<bool> {
+    let measured = tuning(gpu);
+    force(gpu, MatmulShape { precision: case.precision, m: case.m, n: case.n, k: case.k }, kernel);
+    let values = case.run(gpu).await;
+    set_tuning(gpu, measured);
+    let values = match values {
         Ok(values) => values,
         Err(error @ (Error::DeviceLost(_) | Error::OutOfMemory { .. })) => return Err(error),
         // Such as a driver that rejects the kernel.

@@ -43,11 +43,7 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     writeln!(out, "error    at most {:.1e} (normalised mean square error): {}", worst.0, worst.1)?;
     if !gpu.capabilities().cooperative_sizes.is_empty() {
         let used = mgm::tuning::check_matrix_units(&gpu).await?;
-        writeln!(
-            out,
-            "matrices {}",
-            if used { "the matrix units are correct, and used" } else { "the matrix units are not used" }
-        )?;
+        writeln!(out, "matrices {}", if used { "in use" } else { "not in use" })?;
     }
     if wrong > 0 {
         let reason = format!(

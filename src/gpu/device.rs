@@ -110,7 +110,8 @@ impl Gpu {
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             // SAFETY: the only experimental feature requested is cooperative matrices, which one kernel of this
-            // crate uses. Models run it only where it was compared with the reference on the same device.
+            // crate uses. Models run it only where it was compared with the reference on this device, or by `mgm tune`
+            // on the same adapter and driver.
             experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };

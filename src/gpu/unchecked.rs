@@ -3,7 +3,7 @@
 //! wgpu always asks Vulkan for robust buffer access. Two of Mesa's compilers then compare every address with the end of
 //! the binding and split a load of 16 bytes into four (KERNELS.md has what that costs); the other drivers check for
 //! free, or nearly: NVIDIA's own was measured to be as fast with the checks. The kernels of this crate stay within
-//! their bindings, as tests with guard zones show, and no other shader runs on the device.
+//! their bindings, as tests with guard zones show, and nobody else's shader runs on the device.
 
 use ash::vk;
 use wgpu::hal::api::Vulkan;
@@ -43,7 +43,7 @@ pub(super) fn open(
     }
     let instance = hal.shared_instance().raw_instance();
     // SAFETY: the extensions and features are those that wgpu chose for this physical device, with two features less;
-    // wgpu takes the device over and destroys it. wgpu relies on the two features only to keep shaders within bindings.
+    // wgpu takes the device over and destroys it; one that it refuses is never destroyed, which does no harm. wgpu relies on the two features only to keep shaders within bindings.
     let opened = unsafe {
         let device = instance.create_device(hal.raw_physical_device(), &info, None).ok()?;
         hal.device_from_raw(

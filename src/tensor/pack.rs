@@ -15,8 +15,8 @@
 //! GGUF's blocks fit into these formats without loss ([`crate::weights::blocks`]).
 //!
 //! Quantised rows are interleaved by [`INTERLEAVE_ROWS`]: 32 weights of the first row, 32 of the second and so on, and
-//! the words of scales likewise. The last block of rows is padded with zeros. Kernels work on four rows at a time and
-//! read contiguous memory: 64 bytes of q4, and one 16-byte load for a word of each row. Eight neighbouring invocations
+//! the words of scales likewise. The last block of rows is padded with zeros. On GPUs neighbouring invocations read
+//! neighbouring rows. Kernels for software adapters work on four rows at a time and read contiguous memory: 64 bytes of q4, and one 16-byte load for a word of each row. Eight neighbouring invocations
 //! read 32 rows, also contiguous, which hardware prefetches. With blocks of four rows each invocation read a short run
 //! of its own, and in one product a software adapter spent a quarter of the time at their beginnings.
 

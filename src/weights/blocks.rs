@@ -216,7 +216,7 @@ impl BlockType {
         let bad = AtomicUsize::new(usize::MAX);
         parallel::for_each(bytes.chunks(CHUNK_BLOCKS * self.block_bytes()).enumerate(), |(chunk, bytes)| {
             let blocks = bytes.chunks_exact(self.block_bytes());
-            // All scales of a block are products of the f16 in it and small integers: one is bad if the first is.
+            // All scales of a block are products of the f16 in it and small integers: if one is bad, so is the first.
             let found = specialised!(self, KIND => {
                 { blocks }.position(|block| !KIND.group(block, 0).fits(KIND.precision()))
             });

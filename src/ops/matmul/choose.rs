@@ -17,12 +17,11 @@ const FULL_DEVICE: usize = 512;
 /// Tiles of 128 rows that fill a large GPU; with fewer, tiles of 64 share the work better.
 const FULL_DEVICE_128: usize = 128;
 
-/// Whether products run on the device's matrix units by default; `None` before they were checked.
 #[derive(Debug, Default)]
 struct MatrixUnits(Lock<Option<bool>>);
 
-/// Whether products run on the device's matrix units without a measurement; `None` before they were checked. A device
-/// that is only planned is taken to be right.
+/// Whether products run on the device's matrix units without a measurement; `None` before they were checked. A planned
+/// device is assumed to pass the check.
 pub(crate) fn matrix_units(gpu: &Gpu) -> Option<bool> {
     gpu.extension::<MatrixUnits>().0.lock().or(gpu.planned().then_some(true))
 }

@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::gpu::{MAX_GRID, Source, grid_1d, wgsl};
 use crate::tensor::Precision;
 
-/// Up to this many rows of x are multiplied one by one (matvec). More go through kernels that use each weight for many
-/// rows.
+/// Up to this many rows of x go through the matvec kernels, more through kernels that use each weight for many rows.
 pub(super) const MATVEC_ROWS: usize = 4;
 
 /// A kernel that computes a product y = x W^T, with its sizes.
@@ -15,7 +14,8 @@ pub(super) const MATVEC_ROWS: usize = 4;
 pub enum MatmulKernel {
     /// Row by row: the invocations of a workgroup split k into fours.
     Matvec,
-    /// For few rows of x and quantised weights: a row of W an invocation, x in workgroup memory.
+    /// For few rows of x and quantised weights: neighbouring invocations compute neighbouring rows of W; x in workgroup
+    /// memory.
     RowMatvec(RowMatvec),
     /// Tiles in workgroup memory.
     Tiled {
@@ -157,7 +157,7 @@ pub(super) enum MeasuredRows {
     Few,
     /// More than [`MATVEC_ROWS`].
     Many,
-    /// None: a larger size of the same kernel is measured.
+    /// None: never measured.
     Never,
 }
 
