@@ -16,9 +16,9 @@
 //!
 //! Quantised rows are interleaved by [`INTERLEAVE_ROWS`]: 32 weights of the first row, 32 of the second and so on, and
 //! the words of scales likewise. The last block of rows is padded with zeros. On GPUs neighbouring invocations read
-//! neighbouring rows. Kernels for software adapters work on four rows at a time and read contiguous memory: 64 bytes of q4, and one 16-byte load for a word of each row. Eight neighbouring invocations
-//! read 32 rows, also contiguous, which hardware prefetches. With blocks of four rows each invocation read a short run
-//! of its own, and in one product a software adapter spent a quarter of the time at their beginnings.
+//! neighbouring rows. Kernels for software adapters work on four rows at a time: 64 contiguous bytes of q4, and one
+//! 16-byte load for a word of each row. With blocks of four rows only, each of their invocations read a short run of its
+//! own, and in one product a software adapter spent a quarter of the time at the beginnings of these runs.
 
 use std::fmt;
 use std::ops::Range;
