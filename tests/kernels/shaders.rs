@@ -179,3 +179,44 @@ fn every_text_is_taken_by_tint() {
     assert!(failures.is_empty(), "tint refuses {} texts:\n{}", failures.len(), failures.join("\n"));
     println!("{} texts parsed by tint", seen.len());
 }
+
+/// A variable that is declared in a loop without a value is zero again in every round, but Chromium on SwiftShader keeps
+/// its last value. So it is assigned before anything else happens to it.
+#[test]
+fn variables_in_loops_are_assigned_first() {
+    let files: HashMap<_, _> = specialisations()
+        .into_iter()
+        .flat_map(|kernel| kernel.sources)
+        .map(|source| (source.name, source.text))
+        .collect();
+    let (mut checked, mut faults) = (0, Vec::new());
+    for (file, text) in files {
+        let lines: Vec<_> = text.lines().collect();
+        let indent = |line: &str| line.len() - line.trim_start().len();
+        for (number, line) in lines.iter().enumerate() {
+            let Some((name, _)) = line.trim_start().strip_prefix("var ").and_then(|rest| rest.split_once(':')) else {
+                continue;
+            };
+            // The lines that enclose this one, from the inside out.
+            let mut depth = indent(line);
+            let in_loop = lines[..number].iter().rev().filter(|line| !line.trim().is_empty()).any(|outer| {
+                let encloses = indent(outer) < depth;
+                depth = depth.min(indent(outer));
+                encloses && ["for ", "while ", "loop "].iter().any(|word| outer.trim_start().starts_with(word))
+            });
+            if !in_loop || line.split("//").next().is_some_and(|code| code.contains('=')) {
+                continue;
+            }
+            checked += 1;
+            let is_named =
+                |line: &&&str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+            let next = lines[number + 1..].iter().find(is_named).map_or("", |line| line.trim_start());
+            if !(next.starts_with(name)
+                && next.split_once(" = ").is_some_and(|(left, _)| !left.contains(' ') || left.contains('[')))
+            {
+                faults.push(format!("{file}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(checked > 0 && faults.is_empty(), "{faults:#?}");
+}
