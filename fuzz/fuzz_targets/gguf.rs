@@ -8,13 +8,14 @@ use mgm::io::MemorySource;
 use mgm::text::chat_template::{ChatTemplate, Message};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::gguf_model::GgufModel;
+use mgm::weights::row_order::RowOrder;
 
 fuzz_target!(|bytes: &[u8]| {
     let source = Rc::new(MemorySource::new("fuzz.gguf", bytes));
     let Ok(model) = pollster::block_on(GgufModel::open(source)) else { return };
     for name in model.weights.names() {
         let _ = pollster::block_on(model.weights.read_rows(name, 0..1));
-        let _ = pollster::block_on(model.weights.read_packed(name, 0..1));
+        let _ = pollster::block_on(model.weights.read_blocks(name, 0..1, RowOrder::Plain));
     }
     if let Ok(tokenizer) = Tokenizer::from_gguf(&model.header) {
         let _ = tokenizer.encode("the 42 é<s>");
