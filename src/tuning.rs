@@ -100,8 +100,8 @@ pub async fn tune(
 }
 
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all match, products use
-/// them from then on. Returns whether they do. Models do this when they are loaded; it takes milliseconds, and nothing on
-/// a device without matrix units.
+/// them from then on. Returns whether they do. Models do this when they are loaded. It compiles a pipeline for each tile
+/// and format, and does nothing on a device without matrix units.
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.

@@ -43,7 +43,8 @@ pub(super) fn open(
     }
     let instance = hal.shared_instance().raw_instance();
     // SAFETY: the extensions and features are those that wgpu chose for this physical device, with two features less;
-    // wgpu takes the device over and destroys it; one that it refuses is never destroyed, which does no harm. wgpu relies on the two features only to keep shaders within bindings.
+    // wgpu takes the device over and destroys it; one that it refuses is never destroyed, which does no harm. wgpu
+    // relies on the two features only to keep shaders within bindings.
     let opened = unsafe {
         let device = instance.create_device(hal.raw_physical_device(), &info, None).ok()?;
         hal.device_from_raw(
