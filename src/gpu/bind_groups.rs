@@ -1,11 +1,13 @@
-//! Bind-group cache, keyed by pipeline and bindings.
+//! Bind-group cache, keyed by layout and bindings.
 
 use std::collections::{HashMap, HashSet};
 
-use super::dispatch::{Binding, MAX_PARAMS_BYTES};
-use super::kernel::Pipeline;
+use foldhash::fast::FixedState;
 
-/// Pipeline id, and (buffer id, offset, size in bytes) of each binding.
+use super::dispatch::{Binding, MAX_PARAMS_BYTES};
+use super::kernel::Layout;
+
+/// Layout id, and (buffer id, offset, size in bytes) of each binding.
 type BindGroupKey = (usize, [(u64, u64, u64); MAX_BINDINGS]);
 
 /// WebGPU's default `maxStorageBuffersPerShaderStage`.
@@ -15,32 +17,32 @@ const MAX_BINDINGS: usize = 8;
 const MAX_BIND_GROUPS: usize = 8192;
 const RECENT_SUBMISSIONS: u64 = 4;
 
-/// Bind groups by pipeline and bindings, so that none are created in the steady state.
+/// Bind groups by layout and bindings, so that none are created in the steady state.
 #[derive(Debug, Default)]
 pub(super) struct BindGroups {
-    cache: HashMap<BindGroupKey, (wgpu::BindGroup, u64)>,
+    cache: HashMap<BindGroupKey, (wgpu::BindGroup, u64), FixedState>,
     submission: u64,
     /// Number of bind groups created.
     pub(super) created: u64,
 }
 
 impl BindGroups {
-    /// The bind group of a pipeline's `bindings` and of a slot of `params`.
+    /// The bind group of `bindings` and of a slot of `params`.
     pub(super) fn get(
         &mut self,
         device: &wgpu::Device,
         params: &wgpu::Buffer,
-        pipeline: &Pipeline,
+        layout: &Layout,
         bindings: &[Binding<'_>],
     ) -> wgpu::BindGroup {
-        let mut key = (pipeline.id, [(0, 0, 0); MAX_BINDINGS]);
+        let mut key = (layout.id, [(0, 0, 0); MAX_BINDINGS]);
         for (slot, binding) in key.1.iter_mut().zip(bindings) {
             *slot = (binding.buffer.id(), binding.offset, binding.bytes);
         }
         let now = self.submission;
         let entry = self.cache.entry(key).or_insert_with(|| {
             self.created += 1;
-            (create_bind_group(device, params, pipeline, bindings), now)
+            (create_bind_group(device, params, layout, bindings), now)
         });
         entry.1 = now;
         entry.0.clone()
@@ -70,7 +72,7 @@ impl BindGroups {
 fn create_bind_group(
     device: &wgpu::Device,
     params: &wgpu::Buffer,
-    pipeline: &Pipeline,
+    layout: &Layout,
     bindings: &[Binding<'_>],
 ) -> wgpu::BindGroup {
     let mut entries: Vec<_> = bindings
@@ -93,9 +95,5 @@ fn create_bind_group(
             size: wgpu::BufferSize::new(MAX_PARAMS_BYTES as u64),
         }),
     });
-    device.create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some(pipeline.name),
-        layout: &pipeline.layout,
-        entries: &entries,
-    })
+    device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout.bind_group, entries: &entries })
 }

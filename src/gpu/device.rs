@@ -11,7 +11,7 @@ use super::dispatch::{Binding, Cost, PARAMS_BUFFER_BYTES};
 use super::encode::RecycledLists;
 use super::extensions::Extensions;
 use super::guard::{self, Guards, ZONE_BYTES};
-use super::kernel::{Kernel, Pipeline, PipelineBuilder, PipelineKey, Pipelines};
+use super::kernel::{Kernel, Layout, Pipeline, PipelineBuilder, PipelineKey, Pipelines};
 use super::lock::Lock;
 use super::memory::{Buffer, Memory, MemoryUse, Recording};
 use super::options::GpuOptions;
@@ -440,9 +440,9 @@ impl Gpu {
         *self.0.recycled_lists.lock() = recycled_lists;
     }
 
-    /// The bind group of a pipeline's bindings, created on first use.
-    pub(super) fn bind_group(&self, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
-        self.0.bind_groups.lock().get(&self.0.device, &self.0.params, pipeline, bindings)
+    /// The bind group of these bindings, created on first use.
+    pub(super) fn bind_group(&self, layout: &Layout, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+        self.0.bind_groups.lock().get(&self.0.device, &self.0.params, layout, bindings)
     }
 
     pub(super) fn profiling(&self) -> bool {

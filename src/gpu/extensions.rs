@@ -4,13 +4,15 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
+
 use super::lock::Lock;
 
 type Value = Arc<dyn Any + Send + Sync>;
 
 /// At most one value of each type, shared by all users of a device.
 #[derive(Debug, Default)]
-pub(super) struct Extensions(Lock<HashMap<TypeId, Value>>);
+pub(super) struct Extensions(Lock<HashMap<TypeId, Value, FixedState>>);
 
 impl Extensions {
     /// The value of type `T`, made by `T::default()` on the first call. Later calls allocate nothing.

@@ -3,8 +3,9 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use foldhash::fast::FixedState;
 
 use super::capabilities::Capabilities;
 use super::lock::Lock;
@@ -133,11 +134,18 @@ impl PipelineKey for Kernel {
 /// A pipeline ready to be dispatched.
 #[derive(Debug)]
 pub(super) struct Pipeline {
-    pub(super) id: usize,
     pub(super) name: &'static str,
     pub(super) bindings: &'static [Access],
     pub(super) raw: wgpu::ComputePipeline,
-    pub(super) layout: wgpu::BindGroupLayout,
+    pub(super) layout: Arc<Layout>,
+}
+
+/// The layout that all pipelines with the same bindings share, and their bind groups.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) id: usize,
+    pub(super) bind_group: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
 }
 
 /// A pipeline that exists, or that a thread is creating.
@@ -149,8 +157,8 @@ pub(super) struct Pipelines {
     /// Created outside of the lock, so that several threads can create some at a time.
     made: Lock<HashMap<Kernel, PipelineCell>>,
     /// The same by their keys: for each type of key a map of its own.
-    by_key: Lock<HashMap<TypeId, Box<dyn Any + Send>>>,
-    next_id: AtomicUsize,
+    by_key: Lock<HashMap<TypeId, Box<dyn Any + Send>, FixedState>>,
+    layouts: Lock<HashMap<&'static [Access], Arc<Layout>>>,
 }
 
 impl Pipelines {
@@ -161,8 +169,10 @@ impl Pipelines {
         }
         let pipeline = self.make(builder, key.kernel());
         let mut by_key = self.by_key.lock();
-        let map = by_key.entry(TypeId::of::<S>()).or_insert_with(|| Box::new(HashMap::<S, Arc<Pipeline>>::new()));
-        if let Some(map) = map.downcast_mut::<HashMap<S, Arc<Pipeline>>>() {
+        let map = by_key
+            .entry(TypeId::of::<S>())
+            .or_insert_with(|| Box::new(HashMap::<S, Arc<Pipeline>, FixedState>::default()));
+        if let Some(map) = map.downcast_mut::<HashMap<S, Arc<Pipeline>, FixedState>>() {
             map.insert(key.clone(), pipeline.clone());
         }
         pipeline
@@ -170,13 +180,19 @@ impl Pipelines {
 
     fn find<S: PipelineKey>(&self, key: &S) -> Option<Arc<Pipeline>> {
         let by_key = self.by_key.lock();
-        by_key.get(&TypeId::of::<S>())?.downcast_ref::<HashMap<S, Arc<Pipeline>>>()?.get(key).cloned()
+        by_key.get(&TypeId::of::<S>())?.downcast_ref::<HashMap<S, Arc<Pipeline>, FixedState>>()?.get(key).cloned()
     }
 
     /// The pipeline of a kernel.
     pub(super) fn make(&self, builder: &PipelineBuilder<'_>, kernel: Kernel) -> Arc<Pipeline> {
         let cell = self.made.lock().entry(kernel.clone()).or_default().clone();
-        cell.get_or_init(|| Arc::new(builder.make(&kernel, self.next_id.fetch_add(1, Ordering::Relaxed)))).clone()
+        cell.get_or_init(|| Arc::new(builder.make(&kernel, self.layout(builder, kernel.bindings)))).clone()
+    }
+
+    fn layout(&self, builder: &PipelineBuilder<'_>, bindings: &'static [Access]) -> Arc<Layout> {
+        let mut layouts = self.layouts.lock();
+        let id = layouts.len();
+        layouts.entry(bindings).or_insert_with(|| Arc::new(builder.layout(bindings, id))).clone()
     }
 
     pub(super) fn kernels(&self) -> Vec<Kernel> {
@@ -192,7 +208,33 @@ pub(super) struct PipelineBuilder<'a> {
 }
 
 impl PipelineBuilder<'_> {
-    fn make(&self, kernel: &Kernel, id: usize) -> Pipeline {
+    fn layout(&self, bindings: &[Access], id: usize) -> Layout {
+        let device = self.device;
+        let entry = |binding: usize, ty: wgpu::BufferBindingType, dynamic: bool| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
+            count: None,
+        };
+        let mut entries: Vec<_> = bindings
+            .iter()
+            .enumerate()
+            .map(|(binding, access)| {
+                entry(binding, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, false)
+            })
+            .collect();
+        entries.push(entry(bindings.len(), wgpu::BufferBindingType::Uniform, true));
+        let bind_group =
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+        let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&bind_group)],
+            immediate_size: 0,
+        });
+        Layout { id, bind_group, pipeline }
+    }
+
+    fn make(&self, kernel: &Kernel, layout: Arc<Layout>) -> Pipeline {
         let Self { device, capabilities, cache } = *self;
         debug_assert!(capabilities.subgroups || !kernel.uses_subgroups(), "{} needs subgroups", kernel.name);
         let descriptor = wgpu::ShaderModuleDescriptor {
@@ -203,34 +245,10 @@ impl PipelineBuilder<'_> {
         // dispatches, and the guard-zone tests run each specialisation over shapes around its tile sizes. The checks
         // that this leaves out (bounds clamps, loop bounding) cost up to 40 % of a matrix product.
         let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
-        let entry = |binding: usize, ty: wgpu::BufferBindingType, dynamic: bool| wgpu::BindGroupLayoutEntry {
-            binding: binding as u32,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
-            count: None,
-        };
-        let mut entries: Vec<_> = kernel
-            .bindings
-            .iter()
-            .enumerate()
-            .map(|(binding, access)| {
-                entry(binding, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, false)
-            })
-            .collect();
-        entries.push(entry(kernel.bindings.len(), wgpu::BufferBindingType::Uniform, true));
-        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(kernel.label),
-            entries: &entries,
-        });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(kernel.label),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
         let constants: Vec<_> = kernel.overrides.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
         let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel.label),
-            layout: Some(&pipeline_layout),
+            layout: Some(&layout.pipeline),
             module: &module,
             entry_point: Some(kernel.name),
             compilation_options: wgpu::PipelineCompilationOptions {
@@ -240,6 +258,6 @@ impl PipelineBuilder<'_> {
             },
             cache,
         });
-        Pipeline { id, name: kernel.label, bindings: kernel.bindings, raw, layout }
+        Pipeline { name: kernel.label, bindings: kernel.bindings, raw, layout }
     }
 }

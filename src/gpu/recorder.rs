@@ -122,7 +122,7 @@ impl Recorder {
         {
             self.flush()?;
         }
-        let bind_group = self.gpu.bind_group(&pipeline, bindings);
+        let bind_group = self.gpu.bind_group(&pipeline.layout, bindings);
         let start = self.params.len();
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(start + MAX_PARAMS_BYTES, 0);
