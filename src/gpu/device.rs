@@ -15,6 +15,7 @@ use super::kernel::{Kernel, Layout, Pipeline, PipelineBuilder, PipelineKey, Pipe
 use super::lock::Lock;
 use super::memory::{Buffer, Memory, MemoryUse, Recording};
 use super::options::GpuOptions;
+use super::replay::last_first;
 use super::timestamps::PendingTimes;
 use crate::{Error, Result};
 
@@ -267,6 +268,11 @@ impl Gpu {
     /// A buffer from the pool, its content undefined. Write it by recorded commands only.
     pub(crate) fn temporary(&self, bytes: u64, what: &str) -> Result<Buffer> {
         self.make_room(what, bytes, || self.0.memory.pooled(bytes, what))
+    }
+
+    /// Takes the free buffers that a recording bound in this order out of the pool; `None` if one is in use.
+    pub(super) fn take_from_pool(&self, bound: &[u64]) -> Option<Vec<Buffer>> {
+        self.0.memory.take_from_pool(&last_first(bound))
     }
 
     /// Allocates; if memory runs out, frees what is only cached and tries once more.

@@ -6,7 +6,7 @@ use super::dispatch::{Cost, MAX_PARAMS_BYTES};
 use super::kernel::Pipeline;
 use super::timestamps::PendingTimes;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Command {
     Dispatch {
         pipeline: Arc<Pipeline>,

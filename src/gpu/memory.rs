@@ -1,6 +1,6 @@
 //! Buffers, the pool that recycles them, and the account of device memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -41,6 +41,11 @@ impl Buffer {
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether it returns to the pool.
+    pub(super) fn pooled(&self) -> bool {
+        self.pooled
     }
 
     pub(super) fn raw(&self) -> &wgpu::Buffer {
@@ -168,6 +173,23 @@ impl Memory {
             return Ok(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled: true });
         }
         self.create(bytes, true, what)
+    }
+
+    /// Takes the free buffers of these numbers out of the pool, in this order; none if one of them is not there.
+    pub(super) fn take_from_pool(self: &Arc<Self>, ids: &[u64]) -> Option<Vec<Buffer>> {
+        let mut free = self.free.lock();
+        let places: HashMap<u64, u64> =
+            free.iter().flat_map(|(bytes, list)| list.iter().map(|unused| (unused.id, *bytes))).collect();
+        if !ids.iter().all(|id| places.contains_key(id)) {
+            return None;
+        }
+        let take = |id: &u64| {
+            let bytes = places[id];
+            let list = free.get_mut(&bytes)?;
+            let RetiredBuffer { raw, id, .. } = list.remove(list.iter().position(|unused| unused.id == *id)?);
+            Some(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled: true })
+        };
+        ids.iter().map(take).collect()
     }
 
     /// A buffer of exactly `bytes` (rounded up to 256), filled with zeros, that lives until it is dropped.

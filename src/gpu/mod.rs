@@ -26,6 +26,7 @@ mod options;
 mod profile;
 mod readback;
 mod recorder;
+mod replay;
 mod timestamps;
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 mod unchecked;
@@ -44,3 +45,4 @@ pub use options::{GpuOptions, TestOptions};
 pub use profile::{KernelTime, Profile};
 pub use readback::Readback;
 pub use recorder::Recorder;
+pub use replay::Replay;

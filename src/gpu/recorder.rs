@@ -13,6 +13,7 @@ use super::encode::{Command, RecycledLists, encode};
 use super::kernel::{Access, Pipeline, PipelineKey};
 use super::memory::{Buffer, Recording};
 use super::readback::{Readback, Submitted};
+use super::replay::Capture;
 use super::timestamps::PendingTimes;
 use crate::{Error, Result};
 
@@ -24,9 +25,11 @@ const FLOPS_PER_SUBMISSION: f64 = 2e11;
 #[derive(Debug)]
 pub struct Recorder {
     gpu: Gpu,
-    commands: Vec<Command>,
-    params: Vec<u8>,
-    cost: Cost,
+    pub(super) commands: Vec<Command>,
+    pub(super) params: Vec<u8>,
+    pub(super) cost: Cost,
+    /// While a replay is recorded.
+    pub(super) capture: Option<Capture>,
     /// In a dry run: what would have been dispatched.
     dry_run: Option<DryRunReport>,
     /// The number of the submission that the commands will be in.
@@ -56,6 +59,7 @@ impl Recorder {
             commands,
             params,
             cost: Cost::default(),
+            capture: None,
             dry_run: None,
             submitted: Submitted::default(),
             _recording: recording,
@@ -91,6 +95,23 @@ impl Recorder {
         grid: [u32; 3],
         cost: Cost,
     ) -> Result<()> {
+        self.dispatch_at_position(kernel, bindings, params, grid, cost, &[])
+    }
+
+    /// The same for parameters of which some count positions: `advancing` has the offsets of u32 fields that are larger
+    /// by one at the next position, where all else is the same ([`Self::capture`]).
+    ///
+    /// # Errors
+    /// As [`Self::dispatch`].
+    pub fn dispatch_at_position<S: PipelineKey, P: Pod>(
+        &mut self,
+        kernel: &S,
+        bindings: &[Binding<'_>],
+        params: &P,
+        grid: [u32; 3],
+        cost: Cost,
+        advancing: &[usize],
+    ) -> Result<()> {
         const { assert!(size_of::<P>() <= MAX_PARAMS_BYTES) };
         if grid.contains(&0) {
             return Ok(());
@@ -124,6 +145,10 @@ impl Recorder {
         }
         let bind_group = self.gpu.bind_group(&pipeline.layout, bindings);
         let start = self.params.len();
+        if let Some(capture) = &mut self.capture {
+            capture.advancing.extend(advancing.iter().map(|offset| start + offset));
+            capture.pooled.extend(bindings.iter().map(|binding| binding.buffer).filter(|b| b.pooled()).map(Buffer::id));
+        }
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(start + MAX_PARAMS_BYTES, 0);
         self.cost.flops += cost.flops;
@@ -234,8 +259,17 @@ impl Recorder {
         self.gpu.flush_writes().await
     }
 
+    /// Notes that the dispatches recorded now are the same for the next `positions` positions, at most.
+    pub fn limit_replays(&mut self, positions: usize) {
+        if let Some(capture) = &mut self.capture {
+            capture.positions = capture.positions.min(positions);
+        }
+    }
+
     /// Submits what was recorded so far; recording continues.
     pub(crate) fn flush(&mut self) -> Result<()> {
+        // Only what is submitted at once can be replayed.
+        self.capture = None;
         if self.commands.is_empty() || self.dry_run.is_some() {
             return self.gpu.check();
         }

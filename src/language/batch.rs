@@ -174,7 +174,10 @@ impl<'a> BatchGenerator<'a> {
             .next(language, |recorder, x, sampled, slot| {
                 let x = match x {
                     StepInput::PromptEnds(ends) => ends,
-                    StepInput::Sampled(x) => language.forward_batch(recorder, &x, cache)?,
+                    StepInput::Sampled(last) => {
+                        let x = language.embed_sampled(recorder, sampled, last, cache.suffixes.len())?;
+                        language.forward_batch(recorder, &x, cache)?
+                    }
                 };
                 let logits = language.logits(recorder, &x)?;
                 ops::sample(recorder, &logits, Sampling::GREEDY, 0.0, sampled, slot)

@@ -1,8 +1,9 @@
 //! The key/value cache of all layers.
 
 use super::LanguageModel;
-use crate::gpu::Recorder;
+use crate::gpu::{Recorder, Replay};
 use crate::ops::{Attention, KvCache, Rope, RopeTable};
+use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// The cache grows by at least this many positions.
@@ -77,12 +78,28 @@ pub struct Cache {
     pub(super) caches: LayerCaches,
     /// The context length of the model: the cache does not grow beyond it in advance.
     context: usize,
+    /// The residual stream of a decoding step, [1, hidden].
+    pub(super) step_input: Option<Tensor>,
+    /// A decoding step over these caches.
+    pub(super) recorded_step: Option<RecordedStep>,
+}
+
+/// The layers' dispatches of a decoding step.
+#[derive(Debug)]
+pub(super) struct RecordedStep {
+    pub(super) position: usize,
+    pub(super) replay: Replay,
 }
 
 impl LanguageModel {
     /// An empty cache.
     pub fn cache(&self) -> Cache {
-        Cache { caches: LayerCaches::new(self), context: self.config.max_positions }
+        Cache {
+            caches: LayerCaches::new(self),
+            context: self.config.max_positions,
+            step_input: None,
+            recorded_step: None,
+        }
     }
 }
 
@@ -90,6 +107,12 @@ impl Cache {
     /// The number of cached positions.
     pub fn length(&self) -> usize {
         self.caches.length
+    }
+
+    /// Whether the next decoding steps may be replayed.
+    #[doc(hidden)]
+    pub fn has_recorded_step(&self) -> bool {
+        self.recorded_step.is_some()
     }
 
     /// Drops all positions from `length` on.
@@ -107,6 +130,7 @@ impl Cache {
         if positions <= capacity {
             return Ok(());
         }
+        self.recorded_step = None;
         // Growth by half: a long answer copies the cache a few times, not at every step.
         let grown = (capacity + capacity / 2).min(self.context);
         self.caches.grow(recorder, 0..positions.max(grown).next_multiple_of(STEP))

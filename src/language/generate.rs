@@ -1,6 +1,9 @@
 //! Token generation, several steps ahead of the host.
 
 use std::collections::VecDeque;
+use std::time::Duration;
+
+use web_time::Instant;
 
 use super::{Cache, LanguageModel};
 use crate::gpu::{Gpu, Readback, Recorder};
@@ -28,12 +31,14 @@ pub(super) struct StepsAhead {
     depth: usize,
     submitted: usize,
     reading: VecDeque<Readback>,
+    /// Time spent recording and submitting.
+    host_time: Duration,
 }
 
-/// What a step starts from: the residual stream at the prompts' ends, or the embeddings of the tokens sampled last.
+/// What a step starts from: the residual stream at the prompts' ends, or the tokens sampled last, from a slot on.
 pub(super) enum StepInput {
     PromptEnds(Tensor),
-    Sampled(Tensor),
+    Sampled(usize),
 }
 
 impl StepsAhead {
@@ -46,6 +51,7 @@ impl StepsAhead {
             sampled: Tensor::zeros(gpu, &[max_new * sequences], "sampled tokens")?,
             depth: if gpu.is_software() { PIPELINE_DEPTH_IN_SOFTWARE } else { PIPELINE_DEPTH },
             submitted: 0,
+            host_time: Duration::ZERO,
             reading: VecDeque::with_capacity(PIPELINE_DEPTH),
         })
     }
@@ -58,21 +64,18 @@ impl StepsAhead {
         mut record: impl FnMut(&mut Recorder, StepInput, &Tensor, usize) -> Result<()>,
     ) -> Result<Option<Vec<u32>>> {
         while self.reading.len() < self.depth && self.submitted * self.sequences < self.sampled.len() {
+            let started = Instant::now();
             let slot = self.submitted * self.sequences;
             let mut recorder = self.gpu.record();
             let input = match self.ends.take() {
                 Some(ends) => StepInput::PromptEnds(ends),
-                None => StepInput::Sampled(language.embed_sampled(
-                    &mut recorder,
-                    &self.sampled,
-                    slot - self.sequences,
-                    self.sequences,
-                )?),
+                None => StepInput::Sampled(slot - self.sequences),
             };
             record(&mut recorder, input, &self.sampled, slot)?;
             self.reading.push_back(self.sampled.slice_elements(slot..slot + self.sequences).read_back(&mut recorder));
             recorder.submit()?;
             self.submitted += 1;
+            self.host_time += started.elapsed();
         }
         let Some(read) = self.reading.pop_front() else { return Ok(None) };
         let ids: Vec<u32> = read.values().await?;
@@ -122,11 +125,16 @@ impl<'a> TokenGenerator<'a> {
         let ids = steps.next(language, |recorder, x, sampled, slot| {
             let x = match x {
                 StepInput::PromptEnds(x) => x,
-                StepInput::Sampled(x) => language.forward(recorder, &x, cache)?,
+                StepInput::Sampled(last) => language.decode_step(recorder, sampled, last, cache)?,
             };
             language.sample_next(recorder, &x, *sampling, draws(), sampled, slot)
         });
         Ok(ids.await?.and_then(|ids| ids.first().copied()))
+    }
+
+    /// The time that recording and submitting the steps took on the host. A software adapter may compute in it.
+    pub fn host_time(&self) -> Duration {
+        self.steps.host_time
     }
 
     /// Generated tokens whose keys and values are in the cache after the prompt's, read back or not.

@@ -16,6 +16,7 @@ use crate::{Error, Result};
 
 pub use batch::{BatchCache, BatchGenerator};
 pub use cache::Cache;
+use cache::RecordedStep;
 pub use generate::TokenGenerator;
 use layer::Layer;
 
@@ -181,6 +182,42 @@ impl LanguageModel {
         }
         cache.caches.length += x.rows();
         Ok(x.clone())
+    }
+
+    /// Runs all layers over the token `sampled[slot]`, which follows the positions in the cache. Returns the residual
+    /// stream after the last layer, [1, hidden], which the next step changes. The layers are recorded once in up to 64
+    /// steps and replayed in the others.
+    ///
+    /// # Errors
+    /// [Device errors](crate::gpu).
+    pub fn decode_step(
+        &self,
+        recorder: &mut Recorder,
+        sampled: &Tensor,
+        slot: usize,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        let x = match &cache.step_input {
+            Some(x) => x.clone(),
+            None => Tensor::zeros(recorder.gpu(), &[1, self.config.hidden_size], "decoding step")?,
+        };
+        cache.step_input = Some(x.clone());
+        ops::gather(recorder, sampled, slot, &self.embedding, self.embedding_scale(), &x)?;
+        let position = cache.length();
+        if let Some(step) = &cache.recorded_step
+            && let Some(later) = position.checked_sub(step.position)
+            && later <= step.replay.positions()
+        {
+            recorder.replay(&step.replay, later)?;
+            cache.caches.length += 1;
+            return Ok(x);
+        }
+        cache.reserve(recorder, position + 1)?;
+        // Its buffers return to the pool, for the recording.
+        cache.recorded_step = None;
+        let ((), replay) = recorder.capture(|recorder| self.forward(recorder, &x, cache).map(drop))?;
+        cache.recorded_step = replay.map(|replay| RecordedStep { position, replay });
+        Ok(x)
     }
 
     /// Logits [positions, vocab] of the residual stream x [positions, hidden].

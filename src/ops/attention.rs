@@ -1,5 +1,6 @@
 //! Attention and the key/value cache.
 
+use std::mem::offset_of;
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
@@ -452,7 +453,10 @@ pub fn attention_batched(
     let blocks = query_rows.div_ceil(block);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
     let split = blocks == 1 && keys > SPLIT_KEYS && kernel != AttentionKernel::Subgroup4 && sequences == 1;
-    let split_keys = if split { split_keys(recorder.gpu(), keys, kv_heads) } else { keys.next_multiple_of(64) };
+    // The same up to the next multiple of 64 keys, so that decoding steps can be replayed until then.
+    let rounded = keys.next_multiple_of(64);
+    let split_keys = if split { split_keys(recorder.gpu(), rounded, kv_heads) } else { rounded };
+    recorder.limit_replays(rounded - keys);
     let splits = keys.div_ceil(split_keys);
     let y = Tensor::temporary(recorder.gpu(), &[rows, width], "attention")?;
     let partial = if split {
@@ -481,7 +485,7 @@ pub fn attention_batched(
             output_start: (sequence * query_len * width / 4) as u32,
             head_chunks: head_chunks(head_dim, source.half),
         };
-        recorder.dispatch(
+        recorder.dispatch_at_position(
             &Variant { head_dim, rows: block, causal, split, half: source.half, kernel },
             &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
             &params,
@@ -490,6 +494,7 @@ pub fn attention_batched(
                 bytes: (2 * query_len * width * 4 + 2 * keys * kv_width * element) as f64,
                 flops: 4.0 * query_len as f64 * seen * width as f64,
             },
+            &[offset_of!(Params, keys), offset_of!(Params, first_position)],
         )?;
     }
     if let Some(partial) = partial {

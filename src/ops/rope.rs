@@ -1,5 +1,7 @@
 //! Rotary position embedding (RoPE), fused with the product of queries, keys and values.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::attention::{Attention, KvCache};
@@ -144,6 +146,7 @@ impl QkvRope<'_> {
             output: OutputStage::RopeToCache { half: cache.is_half() },
             norm,
             flags: EpilogueFlags::default(),
+            advancing: &[offset_of!(Params, first_time)],
             bindings: [
                 x.binding(),
                 unused,

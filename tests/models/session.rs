@@ -13,7 +13,7 @@ use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
 use mgm::session::LoadOptions;
 use mgm::session::{AnswerOptions, Event, FinishReason, Model, image_sources};
-use mgm::tensor::Precision;
+use mgm::tensor::{Precision, Tensor};
 use mgm::variants::released;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
 
@@ -467,6 +467,41 @@ fn tokens_make_nothing_on_the_device() {
         println!("objects made a token: {counts:?}");
         assert!(counts[8..].iter().all(|count| *count == 0), "{counts:?}");
     });
+}
+
+/// A decoding step is recorded once in 64 and replayed in between. Both compute the same values, also where attention
+/// begins to split its keys and where the cache grows.
+#[test]
+fn replayed_steps_compute_what_recorded_ones_do() {
+    const STEPS: usize = 330;
+    for name in ["llama3-8b", "mixtral-8x7b"] {
+        let case = case(name);
+        let expected = Expected::read(&case);
+        pollster::block_on(async {
+            for gpu in [open_gpu(), open_as_hardware()] {
+                let model = load(&gpu, &case, &expected).await;
+                let language = model.language();
+                let ids: Vec<u32> = (0..STEPS as u32).map(|step| step * 7919 % 200).collect();
+                let mut recorder = gpu.record();
+                let ids = Tensor::upload(&mut recorder, &[STEPS], &ids, "tokens").expect("tokens");
+                let (mut replayed, mut recorded) = (language.cache(), language.cache());
+                let mut replays = 0;
+                for step in 0..STEPS {
+                    replays += usize::from(replayed.has_recorded_step());
+                    let x = language.decode_step(&mut recorder, &ids, step, &mut replayed).expect("a step");
+                    let found = x.read_back(&mut recorder);
+                    let x = language.embed_sampled(&mut recorder, &ids, step, 1).expect("an embedding");
+                    let x = language.forward(&mut recorder, &x, &mut recorded).expect("a step");
+                    let wanted = x.read_back(&mut recorder);
+                    recorder.finish().await.expect("a submission");
+                    let found: Vec<u32> = found.values().await.expect("values");
+                    let wanted: Vec<u32> = wanted.values().await.expect("values");
+                    assert_eq!(found, wanted, "{name}: step {step}");
+                }
+                assert!(replays > STEPS - 10, "{name}: {replays} of {STEPS} steps follow a recorded one");
+            }
+        });
+    }
 }
 
 /// Expected values by tests/reference/make_low_resolution.py: every 29th token, and the first greedy ids.

@@ -222,6 +222,7 @@ impl<'a> Linear<'a> {
                 residual: false,
                 activation: epilogue.activation,
             },
+            advancing: &[],
             bindings: [
                 x.binding(),
                 unused,
@@ -277,6 +278,7 @@ impl ImplicitGemm<'_> {
                 activation,
                 ..EpilogueFlags::default()
             },
+            advancing: &[],
             bindings: [
                 x.binding(),
                 unused,

@@ -36,6 +36,8 @@ pub(in crate::ops) struct Product<'a> {
     pub output: OutputStage,
     pub norm: Option<&'a Norm>,
     pub flags: EpilogueFlags,
+    /// Offsets of the parameters that count positions ([`Recorder::dispatch_at_position`]).
+    pub advancing: &'static [usize],
     /// The bindings of the kernel; those of the weights and scales are replaced by each shard's.
     pub bindings: [Binding<'a>; 8],
 }
@@ -50,7 +52,7 @@ impl Product<'_> {
         params: impl Fn(usize, Params) -> P,
         bytes: impl Fn(&Shard, usize) -> usize,
     ) -> Result<()> {
-        let Self { weight, m, lhs, output, norm, flags, mut bindings } = self;
+        let Self { weight, m, lhs, output, norm, flags, advancing, mut bindings } = self;
         let k = weight.columns();
         for shard in weight.shards() {
             let shape = MatmulShape::of_shard(shard, m, k);
@@ -93,7 +95,14 @@ impl Product<'_> {
                     flops: 2.0 * rows as f64 * k as f64 * shard.rows as f64,
                 };
                 let grid = spec.grid(rows, shard.rows);
-                recorder.dispatch(&variant, &bindings, &params(first_row, common), grid, cost)?;
+                recorder.dispatch_at_position(
+                    &variant,
+                    &bindings,
+                    &params(first_row, common),
+                    grid,
+                    cost,
+                    advancing,
+                )?;
             }
         }
         Ok(())
