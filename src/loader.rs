@@ -220,9 +220,9 @@ impl Loader {
             let (name, _, info) = parts[0];
             let info = MatrixInfo { rows: height(parts), ..info };
             let what = self.full_name(name);
-            let weights = match &self.origin {
-                Origin::Checkpoint(weights) => weights,
-                Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, &info),
+            let Some(weights) = self.weights() else {
+                matrices.push(self.random_matrix(&what, &info)?);
+                continue;
             };
             let mut builder = MatrixBuilder::new(&self.gpu, info.precision, info.rows, info.columns, &what)?;
             for (name, order, info) in parts {
@@ -334,10 +334,7 @@ impl Loader {
         read: impl AsyncFn(&Weights, Range<usize>) -> Result<Rows>,
     ) -> Result<Matrix> {
         let (rows, what) = (group * info.rows, self.full_name(name));
-        let weights = match &self.origin {
-            Origin::Checkpoint(weights) => weights,
-            Origin::Random { seed, .. } => return self.random_matrix(&what, *seed, &MatrixInfo { rows, ..*info }),
-        };
+        let Some(weights) = self.weights() else { return self.random_matrix(&what, &MatrixInfo { rows, ..*info }) };
         let mut builder = MatrixBuilder::new(&self.gpu, info.precision, rows, info.columns, &what)?;
         self.push_blocks(&mut builder, info, group, async |range| read(weights, range).await).await?;
         Ok(builder.finish()?.with_wide_inputs(self.wide_inputs))
@@ -373,7 +370,19 @@ impl Loader {
         Ok(())
     }
 
-    fn random_matrix(&self, what: &str, seed: u32, info: &MatrixInfo) -> Result<Matrix> {
+    /// The weights to read; none where they are random, or on a planned device, which stores none.
+    fn weights(&self) -> Option<&Weights> {
+        match &self.origin {
+            Origin::Checkpoint(weights) if !self.gpu.is_planned() => Some(weights),
+            _ => None,
+        }
+    }
+
+    fn random_matrix(&self, what: &str, info: &MatrixInfo) -> Result<Matrix> {
+        let seed = match self.origin {
+            Origin::Random { seed, .. } => seed,
+            Origin::Checkpoint(_) => 0,
+        };
         let matrix = Matrix::random(&self.gpu, info.precision, info.rows, info.columns, hash(what, seed), what)?;
         self.report(matrix.bytes())?;
         Ok(matrix.with_wide_inputs(self.wide_inputs))
@@ -388,7 +397,10 @@ impl Loader {
         match &self.origin {
             Origin::Checkpoint(weights) => {
                 expect_shape(weights, name, shape)?;
-                weights.read(name).await
+                match self.weights() {
+                    Some(weights) => weights.read(name).await,
+                    None => Ok(vec![0.0; shape.iter().product()]),
+                }
             }
             Origin::Random { seed, .. } => Ok(random_values(&self.full_name(name), *seed, shape)),
         }

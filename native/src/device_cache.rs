@@ -1,12 +1,12 @@
 //! Data about each adapter in the user's cache folder: the fastest kernels (`mgm tune`) and compiled pipelines in the
 //! driver's format. All of it can be deleted at any time.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
-use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel, KernelUse};
+use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel};
 use mgm::ops::{Tuning, set_tuning};
 use sha2::{Digest, Sha256};
 
@@ -33,27 +33,58 @@ pub async fn open_with_note(options: &GpuOptions) -> mgm::Result<Gpu> {
     Ok(gpu)
 }
 
-/// Compiles pipelines in parallel before they are needed, and caches what the driver compiled.
-pub fn prepare(gpu: &Gpu, kernels: &HashMap<Kernel, KernelUse>) {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
-    let queue = Mutex::new(kernels.keys());
-    let next = || queue.lock().ok().and_then(|mut kernels| kernels.next());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
+/// Compiles pipelines on threads of its own. Dropping it stops them after the pipelines that they are compiling.
+pub struct Preparation {
+    gpu: Gpu,
+    waiting: Arc<Mutex<Vec<Kernel>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Preparation {
+    /// Starts to compile the pipelines of `kernels`.
+    pub fn start(gpu: &Gpu, kernels: impl IntoIterator<Item = Kernel>) -> Self {
+        let kernels: Vec<_> = kernels.into_iter().collect();
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
+        let waiting = Arc::new(Mutex::new(kernels));
+        let thread = |_| {
+            let (gpu, waiting) = (gpu.clone(), waiting.clone());
+            std::thread::spawn(move || {
+                let next = || waiting.lock().ok().and_then(|mut kernels| kernels.pop());
                 while let Some(kernel) = next() {
-                    gpu.prepare(kernel.clone());
+                    gpu.prepare(kernel);
                 }
-            });
+            })
+        };
+        Self { gpu: gpu.clone(), threads: (0..count).map(thread).collect(), waiting }
+    }
+
+    /// Waits for all pipelines and caches what the driver compiled.
+    pub fn finish(mut self) {
+        self.join();
+        if let (Some(data), Some(path)) = (self.gpu.pipeline_cache(), file(self.gpu.adapter(), "pipelines")) {
+            let mut bytes = Sha256::digest(&data).to_vec();
+            bytes.extend(data);
+            if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
+                // Without the cache the next start is slower, so a failure is not an error.
+                let _ = write(&path, &bytes);
+            }
         }
-    });
-    if let (Some(data), Some(path)) = (gpu.pipeline_cache(), file(gpu.adapter(), "pipelines")) {
-        let mut bytes = Sha256::digest(&data).to_vec();
-        bytes.extend(data);
-        if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
-            // Without the cache the next start is slower, so a failure is not an error.
-            let _ = write(&path, &bytes);
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic was printed, and the pipeline is created when it is used.
+            let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Preparation {
+    fn drop(&mut self) {
+        if let Ok(mut waiting) = self.waiting.lock() {
+            waiting.clear();
+        }
+        self.join();
     }
 }
 

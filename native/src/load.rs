@@ -16,8 +16,9 @@ use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
 
 use crate::args::CheckpointArgs;
+use crate::device_cache::Preparation;
 use crate::interrupt::continue_unless;
-use crate::{bundled_models, device_cache, progress};
+use crate::{bundled_models, progress};
 
 /// The checkpoint that the arguments name, or the bundled model.
 ///
@@ -69,7 +70,7 @@ pub fn load_options(arguments: &CheckpointArgs, files: &ModelFiles, precision: O
     LoadOptions::new(precision.unwrap_or(default)).with_keep_quantization(keep)
 }
 
-/// Loads a model with a progress bar and compiles its pipelines. Set `stop` to cancel.
+/// Loads a model with a progress bar and compiles its pipelines meanwhile. Set `stop` to cancel.
 ///
 /// # Errors
 /// [`mgm::Error::Cancelled`] after a stop, [`mgm::Error::OutOfMemory`], and those of the readers.
@@ -86,9 +87,10 @@ pub async fn load_model(
         continue_unless(&stop)
     });
     let options = options.clone().with_progress(on_progress);
+    let preparation = Preparation::start(gpu, Model::kernels(gpu, files, &options).await?);
     let model = Model::open(gpu, files, &options).await;
     bar.finish_and_clear();
     let model = model?;
-    device_cache::prepare(gpu, &model.dry_run()?.kernels);
+    preparation.finish();
     Ok(model)
 }

@@ -44,7 +44,7 @@ struct Inner {
     software_adapter: bool,
     /// All recordings are dry runs, and buffers take no memory.
     planned: bool,
-    extensions: Extensions,
+    extensions: Arc<Extensions>,
     recycled_lists: Lock<RecycledLists>,
     /// Locked from when a submission's parameters are written until it is submitted: all submissions share one buffer
     /// for them.
@@ -195,7 +195,7 @@ impl Gpu {
             guards: options.test.guard_zones.then(Guards::default),
             software_adapter,
             planned,
-            extensions: Extensions::default(),
+            extensions: Arc::default(),
             recycled_lists: Lock::default(),
             submitting: Lock::default(),
             staging: Lock::default(),
@@ -229,8 +229,38 @@ impl Gpu {
     }
 
     /// Whether all recordings are dry runs.
-    pub(crate) fn planned(&self) -> bool {
+    pub(crate) fn is_planned(&self) -> bool {
         self.0.planned
+    }
+
+    /// A device with the capabilities and kernel choices of this one, to plan work on: its recordings are dry runs, and
+    /// its buffers take no memory.
+    pub fn plan(&self) -> Self {
+        let Inner { device, queue, adapter, capabilities, params, first_error, extensions, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            device: device.clone(),
+            queue: queue.clone(),
+            adapter: adapter.clone(),
+            capabilities: capabilities.clone(),
+            memory: Memory::new(device.clone(), self.0.memory.max_buffer_bytes(), None, true),
+            pipelines: Pipelines::default(),
+            bind_groups: Lock::default(),
+            params: params.clone(),
+            first_error: first_error.clone(),
+            profiling: false,
+            times: Lock::default(),
+            dispatches: AtomicU64::new(0),
+            submissions: AtomicU64::new(0),
+            cost: Lock::default(),
+            guards: None,
+            software_adapter: self.0.software_adapter,
+            planned: true,
+            extensions: extensions.clone(),
+            recycled_lists: Lock::default(),
+            submitting: Lock::default(),
+            staging: Lock::default(),
+            pipeline_cache: None,
+        }))
     }
 
     /// The value of type `T` that belongs to this device, made by `T::default()` on the first call: for what users of a

@@ -152,6 +152,11 @@ impl Memory {
         })
     }
 
+    /// The device's limit on a buffer.
+    pub(super) fn max_buffer_bytes(&self) -> u64 {
+        self.max_buffer_bytes
+    }
+
     /// Buffers made so far.
     pub(super) fn created(&self) -> u64 {
         self.next_id.load(Ordering::Relaxed)

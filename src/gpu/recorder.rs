@@ -41,7 +41,7 @@ pub struct Recorder {
 impl Gpu {
     /// A new recording: a dry run on a planned device.
     pub fn record(&self) -> Recorder {
-        if self.planned() { self.dry_run() } else { Recorder::new(self.clone()) }
+        if self.is_planned() { self.dry_run() } else { Recorder::new(self.clone()) }
     }
 
     /// A recording that runs nothing and reports what it would run ([`Recorder::into_report`]).

@@ -266,9 +266,9 @@ impl LanguageModel {
         let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
         let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &self.rope())?;
         let sampled = Tensor::zeros(gpu, &[1], "sampled tokens")?;
-        for (rows, position) in
-            [(1, 0), (1, PREFILL_POSITIONS), (2, 0), (4, 0), (PREFILL_POSITIONS / 8, 0), (PREFILL_POSITIONS, 0)]
-        {
+        // Row counts at which kernels change.
+        let chunks = (0..).map(|shift| PREFILL_POSITIONS >> shift).take_while(|rows| *rows > 1).map(|rows| (rows, 0));
+        for (rows, position) in chunks.chain([(1, 0), (1, PREFILL_POSITIONS)]) {
             let x = Tensor::temporary(gpu, &[rows, self.config.hidden_size], "embeddings")?;
             let first = Tensor::temporary(gpu, &[1, self.config.hidden_size], "embedding")?;
             ops::gather(&mut recorder, &sampled, 0, &self.embedding, 1.0, &first)?;

@@ -1,9 +1,10 @@
 //! A model on a device.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-use crate::gpu::{DryRunReport, Gpu};
+use crate::gpu::{DryRunReport, Gpu, Kernel};
 use crate::image::Image;
 use crate::language::LanguageModel;
 use crate::loader::{LoadOptions, Loader, vision_precision};
@@ -88,15 +89,7 @@ impl Model {
             None => conversation_template(checkpoint, &tokenizer)?,
         };
         let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
-        let hidden_size = config.language.hidden_size;
-        let vision = match &checkpoint.vision {
-            Some(weights) => {
-                let precision = vision_precision(options.precision);
-                let (high, on_progress) = (options.high_resolution, options.on_progress.clone());
-                Some(Vision::load(gpu, weights, hidden_size, precision, high, on_progress).await?)
-            }
-            None => None,
-        };
+        let vision = load_vision(gpu, checkpoint, options).await?;
         let language = load_language(gpu, &config.language, &checkpoint.language, options).await?;
         let context = config.language.max_positions;
         Ok(Self::new(Parts {
@@ -109,6 +102,29 @@ impl Model {
             max_prompt_tokens: config.tokenizer_max_length.unwrap_or(context).min(context.saturating_sub(1)),
             generation: checkpoint.generation.clone(),
         }))
+    }
+
+    /// The kernels that [`Self::open`] with the same arguments will need for images and text. It reads no weights, so a
+    /// host can create the pipelines ([`Gpu::prepare`]) while they are loaded.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn kernels(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<HashSet<Kernel>> {
+        check_matrix_units(gpu).await?;
+        let planned = gpu.plan();
+        let options = LoadOptions { on_progress: None, ..options.clone() };
+        let mut kernels = HashSet::new();
+        let language = match files {
+            ModelFiles::Mgm(checkpoint) => {
+                if let Some(vision) = load_vision(&planned, checkpoint, &options).await? {
+                    kernels.extend(vision.dry_run(&planned).await?.kernels.into_keys());
+                }
+                load_language(&planned, &checkpoint.config.language, &checkpoint.language, &options).await?
+            }
+            ModelFiles::Gguf(model) => load_language(&planned, &model.config, &model.weights, &options).await?,
+        };
+        kernels.extend(language.dry_run(&planned)?.kernels.into_keys());
+        Ok(kernels)
     }
 
     /// Loads a language model from a GGUF file, with the tokenizer and the conversation template in it.
@@ -216,13 +232,13 @@ impl Model {
         self.parts.language.config().max_positions
     }
 
-    /// The kernels and matrix products of conversations in text, without running them: a host creates the pipelines
-    /// ahead ([`Gpu::prepare`]) and measures the products ([`crate::tuning::tune`]).
+    /// The kernels and matrix products of conversations in text, without running them: a host measures the products
+    /// ([`crate::tuning::tune`]).
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if the device has no memory for one layer's activations.
+    /// [Device errors](crate::gpu).
     pub fn dry_run(&self) -> Result<DryRunReport> {
-        self.parts.language.dry_run(&self.parts.gpu)
+        self.parts.language.dry_run(&self.parts.gpu.plan())
     }
 
     /// The attention map of patch info mining over an image: how much each high-resolution cell contributes to the
@@ -276,6 +292,13 @@ pub fn conversation_template(checkpoint: &MgmCheckpoint, tokenizer: &Tokenizer) 
 
 pub(super) fn no_vision_error() -> Error {
     Error::InvalidArgument("this checkpoint has no vision networks, so it takes no images".to_owned())
+}
+
+async fn load_vision(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Option<Vision>> {
+    let Some(weights) = &checkpoint.vision else { return Ok(None) };
+    let (precision, hidden_size) = (vision_precision(options.precision), checkpoint.config.language.hidden_size);
+    let (high, on_progress) = (options.high_resolution, options.on_progress.clone());
+    Ok(Some(Vision::load(gpu, weights, hidden_size, precision, high, on_progress).await?))
 }
 
 async fn load_language(

@@ -7,7 +7,7 @@ mod projector;
 
 use std::ops::ControlFlow;
 
-use crate::gpu::{Gpu, Recorder};
+use crate::gpu::{DryRunReport, Gpu, Recorder};
 use crate::image::{Preprocess, Views};
 use crate::loader::{Loader, OnProgress};
 use crate::ops::{self, FeatureMap, MiningMap};
@@ -197,6 +197,23 @@ impl Vision {
         let tokens = self.projector.forward(recorder, &all)?;
         steps.step(recorder).await?;
         Ok(VisionOutput { low, high, mined, tokens })
+    }
+
+    /// Records the dispatches for an image in a prompt without running them; `gpu` is planned ([`Gpu::plan`]).
+    ///
+    /// # Errors
+    /// [Device errors](crate::gpu).
+    pub async fn dry_run(&self, gpu: &Gpu) -> Result<DryRunReport> {
+        let Preprocess { size_high, size_low, grid, global, .. } = self.preprocess();
+        let view = |side: usize| vec![0.0; 3 * side * side];
+        let views = Views { high: view(size_high), low: vec![view(size_low); grid * grid + usize::from(global)] };
+        let mut recorder = gpu.dry_run();
+        let on_step = &mut |_, _| ControlFlow::Continue(());
+        let tokens = self.encode_and_wait(&mut recorder, &views, None, on_step).await?.tokens;
+        // The prompt's embeddings take the visual tokens from there.
+        let rows = Tensor::zeros(gpu, &[1], "visual rows")?;
+        ops::gather_rows(&mut recorder, &rows, &tokens, 1.0, &tokens.slice_rows(0..1))?;
+        Ok(recorder.into_report())
     }
 
     /// The four stages' maps of the high-resolution view.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use mgm::Error;
-use mgm::gpu::{Capabilities, Gpu, GpuOptions, TestOptions};
+use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions};
 use mgm::image::{Image, decode};
 use mgm::io::DiskFolder;
 use mgm::language::LanguageModel;
@@ -14,8 +14,10 @@ use mgm::ops::Sampling;
 use mgm::session::LoadOptions;
 use mgm::session::{AnswerOptions, Event, FinishReason, Model, image_sources};
 use mgm::tensor::{Precision, Tensor};
-use mgm::variants::released;
+use mgm::variants::{Variant, released};
+use mgm::vision::Vision;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
+use mgm::weights::model_files::ModelFiles;
 
 use crate::common::{Expected, case, open_gpu, open_gpu_with};
 
@@ -43,17 +45,21 @@ fn open_as_hardware() -> Gpu {
     open_gpu_with(GpuOptions::default().with_test(TestOptions { software_adapter: Some(false), ..Default::default() }))
 }
 
-/// A model of 4 GB on a device that is only planned: nothing is allocated, compiled or run, and the capabilities choose the kernels.
-#[test]
-fn a_planned_device_takes_no_memory() {
-    let planned = Capabilities {
+/// The capabilities of a large GPU.
+fn large_gpu() -> Capabilities {
+    Capabilities {
         max_binding_bytes: (1 << 31) - 4,
         max_buffer_bytes: 1 << 33,
         subgroup_min_size: 32,
         subgroup_max_size: 32,
         ..open_gpu().capabilities().clone()
-    };
-    let test = TestOptions { planned: Some(planned), software_adapter: Some(false), ..Default::default() };
+    }
+}
+
+/// A model of 4 GB on a device that is only planned: nothing is allocated, compiled or run, and the capabilities choose the kernels.
+#[test]
+fn a_planned_device_takes_no_memory() {
+    let test = TestOptions { planned: Some(large_gpu()), software_adapter: Some(false), ..Default::default() };
     let gpu = open_gpu_with(GpuOptions::default().with_test(test));
     pollster::block_on(async {
         let config = released("mgm-7b").expect("a released model").language;
@@ -466,6 +472,58 @@ fn tokens_make_nothing_on_the_device() {
         let counts: Vec<u64> = made.windows(2).map(|pair| pair[1] - pair[0]).collect();
         println!("objects made a token: {counts:?}");
         assert!(counts[8..].iter().all(|count| *count == 0), "{counts:?}");
+    });
+}
+
+/// The pipelines of the released 7B model, from an image to an answer: few enough to compile while the weights load.
+#[test]
+fn a_released_model_needs_few_pipelines() {
+    for cooperative_sizes in [vec![], vec![16]] {
+        let capabilities = Capabilities { cooperative_sizes, ..large_gpu() };
+        let test = TestOptions { planned: Some(capabilities), software_adapter: Some(false), ..Default::default() };
+        let gpu = open_gpu_with(GpuOptions::default().with_test(test));
+        pollster::block_on(async {
+            let Variant { language, vision, .. } = released("mgm-7b").expect("a released model");
+            let loader = Loader::random(&gpu, 1, Precision::F16, None);
+            let (config, clip, convnext) = (vision.config, &vision.clip, &vision.convnext);
+            let towers = Vision::random(&loader, config, clip, convnext, language.hidden_size).await.expect("towers");
+            let language = LanguageModel::load(&loader.at(Precision::Q4), &language).await.expect("a planned model");
+            let mut kernels = towers.dry_run(&gpu).await.expect("a report").kernels;
+            kernels.extend(language.dry_run(&gpu).expect("a report").kernels);
+            println!("{} pipelines", kernels.len());
+            assert!(kernels.len() <= 60, "{} pipelines", kernels.len());
+        });
+    }
+}
+
+/// What a host compiles while a model loads is all that an answer about an image needs.
+#[test]
+fn the_kernels_of_a_model_are_known_before_it_is_loaded() {
+    let case = case("llama3-8b");
+    let expected = Expected::read(&case);
+    pollster::block_on(async {
+        for gpu in [open_gpu(), open_as_hardware()] {
+            let files = ModelFiles::Mgm(Box::new(open(&case, &expected).await));
+            let options = LoadOptions::new(Precision::Q4);
+            let kernels = Model::kernels(&gpu, &files, &options).await.expect("kernels");
+            let allocated = gpu.memory().allocated;
+            assert!(allocated < 1 << 20, "planning took {allocated} bytes");
+            let before = gpu.kernels().len();
+            kernels.into_iter().for_each(|kernel| gpu.prepare(kernel));
+            let prepared = gpu.kernels();
+            assert!(prepared.len() > before + 10, "{before} and {} pipelines", prepared.len());
+            let model = Model::open(&gpu, &files, &options).await.expect("a model");
+            let mut chat = model.chat();
+            let sampled = AnswerOptions::default().with_sampling(Sampling::GREEDY.with_temperature(0.7));
+            for options in [greedy(), sampled.with_max_new_tokens(24)] {
+                let image = images(&expected, &case).remove(0);
+                chat.ask("What is this?").image(image).options(&options).await.expect("an answer");
+            }
+            let describe = |kernel: &Kernel| format!("{} {:?} {:?}", kernel.label, kernel.consts, kernel.overrides);
+            let missed: Vec<_> =
+                gpu.kernels().iter().filter(|kernel| !prepared.contains(kernel)).map(describe).collect();
+            assert!(missed.is_empty(), "{missed:#?}");
+        }
     });
 }
 

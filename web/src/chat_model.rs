@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use js_sys::Function;
-use mgm::gpu::Gpu;
+use mgm::gpu::{Gpu, Kernel};
 use mgm::io::Folder;
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::{Sampling, products};
@@ -94,6 +94,8 @@ pub struct ChatModel {
     chat: RefCell<Option<Chat>>,
     precision: Precision,
     weight_bytes: u64,
+    /// Kernels whose pipelines are not created yet.
+    kernels: Rc<RefCell<Vec<Kernel>>>,
 }
 
 #[wasm_bindgen]
@@ -120,19 +122,30 @@ impl ChatModel {
         if emit(&on_event, "total", &(weight_bytes as f64).into()).is_break() {
             return Err(to_js(mgm::Error::Cancelled));
         }
-        options.on_progress = Some(Rc::new(move |bytes| emit(&on_event, "loaded", &(bytes as f64).into())));
+        // The browser compiles in another process while this one reads and packs weights.
+        let kernels = Model::kernels(&gpu, &files, &options).await.map_err(to_js)?;
+        let kernels = Rc::new(RefCell::new(Vec::from_iter(kernels)));
+        let (waiting, device) = (kernels.clone(), gpu.clone());
+        options.on_progress = Some(Rc::new(move |bytes| {
+            if let Some(kernel) = waiting.borrow_mut().pop() {
+                device.prepare(kernel);
+            }
+            emit(&on_event, "loaded", &(bytes as f64).into())
+        }));
         let model = Model::open(&gpu, &files, &options).await.map_err(to_js)?;
-        Ok(Self { gpu, model, chat: RefCell::default(), precision, weight_bytes })
+        Ok(Self { gpu, model, chat: RefCell::default(), precision, weight_bytes, kernels })
     }
 
-    /// Compiles the pipelines of a text conversation, one after the other. Calls `on_event("prepared", count)` after
+    /// Compiles the pipelines that loading did not, one after the other. Calls `on_event("prepared", count)` after
     /// each; `false` stops. A browser blocks the device while it compiles, so a request that arrives meanwhile waits
     /// for one pipeline at most.
     pub async fn prepare(&self, on_event: Function) -> Result<(), JsValue> {
-        for (index, kernel) in self.model.dry_run().map_err(to_js)?.kernels.into_keys().enumerate() {
+        let mut count = 0;
+        while let Some(kernel) = { self.kernels.borrow_mut().pop() } {
             self.gpu.prepare(kernel);
             self.gpu.flush_writes().await.map_err(to_js)?;
-            if emit(&on_event, "prepared", &(index as f64 + 1.0).into()).is_break() {
+            count += 1;
+            if emit(&on_event, "prepared", &f64::from(count).into()).is_break() {
                 break;
             }
         }

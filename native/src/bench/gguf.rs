@@ -74,8 +74,8 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
         llm::tune_matmuls(&gpu, &language).await?;
     }
     // After tuning, so that the pipelines are those of the chosen kernels.
-    let report = language.dry_run(&gpu)?;
-    device_cache::prepare(&gpu, &report.kernels);
+    let report = language.dry_run(&gpu.plan())?;
+    device_cache::Preparation::start(&gpu, report.kernels.keys().cloned()).finish();
     let tuned = ops::tuning(&gpu).count(ops::products(&report));
     gpu.trim();
 

@@ -23,7 +23,7 @@ struct MatrixUnits(Lock<Option<bool>>);
 /// Whether products run on the device's matrix units without a measurement; `None` before they were checked. A planned
 /// device is assumed to pass the check.
 pub(crate) fn matrix_units(gpu: &Gpu) -> Option<bool> {
-    gpu.extension::<MatrixUnits>().0.lock().or(gpu.planned().then_some(true))
+    gpu.extension::<MatrixUnits>().0.lock().or(gpu.is_planned().then_some(true))
 }
 
 /// Has products run on the device's matrix units, or not.
