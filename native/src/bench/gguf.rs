@@ -36,6 +36,8 @@ struct Report {
     load_host_mib: Option<f64>,
     peak_memory_mib: f64,
     dispatches_per_token: f64,
+    /// Time to record and submit a token.
+    host_ms_per_token: f64,
     /// Number of matmul shapes whose kernel `mgm tune` chose.
     tuned: usize,
     /// Milliseconds of each decode step.
@@ -112,6 +114,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
         load_host_mib,
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         dispatches_per_token: median(|times| times.dispatches),
+        host_ms_per_token: median(|times| times.host_ms),
         tuned,
         step_ms: fastest_steps(&times),
     };
@@ -119,12 +122,15 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
         return print_json(&report);
     }
     let mut out = std::io::stdout().lock();
-    let (dispatches, peak) = (report.dispatches_per_token, report.peak_memory_mib);
+    let (dispatches, host_ms, peak) = (report.dispatches_per_token, report.host_ms_per_token, report.peak_memory_mib);
     writeln!(out, "{} on {}", report.model, report.adapter)?;
     writeln!(out, "load     {:>10.0} ms, {:.1} MiB", report.load_ms, report.weights_mib)?;
     writeln!(out, "prefill  {:>10.2} tokens/s ({prefill} tokens)", report.prefill_tokens_per_s)?;
     writeln!(out, "decode   {:>10.2} tokens/s ({decode} tokens)", report.decode_tokens_per_s)?;
-    writeln!(out, "{dispatches:.0} dispatches per token, peak memory {peak:.1} MiB")?;
+    writeln!(
+        out,
+        "{dispatches:.0} dispatches and {host_ms:.3} ms of recording and submitting per token, peak memory {peak:.1} MiB"
+    )?;
     Ok(())
 }
 
@@ -132,6 +138,7 @@ struct Times {
     prefill_s: f64,
     decode_s: f64,
     dispatches: f64,
+    host_ms: f64,
     step_ms: Vec<f64>,
 }
 
@@ -167,5 +174,6 @@ async fn run_once(gpu: &Gpu, language: &LanguageModel, positions: &[Position], d
     }
     let decode_s = started.elapsed().as_secs_f64();
     let steps = decode.saturating_sub(1).max(1) as f64;
-    Ok(Times { prefill_s, decode_s, dispatches: (gpu.dispatch_count() - before) as f64 / steps, step_ms })
+    let host_ms = generator.host_time().as_secs_f64() * 1000.0 / decode.max(1) as f64;
+    Ok(Times { prefill_s, decode_s, dispatches: (gpu.dispatch_count() - before) as f64 / steps, host_ms, step_ms })
 }

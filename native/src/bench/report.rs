@@ -34,6 +34,22 @@ pub struct PartReport {
     dispatches: u64,
     /// Device memory in use when the part ends, in MiB.
     memory_mib: f64,
+    /// Of decoding: the time to record and submit a token, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_ms_per_token: Option<f64>,
+}
+
+impl PartReport {
+    pub fn with_host_ms_per_token(self, milliseconds: f64) -> Self {
+        Self { host_ms_per_token: Some(milliseconds), ..self }
+    }
+}
+
+/// The pipelines of a run.
+#[derive(Debug, Serialize)]
+pub struct Compiled {
+    pub pipelines: usize,
+    pub milliseconds: f64,
 }
 
 /// A run with random weights.
@@ -43,6 +59,9 @@ pub struct Report {
     pub precision: String,
     pub adapter: String,
     pub load_ms: f64,
+    /// Creating the pipelines on all cores, where that is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compile: Option<Compiled>,
     pub peak_memory_mib: f64,
     pub parts: Vec<PartReport>,
 }
@@ -79,6 +98,12 @@ impl Report {
                 part.dispatches,
                 part.memory_mib
             )?;
+        }
+        if let Some(Compiled { pipelines, milliseconds }) = self.compile {
+            writeln!(out, "{pipelines} pipelines, created in {milliseconds:.0} ms")?;
+        }
+        if let Some(host_ms) = self.parts.iter().find_map(|part| part.host_ms_per_token) {
+            writeln!(out, "decode: recording and submitting takes {host_ms:.3} ms a token on the host")?;
         }
         Ok(())
     }
@@ -167,6 +192,7 @@ impl<'a> Meter<'a> {
             gigabytes_per_s: bytes / 1e9 / seconds,
             dispatches: self.gpu.dispatch_count() - self.dispatches,
             memory_mib: self.gpu.memory().allocated as f64 / MIB,
+            host_ms_per_token: None,
         }
     }
 }

@@ -97,6 +97,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
         precision: precision.to_string(),
         adapter: gpu.adapter().name.clone(),
         load_ms,
+        compile: None,
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         parts,
     };

@@ -1,5 +1,6 @@
 //! `mgm bench --synthetic`: a released model's shapes with random weights that are generated on the device.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use mgm::tensor::Precision;
 use mgm::variants::{self, Variant};
 use mgm::vision::Vision;
 
-use super::report::{MIB, Meter, Report, SEED, dry_run, fill_progress};
+use super::report::{Compiled, MIB, Meter, Report, SEED, dry_run, fill_progress};
 use super::{BenchArgs, llm, sdxl};
 use crate::{CliError, device_cache};
 
@@ -68,6 +69,12 @@ async fn measure(
         llm::tune_matmuls(&gpu, &language).await?;
     }
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
+    let planned = gpu.plan();
+    let (vision_run, language_run) = (vision.dry_run(&planned).await?, language.dry_run(&planned)?);
+    let kernels: HashSet<_> = vision_run.kernels.into_keys().chain(language_run.kernels.into_keys()).collect();
+    let (pipelines, started) = (kernels.len(), Instant::now());
+    device_cache::Preparation::start(&gpu, kernels).finish();
+    let compile_ms = started.elapsed().as_secs_f64() * 1000.0;
     gpu.take_profile().await?;
 
     let mut parts = Vec::new();
@@ -101,8 +108,11 @@ async fn measure(
 
     note!("mgm: decoding …");
     let meter = Meter::start(&gpu);
+    let before = generator.host_time();
     while generator.next().await?.is_some() {}
-    parts.push(meter.stop("decode", decode.saturating_sub(1)));
+    let steps = decode.saturating_sub(1);
+    let host_ms = (generator.host_time() - before).as_secs_f64() * 1000.0 / steps.max(1) as f64;
+    parts.push(meter.stop("decode", steps).with_host_ms_per_token(host_ms));
     if arguments.device.profile {
         note!("{}", gpu.take_profile().await?);
     }
@@ -111,6 +121,7 @@ async fn measure(
         precision: precision.to_string(),
         adapter: gpu.adapter().name.clone(),
         load_ms,
+        compile: Some(Compiled { pipelines, milliseconds: compile_ms }),
         peak_memory_mib: gpu.memory().peak as f64 / MIB,
         parts,
     })
