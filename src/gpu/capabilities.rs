@@ -28,6 +28,23 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// GPUs in general, for plans: f16, subgroups of 32 to `subgroup_max_size`, cooperative matrices of these sizes.
+    pub fn of_hardware(subgroup_max_size: u32, cooperative_sizes: Vec<u32>) -> Self {
+        Self {
+            shader_f16: true,
+            subgroups: true,
+            subgroup_min_size: 32,
+            subgroup_max_size,
+            cooperative_sizes,
+            timestamps: false,
+            max_binding_bytes: (1 << 31) - 4,
+            max_buffer_bytes: 1 << 34,
+            max_workgroup_bytes: 32768,
+            max_workgroup_invocations: 1024,
+            storage_alignment: 64,
+        }
+    }
+
     /// Reads what the kernels care about from a device's granted features and limits.
     pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, adapter: &wgpu::Adapter) -> Self {
         let info = adapter.get_info();

@@ -12,6 +12,8 @@ use super::kernel::Kernel;
 pub struct DryRunReport {
     /// The specialisations, and what each would do.
     pub kernels: HashMap<Kernel, KernelUse>,
+    /// Every dispatch, in the order of the recording.
+    pub launches: Vec<Launch>,
     pub(super) traces: Traces,
 }
 
@@ -21,6 +23,17 @@ pub struct KernelUse {
     /// Number of dispatches.
     pub dispatches: u64,
     /// The cost of all of them.
+    pub cost: Cost,
+}
+
+/// One dispatch of a dry run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// What it runs.
+    pub kernel: Kernel,
+    /// Workgroups.
+    pub grid: [u32; 3],
+    /// What it must move and compute.
     pub cost: Cost,
 }
 

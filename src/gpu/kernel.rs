@@ -9,6 +9,8 @@ use foldhash::fast::FixedState;
 
 use super::capabilities::Capabilities;
 use super::lock::Lock;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::{Error, Result};
 
 /// A WGSL file. A kernel is a list of them, joined in order: first the prelude parts that it is specialised with (how
 /// weights are read, how a workgroup reduces), then the kernel itself.
@@ -96,6 +98,34 @@ impl Kernel {
             text.push('\n');
         }
         text
+    }
+
+    /// Invocations of a workgroup.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the kernel's WGSL is wrong.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn workgroup_invocations(&self) -> Result<u32> {
+        use wgpu::naga::{Expression, Literal, front::wgsl};
+        let text = self.wgsl(false);
+        let wrong = |reason: String| Error::Internal(format!("{}: {reason}", self.name));
+        let module = wgsl::parse_str(&text).map_err(|error| wrong(error.emit_to_string(&text)))?;
+        let entry = module.entry_points.iter().find(|entry| entry.name == self.name);
+        let entry = entry.ok_or_else(|| wrong("no such entry point".to_owned()))?;
+        if entry.workgroup_size_overrides.is_none() {
+            return Ok(entry.workgroup_size.iter().product());
+        }
+        // The only override that sizes workgroups.
+        const SIZE: &str = "WORKGROUP";
+        let set = self.overrides.iter().find(|(name, _)| *name == SIZE).map(|(_, size)| *size);
+        let default = || {
+            let (_, size) = module.overrides.iter().find(|(_, item)| item.name.as_deref() == Some(SIZE))?;
+            match module.global_expressions[size.init?] {
+                Expression::Literal(Literal::U32(size)) => Some(size),
+                _ => None,
+            }
+        };
+        set.or_else(default).ok_or_else(|| wrong(format!("{SIZE} has no value")))
     }
 
     /// Whether the kernel computes with 16-bit floats.

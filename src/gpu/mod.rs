@@ -36,7 +36,7 @@ pub use capabilities::Capabilities;
 pub use device::Gpu;
 pub(crate) use dispatch::MAX_GRID;
 pub use dispatch::{Binding, Cost, MAX_PARAMS_BYTES, grid_1d};
-pub use dry_run::{DryRunReport, KernelUse};
+pub use dry_run::{DryRunReport, KernelUse, Launch};
 pub(crate) use kernel::wgsl;
 pub use kernel::{Access, Kernel, PipelineKey, Source};
 pub(crate) use lock::Lock;

@@ -41,6 +41,13 @@ pub struct TestOptions {
 }
 
 impl GpuOptions {
+    /// A GPU of these capabilities that is only planned: every recording is a dry run, and buffers take no memory. Any
+    /// adapter will do, software too.
+    pub fn planned(capabilities: Capabilities) -> Self {
+        let test = TestOptions { planned: Some(capabilities), software_adapter: Some(false), ..TestOptions::default() };
+        Self { test, ..Self::default() }
+    }
+
     /// The same on this adapter.
     #[must_use]
     pub fn with_adapter(mut self, adapter: AdapterChoice) -> Self {

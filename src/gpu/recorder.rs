@@ -8,7 +8,7 @@ use bytemuck::Pod;
 
 use super::device::Gpu;
 use super::dispatch::{Binding, Cost, MAX_DISPATCHES, MAX_GRID, MAX_PARAMS_BYTES};
-use super::dry_run::DryRunReport;
+use super::dry_run::{DryRunReport, Launch};
 use super::encode::{Command, RecycledLists, encode};
 use super::kernel::{Access, Pipeline, PipelineKey};
 use super::memory::{Buffer, Recording};
@@ -117,10 +117,12 @@ impl Recorder {
             return Ok(());
         }
         if let Some(report) = &mut self.dry_run {
-            let uses = report.kernels.entry(kernel.kernel()).or_default();
+            let kernel = kernel.kernel();
+            let uses = report.kernels.entry(kernel.clone()).or_default();
             uses.dispatches += 1;
             uses.cost.bytes += cost.bytes;
             uses.cost.flops += cost.flops;
+            report.launches.push(Launch { kernel, grid, cost });
             return Ok(());
         }
         let pipeline = self.gpu.pipeline(kernel);

@@ -8,6 +8,7 @@ mod denoise;
 mod feature_map;
 mod gather;
 mod group_norm;
+mod kernel_name;
 mod matmul;
 mod mining;
 mod norm;
@@ -26,6 +27,7 @@ pub use denoise::{Denoise, denoise};
 pub use feature_map::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
+pub use kernel_name::kernel_name;
 pub(crate) use matmul::{Choice, matrix_units, set_matrix_units};
 pub use matmul::{
     Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, Tuning, linear, linear_add,

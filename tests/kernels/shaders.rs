@@ -151,6 +151,20 @@ fn every_specialisation_compiles_for_every_backend() {
     println!("{} specialisations of {} texts compiled to SPIR-V, MSL and HLSL", kernels.len(), parsed.len());
 }
 
+/// The size that a kernel's text and constants say is the one that compilers see.
+#[test]
+fn workgroups_have_the_size_of_the_compiled_module() {
+    // A prime, so that all families are among them.
+    for kernel in specialisations().iter().step_by(61) {
+        let module = naga::front::wgsl::parse_str(&kernel.wgsl(false)).expect("WGSL");
+        let info = validate(kernel, &module);
+        let (module, _) = specialise(kernel, &module, &info);
+        let entry = module.entry_points.iter().find(|entry| entry.name == kernel.name).expect("an entry point");
+        let found = kernel.workgroup_invocations().expect("a size");
+        assert_eq!(found, entry.workgroup_size.iter().product::<u32>(), "{}", describe(kernel));
+    }
+}
+
 /// tint takes what browsers take (no cooperative matrices); it alone checks that control flow around barriers is
 /// uniform.
 #[test]

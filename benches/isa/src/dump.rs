@@ -15,7 +15,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use mgm::diffusion::{TextEncoder, Unet, VaeDecoder, VaeEncoder};
-use mgm::gpu::{Capabilities, DryRunReport, Gpu, GpuOptions, Kernel, KernelUse, Source, TestOptions};
+use mgm::gpu::{Capabilities, DryRunReport, Gpu, GpuOptions, Kernel, KernelUse, Source};
 use mgm::image::Views;
 use mgm::language::LanguageModel;
 use mgm::loader::{Loader, vision_precision};
@@ -66,9 +66,6 @@ const MODELS: [Model; 13] = [
     Model { name: "sdxl.f16", part: Part::Sdxl },
 ];
 
-/// Steps of a matmul's epilogue: they run once, after the loops.
-const EPILOGUE: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "HAS_RESIDUAL", "GATED", "ACCUMULATE", "ACTIVATION"];
-
 #[derive(Default)]
 struct Listed {
     /// Models that run it by default.
@@ -104,23 +101,6 @@ fn options() -> Result<Options> {
         }
     }
     Ok(options)
-}
-
-/// GPUs in general: subgroups of 32, or of 32 to 64.
-fn capabilities(subgroup_max_size: u32) -> Capabilities {
-    Capabilities {
-        shader_f16: true,
-        subgroups: true,
-        subgroup_min_size: 32,
-        subgroup_max_size,
-        cooperative_sizes: vec![16],
-        timestamps: false,
-        max_binding_bytes: (1 << 31) - 4,
-        max_buffer_bytes: 1 << 34,
-        max_workgroup_bytes: 32768,
-        max_workgroup_invocations: 1024,
-        storage_alignment: 64,
-    }
 }
 
 fn smollm2() -> LanguageConfig {
@@ -246,9 +226,7 @@ fn plan_sdxl(gpu: &Gpu, Sdxl { text, unet, decoder, encoder }: &Sdxl) -> Result<
 }
 
 async fn open(subgroup_max_size: u32) -> Result<Gpu> {
-    let planned = Some(capabilities(subgroup_max_size));
-    let test = TestOptions { planned, software_adapter: Some(false), ..Default::default() };
-    Ok(Gpu::open(&GpuOptions::default().with_test(test)).await?)
+    Ok(Gpu::open(&GpuOptions::planned(Capabilities::of_hardware(subgroup_max_size, vec![16]))).await?)
 }
 
 /// The kernels of all models, by name.
@@ -307,7 +285,7 @@ fn represent(all: HashMap<Kernel, Listed>) -> BTreeMap<String, (Kernel, Listed)>
         other.uses.cost.flops.total_cmp(&listed.uses.cost.flops).then_with(|| describe(a).cmp(&describe(b)))
     });
     for (kernel, listed) in sorted {
-        match named.entry(name(&kernel)) {
+        match named.entry(ops::kernel_name(&kernel)) {
             std::collections::btree_map::Entry::Vacant(entry) => {
                 entry.insert((kernel, listed));
             }
@@ -321,95 +299,6 @@ fn represent(all: HashMap<Kernel, Listed>) -> BTreeMap<String, (Kernel, Listed)>
         }
     }
     named
-}
-
-/// A short name that says what distinguishes a kernel's loops: entry point, parts, constants.
-fn name(kernel: &Kernel) -> String {
-    // Parts that every kernel of a family has, or that another word stands for.
-    const USUAL: [&str; 19] = [
-        "epilogue",
-        "activation",
-        "rows_direct",
-        "rows_im2col",
-        "lhs_vec4",
-        "fused_norm",
-        "tiles_64",
-        "stage_f32",
-        "reduce_workgroup",
-        "attention_common",
-        "cache_f32",
-        "chunks_vec4",
-        "weights_quantized",
-        "blocks_quantized",
-        "bytes_quantized",
-        "bytes_q8",
-        "store_cache_f32",
-        "channels_vec4",
-        "mining_map",
-    ];
-    const SWITCHES: [&str; 6] = ["CAUSAL", "CENTRED", "NEIGHBOURS", "NORM", "SPLIT", "UNIT_OFFSET"];
-    let mut words = vec![kernel.name.to_owned()];
-    let mut format = None;
-    for source in &kernel.sources[..kernel.sources.len() - 1] {
-        let stem = source.name.rsplit('/').next().unwrap_or(source.name).trim_end_matches(".wgsl");
-        if USUAL.contains(&stem) || stem == kernel.name {
-            continue;
-        }
-        match stem.split_once('_') {
-            Some(("weights" | "blocks" | "row", stored)) => {
-                format = Some(stored.to_owned());
-                continue;
-            }
-            // Readers after those of the same weights.
-            Some(("run", _)) => continue,
-            _ => {}
-        }
-        words.push(match stem {
-            "lhs_im2col" => "conv".to_owned(),
-            "lhs_scalar" | "channels_scalar" => "scalar".to_owned(),
-            "rows_routed" => "routed".to_owned(),
-            "rope_epilogue" => "rope".to_owned(),
-            "store_cache_f16" => "kv16".to_owned(),
-            "cache_f16" | "chunks_f16" | "chunks_f16_keys" => "kv16".to_owned(),
-            "stage_f16" => "half".to_owned(),
-            "reduce_subgroup" => "sub".to_owned(),
-            _ => match stem.split_once('_') {
-                Some(("cooperative", size)) => format!("m{size}"),
-                _ => stem.to_owned(),
-            },
-        });
-    }
-    let constants: BTreeMap<_, _> = kernel.consts.iter().chain(&kernel.overrides).copied().collect();
-    if let Some(bits) = constants.get("BITS") {
-        format = Some(format!("q{bits}{}", if constants.get("WIDE") == Some(&1) { "w" } else { "" }));
-    }
-    if let Some(format) = format {
-        words.insert(1, format);
-    }
-    for (key, value) in kernel.consts.iter().chain(&kernel.overrides).copied() {
-        let word = match (key, value) {
-            ("HEAD4", head4) => format!("d{}", 4 * head4),
-            ("ROWS", rows) => format!("r{rows}"),
-            ("BLOCKS", blocks) => format!("b{blocks}"),
-            ("TILE", tile) => format!("t{tile}"),
-            ("STEP", step) => format!("s{step}"),
-            ("INPUT_ROWS", rows) => format!("r{rows}"),
-            ("LANES", lanes) => format!("l{lanes}"),
-            ("OWNED", owned) => format!("o{owned}"),
-            ("WORKGROUP", workgroup) => format!("w{workgroup}"),
-            ("COLUMNS", 8) if kernel.name == "matmul" => "c8".to_owned(),
-            // 4 in other products; in attention it follows from HEAD4.
-            ("BITS" | "WIDE" | "COLUMNS", _) | (_, 0) => continue,
-            // SUB_M is half of TILE.
-            ("SUB_M", _) => continue,
-            ("SUB_N", rows) => format!("n{rows}"),
-            (key, _) if EPILOGUE.contains(&key) => continue,
-            (key, 1) if SWITCHES.contains(&key) => key.to_lowercase(),
-            (key, value) => format!("{}{value}", key.to_lowercase()),
-        };
-        words.push(word.replace('_', ""));
-    }
-    words.join(".")
 }
 
 fn describe(kernel: &Kernel) -> String {
