@@ -48,6 +48,9 @@ DEVICES = {
     "g14g": apple("g14g", "Apple M2 (Honeykrisp)"),
 }
 
+# Devices for which the compiler makes the same code as for another one, whose table they share.
+SAME_CODE = {"ad102": "ga102", "bmg": "lnl", "g14g": "g13g"}
+
 # What to watch while a kernel is written: one of each compiler, the most common chips.
 QUICK = ("navi21", "dg2", "tu102", "a740")
 

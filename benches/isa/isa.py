@@ -4,7 +4,7 @@
     isa.py [--kernels REGEX] [--devices LIST] [--loops] [--write] [--all] [--llama]
 
 Plans the models, compiles their kernels for each device, prints a line for each kernel and device, and the differences from
-benches/isa/DEVICE.tsv. Needs root, a Debian chroot (isa.py makes it) and Python 3.9; nothing is executed on a GPU.
+native/src/bench/predict/isa/DEVICE.tsv. Needs root, a Debian chroot (isa.py makes it) and Python 3.9; nothing is executed on a GPU.
 """
 
 import argparse
@@ -27,6 +27,8 @@ import loops
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
+# The tables DEVICE.tsv: in the program's sources, since `mgm bench --predict` reads them.
+TABLES = REPOSITORY / "native" / "src" / "bench" / "predict" / "isa"
 # Columns of DEVICE.tsv, and of the table.
 COLUMNS = ("kernel", "subgroup", "fma/instr", "fma/alu", "loops", "load", "shared", "regs", "occupancy", "spills", "scratch", "instr", "cycles")
 # Loops with fewer multiply-adds than this share of the heaviest are left out of the column `loops`.
@@ -43,7 +45,7 @@ def arguments():
     parser.add_argument("--devices", default="", metavar="LIST",
                         help="such as navi21,dg2, or `quick` for one of each compiler [default: all]")  # fmt: skip
     parser.add_argument("--loops", action="store_true", help="print every inner loop by kinds of instructions")
-    parser.add_argument("--write", action="store_true", help="update benches/isa/DEVICE.tsv with what was compiled")
+    parser.add_argument("--write", action="store_true", help="update the tables with what was compiled")
     parser.add_argument("--all", action="store_true", help="choose among all specialisations, not only those that models use")
     parser.add_argument("--robust", choices="012",
                         help="robustBufferAccess (1), robustBufferAccess2 (2) [default: 2, as wgpu has it; 0 for llama.cpp]")  # fmt: skip
@@ -284,12 +286,13 @@ def main():
             except RuntimeError as error:
                 print(error, file=sys.stderr)
                 continue
-            path = HERE / (f"llama.{name}.tsv" if options.llama else f"{name}.tsv")
+            owner = devices.SAME_CODE.get(name, name)
+            path = TABLES / (f"llama.{owner}.tsv" if options.llama else f"{owner}.tsv")
             stored = read_tsv(path)
             rows = measured[name] = report(name, results, work / name, options, stored)
             if options.write and options.default_robustness:
                 whole = not options.kernels and not options.all
-                write_tsv(path, devices.DEVICES[name].title, rows if whole else {**stored, **rows})
+                write_tsv(path, devices.DEVICES[owner].title, rows if whole else {**stored, **rows})
         if len(measured) > 1:
             print("\n" + overview(measured))
         # Machine code stays for a closer reading.
