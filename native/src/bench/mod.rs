@@ -1,8 +1,9 @@
 //! `mgm bench`: measures a released model's shapes with random weights (`--synthetic`), a GGUF file (`--gguf`), or
-//! single kernels (`--roofline`).
+//! single kernels (`--roofline`), or predicts the times on another GPU (`--predict`).
 
 mod gguf;
 mod llm;
+mod predict;
 mod report;
 mod roofline;
 mod sdxl;
@@ -19,7 +20,7 @@ use crate::args::{ProfiledDeviceArgs, parse_image_size};
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Released model whose shapes to fill with random weights, such as mgm-2b, mgm-7b-hd or sdxl
-    #[arg(long, value_name = "MODEL", required_unless_present_any = ["gguf", "roofline"])]
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["gguf", "roofline", "predict"])]
     synthetic: Option<String>,
     /// GGUF file of a language model to measure instead
     #[arg(long, value_name = "FILE", conflicts_with_all = ["synthetic", "dry_run"])]
@@ -27,6 +28,11 @@ pub struct BenchArgs {
     /// Measure single kernels instead, relative to the adapter's peak bandwidth and arithmetic throughput
     #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run", "profile"])]
     roofline: bool,
+    /// Predict the times on another GPU instead, from its compiler's instruction counts and its published figures: a
+    /// device, `all`, or nothing to list the devices
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = predict::LIST)]
+    #[arg(conflicts_with_all = ["gguf", "roofline", "dry_run", "tune"])]
+    predict: Option<String>,
     /// Weight precision: f32, f16, q8, q4 [default: q4; f16 for sdxl; the file's own for GGUF]
     #[arg(long)]
     precision: Option<Precision>,
@@ -59,6 +65,9 @@ pub struct BenchArgs {
 }
 
 pub async fn run(arguments: BenchArgs) -> Result<(), CliError> {
+    if let Some(device) = &arguments.predict {
+        return predict::run(device, &arguments).await;
+    }
     if arguments.roofline {
         return roofline::run(&arguments).await;
     }

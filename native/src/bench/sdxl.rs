@@ -31,13 +31,9 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
         return Err(mgm::Error::InvalidArgument(reason).into());
     }
     let precision = arguments.precision.unwrap_or(Precision::F16);
-    let (width, height) = arguments.size.unwrap_or(SIZE);
+    let (width, height) = image_size(arguments)?;
     let vae = VaeConfig::sdxl();
     let scale = vae.pixels_per_latent();
-    if !width.is_multiple_of(scale) || !height.is_multiple_of(scale) {
-        let reason = format!("--size {width}x{height}: expected multiples of {scale} pixels");
-        return Err(mgm::Error::InvalidArgument(reason).into());
-    }
     let plan = MemoryPlan::for_released_diffusion(precision);
     if arguments.dry_run {
         return dry_run(NAME, &plan, precision, 0, arguments.json);
@@ -108,6 +104,17 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
         )?;
     }
     report.print(arguments.json)
+}
+
+/// Width and height of the image, multiples of a latent's pixels.
+pub fn image_size(arguments: &BenchArgs) -> mgm::Result<(usize, usize)> {
+    let (width, height) = arguments.size.unwrap_or(SIZE);
+    let scale = VaeConfig::sdxl().pixels_per_latent();
+    if width.is_multiple_of(scale) && height.is_multiple_of(scale) {
+        return Ok((width, height));
+    }
+    let reason = format!("--size {width}x{height}: expected multiples of {scale} pixels");
+    Err(mgm::Error::InvalidArgument(reason))
 }
 
 struct Prompts {

@@ -24,26 +24,31 @@ const PREFILL: u32 = 640;
 const IMAGE_SIDE: usize = 640;
 
 pub async fn run(name: &str, arguments: &BenchArgs) -> Result<(), CliError> {
-    let Some(variant) = variants::released(name) else {
-        return Err(mgm::Error::Unsupported {
-            what: "model".to_owned(),
-            found: name.to_owned(),
-            supported: format!("{}, {}", variants::NAMES.join(", "), sdxl::NAME),
-        }
-        .into());
-    };
+    let variant = released(name)?;
     let precision = arguments.precision.unwrap_or(Precision::Q4);
     let plan = MemoryPlan::new(&variant.language, Some(&variant.vision), precision);
-    let prefill = arguments.prefill.unwrap_or(PREFILL) as usize;
+    let prefill = prompt_tokens(&variant, arguments)?;
     let decode = arguments.decode as usize;
-    let positions = prefill + decode;
-    if positions > variant.language.max_positions {
-        return Err(mgm::Error::PromptTooLong { tokens: positions, limit: variant.language.max_positions }.into());
-    }
     if arguments.dry_run {
-        return dry_run(variant.name, &plan, precision, positions, arguments.json);
+        return dry_run(variant.name, &plan, precision, prefill + decode, arguments.json);
     }
     measure(&variant, &plan, precision, (prefill, decode), arguments).await?.print(arguments.json)
+}
+
+/// The released model of this name.
+pub fn released(name: &str) -> mgm::Result<Variant> {
+    variants::released(name).ok_or_else(|| mgm::Error::Unsupported {
+        what: "model".to_owned(),
+        found: name.to_owned(),
+        supported: format!("{}, {}", variants::NAMES.join(", "), sdxl::NAME),
+    })
+}
+
+/// The length of the prompt, which fits into the model's context with the tokens to generate.
+pub fn prompt_tokens(variant: &Variant, arguments: &BenchArgs) -> mgm::Result<usize> {
+    let prefill = arguments.prefill.unwrap_or(PREFILL) as usize;
+    let (tokens, limit) = (prefill + arguments.decode as usize, variant.language.max_positions);
+    if tokens > limit { Err(mgm::Error::PromptTooLong { tokens, limit }) } else { Ok(prefill) }
 }
 
 async fn measure(

@@ -81,3 +81,42 @@ fn the_roofline_of_some_kernels() {
     let megabytes = rows[0]["megabytes"].as_f64().expect("megabytes");
     assert!((megabytes - (2 * 577 + 2) as f64 * 4096.0 / 1e6).abs() < 0.01, "{report}");
 }
+
+/// What a prediction counts, against the same by hand. Llama 7B: 32 layers of 4 x 4096 x 4096 and 3 x 4096 x 11008
+/// weights, a head of 32000 x 4096, and keys and values of 640 tokens and this one.
+#[test]
+fn predictions_count_the_bytes_of_a_token() {
+    let cache = TempDir::new().expect("a temporary folder");
+    let report = json(&mgm(cache.path(), &["bench", "--predict", "rtx-4090", "--synthetic", "mgm-7b", "--json"]));
+    let rows = report["rows"].as_array().expect("rows");
+    let row = |engine: &str, part: &str| {
+        rows.iter().find(|row| row["engine"] == engine && row["part"] == part).unwrap_or_else(|| panic!("{report}"))
+    };
+    let weights = 32.0 * (4.0 * 4096.0 * 4096.0 + 3.0 * 4096.0 * 11008.0);
+    let head = 32000.0 * 4096.0;
+    let cached = 32.0 * 641.0 * 2.0 * 4096.0 * 2.0;
+    // Bits of a weight: q4 has two scales of 16 bits for 32, q8 one; Q4_0 one, Q6_K 210 bytes for 256.
+    for (engine, bits, head_bits) in [("mgm", 5.0, 8.5), ("llama.cpp", 4.5, 6.5625)] {
+        let expected = (weights * bits + head * head_bits) / 8.0 + cached;
+        let found = row(engine, "token")["gigabytes"].as_f64().expect("gigabytes") * 1e9;
+        // Activations are the rest.
+        assert!((0.99..1.02).contains(&(found / expected)), "{engine}: {found}, expected {expected}");
+        let flops = row(engine, "token")["gflop"].as_f64().expect("gflop") * 1e9;
+        let expected = 2.0 * (weights + head) + 32.0 * 4.0 * 641.0 * 4096.0;
+        assert!((flops / expected - 1.0).abs() < 0.01, "{engine}: {flops} flop, expected {expected}");
+    }
+    // No device reads faster than its published bandwidth, and every share of the time is of 100 %.
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key}: {row}"));
+        assert!(number("gigabytes") / number("milliseconds") < 1.008, "{row}");
+        let percent: f64 = row["percent"].as_object().expect("shares").values().filter_map(Value::as_f64).sum();
+        assert!((percent - 100.0).abs() < 0.01 && number("counted_percent") > 99.0, "{row}");
+    }
+}
+
+#[test]
+fn devices_are_listed() {
+    let cache = TempDir::new().expect("a temporary folder");
+    let listed = mgm(cache.path(), &["bench", "--predict"]);
+    assert!(listed.lines().count() == 20 && listed.contains("rtx-4090     NVIDIA RTX 4090"), "{listed}");
+}

@@ -152,6 +152,16 @@ fn memory_table() -> Vec<String> {
     table
 }
 
+#[test]
+fn predictions_match_the_model() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_mgm")).args(["bench", "--predict", "all"]).output();
+    let tables = String::from_utf8(output.expect("the binary runs").stdout).expect("UTF-8");
+    let document = read(Path::new("docs/gpu-model.md"));
+    let has = |line: &str| document.lines().any(|other| other == line);
+    let complete = tables.lines().count() > 20 && tables.lines().all(has);
+    assert!(complete, "docs/gpu-model.md should have the tables of `mgm bench --predict all`:\n\n{tables}");
+}
+
 /// The HD variants' weights are as large as those of their twins, as README says.
 #[test]
 fn hd_variants_need_the_same() {
