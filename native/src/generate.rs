@@ -181,6 +181,6 @@ impl Latents {
     fn of_image(&self, index: usize) -> InitialLatents {
         let length = self.values.len() / self.batch;
         let values = self.values[index * length..(index + 1) * length].to_vec();
-        InitialLatents::Latents { values, width: self.width, height: self.height }
+        InitialLatents::latents(values, (self.width, self.height))
     }
 }

@@ -11,8 +11,9 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::ProgressBar;
 use mgm::diffusion::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
-use mgm::diffusion::torch_rng::NoiseType;
-use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
+use mgm::diffusion::{
+    DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents, NoiseType,
+};
 use mgm::gpu::Gpu;
 use mgm::image::Image;
 use mgm::tensor::Precision;

@@ -82,9 +82,13 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
             return Err(Error::InvalidArgument(reason).into());
         }
         ModelFiles::Gguf(model) => {
-            let file = DiskFile::open(path)?;
-            let source: Rc<dyn ByteSource> = Rc::new(file);
+            let source: Rc<dyn ByteSource> = Rc::new(DiskFile::open(&path)?);
             Layout::from_gguf(&source, model, &name, shard_bytes).await?
+        }
+        _ => {
+            return Err(
+                Error::InvalidArgument(format!("{}: this kind of model cannot be packed", path.display())).into()
+            );
         }
     };
     write(layout, &arguments.out).await

@@ -24,3 +24,5 @@ pub use pipeline::{
     DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, GenerateImage, GeneratedImage,
     InitialLatents, MAX_SIDE, OnDiffusionEvent, PromptEmbeds,
 };
+#[doc(inline)]
+pub use torch_rng::NoiseType;

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 
 /// The conversation template that a model was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Template {
     /// `vicuna_v1`: MGM-7B, 13B.
     Vicuna,

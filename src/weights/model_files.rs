@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::bundle::read::Bundle;
+use super::config::LanguageConfig;
 use super::gguf_model::GgufModel;
 use super::mgm::{MgmCheckpoint, TowerOptions};
 use crate::Result;
@@ -10,6 +11,7 @@ use crate::io::Folder;
 use crate::tensor::Precision;
 
 /// The opened files of a model. Only headers and configurations are in memory.
+#[non_exhaustive]
 pub enum ModelFiles {
     /// A Mini-Gemini checkpoint, as released or as a bundle.
     Mgm(Box<MgmCheckpoint>),
@@ -38,6 +40,14 @@ impl ModelFiles {
             Some(source) => Self::Gguf(GgufModel::open(source).await?),
             None => Self::Mgm(Box::new(MgmCheckpoint::open_bundle(bundle).await?)),
         })
+    }
+
+    /// The language model's configuration, for changes before it is loaded.
+    pub fn language_config_mut(&mut self) -> &mut LanguageConfig {
+        match self {
+            Self::Mgm(checkpoint) => &mut checkpoint.config.language,
+            Self::Gguf(model) => &mut model.config,
+        }
     }
 
     /// The default precision, and whether matrices keep the quantisation of the file.

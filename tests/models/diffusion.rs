@@ -6,8 +6,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use mgm::Error;
+use mgm::diffusion::NoiseType;
 use mgm::diffusion::scheduler::Schedule;
-use mgm::diffusion::torch_rng::{NoiseType, TorchRng};
+use mgm::diffusion::torch_rng::TorchRng;
 use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest};
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::io::DiskFolder;

@@ -9,8 +9,9 @@ use mgm::diffusion::gen_protocol;
 use mgm::diffusion::png_metadata::{
     DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH, ImageSettings,
 };
-use mgm::diffusion::torch_rng::NoiseType;
-use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
+use mgm::diffusion::{
+    DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents, NoiseType,
+};
 use mgm::image::Image;
 use mgm::io::Folder;
 use mgm::tensor::Precision;

@@ -14,7 +14,6 @@ use mgm::ops::Sampling;
 use mgm::session::AnswerOptions;
 use mgm::tensor::{Activation, Precision};
 use mgm::text::conversation::Template;
-use mgm::weights::model_files::ModelFiles;
 
 use crate::args::{CheckpointArgs, ProfiledDeviceArgs, parse_number};
 use crate::images::{output_files, read_image};
@@ -100,10 +99,7 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     let mut files = open_checkpoint(&arguments.checkpoint).await?;
     if let Some(gelu) = &arguments.gelu {
         let activation = if gelu == "erf" { Activation::GeluErf } else { Activation::GeluTanh };
-        match &mut files {
-            ModelFiles::Mgm(checkpoint) => checkpoint.config.language.activation = activation,
-            ModelFiles::Gguf(model) => model.config.activation = activation,
-        }
+        files.language_config_mut().activation = activation;
     }
     let started = Instant::now();
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;

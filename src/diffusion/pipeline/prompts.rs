@@ -17,6 +17,7 @@ const MAX_CACHED_PROMPTS: usize = 64;
 
 /// The embeddings of a prompt that condition the UNet.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct PromptEmbeds {
     /// Hidden states of both encoders, concatenated: [positions, width].
     pub states: Vec<f32>,

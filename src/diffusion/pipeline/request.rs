@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use crate::diffusion::NoiseType;
 use crate::diffusion::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
 use crate::diffusion::scheduler::Schedule;
-use crate::diffusion::torch_rng::NoiseType;
 use crate::image::{Canvas, Image, Window, bicubic};
 use crate::weights::sdxl::config::{SchedulerConfig, VaeConfig};
 use crate::{Error, Result};
@@ -141,7 +141,8 @@ impl DiffusionRequest {
 pub enum InitialLatents {
     /// Noise drawn with the seed.
     Noise,
-    /// Noise of unit variance, [channels, height, width].
+    /// Noise of unit variance, [channels, height, width]: see [`Self::latents`].
+    #[non_exhaustive]
     Latents {
         /// The values.
         values: Vec<f32>,
@@ -160,6 +161,11 @@ pub enum InitialLatents {
 }
 
 impl InitialLatents {
+    /// Noise of unit variance, [channels, height, width].
+    pub fn latents(values: Vec<f32>, (width, height): (usize, usize)) -> Self {
+        Self::Latents { values, width, height }
+    }
+
     /// An image of any size, resized to the requested one.
     pub fn image(image: Image, (width, height): (usize, usize), strength: f32) -> Self {
         // The pipeline rejects invalid sizes before it reads the image.

@@ -93,8 +93,10 @@ pub enum PredictionType {
     Sample,
 }
 
-/// The settings of a scheduler, by their names in `scheduler_config.json`.
+/// The settings of a scheduler, by their names in `scheduler_config.json`. [`Self::parse`] and [`Self::released`] make
+/// one; its fields can be changed afterwards.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct SchedulerConfig {
     /// `_class_name`.
     pub class: SchedulerClass,
@@ -135,6 +137,7 @@ pub struct SchedulerConfig {
 
 /// Settings of `LCMScheduler`.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct LcmSettings {
     /// Steps of the distillation, from which the inference steps are chosen.
     pub original_inference_steps: usize,
@@ -144,6 +147,7 @@ pub struct LcmSettings {
 
 /// Settings of `DPMSolverMultistepScheduler`.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct DpmSettings {
     /// Model outputs that a step uses: 1 or 2.
     pub solver_order: usize,
@@ -242,8 +246,14 @@ impl SchedulerConfig {
             },
             set_alpha_to_one: settings.flag("set_alpha_to_one", true)?,
             lcm: LcmSettings {
-                original_inference_steps: settings.count("original_inference_steps", 50, 1..=num_train_timesteps)?,
-                timestep_scaling: settings.number("timestep_scaling")?.unwrap_or(10.0),
+                original_inference_steps: settings.count(
+                    "original_inference_steps",
+                    LcmSettings::default().original_inference_steps,
+                    1..=num_train_timesteps,
+                )?,
+                timestep_scaling: settings
+                    .number("timestep_scaling")?
+                    .unwrap_or(LcmSettings::default().timestep_scaling),
             },
             dpm: match class {
                 SchedulerClass::DpmMultistep => DpmSettings::read(settings, choice)?,
@@ -304,6 +314,12 @@ impl SigmaSchedule {
             (None, false, false) => Ok(Self::Timesteps),
             (None, true, true) => Err(settings.file.error("both use_karras_sigmas and use_exponential_sigmas are set")),
         }
+    }
+}
+
+impl Default for LcmSettings {
+    fn default() -> Self {
+        Self { original_inference_steps: 50, timestep_scaling: 10.0 }
     }
 }
 
