@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mgm::diffusion::MAX_SIDE;
+use mgm::diffusion::limits::check_size;
 use mgm::gpu::{AdapterChoice, GpuOptions};
 
 /// The device to run on.
@@ -74,11 +74,21 @@ pub fn parse_image_size(text: &str) -> Result<(usize, usize), String> {
     let wrong = || format!("{text:?} is not an image size; expected one such as 1024x768");
     let (width, height) = text.split_once(['x', 'X', '×']).ok_or_else(wrong)?;
     let side = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
-    let (width, height) = (side(width)?, side(height)?);
-    match [width, height].into_iter().find(|side| *side == 0 || side % 8 != 0 || *side > MAX_SIDE) {
-        Some(side) => Err(format!("a side of {side} pixels, expected a multiple of 8, up to {MAX_SIDE}")),
-        None => Ok((width, height)),
-    }
+    let size = (side(width)?, side(height)?);
+    // Models have at least this many pixels per latent; those with more check again.
+    check_size(size, 8).map_err(|error| error.to_string())?;
+    Ok(size)
+}
+
+/// Parses a number that the library checks, with the library's message. `expected` names the kind of number.
+pub fn parse_checked<T: std::str::FromStr + Copy>(
+    text: &str,
+    check: impl Fn(T) -> mgm::Result<()>,
+    expected: &str,
+) -> Result<T, String> {
+    let value = text.parse().map_err(|_| format!("expected {expected}"))?;
+    check(value).map_err(|error| error.to_string())?;
+    Ok(value)
 }
 
 /// A parser for numbers in a range, with an error that names the value and the range.

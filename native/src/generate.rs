@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use clap::Args;
 use mgm::diffusion::InitialLatents;
-use mgm::diffusion::png_metadata::DEFAULT_STRENGTH;
+use mgm::diffusion::limits::{DEFAULT_STRENGTH, check_strength};
 use mgm::image::Image;
 use mgm::weights::checkpoint::Checkpoint;
 use mgm::{Error, Result};
 use serde::Serialize;
 
-use crate::args::{ProfiledDeviceArgs, parse_number};
+use crate::args::{ProfiledDeviceArgs, parse_checked, parse_number};
 use crate::image_model::{ImageArgs, ImageModel, ImageReport, ImageRequest};
 use crate::images::{output_files, read_image, save_png};
 use crate::output::print_json;
@@ -68,7 +68,7 @@ fn parse_batch(text: &str) -> std::result::Result<usize, String> {
 }
 
 fn parse_strength(text: &str) -> std::result::Result<f32, String> {
-    parse_number(text, |strength| *strength > 0.0 && *strength <= 1.0, "a strength above 0, up to 1")
+    parse_checked(text, check_strength, "a strength above 0, up to 1")
 }
 
 pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {

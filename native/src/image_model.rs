@@ -10,19 +10,20 @@ use std::time::Instant;
 
 use clap::Args;
 use indicatif::ProgressBar;
-use mgm::diffusion::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
-use mgm::diffusion::{
-    DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents, NoiseType,
+use mgm::diffusion::limits::{
+    DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, MAX_NUM_INFERENCE_STEPS, check_guidance_scale,
+    check_num_inference_steps,
 };
+use mgm::diffusion::png_metadata::ImageSettings;
+use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, InitialLatents, NoiseType};
 use mgm::gpu::Gpu;
 use mgm::image::Image;
-use mgm::tensor::Precision;
 use mgm::weights::sdxl::SdxlCheckpoint;
 use mgm::weights::sdxl::config::SchedulerOverride;
 use mgm::{Error, Result};
 use serde::Serialize;
 
-use crate::args::{parse_image_size, parse_number};
+use crate::args::{parse_checked, parse_image_size};
 use crate::interrupt::continue_unless;
 use crate::progress;
 use crate::sdxl::SdxlArgs;
@@ -49,7 +50,7 @@ pub struct ImageArgs {
     /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, optionally followed by -karras,
     /// -exponential, -leading, -trailing or -linspace [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
-    pub scheduler: Option<(String, SchedulerOverride)>,
+    pub scheduler: Option<SchedulerOverride>,
     /// Data type of the random noise, which changes the image that a seed gives: f32, f16 [default: f32 at precision
     /// f32, else f16, as in diffusers]
     #[arg(long, value_parser = ["f32", "f16"])]
@@ -60,15 +61,15 @@ pub struct ImageArgs {
 }
 
 fn parse_steps(text: &str) -> std::result::Result<usize, String> {
-    parse_number(text, |steps| (1..=1000).contains(steps), "a number of steps from 1 to 1000")
+    parse_checked(text, |steps| check_num_inference_steps(steps, MAX_NUM_INFERENCE_STEPS), "a number of steps")
 }
 
 fn parse_guidance_scale(text: &str) -> std::result::Result<f32, String> {
-    parse_number(text, |scale| (0.0..=1000.0).contains(scale), "a guidance scale from 0 to 1000")
+    parse_checked(text, check_guidance_scale, "a guidance scale")
 }
 
-fn parse_scheduler(text: &str) -> std::result::Result<(String, SchedulerOverride), String> {
-    text.parse().map(|choice| (text.to_owned(), choice)).map_err(|error: Error| error.to_string())
+fn parse_scheduler(text: &str) -> std::result::Result<SchedulerOverride, String> {
+    text.parse().map_err(|error: Error| error.to_string())
 }
 
 /// What one image starts from.
@@ -116,8 +117,6 @@ pub struct ImageModel {
     pipeline: DiffusionPipeline,
     arguments: ImageArgs,
     model: String,
-    precision: Precision,
-    lora: Vec<(String, f32)>,
     stop: Arc<AtomicBool>,
     /// Progress of the part that is being loaded.
     loading: Rc<RefCell<Option<ProgressBar>>>,
@@ -143,14 +142,11 @@ impl ImageModel {
             }
             continue_unless(&stopping)
         });
-        let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let options = DiffusionOptions::default().with_precision(precision).with_progress(on_progress);
         Ok(Self {
             pipeline: DiffusionPipeline::open(gpu, checkpoint, options).await?,
             arguments: arguments.clone(),
-            model: name(&model.path()?),
-            precision,
-            lora: model.lora.iter().map(|lora| (name(&lora.path), lora.scale)).collect(),
+            model: model.path()?.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             stop,
             loading,
             terminal: if arguments.no_preview { None } else { ImageProtocol::detect() },
@@ -178,34 +174,11 @@ impl ImageModel {
     /// # Errors
     /// [`Error::Cancelled`] after a stop, [`Error::OutOfMemory`], and those of the model.
     pub async fn generate(&mut self, request: ImageRequest<'_>) -> Result<GeneratedImage> {
-        let choice = self.arguments.scheduler.as_ref();
-        let scheduler = self.pipeline.checkpoint().scheduler(choice.map(|(_, choice)| choice))?;
-        let seed = (!matches!(request.initial_latents, InitialLatents::Latents { .. })).then_some(request.seed);
-        let settings = ImageSettings::new(request.prompt)
-            .with_negative_prompt(request.negative_prompt.map(str::to_owned))
-            .with_num_inference_steps(self.arguments.steps)
-            .with_guidance_scale(self.arguments.guidance_scale)
-            .with_size(request.size)
-            .with_scheduler(choice.map_or_else(|| scheduler.class.to_string(), |(name, _)| name.clone()))
-            .with_seed(seed)
-            .with_strength(request.initial_latents.strength())
-            .with_model(self.model.clone())
-            .with_precision(self.precision.to_string())
-            .with_lora(self.lora.clone());
-        let noise = match self.arguments.noise.as_deref() {
-            Some("f16") => NoiseType::F16,
-            Some(_) => NoiseType::F32,
-            None => NoiseType::for_precision(self.precision),
-        };
-        let mut core_request = DiffusionRequest::from_settings(&settings, scheduler, request.initial_latents, noise)
-            .with_previews(self.terminal.is_some());
-        // The settings of given latents have no seed, but the scheduler may draw more noise.
-        core_request.seed = request.seed;
         let started = Instant::now();
         let (first, last) = (Cell::new(None), Cell::new(None));
         let mut bar = ProgressBar::hidden();
         let plan = self.pipeline.plan().clone();
-        let Self { pipeline, stop, loading, terminal, preview_shown, .. } = self;
+        let Self { pipeline, arguments, model, stop, loading, terminal, preview_shown } = self;
         stop.store(false, Ordering::Relaxed);
         let finish_loading = || {
             if let Some(bar) = loading.borrow_mut().take() {
@@ -213,8 +186,23 @@ impl ImageModel {
             }
         };
         let mut failed = Ok(());
-        let image = pipeline
-            .run(&core_request, &mut |event| {
+        let noise = arguments.noise.as_deref().map(|name| if name == "f16" { NoiseType::F16 } else { NoiseType::F32 });
+        let mut generate = pipeline
+            .generate(request.prompt)
+            .num_inference_steps(arguments.steps)
+            .guidance_scale(arguments.guidance_scale)
+            .size(request.size.0, request.size.1)
+            .scheduler(arguments.scheduler)
+            .seed(request.seed)
+            .initial_latents(request.initial_latents)
+            .noise(noise)
+            .model_name(model.as_str())
+            .previews(terminal.is_some());
+        if let Some(negative_prompt) = request.negative_prompt {
+            generate = generate.negative_prompt(negative_prompt);
+        }
+        let generated = generate
+            .on_event(|event| {
                 match event {
                     DiffusionEvent::PromptCut { dropped } => {
                         note!("mgm: note: the prompt is too long for the text encoders; ignored: {dropped:?}");
@@ -256,7 +244,8 @@ impl ImageModel {
             }
             _ => 0.0,
         };
-        Ok(GeneratedImage { image: image?, settings, step_ms, total_ms: started.elapsed().as_secs_f64() * 1000.0 })
+        let mgm::GeneratedImage { image, settings, .. } = generated?;
+        Ok(GeneratedImage { image, settings, step_ms, total_ms: started.elapsed().as_secs_f64() * 1000.0 })
     }
 
     /// Shows a finished image in place of its preview, if the terminal can display images.

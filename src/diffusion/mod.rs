@@ -4,6 +4,7 @@
 //! channels-last.
 
 pub mod gen_protocol;
+pub mod limits;
 #[cfg(feature = "gpu")]
 mod networks;
 #[cfg(feature = "gpu")]
@@ -22,7 +23,7 @@ pub use networks::{Condition, TextEncoder, TextEncoding, Unet, VaeDecoder, VaeEn
 #[cfg(feature = "gpu")]
 pub use pipeline::{
     DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, GenerateImage, GeneratedImage,
-    InitialLatents, MAX_SIDE, OnDiffusionEvent, PromptEmbeds,
+    InitialLatents, OnDiffusionEvent, PromptEmbeds,
 };
 #[doc(inline)]
 pub use torch_rng::NoiseType;

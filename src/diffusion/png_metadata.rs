@@ -4,12 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-/// The default number of steps, as in diffusers.
-pub const DEFAULT_NUM_INFERENCE_STEPS: usize = 50;
-/// The default guidance scale, as in diffusers.
-pub const DEFAULT_GUIDANCE_SCALE: f32 = 5.0;
-/// The default strength of image-to-image.
-pub const DEFAULT_STRENGTH: f32 = 0.6;
+use super::limits::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS};
 
 /// The settings that, with the model's files, reproduce an image.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -25,6 +25,10 @@ impl Sampling {
     /// The best token, always.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
 
+    /// The default of `mgm chat` and of the npm package: the temperature of the reference implementation's command
+    /// line, and transformers' default top-k.
+    pub const REFERENCE: Self = Self { temperature: 0.2, top_k: 50, top_p: 1.0 };
+
     /// Sets [`Self::temperature`].
     pub const fn with_temperature(self, temperature: f32) -> Self {
         Self { temperature, ..self }

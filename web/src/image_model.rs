@@ -6,12 +6,8 @@ use std::rc::Rc;
 
 use js_sys::{Function, Object, Reflect, Uint8Array};
 use mgm::diffusion::gen_protocol;
-use mgm::diffusion::png_metadata::{
-    DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH, ImageSettings,
-};
-use mgm::diffusion::{
-    DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents, NoiseType,
-};
+use mgm::diffusion::png_metadata::ImageSettings;
+use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, GeneratedImage};
 use mgm::image::Image;
 use mgm::io::Folder;
 use mgm::tensor::Precision;
@@ -162,24 +158,8 @@ impl ImageModel {
         on_event: &Function,
     ) -> mgm::Result<(Image, GenerateReport)> {
         let choice = request.scheduler.as_deref().map(str::parse::<SchedulerOverride>).transpose()?;
-        let scheduler = diffusion.checkpoint().scheduler(choice.as_ref())?;
         let default = diffusion.checkpoint().default_size();
         let size = (request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
-        let strength = request.strength.unwrap_or(DEFAULT_STRENGTH);
-        let settings = ImageSettings::new(request.prompt)
-            .with_negative_prompt(request.negative_prompt)
-            .with_num_inference_steps(request.steps.unwrap_or(DEFAULT_NUM_INFERENCE_STEPS))
-            .with_guidance_scale(request.guidance_scale.unwrap_or(DEFAULT_GUIDANCE_SCALE))
-            .with_size(size)
-            .with_scheduler(request.scheduler.unwrap_or_else(|| scheduler.class.to_string()))
-            .with_seed(request.seed)
-            .with_strength(image.is_some().then_some(strength))
-            .with_model(self.name.clone())
-            .with_precision(self.precision.to_string());
-        let initial_latents = image.map_or(InitialLatents::Noise, |image| InitialLatents::image(image, size, strength));
-        let noise = NoiseType::for_precision(self.precision);
-        let request = DiffusionRequest::from_settings(&settings, scheduler, initial_latents, noise)
-            .with_previews(request.previews);
         let parts = diffusion.plan().parts.clone();
         let mut prompt_cut = None;
         let mut on_event = |event: DiffusionEvent<'_>| match event {
@@ -202,7 +182,23 @@ impl ImageModel {
             DiffusionEvent::Decoding => emit(on_event, "decoding", &JsValue::NULL),
             _ => ControlFlow::Continue(()),
         };
-        let image = diffusion.run(&request, &mut on_event).await?;
+        let mut generate = diffusion
+            .generate(request.prompt)
+            .num_inference_steps(request.steps)
+            .guidance_scale(request.guidance_scale)
+            .size(size.0, size.1)
+            .scheduler(choice)
+            .seed(request.seed)
+            .strength(request.strength)
+            .model_name(self.name.as_str())
+            .previews(request.previews);
+        if let Some(negative_prompt) = request.negative_prompt {
+            generate = generate.negative_prompt(negative_prompt);
+        }
+        if let Some(image) = image {
+            generate = generate.image(image);
+        }
+        let GeneratedImage { image, settings, .. } = generate.on_event(&mut on_event).await?;
         Ok((image, GenerateReport { parameters: settings.parameters(), settings, prompt_cut }))
     }
 }

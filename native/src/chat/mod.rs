@@ -39,20 +39,26 @@ pub struct ChatArgs {
     #[arg(long)]
     precision: Option<Precision>,
     /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.2, value_parser = parse_temperature)]
+    #[arg(long, default_value_t = Sampling::REFERENCE.temperature, value_parser = parse_temperature)]
     temperature: f32,
     /// Sample only from the smallest set of most likely tokens whose probabilities sum to at least this [default: the
     /// model's, else 1]
     #[arg(long, value_parser = parse_probability)]
     top_p: Option<f32>,
     /// Sample only from the N most likely tokens; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = Sampling::REFERENCE.top_k)]
     top_k: u32,
     /// Random seed for sampling [default: random]
     #[arg(long)]
     seed: Option<u64>,
     /// Maximum number of tokens in an answer
-    #[arg(long, visible_alias = "max-tokens", value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        visible_alias = "max-tokens",
+        value_name = "N",
+        default_value_t = AnswerOptions::default().max_new_tokens as u32,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     max_new_tokens: u32,
     /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
     #[arg(long, value_name = "NAME")]

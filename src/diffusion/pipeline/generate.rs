@@ -7,7 +7,8 @@ use super::DiffusionPipeline;
 use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents};
 use crate::Result;
 use crate::diffusion::NoiseType;
-use crate::diffusion::png_metadata::{DEFAULT_STRENGTH, ImageSettings};
+use crate::diffusion::limits::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH};
+use crate::diffusion::png_metadata::ImageSettings;
 use crate::image::Image;
 use crate::io::LocalFuture;
 use crate::weights::sdxl::config::SchedulerOverride;
@@ -21,10 +22,16 @@ pub struct GenerateImage<'a> {
     settings: ImageSettings,
     size: Option<(usize, usize)>,
     scheduler: Option<SchedulerOverride>,
-    initial_image: Option<Image>,
+    initial: Initial,
     noise: Option<NoiseType>,
     previews: bool,
     on_event: Option<EventCallback<'a>>,
+}
+
+/// What denoising starts from, before the size is known.
+enum Initial {
+    Image(Image),
+    Latents(InitialLatents),
 }
 
 impl DiffusionPipeline {
@@ -32,13 +39,14 @@ impl DiffusionPipeline {
     pub fn generate(&mut self, prompt: impl Into<String>) -> GenerateImage<'_> {
         let settings = ImageSettings::new(prompt.into())
             .with_model(self.checkpoint().name.clone())
-            .with_precision(self.precision().to_string());
+            .with_precision(self.precision().to_string())
+            .with_lora(self.checkpoint().merged_lora.clone());
         GenerateImage {
             pipeline: self,
             settings,
             size: None,
             scheduler: None,
-            initial_image: None,
+            initial: Initial::Latents(InitialLatents::Noise),
             noise: None,
             previews: false,
             on_event: None,
@@ -54,15 +62,15 @@ impl<'a> GenerateImage<'a> {
     }
 
     /// Denoising steps. Default: 50.
-    pub fn num_inference_steps(mut self, steps: usize) -> Self {
-        self.settings.num_inference_steps = steps;
+    pub fn num_inference_steps(mut self, steps: impl Into<Option<usize>>) -> Self {
+        self.settings.num_inference_steps = steps.into().unwrap_or(DEFAULT_NUM_INFERENCE_STEPS);
         self
     }
 
     /// Scale of classifier-free guidance. Default: 5. At 1 and below the negative prompt is ignored and a step takes
     /// half the time.
-    pub fn guidance_scale(mut self, scale: f32) -> Self {
-        self.settings.guidance_scale = scale;
+    pub fn guidance_scale(mut self, scale: impl Into<Option<f32>>) -> Self {
+        self.settings.guidance_scale = scale.into().unwrap_or(DEFAULT_GUIDANCE_SCALE);
         self
     }
 
@@ -79,32 +87,44 @@ impl<'a> GenerateImage<'a> {
     }
 
     /// Changes the model's scheduler, such as `"dpm++-2m-karras".parse()?`. Default: the model's.
-    pub fn scheduler(mut self, scheduler: SchedulerOverride) -> Self {
-        self.scheduler = Some(scheduler);
+    pub fn scheduler(mut self, scheduler: impl Into<Option<SchedulerOverride>>) -> Self {
+        self.scheduler = scheduler.into();
         self
     }
 
-    /// Starts from an image instead of noise.
+    /// Starts from an image of any size instead of noise.
     pub fn image(mut self, image: Image) -> Self {
-        self.initial_image = Some(image);
+        self.initial = Initial::Image(image);
+        self
+    }
+
+    /// Sets what denoising starts from. An image must have the requested size; [`Self::image`] resizes one.
+    pub fn initial_latents(mut self, latents: InitialLatents) -> Self {
+        self.initial = Initial::Latents(latents);
         self
     }
 
     /// How much of the schedule runs over the initial image, above 0 and at most 1. Default: 0.6.
-    pub fn strength(mut self, strength: f32) -> Self {
-        self.settings.strength = Some(strength);
+    pub fn strength(mut self, strength: impl Into<Option<f32>>) -> Self {
+        self.settings.strength = strength.into();
         self
     }
 
     /// The element type in which noise is drawn. Default: as in diffusers, f32 for a model at f32, otherwise f16.
-    pub fn noise(mut self, noise: NoiseType) -> Self {
-        self.noise = Some(noise);
+    pub fn noise(mut self, noise: impl Into<Option<NoiseType>>) -> Self {
+        self.noise = noise.into();
         self
     }
 
-    /// Sends [`DiffusionEvent::Preview`] after each step.
-    pub fn previews(mut self) -> Self {
-        self.previews = true;
+    /// The model's name in the settings of the image. Default: the name of its folder or file.
+    pub fn model_name(mut self, name: impl Into<String>) -> Self {
+        self.settings.model = name.into();
+        self
+    }
+
+    /// Whether to send [`DiffusionEvent::Preview`] after each step. Default: no.
+    pub fn previews(mut self, previews: bool) -> Self {
+        self.previews = previews;
         self
     }
 
@@ -115,21 +135,32 @@ impl<'a> GenerateImage<'a> {
     }
 
     async fn run(self) -> Result<GeneratedImage> {
-        let Self { pipeline, mut settings, size, scheduler, initial_image, noise, previews, on_event } = self;
+        let Self { pipeline, mut settings, size, scheduler, initial, noise, previews, on_event } = self;
         let unit = pipeline.pixels_per_latent();
         let whole = |side: usize| (side / unit).max(1) * unit;
-        let initial_size = initial_image.as_ref().map(|image| (whole(image.width()), whole(image.height())));
+        let initial_size = match &initial {
+            Initial::Image(image) | Initial::Latents(InitialLatents::Image { image, .. }) => {
+                Some((whole(image.width()), whole(image.height())))
+            }
+            Initial::Latents(InitialLatents::Latents { width, height, .. }) => Some((width * unit, height * unit)),
+            Initial::Latents(_) => None,
+        };
         let size = size.or(initial_size).unwrap_or_else(|| pipeline.checkpoint().default_size());
         (settings.width, settings.height) = size;
-        let scheduler = pipeline.checkpoint().scheduler(scheduler.as_ref())?;
-        settings.scheduler = scheduler.class.to_string();
-        let initial_latents = match initial_image {
-            Some(image) => InitialLatents::image(image, size, settings.strength.unwrap_or(DEFAULT_STRENGTH)),
-            None => InitialLatents::Noise,
+        let choice = scheduler;
+        let scheduler = pipeline.checkpoint().scheduler(choice.as_ref())?;
+        settings.scheduler = choice.map_or_else(|| scheduler.class.to_string(), |choice| choice.to_string());
+        let initial_latents = match initial {
+            Initial::Image(image) => InitialLatents::image(image, size, settings.strength.unwrap_or(DEFAULT_STRENGTH)),
+            Initial::Latents(latents) => latents,
         };
         settings.strength = initial_latents.strength();
         let noise = noise.unwrap_or_else(|| NoiseType::for_precision(pipeline.precision()));
         let request = DiffusionRequest::from_settings(&settings, scheduler, initial_latents, noise);
+        if matches!(request.initial_latents, InitialLatents::Latents { .. }) {
+            // The request keeps the seed, because the scheduler may draw more noise.
+            settings.seed = None;
+        }
         let mut on_event = on_event.unwrap_or_else(|| Box::new(|_| ControlFlow::Continue(())));
         let image = pipeline.run(&request.with_previews(previews), &mut *on_event).await?;
         Ok(GeneratedImage { image, settings })

@@ -26,7 +26,7 @@ use crate::{Error, Result};
 
 pub use generate::{GenerateImage, GeneratedImage};
 pub use prompts::PromptEmbeds;
-pub use request::{DiffusionEvent, DiffusionRequest, InitialLatents, MAX_SIDE, OnDiffusionEvent};
+pub use request::{DiffusionEvent, DiffusionRequest, InitialLatents, OnDiffusionEvent};
 pub use residency::DiffusionOptions;
 
 /// The limit of the autoencoder's feature maps when decoding is retried after running out of memory, in bytes.

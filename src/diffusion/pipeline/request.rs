@@ -3,14 +3,14 @@
 use std::ops::ControlFlow;
 
 use crate::diffusion::NoiseType;
-use crate::diffusion::png_metadata::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, ImageSettings};
+use crate::diffusion::limits::{
+    DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, MAX_SIDE, check_guidance_scale, check_size,
+};
+use crate::diffusion::png_metadata::ImageSettings;
 use crate::diffusion::scheduler::Schedule;
 use crate::image::{Canvas, Image, Window, bicubic};
 use crate::weights::sdxl::config::{SchedulerConfig, VaeConfig};
 use crate::{Error, Result};
-
-/// The largest width or height of an image, in pixels.
-pub const MAX_SIDE: usize = 8192;
 
 /// What to generate.
 #[derive(Debug, Clone)]
@@ -94,15 +94,8 @@ impl DiffusionRequest {
     /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents.
     pub(super) fn check(&self, vae: &VaeConfig) -> Result<Schedule> {
         let Self { width, height, num_inference_steps: steps, guidance_scale, .. } = *self;
-        let unit = vae.pixels_per_latent();
-        if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(unit) || *side > MAX_SIDE) {
-            return Err(Error::InvalidArgument(format!(
-                "an image of {width} x {height} pixels, expected sides that are multiples of {unit}, up to {MAX_SIDE}"
-            )));
-        }
-        if !(0.0..=1000.0).contains(&guidance_scale) {
-            return Err(Error::InvalidArgument(format!("a guidance scale of {guidance_scale}, expected 0 to 1000")));
-        }
+        check_size((width, height), vae.pixels_per_latent())?;
+        check_guidance_scale(guidance_scale)?;
         let (latent_height, latent_width) = self.latent_size(vae);
         let expected = vae.latent_channels * latent_height * latent_width;
         match &self.initial_latents {

@@ -17,6 +17,7 @@ mod euler;
 mod lcm;
 pub mod noise;
 
+use crate::diffusion::limits::{check_num_inference_steps, check_strength};
 use crate::weights::sdxl::config::{PredictionType, SchedulerClass, SchedulerConfig};
 use crate::{Error, Result};
 
@@ -81,9 +82,6 @@ pub struct Schedule {
     pub initial_scale: f32,
 }
 
-/// The maximum number of steps: the timesteps that models are trained with.
-pub const MAX_STEPS: usize = 1000;
-
 impl Schedule {
     /// The schedule for `steps` steps.
     ///
@@ -99,9 +97,7 @@ impl Schedule {
     /// # Errors
     /// [`Error::InvalidArgument`] if no step is left, or as [`Self::new`].
     pub fn for_image(config: &SchedulerConfig, steps: usize, strength: f32) -> Result<Self> {
-        if !(strength > 0.0 && strength <= 1.0) {
-            return Err(Error::InvalidArgument(format!("strength {strength}, expected above 0 and at most 1")));
-        }
+        check_strength(strength)?;
         // In f64, from the decimal that the user wrote: 0.3 of 10 steps is 3 steps.
         let strength: f64 = strength.to_string().parse().unwrap_or(f64::from(strength));
         let count = ((steps as f64 * strength) as usize).min(steps);
@@ -114,10 +110,7 @@ impl Schedule {
     }
 
     fn starting_at(config: &SchedulerConfig, steps: usize, first: usize) -> Result<Self> {
-        let max = config.num_train_timesteps.min(MAX_STEPS);
-        if steps == 0 || steps > max {
-            return Err(Error::InvalidArgument(format!("{steps} steps, expected 1 to {max}")));
-        }
+        check_num_inference_steps(steps, config.num_train_timesteps)?;
         let schedule = match config.class {
             SchedulerClass::Euler | SchedulerClass::EulerAncestral => euler::schedule(config, steps, first)?,
             SchedulerClass::Ddim => ddim::schedule(config, steps, first)?,

@@ -113,6 +113,12 @@ impl Lora {
         Ok(Self { checkpoint: Rc::new(checkpoint), scale, pairs })
     }
 
+    /// The file's name without folder and extension, and the scale.
+    pub(super) fn name_and_scale(&self) -> (String, f32) {
+        let name = std::path::Path::new(self.checkpoint.name()).file_stem().unwrap_or_default();
+        (name.to_string_lossy().into_owned(), self.scale)
+    }
+
     pub(super) fn merge(
         &self,
         unet: &mut (Weights, UnetConfig),

@@ -136,6 +136,8 @@ pub struct SdxlCheckpoint {
     /// `force_zeros_for_empty_prompt`: without a negative prompt the states are zeros instead of those of an empty
     /// text.
     pub force_zeros_for_empty_prompt: bool,
+    /// Names and scales of the LoRA files of [`Self::merge_lora`].
+    pub merged_lora: Vec<(String, f32)>,
 }
 
 /// Networks with their configurations.
@@ -325,7 +327,9 @@ impl SdxlCheckpoint {
         force_zeros_for_empty_prompt: bool,
     ) -> Self {
         let Networks { unet, vae, text } = networks;
-        Self { name: name.to_owned(), unet, vae, text, tokenizers, scheduler, force_zeros_for_empty_prompt }
+        let name = name.to_owned();
+        let merged_lora = Vec::new();
+        Self { name, unet, vae, text, tokenizers, scheduler, force_zeros_for_empty_prompt, merged_lora }
     }
 
     /// The scheduler's settings: the model's, or those of the released model, changed by `choice`.
@@ -422,7 +426,9 @@ impl SdxlCheckpoint {
     /// [`Error::Config`] with the modules that the model lacks; [`Error::WrongShape`] if a module's matrices do not fit
     /// its weight.
     pub fn merge_lora(&mut self, lora: &Lora) -> Result<()> {
-        lora.merge(&mut self.unet, &mut self.text)
+        lora.merge(&mut self.unet, &mut self.text)?;
+        self.merged_lora.push(lora.name_and_scale());
+        Ok(())
     }
 }
 

@@ -366,6 +366,31 @@ pub struct SchedulerOverride {
     timestep_spacing: Option<TimestepSpacing>,
 }
 
+/// The name that gives this choice when it is parsed: `dpm++-2m-karras`.
+impl fmt::Display for SchedulerOverride {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.class, self.sde) {
+            (SchedulerClass::Euler, _) => "euler",
+            (SchedulerClass::EulerAncestral, _) => "euler-a",
+            (SchedulerClass::Ddim, _) => "ddim",
+            (SchedulerClass::DpmMultistep, false) => "dpm++-2m",
+            (SchedulerClass::DpmMultistep, true) => "dpm++-2m-sde",
+            (SchedulerClass::Lcm, _) => "lcm",
+        })?;
+        f.write_str(match self.sigma_schedule {
+            Some(SigmaSchedule::Karras) => "-karras",
+            Some(SigmaSchedule::Exponential) => "-exponential",
+            Some(SigmaSchedule::Timesteps) | None => "",
+        })?;
+        f.write_str(match self.timestep_spacing {
+            Some(TimestepSpacing::Leading) => "-leading",
+            Some(TimestepSpacing::Trailing) => "-trailing",
+            Some(TimestepSpacing::Linspace) => "-linspace",
+            None => "",
+        })
+    }
+}
+
 impl FromStr for SchedulerOverride {
     type Err = Error;
 
@@ -435,6 +460,10 @@ mod tests {
         assert_eq!(parse("turbo"), parse("euler_a-trailing"));
         assert_eq!(parse("EulerDiscreteScheduler"), parse("euler"));
         assert!(parse("dpm++-2m-sde-karras-trailing").sde);
+        for name in ["euler", "euler-a-trailing", "ddim-linspace", "dpm++-2m-sde-exponential-leading", "lcm"] {
+            assert_eq!(parse(name).to_string(), name);
+        }
+        assert_eq!(parse("DPM++ 2M trailing Karras").to_string(), "dpm++-2m-karras-trailing");
         for bad in ["", "heun", "euler-karras-karras", "ddim-karras", "-karras", "euler-leading-trailing"] {
             assert!(bad.parse::<SchedulerOverride>().is_err(), "{bad}");
         }
