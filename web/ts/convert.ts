@@ -1,5 +1,6 @@
 // Converts between the package's types and those of the worker.
 
+import { defaults } from "./defaults.js";
 import { bundleUrl } from "./env.js";
 import { MgmError } from "./errors.js";
 import { unpackMessages } from "./messages.js";
@@ -20,8 +21,8 @@ export function toFileSource(source: ModelSource): FileSource {
 
 export async function toChatCall(messages: Message[], options: ChatOptions, signal: AbortSignal): Promise<ChatCall> {
   const known = withKnownNames("chat", options, CHAT_OPTIONS);
-  const { temperature = 0.2, topP, topK = 50, seed, stop = [], image = {} } = known;
-  const maxNewTokens = either("maxNewTokens", known.maxNewTokens, "maxTokens", known.maxTokens) ?? 512;
+  const { temperature = defaults.temperature, topP, topK = defaults.topK, seed, stop = [], image = {} } = known;
+  const maxNewTokens = either("maxNewTokens", known.maxNewTokens, "maxTokens", known.maxTokens) ?? defaults.maxNewTokens;
   const { mode = "auto", ...settings } = withKnownNames("image", image, ["mode", ...IMAGE_SETTINGS]);
   const stopStrings = typeof stop === "string" ? [stop] : stop;
   if (!stopStrings.every((text) => typeof text === "string" && text !== "")) {

@@ -15,6 +15,7 @@
  */
 
 export { ChatAnswer } from "./chat-answer.js";
+export { defaults, limits } from "./defaults.js";
 export { bundleUrl, env, type Environment } from "./env.js";
 export { MgmError, type MgmErrorCode } from "./errors.js";
 export { Mgm } from "./mgm.js";

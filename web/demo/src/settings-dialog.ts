@@ -1,9 +1,9 @@
 // The settings dialog.
 
-import { Mgm } from "mgm-webgpu";
+import { limits, Mgm } from "mgm-webgpu";
 import { $, messageOf } from "./dom.js";
 import { settings } from "./state.js";
-import { saveSettings } from "./store.js";
+import { DEFAULT_SETTINGS, saveSettings } from "./store.js";
 
 const FIELDS = ["theme", "temperature", "tokens", "system", "steps", "guidance-scale", "side"];
 
@@ -19,13 +19,20 @@ export function showSettings(): void {
   $<HTMLSelectElement>("side").value = String(settings.side);
 }
 
+/** The number in a field, within the limits; `fallback` if the field has none. */
+function numberIn(id: string, [min, max]: readonly [number, number], fallback: number): number {
+  const text = $<HTMLInputElement>(id).value;
+  const value = text === "" ? NaN : Number(text);
+  return Math.min(max, Math.max(min, Number.isNaN(value) ? fallback : value));
+}
+
 function readSettings(): void {
   settings.theme = $<HTMLSelectElement>("theme").value as typeof settings.theme;
   settings.temperature = Number($<HTMLInputElement>("temperature").value);
-  settings.maxNewTokens = Math.max(1, Math.floor(Number($<HTMLInputElement>("tokens").value) || 512));
+  settings.maxNewTokens = Math.floor(numberIn("tokens", [1, Infinity], DEFAULT_SETTINGS.maxNewTokens));
   settings.system = $<HTMLTextAreaElement>("system").value.trim();
-  settings.steps = Math.min(1000, Math.max(1, Math.floor(Number($<HTMLInputElement>("steps").value) || 20)));
-  settings.guidanceScale = Math.min(1000, Math.max(0, Number($<HTMLInputElement>("guidance-scale").value)));
+  settings.steps = Math.floor(numberIn("steps", [1, limits.steps], DEFAULT_SETTINGS.steps));
+  settings.guidanceScale = numberIn("guidance-scale", [0, limits.guidanceScale], DEFAULT_SETTINGS.guidanceScale);
   settings.side = Number($<HTMLSelectElement>("side").value);
   saveSettings(settings);
   showSettings();
@@ -51,6 +58,8 @@ export function listenToSettings(): void {
     showSettings();
     $<HTMLDialogElement>("preferences").showModal();
   };
+  $<HTMLInputElement>("steps").max = String(limits.steps);
+  $<HTMLInputElement>("guidance-scale").max = String(limits.guidanceScale);
   for (const id of FIELDS) $(id).onchange = readSettings;
   $("temperature").oninput = readSettings;
   $("check").onclick = () => void checkDevice();

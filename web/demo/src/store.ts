@@ -1,5 +1,7 @@
 // What the page stores between visits: the conversation with its images in IndexedDB, settings in localStorage.
 
+import { defaults } from "mgm-webgpu";
+
 /** A message of the conversation. */
 export interface Entry {
   role: "user" | "assistant";
@@ -29,8 +31,11 @@ export interface Settings {
   side: number;
 }
 
-const DEFAULTS: Settings = {
-  theme: "", temperature: 0.2, maxNewTokens: 512, system: "", model: "", imageModel: "", steps: 20, guidanceScale: 5, side: 0,
+export const DEFAULT_SETTINGS: Settings = {
+  theme: "", temperature: defaults.temperature, maxNewTokens: defaults.maxNewTokens, system: "", model: "", imageModel: "",
+  // Fewer than the package's default, for speed.
+  steps: 20,
+  guidanceScale: defaults.guidanceScale, side: 0,
 };
 const SETTINGS = "mgm-settings";
 const DATABASE = "mgm-demo";
@@ -38,9 +43,9 @@ const STORE = "conversation";
 
 export function loadSettings(): Settings {
   try {
-    return { ...DEFAULTS, ...(JSON.parse(localStorage.getItem(SETTINGS) ?? "{}") as Partial<Settings>) };
+    return { ...DEFAULT_SETTINGS, ...(JSON.parse(localStorage.getItem(SETTINGS) ?? "{}") as Partial<Settings>) };
   } catch {
-    return { ...DEFAULTS };
+    return { ...DEFAULT_SETTINGS };
   }
 }
 
