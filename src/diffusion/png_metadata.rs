@@ -15,7 +15,6 @@ pub struct ImageSettings {
     /// What the image does not show.
     pub negative_prompt: Option<String>,
     /// Denoising steps.
-    #[serde(rename = "steps")]
     pub num_inference_steps: usize,
     /// Scale of classifier-free guidance.
     pub guidance_scale: f32,

@@ -94,7 +94,7 @@ test("a seed gives the native binary's image, with steps, previews, and a file w
   assert.ok(timings.stepMs > 0 && timings.totalMs > timings.stepMs);
   assert.deepEqual([file.type, ...file.size], ["image/png", 128, 64]);
   assert.match(file.text, /tEXtparameters\0a gold mine\nNegative prompt: dark\nSteps: 2, Sampler: euler-karras, CFG scale: 5, Seed: 7, Size: 128x64/);
-  assert.match(file.text, /tEXtmgm\0\{"prompt":"a gold mine","negative_prompt":"dark","steps":2,/);
+  assert.match(file.text, /tEXtmgm\0\{"prompt":"a gold mine","negative_prompt":"dark","num_inference_steps":2,/);
 });
 
 test("image to image gives the native binary's image", { timeout: 300_000 }, async () => {

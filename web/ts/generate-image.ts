@@ -9,7 +9,7 @@ import type { GeneratedImage, ImageStep, Precision } from "./types.js";
 /** The core's report of an image. */
 interface ImageReport {
   settings: {
-    prompt: string; negative_prompt: string | null; steps: number; guidance_scale: number; width: number; height: number; scheduler: string;
+    prompt: string; negative_prompt: string | null; num_inference_steps: number; guidance_scale: number; width: number; height: number; scheduler: string;
     seed: number; strength: number | null; precision: Precision;
   };
   /** The settings in the format of other Stable Diffusion programs. */
@@ -76,7 +76,7 @@ export async function generateImage(
   const generated = (await model.generate(JSON.stringify(call), image, onEvent)) as Pixels & { report: string };
   const { settings, parameters, promptCut } = JSON.parse(generated.report) as ImageReport;
   const pixels = toImageData(generated);
-  const { prompt, negative_prompt: negativePrompt, steps, guidance_scale: guidanceScale, width, height, scheduler, seed, strength, precision } = settings;
+  const { prompt, negative_prompt: negativePrompt, num_inference_steps: steps, guidance_scale: guidanceScale, width, height, scheduler, seed, strength, precision } = settings;
   return {
     pixels,
     // The same text chunks as in the files of `mgm generate`.

@@ -108,7 +108,7 @@ fn the_golden_image_is_generated_and_records_its_settings() {
     println!("{decibels:.1} dB");
     assert!(decibels > MIN_PSNR, "{decibels} dB");
     assert_eq!(report["images"][0]["file"], text(&out));
-    assert_eq!(report["images"][0]["settings"]["steps"], 6);
+    assert_eq!(report["images"][0]["settings"]["num_inference_steps"], 6);
 
     let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&out).expect("an image")));
     let reader = decoder.read_info().expect("a PNG");
@@ -558,8 +558,8 @@ fn bad_input_is_a_one_line_error() {
     let around = case();
 
     let rows: Vec<(&Path, Vec<&str>, &str)> = vec![
-        (&model, vec!["--size", "100x100"], "multiple of 8"),
-        (&model, vec!["--size", "0x64"], "multiple of 8"),
+        (&model, vec!["--size", "100x100"], "multiples of 8"),
+        (&model, vec!["--size", "0x64"], "multiples of 8"),
         (&model, vec!["--size", "64"], "1024x768"),
         (&model, vec!["--size", "16384x64"], "8192"),
         (&model, vec!["--steps", "0"], "1 to 1000"),
