@@ -124,12 +124,12 @@ impl Chat {
 
         let started = Instant::now();
         let prompt_tokens = draft.positions.len();
-        let begun = &options.resume_from;
-        draft.positions.extend(begun.iter().map(|id| Position::Text(*id)));
+        let resumed = &options.resume_from;
+        draft.positions.extend(resumed.iter().map(|id| Position::Text(*id)));
         let limit = options.max_new_tokens.min(self.model.context() - prompt_tokens);
-        let max_new = limit.saturating_sub(begun.len());
+        let max_new = limit.saturating_sub(resumed.len());
         if max_new == 0 {
-            let reason = match begun.len() {
+            let reason = match resumed.len() {
                 0 => "at least one new token must be allowed".to_owned(),
                 found => format!("resume_from has {found} tokens, and an answer may have at most {limit} here"),
             };
@@ -138,7 +138,7 @@ impl Chat {
         let cached_tokens = self.keep_common_prefix(&draft.positions);
         let x = self.prefill(&draft.positions[cached_tokens..], &draft.images, on_event).await?;
         let mut answer = Answer::new(prompt_tokens, cached_tokens, draft.vision_ms);
-        answer.token_ids.clone_from(begun);
+        answer.token_ids.clone_from(resumed);
         let turn = draft.conversation.turns.len();
         self.decode(x, max_new, turn, options, on_event, started, &mut answer).await?;
         answer.text = self.model.tokenizer().answer(&answer.token_ids);

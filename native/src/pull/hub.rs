@@ -21,7 +21,7 @@ pub struct Hub<'a> {
 }
 
 /// The files of a repository at one commit.
-pub struct Listing {
+pub struct Snapshot {
     pub repo: String,
     pub commit: String,
     pub files: Vec<RemoteFile>,
@@ -70,7 +70,7 @@ impl<'a> Hub<'a> {
     /// # Errors
     /// [`Error::InvalidArgument`] for malformed names; [`Error::Malformed`] for an unexpected response; those of
     /// [`Client::get`].
-    pub fn list(&self, repo: &str, revision: &str) -> Result<Listing> {
+    pub fn list(&self, repo: &str, revision: &str) -> Result<Snapshot> {
         let allowed = |part: &str| {
             !part.is_empty()
                 && !part.starts_with('.')
@@ -91,13 +91,13 @@ impl<'a> Hub<'a> {
         let info: RepoInfo = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
         let commit = info.sha.filter(|sha| allowed(sha)).unwrap_or_else(|| revision.to_owned());
         let files: Result<Vec<RemoteFile>> = info.siblings.into_iter().map(|file| file.checked(&malformed)).collect();
-        Ok(Listing { repo: repo.to_owned(), commit, files: files? })
+        Ok(Snapshot { repo: repo.to_owned(), commit, files: files? })
     }
 
     /// The address of a file.
-    pub fn file(&self, listing: &Listing, file: &RemoteFile) -> Address {
+    pub fn file(&self, snapshot: &Snapshot, file: &RemoteFile) -> Address {
         let name: Vec<String> = file.name.split('/').map(escape).collect();
-        self.address(format!("{}/{}/resolve/{}/{}", self.endpoint, listing.repo, listing.commit, name.join("/")))
+        self.address(format!("{}/{}/resolve/{}/{}", self.endpoint, snapshot.repo, snapshot.commit, name.join("/")))
     }
 
     fn address(&self, url: String) -> Address {

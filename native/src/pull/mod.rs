@@ -19,7 +19,7 @@ use serde::Deserialize;
 use crate::files::io_error;
 use crate::{CliError, progress};
 use download::{Client, RemoteFile};
-use hub::{Hub, Listing};
+use hub::{Hub, Snapshot};
 
 #[derive(Debug, Args)]
 pub struct PullArgs {
@@ -57,7 +57,7 @@ struct Towers {
 
 /// Files of one repository and the folder to download them to.
 struct Job {
-    listing: Listing,
+    snapshot: Snapshot,
     files: Vec<RemoteFile>,
     folder: PathBuf,
 }
@@ -65,22 +65,22 @@ struct Job {
 pub fn run(arguments: PullArgs) -> Result<(), CliError> {
     let client = Client::new(Duration::from_secs(arguments.timeout));
     let hub = Hub::from_environment(&client)?;
-    let listing = hub.list(&arguments.repo, &arguments.revision)?;
-    let files = select(&listing, &arguments.file)?;
+    let snapshot = hub.list(&arguments.repo, &arguments.revision)?;
+    let files = select(&snapshot, &arguments.file)?;
     let name = arguments.repo.rsplit('/').next().unwrap_or(&arguments.repo);
-    let model = Job { folder: arguments.out.join(name), files, listing };
+    let model = Job { folder: arguments.out.join(name), files, snapshot };
 
     // The configuration comes first: it names the towers, whose sizes count towards the progress bar's total.
     let mut jobs = Vec::new();
     let config = model.files.iter().find(|file| file.name == CONFIG);
     if let (Some(config), false, true) = (config, arguments.no_towers, arguments.file.is_empty()) {
         let path = model.folder.join(CONFIG);
-        client.fetch(&hub.file(&model.listing, config), config, &path, &ProgressBar::hidden())?;
+        client.fetch(&hub.file(&model.snapshot, config), config, &path, &ProgressBar::hidden())?;
         for tower in towers_of(&path)? {
             let folder = arguments.out.join(tower.folder);
-            let listing = hub.list(tower.repo, "main")?;
-            let files = weights_and_configs(&listing.files, tower.weights);
-            jobs.push(Job { listing, files, folder });
+            let snapshot = hub.list(tower.repo, "main")?;
+            let files = weights_and_configs(&snapshot.files, tower.weights);
+            jobs.push(Job { snapshot, files, folder });
         }
     }
     jobs.insert(0, model);
@@ -91,7 +91,7 @@ pub fn run(arguments: PullArgs) -> Result<(), CliError> {
         let megabytes = job.files.iter().map(|file| file.size).sum::<u64>() / 1_000_000;
         let unchecked = job.files.iter().filter(|file| file.digest.is_none()).count();
         let note = if unchecked == 0 { String::new() } else { format!(", {unchecked} without a checksum") };
-        let (folder, repo) = (job.folder.display(), &job.listing.repo);
+        let (folder, repo) = (job.folder.display(), &job.snapshot.repo);
         writeln!(out, "{folder}: {} files of {repo}, {megabytes} MB{note}", job.files.len())?;
     }
     // A single file is a model to chat with only if it is a GGUF file.
@@ -118,7 +118,7 @@ fn fetch_all(client: &Client, hub: &Hub<'_>, jobs: &[Job], connections: usize) -
             scope.spawn(|| {
                 while let Some((job, file)) = queue.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let path = job.folder.join(&file.name);
-                    if let Err(error) = client.fetch(&hub.file(&job.listing, file), file, &path, &bar) {
+                    if let Err(error) = client.fetch(&hub.file(&job.snapshot, file), file, &path, &bar) {
                         next.store(queue.len(), Ordering::Relaxed);
                         // A poisoned lock still holds the first error.
                         failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
@@ -132,33 +132,34 @@ fn fetch_all(client: &Client, hub: &Hub<'_>, jobs: &[Job], connections: usize) -
 }
 
 /// The files to download: the requested ones, or those of a bundle or checkpoint.
-fn select(listing: &Listing, requested: &[String]) -> Result<Vec<RemoteFile>> {
+fn select(snapshot: &Snapshot, requested: &[String]) -> Result<Vec<RemoteFile>> {
     if !requested.is_empty() {
         let find = |name: &String| {
-            listing.files.iter().find(|file| file.name == *name).cloned().ok_or_else(|| Error::MissingFile {
-                file: format!("{}/{name}", listing.repo),
-                hint: format!("the repository has {}", names(&listing.files)),
+            snapshot.files.iter().find(|file| file.name == *name).cloned().ok_or_else(|| Error::MissingFile {
+                file: format!("{}/{name}", snapshot.repo),
+                hint: format!("the repository has {}", names(&snapshot.files)),
             })
         };
         return requested.iter().map(find).collect();
     }
-    if listing.files.iter().any(|file| file.name == MANIFEST) {
-        return Ok(listing.files.iter().filter(|file| !is_metadata(&file.name)).cloned().collect());
+    if snapshot.files.iter().any(|file| file.name == MANIFEST) {
+        return Ok(snapshot.files.iter().filter(|file| !is_metadata(&file.name)).cloned().collect());
     }
-    if !listing.files.iter().any(|file| file.name == CONFIG) {
-        let gguf: Vec<RemoteFile> = listing.files.iter().filter(|file| file.name.ends_with(".gguf")).cloned().collect();
+    if !snapshot.files.iter().any(|file| file.name == CONFIG) {
+        let gguf: Vec<RemoteFile> =
+            snapshot.files.iter().filter(|file| file.name.ends_with(".gguf")).cloned().collect();
         let hint = if gguf.is_empty() {
-            format!("not a checkpoint, bundle or GGUF repository; it has {}", names(&listing.files))
+            format!("not a checkpoint, bundle or GGUF repository; it has {}", names(&snapshot.files))
         } else {
             format!("select a GGUF file with --file: {}", names(&gguf))
         };
-        return Err(Error::MissingFile { file: format!("{}/{CONFIG}", listing.repo), hint });
+        return Err(Error::MissingFile { file: format!("{}/{CONFIG}", snapshot.repo), hint });
     }
-    let files = weights_and_configs(&listing.files, MODEL_FILES);
+    let files = weights_and_configs(&snapshot.files, MODEL_FILES);
     if !files.iter().any(|file| is_weights(&file.name)) {
         return Err(Error::MissingFile {
-            file: format!("{}/{}", listing.repo, MODEL_FILES[0]),
-            hint: format!("the repository has no supported weights; it has {}", names(&listing.files)),
+            file: format!("{}/{}", snapshot.repo, MODEL_FILES[0]),
+            hint: format!("the repository has no supported weights; it has {}", names(&snapshot.files)),
         });
     }
     Ok(files)

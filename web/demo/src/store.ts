@@ -106,7 +106,7 @@ async function all(): Promise<[name: string, stored: StoredConversation][]> {
   ]);
   const pairs = (names ?? []).map((name, index) => [String(name), values?.[index]] as const);
   const whole = pairs.filter((pair): pair is readonly [string, StoredConversation] => Array.isArray(pair[1]?.entries));
-  return whole.map(([name, kept]): [string, StoredConversation] => [name, kept]).sort(([, a], [, b]) => b.saved - a.saved);
+  return whole.map(([name, stored]): [string, StoredConversation] => [name, stored]).sort(([, a], [, b]) => b.saved - a.saved);
 }
 
 /** This tab's conversation; in a new tab the latest of all tabs. */
