@@ -71,7 +71,7 @@ struct MatrixInfo {
     columns: usize,
     precision: Precision,
     /// The type in the file, if the matrix keeps it.
-    kept: Option<Dtype>,
+    file_dtype: Option<Dtype>,
 }
 
 /// Rows of one tensor, or of several whose rows alternate on the device.
@@ -128,11 +128,6 @@ impl Loader {
         Self { precision, keep_quantization: false, ..self.clone() }
     }
 
-    /// The same loader at `precision`, if its own is lower. Matrices that keep the quantization of their file still do.
-    pub fn at_least(&self, precision: Precision) -> Self {
-        Self { precision: self.precision.min(precision), ..self.clone() }
-    }
-
     /// The same loader, but matrices keep the type of their file instead of the loader's precision: blocks of GGUF
     /// files are lossless, and floats have [`Dtype::precision`].
     pub fn keep_quantization(&self) -> Self {
@@ -177,13 +172,13 @@ impl Loader {
     fn matrix_info(&self, name: &str) -> Result<MatrixInfo> {
         let ExpectedTensor { shape, storage, .. } = self.expected(name)?;
         let [rows, columns] = flattened(shape);
-        let mut kept = None;
+        let mut file_dtype = None;
         if let Origin::Checkpoint(weights) = &self.origin {
             expect_shape(weights, name, shape)?;
-            kept = (self.keep_quantization && *storage != Storage::F32).then_some(weights.info(name)?.dtype);
+            file_dtype = (self.keep_quantization && *storage != Storage::F32).then_some(weights.info(name)?.dtype);
         }
         let precision = storage.on_device(self.precision).unwrap_or(Precision::F32);
-        Ok(MatrixInfo { rows, columns, precision: kept.map_or(precision, Dtype::precision), kept })
+        Ok(MatrixInfo { rows, columns, precision: file_dtype.map_or(precision, Dtype::precision), file_dtype })
     }
 
     /// A matrix [rows, columns]: a linear layer's weight, or a convolution's with its kernel flattened into columns.
@@ -240,7 +235,7 @@ impl Loader {
     /// As [`Self::matrix`].
     pub async fn interleaved(&self, even: &str, odd: &str) -> Result<Matrix> {
         let info = self.matrix_info(even)?;
-        if self.matrix_info(odd)?.kept != info.kept {
+        if self.matrix_info(odd)?.file_dtype != info.file_dtype {
             // No known file has two types here. f32 can represent both.
             return Box::pin(self.at(Precision::F32).interleaved(even, odd)).await;
         }
@@ -289,7 +284,7 @@ impl Loader {
         let info = part.matrix_info("weight")?;
         let side = part.expected("weight")?.shape.get(2).copied().unwrap_or(1);
         let taps = side * side;
-        let padded = (info.columns / taps).next_multiple_of(4);
+        let padded = padded_channels(info.columns / taps);
         let on_device = MatrixInfo { columns: taps * padded, ..info };
         let read = async |weights: &Weights, range| {
             let rows = read_rows(weights, "weight", range, RowOrder::Plain, info.precision).await?;
@@ -349,7 +344,7 @@ impl Loader {
         read: impl AsyncFn(Range<usize>) -> Result<Rows>,
     ) -> Result<()> {
         let columns = info.columns.max(1);
-        let read_bytes = match info.kept {
+        let read_bytes = match info.file_dtype {
             Some(Dtype::Block(kind)) => kind.row_bytes(columns),
             _ => 4 * columns,
         };
@@ -470,15 +465,20 @@ async fn read_parts(
 ) -> Result<Rows> {
     let (mut values, mut blocks) = (Vec::new(), Vec::new());
     for (name, rows) in parts {
-        match info.kept {
+        match info.file_dtype {
             Some(Dtype::Block(_)) => blocks.push(weights.read_blocks(name, rows.clone(), order).await?),
             _ => values.push(read_rows(weights, name, rows.clone(), order, info.precision).await?),
         }
     }
-    Ok(match info.kept {
+    Ok(match info.file_dtype {
         Some(Dtype::Block(kind)) => Rows::Blocks(kind, blocks),
         _ => Rows::Values(values),
     })
+}
+
+/// The channels on the device of a convolution's input.
+pub fn padded_channels(channels: usize) -> usize {
+    channels.next_multiple_of(4)
 }
 
 /// Rows as f32. Values that exceed `precision` are an error.

@@ -1,7 +1,7 @@
 //! The device memory that a model needs, computed before it is loaded.
 
 use crate::gpu::Gpu;
-use crate::loader::{LoadOptions, vision_precision};
+use crate::loader::{LoadOptions, padded_channels, vision_precision};
 use crate::ops::KvCache;
 use crate::tensor::{Matrix, Precision};
 use crate::weights::config::{ClipConfig, ConvNextConfig, LanguageConfig, VisionConfig};
@@ -100,7 +100,13 @@ impl MemoryPlan {
     }
 
     fn for_networks(networks: [(&'static str, Vec<ExpectedTensor>); 4], precision: Precision) -> Self {
-        let part = |(name, tensors): (&'static str, Vec<ExpectedTensor>)| {
+        let part = |(name, mut tensors): (&'static str, Vec<ExpectedTensor>)| {
+            // The loader pads the channels of convolutions.
+            for tensor in &mut tensors {
+                if let [_, channels, _, _] = tensor.shape.as_mut_slice() {
+                    *channels = padded_channels(*channels);
+                }
+            }
             let precision = if name == VAE { vision_precision(precision) } else { precision };
             (name, bytes(&tensors, precision))
         };

@@ -14,6 +14,8 @@ pub enum Storage {
     Matrix,
     /// At the part's precision, but not below this one: an embedding table or output projection.
     Table(Precision),
+    /// As [`Self::Table`], but at the part's precision in bundles: small layers that are sensitive to rounding.
+    AtLeast(Precision),
     /// In f32: a norm, a bias, a router, position embeddings, a depthwise convolution.
     F32,
     /// At the part's precision, after arithmetic on its f32 values. Bundles store it in f32.
@@ -27,7 +29,7 @@ impl Storage {
     pub fn on_device(self, precision: Precision) -> Option<Precision> {
         match self {
             Self::Matrix | Self::FoldedMatrix => Some(precision),
-            Self::Table(least) => Some(precision.min(least)),
+            Self::Table(least) | Self::AtLeast(least) => Some(precision.min(least)),
             Self::F32 => Some(Precision::F32),
             Self::NotStored => None,
         }
@@ -37,6 +39,7 @@ impl Storage {
     pub fn in_bundle(self, precision: Precision) -> Precision {
         match self {
             Self::FoldedMatrix => Precision::F32,
+            Self::AtLeast(_) => precision,
             storage => storage.on_device(precision).unwrap_or(Precision::F32),
         }
     }
@@ -74,6 +77,12 @@ impl TensorList {
     /// A linear layer or convolution with bias.
     pub(super) fn layer(&mut self, name: &str, shape: &[usize]) {
         self.matrix(name, shape);
+        self.bias(name, shape);
+    }
+
+    /// The same with a least precision on the device.
+    pub(super) fn layer_at_least(&mut self, least: Precision, name: &str, shape: &[usize]) {
+        self.push(format!("{name}.weight"), shape, Storage::AtLeast(least));
         self.bias(name, shape);
     }
 

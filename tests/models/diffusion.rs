@@ -1,6 +1,8 @@
 //! The parts of image generation that need no device, compared with torch and diffusers
 //! (`tests/reference/make_diffusion.py`); the pipeline stops on request and respects the memory limit.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
@@ -11,6 +13,7 @@ use mgm::diffusion::scheduler::Schedule;
 use mgm::diffusion::torch_rng::TorchRng;
 use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest};
 use mgm::gpu::{Gpu, GpuOptions};
+use mgm::image::Image;
 use mgm::io::DiskFolder;
 use mgm::tensor::Precision;
 use mgm::text::clip::ClipTokenizer;
@@ -239,6 +242,39 @@ fn generation_can_be_cancelled_between_steps_and_started_again() {
     assert_eq!(events_again, [&steps[..], &["decoding"]].concat());
     pipeline.release();
     assert_eq!(generate(&mut pipeline).0, first);
+}
+
+/// What loading reports, against the plan: the golden model's UNet and autoencoder have layers with a least precision and
+/// convolutions of 3 channels, which the device pads to 4.
+#[test]
+fn the_memory_of_the_networks_is_as_planned() {
+    let gpu = common::open_gpu();
+    for precision in Precision::CHOICES {
+        let loaded: Rc<RefCell<BTreeMap<&str, u64>>> = Rc::default();
+        let part = Rc::new(Cell::new(""));
+        let (bytes_of, current) = (Rc::clone(&loaded), Rc::clone(&part));
+        let on_progress = Rc::new(move |bytes| {
+            *bytes_of.borrow_mut().entry(current.get()).or_default() += bytes;
+            ControlFlow::Continue(())
+        });
+        let options = DiffusionOptions::default().with_precision(precision).with_progress(on_progress);
+        let mut pipeline = pollster::block_on(DiffusionPipeline::open(&gpu, open(), options)).unwrap();
+        let planned: BTreeMap<&str, u64> = pipeline.plan().parts.iter().copied().collect();
+        let image = Image::new(64, 64, vec![128; 64 * 64 * 3]).unwrap();
+        // Image to image loads both halves of the autoencoder.
+        let generate =
+            pipeline.generate("a gold mine").size(64, 64).num_inference_steps(2).image(image).on_event(|event| {
+                if let DiffusionEvent::Loading { part: name } = event {
+                    part.set(name);
+                }
+                ControlFlow::Continue(())
+            });
+        pollster::block_on(async { generate.await }).unwrap();
+        let loaded = loaded.borrow();
+        for network in ["UNet", "VAE"] {
+            assert_eq!(loaded[network], planned[network], "{network} at {precision}");
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
-use crate::tensor::{Precision, Tensor};
+use crate::tensor::Tensor;
 use crate::weights::sdxl::config::{UnetConfig, UnetLevel};
 use crate::weights::sdxl::expected;
 use crate::{Error, Result};
@@ -63,8 +63,6 @@ impl Unet {
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
         let loader = loader.network(expected::unet(config));
-        // The first and last layers are small and sensitive to rounding.
-        let ends = loader.at_least(Precision::F16);
         let (mut down, mut up) = (Vec::new(), Vec::new());
         for (index, level) in config.levels.iter().enumerate() {
             let part = loader.pp("down_blocks").pp(index);
@@ -76,9 +74,9 @@ impl Unet {
             let resample = ("upsamplers.0.conv", ConvMode::Upsample2);
             up.push(Stage::load_level(&part, level, &level.up, resample, config).await?);
         }
-        let (mid, time, added) = (loader.pp("mid_block"), ends.pp("time_embedding"), ends.pp("add_embedding"));
+        let (mid, time, added) = (loader.pp("mid_block"), loader.pp("time_embedding"), loader.pp("add_embedding"));
         Ok(Self {
-            conv_in: ends.convolution("conv_in", ConvMode::Same).await?,
+            conv_in: loader.convolution("conv_in", ConvMode::Same).await?,
             time_1: Linear::load(&time, "linear_1").await?,
             time_2: time.convolution("linear_2", ConvMode::Same).await?,
             added_1: Linear::load(&added, "linear_1").await?,
@@ -88,7 +86,7 @@ impl Unet {
             after_mid: load_resnet(&mid, 1, config).await?,
             up,
             norm_out: loader.group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps).await?,
-            conv_out: ends.convolution("conv_out", ConvMode::Same).await?,
+            conv_out: loader.convolution("conv_out", ConvMode::Same).await?,
             config: config.clone(),
         })
     }

@@ -91,8 +91,7 @@ impl Step {
 
     async fn out(loader: &Loader, config: &VaeConfig) -> Result<Self> {
         let norm = loader.group_norm("conv_norm_out", config.norm_num_groups, EPS).await?;
-        let ends = loader.at_least(Precision::F16);
-        Ok(Self::Out(norm, ends.convolution("conv_out", ConvMode::Same).await?))
+        Ok(Self::Out(norm, loader.convolution("conv_out", ConvMode::Same).await?))
     }
 
     fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, statistics: &mut NormStats<'_>) -> Result<FeatureMap> {
@@ -169,7 +168,7 @@ impl VaeDecoder {
         steps.push(Step::out(&decoder, config).await?);
         Ok(Self {
             unscale: unscale(&loader, config).await?,
-            conv_in: decoder.at_least(Precision::F16).convolution("conv_in", ConvMode::Same).await?,
+            conv_in: decoder.convolution("conv_in", ConvMode::Same).await?,
             mid: Mid::load(&decoder.pp("mid_block"), config).await?,
             steps,
         })
@@ -215,12 +214,12 @@ impl VaeEncoder {
         let encoder = loader.pp("encoder");
         let resample = ("downsamplers.0.conv", ConvMode::Stride2PadEnd);
         Ok(Self {
-            conv_in: encoder.at_least(Precision::F16).convolution("conv_in", ConvMode::Same).await?,
+            conv_in: encoder.convolution("conv_in", ConvMode::Same).await?,
             steps: Step::load_levels(&encoder.pp("down_blocks"), config.layers_per_block, resample, config).await?,
             mid: Mid::load(&encoder.pp("mid_block"), config).await?,
             out: Step::out(&encoder, config).await?,
             quant: match config.use_quant_conv {
-                true => Some(loader.at(Precision::F32).convolution("quant_conv", ConvMode::Same).await?),
+                true => Some(loader.convolution("quant_conv", ConvMode::Same).await?),
                 false => None,
             },
             multiple: config.pixels_per_latent(),

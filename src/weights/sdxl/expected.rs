@@ -9,6 +9,11 @@ impl TensorList {
         self.layer(name, &[output, input, side, side]);
     }
 
+    /// The first or the last convolution of a network: small, and sensitive to rounding.
+    fn end_convolution(&mut self, name: &str, output: usize, input: usize) {
+        self.layer_at_least(Precision::F16, name, &[output, input, 3, 3]);
+    }
+
     /// A residual block; `time` is the width of the timestep's embedding, where there is one.
     fn resnet(&mut self, name: &str, input: usize, output: usize, time: Option<usize>) {
         self.norm(&format!("{name}.norm1"), &[input]);
@@ -50,11 +55,15 @@ pub(crate) fn unet(config: &UnetConfig) -> Vec<ExpectedTensor> {
     let Some((first, last)) = config.levels.first().zip(config.levels.last()) else { return tensors.0 };
     let time = 4 * first.channels;
     let context = config.cross_attention_dim;
-    tensors.convolution("conv_in", first.channels, config.in_channels, 3);
-    tensors.layer("time_embedding.linear_1", &[time, first.channels]);
-    tensors.layer("time_embedding.linear_2", &[time, time]);
-    tensors.layer("add_embedding.linear_1", &[time, config.projection_class_embeddings_input_dim]);
-    tensors.layer("add_embedding.linear_2", &[time, time]);
+    tensors.end_convolution("conv_in", first.channels, config.in_channels);
+    for (name, columns) in [
+        ("time_embedding.linear_1", first.channels),
+        ("time_embedding.linear_2", time),
+        ("add_embedding.linear_1", config.projection_class_embeddings_input_dim),
+        ("add_embedding.linear_2", time),
+    ] {
+        tensors.layer_at_least(Precision::F16, name, &[time, columns]);
+    }
     // Channels of the skip connections from the down path to the up path.
     let mut skips = vec![first.channels];
     let mut width = first.channels;
@@ -88,7 +97,7 @@ pub(crate) fn unet(config: &UnetConfig) -> Vec<ExpectedTensor> {
         }
     }
     tensors.norm("conv_norm_out", &[first.channels]);
-    tensors.convolution("conv_out", config.out_channels, first.channels, 3);
+    tensors.end_convolution("conv_out", config.out_channels, first.channels);
     tensors.0
 }
 
@@ -104,12 +113,14 @@ pub(crate) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
         if config.mid_block_attention {
             let name = format!("{side}.mid_block.attentions.0");
             tensors.norm(&format!("{name}.group_norm"), &[last]);
-            for module in ["to_q", "to_k", "to_v", "to_out.0"] {
+            for module in ["to_q", "to_k", "to_out.0"] {
                 tensors.layer(&format!("{name}.{module}"), &[last, last]);
             }
+            // The left operand of a product.
+            tensors.layer_at_least(Precision::F32, &format!("{name}.to_v"), &[last, last]);
         }
     };
-    tensors.convolution("encoder.conv_in", first, config.in_channels, 3);
+    tensors.end_convolution("encoder.conv_in", first, config.in_channels);
     let mut width = first;
     for (index, output) in channels.iter().copied().enumerate() {
         for layer in 0..config.layers_per_block {
@@ -122,14 +133,14 @@ pub(crate) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
     }
     middle(&mut tensors, "encoder");
     tensors.norm("encoder.conv_norm_out", &[last]);
-    tensors.convolution("encoder.conv_out", 2 * latent, last, 3);
+    tensors.end_convolution("encoder.conv_out", 2 * latent, last);
     if config.use_quant_conv {
-        tensors.convolution("quant_conv", 2 * latent, 2 * latent, 1);
+        tensors.layer_at_least(Precision::F32, "quant_conv", &[2 * latent, 2 * latent, 1, 1]);
     }
     if config.use_post_quant_conv {
-        tensors.convolution("post_quant_conv", latent, latent, 1);
+        tensors.layer_at_least(Precision::F32, "post_quant_conv", &[latent, latent, 1, 1]);
     }
-    tensors.convolution("decoder.conv_in", last, latent, 3);
+    tensors.end_convolution("decoder.conv_in", last, latent);
     middle(&mut tensors, "decoder");
     let mut width = last;
     for (index, output) in channels.iter().rev().copied().enumerate() {
@@ -142,7 +153,7 @@ pub(crate) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
         }
     }
     tensors.norm("decoder.conv_norm_out", &[first]);
-    tensors.convolution("decoder.conv_out", config.out_channels, first, 3);
+    tensors.end_convolution("decoder.conv_out", config.out_channels, first);
     tensors.0
 }
 
