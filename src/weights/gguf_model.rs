@@ -6,7 +6,11 @@
 use std::rc::Rc;
 
 use super::checkpoint::Checkpoint;
-use super::config::{Architecture, ExpertsConfig, LanguageConfig};
+use super::config::json::ConfigFile;
+use super::config::{
+    Architecture, ExpertsConfig, LanguageConfig, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS,
+    MAX_VOCABULARY, MAX_WIDTH,
+};
 use super::gguf::Header;
 use super::row_order::RowOrder;
 use super::stored_tensor::StoredTensor;
@@ -14,11 +18,6 @@ use super::view::Weights;
 use crate::io::ByteSource;
 use crate::tensor::Activation;
 use crate::{Error, Result};
-
-/// Limits of sizes.
-const MAX_LAYERS: usize = 1024;
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_EXPERTS: usize = 64;
 
 /// An opened GGUF file. Only its header is in memory.
 #[derive(Debug, Clone)]
@@ -80,45 +79,47 @@ impl<'a> Metadata<'a> {
         format!("{}.{name}", self.architecture)
     }
 
-    fn bad(&self, reason: String) -> Error {
-        Error::Config { file: self.header.file.clone(), reason }
+    /// The checks of single values, whose errors name the file.
+    fn file(&self) -> ConfigFile<'_> {
+        ConfigFile(&self.header.file)
     }
 
-    fn optional(&self, name: &str, most: usize) -> Result<Option<usize>> {
+    fn bad(&self, reason: String) -> Error {
+        self.file().error(reason)
+    }
+
+    fn optional(&self, name: &str, limit: usize) -> Result<Option<usize>> {
         let key = self.key(name);
-        match self.header.metadata.get(&key) {
-            None => Ok(None),
-            Some(value) => match self.header.integer::<usize>(&key) {
-                // Some converters write 0 for dense models.
-                Some(0) if name == "expert_count" => Ok(None),
-                Some(size) if (1..=most).contains(&size) => Ok(Some(size)),
-                _ => Err(self.bad(format!("{key} is {value:?}, expected a number from 1 to {most}"))),
-            },
+        let Some(value) = self.header.metadata.get(&key) else { return Ok(None) };
+        match self.header.integer::<u64>(&key) {
+            // Some converters write 0 for dense models.
+            Some(0) if name == "expert_count" => Ok(None),
+            Some(size) => self.file().size(&key, size, limit).map(Some),
+            None => Err(self.bad(format!("{key} is {value:?}, expected 1 to {limit}"))),
         }
     }
 
-    fn size(&self, name: &str, most: usize) -> Result<usize> {
-        self.optional(name, most)?.ok_or_else(|| self.bad(format!("{} is missing", self.key(name))))
+    fn size(&self, name: &str, limit: usize) -> Result<usize> {
+        self.optional(name, limit)?.ok_or_else(|| self.bad(format!("{} is missing", self.key(name))))
     }
 
-    fn positive(&self, name: &str, default: Option<f64>) -> Result<f32> {
+    fn positive(&self, name: &str, default: Option<f64>, limit: f64) -> Result<f32> {
         let key = self.key(name);
         let value = self.header.number(&key).or(default).ok_or_else(|| self.bad(format!("{key} is missing")))?;
-        if value.is_finite() && value > 0.0 {
-            return Ok(value as f32);
-        }
-        Err(self.bad(format!("{key} is {value}, expected a positive number")))
+        self.file().positive(&key, value, limit)
     }
 
     fn config(&self) -> Result<LanguageConfig> {
         let gemma = self.architecture == "gemma";
         let hidden_size = self.size("embedding_length", MAX_WIDTH)?;
-        let num_heads = self.size("attention.head_count", MAX_WIDTH)?;
-        let num_kv_heads = self.optional("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(num_heads);
-        let rotated = self.optional("rope.dimension_count", MAX_WIDTH)?;
-        let head_dim = match self.optional("attention.key_length", MAX_WIDTH)? {
+        let num_heads = self.size("attention.head_count", MAX_HEADS)?;
+        let num_kv_heads = self.optional("attention.head_count_kv", num_heads)?.unwrap_or(num_heads);
+        let rotated = self.optional("rope.dimension_count", MAX_HEAD_DIM)?;
+        let head_dim = match self.optional("attention.key_length", MAX_HEAD_DIM)? {
             Some(length) => length,
-            None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+            None if hidden_size.is_multiple_of(num_heads) => {
+                self.file().size("the width of a head", (hidden_size / num_heads) as u64, MAX_HEAD_DIM)?
+            }
             None => return Err(self.bad(format!("a width of {hidden_size} does not divide into {num_heads} heads"))),
         };
         if rotated.is_some_and(|rotated| rotated != head_dim) || !head_dim.is_multiple_of(2) {
@@ -138,12 +139,20 @@ impl<'a> Metadata<'a> {
         let shape =
             |name: &str| self.header.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.info.shape);
         let vocab_size = match shape("token_embd.weight").map(Vec::as_slice) {
-            Some(&[rows, columns]) if columns == hidden_size && rows > 0 && u32::try_from(rows).is_ok() => rows,
-            other => {
+            Some(&[rows, columns]) if columns == hidden_size => {
+                self.file().size("the number of rows of token_embd.weight", rows as u64, MAX_VOCABULARY)?
+            }
+            Some(other) => {
                 return Err(
                     self.bad(format!("token_embd.weight has shape {other:?}, expected [vocabulary, {hidden_size}]"))
                 );
             }
+            None if self.header.tensors.is_empty() => {
+                return Err(self.bad(
+                    "it has no tensors, only metadata (a file of a vocabulary); expected a model's file".to_owned(),
+                ));
+            }
+            None => return Err(self.bad("the tensor token_embd.weight is missing".to_owned())),
         };
         let token = |name: &str| {
             let id = self.header.integer::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
@@ -161,12 +170,12 @@ impl<'a> Metadata<'a> {
             num_heads,
             num_kv_heads,
             head_dim,
-            rms_norm_eps: self.positive("attention.layer_norm_rms_epsilon", None)?,
+            rms_norm_eps: self.positive("attention.layer_norm_rms_epsilon", None, 1.0)?,
             norm_unit_offset: false,
-            rope_theta: self.positive("rope.freq_base", Some(10000.0))?,
+            rope_theta: self.positive("rope.freq_base", Some(10000.0), 1e12)?,
             rope_freq_factors: Vec::new(),
             vocab_size,
-            max_positions: self.size("context_length", 1 << 24)?,
+            max_positions: self.size("context_length", MAX_POSITIONS)?,
             tie_word_embeddings: shape("output.weight").is_none(),
             activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
             experts,

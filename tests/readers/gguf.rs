@@ -315,6 +315,23 @@ fn bad_files_are_refused_with_what_is_wrong() {
     assert!(error.contains("blk.1.ffn_down.weight") && error.contains("NaN"), "{error}");
 }
 
+#[test]
+fn sizes_out_of_range_and_files_without_tensors_are_refused() {
+    let error = |heads: i64| {
+        let metadata = [
+            ("general.architecture", Value::Text("llama".to_owned())),
+            ("llama.embedding_length", Value::Integer(64)),
+            ("llama.attention.head_count", Value::Integer(heads.into())),
+        ];
+        let source = Rc::new(MemorySource::new("vocabulary.gguf", write_gguf(&metadata, &[])));
+        pollster::block_on(GgufModel::open(source)).expect_err("no model").to_string()
+    };
+    let found = error(4);
+    assert!(found.contains("vocabulary.gguf") && found.contains("no tensors"), "{found}");
+    let found = error(5000);
+    assert!(found.contains("llama.attention.head_count is 5000, expected 1 to 1024"), "{found}");
+}
+
 /// A GGUF file of f32 tensors, rows first.
 fn write_gguf(metadata: &[(&str, Value)], tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
     fn text(out: &mut Vec<u8>, text: &str) {
