@@ -6,6 +6,8 @@ use mgm::Setting;
 #[derive(Debug)]
 pub enum CliError {
     Core(mgm::Error),
+    /// Of the image model of `mgm chat`, whose options have names of their own.
+    Image(mgm::Error),
     Input(std::io::Error),
     Output(std::io::Error),
 }
@@ -25,9 +27,13 @@ impl From<std::io::Error> for CliError {
 impl std::fmt::Display for CliError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Core(error) => {
+            Self::Core(error) | Self::Image(error) => {
                 error.fmt(f)?;
-                match error.remedy().and_then(option_for) {
+                let option = match (self, error.remedy()) {
+                    (Self::Image(_), Some(Setting::Precision)) => Some("--image-precision P"),
+                    (_, setting) => setting.and_then(option_for),
+                };
+                match option {
                     Some(option) => write!(f, " ({option})"),
                     None => Ok(()),
                 }
@@ -60,6 +66,12 @@ mod tests {
     #[test]
     fn messages_name_the_option_of_the_setting_that_resolves_them() {
         let commands = crate::Options::command();
+        let is_option = |option: &str| {
+            let name = option.strip_prefix("--").and_then(|option| option.split(' ').next());
+            let mut arguments = commands.get_subcommands().flat_map(clap::Command::get_arguments);
+            arguments.any(|argument| argument.get_long() == name)
+        };
+        let no_memory = mgm::Error::OutOfMemory { what: "it".to_owned(), needed: 2, available: 1 };
         for setting in [
             Setting::VisionTower,
             Setting::HighResolutionTower,
@@ -69,15 +81,16 @@ mod tests {
             Setting::Precision,
         ] {
             let error = match setting {
-                Setting::Precision => mgm::Error::OutOfMemory { what: "it".to_owned(), needed: 2, available: 1 },
+                Setting::Precision => no_memory.clone(),
                 _ => mgm::Error::NeedsSetting { setting, file: "model".to_owned(), reason: "why".to_owned() },
             };
             let option = option_for(setting).unwrap_or_else(|| panic!("{setting:?} has no option"));
             assert_eq!(CliError::from(error.clone()).to_string(), format!("{error} ({option})"));
-            let name = option.strip_prefix("--").and_then(|option| option.split(' ').next());
-            let mut arguments = commands.get_subcommands().flat_map(clap::Command::get_arguments);
-            assert!(arguments.any(|argument| argument.get_long() == name), "no command has the option {option}");
+            assert!(is_option(option), "no command has the option {option}");
         }
+        let option = "--image-precision P";
+        assert_eq!(CliError::Image(no_memory.clone()).to_string(), format!("{no_memory} ({option})"));
+        assert!(is_option(option));
         assert_eq!(CliError::from(mgm::Error::Cancelled).to_string(), "cancelled");
     }
 }

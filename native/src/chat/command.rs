@@ -193,10 +193,11 @@ impl ChatCommand {
         let generated = match images.generate(prompt).await {
             Err(mgm::Error::OutOfMemory { .. }) if self.chat.is_loaded() => {
                 self.chat.release();
-                images.generate(prompt).await?
+                images.generate(prompt).await
             }
-            generated => generated?,
+            generated => generated,
         };
+        let generated = generated.map_err(CliError::Image)?;
         let report = images.save(generated)?;
         if !self.quiet {
             note!("mgm: note: wrote the image to {}", report.file());
@@ -241,9 +242,12 @@ impl ChatCommand {
                 _ => match self.turn(line, &std::mem::take(&mut images)).await {
                     Ok(()) => {}
                     // A lost device fails every further question; other errors concern only this one.
-                    Err(CliError::Core(error @ mgm::Error::DeviceLost(_))) => return Err(error.into()),
-                    Err(CliError::Core(mgm::Error::Cancelled)) => note!("stopped"),
-                    Err(CliError::Core(error)) => note!("mgm: error: {error}"),
+                    Err(CliError::Core(error @ mgm::Error::DeviceLost(_)))
+                    | Err(CliError::Image(error @ mgm::Error::DeviceLost(_))) => return Err(error.into()),
+                    Err(CliError::Core(mgm::Error::Cancelled) | CliError::Image(mgm::Error::Cancelled)) => {
+                        note!("stopped");
+                    }
+                    Err(error @ (CliError::Core(_) | CliError::Image(_))) => note!("mgm: error: {error}"),
                     Err(error) => return Err(error),
                 },
             }

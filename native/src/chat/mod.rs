@@ -126,7 +126,8 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
             // 32 bits: the seed is printed, and other programs' seeds are that short.
             let seed = arguments.seed.unwrap_or(seed >> 32);
             let args = &arguments.answer_images;
-            Some(AnswerImages::new(&gpu, checkpoint, &model, args, out, seed, stop.clone()).await?)
+            let images = AnswerImages::new(&gpu, checkpoint, &model, args, out, seed, stop.clone()).await;
+            Some(images.map_err(CliError::Image)?)
         }
         None => None,
     };
