@@ -104,7 +104,7 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Pack(arguments) => pack::run(arguments).await,
-        Command::Pull(arguments) => pull::run(arguments),
+        Command::Pull(arguments) => pull::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Tune(arguments) => tune::run(arguments).await,
     }

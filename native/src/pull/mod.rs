@@ -13,11 +13,13 @@ use clap::Args;
 use indicatif::ProgressBar;
 use mgm::weights::bundle::MANIFEST;
 use mgm::weights::checkpoint::{MODEL_FILES, OPEN_CLIP_FILES};
+use mgm::weights::config::MgmConfig;
+use mgm::weights::sdxl::{MODEL_INDEX, component_folders};
 use mgm::{Error, Result};
 use serde::Deserialize;
 
 use crate::files::io_error;
-use crate::{CliError, progress};
+use crate::{CliError, progress, sdxl};
 use download::{Client, RemoteFile};
 use hub::{Hub, Snapshot};
 
@@ -26,7 +28,7 @@ pub struct PullArgs {
     /// The repository, such as YanweiLi/MGM-2B (set HF_TOKEN for private and gated ones)
     #[arg(value_name = "OWNER/NAME")]
     repo: String,
-    /// Download only this file, such as a GGUF file; repeat for several [default: all files of a checkpoint or bundle]
+    /// Download only this file, such as a GGUF file; repeat for several [default: all files of the model]
     #[arg(long, value_name = "NAME")]
     file: Vec<String>,
     /// Branch, tag or commit
@@ -62,7 +64,7 @@ struct Job {
     folder: PathBuf,
 }
 
-pub fn run(arguments: PullArgs) -> Result<(), CliError> {
+pub async fn run(arguments: PullArgs) -> Result<(), CliError> {
     let client = Client::new(Duration::from_secs(arguments.timeout));
     let hub = Hub::from_environment(&client)?;
     let snapshot = hub.list(&arguments.repo, &arguments.revision)?;
@@ -79,7 +81,7 @@ pub fn run(arguments: PullArgs) -> Result<(), CliError> {
         for tower in towers_of(&path)? {
             let folder = arguments.out.join(tower.folder);
             let snapshot = hub.list(tower.repo, "main")?;
-            let files = weights_and_configs(&snapshot.files, tower.weights);
+            let files = weights_and_configs(&snapshot.files, "", tower.weights);
             jobs.push(Job { snapshot, files, folder });
         }
     }
@@ -94,15 +96,24 @@ pub fn run(arguments: PullArgs) -> Result<(), CliError> {
         let (folder, repo) = (job.folder.display(), &job.snapshot.repo);
         writeln!(out, "{folder}: {} files of {repo}, {megabytes} MB{note}", job.files.len())?;
     }
-    // A single file is a model to chat with only if it is a GGUF file.
-    let model = match arguments.file.first() {
-        None => Some(jobs[0].folder.clone()),
-        Some(file) => file.ends_with(".gguf").then(|| jobs[0].folder.join(file)),
-    };
-    if let Some(model) = model {
-        writeln!(out, "try: mgm chat {}", model.display())?;
+    let folder = &jobs[0].folder;
+    match arguments.file.first() {
+        // A single file is a model to chat with only if it is a GGUF file.
+        Some(file) if file.ends_with(".gguf") => writeln!(out, "try: mgm chat {}", folder.join(file).display())?,
+        Some(_) => {}
+        None if sdxl::is_sdxl(folder).await? => {
+            writeln!(out, "try: mgm generate {} --prompt TEXT", folder.display())?;
+        }
+        None if is_chat_model(folder) => writeln!(out, "try: mgm chat {}", folder.display())?,
+        None => {}
     }
     Ok(())
+}
+
+/// Whether a folder is a bundle or has a language model's configuration. That of a vision tower alone has not.
+fn is_chat_model(folder: &Path) -> bool {
+    let config = std::fs::read(folder.join(CONFIG)).is_ok_and(|bytes| MgmConfig::parse(CONFIG, &bytes).is_ok());
+    config || folder.join(MANIFEST).exists()
 }
 
 /// Downloads all files, `connections` at a time. After a failure, no new downloads start.
@@ -145,17 +156,20 @@ fn select(snapshot: &Snapshot, requested: &[String]) -> Result<Vec<RemoteFile>> 
     if snapshot.files.iter().any(|file| file.name == MANIFEST) {
         return Ok(snapshot.files.iter().filter(|file| !is_metadata(&file.name)).cloned().collect());
     }
+    if snapshot.files.iter().any(|file| file.name == MODEL_INDEX) {
+        return sdxl_files(snapshot);
+    }
     if !snapshot.files.iter().any(|file| file.name == CONFIG) {
         let gguf: Vec<RemoteFile> =
             snapshot.files.iter().filter(|file| file.name.ends_with(".gguf")).cloned().collect();
         let hint = if gguf.is_empty() {
-            format!("not a checkpoint, bundle or GGUF repository; it has {}", names(&snapshot.files))
+            format!("not a checkpoint, bundle, GGUF or diffusers repository; it has {}", names(&snapshot.files))
         } else {
             format!("select a GGUF file with --file: {}", names(&gguf))
         };
         return Err(Error::MissingFile { file: format!("{}/{CONFIG}", snapshot.repo), hint });
     }
-    let files = weights_and_configs(&snapshot.files, MODEL_FILES);
+    let files = weights_and_configs(&snapshot.files, "", MODEL_FILES);
     if !files.iter().any(|file| is_weights(&file.name)) {
         return Err(Error::MissingFile {
             file: format!("{}/{}", snapshot.repo, MODEL_FILES[0]),
@@ -165,25 +179,58 @@ fn select(snapshot: &Snapshot, requested: &[String]) -> Result<Vec<RemoteFile>> 
     Ok(files)
 }
 
-/// The configurations and tokenizers of a checkpoint, and its weights in the first of these formats that exists.
-fn weights_and_configs(files: &[RemoteFile], formats: &[&str]) -> Vec<RemoteFile> {
-    let format = formats.iter().find(|format| files.iter().any(|file| file.name == **format));
-    // An index file implies its shards' names: model-00001-of-00002.safetensors.
-    let is_part = |name: &str| {
-        format.is_some_and(|format| match format.strip_suffix(".index.json").and_then(|whole| whole.rsplit_once('.')) {
-            Some((stem, extension)) => {
-                name.starts_with(&format!("{stem}-")) && name.ends_with(&format!(".{extension}"))
-            }
-            None => name == *format,
-        })
+/// The files of a Stable Diffusion XL model in diffusers' layout. Repositories have weights for other programs too, and
+/// most have an f16 variant, which is half the size.
+fn sdxl_files(snapshot: &Snapshot) -> Result<Vec<RemoteFile>> {
+    let mut selected: Vec<RemoteFile> =
+        snapshot.files.iter().filter(|file| file.name == MODEL_INDEX).cloned().collect();
+    for (folder, formats) in component_folders(true) {
+        let formats: Vec<&str> = formats.iter().map(String::as_str).collect();
+        let files = weights_and_configs(&snapshot.files, &format!("{folder}/"), &formats);
+        if !formats.is_empty() && !files.iter().any(|file| is_weights(&file.name)) {
+            return Err(Error::MissingFile {
+                file: format!("{}/{folder}", snapshot.repo),
+                hint: format!(
+                    "the repository has no supported weights of this part of Stable Diffusion XL; it has {}",
+                    names(&snapshot.files)
+                ),
+            });
+        }
+        selected.extend(files);
+    }
+    Ok(selected)
+}
+
+/// The configurations and tokenizers directly in a folder (`""`, or a name with `/`), and its weights in the first of
+/// these formats that exists.
+fn weights_and_configs(files: &[RemoteFile], folder: &str, formats: &[&str]) -> Vec<RemoteFile> {
+    let inside = || {
+        let named = files.iter().filter_map(|file| Some((file.name.strip_prefix(folder)?, file)));
+        named.filter(|(name, _)| !name.contains('/'))
+    };
+    let format = formats.iter().copied().find(|format| inside().any(|(name, _)| name == *format));
+    let is_part = |name: &str| match format {
+        Some(format) if format.contains(".index.") => format == name || is_shard(name, format),
+        _ => format == Some(name),
     };
     let is_config = |name: &str| {
         [".json", ".model", ".txt", ".jinja"].iter().any(|end| name.ends_with(end))
             && !is_metadata(name)
-            && (!name.ends_with(".index.json") || Some(&name) == format)
+            && !name.contains(".index.")
     };
-    let top_level = files.iter().filter(|file| !file.name.contains('/'));
-    top_level.filter(|file| is_part(&file.name) || is_config(&file.name)).cloned().collect()
+    inside().filter(|(name, _)| is_part(name) || is_config(name)).map(|(_, file)| file.clone()).collect()
+}
+
+/// Whether a file is a shard of an index: `model-00001-of-00002.safetensors` of `model.safetensors.index.json`. A
+/// variant's name is before or after the numbers: `model.fp16-00001-of-00002.safetensors`.
+fn is_shard(name: &str, index: &str) -> bool {
+    const VARIANT: &str = ".fp16";
+    let mut parts = index.split('.').filter(|part| *part != &VARIANT[1..]);
+    let (Some(stem), Some(extension)) = (parts.next(), parts.next()) else { return false };
+    let plain = name.replacen(VARIANT, "", 1);
+    name.contains(VARIANT) == index.contains(VARIANT)
+        && plain.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-') && rest.contains("-of-"))
+        && plain.ends_with(&format!(".{extension}"))
 }
 
 fn is_weights(name: &str) -> bool {

@@ -294,6 +294,66 @@ fn a_model_and_its_towers_arrive_and_answer() {
 }
 
 #[test]
+fn a_diffusers_model_arrives_without_the_files_of_other_programs() {
+    let (hub, out) = (hub(), TempDir::new().expect("a folder"));
+    let model = mgm_test_support::goldens().join("sdxl-base/sdxl");
+    let mut repo = BTreeMap::from([("sd_xl_base_1.0.safetensors".to_owned(), vec![1; 100])]);
+    let mut expected = vec!["model_index.json".to_owned()];
+    repo.insert(expected[0].clone(), fs::read(model.join("model_index.json")).expect("a file"));
+    for folder in fs::read_dir(&model).expect("a folder").flatten().filter(|entry| entry.path().is_dir()) {
+        let folder_name = folder.file_name().into_string().expect("UTF-8");
+        for (name, bytes) in files(&folder.path()) {
+            let name = format!("{folder_name}/{name}");
+            // Of the autoencoder the repository has an f16 variant too, which is preferred.
+            if name.starts_with("vae/") && is_weights(&name) {
+                repo.insert(name.clone(), vec![2; 100]);
+                let variant = name.replace(".safetensors", ".fp16.safetensors");
+                repo.insert(variant.clone(), bytes);
+                expected.push(variant);
+                continue;
+            }
+            repo.insert(name.clone(), bytes);
+            expected.push(name);
+        }
+    }
+    for unwanted in [
+        "unet/openvino_model.bin",
+        "vae/diffusion_pytorch_model.bin",
+        "vae_1_0/config.json",
+        "text_encoder/flax_model.msgpack",
+    ] {
+        repo.insert(unwanted.to_owned(), vec![3; 100]);
+    }
+    hub.state.lock().expect("the state").repos.insert("someone/sdxl".to_owned(), repo);
+    let printed = must(&hub.pull(out.path(), &["someone/sdxl"]));
+    assert!(printed.contains("try: mgm generate"), "{printed}");
+    let pulled = out.path().join("sdxl");
+    let mut found: Vec<String> = fs::read_dir(&pulled)
+        .expect("a folder")
+        .flatten()
+        .flat_map(|entry| {
+            let name = entry.file_name().into_string().expect("UTF-8");
+            if entry.path().is_file() {
+                return vec![name];
+            }
+            files(&entry.path()).into_keys().map(|file| format!("{name}/{file}")).collect()
+        })
+        .collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    let inspect = Command::new(env!("CARGO_BIN_EXE_mgm")).arg("inspect").arg(&pulled).output();
+    assert!(must(&inspect.expect("the binary runs")).contains("Stable Diffusion XL"));
+}
+
+#[test]
+fn a_vision_tower_alone_is_no_chat_model() {
+    let (hub, out) = (hub(), TempDir::new().expect("a folder"));
+    let printed = must(&hub.pull(out.path(), &["openai/clip-vit-large-patch14-336"]));
+    assert!(printed.contains("clip-vit") && !printed.contains("try:"), "{printed}");
+}
+
+#[test]
 fn broken_connections_and_busy_servers_are_retried() {
     let cases = [
         Faults { cut_after: Some(300_000), ..Faults::default() },

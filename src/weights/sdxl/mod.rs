@@ -435,6 +435,15 @@ impl SdxlCheckpoint {
 const NETWORK_STEM: &str = "diffusion_pytorch_model";
 const TEXT_STEM: &str = "model";
 
+/// The folders of a model in diffusers' layout, and for those of networks the names that files of weights can have. The
+/// first that exists counts.
+pub fn component_folders(prefer_f16: bool) -> Vec<(&'static str, Vec<String>)> {
+    let plain = ["scheduler"].into_iter().chain(TOKENIZER_FOLDERS).map(|folder| (folder, Vec::new()));
+    let networks =
+        [("unet", NETWORK_STEM), ("vae", NETWORK_STEM), (TEXT_FOLDERS[0], TEXT_STEM), (TEXT_FOLDERS[1], TEXT_STEM)];
+    plain.chain(networks.map(|(folder, stem)| (folder, candidates(stem, prefer_f16)))).collect()
+}
+
 /// File names of a network's weights, in order of preference: plain, f16 variant, torch.
 fn candidates(stem: &str, prefer_f16: bool) -> Vec<String> {
     let torch = if stem == TEXT_STEM { "pytorch_model" } else { stem };
