@@ -37,7 +37,6 @@ pub async fn run(arguments: CheckpointArgs) -> Result<(), CliError> {
 
 fn inspect_sdxl(checkpoint: &SdxlCheckpoint) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    let scheduler = checkpoint.scheduler(None)?;
     writeln!(out, "{} (Stable Diffusion XL)", checkpoint.name)?;
     let widths: Vec<String> = checkpoint.unet.1.levels.iter().map(|level| level.channels.to_string()).collect();
     let side = checkpoint.unet.1.sample_size * checkpoint.vae.1.pixels_per_latent();
@@ -46,11 +45,15 @@ fn inspect_sdxl(checkpoint: &SdxlCheckpoint) -> Result<(), CliError> {
         let (layers, width, heads) = (text.num_layers, text.hidden_size, text.num_heads);
         writeln!(out, "text encoder {}: {layers} layers, hidden size {width}, {heads} heads", index + 1)?;
     }
-    writeln!(
-        out,
-        "scheduler: {}, {:?} spacing, {:?}",
-        scheduler.class, scheduler.timestep_spacing, scheduler.prediction_type
-    )?;
+    match checkpoint.scheduler(None) {
+        Ok(scheduler) => writeln!(
+            out,
+            "scheduler: {}, {:?} spacing, {:?}",
+            scheduler.class, scheduler.timestep_spacing, scheduler.prediction_type
+        )?,
+        // Images can be generated with another one.
+        Err(error) => writeln!(out, "scheduler: {}", CliError::from(error))?,
+    }
     let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = [Precision::F32, Precision::F16, Precision::Q8]
         .map(|precision| (precision.to_string(), MemoryPlan::for_diffusion(checkpoint, precision)));

@@ -646,4 +646,15 @@ fn inspect_lists_the_parts() {
     for part in ["Stable Diffusion XL", "UNet", "VAE", "first text encoder", "EulerDiscreteScheduler", "all weights"] {
         assert!(printed.contains(part), "{printed}");
     }
+    // A scheduler that is not supported does not hide the rest.
+    let folder = folder();
+    copy(&case().join("sdxl"), folder.path());
+    let file = folder.path().join("scheduler/scheduler_config.json");
+    let config = fs::read_to_string(&file).expect("a configuration");
+    fs::write(&file, config.replace("EulerDiscreteScheduler", "HeunDiscreteScheduler")).expect("a configuration");
+    let output = Command::new(env!("CARGO_BIN_EXE_mgm")).arg("inspect").arg(folder.path()).output();
+    let printed = must(&output.expect("the binary runs"));
+    for part in ["HeunDiscreteScheduler", "--scheduler NAME", "UNet", "all weights"] {
+        assert!(printed.contains(part), "{printed}");
+    }
 }
