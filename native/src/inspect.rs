@@ -55,7 +55,7 @@ fn inspect_sdxl(checkpoint: &SdxlCheckpoint) -> Result<(), CliError> {
         Err(error) => writeln!(out, "scheduler: {}", CliError::from(error))?,
     }
     let bad = print_parts(&mut out, &checkpoint.report())?;
-    let plans = [Precision::F32, Precision::F16, Precision::Q8]
+    let plans = Precision::IMAGE_CHOICES
         .map(|precision| (precision.to_string(), MemoryPlan::for_diffusion(checkpoint, precision)));
     print_plans(&mut out, &plans)?;
     out.flush()?;

@@ -112,8 +112,9 @@ async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
             "{}: expected a folder in diffusers' layout, as save_pretrained of diffusers writes it",
             path.display()
         ))
-    } else if !matches!(precision, Precision::F32 | Precision::F16 | Precision::Q8) {
-        Some(format!("--precision {precision}: expected f32, f16 or q8 for an image model"))
+    } else if !Precision::IMAGE_CHOICES.contains(&precision) {
+        let known = Precision::IMAGE_CHOICES.map(|precision| precision.to_string()).join(", ");
+        Some(format!("--precision {precision}: expected {known} for an image model"))
     } else if arguments.conversation.is_some() {
         Some("--conversation needs a language model".to_owned())
     } else {

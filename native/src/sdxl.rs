@@ -27,7 +27,7 @@ pub struct SdxlArgs {
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora)]
     pub lora: Vec<LoraFile>,
     /// Weight precision: f32, f16, q8 [default: the file's own]
-    #[arg(long)]
+    #[arg(long, value_parser = parse_image_precision)]
     pub precision: Option<Precision>,
 }
 
@@ -46,6 +46,13 @@ pub fn parse_lora(text: &str) -> std::result::Result<LoraFile, String> {
         return Err("expected a file, or a file and its scale such as style.safetensors:0.8".to_owned());
     }
     Ok(LoraFile { path: PathBuf::from(path), scale })
+}
+
+/// A precision of image models.
+pub fn parse_image_precision(text: &str) -> std::result::Result<Precision, String> {
+    let known = Precision::IMAGE_CHOICES.map(|precision| precision.to_string());
+    let found = Precision::IMAGE_CHOICES.into_iter().find(|precision| precision.to_string() == text);
+    found.ok_or_else(|| format!("expected {} for an image model", known.join(", ")))
 }
 
 impl SdxlArgs {

@@ -65,6 +65,8 @@ impl Precision {
     pub const ALL: [Self; 8] = [Self::F32, Self::F16, Self::Q8, Self::Q6, Self::Q5K, Self::Q5, Self::Q4K, Self::Q4];
     /// Those that a checkpoint can be loaded at; the others are for GGUF files.
     pub const CHOICES: [Self; 4] = [Self::F32, Self::F16, Self::Q8, Self::Q4];
+    /// Those that image models are offered at.
+    pub const IMAGE_CHOICES: [Self; 3] = [Self::F32, Self::F16, Self::Q8];
 
     /// Bits of an integer weight; `None` for floats.
     pub fn bits(self) -> Option<usize> {

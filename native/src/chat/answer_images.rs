@@ -14,7 +14,7 @@ use mgm::weights::sdxl::SdxlCheckpoint;
 use crate::CliError;
 use crate::image_model::{GeneratedImage, ImageArgs, ImageModel, ImageReport, ImageRequest};
 use crate::images::{numbered, save_png};
-use crate::sdxl::{LoraFile, SdxlArgs, parse_lora};
+use crate::sdxl::{LoraFile, SdxlArgs, parse_image_precision, parse_lora};
 
 /// Images in answers.
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ pub struct AnswerImageArgs {
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Weight precision of the image model: f32, f16, q8 [default: the file's own]
-    #[arg(long, value_name = "PRECISION", requires = "image_model")]
+    #[arg(long, value_name = "PRECISION", value_parser = parse_image_precision, requires = "image_model")]
     pub image_precision: Option<Precision>,
     /// For a single-file image model: folder with its tokenizers (see mgm generate)
     #[arg(long, value_name = "DIR", requires = "image_model")]
