@@ -68,6 +68,16 @@ fn a_gguf_file_is_measured_and_tuning_is_cached() {
         json(&std::fs::read_to_string(&cached[0]).expect("a file"))["products"].as_array().expect("a list").len();
     assert!(shapes > 0 && printed.contains(&format!("measured {shapes} matmul shapes")), "{printed}");
     assert_eq!(bench()["tuned"], shapes);
+
+    // A conversation template is not needed.
+    let mut bytes = std::fs::read(model).expect("a file");
+    let key = b"tokenizer.chat_template";
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("a template");
+    bytes[at..at + key.len()].copy_from_slice(b"tokenizer.chat_templatX");
+    let bare = cache.path().join("bare.gguf");
+    std::fs::write(&bare, bytes).expect("a file");
+    let printed = mgm(cache.path(), &["tune", bare.to_str().expect("UTF-8")]);
+    assert!(printed.contains("matmul shapes"), "{printed}");
 }
 
 #[test]
