@@ -29,6 +29,40 @@ after(async () => {
 const question = expected("no-image").turns[0].question;
 const golden = expected("no-image").turns[0].greedy_ids;
 
+test("an image of another site that sends no CORS headers is an error with a code", async () => {
+  const other = await serve({ "/": join(goldens, "gemma-2b") });
+  const { name, code, message } = await page.evaluate(async (url) => {
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    return text.chat([{ role: "user", content: [image, "What is this?"] }]).catch(({ name, code, message }) => ({ name, code, message }));
+  }, `${other.url}/image0.png`);
+  await other.close();
+  assert.deepEqual([name, code], ["MgmError", "cors"]);
+  assert.match(message, /crossorigin/);
+});
+
+test("support tells a browser without an adapter from one without WebGPU, and large memories are not bounded", async () => {
+  const { support, thrown, sizes } = await page.evaluate(async () => {
+    const request = navigator.gpu.requestAdapter;
+    navigator.gpu.requestAdapter = async () => null;
+    const support = await Mgm.support();
+    const thrown = await Mgm.load("/text/").catch(({ name, code }) => `${name} ${code}`);
+    navigator.gpu.requestAdapter = request;
+    // MGM-7B with its towers has 7.3e9 parameters.
+    const sizes = [];
+    for (const memory of [2, 4, 8]) {
+      Object.defineProperty(navigator, "deviceMemory", { configurable: true, value: memory });
+      const { supported, precisions, maxWeightBytes } = await Mgm.support({ weightBytes: 2 * 7.3e9 });
+      sizes.push([memory, supported, precisions.length, maxWeightBytes]);
+    }
+    delete navigator.deviceMemory;
+    return { support, thrown, sizes };
+  });
+  assert.deepEqual([support.supported, support.code, thrown], [false, "no-adapter", "MgmError no-adapter"]);
+  assert.deepEqual(sizes, [[2, false, 0, 2 ** 30], [4, false, 0, 2 ** 31], [8, true, 4, undefined]]);
+});
+
 test("an answer streams as typed deltas and ends with the whole answer", async () => {
   const { deltas, answer } = await page.evaluate(async (question) => {
     const chat = text.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: 12 });

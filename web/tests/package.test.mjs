@@ -123,7 +123,8 @@ test("a plain import in Node.js works, and says that it is not a browser", () =>
     }));
   `);
   const result = JSON.parse(execFileSync(process.execPath, ["main.mjs"], { cwd: project, encoding: "utf8" }));
-  assert.deepEqual([result.support.supported, /not a browser/.test(result.support.reason)], [false, true]);
+  const { supported, code, reason } = result.support;
+  assert.deepEqual([supported, code, /not a browser/.test(reason)], [false, "unsupported-browser", true]);
   assert.deepEqual(result.codes, ["MgmError unsupported-browser", "MgmError invalid-argument", "MgmError invalid-argument"]);
   assert.deepEqual(result.urls, [
     "https://hub.example/owner/name/resolve/main/", "https://hub.example/owner/name/resolve/v1.0/sub/folder/",

@@ -89,7 +89,17 @@ export async function toPixels(image: ImageInput): Promise<ImageData> {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   if (!context) throw new MgmError("image", "this browser provides no canvas to read pixels from");
   context.drawImage(bitmap, 0, 0);
-  let pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  let pixels: ImageData;
+  try {
+    pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  } catch (cause) {
+    bitmap.close();
+    if ((cause as Error).name !== "SecurityError") throw new MgmError("image", `the image's pixels cannot be read: ${String(cause)}`, { cause });
+    const message =
+      "the image is from another site, so its pixels cannot be read: the other site must send CORS headers, and an <img> or <video> needs " +
+      "the attribute crossorigin";
+    throw new MgmError("cors", message, { cause });
+  }
   // A canvas loses the colours of transparent pixels. The model needs them: alpha is dropped, not composited.
   if (hasTransparency(pixels)) pixels = unpremultiplied(bitmap) ?? pixels;
   bitmap.close();

@@ -38,7 +38,7 @@ export class Mgm {
    * Runs every kernel once on this device and compares the results with a reference. Use it to find the wrong kernel if answers make no
    * sense.
    *
-   * @throws {@link MgmError} `unsupported-browser`, `device-lost`; the signal's reason if aborted.
+   * @throws {@link MgmError} `unsupported-browser`, `no-adapter`, `device-lost`; the signal's reason if aborted.
    */
   static async selfCheck(options: { signal?: AbortSignal; onProgress?: (progress: Progress) => void } = {}): Promise<CheckedCase[]> {
     await requireSupport();
@@ -184,8 +184,8 @@ export class Mgm {
 }
 
 async function requireSupport(): Promise<void> {
-  const { supported, reason } = await support();
-  if (!supported) throw new MgmError("unsupported-browser", reason ?? "WebGPU does not work in this browser");
+  const { supported, reason, code } = await support();
+  if (!supported) throw new MgmError(code ?? "unsupported-browser", reason ?? "WebGPU does not work in this browser");
 }
 
 /** A result, which has the expected type unless there is a bug. */

@@ -1,3 +1,4 @@
+import type { MgmErrorCode } from "./errors.js";
 import type { Precision } from "./types.js";
 
 /** What this browser can run: see {@link Mgm.support}. */
@@ -6,6 +7,8 @@ export interface Support {
   supported: boolean;
   /** If not: why, and what the user can do. */
   reason?: string;
+  /** The code of the error that {@link Mgm.load} throws for this reason. Absent if only the model is too large. */
+  code?: Extract<MgmErrorCode, "unsupported-browser" | "no-adapter">;
   /** Precisions at which the model runs here, most accurate first. Later ones need less memory: see `maxWeightBytes`. */
   precisions: Precision[];
   /** The adapter as the browser describes it; strings are often empty. `software` is a software (CPU) adapter. */
@@ -14,8 +17,8 @@ export interface Support {
   /** In bytes. */
   limits?: { maxBufferSize: number; maxStorageBufferBindingSize: number };
   /**
-   * Estimate of the largest weights that fit, in bytes: half of the device's memory, which only Chromium reports, and as at most 8 GiB.
-   * Browsers do not report GPU memory. {@link Mgm.load} does not apply the estimate.
+   * Estimate of the largest weights that fit, in bytes: half of the device's memory, which only Chromium reports. Absent from 8 GiB on,
+   * because larger memories are reported as 8 GiB too. Browsers do not report GPU memory. {@link Mgm.load} does not apply the estimate.
    */
   maxWeightBytes?: number;
   /** Storage for files on this device, in bytes. */
@@ -36,7 +39,8 @@ export const adapterInfo = (adapter: GPUAdapter | null | undefined): Partial<GPU
 
 /** Says whether this browser can run models, and why not. */
 export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promise<Support> {
-  const no = (reason: string): Support => ({ supported: false, reason, precisions: [] });
+  const no = (reason: string, code: NonNullable<Support["code"]> = "unsupported-browser"): Support =>
+    ({ supported: false, reason, code, precisions: [] });
   if (typeof navigator === "undefined" || typeof Worker === "undefined") {
     return no("This is not a browser: models run on WebGPU in a page or a worker.");
   }
@@ -54,7 +58,8 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
   }
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
   if (!adapter) {
-    return no("This browser has WebGPU but found no GPU. Update the graphics driver; chrome://gpu lists what is disabled and why.");
+    const reason = "This browser has WebGPU but found no GPU. Update the graphics driver; chrome://gpu lists what is disabled and why.";
+    return no(reason, "no-adapter");
   }
   const { vendor = "", architecture = "", description = "", isFallbackAdapter: software = false } = adapterInfo(adapter);
   const { maxBufferSize, maxStorageBufferBindingSize } = adapter.limits;
@@ -70,9 +75,9 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
     },
     limits: { maxBufferSize, maxStorageBufferBindingSize },
   };
-  // In GiB, rounded to a power of two, at most 8; only in Chromium.
+  // In GiB, rounded to a power of two; only in Chromium. Most versions report larger memories as 8.
   const memory = (navigator as { deviceMemory?: number }).deviceMemory;
-  if (memory !== undefined) {
+  if (memory !== undefined && memory < 8) {
     const maxWeightBytes = (result.maxWeightBytes = (memory * 2 ** 30) / 2);
     result.precisions = result.precisions.filter((precision) => weightBytes * RELATIVE_BYTES[precision] <= maxWeightBytes);
     if (result.precisions.length === 0) {
