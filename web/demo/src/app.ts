@@ -3,7 +3,7 @@
 import { Mgm } from "mgm-webgpu";
 import { listenToAttachments } from "./attachments.js";
 import { listenToConversation, restoreConversation } from "./conversation.js";
-import { showError, showNotice } from "./dom.js";
+import { showError, showNotice, withCode } from "./dom.js";
 import { showExamples } from "./examples-list.js";
 import { listenToModels, restoreModel } from "./models-dialog.js";
 import { listenToSettings, showSettings } from "./settings-dialog.js";
@@ -19,7 +19,7 @@ async function start(): Promise<void> {
   await restoreConversation();
   const support = await Mgm.support();
   if (!support.supported) {
-    showNotice(support.reason ?? "This browser cannot run models.");
+    showNotice(withCode(support.reason ?? "This browser cannot run models.", support.code));
     return;
   }
   await showExamples();

@@ -1,5 +1,7 @@
 // Elements of the page.
 
+import { MgmError } from "mgm-webgpu";
+
 /** The element with this id in index.html. */
 export function $<E extends HTMLElement = HTMLElement>(id: string): E {
   const element = document.getElementById(id);
@@ -19,4 +21,11 @@ export function showError(error: unknown): void {
   showNotice(messageOf(error));
 }
 
-export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+/** The message of an error, with its code if it is one of the package. */
+export function messageOf(error: unknown): string {
+  if (error instanceof MgmError) return withCode(error.message, error.code);
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** A message with the code to search for, if there is one. */
+export const withCode = (message: string, code?: string): string => (code ? `${message} (${code})` : message);

@@ -1,7 +1,7 @@
 "use client";
 
 import { type SubmitEvent, useRef, useState } from "react";
-import { useModel } from "./use-model";
+import { describe, useModel } from "./use-model";
 
 export function Chat() {
   const { mgm, progress, error } = useModel("/models/pocket/");
@@ -26,13 +26,13 @@ export function Chat() {
         if (delta.type === "text") setAnswer((answer) => answer + delta.text);
       }
     } catch (error) {
-      setFailure(String(error));
+      setFailure(describe(error));
     } finally {
       setBusy(false);
     }
   }
 
-  const status = error?.message ?? (mgm ? "ready" : `${progress?.phase ?? "starting"} …`);
+  const status = error ? describe(error) : (mgm ? "ready" : `${progress?.phase ?? "starting"} …`);
   return (
     <form onSubmit={ask}>
       <p role="status">{status}</p>

@@ -1,6 +1,6 @@
 // Loads a model in this worker and answers through OpenAI's API. The package starts its own worker from this one.
 
-import { type ChatCompletionMessage, Mgm } from "mgm-webgpu";
+import { type ChatCompletionMessage, Mgm, MgmError } from "mgm-webgpu";
 
 const model = Mgm.load("/models/pocket/");
 
@@ -11,6 +11,6 @@ self.onmessage = async ({ data }: MessageEvent<ChatCompletionMessage[]>) => {
     for await (const chunk of stream) self.postMessage({ text: chunk.choices[0]?.delta.content ?? "" });
     self.postMessage({ done: true });
   } catch (error) {
-    self.postMessage({ error: String(error) });
+    self.postMessage({ error: error instanceof MgmError ? `${error.message} (${error.code})` : String(error) });
   }
 };

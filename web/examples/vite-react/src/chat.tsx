@@ -1,5 +1,5 @@
 import { type SubmitEvent, useRef, useState } from "react";
-import { useModel } from "./use-model";
+import { describe, useModel } from "./use-model";
 
 export function Chat() {
   const { mgm, progress, error } = useModel("/models/pocket/");
@@ -24,13 +24,13 @@ export function Chat() {
         if (delta.type === "text") setAnswer((answer) => answer + delta.text);
       }
     } catch (error) {
-      setFailure(String(error));
+      setFailure(describe(error));
     } finally {
       setBusy(false);
     }
   }
 
-  const status = error?.message ?? (mgm ? "ready" : `${progress?.phase ?? "starting"} …`);
+  const status = error ? describe(error) : (mgm ? "ready" : `${progress?.phase ?? "starting"} …`);
   return (
     <form onSubmit={ask}>
       <p role="status">{status}</p>

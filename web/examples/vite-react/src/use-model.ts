@@ -1,5 +1,9 @@
-import { Mgm, type ModelSource, type Progress } from "mgm-webgpu";
+import { Mgm, MgmError, type ModelSource, type Progress } from "mgm-webgpu";
 import { useEffect, useState } from "react";
+
+/** The message and the code of an error. */
+export const describe = (error: unknown): string =>
+  error instanceof MgmError ? `${error.message} (${error.code})` : String(error);
 
 /** Loads a model while the component is mounted. */
 export function useModel(source: ModelSource) {
