@@ -7,6 +7,8 @@ cargo-fuzz reads the folder of a target's name. Run again, the script writes the
 """
 
 import hashlib
+import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -45,20 +47,37 @@ def header_and_data(file):
     return rest + length.to_bytes(read, "big").ljust(stored, b"\0")
 
 
+def gguf_of_zeros():
+    """The stored headers of generated GGUF files, and their data as zeros."""
+    return (header + bytes(LARGEST - len(header)) for header in files("*.gguf.header"))
+
+
+def lora_of_zeros():
+    """A LoRA file as its manifest describes it, with zeros for the random numbers. All its tensors are f32."""
+    manifest = json.loads((ROOT / "tests/data/diffusion/images/weights.json").read_text())
+    for file in manifest["files"]:
+        header, end = {}, 0
+        for tensor in file["tensors"]:
+            start, end = end, end + 4 * math.prod(tensor["shape"])
+            header[tensor["name"]] = {"dtype": "F32", "shape": tensor["shape"], "data_offsets": [start, end]}
+        header = json.dumps(header).encode()
+        yield len(header).to_bytes(8, "little") + header + bytes(end)
+
+
 def first_byte(byte, seeds):
     return (bytes([byte]) + seed for seed in seeds)
 
 
 SEEDS = {
     "config": lambda: files("config.json", "generation_config.json"),
-    "gguf": lambda: files("*.gguf"),
+    "gguf": lambda: [*files("*.gguf"), *gguf_of_zeros()],
     "index": lambda: files("*.index.json"),
     "pickle": lambda: [*files("*.pkl"), *pickles_in_archives()],
     "safetensors": lambda: map(header_and_data, files("*.safetensors")),
     "sdxl": lambda: [
         *first_byte(0, files("unet/config.json", "vae/config.json", "text_encoder*/config.json")),
         *first_byte(1, files("scheduler_config.json")),
-        *first_byte(2, files("style.safetensors")),
+        *first_byte(2, lora_of_zeros()),
     ],
     "sentencepiece": lambda: files("*.model"),
     "torch_bin": lambda: files("*.bin"),

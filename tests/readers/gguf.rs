@@ -27,7 +27,7 @@ use serde::Deserialize;
 use crate::common;
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf").join(name)
+    mgm_test_support::data("gguf").join(name)
 }
 
 fn open(path: &Path) -> GgufModel {

@@ -3,43 +3,27 @@
     pip install gguf==0.19 torch==2.8 transformers==4.49 safetensors
     python tests/reference/make_gguf.py
 
-Files are written with the gguf package, values dequantised by it, and logits computed by transformers on the dequantised
-weights in f32. The models' weights are random; K-quants, which the package cannot make, are random blocks.
+The gguf package writes the headers and dequantises; transformers computes the logits on the dequantised weights in f32. The
+models' weights are random: `weights.json` says how to generate them (random_weights.py), and only the headers are stored.
+K-quants, which the package cannot make, are random blocks.
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
+from random_weights import BLOCKS, HEADER, entry, generate, gguf_bytes, with_digests, write_manifest
 from safetensors.numpy import save_file
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 OUT = Path(__file__).parent.parent / "data" / "gguf"
-TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+SEED = "gguf"
+# Greedy tokens are the same in any f32 arithmetic if the best two logits differ by at least this much.
+MARGIN = 0.02
 rng = np.random.default_rng(7)
-
-
-def random_blocks(name, rows, columns, spread=1.0):
-    """Rows of blocks with random integers and scales that give weights of about `spread`."""
-    kind = gguf.GGMLQuantizationType[name]
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    count = rows * columns // block
-    blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
-    levels = {"Q4_0": 8, "Q4_1": 8, "Q5_0": 16, "Q5_1": 16, "Q8_0": 127, "Q4_K": 8 * 32, "Q5_K": 16 * 32, "Q6_K": 32 * 64}
-    scale = (spread / levels[name] * rng.uniform(0.5, 1.5, count)).astype(np.float16)
-    minimum = (-spread * rng.uniform(0.5, 1.5, count)).astype(np.float16)
-    bytes_of = lambda values: values.view(np.uint8).reshape(count, 2)
-    if name == "Q6_K":
-        blocks[:, 208:210] = bytes_of(scale)
-    else:
-        blocks[:, 0:2] = bytes_of(scale)
-    if name in ("Q4_1", "Q5_1"):
-        blocks[:, 2:4] = bytes_of(minimum)
-    if name in ("Q4_K", "Q5_K"):
-        blocks[:, 2:4] = bytes_of((-minimum.astype(np.float32) / 32).astype(np.float16))
-    return blocks.reshape(rows, columns // block * size)
 
 
 def dequantise(data, name):
@@ -56,34 +40,28 @@ def unpermute(rows, heads):
 
 
 class Writer:
-    """A GGUF file and the transformers weights that are in it."""
+    """A GGUF file, its part of the manifest, and the transformers weights that are in it."""
 
-    def __init__(self, path, architecture):
-        self.file = gguf.GGUFWriter(path, architecture)
-        self.state = {}
+    def __init__(self, name, architecture, draw=0):
+        self.name = name
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / f"{name}.gguf"
+        self.file = gguf.GGUFWriter(self.path, architecture)
+        # Another draw gives other weights: for greedy tokens with a wide margin.
+        self.stream = f"{name}.{draw}" if draw else name
+        self.entries, self.tensors, self.state = [], [], {}
 
     def add(self, name, hf, kind, shape, heads=None, spread=0.06, norm=None):
+        stream = f"{self.stream}/{name}"
         if norm is not None:
-            values = (norm + 0.2 * rng.standard_normal(shape)).astype(np.float32)
-            self.file.add_tensor(name, values)
-            self.state[hf] = torch.tensor(values - (1 if norm == 2 else 0))
-            return
-        rows, columns = shape[-2], shape[-1]
-        if kind in ("F32", "F16"):
-            values = (spread * rng.standard_normal(shape)).astype(np.float16 if kind == "F16" else np.float32)
-            self.file.add_tensor(name, values)
-            values = values.astype(np.float32)
-        elif kind == "BF16":
-            values = (spread * rng.standard_normal(shape)).astype(np.float32)
-            data = gguf.quants.quantize(values, gguf.GGMLQuantizationType.BF16)
-            self.file.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.BF16)
-            values = dequantise(data, "BF16")
+            made = entry(name, shape, 0.2, float(norm), stream=stream)
+        elif kind in BLOCKS:
+            made = {"name": name, "dtype": kind, "shape": list(shape), "spread": spread, "stream": stream}
         else:
-            stack = int(np.prod(shape[:-2], dtype=int))
-            data = random_blocks(kind, stack * rows, columns, spread)
-            values = dequantise(data, kind).reshape(shape)
-            data = data.reshape(*shape[:-1], -1)
-            self.file.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+            made = entry(name, shape, spread, dtype=kind, stream=stream)
+        values = self.write(made)
+        if norm == 2:
+            values = values - 1
         if heads:
             values = unpermute(values, heads)
         if isinstance(hf, list):
@@ -92,11 +70,30 @@ class Writer:
         else:
             self.state[hf] = torch.tensor(values)
 
+    def write(self, made):
+        """Adds a tensor of the manifest. Returns its values in f32."""
+        name, kind, tensor = made["name"], made["dtype"], generate(SEED, made)
+        self.entries.append(made)
+        self.tensors.append(tensor)
+        if kind in ("F32", "F16"):
+            self.file.add_tensor(name, tensor.numpy())
+            return tensor.float().numpy()
+        raw = tensor.view(torch.uint8).numpy()
+        self.file.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
+        return dequantise(raw, kind).reshape(made["shape"])
+
     def finish(self):
+        """Stores the header, and returns the file's part of the manifest."""
         self.file.write_header_to_file()
         self.file.write_kv_data_to_file()
         self.file.write_tensors_to_file()
         self.file.close()
+        whole = self.path.read_bytes()
+        start = min(tensor.data_offset for tensor in gguf.GGUFReader(self.path).tensors)
+        assert whole == gguf_bytes(whole[:start], self.tensors), self.name
+        (OUT / f"{self.path.name}{HEADER}").write_bytes(whole[:start])
+        self.folder.cleanup()
+        return {"path": self.path.name, "tensors": self.entries}
 
 
 def bytes_to_unicode():
@@ -158,21 +155,30 @@ def common(file, config, head_dim):
 
 
 def expectations(model, prompt, tokens=12):
-    """Logits at every position, and greedy ids."""
+    """Logits at every position, and greedy ids, with the smallest difference between the best two logits."""
     model.eval()
     with torch.no_grad():
         ids = torch.tensor([prompt])
         logits = model(ids).logits[0].float().numpy()
-        out = []
+        out, margin = [], np.inf
         for _ in range(tokens):
-            out.append(int(model(ids).logits[0, -1].argmax()))
+            best = model(ids).logits[0, -1].topk(2)
+            margin = min(margin, float(best.values[0] - best.values[1]))
+            out.append(int(best.indices[0]))
             ids = torch.cat([ids, torch.tensor([[out[-1]]])], 1)
-    return logits, out
+    return logits, out, margin
+
+
+def record(results, tensors, name, model, prompt):
+    logits, greedy, margin = expectations(model, prompt)
+    print(f"{name}: margin {margin:.3f}, largest logit {np.abs(logits).max():.2f}, ids {greedy}")
+    assert margin >= MARGIN, f"{name}: choose another draw"
+    tensors[f"{name}.logits"] = logits
+    results[name] = {"prompt": prompt, "greedy": greedy}
 
 
 def llama(results, tensors):
-    path = OUT / "llama.gguf"
-    writer = Writer(path, "llama")
+    writer = Writer("llama", "llama")
     vocab = bpe_tokenizer(writer.file)
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
@@ -192,17 +198,16 @@ def llama(results, tensors):
     writer.add(layer + "ffn_gate.weight", hf + "mlp.gate_proj.weight", "Q4_0", (256, 256))
     writer.add(layer + "ffn_up.weight", hf + "mlp.up_proj.weight", "Q4_0", (256, 256))
     writer.add(layer + "ffn_down.weight", hf + "mlp.down_proj.weight", "Q8_0", (256, 256))
-    writer.finish()
+    file = writer.finish()
     model = LlamaForCausalLM(config)
     model.load_state_dict({**writer.state, "lm_head.weight": writer.state["model.embed_tokens.weight"]})
     prompt = [1, 120, 84, 70, 85, 13, 40, 200, 3, 77, 2, 263]
-    logits, greedy = expectations(model, prompt)
-    tensors["llama.logits"] = logits
-    results["llama"] = {"prompt": prompt, "greedy": greedy}
+    record(results, tensors, "llama", model, prompt)
+    return file
 
 
 def mixtral(results, tensors):
-    writer = Writer(OUT / "mixtral.gguf", "llama")
+    writer = Writer("mixtral", "llama")
     template = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
     vocab = spm_tokenizer(writer.file, template)
     config = MixtralConfig(
@@ -228,17 +233,16 @@ def mixtral(results, tensors):
         writer.add(layer + "ffn_gate_exps.weight", experts("w1"), "Q4_0", (4, 96, 64), spread=0.1)
         writer.add(layer + "ffn_up_exps.weight", experts("w3"), "Q4_0", (4, 96, 64), spread=0.1)
         writer.add(layer + "ffn_down_exps.weight", experts("w2"), "Q5_0", (4, 64, 96), spread=0.1)
-    writer.finish()
+    file = writer.finish()
     model = MixtralForCausalLM(config)
     model.load_state_dict(writer.state)
     prompt = [1, 269, 260, 40, 262, 3, 200, 270, 265]
-    logits, greedy = expectations(model, prompt)
-    tensors["mixtral.logits"] = logits
-    results["mixtral"] = {"prompt": prompt, "greedy": greedy}
+    record(results, tensors, "mixtral", model, prompt)
+    return file
 
 
 def gemma(results, tensors):
-    writer = Writer(OUT / "gemma.gguf", "gemma")
+    writer = Writer("gemma", "gemma")
     template = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}<start_of_turn>model\n"
     vocab = spm_tokenizer(writer.file, template)
     config = GemmaConfig(
@@ -262,13 +266,12 @@ def gemma(results, tensors):
         writer.add(layer + "ffn_gate.weight", hf + "mlp.gate_proj.weight", "Q4_1", (128, 64), spread=0.1)
         writer.add(layer + "ffn_up.weight", hf + "mlp.up_proj.weight", "Q5_0", (128, 64), spread=0.1)
         writer.add(layer + "ffn_down.weight", hf + "mlp.down_proj.weight", "Q4_0", (64, 128), spread=0.1)
-    writer.finish()
+    file = writer.finish()
     model = GemmaForCausalLM(config)
     model.load_state_dict({**writer.state, "lm_head.weight": writer.state["model.embed_tokens.weight"]})
     prompt = [1, 259, 264, 30, 268, 5, 210, 271]
-    logits, greedy = expectations(model, prompt)
-    tensors["gemma.logits"] = logits
-    results["gemma"] = {"prompt": prompt, "greedy": greedy}
+    record(results, tensors, "gemma", model, prompt)
+    return file
 
 
 def llama3_factors(config):
@@ -291,7 +294,7 @@ def llama3_factors(config):
 
 def scaled(results, tensors, name, scaling):
     """A model whose rotary frequencies are scaled, over a prompt long enough to tell."""
-    writer = Writer(OUT / f"{name}.gguf", "llama")
+    writer = Writer(name, "llama")
     vocab = spm_tokenizer(writer.file, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
@@ -302,7 +305,9 @@ def scaled(results, tensors, name, scaling):
         writer.file.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.file.add_rope_scaling_factor(scaling["factor"])
     else:
-        writer.file.add_tensor("rope_freqs.weight", llama3_factors(config))
+        factors = llama3_factors(config)
+        values = [float(factor) for factor in factors]
+        writer.write({"name": "rope_freqs.weight", "dtype": "F32", "shape": list(factors.shape), "values": values})
     writer.add("token_embd.weight", "model.embed_tokens.weight", "F16", (vocab, 64), spread=0.5)
     writer.add("output_norm.weight", "model.norm.weight", None, (64,), norm=1)
     layer, hf = "blk.0.", "model.layers.0."
@@ -312,28 +317,30 @@ def scaled(results, tensors, name, scaling):
         writer.add(f"{layer}{part}.weight", f"{hf}self_attn.{hf_part}.weight", "F16", (64, 64), heads=heads, spread=0.3)
     for part, hf_part in [("ffn_gate", "gate_proj"), ("ffn_up", "up_proj"), ("ffn_down", "down_proj")]:
         writer.add(f"{layer}{part}.weight", f"{hf}mlp.{hf_part}.weight", "F16", (64, 64), spread=0.1)
-    writer.finish()
+    file = writer.finish()
     model = LlamaForCausalLM(config)
     model.load_state_dict({**writer.state, "lm_head.weight": writer.state["model.embed_tokens.weight"]})
     prompt = [1, *(int(i) for i in rng.integers(3, vocab, 48))]
-    logits, greedy = expectations(model, prompt)
-    tensors[f"{name}.logits"] = logits
-    results[name] = {"prompt": prompt, "greedy": greedy}
+    record(results, tensors, name, model, prompt)
+    return file
 
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     results, tensors = {}, {}
-    for name in TYPES:
-        data = random_blocks(name, 3, 512)
-        tensors[f"{name}.blocks"] = data
-        tensors[f"{name}.values"] = dequantise(data, name)
-    llama(results, tensors)
-    mixtral(results, tensors)
-    gemma(results, tensors)
-    scaled(results, tensors, "linear-rope", {"rope_type": "linear", "factor": 4.0})
+    for name in BLOCKS:
+        shape, entry = [3, 512], {"name": f"{name}.blocks", "dtype": name, "spread": 1.0}
+        tensors[entry["name"]] = generate(SEED, {**entry, "shape": shape}).numpy()
+        tensors[f"{name}.values"] = dequantise(tensors[entry["name"]], name)
     llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    scaled(results, tensors, "llama3-rope", {"rope_type": "llama3", "factor": 8.0, **llama3})
+    files = [
+        llama(results, tensors),
+        mixtral(results, tensors),
+        gemma(results, tensors),
+        scaled(results, tensors, "linear-rope", {"rope_type": "linear", "factor": 4.0}),
+        scaled(results, tensors, "llama3-rope", {"rope_type": "llama3", "factor": 8.0, **llama3}),
+    ]
+    write_manifest(OUT, with_digests({"seed": SEED, "files": files}))
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, OUT / "expected.safetensors")
     (OUT / "expected.json").write_text(json.dumps(results, indent=1) + "\n")
 

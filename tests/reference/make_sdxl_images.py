@@ -2,8 +2,8 @@
 
     make_sdxl_images.py ../data/diffusion/images
 
-writes a PNG for each case, `cases.json` with the arguments of `mgm generate` for the same image, and the LoRA file that one
-case merges.
+writes a PNG for each case, `cases.json` with the arguments of `mgm generate` for the same image, and `weights.json`: how to
+generate the LoRA file that one case merges (random_weights.py).
 """
 
 import json
@@ -15,17 +15,15 @@ import numpy
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from random_weights import built
-from safetensors.torch import save_file
+from random_weights import built, entry, with_digests, write_manifest
 
 PROMPT = "a gold mine, misty hills"
 LORA = "style.safetensors"
 
 
-def lora(folder):
-    """Kohya's names and weights, with an alpha."""
-    generator = torch.Generator().manual_seed(1)
-    made = {}
+def lora():
+    """The manifest of a LoRA file with Kohya's names and weights, and an alpha."""
+    tensors = []
     for module, out, columns in [
         ("lora_unet_middle_block_1_transformer_blocks_0_attn2_to_out_0", 64, 64),
         ("lora_unet_output_blocks_0_1_transformer_blocks_1_ff_net_2", 64, 256),
@@ -34,10 +32,10 @@ def lora(folder):
         ("lora_te2_text_model_encoder_layers_1_self_attn_out_proj", 48, 48),
         ("lora_te2_text_model_encoder_layers_1_mlp_fc1", 96, 48),
     ]:
-        made[f"{module}.lora_down.weight"] = torch.randn(4, columns, generator=generator) / columns**0.5
-        made[f"{module}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
-        made[f"{module}.alpha"] = torch.tensor(2.0)
-    save_file(made, folder / LORA)
+        tensors.append(entry(f"{module}.lora_down.weight", (4, columns), columns**-0.5))
+        tensors.append(entry(f"{module}.lora_up.weight", (out, 4), 1.0))
+        tensors.append({"name": f"{module}.alpha", "dtype": "F32", "shape": [], "value": 2.0})
+    return with_digests({"seed": "lora", "files": [{"path": LORA, "tensors": tensors}]})
 
 
 def cases(init):
@@ -76,7 +74,8 @@ def generate(model, folder, init, case):
         scheduler = getattr(diffusers, case["kind"])
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **case["settings"])
     if case["lora"]:
-        pipeline.load_lora_weights(folder, weight_name=LORA)
+        with built(folder) as whole:
+            pipeline.load_lora_weights(whole, weight_name=LORA)
         pipeline.fuse_lora(lora_scale=case["lora"])
     size = {"width": case["width"], "height": case["height"]}
     extra = size if case["strength"] is None else {
@@ -95,7 +94,7 @@ def generate(model, folder, init, case):
 
 def main(model, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    lora(folder)
+    write_manifest(folder, lora())
     init = folder / "init.png"
     ramp = numpy.arange(64 * 64 * 3).reshape(64, 64, 3)
     Image.fromarray(((ramp * 7) % 251).astype(numpy.uint8)).save(init)

@@ -15,9 +15,14 @@ rounded to f32 and then to the tensor's dtype, to nearest with ties to even. The
     "stream" replaces the name in the key
     "value"  every element has this value
     "range"  element i is i
+    "values" all elements
+    "spread" (quantised GGUF types) blocks of random bytes: the outputs z, little-endian. Scale and minimum are those of
+             values up to about `spread`, each times 0.5 + floor(z / 2^11) / 2^53 with the next output of the stream
+             "{seed}/{name}/scales", rounded to f32 and then to f16
 
 A torch archive (`x.bin`) keeps the `data.pkl` that torch wrote, stored next to it as `x.bin.pkl`; tensor n of the
-manifest is its storage n.
+manifest is its storage n. A GGUF file (`x.gguf`) keeps what the gguf package wrote up to the first tensor's data, stored
+as `x.gguf.header`.
 """
 
 import hashlib
@@ -36,6 +41,20 @@ from safetensors.torch import save_file
 GOLDENS = Path(__file__).parent.parent / "goldens"
 MANIFEST = "weights.json"
 PICKLE = ".pkl"
+HEADER = ".header"
+GGUF_ALIGNMENT = 32
+# Quantised GGUF types: values and bytes of a block, offset of the f16 scale, the number of levels on either side of zero, and
+# the factor of the f16 minimum at byte 2, if there is one.
+BLOCKS = {
+    "Q4_0": (32, 18, 0, 8, None),
+    "Q4_1": (32, 20, 0, 8, -1.0),
+    "Q5_0": (32, 22, 0, 16, None),
+    "Q5_1": (32, 24, 0, 16, -1.0),
+    "Q8_0": (32, 34, 0, 127, None),
+    "Q4_K": (256, 144, 0, 8 * 32, 1 / 32),
+    "Q5_K": (256, 176, 0, 16 * 32, 1 / 32),
+    "Q6_K": (256, 210, 208, 32 * 64, None),
+}
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
@@ -47,22 +66,45 @@ def splitmix64(key, count):
     return z ^ (z >> np.uint64(31))
 
 
+def outputs(stream, count):
+    return splitmix64(int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little"), count)
+
+
 def normal(stream, count):
     """Nearly normal numbers with mean 0 and standard deviation 1, in f64."""
-    key = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little")
-    parts = splitmix64(key, count).view(np.uint16).reshape(count, 4)
+    parts = outputs(stream, count).view(np.uint16).reshape(count, 4)
     return (parts.sum(axis=1, dtype=np.int64) - 131070).astype(np.float64) / 37837.0
+
+
+def blocks(stream, dtype, shape, spread):
+    """Quantised rows [..., bytes of a row], u8."""
+    values, size, scale_at, levels, minimum = BLOCKS[dtype]
+    count = int(np.prod(shape)) // values
+    made = outputs(stream, -(-count * size // 8)).view(np.uint8)[: count * size].reshape(count, size).copy()
+    parts = 1 if minimum is None else 2
+    factors = 0.5 + (outputs(f"{stream}/scales", count * parts) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    factors = factors.reshape(count, parts)
+    half = lambda numbers: numbers.astype(np.float32).astype(np.float16).view(np.uint8).reshape(count, 2)
+    made[:, scale_at : scale_at + 2] = half(spread / levels * factors[:, 0])
+    if minimum is not None:
+        made[:, 2:4] = half(spread * minimum * factors[:, 1])
+    return torch.from_numpy(made.reshape(*shape[:-1], -1))
 
 
 def generate(seed, tensor):
     """The torch tensor that an entry of the manifest describes."""
-    shape, dtype = tuple(tensor["shape"]), DTYPES[tensor["dtype"]]
+    shape, stream = tuple(tensor["shape"]), f"{seed}/{tensor.get('stream', tensor['name'])}"
+    if "spread" in tensor:
+        return blocks(stream, tensor["dtype"], shape, tensor["spread"])
+    dtype = DTYPES[tensor["dtype"]]
     count = int(np.prod(shape, dtype=np.int64))
     if tensor.get("range"):
         return torch.arange(count).reshape(shape).to(dtype)
     if "value" in tensor:
         return torch.full(shape, tensor["value"], dtype=torch.float32).to(dtype)
-    numbers = normal(f"{seed}/{tensor.get('stream', tensor['name'])}", count)
+    if "values" in tensor:
+        return torch.tensor(tensor["values"], dtype=torch.float32).reshape(shape).to(dtype)
+    numbers = normal(stream, count)
     values = tensor.get("mean", 0.0) + tensor["std"] * numbers
     if "rows" in tensor:
         values = values.reshape(shape[0], -1)
@@ -137,11 +179,17 @@ def write_torch(path, pickle, tensors):
             archive.writestr(zipfile.ZipInfo(f"{path.stem}/{name}"), record)
 
 
+def gguf_bytes(header, tensors):
+    """A GGUF file of a header and its tensors, each at a multiple of 32 bytes."""
+    padded = (data(tensor) + bytes(-tensor.nbytes % GGUF_ALIGNMENT) for tensor in tensors)
+    return header + b"".join(padded)
+
+
 def build(stored, out, manifest=None):
     """Copies a case's stored files and generates its weights. Without `manifest` the stored one counts, digests too."""
     checked = manifest is None
     manifest = manifest or read_manifest(stored)
-    ignored = shutil.ignore_patterns(MANIFEST, f"*{PICKLE}")
+    ignored = shutil.ignore_patterns(MANIFEST, f"*{PICKLE}", f"*{HEADER}")
     shutil.copytree(stored, out, ignore=ignored, dirs_exist_ok=True)
     for file in manifest["files"]:
         path = out / file["path"]
@@ -151,6 +199,8 @@ def build(stored, out, manifest=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".bin":
             write_torch(path, stored / (file["path"] + PICKLE), tensors)
+        elif path.suffix == ".gguf":
+            path.write_bytes(gguf_bytes((stored / (file["path"] + HEADER)).read_bytes(), tensors))
         else:
             named = {tensor["name"]: value for tensor, value in zip(file["tensors"], tensors)}
             save_file(named, path, metadata={"format": "pt"})

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 fn data(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/gguf").join(file)
+    mgm_test_support::data("gguf").join(file)
 }
 
 /// Runs the binary with its own cache folder and returns its standard output.

@@ -126,7 +126,7 @@ fn the_golden_image_is_generated_and_records_its_settings() {
 #[test]
 fn seeds_give_the_images_of_diffusers() {
     let folder = folder();
-    let expected = tests().join("data/diffusion/images");
+    let expected = mgm_test_support::data("diffusion/images");
     let cases = fs::read(expected.join("cases.json")).expect("cases.json");
     let cases: BTreeMap<String, Vec<String>> = serde_json::from_slice(&cases).expect("JSON");
     for (name, arguments) in cases {

@@ -1,8 +1,9 @@
 //! Golden cases: small checkpoints in the released layouts, and what a correct runtime computes from them.
 //!
-//! `tests/goldens` stores no random weights. Each case has a manifest, `weights.json`, from which [`goldens`] generates
-//! the checkpoint under the target directory, once for each state of the stored files. The Python scripts in
-//! `tests/reference` generate the same bytes: see [`random`] for the numbers and [`Manifest`] for the fields.
+//! The repository stores no random weights. Each case in `tests/goldens` has a manifest, `weights.json`, from which
+//! [`goldens`] generates the checkpoint under the target directory, once for each state of the stored files; [`data`] does
+//! the same for folders of `tests/data`. The Python scripts in `tests/reference` generate the same bytes: see [`random`]
+//! for the numbers and [`Manifest`] for the fields.
 //!
 //! ```no_run
 //! let checkpoint = mgm_test_support::goldens().join("gemma-2b/MGM-2B");
@@ -12,10 +13,12 @@ pub mod layout;
 pub mod manifest;
 pub mod random;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -50,21 +53,35 @@ pub fn names() -> Vec<String> {
 /// If a file cannot be read or written, or a generated file's digest is not the manifest's.
 pub fn goldens() -> &'static Path {
     static GOLDENS: OnceLock<PathBuf> = OnceLock::new();
-    GOLDENS.get_or_init(|| generate_all().unwrap_or_else(|error| panic!("golden cases: {error}")))
+    GOLDENS.get_or_init(|| generate_once(&stored(), &names()).unwrap_or_else(|error| panic!("golden cases: {error}")))
 }
 
-fn generate_all() -> Result<PathBuf> {
-    let key = digest_of_stored_files()?;
+/// A folder of `tests/data`, complete with the weights that its manifest describes. Generated where that has not been
+/// done.
+///
+/// # Panics
+/// As [`goldens`].
+#[must_use]
+pub fn data(folder: &str) -> PathBuf {
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data").join(folder);
+    generate_once(&stored, &[String::new()]).unwrap_or_else(|error| panic!("{}: {error}", stored.display()))
+}
+
+/// Generates cases, subfolders of `stored`, in a folder whose name depends on the stored files.
+fn generate_once(stored: &Path, cases: &[String]) -> Result<PathBuf> {
+    let key = digest_of_stored_files(stored)?;
     let parent = target_directory().join("goldens");
     let folder = parent.join(&key);
     if folder.is_dir() {
         return Ok(folder);
     }
-    // Another process may do the same: each writes its own folder, and the first renaming wins.
-    let fresh = parent.join(format!(".{key}.{}", std::process::id()));
+    // Another process or thread may do the same: each writes its own folder, and the first renaming wins.
+    static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
+    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+    let fresh = parent.join(format!(".{key}.{}.{attempt}", std::process::id()));
     let _ = fs::remove_dir_all(&fresh);
-    for name in names() {
-        generate(&name, &fresh.join(name.as_str()))?;
+    for case in cases {
+        generate_in(&stored.join(case), &fresh.join(case))?;
     }
     let renamed = fs::rename(&fresh, &folder);
     if folder.is_dir() {
@@ -79,22 +96,25 @@ fn generate_all() -> Result<PathBuf> {
 /// # Errors
 /// If the case is missing, a file cannot be read or written, or a generated file's digest is not the manifest's.
 pub fn generate(name: &str, out: &Path) -> Result<()> {
-    let case = stored().join(name);
-    let manifest = Manifest::read(&case)?;
+    generate_in(&stored().join(name), out)
+}
+
+fn generate_in(case: &Path, out: &Path) -> Result<()> {
+    let manifest = Manifest::read(case)?;
     if out.exists() {
         return Err(Error::other(format!("{} exists", out.display())));
     }
-    copy(&case, out)?;
+    copy(case, out)?;
     for file in &manifest.files {
         let tensors = file.generate(&manifest.seed)?;
         let path = out.join(&file.path);
         let parent = path.parent().unwrap_or(out);
         fs::create_dir_all(parent).map_err(|error| about(parent, error))?;
-        if file.path.ends_with(".bin") {
-            let pickle = case.join(format!("{}{}", file.path, layout::PICKLE));
-            layout::write_torch(&path, &read(&pickle)?, &tensors)?;
-        } else {
-            layout::write_safetensors(&path, &file.tensors, &tensors)?;
+        let part = |ending: &str| read(&case.join(format!("{}{ending}", file.path)));
+        match path.extension().and_then(OsStr::to_str) {
+            Some("bin") => layout::write_torch(&path, &part(layout::PICKLE)?, &tensors)?,
+            Some("gguf") => layout::write_gguf(&path, &part(layout::HEADER)?, &tensors)?,
+            _ => layout::write_safetensors(&path, &file.tensors, &tensors)?,
         }
     }
     Ok(())
@@ -108,15 +128,20 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         let target = to.join(name);
         if path.is_dir() {
             copy(&path, &target)?;
-        } else if name != manifest::FILE && !name.to_string_lossy().ends_with(layout::PICKLE) {
+        } else if name != manifest::FILE && !is_part(&name.to_string_lossy()) {
             fs::write(&target, read(&path)?).map_err(|error| about(&target, error))?;
         }
     }
     Ok(())
 }
 
+/// Whether a stored file is only a part of a generated one.
+fn is_part(name: &str) -> bool {
+    [layout::PICKLE, layout::HEADER].iter().any(|ending| name.ends_with(ending))
+}
+
 /// A digest of all stored files' paths and contents and of this crate's sources.
-fn digest_of_stored_files() -> Result<String> {
+fn digest_of_stored_files(root: &Path) -> Result<String> {
     fn add(hash: &mut Sha256, root: &Path, folder: &Path) -> Result<()> {
         for path in sorted(folder)? {
             if path.is_dir() {
@@ -135,7 +160,7 @@ fn digest_of_stored_files() -> Result<String> {
     {
         hash.update(Sha256::digest(source));
     }
-    add(&mut hash, &stored(), &stored())?;
+    add(&mut hash, root, root)?;
     Ok(hex(&hash.finalize()[..8]))
 }
 
@@ -181,6 +206,16 @@ mod tests {
             }
             assert!(folder.join("expected.json").is_file(), "{name}");
             assert!(!folder.join(manifest::FILE).exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn generated_data_has_the_digests_that_python_wrote() {
+        for (folder, file) in [("gguf", "llama.gguf"), ("diffusion/images", "style.safetensors")] {
+            let folder = data(folder);
+            assert!(folder.join(file).is_file(), "{}: {file}", folder.display());
+            let mut parts = sorted(&folder).expect("a folder").into_iter();
+            assert!(!parts.any(|path| is_part(&path.to_string_lossy())), "{}", folder.display());
         }
     }
 

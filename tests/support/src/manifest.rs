@@ -24,7 +24,7 @@ pub struct Manifest {
 /// One file of weights.
 #[derive(Debug, Deserialize)]
 pub struct File {
-    /// Relative to the case's folder, with forward slashes. `*.safetensors`, or `*.bin` for a torch archive.
+    /// Relative to the case's folder, with forward slashes. `*.safetensors`, `*.bin` for a torch archive, or `*.gguf`.
     pub path: String,
     /// SHA-256 of the bytes of all tensors, one after the other.
     pub sha256: String,
@@ -55,6 +55,53 @@ pub enum Dtype {
     F16,
     Bf16,
     I64,
+    #[serde(rename = "Q4_0")]
+    Q40,
+    #[serde(rename = "Q4_1")]
+    Q41,
+    #[serde(rename = "Q5_0")]
+    Q50,
+    #[serde(rename = "Q5_1")]
+    Q51,
+    #[serde(rename = "Q8_0")]
+    Q80,
+    #[serde(rename = "Q4_K")]
+    Q4K,
+    #[serde(rename = "Q5_K")]
+    Q5K,
+    #[serde(rename = "Q6_K")]
+    Q6K,
+}
+
+/// A block of a quantised GGUF tensor.
+struct Block {
+    /// The number of values.
+    values: usize,
+    bytes: usize,
+    /// The first byte of the f16 scale.
+    scale: usize,
+    /// What the largest value is divided by to give the scale.
+    levels: f64,
+    /// The f16 minimum in bytes 2 and 3 is the spread times this.
+    minimum: Option<f64>,
+}
+
+impl Dtype {
+    /// The layout of a quantised type's blocks, as ggml defines it.
+    fn block(self) -> Option<Block> {
+        let block = |values, bytes, scale, levels, minimum| Some(Block { values, bytes, scale, levels, minimum });
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 | Self::I64 => None,
+            Self::Q40 => block(32, 18, 0, 8.0, None),
+            Self::Q41 => block(32, 20, 0, 8.0, Some(-1.0)),
+            Self::Q50 => block(32, 22, 0, 16.0, None),
+            Self::Q51 => block(32, 24, 0, 16.0, Some(-1.0)),
+            Self::Q80 => block(32, 34, 0, 127.0, None),
+            Self::Q4K => block(256, 144, 0, 256.0, Some(1.0 / 32.0)),
+            Self::Q5K => block(256, 176, 0, 512.0, Some(1.0 / 32.0)),
+            Self::Q6K => block(256, 210, 208, 2048.0, None),
+        }
+    }
 }
 
 /// A tensor's values.
@@ -83,6 +130,19 @@ pub enum Values {
     Range {
         /// Always true.
         range: bool,
+    },
+    /// All elements.
+    Listed {
+        /// The values, row-major.
+        values: Vec<f32>,
+    },
+    /// Quantised blocks of random bytes ([`random::bytes`]). Scale and minimum are those that the spread asks for, each
+    /// times a random factor of 0.5 to 1.5.
+    Blocks {
+        /// About the largest magnitude of the values.
+        spread: f64,
+        /// Replaces the tensor's name in the name of its stream.
+        stream: Option<String>,
     },
 }
 
@@ -141,6 +201,11 @@ impl Tensor {
             }
             Values::Constant { value } => self.encode((0..count).map(|_| f64::from(*value))),
             Values::Range { .. } => self.encode((0..count).map(|index| index as f64)),
+            Values::Listed { values } => self.encode(values.iter().map(|value| f64::from(*value))),
+            Values::Blocks { spread, stream } => {
+                let stream = format!("{seed}/{}", stream.as_ref().unwrap_or(&self.name));
+                self.dtype.block().map_or_else(Vec::new, |block| blocks(&block, count, *spread, &stream))
+            }
         }
     }
 
@@ -151,6 +216,26 @@ impl Tensor {
             Dtype::F16 => values.flat_map(|value| f16::from_f32(value as f32).to_le_bytes()).collect(),
             Dtype::Bf16 => values.flat_map(|value| bf16::from_f32(value as f32).to_le_bytes()).collect(),
             Dtype::I64 => values.flat_map(|value| (value as i64).to_le_bytes()).collect(),
+            // Only blocks make these; the digest fails.
+            _ => Vec::new(),
         }
     }
+}
+
+/// Random blocks of `count` values.
+fn blocks(block: &Block, count: usize, spread: f64, stream: &str) -> Vec<u8> {
+    let count = count / block.values;
+    let mut bytes: Vec<u8> = random::bytes(stream).take(count * block.bytes).collect();
+    let mut factors = random::uniform(&format!("{stream}/scales")).map(|x| 0.5 + x);
+    for bytes in bytes.chunks_exact_mut(block.bytes) {
+        let mut put = |at: usize, value: f64| {
+            let value = value * factors.next().unwrap_or(1.0);
+            bytes[at..at + 2].copy_from_slice(&f16::from_f32(value as f32).to_le_bytes());
+        };
+        put(block.scale, spread / block.levels);
+        if let Some(minimum) = block.minimum {
+            put(2, spread * minimum);
+        }
+    }
+    bytes
 }

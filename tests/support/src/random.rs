@@ -8,6 +8,9 @@
 //! x   = (the sum of the four 16-bit parts of z) - 131070     an integer, nearly normal, standard deviation 37837
 //! x / 37837                                                  in f64
 //! ```
+//!
+//! Blocks of quantised weights take the bytes of the outputs z, little-endian, and for their scales the uniform numbers
+//! `floor(z / 2^11) / 2^53` of the stream `"{seed}/{name}/scales"`.
 
 use sha2::{Digest, Sha256};
 
@@ -15,14 +18,28 @@ use sha2::{Digest, Sha256};
 const DEVIATION: f64 = 37837.0;
 
 /// Nearly normal numbers with mean 0 and standard deviation 1.
-pub fn normal(stream: &str) -> impl Iterator<Item = f64> {
-    let digest = Sha256::digest(stream);
-    let key = digest[..8].iter().rev().fold(0, |key, byte| key << 8 | u64::from(*byte));
-    (0..).map(move |index| {
-        let z = splitmix64(key, index);
+pub fn normal(stream: &str) -> impl Iterator<Item = f64> + use<> {
+    outputs(stream).map(|z| {
         let sum: i32 = (0..4).map(|part| (z >> (16 * part) & 0xffff) as i32).sum();
         f64::from(sum - 131_070) / DEVIATION
     })
+}
+
+/// Uniform numbers from 0 to below 1, multiples of 2^-53.
+pub fn uniform(stream: &str) -> impl Iterator<Item = f64> + use<> {
+    outputs(stream).map(|z| (z >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+/// Uniform bytes.
+pub fn bytes(stream: &str) -> impl Iterator<Item = u8> + use<> {
+    outputs(stream).flat_map(u64::to_le_bytes)
+}
+
+/// The outputs of SplitMix64 for a stream.
+fn outputs(stream: &str) -> impl Iterator<Item = u64> + use<> {
+    let digest = Sha256::digest(stream);
+    let key = digest[..8].iter().rev().fold(0, |key, byte| key << 8 | u64::from(*byte));
+    (0..).map(move |index| splitmix64(key, index))
 }
 
 /// Output `index` of SplitMix64 (Steele, Lea, Flood 2014) seeded with `seed`.
