@@ -1,4 +1,4 @@
-//! README.md and docs/: the commands run, the memory table matches the planner, links point to files.
+//! The documents: the commands run or at least exist, the memory table matches the planner, links point to files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,25 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// README.md and docs/*.md, as paths relative to the repository.
+/// README.md, the other documents with commands, and docs/*.md, as paths relative to the repository.
 fn documents() -> Vec<PathBuf> {
     let listed = fs::read_dir(root().join("docs")).expect("docs/");
     let mut documents: Vec<_> =
         listed.map(|entry| Path::new("docs").join(entry.expect("an entry").file_name())).collect();
     documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     documents.sort();
-    documents.insert(0, "README.md".into());
-    documents
+    let others = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "KERNELS.md",
+        "native/README.md",
+        "pocket/MODEL_CARD.md",
+        "pocket/README.md",
+        "tests/reference/README.md",
+        "web/README.md",
+        "web/examples/README.md",
+    ];
+    others.into_iter().map(PathBuf::from).chain(documents).collect()
 }
 
 fn read(path: &Path) -> String {
@@ -103,11 +113,82 @@ fn commands_run() {
 /// Commands that are not in a fenced block would not be tested.
 #[test]
 fn commands_are_fenced() {
+    const PROGRAMS: [&str; 9] = ["cargo", "cd", "make", "mgm", "node", "npm", "npx", "pip", "python"];
     for document in documents() {
         for (index, line) in read(&document).lines().enumerate() {
-            assert!(!line.starts_with("    mgm "), "{}:{}: use a block ```sh", document.display(), index + 1);
+            let program = line.strip_prefix("    ").and_then(|line| line.split(' ').next()).unwrap_or_default();
+            let indented = PROGRAMS.contains(&program.trim_end_matches(char::is_numeric));
+            assert!(!indented, "{}:{}: use a block ```sh", document.display(), index + 1);
         }
     }
+}
+
+/// The commands of a block, as words: lines are joined and split at `&&`, `|` and `;`, and comments are removed.
+fn commands(block: &str) -> Vec<Vec<String>> {
+    let joined = block.replace("\\\n", " ");
+    let lines = joined.lines().map(|line| line.split(" #").next().unwrap_or(line));
+    let commands = lines.flat_map(|line| line.split(['|', ';', '(', ')'])).flat_map(|part| part.split("&&"));
+    let words = commands.map(|command| command.split_whitespace().map(str::to_owned).collect());
+    words.filter(|words: &Vec<_>| !words.is_empty()).collect()
+}
+
+/// What commands that cannot run here name exists: `mgm`'s subcommands and options, targets of `make`, Python modules
+/// and scripts.
+#[test]
+fn commands_name_what_exists() {
+    let makefile = read(Path::new("Makefile"));
+    let mut help = std::collections::BTreeMap::new();
+    let (mut checked, mut failures) = (0, String::new());
+    for document in documents() {
+        for block in blocks(&read(&document)).iter().filter(|block| block.language == "sh") {
+            let mut folder = root();
+            for words in commands(&block.text) {
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                let missing = match &words[..] {
+                    ["cd", name] => {
+                        folder.push(name);
+                        None
+                    }
+                    ["mgm", command, options @ ..] => {
+                        let help = help.entry((*command).to_owned()).or_insert_with(|| help_of(command));
+                        let known = |option: &str| help.split([' ', ',', '\n', '=']).any(|word| word == option);
+                        let options = options.iter().filter(|option| option.starts_with("--"));
+                        let mut names = options.filter_map(|option| option.split('=').next());
+                        names.find(|name| !known(name)).map(|name| format!("mgm {command} has no option {name}"))
+                    }
+                    ["make", targets @ ..] => {
+                        let defined = |target: &str| makefile.contains(&format!("\n{target}:"));
+                        let mut targets = targets.iter().filter(|word| !word.contains('='));
+                        targets.find(|target| !defined(target)).map(|target| format!("make has no target {target}"))
+                    }
+                    [python, "-m", module, ..] | [_, _, _, python, "-m", module, ..]
+                        if python.starts_with("python") && module.starts_with("pocket") =>
+                    {
+                        let path = root().join(module.replace('.', "/"));
+                        let exists = path.with_extension("py").is_file() || path.join("__main__.py").is_file();
+                        (!exists).then(|| format!("no module {module}"))
+                    }
+                    [program, script, ..] if script.ends_with(".py") && program.contains("python") => {
+                        (!folder.join(script).is_file()).then(|| format!("no file {script}"))
+                    }
+                    _ => continue,
+                };
+                checked += 1;
+                if let Some(missing) = missing {
+                    failures += &format!("{}:{}: {missing}\n", document.display(), block.line);
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+    assert!(checked > 40, "only {checked} commands");
+}
+
+fn help_of(command: &str) -> String {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_mgm")).args([command, "--help"]).output();
+    let output = output.expect("the binary runs");
+    assert!(output.status.success(), "mgm has no command {command}");
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 #[test]
@@ -176,10 +257,8 @@ fn hd_variants_need_the_same() {
 
 #[test]
 fn links_point_to_files() {
-    let mut others: Vec<_> = documents();
-    others
-        .extend(["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "KERNELS.md", "SECURITY.md"].map(PathBuf::from));
-    for document in others {
+    let others = ["ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"].map(PathBuf::from);
+    for document in documents().into_iter().chain(others) {
         let text = read(&document);
         let folder = document.parent().unwrap_or(Path::new(""));
         for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
@@ -193,14 +272,18 @@ fn links_point_to_files() {
     }
 }
 
-/// README's Rust program is an example, which cargo compiles with the tests. web/tests/package.test.mjs type-checks its
-/// TypeScript.
+/// README's Rust function is an example, which cargo compiles with the tests and `make examples` runs.
+/// web/tests/package.test.mjs type-checks the TypeScript.
 #[test]
 fn the_program_is_an_example() {
     let example = read(Path::new("examples/readme.rs"));
-    let code = example.split_once('\n').expect("a comment, then the program").1;
     let readme = blocks(&read(Path::new("README.md")));
-    let programs: Vec<_> =
-        readme.iter().filter(|block| block.language == "rust").map(|block| block.text.as_str()).collect();
-    assert_eq!(programs, [code], "README.md and examples/readme.rs");
+    let programs: Vec<_> = readme.iter().filter(|block| block.language == "rust").collect();
+    let [program] = programs[..] else { panic!("README.md has {} Rust blocks", programs.len()) };
+    assert!(example.contains(&program.text), "examples/readme.rs lacks the code of README.md");
+    for block in readme.iter().filter(|block| ["rust", "ts"].contains(&block.language.as_str())) {
+        let lines = block.text.lines().count();
+        assert!(lines <= 8, "README.md:{}: {lines} lines; eight are enough to show the API", block.line);
+    }
+    assert!(read(Path::new("README.md")).lines().count() <= 120, "README.md has more than 120 lines");
 }
