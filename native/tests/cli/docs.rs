@@ -287,3 +287,19 @@ fn the_program_is_an_example() {
     }
     assert!(read(Path::new("README.md")).lines().count() <= 120, "README.md has more than 120 lines");
 }
+
+/// One version, and one repository address: `scripts/set-repository.py` replaces it.
+#[test]
+fn metadata_agrees() {
+    let (version, repository) = (env!("CARGO_PKG_VERSION"), env!("CARGO_PKG_REPOSITORY"));
+    let citation = read(Path::new("CITATION.cff"));
+    for line in
+        [format!("version: {version}"), format!("url: \"{repository}\""), format!("repository-code: \"{repository}\"")]
+    {
+        assert!(citation.lines().any(|found| found == line), "CITATION.cff lacks {line}");
+    }
+    let package: serde_json::Value = serde_json::from_str(&read(Path::new("web/package.json"))).expect("JSON");
+    assert_eq!(package["version"], version);
+    assert_eq!(package["repository"]["url"], format!("git+{repository}.git"));
+    assert_eq!(package["bugs"], format!("{repository}/issues"));
+}
