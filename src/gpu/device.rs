@@ -15,7 +15,6 @@ use super::kernel::{Kernel, Layout, Pipeline, PipelineBuilder, PipelineKey, Pipe
 use super::lock::Lock;
 use super::memory::{Buffer, Memory, MemoryUse, Recording};
 use super::options::GpuOptions;
-use super::replay::last_first;
 use super::timestamps::PendingTimes;
 use crate::{Error, Result};
 
@@ -300,9 +299,9 @@ impl Gpu {
         self.make_room(what, bytes, || self.0.memory.pooled(bytes, what))
     }
 
-    /// Takes the free buffers that a recording bound in this order out of the pool; `None` if one is in use.
+    /// Takes the free buffers that a recording bound out of the pool ([`Memory::take_from_pool`]).
     pub(super) fn take_from_pool(&self, bound: &[u64]) -> Option<Vec<Buffer>> {
-        self.0.memory.take_from_pool(&last_first(bound))
+        self.0.memory.take_from_pool(bound)
     }
 
     /// Allocates; if memory runs out, frees what is only cached and tries once more.

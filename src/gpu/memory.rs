@@ -1,6 +1,6 @@
 //! Buffers, the pool that recycles them, and the account of device memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -180,8 +180,12 @@ impl Memory {
         self.create(bytes, true, what)
     }
 
-    /// Takes the free buffers of these numbers out of the pool, in this order; none if one of them is not there.
-    pub(super) fn take_from_pool(self: &Arc<Self>, ids: &[u64]) -> Option<Vec<Buffer>> {
+    /// Takes the free buffers that a recording bound, in order, out of the pool: the last one first, so that dropping
+    /// them restores the pool. `None` if one of them is in use.
+    pub(super) fn take_from_pool(self: &Arc<Self>, bound: &[u64]) -> Option<Vec<Buffer>> {
+        let mut seen = HashSet::new();
+        let mut ids: Vec<u64> = bound.iter().copied().filter(|id| seen.insert(*id)).collect();
+        ids.reverse();
         let mut free = self.free.lock();
         let places: HashMap<u64, u64> =
             free.iter().flat_map(|(bytes, list)| list.iter().map(|unused| (unused.id, *bytes))).collect();

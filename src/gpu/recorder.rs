@@ -13,7 +13,6 @@ use super::encode::{Command, RecycledLists, encode};
 use super::kernel::{Access, Pipeline, PipelineKey};
 use super::memory::{Buffer, Recording};
 use super::readback::{Readback, Submitted};
-use super::replay::Capture;
 use super::timestamps::PendingTimes;
 use crate::{Error, Result};
 
@@ -36,6 +35,16 @@ pub struct Recorder {
     submitted: Submitted,
     /// Keeps the buffers that were recorded. Dropped last.
     _recording: Recording,
+}
+
+/// What a recorder notes while it records a replay ([`Recorder::capture`]).
+#[derive(Debug)]
+pub(super) struct Capture {
+    /// Offsets in the recorder's parameters.
+    pub(super) advancing: Vec<usize>,
+    pub(super) positions: usize,
+    /// Ids of the pooled buffers that were bound, in order.
+    pub(super) pooled: Vec<u64>,
 }
 
 impl Gpu {

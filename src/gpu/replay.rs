@@ -3,12 +3,10 @@
 //! A decoding step differs from the one before it in a few parameters only, which count positions. A replay keeps the
 //! step's dispatches and buffers; repeating it copies the dispatches and advances those parameters.
 
-use std::collections::HashSet;
-
 use super::dispatch::{Cost, MAX_DISPATCHES, MAX_PARAMS_BYTES};
 use super::encode::Command;
 use super::memory::Buffer;
-use super::recorder::Recorder;
+use super::recorder::{Capture, Recorder};
 use crate::Result;
 
 /// Dispatches that are repeated for later positions.
@@ -32,16 +30,6 @@ impl Replay {
     pub fn positions(&self) -> usize {
         self.positions
     }
-}
-
-/// What a recorder notes while a replay is recorded.
-#[derive(Debug)]
-pub(super) struct Capture {
-    /// Offsets in the recorder's parameters.
-    pub(super) advancing: Vec<usize>,
-    pub(super) positions: usize,
-    /// Ids of the pooled buffers that were bound, in order.
-    pub(super) pooled: Vec<u64>,
 }
 
 impl Recorder {
@@ -99,12 +87,4 @@ impl Recorder {
         self.cost.flops += replay.cost.flops;
         Ok(())
     }
-}
-
-/// `ids` without repetitions, the last first.
-pub(super) fn last_first(ids: &[u64]) -> Vec<u64> {
-    let mut seen = HashSet::new();
-    let mut first_uses: Vec<u64> = ids.iter().copied().filter(|id| seen.insert(*id)).collect();
-    first_uses.reverse();
-    first_uses
 }

@@ -275,7 +275,8 @@ impl LanguageModel {
             for layer in &self.layers {
                 layer.forward(&mut recorder, &x, &table, &cache, position)?;
             }
-            let sampling = [Sampling::GREEDY, Sampling { temperature: 1.0, ..Sampling::GREEDY }];
+            let drawn = Sampling { temperature: 1.0, top_k: 2, top_p: 0.5 };
+            let sampling = [Sampling::GREEDY, drawn];
             for sampling in sampling {
                 self.sample_next(&mut recorder, &x, sampling, 0.0, &sampled, 0)?;
             }

@@ -63,6 +63,22 @@ struct Params {
     padding: [u32; 2],
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SplitParams {
+    vocab: u32,
+    chunk: u32,
+    chunks: u32,
+    rows: u32,
+    output: u32,
+    top_k: u32,
+    top_p: f32,
+    inverse_temperature: f32,
+    draw: f32,
+    histogram: u32,
+    padding: [u32; 2],
+}
+
 /// What decides a specialisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
@@ -78,6 +94,65 @@ impl PipelineKey for Variant {
         }
     }
 }
+
+/// The kernels of a large vocabulary on a GPU, in the order of their dispatches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum SplitKernel {
+    /// The largest logit of each chunk.
+    Largest {
+        /// As [`Variant::draws`].
+        draws: bool,
+    },
+    /// The largest of these.
+    Best,
+    /// How many tokens, or how much probability, each value of eight bits of the logits has.
+    Histogram,
+    /// The denominator of the probabilities.
+    Total,
+    /// The probability that each chunk has.
+    Mass,
+    /// The drawn token.
+    Draw,
+}
+
+impl SplitKernel {
+    /// All of them.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Largest { draws: false },
+        Self::Largest { draws: true },
+        Self::Best,
+        Self::Histogram,
+        Self::Total,
+        Self::Mass,
+        Self::Draw,
+    ];
+}
+
+impl PipelineKey for SplitKernel {
+    fn kernel(&self) -> Kernel {
+        let name = match self {
+            Self::Largest { .. } => "sample_largest",
+            Self::Best => "sample_best",
+            Self::Histogram => "sample_histogram",
+            Self::Total => "sample_total",
+            Self::Mass => "sample_mass",
+            Self::Draw => "sample_draw",
+        };
+        let draws = *self == Self::Largest { draws: true };
+        Kernel {
+            overrides: if draws { vec![("SAMPLE", 1)] } else { vec![] },
+            ..Kernel::new(name, [wgsl!("language/sample_split.wgsl")], &[Access::Read, Access::Write, Access::Write])
+        }
+    }
+}
+
+/// Invocations of the sampling kernels' workgroups.
+const WORKGROUP: usize = 256;
+/// Logits of a chunk, at least: 16 for each invocation of its workgroup.
+const CHUNK: usize = 16 * WORKGROUP;
+/// Histograms of eight bits, and words that are stored of each: its bins, and the cut-off.
+const HISTOGRAMS: usize = 8;
+const HISTOGRAM_WORDS: usize = WORKGROUP + 2;
 
 /// Writes the token chosen from each row of logits [rows, vocab] to `sampled[slot..]` (u32). `draw` is uniform in
 /// [0, 1); several rows have none, they take the likeliest token.
@@ -101,6 +176,9 @@ pub fn sample(
             sampled.len()
         )));
     }
+    if !recorder.gpu().is_software() && vocab > CHUNK {
+        return sample_split(recorder, logits, sampling, draw, sampled, slot);
+    }
     let params = Params {
         vocab: vocab as u32,
         output: slot as u32,
@@ -117,4 +195,58 @@ pub fn sample(
         [rows as u32, 1, 1],
         cost(rows * vocab, rows * vocab),
     )
+}
+
+/// The same with a workgroup for each chunk of the vocabulary.
+fn sample_split(
+    recorder: &mut Recorder,
+    logits: &Tensor,
+    sampling: Sampling,
+    draw: f32,
+    sampled: &Tensor,
+    slot: usize,
+) -> Result<()> {
+    let (rows, vocab) = (logits.rows(), logits.columns());
+    let Sampling { temperature, top_k, top_p } = sampling;
+    let draws = temperature > 0.0;
+    // The last kernel has an invocation for each chunk.
+    let chunk = vocab.div_ceil(WORKGROUP).next_multiple_of(WORKGROUP).max(CHUNK);
+    let chunks = vocab.div_ceil(chunk);
+    let words = 2 * chunks * rows + HISTOGRAMS * HISTOGRAM_WORDS + 2 * chunks;
+    let state = Tensor::temporary(recorder.gpu(), &[words], "sampling")?;
+    let bindings = [logits.binding(), state.binding(), sampled.binding()];
+    let mut record = |kernel: SplitKernel, histogram: u32| {
+        let params = SplitParams {
+            vocab: vocab as u32,
+            chunk: chunk as u32,
+            chunks: chunks as u32,
+            rows: rows as u32,
+            output: slot as u32,
+            top_k,
+            top_p,
+            inverse_temperature: if draws { 1.0 / temperature } else { 1.0 },
+            draw,
+            histogram,
+            padding: [0; 2],
+        };
+        let (grid, elements) = match kernel {
+            SplitKernel::Best => ([rows as u32, 1, 1], 2 * rows * chunks),
+            SplitKernel::Draw => ([1, 1, 1], chunk),
+            _ => ([chunks as u32, rows as u32, 1], rows * vocab),
+        };
+        recorder.dispatch(&kernel, &bindings, &params, grid, cost(elements, elements))
+    };
+    record(SplitKernel::Largest { draws }, 0)?;
+    if !draws {
+        return record(SplitKernel::Best, 0);
+    }
+    if top_k > 0 && (top_k as usize) < vocab {
+        (0..4).try_for_each(|histogram| record(SplitKernel::Histogram, histogram))?;
+    }
+    record(SplitKernel::Total, 0)?;
+    if top_p < 1.0 {
+        (4..8).try_for_each(|histogram| record(SplitKernel::Histogram, histogram))?;
+    }
+    record(SplitKernel::Mass, 0)?;
+    record(SplitKernel::Draw, 0)
 }

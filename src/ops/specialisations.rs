@@ -34,6 +34,7 @@ pub fn specialisations() -> Vec<Kernel> {
         }
         kernels.push(sampling::Variant { draws: first }.kernel());
     }
+    kernels.extend(sampling::SplitKernel::ALL.map(|kernel| kernel.kernel()));
     kernels.push(mining::mixed_kernel());
     for pool in mining::POOLS {
         for (keep, vec4) in BOTH.into_iter().flat_map(|keep| BOTH.map(|vec4| (keep, vec4))) {

@@ -968,7 +968,7 @@ fn routing() {
 #[test]
 fn sampling() {
     let mut cases = boxed(Vec::<Argmax>::new());
-    for vocab in [1, 2, 3, 255, 256, 257, 1000, 4099] {
+    for vocab in [1, 2, 3, 255, 256, 257, 1000, 4096, 4097, 12_289, 128_256] {
         cases.extend([false, true].map(|together| Box::new(Argmax { vocab, rows: 5, together }) as Box<dyn Case>));
     }
     for (vocab, temperature, top_k, top_p) in [
@@ -985,6 +985,11 @@ fn sampling() {
         (1000, 1.0, 50, 1e-6),
         (4099, 0.6, 0, 0.95),
         (4099, 0.6, 40, 1.0),
+        (20_001, 0.2, 50, 1.0),
+        (20_001, 1.0, 0, 1.0),
+        (20_001, 1.0, 500, 0.9),
+        (20_001, 0.5, 0, 0.5),
+        (1_200_000, 0.8, 1000, 0.8),
     ] {
         for tied in [false, true] {
             cases.push(Box::new(Sample { vocab, temperature, top_k, top_p, tied, draws: 24 }));
