@@ -16,6 +16,9 @@
 //! # }
 //! ```
 //!
+//! `models/pocket` is the small model in this project's [repository](https://github.com/mgm-rs/mgm/tree/main/models);
+//! any Mini-Gemini checkpoint, bundle or GGUF file works. The examples run from the root of a clone.
+//!
 //! [`Chat::ask`] takes options and callbacks before it is awaited: `.max_new_tokens(64)`, `.temperature(0.2)`,
 //! `.seed(7)`, `.on_text(|text| print!("{text}"))`. Images are generated the same way:
 //!
