@@ -35,16 +35,31 @@ def pickles_in_archives():
 
 
 def header_and_data(file):
-    """A safetensors file as the target's `(&str, &[u8])`: header, data, and the length of the header.
+    """A safetensors file as the target's header and data."""
+    return text_and_bytes(file[8:], int.from_bytes(file[:8], "little"))
+
+
+def text_and_bytes(rest, length):
+    """An input of a target that takes `(&str, &[u8])`: a text of `length` bytes, the other bytes, and that length.
 
     The `arbitrary` crate takes the length from the last 1, 2 or 4 bytes, of which it reads those that the number of bytes
     before them needs, the highest first.
     """
-    length = int.from_bytes(file[:8], "little")
-    rest = file[8:]
     stored = next(size for size in (1, 2, 4) if len(rest) < 256**size)
     read = (len(rest).bit_length() + 7) // 8
     return rest + length.to_bytes(read, "big").ljust(stored, b"\0")
+
+
+def manifests():
+    """The manifests of bundles, each without a shard's data."""
+    return (text_and_bytes(manifest, len(manifest)) for manifest in files("bundle.json"))
+
+
+def tokenizers():
+    """The tokenizers in JSON, each with its settings."""
+    for folder in (path.parent for path in sorted((ROOT / "tests/goldens").rglob("tokenizer.json"))):
+        config = (folder / "tokenizer_config.json").read_bytes()
+        yield text_and_bytes(config + (folder / "tokenizer.json").read_bytes(), len(config))
 
 
 def gguf_of_zeros():
@@ -69,6 +84,7 @@ def first_byte(byte, seeds):
 
 
 SEEDS = {
+    "bundle": manifests,
     "config": lambda: files("config.json", "generation_config.json"),
     "gguf": lambda: [*files("*.gguf"), *gguf_of_zeros()],
     "index": lambda: files("*.index.json"),
@@ -80,6 +96,7 @@ SEEDS = {
         *first_byte(2, lora_of_zeros()),
     ],
     "sentencepiece": lambda: files("*.model"),
+    "tokenizer": tokenizers,
     "torch_bin": lambda: files("*.bin"),
 }
 
