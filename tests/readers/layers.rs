@@ -4,12 +4,16 @@
 //! The check reads the paths in the source, `use` declarations and others, that begin with `crate::`, `super::` or
 //! `self::`. A name that `lib.rs` re-exports counts as its module. Tests inside modules (`#[cfg(test)]`) may import
 //! anything.
+//!
+//! No library does this: cargo-modules is a program that every contributor would have to install, and `syn` parses
+//! items but leaves paths in expressions and re-exports to its caller, who would save only the blanking of comments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The top-level modules of `src/`, lowest layer first. Modules of one layer do not import each other.
+/// The top-level modules of `src/`, lowest layer first, as in ARCHITECTURE.md (Layers). Modules of one layer do not
+/// import each other.
 const LAYERS: &[&[&str]] = &[
     &["error", "parallel"],
     &["io"],
@@ -335,14 +339,33 @@ fn own_reexports() -> BTreeMap<String, String> {
     reexports(&std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("src/lib.rs"))
 }
 
+/// The files of `src/`, without `lib.rs`.
 fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources_in("src").into_iter().filter(|(name, _)| name != "lib.rs").collect()
+}
+
+/// The Rust files of a folder of the repository: names relative to the folder, and contents.
+fn sources_in(folder: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files = Vec::new();
     rust_files(&root, &root, &mut files);
     files.sort();
     let name = |path: &PathBuf| path.to_string_lossy().replace('\\', "/");
     let source = |path: &PathBuf| std::fs::read_to_string(root.join(path)).expect("a source file");
-    files.iter().map(|path| (name(path), source(path))).filter(|(name, _)| name != "lib.rs").collect()
+    files.iter().map(|path| (name(path), source(path))).collect()
+}
+
+#[test]
+fn architecture_lists_the_same_layers() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let text = std::fs::read_to_string(file).expect("ARCHITECTURE.md");
+    let section = text.split("\n## ").find(|section| section.starts_with("Layers\n")).expect("the section Layers");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let listed: Vec<Vec<&str>> = rows
+        .map(|row| row.split('|').next().unwrap_or(row))
+        .map(|modules| modules.split(',').map(|module| module.trim().trim_matches('`')).collect())
+        .collect();
+    assert_eq!(listed, LAYERS, "the first column of the table in ARCHITECTURE.md, and LAYERS");
 }
 
 #[test]
@@ -362,7 +385,7 @@ fn no_module_imports_a_higher_layer() {
 
 #[test]
 fn no_modules_of_a_folder_import_each_other_in_a_circle() {
-    let found = circles(&sources());
+    let found = [circles(&sources()), circles(&sources_in("native/src"))].concat();
     let known: Vec<(String, Vec<String>)> = KNOWN_CIRCLES
         .iter()
         .map(|(folder, modules)| ((*folder).to_owned(), modules.iter().map(|module| (*module).to_owned()).collect()))
