@@ -36,7 +36,7 @@ def views() -> list[str]:
     shrunk = tuple(round(edge * low / high) for edge in BOX)
     label = f'<text y="22" {TEXT} fill="{INK}"'
     return [
-        f'{label} x="10">picture</text>', embedded(picture, 10, 32, 150),
+        f'{label} x="10">image</text>', embedded(picture, 10, 32, 150),
         f'{label} x="180">{high} pixels</text>', embedded(picture.crop(BOX), 180, 32, 150),
         f'{label} x="350">{low} pixels</text>', embedded(small.crop(shrunk), 350, 32, 150),
     ]  # fmt: skip
