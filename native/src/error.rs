@@ -6,7 +6,7 @@ use mgm::Setting;
 #[derive(Debug)]
 pub enum CliError {
     Core(mgm::Error),
-    /// Of the image model of `mgm chat`, whose options have names of their own.
+    /// An error of the image model in `mgm chat`, which has its own option names.
     Image(mgm::Error),
     Input(std::io::Error),
     Output(std::io::Error),

@@ -63,7 +63,8 @@ enum Command {
     Inspect(args::CheckpointArgs),
     /// Pack a model into a bundle: one folder for native programs and browsers
     Pack(pack::PackArgs),
-    /// Download a model and its vision towers from the Hugging Face Hub, or from the mirror in HF_ENDPOINT
+    /// Download a model from the Hugging Face Hub, or from the mirror in HF_ENDPOINT: a checkpoint with its vision
+    /// towers, a bundle, or Stable Diffusion XL
     Pull(pull::PullArgs),
     /// Measure the speed of a model or of single kernels
     Bench(bench::BenchArgs),

@@ -70,7 +70,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             }
         }
     }
-    // Each row is moved to the front in turn (see matmul_subgroup.wgsl).
+    // The rows are rotated to index 0, one after the other (see matmul_subgroup.wgsl).
     let rows = min(ROWS, last_row + 1u - row0);
     for (var r = 0u; r < rows; r++) {
         let total = subgroupAdd(totals[0]);

@@ -86,7 +86,7 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
             workgroupBarrier();
         }
         for (var i = 0u; i < MATRICES_M * MATRICES_N; i++) {
-            // Every matrix is moved to the front in turn: an index that is computed would put all of them into memory.
+            // The matrices are rotated to index 0, one after the other: a computed index would put all of them into memory.
             let sum = sums[0];
             for (var j = 0u; j < MATRICES_M * MATRICES_N - 1u; j++) {
                 sums[j] = sums[j + 1u];

@@ -74,8 +74,8 @@ fn matmul_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
             sums2[m] = sum2;
         }
     }
-    // Not unrolled: ROWS copies of the epilogue dominated the driver's compile time. Instead each row is moved to the
-    // front in turn, so that every index is a constant.
+    // Not unrolled: ROWS copies of the epilogue dominated the driver's compile time. Instead the rows are rotated to
+    // index 0, one after the other, so that every index is a constant.
     let rows = min(ROWS, count - m0);
     for (var m = 0u; m < rows; m++) {
         var scale = 1.0;

@@ -63,7 +63,7 @@ fn matmul_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     if n >= params.n {
         return;
     }
-    // Each row is moved to the front in turn (see matmul_subgroup.wgsl).
+    // The rows are rotated to index 0, one after the other (see matmul_subgroup.wgsl).
     let rows = min(ROWS, count - m0);
     for (var m = 0u; m < rows; m++) {
         store_sums4(m0 + m, n, s0);

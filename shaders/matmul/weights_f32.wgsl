@@ -1,7 +1,7 @@
 // Weight reader: f32. A row is `stride` vec4s, the tail of the last one zero.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 
-// What 32 weights of a row have in common: nothing here.
+// No data is shared by 32 weights here.
 fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
     return vec2(1.0, 0.0);
 }

@@ -44,7 +44,7 @@ pub fn check_strength(strength: f32) -> Result<()> {
     check(strength > 0.0 && strength <= 1.0, || format!("a strength of {strength}, expected above 0 and at most 1"))
 }
 
-/// Checks a width and a height in pixels: multiples of `multiple`, from there to [`MAX_SIDE`].
+/// Checks width and height in pixels: multiples of `multiple`, at most [`MAX_SIDE`].
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] with the limits.

@@ -1,6 +1,6 @@
 // The core's defaults and limits. tests/readers/defaults.rs compares them with those of the Rust crate.
 
-/** What the options of {@link Mgm.chat} and {@link Mgm.generate} are if they are not given. */
+/** Default values of the options of {@link Mgm.chat} and {@link Mgm.generate}. */
 export const defaults = {
   temperature: 0.2,
   topK: 50,

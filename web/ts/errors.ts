@@ -4,7 +4,7 @@
  * - The browser: `unsupported-browser`, `no-adapter`.
  * - The call: `disposed`, `invalid-argument`, `unsupported`, `prompt-too-long`, `image`. `needs-setting`: the files leave something open,
  *   such as the conversation template.
- * - The download, also of images: `offline`, `network`, `cors`, `http`, `checksum`, `quota`, `storage`.
+ * - Downloads, including images: `offline`, `network`, `cors`, `http`, `checksum`, `quota`, `storage`.
  * - The model's files: `io`, `missing-file`, `malformed`, `missing-tensor`, `wrong-shape`, `wrong-dtype`, `bad-value` (NaN or infinity),
  *   `config`, `unsupported`.
  * - The GPU: `out-of-memory`, `gpu`, and `device-lost` if recovery failed too.

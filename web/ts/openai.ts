@@ -184,7 +184,7 @@ function toChatOptions(body: ChatCompletionRequest): ChatOptions {
   };
 }
 
-/** Converts messages to the package's. Joins consecutive messages of one role with an empty line, because templates need alternating roles. */
+/** Converts messages to the package's. Joins consecutive messages of one role with an empty line: templates need alternating roles. */
 function toMessages(messages: ChatCompletionMessage[]): Message[] {
   if (!Array.isArray(messages)) throw new MgmError("invalid-argument", "messages must be a list: [{ role, content }, …]");
   const result: { role: Message["role"]; content: ContentPart[] }[] = [];

@@ -17,8 +17,9 @@ export interface Support {
   /** In bytes. */
   limits?: { maxBufferSize: number; maxStorageBufferBindingSize: number };
   /**
-   * Estimate of the largest weights that fit, in bytes: half of the device's memory, which only Chromium reports. Absent from 8 GiB on,
-   * because larger memories are reported as 8 GiB too. Browsers do not report GPU memory. {@link Mgm.load} does not apply the estimate.
+   * Estimate of the largest weights that fit, in bytes: half of the device's memory, which only Chromium reports. Absent on devices with
+   * 8 GiB or more: browsers report larger memories as 8 GiB. Browsers do not report GPU memory. {@link Mgm.load} does not apply the
+   * estimate.
    */
   maxWeightBytes?: number;
   /** Storage for files on this device, in bytes. */

@@ -3,7 +3,10 @@ import type { MgmError } from "./errors.js";
 /** How weights are stored on the device. */
 export type Precision = "f32" | "f16" | "q8" | "q4";
 
-/** An image. Workers have no `HTML…Element`s. An `<img>` from another origin needs the attribute `crossorigin`, and its server CORS headers. */
+/**
+ * An image. Workers have no `HTML…Element`s. An `<img>` from another origin needs the attribute `crossorigin`, and its server must send CORS
+ * headers.
+ */
 export type ImageInput =
   | Blob
   | ImageBitmap

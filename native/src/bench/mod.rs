@@ -28,8 +28,8 @@ pub struct BenchArgs {
     /// Measure single kernels instead, relative to the adapter's peak bandwidth and arithmetic throughput
     #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run", "profile"])]
     roofline: bool,
-    /// Predict the times on another GPU instead, from its compiler's instruction counts and its published figures: a
-    /// device, `all`, or nothing to list the devices
+    /// Predict the times on another GPU from its published figures and its compiler's instruction counts. DEVICE is a
+    /// device or `all`; omit it to list the devices
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = predict::LIST)]
     #[arg(conflicts_with_all = ["gguf", "roofline", "dry_run", "tune"])]
     predict: Option<String>,

@@ -1,4 +1,5 @@
-//! `mgm pull`: downloads a model and its vision towers from the Hugging Face Hub or a mirror.
+//! `mgm pull`: downloads a model from the Hugging Face Hub, or from the mirror in HF_ENDPOINT: a checkpoint with its
+//! vision towers, a bundle, or Stable Diffusion XL.
 
 mod download;
 mod hub;

@@ -1,6 +1,6 @@
 //! One case, several uses: an op's parameters as a struct that makes its own inputs, computes what must come out in
 //! plain f64 Rust, and knows its error bound. The property tests, the self-check on a user's own device and tuning all
-//! run these. (What an op costs is said where it is dispatched.)
+//! run these. (Costs are defined where the op is dispatched.)
 //!
 //! References follow the definition of the op, not the algorithm of the shader: mining is upsampled, gathered and
 //! normalised cell by cell, top-p sorts, attention has its whole row of scores.

@@ -1,4 +1,4 @@
-//! The kernels that compute matrix products. All that is known of one is in its [`KernelSpec`].
+//! The kernels that compute matrix products. Each kernel is described by its [`KernelSpec`].
 
 use serde::{Deserialize, Serialize};
 
@@ -148,7 +148,7 @@ enum Grid {
     Rows,
 }
 
-/// The number of rows of x for which a kernel is worth a measurement.
+/// Row counts for which `mgm tune` measures a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MeasuredRows {
     /// One.
@@ -187,7 +187,7 @@ pub(super) enum Constant {
     Const(&'static str, u32),
 }
 
-/// All that is known of a kernel.
+/// The properties of a kernel.
 pub(super) struct KernelSpec {
     /// The entry point of its shader.
     pub name: &'static str,

@@ -26,7 +26,7 @@ pub(in crate::ops) struct Params {
     pub eps: f32,
 }
 
-/// A product, as far as all kinds of products have it in common.
+/// The arguments that all matmuls share.
 pub(in crate::ops) struct Product<'a> {
     /// W [n, k].
     pub weight: &'a Matrix,

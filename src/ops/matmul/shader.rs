@@ -1,4 +1,4 @@
-//! What a product's shader is put together from.
+//! Assembles the shader of a matmul.
 
 use super::kernel::{Constant, MatmulKernel, WeightReader};
 use crate::gpu::{Access, Kernel, PipelineKey, Source, wgsl};
@@ -203,7 +203,7 @@ pub(in crate::ops) fn all_kernels() -> Vec<Kernel> {
         OutputStage::RopeToCache { half: false },
         OutputStage::RopeToCache { half: true },
     ];
-    // All steps of the epilogue: fewer leave code out and add none.
+    // All steps of the epilogue: other combinations only remove code.
     let flags = EpilogueFlags {
         bias: true,
         gamma: true,

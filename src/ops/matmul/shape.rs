@@ -11,7 +11,7 @@ use crate::tensor::{Precision, Shard};
 /// Rows of x that stand for every larger number of rows when kernels are measured: a chunk of a prompt.
 const MANY_ROWS: usize = 512;
 
-/// A matrix product x W^T, as far as the choice of a kernel depends on it.
+/// The properties of a matmul that select its kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MatmulShape {
     /// How the weights are stored.

@@ -116,7 +116,7 @@ pub(crate) fn vae(config: &VaeConfig) -> Vec<ExpectedTensor> {
             for module in ["to_q", "to_k", "to_out.0"] {
                 tensors.layer(&format!("{name}.{module}"), &[last, last]);
             }
-            // The left operand of a product.
+            // The left operand of a matmul, which must be f32.
             tensors.layer_at_least(Precision::F32, &format!("{name}.to_v"), &[last, last]);
         }
     };

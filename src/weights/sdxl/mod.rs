@@ -435,8 +435,8 @@ impl SdxlCheckpoint {
 const NETWORK_STEM: &str = "diffusion_pytorch_model";
 const TEXT_STEM: &str = "model";
 
-/// The folders of a model in diffusers' layout, and for those of networks the names that files of weights can have. The
-/// first that exists counts.
+/// The folders of a model in diffusers' layout. A network's folder comes with the possible names of its weights, in
+/// order of preference.
 pub fn component_folders(prefer_f16: bool) -> Vec<(&'static str, Vec<String>)> {
     let plain = ["scheduler"].into_iter().chain(TOKENIZER_FOLDERS).map(|folder| (folder, Vec::new()));
     let networks =

@@ -1,4 +1,4 @@
-//! What the model predicts next to what was measured, where something was: on an H200 (docs/performance.md).
+//! Compares predictions with the measurements that exist: those on an H200 (docs/performance.md).
 
 use mgm::ops::{Epilogue, linear};
 use mgm::tensor::{Matrix, Precision, Tensor};

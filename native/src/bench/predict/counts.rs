@@ -108,7 +108,7 @@ mod tests {
         assert!(own && counts.load_bytes == 72.0 && counts.occupancy == 40.0 && counts.instructions == 1769.0);
         // (183 + 267) / 128 instructions a multiply-add.
         assert!((counts.multiply_adds - 128.0 / 450.0).abs() < 1e-12);
-        let (near, own) = table.find("matvec.q4.norm").expect("a relative");
+        let (near, own) = table.find("matvec.q4.norm").expect("a similar kernel");
         assert!(!own && near.multiply_adds == 0.15);
         assert_eq!(table.find("matmul"), None);
     }

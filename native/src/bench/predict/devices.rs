@@ -53,11 +53,11 @@ impl Device {
     /// Cycles between two instructions of a subgroup that depend on each other.
     pub fn issue_latency(&self) -> f64 {
         match self.family {
-            // NVIDIA since Volta, and GCN's four passes: known. The others are taken for the same.
+            // NVIDIA since Volta, and GCN's four passes: known. Assumed for the others.
             Family::Gcn | Family::Nvidia | Family::Intel(_) => 4.0,
             // AMD's documents for RDNA.
             Family::Rdna => 5.0,
-            // Not published. The drivers' occupancy is taken to suffice.
+            // Not published. The driver's occupancy is assumed to be enough.
             Family::Adreno | Family::Apple => 1.0,
         }
     }

@@ -1,4 +1,4 @@
-//! The dispatches of llama.cpp's Vulkan backend for a LLaMA in Q4_0, to be put through the same model.
+//! The dispatches of llama.cpp's Vulkan backend for a LLaMA in Q4_0, for the same performance model.
 //!
 //! They are counted by reading llama.cpp as of the crate llama-cpp-sys-2 0.1.161, whose shaders `make isa LLAMA=1`
 //! compiles: the graph in `src/models/llama.cpp`, and in `ggml-vulkan.cpp` what is fused (norm with its weight, RoPE

@@ -46,7 +46,7 @@ struct Row {
     /// Percent of the time by [`Limit`].
     percent: BTreeMap<&'static str, f64>,
     bottleneck: &'static str,
-    /// Percent of the time that rests on counts of the very kernel, not of a relative.
+    /// Percent of the time that is based on counts of the kernel itself, not of a similar one.
     counted_percent: f64,
 }
 

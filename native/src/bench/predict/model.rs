@@ -46,11 +46,11 @@ impl Limit {
     }
 }
 
-/// Microseconds by what they are spent on, in the order of [`Limit::ALL`].
+/// Microseconds per limit, in the order of [`Limit::ALL`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Time {
     pub by_limit: [f64; 5],
-    /// Those that rest on counts of the kernel itself, not of a relative.
+    /// Those that are based on counts of the kernel itself, not of a similar kernel.
     pub counted: f64,
 }
 
@@ -138,7 +138,7 @@ pub fn time(device: &Device, table: &Table, work: &Work) -> Time {
     };
     let matrix_us = matrix * imbalance;
 
-    // The three overlap as far as other workgroups of a core are in another phase.
+    // The three overlap only if the workgroups on a core are in different phases.
     let sum = memory_us + issue_us + matrix_us;
     let slowest = memory_us.max(issue_us).max(matrix_us);
     let busy = slowest + (sum - slowest) / at_a_time;

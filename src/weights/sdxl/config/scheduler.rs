@@ -366,7 +366,7 @@ pub struct SchedulerOverride {
     timestep_spacing: Option<TimestepSpacing>,
 }
 
-/// The name that gives this choice when it is parsed: `dpm++-2m-karras`.
+/// The name that parses to this override: `dpm++-2m-karras`.
 impl fmt::Display for SchedulerOverride {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.class, self.sde) {
