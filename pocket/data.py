@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .sizes import CLIP_MEAN, CLIP_STD, PAINTED, POCKET
+from .sizes import CLIP_MEAN, CLIP_STD, IMAGE_SIDE, POCKET
 from .tokenizer import IMAGE, Tokenizer
 from .world import easyvqa
 from .world.scene import BACKGROUNDS, GRID, HELD_OUT, Scene, draw_scene, framed, render
@@ -223,7 +223,7 @@ def _large(number: int, rng: random.Random, recipe: Recipe) -> tuple[Scene, Imag
     draw = rng.random()
     if not recipe.images or draw < 0.3:
         return scene, None
-    image = render(scene, PAINTED)
+    image = render(scene, IMAGE_SIDE)
     return scene, softened(image, rng) if draw > 0.5 else image
 
 
@@ -254,8 +254,8 @@ def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batc
     for row, (these, mark) in enumerate(zip(rows, marks)):
         ids[row, : len(these)] = torch.tensor(these)
         answers[row, : len(mark)] = torch.tensor(mark)
-    told = [cells(sample.scene) if sample.scene else _nothing() for sample in samples]
-    kinds = np.stack([values[:, 0] for values, _ in told])
+    described = [cells(sample.scene) if sample.scene else _nothing() for sample in samples]
+    kinds = np.stack([values[:, 0] for values, _ in described])
     looks = looks_of(samples, rows, spans, kinds, tokenizer)
     views = None
     if recipe.images:
@@ -264,8 +264,8 @@ def collate(samples: list[Sample], tokenizer: Tokenizer, recipe: Recipe) -> Batc
     return Batch(
         ids,
         answers,
-        torch.from_numpy(np.stack([values for values, _ in told])),
-        torch.from_numpy(np.stack([offsets for _, offsets in told])),
+        torch.from_numpy(np.stack([values for values, _ in described])),
+        torch.from_numpy(np.stack([offsets for _, offsets in described])),
         torch.tensor([sample.scene is not None for sample in samples]),
         views,
         looks,

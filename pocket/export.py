@@ -1,7 +1,7 @@
 """Exports a run's models as released checkpoints: the Mini-Gemini folder, both towers' folders next to it, and the image model
 in diffusers' layout.
 
-    python -m pocket.export RUN OUT [--part mgm|painter]
+    python -m pocket.export RUN OUT [--part mgm|image-model]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from .sizes import CLIP_FOLDER, CLIP_MEAN, CLIP_STD, CONVNEXT_FOLDER, POCKET
 from .train.common import load_stage
 
 MODEL_FOLDER = "Pocket"
-PAINTER_FOLDER = "sdxl"
+IMAGE_MODEL_FOLDER = "sdxl"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -172,28 +172,28 @@ def export(model: Mgm, tokenizer: Path, out: Path) -> Path:
     return folder
 
 
-def export_painter(folder: Path, out: Path) -> Path:
+def export_image_model(folder: Path, out: Path) -> Path:
     """Writes OUT/sdxl in diffusers' layout."""
-    from .models.painter import pipeline
-    from .train.paint import trained_painter, trained_vae
+    from .models.image_model import pipeline
+    from .train.unet import trained_image_model, trained_vae
 
-    painter, tokenizer = trained_painter(folder)
-    pipeline(painter.cpu(), trained_vae(folder).cpu(), tokenizer).save_pretrained(out / PAINTER_FOLDER)
-    return out / PAINTER_FOLDER
+    image_model, tokenizer = trained_image_model(folder)
+    pipeline(image_model.cpu(), trained_vae(folder).cpu(), tokenizer).save_pretrained(out / IMAGE_MODEL_FOLDER)
+    return out / IMAGE_MODEL_FOLDER
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a training run")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--part", choices=("mgm", "painter"), help="one of the two alone")
+    parser.add_argument("--part", choices=("mgm", "image-model"), help="one of the two alone")
     arguments = parser.parse_args()
-    if arguments.part != "painter":
+    if arguments.part != "image-model":
         model = Mgm()
         model.load_state_dict(load_stage(arguments.run, "instruct")["model"])
         print(export(model, arguments.run / "tokenizer", arguments.out))
     if arguments.part != "mgm":
-        print(export_painter(arguments.run, arguments.out))
+        print(export_image_model(arguments.run, arguments.out))
 
 
 if __name__ == "__main__":

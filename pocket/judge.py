@@ -25,7 +25,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .models.painter import DENOISING_STEPS, GUIDANCE, NEGATIVE, SIDE, as_tensor
+from .models.image_model import DENOISING_STEPS, GUIDANCE, NEGATIVE, SIDE, as_tensor
 from .nearest import nearest
 from .world import drawings
 from .world.things import SHAPES, be, held_region
@@ -49,7 +49,7 @@ def same_bundles(models: Path, folder: Path, names: tuple[str, ...]) -> None:
     of = {name: hashlib.sha256((models / name / "bundle.json").read_bytes()).hexdigest() for name in names}
     note = folder / "bundles.json"
     if note.exists() and json.loads(note.read_text()) != of:
-        raise SystemExit(f"{folder} has pictures of other bundles: name an empty folder")
+        raise SystemExit(f"{folder} has images of other bundles: name an empty folder")
     note.write_text(json.dumps(of))
 
 
@@ -57,7 +57,7 @@ def file_of(row: dict) -> str:
     return f"{row['id']:03}.png"
 
 
-def paint_requests(rows: list[dict], mgm: Path, models: Path, folder: Path) -> None:
+def generate_images(rows: list[dict], mgm: Path, models: Path, folder: Path) -> None:
     """Has Pocket write the prompts and the image model generate the images; existing images are kept."""
     asked = [
         {
@@ -148,7 +148,7 @@ def main() -> None:
         for row in rows:
             drawings.picture(drawings.Drawing.of_row(row), SIDE).save(folder / file_of(row))
     else:
-        paint_requests(rows, mgm, arguments.models, folder)
+        generate_images(rows, mgm, arguments.models, folder)
 
     looked = [question for row in rows for question in questions_about(row)]
     said = evaluate(mgm, arguments.models / "pocket", looked, folder / "questions.jsonl", folder / "looks.jsonl")
@@ -169,7 +169,7 @@ def main() -> None:
     for name, which in groups.items():
         fresh, near = ([verdicts[row["id"]][i] for row in which] for i in (0, 1))
         both = sum(a and b for a, b in zip(fresh, near))
-        figures[name] = {"pictures": len(which), "fresh look": sum(fresh), "nearest picture": sum(near), "both": both}
+        figures[name] = {"images": len(which), "fresh look": sum(fresh), "nearest image": sum(near), "both": both}
         print(f"{name}: {figures[name]}")
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .models.painter import SIDE, as_tensor
+from .models.image_model import SIDE, as_tensor
 from .world import drawings
 from .world.things import COLOUR_NAMES, KINDS, PAINTS
 

@@ -6,7 +6,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_FOLDER = "OpenAI/clip-vit-pocket"
 CONVNEXT_FOLDER = "OpenAI/openclip-convnext-pocket"
-PAINTED = 128  # the side of generated images
+IMAGE_SIDE = 128  # the side of generated images
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUFFIXES = {".css", ".html", ".js", ".md", ".mjs", ".py", ".rs", ".toml", ".ts", ".tsx", ".wgsl", ".yml"}
+SUFFIXES = {".cff", ".css", ".html", ".js", ".md", ".mjs", ".py", ".rs", ".sh", ".svg", ".toml", ".ts", ".tsx", ".wgsl", ".yml"}
+NAMES = {"LICENSE", "Makefile", "NOTICE"}
 
 # Files that are not checked: data, vendored text, the page that lists these very words, and this list.
 SKIPPED = re.compile(
@@ -60,8 +61,8 @@ ALLOWED = [
     r"</?picture>|\b(first|contentful)[- ]paint|will-change|paint-order",
     # Prompts in the words of Pocket's training data, and answers to them.
     r"(describe|in|of|about) (the|this|your) picture[.?]|\b(draw|generate|paint) (me )?(a|the) picture of|the picture shows?\b",
-    # The stage and part names of Pocket's training.
-    r"`paint`|^\| paint \||models/painter\.py|--part (mgm\|)?painter|\"painted\"",
+    # A field of Pocket's generated data.
+    r"\"painted\"",
     # Iterators, slices and cursors.
     r"look[- ]?ahead|lookup|look up",
 ]
@@ -72,7 +73,7 @@ def files(paths):
     """Tracked and new files of the paths (all of the repository without one) that are checked."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "--"]
     listed = subprocess.run(command + paths, check=True, capture_output=True, text=True).stdout.splitlines()
-    checked = lambda name: Path(name).suffix in SUFFIXES or Path(name).name == "Makefile"
+    checked = lambda name: Path(name).suffix in SUFFIXES or Path(name).name in NAMES
     return sorted({name for name in listed if checked(name) and not SKIPPED.match(name)})
 
 

@@ -16,7 +16,7 @@ from transformers import LlamaTokenizer
 from pocket import data
 from pocket.export import checkpoint_names
 from pocket.models.mgm import Mgm
-from pocket.models.painter import SIDE, as_tensor
+from pocket.models.image_model import SIDE, as_tensor
 from pocket.models.vision import Depthwise, Mining
 from pocket.nearest import nearest
 from pocket.tokenizer import IMAGE, SYSTEM, Tokenizer, corpus, train

@@ -6,8 +6,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "clip": (),
     "align": ("language", "clip", "convnext"),
     "vae": (),
-    "paint": ("vae",),
-    "lessons": ("paint",),
+    "unet": ("vae",),
+    "lessons": ("unet",),
     "instruct": ("align", "lessons"),
 }
 STOPPED = 75  # exit status of a stage that was asked to stop

@@ -15,7 +15,7 @@ from ..models.mgm import Mgm
 from ..sizes import POCKET
 from ..tokenizer import Tokenizer
 from .common import DEVICE, Muon, Run, accuracy, fit, load_stage
-from .language import Told, tokenizer_folder
+from .language import SceneTokens, tokenizer_folder
 from .towers import RECIPE, CellHeads, cell_loss
 
 STEPS, BATCH, SEED = 1500, 24, 3
@@ -54,15 +54,15 @@ def main(folder: Path, steps: int | None = None) -> None:
     torch.manual_seed(SEED)
     run = Run("align", folder)
     tokenizer = tokenizer_folder(folder)
-    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
+    model, scene_tokens = Mgm().to(DEVICE), SceneTokens(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
     language, clip, convnext = (load_stage(folder, stage) for stage in ("language", "clip", "convnext"))
     model.language.load_state_dict(language["language"])
-    told.load_state_dict(language["told"])
+    scene_tokens.load_state_dict(language["told"])
     words = language["language"]["embed_tokens.weight"].clone()
     model.vision.clip.load_state_dict(clip["tower"])
     model.vision.convnext.load_state_dict(convnext["tower"])
     model.requires_grad_(False)
-    told.requires_grad_(False)
+    scene_tokens.requires_grad_(False)
     vision = model.vision
     heads = CellHeads(POCKET.language.hidden_size).to(DEVICE)
     modules = {"mining": vision.mining.requires_grad_(), "projector": vision.projector.requires_grad_(), "heads": heads}
@@ -71,7 +71,7 @@ def main(folder: Path, steps: int | None = None) -> None:
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         cells, offsets = batch.cells.to(DEVICE), batch.offsets.to(DEVICE)
-        target = told(cells, offsets, words).float()
+        target = scene_tokens(cells, offsets, words).float()
         visual = model.see(batch.pixels.to(DEVICE), keep_mask(batch))
         return {
             "tokens": token_loss(visual, target, cells, batch.known.to(DEVICE)),

@@ -15,7 +15,7 @@ from ..sizes import POCKET
 from ..tokenizer import Tokenizer
 from .align import held_out_accuracy, keep_mask, token_loss
 from .common import DEVICE, Muon, Run, compile_layers, fit, load_stage, read
-from .language import Told, tokenizer_folder
+from .language import SceneTokens, tokenizer_folder
 from .lessons import load_lessons
 from .towers import RECIPE as FULL
 from .towers import CellHeads, cell_loss
@@ -35,12 +35,12 @@ def main(folder: Path, steps: int | None = None) -> None:
     lessons = load_lessons(folder)
     recipe, full = replace(RECIPE, lessons=lessons), replace(FULL, lessons=lessons)
     tokenizer = tokenizer_folder(folder)
-    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
+    model, scene_tokens = Mgm().to(DEVICE), SceneTokens(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
     heads = CellHeads(POCKET.language.hidden_size).to(DEVICE)
     language = load_stage(folder, "language")
-    told.load_state_dict(language["told"])
+    scene_tokens.load_state_dict(language["told"])
     words = language["language"]["embed_tokens.weight"].clone()
-    told.requires_grad_(False)
+    scene_tokens.requires_grad_(False)
     if not run.path.exists():
         clip, convnext, aligned = (load_stage(folder, stage) for stage in ("clip", "convnext", "align"))
         model.language.load_state_dict(language["language"])
@@ -65,7 +65,7 @@ def main(folder: Path, steps: int | None = None) -> None:
         cells = of_both("cells")
         visual = model.see(of_both("pixels"), torch.cat([keep_mask(batch) for batch in both]))
         offsets = of_both("offsets")
-        target = told(cells, offsets, words).float()
+        target = scene_tokens(cells, offsets, words).float()
         found = read(model, both[0], visual[: len(both[0].ids)], answers_only=True)
         return {
             "answers": found.each.mean(),

@@ -23,7 +23,7 @@ from .common import DEVICE, Muon, Run, accuracy, compile_layers, fit, read
 STEPS, BATCH, SEED = 1500, 24, 1
 
 
-class Told(nn.Module):
+class SceneTokens(nn.Module):
     """Visual tokens written from a scene, [n, 64, hidden]: the content and position of a cell, each as the words for it plus a
     learned part."""
 
@@ -51,11 +51,11 @@ class Told(nn.Module):
 
     def forward(self, cells: Tensor, offsets: Tensor, words: Tensor) -> Tensor:
         """`words`: the language model's embeddings [vocabulary, hidden]."""
-        told = self.position_embed + self.place_words @ words + self.offset_head(offsets)
+        scene_tokens = self.position_embed + self.place_words @ words + self.offset_head(offsets)
         for index, table in enumerate(self.fields):
             rows = table.weight + getattr(self, f"words{index}") @ words
-            told = told + F.embedding(cells[..., index], rows)
-        return told
+            scene_tokens = scene_tokens + F.embedding(cells[..., index], rows)
+        return scene_tokens
 
 
 def smooth_positions(hidden: int) -> Tensor:
@@ -106,15 +106,15 @@ def main(folder: Path, steps: int | None = None) -> None:
     torch.manual_seed(SEED)
     run = Run("language", folder)
     tokenizer = tokenizer_folder(folder)
-    model, told = Mgm().to(DEVICE), Told(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
+    model, scene_tokens = Mgm().to(DEVICE), SceneTokens(POCKET.language.hidden_size, Tokenizer(tokenizer)).to(DEVICE)
     language = model.language
     recipe = data.Recipe()
-    named = [*language.named_parameters(), *((f"told_embed.{n}", p) for n, p in told.named_parameters())]
+    named = [*language.named_parameters(), *((f"told_embed.{n}", p) for n, p in scene_tokens.named_parameters())]
     optimiser = Muon(named, rate=0.005, adam_rate=7e-4)
     compile_layers(*language.layers)
 
     def visual(batch: data.Batch) -> Tensor:
-        return told(batch.cells.to(DEVICE), batch.offsets.to(DEVICE), language.embed_tokens.weight)
+        return scene_tokens(batch.cells.to(DEVICE), batch.offsets.to(DEVICE), language.embed_tokens.weight)
 
     def loss_of(batch: data.Batch) -> dict[str, Tensor]:
         found = read(model, batch, visual(batch))
@@ -129,7 +129,7 @@ def main(folder: Path, steps: int | None = None) -> None:
     fit(
         run,
         steps or STEPS,
-        {"language": language, "told": told},
+        {"language": language, "told": scene_tokens},
         optimiser,
         lambda first: data.batches(tokenizer, recipe, BATCH, first, SEED),
         loss_of,

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models.painter import DENOISING_STEPS, GUIDANCE, as_image, ids_of
+from ..models.image_model import DENOISING_STEPS, GUIDANCE, as_image, ids_of
 from ..nearest import nearest
 from ..world import drawings
 from ..world.scene import BACKGROUNDS, Scene, Thing
 from ..world.things import held_region, region
 from . import STOPPED
 from .common import DEVICE, Run, load_stage
-from .paint import paint, trained_painter, trained_vae
+from .unet import generate, trained_image_model, trained_vae
 
 STEPS, BATCH, SEED = 50, 32, 7
 
@@ -43,14 +43,14 @@ def ground_of(picture: torch.Tensor) -> str:
 
 def main(folder: Path, steps: int | None = None) -> None:
     run, last = Run("lessons", folder), steps or STEPS
-    (painter, tokenizer), vae = trained_painter(folder), trained_vae(folder)
+    (image_model, tokenizer), vae = trained_image_model(folder), trained_vae(folder)
     state = run.load() or {"step": 0, "rows": [], "pictures": torch.empty(0)}
     rows, pictures = state["rows"], list(state["pictures"].cpu()[: len(state["rows"])])
     for step in range(state["step"], last):
         first = SEED * (1 << 32) + step * BATCH
         wanted = [drawings.draw(random.Random(first + i)) for i in range(BATCH)]
         ids = ids_of(tokenizer, [drawing.prompt for drawing in wanted]).to(DEVICE)
-        for drawing, picture in zip(wanted, paint(painter, vae, ids, DENOISING_STEPS, GUIDANCE, seed=first)):
+        for drawing, picture in zip(wanted, generate(image_model, vae, ids, DENOISING_STEPS, GUIDANCE, seed=first)):
             found = nearest(picture, drawing.background)
             plain = ground_of(picture) == (drawing.background or "white")
             if plain and found.shows(drawing) and not held_region(drawing.kind.name, region(found.x, found.y)):
@@ -62,5 +62,5 @@ def main(folder: Path, steps: int | None = None) -> None:
             if run.stop:
                 raise SystemExit(STOPPED)
     if not rows:
-        raise SystemExit("none of the pictures shows what was asked for: train `paint` for longer")
+        raise SystemExit("none of the images shows what was asked for: train `unet` for longer")
     run.finish()

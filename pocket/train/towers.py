@@ -34,9 +34,9 @@ class CellHeads(nn.Module):
         return fields, offsets
 
 
-def cell_loss(told: tuple[list[Tensor], Tensor], cells: Tensor, offsets: Tensor) -> Tensor:
+def cell_loss(predicted: tuple[list[Tensor], Tensor], cells: Tensor, offsets: Tensor) -> Tensor:
     """Kind, text and background have targets everywhere, the other fields only in cells with a thing."""
-    fields, guess = told
+    fields, guess = predicted
     thing = cells[..., FIELD_INDEX["kind"]] > 0
     text = cells[..., FIELD_INDEX["text"]] > 0
     number = cells[..., FIELD_INDEX["text"]] == data.NUMBER
@@ -61,10 +61,10 @@ def cell_loss(told: tuple[list[Tensor], Tensor], cells: Tensor, offsets: Tensor)
     return total
 
 
-def field_accuracy(told: list[Tensor], cells: Tensor, right: dict, count: dict) -> None:
+def field_accuracy(predicted: list[Tensor], cells: Tensor, right: dict, count: dict) -> None:
     thing, text = cells[..., FIELD_INDEX["kind"]] > 0, cells[..., FIELD_INDEX["text"]] > 0
     number = cells[..., FIELD_INDEX["text"]] == data.NUMBER
-    guesses = [logits.argmax(-1) for logits in told]
+    guesses = [logits.argmax(-1) for logits in predicted]
     hits = {name: guesses[i] == cells[..., i] for name, i in FIELD_INDEX.items()}
     digits = hits["digit1"] & hits["digit2"] & hits["digit3"]
     long = cells[..., FIELD_INDEX["digit1"]] > 0

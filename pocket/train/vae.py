@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from ..models.painter import SIDE, as_image, as_tensor, make_vae
+from ..models.image_model import SIDE, as_image, as_tensor, make_vae
 from ..world import drawings
 from ..world.scene import draw_scene, render
 from .common import DEVICE, Muon, Run, fit

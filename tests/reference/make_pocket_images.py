@@ -1,6 +1,6 @@
 """Images that diffusers generates with Pocket SDXL in f32: tests/data/pocket/{blue-dog,red-car}.png.
 
-    python -m pocket.export pocket-run out --part painter
+    python -m pocket.export pocket-run out --part image-model
     python tests/reference/make_pocket_images.py out/sdxl tests/data/pocket
 """
 

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from ..models.painter import (
+from ..models.image_model import (
     LATENT,
     NEGATIVE,
     SCHEDULE,
     SIDE,
-    Painter,
+    ImageModel,
     as_image,
     as_tensor,
     ids_of,
@@ -80,25 +80,25 @@ def latents(folder: Path, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
     return torch.cat(found), prompts
 
 
-def trained_painter(folder: Path) -> tuple[Painter, CLIPTokenizer]:
+def trained_image_model(folder: Path) -> tuple[ImageModel, CLIPTokenizer]:
     tokenizer = load_tokenizer(tokenizer_folder(folder))
-    painter = Painter(len(tokenizer)).to(DEVICE)
-    painter.load_state_dict(load_stage(folder, "paint")["average"])
-    return painter.eval(), tokenizer
+    image_model = ImageModel(len(tokenizer)).to(DEVICE)
+    image_model.load_state_dict(load_stage(folder, "unet")["average"])
+    return image_model.eval(), tokenizer
 
 
 @torch.no_grad()
-def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
+def generate(image_model: ImageModel, vae: AutoencoderKL, ids: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
     """Images [n, 3, side, side] of -1..1 for prompts' ids, with guidance against the empty prompt."""
     with mixed():
         scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
         scheduler.set_timesteps(steps)
-        context, pooled = painter.conditions(ids)
+        context, pooled = image_model.conditions(ids)
         context = torch.cat([torch.zeros_like(context), context])
         pooled = torch.cat([torch.zeros_like(pooled), pooled])
         x = torch.randn(len(ids), 4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
         for time in scheduler.timesteps:
-            without, with_text = painter.noise(torch.cat([x, x]), time, context, pooled).chunk(2)
+            without, with_text = image_model.noise(torch.cat([x, x]), time, context, pooled).chunk(2)
             x = scheduler.step(without + guidance * (with_text - without), time, x).prev_sample
         picture = vae.decode(x / vae.config.scaling_factor).sample
     return picture.float().clamp(-1, 1)
@@ -106,17 +106,17 @@ def paint(painter: Painter, vae: AutoencoderKL, ids: Tensor, steps: int, guidanc
 
 def main(folder: Path, steps: int | None = None) -> None:
     torch.manual_seed(SEED)
-    run = Run("paint", folder)
+    run = Run("unet", folder)
     tokenizer = load_tokenizer(tokenizer_folder(folder))
     vae = trained_vae(folder)
     stored, prompts = latents(folder, vae)
     ids, negative = ids_of(tokenizer, prompts), ids_of(tokenizer, [NEGATIVE])
-    painter = Painter(len(tokenizer)).to(DEVICE)
+    image_model = ImageModel(len(tokenizer)).to(DEVICE)
     if DEVICE.type == "cpu":
         # PyTorch's fused attention has a slow backward pass at 256 positions: a step takes a fifth less time without.
-        painter.unet.set_attn_processor(AttnProcessor())
-    average = copy.deepcopy(painter).requires_grad_(False).eval()
-    optimiser = Muon(painter.named_parameters(), rate=0.005, adam_rate=7e-4, convolutions=True)
+        image_model.unet.set_attn_processor(AttnProcessor())
+    average = copy.deepcopy(image_model).requires_grad_(False).eval()
+    optimiser = Muon(image_model.named_parameters(), rate=0.005, adam_rate=7e-4, convolutions=True)
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
     def batches(first: int) -> Iterator[tuple[Tensor, ...]]:
@@ -134,11 +134,11 @@ def main(folder: Path, steps: int | None = None) -> None:
         clean, text, times, noise, drop = (each.to(DEVICE) for each in batch)
         # Some are unconditional, for guidance. Half of these get the usual negative prompt.
         text = torch.where(((drop >= 0.06) & (drop < 0.12))[:, None], negative.to(DEVICE), text)
-        context, pooled = painter.conditions(text)
-        told = (drop >= 0.06).to(context.dtype)
+        context, pooled = image_model.conditions(text)
+        prompted = (drop >= 0.06).to(context.dtype)
         alpha = alphas.to(DEVICE)[times][:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        guess = painter.noise(noisy, times, context * told[:, None, None], pooled * told[:, None]).float()
+        guess = image_model.noise(noisy, times, context * prompted[:, None, None], pooled * prompted[:, None]).float()
         signal = (alpha / (1 - alpha)).flatten()
         weight = signal.clamp(max=5) / signal  # min-SNR: nearly clean latents teach little
         return {"noise": (weight * (guess - noise).square().mean((1, 2, 3))).mean() * 3}
@@ -146,13 +146,13 @@ def main(folder: Path, steps: int | None = None) -> None:
     @torch.no_grad()
     def after_step(step: int) -> None:
         keep = min(AVERAGE, (step + 1) / (step + 10))
-        for mine, new in zip(average.parameters(), painter.parameters()):
+        for mine, new in zip(average.parameters(), image_model.parameters()):
             mine.lerp_(new, 1 - keep)
 
     def evaluate() -> dict[str, float]:
         wanted = [drawings.draw(random.Random(i), held_out=i % 2 == 0) for i in range(16)]
         text = ids_of(tokenizer, [drawing.prompt for drawing in wanted]).to(DEVICE)
-        made = paint(average, vae, text, steps=15, guidance=4.0, seed=1)
+        made = generate(average, vae, text, steps=15, guidance=4.0, seed=1)
         sheet = Image.new("RGB", (8 * SIDE, 4 * SIDE))
         right = 0
         for i, drawing in enumerate(wanted):
@@ -160,8 +160,8 @@ def main(folder: Path, steps: int | None = None) -> None:
             sheet.paste(drawings.picture(drawing, SIDE), at)
             sheet.paste(as_image(made[i]), (at[0], at[1] + SIDE))
             right += nearest(made[i], drawing.background).shows(drawing)
-        sheet.save(folder / "paint.png")
-        return {"nearest picture is the one asked for": right / len(wanted)}
+        sheet.save(folder / "unet.png")
+        return {"nearest image is the one asked for": right / len(wanted)}
 
-    fit(run, steps or STEPS, {"painter": painter, "average": average}, optimiser, batches, loss_of, evaluate, 500,
+    fit(run, steps or STEPS, {"painter": image_model, "average": average}, optimiser, batches, loss_of, evaluate, 500,
         after_step=after_step)  # fmt: skip

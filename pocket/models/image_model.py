@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ..sizes import PAINTED
+from ..sizes import IMAGE_SIDE
 
-SIDE, LATENT = PAINTED, 16
+SIDE, LATENT = IMAGE_SIDE, 16
 POSITIONS = 24
 MERGES = 700
 # The start of the negative prompt of conversations; the text encoders have no room for more.
@@ -79,7 +79,7 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
-class Painter(nn.Module):
+class ImageModel(nn.Module):
     """Text encoders and UNet, which are trained together."""
 
     def __init__(self, vocab_size: int) -> None:
@@ -162,8 +162,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     )
 
 
-def pipeline(painter: Painter, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
+def pipeline(image_model: ImageModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
     """diffusers' pipeline of the components; `save_pretrained` writes the released layout."""
     return StableDiffusionXLPipeline(
-        vae, painter.text_encoder, painter.text_encoder_2, tokenizer, tokenizer, painter.unet,
+        vae, image_model.text_encoder, image_model.text_encoder_2, tokenizer, tokenizer, image_model.unet,
         EulerDiscreteScheduler(**SCHEDULE), add_watermarker=False)  # fmt: skip
