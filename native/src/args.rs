@@ -56,6 +56,7 @@ pub struct CheckpointArgs {
     pub llm: Option<PathBuf>,
 }
 
+/// Parses a size in bytes, with units of powers of 1024: `8G` is 8 GiB. The crate `bytesize` reads it as 8e9 bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
     let shift = match unit.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {

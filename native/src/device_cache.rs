@@ -117,6 +117,7 @@ fn file(adapter: &AdapterSummary, kind: &str) -> Option<PathBuf> {
     Some(folder()?.join("mgm").join(format!("{}.{kind}", adapter.cache_name)))
 }
 
+/// The user's cache folder. No crate for this: `dirs` ignores XDG_CACHE_HOME on Windows and macOS.
 fn folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let default = if cfg!(windows) {

@@ -1,4 +1,5 @@
 // Serves the demo page with the bundled models and the bundles in a folder: serve.mjs [MODELS] [PORT].
+// No package: a static server cannot merge several folders and list their models in `models.json`.
 
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { createReadStream } from "node:fs";

@@ -1,4 +1,5 @@
-// Requests with retries, detection of stalled connections, and errors that say what went wrong.
+// Requests with retries, detection of stalled connections, and errors that say what went wrong. No library: the package has no
+// runtime dependencies, and wrappers of `fetch` repeat requests, but do not notice bodies that stall.
 
 import { MgmError } from "./errors.js";
 import { MANIFEST } from "./manifest.js";

@@ -1,4 +1,7 @@
-/** Cuts a streamed text before the first occurrence of a stop string. */
+/**
+ * Cuts a streamed text before the first occurrence of a stop string. No library: the package has no runtime dependencies, and stop strings
+ * are few and short, so a plain search is fast enough.
+ */
 export class StopStrings {
   /** The end of the text so far, if it may be the beginning of a stop string. */
   #held = "";

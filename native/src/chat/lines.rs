@@ -49,7 +49,8 @@ impl Lines {
 }
 
 /// Returns `$XDG_STATE_HOME/mgm/history`, or `~/.local/state/mgm/history`, and creates its folder. `None` if there is
-/// no home folder, or if the folder cannot be created.
+/// no home folder, or if the folder cannot be created. No crate for this: `dirs::state_dir` is `None` on Windows and
+/// macOS.
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE")).map(PathBuf::from);

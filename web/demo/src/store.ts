@@ -1,4 +1,5 @@
-// What the page stores between visits: the conversation with its images in IndexedDB, settings in localStorage.
+// What the page stores between visits: the conversation with its images in IndexedDB, settings in localStorage. No
+// library (`idb`): one store needs only `open` and `transact`.
 
 import { defaults } from "mgm-webgpu";
 
