@@ -7,7 +7,8 @@
 // 3. kernels in Chromium: mgm, and onnxruntime-web (web/benches/race.mjs);
 // 4. every kernel against the adapter's limits (`mgm bench --roofline`): medians, and fastest run over fastest run.
 //
-// RACE=language,burn,web,roofline runs only some of them, ROUNDS=5 races in five rounds instead of three. The table says what could not run.
+// RACE=language,burn,web,roofline runs only some of them, ROUNDS=5 races in five rounds instead of three. The table says what could not
+// run.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";

@@ -1,6 +1,6 @@
-//! A model in a multi-threaded async program. Models are not `Send`, so one thread owns the model. A channel carries questions
-//! to it, each with a channel for the parts of its answer; dropping the receiver of the parts cancels the answer.
-//! `cargo run --release --example async_server`
+//! A model in a multi-threaded async program. Models are not `Send`, so one thread owns the model. A channel carries
+//! questions to it, each with a channel for the parts of its answer; dropping the receiver of the parts cancels the
+//! answer. `cargo run --release --example async_server`
 
 use std::ops::ControlFlow;
 use std::thread;

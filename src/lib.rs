@@ -34,7 +34,8 @@
 //! # Where to start
 //!
 //! * [`Model`], [`Chat`]: conversations about images ([`session`]).
-//! * [`Model::open`] with [`LoadOptions`]: another precision than the stored one, another conversation template, progress.
+//! * [`Model::open`] with [`LoadOptions`]: a precision other than the stored one, another conversation template, and
+//!   progress.
 //! * [`Ask::on_event`]: cancels an answer when the callback returns `ControlFlow::Break`.
 //! * [`DiffusionPipeline`]: text to image and image to image ([`diffusion`]).
 //! * [`weights`]: the readers: Mini-Gemini checkpoints, GGUF, safetensors, PyTorch, bundles.

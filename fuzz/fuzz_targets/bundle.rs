@@ -1,4 +1,4 @@
-//! The manifest of a bundle, and one shard: every file that the manifest lists has the same bytes. What opens is read too.
+//! The manifest of a bundle, and the bytes of every file that it lists. What opens is read too.
 #![no_main]
 
 use std::rc::Rc;

@@ -5,7 +5,7 @@
 //! | f32 | k f32, padded to a multiple of 4 | |
 //! | f16 | k f16, padded to a multiple of 8 | |
 //! | q8 | k i8, padded to a multiple of 32 | f16 scale: w = scale q |
-//! | q6 | low 4 bits of k u6, low half first | two words of high bits; f32 scales of the 16 and the 16: w = scale (q - 32) |
+//! | q6 | low 4 bits of k u6, low half first | two words of high bits; two f32 scales, each of 16: w = scale (q - 32) |
 //! | q5k | low 4 bits of k u5 | a word of high bits; f32 scale and minimum: w = minimum + scale q |
 //! | q5 | low 4 bits of k u5 | a word of high bits; f16 scale and minimum |
 //! | q4k | k u4 | f32 scale and minimum |
@@ -17,8 +17,8 @@
 //! Quantised rows are interleaved by [`INTERLEAVE_ROWS`]: 32 weights of the first row, 32 of the second and so on, and
 //! the words of scales likewise. The last block of rows is padded with zeros. On GPUs neighbouring invocations read
 //! neighbouring rows. Kernels for software adapters work on four rows at a time: 64 contiguous bytes of q4, and one
-//! 16-byte load for a word of each row. With blocks of four rows only, each of their invocations read a short run of its
-//! own, and in one product a software adapter spent a quarter of the time at the beginnings of these runs.
+//! 16-byte load for a word of each row. With blocks of four rows only, each of their invocations read a short run of
+//! its own, and in one product a software adapter spent a quarter of the time at the beginnings of these runs.
 
 use std::fmt;
 use std::ops::Range;

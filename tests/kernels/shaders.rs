@@ -194,8 +194,8 @@ fn every_text_is_taken_by_tint() {
     println!("{} texts parsed by tint", seen.len());
 }
 
-/// A variable that is declared in a loop without a value is zero again in every round, but Chromium on SwiftShader keeps
-/// its last value. So it is assigned before anything else happens to it.
+/// A variable that is declared in a loop without a value is zero again in every round, but Chromium on SwiftShader
+/// keeps its last value. So it is assigned before anything else happens to it.
 #[test]
 fn variables_in_loops_are_assigned_first() {
     let files: HashMap<_, _> = specialisations()

@@ -244,8 +244,8 @@ fn generation_can_be_cancelled_between_steps_and_started_again() {
     assert_eq!(generate(&mut pipeline).0, first);
 }
 
-/// What loading reports, against the plan: the golden model's UNet and autoencoder have layers with a least precision and
-/// convolutions of 3 channels, which the device pads to 4.
+/// What loading reports, against the plan: the golden model's UNet and autoencoder have layers with a least precision
+/// and convolutions of 3 channels, which the device pads to 4.
 #[test]
 fn the_memory_of_the_networks_is_as_planned() {
     let gpu = common::open_gpu();

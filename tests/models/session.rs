@@ -56,7 +56,8 @@ fn large_gpu() -> Capabilities {
     }
 }
 
-/// A model of 4 GB on a device that is only planned: nothing is allocated, compiled or run, and the capabilities choose the kernels.
+/// A model of 4 GB on a device that is only planned: nothing is allocated, compiled or run, and the capabilities choose
+/// the kernels.
 #[test]
 fn a_planned_device_takes_no_memory() {
     let test = TestOptions { planned: Some(large_gpu()), software_adapter: Some(false), ..Default::default() };

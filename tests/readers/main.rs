@@ -1,6 +1,6 @@
-//! What mgm reads, without a model's arithmetic: checkpoints, tokenizers, images, quantised blocks; and, read
-//! from the source, the order of the modules' layers and the npm package's defaults. One program, because each takes as long to link as its tests to compile:
-//! `cargo test --test readers text::` runs one file's tests.
+//! What mgm reads, without a model's arithmetic: checkpoints, tokenizers, images, quantised blocks; and, read from the
+//! source, the order of the modules' layers and the npm package's defaults. One program, because each takes as long to
+//! link as its tests to compile: `cargo test --test readers text::` runs one file's tests.
 
 #[path = "../common/mod.rs"]
 mod common;

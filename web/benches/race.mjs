@@ -1,5 +1,5 @@
-// This project's kernels and those of onnxruntime-web, alternately, in the same browser on the same adapter. Prints a table and writes JSON to
-// a file: race.mjs [FILE] [ROUNDS].
+// This project's kernels and those of onnxruntime-web, alternately, in the same browser on the same adapter. Prints a table and writes JSON
+// to a file: race.mjs [FILE] [ROUNDS].
 
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

@@ -1,4 +1,5 @@
-// Tokens per second of SmolLM2-135M (Q4_1) in Chromium and natively, alternately, on the same software adapter (SwiftShader): tokens.mjs FILE.gguf
+// Tokens per second of SmolLM2-135M (Q4_1) in Chromium and natively, alternately, on the same software adapter (SwiftShader): tokens.mjs
+// FILE.gguf
 
 import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";

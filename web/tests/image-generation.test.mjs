@@ -58,7 +58,10 @@ function native(name, ...more) {
   return `/native/${name}.png`;
 }
 
-/** Largest allowed difference of a byte. Two software adapters add in different orders: about 1e-5 of the range, which sometimes changes the rounding to a byte. */
+/**
+ * Largest allowed difference of a byte. Two software adapters add in different orders: about 1e-5 of the range, which sometimes changes the
+ * rounding to a byte.
+ */
 const TOLERANCE = 2;
 
 test("the loaded models describe themselves", async () => {

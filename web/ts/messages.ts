@@ -113,7 +113,7 @@ function hasTransparency({ data }: ImageData): boolean {
   return false;
 }
 
-/** Reads a bitmap's colours without premultiplied alpha, through a WebGL texture. `undefined` without WebGL or if the image is too large. */
+/** A bitmap's colours without premultiplied alpha, through a WebGL texture. `undefined` without WebGL or if the image is too large. */
 function unpremultiplied(bitmap: ImageBitmap): ImageData | undefined {
   const { width, height } = bitmap;
   const gl = new OffscreenCanvas(1, 1).getContext("webgl2");

@@ -4,8 +4,8 @@ import type { MgmError } from "./errors.js";
 export type Precision = "f32" | "f16" | "q8" | "q4";
 
 /**
- * An image. Workers have no `HTML…Element`s. An `<img>` from another origin needs the attribute `crossorigin`, and its server must send CORS
- * headers.
+ * An image. Workers have no `HTML…Element`s. An `<img>` from another origin needs the attribute `crossorigin`, and its server must send
+ * CORS headers.
  */
 export type ImageInput =
   | Blob

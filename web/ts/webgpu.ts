@@ -20,8 +20,8 @@ export async function deviceId(): Promise<string> {
 }
 
 /**
- * Enables the feature `subgroups` on new devices if the adapter has it. Returns whether it has. wgpu's web backend does not know the feature
- * (https://github.com/gfx-rs/wgpu/issues/10146), but passes shaders on unchanged.
+ * Enables the feature `subgroups` on new devices if the adapter has it. Returns whether it has. wgpu's web backend does not know the
+ * feature (https://github.com/gfx-rs/wgpu/issues/10146), but passes shaders on unchanged.
  */
 export async function enableSubgroups(): Promise<boolean> {
   const adapter = await requestAdapter();

@@ -3,14 +3,15 @@
 //!
 //!     isa-compile [--robust 0|1|2] [--isa DIR] [--start N] [--device] FILE.spv...
 //!
-//! Pipelines are made as wgpu-hal 30 makes them: all features that it uses are on where the device has them, parameters are a dynamic
-//! uniform block, the subgroup size may vary. `--robust` sets robustBufferAccess (1) and robustBufferAccess2 (2, the default, and
-//! wgpu's). Files next to a module may say more: FILE.spec has lines `ID TYPE VALUE` of specialisation constants (TYPE u, i or f),
-//! FILE.subgroup the required subgroup size.
+//! Pipelines are made as wgpu-hal 30 makes them: all features that it uses are on where the device has them, parameters
+//! are a dynamic uniform block, the subgroup size may vary. `--robust` sets robustBufferAccess (1) and
+//! robustBufferAccess2 (2, the default, and wgpu's). Files next to a module may say more: FILE.spec has lines `ID TYPE
+//! VALUE` of specialisation constants (TYPE u, i or f), FILE.subgroup the required subgroup size.
 //!
-//! A line for each module goes to standard output: `=`, its name and KEY=VALUE pairs, separated by tabs. What a driver prints while it
-//! compiles comes before its line. Machine code goes to DIR. The number of each module goes to standard error before it is compiled: a driver that crashes can be restarted after it with `--start`.
-//! `--device` prints the device's features and cooperative matrices instead.
+//! A line for each module goes to standard output: `=`, its name and KEY=VALUE pairs, separated by tabs. What a driver
+//! prints while it compiles comes before its line. Machine code goes to DIR. The number of each module goes to standard
+//! error before it is compiled: a driver that crashes can be restarted after it with `--start`. `--device` prints the
+//! device's features and cooperative matrices instead.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;

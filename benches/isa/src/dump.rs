@@ -2,13 +2,14 @@
 //!
 //!     isa-dump --out DIR [--kernels REGEX] [--all] [--shaders DIR]
 //!
-//! The list is not written down anywhere: models of the released sizes are planned on a device with the capabilities of a GPU
-//! (`TestOptions::planned`), once with the kernels that mgm chooses and once with every other kernel that `mgm tune` may choose.
-//! Kernels that differ only in the steps of their epilogue have the same loops; the one that computes most represents them. With
-//! `--all`, REGEX selects among all specialisations instead, for kernels that no model uses yet.
+//! The list is not written down anywhere: models of the released sizes are planned on a device with the capabilities of
+//! a GPU (`TestOptions::planned`), once with the kernels that mgm chooses and once with every other kernel that `mgm
+//! tune` may choose. Kernels that differ only in the steps of their epilogue have the same loops; the one that computes
+//! most represents them. With `--all`, REGEX selects among all specialisations instead, for kernels that no model uses
+//! yet.
 //!
-//! WGSL is read from `--shaders` at run time, so a change of a shader needs no new build. A line for each kernel goes to standard
-//! output: name, role, models, dispatches, Gflop, constants and sources, separated by tabs.
+//! WGSL is read from `--shaders` at run time, so a change of a shader needs no new build. A line for each kernel goes
+//! to standard output: name, role, models, dispatches, Gflop, constants and sources, separated by tabs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
@@ -343,8 +344,8 @@ fn parse(kernel: &Kernel) -> Result<(Module, ModuleInfo)> {
     Ok((module, info))
 }
 
-/// SPIR-V as wgpu-hal 30 makes it on Vulkan 1.3 from a trusted module: no bounds checks, no bounded loops, no checked divisions, no
-/// zeroed workgroup memory.
+/// SPIR-V as wgpu-hal 30 makes it on Vulkan 1.3 from a trusted module: no bounds checks, no bounded loops, no checked
+/// divisions, no zeroed workgroup memory.
 fn spirv(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> Result<Vec<u8>> {
     let overrides: HashMap<_, _> =
         kernel.overrides.iter().map(|(name, value)| ((*name).to_owned(), f64::from(*value))).collect();
@@ -373,7 +374,8 @@ fn spirv(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> Result<Vec<u8>>
         Capability::DotProductKHR,
     ];
     if kernel.uses_cooperative_matrices() {
-        // wgpu-hal adds both to every module of a device with cooperative matrices; without matrices they change nothing.
+        // wgpu-hal adds both to every module of a device with cooperative matrices; without matrices they change
+        // nothing.
         capabilities.extend([Capability::CooperativeMatrixKHR, Capability::VulkanMemoryModel]);
     }
     let options = spv::Options {

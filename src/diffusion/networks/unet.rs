@@ -96,9 +96,9 @@ impl Unet {
         &self.config
     }
 
-    /// Computes the condition of a batch from `context` [batch * positions, cross_attention_dim], `pooled`
-    /// [batch, pooled_width] and `time_ids` `[batch]`: original height and width, the crop's top and left, target height
-    /// and width, in pixels.
+    /// Computes the condition of a batch from `context` [batch * positions, cross_attention_dim], `pooled` [batch,
+    /// pooled_width] and `time_ids` `[batch]`: original height and width, the crop's top and left, target height and
+    /// width, in pixels.
     ///
     /// # Errors
     /// [`Error::WrongShape`]; [`Error::InvalidArgument`] if the rows of `context` are not a multiple of the batch.

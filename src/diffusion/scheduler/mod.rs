@@ -5,7 +5,8 @@
 //! ```text
 //! output   = negative + guidance * (positive - negative)
 //! denoised = clamp(denoised.sample * x + denoised.output * output)
-//! x       <- next.sample * x + next.output * output + next.denoised * denoised + next.previous * previous + next.noise * noise
+//! x       <- next.sample * x + next.output * output + next.denoised * denoised
+//!            + next.previous * previous + next.noise * noise
 //! ```
 //!
 //! `previous` is the denoised sample of the step before. The coefficients are those of diffusers' scheduler of the same

@@ -1,9 +1,9 @@
 //! Golden cases: small checkpoints in the released layouts, and what a correct runtime computes from them.
 //!
 //! The repository stores no random weights. Each case in `tests/goldens` has a manifest, `weights.json`, from which
-//! [`goldens`] generates the checkpoint under the target directory, once for each state of the stored files; [`data`] does
-//! the same for folders of `tests/data`. The Python scripts in `tests/reference` generate the same bytes: see [`random`]
-//! for the numbers and [`Manifest`] for the fields.
+//! [`goldens`] generates the checkpoint under the target directory, once for each state of the stored files; [`data`]
+//! does the same for folders of `tests/data`. The Python scripts in `tests/reference` generate the same bytes: see
+//! [`random`] for the numbers and [`Manifest`] for the fields.
 //!
 //! ```no_run
 //! let checkpoint = mgm_test_support::goldens().join("gemma-2b/MGM-2B");

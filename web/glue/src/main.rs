@@ -13,7 +13,8 @@ fn main() -> ExitCode {
     };
     let mut bindgen = Bindgen::new();
     let result = bindgen.web(true).and_then(|bindgen| {
-        // The worker passes the module's response. A default path would be `import.meta.url`, which classic workers do not have.
+        // The worker passes the module's response. A default path would be `import.meta.url`, which classic workers do
+        // not have.
         bindgen.input_path(module).typescript(true).omit_default_module_path(true).generate(folder)
     });
     match result {

@@ -27,7 +27,8 @@ const MEASURED: [(usize, usize, usize, Precision, f64); 9] = [
     (512, 10240, 1280, Precision::F16, 138.0),
 ];
 
-/// llama.cpp with a LLaMA 7B in Q4_0, 640 tokens in and 64 out, of two runs: milliseconds of the prompt, and of a token.
+/// llama.cpp with a LLaMA 7B in Q4_0, 640 tokens in and 64 out, of two runs: milliseconds of the prompt, and of a
+/// token.
 const MEASURED_LLAMA: [(&str, f64); 2] = [("prefill", 640e3 / 8952.0), ("token", 1e3 / 253.0)];
 
 /// A measurement and its prediction.

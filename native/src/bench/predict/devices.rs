@@ -26,7 +26,8 @@ pub struct Device {
     pub lanes: f64,
     /// Boost clock.
     pub ghz: f64,
-    /// Dense products of f16 matrices with f32 sums, two operations a multiply-add; 0 without matrix units that mgm can use.
+    /// Dense products of f16 matrices with f32 sums, two operations a multiply-add; 0 without matrix units that mgm can
+    /// use.
     pub matrix_tflops: f64,
     /// Microseconds from the end of a dispatch to the start of the next one that depends on it.
     pub gap: f64,

@@ -102,8 +102,8 @@ pub async fn chat(gpu: &Gpu, variant: &Variant, precision: Precision, tokens: us
     Ok(parts)
 }
 
-/// A product with one expert's weights is recorded for all tokens, since the device routes them: each expert gets a share
-/// on average. One token runs through a share of the experts; of many, every expert gets some.
+/// A product with one expert's weights is recorded for all tokens, since the device routes them: each expert gets a
+/// share on average. One token runs through a share of the experts; of many, every expert gets some.
 fn route(work: &mut Work, share: f64, tokens: usize) {
     if work.kernel.as_ref().is_some_and(|name| name.contains("routed")) {
         work.flops *= share;
