@@ -3,7 +3,8 @@
 
 mod timing;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use web_time::Instant;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::cases::{Case, F32, Linear, compare};
 use crate::ops::{
-    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, linear, matrix_units, set_matrix_units, set_tuning,
-    tuning,
+    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, linear_by, matrix_units, set_matrix_units, tuning,
+    update_tuning,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
@@ -31,6 +32,11 @@ const RUNS: usize = 3;
 const WARM_UP: Duration = Duration::from_millis(100);
 /// A kernel that is slower than the best one by this factor is not measured again.
 const TOO_SLOW: f64 = 3.0;
+/// Within a budget, a product that takes longer is not measured again: it needs no average.
+const LONG: Duration = Duration::from_millis(16);
+/// How much faster than the default kernel another one must be to replace it within a budget. Times of the same kernel
+/// differ by a few per cent from run to run, and a smaller gain is not worth the pipelines that are compiled for it.
+const MIN_GAIN: f64 = 0.05;
 
 /// Which kernels [`tune`] measures.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,22 +87,129 @@ pub async fn tune(
     options: TuneOptions,
     mut on_timing: impl FnMut(&Timing) -> ControlFlow<()>,
 ) -> Result<Tuning> {
-    let mut tuning = tuning(gpu);
-    if !tuning.is_of(&gpu.adapter().cache_name) {
-        tuning = Tuning::none(gpu);
-    }
-    tuning.retain(|kernel| options.allow(kernel));
-    let mut correct = HashMap::new();
+    update_tuning(gpu, |tuning| tuning.retain(|kernel| options.allow(kernel)));
+    let on_step = |timing: Option<&Timing>| timing.map_or(ControlFlow::Continue(()), &mut on_timing);
+    let mut stopwatch = Stopwatch { gpu, correct: HashMap::new(), deadline: None, on_step };
     let shapes: BTreeSet<_> = products.into_iter().filter_map(MatmulShape::measured).collect();
     for shape in shapes {
-        let measured = measure(gpu, shape, options, &mut correct, &mut on_timing).await;
-        set_tuning(gpu, tuning.clone());
-        if let Some(choice) = measured? {
-            tuning.insert(shape, choice);
+        let mut kernels = MatmulKernel::candidates(gpu, shape);
+        kernels.retain(|kernel| options.allow(*kernel) && is_exact_enough(*kernel, shape));
+        if let Some(timings) = stopwatch.time(shape, &kernels).await?
+            && let Some(choice) = fastest(&timings)
+        {
+            update_tuning(gpu, |tuning| tuning.insert(shape, choice));
         }
     }
-    set_tuning(gpu, tuning.clone());
-    Ok(tuning)
+    Ok(tuning(gpu))
+}
+
+/// Measures, in about the time of `budget`, whether other kernels than the default ones are faster for a model's
+/// products ([`products`](crate::ops::products) with their numbers of uses), and has them used from now on. A host does
+/// this when it loads a model on a GPU for the first time.
+///
+/// The products of one row (decoding) come first, then those of many rows (prompts), each in the order of their cost.
+/// For each product it measures a short list: the default kernel and the same one in the next sizes. Another one
+/// replaces the default if it is at least 5 % faster. The budget includes pipelines and comparisons with the reference;
+/// the measurement that exceeds it is dropped, and the products that are left keep their default kernels
+/// ([`Tuning::leave`]). Products that the tuning in use [covers](Tuning::covers) are not measured again.
+///
+/// `on_step` is called after each measurement, and after each pipeline, with `None`. It may stop: then measured products
+/// keep their results, and a later call measures the others.
+///
+/// `store` gets what the host stores, at the end or when it was stopped. It is called before the first measurement too,
+/// with all products left to their defaults: if a driver hangs or crashes meanwhile, the next run does not repeat that.
+///
+/// # Errors
+/// [`Error::Cancelled`] if `on_step` stopped; [device errors](crate::gpu). A kernel with a wrong result is no error, nor
+/// are weights to measure that do not fit into memory: the default stays.
+pub async fn tune_within(
+    gpu: &Gpu,
+    products: &HashMap<MatmulShape, u64>,
+    budget: Duration,
+    on_step: impl FnMut(Option<&Timing>) -> ControlFlow<()>,
+    mut store: impl FnMut(&Tuning),
+) -> Result<()> {
+    let mut known = Tuning::none(gpu);
+    update_tuning(gpu, |tuning| known.clone_from(tuning));
+    let mut shapes = by_cost(products);
+    shapes.retain(|shape| !known.covers([*shape]));
+    if shapes.is_empty() {
+        return Ok(());
+    }
+    known.leave(shapes.iter().copied());
+    store(&known);
+    let deadline = Some(Instant::now() + budget);
+    let done = measure_short_lists(&mut Stopwatch { gpu, correct: HashMap::new(), deadline, on_step }, &shapes).await;
+    gpu.trim();
+    if done.is_ok() {
+        update_tuning(gpu, |tuning| tuning.leave(shapes));
+    }
+    if matches!(done, Ok(()) | Err(Error::Cancelled)) {
+        store(&tuning(gpu));
+    }
+    done
+}
+
+async fn measure_short_lists<F: FnMut(Option<&Timing>) -> ControlFlow<()>>(
+    stopwatch: &mut Stopwatch<'_, F>,
+    shapes: &[MatmulShape],
+) -> Result<()> {
+    let gpu = stopwatch.gpu;
+    for &shape in shapes {
+        let mut kernels = MatmulKernel::short_list(gpu, shape);
+        kernels.retain(|kernel| is_exact_enough(*kernel, shape));
+        let Some((&default, [_, ..])) = kernels.split_first() else { continue };
+        // Twice, first and last: a clock that rises or falls meanwhile does not favour the others.
+        kernels.push(default);
+        match stopwatch.time(shape, &kernels).await {
+            Ok(Some(timings)) => {
+                if let Some(choice) = faster_than(default, &timings) {
+                    update_tuning(gpu, |tuning| tuning.insert(shape, choice));
+                }
+            }
+            Ok(None) => break,
+            Err(Error::OutOfMemory { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The measured shapes of products: of one row, then of many, the most expensive first.
+fn by_cost(products: &HashMap<MatmulShape, u64>) -> Vec<MatmulShape> {
+    let mut costs: BTreeMap<MatmulShape, f64> = BTreeMap::new();
+    for (&shape, &uses) in products {
+        let MatmulShape { precision, m, n, k } = shape;
+        let Some(measured) = shape.measured() else { continue };
+        // One row takes as long as its weights, many as long as their arithmetic.
+        let cost = if m == 1 { Matrix::bytes_for(precision, n, k) as f64 } else { m as f64 * n as f64 * k as f64 };
+        *costs.entry(measured).or_default() += uses as f64 * cost;
+    }
+    let mut shapes: Vec<_> = costs.into_iter().collect();
+    shapes.sort_by(|(a, cost_a), (b, cost_b)| (a.m > 1).cmp(&(b.m > 1)).then(cost_b.total_cmp(cost_a)));
+    shapes.into_iter().map(|(shape, _)| shape).collect()
+}
+
+/// Whether a kernel may compute a product: f32 weights are for those who want exact results.
+fn is_exact_enough(kernel: MatmulKernel, shape: MatmulShape) -> bool {
+    shape.precision != Precision::F32 || kernel.rounding() == Rounding::None
+}
+
+/// The fastest of the correct kernels.
+fn fastest(timings: &[Timing]) -> Option<Choice> {
+    let times = timings.iter().filter(|timing| timing.correct);
+    let choices = times.filter_map(|timing| Some(Choice { kernel: timing.kernel, microseconds: timing.microseconds? }));
+    choices.min_by(|a, b| a.microseconds.total_cmp(&b.microseconds))
+}
+
+/// The fastest of the correct kernels, or the default one if none is faster by [`MIN_GAIN`].
+fn faster_than(default: MatmulKernel, timings: &[Timing]) -> Option<Choice> {
+    let of_default: Vec<_> = timings.iter().filter(|timing| timing.kernel == default).cloned().collect();
+    let best = fastest(timings)?;
+    match fastest(&of_default) {
+        Some(default) if best.microseconds > (1.0 - MIN_GAIN) * default.microseconds => Some(default),
+        _ => Some(best),
+    }
 }
 
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all match, products use
@@ -127,61 +240,97 @@ pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
     Ok(correct)
 }
 
-async fn measure(
-    gpu: &Gpu,
-    shape: MatmulShape,
-    options: TuneOptions,
-    correct: &mut HashMap<(MatmulKernel, Precision), bool>,
-    on_timing: &mut impl FnMut(&Timing) -> ControlFlow<()>,
-) -> Result<Option<Choice>> {
-    let mut candidates = MatmulKernel::candidates(gpu, shape);
-    // f32 weights are for those who want exact results.
-    let exact = shape.precision == Precision::F32;
-    candidates.retain(|kernel| options.allow(*kernel) && (!exact || kernel.rounding() == Rounding::None));
-    if candidates.len() < 2 {
-        return Ok(None);
-    }
-    let weights = uncached_weights(gpu, shape)?;
-    let m = if gpu.is_software() { shape.m.min(MAX_ROWS_IN_SOFTWARE) } else { shape.m };
-    let x = Tensor::zeros(gpu, &[m, shape.k], "x to measure")?;
-    // All pipelines are made first: while one is compiled, a GPU idles and lowers its clock.
-    for &kernel in &candidates {
-        let key = (kernel, shape.precision);
-        let is_correct = match correct.get(&key) {
-            Some(is_correct) => *is_correct,
-            None => *correct.entry(key).or_insert(matches_reference(gpu, shape, kernel).await?),
-        };
-        if is_correct {
-            force(gpu, shape, kernel);
-            time_products(gpu, &x, &weights, 1).await?;
-        }
-    }
-    warm_up(gpu, &x, &weights).await?;
-    let mut best: Option<Choice> = None;
-    for kernel in candidates {
-        let is_correct = correct[&(kernel, shape.precision)];
-        let mut microseconds = None;
-        if is_correct {
-            force(gpu, shape, kernel);
-            microseconds = fastest_time(gpu, &x, &weights, best.map(|best| best.microseconds)).await?;
-        }
-        if on_timing(&Timing { shape, kernel, correct: is_correct, microseconds }).is_break() {
-            return Err(Error::Cancelled);
-        }
-        if let Some(microseconds) = microseconds
-            && best.is_none_or(|best| microseconds < best.microseconds)
-        {
-            best = Some(Choice { kernel, microseconds });
-        }
-    }
-    Ok(best)
+/// Measures kernels. `on_step` is called after each measurement, and after each pipeline, with `None`; it may stop.
+struct Stopwatch<'a, F> {
+    gpu: &'a Gpu,
+    /// Whether kernels match the reference.
+    correct: HashMap<(MatmulKernel, Precision), bool>,
+    /// No step starts later.
+    deadline: Option<Instant>,
+    on_step: F,
 }
 
-/// Has products of `shape` computed by `kernel`, and forgets all other measurements.
-fn force(gpu: &Gpu, shape: MatmulShape, kernel: MatmulKernel) {
-    let mut tuning = Tuning::none(gpu);
-    tuning.force(shape, kernel);
-    set_tuning(gpu, tuning);
+impl<F: FnMut(Option<&Timing>) -> ControlFlow<()>> Stopwatch<'_, F> {
+    /// The times of kernels for a product; `None` if the time is over before all are measured, or there is no choice.
+    async fn time(&mut self, shape: MatmulShape, kernels: &[MatmulKernel]) -> Result<Option<Vec<Timing>>> {
+        if kernels.len() < 2 || self.is_over() {
+            return Ok(None);
+        }
+        let gpu = self.gpu;
+        let weights = uncached_weights(gpu, shape)?;
+        let m = if gpu.is_software() { shape.m.min(MAX_ROWS_IN_SOFTWARE) } else { shape.m };
+        let x = Tensor::zeros(gpu, &[m, shape.k], "x to measure")?;
+        // All pipelines are made first: while one is compiled, a GPU idles and lowers its clock.
+        let mut made_pipelines = false;
+        for &kernel in kernels {
+            let key = (kernel, shape.precision);
+            if let Entry::Vacant(unknown) = self.correct.entry(key) {
+                unknown.insert(matches_reference(gpu, shape, kernel).await?);
+                made_pipelines = true;
+            }
+            if self.correct[&key] {
+                time_products(gpu, kernel, &x, &weights, 1).await?;
+            }
+            if self.step(None)? {
+                return Ok(None);
+            }
+        }
+        let correct = |kernel: MatmulKernel| self.correct[&(kernel, shape.precision)];
+        if let Some(kernel) = kernels.iter().copied().find(|kernel| made_pipelines && correct(*kernel)) {
+            warm_up(gpu, kernel, &x, &weights).await?;
+        }
+        let mut timings: Vec<Timing> = Vec::new();
+        for &kernel in kernels {
+            let correct = self.correct[&(kernel, shape.precision)];
+            let microseconds = match fastest(&timings).map(|best| best.microseconds) {
+                best if correct => self.fastest_time(kernel, &x, &weights, best).await?,
+                _ => None,
+            };
+            timings.push(Timing { shape, kernel, correct, microseconds });
+            if self.step(timings.last())? && timings.len() < kernels.len() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(timings))
+    }
+
+    /// Microseconds of a product; `None` if it is much slower than `best`.
+    async fn fastest_time(
+        &self,
+        kernel: MatmulKernel,
+        x: &Tensor,
+        weights: &[Matrix],
+        best: Option<f64>,
+    ) -> Result<Option<f64>> {
+        let gpu = self.gpu;
+        let first = time_products(gpu, kernel, x, weights, 1).await?;
+        let first = first.min(time_products(gpu, kernel, x, weights, 1).await?);
+        if best.is_some_and(|best| microseconds(first) > TOO_SLOW * best.max(1000.0)) {
+            return Ok(None);
+        }
+        if self.deadline.is_some() && first > LONG {
+            return Ok(Some(microseconds(first)));
+        }
+        let repeat = repeats(gpu, DURATION, MAX_REPEATS, &mut products(kernel, x, weights)).await?;
+        let mut fastest = f64::INFINITY;
+        for _ in 0..RUNS {
+            let time = time_products(gpu, kernel, x, weights, repeat).await?;
+            fastest = fastest.min(microseconds(time) / repeat as f64);
+        }
+        Ok(Some(fastest))
+    }
+
+    /// Reports a step and returns whether it was the last one.
+    fn step(&mut self, timing: Option<&Timing>) -> Result<bool> {
+        if (self.on_step)(timing).is_break() {
+            return Err(Error::Cancelled);
+        }
+        Ok(self.is_over())
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
 }
 
 /// Random weights of a shape. On hardware there are enough matrices that no cache holds all of them, to be used in
@@ -201,12 +350,9 @@ async fn matches_reference(gpu: &Gpu, shape: MatmulShape, kernel: MatmulKernel) 
         .await
 }
 
-/// Whether a kernel computes a product as the reference does. The measurements in use come back afterwards.
+/// Whether a kernel computes a product as the reference does.
 async fn matches(gpu: &Gpu, case: &Linear, kernel: MatmulKernel) -> Result<bool> {
-    let measured = tuning(gpu);
-    force(gpu, MatmulShape { precision: case.precision, m: case.m, n: case.n, k: case.k }, kernel);
-    let values = case.run(gpu).await;
-    set_tuning(gpu, measured);
+    let values = case.run_by(gpu, Some(kernel)).await;
     let values = match values {
         Ok(values) => values,
         Err(error @ (Error::DeviceLost(_) | Error::OutOfMemory { .. })) => return Err(error),
@@ -217,44 +363,90 @@ async fn matches(gpu: &Gpu, case: &Linear, kernel: MatmulKernel) -> Result<bool>
     Ok(compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= bound))
 }
 
-/// Microseconds of a product by the kernel in use; `None` if it is much slower than `best`.
-async fn fastest_time(gpu: &Gpu, x: &Tensor, weights: &[Matrix], best: Option<f64>) -> Result<Option<f64>> {
-    let first = time_products(gpu, x, weights, 1).await?.min(time_products(gpu, x, weights, 1).await?);
-    if best.is_some_and(|best| microseconds(first) > TOO_SLOW * best.max(1000.0)) {
-        return Ok(None);
-    }
-    let repeat = repeats(gpu, DURATION, MAX_REPEATS, &mut products(x, weights)).await?;
-    let mut fastest = f64::INFINITY;
-    for _ in 0..RUNS {
-        fastest = fastest.min(microseconds(time_products(gpu, x, weights, repeat).await?) / repeat as f64);
-    }
-    Ok(Some(fastest))
-}
-
 /// Keeps a GPU busy until its clock is up.
-async fn warm_up(gpu: &Gpu, x: &Tensor, weights: &[Matrix]) -> Result<()> {
+async fn warm_up(gpu: &Gpu, kernel: MatmulKernel, x: &Tensor, weights: &[Matrix]) -> Result<()> {
     const REPEATS: usize = 16;
     let started = Instant::now();
+    // One at a time if they are long.
+    let mut repeat = 1;
     while !gpu.is_software() && started.elapsed() < WARM_UP {
-        time_products(gpu, x, weights, REPEATS).await?;
+        let time = time_products(gpu, kernel, x, weights, repeat).await?;
+        repeat = if time < DURATION { REPEATS } else { 1 };
     }
     Ok(())
 }
 
-/// The time of `repeat` products by the kernel in use.
-async fn time_products(gpu: &Gpu, x: &Tensor, weights: &[Matrix], repeat: usize) -> Result<Duration> {
-    time(gpu, repeat, &mut products(x, weights)).await
+/// The time of `repeat` products.
+async fn time_products(
+    gpu: &Gpu,
+    kernel: MatmulKernel,
+    x: &Tensor,
+    weights: &[Matrix],
+    repeat: usize,
+) -> Result<Duration> {
+    time(gpu, repeat, &mut products(kernel, x, weights)).await
 }
 
 /// Products of x with the weights in rotation.
-fn products<'a>(x: &'a Tensor, weights: &'a [Matrix]) -> impl FnMut(&mut Recorder) -> Result<Tensor> + use<'a> {
+fn products<'a>(
+    kernel: MatmulKernel,
+    x: &'a Tensor,
+    weights: &'a [Matrix],
+) -> impl FnMut(&mut Recorder) -> Result<Tensor> + use<'a> {
     let mut rotation = weights.iter().cycle();
     move |recorder| match rotation.next() {
-        Some(weight) => linear(recorder, x, weight, Epilogue::default()),
+        Some(weight) => linear_by(recorder, Some(kernel), x, None, weight, Epilogue::default()),
         None => Ok(x.clone()),
     }
 }
 
 fn microseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: MatmulShape = MatmulShape { precision: Precision::Q4, m: 1, n: 64, k: 64 };
+    const DEFAULT: MatmulKernel = MatmulKernel::Matvec;
+    const OTHER: MatmulKernel = MatmulKernel::Packed;
+
+    fn timing(kernel: MatmulKernel, correct: bool, microseconds: f64) -> Timing {
+        Timing { shape: SHAPE, kernel, correct, microseconds: Some(microseconds) }
+    }
+
+    /// The kernel that stays or replaces the default one, which was measured to take `default` microseconds and at last
+    /// `again`, where the other one takes 94.
+    fn chosen(default: f64, again: f64, other_is_correct: bool) -> Option<MatmulKernel> {
+        let other = timing(OTHER, other_is_correct, 94.0);
+        let timings = [timing(DEFAULT, true, default), other, timing(DEFAULT, true, again)];
+        faster_than(DEFAULT, &timings).map(|choice| choice.kernel)
+    }
+
+    #[test]
+    fn another_kernel_replaces_the_default_one_if_it_is_correct_and_faster_by_five_per_cent() {
+        assert_eq!(chosen(100.0, 100.0, true), Some(OTHER));
+        assert_eq!(chosen(98.0, 98.0, true), Some(DEFAULT));
+        assert_eq!(chosen(100.0, 98.0, true), Some(DEFAULT), "the faster of both measurements counts");
+        assert_eq!(chosen(100.0, 100.0, false), Some(DEFAULT), "a wrong result does not count");
+        let wrong = timing(DEFAULT, false, 90.0);
+        assert_eq!(faster_than(DEFAULT, &[wrong.clone(), timing(OTHER, true, 94.0)]).map(|c| c.kernel), Some(OTHER));
+        assert!(faster_than(DEFAULT, &[wrong, timing(OTHER, false, 94.0)]).is_none());
+    }
+
+    #[test]
+    fn decoding_is_measured_before_prompts_and_the_most_expensive_first() {
+        let of = |m, n| MatmulShape { m, n, ..SHAPE };
+        let products = HashMap::from([
+            (of(1, 64), 100),
+            (of(1, 1024), 1),
+            (of(512, 64), 1),
+            (of(300, 96), 1),
+            (of(256, 96), 1),
+            (of(2, 4096), 1000),
+        ]);
+        // 256 and 300 rows count for 512; two rows are not measured.
+        assert_eq!(by_cost(&products), [of(1, 64), of(1, 1024), of(512, 96), of(512, 64)]);
+    }
 }

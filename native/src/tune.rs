@@ -7,7 +7,6 @@ use clap::Args;
 use mgm::ops::{self, MatmulShape};
 use mgm::session::Model;
 use mgm::tensor::Precision;
-use mgm::text::conversation::Template;
 use mgm::tuning::{TuneOptions, tune};
 
 use crate::args::{CheckpointArgs, DeviceArgs};
@@ -32,13 +31,8 @@ pub struct TuneArgs {
 pub async fn run(arguments: TuneArgs) -> Result<(), CliError> {
     let files = open_checkpoint(&arguments.checkpoint).await?;
     let gpu = device_cache::open(&arguments.device.options()).await?;
-    // The matmuls do not depend on the conversation template, and some files have none.
-    let options =
-        load_options(&arguments.checkpoint, &files, arguments.precision).with_template(Some(Template::Vicuna));
-    let model = Model::open(&gpu, &files, &options).await?;
-    let products = ops::products(&model.dry_run()?);
-    drop(model);
-    gpu.trim();
+    let options = load_options(&arguments.checkpoint, &files, arguments.precision);
+    let products = Model::products(&gpu, &files, &options).await?.into_keys();
     let mut out = std::io::stdout().lock();
     let mut output = writeln!(out, "{}", gpu.adapter().name);
     let done = tune(&gpu, products, TuneOptions::default().with_int8(arguments.int8), |timing| {

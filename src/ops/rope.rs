@@ -140,6 +140,7 @@ impl QkvRope<'_> {
         let [keys, values] = cache.stored().map(Tensor::binding);
         let unused = x.binding();
         Product {
+            kernel: None,
             weight,
             m,
             lhs: LhsSource::of_rows(k),

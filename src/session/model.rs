@@ -1,6 +1,6 @@
 //! A model on a device.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -9,6 +9,7 @@ use crate::image::Image;
 use crate::language::LanguageModel;
 use crate::loader::{LoadOptions, Loader, vision_precision};
 use crate::memory_plan::MemoryPlan;
+use crate::ops::{MatmulShape, products};
 use crate::tensor::Tensor;
 use crate::text::chat_template::ChatTemplate;
 use crate::text::conversation::{PromptFormat, Template, TemplateFacts};
@@ -112,19 +113,25 @@ impl Model {
     pub async fn kernels(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<HashSet<Kernel>> {
         check_matrix_units(gpu).await?;
         let planned = gpu.plan();
-        let options = LoadOptions { on_progress: None, ..options.clone() };
         let mut kernels = HashSet::new();
-        let language = match files {
-            ModelFiles::Mgm(checkpoint) => {
-                if let Some(vision) = load_vision(&planned, checkpoint, &options).await? {
-                    kernels.extend(vision.dry_run(&planned).await?.kernels.into_keys());
-                }
-                load_language(&planned, &checkpoint.config.language, &checkpoint.language, &options).await?
-            }
-            ModelFiles::Gguf(model) => load_language(&planned, &model.config, &model.weights, &options).await?,
-        };
-        kernels.extend(language.dry_run(&planned)?.kernels.into_keys());
+        if let ModelFiles::Mgm(checkpoint) = files
+            && let Some(vision) = load_vision(&planned, checkpoint, &without_progress(options)).await?
+        {
+            kernels.extend(vision.dry_run(&planned).await?.kernels.into_keys());
+        }
+        kernels.extend(plan_language(&planned, files, options).await?.kernels.into_keys());
         Ok(kernels)
+    }
+
+    /// The matrix products of conversations in text with a model that [`Self::open`] with the same arguments would load,
+    /// and the number of their uses in [`Self::dry_run`]. It reads no weights, so a host can measure the products
+    /// ([`crate::tuning`]) while memory is free.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn products(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<HashMap<MatmulShape, u64>> {
+        check_matrix_units(gpu).await?;
+        Ok(products(&plan_language(&gpu.plan(), files, options).await?))
     }
 
     /// Loads a language model from a GGUF file, with the tokenizer and the conversation template in it.
@@ -299,6 +306,19 @@ async fn load_vision(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOption
     let (precision, hidden_size) = (vision_precision(options.precision), checkpoint.config.language.hidden_size);
     let (high, on_progress) = (options.high_resolution, options.on_progress.clone());
     Ok(Some(Vision::load(gpu, weights, hidden_size, precision, high, on_progress).await?))
+}
+
+/// A dry run of the language model on a planned device.
+async fn plan_language(planned: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<DryRunReport> {
+    let (config, weights) = match files {
+        ModelFiles::Mgm(checkpoint) => (&checkpoint.config.language, &checkpoint.language),
+        ModelFiles::Gguf(model) => (&model.config, &model.weights),
+    };
+    load_language(planned, config, weights, &without_progress(options)).await?.dry_run(planned)
+}
+
+fn without_progress(options: &LoadOptions) -> LoadOptions {
+    LoadOptions { on_progress: None, ..options.clone() }
 }
 
 async fn load_language(

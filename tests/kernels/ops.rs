@@ -4,10 +4,12 @@
 //!
 //! Where the error bounds come from is said at [`mgm::ops::cases::F32`] and at each case's `bound`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use mgm::Error;
 use mgm::gpu::{Gpu, GpuOptions, Kernel, TestOptions};
 use mgm::ops::cases::{
     Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
@@ -19,7 +21,7 @@ use mgm::ops::{
     Tuning, set_tuning, specialisations, tuning,
 };
 use mgm::tensor::{Precision, Tensor};
-use mgm::tuning::{Timing, TuneOptions, tune};
+use mgm::tuning::{Timing, TuneOptions, tune, tune_within};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -430,6 +432,98 @@ fn int8_kernels_run_only_on_request() {
     assert!(force(&gpu, MatmulKernel::Packed, other.precision, other.n, other.k));
     let (tried, tuning) = measured(TuneOptions::default());
     assert!(!tried && tuning.kernel(other).is_none() && tuning.kernel(shape) != Some(MatmulKernel::Packed));
+    set_tuning(&gpu, Tuning::none(&gpu));
+}
+
+/// What a host measures when it loads a model for the first time: as much as fits into the budget, and never twice.
+#[test]
+fn a_budget_limits_what_is_measured() {
+    const LONG: Duration = Duration::from_secs(600);
+
+    let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
+    let decoded = MatmulShape { precision: Precision::Q4, m: 1, n: 96, k: 64 };
+    let prompt = MatmulShape { m: 40, ..decoded };
+    // One kernel takes f32 weights and one row, and two to four rows are not measured.
+    let single = MatmulShape { precision: Precision::F32, ..decoded };
+    let products = HashMap::from([(prompt, 1), (decoded, 9), (single, 1), (MatmulShape { m: 3, ..decoded }, 1)]);
+    let within = |budget, limit: usize| {
+        let (mut timings, mut stored) = (Vec::new(), Vec::new());
+        let on_step = |timing: Option<&Timing>| {
+            timings.extend(timing.cloned());
+            if timings.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let done = pollster::block_on(tune_within(&gpu, &products, budget, on_step, |tuning| {
+            // As a host stores it.
+            stored.push(serde_json::to_string(tuning).expect("JSON"));
+        }));
+        (done, timings, stored)
+    };
+    let open_with = |stored: &str| {
+        set_tuning(&gpu, Tuning::none(&gpu));
+        set_tuning(&gpu, serde_json::from_str(stored).expect("a tuning"));
+    };
+    let covered = || tuning(&gpu).covers(products.keys().copied());
+
+    // Nothing: the products are left to their default kernels, in this run and in the next.
+    set_tuning(&gpu, Tuning::none(&gpu));
+    assert!(!covered());
+    let (done, timings, stored) = within(Duration::ZERO, usize::MAX);
+    assert!(done.is_ok() && timings.is_empty() && stored.len() == 2 && covered() && tuning(&gpu).is_empty());
+    open_with(&stored[1]);
+    let (done, timings, stored) = within(LONG, usize::MAX);
+    assert!(done.is_ok() && timings.is_empty() && stored.is_empty() && covered() && tuning(&gpu).is_empty());
+
+    // Stopped within the second product: the first one keeps its result, and the next run measures the second alone.
+    set_tuning(&gpu, Tuning::none(&gpu));
+    let (done, timings, stored) = within(LONG, 6);
+    assert!(matches!(done, Err(Error::Cancelled)), "{done:?}");
+    let first = timings.iter().filter(|timing| timing.shape == decoded).count();
+    assert!((2..6).contains(&first) && timings[..first].iter().all(|timing| timing.shape == decoded), "{timings:?}");
+    open_with(&stored[1]);
+    assert!(tuning(&gpu).count([decoded, prompt]) == 1 && tuning(&gpu).covers([decoded]) && !covered());
+    let (done, timings, stored) = within(LONG, usize::MAX);
+    assert!(done.is_ok() && timings.len() >= 3 && timings.iter().all(|timing| timing.shape.m == 512), "{timings:?}");
+    let all = tuning(&gpu);
+    assert!(all.len() == 2 && all.count([decoded, prompt]) == 2 && covered());
+    // Each is one of those that were measured and gave the right result.
+    let kernel = all.kernel(prompt).expect("a kernel");
+    assert!(timings.iter().any(|timing| timing.kernel == kernel && timing.correct), "{kernel:?}");
+    open_with(&stored[1]);
+    assert!(covered() && [decoded, prompt].iter().all(|shape| tuning(&gpu).kernel(*shape) == all.kernel(*shape)));
+
+    // A run that ended during the first measurement has stored that there is nothing to measure.
+    open_with(&stored[0]);
+    assert!(covered() && tuning(&gpu).count([decoded, prompt]) == 1);
+
+    // A short one: the time of one step more at most. Steps are far shorter than this even on a software adapter.
+    set_tuning(&gpu, Tuning::none(&gpu));
+    let (started, mut last) = (Instant::now(), Duration::ZERO);
+    let mut longest = Duration::ZERO;
+    let budget = Duration::from_millis(30);
+    let on_step = |_: Option<&Timing>| {
+        longest = longest.max(started.elapsed() - last);
+        last = started.elapsed();
+        ControlFlow::Continue(())
+    };
+    pollster::block_on(tune_within(&gpu, &products, budget, on_step, |_| ())).expect("some measurements");
+    assert!(last <= budget + longest, "{last:?}, with steps of up to {longest:?}");
+    pollster::block_on(gpu.check_guards()).expect("nothing around tensors is written");
+    set_tuning(&gpu, Tuning::none(&gpu));
+}
+
+/// Measurements leave the kernels in use as they are until there is a result: another model may be loading or running.
+#[test]
+fn measurements_do_not_change_the_kernels_in_use() {
+    let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
+    let [shape, other] = [96, 40].map(|n| MatmulShape { precision: Precision::Q4, m: 512, n, k: 64 });
+    assert!(force(&gpu, MatmulKernel::Tiled { half: false, columns: 8 }, other.precision, other.n, other.k));
+    let before = tuning(&gpu);
+    let mut timings = 0;
+    measure(&gpu, [shape], TuneOptions::default(), |_| {
+        assert_eq!(tuning(&gpu), before);
+        timings += 1;
+    });
+    assert!(timings > 1 && tuning(&gpu).len() == 2);
     set_tuning(&gpu, Tuning::none(&gpu));
 }
 

@@ -514,6 +514,9 @@ fn the_kernels_of_a_model_are_known_before_it_is_loaded() {
             let prepared = gpu.kernels();
             assert!(prepared.len() > before + 10, "{before} and {} pipelines", prepared.len());
             let model = Model::open(&gpu, &files, &options).await.expect("a model");
+            let products = Model::products(&gpu, &files, &options).await.expect("products");
+            assert_eq!(products, mgm::ops::products(&model.dry_run().expect("a report")));
+            assert!(products.values().all(|uses| *uses > 0) && products.keys().any(|shape| shape.m == 1));
             let mut chat = model.chat();
             let sampled = AnswerOptions::default().with_sampling(Sampling::GREEDY.with_temperature(0.7));
             for options in [greedy(), sampled.with_max_new_tokens(24)] {

@@ -193,7 +193,7 @@ impl ChatModel {
     /// measurement; `false` stops. With `int8`, kernels that quantise activations to 8 bits take part.
     pub async fn tune(&self, int8: bool, on_event: Function) -> Result<String, JsValue> {
         let products = products(&self.model.dry_run().map_err(to_js)?);
-        let tuning = tune(&self.gpu, products, TuneOptions::default().with_int8(int8), |timing| {
+        let tuning = tune(&self.gpu, products.into_keys(), TuneOptions::default().with_int8(int8), |timing| {
             let text = format!("{:?} {} {:?}", timing.shape, timing.kernel.name(), timing.microseconds);
             emit(&on_event, "measured", &text.into())
         })

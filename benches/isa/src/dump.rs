@@ -244,7 +244,7 @@ async fn planned() -> Result<BTreeMap<String, (Kernel, Listed)>> {
                 listed.uses.dispatches += uses.dispatches;
                 listed.uses.cost.flops += uses.cost.flops;
             }
-            let shapes: Vec<MatmulShape> = ops::products(&report).into_iter().collect();
+            let shapes: Vec<MatmulShape> = ops::products(&report).into_keys().collect();
             for choice in (0..).take_while(|_| part.has_alternatives()) {
                 let mut tuning = Tuning::none(&gpu);
                 for shape in &shapes {

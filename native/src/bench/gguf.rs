@@ -78,7 +78,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     // After tuning, so that the pipelines are those of the chosen kernels.
     let report = language.dry_run(&gpu.plan())?;
     device_cache::Preparation::start(&gpu, report.kernels.keys().cloned()).finish();
-    let tuned = ops::tuning(&gpu).count(ops::products(&report));
+    let tuned = ops::tuning(&gpu).count(ops::products(&report).into_keys());
     gpu.trim();
 
     let (prefill, decode) = (arguments.prefill.unwrap_or(PREFILL) as usize, arguments.decode as usize);

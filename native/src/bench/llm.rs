@@ -16,7 +16,8 @@ pub fn token_id(index: usize, vocab_size: usize) -> u32 {
 /// Tunes the matmuls of a model for this run.
 pub async fn tune_matmuls(gpu: &Gpu, language: &LanguageModel) -> mgm::Result<()> {
     note!("mgm: measuring kernels …");
-    tune(gpu, products(&language.dry_run(&gpu.plan())?), TuneOptions::default(), |_| ControlFlow::Continue(())).await?;
+    let products = products(&language.dry_run(&gpu.plan())?);
+    tune(gpu, products.into_keys(), TuneOptions::default(), |_| ControlFlow::Continue(())).await?;
     Ok(())
 }
 

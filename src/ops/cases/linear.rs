@@ -4,7 +4,7 @@ use super::{Case, F32, Random, erf, read, stored};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{self, Activation, Epilogue, Norm, Routes};
+use crate::ops::{self, Activation, Epilogue, MatmulKernel, Norm, Routes};
 use crate::tensor::{Matrix, Precision, Tensor};
 
 /// y = epilogue(x W^T): [`ops::linear`], or [`ops::linear_add`] where `accumulate`.
@@ -70,6 +70,34 @@ impl Linear {
         if self.gated { self.n / 2 } else { self.n }
     }
 
+    /// The result of one kernel, or of the one in use for such products. With `accumulate`, always the latter.
+    pub(crate) async fn run_by(&self, gpu: &Gpu, kernel: Option<MatmulKernel>) -> Result<Vec<f32>> {
+        let inputs = self.inputs();
+        let outputs = self.outputs();
+        let x = Tensor::new(gpu, &[self.m, self.k], &inputs.x, "x")?;
+        let weight = Matrix::new(gpu, self.precision, self.k, &inputs.weight, "weight")?;
+        let bias = Tensor::new(gpu, &[self.n], &inputs.bias, "bias")?;
+        let gamma = Tensor::new(gpu, &[outputs], &inputs.gamma, "gamma")?;
+        let epilogue = Epilogue {
+            bias: self.bias.then_some(&bias),
+            gamma: self.gamma.then_some(&gamma),
+            activation: self.activation,
+            gated: self.gated,
+        };
+        let mut recorder = gpu.record();
+        let y = if self.accumulate {
+            let y = Tensor::new(gpu, &[BEFORE + self.m + AFTER, outputs], &inputs.before, "y")?;
+            ops::linear_add(&mut recorder, &x, &weight, epilogue, &y, BEFORE)?;
+            y
+        } else {
+            let gain = Tensor::new(gpu, &[self.k], &inputs.gain, "gain")?;
+            let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: self.gated };
+            let norm = self.norm.then_some(&norm);
+            ops::linear_by(&mut recorder, kernel, &x, norm, &weight, epilogue)?
+        };
+        read(recorder, &[&y]).await
+    }
+
     fn inputs(&self) -> Inputs {
         let mut random = Random::new(&self.name());
         Inputs {
@@ -127,33 +155,7 @@ impl Case for Linear {
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
-        Box::pin(async move {
-            let inputs = self.inputs();
-            let outputs = self.outputs();
-            let x = Tensor::new(gpu, &[self.m, self.k], &inputs.x, "x")?;
-            let weight = Matrix::new(gpu, self.precision, self.k, &inputs.weight, "weight")?;
-            let bias = Tensor::new(gpu, &[self.n], &inputs.bias, "bias")?;
-            let gamma = Tensor::new(gpu, &[outputs], &inputs.gamma, "gamma")?;
-            let epilogue = Epilogue {
-                bias: self.bias.then_some(&bias),
-                gamma: self.gamma.then_some(&gamma),
-                activation: self.activation,
-                gated: self.gated,
-            };
-            let mut recorder = gpu.record();
-            let y = if self.accumulate {
-                let y = Tensor::new(gpu, &[BEFORE + self.m + AFTER, outputs], &inputs.before, "y")?;
-                ops::linear_add(&mut recorder, &x, &weight, epilogue, &y, BEFORE)?;
-                y
-            } else if self.norm {
-                let gain = Tensor::new(gpu, &[self.k], &inputs.gain, "gain")?;
-                let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: self.gated };
-                ops::linear_normed(&mut recorder, &x, &norm, &weight, epilogue)?
-            } else {
-                ops::linear(&mut recorder, &x, &weight, epilogue)?
-            };
-            read(recorder, &[&y]).await
-        })
+        Box::pin(self.run_by(gpu, None))
     }
 
     fn reference(&self) -> Vec<f32> {

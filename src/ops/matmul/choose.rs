@@ -36,11 +36,17 @@ impl MatmulKernel {
     /// With `wide_inputs` it rounds nothing.
     pub(super) fn choose(gpu: &Gpu, shape: MatmulShape, wide_inputs: bool) -> Self {
         let suits = |kernel: &Self| !wide_inputs || kernel.rounding() == Rounding::None;
-        let on_matrix_units = || (matrix_units(gpu) == Some(true)).then(|| Self::on_matrix_units(gpu, shape)).flatten();
         tuned(gpu, shape)
             .filter(suits)
-            .or_else(|| on_matrix_units().filter(suits))
+            .or_else(|| Some(Self::unmeasured(gpu, shape)).filter(suits))
             .unwrap_or_else(|| Self::likely(gpu, shape))
+    }
+
+    /// The kernel for a product that was not measured. It may round to f16 on matrix units.
+    pub(crate) fn unmeasured(gpu: &Gpu, shape: MatmulShape) -> Self {
+        let on_matrix_units = || Self::on_matrix_units(gpu, shape);
+        let checked = matrix_units(gpu) == Some(true);
+        checked.then(on_matrix_units).flatten().unwrap_or_else(|| Self::likely(gpu, shape))
     }
 
     /// The kernel for an implicit GEMM of `shape.m` output positions: one for several rows.
@@ -95,6 +101,21 @@ impl MatmulKernel {
             _ if m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE => Self::Tiled { half: false, columns: 8 },
             _ => Self::Tiled { half: false, columns: 4 },
         }
+    }
+
+    /// The few [`candidates`](Self::candidates) that are close to the default on GPUs of one kind or another: the same
+    /// kernel in the next sizes. The default is the first.
+    pub(crate) fn short_list(gpu: &Gpu, shape: MatmulShape) -> Vec<Self> {
+        let default = Self::unmeasured(gpu, shape);
+        let near = |a: u32, b: u32| a <= 2 * b && b <= 2 * a;
+        let is_near = |kernel: &Self| match (default, *kernel) {
+            (Self::RowMatvec(a), Self::RowMatvec(b)) => near(a.lanes, b.lanes) && near(a.owned, b.owned),
+            (Self::Tiled { .. }, Self::Tiled { .. }) => true,
+            (Self::Cooperative(a), Self::Cooperative(b)) => (a.size, a.lanes) == (b.size, b.lanes),
+            _ => false,
+        };
+        let others = Self::candidates(gpu, shape).into_iter().filter(|kernel| *kernel != default && is_near(kernel));
+        std::iter::once(default).chain(others).collect()
     }
 
     /// The kernels to measure for a matmul of this shape on this device.

@@ -21,6 +21,7 @@ pub(super) use self::record::{Params, Product};
 pub(super) use self::shader::{EpilogueFlags, LhsSource, OutputStage, all_kernels, weight_reader};
 pub use self::shape::{MatmulShape, products};
 pub(crate) use self::table::Choice;
+pub(crate) use self::table::update_tuning;
 pub use self::table::{Tuning, set_tuning, tuning};
 use super::Norm;
 use crate::gpu::{Gpu, Recorder};
@@ -93,9 +94,7 @@ struct ImplicitGemmParams {
 /// # Errors
 /// [`Error::WrongShape`]; [device errors](crate::gpu).
 pub fn linear(recorder: &mut Recorder, x: &Tensor, weight: &Matrix, epilogue: Epilogue<'_>) -> Result<Tensor> {
-    let y = Tensor::temporary(recorder.gpu(), &[x.rows(), epilogue.outputs(weight)], "linear")?;
-    Linear::new(x, weight, epilogue, &y).record(recorder)?;
-    Ok(y)
+    linear_by(recorder, None, x, None, weight, epilogue)
 }
 
 /// y = epilogue(norm(x) W^T). The norm is fused with the product where it is an RMS norm and the kernel fuses norms.
@@ -109,12 +108,33 @@ pub fn linear_normed(
     weight: &Matrix,
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
-    if norm.bias.is_some() || !fuses_norm(recorder.gpu(), x.rows(), weight) {
-        let normed = super::norm(recorder, x, norm)?;
-        return linear(recorder, &normed, weight, epilogue);
+    linear_by(recorder, None, x, Some(norm), weight, epilogue)
+}
+
+/// The same, with or without a norm, by the given kernel, or by the one that is in use for such products.
+///
+/// # Errors
+/// [`Error::WrongShape`]; [device errors](crate::gpu).
+pub(crate) fn linear_by(
+    recorder: &mut Recorder,
+    kernel: Option<MatmulKernel>,
+    x: &Tensor,
+    norm: Option<&Norm>,
+    weight: &Matrix,
+    epilogue: Epilogue<'_>,
+) -> Result<Tensor> {
+    if let Some(norm) = norm {
+        let fuses = match kernel {
+            Some(kernel) => kernel.spec().fuses_norm,
+            None => fuses_norm(recorder.gpu(), x.rows(), weight),
+        };
+        if norm.bias.is_some() || !fuses {
+            let normed = super::norm(recorder, x, norm)?;
+            return linear_by(recorder, kernel, &normed, None, weight, epilogue);
+        }
     }
     let y = Tensor::temporary(recorder.gpu(), &[x.rows(), epilogue.outputs(weight)], "linear")?;
-    Linear { norm: Some(norm), ..Linear::new(x, weight, epilogue, &y) }.record(recorder)?;
+    Linear { kernel, norm, ..Linear::new(x, weight, epilogue, &y) }.record(recorder)?;
     Ok(y)
 }
 
@@ -157,6 +177,8 @@ pub(super) fn fuses_norm(gpu: &Gpu, m: usize, weight: &Matrix) -> bool {
 
 /// A product of rows of a tensor.
 struct Linear<'a> {
+    /// `None`: the one in use for such products.
+    kernel: Option<MatmulKernel>,
     x: &'a Tensor,
     norm: Option<&'a Norm>,
     weight: &'a Matrix,
@@ -170,7 +192,7 @@ struct Linear<'a> {
 
 impl<'a> Linear<'a> {
     fn new(x: &'a Tensor, weight: &'a Matrix, epilogue: Epilogue<'a>, y: &'a Tensor) -> Self {
-        Self { x, norm: None, weight, epilogue, y, row: 0, routes: None, accumulate: false }
+        Self { kernel: None, x, norm: None, weight, epilogue, y, row: 0, routes: None, accumulate: false }
     }
 
     /// Checks the shapes and returns the number of rows to compute.
@@ -204,11 +226,12 @@ impl<'a> Linear<'a> {
 
     fn record(self, recorder: &mut Recorder) -> Result<()> {
         let m = self.check()?;
-        let Self { x, weight, epilogue, y, row, routes, norm, accumulate } = self;
+        let Self { kernel, x, weight, epilogue, y, row, routes, norm, accumulate } = self;
         let (k, outputs) = (x.columns(), epilogue.outputs(weight));
         // What a product has no use for is bound to x, which it only reads.
         let unused = x.binding();
         Product {
+            kernel,
             weight,
             m,
             lhs: LhsSource::of_rows(k),
@@ -267,6 +290,7 @@ impl ImplicitGemm<'_> {
         let (m, n) = (y.rows(), weight.rows());
         let unused = x.binding();
         Product {
+            kernel: None,
             weight,
             m,
             lhs: LhsSource::Im2col,

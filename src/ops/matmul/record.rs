@@ -28,6 +28,8 @@ pub(in crate::ops) struct Params {
 
 /// The arguments that all matmuls share.
 pub(in crate::ops) struct Product<'a> {
+    /// The kernel; `None` for the one in use for such products.
+    pub kernel: Option<MatmulKernel>,
     /// W [n, k].
     pub weight: &'a Matrix,
     /// Rows of x.
@@ -52,17 +54,17 @@ impl Product<'_> {
         params: impl Fn(usize, Params) -> P,
         bytes: impl Fn(&Shard, usize) -> usize,
     ) -> Result<()> {
-        let Self { weight, m, lhs, output, norm, flags, advancing, mut bindings } = self;
+        let Self { kernel, weight, m, lhs, output, norm, flags, advancing, mut bindings } = self;
         let k = weight.columns();
         for shard in weight.shards() {
             let shape = MatmulShape::of_shard(shard, m, k);
             if let Some(products) = recorder.trace::<Products>() {
-                products.0.insert(shape);
+                *products.0.entry(shape).or_default() += 1;
             }
-            let kernel = match lhs {
+            let kernel = kernel.unwrap_or_else(|| match lhs {
                 LhsSource::Im2col => MatmulKernel::choose_for_im2col(recorder.gpu(), shape, weight.wide_inputs()),
                 _ => MatmulKernel::choose(recorder.gpu(), shape, weight.wide_inputs()),
-            };
+            });
             let spec = kernel.spec();
             let variant = Variant {
                 kernel,

@@ -1,6 +1,6 @@
 //! The size of a matrix product.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,9 +43,9 @@ impl MatmulShape {
 
 /// The products that a dry run recorded: its trace.
 #[derive(Debug, Default)]
-pub(super) struct Products(pub(super) HashSet<MatmulShape>);
+pub(super) struct Products(pub(super) HashMap<MatmulShape, u64>);
 
-/// The matrix products that a dry run recorded.
-pub fn products(report: &DryRunReport) -> HashSet<MatmulShape> {
+/// The matrix products that a dry run recorded, and how often it recorded each.
+pub fn products(report: &DryRunReport) -> HashMap<MatmulShape, u64> {
     report.trace::<Products>().map(|products| products.0.clone()).unwrap_or_default()
 }

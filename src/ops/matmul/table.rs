@@ -20,6 +20,8 @@ pub struct Tuning {
     source_hash: u64,
     adapter: String,
     products: HashMap<MatmulShape, Choice>,
+    /// Products that a time limit left to their default kernels.
+    unmeasured: BTreeSet<MatmulShape>,
 }
 
 /// The kernel for a product, and its time.
@@ -35,6 +37,8 @@ struct Stored {
     source_hash: u64,
     adapter: String,
     products: Vec<StoredChoice>,
+    #[serde(default)]
+    unmeasured: BTreeSet<MatmulShape>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,28 +51,29 @@ struct StoredChoice {
 
 impl From<Stored> for Tuning {
     fn from(stored: Stored) -> Self {
-        let Stored { source_hash, adapter, products } = stored;
+        let Stored { source_hash, adapter, products, unmeasured } = stored;
         Self {
             source_hash,
             adapter,
             products: products.into_iter().map(|stored| (stored.shape, stored.choice)).collect(),
+            unmeasured,
         }
     }
 }
 
 impl From<Tuning> for Stored {
     fn from(tuning: Tuning) -> Self {
-        let Tuning { source_hash, adapter, products } = tuning;
+        let Tuning { source_hash, adapter, products, unmeasured } = tuning;
         let mut products: Vec<_> = products.into_iter().map(|(shape, choice)| StoredChoice { shape, choice }).collect();
         products.sort_by_key(|stored| stored.shape);
-        Self { source_hash, adapter, products }
+        Self { source_hash, adapter, products, unmeasured }
     }
 }
 
 impl Tuning {
     /// A tuning of this device without measurements.
     pub fn none(gpu: &Gpu) -> Self {
-        Self { source_hash: source_hash(), adapter: gpu.adapter().cache_name.clone(), products: HashMap::new() }
+        Self { source_hash: source_hash(), adapter: gpu.adapter().cache_name.clone(), ..Self::default() }
     }
 
     /// Whether the present kernels were measured, on the adapter of this
@@ -93,6 +98,19 @@ impl Tuning {
         shapes.iter().filter(|shape| self.products.contains_key(shape)).count()
     }
 
+    /// Whether each of these products was measured, or left to its default kernel by [`Self::leave`].
+    pub fn covers(&self, products: impl IntoIterator<Item = MatmulShape>) -> bool {
+        let shapes = products.into_iter().filter_map(MatmulShape::measured);
+        shapes.into_iter().all(|shape| self.products.contains_key(&shape) || self.unmeasured.contains(&shape))
+    }
+
+    /// Leaves those of the products that were not measured to their default kernels:
+    /// [`tune_within`](crate::tuning::tune_within) does not measure them.
+    pub fn leave(&mut self, products: impl IntoIterator<Item = MatmulShape>) {
+        let shapes = products.into_iter().filter_map(MatmulShape::measured);
+        self.unmeasured.extend(shapes.filter(|shape| !self.products.contains_key(shape)));
+    }
+
     /// Has every product of `shape` computed by `kernel`, whatever was measured.
     #[doc(hidden)]
     pub fn force(&mut self, shape: MatmulShape, kernel: MatmulKernel) {
@@ -106,6 +124,7 @@ impl Tuning {
     }
 
     pub(crate) fn insert(&mut self, shape: MatmulShape, choice: Choice) {
+        self.unmeasured.remove(&shape);
         self.products.insert(shape, choice);
     }
 
@@ -125,6 +144,16 @@ pub fn set_tuning(gpu: &Gpu, mut tuning: Tuning) {
         tuning.products.retain(|shape, choice| MatmulKernel::candidates(gpu, *shape).contains(&choice.kernel));
         *gpu.extension::<InUse>().0.lock() = tuning;
     }
+}
+
+/// Changes the measurements in use. Those of another adapter or of other kernels are dropped before.
+pub(crate) fn update_tuning(gpu: &Gpu, change: impl FnOnce(&mut Tuning)) {
+    let in_use = gpu.extension::<InUse>();
+    let mut tuning = in_use.0.lock();
+    if !tuning.is_of(&gpu.adapter().cache_name) {
+        *tuning = Tuning::none(gpu);
+    }
+    change(&mut tuning);
 }
 
 /// The measurements in use.
