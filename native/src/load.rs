@@ -4,21 +4,27 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use mgm::gpu::Gpu;
 use mgm::io::{DiskFile, DiskFolder, Folder};
 use mgm::memory_plan::MemoryPlan;
+use mgm::ops;
 use mgm::session::LoadOptions;
 use mgm::session::Model;
 use mgm::tensor::Precision;
+use mgm::tuning::tune_within;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
 
 use crate::args::CheckpointArgs;
-use crate::device_cache::Preparation;
+use crate::device_cache::{Preparation, write_tuning};
 use crate::interrupt::continue_unless;
 use crate::{bundled_models, progress};
+
+/// How long the measurements delay a model's first load on a GPU.
+const MEASURING_TIME: Duration = Duration::from_secs(2);
 
 /// The checkpoint that the arguments name, or the bundled model.
 ///
@@ -70,7 +76,8 @@ pub fn load_options(arguments: &CheckpointArgs, files: &ModelFiles, precision: O
     LoadOptions::new(precision.unwrap_or(default)).with_keep_quantization(keep)
 }
 
-/// Loads a model with a progress bar and compiles its pipelines meanwhile. Set `stop` to cancel.
+/// Loads a model with a progress bar and compiles its pipelines meanwhile. Before its first load on a GPU, measures the
+/// kernels for its matmuls, with `tune`. Set `stop` to cancel.
 ///
 /// # Errors
 /// [`mgm::Error::Cancelled`] after a stop, [`mgm::Error::OutOfMemory`], and those of the readers.
@@ -78,8 +85,13 @@ pub async fn load_model(
     gpu: &Gpu,
     files: &ModelFiles,
     options: &LoadOptions,
+    tune: bool,
     stop: &Arc<AtomicBool>,
 ) -> mgm::Result<Model> {
+    if tune {
+        // Before the weights take memory, and before pipelines are compiled for kernels that may change.
+        measure_kernels(gpu, files, options, stop).await?;
+    }
     let bar = progress::bytes(MemoryPlan::for_files(files, options)?.weights(), "loading");
     let (counter, stop) = (bar.clone(), stop.clone());
     let on_progress = Rc::new(move |bytes| {
@@ -93,4 +105,26 @@ pub async fn load_model(
     let model = model?;
     preparation.finish();
     Ok(model)
+}
+
+/// Measures the kernels for a model's matmuls and caches the result, unless it is cached or the device is a software
+/// adapter.
+async fn measure_kernels(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions, stop: &AtomicBool) -> mgm::Result<()> {
+    if gpu.adapter().is_software() {
+        return Ok(());
+    }
+    let products = Model::products(gpu, files, options).await?;
+    if ops::tuning(gpu).covers(products.keys().copied()) {
+        return Ok(());
+    }
+    note!("mgm: measuring kernels on this GPU, once");
+    let store = |tuning: &ops::Tuning| {
+        // Without the cache the next load measures again, so a failure is not an error.
+        let _ = write_tuning(gpu, tuning);
+    };
+    match tune_within(gpu, &products, MEASURING_TIME, |_| continue_unless(stop), store).await {
+        Err(error @ (mgm::Error::Cancelled | mgm::Error::DeviceLost(_))) => Err(error),
+        // After any other error the default kernels stay in use.
+        _ => Ok(()),
+    }
 }

@@ -29,6 +29,9 @@ pub struct ChatArgs {
     checkpoint: CheckpointArgs,
     #[command(flatten)]
     device: ProfiledDeviceArgs,
+    /// Don't measure kernels before a model's first load on this GPU, which takes up to 2 seconds
+    #[arg(long)]
+    no_tune: bool,
     /// A question; repeat for several turns. Without it the conversation is interactive
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -113,7 +116,7 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     let options = load_options(&arguments.checkpoint, &files, arguments.precision)
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
-    let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, &stop)?;
+    let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, !arguments.no_tune, &stop)?;
     let loaded = chat.load().await?;
     let (has_vision, top_p) = (loaded.model().has_vision(), loaded.model().generation().top_p);
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;

@@ -20,6 +20,8 @@ pub struct ResidentChat {
     files: ModelFiles,
     options: LoadOptions,
     system: Option<String>,
+    /// Whether to measure kernels before the model's first load on this GPU.
+    tune: bool,
     weight_bytes: u64,
     stop: Arc<AtomicBool>,
     chat: Option<Chat>,
@@ -35,6 +37,7 @@ impl ResidentChat {
         files: ModelFiles,
         options: LoadOptions,
         system: Option<String>,
+        tune: bool,
         stop: &Arc<AtomicBool>,
     ) -> mgm::Result<Self> {
         let weight_bytes = MemoryPlan::for_files(&files, &options)?.weights();
@@ -43,6 +46,7 @@ impl ResidentChat {
             files,
             options,
             system,
+            tune,
             weight_bytes,
             stop: stop.clone(),
             chat: None,
@@ -72,7 +76,7 @@ impl ResidentChat {
         let chat = match self.chat.take() {
             Some(chat) => chat,
             None => {
-                let model = load_model(&self.gpu, &self.files, &self.options, &self.stop).await?;
+                let model = load_model(&self.gpu, &self.files, &self.options, self.tune, &self.stop).await?;
                 let mut chat = model.chat();
                 let (system, turns) = (self.system.clone(), self.turns.clone());
                 chat.restore(system, turns, &image_sources(&self.images), &mut |_| ControlFlow::Continue(())).await?;

@@ -38,6 +38,9 @@ pub struct EvalArgs {
     checkpoint: CheckpointArgs,
     #[command(flatten)]
     device: ProfiledDeviceArgs,
+    /// Don't measure kernels before a model's first load on this GPU, which takes up to 2 seconds
+    #[arg(long)]
+    no_tune: bool,
     /// Benchmark format of the data
     #[arg(long)]
     format: Format,
@@ -147,7 +150,7 @@ async fn answer(
     let started = Instant::now();
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let stop = interrupt::install()?;
-    let model = load_model(&gpu, &files, &options, &stop).await?;
+    let model = load_model(&gpu, &files, &options, !arguments.no_tune, &stop).await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     gpu.take_profile().await?;
 

@@ -80,6 +80,18 @@ fn a_gguf_file_is_measured_and_tuning_is_cached() {
     assert!(printed.contains("matmul shapes"), "{printed}");
 }
 
+/// Kernels are measured at a model's first load on a GPU. A software adapter is none, with `--no-tune` or without.
+#[test]
+fn software_adapters_are_not_measured_when_a_model_is_loaded() {
+    let cache = TempDir::new().expect("a temporary folder");
+    let model = data("llama.gguf");
+    let arguments = ["chat", model.to_str().expect("UTF-8"), "--prompt", "a", "--max-new-tokens", "1", "--no-tune"];
+    for count in [arguments.len() - 1, arguments.len()] {
+        mgm(cache.path(), &arguments[..count]);
+        assert!(files(cache.path(), "tuning.json").is_empty(), "{arguments:?}");
+    }
+}
+
 #[test]
 fn the_roofline_of_some_kernels() {
     let cache = TempDir::new().expect("a temporary folder");
