@@ -3,16 +3,17 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::rc::Rc;
+use std::time::Duration;
 
 use js_sys::Function;
 use mgm::gpu::{Gpu, Kernel};
 use mgm::io::Folder;
 use mgm::memory_plan::MemoryPlan;
-use mgm::ops::{Sampling, products};
+use mgm::ops::{Sampling, Tuning, products, tuning};
 use mgm::session::{AnswerOptions, Chat, Event, ImageSource, LoadOptions, Model};
 use mgm::tensor::Precision;
 use mgm::text::conversation::{Template, Turn};
-use mgm::tuning::{TuneOptions, tune};
+use mgm::tuning::{TuneOptions, tune, tune_within};
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
@@ -149,6 +150,31 @@ impl ChatModel {
                 break;
             }
         }
+        Ok(())
+    }
+
+    /// Measures, once and for about `milliseconds` in all, whether other kernels than the default ones are faster for
+    /// this model, and uses them from then on: `tune_within` of the core. Does nothing if these products were measured
+    /// before or the device is a software adapter. Calls `on_event` with `"measured"` after each step, which takes a few
+    /// milliseconds or compiles one pipeline; `false` stops, and a later call measures the rest. Calls it with `"store"`
+    /// and JSON for the next `Device::open`: at the end, and also at the start, so that the next visit does not measure
+    /// again if the browser's GPU process ends meanwhile.
+    #[wasm_bindgen(js_name = measureKernels)]
+    pub async fn measure_kernels(&self, milliseconds: f64, on_event: Function) -> Result<(), JsValue> {
+        let products = products(&self.model.dry_run().map_err(to_js)?);
+        if self.gpu.adapter().is_software() || tuning(&self.gpu).covers(products.keys().copied()) {
+            return Ok(());
+        }
+        let budget = Duration::from_secs_f64(milliseconds.max(0.0) / 1000.0);
+        let on_step = |_: Option<&_>| emit(&on_event, "measured", &JsValue::NULL);
+        let store = |tuning: &Tuning| {
+            if let Ok(text) = to_json(tuning) {
+                let _ = emit(&on_event, "store", &text.into());
+            }
+        };
+        tune_within(&self.gpu, &products, budget, on_step, store).await.map_err(to_js)?;
+        // The pipelines of the kernels that were chosen, for `prepare`.
+        self.kernels.borrow_mut().extend(self.model.dry_run().map_err(to_js)?.kernels.into_keys());
         Ok(())
     }
 

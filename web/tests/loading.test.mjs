@@ -313,3 +313,45 @@ test("a tuning is stored with its device; a tuning of another device or a damage
     assert.deepEqual(ids, plain.ids, message ?? text);
   }
 });
+
+test("the first load on a GPU measures kernels, once; one on a software adapter or with tune: false does not", { timeout: 600_000 }, async () => {
+  const plain = await load();
+  // A worker that does not know that the adapter is a software one.
+  const hidden = 'Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", { get: () => false });\n';
+  writeFileSync(join(odd, "worker.js"), hidden + readFileSync(join(web, "dist/worker.js"), "utf8"));
+  /** Loads a model, asks a question and returns the answer and `tuning.json` when that has not changed for some seconds. */
+  const loadAndWait = (workerUrl, options) =>
+    page.evaluate(
+      async ({ workerUrl, options }) => {
+        env.workerUrl = workerUrl;
+        const mgm = await Mgm.load("/model/", options);
+        // Interrupts the measurements.
+        const { tokenIds: ids } = await mgm.chat([{ role: "user", content: "Hello" }], { temperature: 0, maxNewTokens: 4 });
+        const folder = await (await navigator.storage.getDirectory()).getDirectoryHandle("mgm");
+        const read = async () => {
+          const file = await folder.getFileHandle("tuning.json").then((handle) => handle.getFile(), () => undefined);
+          return file && { text: await file.text(), lastModified: file.lastModified };
+        };
+        let stored = await read();
+        for (let unchanged = 0; unchanged < 4; ) {
+          await new Promise((resolve) => setTimeout(resolve, 1000));
+          const next = await read();
+          unchanged = next?.lastModified === stored?.lastModified ? unchanged + 1 : 0;
+          stored = next;
+        }
+        mgm.dispose();
+        env.workerUrl = undefined;
+        return { ids, stored };
+      },
+      { workerUrl, options },
+    );
+  assert.deepEqual(await loadAndWait(undefined, {}), { ids: plain.ids, stored: undefined });
+  assert.deepEqual(await loadAndWait("/odd/worker.js", { tune: false }), { ids: plain.ids, stored: undefined });
+  const first = await loadAndWait("/odd/worker.js", {});
+  assert.deepEqual(first.ids, plain.ids);
+  const { products, unmeasured } = JSON.parse(JSON.parse(first.stored.text).tuning);
+  console.log(`${products.length} products measured, ${unmeasured.length} left`);
+  const rows = [...products, ...unmeasured].map(({ m }) => m);
+  assert.ok(rows.includes(1) && rows.includes(512), first.stored.text);
+  assert.deepEqual(await loadAndWait("/odd/worker.js", {}), { ids: plain.ids, stored: first.stored });
+});

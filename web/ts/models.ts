@@ -6,9 +6,12 @@ import { getBundle } from "./download.js";
 import { MgmError, toWire } from "./errors.js";
 import { inspectFiles, type Manifest, summary } from "./manifest.js";
 import type { LoadCall } from "./protocol.js";
-import { storedTuning } from "./storage.js";
+import { storedTuning, storeTuning } from "./storage.js";
 import type { ImageModelInfo, ModelInfo, Progress } from "./types.js";
 import { deviceId, enableSubgroups } from "./webgpu.js";
+
+/** Time to measure kernels when a model is loaded for the first time, in milliseconds. */
+const MEASURING_TIME = 2000;
 
 /** Maximum number of device losses during one call. */
 const MAX_RECOVERIES = 2;
@@ -29,6 +32,8 @@ interface Slot<M extends { free(): void; info(): string }, I> {
   name: string;
   model: M | undefined;
   info: I | undefined;
+  /** Time that is left to measure kernels, in milliseconds; `undefined` if they are not to be measured any more. */
+  measuringTime?: number | undefined;
 }
 
 type ChatSlot = Slot<ChatModel, ChatModelInfo>;
@@ -56,7 +61,7 @@ export class Models {
     } else if (call.as === "image-model") {
       throw new MgmError("invalid-argument", NOT_AN_IMAGE_MODEL);
     } else {
-      const slot: ChatSlot = { call, files, name, model: undefined, info: undefined };
+      const slot: ChatSlot = { call, files, name, model: undefined, info: undefined, measuringTime: MEASURING_TIME };
       await this.#withDevice(
         () => this.#loadChatModel(slot, context),
         () => this.#evictImageModel(),
@@ -67,9 +72,32 @@ export class Models {
     return this.#info();
   }
 
-  /** Compiles pipelines of the chat model until `mayContinue` says otherwise. */
+  /** Compiles pipelines of the chat model, and measures kernels for it, until `mayContinue` says otherwise. */
   async prepare(mayContinue: () => boolean): Promise<void> {
-    await this.#chat?.model?.prepare(mayContinue);
+    const slot = this.#chat;
+    if (!slot?.model) return;
+    await slot.model.prepare(mayContinue);
+    if (!slot.call.tune || slot.measuringTime === undefined || !mayContinue()) return;
+    const started = performance.now();
+    const { measuringTime } = slot;
+    // Not again after an error, such as a lost device.
+    slot.measuringTime = undefined;
+    let storing = Promise.resolve();
+    const store = async (tuning: string) => {
+      if (slot.call.cache) await storeTuning(await deviceId(), tuning);
+    };
+    try {
+      await slot.model.measureKernels(measuringTime, (name: string, value: unknown) => {
+        if (name === "store") storing = storing.then(() => store(value as string)).catch(() => undefined);
+        return mayContinue();
+      });
+      await slot.model.prepare(mayContinue);
+    } catch (error) {
+      if (toWire(error).code !== "cancelled") throw error;
+      slot.measuringTime = measuringTime - (performance.now() - started);
+    } finally {
+      await storing;
+    }
   }
 
   /** Runs work with the chat model, and again on another device if the first is lost. */

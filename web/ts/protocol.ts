@@ -12,6 +12,8 @@ export interface LoadCall {
   /** `model` accepts any model, `image-model` only an image model. */
   as: "model" | "image-model";
   gpuMemory?: number;
+  /** Whether to measure kernels after the first load on this device. */
+  tune: boolean;
   /** Passed to the core as JSON. */
   options: { precision?: string; conversation?: string };
 }

@@ -74,6 +74,11 @@ export interface LoadOptions {
   /** `false` stores no model files on this device: the next load downloads them again. Default: `true`. */
   cache?: boolean;
   /**
+   * After the first load of a model on a GPU, the package measures the likeliest kernels for at most two seconds, while it answers no
+   * question, and stores the result. `false` turns this off. {@link Mgm.tune} measures more kernels. Default: `true`.
+   */
+  tune?: boolean;
+  /**
    * Called at most ten times a second, plus once at the end of each part. Later calls on the same object report here too:
    * {@link Mgm.loadImageModel}, {@link Mgm.tune}, and answers that recover from a lost device.
    */

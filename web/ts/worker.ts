@@ -66,8 +66,8 @@ function enqueue(request: Exclude<Request, { type: "abort" }>): void {
       const result = await handle(request, { id, signal, reporter: (phase) => reporter(id, phase) });
       calls.delete(id);
       post(result);
-      // Compiles pipelines until the next call arrives, which also detects a lost device.
-      if (result.type === "loaded") await models.prepare(() => calls.size === 0).catch(() => undefined);
+      // Compiles pipelines and measures kernels until the next call arrives, which also detects a lost device.
+      if (calls.size === 0) await models.prepare(() => calls.size === 0).catch(() => undefined);
     } catch (error) {
       fail(id, error);
     }
