@@ -83,7 +83,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     let scale = checkpoint.vae.1.pixels_per_latent();
     let size_of_latents = latents.as_ref().map(|latents| (latents.width * scale, latents.height * scale));
     let size_of_init = init.as_ref().map(|image| whole_latents(image, scale));
-    let size = arguments.image.size.or(size_of_latents).or(size_of_init);
+    let size = arguments.image.size().or(size_of_latents).or(size_of_init);
     let size = size.unwrap_or_else(|| checkpoint.default_size());
     let init = init.map(|image| InitialLatents::image(image, size, arguments.strength));
 

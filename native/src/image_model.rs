@@ -12,7 +12,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use mgm::diffusion::limits::{
     DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, MAX_NUM_INFERENCE_STEPS, check_guidance_scale,
-    check_num_inference_steps,
+    check_num_inference_steps, check_size,
 };
 use mgm::diffusion::png_metadata::ImageSettings;
 use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, InitialLatents, NoiseType};
@@ -46,7 +46,13 @@ pub struct ImageArgs {
     pub guidance_scale: f32,
     /// Width and height in pixels, multiples of 8 [default: the model's, 1024x1024 for SDXL]
     #[arg(long, value_name = "WxH", value_parser = parse_image_size)]
-    pub size: Option<(usize, usize)>,
+    size: Option<(usize, usize)>,
+    /// Width in pixels; the same as --size together with --height
+    #[arg(long, value_name = "N", value_parser = parse_side, requires = "height", conflicts_with = "size")]
+    width: Option<usize>,
+    /// Height in pixels
+    #[arg(long, value_name = "N", value_parser = parse_side, requires = "width", conflicts_with = "size")]
+    height: Option<usize>,
     /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, optionally followed by -karras,
     /// -exponential, -leading, -trailing or -linspace [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
@@ -60,12 +66,24 @@ pub struct ImageArgs {
     pub no_preview: bool,
 }
 
+impl ImageArgs {
+    /// Width and height in pixels, if they are given.
+    pub fn size(&self) -> Option<(usize, usize)> {
+        self.size.or(self.width.zip(self.height))
+    }
+}
+
 fn parse_steps(text: &str) -> std::result::Result<usize, String> {
     parse_checked(text, |steps| check_num_inference_steps(steps, MAX_NUM_INFERENCE_STEPS), "a number of steps")
 }
 
 fn parse_guidance_scale(text: &str) -> std::result::Result<f32, String> {
     parse_checked(text, check_guidance_scale, "a guidance scale")
+}
+
+fn parse_side(text: &str) -> std::result::Result<usize, String> {
+    // Models have at least this many pixels per latent; those with more check again.
+    parse_checked(text, |side| check_size((side, side), 8), "a number of pixels")
 }
 
 fn parse_scheduler(text: &str) -> std::result::Result<SchedulerOverride, String> {
@@ -166,7 +184,7 @@ impl ImageModel {
 
     /// The size of `--size`, or the model's own.
     pub fn default_size(&self) -> (usize, usize) {
-        self.arguments.size.unwrap_or_else(|| self.pipeline.checkpoint().default_size())
+        self.arguments.size().unwrap_or_else(|| self.pipeline.checkpoint().default_size())
     }
 
     /// Generates an image.

@@ -32,6 +32,7 @@ mod seed;
 mod terminal_image;
 mod tune;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -76,7 +77,7 @@ enum Command {
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match Options::try_parse_from(with_hyphens(std::env::args_os())) {
         Ok(options) => options,
         Err(error) => {
             // Help and version go to standard output with exit code 0, errors to standard error.
@@ -96,6 +97,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// Replaces underscores in the names of long options: diffusers and OpenAI write `num_inference_steps`, `max_tokens`.
+/// Values stay as they are, and so do all arguments after `--`.
+fn with_hyphens(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut only_values = false;
+    arguments.map(move |argument| {
+        only_values |= argument == "--";
+        match argument.to_str() {
+            Some(text) if !only_values && text.starts_with("--") => {
+                let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+                format!("{}{value}", name.replace('_', "-")).into()
+            }
+            _ => argument,
+        }
+    })
+}
+
 async fn run(command: Command) -> Result<(), CliError> {
     match command {
         Command::Chat(arguments) => chat::run(arguments).await,
@@ -108,5 +125,18 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Pull(arguments) => pull::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Tune(arguments) => tune::run(arguments).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn underscores_in_option_names_become_hyphens() {
+        let given = ["mgm", "a_b", "--max_new_tokens", "3", "--out=a_b=c_d", "--no_preview", "-x_y", "--", "--a_b"];
+        let expected = ["mgm", "a_b", "--max-new-tokens", "3", "--out=a_b=c_d", "--no-preview", "-x_y", "--", "--a_b"];
+        let found: Vec<OsString> = with_hyphens(given.into_iter().map(OsString::from)).collect();
+        assert_eq!(found, expected);
     }
 }

@@ -115,7 +115,7 @@ test("a failure that nobody waits for is an unhandled rejection; a stream can be
     } catch {
       // Thrown by the loop.
     }
-    const chat = text.chat([{ role: "user", content: "Hello" }], { max_tokens: 1 });
+    const chat = text.chat([{ role: "user", content: "Hello" }], { max_tokens: 1, max_completion_tokens: 1 });
     for await (const _ of chat);
     const again = await (async () => {
       for await (const _ of chat);
@@ -214,6 +214,7 @@ test("wrong calls fail with typed errors", async () => {
       await code(user([null])),
       await code([null]),
       await code(user("a"), { maxNewTokens: 5, maxTokens: 6 }),
+      await code(user("a"), { max_completion_tokens: 5, maxNewTokens: 6 }),
       await code(user("a"), { top_p: 0.5, topP: 0.6 }),
       await code(user("a"), { temprature: 0 }),
       await code(user("a"), { stop: ["x", ""] }),
@@ -224,7 +225,7 @@ test("wrong calls fail with typed errors", async () => {
   assert.deepEqual(codes, [
     "MgmError invalid-argument", "MgmError invalid-argument", "MgmError invalid-argument", "MgmError prompt-too-long",
     "MgmError invalid-argument", "MgmError image", "MgmError http", "MgmError invalid-argument",
-    ...Array(11).fill("MgmError invalid-argument"),
+    ...Array(12).fill("MgmError invalid-argument"),
   ]);
 });
 

@@ -8,7 +8,9 @@ import { either, withKnownNames } from "./options.js";
 import type { AnswerReport, ChatCall, FileSource, ImageCall } from "./protocol.js";
 import type { Answer, ChatOptions, GenerateOptions, ImageSettings, Message, ModelSource } from "./types.js";
 
-const CHAT_OPTIONS = ["maxNewTokens", "maxTokens", "temperature", "topP", "topK", "seed", "stop", "image", "signal"];
+const CHAT_OPTIONS = [
+  "maxNewTokens", "maxTokens", "maxCompletionTokens", "temperature", "topP", "topK", "seed", "stop", "image", "signal",
+];
 const IMAGE_SETTINGS = [
   "negativePrompt", "width", "height", "steps", "numInferenceSteps", "guidanceScale", "scheduler", "seed", "previews",
 ];
@@ -22,7 +24,9 @@ export function toFileSource(source: ModelSource): FileSource {
 export async function toChatCall(messages: Message[], options: ChatOptions, signal: AbortSignal): Promise<ChatCall> {
   const known = withKnownNames("chat", options, CHAT_OPTIONS);
   const { temperature = defaults.temperature, topP, topK = defaults.topK, seed, stop = [], image = {} } = known;
-  const maxNewTokens = either("maxNewTokens", known.maxNewTokens, "maxTokens", known.maxTokens) ?? defaults.maxNewTokens;
+  const openAiTokens = either("maxTokens", known.maxTokens, "maxCompletionTokens", known.maxCompletionTokens);
+  const otherTokensName = known.maxTokens === undefined ? "maxCompletionTokens" : "maxTokens";
+  const maxNewTokens = either("maxNewTokens", known.maxNewTokens, otherTokensName, openAiTokens) ?? defaults.maxNewTokens;
   const { mode = "auto", ...settings } = withKnownNames("image", image, ["mode", ...IMAGE_SETTINGS]);
   const stopStrings = typeof stop === "string" ? [stop] : stop;
   if (!stopStrings.every((text) => typeof text === "string" && text !== "")) {

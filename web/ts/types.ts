@@ -96,6 +96,10 @@ export interface ChatOptions {
   max_new_tokens?: number;
   /** Another spelling of `maxNewTokens`. */
   max_tokens?: number;
+  /** Another spelling of `maxNewTokens`. */
+  maxCompletionTokens?: number;
+  /** Another spelling of `maxNewTokens`. */
+  max_completion_tokens?: number;
   /** Sampling temperature; 0 is greedy. Default: 0.2. */
   temperature?: number;
   /** Sample only from the smallest set of most likely tokens whose probabilities sum to at least this value. Default: the model's. */

@@ -57,7 +57,7 @@ pub struct ChatArgs {
     /// Maximum number of tokens in an answer
     #[arg(
         long,
-        visible_alias = "max-tokens",
+        visible_aliases = ["max-tokens", "max-completion-tokens"],
         value_name = "N",
         default_value_t = AnswerOptions::default().max_new_tokens as u32,
         value_parser = clap::value_parser!(u32).range(1..)

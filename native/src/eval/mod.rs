@@ -80,7 +80,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "NAME")]
     conversation: Option<Template>,
     /// Maximum number of tokens in an answer [default: the benchmark's, 128 or 1024]
-    #[arg(long, visible_alias = "max-tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, visible_aliases = ["max-tokens", "max-completion-tokens"], value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: Option<u32>,
     /// Encode images at low resolution only, without the high-resolution tower and patch info mining
     #[arg(long)]

@@ -30,7 +30,7 @@ fn copy_of_case() -> TempDir {
 fn chat(case: &Path, more: &[String]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
     command.arg("chat").arg(case.join("MGM-2B"));
-    command.args(["--prompt", "What is this?", "--max-new-tokens", "3", "--temperature", "0"]);
+    command.args(["--prompt", "What is this?", "--max_completion_tokens", "3", "--temperature", "0"]);
     command.args(more).stdin(Stdio::null());
     command
 }

@@ -63,14 +63,15 @@ fn golden_arguments() -> Vec<String> {
     let json: Value = serde_json::from_slice(&json).expect("JSON");
     let text = |key: &str| json[key].as_str().expect("a text").to_owned();
     let number = |key: &str| json[key].to_string();
-    let size = format!("{}x{}", number("width"), number("height"));
     let latents = case().join("expected.safetensors").display().to_string();
     [
         ("--prompt", text("prompt")),
-        ("--negative-prompt", text("negative_prompt")),
-        ("--num-inference-steps", number("steps")),
-        ("--guidance-scale", number("guidance_scale")),
-        ("--size", size),
+        // As diffusers spells them.
+        ("--negative_prompt", text("negative_prompt")),
+        ("--num_inference_steps", number("steps")),
+        ("--guidance_scale", number("guidance_scale")),
+        ("--width", number("width")),
+        ("--height", number("height")),
         ("--latents", latents),
     ]
     .into_iter()
@@ -560,6 +561,9 @@ fn bad_input_is_a_one_line_error() {
     let rows: Vec<(&Path, Vec<&str>, &str)> = vec![
         (&model, vec!["--size", "100x100"], "multiples of 8"),
         (&model, vec!["--size", "0x64"], "multiples of 8"),
+        (&model, vec!["--width", "64"], "--height"),
+        (&model, vec!["--width", "100", "--height", "64"], "multiples of 8"),
+        (&model, vec!["--width", "64", "--height", "64", "--size", "64x64"], "cannot be used with"),
         (&model, vec!["--size", "64"], "1024x768"),
         (&model, vec!["--size", "16384x64"], "8192"),
         (&model, vec!["--steps", "0"], "1 to 1000"),
