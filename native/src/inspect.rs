@@ -28,10 +28,6 @@ pub async fn run(arguments: CheckpointArgs) -> Result<(), CliError> {
     match open_checkpoint(&arguments).await? {
         ModelFiles::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
         ModelFiles::Gguf(model) => inspect_gguf(&model),
-        _ => {
-            let reason = format!("{}: this kind of model cannot be inspected", path.display());
-            Err(mgm::Error::InvalidArgument(reason).into())
-        }
     }
 }
 

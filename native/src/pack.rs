@@ -85,11 +85,6 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
             let source: Rc<dyn ByteSource> = Rc::new(DiskFile::open(&path)?);
             Layout::from_gguf(&source, model, &name, shard_bytes).await?
         }
-        _ => {
-            return Err(
-                Error::InvalidArgument(format!("{}: this kind of model cannot be packed", path.display())).into()
-            );
-        }
     };
     write(layout, &arguments.out).await
 }
@@ -112,9 +107,8 @@ async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
             "{}: expected a folder in diffusers' layout, as save_pretrained of diffusers writes it",
             path.display()
         ))
-    } else if !Precision::IMAGE_CHOICES.contains(&precision) {
-        let known = Precision::IMAGE_CHOICES.map(|precision| precision.to_string()).join(", ");
-        Some(format!("--precision {precision}: expected {known} for an image model"))
+    } else if let Err(expected) = sdxl::parse_image_precision(&precision.to_string()) {
+        Some(format!("--precision {precision}: {expected}"))
     } else if arguments.conversation.is_some() {
         Some("--conversation needs a language model".to_owned())
     } else {

@@ -52,7 +52,8 @@ pub fn parse_lora(text: &str) -> std::result::Result<LoraFile, String> {
 pub fn parse_image_precision(text: &str) -> std::result::Result<Precision, String> {
     let known = Precision::IMAGE_CHOICES.map(|precision| precision.to_string());
     let found = Precision::IMAGE_CHOICES.into_iter().find(|precision| precision.to_string() == text);
-    found.ok_or_else(|| format!("expected {} for an image model", known.join(", ")))
+    let [others @ .., last] = &known;
+    found.ok_or_else(|| format!("expected {} or {last} for an image model", others.join(", ")))
 }
 
 impl SdxlArgs {

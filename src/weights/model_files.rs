@@ -11,7 +11,6 @@ use crate::io::Folder;
 use crate::tensor::Precision;
 
 /// The opened files of a model. Only headers and configurations are in memory.
-#[non_exhaustive]
 pub enum ModelFiles {
     /// A Mini-Gemini checkpoint, as released or as a bundle.
     Mgm(Box<MgmCheckpoint>),

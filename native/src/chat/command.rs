@@ -242,8 +242,12 @@ impl ChatCommand {
                 _ => match self.turn(line, &std::mem::take(&mut images)).await {
                     Ok(()) => {}
                     // A lost device fails every further question; other errors concern only this one.
-                    Err(CliError::Core(error @ mgm::Error::DeviceLost(_)))
-                    | Err(CliError::Image(error @ mgm::Error::DeviceLost(_))) => return Err(error.into()),
+                    Err(
+                        error
+                        @ (CliError::Core(mgm::Error::DeviceLost(_)) | CliError::Image(mgm::Error::DeviceLost(_))),
+                    ) => {
+                        return Err(error);
+                    }
                     Err(CliError::Core(mgm::Error::Cancelled) | CliError::Image(mgm::Error::Cancelled)) => {
                         note!("stopped");
                     }

@@ -584,7 +584,7 @@ fn bad_input_is_a_one_line_error() {
         (&model, vec!["--lora", "nowhere:2"], "nowhere"),
         (&model, vec!["--gpu-memory", "1M"], "not enough GPU memory for the UNet"),
         (&model, vec!["--precision", "f12"], "f12"),
-        (&model, vec!["--precision", "q4"], "expected f32, f16, q8"),
+        (&model, vec!["--precision", "q4"], "expected f32, f16 or q8"),
         (&model, vec!["--out", "x.jpg"], ".png"),
         (&model, vec!["--out", "no/such/folder/x.png"], "no folder"),
         (Path::new("nowhere"), vec![], "model_index.json"),

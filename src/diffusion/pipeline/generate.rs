@@ -104,7 +104,8 @@ impl<'a> GenerateImage<'a> {
         self
     }
 
-    /// How much of the schedule runs over the initial image, above 0 and at most 1. Default: 0.6.
+    /// How much of the schedule runs over the initial image, above 0 and at most 1. Default: 0.6. Applies to
+    /// [`Self::image`]; [`InitialLatents::Image`] has its own.
     pub fn strength(mut self, strength: impl Into<Option<f32>>) -> Self {
         self.settings.strength = strength.into();
         self
