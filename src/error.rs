@@ -220,6 +220,8 @@ pub enum Setting {
     Scheduler,
     /// The precision of the weights: `LoadOptions::precision`, `DiffusionOptions::precision`.
     Precision,
+    /// The image model, given as the chat model: `DiffusionPipeline` opens it.
+    ImageModel,
 }
 
 /// `Result` with this crate's [`Error`].

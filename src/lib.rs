@@ -31,6 +31,17 @@
 //! # }
 //! ```
 //!
+//! To load a model at another precision than the stored one, open its files first:
+//!
+//! ```no_run
+//! # use mgm::{Gpu, LoadOptions, Model, Precision, weights::model_files::ModelFiles};
+//! # async fn load(gpu: &Gpu) -> mgm::Result<Model> {
+//! let files = ModelFiles::from_path("models/pocket").await?;
+//! let model = Model::open(gpu, &files, &LoadOptions::new(Precision::Q8)).await?;
+//! # Ok(model)
+//! # }
+//! ```
+//!
 //! # Where to start
 //!
 //! * [`Model`], [`Chat`]: conversations about images ([`session`]).

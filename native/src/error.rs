@@ -53,6 +53,7 @@ fn option_for(setting: Setting) -> Option<&'static str> {
         Setting::Template => Some("--conversation NAME of mgm chat, eval and pack"),
         Setting::Scheduler => Some("--scheduler NAME of mgm generate and mgm chat"),
         Setting::Precision => Some("--precision P"),
+        Setting::ImageModel => Some("--image-model MODEL of mgm chat, or mgm generate MODEL"),
         _ => None,
     }
 }
@@ -79,6 +80,7 @@ mod tests {
             Setting::Template,
             Setting::Scheduler,
             Setting::Precision,
+            Setting::ImageModel,
         ] {
             let error = match setting {
                 Setting::Precision => no_memory.clone(),

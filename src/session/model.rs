@@ -53,12 +53,7 @@ impl Model {
     /// As [`Self::open`].
     #[cfg(all(feature = "fs", any(unix, windows)))]
     pub async fn from_path(gpu: &Gpu, path: impl AsRef<std::path::Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let files = if path.is_file() {
-            ModelFiles::Gguf(GgufModel::open(Rc::new(crate::io::DiskFile::open(path)?)).await?)
-        } else {
-            ModelFiles::open(Rc::new(crate::io::DiskFolder::new(path)), Default::default()).await?
-        };
+        let files = ModelFiles::from_path(path).await?;
         Self::open(gpu, &files, &LoadOptions::as_stored(&files)).await
     }
 

@@ -237,7 +237,7 @@ async fn open(files: &js_sys::Map) -> mgm::Result<ModelFiles> {
         let missing = || mgm::Error::MissingFile { file: gguf.clone(), hint: "it is not a file".to_owned() };
         return Ok(ModelFiles::Gguf(GgufModel::open(root.open(gguf).await?.ok_or_else(missing)?).await?));
     }
-    let folder = blob_source::shallowest(&paths, &["bundle.json", "config.json"]);
+    let folder = blob_source::shallowest(&paths, &["bundle.json", "config.json", "model_index.json"]);
     ModelFiles::open(root.child(folder), TowerOptions::default()).await
 }
 

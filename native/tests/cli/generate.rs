@@ -624,6 +624,21 @@ fn bad_input_is_a_one_line_error() {
 }
 
 #[test]
+fn chat_names_the_commands_for_an_image_model() {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pocket-sdxl");
+    for model in [case().join("sdxl"), bundle] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        command.arg("chat").arg(&model).args(["--prompt", "x"]);
+        let output = command.output().expect("the binary runs");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        for part in ["image model (Stable Diffusion XL), expected a chat model", "mgm generate", "--image-model"] {
+            assert!(errors.contains(part), "{errors} lacks {part:?}");
+        }
+    }
+}
+
+#[test]
 fn a_packed_model_generates_the_same_image() {
     let folder = folder();
     let model = case().join("sdxl");

@@ -78,9 +78,7 @@ impl MgmCheckpoint {
         let Some(bytes) = read_file(&*folder, CONFIG, MAX_CONFIG).await? else {
             return Err(Error::MissingFile {
                 file: format!("{}/{CONFIG}", folder.name()),
-                hint: "check the path; a checkpoint is a folder with config.json, weights and a tokenizer (image models are opened \
-                       differently)"
-                    .to_owned(),
+                hint: "check the path; a checkpoint is a folder with config.json, weights and a tokenizer".to_owned(),
             });
         };
         let config = MgmConfig::parse(&format!("{}/{CONFIG}", folder.name()), &bytes)?;
