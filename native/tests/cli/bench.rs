@@ -141,4 +141,8 @@ fn devices_are_listed() {
     let cache = TempDir::new().expect("a temporary folder");
     let listed = mgm(cache.path(), &["bench", "--predict"]);
     assert!(listed.lines().count() == 20 && listed.contains("rtx-4090     NVIDIA RTX 4090"), "{listed}");
+    let listed = json(&mgm(cache.path(), &["bench", "--predict", "--json"]));
+    let devices = listed.as_array().expect("a list");
+    assert_eq!(devices.len(), 20);
+    assert!(devices.contains(&serde_json::json!({ "name": "rtx-4090", "title": "NVIDIA RTX 4090 (Ada)" })), "{listed}");
 }

@@ -1,5 +1,6 @@
 //! Compares predictions with the measurements that exist: those on an H200 (docs/performance.md).
 
+use mgm::gpu::AdapterChoice;
 use mgm::ops::{Epilogue, linear};
 use mgm::tensor::{Matrix, Precision, Tensor};
 use serde::Serialize;
@@ -41,10 +42,10 @@ pub struct Check {
 }
 
 /// All of them.
-pub async fn run() -> mgm::Result<Vec<Check>> {
+pub async fn run(adapter: AdapterChoice) -> mgm::Result<Vec<Check>> {
     let device: &Device = devices::find(MEASURED_ON)?;
     let [ours, theirs] = device.tables.map(Table::parse);
-    let gpu = work::open(device.kernels()).await?;
+    let gpu = work::open(device.kernels(), adapter).await?;
     let mut checks = Vec::new();
     let mut check = |what: String, measured_us: f64, table: &Table, works: &[Work]| {
         let mut time = model::Time::default();
@@ -75,7 +76,7 @@ mod tests {
     /// No constant of the model was fitted to a kernel.
     #[test]
     fn predictions_are_within_a_factor_of_two_of_the_measurements() {
-        let checks = pollster::block_on(super::run()).expect("predictions");
+        let checks = pollster::block_on(super::run(super::AdapterChoice::default())).expect("predictions");
         for check in &checks {
             let ratio = check.predicted_us / check.measured_us;
             assert!((0.5..2.0).contains(&ratio), "{check:?}: {ratio}");

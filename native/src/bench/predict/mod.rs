@@ -57,6 +57,13 @@ struct Report {
     checks: Vec<checks::Check>,
 }
 
+/// A device that `--predict` can name.
+#[derive(Serialize)]
+struct Listed {
+    name: &'static str,
+    title: &'static str,
+}
+
 /// The parts of a model with the kernels of some devices. llama.cpp's depend on the device.
 struct Plan {
     kernels: Kernels,
@@ -68,7 +75,7 @@ struct Plan {
 
 impl Plan {
     async fn new(kernels: Kernels, model: &str, arguments: &BenchArgs) -> Result<Self, CliError> {
-        let gpu = work::open(kernels).await?;
+        let gpu = work::open(kernels, arguments.device.options().adapter).await?;
         if model.eq_ignore_ascii_case(sdxl::NAME) {
             let precision = arguments.precision.unwrap_or(Precision::F16);
             let parts = work::sdxl(&gpu, precision, sdxl::image_size(arguments)?).await?;
@@ -147,6 +154,9 @@ fn print_kernels(device: &Device, title: &str, table: &Table, part: &Part) {
 pub async fn run(name: &str, arguments: &BenchArgs) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     if name == LIST {
+        if arguments.json {
+            return print_json(&DEVICES.each_ref().map(|device| Listed { name: device.name, title: device.title }));
+        }
         for device in &DEVICES {
             writeln!(out, "{:<12} {}", device.name, device.title)?;
         }
@@ -171,7 +181,7 @@ pub async fn run(name: &str, arguments: &BenchArgs) -> Result<(), CliError> {
         }
     }
     let measured = chosen.iter().any(|device| device.name == checks::MEASURED_ON);
-    let checks = if measured { checks::run().await? } else { Vec::new() };
+    let checks = if measured { checks::run(arguments.device.options().adapter).await? } else { Vec::new() };
     if arguments.json {
         return print_json(&Report { rows, checks });
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use mgm::diffusion::{Unet, VaeDecoder};
-use mgm::gpu::{Capabilities, DryRunReport, Gpu, GpuOptions, Kernel};
+use mgm::gpu::{AdapterChoice, Capabilities, DryRunReport, Gpu, GpuOptions, Kernel};
 use mgm::image::Views;
 use mgm::language::{LanguageModel, PREFILL_POSITIONS, Position};
 use mgm::loader::{Loader, vision_precision};
@@ -28,9 +28,10 @@ pub struct Part {
 }
 
 /// A device that is only planned.
-pub async fn open(kernels: Kernels) -> mgm::Result<Gpu> {
+pub async fn open(kernels: Kernels, adapter: AdapterChoice) -> mgm::Result<Gpu> {
     let sizes = if kernels.matrices { vec![16] } else { Vec::new() };
-    Gpu::open(&GpuOptions::planned(Capabilities::of_hardware(kernels.subgroup_max_size, sizes))).await
+    let capabilities = Capabilities::of_hardware(kernels.subgroup_max_size, sizes);
+    Gpu::open(&GpuOptions::planned(capabilities).with_adapter(adapter)).await
 }
 
 /// The dispatches of a dry run.
