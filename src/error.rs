@@ -128,7 +128,7 @@ pub enum Error {
     NoAdapter(String),
     /// The device has too little memory.
     #[error(
-        "not enough GPU memory for {what}: {:.1} MiB needed, {}choose a smaller model or a smaller precision",
+        "not enough GPU memory for {what}: {:.1} MiB needed, {}choose a smaller model or a lower precision",
         mebibytes(*needed),
         match *available {
             0 => "the device has no more; ".to_owned(),

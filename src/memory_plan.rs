@@ -146,7 +146,7 @@ impl MemoryPlan {
         let needed = self.weights() + self.cache_per_position * positions as u64;
         match gpu.memory().limit {
             Some(available) if needed > available => Err(Error::OutOfMemory {
-                what: format!("the weights, and keys and values of {positions} tokens"),
+                what: format!("the weights and a KV cache of {positions} tokens"),
                 needed,
                 available,
             }),

@@ -6,11 +6,11 @@ use mgm::diffusion::png_metadata::ImageSettings;
 use mgm::image::{Image, decode, encode_png};
 use mgm::{Error, Result};
 
-use crate::files::io_error;
+use crate::files::{io_error, read};
 
 /// Reads and decodes an image file.
 pub fn read_image(path: &Path) -> Result<Image> {
-    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
+    let bytes = read(path)?;
     decode(&path.display().to_string(), &bytes)
 }
 

@@ -63,7 +63,8 @@ impl<'a> Ask<'a> {
         self
     }
 
-    /// Sets the sampling temperature; 0 always takes the most likely token.
+    /// Sets the sampling temperature; 0 always takes the most likely token. Default: 0 (greedy); the command line and
+    /// the npm package use the reference's 0.2.
     pub fn temperature(mut self, temperature: f32) -> Self {
         self.options.sampling.temperature = temperature;
         self

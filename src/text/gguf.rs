@@ -109,7 +109,7 @@ impl Tokenizer {
         let mut kinds: Vec<i64> = match header.array("tokenizer.ggml.token_type") {
             None => vec![1; tokens.len()],
             Some(Array::Integers(values)) if values.len() == tokens.len() => values.clone(),
-            Some(_) => return Err(bad("tokenizer.ggml.token_type has not one type for each token".to_owned())),
+            Some(_) => return Err(bad("tokenizer.ggml.token_type must have one type per token".to_owned())),
         };
         for (token, kind) in tokens.iter().zip(&mut kinds) {
             if matches!(*kind, 1 | 4) && TURN_MARKERS.contains(&token) {
@@ -152,7 +152,7 @@ impl Tokenizer {
             Some("llama") => {
                 let scores = match header.array("tokenizer.ggml.scores") {
                     Some(Array::Floats(values)) if values.len() == tokens.len() => values,
-                    _ => return Err(bad("tokenizer.ggml.scores has not one score for each token".to_owned())),
+                    _ => return Err(bad("tokenizer.ggml.scores must have one score per token".to_owned())),
                 };
                 let pieces = tokens
                     .iter()

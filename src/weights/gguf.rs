@@ -324,7 +324,7 @@ fn parse(file: &str, bytes: &[u8], file_length: u64) -> Parsed<Header> {
     if reader.take()? != *MAGIC {
         return Err(Problem::Malformed(
             0,
-            "the first four bytes are not \"GGUF\"; of any other checkpoint pass the folder".to_owned(),
+            "the first four bytes are not \"GGUF\"; for any other checkpoint, pass its folder".to_owned(),
         ));
     }
     let version = reader.u32()?;

@@ -573,7 +573,7 @@ fn bad_input_is_a_one_line_error() {
         (&model, vec!["--scheduler", "best"], "\"best\" is not supported"),
         (&model, vec!["--scheduler", "ddim-karras"], "Karras"),
         (&model, vec!["--scheduler", "lcm", "--steps", "60"], "original_inference_steps"),
-        (&model, vec!["--init-image", "nowhere.png", "--strength", "0.5"], "nowhere.png"),
+        (&model, vec!["--init-image", "nowhere.png", "--strength", "0.5"], "nowhere.png is missing: check the path"),
         (&model, vec!["--init-image", "nowhere.png", "--strength", "1.5"], "strength"),
         (&model, vec!["--init-image", "nowhere.png", "--strength", "0"], "strength"),
         (&model, vec!["--strength", "0.5"], "--init-image"),

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::dataset::Dataset;
-use crate::files::io_error;
+use crate::files::{io_error, read};
 
 /// LLaVA's instruction after questions with short answers.
 pub const SHORT_ANSWER: &str = "Answer the question using a single word or phrase.";
@@ -146,7 +146,7 @@ pub fn data_error(file: &Path, reason: impl Into<String>) -> Error {
 }
 
 pub fn read_text(file: &Path) -> Result<String> {
-    let bytes = std::fs::read(file).map_err(|error| io_error(file, error))?;
+    let bytes = read(file)?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
