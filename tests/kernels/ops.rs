@@ -17,8 +17,8 @@ use mgm::ops::cases::{
     Resize, Rope, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
 };
 use mgm::ops::{
-    self, Activation, AttentionSegment, ConvMode, Cooperative, MatmulKernel, MatmulShape, RowMatvec, StridedRows,
-    Tuning, set_tuning, specialisations, tuning,
+    self, Activation, AttentionSegment, ConvMode, Cooperative, MatmulKernel, MatmulShape, Rounding, RowMatvec,
+    StridedRows, Tuning, set_tuning, specialisations, tuning,
 };
 use mgm::tensor::{Precision, Tensor};
 use mgm::tuning::{Timing, TuneOptions, tune, tune_within};
@@ -329,21 +329,19 @@ fn rounding_kernels_over_awkward_shapes() {
 
     let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
     let capabilities = gpu.capabilities();
-    let mut kernels = vec![MatmulKernel::Packed];
-    if capabilities.shader_f16 {
-        kernels.extend([4, 8].map(|columns| MatmulKernel::Tiled { half: true, columns }));
-    }
-    let lanes = capabilities.subgroup_max_size;
-    for &size in &capabilities.cooperative_sizes {
-        for (tile, parts) in [(64, 4), (128, if lanes < 64 { 8 } else { 4 })] {
-            for step in [32, 64] {
-                let sizes = Cooperative { size, tile, step, parts, lanes };
-                if sizes.workgroup_bytes() <= capabilities.max_workgroup_bytes {
-                    kernels.push(MatmulKernel::Cooperative(sizes));
-                }
-            }
+    let runs = |kernel: &MatmulKernel| match kernel {
+        MatmulKernel::Tiled { .. } => capabilities.shader_f16,
+        MatmulKernel::Cooperative(sizes) => {
+            capabilities.cooperative_sizes.contains(&sizes.size)
+                && sizes.lanes == capabilities.subgroup_max_size
+                && sizes.workgroup_bytes() <= capabilities.max_workgroup_bytes
         }
-    }
+        _ => true,
+    };
+    let kernels: Vec<_> =
+        MatmulKernel::all().filter(|kernel| kernel.rounding() != Rounding::None).filter(runs).collect();
+    // Packed, two tiles in f16, and four cooperative kernels for each size of a matrix.
+    println!("{} kernels", kernels.len());
 
     let mut cases: Vec<(Precision, usize, usize, Box<dyn Case>)> = Vec::new();
     for (index, (m, n, k)) in

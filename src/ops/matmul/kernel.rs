@@ -191,6 +191,8 @@ pub(super) enum Constant {
 pub(super) struct KernelSpec {
     /// The entry point of its shader.
     pub name: &'static str,
+    /// What tells it from another kernel with the same entry point and constants, in reports.
+    pub note: Option<&'static str>,
     /// The file of its shader.
     pub file: Source,
     /// Files before it, after the reader of weights.
@@ -211,7 +213,8 @@ pub(super) struct KernelSpec {
 
 impl MatmulKernel {
     /// Every kernel with every size.
-    pub(super) fn all() -> impl Iterator<Item = Self> {
+    #[doc(hidden)]
+    pub fn all() -> impl Iterator<Item = Self> {
         let rows = [
             (1, 8, 2, 256),
             (1, 8, 4, 128),
@@ -241,6 +244,7 @@ impl MatmulKernel {
         // What most kernels for many rows have in common.
         let tiled = KernelSpec {
             name: "matmul",
+            note: None,
             file: wgsl!("matmul/matmul_tiled.wgsl"),
             parts: &[],
             weights: WeightReader::Vec4,
@@ -287,6 +291,7 @@ impl MatmulKernel {
                 ..tiled
             },
             Self::Tiled { half, columns } => KernelSpec {
+                note: half.then_some("f16"),
                 parts: if half {
                     &[wgsl!("matmul/tiles_64.wgsl"), wgsl!("matmul/stage_f16.wgsl")]
                 } else {
@@ -387,11 +392,7 @@ impl MatmulKernel {
                 format!("{} {value}", name.to_lowercase())
             }
         });
-        let notes = match self {
-            Self::Tiled { half: true, .. } => Some("f16"),
-            _ => None,
-        };
-        let notes: Vec<_> = sizes.chain(notes.map(str::to_owned)).collect();
+        let notes: Vec<_> = sizes.chain(spec.note.map(str::to_owned)).collect();
         if notes.is_empty() { spec.name.to_owned() } else { format!("{} ({})", spec.name, notes.join(", ")) }
     }
 
@@ -426,6 +427,49 @@ impl KernelSpec {
                 let [x, y, _] = grid_1d(columns);
                 [x, y, rows as u32]
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::MatmulKernel::{self, *};
+
+    /// Checks that `all()` lists a kernel of each of these variants.
+    macro_rules! assert_lists_all_of {
+        ($($variant:pat),+) => {{
+            // Without `_`: a new variant does not compile until it is in the list, and then must be in `all()`.
+            let variant = |kernel: MatmulKernel| match kernel {
+                $($variant => stringify!($variant)),+
+            };
+            let listed: BTreeSet<_> = MatmulKernel::all().map(variant).collect();
+            assert_eq!(listed, BTreeSet::from([$(stringify!($variant)),+]));
+        }};
+    }
+
+    #[test]
+    fn all_lists_every_variant() {
+        assert_lists_all_of!(
+            Matvec,
+            RowMatvec(_),
+            Tiled { half: false, .. },
+            Tiled { half: true, .. },
+            Packed,
+            Cooperative(_),
+            Uniform(_),
+            Subgroup4(_),
+            MatvecSubgroup,
+            Subgroup { .. }
+        );
+    }
+
+    #[test]
+    fn names_tell_kernels_apart() {
+        let mut names = BTreeSet::new();
+        for kernel in MatmulKernel::all().filter(|kernel| !matches!(kernel, Cooperative(_))) {
+            assert!(names.insert(kernel.name()), "two kernels are called {}", kernel.name());
         }
     }
 }
