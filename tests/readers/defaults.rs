@@ -23,10 +23,10 @@ fn the_npm_package_has_the_defaults_and_limits_of_the_crate() {
         ("defaults", "temperature", decimal(Sampling::REFERENCE.temperature)),
         ("defaults", "topK", f64::from(Sampling::REFERENCE.top_k)),
         ("defaults", "maxNewTokens", AnswerOptions::default().max_new_tokens as f64),
-        ("defaults", "steps", limits::DEFAULT_NUM_INFERENCE_STEPS as f64),
+        ("defaults", "numInferenceSteps", limits::DEFAULT_NUM_INFERENCE_STEPS as f64),
         ("defaults", "guidanceScale", decimal(limits::DEFAULT_GUIDANCE_SCALE)),
         ("defaults", "strength", decimal(limits::DEFAULT_STRENGTH)),
-        ("limits", "steps", limits::MAX_NUM_INFERENCE_STEPS as f64),
+        ("limits", "numInferenceSteps", limits::MAX_NUM_INFERENCE_STEPS as f64),
         ("limits", "guidanceScale", decimal(*limits::GUIDANCE_SCALE.end())),
         ("limits", "side", limits::MAX_SIDE as f64),
     ] {

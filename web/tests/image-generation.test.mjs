@@ -92,7 +92,7 @@ test("a seed gives the native binary's image, with steps, previews, and a file w
   assert.ok(Object.values(loads).every((part) => part === 1), JSON.stringify(loads));
   assert.deepEqual(steps, [[0, 2, undefined, undefined], [1, 2, 16, 8], [2, 2, 16, 8]]);
   assert.deepEqual(settings, {
-    prompt: "a gold mine", negativePrompt: "dark", steps: 2, guidanceScale: 5, width: 128, height: 64, scheduler: "euler-karras", seed: 7, precision: "f32",
+    prompt: "a gold mine", negativePrompt: "dark", numInferenceSteps: 2, guidanceScale: 5, width: 128, height: 64, scheduler: "euler-karras", seed: 7, precision: "f32",
   });
   assert.ok(timings.stepMs > 0 && timings.totalMs > timings.stepMs);
   assert.deepEqual([file.type, ...file.size], ["image/png", 128, 64]);
@@ -234,7 +234,7 @@ test("errors are typed and say what to do", async () => {
     await record(() => text.loadImageModel("/scripted/"));
     await record(() => mgm.generate({ prompt: "a", width: 100 }));
     await record(() => mgm.generate({ prompt: "a", steps: 0 }));
-    await record(() => mgm.generate({ prompt: "a", steps: 1.5 }));
+    await record(() => mgm.generate({ prompt: "a", numInferenceSteps: 1.5 }));
     await record(() => mgm.generate({ prompt: "a", scheduler: "magic" }));
     await record(() => mgm.generate({ prompt: "a", guidanceScale: -1 }));
     await record(() => mgm.generate({}));

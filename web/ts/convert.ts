@@ -12,7 +12,7 @@ const CHAT_OPTIONS = [
   "maxNewTokens", "maxTokens", "maxCompletionTokens", "temperature", "topP", "topK", "seed", "stop", "image", "signal",
 ];
 const IMAGE_SETTINGS = [
-  "negativePrompt", "width", "height", "steps", "numInferenceSteps", "guidanceScale", "scheduler", "seed", "previews",
+  "negativePrompt", "width", "height", "numInferenceSteps", "steps", "guidanceScale", "scheduler", "seed", "previews",
 ];
 const GENERATE_OPTIONS = ["prompt", "image", "strength", "onStep", "signal", ...IMAGE_SETTINGS];
 
@@ -57,7 +57,7 @@ export function toGenerateOptions(options: GenerateOptions): GenerateOptions {
 /** Settings that are not given stay out: the core has the defaults. */
 export function toImageCall(settings: ImageSettings & Pick<GenerateOptions, "strength">): ImageCall {
   const { negativePrompt, width, height, guidanceScale, scheduler, seed, strength, previews } = settings;
-  const steps = either("steps", settings.steps, "numInferenceSteps", settings.numInferenceSteps);
+  const steps = either("numInferenceSteps", settings.numInferenceSteps, "steps", settings.steps);
   return {
     // 32 bits: people copy seeds of images by hand.
     seed: seed ?? Math.floor(Math.random() * 2 ** 32),

@@ -5,14 +5,14 @@ export const defaults = {
   temperature: 0.2,
   topK: 50,
   maxNewTokens: 512,
-  steps: 50,
+  numInferenceSteps: 50,
   guidanceScale: 5,
   strength: 0.6,
 } as const;
 
 /** The largest values of options of {@link Mgm.generate}. */
 export const limits = {
-  steps: 1000,
+  numInferenceSteps: 1000,
   guidanceScale: 1000,
   /** Width and height, in pixels. */
   side: 8192,

@@ -76,13 +76,13 @@ export async function generateImage(
   const generated = (await model.generate(JSON.stringify(call), image, onEvent)) as Pixels & { report: string };
   const { settings, parameters, promptCut } = JSON.parse(generated.report) as ImageReport;
   const pixels = toImageData(generated);
-  const { prompt, negative_prompt: negativePrompt, num_inference_steps: steps, guidance_scale: guidanceScale, width, height, scheduler, seed, strength, precision } = settings;
+  const { prompt, negative_prompt: negativePrompt, num_inference_steps: numInferenceSteps, guidance_scale: guidanceScale, width, height, scheduler, seed, strength, precision } = settings;
   return {
     pixels,
     // The same text chunks as in the files of `mgm generate`.
     png: await toPng(pixels, { parameters, mgm: JSON.stringify(settings) }),
     settings: {
-      prompt, steps, guidanceScale, width, height, scheduler, seed, precision,
+      prompt, numInferenceSteps, guidanceScale, width, height, scheduler, seed, precision,
       ...(negativePrompt !== null && { negativePrompt }),
       ...(strength !== null && { strength }),
     },

@@ -142,12 +142,12 @@ export interface ImageSettings {
   width?: number;
   /** Height in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. */
   height?: number;
-  /** Inference steps. Default: 50. */
-  steps?: number;
-  /** Another spelling of `steps`. */
+  /** Number of denoising steps. Default: 50. */
   numInferenceSteps?: number;
-  /** Another spelling of `steps`. */
+  /** Another spelling of `numInferenceSteps`. */
   num_inference_steps?: number;
+  /** Another spelling of `numInferenceSteps`. */
+  steps?: number;
   /** Classifier-free guidance scale. 1 ignores the negative prompt and roughly halves the time per step. Default: 5. */
   guidanceScale?: number;
   /** Another spelling of `guidanceScale`. */
@@ -196,7 +196,7 @@ export interface GeneratedImage {
     negativePrompt?: string;
     width: number;
     height: number;
-    steps: number;
+    numInferenceSteps: number;
     guidanceScale: number;
     scheduler: string;
     seed: number;

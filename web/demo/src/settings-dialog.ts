@@ -31,7 +31,7 @@ function readSettings(): void {
   settings.temperature = Number($<HTMLInputElement>("temperature").value);
   settings.maxNewTokens = Math.floor(numberIn("tokens", [1, Infinity], DEFAULT_SETTINGS.maxNewTokens));
   settings.system = $<HTMLTextAreaElement>("system").value.trim();
-  settings.steps = Math.floor(numberIn("steps", [1, limits.steps], DEFAULT_SETTINGS.steps));
+  settings.steps = Math.floor(numberIn("steps", [1, limits.numInferenceSteps], DEFAULT_SETTINGS.steps));
   settings.guidanceScale = numberIn("guidance-scale", [0, limits.guidanceScale], DEFAULT_SETTINGS.guidanceScale);
   settings.side = Number($<HTMLSelectElement>("side").value);
   saveSettings(settings);
@@ -58,7 +58,7 @@ export function listenToSettings(): void {
     showSettings();
     $<HTMLDialogElement>("preferences").showModal();
   };
-  $<HTMLInputElement>("steps").max = String(limits.steps);
+  $<HTMLInputElement>("steps").max = String(limits.numInferenceSteps);
   $<HTMLInputElement>("guidance-scale").max = String(limits.guidanceScale);
   for (const id of FIELDS) $(id).onchange = readSettings;
   $("temperature").oninput = readSettings;
