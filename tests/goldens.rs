@@ -16,7 +16,7 @@ use std::rc::Rc;
 use mgm::gpu::Gpu;
 use mgm::image::Image;
 use mgm::io::DiskFolder;
-use mgm::language::{ImageId, LanguageModel, PREFILL_POSITIONS, Position};
+use mgm::language::{ImageId, LanguageModel, Position, prefill_chunk};
 use mgm::loader::Loader;
 use mgm::ops::{FeatureMap, Sampling, resize};
 use mgm::session::LoadOptions;
@@ -217,7 +217,7 @@ async fn last_logits(
     let mut cache = language.cache();
     let mut recorder = gpu.record();
     let mut logits = None;
-    for portion in positions.chunks(PREFILL_POSITIONS) {
+    for portion in positions.chunks(prefill_chunk(gpu, positions.len())) {
         let x = language.embed(&mut recorder, portion, images)?;
         let x = language.forward(&mut recorder, &x, &mut cache)?;
         logits = Some(language.logits(&mut recorder, &x)?);
@@ -331,8 +331,9 @@ async fn check_turn(
     let mut sample = Vec::new();
     let mut last = Vec::new();
     let mut next_row = None;
-    for first in (0..positions.len()).step_by(PREFILL_POSITIONS) {
-        let end = (first + PREFILL_POSITIONS).min(positions.len());
+    let chunk = prefill_chunk(gpu, positions.len());
+    for first in (0..positions.len()).step_by(chunk) {
+        let end = (first + chunk).min(positions.len());
         let mut recorder = gpu.record();
         let x = language.embed(&mut recorder, &positions[first..end], images)?;
         let x = language.forward(&mut recorder, &x, &mut cache)?;

@@ -80,7 +80,7 @@ pub struct Cache {
     context: usize,
     /// The residual stream of a decoding step, [1, hidden].
     pub(super) step_input: Option<Tensor>,
-    /// A decoding step over these caches.
+    /// The recorded layers of a decoding step. Growing the caches drops it.
     pub(super) recorded_step: Option<RecordedStep>,
 }
 

@@ -132,7 +132,7 @@ impl<'a> TokenGenerator<'a> {
         Ok(ids.await?.and_then(|ids| ids.first().copied()))
     }
 
-    /// The time that recording and submitting the steps took on the host. A software adapter may compute in it.
+    /// Host time spent recording and submitting steps. On software adapters it may include computation.
     pub fn host_time(&self) -> Duration {
         self.steps.host_time
     }

@@ -20,8 +20,20 @@ use cache::RecordedStep;
 pub use generate::TokenGenerator;
 use layer::Layer;
 
-/// Positions per prefill chunk: enough rows to fill a device, few enough that activations stay small.
-pub const PREFILL_POSITIONS: usize = 512;
+/// Positions of a prefill chunk, at most: enough rows to fill a device, few enough that activations stay small.
+const CHUNK: usize = 768;
+/// The same on a software adapter.
+const CHUNK_IN_SOFTWARE: usize = 512;
+
+/// Positions of each chunk of a prompt of `positions`. On a GPU all chunks are about as large: a small last one would
+/// leave most of the device idle.
+pub fn prefill_chunk(gpu: &Gpu, positions: usize) -> usize {
+    if gpu.is_software() {
+        return CHUNK_IN_SOFTWARE;
+    }
+    let chunks = positions.div_ceil(CHUNK).max(1);
+    positions.div_ceil(chunks).next_multiple_of(64).max(64)
+}
 
 /// A language model on the device.
 #[derive(Debug)]
@@ -184,9 +196,9 @@ impl LanguageModel {
         Ok(x.clone())
     }
 
-    /// Runs all layers over the token `sampled[slot]`, which follows the positions in the cache. Returns the residual
-    /// stream after the last layer, [1, hidden], which the next step changes. The layers are recorded once in up to 64
-    /// steps and replayed in the others.
+    /// Runs all layers over the token `sampled[slot]`, which follows the positions in `cache` (made by [`Self::cache`] of
+    /// this model). Returns the residual stream after the last layer, [1, hidden]; the next step overwrites it. The layers
+    /// are recorded once per 64 positions and replayed in between.
     ///
     /// # Errors
     /// [Device errors](crate::gpu).
@@ -213,7 +225,7 @@ impl LanguageModel {
             return Ok(x);
         }
         cache.reserve(recorder, position + 1)?;
-        // Its buffers return to the pool, for the recording.
+        // Return its buffers to the pool first, so that the new recording reuses them.
         cache.recorded_step = None;
         let ((), replay) = recorder.capture(|recorder| self.forward(recorder, &x, cache).map(drop))?;
         cache.recorded_step = replay.map(|replay| RecordedStep { position, replay });
@@ -262,22 +274,23 @@ impl LanguageModel {
         let mut recorder = gpu.dry_run();
         let attention = self.attention;
         // All layers share one cache: nothing is executed.
-        let (capacity, columns) = (2 * PREFILL_POSITIONS, attention.kv_heads * attention.head_dim);
+        let chunk = if gpu.is_software() { CHUNK_IN_SOFTWARE } else { CHUNK };
+        let (capacity, columns) = (2 * chunk, attention.kv_heads * attention.head_dim);
         let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
         let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &self.rope())?;
         let sampled = Tensor::zeros(gpu, &[1], "sampled tokens")?;
         // Row counts at which kernels change.
-        let chunks = (0..).map(|shift| PREFILL_POSITIONS >> shift).take_while(|rows| *rows > 1).map(|rows| (rows, 0));
-        for (rows, position) in chunks.chain([(1, 0), (1, PREFILL_POSITIONS)]) {
+        let chunks = (0..).map(|shift| chunk >> shift).take_while(|rows| *rows > 2).map(|rows| (rows, 0));
+        for (rows, position) in chunks.chain([(2, 0), (1, 0), (1, chunk)]) {
             let x = Tensor::temporary(gpu, &[rows, self.config.hidden_size], "embeddings")?;
             let first = Tensor::temporary(gpu, &[1, self.config.hidden_size], "embedding")?;
             ops::gather(&mut recorder, &sampled, 0, &self.embedding, 1.0, &first)?;
             for layer in &self.layers {
                 layer.forward(&mut recorder, &x, &table, &cache, position)?;
             }
+            // Uses every sampling kernel.
             let drawn = Sampling { temperature: 1.0, top_k: 2, top_p: 0.5 };
-            let sampling = [Sampling::GREEDY, drawn];
-            for sampling in sampling {
+            for sampling in [Sampling::GREEDY, drawn] {
                 self.sample_next(&mut recorder, &x, sampling, 0.0, &sampled, 0)?;
             }
         }

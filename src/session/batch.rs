@@ -7,7 +7,7 @@ use web_time::Instant;
 
 use super::image::EncodedImage;
 use super::{Answer, FinishReason, Model, milliseconds};
-use crate::language::{BatchCache, BatchGenerator, ImageId, PREFILL_POSITIONS, Position};
+use crate::language::{BatchCache, BatchGenerator, ImageId, Position, prefill_chunk};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -97,11 +97,12 @@ impl Model {
             Tensor::zeros(self.gpu(), &[questions.len(), self.language().config().hidden_size], "ends of prompts")?;
         let (total, mut done) = (shared + rest.len(), 0);
         for (part, is_rest) in [(prefix, false), (&rest[..], true)] {
-            for (index, chunk) in part.chunks(PREFILL_POSITIONS).enumerate() {
+            let positions = prefill_chunk(self.gpu(), part.len());
+            for (index, chunk) in part.chunks(positions).enumerate() {
                 let mut recorder = self.gpu().record();
                 let x = self.language().embed(&mut recorder, chunk, &images)?;
                 let x = self.language().forward_batch(&mut recorder, &x, cache)?;
-                let first = index * PREFILL_POSITIONS;
+                let first = index * positions;
                 for (sequence, last) in lasts.iter().enumerate().filter(|_| is_rest) {
                     if (first..first + chunk.len()).contains(last) {
                         x.slice_rows(last - first..last - first + 1).copy_to(&mut recorder, &ends, sequence);

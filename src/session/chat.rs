@@ -8,7 +8,7 @@ use super::image::EncodedImage;
 use super::model::no_vision_error;
 use super::splitmix64::SplitMix64;
 use super::{Answer, AnswerOptions, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds};
-use crate::language::{Cache, ImageId, PREFILL_POSITIONS, Position, TokenGenerator};
+use crate::language::{Cache, ImageId, Position, TokenGenerator, prefill_chunk};
 use crate::tensor::Tensor;
 use crate::text::conversation::{Conversation, Turn};
 use crate::text::stream::TextStream;
@@ -268,7 +268,7 @@ impl Chat {
         recorder.submit()?;
         let mut last = None;
         let mut done = 0;
-        for chunk in positions.chunks(PREFILL_POSITIONS) {
+        for chunk in positions.chunks(prefill_chunk(model.gpu(), positions.len())) {
             let mut recorder = model.gpu().record();
             let x = model.language().embed(&mut recorder, chunk, &images)?;
             let x = model.language().forward(&mut recorder, &x, &mut self.cache)?;

@@ -7,7 +7,7 @@ use mgm::Error;
 use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions};
 use mgm::image::{Image, decode};
 use mgm::io::DiskFolder;
-use mgm::language::LanguageModel;
+use mgm::language::{LanguageModel, prefill_chunk};
 use mgm::loader::Loader;
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
@@ -494,6 +494,23 @@ fn a_released_model_needs_few_pipelines() {
             println!("{} pipelines", kernels.len());
             assert!(kernels.len() <= 60, "{} pipelines", kernels.len());
         });
+    }
+}
+
+/// A small last chunk would leave most of a GPU idle.
+#[test]
+fn chunks_of_a_prompt_have_about_the_same_size() {
+    let gpu = open_as_hardware();
+    for positions in [1, 63, 64, 640, 768, 769, 1000, 2913, 4096] {
+        let chunk = prefill_chunk(&gpu, positions);
+        let last = positions - (positions - 1) / chunk * chunk;
+        assert!(chunk <= 768 && chunk.is_multiple_of(64), "{positions} positions in chunks of {chunk}");
+        let chunks = positions.div_ceil(chunk);
+        assert_eq!(chunks, positions.div_ceil(768), "{positions} positions in chunks of {chunk}");
+        assert!(
+            chunks == 1 || last + 64 * chunks > chunk,
+            "{positions} positions in chunks of {chunk}, the last of {last}"
+        );
     }
 }
 

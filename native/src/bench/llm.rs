@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use mgm::gpu::Gpu;
-use mgm::language::{Cache, ImageId, LanguageModel, PREFILL_POSITIONS, Position};
+use mgm::language::{Cache, ImageId, LanguageModel, Position, prefill_chunk};
 use mgm::ops::products;
 use mgm::tensor::Tensor;
 use mgm::tuning::{TuneOptions, tune};
@@ -32,7 +32,7 @@ pub fn prefill(
     steps: usize,
 ) -> mgm::Result<Tensor> {
     let mut end = None;
-    for portion in positions.chunks(PREFILL_POSITIONS) {
+    for portion in positions.chunks(prefill_chunk(gpu, positions.len())) {
         let mut recorder = gpu.record();
         cache.reserve(&mut recorder, positions.len() + steps)?;
         let x = language.embed(&mut recorder, portion, images)?;

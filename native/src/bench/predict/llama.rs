@@ -5,7 +5,6 @@
 //! with the store of K, products of one row with the residual), the choice of kernels and tiles, split-K, and where
 //! barriers are: not between products of the same x.
 
-use mgm::language::PREFILL_POSITIONS;
 use mgm::weights::config::LanguageConfig;
 
 use super::counts::Table;
@@ -24,11 +23,14 @@ struct Graph<'a> {
     works: Vec<Work>,
 }
 
-/// A prompt of `tokens` in batches of 512, and the token after them.
+/// Tokens of a batch, unless `--ubatch-size` says otherwise.
+const BATCH: usize = 512;
+
+/// A prompt of `tokens` in batches, and the token after them.
 pub fn parts(device: &Device, table: &Table, config: &LanguageConfig, tokens: usize) -> Vec<Part> {
     let mut prefill = Graph { device, table, config, works: Vec::new() };
-    for first in (0..tokens).step_by(PREFILL_POSITIONS) {
-        prefill.layers(PREFILL_POSITIONS.min(tokens - first), first);
+    for first in (0..tokens).step_by(BATCH) {
+        prefill.layers(BATCH.min(tokens - first), first);
     }
     prefill.output();
     let mut token = Graph { device, table, config, works: Vec::new() };

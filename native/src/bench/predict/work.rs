@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use mgm::diffusion::{Unet, VaeDecoder};
 use mgm::gpu::{AdapterChoice, Capabilities, DryRunReport, Gpu, GpuOptions, Kernel};
 use mgm::image::Views;
-use mgm::language::{LanguageModel, PREFILL_POSITIONS, Position};
+use mgm::language::{LanguageModel, Position, prefill_chunk};
 use mgm::loader::{Loader, vision_precision};
 use mgm::ops::{FeatureMap, Sampling, kernel_name};
 use mgm::tensor::{Precision, Tensor};
@@ -81,7 +81,7 @@ pub async fn chat(gpu: &Gpu, variant: &Variant, precision: Precision, tokens: us
     let id = |index| Position::Text(llm::token_id(index, variant.language.vocab_size));
     let positions: Vec<Position> = (0..tokens).map(id).collect();
     let mut end = Tensor::temporary(gpu, &[1, hidden], "end of the prompt")?;
-    for portion in positions.chunks(PREFILL_POSITIONS) {
+    for portion in positions.chunks(prefill_chunk(gpu, tokens)) {
         let x = language.embed(&mut recorder, portion, &[])?;
         end = language.forward(&mut recorder, &x, &mut cache)?;
     }
