@@ -315,7 +315,13 @@ impl Loader {
     /// # Errors
     /// [`Error::Cancelled`]; [device errors](crate::gpu).
     pub async fn computed(&self, what: &str, columns: usize, values: &[f32]) -> Result<Matrix> {
-        let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &self.full_name(what))?;
+        let what = self.full_name(what);
+        if self.gpu.is_planned() {
+            let info =
+                MatrixInfo { rows: values.len() / columns, columns, precision: self.precision, file_dtype: None };
+            return self.random_matrix(&what, &info);
+        }
+        let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &what)?;
         self.wrote(matrix.bytes()).await?;
         Ok(matrix.with_wide_inputs(self.wide_inputs))
     }
@@ -365,7 +371,7 @@ impl Loader {
         Ok(())
     }
 
-    /// The weights to read; none where they are random, or on a planned device, which stores none.
+    /// The weights to read. `None` if they are random, or if the device is planned and stores none.
     fn weights(&self) -> Option<&Weights> {
         match &self.origin {
             Origin::Checkpoint(weights) if !self.gpu.is_planned() => Some(weights),

@@ -48,14 +48,16 @@ impl Preparation {
         let waiting = Arc::new(Mutex::new(kernels));
         let thread = |_| {
             let (gpu, waiting) = (gpu.clone(), waiting.clone());
-            std::thread::spawn(move || {
+            // Without the thread the others compile, or the first use does.
+            let compile = move || {
                 let next = || waiting.lock().ok().and_then(|mut kernels| kernels.pop());
                 while let Some(kernel) = next() {
                     gpu.prepare(kernel);
                 }
-            })
+            };
+            std::thread::Builder::new().spawn(compile).ok()
         };
-        Self { gpu: gpu.clone(), threads: (0..count).map(thread).collect(), waiting }
+        Self { gpu: gpu.clone(), threads: (0..count).filter_map(thread).collect(), waiting }
     }
 
     /// Waits for all pipelines and caches what the driver compiled.

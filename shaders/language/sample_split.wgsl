@@ -21,8 +21,6 @@ struct Params {
     histogram: u32,          // the number of this histogram: 0 to 3 for top_k, 4 to 7 for top_p
 }
 
-override SAMPLE: u32 = 0; // 0: argmax
-
 const WORKGROUP: u32 = 256u;
 const LOWEST: f32 = -3.402823e38;
 const ONE: f32 = 1073741824.0; // the mass of probability 1
@@ -147,8 +145,8 @@ fn mass(value: f32, maximum: f32, total: f32) -> u32 {
     return u32(weight(value, maximum) / total * ONE);
 }
 
-// The digits of a cut-off after `histogram`, and the mass above them: the last bin such that it and those above reach
-// what top_k or top_p wants. The first workgroup stores it.
+// Returns the cut-off's digits up to `histogram`, and the mass above them. The digit is the highest bin that reaches top_k
+// or top_p together with the bins above it. Workgroup 0 stores both.
 fn cut_off(histogram: u32, group: u32, local: u32) -> vec2<u32> {
     let digit = histogram & 3u;
     var before = vec2(0u);
@@ -232,7 +230,8 @@ fn sample_largest(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
         atomicStore(&state[at], bitcast<u32>(values[0]));
         atomicStore(&state[at + 1u], numbers[0]);
     }
-    if SAMPLE == 1u && group.x == 0u {
+    // For a draw.
+    if group.x == 0u {
         for (var histogram = 0u; histogram < 8u; histogram++) {
             atomicStore(&state[histograms() + histogram * WORKGROUP + local], 0u);
         }

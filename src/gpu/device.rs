@@ -66,6 +66,44 @@ fn record_error(first_error: &FirstError, error: Error) {
     }
 }
 
+impl Inner {
+    /// A GPU without options.
+    fn new(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        adapter: AdapterSummary,
+        capabilities: Capabilities,
+        memory: Arc<Memory>,
+        params: wgpu::Buffer,
+        first_error: FirstError,
+    ) -> Self {
+        Self {
+            device,
+            queue,
+            adapter,
+            capabilities,
+            memory,
+            pipelines: Pipelines::default(),
+            bind_groups: Lock::default(),
+            params,
+            first_error,
+            profiling: false,
+            times: Lock::default(),
+            dispatches: AtomicU64::new(0),
+            submissions: AtomicU64::new(0),
+            cost: Lock::default(),
+            guards: None,
+            software_adapter: false,
+            planned: false,
+            extensions: Arc::default(),
+            recycled_lists: Lock::default(),
+            submitting: Lock::default(),
+            staging: Lock::default(),
+            pipeline_cache: None,
+        }
+    }
+}
+
 impl Gpu {
     /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
     ///
@@ -176,29 +214,14 @@ impl Gpu {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
+        let first = Inner::new(device, queue, summary, capabilities, memory, params, first_error);
         Ok(Self(Arc::new(Inner {
-            device,
-            queue,
-            adapter: summary,
-            capabilities,
-            memory,
-            pipelines: Pipelines::default(),
-            bind_groups: Lock::default(),
-            params,
-            first_error,
             profiling: options.profile,
-            times: Lock::default(),
-            dispatches: AtomicU64::new(0),
-            submissions: AtomicU64::new(0),
-            cost: Lock::default(),
             guards: options.test.guard_zones.then(Guards::default),
             software_adapter,
             planned,
-            extensions: Arc::default(),
-            recycled_lists: Lock::default(),
-            submitting: Lock::default(),
-            staging: Lock::default(),
             pipeline_cache,
+            ..first
         })))
     }
 
@@ -235,30 +258,15 @@ impl Gpu {
     /// A device with the capabilities and kernel choices of this one, to plan work on: its recordings are dry runs, and
     /// its buffers take no memory.
     pub fn plan(&self) -> Self {
-        let Inner { device, queue, adapter, capabilities, params, first_error, extensions, .. } = &*self.0;
+        let Inner { device, queue, adapter, capabilities, params, first_error, .. } = &*self.0;
+        let memory = Memory::new(device.clone(), self.0.memory.max_buffer_bytes(), None, true);
+        let (device, queue, params, first_error) = (device.clone(), queue.clone(), params.clone(), first_error.clone());
+        let planned = Inner::new(device, queue, adapter.clone(), capabilities.clone(), memory, params, first_error);
         Self(Arc::new(Inner {
-            device: device.clone(),
-            queue: queue.clone(),
-            adapter: adapter.clone(),
-            capabilities: capabilities.clone(),
-            memory: Memory::new(device.clone(), self.0.memory.max_buffer_bytes(), None, true),
-            pipelines: Pipelines::default(),
-            bind_groups: Lock::default(),
-            params: params.clone(),
-            first_error: first_error.clone(),
-            profiling: false,
-            times: Lock::default(),
-            dispatches: AtomicU64::new(0),
-            submissions: AtomicU64::new(0),
-            cost: Lock::default(),
-            guards: None,
             software_adapter: self.0.software_adapter,
             planned: true,
-            extensions: extensions.clone(),
-            recycled_lists: Lock::default(),
-            submitting: Lock::default(),
-            staging: Lock::default(),
-            pipeline_cache: None,
+            extensions: self.0.extensions.clone(),
+            ..planned
         }))
     }
 
@@ -359,6 +367,9 @@ impl Gpu {
     /// # Errors
     /// [Device errors](super).
     pub async fn flush_writes(&self) -> Result<()> {
+        if self.0.planned {
+            return self.check();
+        }
         self.0.queue.submit([]);
         #[cfg(not(target_arch = "wasm32"))]
         self.wait(None)?;

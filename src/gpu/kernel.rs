@@ -170,7 +170,7 @@ pub(super) struct Pipeline {
     pub(super) layout: Arc<Layout>,
 }
 
-/// The layout that all pipelines with the same bindings share, and their bind groups.
+/// A bind-group layout and its pipeline layout, shared by all pipelines with the same bindings.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) id: usize,

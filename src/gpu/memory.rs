@@ -180,8 +180,8 @@ impl Memory {
         self.create(bytes, true, what)
     }
 
-    /// Takes the free buffers that a recording bound, in order, out of the pool: the last one first, so that dropping
-    /// them restores the pool. `None` if one of them is in use.
+    /// Takes the free buffers with these ids out of the pool, last bound first: dropping them in that order restores the
+    /// pool. `None` if one is in use.
     pub(super) fn take_from_pool(self: &Arc<Self>, bound: &[u64]) -> Option<Vec<Buffer>> {
         let mut seen = HashSet::new();
         let mut ids: Vec<u64> = bound.iter().copied().filter(|id| seen.insert(*id)).collect();
@@ -198,7 +198,8 @@ impl Memory {
             let RetiredBuffer { raw, id, .. } = list.remove(list.iter().position(|unused| unused.id == *id)?);
             Some(Buffer { raw: Some(raw), id, bytes, memory: Arc::downgrade(self), pooled: true })
         };
-        ids.iter().map(take).collect()
+        // Every id was found. No buffer is dropped here, which would wait for the pool's lock.
+        Some(ids.iter().filter_map(take).collect())
     }
 
     /// A buffer of exactly `bytes` (rounded up to 256), filled with zeros, that lives until it is dropped.

@@ -27,7 +27,7 @@ pub struct Recorder {
     pub(super) commands: Vec<Command>,
     pub(super) params: Vec<u8>,
     pub(super) cost: Cost,
-    /// While a replay is recorded.
+    /// Set while [`Self::capture`] runs.
     pub(super) capture: Option<Capture>,
     /// In a dry run: what would have been dispatched.
     dry_run: Option<DryRunReport>,
@@ -107,8 +107,8 @@ impl Recorder {
         self.dispatch_at_position(kernel, bindings, params, grid, cost, &[])
     }
 
-    /// The same for parameters of which some count positions: `advancing` has the offsets of u32 fields that are larger
-    /// by one at the next position, where all else is the same ([`Self::capture`]).
+    /// As [`Self::dispatch`], for a dispatch that can be replayed ([`Self::capture`]). `advancing`: byte offsets in `params`
+    /// of the u32 fields that grow by one per position. Everything else must stay the same.
     ///
     /// # Errors
     /// As [`Self::dispatch`].
@@ -256,7 +256,10 @@ impl Recorder {
     /// [Device errors](super).
     pub fn submit(mut self) -> Result<()> {
         self.flush()?;
-        let (commands, params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
+        let (mut commands, mut params) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.params));
+        // A dry run leaves what it would have read back.
+        commands.clear();
+        params.clear();
         self.gpu.recycle_lists(RecycledLists { commands, params });
         Ok(())
     }
@@ -270,7 +273,7 @@ impl Recorder {
         self.gpu.flush_writes().await
     }
 
-    /// Notes that the dispatches recorded now are the same for the next `positions` positions, at most.
+    /// Limits the replay that is being captured to the next `positions` positions.
     pub fn limit_replays(&mut self, positions: usize) {
         if let Some(capture) = &mut self.capture {
             capture.positions = capture.positions.min(positions);

@@ -17,25 +17,26 @@ pub struct Replay {
     params: Vec<u8>,
     /// Offsets in `params` of the u32 values that count positions.
     advancing: Vec<usize>,
-    /// The positions after the recorded one for which the dispatches are the same.
+    /// The number of later positions for which it can be replayed.
     positions: usize,
     cost: Cost,
-    /// The temporary buffers that the dispatches write: taken out of the pool, so that nothing else is stored there.
-    /// They return to it in this order, which hands them out as the recording got them.
+    /// Temporary buffers of the dispatches. They are out of the pool so that nothing else writes to them. They return in
+    /// this order, so that the next recording gets the same ones.
     _buffers: Vec<Buffer>,
 }
 
 impl Replay {
-    /// The positions after the recorded one that it can be repeated for.
+    /// The number of later positions for which it can be replayed.
     pub fn positions(&self) -> usize {
         self.positions
     }
 }
 
 impl Recorder {
-    /// Records dispatches that write only temporary tensors made by `record` and persistent ones. Also returns them for
-    /// [`Self::replay`], unless that is not possible: in dry runs, between guard zones, if they are more than one
-    /// submission, or if a temporary tensor is used elsewhere. Whoever has the replay keeps the persistent tensors.
+    /// Runs `record` and returns its dispatches as a [`Replay`] if they can be replayed. `record` may write only persistent
+    /// tensors and temporary tensors that it makes. There is no replay in a dry run, with guard zones, if the dispatches
+    /// did not fit into one submission, or if a temporary tensor is still in use. The caller must keep the persistent
+    /// tensors alive as long as the replay.
     ///
     /// # Errors
     /// Those of `record`.
@@ -66,8 +67,7 @@ impl Recorder {
         Ok((recorded, Some(replay)))
     }
 
-    /// Records the dispatches of `replay` for the position `positions` after the recorded one; at most
-    /// [`Replay::positions`].
+    /// Records the dispatches of `replay`, `positions` positions after the recorded one (at most [`Replay::positions`]).
     ///
     /// # Errors
     /// [Device errors](super) of what is submitted when the recording is full.
@@ -79,8 +79,9 @@ impl Recorder {
         let start = self.params.len();
         self.params.extend_from_slice(&replay.params);
         for offset in &replay.advancing {
-            let Some(value) = self.params[start + offset..].first_chunk_mut::<4>() else { continue };
-            *value = (u32::from_le_bytes(*value) + positions as u32).to_le_bytes();
+            let value = &mut self.params[start + offset..start + offset + 4];
+            let advanced = bytemuck::pod_read_unaligned::<u32>(value) + positions as u32;
+            value.copy_from_slice(&advanced.to_ne_bytes());
         }
         self.commands.extend_from_slice(&replay.commands);
         self.cost.bytes += replay.cost.bytes;

@@ -99,13 +99,10 @@ impl PipelineKey for Variant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum SplitKernel {
     /// The largest logit of each chunk.
-    Largest {
-        /// As [`Variant::draws`].
-        draws: bool,
-    },
+    Largest,
     /// The largest of these.
     Best,
-    /// How many tokens, or how much probability, each value of eight bits of the logits has.
+    /// A histogram of eight bits of the logits' keys: tokens per value for top-k, probability for top-p.
     Histogram,
     /// The denominator of the probabilities.
     Total,
@@ -117,32 +114,20 @@ pub(crate) enum SplitKernel {
 
 impl SplitKernel {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Largest { draws: false },
-        Self::Largest { draws: true },
-        Self::Best,
-        Self::Histogram,
-        Self::Total,
-        Self::Mass,
-        Self::Draw,
-    ];
+    pub(crate) const ALL: [Self; 6] = [Self::Largest, Self::Best, Self::Histogram, Self::Total, Self::Mass, Self::Draw];
 }
 
 impl PipelineKey for SplitKernel {
     fn kernel(&self) -> Kernel {
         let name = match self {
-            Self::Largest { .. } => "sample_largest",
+            Self::Largest => "sample_largest",
             Self::Best => "sample_best",
             Self::Histogram => "sample_histogram",
             Self::Total => "sample_total",
             Self::Mass => "sample_mass",
             Self::Draw => "sample_draw",
         };
-        let draws = *self == Self::Largest { draws: true };
-        Kernel {
-            overrides: if draws { vec![("SAMPLE", 1)] } else { vec![] },
-            ..Kernel::new(name, [wgsl!("language/sample_split.wgsl")], &[Access::Read, Access::Write, Access::Write])
-        }
+        Kernel::new(name, [wgsl!("language/sample_split.wgsl")], &[Access::Read, Access::Write, Access::Write])
     }
 }
 
@@ -236,7 +221,7 @@ fn sample_split(
         };
         recorder.dispatch(&kernel, &bindings, &params, grid, cost(elements, elements))
     };
-    record(SplitKernel::Largest { draws }, 0)?;
+    record(SplitKernel::Largest, 0)?;
     if !draws {
         return record(SplitKernel::Best, 0);
     }

@@ -113,11 +113,10 @@ async fn measure(
 
     note!("mgm: decoding …");
     let meter = Meter::start(&gpu);
-    let before = generator.host_time();
     while generator.next().await?.is_some() {}
-    let steps = decode.saturating_sub(1);
-    let host_ms = (generator.host_time() - before).as_secs_f64() * 1000.0 / steps.max(1) as f64;
-    parts.push(meter.stop("decode", steps).with_host_ms_per_token(host_ms));
+    // The first steps were recorded before the first token was there.
+    let host_ms = generator.host_time().as_secs_f64() * 1000.0 / decode.max(1) as f64;
+    parts.push(meter.stop("decode", decode.saturating_sub(1)).with_host_ms_per_token(host_ms));
     if arguments.device.profile {
         note!("{}", gpu.take_profile().await?);
     }
