@@ -27,9 +27,6 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         2 => drop(pollster::block_on(Lora::open(source(), 1.0))),
-        _ => drop(pollster::block_on(SdxlCheckpoint::open_file(
-            source(),
-            &OpenOptions::default(),
-        ))),
+        _ => drop(pollster::block_on(SdxlCheckpoint::open_file(source(), &OpenOptions::default()))),
     }
 });
