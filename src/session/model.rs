@@ -118,8 +118,8 @@ impl Model {
         Ok(kernels)
     }
 
-    /// The matrix products of conversations in text with a model that [`Self::open`] with the same arguments would load,
-    /// and the number of their uses in [`Self::dry_run`]. It reads no weights, so a host can measure the products
+    /// The matrix products of conversations in text with a model that [`Self::open`] with the same arguments would
+    /// load, and the number of their uses in [`Self::dry_run`]. It reads no weights, so a host can measure the products
     /// ([`crate::tuning`]) while memory is free.
     ///
     /// # Errors

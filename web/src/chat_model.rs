@@ -155,10 +155,10 @@ impl ChatModel {
 
     /// Measures, once and for about `milliseconds` in all, whether other kernels than the default ones are faster for
     /// this model, and uses them from then on: `tune_within` of the core. Does nothing if these products were measured
-    /// before or the device is a software adapter. Calls `on_event` with `"measured"` after each step, which takes a few
-    /// milliseconds or compiles one pipeline; `false` stops, and a later call measures the rest. Calls it with `"store"`
-    /// and JSON for the next `Device::open`: at the end, and also at the start, so that the next visit does not measure
-    /// again if the browser's GPU process ends meanwhile.
+    /// before or the device is a software adapter. Calls `on_event` with `"measured"` after each step, which takes a
+    /// few milliseconds or compiles one pipeline; `false` stops, and a later call measures the rest. Calls it with
+    /// `"store"` and JSON for the next `Device::open`: at the end, and also at the start, so that the next visit does
+    /// not measure again if the browser's GPU process ends meanwhile.
     #[wasm_bindgen(js_name = measureKernels)]
     pub async fn measure_kernels(&self, milliseconds: f64, on_event: Function) -> Result<(), JsValue> {
         let products = products(&self.model.dry_run().map_err(to_js)?);
