@@ -150,7 +150,7 @@ pub(crate) fn products_kernel(vec4: bool, neighbours: bool, workgroup: u32) -> K
     }
 }
 
-pub(crate) fn mixed_kernel() -> Kernel {
+pub(crate) fn stats_bilinear_kernel() -> Kernel {
     Kernel::new(
         "mining_stats_bilinear",
         [wgsl!("mining/mining_stats_bilinear.wgsl")],
@@ -208,7 +208,7 @@ pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Resul
     if map.pool == 1 {
         let products = products(recorder, map)?;
         recorder.dispatch(
-            &mixed_kernel(),
+            &stats_bilinear_kernel(),
             &[&products[0], &products[1], &products[2], &products[3], &stats].map(Tensor::binding),
             &params((map.stages()?, map.channels())),
             element_grid(cells),

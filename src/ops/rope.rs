@@ -27,7 +27,7 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles position * theta^(-2 i / head_dim) / divisor[i] for `positions` positions, computed in f32 as the
+    /// Angles position * theta^(-2 i / head_dim) / freq_factors[i] for `positions` positions, computed in f32 as the
     /// reference does.
     ///
     /// # Errors
@@ -50,8 +50,8 @@ impl RopeTable {
         let rows = positions.len();
         let frequencies: Vec<f32> = (0..half)
             .map(|i| {
-                let divisor = rope.freq_factors.get(i).copied().unwrap_or(1.0);
-                1.0 / rope.theta.powf((2 * i) as f32 / head_dim as f32) / divisor
+                let factor = rope.freq_factors.get(i).copied().unwrap_or(1.0);
+                1.0 / rope.theta.powf((2 * i) as f32 / head_dim as f32) / factor
             })
             .collect();
         let cos_sin: Vec<f32> = positions

@@ -35,7 +35,7 @@ pub fn specialisations() -> Vec<Kernel> {
         kernels.push(sampling::Variant { draws: first }.kernel());
     }
     kernels.extend(sampling::SplitKernel::ALL.map(|kernel| kernel.kernel()));
-    kernels.push(mining::mixed_kernel());
+    kernels.push(mining::stats_bilinear_kernel());
     for pool in mining::POOLS {
         for (keep, vec4) in BOTH.into_iter().flat_map(|keep| BOTH.map(|vec4| (keep, vec4))) {
             let windows = 1..=mining::MAX_TEXELS / pool;

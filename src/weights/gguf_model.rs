@@ -184,16 +184,16 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// The divisors of the RoPE frequencies: linear scaling, or a tensor (Llama 3.1).
+    /// The factors that RoPE frequencies are divided by: linear scaling, or a tensor (Llama 3.1).
     async fn rope_freq_factors(&self, config: &LanguageConfig, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
         let half = config.head_dim / 2;
         if checkpoint.info("rope_freqs.weight").is_some() {
-            let divisors = checkpoint.read("rope_freqs.weight").await?;
-            if divisors.len() == half && divisors.iter().all(|divisor| *divisor > 0.0) {
-                return Ok(divisors);
+            let freq_factors = checkpoint.read("rope_freqs.weight").await?;
+            if freq_factors.len() == half && freq_factors.iter().all(|factor| *factor > 0.0) {
+                return Ok(freq_factors);
             }
             return Err(
-                self.bad(format!("rope_freqs.weight has {} values, expected {half} positive ones", divisors.len()))
+                self.bad(format!("rope_freqs.weight has {} values, expected {half} positive ones", freq_factors.len()))
             );
         }
         match self.header.text(&self.key("rope.scaling.type")) {

@@ -363,7 +363,7 @@ fn rounding_kernels_over_awkward_shapes() {
             cases.push((precision, n, k, Box::new(case)));
         }
         let (heads, kv_heads, head_dim, k, half) = (3, 1, 16, 68, index % 2 == 0);
-        let case = Rope { heads, kv_heads, head_dim, times: 70, position: 7, k, precision, half, divided: true };
+        let case = Rope { heads, kv_heads, head_dim, times: 70, position: 7, k, precision, half, freq_factors: true };
         cases.push((precision, (heads + 2 * kv_heads) * head_dim, k, Box::new(case)));
         let mode = CONV_MODES[index % CONV_MODES.len()];
         let (channels, out) = (36, 67);
@@ -926,7 +926,7 @@ fn rotary_embedding() {
                 k: 68,
                 precision,
                 half,
-                divided: head_dim % 8 == 0,
+                freq_factors: head_dim % 8 == 0,
             };
             cases.push(Rope { k: 33, ..case });
             cases.push(Rope { heads: 2, kv_heads: 2, times: 1, position: 0, ..case });
@@ -942,7 +942,7 @@ fn rotary_embedding() {
             k: 64,
             precision,
             half: true,
-            divided: true,
+            freq_factors: true,
         };
         cases.extend([case, Rope { times: 15, ..case }]);
     }

@@ -142,7 +142,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         k: 37,
         precision: Precision::F32,
         half: false,
-        divided: true,
+        freq_factors: true,
     };
     let map = Map { height: 16, width: 24, channels: [24, 40, 33, 65], ratios: [1, 2, 4, 8], pool: 1 };
     cases.extend([

@@ -30,8 +30,8 @@ pub struct Rope {
     pub precision: Precision,
     /// An f16 cache.
     pub half: bool,
-    /// Frequencies are divided, each by another number.
-    pub divided: bool,
+    /// Frequencies are divided by frequency factors, each by another.
+    pub freq_factors: bool,
 }
 
 const THETA: f64 = 10000.0;
@@ -50,7 +50,7 @@ impl Rope {
     }
 
     fn freq_factors(&self) -> Vec<f32> {
-        if self.divided { (0..self.head_dim / 2).map(|i| 1.0 + i as f32 * 0.75).collect() } else { Vec::new() }
+        if self.freq_factors { (0..self.head_dim / 2).map(|i| 1.0 + i as f32 * 0.75).collect() } else { Vec::new() }
     }
 
     fn capacity(&self) -> usize {
@@ -123,8 +123,8 @@ impl Case for Rope {
         let rotated = |time: usize, head: usize, i: usize| {
             let part = |i: usize| product(time, head * d + i);
             let pair = i % (d / 2);
-            let divisor = freq_factors.get(pair).map_or(1.0, |divisor| f64::from(*divisor));
-            let angle = (position + time) as f64 * THETA.powf(-((2 * pair) as f64) / d as f64) / divisor;
+            let factor = freq_factors.get(pair).map_or(1.0, |factor| f64::from(*factor));
+            let angle = (position + time) as f64 * THETA.powf(-((2 * pair) as f64) / d as f64) / factor;
             if i < d / 2 {
                 part(i) * angle.cos() - part(i + d / 2) * angle.sin()
             } else {
