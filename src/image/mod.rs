@@ -13,5 +13,7 @@ pub use buffer::Image;
 pub use decode::decode;
 #[cfg(feature = "decode")]
 pub use png::encode_png;
+#[doc(hidden)]
 pub use preprocess::{CLIP_MEAN, CLIP_STD, Preprocess, Views};
+#[doc(hidden)]
 pub use resize::{Canvas, Window, bicubic, bilinear};

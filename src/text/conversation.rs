@@ -35,6 +35,7 @@ const NAMES: [(Template, &str, &[&str]); 5] = [
 
 /// What [`Template::detect`] uses in addition to the tokenizer.
 #[derive(Debug, Clone, Copy, Default)]
+#[doc(hidden)]
 pub struct TemplateFacts<'a> {
     /// `model_type` of `config.json`.
     pub model_type: &'a str,
@@ -119,6 +120,7 @@ impl FromStr for Template {
 
 /// One question and, once there is one, its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Turn {
     /// What the user wrote.
     pub question: String,
@@ -128,8 +130,23 @@ pub struct Turn {
     pub answer: Option<String>,
 }
 
+impl Turn {
+    /// A question with `images` images, without an answer.
+    pub fn new(question: impl Into<String>, images: usize) -> Self {
+        Self { question: question.into(), images, answer: None }
+    }
+
+    /// The same with the model's answer.
+    #[must_use]
+    pub fn with_answer(mut self, answer: impl Into<String>) -> Self {
+        self.answer = Some(answer.into());
+        self
+    }
+}
+
 /// How a conversation is written as a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PromptFormat {
     /// One of the templates of Mini-Gemini models.
     Builtin(Template),
@@ -145,6 +162,7 @@ impl From<Template> for PromptFormat {
 
 /// A conversation so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Conversation {
     /// How it is written.
     pub format: PromptFormat,
@@ -163,7 +181,7 @@ impl Conversation {
 
     /// Adds the user's question with `images` new images.
     pub fn ask(&mut self, question: impl Into<String>, images: usize) {
-        self.turns.push(Turn { question: question.into(), images, answer: None });
+        self.turns.push(Turn::new(question, images));
     }
 
     /// Sets the model's answer to the last question.

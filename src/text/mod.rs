@@ -1,5 +1,6 @@
 //! Tokenizers, conversation templates, stop rules, incremental detokenisation.
 
+#[doc(hidden)]
 pub mod chat_template;
 #[doc(hidden)]
 pub mod clip;

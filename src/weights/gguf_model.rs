@@ -21,6 +21,7 @@ use crate::{Error, Result};
 
 /// An opened GGUF file. Only its header is in memory.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct GgufModel {
     /// The file's header, with the tokenizer and the chat template.
     pub header: Rc<Header>,

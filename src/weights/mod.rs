@@ -14,8 +14,10 @@
 #[doc(hidden)]
 pub mod blocks;
 pub mod bundle;
+#[doc(hidden)]
 pub mod bundle_layout;
 pub mod checkpoint;
+#[doc(hidden)]
 pub mod config;
 #[doc(hidden)]
 pub mod dtype;

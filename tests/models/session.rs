@@ -653,10 +653,9 @@ fn questions_answered_together_get_the_golden_answers() {
             let (mut requests, mut wanted) = (Vec::new(), Vec::new());
             let turns = &expected.json.turns;
             for index in 0..turns.len() {
-                let before = turns[..index].iter().enumerate().map(|(index, turn)| mgm::text::Turn {
-                    question: turn.question.clone(),
-                    images: if index == 0 { images.len() } else { 0 },
-                    answer: Some(turn.text.clone()),
+                let before = turns[..index].iter().enumerate().map(|(index, turn)| {
+                    let images = if index == 0 { images.len() } else { 0 };
+                    mgm::text::Turn::new(&turn.question, images).with_answer(&turn.text)
                 });
                 let (of_history, of_question) =
                     if index == 0 { (&[][..], &images[..]) } else { (&images[..], &[][..]) };

@@ -307,7 +307,7 @@ impl Dialogue {
                 Role::System if index == 0 && message.images == 0 => system = Some(message.text),
                 Role::System => return Err(invalid("a system message must come first and have no images")),
                 Role::User if turns.last().is_none_or(|turn| turn.answer.is_some()) => {
-                    turns.push(Turn { question: message.text, images: message.images, answer: None });
+                    turns.push(Turn::new(message.text, message.images));
                 }
                 Role::Assistant if message.images == 0 => match turns.last_mut() {
                     Some(turn) if turn.answer.is_none() => turn.answer = Some(message.text),
@@ -318,7 +318,7 @@ impl Dialogue {
             }
         }
         match turns.pop() {
-            Some(Turn { question, images, answer: None }) => Ok(Self { system, turns, question, images }),
+            Some(Turn { question, images, answer: None, .. }) => Ok(Self { system, turns, question, images }),
             _ => Err(invalid("the last message must be a user message")),
         }
     }

@@ -79,11 +79,8 @@ impl<'a> BatchRunner<'a> {
 
     async fn request(&mut self, question: &Question) -> mgm::Result<PreparedQuestion> {
         let images = self.images(question)?;
-        let mut turns: Vec<Turn> = question
-            .history
-            .iter()
-            .map(|(asked, answer)| Turn { question: asked.clone(), images: 0, answer: Some(answer.clone()) })
-            .collect();
+        let mut turns: Vec<Turn> =
+            question.history.iter().map(|(asked, answer)| Turn::new(asked, 0).with_answer(answer)).collect();
         // The image belongs to the first question of the conversation.
         let (history_images, question_images) = match turns.first_mut() {
             Some(first) => {

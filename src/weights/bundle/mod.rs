@@ -37,6 +37,7 @@ const MAX_FILES: usize = 1 << 16;
 
 /// `bundle.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Manifest {
     /// `mgm-bundle`.
     pub format: String,

@@ -28,6 +28,7 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 const STAGE_ONE: &str = "mm_projector.bin";
 
 /// An opened Mini-Gemini checkpoint. Only headers and configurations are in memory.
+#[non_exhaustive]
 pub struct MgmCheckpoint {
     /// Its folder, with the tokenizer.
     pub folder: Rc<dyn Folder>,

@@ -35,6 +35,7 @@ impl TowerOptions {
 }
 
 /// The weights of the vision side, under the same names whatever files they come from.
+#[non_exhaustive]
 pub struct VisionWeights {
     /// Its configuration.
     pub config: VisionConfig,

@@ -120,6 +120,7 @@ impl TokenizerFolder {
 }
 
 /// An opened model. Only headers and configurations are in memory.
+#[non_exhaustive]
 pub struct SdxlCheckpoint {
     /// Its folder or file.
     pub name: String,
