@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks texts, comments and names against the word list of CONTRIBUTING.md. Needs Python 3.9 and nothing else.
+"""Checks texts, comments and names against the word list of CONTRIBUTING.md, and the lengths of lines. Needs Python 3.9 and nothing else.
 
     scripts/check-words.py [PATH...]      print FILE:LINE for every match; exit status 1 if there is one
     scripts/check-words.py --count        print matches per folder and rule instead
@@ -89,12 +89,28 @@ def prose(text):
             before = token.type
 
 
+def long_lines(name, text):
+    """The comments of a Rust file above 120 columns, and the prose of a document above 140: (line number, line, advice)."""
+    code = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if name.endswith(".rs"):
+            if len(line) > 120 and line.lstrip().startswith("//"):
+                yield number, line.strip()[:40], "comments of at most 120 columns"
+        elif line.startswith("```"):
+            code = not code
+        # Rows of tables and links to images cannot be wrapped.
+        elif len(line) > 140 and not code and not line.startswith(("|", "![", "[![")):
+            yield number, line.strip()[:40], "prose of at most 140 columns"
+
+
 def matches(name):
     """The matches of a file: (line number, text matched, advice)."""
     path = ROOT / name
     if not path.is_file():  # deleted in the work tree
         return
     text = path.read_text(encoding="utf-8", errors="replace")
+    if name.endswith((".rs", ".md")):
+        yield from long_lines(name, text)
     for number, line in prose(text) if path.suffix == ".py" else enumerate(text.splitlines(), 1):
         if ALLOWED.search(line):
             continue
@@ -131,7 +147,7 @@ def main():
                 print(f"{count:6} {key}")
             print()
     if total:
-        print(f"{total} listed words; the list and what to write instead: CONTRIBUTING.md, Words", file=sys.stderr)
+        print(f"{total} listed words or long lines; the list and what to write instead: CONTRIBUTING.md, Words", file=sys.stderr)
     return 1 if total else 0
 
 

@@ -113,15 +113,15 @@ pub async fn tune(
 /// the measurement that exceeds it is dropped, and the products that are left keep their default kernels
 /// ([`Tuning::leave`]). Products that the tuning in use [covers](Tuning::covers) are not measured again.
 ///
-/// `on_step` is called after each measurement, and after each pipeline, with `None`. It may stop: then measured products
-/// keep their results, and a later call measures the others.
+/// `on_step` is called after each measurement, and after each pipeline, with `None`. It may stop: then measured
+/// products keep their results, and a later call measures the others.
 ///
 /// `store` gets what the host stores, at the end or when it was stopped. It is called before the first measurement too,
 /// with all products left to their defaults: if a driver hangs or crashes meanwhile, the next run does not repeat that.
 ///
 /// # Errors
-/// [`Error::Cancelled`] if `on_step` stopped; [device errors](crate::gpu). A kernel with a wrong result is no error, nor
-/// are weights to measure that do not fit into memory: the default stays.
+/// [`Error::Cancelled`] if `on_step` stopped; [device errors](crate::gpu). A kernel with a wrong result is no error,
+/// nor are weights to measure that do not fit into memory: the default stays.
 pub async fn tune_within(
     gpu: &Gpu,
     products: &HashMap<MatmulShape, u64>,
@@ -212,9 +212,9 @@ fn faster_than(default: MatmulKernel, timings: &[Timing]) -> Option<Choice> {
     }
 }
 
-/// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all match, products use
-/// them from then on. Returns whether they do. Models do this when they are loaded. It compiles a pipeline for each tile
-/// and format, and does nothing on a device without matrix units.
+/// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all match, products
+/// use them from then on. Returns whether they do. Models do this when they are loaded. It compiles a pipeline for each
+/// tile and format, and does nothing on a device without matrix units.
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.

@@ -180,8 +180,8 @@ impl Memory {
         self.create(bytes, true, what)
     }
 
-    /// Takes the free buffers with these ids out of the pool, last bound first: dropping them in that order restores the
-    /// pool. `None` if one is in use.
+    /// Takes the free buffers with these ids out of the pool, last bound first: dropping them in that order restores
+    /// the pool. `None` if one is in use.
     pub(super) fn take_from_pool(self: &Arc<Self>, bound: &[u64]) -> Option<Vec<Buffer>> {
         let mut seen = HashSet::new();
         let mut ids: Vec<u64> = bound.iter().copied().filter(|id| seen.insert(*id)).collect();

@@ -35,8 +35,8 @@ pub struct TestOptions {
     pub software_adapter: Option<bool>,
     /// Open the device without checks of buffer accesses, where that is possible, or with them, whatever its driver.
     pub unchecked: Option<bool>,
-    /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers take no
-    /// memory, so that whole models can be planned at their real sizes.
+    /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers
+    /// take no memory, so that whole models can be planned at their real sizes.
     pub planned: Option<Capabilities>,
 }
 

@@ -107,8 +107,8 @@ impl Recorder {
         self.dispatch_at_position(kernel, bindings, params, grid, cost, &[])
     }
 
-    /// As [`Self::dispatch`], for a dispatch that can be replayed ([`Self::capture`]). `advancing`: byte offsets in `params`
-    /// of the u32 fields that grow by one per position. Everything else must stay the same.
+    /// As [`Self::dispatch`], for a dispatch that can be replayed ([`Self::capture`]). `advancing`: byte offsets in
+    /// `params` of the u32 fields that grow by one per position. Everything else must stay the same.
     ///
     /// # Errors
     /// As [`Self::dispatch`].

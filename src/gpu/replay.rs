@@ -20,8 +20,8 @@ pub struct Replay {
     /// The number of later positions for which it can be replayed.
     positions: usize,
     cost: Cost,
-    /// Temporary buffers of the dispatches. They are out of the pool so that nothing else writes to them. They return in
-    /// this order, so that the next recording gets the same ones.
+    /// Temporary buffers of the dispatches. They are out of the pool so that nothing else writes to them. They return
+    /// in this order, so that the next recording gets the same ones.
     _buffers: Vec<Buffer>,
 }
 
@@ -33,10 +33,10 @@ impl Replay {
 }
 
 impl Recorder {
-    /// Runs `record` and returns its dispatches as a [`Replay`] if they can be replayed. `record` may write only persistent
-    /// tensors and temporary tensors that it makes. There is no replay in a dry run, with guard zones, if the dispatches
-    /// did not fit into one submission, or if a temporary tensor is still in use. The caller must keep the persistent
-    /// tensors alive as long as the replay.
+    /// Runs `record` and returns its dispatches as a [`Replay`] if they can be replayed. `record` may write only
+    /// persistent tensors and temporary tensors that it makes. There is no replay in a dry run, with guard zones, if
+    /// the dispatches did not fit into one submission, or if a temporary tensor is still in use. The caller must keep
+    /// the persistent tensors alive as long as the replay.
     ///
     /// # Errors
     /// Those of `record`.
@@ -67,7 +67,8 @@ impl Recorder {
         Ok((recorded, Some(replay)))
     }
 
-    /// Records the dispatches of `replay`, `positions` positions after the recorded one (at most [`Replay::positions`]).
+    /// Records the dispatches of `replay`, `positions` positions after the recorded one (at most
+    /// [`Replay::positions`]).
     ///
     /// # Errors
     /// [Device errors](super) of what is submitted when the recording is full.

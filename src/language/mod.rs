@@ -196,9 +196,9 @@ impl LanguageModel {
         Ok(x.clone())
     }
 
-    /// Runs all layers over the token `sampled[slot]`, which follows the positions in `cache` (made by [`Self::cache`] of
-    /// this model). Returns the residual stream after the last layer, [1, hidden]; the next step overwrites it. The layers
-    /// are recorded once per 64 positions and replayed in between.
+    /// Runs all layers over the token `sampled[slot]`, which follows the positions in `cache` (made by [`Self::cache`]
+    /// of this model). Returns the residual stream after the last layer, [1, hidden]; the next step overwrites it. The
+    /// layers are recorded once per 64 positions and replayed in between.
     ///
     /// # Errors
     /// [Device errors](crate::gpu).
