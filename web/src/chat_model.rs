@@ -123,12 +123,15 @@ impl ChatModel {
         if emit(&on_event, "total", &(weight_bytes as f64).into()).is_break() {
             return Err(to_js(mgm::Error::Cancelled));
         }
-        // The browser compiles in another process while this one reads and packs weights.
+        // The browser compiles in another process while this one reads and packs weights. A software adapter needs the
+        // processor for both, and compiles after loading.
         let kernels = Model::kernels(&gpu, &files, &options).await.map_err(to_js)?;
         let kernels = Rc::new(RefCell::new(Vec::from_iter(kernels)));
         let (waiting, device) = (kernels.clone(), gpu.clone());
         options.on_progress = Some(Rc::new(move |bytes| {
-            if let Some(kernel) = waiting.borrow_mut().pop() {
+            if !device.adapter().is_software()
+                && let Some(kernel) = waiting.borrow_mut().pop()
+            {
                 device.prepare(kernel);
             }
             emit(&on_event, "loaded", &(bytes as f64).into())
