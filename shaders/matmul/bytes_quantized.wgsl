@@ -10,12 +10,12 @@ fn byte_pair(row: u32, group: u32, stride: u32, pair: u32) -> vec2<u32> {
     var q = (vec2(weights[at]) >> vec2(0u, 4u)) & vec2(0x0f0f0f0fu);
     // High bits are spread over the bytes: those of column 2 i go to byte i.
     if BITS == 5u {
-        let bits = (vec2(scale_word(row, group, stride, 0u)) >> vec2(vec2(0u, 1u) + 8u * pair));
+        let bits = (vec2(high_word(row, group, stride, 0u)) >> vec2(vec2(0u, 1u) + 8u * pair));
         q |= ((bits & vec2(1u)) << vec2(4u)) | ((bits & vec2(4u)) << vec2(10u)) | ((bits & vec2(16u)) << vec2(16u))
             | ((bits & vec2(64u)) << vec2(22u));
     }
     if BITS == 6u {
-        let bits = (vec2(scale_word(row, group, stride, pair >> 1u)) >> vec2(vec2(0u, 2u) + 16u * (pair & 1u)));
+        let bits = (vec2(high_word(row, group, stride, pair >> 1u)) >> vec2(vec2(0u, 2u) + 16u * (pair & 1u)));
         q |= ((bits & vec2(3u)) << vec2(4u)) | ((bits & vec2(0x30u)) << vec2(8u)) | ((bits & vec2(0x300u)) << vec2(12u))
             | ((bits & vec2(0x3000u)) << vec2(16u));
         // Less 32: what was the highest bit is the opposite of the sign.

@@ -1,32 +1,23 @@
-// Row reader: integers of BITS bits, 4 to 6 (see weights_quantized.wgsl), 32 columns of a row.
+// Row reader: integers of BITS bits, 4 to 6 (after scales_quantized.wgsl), 32 columns of a row.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> scales: array<u32>;
-
-const HIGH_WORDS: u32 = BITS - 4u;
-const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
 
 // A row's group as it is stored: the low bits, the high bits, and the scales.
 struct RowGroup {
     low: vec4<u32>,
     high: vec2<u32>,
-    scale: vec2<u32>,
+    scale: StoredScales,
 }
 
 fn load_row_group(row: u32, group: u32, stride: u32) -> RowGroup {
-    let block = (row >> 5u) * (stride >> 3u) + group;
-    let word = 32u * WORDS * block + (row & 31u);
     var loaded: RowGroup;
-    loaded.low = weights[32u * block + (row & 31u)];
+    loaded.low = weights[32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u)];
     if BITS >= 5u {
-        loaded.high.x = scales[word];
+        loaded.high.x = high_word(row, group, stride, 0u);
     }
     if BITS == 6u {
-        loaded.high.y = scales[word + 32u];
+        loaded.high.y = high_word(row, group, stride, 1u);
     }
-    loaded.scale.x = scales[word + 32u * HIGH_WORDS];
-    if WIDE == 1u {
-        loaded.scale.y = scales[word + 32u * (WORDS - 1u)];
-    }
+    loaded.scale = load_scales(row, group, stride);
     return loaded;
 }
 
@@ -51,16 +42,9 @@ fn group_columns4(loaded: RowGroup, j: u32) -> vec4<f32> {
     return vec4<f32>(vec4<i32>(q));
 }
 
-fn stored_scales(loaded: RowGroup) -> vec2<f32> {
-    if WIDE == 1u {
-        return bitcast<vec2<f32>>(loaded.scale);
-    }
-    return unpack2x16float(loaded.scale.x);
-}
-
 // The scales of the group's halves.
 fn group_scales(loaded: RowGroup) -> vec2<f32> {
-    let stored = stored_scales(loaded);
+    let stored = unpacked_scales(loaded.scale);
     if BITS == 6u {
         return stored;
     }
@@ -69,7 +53,7 @@ fn group_scales(loaded: RowGroup) -> vec2<f32> {
 
 // What is added to the halves' weights after that.
 fn group_offsets(loaded: RowGroup) -> vec2<f32> {
-    let stored = stored_scales(loaded);
+    let stored = unpacked_scales(loaded.scale);
     if BITS == 6u {
         return -32.0 * stored;
     }

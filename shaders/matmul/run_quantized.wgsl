@@ -2,7 +2,7 @@
 struct Run {
     low: u32,
     high: u32,
-    scale: vec2<u32>,
+    scale: StoredScales,
     k8: u32,
 }
 
@@ -12,26 +12,18 @@ fn load_run(row: u32, k8: u32, stride: u32) -> Run {
     run.k8 = k8 & 3u;
     run.low = weights[4u * (32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u)) + run.k8];
     if BITS == 5u {
-        run.high = scale_word(row, group, stride, 0u) >> (8u * run.k8);
+        run.high = high_word(row, group, stride, 0u) >> (8u * run.k8);
     }
     if BITS == 6u {
-        run.high = scale_word(row, group, stride, run.k8 >> 1u) >> (16u * (run.k8 & 1u));
+        run.high = high_word(row, group, stride, run.k8 >> 1u) >> (16u * (run.k8 & 1u));
     }
-    run.scale.x = scale_word(row, group, stride, HIGH_WORDS);
-    if WIDE == 1u {
-        run.scale.y = scale_word(row, group, stride, WORDS - 1u);
-    }
+    run.scale = load_scales(row, group, stride);
     return run;
 }
 
 // Columns 4 j .. 4 j + 3 of the run; j < 2.
 fn run_columns4(run: Run, j: u32) -> vec4<f32> {
-    var scale: vec2<f32>;
-    if WIDE == 1u {
-        scale = bitcast<vec2<f32>>(run.scale);
-    } else {
-        scale = unpack2x16float(run.scale.x);
-    }
+    let scale = unpacked_scales(run.scale);
     var q = (vec4(run.low) >> vec4(vec4(0u, 4u, 8u, 12u) + 16u * j)) & vec4(15u);
     if BITS == 5u {
         q |= ((vec4(run.high) >> vec4(vec4(0u, 1u, 2u, 3u) + 4u * j)) & vec4(1u)) << vec4(4u);

@@ -1,26 +1,11 @@
 // Weight reader: integers of BITS bits, 4 to 6, in groups of 32 along the row (src/tensor/pack.rs). The low four bits
-// are eight in a u32, from the low end. Each group also has BITS - 4 words of high bits, then the scales: a scale and a
-// minimum, weight = minimum + scale * q, as two f32 (WIDE) or two f16 in a word; or, for 6 bits, the scales of the
-// group's halves, weight = scale * (q - 32). Rows are interleaved by 32: 16 bytes of weights, or a word, of each.
-// `stride` is the row length in fours, a multiple of 8. BITS and WIDE are constants of the specialisation.
+// are eight in a u32, from the low end; rows are interleaved by 32: 16 bytes of each. Scales and high bits:
+// scales_quantized.wgsl.
 @group(0) @binding(1) var<storage, read> weights: array<u32>;
-@group(0) @binding(2) var<storage, read> scales: array<u32>;
 
-const HIGH_WORDS: u32 = BITS - 4u;
-const WORDS: u32 = HIGH_WORDS + 1u + WIDE;
-
-// A word of scales or high bits of a row's group.
-fn scale_word(row: u32, group: u32, stride: u32, word: u32) -> u32 {
-    return scales[32u * (WORDS * ((row >> 5u) * (stride >> 3u) + group) + word) + (row & 31u)];
-}
-
-// What 32 weights of a row share.
+// What 32 weights of a row share: see unpacked_scales.
 fn weight_scale(row: u32, group: u32, stride: u32) -> vec2<f32> {
-    let first = scale_word(row, group, stride, HIGH_WORDS);
-    if WIDE == 1u {
-        return bitcast<vec2<f32>>(vec2(first, scale_word(row, group, stride, WORDS - 1u)));
-    }
-    return unpack2x16float(first);
+    return unpacked_scales(load_scales(row, group, stride));
 }
 
 fn scaled_weight4(row: u32, k4: u32, stride: u32, scale: vec2<f32>) -> vec4<f32> {
@@ -29,10 +14,10 @@ fn scaled_weight4(row: u32, k4: u32, stride: u32, scale: vec2<f32>) -> vec4<f32>
     let at = 4u * (32u * ((row >> 5u) * (stride >> 3u) + group) + (row & 31u)) + (within >> 1u);
     var q = (vec4(weights[at]) >> vec4(vec4(0u, 4u, 8u, 12u) + 16u * (within & 1u))) & vec4(15u);
     if BITS == 5u {
-        q |= ((vec4(scale_word(row, group, stride, 0u)) >> vec4(vec4(0u, 1u, 2u, 3u) + 4u * within)) & vec4(1u)) << vec4(4u);
+        q |= ((vec4(high_word(row, group, stride, 0u)) >> vec4(vec4(0u, 1u, 2u, 3u) + 4u * within)) & vec4(1u)) << vec4(4u);
     }
     if BITS == 6u {
-        let high = scale_word(row, group, stride, within >> 2u);
+        let high = high_word(row, group, stride, within >> 2u);
         q |= ((vec4(high) >> vec4(vec4(0u, 2u, 4u, 6u) + 8u * (within & 3u))) & vec4(3u)) << vec4(4u);
         return select(scale.x, scale.y, within >= 4u) * (vec4<f32>(q) - vec4(32.0));
     }

@@ -30,11 +30,12 @@ pub(crate) struct Variant(pub Precision);
 
 impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
-        let (reader, consts) = weight_reader(self.0);
+        let (mut sources, consts) = weight_reader(self.0);
+        sources.push(wgsl!("language/gather.wgsl"));
         Kernel {
             name: "gather",
             label: "gather",
-            sources: vec![reader, wgsl!("language/gather.wgsl")],
+            sources,
             overrides: vec![],
             consts,
             bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],

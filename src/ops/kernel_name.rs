@@ -11,7 +11,7 @@ const EPILOGUE: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "HAS_RESIDUAL", "GATED", "
 /// in the steps of their epilogue share it. The tables of `make isa` have these names.
 pub fn kernel_name(kernel: &Kernel) -> String {
     // Parts that every kernel of a family has, or that another word stands for.
-    const USUAL: [&str; 19] = [
+    const USUAL: [&str; 20] = [
         "epilogue",
         "activation",
         "rows_direct",
@@ -24,6 +24,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "attention_common",
         "cache_f32",
         "chunks_vec4",
+        "scales_quantized",
         "weights_quantized",
         "blocks_quantized",
         "bytes_quantized",
@@ -66,7 +67,12 @@ pub fn kernel_name(kernel: &Kernel) -> String {
     }
     let constants: BTreeMap<_, _> = kernel.consts.iter().chain(&kernel.overrides).copied().collect();
     if let Some(bits) = constants.get("BITS") {
-        format = Some(format!("q{bits}{}", if constants.get("WIDE") == Some(&1) { "w" } else { "" }));
+        let scales = match (constants.get("SPAN"), constants.get("SCALE_WORDS")) {
+            (Some(8), _) => "k",
+            (_, Some(0)) => "_0",
+            _ => "",
+        };
+        format = Some(format!("q{bits}{scales}"));
     }
     if let Some(format) = format {
         words.insert(1, format);
@@ -84,7 +90,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             ("WORKGROUP", workgroup) => format!("w{workgroup}"),
             ("COLUMNS", 8) if kernel.name == "matmul" => "c8".to_owned(),
             // 4 in other products; in attention it follows from HEAD4.
-            ("BITS" | "WIDE" | "COLUMNS", _) | (_, 0) => continue,
+            ("BITS" | "SPAN" | "SCALE_WORDS" | "SCALE_HALVES" | "COLUMNS", _) | (_, 0) => continue,
             // SUB_M is half of TILE.
             ("SUB_M", _) => continue,
             ("SUB_N", rows) => format!("n{rows}"),

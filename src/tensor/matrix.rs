@@ -133,8 +133,10 @@ impl Matrix {
             Precision::F16 => (Fill { mask: 0x83ff_83ff, base: 0x2000_2000 }, None),
             Precision::Q8 => (random, fixed(0x068e_068e)),
             Precision::Q4 => (random, fixed(0xa3ae_1819)),
-            // Small, whether taken as f16 or as f32, or as high bits.
-            Precision::Q6 | Precision::Q5K | Precision::Q5 | Precision::Q4K => (random, fixed(0x1819_1819)),
+            // As an f16 scale or minimum, or as high bits.
+            Precision::Q5 | Precision::Q5_0 | Precision::Q4_0 => (random, fixed(0x1819_1819)),
+            // As two f16 and as scales of them. (Of the minimums, some are 0.)
+            Precision::Q6 | Precision::Q5K | Precision::Q4K => (random, fixed(0x0202_0202)),
         };
         let mut recorder = gpu.record();
         for (index, shard) in builder.matrix.shards.iter().enumerate() {

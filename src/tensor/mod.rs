@@ -14,5 +14,7 @@ pub(crate) use matrix::fill_kernel;
 pub use matrix::{Matrix, MatrixBuilder, Shard};
 #[cfg(feature = "gpu")]
 pub use on_device::Tensor;
+#[cfg(feature = "gpu")]
+pub(crate) use pack::ScaleLayout;
 pub use pack::{GROUP_SIZE, Group, INTERLEAVE_ROWS, Packed, Precision, Tile, dequantize, pack_rows};
-pub(crate) use pack::{f16_value, saturating_f16};
+pub(crate) use pack::{SUPERBLOCK_GROUPS, SuperScales, f16_value, saturating_f16};

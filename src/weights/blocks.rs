@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 
 use crate::parallel;
-use crate::tensor::{GROUP_SIZE, Group, Packed, Precision, Tile, f16_value, saturating_f16};
+use crate::tensor::{
+    GROUP_SIZE, Group, Packed, Precision, SUPERBLOCK_GROUPS, SuperScales, Tile, f16_value, saturating_f16,
+};
 
 /// Blocks that a thread works on at a time, and the most that are checked.
 const CHUNK_BLOCKS: usize = 1 << 12;
@@ -89,8 +91,10 @@ impl BlockType {
     /// The format on the device for the same weights.
     pub fn precision(self) -> Precision {
         match self {
-            Self::Q4_0 | Self::Q4_1 => Precision::Q4,
-            Self::Q5_0 | Self::Q5_1 => Precision::Q5,
+            Self::Q4_0 => Precision::Q4_0,
+            Self::Q4_1 => Precision::Q4,
+            Self::Q5_0 => Precision::Q5_0,
+            Self::Q5_1 => Precision::Q5,
             Self::Q8_0 => Precision::Q8,
             Self::Q4K => Precision::Q4K,
             Self::Q5K => Precision::Q5K,
@@ -120,6 +124,24 @@ impl BlockType {
         }
     }
 
+    /// The scales of a block of 256 weights.
+    #[inline(always)]
+    fn super_scales(self, block: &[u8]) -> SuperScales {
+        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
+        let mut groups = [[0; 2]; SUPERBLOCK_GROUPS];
+        if self == Self::Q6K {
+            groups.as_flattened_mut().copy_from_slice(&block[192..208]);
+            return SuperScales { units: [half(208), f16::ZERO], groups };
+        }
+        let packed = &block[4..16];
+        for group in 0..SUPERBLOCK_GROUPS / 2 {
+            let (scale, minimum, low) = (packed[group], packed[group + 4], packed[group + 8]);
+            groups[group] = [scale & 63, minimum & 63];
+            groups[group + 4] = [low & 15 | scale >> 6 << 4, low >> 4 | minimum >> 6 << 4];
+        }
+        SuperScales { units: [half(0), half(2)], groups }
+    }
+
     /// 32 weights with 4 or 5 bits: value j in the low half of byte j, value j + 16 in the high half; the fifth bits in
     /// a word.
     #[inline(always)]
@@ -144,13 +166,6 @@ impl BlockType {
     /// 32 of 256 weights with 4 or 5 bits, with scales and minimums of 6 bits under a common f16 each.
     #[inline(always)]
     fn k_block(self, block: &[u8], group: usize) -> Group {
-        let (scale, minimum) = (half(block, 0), half(block, 2));
-        let packed = &block[4..16];
-        let (s, m) = if group < 4 {
-            (packed[group] & 63, packed[group + 4] & 63)
-        } else {
-            (packed[group + 4] & 15 | packed[group - 4] >> 6 << 4, packed[group + 4] >> 4 | packed[group] >> 6 << 4)
-        };
         let (high, quants) =
             if self == Self::Q5K { (Some(&block[16..48]), &block[48..]) } else { (None, &block[16..]) };
         let quants = &quants[group / 2 * GROUP_SIZE..][..GROUP_SIZE];
@@ -163,8 +178,7 @@ impl BlockType {
                 *code |= (byte >> group & 1) << 4;
             }
         }
-        // Exact in f32: 11 bits times 6.
-        Group { codes, scales: [scale * f32::from(s), -(minimum * f32::from(m))] }
+        Group { codes, scales: self.super_scales(block).of_group(self.precision(), group) }
     }
 
     /// Quantises `values`, whole groups of 32, to blocks of `Q8_0` or `Q4_1` as ggml does; empty for other types.
@@ -176,7 +190,7 @@ impl BlockType {
         let parts = blocks.chunks_mut(CHUNK_BLOCKS * self.block_bytes()).zip(values.chunks(CHUNK_BLOCKS * GROUP_SIZE));
         parallel::for_each(parts, |(blocks, values)| {
             for (block, values) in blocks.chunks_exact_mut(self.block_bytes()).zip(values.chunks_exact(GROUP_SIZE)) {
-                let Group { codes, scales } = Group::quantize(self.precision(), values);
+                let Group { codes, scales } = Group::quantize_alone(self.precision(), values);
                 let scales = scales.map(|scale| saturating_f16(scale).to_le_bytes());
                 if self == Self::Q8_0 {
                     block[..2].copy_from_slice(&scales[0]);
@@ -205,7 +219,11 @@ impl BlockType {
 
     /// Packs rows of blocks losslessly to the device's format. [`Self::check`] tells whether it holds their scales.
     pub(crate) fn pack(self, tile: Tile<'_>, rows: &[&[u8]]) {
-        specialised!(self, KIND => tile.fill(KIND.precision(), |row, index| KIND.group(rows[row], index)));
+        specialised!(self, KIND => tile.fill(
+            KIND.precision(),
+            |row, index| KIND.group(rows[row], index),
+            |row, index| KIND.super_scales(&rows[row][index * KIND.block_bytes()..][..KIND.block_bytes()]),
+        ));
     }
 
     /// Checks the scales of the blocks in `bytes`.
@@ -266,8 +284,7 @@ fn q6_block(block: &[u8], group: usize) -> Group {
     let (half_block, quarter) = (group / 4, group % 4);
     let low = &block[64 * half_block + 32 * (quarter % 2)..][..GROUP_SIZE];
     let high = &block[128 + 32 * half_block..][..GROUP_SIZE];
-    let scale = half(block, 208);
-    let scales = [0, 1].map(|i| scale * f32::from(block[192 + 2 * group + i] as i8));
+    let scales = BlockType::Q6K.super_scales(block).of_group(Precision::Q6, group);
     let mut codes = [0; GROUP_SIZE];
     for (code, (low, high)) in codes.iter_mut().zip(low.iter().zip(high)) {
         *code = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
@@ -344,7 +361,9 @@ mod tests {
                 block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
                 let groups = (0..kind.block_len() / GROUP_SIZE).map(|index| kind.group(&block, index));
                 let exact = |scale: f32| {
-                    scale.is_finite() && (kind.precision().wide_scales() || f16::from_f32(scale).to_f32() == scale)
+                    scale.is_finite()
+                        && (!matches!(kind, BlockType::Q4_1 | BlockType::Q5_1)
+                            || f16::from_f32(scale).to_f32() == scale)
                 };
                 let bad = groups.enumerate().find_map(|(index, group)| {
                     let scale = group.scales.into_iter().find(|scale| !scale.is_finite()).unwrap_or(group.scales[1]);

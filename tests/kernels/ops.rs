@@ -210,7 +210,7 @@ fn linear_with_every_epilogue() {
                     // Gates come in pairs; a last pair alone in its four.
                     n: if bit(2) { 70 } else { 67 },
                     k: if bit(0) { 37 } else { 36 },
-                    precision: Precision::ALL[cases.len() % 8],
+                    precision: Precision::ALL[cases.len() % Precision::ALL.len()],
                     activation,
                     bias: bit(0),
                     gamma: bit(1),
@@ -349,7 +349,11 @@ fn rounding_kernels_over_awkward_shapes() {
             .into_iter()
             .enumerate()
     {
-        for precision in [Precision::ALL[index], Precision::ALL[(index + 3) % 8], Precision::ALL[(index + 5) % 8]] {
+        for precision in [
+            Precision::ALL[index],
+            Precision::ALL[(index + 3) % Precision::ALL.len()],
+            Precision::ALL[(index + 5) % Precision::ALL.len()],
+        ] {
             let base = Linear { m, n, k, precision, ..Linear::default() };
             let n = n.next_multiple_of(2);
             let gated = Linear { n, bias: true, gated: true, activation: Some(Activation::Silu), ..base };
@@ -808,7 +812,7 @@ fn convolutions_over_awkward_shapes() {
     .enumerate()
     {
         for (place, mode) in CONV_MODES.into_iter().enumerate() {
-            let precision = Precision::ALL[(index + place) % 8];
+            let precision = Precision::ALL[(index + place) % Precision::ALL.len()];
             let base = Convolution { height, width, channels, out, mode, ..Convolution::default() };
             let several = Convolution { images: 2 + index % 2, precision, ..base };
             if mode == ConvMode::Stride2PadEnd && (height < 2 || width < 2) {
@@ -916,7 +920,7 @@ fn rotary_embedding() {
     let mut cases = Vec::new();
     for head_dim in HEAD_DIMS {
         for half in [false, true] {
-            let precision = Precision::ALL[cases.len() / 2 % 8];
+            let precision = Precision::ALL[cases.len() / 2 % Precision::ALL.len()];
             let case = Rope {
                 heads: 3,
                 kv_heads: 1,

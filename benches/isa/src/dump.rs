@@ -51,11 +51,13 @@ enum Part {
     Sdxl,
 }
 
-const MODELS: [Model; 13] = [
+const MODELS: [Model; 15] = [
     Model { name: "mgm-2b.q4", part: Part::Language("mgm-2b", Precision::Q4) },
     Model { name: "mgm-2b.f16", part: Part::Language("mgm-2b", Precision::F16) },
     Model { name: "mgm-7b.q4", part: Part::Language("mgm-7b", Precision::Q4) },
     Model { name: "mgm-7b.q8", part: Part::Language("mgm-7b", Precision::Q8) },
+    Model { name: "mgm-7b.q4_0", part: Part::Language("mgm-7b", Precision::Q4_0) },
+    Model { name: "llama3-8b.q5_0", part: Part::Language("mgm-8b", Precision::Q5_0) },
     Model { name: "llama3-8b.q4k", part: Part::Language("mgm-8b", Precision::Q4K) },
     Model { name: "llama3-8b.q5", part: Part::Language("mgm-8b", Precision::Q5) },
     Model { name: "llama3-8b.q5k", part: Part::Language("mgm-8b", Precision::Q5K) },

@@ -33,8 +33,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = predict::LIST)]
     #[arg(conflicts_with_all = ["gguf", "roofline", "dry_run", "tune"])]
     predict: Option<String>,
-    /// Weight precision: f32, f16, q8, q4 [default: q4; f16 for sdxl; the file's own for GGUF]
-    #[arg(long)]
+    /// Weight precision: f32, f16, q8, q4, or one that holds GGUF's blocks: q6, q5k, q5, q5_0, q4k, q4_0 [default: q4;
+    /// f16 for sdxl; the file's own for GGUF]
+    #[arg(long, value_parser = parse_precision)]
     precision: Option<Precision>,
     /// Image size for sdxl, in pixels [default: 1024x1024]
     #[arg(long, value_name = "WxH", value_parser = parse_image_size)]
@@ -62,6 +63,13 @@ pub struct BenchArgs {
     json: bool,
     #[command(flatten)]
     device: ProfiledDeviceArgs,
+}
+
+/// Any precision, also those that only GGUF files have.
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    let names = || Precision::ALL.map(|precision| precision.to_string());
+    let found = Precision::ALL.into_iter().zip(names()).find(|(_, name)| name == text);
+    found.map(|(precision, _)| precision).ok_or_else(|| format!("expected {}", names().join(", ")))
 }
 
 pub async fn run(arguments: BenchArgs) -> Result<(), CliError> {

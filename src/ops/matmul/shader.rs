@@ -2,7 +2,7 @@
 
 use super::kernel::{Constant, MatmulKernel, WeightReader};
 use crate::gpu::{Access, Kernel, PipelineKey, Source, wgsl};
-use crate::tensor::{Activation, Precision};
+use crate::tensor::{Activation, Precision, ScaleLayout};
 
 /// How rows of x are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,12 +104,12 @@ impl PipelineKey for Variant {
             LhsSource::Vec4 => wgsl!("matmul/lhs_vec4.wgsl"),
             LhsSource::Im2col => wgsl!("matmul/lhs_im2col.wgsl"),
         });
-        let (reader, mut consts) = match spec.weights {
+        let (readers, mut consts) = match spec.weights {
             WeightReader::Vec4 | WeightReader::Bytes | WeightReader::Run => weight_reader(self.precision),
             WeightReader::Block => block_reader(self.precision),
             WeightReader::Row => row_reader(self.precision),
         };
-        sources.push(reader);
+        sources.extend(readers);
         if spec.fuses_norm {
             sources.push(wgsl!("matmul/fused_norm.wgsl"));
             overrides.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
@@ -149,34 +149,42 @@ impl PipelineKey for Variant {
 }
 
 /// The reader of four columns of a row of weights, with the constants that it needs.
-pub(in crate::ops) fn weight_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
+pub(in crate::ops) fn weight_reader(precision: Precision) -> (Vec<Source>, Vec<(&'static str, u32)>) {
     let source = match precision {
         Precision::F32 => wgsl!("matmul/weights_f32.wgsl"),
         Precision::F16 => wgsl!("matmul/weights_f16.wgsl"),
         Precision::Q8 => wgsl!("matmul/weights_q8.wgsl"),
         _ => wgsl!("matmul/weights_quantized.wgsl"),
     };
-    (source, reader_constants(precision))
+    (after_scales(source, precision), reader_constants(precision))
 }
 
 /// The reader of 32 columns of four rows.
-fn block_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
+fn block_reader(precision: Precision) -> (Vec<Source>, Vec<(&'static str, u32)>) {
     let source = match precision {
         Precision::F32 => wgsl!("matmul/blocks_f32.wgsl"),
         Precision::F16 => wgsl!("matmul/blocks_f16.wgsl"),
         Precision::Q8 => wgsl!("matmul/blocks_q8.wgsl"),
         _ => wgsl!("matmul/blocks_quantized.wgsl"),
     };
-    (source, reader_constants(precision))
+    (vec![source], reader_constants(precision))
 }
 
 /// The reader of 32 columns of a row of quantised weights.
-fn row_reader(precision: Precision) -> (Source, Vec<(&'static str, u32)>) {
+fn row_reader(precision: Precision) -> (Vec<Source>, Vec<(&'static str, u32)>) {
     let source = match precision {
         Precision::Q8 => wgsl!("matmul/row_q8.wgsl"),
         _ => wgsl!("matmul/row_quantized.wgsl"),
     };
-    (source, reader_constants(precision))
+    (after_scales(source, precision), reader_constants(precision))
+}
+
+/// A reader after that of the scales, where it needs one.
+fn after_scales(reader: Source, precision: Precision) -> Vec<Source> {
+    match precision.bits() {
+        Some(bits) if bits < 8 => vec![wgsl!("matmul/scales_quantized.wgsl"), reader],
+        _ => vec![reader],
+    }
 }
 
 /// The reader of quantised weights as packed bytes.
@@ -189,7 +197,15 @@ fn byte_reader(precision: Precision) -> Source {
 
 fn reader_constants(precision: Precision) -> Vec<(&'static str, u32)> {
     match precision.bits() {
-        Some(bits) if bits < 8 => vec![("BITS", bits as u32), ("WIDE", u32::from(precision.wide_scales()))],
+        Some(bits) if bits < 8 => {
+            let ScaleLayout { groups, words, halves, .. } = precision.scale_layout();
+            vec![
+                ("BITS", bits as u32),
+                ("SPAN", groups as u32),
+                ("SCALE_WORDS", words as u32),
+                ("SCALE_HALVES", halves as u32),
+            ]
+        }
         _ => Vec::new(),
     }
 }

@@ -99,7 +99,9 @@ impl Plan {
         };
         let mut rows: Vec<Row> = self.parts.iter().map(|part| row("mgm", part, &precision, &ours)).collect();
         let comparable = |variant: &&Variant| {
-            variant.language.experts.is_none() && variant.language.head_dim == 128 && self.precision == Precision::Q4
+            variant.language.experts.is_none()
+                && variant.language.head_dim == 128
+                && matches!(self.precision, Precision::Q4 | Precision::Q4_0)
         };
         if let Some(variant) = self.variant.as_ref().filter(comparable) {
             let tokens = synthetic::prompt_tokens(variant, arguments)?;
