@@ -10,8 +10,6 @@ use super::kernel::Kernel;
 /// What a dry run recorded.
 #[derive(Debug, Default)]
 pub struct DryRunReport {
-    /// The specialisations, and what each would do.
-    pub kernels: HashMap<Kernel, KernelUse>,
     /// Every dispatch, in the order of the recording.
     pub launches: Vec<Launch>,
     pub(super) traces: Traces,
@@ -38,6 +36,18 @@ pub struct Launch {
 }
 
 impl DryRunReport {
+    /// The specialisations, and what each would do.
+    pub fn kernels(&self) -> HashMap<Kernel, KernelUse> {
+        let mut kernels: HashMap<&Kernel, KernelUse> = HashMap::new();
+        for Launch { kernel, cost, .. } in &self.launches {
+            let uses = kernels.entry(kernel).or_default();
+            uses.dispatches += 1;
+            uses.cost.bytes += cost.bytes;
+            uses.cost.flops += cost.flops;
+        }
+        kernels.into_iter().map(|(kernel, uses)| (kernel.clone(), uses)).collect()
+    }
+
     /// What was recorded in the trace of type `T` ([`super::Recorder::trace`]), if anything.
     pub fn trace<T: Any>(&self) -> Option<&T> {
         self.traces.get()

@@ -112,9 +112,9 @@ impl Model {
         if let ModelFiles::Mgm(checkpoint) = files
             && let Some(vision) = load_vision(&planned, checkpoint, &without_progress(options)).await?
         {
-            kernels.extend(vision.dry_run(&planned).await?.kernels.into_keys());
+            kernels.extend(vision.dry_run(&planned).await?.kernels().into_keys());
         }
-        kernels.extend(plan_language(&planned, files, options).await?.kernels.into_keys());
+        kernels.extend(plan_language(&planned, files, options).await?.kernels().into_keys());
         Ok(kernels)
     }
 

@@ -177,7 +177,7 @@ impl ChatModel {
         };
         tune_within(&self.gpu, &products, budget, on_step, store).await.map_err(to_js)?;
         // The pipelines of the kernels that were chosen, for `prepare`.
-        self.kernels.borrow_mut().extend(self.model.dry_run().map_err(to_js)?.kernels.into_keys());
+        self.kernels.borrow_mut().extend(self.model.dry_run().map_err(to_js)?.kernels().into_keys());
         Ok(())
     }
 

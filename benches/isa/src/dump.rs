@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 
 use mgm::diffusion::{TextEncoder, Unet, VaeDecoder, VaeEncoder};
 use mgm::gpu::{Capabilities, DryRunReport, Gpu, GpuOptions, Kernel, KernelUse, Source};
-use mgm::image::Views;
 use mgm::language::LanguageModel;
 use mgm::loader::{Loader, vision_precision};
 use mgm::ops::{self, FeatureMap, MatmulKernel, MatmulShape, Tuning};
@@ -188,16 +187,7 @@ impl Loaded {
     async fn plan(&self, gpu: &Gpu) -> Result<DryRunReport> {
         match self {
             Self::Language(model) => Ok(model.dry_run(gpu)?),
-            Self::Vision(model) => {
-                let sizes = model.preprocess();
-                let tiles = sizes.grid * sizes.grid + usize::from(sizes.global);
-                let view = |side: usize| vec![0.0; 3 * side * side];
-                let views = Views { high: view(sizes.size_high), low: vec![view(sizes.size_low); tiles] };
-                let mut recorder = gpu.dry_run();
-                let step = &mut |_, _| std::ops::ControlFlow::Continue(());
-                model.encode_and_wait(&mut recorder, &views, None, step).await?;
-                Ok(recorder.into_report())
-            }
+            Self::Vision(model) => Ok(model.dry_run(gpu).await?),
             Self::Sdxl(networks) => plan_sdxl(gpu, networks),
         }
     }
@@ -240,8 +230,8 @@ async fn planned() -> Result<BTreeMap<String, (Kernel, Listed)>> {
         for Model { name, part } in &MODELS {
             let model = part.load(&gpu).await?;
             let report = model.plan(&gpu).await?;
-            for (kernel, uses) in &report.kernels {
-                let listed = all.entry(kernel.clone()).or_default();
+            for (kernel, uses) in report.kernels() {
+                let listed = all.entry(kernel).or_default();
                 listed.models.insert(name);
                 listed.uses.dispatches += uses.dispatches;
                 listed.uses.cost.flops += uses.cost.flops;
@@ -258,7 +248,7 @@ async fn planned() -> Result<BTreeMap<String, (Kernel, Listed)>> {
                     break;
                 }
                 ops::set_tuning(&gpu, tuning);
-                for (kernel, uses) in model.plan(&gpu).await?.kernels {
+                for (kernel, uses) in model.plan(&gpu).await?.kernels() {
                     // With RoPE, a norm or routes an alternative has the same loop as without.
                     let extra = |source: &Source| source.name.contains("rope_") || source.name.contains("rows_routed");
                     if kernel.sources.iter().any(extra) || kernel.overrides.contains(&("NORM", 1)) {

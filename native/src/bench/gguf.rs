@@ -77,7 +77,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     }
     // After tuning, so that the pipelines are those of the chosen kernels.
     let report = language.dry_run(&gpu.plan())?;
-    device_cache::Preparation::start(&gpu, report.kernels.keys().cloned()).finish();
+    device_cache::Preparation::start(&gpu, report.kernels().into_keys()).finish();
     let tuned = ops::tuning(&gpu).count(ops::products(&report).into_keys());
     gpu.trim();
 

@@ -76,7 +76,7 @@ async fn measure(
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     let planned = gpu.plan();
     let (vision_run, language_run) = (vision.dry_run(&planned).await?, language.dry_run(&planned)?);
-    let kernels: HashSet<_> = vision_run.kernels.into_keys().chain(language_run.kernels.into_keys()).collect();
+    let kernels: HashSet<_> = vision_run.kernels().into_keys().chain(language_run.kernels().into_keys()).collect();
     let (pipelines, started) = (kernels.len(), Instant::now());
     device_cache::Preparation::start(&gpu, kernels).finish();
     let compile_ms = started.elapsed().as_secs_f64() * 1000.0;

@@ -1,11 +1,9 @@
 //! The dispatches of a model, from dry runs of the code that records them.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
 use mgm::diffusion::{Unet, VaeDecoder};
 use mgm::gpu::{AdapterChoice, Capabilities, DryRunReport, Gpu, GpuOptions, Kernel};
-use mgm::image::Views;
 use mgm::language::{LanguageModel, Position, prefill_chunk};
 use mgm::loader::{Loader, vision_precision};
 use mgm::ops::{FeatureMap, Sampling, kernel_name};
@@ -67,13 +65,7 @@ pub async fn chat(gpu: &Gpu, variant: &Variant, precision: Precision, tokens: us
     let vision = Vision::random(&towers, sizes.config.clone(), &sizes.clip, &sizes.convnext, hidden).await?;
     let language = LanguageModel::load(&loader, &variant.language).await?;
 
-    let mut recorder = gpu.dry_run();
-    let sizes = vision.preprocess();
-    let tiles = sizes.grid * sizes.grid + usize::from(sizes.global);
-    let view = |side: usize| vec![0.0; 3 * side * side];
-    let views = Views { high: view(sizes.size_high), low: vec![view(sizes.size_low); tiles] };
-    vision.encode_and_wait(&mut recorder, &views, None, &mut |_, _| ControlFlow::Continue(())).await?;
-    let image = Part { name: "image", units: 1, works: works(&recorder.into_report())? };
+    let image = Part { name: "image", units: 1, works: works(&vision.dry_run(gpu).await?)? };
 
     let mut recorder = gpu.dry_run();
     let mut cache = language.cache();
