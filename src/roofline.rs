@@ -112,7 +112,7 @@ pub async fn limits(gpu: &Gpu) -> Result<Limits> {
 /// # Errors
 /// [Device errors](crate::gpu).
 pub async fn measure(gpu: Gpu, filter: Option<String>, tune: bool, on_row: impl FnMut(&Row)) -> Result<()> {
-    tuning::check_matrix_units(&gpu).await?;
+    tuning::check_rounding_kernels(&gpu).await?;
     Bench { gpu, filter, tune, on_row }.all().await
 }
 

@@ -15,8 +15,8 @@ use web_time::Instant;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::cases::{Case, F32, Linear, compare};
 use crate::ops::{
-    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, linear_by, matrix_units, set_matrix_units, tuning,
-    update_tuning,
+    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, linear_by, matrix_units, native_dots,
+    set_matrix_units, set_native_dots, tuning, update_tuning,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
@@ -55,8 +55,10 @@ impl TuneOptions {
         self
     }
 
-    fn allow(self, kernel: MatmulKernel) -> bool {
-        self.int8 || kernel.rounding() != Rounding::Int8
+    /// Kernels of bytes also take part where they are the default.
+    fn allow(self, gpu: &Gpu, kernel: MatmulKernel) -> bool {
+        let is_default = || native_dots(gpu) == Some(true) && !MatmulKernel::default_on_bytes(gpu).is_empty();
+        self.int8 || kernel.rounding() != Rounding::Int8 || is_default()
     }
 }
 
@@ -87,13 +89,13 @@ pub async fn tune(
     options: TuneOptions,
     mut on_timing: impl FnMut(&Timing) -> ControlFlow<()>,
 ) -> Result<Tuning> {
-    update_tuning(gpu, |tuning| tuning.retain(|kernel| options.allow(kernel)));
+    update_tuning(gpu, |tuning| tuning.retain(|kernel| options.allow(gpu, kernel)));
     let on_step = |timing: Option<&Timing>| timing.map_or(ControlFlow::Continue(()), &mut on_timing);
     let mut stopwatch = Stopwatch { gpu, correct: HashMap::new(), deadline: None, on_step };
     let shapes: BTreeSet<_> = products.into_iter().filter_map(MatmulShape::measured).collect();
     for shape in shapes {
         let mut kernels = MatmulKernel::candidates(gpu, shape);
-        kernels.retain(|kernel| options.allow(*kernel) && is_exact_enough(*kernel, shape));
+        kernels.retain(|kernel| options.allow(gpu, *kernel) && is_exact_enough(*kernel, shape));
         if let Some(timings) = stopwatch.time(shape, &kernels).await?
             && let Some(choice) = fastest(&timings)
         {
@@ -210,6 +212,44 @@ fn faster_than(default: MatmulKernel, timings: &[Timing]) -> Option<Choice> {
         Some(default) if best.microseconds > (1.0 - MIN_GAIN) * default.microseconds => Some(default),
         _ => Some(best),
     }
+}
+
+/// Checks the kernels that round factors and run by default: those for matrix units ([`check_matrix_units`]), and those
+/// that multiply bytes ([`check_native_dots`]). Models do this when they are loaded.
+///
+/// # Errors
+/// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
+pub async fn check_rounding_kernels(gpu: &Gpu) -> Result<()> {
+    if !check_matrix_units(gpu).await? {
+        check_native_dots(gpu).await?;
+    }
+    Ok(())
+}
+
+/// Compares the kernels that multiply bytes with the reference, once for a GPU with
+/// [`native_dots`](crate::gpu::Capabilities). If all match, products of several rows with quantised weights use them
+/// from then on, except where matrix units compute them: x is rounded to 8 bits in groups of 32, for a normalised mean
+/// square error of about 2e-5. Returns whether they do. [`GpuOptions`](crate::gpu::GpuOptions) can switch this off.
+///
+/// # Errors
+/// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
+pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
+    // Formats with readers of their own.
+    const PRECISIONS: [Precision; 4] = [Precision::Q8, Precision::Q6, Precision::Q5, Precision::Q4];
+    if let Some(used) = native_dots(gpu) {
+        return Ok(used);
+    }
+    let mut correct = false;
+    for (index, kernel) in MatmulKernel::default_on_bytes(gpu).into_iter().enumerate() {
+        correct |= index == 0;
+        for precision in PRECISIONS {
+            // More than a tile of rows, and an odd number of groups.
+            let case = Linear { m: 131, n: 133, k: 132, precision, norm: true, ..Linear::default() };
+            correct = correct && matches(gpu, &case, kernel).await?;
+        }
+    }
+    set_native_dots(gpu, correct);
+    Ok(correct)
 }
 
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all match, products
@@ -410,7 +450,7 @@ mod tests {
 
     const SHAPE: MatmulShape = MatmulShape { precision: Precision::Q4, m: 1, n: 64, k: 64 };
     const DEFAULT: MatmulKernel = MatmulKernel::Matvec;
-    const OTHER: MatmulKernel = MatmulKernel::Packed;
+    const OTHER: MatmulKernel = MatmulKernel::Packed { columns: 4 };
 
     fn timing(kernel: MatmulKernel, correct: bool, microseconds: f64) -> Timing {
         Timing { shape: SHAPE, kernel, correct, microseconds: Some(microseconds) }

@@ -15,11 +15,18 @@ pub struct DeviceArgs {
     /// Maximum GPU memory to use, such as 512M or 8G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub gpu_memory: Option<u64>,
+    /// Never round activations to 8 bits, which is the default for q8, q4 and GGUF weights on GPUs with fast 8-bit dot
+    /// products and no matrix units
+    #[arg(long)]
+    pub no_int8: bool,
 }
 
 impl DeviceArgs {
     pub fn options(&self) -> GpuOptions {
-        GpuOptions::default().with_adapter(self.adapter.clone().unwrap_or_default()).with_memory_limit(self.gpu_memory)
+        GpuOptions::default()
+            .with_adapter(self.adapter.clone().unwrap_or_default())
+            .with_memory_limit(self.gpu_memory)
+            .with_int8(!self.no_int8)
     }
 }
 

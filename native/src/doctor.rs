@@ -45,6 +45,10 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
         let used = mgm::tuning::check_matrix_units(&gpu).await?;
         writeln!(out, "matrices {}", if used { "in use" } else { "not in use" })?;
     }
+    if gpu.capabilities().native_dots {
+        let used = mgm::tuning::check_native_dots(&gpu).await?;
+        writeln!(out, "bytes    {}", if used { "in use" } else { "not in use" })?;
+    }
     if wrong > 0 {
         let reason = format!(
             "{wrong} kernels give wrong results on this device: update its driver, or select another device with --adapter"

@@ -13,6 +13,8 @@ pub struct Capabilities {
     pub subgroup_max_size: u32,
     /// Sizes of the cooperative matrices with f16 factors and f32 sums: 8, 16 or none.
     pub cooperative_sizes: Vec<u32>,
+    /// Instructions for dot products of four pairs of signed 8-bit integers, in the hardware rather than emulated.
+    pub native_dots: bool,
     /// Timestamps at pass boundaries.
     pub timestamps: bool,
     /// Largest storage binding, in bytes.
@@ -36,6 +38,7 @@ impl Capabilities {
             subgroup_min_size: 32,
             subgroup_max_size,
             cooperative_sizes,
+            native_dots: false,
             timestamps: false,
             max_binding_bytes: (1 << 31) - 4,
             max_buffer_bytes: 1 << 34,
@@ -54,6 +57,7 @@ impl Capabilities {
             subgroup_min_size: info.subgroup_min_size,
             subgroup_max_size: info.subgroup_max_size,
             cooperative_sizes: cooperative_sizes(features, adapter),
+            native_dots: native_dots(adapter),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
@@ -72,6 +76,18 @@ impl Capabilities {
     pub fn max_shard_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes) & !255
     }
+}
+
+/// Vulkan's drivers say whether they have such instructions. Metal has none; DirectX 12 does not say, and in a browser
+/// wgpu does not either ([`GpuOptions::browser_native_dots`](super::GpuOptions)).
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+fn native_dots(adapter: &wgpu::Adapter) -> bool {
+    super::native_dots::are_accelerated(adapter)
+}
+
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+fn native_dots(_: &wgpu::Adapter) -> bool {
+    false
 }
 
 fn cooperative_sizes(features: wgpu::Features, adapter: &wgpu::Adapter) -> Vec<u32> {

@@ -41,6 +41,8 @@ struct Inner {
     cost: Lock<Cost>,
     guards: Option<Guards>,
     software_adapter: bool,
+    /// Kernels may round activations to 8 bits.
+    allows_int8: bool,
     /// All recordings are dry runs, and buffers take no memory.
     planned: bool,
     extensions: Arc<Extensions>,
@@ -94,6 +96,7 @@ impl Inner {
             cost: Lock::default(),
             guards: None,
             software_adapter: false,
+            allows_int8: true,
             planned: false,
             extensions: Arc::default(),
             recycled_lists: Lock::default(),
@@ -190,6 +193,9 @@ impl Gpu {
         let software_adapter = options.test.software_adapter.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter);
         capabilities.subgroups |= options.browser_subgroups;
+        capabilities.native_dots |= options.browser_native_dots;
+        capabilities.native_dots &= !summary.is_software();
+        capabilities.native_dots = options.test.native_dots.unwrap_or(capabilities.native_dots);
         let mut max_buffer_bytes = limits.max_buffer_size;
         let planned = options.test.planned.is_some();
         if let Some(planned) = &options.test.planned {
@@ -219,6 +225,7 @@ impl Gpu {
             profiling: options.profile,
             guards: options.test.guard_zones.then(Guards::default),
             software_adapter,
+            allows_int8: !options.no_int8,
             planned,
             pipeline_cache,
             ..first
@@ -238,6 +245,11 @@ impl Gpu {
     /// Whether the device is a software adapter, or a test treats it as one.
     pub(crate) fn is_software(&self) -> bool {
         self.0.software_adapter
+    }
+
+    /// Whether kernels may round activations to 8 bits.
+    pub(crate) fn allows_int8(&self) -> bool {
+        self.0.allows_int8
     }
 
     /// The size of subgroups, where kernels are chosen for a software adapter and all subgroups have one size.
@@ -264,6 +276,7 @@ impl Gpu {
         let planned = Inner::new(device, queue, adapter.clone(), capabilities.clone(), memory, params, first_error);
         Self(Arc::new(Inner {
             software_adapter: self.0.software_adapter,
+            allows_int8: self.0.allows_int8,
             planned: true,
             extensions: self.0.extensions.clone(),
             ..planned

@@ -22,6 +22,8 @@ mod guard;
 mod kernel;
 mod lock;
 mod memory;
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+mod native_dots;
 mod options;
 mod profile;
 mod readback;

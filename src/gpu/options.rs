@@ -16,6 +16,11 @@ pub struct GpuOptions {
     /// The browser's devices have subgroups, which wgpu's web backend neither requests nor reports
     /// (<https://github.com/gfx-rs/wgpu/issues/10146>).
     pub browser_subgroups: bool,
+    /// The browser's devices have dot products of 8-bit integers in hardware, which wgpu's web backend does not report.
+    pub browser_native_dots: bool,
+    /// Never use kernels that round activations to 8 bits
+    /// ([`check_native_dots`](crate::tuning::check_native_dots)).
+    pub no_int8: bool,
     /// What only tests set.
     #[doc(hidden)]
     pub test: TestOptions,
@@ -35,6 +40,8 @@ pub struct TestOptions {
     pub software_adapter: Option<bool>,
     /// Open the device without checks of buffer accesses, where that is possible, or with them, whatever its driver.
     pub unchecked: Option<bool>,
+    /// Treat the device as one with dot products of 8-bit integers in hardware (`true`) or without.
+    pub native_dots: Option<bool>,
     /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers
     /// take no memory, so that whole models can be planned at their real sizes.
     pub planned: Option<Capabilities>,
@@ -73,6 +80,20 @@ impl GpuOptions {
     #[must_use]
     pub fn with_browser_subgroups(mut self, subgroups: bool) -> Self {
         self.browser_subgroups = subgroups;
+        self
+    }
+
+    /// The same in a browser whose devices have dot products of 8-bit integers in hardware, or not.
+    #[must_use]
+    pub fn with_browser_native_dots(mut self, native_dots: bool) -> Self {
+        self.browser_native_dots = native_dots;
+        self
+    }
+
+    /// The same with kernels that round activations to 8 bits allowed, or not.
+    #[must_use]
+    pub fn with_int8(mut self, int8: bool) -> Self {
+        self.no_int8 = !int8;
         self
     }
 

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::ops::{
-    self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeTable,
+    self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeTable, SharedRows,
 };
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::LanguageConfig;
@@ -126,13 +126,21 @@ impl FeedForward {
                 let routing = ops::route(recorder, &logits, *top_k)?;
                 let gpu = recorder.gpu().clone();
                 let outputs = Tensor::temporary(&gpu, &[routing.slots(), x.columns()], "expert outputs")?;
+                let normed = SharedRows::new(&normed);
                 for (number, expert) in experts.iter().enumerate() {
                     let inner =
                         Tensor::temporary(&gpu, &[routing.slots(), expert.down.columns()], "expert intermediate")?;
                     let (gate_up, routes) = (&expert.gate_up, routing.routes(number, true));
                     ops::linear_routed(recorder, &normed, gate_up, expert.epilogue(), routes, &inner)?;
                     let routes = routing.routes(number, false);
-                    ops::linear_routed(recorder, &inner, &expert.down, Epilogue::default(), routes, &outputs)?;
+                    ops::linear_routed(
+                        recorder,
+                        &SharedRows::new(&inner),
+                        &expert.down,
+                        Epilogue::default(),
+                        routes,
+                        &outputs,
+                    )?;
                 }
                 ops::combine(recorder, &routing, &outputs, x)
             }

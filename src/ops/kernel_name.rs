@@ -88,7 +88,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             ("LANES", lanes) => format!("l{lanes}"),
             ("OWNED", owned) => format!("o{owned}"),
             ("WORKGROUP", workgroup) => format!("w{workgroup}"),
-            ("COLUMNS", 8) if kernel.name == "matmul" => "c8".to_owned(),
+            ("COLUMNS", 8) if ["matmul", "matmul_packed"].contains(&kernel.name) => "c8".to_owned(),
             // 4 in other products; in attention it follows from HEAD4.
             ("BITS" | "SPAN" | "SCALE_WORDS" | "SCALE_HALVES" | "COLUMNS", _) | (_, 0) => continue,
             // SUB_M is half of TILE.

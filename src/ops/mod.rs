@@ -28,10 +28,12 @@ pub use feature_map::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
 pub use kernel_name::kernel_name;
-pub(crate) use matmul::{Choice, linear_by, matrix_units, set_matrix_units, update_tuning};
+pub(crate) use matmul::{
+    Choice, linear_by, matrix_units, native_dots, set_matrix_units, set_native_dots, update_tuning,
+};
 pub use matmul::{
-    Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, Tuning, linear, linear_add,
-    linear_normed, linear_routed, products, set_tuning, tuning,
+    Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, SharedRows, Tuning, linear,
+    linear_add, linear_normed, linear_routed, products, set_tuning, tuning,
 };
 pub use mining::{MiningMap, check_windows, mining, mining_stats};
 pub use norm::{Norm, norm};

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 use super::attention::{Attention, KvCache};
-use super::matmul::{self, EpilogueFlags, LhsSource, OutputStage, Product};
+use super::matmul::{self, EpilogueFlags, LhsSource, OutputStage, Product, SharedRows};
 use super::{Norm, norm};
 use crate::gpu::{Gpu, Recorder};
 use crate::tensor::{Matrix, Tensor};
@@ -139,11 +139,14 @@ impl QkvRope<'_> {
         let queries = Tensor::temporary(recorder.gpu(), &[m, query_width], "queries")?;
         let [keys, values] = cache.stored().map(Tensor::binding);
         let unused = x.binding();
+        let rows = SharedRows::new(x);
         Product {
             kernel: None,
             weight,
             m,
             lhs: LhsSource::of_rows(k),
+            rows: Some(&rows),
+            routes: None,
             output: OutputStage::RopeToCache { half: cache.is_half() },
             norm,
             flags: EpilogueFlags::default(),

@@ -21,6 +21,7 @@ pub fn specialisations() -> Vec<Kernel> {
     kernels.extend(roofline::kernels());
     kernels.extend(group_norm::kernels());
     kernels.extend(matmul::all_kernels());
+    kernels.extend(matmul::quantize_kernels());
     kernels.extend(attention_kernels());
     kernels.extend(Precision::ALL.map(|precision| gather::Variant(precision).kernel()));
     for first in BOTH {

@@ -15,7 +15,7 @@ use crate::text::chat_template::ChatTemplate;
 use crate::text::conversation::{PromptFormat, Template, TemplateFacts};
 use crate::text::stop::StopIds;
 use crate::text::tokenizer::Tokenizer;
-use crate::tuning::check_matrix_units;
+use crate::tuning::check_rounding_kernels;
 use crate::vision::Vision;
 use crate::weights::config::{GenerationConfig, LanguageConfig};
 use crate::weights::gguf_model::GgufModel;
@@ -78,7 +78,7 @@ impl Model {
         // The tokenizer first: it is small, and the rest is useless without it.
         let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
         MemoryPlan::for_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
-        check_matrix_units(gpu).await?;
+        check_rounding_kernels(gpu).await?;
         let config = &checkpoint.config;
         let template = match options.template {
             Some(template) => template,
@@ -106,7 +106,7 @@ impl Model {
     /// # Errors
     /// As [`Self::open`].
     pub async fn kernels(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<HashSet<Kernel>> {
-        check_matrix_units(gpu).await?;
+        check_rounding_kernels(gpu).await?;
         let planned = gpu.plan();
         let mut kernels = HashSet::new();
         if let ModelFiles::Mgm(checkpoint) = files
@@ -125,7 +125,7 @@ impl Model {
     /// # Errors
     /// As [`Self::open`].
     pub async fn products(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<HashMap<MatmulShape, u64>> {
-        check_matrix_units(gpu).await?;
+        check_rounding_kernels(gpu).await?;
         Ok(products(&plan_language(&gpu.plan(), files, options).await?))
     }
 
@@ -137,7 +137,7 @@ impl Model {
         let header = &*model.header;
         let tokenizer = Tokenizer::from_gguf(header)?;
         MemoryPlan::for_gguf(model, options).check(gpu, MIN_CONTEXT)?;
-        check_matrix_units(gpu).await?;
+        check_rounding_kernels(gpu).await?;
         let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
             (Some(template), _) => PromptFormat::Builtin(template),
             (None, Some(source)) => {

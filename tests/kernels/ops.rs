@@ -21,7 +21,7 @@ use mgm::ops::{
     StridedRows, Tuning, set_tuning, specialisations, tuning,
 };
 use mgm::tensor::{Precision, Tensor};
-use mgm::tuning::{Timing, TuneOptions, tune, tune_within};
+use mgm::tuning::{Timing, TuneOptions, check_native_dots, tune, tune_within};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -55,7 +55,7 @@ fn devices() -> &'static Devices {
                 guard_zones: true,
                 software_adapter,
                 unchecked,
-                planned: None,
+                ..TestOptions::default()
             };
             Mutex::new(common::open_gpu_with(GpuOptions::default().with_test(test)))
         };
@@ -340,7 +340,7 @@ fn rounding_kernels_over_awkward_shapes() {
     };
     let kernels: Vec<_> =
         MatmulKernel::all().filter(|kernel| kernel.rounding() != Rounding::None).filter(runs).collect();
-    // Packed, two tiles in f16, and four cooperative kernels for each size of a matrix.
+    // Two of bytes, two tiles in f16, and four cooperative kernels for each size of a matrix.
     println!("{} kernels", kernels.len());
 
     let mut cases: Vec<(Precision, usize, usize, Box<dyn Case>)> = Vec::new();
@@ -358,12 +358,18 @@ fn rounding_kernels_over_awkward_shapes() {
             let n = n.next_multiple_of(2);
             let gated = Linear { n, bias: true, gated: true, activation: Some(Activation::Silu), ..base };
             let added = Linear { bias: true, gamma: true, accumulate: true, ..base };
-            cases.extend([base, gated, added].map(|case| (precision, case.n, k, Box::new(case) as Box<dyn Case>)));
+            let normed = Linear { norm: true, ..gated };
+            // Of a few values the mean square is far from the expected one.
+            let normed = (k > 32).then_some(normed);
+            let all = [base, gated, added].into_iter().chain(normed);
+            cases.extend(all.map(|case| (precision, case.n, k, Box::new(case) as Box<dyn Case>)));
         }
     }
     for (index, precision) in Precision::ALL.into_iter().enumerate() {
         for (tokens, n, k) in [(66, 64, 40), (130, 10, 68)] {
             let case = RoutedLinear { tokens, top_k: 2, n, k, precision, gated: index % 2 == 0, from_tokens: true };
+            cases.push((precision, n, k, Box::new(case)));
+            let case = RoutedLinear { from_tokens: false, ..case };
             cases.push((precision, n, k, Box::new(case)));
         }
         let (heads, kv_heads, head_dim, k, half) = (3, 1, 16, 68, index % 2 == 0);
@@ -410,7 +416,8 @@ fn rounding_kernels_over_awkward_shapes() {
             }
         }
         println!("{label}: {ran} cases, at most {worst:.2} of the rounding's own error");
-        // Bytes are multiplied where weights are quantised, which six of the eight precisions are.
+        // Bytes are multiplied where weights are quantised, which six of the eight precisions are, and not in
+        // convolutions.
         assert!(ran >= cases.len() / 2, "{label} ran {ran} of {} cases", cases.len());
         // It is this kernel that ran, and not another that rounds nothing.
         assert!(10 * rounded >= 9 * ran, "{label}: only {rounded} of {ran} results are rounded");
@@ -426,15 +433,69 @@ fn int8_kernels_run_only_on_request() {
     let other = MatmulShape { precision: Precision::Q8, m: 512, n: 40, k: 80 };
     let measured = |options| {
         let mut packed = false;
-        let tuning = measure(&gpu, [shape], options, |timing| packed |= timing.kernel == MatmulKernel::Packed);
+        let tuning =
+            measure(&gpu, [shape], options, |timing| packed |= matches!(timing.kernel, MatmulKernel::Packed { .. }));
         (packed, tuning)
     };
     assert!(measured(TuneOptions::default().with_int8(true)).0);
     // An earlier choice does not outlive the request, not even for products that are not measured again.
-    assert!(force(&gpu, MatmulKernel::Packed, other.precision, other.n, other.k));
+    assert!(force(&gpu, MatmulKernel::Packed { columns: 4 }, other.precision, other.n, other.k));
     let (tried, tuning) = measured(TuneOptions::default());
-    assert!(!tried && tuning.kernel(other).is_none() && tuning.kernel(shape) != Some(MatmulKernel::Packed));
+    assert!(
+        !tried && tuning.kernel(other).is_none() && !matches!(tuning.kernel(shape), Some(MatmulKernel::Packed { .. }))
+    );
     set_tuning(&gpu, Tuning::none(&gpu));
+}
+
+/// Where a GPU multiplies bytes, products of several rows with quantised weights do so by default, and no others.
+#[test]
+fn native_dots_are_used_by_default() {
+    let open = |int8: bool, software: bool| {
+        let test = TestOptions {
+            guard_zones: true,
+            software_adapter: Some(software),
+            native_dots: Some(true),
+            ..TestOptions::default()
+        };
+        common::open_gpu_with(GpuOptions::default().with_int8(int8).with_test(test))
+    };
+    let error = |gpu: &Gpu, m, precision| {
+        let case = Linear { m, n: 67, k: 100, precision, norm: true, ..Linear::default() };
+        let values = pollster::block_on(case.run(gpu)).expect("a product");
+        pollster::block_on(gpu.check_guards()).expect("nothing around tensors is written");
+        compare(&case.name(), &values, &case.reference()).expect("numbers").nmse
+    };
+    let gpu = open(true, false);
+    // Nothing runs before it was checked.
+    assert!(error(&gpu, 70, Precision::Q4) < F32);
+    assert!(pollster::block_on(check_native_dots(&gpu)).expect("a device"));
+    for precision in Precision::ALL {
+        let rounds = precision.bits().is_some();
+        let nmse = error(&gpu, 70, precision);
+        let bound = if rounds { 1.5 * Rounding::Int8.nmse() } else { F32 };
+        assert!(nmse <= bound && (nmse > F32) == rounds, "{precision:?}: {nmse:.1e}");
+        assert!(error(&gpu, 4, precision) < F32, "{precision:?}");
+    }
+    // Without matrices to measure first, the other size and the kernel in f32 are what is measured.
+    let shape = MatmulShape { precision: Precision::Q4, m: 512, n: 96, k: 64 };
+    let mut measured = HashSet::new();
+    let on_step = |timing: Option<&Timing>| {
+        measured.extend(timing.map(|timing| timing.kernel));
+        ControlFlow::Continue(())
+    };
+    let products = HashMap::from([(shape, 1)]);
+    pollster::block_on(tune_within(&gpu, &products, Duration::from_secs(600), on_step, |_| {})).expect("measurements");
+    for kernel in [
+        MatmulKernel::Packed { columns: 4 },
+        MatmulKernel::Packed { columns: 8 },
+        MatmulKernel::Tiled { half: false, columns: 4 },
+    ] {
+        assert!(measured.contains(&kernel), "{} was not measured", kernel.name());
+    }
+    for gpu in [open(false, false), open(true, true)] {
+        assert!(!pollster::block_on(check_native_dots(&gpu)).expect("a device"));
+        assert!(error(&gpu, 70, Precision::Q4) < F32);
+    }
 }
 
 /// What a host measures when it loads a model for the first time: as much as fits into the budget, and never twice.
@@ -550,7 +611,8 @@ fn stored_measurements_count_only_where_they_hold() {
         MatmulKernel::Tiled { half: true, columns: 4 },
         MatmulKernel::Tiled { half: true, columns: 8 },
         MatmulKernel::Cooperative(Cooperative { size: 16, tile: 64, step: 32, parts: 4, lanes: 32 }),
-        MatmulKernel::Packed,
+        MatmulKernel::Packed { columns: 4 },
+        MatmulKernel::Packed { columns: 8 },
         MatmulKernel::Matvec,
     ] {
         assert!(!force(&gpu, kernel, shape.precision, shape.n, shape.k), "{}", kernel.name());

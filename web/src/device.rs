@@ -14,6 +14,11 @@ struct DeviceRequest {
     gpu_memory: Option<u64>,
     /// Whether the worker requests the feature `subgroups` for new devices.
     subgroups: bool,
+    /// Whether the GPU has 8-bit dot products in hardware.
+    #[serde(default)]
+    native_dots: bool,
+    /// Whether kernels may round activations to 8 bits. Default: yes.
+    int8: Option<bool>,
     /// The result of [`crate::chat_model::ChatModel::tune`] on an earlier visit.
     tuning: Option<String>,
 }
@@ -37,8 +42,11 @@ impl Device {
     /// Opens a device on the best adapter.
     pub async fn open(request: String) -> Result<Device, JsValue> {
         let request: DeviceRequest = serde_json::from_str(&request).map_err(bad_request)?;
-        let options =
-            GpuOptions::default().with_memory_limit(request.gpu_memory).with_browser_subgroups(request.subgroups);
+        let options = GpuOptions::default()
+            .with_memory_limit(request.gpu_memory)
+            .with_browser_subgroups(request.subgroups)
+            .with_browser_native_dots(request.native_dots)
+            .with_int8(request.int8.unwrap_or(true));
         let gpu = Gpu::open(&options).await.map_err(to_js)?;
         // Ignore a tuning that another version wrote.
         if let Some(tuning) = request.tuning.and_then(|text| serde_json::from_str::<Tuning>(&text).ok()) {

@@ -87,12 +87,13 @@ export class Mgm {
   }
 
   async #load(source: ModelSource, as: LoadCall["as"], options: Partial<Undefined<LoadOptions>>): Promise<void> {
-    const { signal, cache = true, tune = true, precision, conversation, gpuMemory } = options;
+    const { signal, cache = true, tune = true, int8 = true, precision, conversation, gpuMemory } = options;
     const call: LoadCall = {
       source: toFileSource(source),
       cache,
       as,
       tune,
+      int8,
       ...(gpuMemory !== undefined && { gpuMemory }),
       options: { ...(precision !== undefined && { precision }), ...(conversation !== undefined && { conversation }) },
     };

@@ -8,7 +8,7 @@ import { inspectFiles, type Manifest, summary } from "./manifest.js";
 import type { LoadCall } from "./protocol.js";
 import { storedTuning, storeTuning } from "./storage.js";
 import type { ImageModelInfo, ModelInfo, Progress } from "./types.js";
-import { deviceId, enableSubgroups } from "./webgpu.js";
+import { deviceId, enableSubgroups, hasNativeDots } from "./webgpu.js";
 
 /** Time to measure kernels when a model is loaded for the first time, in milliseconds. */
 const MEASURING_TIME = 2000;
@@ -42,6 +42,7 @@ type ChatModelInfo = Pick<ModelInfo, "precision" | "vision" | "maxPositions" | "
 
 export class Models {
   #gpuMemory: number | undefined;
+  #int8 = true;
   #device: Device | undefined;
   /** Whether a device was lost and the next load is a recovery. */
   #isLost = false;
@@ -52,6 +53,7 @@ export class Models {
   async load(call: LoadCall, context: CallContext): Promise<ModelInfo> {
     const files = await filesOf(call, context);
     this.#gpuMemory ??= call.gpuMemory;
+    this.#int8 &&= call.int8;
     const { name, imageGeneration } = await inspectFiles(files);
     if (imageGeneration) {
       const slot: ImageSlot = { call, files, name, model: undefined, info: undefined };
@@ -179,10 +181,10 @@ export class Models {
   async #openDevice(): Promise<Device> {
     if (!this.#device) {
       const tuning = await storedTuning(deviceId);
-      const subgroups = await enableSubgroups();
+      const [subgroups, nativeDots] = [await enableSubgroups(), await hasNativeDots()];
       const gpuMemory = this.#gpuMemory;
       this.#device = await Device.open(
-        JSON.stringify({ subgroups, ...(tuning !== undefined && { tuning }), ...(gpuMemory !== undefined && { gpuMemory }) }),
+        JSON.stringify({ subgroups, nativeDots, int8: this.#int8, ...(tuning !== undefined && { tuning }), ...(gpuMemory !== undefined && { gpuMemory }) }),
       );
     }
     return this.#device;

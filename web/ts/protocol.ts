@@ -12,6 +12,8 @@ export interface LoadCall {
   /** `model` accepts any model, `image-model` only an image model. */
   as: "model" | "image-model";
   gpuMemory?: number;
+  /** Whether kernels may round activations to 8 bits. */
+  int8: boolean;
   /** Whether to measure kernels after the first load on this device. */
   tune: boolean;
   /** Passed to the core as JSON. */

@@ -79,6 +79,11 @@ export interface LoadOptions {
    */
   tune?: boolean;
   /**
+   * `false` never rounds activations to 8 bits, which is the default for quantised weights on GPUs with fast 8-bit dot products: as
+   * llama.cpp does, slightly less accurate. Set by the first model that is loaded. Default: `true`.
+   */
+  int8?: boolean;
+  /**
    * Called at most ten times a second, plus once at the end of each part. Later calls on the same object report here too:
    * {@link Mgm.loadImageModel}, {@link Mgm.tune}, and answers that recover from a lost device.
    */

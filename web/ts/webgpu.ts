@@ -19,6 +19,23 @@ export async function deviceId(): Promise<string> {
   return [vendor, architecture, device, description, navigator.userAgent].join("\n");
 }
 
+/** Architectures, as browsers name them, without 8-bit dot products in hardware, of vendors whose newer GPUs have them. */
+const WITHOUT_DOTS: Record<string, RegExp> = {
+  amd: /^(gcn-|rdna-1$|$)/,
+  intel: /^(gen-([4-9]|11)|$)/,
+  nvidia: /^(fermi|kepler|maxwell|$)/,
+};
+
+/**
+ * Whether the GPU has 8-bit dot products in hardware. No browser reports that, so the architecture decides. Metal has none; Qualcomm's
+ * and Arm's GPUs are left to {@link Mgm.tune}.
+ */
+export async function hasNativeDots(): Promise<boolean> {
+  const { vendor = "", architecture = "", isFallbackAdapter = false } = adapterInfo(await requestAdapter());
+  const without = WITHOUT_DOTS[vendor];
+  return without !== undefined && !isFallbackAdapter && !without.test(architecture) && !/\bMac/.test(navigator.userAgent);
+}
+
 /**
  * Enables the feature `subgroups` on new devices if the adapter has it. Returns whether it has. wgpu's web backend does not know the
  * feature (https://github.com/gfx-rs/wgpu/issues/10146), but passes shaders on unchanged.

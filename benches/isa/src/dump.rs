@@ -218,15 +218,18 @@ fn plan_sdxl(gpu: &Gpu, Sdxl { text, unet, decoder, encoder }: &Sdxl) -> Result<
     Ok(recorder.into_report())
 }
 
-async fn open(subgroup_max_size: u32) -> Result<Gpu> {
-    Ok(Gpu::open(&GpuOptions::planned(Capabilities::of_hardware(subgroup_max_size, vec![16]))).await?)
+/// A GPU with matrix units, or with dot products of bytes.
+async fn open(subgroup_max_size: u32, matrices: bool) -> Result<Gpu> {
+    let sizes = if matrices { vec![16] } else { vec![] };
+    let hardware = Capabilities::of_hardware(subgroup_max_size, sizes);
+    Ok(Gpu::open(&GpuOptions::planned(Capabilities { native_dots: !matrices, ..hardware })).await?)
 }
 
 /// The kernels of all models, by name.
 async fn planned() -> Result<BTreeMap<String, (Kernel, Listed)>> {
     let mut all: HashMap<Kernel, Listed> = HashMap::new();
-    for subgroup_max_size in [32, 64] {
-        let gpu = open(subgroup_max_size).await?;
+    for (subgroup_max_size, matrices) in [(32, true), (64, true), (32, false)] {
+        let gpu = open(subgroup_max_size, matrices).await?;
         for Model { name, part } in &MODELS {
             let model = part.load(&gpu).await?;
             let report = model.plan(&gpu).await?;

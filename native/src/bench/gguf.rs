@@ -53,7 +53,7 @@ fn process_memory(field: &str) -> Option<f64> {
 
 pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let gpu = device_cache::open(&arguments.device.options()).await?;
-    mgm::tuning::check_matrix_units(&gpu).await?;
+    mgm::tuning::check_rounding_kernels(&gpu).await?;
     let before = process_memory("VmRSS");
     let started = Instant::now();
     let model = open_gguf(path).await?;

@@ -39,7 +39,7 @@ pub async fn run(arguments: &BenchArgs) -> Result<(), CliError> {
         return dry_run(NAME, &plan, precision, 0, arguments.json);
     }
     let gpu = device_cache::open(&arguments.device.options()).await?;
-    mgm::tuning::check_matrix_units(&gpu).await?;
+    mgm::tuning::check_rounding_kernels(&gpu).await?;
     plan.check(&gpu, 0)?;
     let started = Instant::now();
     let (bar, on_progress) = fill_progress(&plan);

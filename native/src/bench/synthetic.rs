@@ -59,7 +59,7 @@ async fn measure(
     arguments: &BenchArgs,
 ) -> Result<Report, CliError> {
     let gpu = device_cache::open(&arguments.device.options()).await?;
-    mgm::tuning::check_matrix_units(&gpu).await?;
+    mgm::tuning::check_rounding_kernels(&gpu).await?;
     plan.check(&gpu, prefill + decode)?;
     let started = Instant::now();
     let (bar, on_progress) = fill_progress(plan);

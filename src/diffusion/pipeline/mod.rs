@@ -20,7 +20,7 @@ use crate::image::Image;
 use crate::memory_plan::MemoryPlan;
 use crate::ops::{self, FeatureMap};
 use crate::tensor::{Precision, Tensor};
-use crate::tuning::check_matrix_units;
+use crate::tuning::check_rounding_kernels;
 use crate::weights::sdxl::SdxlCheckpoint;
 use crate::{Error, Result};
 
@@ -64,7 +64,7 @@ impl DiffusionPipeline {
     /// [`Error::OutOfMemory`] if the largest network alone exceeds the memory limit.
     pub async fn open(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: DiffusionOptions) -> Result<Self> {
         let networks = Networks::new(gpu, checkpoint, options)?;
-        check_matrix_units(gpu).await?;
+        check_rounding_kernels(gpu).await?;
         Ok(Self { prompts: Prompts::new(&networks.checkpoint).await?, networks })
     }
 

@@ -4,7 +4,7 @@ use super::{Case, F32, Random, erf, read, stored};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{self, Activation, Epilogue, MatmulKernel, Norm, Routes};
+use crate::ops::{self, Activation, Epilogue, MatmulKernel, Norm, Routes, SharedRows};
 use crate::tensor::{Matrix, Precision, Tensor};
 
 /// y = epilogue(x W^T): [`ops::linear`], or [`ops::linear_add`] where `accumulate`.
@@ -260,7 +260,7 @@ impl Case for RoutedLinear {
                 divisor: if self.from_tokens { self.top_k } else { 1 },
                 capacity: self.tokens,
             };
-            ops::linear_routed(&mut recorder, &x, &weight, epilogue, routes, &y)?;
+            ops::linear_routed(&mut recorder, &SharedRows::new(&x), &weight, epilogue, routes, &y)?;
             read(recorder, &[&y]).await
         })
     }

@@ -31,6 +31,20 @@ pub(crate) fn set_matrix_units(gpu: &Gpu, used: bool) {
     *gpu.extension::<MatrixUnits>().0.lock() = Some(used);
 }
 
+#[derive(Debug, Default)]
+struct NativeDots(Lock<Option<bool>>);
+
+/// Whether products multiply bytes without a measurement; `None` before the kernels were checked. A planned device is
+/// assumed to pass the check.
+pub(crate) fn native_dots(gpu: &Gpu) -> Option<bool> {
+    gpu.extension::<NativeDots>().0.lock().or(gpu.is_planned().then_some(true))
+}
+
+/// Has products multiply bytes, or not.
+pub(crate) fn set_native_dots(gpu: &Gpu, used: bool) {
+    *gpu.extension::<NativeDots>().0.lock() = Some(used);
+}
+
 impl MatmulKernel {
     /// The kernel for a product: the fastest that was measured on this device, or else the one that is likely to be.
     /// With `wide_inputs` it rounds nothing.
@@ -42,19 +56,20 @@ impl MatmulKernel {
             .unwrap_or_else(|| Self::likely(gpu, shape))
     }
 
-    /// The kernel for a product that was not measured. It may round to f16 on matrix units.
+    /// The kernel for a product that was not measured. It may round to f16 on matrix units, or to 8 bits.
     pub(crate) fn unmeasured(gpu: &Gpu, shape: MatmulShape) -> Self {
         let on_matrix_units = || Self::on_matrix_units(gpu, shape);
         let checked = matrix_units(gpu) == Some(true);
-        checked.then(on_matrix_units).flatten().unwrap_or_else(|| Self::likely(gpu, shape))
+        let on_bytes = || if native_dots(gpu) == Some(true) { Self::on_bytes(gpu, shape) } else { None };
+        checked.then(on_matrix_units).flatten().or_else(on_bytes).unwrap_or_else(|| Self::likely(gpu, shape))
     }
 
     /// The kernel for an implicit GEMM of `shape.m` output positions: one for several rows.
     pub(super) fn choose_for_im2col(gpu: &Gpu, shape: MatmulShape, wide_inputs: bool) -> Self {
-        match Self::choose(gpu, MatmulShape { m: shape.m.max(2), ..shape }, wide_inputs) {
-            kernel if kernel.spec().takes_many() => kernel,
-            _ => Self::Tiled { half: false, columns: 4 },
-        }
+        let shape = MatmulShape { m: shape.m.max(2), ..shape };
+        let suits = |kernel: &Self| kernel.spec().takes_many() && !kernel.spec().reads_bytes();
+        let chosen = [Self::choose(gpu, shape, wide_inputs), Self::likely(gpu, shape)].into_iter().find(suits);
+        chosen.unwrap_or(Self::Tiled { half: false, columns: 4 })
     }
 
     /// The kernel for a product on a GPU's matrix units, if it has any that are worth it: f32 weights are exact, and
@@ -65,6 +80,28 @@ impl MatmulKernel {
         }
         let tile = if m.div_ceil(128) * n.div_ceil(128) >= FULL_DEVICE_128 { 128 } else { 64 };
         Self::default_on_matrix_units(gpu).into_iter().rfind(|sizes| sizes.tile <= tile).map(Self::Cooperative)
+    }
+
+    /// The kernel that multiplies bytes, for a product of several rows with quantised weights on a GPU that has
+    /// instructions for that.
+    fn on_bytes(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
+        if m <= MATVEC_ROWS || precision.bits().is_none() {
+            return None;
+        }
+        let is_large = m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE;
+        let sizes = Self::default_on_bytes(gpu);
+        sizes.into_iter().rfind(|kernel| is_large || *kernel == Self::Packed { columns: 4 })
+    }
+
+    /// The kernels that multiply bytes without a measurement, the one for large products last.
+    pub(crate) fn default_on_bytes(gpu: &Gpu) -> Vec<Self> {
+        let capabilities = gpu.capabilities();
+        if gpu.is_software() || !gpu.allows_int8() || !capabilities.native_dots {
+            return Vec::new();
+        }
+        // Intel's GPUs, which have subgroups of 8 or 16, have no registers for 8 columns.
+        let large = (capabilities.subgroup_min_size >= 32).then_some(8);
+        [Some(4), large].into_iter().flatten().map(|columns| Self::Packed { columns }).collect()
     }
 
     /// The kernels for matrix units that run without a measurement: the best one of each tile, the larger tile last.
@@ -110,7 +147,9 @@ impl MatmulKernel {
         let near = |a: u32, b: u32| a <= 2 * b && b <= 2 * a;
         let is_near = |kernel: &Self| match (default, *kernel) {
             (Self::RowMatvec(a), Self::RowMatvec(b)) => near(a.lanes, b.lanes) && near(a.owned, b.owned),
-            (Self::Tiled { .. }, Self::Tiled { .. }) => true,
+            (Self::Tiled { .. }, Self::Tiled { .. }) | (Self::Packed { .. }, Self::Packed { .. }) => true,
+            // In case that the bytes are slower than expected.
+            (Self::Packed { .. }, kernel) if kernel == Self::likely(gpu, shape) => true,
             (Self::Cooperative(a), Self::Cooperative(b)) => (a.size, a.lanes) == (b.size, b.lanes),
             _ => false,
         };
@@ -130,7 +169,8 @@ impl MatmulKernel {
                     MeasuredRows::Many => !few,
                     MeasuredRows::Never => false,
                 };
-                measured && spec.takes(shape.precision) && spec.device.includes(gpu)
+                let rounds = spec.rounding != Rounding::Int8 || gpu.allows_int8();
+                measured && rounds && spec.takes(shape.precision) && spec.device.includes(gpu)
             })
             .collect()
     }

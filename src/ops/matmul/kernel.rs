@@ -26,7 +26,10 @@ pub enum MatmulKernel {
     },
     /// Tiles of bytes in workgroup memory: x is rounded to 8 bits in groups of 32, quantised weights are multiplied as
     /// integers.
-    Packed,
+    Packed {
+        /// Columns of the 8 rows of outputs that an invocation computes: 4, or 8 for large products.
+        columns: u32,
+    },
     /// Matrix units: tiles in f16, multiplied as matrices that a subgroup holds together, with sums in f32.
     Cooperative(Cooperative),
     /// For software adapters without subgroups: this many rows at a time, without workgroup memory.
@@ -133,7 +136,7 @@ pub(super) enum WeightReader {
     Block,
     /// 32 columns of a row.
     Row,
-    /// Four columns of a row, or the packed bytes of a group.
+    /// The packed bytes of 32 columns of a row.
     Bytes,
     /// Eight columns of a row.
     Run,
@@ -228,9 +231,10 @@ impl MatmulKernel {
         .map(|(rows, lanes, owned, workgroup)| RowMatvec { rows, lanes, owned, workgroup });
         let subgroup = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
         let tiled = [4, 8].into_iter().flat_map(|columns| [false, true].map(|half| Self::Tiled { half, columns }));
-        [Self::Matvec, Self::Packed, Self::MatvecSubgroup]
+        [Self::Matvec, Self::MatvecSubgroup]
             .into_iter()
             .chain(tiled)
+            .chain([4, 8].map(|columns| Self::Packed { columns }))
             .chain(rows.into_iter().map(Self::RowMatvec))
             .chain(Cooperative::all().map(Self::Cooperative))
             .chain([1, 2, 4, 8, 16].map(Self::Uniform))
@@ -303,12 +307,15 @@ impl MatmulKernel {
                 device: if half { Device::HardwareF16 } else { Device::Hardware },
                 ..tiled
             },
-            Self::Packed => KernelSpec {
+            Self::Packed { columns } => KernelSpec {
                 name: "matmul_packed",
                 file: wgsl!("matmul/matmul_packed.wgsl"),
                 parts: &[wgsl!("matmul/tiles_64.wgsl")],
-                constants: [Some(Const("COLUMNS", 4)), None, None, None, None, None],
+                constants: [Some(Const("COLUMNS", columns)), None, None, None, None, None],
+                tile: [16 * columns as usize, 64],
                 weights: WeightReader::Bytes,
+                // Rows are rounded before, after their norm.
+                fuses_norm: true,
                 quantized_only: true,
                 rounding: Rounding::Int8,
                 ..tiled
@@ -413,6 +420,11 @@ impl KernelSpec {
         self.tile[0] * MAX_GRID as usize
     }
 
+    /// Whether it reads rows of x that were rounded to bytes before, and so no maps.
+    pub(super) fn reads_bytes(&self) -> bool {
+        self.weights == WeightReader::Bytes
+    }
+
     /// Whether it can read weights of this precision.
     pub(super) fn takes(&self, precision: Precision) -> bool {
         !self.quantized_only || precision.bits().is_some()
@@ -456,7 +468,7 @@ mod tests {
             RowMatvec(_),
             Tiled { half: false, .. },
             Tiled { half: true, .. },
-            Packed,
+            Packed { .. },
             Cooperative(_),
             Uniform(_),
             Subgroup4(_),

@@ -4,10 +4,11 @@
 //! * `kernel`: the kernels and all that is known of each; a new one is added there.
 //! * `choose`: which kernel computes a product; `table`: what was measured.
 //! * `shader`: the files and constants of a product's shader.
-//! * `record`: the dispatches.
+//! * `record`: the dispatches; `quantized_rows`: x rounded to 8 bits before them.
 
 mod choose;
 mod kernel;
+mod quantized_rows;
 mod record;
 mod shader;
 mod shape;
@@ -15,8 +16,10 @@ mod table;
 
 use bytemuck::{Pod, Zeroable};
 
-pub(crate) use self::choose::{matrix_units, set_matrix_units};
+pub(crate) use self::choose::{matrix_units, native_dots, set_matrix_units, set_native_dots};
 pub use self::kernel::{Cooperative, MatmulKernel, Rounding, RowMatvec};
+pub use self::quantized_rows::SharedRows;
+pub(super) use self::quantized_rows::quantize_kernels;
 pub(super) use self::record::{Params, Product};
 pub(super) use self::shader::{EpilogueFlags, LhsSource, OutputStage, all_kernels, weight_reader};
 pub use self::shape::{MatmulShape, products};
@@ -134,7 +137,7 @@ pub(crate) fn linear_by(
         }
     }
     let y = Tensor::temporary(recorder.gpu(), &[x.rows(), epilogue.outputs(weight)], "linear")?;
-    Linear { kernel, norm, ..Linear::new(x, weight, epilogue, &y) }.record(recorder)?;
+    Linear { kernel, norm, ..Linear::new(&SharedRows::new(x), weight, epilogue, &y) }.record(recorder)?;
     Ok(y)
 }
 
@@ -150,7 +153,7 @@ pub fn linear_add(
     y: &Tensor,
     row: usize,
 ) -> Result<()> {
-    Linear { row, accumulate: true, ..Linear::new(x, weight, epilogue, y) }.record(recorder)
+    Linear { row, accumulate: true, ..Linear::new(&SharedRows::new(x), weight, epilogue, y) }.record(recorder)
 }
 
 /// The rows of one expert: `y[slot] = epilogue(x[slot / divisor] W^T)` for the slots in the expert's list.
@@ -159,7 +162,7 @@ pub fn linear_add(
 /// [`Error::WrongShape`]; [device errors](crate::gpu).
 pub fn linear_routed(
     recorder: &mut Recorder,
-    x: &Tensor,
+    x: &SharedRows<'_>,
     weight: &Matrix,
     epilogue: Epilogue<'_>,
     routes: Routes<'_>,
@@ -179,7 +182,7 @@ pub(super) fn fuses_norm(gpu: &Gpu, m: usize, weight: &Matrix) -> bool {
 struct Linear<'a> {
     /// `None`: the one in use for such products.
     kernel: Option<MatmulKernel>,
-    x: &'a Tensor,
+    rows: &'a SharedRows<'a>,
     norm: Option<&'a Norm>,
     weight: &'a Matrix,
     epilogue: Epilogue<'a>,
@@ -191,13 +194,14 @@ struct Linear<'a> {
 }
 
 impl<'a> Linear<'a> {
-    fn new(x: &'a Tensor, weight: &'a Matrix, epilogue: Epilogue<'a>, y: &'a Tensor) -> Self {
-        Self { kernel: None, x, norm: None, weight, epilogue, y, row: 0, routes: None, accumulate: false }
+    fn new(rows: &'a SharedRows<'a>, weight: &'a Matrix, epilogue: Epilogue<'a>, y: &'a Tensor) -> Self {
+        Self { kernel: None, rows, norm: None, weight, epilogue, y, row: 0, routes: None, accumulate: false }
     }
 
     /// Checks the shapes and returns the number of rows to compute.
     fn check(&self) -> Result<usize> {
-        let Self { x, weight, epilogue, y, row, routes, .. } = self;
+        let Self { rows, weight, epilogue, y, row, routes, .. } = self;
+        let x = rows.x();
         let outputs = epilogue.outputs(weight);
         if x.columns() != weight.columns() || y.columns() != outputs {
             return Err(Error::WrongShape {
@@ -226,7 +230,8 @@ impl<'a> Linear<'a> {
 
     fn record(self, recorder: &mut Recorder) -> Result<()> {
         let m = self.check()?;
-        let Self { kernel, x, weight, epilogue, y, row, routes, norm, accumulate } = self;
+        let Self { kernel, rows, weight, epilogue, y, row, routes, norm, accumulate } = self;
+        let x = rows.x();
         let (k, outputs) = (x.columns(), epilogue.outputs(weight));
         // What a product has no use for is bound to x, which it only reads.
         let unused = x.binding();
@@ -235,6 +240,8 @@ impl<'a> Linear<'a> {
             weight,
             m,
             lhs: LhsSource::of_rows(k),
+            rows: Some(rows),
+            routes,
             output: if routes.is_some() { OutputStage::RoutedEpilogue } else { OutputStage::Epilogue },
             norm,
             flags: EpilogueFlags {
@@ -294,6 +301,8 @@ impl ImplicitGemm<'_> {
             weight,
             m,
             lhs: LhsSource::Im2col,
+            rows: None,
+            routes: None,
             output: OutputStage::Epilogue,
             norm: None,
             flags: EpilogueFlags {

@@ -3,11 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::kernel::MatmulKernel;
+use super::quantized_rows::SharedRows;
 use super::shader::{EpilogueFlags, LhsSource, OutputStage, Variant};
 use super::shape::{MatmulShape, Products};
 use crate::Result;
 use crate::gpu::{Binding, Cost, Recorder};
-use crate::ops::Norm;
+use crate::ops::{Norm, Routes};
 use crate::tensor::{Matrix, Shard, Tensor};
 
 /// The parameters that every product has.
@@ -35,6 +36,10 @@ pub(in crate::ops) struct Product<'a> {
     /// Rows of x.
     pub m: usize,
     pub lhs: LhsSource,
+    /// The tensor that x is rows of, unless it is a map.
+    pub rows: Option<&'a SharedRows<'a>>,
+    /// Which of its rows, for an expert.
+    pub routes: Option<Routes<'a>>,
     pub output: OutputStage,
     pub norm: Option<&'a Norm>,
     pub flags: EpilogueFlags,
@@ -54,7 +59,8 @@ impl Product<'_> {
         params: impl Fn(usize, Params) -> P,
         bytes: impl Fn(&Shard, usize) -> usize,
     ) -> Result<()> {
-        let Self { kernel, weight, m, lhs, output, norm, flags, advancing, mut bindings } = self;
+        let Self { kernel, weight, m, lhs, rows: shared, routes, output, norm, flags, advancing, mut bindings } = self;
+        let [x, .., gain, _] = bindings;
         let k = weight.columns();
         for shard in weight.shards() {
             let shape = MatmulShape::of_shard(shard, m, k);
@@ -66,7 +72,7 @@ impl Product<'_> {
                 _ => MatmulKernel::choose(recorder.gpu(), shape, weight.wide_inputs()),
             });
             let spec = kernel.spec();
-            let variant = Variant {
+            let mut variant = Variant {
                 kernel,
                 precision: shard.precision,
                 lhs,
@@ -75,6 +81,13 @@ impl Product<'_> {
                 unit_offset: norm.is_some_and(|norm| norm.unit_offset),
                 flags,
             };
+            [bindings[0], bindings[6]] = [x, gain];
+            if let Some(shared) = shared.filter(|_| spec.reads_bytes()) {
+                // The norm is that of the rounded rows.
+                variant = Variant { lhs: LhsSource::Vec4, norm: false, unit_offset: false, ..variant };
+                let quantized = shared.quantized(recorder, shard.precision, norm, routes)?;
+                [bindings[0], bindings[6]] = [quantized.bytes.binding(), quantized.scales.binding()];
+            }
             bindings[1] = shard.data.binding();
             // Without scales, another buffer that is only read.
             bindings[2] = shard.scales.as_ref().map_or(bindings[0], Tensor::binding);

@@ -20,6 +20,14 @@ impl LhsSource {
     pub(in crate::ops) fn of_rows(k: usize) -> Self {
         if k.is_multiple_of(4) { Self::Vec4 } else { Self::Scalar }
     }
+
+    pub(super) fn source(self) -> Source {
+        match self {
+            Self::Scalar => wgsl!("matmul/lhs_scalar.wgsl"),
+            Self::Vec4 => wgsl!("matmul/lhs_vec4.wgsl"),
+            Self::Im2col => wgsl!("matmul/lhs_im2col.wgsl"),
+        }
+    }
 }
 
 /// What happens to the sums.
@@ -99,18 +107,16 @@ impl PipelineKey for Variant {
             (_, LhsSource::Im2col) => wgsl!("matmul/rows_im2col.wgsl"),
             _ => wgsl!("matmul/rows_direct.wgsl"),
         });
-        sources.push(match self.lhs {
-            LhsSource::Scalar => wgsl!("matmul/lhs_scalar.wgsl"),
-            LhsSource::Vec4 => wgsl!("matmul/lhs_vec4.wgsl"),
-            LhsSource::Im2col => wgsl!("matmul/lhs_im2col.wgsl"),
-        });
+        if !spec.reads_bytes() {
+            sources.push(self.lhs.source());
+        }
         let (readers, mut consts) = match spec.weights {
-            WeightReader::Vec4 | WeightReader::Bytes | WeightReader::Run => weight_reader(self.precision),
+            WeightReader::Vec4 | WeightReader::Run => weight_reader(self.precision),
             WeightReader::Block => block_reader(self.precision),
-            WeightReader::Row => row_reader(self.precision),
+            WeightReader::Row | WeightReader::Bytes => row_reader(self.precision),
         };
         sources.extend(readers);
-        if spec.fuses_norm {
+        if spec.fuses_norm && !spec.reads_bytes() {
             sources.push(wgsl!("matmul/fused_norm.wgsl"));
             overrides.extend([("NORM", u32::from(self.norm)), ("UNIT_OFFSET", u32::from(self.unit_offset))]);
         }
@@ -234,6 +240,12 @@ pub(in crate::ops) fn all_kernels() -> Vec<Kernel> {
         for precision in Precision::ALL.into_iter().filter(|precision| spec.takes(*precision)) {
             let (lhs, output) = (LhsSource::Im2col, OutputStage::Epilogue);
             let convolution = Variant { kernel, precision, lhs, output, norm: false, unit_offset: false, flags };
+            if spec.reads_bytes() {
+                // The same shader for all x.
+                let lhs = LhsSource::Vec4;
+                kernels.extend(OUTPUTS.map(|output| Variant { lhs, output, ..convolution }.kernel()));
+                continue;
+            }
             for output in OUTPUTS {
                 // An expert's product never has a norm of its own.
                 let fuses_norm = spec.fuses_norm && output != OutputStage::RoutedEpilogue;

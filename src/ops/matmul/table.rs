@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::all_kernels;
 use super::kernel::MatmulKernel;
+use super::quantized_rows::quantize_kernels;
+use super::shader::all_kernels;
 use super::shape::MatmulShape;
 use crate::gpu::{Gpu, Lock};
 
@@ -173,7 +174,7 @@ fn source_hash() -> u64 {
     *HASH.get_or_init(|| {
         let mut hasher = DefaultHasher::new();
         let mut files = BTreeMap::new();
-        for kernel in all_kernels() {
+        for kernel in all_kernels().into_iter().chain(quantize_kernels()) {
             // A kernel hashes the names of its files; each text is hashed once.
             kernel.hash(&mut hasher);
             files.extend(kernel.sources.iter().map(|source| (source.name, source.text)));

@@ -69,18 +69,27 @@ impl Device {
         matches!(self.family, Family::Gcn | Family::Rdna) || self.name == "rtx-2080-ti"
     }
 
-    /// The size of mgm's cooperative matrices, and the largest subgroups: what chooses kernels.
+    /// The sizes of subgroups, cooperative matrices, and dot products of bytes: what chooses kernels.
     pub fn kernels(&self) -> Kernels {
         let subgroup_max_size = if matches!(self.family, Family::Gcn | Family::Rdna) { 64 } else { 32 };
-        Kernels { subgroup_max_size, matrices: self.matrix_tflops > 0.0 }
+        let subgroup_min_size = if let Family::Intel(lanes) = self.family { lanes as u32 } else { 32 };
+        let native_dots = match self.family {
+            Family::Nvidia | Family::Rdna => true,
+            Family::Intel(_) => self.name != "skylake",
+            Family::Adreno => self.name == "adreno-830",
+            Family::Gcn | Family::Apple => false,
+        };
+        Kernels { subgroup_min_size, subgroup_max_size, matrices: self.matrix_tflops > 0.0, native_dots }
     }
 }
 
 /// What a device's kernels are chosen by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernels {
+    pub subgroup_min_size: u32,
     pub subgroup_max_size: u32,
     pub matrices: bool,
+    pub native_dots: bool,
 }
 
 macro_rules! tables {

@@ -28,7 +28,11 @@ pub struct Part {
 /// A device that is only planned.
 pub async fn open(kernels: Kernels, adapter: AdapterChoice) -> mgm::Result<Gpu> {
     let sizes = if kernels.matrices { vec![16] } else { Vec::new() };
-    let capabilities = Capabilities::of_hardware(kernels.subgroup_max_size, sizes);
+    let capabilities = Capabilities {
+        subgroup_min_size: kernels.subgroup_min_size,
+        native_dots: kernels.native_dots,
+        ..Capabilities::of_hardware(kernels.subgroup_max_size, sizes)
+    };
     Gpu::open(&GpuOptions::planned(capabilities).with_adapter(adapter)).await
 }
 
