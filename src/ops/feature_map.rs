@@ -55,12 +55,16 @@ pub(super) fn channels_reader(vec4: bool) -> Source {
     if vec4 { wgsl!("common/channels_vec4.wgsl") } else { wgsl!("common/channels_scalar.wgsl") }
 }
 
-pub(crate) fn depthwise_kernel(vec4: bool) -> Kernel {
-    Kernel::new(
-        "depthwise",
-        [channels_reader(vec4), wgsl!("conv/depthwise.wgsl")],
-        &[Access::Read, Access::Read, Access::Read, Access::Write],
-    )
+/// `whole`: the width is a multiple of eight.
+pub(crate) fn depthwise_kernel(vec4: bool, whole: bool) -> Kernel {
+    Kernel {
+        overrides: vec![("WHOLE", u32::from(whole))],
+        ..Kernel::new(
+            "depthwise",
+            [channels_reader(vec4), wgsl!("conv/depthwise.wgsl")],
+            &[Access::Read, Access::Read, Access::Read, Access::Write],
+        )
+    }
 }
 
 pub(crate) fn concatenate_kernel() -> Kernel {
@@ -130,7 +134,7 @@ pub fn depthwise(recorder: &mut Recorder, x: &FeatureMap, weight: &Tensor, bias:
     let vec4 = channels.is_multiple_of(4);
     let counted = if vec4 { channels / 4 } else { channels };
     recorder.dispatch(
-        &depthwise_kernel(vec4),
+        &depthwise_kernel(vec4, x.width.is_multiple_of(8)),
         &[x.values.binding(), weight.binding(), bias.binding(), y.binding()],
         &[x.height as u32, x.width as u32, counted as u32, 0],
         element_grid(x.height * x.width.div_ceil(8) * counted),

@@ -28,7 +28,7 @@ pub fn specialisations() -> Vec<Kernel> {
         for registers in norm::RegisterRows::all().map(Some).chain([None]) {
             kernels.extend(BOTH.map(|unit_offset| norm::Variant { centred: first, unit_offset, registers }.kernel()));
         }
-        kernels.push(feature_map::depthwise_kernel(first));
+        kernels.extend(BOTH.map(|whole| feature_map::depthwise_kernel(first, whole)));
         kernels.push(mining::stats_kernel(first));
         for workgroup in mining::PRODUCTS_WORKGROUPS {
             kernels.extend(BOTH.map(|neighbours| mining::products_kernel(first, neighbours, workgroup)));
