@@ -307,7 +307,15 @@ impl Loader {
     /// As [`Self::values`].
     pub async fn group_norm(&self, name: impl Display, groups: usize, eps: f32) -> Result<GroupNorm> {
         let part = self.pp(name);
-        Ok(GroupNorm { weight: part.tensor("weight").await?, bias: part.tensor("bias").await?, groups, eps })
+        let (weight, bias) = (part.values("weight").await?, part.values("bias").await?);
+        let largest = |values: &[f32]| values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        Ok(GroupNorm {
+            largest: [largest(&weight), largest(&bias)],
+            weight: part.upload("weight", &[weight.len()], &weight).await?,
+            bias: part.upload("bias", &[bias.len()], &bias).await?,
+            groups,
+            eps,
+        })
     }
 
     /// A matrix whose values were computed on the host.

@@ -259,7 +259,7 @@ impl<F: FnMut(&Row)> Bench<F> {
     async fn group_norm(&mut self, name: &str, channels: usize, side: usize) -> Result<()> {
         let x = self.map(side, channels)?;
         let weight = Tensor::zeros(&self.gpu, &[channels], "weight")?;
-        let layer = GroupNorm { bias: weight.clone(), weight, groups: 32, eps: 1e-5 };
+        let layer = GroupNorm { bias: weight.clone(), weight, groups: 32, eps: 1e-5, largest: [1.0; 2] };
         self.run(name, |recorder| Ok(ops::group_norm(recorder, &x, &layer, true)?.values)).await
     }
 

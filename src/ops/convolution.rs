@@ -45,6 +45,8 @@ pub struct ConvEpilogue<'a> {
     pub activation: Option<Activation>,
     /// Added last; as large as the result.
     pub residual: Option<&'a FeatureMap>,
+    /// The map fits f16, even if the weight's inputs in general do not ([`Matrix::wide_inputs`]).
+    pub narrow_inputs: bool,
 }
 
 impl Convolution {
@@ -156,6 +158,7 @@ fn convolution_to(
         activation: epilogue.activation,
         residual: epilogue.residual.map(|residual| &residual.values),
         y: &y,
+        wide_inputs: layer.weight.wide_inputs() && !epilogue.narrow_inputs,
         convolution,
     }
     .record(recorder)?;

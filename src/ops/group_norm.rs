@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{FeatureMap, cost};
 use crate::gpu::{Access, Gpu, Kernel, Recorder, wgsl};
-use crate::tensor::Tensor;
+use crate::tensor::{Precision, Tensor};
 use crate::{Error, Result};
 
 /// Maximum number of row blocks per map.
@@ -27,6 +27,19 @@ pub struct GroupNorm {
     pub groups: usize,
     /// Added to the variance.
     pub eps: f32,
+    /// The largest magnitudes of gain and offset.
+    pub largest: [f32; 2],
+}
+
+impl GroupNorm {
+    /// Whether the result fits f16, whatever the map: one of n values is at most sqrt(n) standard deviations from their
+    /// mean, so |y| <= |gain| sqrt(n) + |offset|. `pixels`: of the map that the statistics cover. SiLU makes no value
+    /// larger.
+    pub fn fits_f16(&self, pixels: f64) -> bool {
+        let [gain, offset] = self.largest.map(f64::from);
+        let values = pixels * (self.weight.len() / self.groups.max(1)) as f64;
+        gain * values.sqrt() + offset < f64::from(Precision::F16.largest())
+    }
 }
 
 /// A part of a map.

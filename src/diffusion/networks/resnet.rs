@@ -63,14 +63,16 @@ impl Resnet {
             _ => None,
         };
         let h = statistics.norm(recorder, x, &self.norm_1, true)?;
-        let timed = ConvEpilogue { bias: bias.as_ref(), ..Default::default() };
+        let narrow_inputs = statistics.fits_f16(x, &self.norm_1);
+        let timed = ConvEpilogue { bias: bias.as_ref(), narrow_inputs, ..Default::default() };
         let h = ops::convolution(recorder, &h, &self.convolution_1, timed)?;
+        let narrow_inputs = statistics.fits_f16(&h, &self.norm_2);
         let h = statistics.norm(recorder, &h, &self.norm_2, true)?;
         let shortcut = match &self.shortcut {
             Some(layer) => ops::convolution(recorder, x, layer, ConvEpilogue::default())?,
             None => x.clone(),
         };
-        let added = ConvEpilogue { residual: Some(&shortcut), ..Default::default() };
+        let added = ConvEpilogue { residual: Some(&shortcut), narrow_inputs, ..Default::default() };
         ops::convolution(recorder, &h, &self.convolution_2, added)
     }
 }

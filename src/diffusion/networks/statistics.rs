@@ -13,8 +13,9 @@ pub(super) enum NormStats<'a> {
     Local,
     /// As `Local`, and add the sums over the tile's core to those of all tiles.
     Accumulate(&'a mut TileSums, Tile),
-    /// Normalise by the factors of all tiles, one tensor for each norm that follows.
-    Global(std::slice::Iter<'a, Tensor>),
+    /// Normalise by the factors of all tiles, one tensor for each norm that follows. The second value is the ratio of
+    /// the image's pixels to the tile's.
+    Global(std::slice::Iter<'a, Tensor>, f64),
 }
 
 /// The tile that is being processed.
@@ -79,6 +80,12 @@ impl TileSums {
 }
 
 impl NormStats<'_> {
+    /// Whether a norm's result for the map `x`, with or without SiLU, fits f16.
+    pub(super) fn fits_f16(&self, x: &FeatureMap, layer: &GroupNorm) -> bool {
+        let share = if let Self::Global(_, share) = self { *share } else { 1.0 };
+        layer.fits_f16((x.height * x.width) as f64 * share)
+    }
+
     /// Applies a norm, then SiLU if `silu`.
     pub(super) fn norm(
         &mut self,
@@ -90,7 +97,7 @@ impl NormStats<'_> {
         if let Self::Accumulate(sums, tile) = self {
             sums.accumulate(recorder, x, layer, tile)?;
         }
-        if let Self::Global(factors) = self
+        if let Self::Global(factors, _) = self
             && let Some(factors) = factors.next()
         {
             return ops::scale_channels(recorder, x, factors, silu);

@@ -99,8 +99,9 @@ impl Step {
             Self::Resnet(layer) => layer.forward(recorder, x, None, statistics),
             Self::Resample(layer) => ops::convolution(recorder, x, layer, ConvEpilogue::default()),
             Self::Out(norm, layer) => {
+                let narrow_inputs = statistics.fits_f16(x, norm);
                 let x = statistics.norm(recorder, x, norm, true)?;
-                ops::convolution(recorder, &x, layer, ConvEpilogue::default())
+                ops::convolution(recorder, &x, layer, ConvEpilogue { narrow_inputs, ..Default::default() })
             }
         }
     }
@@ -159,7 +160,7 @@ impl VaeDecoder {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
-        // SDXL's autoencoder is known to exceed f16.
+        // SDXL's autoencoder is known to exceed f16, except after norms (`GroupNorm::fits_f16`).
         let loader = loader.network(expected::vae(config)).wide_inputs();
         let decoder = loader.pp("decoder");
         let resample = ("upsamplers.0.conv", ConvMode::Upsample2);
@@ -209,7 +210,7 @@ impl VaeEncoder {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
-        // SDXL's autoencoder is known to exceed f16.
+        // SDXL's autoencoder is known to exceed f16, except after norms (`GroupNorm::fits_f16`).
         let loader = loader.network(expected::vae(config)).wide_inputs();
         let encoder = loader.pp("encoder");
         let resample = ("downsamplers.0.conv", ConvMode::Stride2PadEnd);
@@ -380,7 +381,8 @@ fn forward_tiled_from(
     let (height, width) = (ratio(x.height), ratio(x.width));
     let mut whole: Option<FeatureMap> = None;
     for region in &regions {
-        let tile = forward(recorder, region, &mut NormStats::Global(factors.iter()))?;
+        let share = (x.height * x.width) as f64 / (region.tile.height * region.tile.width) as f64;
+        let tile = forward(recorder, region, &mut NormStats::Global(factors.iter(), share))?;
         if whole.is_none() {
             let pixels = Tensor::temporary(recorder.gpu(), &[height * width, tile.channels()], "assembled tiles")?;
             whole = Some(FeatureMap { height, width, values: pixels });

@@ -124,6 +124,7 @@ impl Case for Convolution {
                 bias: self.biases.then_some(&biases),
                 activation: self.activation,
                 residual: self.residual.then_some(&residual),
+                narrow_inputs: false,
             };
             let mut recorder = gpu.record();
             let x = FeatureMap { height, width, values: pixels };
@@ -223,6 +224,7 @@ impl Case for GroupNorm {
                 bias: Tensor::new(gpu, &[channels], &bias, "bias")?,
                 groups,
                 eps: Self::EPS,
+                largest: [f32::MAX; 2],
             };
             let mut recorder = gpu.record();
             let y = ops::group_norm(&mut recorder, &FeatureMap { height, width, values: pixels }, &layer, silu)?;

@@ -252,6 +252,7 @@ impl<'a> Linear<'a> {
                 residual: false,
                 activation: epilogue.activation,
             },
+            wide_inputs: weight.wide_inputs(),
             advancing: &[],
             bindings: [
                 x.binding(),
@@ -288,12 +289,14 @@ pub(super) struct ImplicitGemm<'a> {
     pub activation: Option<Activation>,
     pub residual: Option<&'a Tensor>,
     pub y: &'a Tensor,
+    /// x may be larger than f16 can hold.
+    pub wide_inputs: bool,
     pub convolution: ConvParams,
 }
 
 impl ImplicitGemm<'_> {
     pub(super) fn record(self, recorder: &mut Recorder) -> Result<()> {
-        let Self { x, weight, bias, activation, residual, y, convolution } = self;
+        let Self { x, weight, bias, activation, residual, y, wide_inputs, convolution } = self;
         let (m, n) = (y.rows(), weight.rows());
         let unused = x.binding();
         Product {
@@ -311,6 +314,7 @@ impl ImplicitGemm<'_> {
                 activation,
                 ..EpilogueFlags::default()
             },
+            wide_inputs,
             advancing: &[],
             bindings: [
                 x.binding(),

@@ -43,6 +43,8 @@ pub(in crate::ops) struct Product<'a> {
     pub output: OutputStage,
     pub norm: Option<&'a Norm>,
     pub flags: EpilogueFlags,
+    /// x may be larger than f16 can hold.
+    pub wide_inputs: bool,
     /// Offsets of the parameters that count positions ([`Recorder::dispatch_at_position`]).
     pub advancing: &'static [usize],
     /// The bindings of the kernel; those of the weights and scales are replaced by each shard's.
@@ -59,7 +61,20 @@ impl Product<'_> {
         params: impl Fn(usize, Params) -> P,
         bytes: impl Fn(&Shard, usize) -> usize,
     ) -> Result<()> {
-        let Self { kernel, weight, m, lhs, rows: shared, routes, output, norm, flags, advancing, mut bindings } = self;
+        let Self {
+            kernel,
+            weight,
+            m,
+            lhs,
+            rows: shared,
+            routes,
+            output,
+            norm,
+            flags,
+            wide_inputs,
+            advancing,
+            mut bindings,
+        } = self;
         let [x, .., gain, _] = bindings;
         let k = weight.columns();
         for shard in weight.shards() {
@@ -68,8 +83,8 @@ impl Product<'_> {
                 *products.0.entry(shape).or_default() += 1;
             }
             let kernel = kernel.unwrap_or_else(|| match lhs {
-                LhsSource::Im2col => MatmulKernel::choose_for_im2col(recorder.gpu(), shape, weight.wide_inputs()),
-                _ => MatmulKernel::choose(recorder.gpu(), shape, weight.wide_inputs()),
+                LhsSource::Im2col => MatmulKernel::choose_for_im2col(recorder.gpu(), shape, wide_inputs),
+                _ => MatmulKernel::choose(recorder.gpu(), shape, wide_inputs),
             });
             let spec = kernel.spec();
             let mut variant = Variant {
