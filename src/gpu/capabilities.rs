@@ -25,6 +25,8 @@ pub struct Capabilities {
     pub max_workgroup_bytes: u32,
     /// Invocations in a workgroup.
     pub max_workgroup_invocations: u32,
+    /// Memory of a discrete GPU, in bytes, if the driver reports it (Vulkan). Other programs may use part of it.
+    pub local_memory: Option<u64>,
     /// Alignment of a storage binding's offset, in bytes.
     pub storage_alignment: u64,
 }
@@ -44,6 +46,7 @@ impl Capabilities {
             max_buffer_bytes: 1 << 34,
             max_workgroup_bytes: 32768,
             max_workgroup_invocations: 1024,
+            local_memory: None,
             storage_alignment: 64,
         }
     }
@@ -63,6 +66,7 @@ impl Capabilities {
             max_buffer_bytes: limits.max_buffer_size,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            local_memory: local_memory(adapter),
             storage_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
         }
     }
@@ -88,6 +92,27 @@ fn native_dots(adapter: &wgpu::Adapter) -> bool {
 #[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
 fn native_dots(_: &wgpu::Adapter) -> bool {
     false
+}
+
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+fn local_memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
+/// The largest heap of a discrete GPU.
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+fn local_memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    use ash::vk;
+    if adapter.get_info().device_type != wgpu::DeviceType::DiscreteGpu {
+        return None;
+    }
+    // SAFETY: the handle is used within this function, and nothing of it is destroyed.
+    let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = hal.shared_instance().raw_instance();
+    // SAFETY: both handles are valid while `hal` is.
+    let memory = unsafe { instance.get_physical_device_memory_properties(hal.raw_physical_device()) };
+    let heaps = memory.memory_heaps_as_slice().iter();
+    heaps.filter(|heap| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL)).map(|heap| heap.size).max()
 }
 
 fn cooperative_sizes(features: wgpu::Features, adapter: &wgpu::Adapter) -> Vec<u32> {

@@ -11,4 +11,5 @@ mod vae;
 
 pub use text_encoder::{TextEncoder, TextEncoding};
 pub use unet::{Condition, Unet};
+pub(in crate::diffusion) use vae::MAX_MAP;
 pub use vae::{VaeDecoder, VaeEncoder};

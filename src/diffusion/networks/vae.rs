@@ -23,8 +23,9 @@ const EPS: f32 = 1e-6;
 /// Under a memory limit, the largest map takes at most 1 / MEMORY_SHARE of the free memory: a residual block holds four
 /// maps at a time.
 const MEMORY_SHARE: u64 = 5;
-/// The largest map in bytes. At this size a tile's margins cost little, and larger maps would only cost memory.
-const MAX_MAP: u64 = 256 << 20;
+/// The largest map in bytes where the memory is shared with the system, or its size unknown. At this size a tile's
+/// margins cost little, but tiles are computed twice, which costs as much as the whole decoder.
+pub(in crate::diffusion) const MAX_MAP: u64 = 256 << 20;
 
 /// A layer of the up or down blocks.
 #[derive(Debug)]
@@ -319,12 +320,15 @@ fn expect_one_image(x: &FeatureMap) -> Result<()> {
     })
 }
 
-/// The largest map that fits a binding and the share [`MEMORY_SHARE`] of the free memory, in bytes.
+/// The largest map that fits a binding and the share [`MEMORY_SHARE`] of the free memory, in bytes: at most [`MAX_MAP`]
+/// unless a discrete GPU has memory for more, so that an image of 1024 x 1024 takes one pass (maps of 1 GiB).
 fn largest_map(recorder: &Recorder) -> u64 {
     let gpu = recorder.gpu();
     let memory = gpu.memory();
     let left = memory.limit.map_or(u64::MAX, |limit| limit.saturating_sub(memory.allocated));
-    gpu.capabilities().max_shard_bytes().min(left / MEMORY_SHARE).min(MAX_MAP)
+    // A quarter of a discrete GPU's memory is left to other programs.
+    let local = gpu.capabilities().local_memory.map_or(0, |bytes| (bytes / 4 * 3).saturating_sub(memory.allocated));
+    gpu.capabilities().max_shard_bytes().min(left / MEMORY_SHARE).min(MAX_MAP.max(local / MEMORY_SHARE))
 }
 
 fn forward_tiled(

@@ -1,8 +1,11 @@
 //! Images to latents, and latents to images.
 
+use super::TIGHT_MAP;
 use super::request::{DiffusionEvent, OnDiffusionEvent, emit};
 use super::residency::Networks;
+use crate::diffusion::networks::{MAX_MAP, VaeEncoder};
 use crate::diffusion::preview::byte;
+use crate::gpu::Gpu;
 use crate::image::Image;
 use crate::ops::FeatureMap;
 use crate::tensor::Tensor;
@@ -18,7 +21,6 @@ impl Networks {
     ) -> Result<Vec<f32>> {
         let encoder = self.encoder(on_event).await?;
         let config = self.vae_config();
-        let mut recorder = self.gpu.record();
         let (height, width) = (image.height(), image.width());
         let pixels: Vec<f32> = image
             .data()
@@ -27,11 +29,16 @@ impl Networks {
                 [pixel[0], pixel[1], pixel[2]].map(|value| f32::from(value) / 127.5 - 1.0).into_iter().chain([0.0])
             })
             .collect();
-        let pixels = Tensor::upload(&mut recorder, &[height * width, 4], &pixels, "image")?;
-        let moments = encoder.encode(&mut recorder, &FeatureMap { height, width, values: pixels })?;
-        let readback = moments.values.read_back(&mut recorder);
-        recorder.submit()?;
-        let moments = readback.values::<f32>().await?;
+        let mut largest = None;
+        let moments = loop {
+            match encode(&self.gpu, &encoder, (height, width), &pixels, largest).await {
+                Err(Error::OutOfMemory { .. }) if largest != Some(TIGHT_MAP) => {
+                    largest = Some(if largest.is_none() { MAX_MAP } else { TIGHT_MAP });
+                    self.gpu.trim();
+                }
+                moments => break moments?,
+            }
+        };
         let channels = config.latent_channels;
         let latent = |(pixel, drawn): (&[f32], &[f32])| -> Vec<f32> {
             let (means, logs) = pixel.split_at(channels);
@@ -66,6 +73,10 @@ impl Networks {
         let readback = image.values.read_back(&mut recorder);
         recorder.submit()?;
         let values = readback.values::<f32>().await?;
+        // Maps of a whole image are too large to stay in the pool, next to the networks.
+        if gpu.capabilities().local_memory.is_some() {
+            gpu.trim();
+        }
         if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(Error::BadValue { name: "image".to_owned(), value: *value, index: index as u64 });
         }
@@ -73,4 +84,25 @@ impl Networks {
         let bytes = values.chunks_exact(channels).flat_map(|pixel| pixel.iter().take(3)).map(|value| byte(*value));
         Image::new(image.width, image.height, bytes.collect())
     }
+}
+
+/// Means and logarithms of variances of the latents of the `pixels` [height * width, 4], with feature maps of at most
+/// `largest` bytes if that is given.
+async fn encode(
+    gpu: &Gpu,
+    encoder: &VaeEncoder,
+    (height, width): (usize, usize),
+    pixels: &[f32],
+    largest: Option<u64>,
+) -> Result<Vec<f32>> {
+    let mut recorder = gpu.record();
+    let values = Tensor::upload(&mut recorder, &[height * width, 4], pixels, "image")?;
+    let map = FeatureMap { height, width, values };
+    let moments = match largest {
+        Some(largest) => encoder.encode_within(&mut recorder, &map, largest)?,
+        None => encoder.encode(&mut recorder, &map)?,
+    };
+    let readback = moments.values.read_back(&mut recorder);
+    recorder.submit()?;
+    readback.values::<f32>().await
 }

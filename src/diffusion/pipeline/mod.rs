@@ -12,6 +12,7 @@ mod residency;
 use self::prompts::{Prompts, condition};
 use self::request::emit;
 use self::residency::{Networks, Part};
+use crate::diffusion::networks::MAX_MAP;
 use crate::diffusion::preview::preview;
 use crate::diffusion::scheduler::{Schedule, Step};
 use crate::diffusion::torch_rng::TorchRng;
@@ -29,8 +30,8 @@ pub use prompts::PromptEmbeds;
 pub use request::{DiffusionEvent, DiffusionRequest, InitialLatents, OnDiffusionEvent};
 pub use residency::DiffusionOptions;
 
-/// The limit of the autoencoder's feature maps when decoding is retried after running out of memory, in bytes.
-const TIGHT_MAP: u64 = 32 << 20;
+/// The limit of the autoencoder's feature maps when decoding runs out of memory again with [`MAX_MAP`], in bytes.
+pub(super) const TIGHT_MAP: u64 = 32 << 20;
 
 /// Stable Diffusion XL on a device. Networks are loaded when they are needed; under a memory limit, others are dropped
 /// first.
@@ -114,7 +115,11 @@ impl DiffusionPipeline {
             }
             denoised => denoised?,
         };
-        match self.networks.decode(&latents, None, on_event).await {
+        let decoded = match self.networks.decode(&latents, None, on_event).await {
+            Err(Error::OutOfMemory { .. }) => self.networks.decode(&latents, Some(MAX_MAP), on_event).await,
+            decoded => decoded,
+        };
+        match decoded {
             Err(Error::OutOfMemory { .. }) => {
                 self.networks.drop_all_but(Part::Vae);
                 self.networks.decode(&latents, Some(TIGHT_MAP), on_event).await
