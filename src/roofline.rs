@@ -216,7 +216,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         (heads, kv_heads, head_dim): (usize, usize, usize),
         causal: bool,
     ) -> Result<()> {
-        let layer = Attention { heads, kv_heads, head_dim, causal };
+        let layer = Attention { heads, kv_heads, head_dim, causal, exact: false };
         let cache = KvCache::new(&self.gpu, keys, kv_heads * head_dim, true)?;
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
         self.run(name, |recorder| {
@@ -233,7 +233,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         keys: usize,
         (heads, head_dim): (usize, usize),
     ) -> Result<()> {
-        let layer = Attention { heads, kv_heads: heads, head_dim, causal: false };
+        let layer = Attention { heads, kv_heads: heads, head_dim, causal: false, exact: false };
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
         let others = Tensor::zeros(&self.gpu, &[keys, 2 * heads * head_dim], "keys and values")?;
         self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Separate(&others))).await

@@ -13,10 +13,10 @@ pub(crate) use timing::{repeats, time};
 use web_time::Instant;
 
 use crate::gpu::{Gpu, Recorder};
-use crate::ops::cases::{Case, F32, Linear, compare};
+use crate::ops::cases::{Attention, Case, F32, Linear, Storage, compare};
 use crate::ops::{
-    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, linear_by, matrix_units, native_dots,
-    set_matrix_units, set_native_dots, tuning, update_tuning,
+    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, attention_on_matrix_units, linear_by, matrix_units,
+    native_dots, set_attention_on_matrix_units, set_matrix_units, set_native_dots, tuning, update_tuning,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
@@ -252,9 +252,10 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
     Ok(correct)
 }
 
-/// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all match, products
-/// use them from then on. Returns whether they do. Models do this when they are loaded. It compiles a pipeline for each
-/// tile and format, and does nothing on a device without matrix units.
+/// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all kernels of
+/// products match, products use them from then on. Attention is checked separately. Returns whether products use them.
+/// Models do this when they are loaded. It compiles a pipeline for each tile and format and four of attention, and does
+/// nothing on a device without matrix units.
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
@@ -277,7 +278,42 @@ pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
         }
     }
     set_matrix_units(gpu, correct);
+    if !gpu.capabilities().cooperative_sizes.is_empty() && !gpu.is_software() {
+        check_attention(gpu).await?;
+    }
     Ok(correct)
+}
+
+/// Whether attention runs on the device's matrix units: it does after [`check_matrix_units`], if it passed.
+pub fn has_attention_on_matrix_units(gpu: &Gpu) -> bool {
+    attention_on_matrix_units(gpu) == Some(true)
+}
+
+/// Compares attention on matrix units with the reference, for short, usual and long heads.
+async fn check_attention(gpu: &Gpu) -> Result<()> {
+    // The kernel under test is the one that runs from now on.
+    set_attention_on_matrix_units(gpu, true);
+    let mut correct = false;
+    for (head_dim, storage) in [(64, Storage::Packed), (72, Storage::F16), (128, Storage::F16), (256, Storage::F16)] {
+        let case =
+            Attention { heads: 2, kv_heads: 1, head_dim, times: 81, keys: 81, causal: true, storage, exact: false };
+        correct = match case.run(gpu).await {
+            Ok(values) => {
+                compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= case.bound())
+            }
+            Err(error @ (Error::DeviceLost(_) | Error::OutOfMemory { .. })) => {
+                set_attention_on_matrix_units(gpu, false);
+                return Err(error);
+            }
+            // Such as a driver that rejects the kernel.
+            Err(_) => false,
+        };
+        if !correct {
+            break;
+        }
+    }
+    set_attention_on_matrix_units(gpu, correct);
+    Ok(())
 }
 
 /// Measures kernels. `on_step` is called after each measurement, and after each pipeline, with `None`; it may stop.

@@ -43,7 +43,9 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     writeln!(out, "error    at most {:.1e} (normalised mean square error): {}", worst.0, worst.1)?;
     if !gpu.capabilities().cooperative_sizes.is_empty() {
         let used = mgm::tuning::check_matrix_units(&gpu).await?;
-        writeln!(out, "matrices {}", if used { "in use" } else { "not in use" })?;
+        let in_use = |used: bool| if used { "in use" } else { "not in use" };
+        let attention = mgm::tuning::has_attention_on_matrix_units(&gpu);
+        writeln!(out, "matrices {} for products, {} for attention", in_use(used), in_use(attention))?;
     }
     if gpu.capabilities().native_dots {
         let used = mgm::tuning::check_native_dots(&gpu).await?;

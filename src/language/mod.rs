@@ -81,6 +81,7 @@ impl LanguageModel {
             kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
             causal: true,
+            exact: loader.precision() == Precision::F32,
         };
         attention.check()?;
         let embedding = model.matrix("embed_tokens.weight").await?;

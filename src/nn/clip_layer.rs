@@ -5,7 +5,7 @@ use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, Norm};
-use crate::tensor::Tensor;
+use crate::tensor::{Precision, Tensor};
 
 /// The constants of a layer.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,8 @@ impl ClipLayer {
     pub(crate) async fn load(loader: &Loader, config: &ClipLayerConfig) -> Result<Self> {
         let ClipLayerConfig { heads, activation, eps, causal } = *config;
         let norm_1 = loader.layer_norm("layer_norm1", eps).await?;
-        let attention = Attention { heads, kv_heads: heads, head_dim: norm_1.weight.len() / heads, causal };
+        let exact = loader.precision() == Precision::F32;
+        let attention = Attention { heads, kv_heads: heads, head_dim: norm_1.weight.len() / heads, causal, exact };
         attention.check()?;
         let part = loader.pp("self_attn");
         let mut bias = Vec::new();

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl};
+use crate::gpu::{Access, Binding, Capabilities, Cost, Gpu, Kernel, Lock, PipelineKey, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -34,6 +34,8 @@ pub struct Attention {
     pub head_dim: usize,
     /// Whether a query attends only to keys at its own position and before.
     pub causal: bool,
+    /// No factor may be rounded to f16: for models with f32 weights. Keys and values in an f32 cache never are.
+    pub exact: bool,
 }
 
 /// Where an attention's keys and values are.
@@ -144,6 +146,20 @@ pub struct AttentionSegment {
     pub causal: bool,
 }
 
+#[derive(Debug, Default)]
+struct MatrixUnits(Lock<Option<bool>>);
+
+/// Whether attention runs on the device's matrix units; `None` before they were checked. A planned device is assumed to
+/// pass the check.
+pub(crate) fn attention_on_matrix_units(gpu: &Gpu) -> Option<bool> {
+    gpu.extension::<MatrixUnits>().0.lock().or(gpu.is_planned().then_some(true))
+}
+
+/// Has attention run on the device's matrix units, or not.
+pub(crate) fn set_attention_on_matrix_units(gpu: &Gpu, used: bool) {
+    *gpu.extension::<MatrixUnits>().0.lock() = Some(used);
+}
+
 /// Where keys and values lie, in elements.
 struct Layout<'a> {
     /// Keys in all.
@@ -194,6 +210,8 @@ pub(crate) struct Variant {
 pub(crate) enum AttentionKernel {
     /// For GPUs and many rows: queries and scores in workgroup memory, tiles of rows and keys in registers.
     Tiled,
+    /// For the matrix units of GPUs and many rows.
+    Cooperative(CooperativeAttention),
     /// For GPUs and few rows: keys and values read once, in chunks of 16 bytes, all invocations busy.
     Decode,
     /// For software adapters without suitable subgroups: a key of all rows at a time.
@@ -203,6 +221,72 @@ pub(crate) enum AttentionKernel {
     /// For software adapters with subgroups of eight.
     Subgroup,
 }
+
+/// The sizes of [`AttentionKernel::Cooperative`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct CooperativeAttention {
+    /// Rows and columns of a matrix: 8 or 16.
+    pub size: u32,
+    /// Invocations of a subgroup.
+    pub lanes: u32,
+    /// Parts of the rows, and of the keys and of the columns of the head: a subgroup has one of each.
+    pub parts: [u32; 2],
+    /// Matrices of rows in a part.
+    pub row_matrices: u32,
+    /// Keys of a block.
+    pub keys: u32,
+    /// Queries stay in registers.
+    pub held: bool,
+}
+
+impl CooperativeAttention {
+    /// The sizes for heads of `head_dim` elements, a multiple of 8.
+    pub(crate) fn new(head_dim: usize, size: u32, lanes: u32) -> Self {
+        let long = head_dim > 128;
+        Self {
+            size,
+            lanes,
+            parts: if long { [2, 2] } else { [4, 1] },
+            row_matrices: 1,
+            keys: if head_dim > 96 && !long { 16 } else { 32 },
+            held: !long,
+        }
+    }
+
+    fn rows(self) -> u32 {
+        self.parts[0] * self.row_matrices * self.size
+    }
+
+    fn workgroup(self) -> u32 {
+        self.parts[0] * self.parts[1] * self.lanes
+    }
+
+    /// Workgroup memory, as the shader declares it.
+    fn workgroup_bytes(self, head_dim: usize) -> u32 {
+        let head = (head_dim as u32).next_multiple_of(self.size * self.parts[1]);
+        let queries = self.rows() * (head + 8);
+        let tiles = self.keys * (head + 8) + (head + self.rows()) * (self.keys + 8);
+        let tiles = if self.held { tiles.max(queries) } else { tiles + queries };
+        2 * tiles + 4 * self.rows() * (self.keys + 4) + 12 * self.rows() + 4
+    }
+
+    /// The kernel of a device, if there is one for these heads.
+    pub(crate) fn of(capabilities: &Capabilities, head_dim: usize) -> Option<Self> {
+        let Capabilities { subgroup_min_size: least, subgroup_max_size: most, .. } = *capabilities;
+        let runs = |sizes: &Self| {
+            capabilities.cooperative_sizes.contains(&sizes.size)
+                && (least..=most).contains(&sizes.lanes)
+                && sizes.workgroup_bytes(head_dim) <= capabilities.max_workgroup_bytes
+                && sizes.workgroup() <= capabilities.max_workgroup_invocations
+        };
+        let all = COOPERATIVE_LANES.into_iter().map(|(size, lanes)| Self::new(head_dim, size, lanes));
+        let best = all.filter(runs).max_by_key(|sizes| (sizes.size, sizes.lanes));
+        best.filter(|_| head_dim.is_multiple_of(8))
+    }
+}
+
+/// Sizes of matrices, with the subgroups that hold them.
+pub(crate) const COOPERATIVE_LANES: [(u32, u32); 4] = [(8, 8), (8, 32), (16, 32), (16, 64)];
 
 /// Rows of a workgroup of [`AttentionKernel::Subgroup4`].
 const SUBGROUP4_ROWS: usize = 64;
@@ -227,18 +311,22 @@ fn head_chunks(head_dim: usize, half: bool) -> u32 {
 
 impl AttentionKernel {
     /// The kernel for `query_rows` query rows, and the rows of its workgroups.
-    fn choose(gpu: &Gpu, head_dim: usize, query_rows: usize) -> (Self, usize) {
+    fn choose(gpu: &Gpu, head_dim: usize, query_rows: usize, exact: bool) -> (Self, usize) {
         let workgroup_bytes = gpu.capabilities().max_workgroup_bytes;
+        let units = CooperativeAttention::of(gpu.capabilities(), head_dim)
+            // More than an eighth of the rows that matrices compute.
+            .filter(|sizes| !exact && !gpu.is_software() && 8 * query_rows > sizes.rows() as usize)
+            .filter(|_| attention_on_matrix_units(gpu) == Some(true));
         let kernel = match gpu.software_subgroups() {
             Some(8) => Self::Subgroup,
             Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Self::Subgroup4,
             _ if gpu.is_software() => Self::Workgroup,
             _ if query_rows <= Self::Decode.max_rows(head_dim, workgroup_bytes) => Self::Decode,
-            _ => Self::Tiled,
+            _ => units.map_or(Self::Tiled, Self::Cooperative),
         };
         let most = kernel.max_rows(head_dim, workgroup_bytes);
         let rows = match kernel {
-            Self::Subgroup4 | Self::Tiled => most,
+            Self::Subgroup4 | Self::Tiled | Self::Cooperative(_) => most,
             Self::Subgroup | Self::Workgroup | Self::Decode => query_rows.next_power_of_two().min(most),
         };
         (kernel, rows)
@@ -259,6 +347,7 @@ impl AttentionKernel {
             // The same, and a vec4 of each of 64 invocations. The query is padded to four chunks of eight elements.
             Self::Decode => fit(MAX_DECODE_ROWS, 4 * head_dim.next_multiple_of(32) + 16 * 16 + 4 * 16 + 12 + 16 * 64),
             Self::Workgroup => MAX_ROWS,
+            Self::Cooperative(sizes) => sizes.rows() as usize,
             Self::Subgroup4 => SUBGROUP4_ROWS,
         }
     }
@@ -297,6 +386,26 @@ impl PipelineKey for Variant {
                 sources.extend(if wide { vec![wgsl!("attention/chunks_f16_keys.wgsl")] } else { narrow });
                 sources.push(wgsl!("attention/attention_tiled.wgsl"));
                 "attention_tiled"
+            }
+            AttentionKernel::Cooperative(sizes) => {
+                consts.push(("HEAD4", head4 as u32));
+                consts.push(("ROW_PARTS", sizes.parts[0]));
+                consts.push(("COLUMN_PARTS", sizes.parts[1]));
+                consts.push(("ROW_MATRICES", sizes.row_matrices));
+                consts.push(("KEYS", sizes.keys));
+                consts.push(("WORKGROUP", sizes.workgroup()));
+                consts.push(("HELD", u32::from(sizes.held)));
+                sources.push(wgsl!("matmul/stage_f16.wgsl"));
+                sources.push(match self.half {
+                    true => wgsl!("attention/runs_f16.wgsl"),
+                    false => wgsl!("attention/runs_f32.wgsl"),
+                });
+                sources.push(match sizes.size {
+                    8 => wgsl!("attention/cooperative_8.wgsl"),
+                    _ => wgsl!("attention/cooperative_16.wgsl"),
+                });
+                sources.push(wgsl!("attention/attention_cooperative.wgsl"));
+                "attention_cooperative"
             }
             AttentionKernel::Decode => {
                 consts.extend(lengths);
@@ -389,7 +498,7 @@ pub fn attention_batched(
     sequences: usize,
 ) -> Result<Tensor> {
     layer.check()?;
-    let Attention { heads, kv_heads, head_dim, causal } = layer;
+    let Attention { heads, kv_heads, head_dim, causal, exact } = layer;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let rows = queries.rows();
     let source = match key_values {
@@ -449,7 +558,8 @@ pub fn attention_batched(
     let (query_len, keys) = (rows / sequences, source.rows / sequences);
     let group = heads / kv_heads;
     let query_rows = query_len * group;
-    let (kernel, block) = AttentionKernel::choose(recorder.gpu(), head_dim, query_rows);
+    let exact = exact || (matches!(key_values, KeyValues::Cached { .. }) && !source.half);
+    let (kernel, block) = AttentionKernel::choose(recorder.gpu(), head_dim, query_rows, exact);
     let blocks = query_rows.div_ceil(block);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
     let split = blocks == 1 && keys > SPLIT_KEYS && kernel != AttentionKernel::Subgroup4 && sequences == 1;
@@ -517,14 +627,15 @@ pub fn attention_segments(
     passes: &[Vec<AttentionSegment>],
 ) -> Result<Tensor> {
     layer.check()?;
-    let Attention { heads, kv_heads, head_dim, .. } = layer;
+    let Attention { heads, kv_heads, head_dim, exact, .. } = layer;
+    let exact = exact || !cache.half;
     let (rows, width, kv_width) = (queries.rows(), heads * head_dim, kv_heads * head_dim);
     queries.expect("queries", &[rows, width])?;
     check_passes(rows, cache, kv_width, passes)?;
     let group = heads / kv_heads;
     let query_rows = rows * group;
     // Partial results come from kernels that can split keys.
-    let choose = |gpu: &Gpu, query_rows: usize| match AttentionKernel::choose(gpu, head_dim, query_rows) {
+    let choose = |gpu: &Gpu, query_rows: usize| match AttentionKernel::choose(gpu, head_dim, query_rows, exact) {
         (AttentionKernel::Subgroup4, _) => (AttentionKernel::Workgroup, MAX_ROWS),
         chosen => chosen,
     };

@@ -11,7 +11,7 @@ const EPILOGUE: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "HAS_RESIDUAL", "GATED", "
 /// in the steps of their epilogue share it. The tables of `make isa` have these names.
 pub fn kernel_name(kernel: &Kernel) -> String {
     // Parts that every kernel of a family has, or that another word stands for.
-    const USUAL: [&str; 20] = [
+    const USUAL: [&str; 21] = [
         "epilogue",
         "activation",
         "rows_direct",
@@ -25,6 +25,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "cache_f32",
         "chunks_vec4",
         "scales_quantized",
+        "runs_f32",
         "weights_quantized",
         "blocks_quantized",
         "bytes_quantized",
@@ -33,7 +34,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "channels_vec4",
         "mining_map",
     ];
-    const SWITCHES: [&str; 6] = ["CAUSAL", "CENTRED", "NEIGHBOURS", "NORM", "SPLIT", "UNIT_OFFSET"];
+    const SWITCHES: [&str; 7] = ["CAUSAL", "CENTRED", "HELD", "NEIGHBOURS", "NORM", "SPLIT", "UNIT_OFFSET"];
     let mut words = vec![kernel.name.to_owned()];
     let mut format = None;
     for source in &kernel.sources[..kernel.sources.len() - 1] {
@@ -56,7 +57,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             "rows_routed" => "routed".to_owned(),
             "rope_epilogue" => "rope".to_owned(),
             "store_cache_f16" => "kv16".to_owned(),
-            "cache_f16" | "chunks_f16" | "chunks_f16_keys" => "kv16".to_owned(),
+            "cache_f16" | "chunks_f16" | "chunks_f16_keys" | "runs_f16" => "kv16".to_owned(),
             "stage_f16" => "half".to_owned(),
             "reduce_subgroup" => "sub".to_owned(),
             _ => match stem.split_once('_') {
@@ -93,6 +94,11 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             ("BITS" | "SPAN" | "SCALE_WORDS" | "SCALE_HALVES" | "COLUMNS", _) | (_, 0) => continue,
             // SUB_M is half of TILE.
             ("SUB_M", _) => continue,
+            ("ROW_PARTS", parts) => format!("p{parts}"),
+            ("COLUMN_PARTS", 1) | ("ROW_MATRICES", 1) => continue,
+            ("COLUMN_PARTS", parts) => format!("c{parts}"),
+            ("ROW_MATRICES", matrices) => format!("r{matrices}"),
+            ("KEYS", keys) => format!("k{keys}"),
             ("SUB_N", rows) => format!("n{rows}"),
             (key, _) if EPILOGUE.contains(&key) => continue,
             (key, 1) if SWITCHES.contains(&key) => key.to_lowercase(),

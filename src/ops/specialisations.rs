@@ -1,6 +1,6 @@
 //! Every kernel that can be dispatched, so that tests can compile all of them for every backend.
 
-use super::attention::AttentionKernel;
+use super::attention::{AttentionKernel, CooperativeAttention};
 use super::{
     attention, denoise, feature_map, gather, group_norm, matmul, mining, norm, roofline, routing, sampling, softmax,
 };
@@ -73,6 +73,13 @@ fn attention_kernels() -> Vec<Kernel> {
         for [causal, half] in [[false, false], [false, true], [true, false], [true, true]] {
             let kernel = AttentionKernel::Subgroup4;
             kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, half, kernel }.kernel());
+        }
+        for (size, lanes) in attention::COOPERATIVE_LANES.into_iter().filter(|_| head_dim.is_multiple_of(8)) {
+            let kernel = AttentionKernel::Cooperative(CooperativeAttention::new(head_dim, size, lanes));
+            for bits in 0..8u32 {
+                let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
+                kernels.push(attention::Variant { head_dim, rows: 0, causal, split, half, kernel }.kernel());
+            }
         }
     }
     kernels

@@ -714,6 +714,7 @@ fn attention_over_awkward_shapes() {
             keys,
             causal,
             storage,
+            exact: true,
         };
         cases.push(case(2, 2, 17, 17, false, Storage::Packed));
         cases.push(case(4, 2, 9, 70, true, half));
@@ -738,7 +739,7 @@ fn attention_over_awkward_shapes() {
         ] {
             let storage = if times % 2 == 0 { Storage::F32 } else { Storage::F16 };
             let causal = (heads + keys) % 3 != 0;
-            cases.push(Attention { heads, kv_heads, head_dim: 20, times, keys, causal, storage });
+            cases.push(Attention { heads, kv_heads, head_dim: 20, times, keys, causal, storage, exact: true });
         }
     }
     for times in [1, 2, 15, 16, 17, 63, 64, 65, 130] {
@@ -750,6 +751,7 @@ fn attention_over_awkward_shapes() {
             keys: times,
             causal: times % 2 == 0,
             storage: Storage::Packed,
+            exact: true,
         });
     }
     check_everywhere("attention", &boxed(cases));
@@ -763,7 +765,7 @@ fn attention_with_long_heads() {
         for (heads, times, keys) in [(8, 1, 300), (5, 1, 65), (1, 9, 140), (2, 9, 70)] {
             for storage in [Storage::F16, Storage::F32] {
                 let causal = times > 1;
-                cases.push(Attention { heads, kv_heads: 1, head_dim, times, keys, causal, storage });
+                cases.push(Attention { heads, kv_heads: 1, head_dim, times, keys, causal, storage, exact: true });
             }
         }
     }
@@ -783,6 +785,7 @@ fn attention_drawn() {
             keys: if storage == Storage::Packed { times } else { times + before },
             causal,
             storage,
+            exact: true,
         },
     );
     drawn(40, strategy);
@@ -802,7 +805,7 @@ fn attention_of_several_sequences() {
         (2, 1, 128, 33, None),
         (2, 1, 8, 1, None),
     ] {
-        cases.push(AttentionBatched { sequences, heads, head_dim, times, keys });
+        cases.push(AttentionBatched { sequences, heads, head_dim, times, keys, exact: true });
     }
     check_everywhere("attention of several sequences", &boxed(cases));
 }
@@ -812,8 +815,16 @@ fn attention_of_a_batch_with_one_cache() {
     let mut cases = Vec::new();
     for (heads, kv_heads, head_dim) in [(2, 2, 20), (6, 3, 64), (8, 1, 256)] {
         for half in [false, true] {
-            let base =
-                AttentionSegments { heads, kv_heads, head_dim, prefix: 0, suffixes: [1, 1, 1], generated: 0, half };
+            let base = AttentionSegments {
+                heads,
+                kv_heads,
+                head_dim,
+                prefix: 0,
+                suffixes: [1, 1, 1],
+                generated: 0,
+                half,
+                exact: true,
+            };
             for (prefix, suffixes) in [(0, [1, 2, 65]), (1, [17, 3, 1]), (300, [2, 1, 40])] {
                 cases.extend([0, 1, 70].map(|generated| AttentionSegments { prefix, suffixes, generated, ..base }));
             }
@@ -822,11 +833,47 @@ fn attention_of_a_batch_with_one_cache() {
     check_everywhere("attention of a batch", &boxed(cases));
 }
 
+/// On devices with cooperative matrices; on others the usual kernels run. Lavapipe of Mesa 26 has matrices, and is
+/// treated as hardware here.
+#[test]
+fn attention_on_matrix_units() {
+    let full = &devices().full;
+    {
+        let gpu = full.lock().unwrap_or_else(PoisonError::into_inner);
+        pollster::block_on(mgm::tuning::check_matrix_units(&gpu)).expect("a check");
+        let has_matrices = !gpu.capabilities().cooperative_sizes.is_empty();
+        assert_eq!(mgm::tuning::has_attention_on_matrix_units(&gpu), has_matrices);
+    }
+    let mut cases: Vec<Box<dyn Case>> = Vec::new();
+    // Rows and keys around blocks; heads with and without a rest, and split among subgroups; groups of heads.
+    for (heads, kv_heads, head_dim, times, keys, causal, storage) in [
+        (2, 2, 64, 33, 33, false, Storage::Packed),
+        (4, 2, 64, 31, 129, true, Storage::F16),
+        (7, 1, 72, 9, 65, true, Storage::F16),
+        (3, 3, 96, 16, 96, true, Storage::F16),
+        (8, 4, 128, 11, 300, true, Storage::F16),
+        (8, 1, 256, 5, 47, true, Storage::F16),
+        // One block of rows: the keys are split, and rows of the last splits attend to none of theirs.
+        (2, 1, 64, 9, 600, true, Storage::F16),
+    ] {
+        let (times, keys) = if storage == Storage::Packed { (times, times) } else { (times, keys.max(times)) };
+        cases.push(Box::new(Attention { heads, kv_heads, head_dim, times, keys, causal, storage, exact: false }));
+    }
+    let (heads, head_dim, times, keys) = (2, 64, 35, Some(77));
+    cases.push(Box::new(AttentionBatched { sequences: 2, heads, head_dim, times, keys, exact: false }));
+    for (prefix, suffixes, generated) in [(300, [2, 1, 40], 0), (1, [17, 3, 1], 70)] {
+        let (heads, kv_heads, head_dim) = (6, 2, 64);
+        let (half, exact) = (true, false);
+        cases.push(Box::new(AttentionSegments { heads, kv_heads, head_dim, prefix, suffixes, generated, half, exact }));
+    }
+    check_on(full, "attention on matrix units", &cases);
+}
+
 #[test]
 fn segments_outside_the_cache_are_rejected() {
     let gpu = common::open_gpu();
     let cache = ops::KvCache::new(&gpu, 10, 8, false).expect("a cache");
-    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true };
+    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true };
     let queries = Tensor::zeros(&gpu, &[3, 8], "queries").expect("queries");
     let segment = |queries, start, step, count, causal| AttentionSegment {
         queries,

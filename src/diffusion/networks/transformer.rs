@@ -6,7 +6,7 @@ use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, Attention, Epilogue, FeatureMap, GroupNorm, KeyValues, Norm};
-use crate::tensor::{Matrix, Tensor};
+use crate::tensor::{Matrix, Precision, Tensor};
 
 /// The norm before a transformer.
 const GROUP_NORM_EPS: f32 = 1e-6;
@@ -83,8 +83,15 @@ impl Layer {
     async fn load(loader: &Loader, heads: usize) -> Result<Self> {
         let (own, prompt, expand) = (loader.pp("attn1"), loader.pp("attn2"), loader.pp("ff.net.0.proj"));
         let norm_1 = loader.layer_norm("norm1", LAYER_NORM_EPS).await?;
+        let exact = loader.precision() == Precision::F32;
         Ok(Self {
-            attention: Attention { heads, kv_heads: heads, head_dim: norm_1.weight.len() / heads, causal: false },
+            attention: Attention {
+                heads,
+                kv_heads: heads,
+                head_dim: norm_1.weight.len() / heads,
+                causal: false,
+                exact,
+            },
             norm_1,
             qkv: own.stacked(&["to_q.weight", "to_k.weight", "to_v.weight"]).await?,
             out_1: Linear::load(&own, "to_out.0").await?,

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Case, F32, Random, read};
+use super::{ATTENTION_F16, Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
@@ -37,6 +37,8 @@ pub struct Attention {
     pub causal: bool,
     /// Where keys and values lie.
     pub storage: Storage,
+    /// Nothing is rounded to f16.
+    pub exact: bool,
 }
 
 /// Unused positions of the cache, filled with NaN.
@@ -44,7 +46,13 @@ pub(super) const SPARE: usize = 3;
 
 impl Attention {
     fn layer(&self) -> ops::Attention {
-        ops::Attention { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, causal: self.causal }
+        ops::Attention {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            causal: self.causal,
+            exact: self.exact,
+        }
     }
 
     /// Queries [times, heads * d], keys and values [keys, kv_heads * d].
@@ -54,6 +62,15 @@ impl Attention {
         // Scores of standard deviation 4 / 3: neither flat nor a single spike.
         let queries = random.values(self.times * self.heads * self.head_dim, 2.0);
         let mut inputs = [queries, random.values(kv, 2.0), random.values(kv, 1.0)];
+        if !self.exact {
+            // Scores of the second half are larger by 12: kernels that scale their sums rarely have to. The difference
+            // is the same for all keys that matter, so that rounding it changes nothing.
+            let d = self.head_dim;
+            let [queries, keys, _] = &mut inputs;
+            queries.iter_mut().step_by(d).for_each(|x| *x = 0.75 * (d as f32).sqrt());
+            let heads = keys.iter_mut().step_by(d).enumerate();
+            heads.for_each(|(at, x)| *x = if at / self.kv_heads < self.keys / 2 { 0.0 } else { 16.0 });
+        }
         if self.storage == Storage::F16 {
             inputs[1..].iter_mut().flatten().for_each(|x| *x = f16::from_f32(*x).to_f32());
         }
@@ -73,7 +90,7 @@ fn cache_bytes(values: &[f32], spare: usize, half: bool) -> Vec<u8> {
 
 impl Case for Attention {
     fn bound(&self) -> f64 {
-        F32
+        if self.exact { F32 } else { ATTENTION_F16 }
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
@@ -158,14 +175,16 @@ pub struct AttentionBatched {
     pub times: usize,
     /// Keys of a sequence, if they are another's; else they are next to the queries.
     pub keys: Option<usize>,
+    /// Nothing is rounded to f16.
+    pub exact: bool,
 }
 
 impl AttentionBatched {
     /// One sequence's.
     fn one(&self) -> Attention {
-        let Self { heads, head_dim, times, keys, .. } = *self;
+        let Self { heads, head_dim, times, keys, exact, .. } = *self;
         let keys = keys.unwrap_or(times);
-        Attention { heads, kv_heads: heads, head_dim, times, keys, causal: false, storage: Storage::Packed }
+        Attention { heads, kv_heads: heads, head_dim, times, keys, causal: false, storage: Storage::Packed, exact }
     }
 
     /// Queries, keys and values of each sequence.
@@ -189,7 +208,7 @@ fn concat_columns(parts: &[&[f32]], width: usize) -> Vec<f32> {
 
 impl Case for AttentionBatched {
     fn bound(&self) -> f64 {
-        F32
+        if self.exact { F32 } else { ATTENTION_F16 }
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
@@ -242,12 +261,14 @@ pub struct AttentionSegments {
     pub generated: usize,
     /// The cache is in f16.
     pub half: bool,
+    /// Nothing is rounded to f16.
+    pub exact: bool,
 }
 
 impl AttentionSegments {
     /// One sequence's.
     fn one(&self, sequence: usize) -> Attention {
-        let Self { heads, kv_heads, head_dim, prefix, suffixes, generated, half } = *self;
+        let Self { heads, kv_heads, head_dim, prefix, suffixes, generated, half, exact } = *self;
         let times = if generated == 0 { suffixes[sequence] } else { 1 };
         let storage = if half { Storage::F16 } else { Storage::F32 };
         Attention {
@@ -258,6 +279,7 @@ impl AttentionSegments {
             keys: prefix + suffixes[sequence] + generated,
             causal: true,
             storage,
+            exact,
         }
     }
 
@@ -332,7 +354,7 @@ impl AttentionSegments {
 
 impl Case for AttentionSegments {
     fn bound(&self) -> f64 {
-        F32
+        if self.exact { F32 } else { ATTENTION_F16 }
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {

@@ -48,6 +48,8 @@ pub use sampling::{Argmax, Sample};
 /// and WebGPU let exp, inverseSqrt and division err by a few units in the last place more. A kernel that drops one term
 /// in a thousand is off by 1e-3, five orders of magnitude above the bound.
 pub const F32: f64 = 1e-11;
+/// Attention whose queries, keys, values and probabilities are rounded to f16.
+pub const ATTENTION_F16: f64 = 1e-6;
 
 /// A test case of an op.
 pub trait Case: fmt::Debug + Sync {
@@ -131,8 +133,16 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
     }
     let routed =
         RoutedLinear { tokens: 9, top_k: 2, n: 66, k: 36, precision: Precision::Q8, gated: true, from_tokens: true };
-    let attention =
-        Attention { heads: 6, kv_heads: 2, head_dim: 40, times: 3, keys: 300, causal: true, storage: Storage::F32 };
+    let attention = Attention {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 40,
+        times: 3,
+        keys: 300,
+        causal: true,
+        storage: Storage::F32,
+        exact: true,
+    };
     let rotary = Rope {
         heads: 3,
         kv_heads: 1,
@@ -160,6 +170,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             suffixes: [3, 1, 20],
             generated: 2,
             half: true,
+            exact: true,
         }),
         Box::new(Denoise {
             count: 300,
@@ -199,7 +210,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(GroupNorm { images: 2, height: 9, width: 5, channels: 60, groups: 6, silu: true, shift: 3.0 }),
         Box::new(Concatenate { pixels: 130, channels: [36, 132] }),
         Box::new(Softmax { rows: 5, k: 300, stride: 303 }),
-        Box::new(AttentionBatched { sequences: 2, heads: 2, head_dim: 64, times: 70, keys: Some(77) }),
+        Box::new(AttentionBatched { sequences: 2, heads: 2, head_dim: 64, times: 70, keys: Some(77), exact: true }),
         Box::new(Resize { from: (7, 5), channels: 3, to: (12, 13) }),
         Box::new(MiningStats { map }),
         Box::new(Mining { map, side: 2, window: 8, origin: (0, 8) }),

@@ -75,7 +75,7 @@ impl Case for Rope {
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
         Box::pin(async move {
             let Self { heads, kv_heads, head_dim, times, position, k, precision, half, .. } = *self;
-            let layer = ops::Attention { heads, kv_heads, head_dim, causal: true };
+            let layer = ops::Attention { heads, kv_heads, head_dim, causal: true, exact: true };
             let [x, gain, weight] = self.inputs();
             let mut rows: Vec<&[f32]> = weight.chunks_exact(k).collect();
             for (row, values) in weight.chunks_exact(k).enumerate().take((heads + kv_heads) * head_dim) {

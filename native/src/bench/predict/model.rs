@@ -77,9 +77,10 @@ impl std::ops::AddAssign for Time {
 
 /// Whether nearly all instructions of a kernel are in loops around its multiply-adds, so that these give their number.
 fn multiplies(kernel: &str) -> bool {
-    const PREFIXES: [&str; 11] = [
+    const PREFIXES: [&str; 12] = [
         "matmul",
         "matvec",
+        "attention_cooperative",
         "attention_decode",
         "attention_tiled",
         "depthwise",
@@ -131,7 +132,7 @@ pub fn time(device: &Device, table: &Table, work: &Work) -> Time {
     let issue_us = issue * imbalance / hidden;
 
     // Matrix operations.
-    let on_matrix_units = name.starts_with("matmul_cooperative") || name.contains("matrices");
+    let on_matrix_units = name.contains("_cooperative") || name.contains("matrices");
     let matrix = match on_matrix_units && device.matrix_tflops > 0.0 {
         true => work.flops / per_us(device.matrix_tflops * 1e12),
         false => 0.0,
