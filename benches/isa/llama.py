@@ -26,6 +26,7 @@ RIGHT_8 = "B_TYPE=mat2x4 B_TYPE_SCALAR=float B_TYPEV4=vec4 D_TYPE=float LOAD_VEC
 RIGHT_4 = "B_TYPE=vec4 B_TYPE_SCALAR=float B_TYPEV4=vec4 D_TYPE=float LOAD_VEC_B=4"
 VECTOR = "FLOAT_TYPE=float FLOAT_TYPEV2=vec2 FLOAT_TYPEV4=vec4 B_TYPE=float B_TYPEV2=vec2 B_TYPEV4=vec4 D_TYPE=float USE_SUBGROUP_ADD_NO_SHMEM=1"
 FLASH = "Q_TYPE=float D_TYPE=float D_TYPEV4=vec4 DATA_A_IQ4_NL=1 ACC_TYPE=float ACC_TYPEV2=vec2 ACC_TYPEV4=vec4"
+MATRICES = "COOPMAT=1 FLOAT_TYPE_MAX=float16_t(65504.0)"
 CONVOLUTION = "B_TYPE=float D_TYPE=float USE_COLLECTIVES=1 UNROLL=[[unroll]]"
 
 # Name: source, definitions, whether glslc optimises.
@@ -43,13 +44,14 @@ BASES = {
     **{f"mv_{kind}": (f"mul_mat_vec_{kind}", f"{VECTOR} DATA_A_{kind.upper()}=1", True) for kind in ("q4_k", "q6_k")},
     "fa_fp32": ("flash_attn", f"{FLASH} FLOAT_TYPE=float FLOAT_TYPEV2=vec2 FLOAT_TYPEV4=vec4", True),
     "fa_fp16": ("flash_attn", f"{FLASH} FLOAT16=1 FLOAT_TYPE=float16_t FLOAT_TYPEV2=f16vec2 FLOAT_TYPEV4=f16vec4 FLOAT_TYPE_MAX=float16_t(65504.0)", True),
+    "fa_matrices": ("flash_attn_cm1", f"{FLASH} {F16} {MATRICES}", False),
     "conv_f32": ("conv2d_mm", f"{CONVOLUTION} A_TYPE=float", True),
     "conv_f16": ("conv2d_mm", f"{CONVOLUTION} A_TYPE=float16_t", True),
     "depthwise": ("conv2d_dw", "FLOAT_TYPE=float FLOAT_TYPEV2=vec2 A_TYPE=float B_TYPE=float D_TYPE=float CWHN=1", True),
 }  # fmt: skip
 
 
-def pipelines(subgroup, vector):
+def pipelines(subgroup, vector, staging=False):
     """Name -> base, subgroup size, specialisation constants."""
     large, medium = (128, 128, 128), (128, 64, 64)
     found = {}
@@ -75,6 +77,9 @@ def pipelines(subgroup, vector):
             workgroup = 128 if (subgroup, head) == (64, 64) else 4 * subgroup
             rows, split = (8, 1) if head == 64 else (16, 4)
             found[f"fa_{precision}_d{head}_prefill"] = (base, subgroup, (workgroup, rows, 32, head, head, 0, 8, split, subgroup, *tail))
+        # 16 rows by 64 keys, a subgroup for each 16 keys. NVIDIA stages keys and values in workgroup memory.
+        staged = int(staging)
+        found[f"fa_matrices_d{head}_prefill"] = ("fa_matrices", subgroup, (4 * subgroup, 16, 64, head, head, 0, 16, 4, subgroup, staged, 0, 0, 1, 1, 2, 2))
     for kind in ("f32", "f16"):
         found[f"conv_{kind}"] = (f"conv_{kind}", subgroup, (256, 128, 16, 128, 8, 0, 4, 1, 1, 1, 1, 1, 1, 3, 3, 1, 0))
     for kind, rows in (("f32", 1), ("f16", 2), ("q4_0", 2), ("q4_1", 2), ("q5_0", 2), ("q8_0", 1), ("q4_k", 2), ("q6_k", 2)):
@@ -130,7 +135,7 @@ def modules(root, out, vendors, pattern):
     for vendor in vendors:
         folder = out / vendor
         folder.mkdir(parents=True)
-        for name, (base, subgroup, constants) in pipelines(*SUBGROUPS[vendor]).items():
+        for name, (base, subgroup, constants) in pipelines(*SUBGROUPS[vendor], vendor == "nvidia").items():
             # The large tile takes these compilers minutes, or more registers than there are.
             too_large = name.endswith("_l") and vendor not in ("amd", "nvidia")
             module = built / f"{base}.spv"
