@@ -5,7 +5,7 @@
 struct RowGroup {
     low: vec4<u32>,
     high: vec2<u32>,
-    scale: StoredScales,
+    scale: vec2<u32>,
 }
 
 fn load_row_group(row: u32, group: u32, stride: u32) -> RowGroup {

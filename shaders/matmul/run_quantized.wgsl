@@ -2,7 +2,7 @@
 struct Run {
     low: u32,
     high: u32,
-    scale: StoredScales,
+    scale: vec2<u32>,
     k8: u32,
 }
 

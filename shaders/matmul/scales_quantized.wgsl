@@ -20,58 +20,40 @@ fn high_word(row: u32, group: u32, stride: u32, word: u32) -> u32 {
     return scales[span_at(row, group, stride) + 32u * (HIGH_WORDS * (group % SPAN) + word)];
 }
 
-// What 32 weights of a row share, as it is stored.
-struct StoredScales {
-    words: vec3<u32>,
-    // The group's number in its superblock, and in bit 3 the f16 of a word.
-    place: u32,
-}
-
-fn load_scales(row: u32, group: u32, stride: u32) -> StoredScales {
+// What 32 weights of a row share, in few registers: a word, or an f16 in its low half; and the 12 bits of a scale and a
+// minimum, or two i8.
+fn load_scales(row: u32, group: u32, stride: u32) -> vec2<u32> {
     let at = span_at(row, group, stride);
     let first = at + 32u * SPAN * HIGH_WORDS;
     let within = group % SPAN;
-    var stored: StoredScales;
-    stored.place = within | ((row & 1u) << 3u);
+    var stored: vec2<u32>;
     if SCALE_HALVES == 1u {
-        stored.words.x = scales[at - (row & 31u) + 32u * ALL_WORDS + ((row & 31u) >> 1u)];
-    }
-    if SPAN == 1u && SCALE_WORDS == 1u {
-        stored.words.x = scales[first];
+        stored.x = scales[at - (row & 31u) + 32u * ALL_WORDS + ((row & 31u) >> 1u)] >> (16u * (row & 1u));
+    } else {
+        stored.x = scales[first];
     }
     if SPAN == 8u && BITS == 6u {
-        stored.words.y = scales[first + 32u * (within >> 1u)];
+        stored.y = scales[first + 32u * (within >> 1u)] >> (16u * (within & 1u));
     }
     if SPAN == 8u && BITS < 6u {
-        stored.words.x = scales[first];
-        stored.words.y = scales[first + 32u + 32u * (within >> 2u)];
-        stored.words.z = scales[first + 96u];
+        let low = scales[first + 32u + 32u * (within >> 2u)] >> (8u * (within & 3u));
+        stored.y = (low & 255u) | (((scales[first + 96u] >> (4u * within)) & 15u) << 8u);
     }
     return stored;
 }
 
-// The f16 that a row and its neighbour have in one word.
-fn half_scale(stored: StoredScales) -> f32 {
-    return unpack2x16float(stored.words.x >> (2u * (stored.place & 8u))).x;
-}
-
 // Scale and minimum, weight = minimum + scale * q; or, for 6 bits, the scales of the group's halves, weight = scale *
 // (q - 32).
-fn unpacked_scales(stored: StoredScales) -> vec2<f32> {
-    let within = stored.place & 7u;
+fn unpacked_scales(stored: vec2<u32>) -> vec2<f32> {
+    let pair = unpack2x16float(stored.x);
     if SPAN == 8u && BITS == 6u {
-        let pair = bitcast<vec2<i32>>(vec2(stored.words.y << (16u - 16u * (within & 1u))) << vec2(8u, 0u)) >> vec2(24u);
-        return half_scale(stored) * vec2<f32>(pair);
+        return pair.x * vec2<f32>(bitcast<vec2<i32>>(vec2(stored.y) << vec2(24u, 16u)) >> vec2(24u));
     }
     if SPAN == 8u {
-        let units = unpack2x16float(stored.words.x);
-        let low = stored.words.y >> (8u * (within & 3u));
-        let minimum = ((low >> 6u) & 3u) | (((stored.words.z >> (4u * within)) & 15u) << 2u);
-        return vec2(units.x * f32(low & 63u), -(units.y * f32(minimum)));
+        return vec2(pair.x * f32(stored.y & 63u), -(pair.y * f32(stored.y >> 6u)));
     }
     if SCALE_WORDS == 0u {
-        let scale = half_scale(stored);
-        return vec2(scale, -f32(1u << (BITS - 1u)) * scale);
+        return vec2(pair.x, -f32(1u << (BITS - 1u)) * pair.x);
     }
-    return unpack2x16float(stored.words.x);
+    return pair;
 }
