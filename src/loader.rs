@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use crate::gpu::Gpu;
 use crate::ops::{ConvMode, Convolution, GroupNorm, Norm};
-use crate::tensor::{Matrix, MatrixBuilder, Precision, Tensor};
+use crate::tensor::{Inputs, Matrix, MatrixBuilder, Precision, Tensor};
 use crate::weights::blocks::BlockType;
 use crate::weights::dtype::{Dtype, first_larger};
 use crate::weights::expected::{ExpectedTensor, Storage};
@@ -54,8 +54,8 @@ pub struct Loader {
     precision: Precision,
     /// Matrices keep the quantization of their file.
     keep_quantization: bool,
-    /// Inputs of the matrices may be larger than f16 can hold.
-    wide_inputs: bool,
+    /// Inputs of the matrices.
+    inputs: Inputs,
     on_progress: Option<OnProgress>,
     staged: Rc<Cell<u64>>,
     /// The tensors of the network by name.
@@ -100,7 +100,7 @@ impl Loader {
             origin,
             precision,
             keep_quantization: false,
-            wide_inputs: false,
+            inputs: Inputs::Any,
             on_progress,
             staged,
             tensors,
@@ -134,9 +134,9 @@ impl Loader {
         Self { keep_quantization: true, ..self.clone() }
     }
 
-    /// The same loader of a network whose activations may be larger than f16 can hold: no product rounds its inputs.
-    pub fn wide_inputs(&self) -> Self {
-        Self { wide_inputs: true, ..self.clone() }
+    /// The same loader of a network of whose activations this is known.
+    pub fn inputs(&self, inputs: Inputs) -> Self {
+        Self { inputs, ..self.clone() }
     }
 
     /// The device.
@@ -226,7 +226,7 @@ impl Loader {
             }
             matrices.push(builder.finish()?);
         }
-        Ok(Matrix::stack(matrices)?.with_wide_inputs(self.wide_inputs))
+        Ok(Matrix::stack(matrices)?.with_inputs(self.inputs))
     }
 
     /// Two matrices [rows, columns] with alternating rows, `even` first: the layout of gated epilogues.
@@ -331,7 +331,7 @@ impl Loader {
         }
         let matrix = Matrix::new(&self.gpu, self.precision, columns, values, &what)?;
         self.wrote(matrix.bytes()).await?;
-        Ok(matrix.with_wide_inputs(self.wide_inputs))
+        Ok(matrix.with_inputs(self.inputs))
     }
 
     /// A matrix in which `info.rows` ranges over groups of `group` rows: random, or returned by `read`.
@@ -346,7 +346,7 @@ impl Loader {
         let Some(weights) = self.weights() else { return self.random_matrix(&what, &MatrixInfo { rows, ..*info }) };
         let mut builder = MatrixBuilder::new(&self.gpu, info.precision, rows, info.columns, &what)?;
         self.push_blocks(&mut builder, info, group, async |range| read(weights, range).await).await?;
-        Ok(builder.finish()?.with_wide_inputs(self.wide_inputs))
+        Ok(builder.finish()?.with_inputs(self.inputs))
     }
 
     /// Uploads `info.rows` groups of `group` rows in blocks: `read` returns the rows of a range of groups.
@@ -394,7 +394,7 @@ impl Loader {
         };
         let matrix = Matrix::random(&self.gpu, info.precision, info.rows, info.columns, hash(what, seed), what)?;
         self.report(matrix.bytes())?;
-        Ok(matrix.with_wide_inputs(self.wide_inputs))
+        Ok(matrix.with_inputs(self.inputs))
     }
 
     /// A tensor's values on the host, for small tensors that are transformed before the upload.

@@ -15,8 +15,9 @@ use web_time::Instant;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::cases::{Attention, Case, F32, Linear, Storage, compare};
 use crate::ops::{
-    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, attention_on_matrix_units, linear_by, matrix_units,
-    native_dots, set_attention_on_matrix_units, set_matrix_units, set_native_dots, tuning, update_tuning,
+    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, attention_on_matrix_units, half_sums, linear_by,
+    matrix_units, native_dots, set_attention_on_matrix_units, set_half_sums, set_matrix_units, set_native_dots, tuning,
+    update_tuning,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
@@ -192,9 +193,14 @@ fn by_cost(products: &HashMap<MatmulShape, u64>) -> Vec<MatmulShape> {
     shapes.into_iter().map(|(shape, _)| shape).collect()
 }
 
-/// Whether a kernel may compute a product: f32 weights are for those who want exact results.
+/// Whether a kernel may compute a product: f32 weights are for those who want exact results, and the activations of
+/// some language models, whose products are measured, are too large to be added in f16.
 fn is_exact_enough(kernel: MatmulKernel, shape: MatmulShape) -> bool {
-    shape.precision != Precision::F32 || kernel.rounding() == Rounding::None
+    match kernel.rounding() {
+        Rounding::None => true,
+        Rounding::HalfSums => false,
+        _ => shape.precision != Precision::F32,
+    }
 }
 
 /// The fastest of the correct kernels.
@@ -214,14 +220,16 @@ fn faster_than(default: MatmulKernel, timings: &[Timing]) -> Option<Choice> {
     }
 }
 
-/// Checks the kernels that round factors and run by default: those for matrix units ([`check_matrix_units`]), and those
-/// that multiply bytes ([`check_native_dots`]). Models do this when they are loaded.
+/// Checks the kernels that round factors and run by default: those for matrix units ([`check_matrix_units`]), those
+/// that multiply bytes ([`check_native_dots`]), and those that add in f16 ([`check_half_sums`]). Models do this when
+/// they are loaded.
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
 pub async fn check_rounding_kernels(gpu: &Gpu) -> Result<()> {
     if !check_matrix_units(gpu).await? {
         check_native_dots(gpu).await?;
+        check_half_sums(gpu).await?;
     }
     Ok(())
 }
@@ -252,6 +260,30 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
     Ok(correct)
 }
 
+/// Compares the kernels that add in f16 with the reference, once for a GPU with packed f16 arithmetic
+/// ([`packed_f16`](crate::gpu::Capabilities)). If all match, products whose inputs the reference has in f16 use them
+/// from then on, except where matrix units compute them. Returns whether they do.
+///
+/// # Errors
+/// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
+pub async fn check_half_sums(gpu: &Gpu) -> Result<bool> {
+    if let Some(used) = half_sums(gpu) {
+        return Ok(used);
+    }
+    let mut correct = gpu.capabilities().packed_f16 && !gpu.is_software();
+    for rows in [4, 8] {
+        for precision in CHECKED_PRECISIONS {
+            let case = Linear { m: 131, n: 133, k: 132, precision, ..Linear::default() };
+            correct = correct && matches(gpu, &case, MatmulKernel::HalfSums { rows }).await?;
+        }
+    }
+    set_half_sums(gpu, correct);
+    Ok(correct)
+}
+
+/// Formats with readers of their own.
+const CHECKED_PRECISIONS: [Precision; 4] = [Precision::F16, Precision::Q8, Precision::Q6, Precision::Q4];
+
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all kernels of
 /// products match, products use them from then on. Attention is checked separately. Returns whether products use them.
 /// Models do this when they are loaded. It compiles a pipeline for each tile and format and four of attention, and does
@@ -260,15 +292,13 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
 pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
-    // Formats with readers of their own.
-    const PRECISIONS: [Precision; 4] = [Precision::F16, Precision::Q8, Precision::Q6, Precision::Q4];
     if let Some(used) = matrix_units(gpu) {
         return Ok(used);
     }
     let mut correct = false;
     for sizes in MatmulKernel::default_on_matrix_units(gpu) {
         correct = true;
-        for precision in PRECISIONS {
+        for precision in CHECKED_PRECISIONS {
             // More than a tile of rows, and sizes that are multiples of nothing but four.
             let case = Linear { m: 131, n: 133, k: 132, precision, ..Linear::default() };
             correct = correct && matches(gpu, &case, MatmulKernel::Cooperative(sizes)).await?;

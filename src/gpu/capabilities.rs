@@ -5,6 +5,9 @@
 pub struct Capabilities {
     /// 16-bit floats in shaders (`shader-f16`).
     pub shader_f16: bool,
+    /// Two multiply-adds of f16 take the place of one of f32, and the compilers make such instructions of
+    /// `matmul_f16` (KERNELS.md).
+    pub packed_f16: bool,
     /// Subgroup operations in compute shaders.
     pub subgroups: bool,
     /// Smallest subgroup size the device may use.
@@ -36,6 +39,7 @@ impl Capabilities {
     pub fn of_hardware(subgroup_max_size: u32, cooperative_sizes: Vec<u32>) -> Self {
         Self {
             shader_f16: true,
+            packed_f16: false,
             subgroups: true,
             subgroup_min_size: 32,
             subgroup_max_size,
@@ -56,6 +60,7 @@ impl Capabilities {
         let info = adapter.get_info();
         Self {
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            packed_f16: features.contains(wgpu::Features::SHADER_F16) && has_packed_f16(&info),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             subgroup_min_size: info.subgroup_min_size,
             subgroup_max_size: info.subgroup_max_size,
@@ -113,6 +118,25 @@ fn local_memory(adapter: &wgpu::Adapter) -> Option<u64> {
     let memory = unsafe { instance.get_physical_device_memory_properties(hal.raw_physical_device()) };
     let heaps = memory.memory_heaps_as_slice().iter();
     heaps.filter(|heap| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL)).map(|heap| heap.size).max()
+}
+
+/// Whether a GPU has packed f16 arithmetic that is faster than f32. Not Intel, Adreno and Apple: their compilers make
+/// one instruction of each multiply-add of f16. Not NVIDIA since Ampere: f16 has the rate of f32 there. Browsers do not
+/// report the vendor.
+fn has_packed_f16(info: &wgpu::AdapterInfo) -> bool {
+    const AMD: u32 = 0x1002;
+    const NVIDIA: u32 = 0x10de;
+    let is_any_of = |parts: &[&str]| {
+        let name = info.name.to_lowercase();
+        parts.iter().any(|part| name.contains(part))
+    };
+    match info.vendor {
+        // RDNA has subgroups of 32 and 64, GCN of 64. Of GCN, Vega has packed arithmetic.
+        AMD => info.subgroup_min_size < info.subgroup_max_size || is_any_of(&["vega", "raven", "renoir", "radeon vii"]),
+        // Turing.
+        NVIDIA => is_any_of(&["gtx 16", "rtx 20", "tu1"]),
+        _ => false,
+    }
 }
 
 fn cooperative_sizes(features: wgpu::Features, adapter: &wgpu::Adapter) -> Vec<u32> {

@@ -130,7 +130,7 @@ impl Kernel {
 
     /// Whether the kernel computes with 16-bit floats.
     pub fn uses_f16(&self) -> bool {
-        self.has_source("stage_f16") || self.uses_cooperative_matrices()
+        self.has_source("stage_f16") || self.has_source("matmul_f16") || self.uses_cooperative_matrices()
     }
 
     /// Whether the kernel needs subgroup operations.

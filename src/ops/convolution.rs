@@ -3,7 +3,7 @@
 use super::matmul::{ConvParams, ImplicitGemm};
 use super::{Activation, FeatureMap};
 use crate::gpu::Recorder;
-use crate::tensor::{Matrix, Tensor};
+use crate::tensor::{Inputs, Matrix, Tensor};
 use crate::{Error, Result};
 
 /// Stride, padding and upsampling of a convolution.
@@ -45,7 +45,7 @@ pub struct ConvEpilogue<'a> {
     pub activation: Option<Activation>,
     /// Added last; as large as the result.
     pub residual: Option<&'a FeatureMap>,
-    /// The map fits f16, even if the weight's inputs in general do not ([`Matrix::wide_inputs`]).
+    /// The map fits f16, even if the weight's inputs in general do not ([`Matrix::inputs`]).
     pub narrow_inputs: bool,
 }
 
@@ -158,7 +158,10 @@ fn convolution_to(
         activation: epilogue.activation,
         residual: epilogue.residual.map(|residual| &residual.values),
         y: &y,
-        wide_inputs: layer.weight.wide_inputs() && !epilogue.narrow_inputs,
+        inputs: match layer.weight.inputs() {
+            Inputs::Wide if epilogue.narrow_inputs => Inputs::Any,
+            inputs => inputs,
+        },
         convolution,
     }
     .record(recorder)?;

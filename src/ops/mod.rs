@@ -30,7 +30,8 @@ pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
 pub use kernel_name::kernel_name;
 pub(crate) use matmul::{
-    Choice, linear_by, matrix_units, native_dots, set_matrix_units, set_native_dots, update_tuning,
+    Choice, half_sums, linear_by, matrix_units, native_dots, set_half_sums, set_matrix_units, set_native_dots,
+    update_tuning,
 };
 pub use matmul::{
     Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, SharedRows, Tuning, linear,

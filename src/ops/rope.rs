@@ -150,7 +150,7 @@ impl QkvRope<'_> {
             output: OutputStage::RopeToCache { half: cache.is_half() },
             norm,
             flags: EpilogueFlags::default(),
-            wide_inputs: weight.wide_inputs(),
+            inputs: weight.inputs(),
             advancing: &[offset_of!(Params, first_time)],
             bindings: [
                 x.binding(),

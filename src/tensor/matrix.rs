@@ -19,14 +19,25 @@ pub struct Shard {
     pub scales: Option<Tensor>,
 }
 
+/// What is known of the inputs that a matrix is multiplied with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Inputs {
+    /// Nothing: kernels may round them to f16, but do not add in f16.
+    #[default]
+    Any,
+    /// They may be larger than f16 can hold: no kernel rounds them.
+    Wide,
+    /// The reference has them in f16 too: kernels may also add a few products in f16.
+    Half,
+}
+
 /// A weight matrix [rows, columns] on the device: the `[out, in]` of a linear layer, or a table of embeddings.
 #[derive(Debug)]
 pub struct Matrix {
     rows: usize,
     columns: usize,
     shards: Vec<Shard>,
-    /// Products keep their inputs in f32.
-    wide_inputs: bool,
+    inputs: Inputs,
 }
 
 impl Matrix {
@@ -40,16 +51,16 @@ impl Matrix {
         self.columns
     }
 
-    /// The same matrix, whose inputs may be larger than f16 can hold, or not: no kernel rounds them.
+    /// The same matrix, to be multiplied with inputs of which this is known.
     #[must_use]
-    pub fn with_wide_inputs(mut self, wide_inputs: bool) -> Self {
-        self.wide_inputs = wide_inputs;
+    pub fn with_inputs(mut self, inputs: Inputs) -> Self {
+        self.inputs = inputs;
         self
     }
 
-    /// Whether inputs may be larger than f16 can hold.
-    pub fn wide_inputs(&self) -> bool {
-        self.wide_inputs
+    /// What is known of the inputs of its products.
+    pub fn inputs(&self) -> Inputs {
+        self.inputs
     }
 
     /// The shards, in order of rows.
@@ -74,7 +85,8 @@ impl Matrix {
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
     pub fn stack(parts: Vec<Self>) -> Result<Self> {
         let columns = parts.first().map_or(0, |part| part.columns);
-        let mut stacked = Self { rows: 0, columns, shards: Vec::new(), wide_inputs: false };
+        let inputs = parts.first().map_or(Inputs::Any, Self::inputs);
+        let mut stacked = Self { rows: 0, columns, shards: Vec::new(), inputs };
         for part in parts {
             if part.columns != columns {
                 return Err(Error::WrongShape {
@@ -85,7 +97,11 @@ impl Matrix {
             }
             let moved = part.shards.into_iter().map(|shard| Shard { first: stacked.rows + shard.first, ..shard });
             stacked.shards.extend(moved);
-            stacked.wide_inputs |= part.wide_inputs;
+            stacked.inputs = match (stacked.inputs, part.inputs) {
+                (Inputs::Wide, _) | (_, Inputs::Wide) => Inputs::Wide,
+                (Inputs::Half, Inputs::Half) => Inputs::Half,
+                _ => Inputs::Any,
+            };
             stacked.rows += part.rows;
         }
         Ok(stacked)
@@ -116,7 +132,7 @@ impl Matrix {
         }
         let shard =
             Shard { first: 0, rows, precision: Precision::F32, data: tensor.reshape(&[tensor.len()]), scales: None };
-        Ok(Self { rows, columns, shards: vec![shard], wide_inputs: false })
+        Ok(Self { rows, columns, shards: vec![shard], inputs: Inputs::Any })
     }
 
     /// A matrix of seeded random weights made on the device, small enough that activations stay finite through a model.
@@ -220,7 +236,7 @@ impl MatrixBuilder {
             });
             first += count;
         }
-        let matrix = Matrix { rows, columns, shards, wide_inputs: false };
+        let matrix = Matrix { rows, columns, shards, inputs: Inputs::Any };
         Ok(Self { gpu: gpu.clone(), matrix, precision, packed: Packed::default(), pushed: 0, what: what.to_owned() })
     }
 

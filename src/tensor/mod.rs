@@ -11,7 +11,7 @@ pub use activation::Activation;
 #[cfg(feature = "gpu")]
 pub(crate) use matrix::fill_kernel;
 #[cfg(feature = "gpu")]
-pub use matrix::{Matrix, MatrixBuilder, Shard};
+pub use matrix::{Inputs, Matrix, MatrixBuilder, Shard};
 #[cfg(feature = "gpu")]
 pub use on_device::Tensor;
 #[cfg(feature = "gpu")]

@@ -5,7 +5,7 @@ use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::clip_layer::{ClipLayer, ClipLayerConfig};
 use crate::ops::{self, Epilogue, Norm};
-use crate::tensor::{Matrix, Tensor};
+use crate::tensor::{Inputs, Matrix, Tensor};
 use crate::weights::config::ClipConfig;
 use crate::weights::expected;
 
@@ -31,7 +31,7 @@ impl ClipVit {
     pub async fn load(loader: &Loader, config: &ClipConfig, select_layer: i32) -> Result<Self> {
         let width = config.hidden_size;
         let needed = config.layers_before(select_layer)?;
-        let model = loader.network(expected::clip(config)).pp("vision_model");
+        let model = loader.network(expected::clip(config)).inputs(Inputs::Half).pp("vision_model");
         let embeddings = model.pp("embeddings");
         let class = embeddings.values("class_embedding").await?;
         let mut positions = embeddings.values("position_embedding.weight").await?;

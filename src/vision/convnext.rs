@@ -4,7 +4,7 @@ use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, Epilogue, FeatureMap, Norm};
-use crate::tensor::Tensor;
+use crate::tensor::{Inputs, Tensor};
 use crate::weights::config::ConvNextConfig;
 use crate::weights::expected;
 use crate::{Error, Result};
@@ -57,7 +57,7 @@ impl ConvNext {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &ConvNextConfig) -> Result<Self> {
-        let loader = loader.network(expected::convnext(config));
+        let loader = loader.network(expected::convnext(config)).inputs(Inputs::Half);
         let mut stages = Vec::new();
         for (stage, depth) in config.depths.into_iter().enumerate() {
             stages.push(Stage::load(&loader.pp("stages").pp(stage), depth).await?);

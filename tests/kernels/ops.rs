@@ -10,17 +10,17 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use mgm::Error;
-use mgm::gpu::{Gpu, GpuOptions, Kernel, TestOptions};
+use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions};
 use mgm::ops::cases::{
     Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
     Depthwise, F32, Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random,
     Resize, Rope, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
 };
 use mgm::ops::{
-    self, Activation, AttentionSegment, ConvMode, Cooperative, MatmulKernel, MatmulShape, Rounding, RowMatvec,
-    StridedRows, Tuning, set_tuning, specialisations, tuning,
+    self, Activation, AttentionSegment, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding,
+    RowMatvec, StridedRows, Tuning, set_tuning, specialisations, tuning,
 };
-use mgm::tensor::{Precision, Tensor};
+use mgm::tensor::{Inputs, Matrix, Precision, Tensor};
 use mgm::tuning::{Timing, TuneOptions, check_native_dots, tune, tune_within};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -330,7 +330,7 @@ fn rounding_kernels_over_awkward_shapes() {
     let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
     let capabilities = gpu.capabilities();
     let runs = |kernel: &MatmulKernel| match kernel {
-        MatmulKernel::Tiled { .. } => capabilities.shader_f16,
+        MatmulKernel::Tiled { .. } | MatmulKernel::HalfSums { .. } => capabilities.shader_f16,
         MatmulKernel::Cooperative(sizes) => {
             capabilities.cooperative_sizes.contains(&sizes.size)
                 && sizes.lanes == capabilities.subgroup_max_size
@@ -340,7 +340,7 @@ fn rounding_kernels_over_awkward_shapes() {
     };
     let kernels: Vec<_> =
         MatmulKernel::all().filter(|kernel| kernel.rounding() != Rounding::None).filter(runs).collect();
-    // Two of bytes, two tiles in f16, and four cooperative kernels for each size of a matrix.
+    // Two of bytes, two tiles in f16, two that add in f16, and four cooperative kernels for each size of a matrix.
     println!("{} kernels", kernels.len());
 
     let mut cases: Vec<(Precision, usize, usize, Box<dyn Case>)> = Vec::new();
@@ -610,6 +610,7 @@ fn stored_measurements_count_only_where_they_hold() {
         MatmulKernel::RowMatvec(RowMatvec { rows: 1, lanes: 8, owned: 2, workgroup: 256 }),
         MatmulKernel::Tiled { half: true, columns: 4 },
         MatmulKernel::Tiled { half: true, columns: 8 },
+        MatmulKernel::HalfSums { rows: 8 },
         MatmulKernel::Cooperative(Cooperative { size: 16, tile: 64, step: 32, parts: 4, lanes: 32 }),
         MatmulKernel::Packed { columns: 4 },
         MatmulKernel::Packed { columns: 8 },
@@ -622,6 +623,65 @@ fn stored_measurements_count_only_where_they_hold() {
         let mut stored = stored.clone();
         stored[key] = value;
         assert_eq!(used(&stored), 0, "{key}");
+    }
+    set_tuning(&gpu, Tuning::none(&gpu));
+}
+
+/// Adding in f16 is the default on GPUs with packed f16 arithmetic and no matrix units, for many rows and inputs that
+/// the reference has in f16.
+#[test]
+fn only_products_with_inputs_in_f16_are_added_in_f16() {
+    for (sizes, packed_f16) in [(vec![], true), (vec![], false), (vec![16], true)] {
+        let general = Capabilities::of_hardware(64, sizes.clone());
+        let planned = Some(Capabilities { packed_f16, ..general });
+        let test = TestOptions { planned, software_adapter: Some(false), ..TestOptions::default() };
+        let gpu = common::open_gpu_with(GpuOptions::default().with_test(test));
+        for (inputs, precision, m, fits) in [
+            (Inputs::Half, Precision::F16, 77, true),
+            (Inputs::Half, Precision::Q4, 4096, true),
+            (Inputs::Half, Precision::F32, 77, false),
+            (Inputs::Half, Precision::F16, 4, false),
+            (Inputs::Any, Precision::F16, 77, false),
+            (Inputs::Wide, Precision::F16, 77, false),
+        ] {
+            let weight = Matrix::random(&gpu, precision, 96, 64, 1, "weight").expect("a matrix").with_inputs(inputs);
+            let x = Tensor::temporary(&gpu, &[m, 64], "x").expect("a tensor");
+            let mut recorder = gpu.dry_run();
+            ops::linear(&mut recorder, &x, &weight, Epilogue::default()).expect("a product");
+            let report = recorder.into_report();
+            let used = report.kernels().keys().any(|kernel| kernel.name == "matmul_f16");
+            assert_eq!(used, fits && packed_f16 && sizes.is_empty(), "{inputs:?}, {precision:?}, {m} rows, {sizes:?}");
+        }
+    }
+}
+
+/// Values of x and sums of 32 products beyond f16 become f16's largest number, not infinity.
+#[test]
+fn sums_beyond_f16_are_clamped() {
+    const M: usize = 70;
+    const N: usize = 66;
+    const K: usize = 68;
+    let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
+    let rows: &[u32] = if gpu.capabilities().shader_f16 { &[4, 8] } else { &[] };
+    println!("{} kernels", rows.len());
+    for &rows in rows {
+        assert!(force(&gpu, MatmulKernel::HalfSums { rows }, Precision::F16, N, K));
+        // Sums of one sign; large values whose sums are small; values that are too large themselves.
+        let values: [fn(usize) -> f32; 3] =
+            [|_| -6e4, |column| if column % 2 == 0 { 6e4 } else { -6e4 }, |column| if column < 33 { 1e6 } else { 0.0 }];
+        for (x, expected) in values.into_iter().zip([2.0 * -65504.0 - 65504.0, 0.0, 2.0 * 65504.0]) {
+            let x: Vec<_> = (0..M * K).map(|index| x(index % K)).collect();
+            let values = pollster::block_on(async {
+                let x = Tensor::new(&gpu, &[M, K], &x, "x")?;
+                let weight = Matrix::new(&gpu, Precision::F16, K, &[1.0; N * K], "weight")?;
+                let mut recorder = gpu.record();
+                let y = ops::linear(&mut recorder, &x, &weight, Epilogue::default())?;
+                let values = y.read_back(&mut recorder);
+                recorder.submit()?;
+                values.values::<f32>().await
+            });
+            assert_eq!(values.expect("a product"), vec![expected; M * N], "{rows} rows");
+        }
     }
     set_tuning(&gpu, Tuning::none(&gpu));
 }

@@ -218,11 +218,12 @@ fn plan_sdxl(gpu: &Gpu, Sdxl { text, unet, decoder, encoder }: &Sdxl) -> Result<
     Ok(recorder.into_report())
 }
 
-/// A GPU with matrix units, or with dot products of bytes.
+/// A GPU with matrix units, or with dot products of bytes and packed f16 arithmetic.
 async fn open(subgroup_max_size: u32, matrices: bool) -> Result<Gpu> {
     let sizes = if matrices { vec![16] } else { vec![] };
     let hardware = Capabilities::of_hardware(subgroup_max_size, sizes);
-    Ok(Gpu::open(&GpuOptions::planned(Capabilities { native_dots: !matrices, ..hardware })).await?)
+    let planned = Capabilities { native_dots: !matrices, packed_f16: !matrices, ..hardware };
+    Ok(Gpu::open(&GpuOptions::planned(planned)).await?)
 }
 
 /// The kernels of all models, by name.

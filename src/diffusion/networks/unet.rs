@@ -7,7 +7,7 @@ use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
-use crate::tensor::Tensor;
+use crate::tensor::{Inputs, Tensor};
 use crate::weights::sdxl::config::{UnetConfig, UnetLevel};
 use crate::weights::sdxl::expected;
 use crate::{Error, Result};
@@ -62,7 +62,7 @@ impl Unet {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
-        let loader = loader.network(expected::unet(config));
+        let loader = loader.network(expected::unet(config)).inputs(Inputs::Half);
         let (mut down, mut up) = (Vec::new(), Vec::new());
         for (index, level) in config.levels.iter().enumerate() {
             let part = loader.pp("down_blocks").pp(index);

@@ -13,7 +13,7 @@ use super::tiles::{TileRegion, copy, crop, tile_regions};
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::ops::{self, ConvEpilogue, ConvMode, Convolution, FeatureMap, GroupNorm, Rectangle};
-use crate::tensor::{Precision, Tensor};
+use crate::tensor::{Inputs, Precision, Tensor};
 use crate::weights::sdxl::config::VaeConfig;
 use crate::weights::sdxl::expected;
 use crate::{Error, Result};
@@ -162,7 +162,7 @@ impl VaeDecoder {
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
         // SDXL's autoencoder is known to exceed f16, except after norms (`GroupNorm::fits_f16`).
-        let loader = loader.network(expected::vae(config)).wide_inputs();
+        let loader = loader.network(expected::vae(config)).inputs(Inputs::Wide);
         let decoder = loader.pp("decoder");
         let resample = ("upsamplers.0.conv", ConvMode::Upsample2);
         let mut steps =
@@ -212,7 +212,7 @@ impl VaeEncoder {
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
         // SDXL's autoencoder is known to exceed f16, except after norms (`GroupNorm::fits_f16`).
-        let loader = loader.network(expected::vae(config)).wide_inputs();
+        let loader = loader.network(expected::vae(config)).inputs(Inputs::Wide);
         let encoder = loader.pp("encoder");
         let resample = ("downsamplers.0.conv", ConvMode::Stride2PadEnd);
         Ok(Self {

@@ -4,7 +4,7 @@ use super::kernel::{Cooperative, Device, MATVEC_ROWS, MatmulKernel, MeasuredRows
 use super::shape::MatmulShape;
 use super::table::tuned;
 use crate::gpu::{Capabilities, Gpu, Lock};
-use crate::tensor::Precision;
+use crate::tensor::{Inputs, Precision};
 
 /// Weights that stay in a core's cache. Software adapters gain nothing from sharing their loads among more than a few
 /// rows, and a kernel for few rows compiles in a quarter of the time.
@@ -16,6 +16,12 @@ const FULL_DEVICE: usize = 512;
 
 /// Tiles of 128 rows that fill a large GPU; with fewer, tiles of 64 share the work better.
 const FULL_DEVICE_128: usize = 128;
+
+/// Whether a product has enough tiles of 128 rows of x by 64 rows of W to fill a device: they read less than those of
+/// 64 rows.
+fn fills_with_large_tiles(m: usize, n: usize) -> bool {
+    m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE
+}
 
 #[derive(Debug, Default)]
 struct MatrixUnits(Lock<Option<bool>>);
@@ -45,37 +51,74 @@ pub(crate) fn set_native_dots(gpu: &Gpu, used: bool) {
     *gpu.extension::<NativeDots>().0.lock() = Some(used);
 }
 
+#[derive(Debug, Default)]
+struct HalfSums(Lock<Option<bool>>);
+
+/// Whether products whose inputs the reference has in f16 are added in f16 without a measurement; `None` before that
+/// was checked. A planned device is assumed to pass the check.
+pub(crate) fn half_sums(gpu: &Gpu) -> Option<bool> {
+    let checked = *gpu.extension::<HalfSums>().0.lock();
+    checked.or(gpu.is_planned().then_some(gpu.capabilities().packed_f16))
+}
+
+/// Has such products added in f16, or not.
+pub(crate) fn set_half_sums(gpu: &Gpu, used: bool) {
+    *gpu.extension::<HalfSums>().0.lock() = Some(used);
+}
+
 impl MatmulKernel {
     /// The kernel for a product: the fastest that was measured on this device, or else the one that is likely to be.
-    /// With `wide_inputs` it rounds nothing.
-    pub(super) fn choose(gpu: &Gpu, shape: MatmulShape, wide_inputs: bool) -> Self {
-        let suits = |kernel: &Self| !wide_inputs || kernel.rounding() == Rounding::None;
-        tuned(gpu, shape)
-            .filter(suits)
-            .or_else(|| Some(Self::unmeasured(gpu, shape)).filter(suits))
-            .unwrap_or_else(|| Self::likely(gpu, shape))
+    /// With wide inputs it rounds nothing; with inputs in f16 it may add in f16.
+    pub(super) fn choose(gpu: &Gpu, shape: MatmulShape, inputs: Inputs) -> Self {
+        Self::choose_among(gpu, shape, inputs, |_| true).unwrap_or_else(|| Self::likely(gpu, shape))
     }
 
-    /// The kernel for a product that was not measured. It may round to f16 on matrix units, or to 8 bits.
+    /// The first of the kernels for a product, the fastest first, that suits it.
+    fn choose_among(gpu: &Gpu, shape: MatmulShape, inputs: Inputs, suits: impl Fn(&Self) -> bool) -> Option<Self> {
+        let suits = |kernel: &Self| suits(kernel) && (inputs != Inputs::Wide || kernel.rounding() == Rounding::None);
+        tuned(gpu, shape)
+            .filter(&suits)
+            .or_else(|| Self::on_matrix_units(gpu, shape).filter(&suits))
+            .or_else(|| Self::on_checked_bytes(gpu, shape).filter(&suits))
+            .or_else(|| if inputs == Inputs::Half { Self::in_half_sums(gpu, shape) } else { None })
+            .or_else(|| Some(Self::likely(gpu, shape)).filter(&suits))
+    }
+
+    /// The kernel for a product that was not measured, whatever its inputs. It may round to f16 on matrix units, or to
+    /// 8 bits.
     pub(crate) fn unmeasured(gpu: &Gpu, shape: MatmulShape) -> Self {
-        let on_matrix_units = || Self::on_matrix_units(gpu, shape);
-        let checked = matrix_units(gpu) == Some(true);
-        let on_bytes = || if native_dots(gpu) == Some(true) { Self::on_bytes(gpu, shape) } else { None };
-        checked.then(on_matrix_units).flatten().or_else(on_bytes).unwrap_or_else(|| Self::likely(gpu, shape))
+        let on_bytes = || Self::on_checked_bytes(gpu, shape);
+        Self::on_matrix_units(gpu, shape).or_else(on_bytes).unwrap_or_else(|| Self::likely(gpu, shape))
+    }
+
+    fn on_checked_bytes(gpu: &Gpu, shape: MatmulShape) -> Option<Self> {
+        if native_dots(gpu) == Some(true) { Self::on_bytes(gpu, shape) } else { None }
     }
 
     /// The kernel for an implicit GEMM of `shape.m` output positions: one for several rows.
-    pub(super) fn choose_for_im2col(gpu: &Gpu, shape: MatmulShape, wide_inputs: bool) -> Self {
+    pub(super) fn choose_for_im2col(gpu: &Gpu, shape: MatmulShape, inputs: Inputs) -> Self {
         let shape = MatmulShape { m: shape.m.max(2), ..shape };
         let suits = |kernel: &Self| kernel.spec().takes_many() && !kernel.spec().reads_bytes();
-        let chosen = [Self::choose(gpu, shape, wide_inputs), Self::likely(gpu, shape)].into_iter().find(suits);
-        chosen.unwrap_or(Self::Tiled { half: false, columns: 4 })
+        match Self::choose_among(gpu, shape, inputs, suits) {
+            // With the addresses of more pixels Vega has registers for one subgroup of a SIMD instead of three.
+            Some(Self::HalfSums { .. }) => Self::HalfSums { rows: 4 },
+            Some(kernel) => kernel,
+            None => Self::Tiled { half: false, columns: 4 },
+        }
+    }
+
+    /// The kernel for a product that may add in f16, if the GPU has packed f16 arithmetic and passed the check.
+    fn in_half_sums(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
+        if m <= MATVEC_ROWS || precision == Precision::F32 || half_sums(gpu) != Some(true) {
+            return None;
+        }
+        Some(Self::HalfSums { rows: if fills_with_large_tiles(m, n) { 8 } else { 4 } })
     }
 
     /// The kernel for a product on a GPU's matrix units, if it has any that are worth it: f32 weights are exact, and
     /// few rows are multiplied while their weights arrive.
     fn on_matrix_units(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
-        if m <= MATVEC_ROWS || precision == Precision::F32 {
+        if m <= MATVEC_ROWS || precision == Precision::F32 || matrix_units(gpu) != Some(true) {
             return None;
         }
         let tile = if m.div_ceil(128) * n.div_ceil(128) >= FULL_DEVICE_128 { 128 } else { 64 };
@@ -88,7 +131,7 @@ impl MatmulKernel {
         if m <= MATVEC_ROWS || precision.bits().is_none() {
             return None;
         }
-        let is_large = m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE;
+        let is_large = fills_with_large_tiles(m, n);
         let sizes = Self::default_on_bytes(gpu);
         sizes.into_iter().rfind(|kernel| is_large || *kernel == Self::Packed { columns: 4 })
     }
@@ -134,8 +177,7 @@ impl MatmulKernel {
             _ if gpu.is_software() => Self::Uniform(rows.min(16)),
             0..=MATVEC_ROWS if precision.bits().is_some() => Self::RowMatvec(RowMatvec::likely(m, n, precision)),
             0..=MATVEC_ROWS => Self::Matvec,
-            // Larger tiles read less, but there must be enough of them to fill a device.
-            _ if m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE => Self::Tiled { half: false, columns: 8 },
+            _ if fills_with_large_tiles(m, n) => Self::Tiled { half: false, columns: 8 },
             _ => Self::Tiled { half: false, columns: 4 },
         }
     }

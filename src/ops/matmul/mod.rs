@@ -16,7 +16,7 @@ mod table;
 
 use bytemuck::{Pod, Zeroable};
 
-pub(crate) use self::choose::{matrix_units, native_dots, set_matrix_units, set_native_dots};
+pub(crate) use self::choose::{half_sums, matrix_units, native_dots, set_half_sums, set_matrix_units, set_native_dots};
 pub use self::kernel::{Cooperative, MatmulKernel, Rounding, RowMatvec};
 pub use self::quantized_rows::SharedRows;
 pub(super) use self::quantized_rows::quantize_kernels;
@@ -28,7 +28,7 @@ pub(crate) use self::table::update_tuning;
 pub use self::table::{Tuning, set_tuning, tuning};
 use super::Norm;
 use crate::gpu::{Gpu, Recorder};
-use crate::tensor::{Activation, Matrix, Tensor};
+use crate::tensor::{Activation, Inputs, Matrix, Tensor};
 use crate::{Error, Result};
 
 /// What happens to a product before it is stored: `gamma * activation(x W^T + bias)`, or, where rows of W are gated,
@@ -173,8 +173,7 @@ pub fn linear_routed(
 
 /// Whether the kernels of all shards fuse a norm with the product.
 pub(super) fn fuses_norm(gpu: &Gpu, m: usize, weight: &Matrix) -> bool {
-    let kernel =
-        |shard| MatmulKernel::choose(gpu, MatmulShape::of_shard(shard, m, weight.columns()), weight.wide_inputs());
+    let kernel = |shard| MatmulKernel::choose(gpu, MatmulShape::of_shard(shard, m, weight.columns()), weight.inputs());
     weight.shards().iter().all(|shard| kernel(shard).spec().fuses_norm)
 }
 
@@ -252,7 +251,7 @@ impl<'a> Linear<'a> {
                 residual: false,
                 activation: epilogue.activation,
             },
-            wide_inputs: weight.wide_inputs(),
+            inputs: weight.inputs(),
             advancing: &[],
             bindings: [
                 x.binding(),
@@ -289,14 +288,14 @@ pub(super) struct ImplicitGemm<'a> {
     pub activation: Option<Activation>,
     pub residual: Option<&'a Tensor>,
     pub y: &'a Tensor,
-    /// x may be larger than f16 can hold.
-    pub wide_inputs: bool,
+    /// What is known of x.
+    pub inputs: Inputs,
     pub convolution: ConvParams,
 }
 
 impl ImplicitGemm<'_> {
     pub(super) fn record(self, recorder: &mut Recorder) -> Result<()> {
-        let Self { x, weight, bias, activation, residual, y, wide_inputs, convolution } = self;
+        let Self { x, weight, bias, activation, residual, y, inputs, convolution } = self;
         let (m, n) = (y.rows(), weight.rows());
         let unused = x.binding();
         Product {
@@ -314,7 +313,7 @@ impl ImplicitGemm<'_> {
                 activation,
                 ..EpilogueFlags::default()
             },
-            wide_inputs,
+            inputs,
             advancing: &[],
             bindings: [
                 x.binding(),

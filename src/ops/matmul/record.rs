@@ -9,7 +9,7 @@ use super::shape::{MatmulShape, Products};
 use crate::Result;
 use crate::gpu::{Binding, Cost, Recorder};
 use crate::ops::{Norm, Routes};
-use crate::tensor::{Matrix, Shard, Tensor};
+use crate::tensor::{Inputs, Matrix, Shard, Tensor};
 
 /// The parameters that every product has.
 #[repr(C)]
@@ -43,8 +43,8 @@ pub(in crate::ops) struct Product<'a> {
     pub output: OutputStage,
     pub norm: Option<&'a Norm>,
     pub flags: EpilogueFlags,
-    /// x may be larger than f16 can hold.
-    pub wide_inputs: bool,
+    /// What is known of x.
+    pub inputs: Inputs,
     /// Offsets of the parameters that count positions ([`Recorder::dispatch_at_position`]).
     pub advancing: &'static [usize],
     /// The bindings of the kernel; those of the weights and scales are replaced by each shard's.
@@ -61,20 +61,8 @@ impl Product<'_> {
         params: impl Fn(usize, Params) -> P,
         bytes: impl Fn(&Shard, usize) -> usize,
     ) -> Result<()> {
-        let Self {
-            kernel,
-            weight,
-            m,
-            lhs,
-            rows: shared,
-            routes,
-            output,
-            norm,
-            flags,
-            wide_inputs,
-            advancing,
-            mut bindings,
-        } = self;
+        let Self { kernel, weight, m, lhs, rows: shared, routes, output, norm, flags, inputs, advancing, mut bindings } =
+            self;
         let [x, .., gain, _] = bindings;
         let k = weight.columns();
         for shard in weight.shards() {
@@ -83,8 +71,8 @@ impl Product<'_> {
                 *products.0.entry(shape).or_default() += 1;
             }
             let kernel = kernel.unwrap_or_else(|| match lhs {
-                LhsSource::Im2col => MatmulKernel::choose_for_im2col(recorder.gpu(), shape, wide_inputs),
-                _ => MatmulKernel::choose(recorder.gpu(), shape, wide_inputs),
+                LhsSource::Im2col => MatmulKernel::choose_for_im2col(recorder.gpu(), shape, inputs),
+                _ => MatmulKernel::choose(recorder.gpu(), shape, inputs),
             });
             let spec = kernel.spec();
             let mut variant = Variant {

@@ -69,7 +69,7 @@ impl Device {
         matches!(self.family, Family::Gcn | Family::Rdna) || self.name == "rtx-2080-ti"
     }
 
-    /// The sizes of subgroups, cooperative matrices, and dot products of bytes: what chooses kernels.
+    /// What chooses kernels.
     pub fn kernels(&self) -> Kernels {
         let subgroup_max_size = if matches!(self.family, Family::Gcn | Family::Rdna) { 64 } else { 32 };
         let subgroup_min_size = if let Family::Intel(lanes) = self.family { lanes as u32 } else { 32 };
@@ -79,7 +79,10 @@ impl Device {
             Family::Adreno => self.name == "adreno-830",
             Family::Gcn | Family::Apple => false,
         };
-        Kernels { subgroup_min_size, subgroup_max_size, matrices: self.matrix_tflops > 0.0, native_dots }
+        // As `Capabilities::packed_f16` is found: AMD's since Vega.
+        let packed_f16 = matches!(self.family, Family::Rdna) || self.name == "vega-64";
+        let matrices = self.matrix_tflops > 0.0;
+        Kernels { subgroup_min_size, subgroup_max_size, matrices, native_dots, packed_f16 }
     }
 }
 
@@ -90,6 +93,7 @@ pub struct Kernels {
     pub subgroup_max_size: u32,
     pub matrices: bool,
     pub native_dots: bool,
+    pub packed_f16: bool,
 }
 
 macro_rules! tables {

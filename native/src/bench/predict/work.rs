@@ -31,6 +31,7 @@ pub async fn open(kernels: Kernels, adapter: AdapterChoice) -> mgm::Result<Gpu> 
     let capabilities = Capabilities {
         subgroup_min_size: kernels.subgroup_min_size,
         native_dots: kernels.native_dots,
+        packed_f16: kernels.packed_f16,
         ..Capabilities::of_hardware(kernels.subgroup_max_size, sizes)
     };
     Gpu::open(&GpuOptions::planned(capabilities).with_adapter(adapter)).await
