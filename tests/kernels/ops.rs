@@ -1155,7 +1155,8 @@ fn convolutions() {
         }
     }
     let mut cases = boxed(cases);
-    for (height, width, channels) in [(1, 1, 1), (2, 3, 5), (7, 7, 4), (3, 9, 65), (11, 4, 3), (16, 17, 8), (5, 13, 1)]
+    for (height, width, channels) in
+        [(1, 1, 1), (2, 3, 5), (7, 7, 4), (3, 9, 65), (11, 4, 3), (16, 17, 8), (5, 13, 1), (9, 8, 4), (4, 24, 5)]
     {
         cases.push(Box::new(Depthwise { height, width, channels }));
     }
