@@ -286,7 +286,7 @@ const CHECKED_PRECISIONS: [Precision; 4] = [Precision::F16, Precision::Q8, Preci
 
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all kernels of
 /// products match, products use them from then on. Attention is checked separately. Returns whether products use them.
-/// Models do this when they are loaded. It compiles a pipeline for each tile and format and four of attention, and does
+/// Models do this when they are loaded. It compiles a pipeline for each tile and format and five of attention, and does
 /// nothing on a device without matrix units.
 ///
 /// # Errors
@@ -324,7 +324,8 @@ async fn check_attention(gpu: &Gpu) -> Result<()> {
     // The kernel under test is the one that runs from now on.
     set_attention_on_matrix_units(gpu, true);
     let mut correct = false;
-    for (head_dim, storage) in [(64, Storage::Packed), (72, Storage::F16), (128, Storage::F16), (256, Storage::F16)] {
+    for head_dim in [64, 72, 128, 160, 256] {
+        let storage = if head_dim == 64 { Storage::Packed } else { Storage::F16 };
         let case =
             Attention { heads: 2, kv_heads: 1, head_dim, times: 81, keys: 81, causal: true, storage, exact: false };
         correct = match case.run(gpu).await {
