@@ -135,7 +135,7 @@ impl FeedForward {
                     let routes = routing.routes(number, false);
                     ops::linear_routed(
                         recorder,
-                        &SharedRows::new(&inner),
+                        &SharedRows::of_slots(&inner),
                         &expert.down,
                         Epilogue::default(),
                         routes,

@@ -260,7 +260,8 @@ impl Case for RoutedLinear {
                 divisor: if self.from_tokens { self.top_k } else { 1 },
                 capacity: self.tokens,
             };
-            ops::linear_routed(&mut recorder, &SharedRows::new(&x), &weight, epilogue, routes, &y)?;
+            let rows = if self.from_tokens { SharedRows::new(&x) } else { SharedRows::of_slots(&x) };
+            ops::linear_routed(&mut recorder, &rows, &weight, epilogue, routes, &y)?;
             read(recorder, &[&y]).await
         })
     }

@@ -18,6 +18,8 @@ const INTERLEAVED: usize = 32;
 #[derive(Debug)]
 pub struct SharedRows<'a> {
     x: &'a Tensor,
+    /// Whether x has a row for each slot, of which a product takes only its expert's.
+    of_slots: bool,
     /// In the order of columns that q8 has, and in that of fewer bits.
     quantized: [OnceCell<QuantizedRows>; 2],
 }
@@ -54,7 +56,13 @@ struct Params {
 impl<'a> SharedRows<'a> {
     /// The rows of a tensor.
     pub fn new(x: &'a Tensor) -> Self {
-        Self { x, quantized: Default::default() }
+        Self { x, of_slots: false, quantized: Default::default() }
+    }
+
+    /// The rows of a tensor with one for each slot, for products with one expert's weights: only that expert's rows are
+    /// rounded.
+    pub fn of_slots(x: &'a Tensor) -> Self {
+        Self { of_slots: true, ..Self::new(x) }
     }
 
     /// The tensor.
@@ -62,7 +70,7 @@ impl<'a> SharedRows<'a> {
         self.x
     }
 
-    /// The rows, normalised and rounded, for weights of this precision. With routes from slots, only the expert's.
+    /// The rows, normalised and rounded, for weights of this precision.
     pub(super) fn quantized(
         &self,
         recorder: &mut Recorder,
@@ -75,7 +83,7 @@ impl<'a> SharedRows<'a> {
         if let Some(quantized) = cell.get() {
             return Ok(quantized);
         }
-        let quantized = self.quantize(recorder, even_odd, norm, routes.filter(|routes| routes.divisor == 1))?;
+        let quantized = self.quantize(recorder, even_odd, norm, routes.filter(|_| self.of_slots))?;
         Ok(cell.get_or_init(|| quantized))
     }
 
