@@ -15,9 +15,9 @@ use web_time::Instant;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::cases::{Attention, Case, F32, Linear, Storage, compare};
 use crate::ops::{
-    Choice, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, attention_on_matrix_units, half_sums, linear_by,
-    matrix_units, native_dots, set_attention_on_matrix_units, set_half_sums, set_matrix_units, set_native_dots, tuning,
-    update_tuning,
+    Choice, CooperativeAttention, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, attention_on_matrix_units,
+    half_sums, linear_by, matrix_units, native_dots, set_attention_on_matrix_units, set_half_sums, set_matrix_units,
+    set_native_dots, tuning, update_tuning,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
@@ -116,6 +116,9 @@ pub async fn tune(
 /// the measurement that exceeds it is dropped, and the products that are left keep their default kernels
 /// ([`Tuning::leave`]). Products that the tuning in use [covers](Tuning::covers) are not measured again.
 ///
+/// It measures nothing where [`GpuOptions`](crate::gpu::GpuOptions) switch off the byte kernels that would be the
+/// default: what is stored is for devices with them.
+///
 /// `on_step` is called after each measurement, and after each pipeline, with `None`. It may stop: then measured
 /// products keep their results, and a later call measures the others.
 ///
@@ -132,6 +135,9 @@ pub async fn tune_within(
     on_step: impl FnMut(Option<&Timing>) -> ControlFlow<()>,
     mut store: impl FnMut(&Tuning),
 ) -> Result<()> {
+    if gpu.capabilities().native_dots && !gpu.allows_int8() {
+        return Ok(());
+    }
     let mut known = Tuning::none(gpu);
     update_tuning(gpu, |tuning| known.clone_from(tuning));
     let mut shapes = by_cost(products);
@@ -242,8 +248,9 @@ pub async fn check_rounding_kernels(gpu: &Gpu) -> Result<()> {
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
 pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
-    // Formats with readers of their own.
-    const PRECISIONS: [Precision; 4] = [Precision::Q8, Precision::Q6, Precision::Q5, Precision::Q4];
+    // One of each way in which integers and scales are stored.
+    const PRECISIONS: [Precision; 7] =
+        [Precision::Q8, Precision::Q6, Precision::Q5, Precision::Q5K, Precision::Q4, Precision::Q4K, Precision::Q4_0];
     if let Some(used) = native_dots(gpu) {
         return Ok(used);
     }
@@ -281,8 +288,9 @@ pub async fn check_half_sums(gpu: &Gpu) -> Result<bool> {
     Ok(correct)
 }
 
-/// Formats with readers of their own.
-const CHECKED_PRECISIONS: [Precision; 4] = [Precision::F16, Precision::Q8, Precision::Q6, Precision::Q4];
+/// One of each reader of weights, and of each way in which scales are stored.
+const CHECKED_PRECISIONS: [Precision; 6] =
+    [Precision::F16, Precision::Q8, Precision::Q6, Precision::Q4, Precision::Q4K, Precision::Q4_0];
 
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all kernels of
 /// products match, products use them from then on. Attention is checked separately. Returns whether products use them.
@@ -319,12 +327,16 @@ pub fn has_attention_on_matrix_units(gpu: &Gpu) -> bool {
     attention_on_matrix_units(gpu) == Some(true)
 }
 
-/// Compares attention on matrix units with the reference, for short, usual and long heads.
+/// Compares attention on matrix units with the reference, for short, usual and long heads: those that fit the device's
+/// workgroup memory.
 async fn check_attention(gpu: &Gpu) -> Result<()> {
     // The kernel under test is the one that runs from now on.
     set_attention_on_matrix_units(gpu, true);
     let mut correct = false;
-    for head_dim in [64, 72, 128, 160, 256] {
+    let heads = [64, 72, 128, 160, 256];
+    for head_dim in
+        heads.into_iter().filter(|head_dim| CooperativeAttention::of(gpu.capabilities(), *head_dim).is_some())
+    {
         let storage = if head_dim == 64 { Storage::Packed } else { Storage::F16 };
         let case =
             Attention { heads: 2, kv_heads: 1, head_dim, times: 81, keys: 81, causal: true, storage, exact: false };

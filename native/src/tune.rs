@@ -24,7 +24,7 @@ pub struct TuneArgs {
     precision: Option<Precision>,
     /// Also try kernels that round activations to 8 bits, as llama.cpp does: less accurate (none exist for software
     /// adapters)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "no_int8")]
     int8: bool,
 }
 

@@ -22,7 +22,7 @@ mod specialisations;
 pub use attention::{
     Attention, AttentionSegment, KeyValues, KvCache, StridedRows, attention, attention_batched, attention_segments,
 };
-pub(crate) use attention::{attention_on_matrix_units, set_attention_on_matrix_units};
+pub(crate) use attention::{CooperativeAttention, attention_on_matrix_units, set_attention_on_matrix_units};
 pub use convolution::{ConvEpilogue, ConvMode, Convolution, convolution, convolution_upsampled};
 pub use denoise::{Denoise, denoise};
 pub use feature_map::{FeatureMap, concatenate, depthwise, patches, resize};

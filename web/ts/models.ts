@@ -42,7 +42,7 @@ type ChatModelInfo = Pick<ModelInfo, "precision" | "vision" | "maxPositions" | "
 
 export class Models {
   #gpuMemory: number | undefined;
-  #int8 = true;
+  #int8: boolean | undefined;
   #device: Device | undefined;
   /** Whether a device was lost and the next load is a recovery. */
   #isLost = false;
@@ -53,7 +53,7 @@ export class Models {
   async load(call: LoadCall, context: CallContext): Promise<ModelInfo> {
     const files = await filesOf(call, context);
     this.#gpuMemory ??= call.gpuMemory;
-    this.#int8 &&= call.int8;
+    this.#int8 ??= call.int8;
     const { name, imageGeneration } = await inspectFiles(files);
     if (imageGeneration) {
       const slot: ImageSlot = { call, files, name, model: undefined, info: undefined };
