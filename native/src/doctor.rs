@@ -41,15 +41,18 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     let (count, seconds) = (cases.len(), started.elapsed().as_secs_f32());
     writeln!(out, "kernels  {} of {count} correct, in {seconds:.1} s", count - wrong)?;
     writeln!(out, "error    at most {:.1e} (normalised mean square error): {}", worst.0, worst.1)?;
+    let in_use = |used: bool| if used { "in use" } else { "not in use" };
+    let matrices = mgm::tuning::check_matrix_units(&gpu).await?;
     if !gpu.capabilities().cooperative_sizes.is_empty() {
-        let used = mgm::tuning::check_matrix_units(&gpu).await?;
-        let in_use = |used: bool| if used { "in use" } else { "not in use" };
         let attention = mgm::tuning::has_attention_on_matrix_units(&gpu);
-        writeln!(out, "matrices {} for products, {} for attention", in_use(used), in_use(attention))?;
+        writeln!(out, "matrices {} for products, {} for attention", in_use(matrices), in_use(attention))?;
     }
-    if gpu.capabilities().native_dots {
-        let used = mgm::tuning::check_native_dots(&gpu).await?;
-        writeln!(out, "bytes    {}", if used { "in use" } else { "not in use" })?;
+    // Matrix units compute these products where they can.
+    if !matrices && gpu.capabilities().native_dots {
+        writeln!(out, "bytes    {}", in_use(mgm::tuning::check_native_dots(&gpu).await?))?;
+    }
+    if !matrices && gpu.capabilities().packed_f16 {
+        writeln!(out, "f16 sums {}", in_use(mgm::tuning::check_half_sums(&gpu).await?))?;
     }
     if wrong > 0 {
         let reason = format!(

@@ -133,8 +133,8 @@ fn has_packed_f16(info: &wgpu::AdapterInfo) -> bool {
     match info.vendor {
         // RDNA has subgroups of 32 and 64, GCN of 64. Of GCN, Vega has packed arithmetic.
         AMD => info.subgroup_min_size < info.subgroup_max_size || is_any_of(&["vega", "raven", "renoir", "radeon vii"]),
-        // Turing.
-        NVIDIA => is_any_of(&["gtx 16", "rtx 20", "tu1"]),
+        // Turing's PCI devices: TU102 to TU106 and TU117, TU116.
+        NVIDIA => matches!(info.device, 0x1e00..=0x1fff | 0x2180..=0x21ff),
         _ => false,
     }
 }
