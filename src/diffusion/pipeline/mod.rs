@@ -116,12 +116,17 @@ impl DiffusionPipeline {
             denoised => denoised?,
         };
         let decoded = match self.networks.decode(&latents, None, on_event).await {
-            Err(Error::OutOfMemory { .. }) => self.networks.decode(&latents, Some(MAX_MAP), on_event).await,
+            // Only these devices have tried larger maps.
+            Err(Error::OutOfMemory { .. }) if self.networks.gpu.capabilities().local_memory.is_some() => {
+                self.networks.gpu.trim();
+                self.networks.decode(&latents, Some(MAX_MAP), on_event).await
+            }
             decoded => decoded,
         };
         match decoded {
             Err(Error::OutOfMemory { .. }) => {
                 self.networks.drop_all_but(Part::Vae);
+                self.networks.gpu.trim();
                 self.networks.decode(&latents, Some(TIGHT_MAP), on_event).await
             }
             decoded => decoded,
