@@ -82,7 +82,10 @@ impl Device {
         // As `Capabilities::packed_f16` is found: AMD's since Vega.
         let packed_f16 = matches!(self.family, Family::Rdna) || self.name == "vega-64";
         let matrices = self.matrix_tflops > 0.0;
-        Kernels { subgroup_min_size, subgroup_max_size, matrices, native_dots, packed_f16 }
+        // 16 GB at least.
+        let decodes_whole =
+            ["h200", "rtx-5090", "rtx-4090", "rx-9070", "rx-7900-xtx", "rx-6800", "arc-a770"].contains(&self.name);
+        Kernels { subgroup_min_size, subgroup_max_size, matrices, native_dots, packed_f16, decodes_whole }
     }
 }
 
@@ -94,6 +97,8 @@ pub struct Kernels {
     pub matrices: bool,
     pub native_dots: bool,
     pub packed_f16: bool,
+    /// Whether its own memory holds the autoencoder's maps of 1024 x 1024 pixels next to the UNet.
+    pub decodes_whole: bool,
 }
 
 macro_rules! tables {

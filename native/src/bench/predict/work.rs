@@ -32,6 +32,7 @@ pub async fn open(kernels: Kernels, adapter: AdapterChoice) -> mgm::Result<Gpu> 
         subgroup_min_size: kernels.subgroup_min_size,
         native_dots: kernels.native_dots,
         packed_f16: kernels.packed_f16,
+        local_memory: kernels.decodes_whole.then_some(16 << 30),
         ..Capabilities::of_hardware(kernels.subgroup_max_size, sizes)
     };
     Gpu::open(&GpuOptions::planned(capabilities).with_adapter(adapter)).await
