@@ -1,5 +1,6 @@
-// Block reader: integers of BITS bits, 4 to 6 (see weights_quantized.wgsl; scales_quantized.wgsl has the constants). 32 weights of four neighbouring rows are 64
-// contiguous bytes, a word of scales or high bits of each is 16; eight such blocks of four rows follow each other.
+// Block reader: integers of BITS bits, 4 to 6 (see weights_quantized.wgsl; scales_quantized.wgsl has the constants).
+// 32 weights of four neighbouring rows are 64 contiguous bytes, a word of scales or high bits of each is 16; eight such
+// blocks of four rows follow each other.
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<vec4<u32>>;
 

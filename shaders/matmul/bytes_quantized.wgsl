@@ -34,7 +34,14 @@ fn byte_scales(loaded: RowGroup) -> vec2<f32> {
 
 // sums + the dot products of a group of a row of x with four rows of W: `low` and `high` are those of the halves'
 // integers, `x` has the scale of x and the sum of its elements, `first` and `second` what byte_scales gives.
-fn add_scaled(sums: vec4<f32>, low: vec4<i32>, high: vec4<i32>, x: vec2<f32>, first: vec4<f32>, second: vec4<f32>) -> vec4<f32> {
+fn add_scaled(
+    sums: vec4<f32>,
+    low: vec4<i32>,
+    high: vec4<i32>,
+    x: vec2<f32>,
+    first: vec4<f32>,
+    second: vec4<f32>,
+) -> vec4<f32> {
     if BITS == 6u {
         return fma(vec4(x.x), fma(vec4<f32>(low), first, vec4<f32>(high) * second), sums);
     }
