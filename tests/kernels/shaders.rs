@@ -104,12 +104,14 @@ fn workgroup_bytes(kernel: &Kernel, module: &Module) -> u32 {
         .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
         .map(|(_, variable)| layouter[variable.ty].size.next_multiple_of(16))
         .sum();
-    // Only devices with more memory are given these: tiles of cooperative matrices, and the most rows of attention with
-    // long heads (at most 27 KiB; other devices take half the rows).
+    // Only devices with more memory are given these: tiles of cooperative matrices (attention with long heads keeps its
+    // queries there as well), and the most rows of attention with long heads (at most 27 KiB; other devices take half
+    // the rows).
     let constant = |name| kernel.consts.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
     let most = match kernel.name {
         "attention_tiled" if constant("ROWS") == Some(16) && constant("HEAD4") > Some(32) => 2 * MAX_WORKGROUP_BYTES,
         "attention_decode" if constant("ROWS") == Some(8) && constant("HEAD4") > Some(40) => 2 * MAX_WORKGROUP_BYTES,
+        "attention_cooperative" if constant("HEAD4") > Some(32) => 4 * MAX_WORKGROUP_BYTES,
         _ if kernel.uses_cooperative_matrices() => 3 * MAX_WORKGROUP_BYTES,
         _ => MAX_WORKGROUP_BYTES,
     };
