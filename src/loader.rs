@@ -134,7 +134,7 @@ impl Loader {
         Self { keep_quantization: true, ..self.clone() }
     }
 
-    /// The same loader of a network of whose activations this is known.
+    /// The same loader, for a network with such inputs.
     pub fn inputs(&self, inputs: Inputs) -> Self {
         Self { inputs, ..self.clone() }
     }

@@ -116,8 +116,8 @@ pub async fn tune(
 /// the measurement that exceeds it is dropped, and the products that are left keep their default kernels
 /// ([`Tuning::leave`]). Products that the tuning in use [covers](Tuning::covers) are not measured again.
 ///
-/// It measures nothing where [`GpuOptions`](crate::gpu::GpuOptions) switch off the byte kernels that would be the
-/// default: what is stored is for devices with them.
+/// It measures nothing where [`GpuOptions`](crate::gpu::GpuOptions) switch off kernels that multiply bytes and would be
+/// the default: results are stored for devices that use them.
 ///
 /// `on_step` is called after each measurement, and after each pipeline, with `None`. It may stop: then measured
 /// products keep their results, and a later call measures the others.
@@ -135,7 +135,7 @@ pub async fn tune_within(
     on_step: impl FnMut(Option<&Timing>) -> ControlFlow<()>,
     mut store: impl FnMut(&Tuning),
 ) -> Result<()> {
-    if gpu.capabilities().native_dots && !gpu.allows_int8() {
+    if gpu.capabilities().native_dots && !gpu.allows_int8() && matrix_units(gpu) != Some(true) {
         return Ok(());
     }
     let mut known = Tuning::none(gpu);
@@ -294,8 +294,8 @@ const CHECKED_PRECISIONS: [Precision; 6] =
 
 /// Compares the kernels for matrix units (tensor cores) with the reference, once for a device. If all kernels of
 /// products match, products use them from then on. Attention is checked separately. Returns whether products use them.
-/// Models do this when they are loaded. It compiles a pipeline for each tile and format and five of attention, and does
-/// nothing on a device without matrix units.
+/// Models do this when they are loaded. It compiles a pipeline for each tile and format and up to five of attention,
+/// and does nothing on a device without matrix units.
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.

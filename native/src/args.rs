@@ -15,8 +15,8 @@ pub struct DeviceArgs {
     /// Maximum GPU memory to use, such as 512M or 8G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub gpu_memory: Option<u64>,
-    /// Never round activations to 8 bits, which is the default for q8, q4 and GGUF weights on GPUs with fast 8-bit dot
-    /// products and no matrix units
+    /// Never round activations to 8 bits. By default mgm does so for q8, q4 and GGUF weights on GPUs with fast 8-bit
+    /// dot products and no matrix units
     #[arg(long)]
     pub no_int8: bool,
 }

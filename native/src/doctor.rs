@@ -49,7 +49,7 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     }
     // Matrix units compute these products where they can.
     if !matrices && gpu.capabilities().native_dots {
-        writeln!(out, "bytes    {}", in_use(mgm::tuning::check_native_dots(&gpu).await?))?;
+        writeln!(out, "dots     {}", in_use(mgm::tuning::check_native_dots(&gpu).await?))?;
     }
     if !matrices && gpu.capabilities().packed_f16 {
         writeln!(out, "f16 sums {}", in_use(mgm::tuning::check_half_sums(&gpu).await?))?;

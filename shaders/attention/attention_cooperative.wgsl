@@ -1,9 +1,9 @@
 // Attention of many query rows on a GPU's matrix units. A workgroup takes ROWS rows and blocks of KEYS keys. Queries,
 // keys, values and probabilities are staged in f16, scores and sums are f32. A subgroup computes a part: its rows'
 // scores of KEYS / COLUMN_PARTS keys, and their sums over head_dim / COLUMN_PARTS elements. The sums stay in matrices:
-// probabilities are relative to a reference of each row, at most exp2(SLACK) below its maximum, and only when a
-// reference rises are the sums scaled, through workgroup memory. While matrices are multiplied, the next keys and values
-// are on their way to registers. With fewer subgroups than parts, each computes several, one after the other. HEAD4,
+// probabilities are relative to a reference of each row, at most SLACK below its maximum, and only when a reference
+// rises are the sums scaled, through workgroup memory. While matrices are multiplied, the next keys and values are
+// loaded into registers. With fewer subgroups than parts, each computes several, one after the other. HEAD4,
 // ROW_PARTS, COLUMN_PARTS, ROW_MATRICES, KEYS, WORKGROUP and HELD (queries in registers) are constants.
 const PARTS: u32 = ROW_PARTS * COLUMN_PARTS;
 const PART_ROWS: u32 = ROW_MATRICES * SIZE;
@@ -33,7 +33,7 @@ const VALUES_EACH: u32 = (VALUE_ITEMS + WORKGROUP - 1u) / WORKGROUP;
 // Neighbouring invocations share a row's softmax.
 const LANES: u32 = WORKGROUP / ROWS;
 const OWNED4: u32 = KEY4 / LANES;
-// exp2 of it, times the sum of a few thousand keys, is far below the largest f32; and an f16.
+// Probabilities are at most exp2(SLACK) = 256: f16 holds them, and f32 their sums over all keys.
 const SLACK: f32 = 8.0;
 const LOG2_E: f32 = 1.4426950408889634;
 const LN_2: f32 = 0.6931471805599453;
@@ -231,7 +231,8 @@ fn attention_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_w
             // The same for the whole workgroup.
             if risen == 1u {
                 for (var i = 0u; i < ROW_MATRICES * COLUMNS; i++) {
-                    // As below.
+                    // The matrices are rotated to index 0, one after the other: a computed index would put all of them
+                    // into memory.
                     let sum = sums[0];
                     for (var j = 0u; j < ROW_MATRICES * COLUMNS - 1u; j++) {
                         sums[j] = sums[j + 1u];
@@ -274,7 +275,7 @@ fn attention_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_w
             row_total[my_row] = vec2(LN_2 * reference, denominator);
         }
         for (var i = 0u; i < ROW_MATRICES * COLUMNS; i++) {
-            // The matrices are rotated to index 0, one after the other: a computed index would put all of them into memory.
+            // As above.
             let sum = sums[0];
             for (var j = 0u; j < ROW_MATRICES * COLUMNS - 1u; j++) {
                 sums[j] = sums[j + 1u];

@@ -9,7 +9,7 @@ struct Params {
     channels: u32, // Channels in a pixel
 }
 
-// 1: the width is a multiple of eight, so that all outputs of an invocation are inside of the map.
+// 1: the width is a multiple of eight, so that all outputs of an invocation are inside the map.
 override WHOLE: u32 = 0;
 
 @group(0) @binding(0) var<storage, read> input: array<Channels>;
@@ -23,7 +23,7 @@ fn pixel(at: u32, inside: bool) -> Channels {
     return select(Channels(), input[select(0u, at, inside)], inside);
 }
 
-// Whether an output's column is inside of the map.
+// Whether a column from x0 on is inside the map.
 fn within(column: u32) -> bool {
     return WHOLE == 1u || column < params.width;
 }
@@ -54,7 +54,7 @@ fn depthwise(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     var s5 = b;
     var s6 = b;
     var s7 = b;
-    // The first column wraps around at the left edge, like the indices of its pixels.
+    // Indices left of the map wrap around; `left`, `right0` … say which of the pixels exist.
     let left = x0 > 0u;
     let right0 = x0 + 8u < params.width;
     let right1 = select(x0 + 9u < params.width, right0, WHOLE == 1u);

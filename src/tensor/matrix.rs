@@ -51,7 +51,7 @@ impl Matrix {
         self.columns
     }
 
-    /// The same matrix, to be multiplied with inputs of which this is known.
+    /// The same matrix, for such inputs.
     #[must_use]
     pub fn with_inputs(mut self, inputs: Inputs) -> Self {
         self.inputs = inputs;

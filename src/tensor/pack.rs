@@ -396,7 +396,8 @@ impl Group {
         values
     }
 
-    /// Whether the scales are finite and in the range of the precision's scales.
+    /// Whether the scales are finite and in the range of the precision's scales. Only those of q4 and q5 can exceed
+    /// f16: other blocks store the f16 itself.
     #[inline(always)]
     pub fn fits(&self, precision: Precision) -> bool {
         let largest = if matches!(precision, Precision::Q4 | Precision::Q5) { LARGEST_F16 } else { f32::MAX };

@@ -416,7 +416,7 @@ fn rounding_kernels_over_awkward_shapes() {
             }
         }
         println!("{label}: {ran} cases, at most {worst:.2} of the rounding's own error");
-        // Bytes are multiplied where weights are quantised, which six of the eight precisions are, and not in
+        // Bytes are multiplied where weights are quantised, which eight of the ten precisions are, and not in
         // convolutions.
         assert!(ran >= cases.len() / 2, "{label} ran {ran} of {} cases", cases.len());
         // It is this kernel that ran, and not another that rounds nothing.

@@ -79,8 +79,8 @@ export interface LoadOptions {
    */
   tune?: boolean;
   /**
-   * `false` never rounds activations to 8 bits, which is the default for quantised weights on GPUs with fast 8-bit dot products: as
-   * llama.cpp does, slightly less accurate. Set by the first model that is loaded. Default: `true`.
+   * `false` never rounds activations to 8 bits. By default the package does so for quantised weights on GPUs with fast 8-bit dot
+   * products, as llama.cpp does: slightly less accurate. Set by the first model that is loaded. Default: `true`.
    */
   int8?: boolean;
   /**

@@ -33,7 +33,9 @@ impl Networks {
         let moments = loop {
             match encode(&self.gpu, &encoder, (height, width), &pixels, largest).await {
                 Err(Error::OutOfMemory { .. }) if largest != Some(TIGHT_MAP) => {
-                    largest = Some(if largest.is_none() { MAX_MAP } else { TIGHT_MAP });
+                    // Only devices with memory of their own have tried larger maps than these.
+                    let larger = largest.is_none() && self.gpu.capabilities().local_memory.is_some();
+                    largest = Some(if larger { MAX_MAP } else { TIGHT_MAP });
                     self.gpu.trim();
                 }
                 moments => break moments?,

@@ -11,7 +11,7 @@ use crate::weights::sdxl::{SdxlCheckpoint, TEXT_1, TEXT_2, UNET, VAE};
 use crate::weights::view::Weights;
 use crate::{Error, Result};
 
-/// Device memory that stays free for activations: the autoencoder's in tiles. It takes more only where that is free.
+/// Device memory left for activations: enough for the autoencoder in tiles. One pass takes more, where it is free.
 const WORKING_BYTES: u64 = 1 << 30;
 
 /// How a pipeline loads its networks.

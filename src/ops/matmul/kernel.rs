@@ -117,7 +117,7 @@ pub enum Rounding {
     None,
     /// Both factors, to f16.
     Half,
-    /// Both factors, and the sums of 32 columns after each of them, to f16.
+    /// Both factors, and the running sum over 32 columns, to f16.
     HalfSums,
     /// x, to 8-bit integers in groups of 32 with a scale.
     Int8,
@@ -330,7 +330,7 @@ impl MatmulKernel {
                 constants: [Some(Const("COLUMNS", columns)), None, None, None, None, None],
                 tile: [16 * columns as usize, 64],
                 weights: WeightReader::Bytes,
-                // Rows are rounded before, after their norm.
+                // `quantize_rows` applies the norm before it rounds.
                 fuses_norm: true,
                 quantized_only: true,
                 rounding: Rounding::Int8,

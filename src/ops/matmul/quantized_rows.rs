@@ -14,7 +14,8 @@ use crate::tensor::{GROUP_SIZE, Precision, Tensor};
 const INTERLEAVED: usize = 32;
 
 /// Rows x [m, k] for one product or several of one recording. Kernels that multiply bytes share what they are rounded
-/// to, so nothing may write to x between these products.
+/// to, so nothing may write to x between these products, and all of them have the same norm (and with
+/// [`Self::of_slots`] the same routes).
 #[derive(Debug)]
 pub struct SharedRows<'a> {
     x: &'a Tensor,

@@ -36,7 +36,7 @@ pub(in crate::ops) struct Product<'a> {
     /// Rows of x.
     pub m: usize,
     pub lhs: LhsSource,
-    /// The tensor that x is rows of, unless it is a map.
+    /// x, unless it is a map.
     pub rows: Option<&'a SharedRows<'a>>,
     /// Which of its rows, for an expert.
     pub routes: Option<Routes<'a>>,

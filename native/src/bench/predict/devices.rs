@@ -69,7 +69,7 @@ impl Device {
         matches!(self.family, Family::Gcn | Family::Rdna) || self.name == "rtx-2080-ti"
     }
 
-    /// What chooses kernels.
+    /// The properties by which kernels are chosen.
     pub fn kernels(&self) -> Kernels {
         let subgroup_max_size = if matches!(self.family, Family::Gcn | Family::Rdna) { 64 } else { 32 };
         let subgroup_min_size = if let Family::Intel(lanes) = self.family { lanes as u32 } else { 32 };
@@ -89,7 +89,7 @@ impl Device {
     }
 }
 
-/// What a device's kernels are chosen by.
+/// The properties of a device by which kernels are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernels {
     pub subgroup_min_size: u32,
