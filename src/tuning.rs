@@ -15,9 +15,8 @@ use web_time::Instant;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::cases::{Attention, Case, F32, Linear, Storage, compare};
 use crate::ops::{
-    Choice, CooperativeAttention, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, attention_on_matrix_units,
-    half_sums, linear_by, matrix_units, native_dots, set_attention_on_matrix_units, set_half_sums, set_matrix_units,
-    set_native_dots, tuning, update_tuning,
+    Checked, Choice, CooperativeAttention, Epilogue, MatmulKernel, MatmulShape, Rounding, Tuning, linear_by, tuning,
+    update_tuning,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
@@ -58,7 +57,7 @@ impl TuneOptions {
 
     /// Kernels of bytes also take part where they are the default.
     fn allow(self, gpu: &Gpu, kernel: MatmulKernel) -> bool {
-        let is_default = || native_dots(gpu) == Some(true) && !MatmulKernel::default_on_bytes(gpu).is_empty();
+        let is_default = || Checked::NativeDots.passed(gpu) && !MatmulKernel::default_on_bytes(gpu).is_empty();
         self.int8 || kernel.rounding() != Rounding::Int8 || is_default()
     }
 }
@@ -135,7 +134,7 @@ pub async fn tune_within(
     on_step: impl FnMut(Option<&Timing>) -> ControlFlow<()>,
     mut store: impl FnMut(&Tuning),
 ) -> Result<()> {
-    if gpu.capabilities().native_dots && !gpu.allows_int8() && matrix_units(gpu) != Some(true) {
+    if gpu.capabilities().native_dots && !gpu.allows_int8() && !Checked::MatrixUnits.passed(gpu) {
         return Ok(());
     }
     let mut known = Tuning::none(gpu);
@@ -251,7 +250,7 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
     // One of each way in which integers and scales are stored.
     const PRECISIONS: [Precision; 7] =
         [Precision::Q8, Precision::Q6, Precision::Q5, Precision::Q5K, Precision::Q4, Precision::Q4K, Precision::Q4_0];
-    if let Some(used) = native_dots(gpu) {
+    if let Some(used) = Checked::NativeDots.result(gpu) {
         return Ok(used);
     }
     let mut correct = false;
@@ -263,7 +262,7 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
             correct = correct && matches(gpu, &case, kernel).await?;
         }
     }
-    set_native_dots(gpu, correct);
+    Checked::NativeDots.set(gpu, correct);
     Ok(correct)
 }
 
@@ -274,7 +273,7 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
 pub async fn check_half_sums(gpu: &Gpu) -> Result<bool> {
-    if let Some(used) = half_sums(gpu) {
+    if let Some(used) = Checked::HalfSums.result(gpu) {
         return Ok(used);
     }
     let mut correct = gpu.capabilities().packed_f16 && !gpu.is_software();
@@ -284,7 +283,7 @@ pub async fn check_half_sums(gpu: &Gpu) -> Result<bool> {
             correct = correct && matches(gpu, &case, MatmulKernel::HalfSums { rows }).await?;
         }
     }
-    set_half_sums(gpu, correct);
+    Checked::HalfSums.set(gpu, correct);
     Ok(correct)
 }
 
@@ -300,7 +299,7 @@ const CHECKED_PRECISIONS: [Precision; 6] =
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
 pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
-    if let Some(used) = matrix_units(gpu) {
+    if let Some(used) = Checked::MatrixUnits.result(gpu) {
         return Ok(used);
     }
     let mut correct = false;
@@ -315,7 +314,7 @@ pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
             break;
         }
     }
-    set_matrix_units(gpu, correct);
+    Checked::MatrixUnits.set(gpu, correct);
     if !gpu.capabilities().cooperative_sizes.is_empty() && !gpu.is_software() {
         check_attention(gpu).await?;
     }
@@ -324,14 +323,14 @@ pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
 
 /// Whether attention runs on the device's matrix units: it does after [`check_matrix_units`], if it passed.
 pub fn has_attention_on_matrix_units(gpu: &Gpu) -> bool {
-    attention_on_matrix_units(gpu) == Some(true)
+    Checked::AttentionOnMatrixUnits.passed(gpu)
 }
 
 /// Compares attention on matrix units with the reference, for short, usual and long heads: those that fit the device's
 /// workgroup memory.
 async fn check_attention(gpu: &Gpu) -> Result<()> {
     // The kernel under test is the one that runs from now on.
-    set_attention_on_matrix_units(gpu, true);
+    Checked::AttentionOnMatrixUnits.set(gpu, true);
     let mut correct = false;
     let heads = [64, 72, 128, 160, 256];
     for head_dim in
@@ -345,7 +344,7 @@ async fn check_attention(gpu: &Gpu) -> Result<()> {
                 compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= case.bound())
             }
             Err(error @ (Error::DeviceLost(_) | Error::OutOfMemory { .. })) => {
-                set_attention_on_matrix_units(gpu, false);
+                Checked::AttentionOnMatrixUnits.set(gpu, false);
                 return Err(error);
             }
             // Such as a driver that rejects the kernel.
@@ -355,7 +354,7 @@ async fn check_attention(gpu: &Gpu) -> Result<()> {
             break;
         }
     }
-    set_attention_on_matrix_units(gpu, correct);
+    Checked::AttentionOnMatrixUnits.set(gpu, correct);
     Ok(())
 }
 

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::checked::Checked;
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Capabilities, Cost, Gpu, Kernel, Lock, PipelineKey, Recorder, wgsl};
+use crate::gpu::{Access, Binding, Capabilities, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -144,20 +145,6 @@ pub struct AttentionSegment {
     pub keys: StridedRows,
     /// The queries are at the last of the keys, and attend only to keys at their own position and before.
     pub causal: bool,
-}
-
-#[derive(Debug, Default)]
-struct MatrixUnits(Lock<Option<bool>>);
-
-/// Whether attention runs on the device's matrix units; `None` before they were checked. A planned device is assumed to
-/// pass the check.
-pub(crate) fn attention_on_matrix_units(gpu: &Gpu) -> Option<bool> {
-    gpu.extension::<MatrixUnits>().0.lock().or(gpu.is_planned().then_some(true))
-}
-
-/// Has attention run on the device's matrix units, or not.
-pub(crate) fn set_attention_on_matrix_units(gpu: &Gpu, used: bool) {
-    *gpu.extension::<MatrixUnits>().0.lock() = Some(used);
 }
 
 /// Where keys and values lie, in elements.
@@ -316,7 +303,7 @@ impl AttentionKernel {
         let units = CooperativeAttention::of(gpu.capabilities(), head_dim)
             // More than an eighth of the rows that matrices compute.
             .filter(|sizes| !exact && !gpu.is_software() && 8 * query_rows > sizes.rows() as usize)
-            .filter(|_| attention_on_matrix_units(gpu) == Some(true));
+            .filter(|_| Checked::AttentionOnMatrixUnits.passed(gpu));
         let kernel = match gpu.software_subgroups() {
             Some(8) => Self::Subgroup,
             Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Self::Subgroup4,

@@ -3,6 +3,7 @@
 
 mod attention;
 pub mod cases;
+mod checked;
 mod convolution;
 mod denoise;
 mod feature_map;
@@ -19,20 +20,18 @@ mod sampling;
 mod softmax;
 mod specialisations;
 
+pub(crate) use attention::CooperativeAttention;
 pub use attention::{
     Attention, AttentionSegment, KeyValues, KvCache, StridedRows, attention, attention_batched, attention_segments,
 };
-pub(crate) use attention::{CooperativeAttention, attention_on_matrix_units, set_attention_on_matrix_units};
+pub(crate) use checked::Checked;
 pub use convolution::{ConvEpilogue, ConvMode, Convolution, convolution, convolution_upsampled};
 pub use denoise::{Denoise, denoise};
 pub use feature_map::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
 pub use kernel_name::kernel_name;
-pub(crate) use matmul::{
-    Choice, half_sums, linear_by, matrix_units, native_dots, set_half_sums, set_matrix_units, set_native_dots,
-    update_tuning,
-};
+pub(crate) use matmul::{Choice, linear_by, update_tuning};
 pub use matmul::{
     Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, SharedRows, Tuning, linear,
     linear_add, linear_normed, linear_routed, products, set_tuning, tuning,

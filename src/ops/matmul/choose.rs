@@ -3,7 +3,8 @@
 use super::kernel::{Cooperative, Device, MATVEC_ROWS, MatmulKernel, MeasuredRows, Rounding, RowMatvec};
 use super::shape::MatmulShape;
 use super::table::tuned;
-use crate::gpu::{Capabilities, Gpu, Lock};
+use crate::gpu::{Capabilities, Gpu};
+use crate::ops::checked::Checked;
 use crate::tensor::{Inputs, Precision};
 
 /// Weights that stay in a core's cache. Software adapters gain nothing from sharing their loads among more than a few
@@ -23,49 +24,6 @@ fn fills_with_large_tiles(m: usize, n: usize) -> bool {
     m > 64 && m.div_ceil(128) * n.div_ceil(64) >= FULL_DEVICE
 }
 
-#[derive(Debug, Default)]
-struct MatrixUnits(Lock<Option<bool>>);
-
-/// Whether products run on the device's matrix units without a measurement; `None` before they were checked. A planned
-/// device is assumed to pass the check.
-pub(crate) fn matrix_units(gpu: &Gpu) -> Option<bool> {
-    gpu.extension::<MatrixUnits>().0.lock().or(gpu.is_planned().then_some(true))
-}
-
-/// Has products run on the device's matrix units, or not.
-pub(crate) fn set_matrix_units(gpu: &Gpu, used: bool) {
-    *gpu.extension::<MatrixUnits>().0.lock() = Some(used);
-}
-
-#[derive(Debug, Default)]
-struct NativeDots(Lock<Option<bool>>);
-
-/// Whether products multiply bytes without a measurement; `None` before the kernels were checked. A planned device is
-/// assumed to pass the check.
-pub(crate) fn native_dots(gpu: &Gpu) -> Option<bool> {
-    gpu.extension::<NativeDots>().0.lock().or(gpu.is_planned().then_some(true))
-}
-
-/// Has products multiply bytes, or not.
-pub(crate) fn set_native_dots(gpu: &Gpu, used: bool) {
-    *gpu.extension::<NativeDots>().0.lock() = Some(used);
-}
-
-#[derive(Debug, Default)]
-struct HalfSums(Lock<Option<bool>>);
-
-/// Whether products whose inputs the reference has in f16 are added in f16 without a measurement; `None` before that
-/// was checked. A planned device is assumed to pass the check.
-pub(crate) fn half_sums(gpu: &Gpu) -> Option<bool> {
-    let checked = *gpu.extension::<HalfSums>().0.lock();
-    checked.or(gpu.is_planned().then_some(gpu.capabilities().packed_f16))
-}
-
-/// Has such products added in f16, or not.
-pub(crate) fn set_half_sums(gpu: &Gpu, used: bool) {
-    *gpu.extension::<HalfSums>().0.lock() = Some(used);
-}
-
 impl MatmulKernel {
     /// The kernel for a product: the fastest that was measured on this device, or else the one that is likely to be.
     /// With wide inputs it rounds nothing; with inputs in f16 it may add in f16.
@@ -79,7 +37,7 @@ impl MatmulKernel {
         tuned(gpu, shape)
             .filter(&suits)
             .or_else(|| Self::on_matrix_units(gpu, shape).filter(&suits))
-            .or_else(|| Self::on_checked_bytes(gpu, shape).filter(&suits))
+            .or_else(|| Self::on_bytes(gpu, shape).filter(&suits))
             .or_else(|| if inputs == Inputs::Half { Self::in_half_sums(gpu, shape) } else { None })
             .or_else(|| Some(Self::likely(gpu, shape)).filter(&suits))
     }
@@ -87,12 +45,8 @@ impl MatmulKernel {
     /// The kernel for a product that was not measured, whatever its inputs. It may round to f16 on matrix units, or to
     /// 8 bits.
     pub(crate) fn unmeasured(gpu: &Gpu, shape: MatmulShape) -> Self {
-        let on_bytes = || Self::on_checked_bytes(gpu, shape);
+        let on_bytes = || Self::on_bytes(gpu, shape);
         Self::on_matrix_units(gpu, shape).or_else(on_bytes).unwrap_or_else(|| Self::likely(gpu, shape))
-    }
-
-    fn on_checked_bytes(gpu: &Gpu, shape: MatmulShape) -> Option<Self> {
-        if native_dots(gpu) == Some(true) { Self::on_bytes(gpu, shape) } else { None }
     }
 
     /// The kernel for an implicit GEMM of `shape.m` output positions: one for several rows.
@@ -109,7 +63,11 @@ impl MatmulKernel {
 
     /// The kernel for a product that may add in f16, if the GPU has packed f16 arithmetic and passed the check.
     fn in_half_sums(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
-        if m <= MATVEC_ROWS || precision == Precision::F32 || half_sums(gpu) != Some(true) {
+        if m <= MATVEC_ROWS
+            || precision == Precision::F32
+            || !gpu.capabilities().packed_f16
+            || !Checked::HalfSums.passed(gpu)
+        {
             return None;
         }
         Some(Self::HalfSums { rows: if fills_with_large_tiles(m, n) { 8 } else { 4 } })
@@ -118,7 +76,7 @@ impl MatmulKernel {
     /// The kernel for a product on a GPU's matrix units, if it has any that are worth it: f32 weights are exact, and
     /// few rows are multiplied while their weights arrive.
     fn on_matrix_units(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
-        if m <= MATVEC_ROWS || precision == Precision::F32 || matrix_units(gpu) != Some(true) {
+        if m <= MATVEC_ROWS || precision == Precision::F32 || !Checked::MatrixUnits.passed(gpu) {
             return None;
         }
         let tile = if m.div_ceil(128) * n.div_ceil(128) >= FULL_DEVICE_128 { 128 } else { 64 };
@@ -126,9 +84,9 @@ impl MatmulKernel {
     }
 
     /// The kernel that multiplies bytes, for a product of several rows with quantised weights on a GPU that has
-    /// instructions for that.
+    /// instructions for that and passed the check.
     fn on_bytes(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
-        if m <= MATVEC_ROWS || precision.bits().is_none() {
+        if m <= MATVEC_ROWS || precision.bits().is_none() || !Checked::NativeDots.passed(gpu) {
             return None;
         }
         let is_large = fills_with_large_tiles(m, n);

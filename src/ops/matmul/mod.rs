@@ -16,7 +16,6 @@ mod table;
 
 use bytemuck::{Pod, Zeroable};
 
-pub(crate) use self::choose::{half_sums, matrix_units, native_dots, set_half_sums, set_matrix_units, set_native_dots};
 pub use self::kernel::{Cooperative, MatmulKernel, Rounding, RowMatvec};
 pub use self::quantized_rows::SharedRows;
 pub(super) use self::quantized_rows::quantize_kernels;
