@@ -253,15 +253,8 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
     if let Some(used) = Checked::NativeDots.result(gpu) {
         return Ok(used);
     }
-    let mut correct = false;
-    for (index, kernel) in MatmulKernel::default_on_bytes(gpu).into_iter().enumerate() {
-        correct |= index == 0;
-        for precision in PRECISIONS {
-            // More than a tile of rows, and an odd number of groups.
-            let case = Linear { m: 131, n: 133, k: 132, precision, norm: true, ..Linear::default() };
-            correct = correct && matches(gpu, &case, kernel).await?;
-        }
-    }
+    let kernels = MatmulKernel::default_on_bytes(gpu);
+    let correct = all_match(gpu, &kernels, &PRECISIONS, true).await?;
     Checked::NativeDots.set(gpu, correct);
     Ok(correct)
 }
@@ -276,13 +269,9 @@ pub async fn check_half_sums(gpu: &Gpu) -> Result<bool> {
     if let Some(used) = Checked::HalfSums.result(gpu) {
         return Ok(used);
     }
-    let mut correct = gpu.capabilities().packed_f16 && !gpu.is_software();
-    for rows in [4, 8] {
-        for precision in CHECKED_PRECISIONS {
-            let case = Linear { m: 131, n: 133, k: 132, precision, ..Linear::default() };
-            correct = correct && matches(gpu, &case, MatmulKernel::HalfSums { rows }).await?;
-        }
-    }
+    let runs = gpu.capabilities().packed_f16 && !gpu.is_software();
+    let kernels = [4, 8].map(|rows| MatmulKernel::HalfSums { rows });
+    let correct = runs && all_match(gpu, &kernels, &CHECKED_PRECISIONS, false).await?;
     Checked::HalfSums.set(gpu, correct);
     Ok(correct)
 }
@@ -302,18 +291,9 @@ pub async fn check_matrix_units(gpu: &Gpu) -> Result<bool> {
     if let Some(used) = Checked::MatrixUnits.result(gpu) {
         return Ok(used);
     }
-    let mut correct = false;
-    for sizes in MatmulKernel::default_on_matrix_units(gpu) {
-        correct = true;
-        for precision in CHECKED_PRECISIONS {
-            // More than a tile of rows, and sizes that are multiples of nothing but four.
-            let case = Linear { m: 131, n: 133, k: 132, precision, ..Linear::default() };
-            correct = correct && matches(gpu, &case, MatmulKernel::Cooperative(sizes)).await?;
-        }
-        if !correct {
-            break;
-        }
-    }
+    let kernels: Vec<_> =
+        MatmulKernel::default_on_matrix_units(gpu).into_iter().map(MatmulKernel::Cooperative).collect();
+    let correct = all_match(gpu, &kernels, &CHECKED_PRECISIONS, false).await?;
     Checked::MatrixUnits.set(gpu, correct);
     if !gpu.capabilities().cooperative_sizes.is_empty() && !gpu.is_software() {
         check_attention(gpu).await?;
@@ -339,17 +319,11 @@ async fn check_attention(gpu: &Gpu) -> Result<()> {
         let storage = if head_dim == 64 { Storage::Packed } else { Storage::F16 };
         let case =
             Attention { heads: 2, kv_heads: 1, head_dim, times: 81, keys: 81, causal: true, storage, exact: false };
-        correct = match case.run(gpu).await {
-            Ok(values) => {
-                compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= case.bound())
-            }
-            Err(error @ (Error::DeviceLost(_) | Error::OutOfMemory { .. })) => {
-                Checked::AttentionOnMatrixUnits.set(gpu, false);
-                return Err(error);
-            }
-            // Such as a driver that rejects the kernel.
-            Err(_) => false,
-        };
+        let agreed = agrees(&case, case.run(gpu).await, case.bound());
+        if agreed.is_err() {
+            Checked::AttentionOnMatrixUnits.set(gpu, false);
+        }
+        correct = agreed?;
         if !correct {
             break;
         }
@@ -470,15 +444,32 @@ async fn matches_reference(gpu: &Gpu, shape: MatmulShape, kernel: MatmulKernel) 
 
 /// Whether a kernel computes a product as the reference does.
 async fn matches(gpu: &Gpu, case: &Linear, kernel: MatmulKernel) -> Result<bool> {
-    let values = case.run_by(gpu, Some(kernel)).await;
-    let values = match values {
-        Ok(values) => values,
-        Err(error @ (Error::DeviceLost(_) | Error::OutOfMemory { .. })) => return Err(error),
+    agrees(case, case.run_by(gpu, Some(kernel)).await, F32.max(kernel.rounding().nmse()))
+}
+
+/// Whether the values that a case gave are those of its reference.
+fn agrees(case: &dyn Case, values: Result<Vec<f32>>, bound: f64) -> Result<bool> {
+    match values {
+        Ok(values) => Ok(compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= bound)),
+        Err(error @ (Error::DeviceLost(_) | Error::OutOfMemory { .. })) => Err(error),
         // Such as a driver that rejects the kernel.
-        Err(_) => return Ok(false),
-    };
-    let bound = F32.max(kernel.rounding().nmse());
-    Ok(compare(&case.name(), &values, &case.reference()).is_ok_and(|report| report.nmse <= bound))
+        Err(_) => Ok(false),
+    }
+}
+
+/// Whether each of the kernels computes products as the reference does, with weights of each precision; not if there
+/// is no kernel.
+async fn all_match(gpu: &Gpu, kernels: &[MatmulKernel], precisions: &[Precision], norm: bool) -> Result<bool> {
+    for &kernel in kernels {
+        for &precision in precisions {
+            // More than a tile of rows, an odd number of groups, and sizes that are multiples of nothing but four.
+            let case = Linear { m: 131, n: 133, k: 132, precision, norm, ..Linear::default() };
+            if !matches(gpu, &case, kernel).await? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(!kernels.is_empty())
 }
 
 /// Keeps a GPU busy until its clock is up.
