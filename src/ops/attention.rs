@@ -300,16 +300,18 @@ impl AttentionKernel {
     /// The kernel for `query_rows` query rows, and the rows of its workgroups.
     fn choose(gpu: &Gpu, head_dim: usize, query_rows: usize, exact: bool) -> (Self, usize) {
         let workgroup_bytes = gpu.capabilities().max_workgroup_bytes;
-        let units = CooperativeAttention::of(gpu.capabilities(), head_dim)
-            // More than an eighth of the rows that matrices compute.
-            .filter(|sizes| !exact && !gpu.is_software() && 8 * query_rows > sizes.rows() as usize)
-            .filter(|_| Checked::AttentionOnMatrixUnits.passed(gpu));
+        let on_matrix_units = || {
+            CooperativeAttention::of(gpu.capabilities(), head_dim)
+                // More than an eighth of the rows that matrices compute.
+                .filter(|sizes| !exact && 8 * query_rows > sizes.rows() as usize)
+                .filter(|_| Checked::AttentionOnMatrixUnits.passed(gpu))
+        };
         let kernel = match gpu.software_subgroups() {
             Some(8) => Self::Subgroup,
             Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Self::Subgroup4,
             _ if gpu.is_software() => Self::Workgroup,
             _ if query_rows <= Self::Decode.max_rows(head_dim, workgroup_bytes) => Self::Decode,
-            _ => units.map_or(Self::Tiled, Self::Cooperative),
+            _ => on_matrix_units().map_or(Self::Tiled, Self::Cooperative),
         };
         let most = kernel.max_rows(head_dim, workgroup_bytes);
         let rows = match kernel {
