@@ -16,7 +16,9 @@ pub struct Capabilities {
     pub subgroup_max_size: u32,
     /// Sizes of the cooperative matrices with f16 factors and f32 sums: 8, 16 or none.
     pub cooperative_sizes: Vec<u32>,
-    /// Instructions for dot products of four pairs of signed 8-bit integers, in the hardware rather than emulated.
+    /// Instructions for dot products of four pairs of signed 8-bit integers, in the hardware rather than emulated, as
+    /// Vulkan's drivers report it. Metal has none; DirectX 12 does not say, and in a browser wgpu does not either
+    /// ([`GpuOptions::browser_native_dots`](super::GpuOptions)).
     pub native_dots: bool,
     /// Timestamps at pass boundaries.
     pub timestamps: bool,
@@ -58,6 +60,10 @@ impl Capabilities {
     /// Reads what the kernels care about from a device's granted features and limits.
     pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, adapter: &wgpu::Adapter) -> Self {
         let info = adapter.get_info();
+        #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+        let (native_dots, local_memory) = (super::vulkan::native_dots(adapter), super::vulkan::local_memory(adapter));
+        #[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+        let (native_dots, local_memory) = (false, None);
         Self {
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
             packed_f16: features.contains(wgpu::Features::SHADER_F16) && has_packed_f16(&info),
@@ -65,13 +71,13 @@ impl Capabilities {
             subgroup_min_size: info.subgroup_min_size,
             subgroup_max_size: info.subgroup_max_size,
             cooperative_sizes: cooperative_sizes(features, adapter),
-            native_dots: native_dots(adapter),
+            native_dots,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
-            local_memory: local_memory(adapter),
+            local_memory,
             storage_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
         }
     }
@@ -85,39 +91,6 @@ impl Capabilities {
     pub fn max_shard_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes) & !255
     }
-}
-
-/// Vulkan's drivers say whether they have such instructions. Metal has none; DirectX 12 does not say, and in a browser
-/// wgpu does not either ([`GpuOptions::browser_native_dots`](super::GpuOptions)).
-#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-fn native_dots(adapter: &wgpu::Adapter) -> bool {
-    super::native_dots::are_accelerated(adapter)
-}
-
-#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
-fn native_dots(_: &wgpu::Adapter) -> bool {
-    false
-}
-
-#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
-fn local_memory(_: &wgpu::Adapter) -> Option<u64> {
-    None
-}
-
-/// The largest heap of a discrete GPU.
-#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-fn local_memory(adapter: &wgpu::Adapter) -> Option<u64> {
-    use ash::vk;
-    if adapter.get_info().device_type != wgpu::DeviceType::DiscreteGpu {
-        return None;
-    }
-    // SAFETY: the handle is used within this function, and nothing of it is destroyed.
-    let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
-    let instance = hal.shared_instance().raw_instance();
-    // SAFETY: both handles are valid while `hal` is.
-    let memory = unsafe { instance.get_physical_device_memory_properties(hal.raw_physical_device()) };
-    let heaps = memory.memory_heaps_as_slice().iter();
-    heaps.filter(|heap| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL)).map(|heap| heap.size).max()
 }
 
 /// Whether a GPU has packed f16 arithmetic that is faster than f32. Not Intel, Adreno and Apple: their compilers make

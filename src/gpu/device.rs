@@ -193,9 +193,8 @@ impl Gpu {
         let software_adapter = options.test.software_adapter.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter);
         capabilities.subgroups |= options.browser_subgroups;
-        capabilities.native_dots |= options.browser_native_dots;
-        capabilities.native_dots &= !summary.is_software();
-        capabilities.native_dots = options.test.native_dots.unwrap_or(capabilities.native_dots);
+        let reported = capabilities.native_dots || options.browser_native_dots;
+        capabilities.native_dots = options.test.native_dots.unwrap_or(reported && !summary.is_software());
         let mut max_buffer_bytes = limits.max_buffer_size;
         let planned = options.test.planned.is_some();
         if let Some(planned) = &options.test.planned {

@@ -22,8 +22,6 @@ mod guard;
 mod kernel;
 mod lock;
 mod memory;
-#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-mod native_dots;
 mod options;
 mod profile;
 mod readback;
@@ -32,6 +30,8 @@ mod replay;
 mod timestamps;
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 mod unchecked;
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+mod vulkan;
 
 pub use adapter::{AdapterChoice, AdapterSummary, list_adapters};
 pub use capabilities::Capabilities;
