@@ -67,9 +67,8 @@ pub struct BenchArgs {
 
 /// Any precision, also those that only GGUF files have.
 fn parse_precision(text: &str) -> Result<Precision, String> {
-    let names = || Precision::ALL.map(|precision| precision.to_string());
-    let found = Precision::ALL.into_iter().zip(names()).find(|(_, name)| name == text);
-    found.map(|(precision, _)| precision).ok_or_else(|| format!("expected {}", names().join(", ")))
+    let found = Precision::ALL.into_iter().find(|precision| precision.to_string() == text);
+    found.ok_or_else(|| format!("expected {}", Precision::ALL.map(|precision| precision.to_string()).join(", ")))
 }
 
 pub async fn run(arguments: BenchArgs) -> Result<(), CliError> {
