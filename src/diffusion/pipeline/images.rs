@@ -1,8 +1,7 @@
 //! Images to latents, and latents to images.
 
-use super::TIGHT_MAP;
 use super::request::{DiffusionEvent, OnDiffusionEvent, emit};
-use super::residency::Networks;
+use super::residency::{Networks, Part};
 use crate::diffusion::networks::{MAX_MAP, VaeEncoder};
 use crate::diffusion::preview::byte;
 use crate::gpu::Gpu;
@@ -10,6 +9,9 @@ use crate::image::Image;
 use crate::ops::FeatureMap;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+
+/// The limit of the autoencoder's feature maps when memory runs out with larger ones, in bytes.
+const TIGHT_MAP: u64 = 32 << 20;
 
 impl Networks {
     /// Encodes an image to latents, sampled with the noise `drawn`: [pixels, channels].
@@ -31,14 +33,12 @@ impl Networks {
             .collect();
         let mut largest = None;
         let moments = loop {
-            match encode(&self.gpu, &encoder, (height, width), &pixels, largest).await {
-                Err(Error::OutOfMemory { .. }) if largest != Some(TIGHT_MAP) => {
-                    // Only devices with memory of their own have tried larger maps than these.
-                    let larger = largest.is_none() && self.gpu.capabilities().local_memory.is_some();
-                    largest = Some(if larger { MAX_MAP } else { TIGHT_MAP });
+            match (encode(&self.gpu, &encoder, (height, width), &pixels, largest).await, self.smaller_maps(largest)) {
+                (Err(Error::OutOfMemory { .. }), Some(smaller)) => {
                     self.gpu.trim();
+                    largest = Some(smaller);
                 }
-                moments => break moments?,
+                (moments, _) => break moments?,
             }
         };
         let channels = config.latent_channels;
@@ -57,8 +57,35 @@ impl Networks {
         Ok(moments.chunks_exact(2 * channels).zip(drawn.chunks_exact(channels)).flat_map(latent).collect())
     }
 
-    /// Decodes latents to an image, with feature maps of at most `largest` bytes if that is given.
-    pub(super) async fn decode(
+    /// Decodes latents to an image. When memory runs out, feature maps become smaller, at last without other networks.
+    pub(super) async fn decode(&mut self, latents: &FeatureMap, on_event: OnDiffusionEvent<'_>) -> Result<Image> {
+        let mut largest = None;
+        loop {
+            match (self.decode_within(latents, largest, on_event).await, self.smaller_maps(largest)) {
+                (Err(Error::OutOfMemory { .. }), Some(smaller)) => {
+                    if smaller == TIGHT_MAP {
+                        self.drop_all_but(Part::Vae);
+                    }
+                    self.gpu.trim();
+                    largest = Some(smaller);
+                }
+                (decoded, _) => return decoded,
+            }
+        }
+    }
+
+    /// The limit of feature maps, in bytes, to try after memory ran out with `largest` (`None`: what seemed to be
+    /// free); `None` after the last.
+    fn smaller_maps(&self, largest: Option<u64>) -> Option<u64> {
+        match largest {
+            Some(TIGHT_MAP) => None,
+            // Only devices with memory of their own have tried larger maps than these.
+            None if self.gpu.capabilities().local_memory.is_some() => Some(MAX_MAP),
+            _ => Some(TIGHT_MAP),
+        }
+    }
+
+    async fn decode_within(
         &mut self,
         latents: &FeatureMap,
         largest: Option<u64>,

@@ -12,7 +12,6 @@ mod residency;
 use self::prompts::{Prompts, condition};
 use self::request::emit;
 use self::residency::{Networks, Part};
-use crate::diffusion::networks::MAX_MAP;
 use crate::diffusion::preview::preview;
 use crate::diffusion::scheduler::{Schedule, Step};
 use crate::diffusion::torch_rng::TorchRng;
@@ -29,9 +28,6 @@ pub use generate::{GenerateImage, GeneratedImage};
 pub use prompts::PromptEmbeds;
 pub use request::{DiffusionEvent, DiffusionRequest, InitialLatents, OnDiffusionEvent};
 pub use residency::DiffusionOptions;
-
-/// The limit of the autoencoder's feature maps when decoding runs out of memory again with [`MAX_MAP`], in bytes.
-pub(super) const TIGHT_MAP: u64 = 32 << 20;
 
 /// Stable Diffusion XL on a device. Networks are loaded when they are needed; under a memory limit, others are dropped
 /// first.
@@ -115,22 +111,7 @@ impl DiffusionPipeline {
             }
             denoised => denoised?,
         };
-        let decoded = match self.networks.decode(&latents, None, on_event).await {
-            // Only these devices have tried larger maps.
-            Err(Error::OutOfMemory { .. }) if self.networks.gpu.capabilities().local_memory.is_some() => {
-                self.networks.gpu.trim();
-                self.networks.decode(&latents, Some(MAX_MAP), on_event).await
-            }
-            decoded => decoded,
-        };
-        match decoded {
-            Err(Error::OutOfMemory { .. }) => {
-                self.networks.drop_all_but(Part::Vae);
-                self.networks.gpu.trim();
-                self.networks.decode(&latents, Some(TIGHT_MAP), on_event).await
-            }
-            decoded => decoded,
-        }
+        self.networks.decode(&latents, on_event).await
     }
 
     /// The embeddings of the prompts: with guidance, those of the negative prompt come first.
