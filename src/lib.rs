@@ -84,6 +84,8 @@ pub mod error;
 pub mod gpu;
 pub mod image;
 pub mod io;
+#[doc(hidden)]
+pub mod json;
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod language;

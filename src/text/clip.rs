@@ -107,7 +107,7 @@ impl ClipTokenizer {
 /// The `tokenizer.json` that transformers makes of `vocab.json` and `merges.txt`.
 fn from_lists(vocabulary_file: &str, vocabulary: &[u8], merges_file: &str, merges: &[u8]) -> Result<Value> {
     let malformed = |file: &str, reason: String| Error::Malformed { file: file.to_owned(), offset: 0, reason };
-    let vocabulary: serde_json::Map<String, Value> = serde_json::from_slice(vocabulary)
+    let vocabulary: serde_json::Map<String, Value> = crate::json::from_slice(vocabulary)
         .map_err(|error| malformed(vocabulary_file, format!("not a vocabulary: {error}")))?;
     let merges = std::str::from_utf8(merges).map_err(|error| malformed(merges_file, error.to_string()))?;
     // The first line is a comment.
@@ -143,7 +143,7 @@ fn from_lists(vocabulary_file: &str, vocabulary: &[u8], merges_file: &str, merge
 
 /// A `tokenizer.json` without its post-processor, which adds BOS and EOS: [`ClipTokenizer::window`] does that.
 fn without_post_processor(file: &str, bytes: &[u8]) -> Result<Value> {
-    let mut json: Value = serde_json::from_slice(bytes).map_err(|error| Error::Malformed {
+    let mut json: Value = crate::json::from_slice(bytes).map_err(|error| Error::Malformed {
         file: file.to_owned(),
         offset: 0,
         reason: format!("not a tokenizer: {error}"),

@@ -82,12 +82,6 @@ struct TokenizerFile {
     rest: serde_json::Map<String, Value>,
 }
 
-#[derive(Deserialize)]
-struct ModelFile {
-    #[serde(default)]
-    model_type: String,
-}
-
 impl TokenizerConfig {
     /// Reads `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and `config.json`, as far as the
     /// folder has them.
@@ -124,8 +118,8 @@ impl TokenizerConfig {
                 }
             }
         }
-        if let Some(file) = read_json::<ModelFile>(folder, "config.json").await? {
-            config.model_type = file.model_type;
+        if let Some(file) = read_json::<Value>(folder, "config.json").await? {
+            config.model_type = file.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
         }
         Ok(config)
     }
@@ -161,7 +155,7 @@ fn token_text(value: &Value) -> Option<&str> {
 
 async fn read_json<T: serde::de::DeserializeOwned>(folder: &dyn Folder, name: &str) -> Result<Option<T>> {
     let Some(bytes) = read(folder, name).await? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Config {
+    crate::json::from_slice(&bytes).map(Some).map_err(|error| Error::Config {
         file: format!("{}/{name}", folder.name()),
         reason: format!("unexpected JSON: {error}"),
     })

@@ -18,7 +18,7 @@ use super::stored_tensor::StoredTensor;
 use super::view::Weights;
 use crate::io::{ByteSource, Folder, read_file, read_range};
 use crate::tensor::{GROUP_SIZE, Precision, pack_rows};
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// The header takes at most this fraction of a shard: 1/64.
 const HEADER_FRACTION: u64 = 64;
@@ -197,7 +197,7 @@ impl Layout {
 async fn read_configs(folder: &dyn Folder, names: &[&str]) -> Result<BTreeMap<String, serde_json::Value>> {
     let mut configs = BTreeMap::new();
     for (name, bytes) in read_files(folder, names).await? {
-        let config = serde_json::from_slice(&bytes)
+        let config = json::from_slice(&bytes)
             .map_err(|error| Error::Config { file: format!("{}/{name}", folder.name()), reason: error.to_string() })?;
         configs.insert(name, config);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// Reads an index file: for each shard, the names of its tensors.
 ///
@@ -15,7 +15,7 @@ pub fn parse_index(file: &str, bytes: &[u8]) -> Result<BTreeMap<String, Vec<Stri
     }
     let malformed = |reason| Error::Malformed { file: file.to_owned(), offset: 0, reason };
     let index: Index =
-        serde_json::from_slice(bytes).map_err(|error| malformed(format!("not an index of tensors: {error}")))?;
+        json::from_slice(bytes).map_err(|error| malformed(format!("not an index of tensors: {error}")))?;
     let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, shard) in index.weight_map {
         // An index names files in its own folder; a path elsewhere is a mistake or an attack.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// The top-level modules of `src/`, lowest layer first, as in ARCHITECTURE.md (Layers). Modules of one layer do not
 /// import each other.
 const LAYERS: &[&[&str]] = &[
-    &["error", "parallel"],
+    &["error", "json", "parallel"],
     &["io"],
     &["gpu"],
     &["tensor"],

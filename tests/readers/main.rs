@@ -8,6 +8,7 @@ mod common;
 mod defaults;
 mod gguf;
 mod image;
+mod json;
 mod layers;
 mod quantise;
 mod text;

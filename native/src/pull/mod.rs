@@ -266,7 +266,7 @@ struct Tower {
 /// repositories that these were copied from.
 fn towers_of(config: &Path) -> Result<Vec<Tower>> {
     let bytes = std::fs::read(config).map_err(|error| io_error(config, error))?;
-    let towers: Towers = serde_json::from_slice(&bytes).map_err(|error| io_error(config, error))?;
+    let towers: Towers = mgm::json::from_slice(&bytes).map_err(|error| io_error(config, error))?;
     let known = |path: String| {
         let name = path.rsplit('/').next().unwrap_or(&path).to_owned();
         let (repo, weights) = match name.as_str() {

@@ -3,24 +3,40 @@
 use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{AffixTokens, Encoder, JSON, Tokenizer};
 use crate::text::decode::{Decoder, DecoderKind, TokenTable, TokenText};
 use crate::text::merges;
 use crate::text::tokenizer_config::{AddedToken, TokenizerConfig};
-use crate::{Error, Result};
+use crate::{Error, Result, json};
+
+/// The keys of `tokenizer.json` that are used.
+const USED: [&str; 7] =
+    ["version", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model"];
 
 impl Tokenizer {
     pub(in crate::text) fn from_json(bytes: &[u8], config: &TokenizerConfig, gemma: bool) -> Result<Self> {
         let bad = |reason: String| Error::Config { file: JSON.to_owned(), reason };
-        let file: JsonFile = serde_json::from_slice(bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
-        let style = json_decoder(&file.decoder)?;
-        // A model whose vocabulary is not an object is not BPE.
-        if file.model.vocab.0 > 0 {
-            merges::check(file.model.merges.0, file.model.vocab.0).map_err(bad)?;
-        }
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| bad(format!("the tokenizer cannot be read: {error}")))?;
+        // The library reads the text that was checked.
+        let read = |bytes: &[u8]| {
+            let file: JsonFile = serde_json::from_slice(bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
+            // A model whose vocabulary is not an object is not BPE.
+            if file.model.vocab.0 > 0 {
+                merges::check(file.model.merges.0, file.model.vocab.0).map_err(bad)?;
+            }
+            let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+                .map_err(|error| bad(format!("the tokenizer cannot be read: {error}")))?;
+            Ok((file.decoder, tokenizer))
+        };
+        let (decoder, tokenizer) = json::read_with(bytes, read).or_else(|error| {
+            // The library refuses unknown keys, and values of keys that are not used here.
+            let Ok(Value::Object(mut file)) = json::from_slice(bytes) else { return Err(error) };
+            let keys = file.len();
+            file.retain(|key, _| USED.contains(&key.as_str()));
+            if file.len() == keys { Err(error) } else { read(Value::Object(file).to_string().as_bytes()) }
+        })?;
+        let style = json_decoder(&decoder)?;
         Self::from_library(tokenizer, style, config, gemma, |tokenizer| {
             tokenizer.get_vocab(true).into_values().collect()
         })
@@ -135,15 +151,14 @@ impl JsonDecoder {
 #[derive(Deserialize)]
 struct JsonFile {
     #[serde(default)]
-    decoder: serde_json::Value,
+    decoder: Value,
     #[serde(default)]
     model: merges::Model,
 }
 
 /// Reads the `decoder` of a `tokenizer.json`.
-fn json_decoder(decoder: &serde_json::Value) -> Result<JsonDecoder> {
-    let kind =
-        |value: &serde_json::Value| value.get("type").and_then(|kind| kind.as_str()).unwrap_or("none").to_owned();
+fn json_decoder(decoder: &Value) -> Result<JsonDecoder> {
+    let kind = |value: &Value| value.get("type").and_then(|kind| kind.as_str()).unwrap_or("none").to_owned();
     let unsupported = |found: String| Error::Unsupported {
         what: format!("{JSON} decoder"),
         found,

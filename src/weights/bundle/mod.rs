@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::blocks::BlockType;
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// The manifest's name.
 pub const MANIFEST: &str = "bundle.json";
@@ -86,7 +86,7 @@ impl Manifest {
     /// [`Error::Config`] if it is malformed, [`Error::Unsupported`] if it is too new.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Self> {
         let error = |reason| Error::Config { file: file.to_owned(), reason };
-        let manifest: Self = serde_json::from_slice(bytes).map_err(|problem| error(problem.to_string()))?;
+        let manifest: Self = json::from_slice(bytes).map_err(|problem| error(problem.to_string()))?;
         if manifest.format != FORMAT {
             return Err(error(format!("its format is {:?}, expected {FORMAT:?}", manifest.format)));
         }

@@ -1,6 +1,6 @@
 //! Reading settings from JSON, with the file and the key in every message.
 //!
-//! Values come from `serde_json`; a derived struct would neither check ranges nor name the key of a wrong type.
+//! Values come from [`crate::json`]; a derived struct would neither check ranges nor name the key of a wrong type.
 
 use std::ops::RangeInclusive;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::tensor::Activation;
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// A file's name, and the checks of single values that name the file when they fail.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +51,7 @@ pub(crate) struct Settings<'a> {
 impl<'a> Settings<'a> {
     pub(crate) fn parse(file: &'a str, bytes: &[u8]) -> Result<Self> {
         let file = ConfigFile(file);
-        let object = serde_json::from_slice(bytes)
+        let object = json::from_slice(bytes)
             .map_err(|error| file.error(format!("expected a JSON object of settings: {error}")))?;
         Ok(Self { file, object })
     }
@@ -62,6 +62,12 @@ impl<'a> Settings<'a> {
             Some(Value::Object(object)) => Self { file: self.file, object },
             _ => self,
         }
+    }
+
+    /// The settings whose keys `takes` accepts.
+    pub(crate) fn only_keys(mut self, takes: impl Fn(&str) -> bool) -> Self {
+        self.object.retain(|key, _| takes(key));
+        self
     }
 
     pub(crate) fn value(&self, key: &str) -> Option<&Value> {
@@ -99,9 +105,20 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// A number; an error if it is NaN or infinite.
     pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.any_number(key)? {
+            Some(number) if !number.is_finite() => {
+                Err(self.file.error(format!("{key} is {number}, expected a finite number")))
+            }
+            number => Ok(number),
+        }
+    }
+
+    /// A number, which may be NaN or infinite.
+    pub(crate) fn any_number(&self, key: &str) -> Result<Option<f64>> {
         let read = |value: &Value| {
-            value.as_f64().ok_or_else(|| self.file.error(format!("{key} is {value}, expected a number")))
+            json::number(value).ok_or_else(|| self.file.error(format!("{key} is {value}, expected a number")))
         };
         self.value(key).map(read).transpose()
     }

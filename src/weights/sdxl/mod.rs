@@ -21,7 +21,7 @@ use super::report::PartReport;
 use super::view::Weights;
 use crate::io::{ByteSource, Folder, MemoryFolder, MemorySource, read_file};
 use crate::tensor::Precision;
-use crate::{Error, Result, Setting};
+use crate::{Error, Result, Setting, json};
 
 /// The file that identifies a folder in diffusers' layout.
 pub const MODEL_INDEX: &str = "model_index.json";
@@ -197,7 +197,7 @@ impl SdxlCheckpoint {
                         .to_owned(),
             });
         };
-        let index: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
+        let index: serde_json::Value = json::from_slice(&bytes).map_err(|error| Error::Malformed {
             file: file.clone(),
             offset: 0,
             reason: error.to_string(),

@@ -36,6 +36,28 @@ impl fmt::Display for SchedulerClass {
     }
 }
 
+impl SchedulerClass {
+    /// Whether the class in diffusers has this setting. It ignores the others, which files for other classes contain.
+    fn takes(self, key: &str) -> bool {
+        use SchedulerClass::{Ddim, DpmMultistep, Euler, Lcm};
+        match key {
+            "use_karras_sigmas"
+            | "use_exponential_sigmas"
+            | "use_beta_sigmas"
+            | "sigma_min"
+            | "sigma_max"
+            | "final_sigmas_type" => matches!(self, Euler | DpmMultistep),
+            "interpolation_type" | "timestep_type" => self == Euler,
+            "use_flow_sigmas" | "use_lu_lambdas" | "algorithm_type" | "solver_type" | "solver_order"
+            | "lower_order_final" | "euler_at_final" | "lambda_min_clipped" => self == DpmMultistep,
+            "thresholding" => matches!(self, Ddim | DpmMultistep | Lcm),
+            "clip_sample" | "clip_sample_range" | "set_alpha_to_one" => matches!(self, Ddim | Lcm),
+            "original_inference_steps" | "timestep_scaling" => self == Lcm,
+            _ => true,
+        }
+    }
+}
+
 /// `timestep_spacing`: how the inference steps are spread over the training timesteps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimestepSpacing {
@@ -170,7 +192,12 @@ impl SchedulerConfig {
     /// [`Error::Config`] if it is not JSON or a value is out of range; [`Error::Unsupported`] for a setting that this
     /// program does not implement; [`Error::NeedsSetting`] for such a scheduler class, unless `choice` replaces it.
     pub fn parse(file: &str, bytes: &[u8], choice: Option<&SchedulerOverride>) -> Result<Self> {
-        Self::read(&Settings::parse(file, bytes)?, choice)
+        let settings = Settings::parse(file, bytes)?;
+        let class = match choice {
+            Some(choice) => choice.class,
+            None => class(&settings)?,
+        };
+        Self::read(&settings.only_keys(|key| class.takes(key)), class, choice)
     }
 
     /// The released scheduler of Stable Diffusion XL, for models without `scheduler_config.json`.
@@ -186,12 +213,8 @@ impl SchedulerConfig {
         Self::parse("scheduler_config.json", text, choice)
     }
 
-    fn read(settings: &Settings<'_>, choice: Option<&SchedulerOverride>) -> Result<Self> {
+    fn read(settings: &Settings<'_>, class: SchedulerClass, choice: Option<&SchedulerOverride>) -> Result<Self> {
         let file = settings.file;
-        let class = match choice {
-            Some(choice) => choice.class,
-            None => class(settings)?,
-        };
         for (key, feature) in [
             ("use_beta_sigmas", "beta-distributed sigmas"),
             ("use_flow_sigmas", "flow matching"),
@@ -241,7 +264,7 @@ impl SchedulerConfig {
                 &[("discrete", false), ("continuous", true)],
             )?,
             clip_sample_range: match settings.flag("clip_sample", class == SchedulerClass::Ddim)? {
-                true => Some(settings.number("clip_sample_range")?.unwrap_or(1.0) as f32),
+                true => Some(settings.any_number("clip_sample_range")?.unwrap_or(1.0) as f32),
                 false => None,
             },
             set_alpha_to_one: settings.flag("set_alpha_to_one", true)?,
@@ -342,17 +365,19 @@ impl DpmSettings {
         let algorithms = [("dpmsolver++", false), ("deis", false), ("sde-dpmsolver++", true)];
         let sde = settings.one_of("algorithm_type", "dpmsolver++", &algorithms)?;
         let solvers = [("midpoint", false), ("heun", true), ("logrho", false), ("bh1", false), ("bh2", false)];
+        // -Infinity in most files.
+        let lambda_min_clipped = settings.any_number("lambda_min_clipped")?.unwrap_or(f64::NEG_INFINITY);
+        if lambda_min_clipped.is_nan() || lambda_min_clipped == f64::INFINITY {
+            let reason = format!("lambda_min_clipped is {lambda_min_clipped}, expected a number or -Infinity");
+            return Err(settings.file.error(reason));
+        }
         Ok(Self {
             solver_order: settings.count("solver_order", 2, 1..=2)?,
             sde: choice.map_or(sde, |choice| choice.sde || sde),
             heun: settings.one_of("solver_type", "midpoint", &solvers)?,
             lower_order_final: settings.flag("lower_order_final", true)?,
             euler_at_final: settings.flag("euler_at_final", false)?,
-            // JSON has no infinities; some files have -Infinity as a string.
-            lambda_min_clipped: settings
-                .value("lambda_min_clipped")
-                .and_then(serde_json::Value::as_f64)
-                .unwrap_or(f64::NEG_INFINITY),
+            lambda_min_clipped,
         })
     }
 }
@@ -482,7 +507,7 @@ mod tests {
         for (text, reason) in [
             ("[]", "expected a JSON object of settings"),
             (r#"{"_class_name":"PNDMScheduler"}"#, "\"PNDMScheduler\" is not supported; supported: EulerDiscrete"),
-            (r#"{"thresholding":true}"#, "thresholding"),
+            (r#"{"_class_name":"DDIMScheduler","thresholding":true}"#, "thresholding"),
             (r#"{"use_beta_sigmas":true}"#, "use_beta_sigmas"),
             (r#"{"beta_schedule":"sigmoid"}"#, "supported: linear, scaled_linear, squaredcos_cap_v2"),
             (r#"{"num_train_timesteps":0}"#, "expected a number from 2"),
