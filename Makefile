@@ -23,7 +23,7 @@ CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
 .PHONY: help setup browser browser-packages run test test-all examples smollm2 isa host-time lint workflows deny \
-	cross doc package swiftshader bench web web-tools web-build web-doc web-test web-test-all web-bench
+	cross doc package swiftshader truth soak bench web web-tools web-build web-doc web-test web-test-all web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -40,6 +40,8 @@ help:
 	@echo 'make doc          documentation of the crates, without warnings'
 	@echo 'make package      package both crates, and build each from its package alone (needs cargo 1.90)'
 	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
+	@echo 'make truth        the same on every software driver, with features withheld, and under validation: hours (needs root for one row)'
+	@echo 'make soak         memory and latency over 1,000 answers with images'
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
 	@echo 'make web-doc      documentation of the npm package, without warnings'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
@@ -187,6 +189,17 @@ swiftshader: setup browser
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test kernels ops::
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test models session::
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test goldens
+
+# Every software driver, and every set of features: docs/drivers.md. ONLY is a regular expression of rows, SUITES a list.
+VALIDATION_PACKAGES := vulkan-validationlayers
+truth: setup browser
+	$(call install,$(VALIDATION_PACKAGES))
+	python3 scripts/truth.py $(if $(ONLY),--only '$(value ONLY)') $(if $(SUITES),--suites '$(SUITES)') $(if $(AGAIN),--again) $(if $(WRITE),--write)
+
+# Memory and latency over many answers in one process.
+soak: setup
+	cargo build --release
+	python3 benches/soak.py $(MGM) --out $(or $(CARGO_TARGET_DIR),target)/soak $(if $(WRITE),--svg docs/soak.svg)
 
 # One table of this project and its peers; burn takes minutes to build.
 bench: web-build browser $(SMOLLM2)

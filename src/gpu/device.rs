@@ -129,16 +129,14 @@ impl Gpu {
         let instance = adapter::instance();
         let (index, adapter) = adapter::choose(&instance, &options.adapter).await?;
         let summary = AdapterSummary::new(index, &adapter);
-        let (mut features, limits) = if options.test.base_only {
-            (wgpu::Features::empty(), wgpu::Limits::default())
-        } else {
-            let wanted = wgpu::Features::SUBGROUP
-                | wgpu::Features::SHADER_F16
-                | wgpu::Features::PIPELINE_CACHE
-                | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
-                | if options.profile { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
-            (adapter.features() & wanted, adapter.limits())
-        };
+        let withheld = options.test.withheld;
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::PIPELINE_CACHE
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            | if options.profile { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
+        let mut features = withheld.features(adapter.features() & wanted);
+        let limits = if withheld.limits { wgpu::Limits::default() } else { adapter.limits() };
         if options.profile && !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(Error::InvalidArgument(format!(
                 "{} has no timestamp queries, so it cannot be profiled",

@@ -43,7 +43,7 @@ pub(crate) use kernel::wgsl;
 pub use kernel::{Access, Kernel, PipelineKey, Source};
 pub(crate) use lock::Lock;
 pub use memory::{Buffer, MemoryUse};
-pub use options::{GpuOptions, TestOptions};
+pub use options::{GpuOptions, TestOptions, Withheld};
 pub use profile::{KernelTime, Profile};
 pub use readback::Readback;
 pub use recorder::Recorder;

@@ -2,6 +2,7 @@
 
 use super::adapter::AdapterChoice;
 use super::capabilities::Capabilities;
+use crate::error::{Error, Result};
 
 /// How to open a device. The default is the best adapter with everything it offers.
 #[derive(Debug, Clone, Default)]
@@ -30,8 +31,8 @@ pub struct GpuOptions {
 #[doc(hidden)]
 #[derive(Debug, Clone, Default)]
 pub struct TestOptions {
-    /// Request WebGPU's default limits and no features, as the smallest device would offer.
-    pub base_only: bool,
+    /// What is not requested, whatever the adapter offers.
+    pub withheld: Withheld,
     /// Act as if a storage binding held at most this many bytes, so that matrices have several shards.
     pub max_binding_bytes: Option<u64>,
     /// Place every tensor between guard zones ([`super::Gpu::check_guards`]), and recycle no buffer.
@@ -45,6 +46,71 @@ pub struct TestOptions {
     /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers
     /// take no memory, so that whole models can be planned at their real sizes.
     pub planned: Option<Capabilities>,
+}
+
+/// Features and limits that a device is opened without.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Withheld {
+    /// 16-bit floats in shaders.
+    pub shader_f16: bool,
+    /// Subgroup operations.
+    pub subgroups: bool,
+    /// Cooperative matrices.
+    pub cooperative_matrices: bool,
+    /// Timestamps.
+    pub timestamps: bool,
+    /// Limits beyond WebGPU's defaults.
+    pub limits: bool,
+}
+
+impl Withheld {
+    /// As the smallest device would offer: WebGPU's default limits and no features.
+    pub const ALL: Self =
+        Self { shader_f16: true, subgroups: true, cooperative_matrices: true, timestamps: true, limits: true };
+
+    /// What either withholds.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            shader_f16: self.shader_f16 || other.shader_f16,
+            subgroups: self.subgroups || other.subgroups,
+            cooperative_matrices: self.cooperative_matrices || other.cooperative_matrices,
+            timestamps: self.timestamps || other.timestamps,
+            limits: self.limits || other.limits,
+        }
+    }
+
+    /// The features that remain.
+    pub(super) fn features(self, offered: wgpu::Features) -> wgpu::Features {
+        let pairs = [
+            (self.shader_f16, wgpu::Features::SHADER_F16),
+            (self.subgroups, wgpu::Features::SUBGROUP),
+            (self.cooperative_matrices, wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            (self.timestamps, wgpu::Features::TIMESTAMP_QUERY),
+        ];
+        pairs.into_iter().filter(|(withheld, _)| *withheld).fold(offered, |rest, (_, feature)| rest - feature)
+    }
+}
+
+/// Names separated by commas: `shader-f16`, `subgroups`, `cooperative-matrices`, `timestamps`, `limits`.
+impl std::str::FromStr for Withheld {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut withheld = Self::default();
+        for name in text.split(',').filter(|name| !name.is_empty()) {
+            *match name {
+                "shader-f16" => &mut withheld.shader_f16,
+                "subgroups" => &mut withheld.subgroups,
+                "cooperative-matrices" => &mut withheld.cooperative_matrices,
+                "timestamps" => &mut withheld.timestamps,
+                "limits" => &mut withheld.limits,
+                _ => return Err(Error::InvalidArgument(format!("{name} is no feature that a test can withhold"))),
+            } = true;
+        }
+        Ok(withheld)
+    }
 }
 
 impl GpuOptions {

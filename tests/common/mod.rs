@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use mgm::gpu::{Gpu, GpuOptions};
+use mgm::gpu::{Gpu, GpuOptions, Withheld};
 use mgm::language::{ImageId, Position};
 use mgm::tensor::Tensor;
 use safetensors::SafeTensors;
@@ -16,10 +16,14 @@ pub fn open_gpu() -> Gpu {
     open_gpu_with(GpuOptions::default())
 }
 
-/// The same with other options.
+/// The same with other options, and without the features and limits that `MGM_WITHOUT` lists ([`Withheld`]).
 pub fn open_gpu_with(mut options: GpuOptions) -> Gpu {
     if let Ok(choice) = std::env::var("MGM_ADAPTER") {
         options.adapter = choice.parse().expect("any text is a choice");
+    }
+    if let Ok(names) = std::env::var("MGM_WITHOUT") {
+        let withheld: Withheld = names.parse().unwrap_or_else(|error| panic!("MGM_WITHOUT: {error}"));
+        options.test.withheld = options.test.withheld.or(withheld);
     }
     pollster::block_on(Gpu::open(&options)).unwrap_or_else(|error| panic!("{error}"))
 }

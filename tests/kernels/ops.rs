@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use mgm::Error;
-use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions};
+use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions, Withheld};
 use mgm::ops::cases::{
     Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
     Depthwise, F32, Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random,
@@ -50,7 +50,7 @@ fn devices() -> &'static Devices {
             // The features of hardware are tested without the driver's own checks of buffer accesses.
             let unchecked = Some(!base_only && !software);
             let test = TestOptions {
-                base_only,
+                withheld: if base_only { Withheld::ALL } else { Withheld::default() },
                 max_binding_bytes,
                 guard_zones: true,
                 software_adapter,

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Memory and latency over many answers with images, in one process: `make soak`.
+
+    soak.py MGM [--answers 1000] [--out DIR] [--svg FILE]
+
+Asks the bundled model about three images in turn through `mgm eval`, one question at a time, so that every answer encodes an image. Samples
+the resident memory of the process, which on a software adapter contains the memory of the GPU. After the first tenth, which warms caches up,
+a line is fitted: memory over answers, and latency over answers. The run fails if memory grows by more than 1 % or 4 MiB over the rest, or
+latency by more than 10 %, and the growth is outside twice its standard error.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+IMAGES = Path(__file__).resolve().parent.parent / "pocket" / "examples"
+MOST_GROWTH = {"memory": 0.01, "latency": 0.10}
+MOST_BYTES = 4 << 20
+
+
+def fit(points):
+    """The line through (x, y): slope, its standard error, and the mean of y."""
+    n = len(points)
+    mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    residual = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    return slope, (residual / (n - 2) / spread) ** 0.5, mean_y
+
+
+def resident(pid):
+    """Resident bytes of a process; 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def run(mgm, answers, out):
+    """Returns a list of (answers so far, seconds, resident bytes), one for each answer."""
+    out.mkdir(parents=True, exist_ok=True)
+    data, results = out / "questions.jsonl", out / "answers.jsonl"
+    results.unlink(missing_ok=True)
+    images = sorted(IMAGES.glob("*.png"))
+    with open(data, "w") as file:
+        for number in range(answers):
+            question = {"image": str(images[number % len(images)]), "question": f"What is in image {number}?", "answer": "-"}
+            file.write(json.dumps(question) + "\n")
+    line = [mgm, "eval", "--format", "jsonl", "--data", str(data), "--out", str(results), "--batch", "1", "--max-new-tokens", "16"]
+    samples, seen = [], -1
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=open(out / "log", "w"))
+    started = time.monotonic()
+    position, count = 0, 0
+    while True:
+        ended = process.poll() is not None
+        if results.exists():
+            with open(results, "rb") as file:
+                file.seek(position)
+                new = file.read()
+            position += len(new)
+            count += new.count(b"\n")
+        # The first line describes the run.
+        if count - 1 > seen:
+            seen = count - 1
+            memory = resident(process.pid)
+            if memory:
+                samples.append((seen, time.monotonic() - started, memory))
+        if ended:
+            break
+        time.sleep(0.02)
+    if process.returncode:
+        sys.exit(f"mgm eval ended with {process.returncode}: {(out / 'log').read_text()[-1000:]}")
+    return samples
+
+
+def plot(series, file, adapter):
+    """Two panels: resident memory in MB, and milliseconds per answer."""
+    width, height, left = 720, 130, 70
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{2 * height + 90}" font-family="sans-serif" font-size="12">',
+             f'<text x="{left}" y="16">{adapter}</text>']  # fmt: skip
+    for index, (title, points) in enumerate(series):
+        top = 40 + index * (height + 35)
+        most = max(y for _, y in points) * 1.1
+        last = max(x for x, _ in points)
+        place = lambda x, y: f"{left + x / last * (width - left - 20):.1f},{top + height - y / most * height:.1f}"
+        path = " ".join(place(x, y) for x, y in points)
+        lines += [
+            f'<text x="{left}" y="{top - 6}">{title}</text>',
+            f'<polyline points="{path}" fill="none" stroke="#26c" />',
+            f'<path d="M{left} {top}V{top + height}H{width - 20}" fill="none" stroke="#888" />',
+            f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{most:.0f}</text>',
+            f'<text x="{left - 6}" y="{top + height}" text-anchor="end">0</text>',
+        ]
+    lines.append(f'<text x="{width - 20}" y="{2 * height + 86}" text-anchor="end">answers</text></svg>')
+    Path(file).write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mgm")
+    parser.add_argument("--answers", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("target/soak"))
+    parser.add_argument("--svg", type=Path)
+    options = parser.parse_args()
+    samples = run(options.mgm, options.answers, options.out)
+    warm = samples[len(samples) // 10 :]
+    memory = [(answers, bytes_) for answers, _, bytes_ in warm]
+    pairs = zip(warm, warm[1:])
+    latency = [(second[0], (second[1] - first[1]) / (second[0] - first[0])) for first, second in pairs]
+    failures = 0
+    for name, points, unit, scale in (("memory", memory, "MB", 1e6), ("latency", latency, "ms", 1e-3)):
+        slope, error, mean = fit(points)
+        growth = slope * (points[-1][0] - points[0][0])
+        limit = MOST_GROWTH[name] * mean if name == "latency" else max(MOST_GROWTH[name] * mean, MOST_BYTES)
+        grows = growth > limit and slope > 2 * error
+        failures += grows
+        print(f"{name}: mean {mean / scale:.1f} {unit}; over {points[-1][0] - points[0][0]} answers {growth / scale:+.2f} {unit} "
+              f"(standard error {error * (points[-1][0] - points[0][0]) / scale:.2f}){' GROWS' if grows else ''}")  # fmt: skip
+    if options.svg:
+        adapter = subprocess.run([options.mgm, "info"], capture_output=True, text=True).stdout.splitlines()
+        plot([("resident memory, MB", [(x, y / 1e6) for x, _, y in samples]), ("milliseconds per answer", [(x, y * 1e3) for x, y in latency])],
+             options.svg, next((line.strip() for line in adapter if "llvmpipe" in line), ""))  # fmt: skip
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
