@@ -6,6 +6,7 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } f
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { build } from "esbuild";
 import { bundle, expected, launch, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
 
@@ -52,21 +53,84 @@ function write(name, { head = "", module = "/dist/index.js", model = "/model/", 
 
 async function titleOf(url) {
   const page = await context.newPage();
+  const failed = new Promise((_, reject) => page.on("pageerror", reject));
+  failed.catch(() => undefined);
   await page.goto(url);
-  await page.waitForFunction(() => document.title !== "waiting", undefined, { timeout: 240_000 });
+  await Promise.race([failed, page.waitForFunction(() => document.title !== "waiting", undefined, { timeout: 120_000 })]);
   const title = await page.title();
   await page.close();
   return title;
 }
 
-test("the first browsers with WebGPU: no GPUAdapter.info and no AbortSignal.any", { timeout: 900_000 }, async () => {
-  const missing = "delete GPUAdapter.prototype.info; delete AbortSignal.any;";
+test("the oldest supported browsers, without the APIs that came later", { timeout: 900_000 }, async () => {
   cpSync(join(web, "dist"), join(folder, "old-dist"), { recursive: true });
   for (const file of ["index.js", "worker.js"]) {
     const path = join(folder, "old-dist", file);
-    writeFileSync(path, missing + readFileSync(path, "utf8"));
+    writeFileSync(path, `${readFileSync(join(web, "tests/old-browser.js"), "utf8")}\n${readFileSync(path, "utf8")}`);
   }
   assert.equal(await titleOf(write("old.html", { module: "/old-dist/index.js" })), ids);
+  // A buffer that cannot be created, in a browser without an event for that.
+  const worker = join(folder, "old-dist/worker.js");
+  const failing = `const { createBuffer } = GPUDevice.prototype;
+    GPUDevice.prototype.createBuffer = function (buffer) { return createBuffer.call(this, { ...buffer, size: buffer.size > 1e5 ? 2 ** 50 : buffer.size }); };`;
+  writeFileSync(join(folder, "old-dist/failing.js"), failing + readFileSync(worker, "utf8"));
+  const before = 'const { env } = await import("/old-dist/index.js"); env.workerUrl = "/old-dist/failing.js";';
+  assert.match(await titleOf(write("failing.html", { module: "/old-dist/index.js", before })), /^MgmError (gpu|out-of-memory): /);
+  // Every kernel.
+  const page = await context.newPage();
+  await page.goto(write("old-check.html", { module: "/old-dist/index.js", before: "self.Mgm = Mgm; throw 0;" }));
+  await page.waitForFunction(() => self.Mgm);
+  const { wrong, software, names, keys } = await page.evaluate(async () => {
+    const cases = await Mgm.selfCheck();
+    const { adapter, precisions } = await Mgm.support();
+    return {
+      wrong: cases.filter(({ failure }) => failure), software: adapter.software, names: cases.map((checked) => checked.case), precisions,
+      keys: [...Object.getOwnPropertyNames(Mgm.prototype), ...Object.getOwnPropertySymbols(Mgm.prototype).map(String)],
+    };
+  });
+  await page.close();
+  assert.deepEqual(wrong, []);
+  assert.ok(software && names.length > 20, names.join());
+  assert.ok(keys.includes("Symbol(Symbol.asyncDispose)") && !keys.includes("undefined"), keys.join());
+});
+
+test("WGSL without packed_4x8_integer_dot_product gets the functions that the kernels use", { timeout: 60_000 }, async () => {
+  await build({ entryPoints: [join(web, "ts/webgpu.ts")], bundle: true, format: "esm", outfile: join(folder, "webgpu.js") });
+  const page = await context.newPage();
+  await page.goto(write("dots.html", { before: "throw 0;" }));
+  const random = (count) => Array.from({ length: count }, (_, at) => (at < 8 ? [-128, 127][at % 2] : Math.floor(Math.random() * 256) - 128));
+  const [a, b] = [random(256), random(256).reverse()];
+  const { dots, packed } = await page.evaluate(async ({ a, b }) => {
+    delete GPU.prototype.wgslLanguageFeatures;
+    (await import("/webgpu.js")).adaptWebGpu();
+    const device = await (await navigator.gpu.requestAdapter()).requestDevice();
+    const code = `@group(0) @binding(0) var<storage, read_write> x: array<vec4<i32>, 128>;
+      @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) {
+        let a = pack4xI8(x[i]);
+        x[i] = vec4(dot4I8Packed(a, pack4xI8(x[64 + i])), bitcast<i32>(a), 0, 0);
+      }`;
+    const pipeline = device.createComputePipeline({ layout: "auto", compute: { module: device.createShaderModule({ code }), entryPoint: "main" } });
+    const [buffer, result] = [GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC, GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST]
+      .map((usage) => device.createBuffer({ size: 2048, usage }));
+    device.queue.writeBuffer(buffer, 0, new Int32Array([...a, ...b]));
+    const bindGroup = device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries: [{ binding: 0, resource: { buffer } }] });
+    const encoder = device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    pass.setPipeline(pipeline);
+    pass.setBindGroup(0, bindGroup);
+    pass.dispatchWorkgroups(1);
+    pass.end();
+    encoder.copyBufferToBuffer(buffer, 0, result, 0, 2048);
+    device.queue.submit([encoder.finish()]);
+    await result.mapAsync(GPUMapMode.READ);
+    const values = [...new Int32Array(result.getMappedRange())].slice(0, 256);
+    device.destroy();
+    return { dots: values.filter((_, at) => at % 4 === 0), packed: values.filter((_, at) => at % 4 === 1) };
+  }, { a, b });
+  await page.close();
+  const expected = a.map((value, at) => value * b[at]);
+  assert.deepEqual(dots, Array.from({ length: 64 }, (_, at) => expected.slice(4 * at, 4 * at + 4).reduce((sum, product) => sum + product)));
+  assert.deepEqual(packed, [...new Int32Array(new Int8Array(a).buffer)]);
 });
 
 test("a sandboxed frame without allow-same-origin gets an error: its workers have no WebGPU; one with it works", { timeout: 900_000 }, async () => {

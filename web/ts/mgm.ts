@@ -157,8 +157,14 @@ export class Mgm {
   }
 
   /** The same as {@link Mgm.dispose}, for `await using`. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.dispose();
+  declare [Symbol.asyncDispose]: () => Promise<void>;
+
+  static {
+    // Compilers of `await using` look for this name in browsers without the symbol.
+    const name = Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose");
+    this.prototype[name as typeof Symbol.asyncDispose] = async function () {
+      this.dispose();
+    };
   }
 
   async #answer(messages: Message[], options: ChatOptions, signal: AbortSignal, onDelta: (delta: Delta) => void): Promise<Answer> {

@@ -35,8 +35,12 @@ export interface SupportQuestion {
 /** Bytes of a weight relative to f16. */
 const RELATIVE_BYTES: Record<Precision, number> = { f32: 2, f16: 1, q8: 0.53, q4: 0.31 };
 
-/** Describes an adapter. Chrome before 121 has no `GPUAdapter.info`. */
-export const adapterInfo = (adapter: GPUAdapter | null | undefined): Partial<GPUAdapterInfo> => adapter?.info ?? {};
+/** Describes an adapter. Chrome before 127 has no `GPUAdapter.info`, and before 136 `isFallbackAdapter` is not in it but in the adapter. */
+export function adapterInfo(adapter: GPUAdapter | null, info = adapter?.info): Pick<GPUAdapterInfo, "vendor" | "architecture" | "device" | "description" | "isFallbackAdapter"> {
+  const { vendor = "", architecture = "", device = "", description = "", isFallbackAdapter } = info ?? {};
+  const software = isFallbackAdapter ?? (adapter as { isFallbackAdapter?: boolean } | null)?.isFallbackAdapter ?? false;
+  return { vendor, architecture, device, description, isFallbackAdapter: software };
+}
 
 /** Says whether this browser can run models, and why not. */
 export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promise<Support> {
@@ -62,7 +66,7 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
     const reason = "This browser has WebGPU but found no GPU. Update the graphics driver; chrome://gpu lists what is disabled and why.";
     return no(reason, "no-adapter");
   }
-  const { vendor = "", architecture = "", description = "", isFallbackAdapter: software = false } = adapterInfo(adapter);
+  const { vendor, architecture, description, isFallbackAdapter: software } = adapterInfo(adapter);
   const { maxBufferSize, maxStorageBufferBindingSize } = adapter.limits;
   const result: Support = {
     supported: true,

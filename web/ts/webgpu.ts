@@ -4,10 +4,71 @@ import { adapterInfo } from "./support.js";
 
 const requestAdapter = (): Promise<GPUAdapter | null> => navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
 
-/** wgpu reads `GPUAdapter.info`, which the first versions with WebGPU do not have. */
-export function fillInAdapterInfo(): void {
-  if (typeof GPUAdapter === "undefined" || "info" in GPUAdapter.prototype) return;
-  Object.defineProperty(GPUAdapter.prototype, "info", { get: () => ({ vendor: "", architecture: "", device: "", description: "" }) });
+/** The WGSL functions that Chrome 123 added. A function of this name in the shader itself hides the browser's. */
+const PACKED_DOT_PRODUCTS: Record<string, string> = {
+  pack4xI8: "fn pack4xI8(e: vec4<i32>) -> u32 { let b = vec4<u32>(e & vec4(255)) << vec4(0u, 8u, 16u, 24u); return b.x | b.y | b.z | b.w; }",
+  dot4I8Packed: `fn dot4I8Packed(a: u32, b: u32) -> i32 {
+    let shift = vec4(24u, 16u, 8u, 0u);
+    let products = ((vec4(i32(a)) << shift) >> vec4(24u)) * ((vec4(i32(b)) << shift) >> vec4(24u));
+    return products.x + products.y + products.z + products.w;
+  }`,
+};
+
+/** Whether WGSL has {@link PACKED_DOT_PRODUCTS}. */
+const hasPackedDotProducts = (): boolean => navigator.gpu.wgslLanguageFeatures?.has("packed_4x8_integer_dot_product") ?? false;
+
+/** Gives the oldest browsers that the package supports what wgpu and the kernels need. */
+export function adaptWebGpu(): void {
+  if (typeof GPUAdapter === "undefined") return;
+  const adapter = GPUAdapter.prototype;
+  // `info` needs Chrome 127, `isFallbackAdapter` in it Chrome 136. wgpu reads both.
+  const info = Object.getOwnPropertyDescriptor(adapter, "info")?.get;
+  Object.defineProperty(adapter, "info", {
+    configurable: true,
+    get(this: GPUAdapter) {
+      const known = (info?.call(this) ?? { vendor: "", architecture: "", device: "", description: "" }) as GPUAdapterInfo;
+      if (!("isFallbackAdapter" in known)) Object.defineProperty(known, "isFallbackAdapter", { value: adapterInfo(this, known).isFallbackAdapter });
+      return known;
+    },
+  });
+  // wgpu requests all limits that it knows, and browsers refuse those that they do not know (Chrome before 120 `maxBindGroupsPlusVertexBuffers`).
+  replace(adapter, "requestDevice", (request) => async function (this: GPUAdapter, descriptor) {
+    const requiredLimits = Object.entries(descriptor?.requiredLimits ?? {}).filter(([name]) => name in this.limits);
+    const device = await request.call(this, { ...descriptor, requiredLimits: Object.fromEntries(requiredLimits) });
+    if (!("onuncapturederror" in device)) reportErrors(device);
+    return device;
+  });
+  if (hasPackedDotProducts()) return;
+  replace(GPUDevice.prototype, "createShaderModule", (create) => function (this: GPUDevice, descriptor) {
+    const missing = Object.entries(PACKED_DOT_PRODUCTS).filter(([name]) => descriptor.code.includes(`${name}(`));
+    return create.call(this, { ...descriptor, code: [descriptor.code, ...missing.map(([, code]) => code)].join("\n") });
+  });
+}
+
+/** Replaces a method of a prototype. */
+function replace<T, K extends keyof T>(prototype: T, name: K, by: (method: T[K]) => T[K]): void {
+  prototype[name] = by(prototype[name]);
+}
+
+/** Safari before 27 has no event for errors that no scope captures. wgpu waits for it: an allocation that fails would go unnoticed. */
+function reportErrors(device: GPUDevice): void {
+  const filters: GPUErrorFilter[] = ["out-of-memory", "validation"];
+  const report = (error: GPUError | null) => {
+    if (error) (device as unknown as { onuncapturederror?: (event: { error: GPUError }) => void }).onuncapturederror?.({ error });
+  };
+  const watch = <A extends unknown[], R>(call: (...args: A) => R) => (...args: A): R => {
+    for (const filter of filters) device.pushErrorScope(filter);
+    try {
+      return call(...args);
+    } finally {
+      for (const _ of filters) device.popErrorScope().then(report, () => undefined);
+    }
+  };
+  device.createBuffer = watch(device.createBuffer.bind(device));
+  device.createShaderModule = watch(device.createShaderModule.bind(device));
+  device.createComputePipeline = watch(device.createComputePipeline.bind(device));
+  device.createBindGroup = watch(device.createBindGroup.bind(device));
+  device.queue.submit = watch(device.queue.submit.bind(device.queue));
 }
 
 /**
@@ -31,9 +92,11 @@ const WITHOUT_DOTS: Record<string, RegExp> = {
  * and Arm's GPUs are left to {@link Mgm.tune}.
  */
 export async function hasNativeDots(): Promise<boolean> {
-  const { vendor = "", architecture = "", isFallbackAdapter = false } = adapterInfo(await requestAdapter());
+  const { vendor, architecture, isFallbackAdapter } = adapterInfo(await requestAdapter());
   const without = WITHOUT_DOTS[vendor];
-  return without !== undefined && !isFallbackAdapter && !without.test(architecture) && !/\bMac/.test(navigator.userAgent);
+  return (
+    without !== undefined && hasPackedDotProducts() && !isFallbackAdapter && !without.test(architecture) && !/\bMac/.test(navigator.userAgent)
+  );
 }
 
 /**
@@ -43,15 +106,15 @@ export async function hasNativeDots(): Promise<boolean> {
 export async function enableSubgroups(): Promise<boolean> {
   const adapter = await requestAdapter();
   if (!adapter?.features.has("subgroups")) return false;
-  const prototype = GPUAdapter.prototype as GPUAdapter & { mgmEnablesSubgroups?: boolean };
-  if (!prototype.mgmEnablesSubgroups) {
-    const request = prototype.requestDevice;
-    prototype.requestDevice = function (descriptor) {
+  if (!enablesSubgroups) {
+    enablesSubgroups = true;
+    replace(GPUAdapter.prototype, "requestDevice", (request) => function (this: GPUAdapter, descriptor) {
       const features = new Set<string>(descriptor?.requiredFeatures);
       if (this.features.has("subgroups")) features.add("subgroups");
       return request.call(this, { ...descriptor, requiredFeatures: [...features] as GPUFeatureName[] });
-    };
-    prototype.mgmEnablesSubgroups = true;
+    });
   }
   return true;
 }
+
+let enablesSubgroups = false;

@@ -13,7 +13,7 @@ import type {
 import { StopStrings } from "./stop-strings.js";
 import { storeTuning } from "./storage.js";
 import type { AttentionMap, GeneratedImage, ImageStep, Progress } from "./types.js";
-import { deviceId, enableSubgroups, fillInAdapterInfo } from "./webgpu.js";
+import { adaptWebGpu, deviceId, enableSubgroups } from "./webgpu.js";
 
 /** Minimum interval between progress messages, in milliseconds. */
 const PROGRESS_INTERVAL = 100;
@@ -41,7 +41,7 @@ self.onmessage = ({ data }: MessageEvent<StartMessage | Request>) => {
 post({ type: "started" });
 
 function start(message: StartMessage): void {
-  fillInAdapterInfo();
+  adaptWebGpu();
   wasm = init({ module_or_path: wasmResponse(message) });
   // Each call reports the failure; this avoids an unhandled rejection.
   wasm.catch(() => undefined);
