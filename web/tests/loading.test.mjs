@@ -47,8 +47,9 @@ const load = (options = {}, target = page, url = "/model/") =>
       try {
         const mgm = await Mgm.load(url, { ...options, onProgress: (step) => progress.push(step) });
         const answer = await mgm.chat([{ role: "user", content: "Hello" }], { temperature: 0, maxNewTokens: 4 });
+        const { stored } = mgm.info;
         mgm.dispose();
-        return { ids: answer.tokenIds, progress };
+        return { ids: answer.tokenIds, progress, stored };
       } catch (error) {
         return { code: error.code ?? error.name, message: error.message, progress };
       }
@@ -186,14 +187,14 @@ test("a page asks once for persistent storage while it downloads", async () => {
     let count = 0;
     navigator.storage.persist = async () => ++count > 0;
     const counts = [];
-    for (let visit = 0; visit < 2; visit++) {
-      (await Mgm.load("/model/")).dispose();
+    for (const options of [{ cache: false }, {}, {}]) {
+      (await Mgm.load("/model/", options)).dispose();
       counts.push(count);
     }
     delete navigator.storage.persist;
     return counts;
   });
-  assert.deepEqual(counts, [1, 1]);
+  assert.deepEqual(counts, [0, 1, 1]);
 });
 
 test("a server that is busy says when to ask again", async () => {
@@ -265,8 +266,78 @@ test("two tabs download once", async () => {
 });
 
 test("without the cache nothing is stored", async () => {
-  assert.ok((await load({ cache: false })).ids);
+  const { ids, stored } = await load({ cache: false });
+  assert.ok(ids);
+  assert.equal(stored, false);
   assert.deepEqual(await page.evaluate(() => cache.list()), []);
+  assert.equal((await load()).stored, true);
+});
+
+test("a browser that refuses to store files loads the model without, and says so", async () => {
+  const { ids } = await load({ cache: false });
+  const refuse = (name) => `() => Promise.reject(new DOMException("refused by the test", "${name}"))`;
+  const refusals = {
+    "no folder": `StorageManager.prototype.getDirectory = ${refuse("SecurityError")};`,
+    "no storage manager": "delete WorkerNavigator.prototype.storage;",
+    "a folder that cannot be created": `FileSystemDirectoryHandle.prototype.getDirectoryHandle = ${refuse("UnknownError")};`,
+    "no writable files": "delete FileSystemFileHandle.prototype.createWritable;",
+    "no access handles": `FileSystemFileHandle.prototype.createSyncAccessHandle = ${refuse("UnknownError")};`,
+    "no locks": `LockManager.prototype.request = ${refuse("SecurityError")};`,
+  };
+  for (const [name, script] of Object.entries(refusals)) {
+    writeFileSync(join(odd, "worker.js"), `${script}\n${readFileSync(join(web, "dist/worker.js"), "utf8")}`);
+    await page.evaluate(async () => {
+      await cache.delete();
+      env.workerUrl = "/odd/worker.js";
+    });
+    const loaded = await load();
+    await page.evaluate(() => (env.workerUrl = undefined));
+    assert.deepEqual([loaded.ids, loaded.stored], [ids, false], `${name}: ${loaded.message}`);
+  }
+  const refused = await page.evaluate(async () => {
+    const { getDirectory } = StorageManager.prototype;
+    StorageManager.prototype.getDirectory = () => Promise.reject(new DOMException("refused by the test", "SecurityError"));
+    const result = [(await Mgm.support()).canStore, await cache.list(), await cache.delete(), (await Mgm.inspect("/model/")).imageGeneration];
+    StorageManager.prototype.getDirectory = getDirectory;
+    return [...result, (await Mgm.support()).canStore];
+  });
+  assert.deepEqual(refused, [false, [], undefined, false, true]);
+});
+
+test("after the browser evicted or damaged some files, only those are downloaded again", async () => {
+  const { ids } = await load();
+  const { file, sha256 } = manifest.shards[1];
+  /** Deletes or overwrites files of the bundle's folder. */
+  const change = (changes) =>
+    page.evaluate(async (changes) => {
+      const root = await (await navigator.storage.getDirectory()).getDirectoryHandle("mgm");
+      for await (const folder of root.values()) {
+        for (const [name, text] of Object.entries(changes)) {
+          if (text === null) await folder.removeEntry(name);
+          else {
+            const writable = await (await folder.getFileHandle(name)).createWritable();
+            await writable.write(text);
+            await writable.close();
+          }
+        }
+      }
+    }, changes);
+  for (const changes of [{ [sha256]: null }, { "bundle.json": null }, { "source.json": null }, { "source.json": "{" }, { "bundle.json": "{" }]) {
+    await change(changes);
+    server.log.length = 0;
+    const again = await load();
+    assert.deepEqual(again.ids, ids, again.message);
+    const shards = sha256 in changes ? [`/model/${file}`] : [];
+    assert.deepEqual(requests().map(({ path }) => path), ["/model/bundle.json", ...shards], JSON.stringify(changes));
+    const [entry] = await page.evaluate(() => cache.list());
+    assert.ok(entry.complete, JSON.stringify(changes));
+  }
+  // Without a server, the error names what is missing.
+  await change({ [sha256]: null });
+  faults = ({ path }) => (path.startsWith("/model/") ? { drop: 0 } : {});
+  const { code, message } = await load();
+  assert.equal(code, "network");
+  assert.match(message, new RegExp(`/model/${file}`));
 });
 
 test("files that the user chose load", async () => {

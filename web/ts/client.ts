@@ -65,8 +65,10 @@ export class WorkerClient {
             reject(signal?.aborted ? (signal.reason as Error) : fromWire(reply.error));
             break;
           case "progress":
-            this.#persist(reply.progress);
             this.onProgress?.(reply.progress);
+            break;
+          case "storing":
+            this.#persist();
             break;
           case "text":
           case "first-token":
@@ -153,8 +155,8 @@ export class WorkerClient {
   }
 
   /** Asks the browser once not to evict the model that it downloads. Workers cannot do this. Some browsers ask the user. */
-  #persist({ phase, loaded, total = 0 }: Progress): void {
-    if (this.#isPersistent || phase !== "download" || loaded >= total) return;
+  #persist(): void {
+    if (this.#isPersistent) return;
     this.#isPersistent = true;
     void navigator.storage?.persist?.().catch(() => false);
   }

@@ -7,7 +7,7 @@ import {
   anySignal, backOff, chunksOf, explain, fetchManifest, isTransient, MAX_TRIES, rejectWebPage, request, retry, STALL_LIMIT_WITH_COPY,
 } from "./http.js";
 import { type BundleFile, MANIFEST, type Manifest, parseManifest, summary } from "./manifest.js";
-import { bundleFolder, getFile, putRecord, putText } from "./storage.js";
+import { bundleFolder, getFile, getRecord, putRecord, putText, refusable, StorageRefused } from "./storage.js";
 import { storageEstimate } from "./support.js";
 
 /** Concurrent downloads. */
@@ -31,19 +31,41 @@ export interface DownloadOptions {
   accept: (manifest: Manifest) => void;
   newHash: () => Hash;
   onProgress: (part: string, loaded: number, total: number) => void;
+  /** Called when files are about to be stored on this device. */
+  onStoring: () => void;
+}
+
+/** The files of a bundle. */
+export interface Bundle {
+  files: Map<string, Blob>;
+  /** Whether they are stored on this device. */
+  stored: boolean;
 }
 
 /** Returns the files of the bundle at `url` by name, and downloads those that are not on this device. */
-export async function getBundle(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
-  if (!options.cache) return withoutStorage(url, options);
+export async function getBundle(url: string, options: DownloadOptions): Promise<Bundle> {
+  try {
+    if (options.cache) return { files: await storedBundle(url, options), stored: true };
+  } catch (error) {
+    options.signal.throwIfAborted();
+    // A SecurityError comes from the lock.
+    if (error instanceof DOMException && error.name !== "SecurityError") throw storageError(error);
+    if (!(error instanceof StorageRefused || error instanceof DOMException)) throw error;
+    // The model loads all the same. `ModelInfo.stored` says so.
+  }
+  return { files: await withoutStorage(url, options), stored: false };
+}
+
+async function storedBundle(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
   const folder = await bundleFolder(url);
   // If another tab downloads the bundle, wait for it and use its files.
-  try {
-    return await navigator.locks.request(`mgm:${url}`, { signal: options.signal }, () => withStorage(url, folder, options));
-  } catch (error) {
-    const full = error instanceof DOMException && error.name === "QuotaExceededError";
-    throw full ? new MgmError("quota", NO_SPACE, { cause: error }) : error;
-  }
+  return navigator.locks.request(`mgm:${url}`, { signal: options.signal }, () => withStorage(url, folder, options));
+}
+
+function storageError(cause: DOMException): MgmError {
+  if (cause.name === "QuotaExceededError") return new MgmError("quota", NO_SPACE, { cause });
+  const hint = cause.name === "NoModificationAllowedError" ? "another tab or a page in the history uses the file" : "was the storage of this site cleared?";
+  return new MgmError("storage", `a file of the model could not be stored on this device (${hint}): ${String(cause)}`, { cause });
 }
 
 async function withStorage(
@@ -67,11 +89,16 @@ async function withStorage(
       missing.push(entry);
     }
   }
-  if (missing.length > 0 || fresh) {
-    await putRecord(folder, { url, ...summary(manifest), files: entries });
+  if (missing.length > 0 || fresh || !(await getRecord(folder))) {
+    await refusable(async () => {
+      await putRecord(folder, { url, ...summary(manifest), files: entries });
+      if (fresh) await putText(folder, MANIFEST, text);
+      // Some browsers refuse only these handles.
+      if (missing[0]) (await (await partOf(folder, missing[0])).createSyncAccessHandle()).close();
+    });
   }
-  if (fresh) await putText(folder, MANIFEST, text);
   await checkSpace(folder, missing);
+  if (missing.length > 0) options.onStoring();
   options.onProgress(missing[0]?.part ?? "language", loaded, total);
   const advance = (entry: BundleFile, bytes: number) => {
     loaded += bytes;
@@ -85,6 +112,10 @@ async function withStorage(
   });
   return named(manifest, text, found);
 }
+
+/** The incomplete file of an entry. */
+const partOf = (folder: FileSystemDirectoryHandle, { sha256 }: BundleFile): Promise<FileSystemFileHandle> =>
+  folder.getFileHandle(`${sha256}.part`, { create: true });
 
 /** Files with distinct contents: a bundle may contain the same vocabulary twice. */
 function distinct({ files, shards }: Manifest): BundleFile[] {
@@ -104,7 +135,7 @@ function named({ files, shards }: Manifest, manifest: string, found: Map<string,
 /** The manifest from the server, or the copy on this device if the server does not deliver one. */
 async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal: AbortSignal) {
   const copy = await (await getFile(folder, MANIFEST))?.text();
-  if (copy === undefined) {
+  if (copy === undefined || !isManifest(copy, url)) {
     const text = await fetchManifest(url, MAX_TRIES, signal);
     return { text, manifest: parseManifest(text, url), fresh: true };
   }
@@ -115,6 +146,15 @@ async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal
     // Whatever is wrong with the network or the server, the copy works.
     signal.throwIfAborted();
     return { text: copy, manifest: parseManifest(copy, url), fresh: false };
+  }
+}
+
+/** Whether a stored manifest is intact. */
+function isManifest(text: string, url: string): boolean {
+  try {
+    return parseManifest(text, url) !== undefined;
+  } catch {
+    return false;
   }
 }
 
@@ -139,7 +179,7 @@ async function download(
   options: DownloadOptions,
   advance: (bytes: number) => void,
 ): Promise<void> {
-  const handle = await folder.getFileHandle(`${entry.sha256}.part`, { create: true });
+  const handle = await partOf(folder, entry);
   const access = await handle.createSyncAccessHandle();
   let verified = false;
   try {

@@ -2,7 +2,7 @@
 // alternately. If the device is lost, they are loaded again on another. For the worker.
 
 import { ChatModel, Device, ImageModel, Sha256 } from "./wasm/mgm_web.js";
-import { getBundle } from "./download.js";
+import { type Bundle, getBundle } from "./download.js";
 import { MgmError, toWire } from "./errors.js";
 import { inspectFiles, type Manifest, summary } from "./manifest.js";
 import type { LoadCall } from "./protocol.js";
@@ -23,12 +23,16 @@ export interface CallContext {
   signal: AbortSignal;
   /** Starts to report a phase. */
   reporter(phase: Progress["phase"]): (part: string, done: number, total?: number) => void;
+  /** Called when files are about to be stored on this device. */
+  onStoring(): void;
 }
 
 /** A model's files and properties, and the model while it is loaded. */
 interface Slot<M extends { free(): void; info(): string }, I> {
   call: LoadCall;
   files: Map<string, Blob>;
+  /** Whether the files are stored on this device. */
+  stored: boolean;
   name: string;
   model: M | undefined;
   info: I | undefined;
@@ -37,7 +41,7 @@ interface Slot<M extends { free(): void; info(): string }, I> {
 }
 
 type ChatSlot = Slot<ChatModel, ChatModelInfo>;
-type ImageSlot = Slot<ImageModel, Omit<ImageModelInfo, "name">>;
+type ImageSlot = Slot<ImageModel, Omit<ImageModelInfo, "name" | "stored">>;
 type ChatModelInfo = Pick<ModelInfo, "precision" | "vision" | "maxPositions" | "weightBytes">;
 
 export class Models {
@@ -51,19 +55,19 @@ export class Models {
 
   /** Loads a model. It replaces a loaded one of its kind. */
   async load(call: LoadCall, context: CallContext): Promise<ModelInfo> {
-    const files = await filesOf(call, context);
+    const { files, stored } = await filesOf(call, context);
     this.#gpuMemory ??= call.gpuMemory;
     this.#int8 ??= call.int8;
     const { name, imageGeneration } = await inspectFiles(files);
     if (imageGeneration) {
-      const slot: ImageSlot = { call, files, name, model: undefined, info: undefined };
+      const slot: ImageSlot = { call, files, stored, name, model: undefined, info: undefined };
       await this.#withDevice(() => this.#loadImageModel(slot));
       this.#image?.model?.free();
       this.#image = slot;
     } else if (call.as === "image-model") {
       throw new MgmError("invalid-argument", NOT_AN_IMAGE_MODEL);
     } else {
-      const slot: ChatSlot = { call, files, name, model: undefined, info: undefined, measuringTime: MEASURING_TIME };
+      const slot: ChatSlot = { call, files, stored, name, model: undefined, info: undefined, measuringTime: MEASURING_TIME };
       await this.#withDevice(
         () => this.#loadChatModel(slot, context),
         () => this.#evictImageModel(),
@@ -214,7 +218,7 @@ export class Models {
     const { precision } = slot.call.options;
     const options = { name: slot.name, ...(precision !== undefined && { precision }) };
     slot.model = await ImageModel.open(await this.#openDevice(), slot.files, JSON.stringify(options));
-    slot.info = JSON.parse(slot.model.info()) as Omit<ImageModelInfo, "name">;
+    slot.info = JSON.parse(slot.model.info()) as Omit<ImageModelInfo, "name" | "stored">;
     return slot.model;
   }
 
@@ -242,10 +246,11 @@ export class Models {
   #info(): ModelInfo {
     const device = JSON.parse(this.#device?.info() ?? "{}") as Pick<ModelInfo, "adapter" | "software">;
     const chat = this.#chat?.info;
-    const image = this.#image?.info && { name: this.#image.name, ...this.#image.info };
+    const image = this.#image?.info && { name: this.#image.name, stored: this.#image.stored, ...this.#image.info };
     const { precision = "f32", weightBytes = 0 } = chat ?? image ?? {};
     return {
       name: (this.#chat ?? this.#image)?.name ?? "",
+      stored: (this.#chat ?? this.#image)?.stored ?? false,
       ...device,
       gpuBytes: this.bytes,
       ...(chat ?? { precision, vision: false, maxPositions: 0, weightBytes }),
@@ -255,13 +260,13 @@ export class Models {
   }
 }
 
-async function filesOf({ source, cache, as }: LoadCall, { signal, reporter }: CallContext): Promise<Map<string, Blob>> {
-  if ("files" in source) return new Map(source.files);
+async function filesOf({ source, cache, as }: LoadCall, { signal, reporter, onStoring }: CallContext): Promise<Bundle> {
+  if ("files" in source) return { files: new Map(source.files), stored: false };
   // Refuse a bundle of the wrong kind before its gigabytes are downloaded.
   const accept = (manifest: Manifest) => {
     if (as === "image-model" && !summary(manifest).imageGeneration) throw new MgmError("invalid-argument", NOT_AN_IMAGE_MODEL);
   };
-  return getBundle(source.url, { cache, signal, accept, newHash: () => new Sha256(), onProgress: reporter("download") });
+  return getBundle(source.url, { cache, signal, accept, newHash: () => new Sha256(), onProgress: reporter("download"), onStoring });
 }
 
 /** Runs work with a model's files. If they were deleted from this device, downloads them and repeats the work. */
@@ -270,7 +275,7 @@ async function withFiles<T>(slot: ChatSlot | ImageSlot, context: CallContext, wo
     return await work();
   } catch (error) {
     if (toWire(error).code !== "io" || !("url" in slot.call.source)) throw error;
-    slot.files = await filesOf(slot.call, context);
+    Object.assign(slot, await filesOf(slot.call, context));
     slot.model?.free();
     slot.model = undefined;
     return work();

@@ -104,6 +104,8 @@ export interface CheckedCase {
 export type ProgressMessage =
   | { id: number; type: "progress"; progress: Progress }
   | { id: number; type: "text"; text: string }
+  /** Files are about to be stored on this device. */
+  | { id: number; type: "storing" }
   | { id: number; type: "first-token" }
   | { id: number; type: "step"; step: ImageStep };
 

@@ -37,19 +37,50 @@ export interface SourceRecord extends ModelSummary {
   files: { sha256: string; bytes: number }[];
 }
 
-async function root(create: boolean): Promise<FileSystemDirectoryHandle | undefined> {
-  try {
-    const origin = await navigator.storage.getDirectory();
-    return await origin.getDirectoryHandle(ROOT, { create });
-  } catch (cause) {
-    if (!create && cause instanceof DOMException && cause.name === "NotFoundError") return undefined;
-    throw new MgmError(
-      "storage",
-      "this page cannot store files on this device (private windows often cannot): load with { cache: false }",
-      { cause },
-    );
+/** The browser does not let this page store files, as in many private windows. */
+export class StorageRefused extends MgmError {
+  constructor(cause: unknown) {
+    super("storage", `this page cannot store files on this device (private windows often cannot): ${String(cause)}`, { cause });
   }
 }
+
+/** Failures of storage that are no refusal: an abort, a full disk, a file in use elsewhere, a file or folder that is not there. */
+const ORDINARY = new Set(["AbortError", "QuotaExceededError", "NoModificationAllowedError", "NotFoundError"]);
+
+/** Runs work with storage. @throws StorageRefused */
+export async function refusable<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    // Browsers name refusals differently, and a missing function is a TypeError.
+    const refused = error instanceof DOMException ? !ORDINARY.has(error.name) : error instanceof TypeError;
+    throw refused ? new StorageRefused(error) : error;
+  }
+}
+
+async function root(create: boolean): Promise<FileSystemDirectoryHandle | undefined> {
+  return refusable(async () => {
+    const origin = await navigator.storage.getDirectory();
+    try {
+      return await origin.getDirectoryHandle(ROOT, { create });
+    } catch (error) {
+      if (!create && isNotFound(error)) return undefined;
+      throw error;
+    }
+  });
+}
+
+/** The folder of models, if this page can store files and has stored one. */
+async function stored(): Promise<FileSystemDirectoryHandle | undefined> {
+  try {
+    return await root(false);
+  } catch (error) {
+    if (error instanceof StorageRefused) return undefined;
+    throw error;
+  }
+}
+
+const isNotFound = (error: unknown): boolean => error instanceof DOMException && error.name === "NotFoundError";
 
 /** The folder name of the bundle at `url`. */
 async function keyOf(url: string): Promise<string> {
@@ -60,8 +91,8 @@ async function keyOf(url: string): Promise<string> {
 /** The folder of the bundle at `url`; creates it if needed. */
 export async function bundleFolder(url: string): Promise<FileSystemDirectoryHandle> {
   const folder = await root(true);
-  if (!folder) throw new MgmError("storage", "the folder of models could not be created");
-  return folder.getDirectoryHandle(await keyOf(url), { create: true });
+  const key = await keyOf(url);
+  return refusable(() => folder!.getDirectoryHandle(key, { create: true }));
 }
 
 /** A file, if it exists. */
@@ -69,7 +100,7 @@ export async function getFile(folder: FileSystemDirectoryHandle, name: string): 
   try {
     return await (await folder.getFileHandle(name)).getFile();
   } catch (error) {
-    if (error instanceof DOMException && error.name === "NotFoundError") return undefined;
+    if (isNotFound(error)) return undefined;
     throw error;
   }
 }
@@ -80,6 +111,17 @@ export async function putText(folder: FileSystemDirectoryHandle, name: string, t
   const writable = await handle.createWritable();
   await writable.write(text);
   await writable.close();
+}
+
+/** The folder's record. A damaged one is as good as none: the next download writes it again. */
+export async function getRecord(folder: FileSystemDirectoryHandle): Promise<SourceRecord | undefined> {
+  try {
+    const record = JSON.parse((await (await getFile(folder, SOURCE))?.text()) ?? "null") as SourceRecord | null;
+    return typeof record?.url === "string" && Array.isArray(record.files) ? record : undefined;
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
 }
 
 /** Writes the folder's record and deletes files that do not belong to the bundle. */
@@ -102,7 +144,7 @@ interface TuningRecord {
 /** The stored tuning of this device, if there is one. `device` is called only to compare it with a stored one. */
 export async function storedTuning(device: () => Promise<string>): Promise<string | undefined> {
   try {
-    const folder = await root(false);
+    const folder = await stored();
     const text = folder && (await (await getFile(folder, TUNING))?.text());
     const record = text ? (JSON.parse(text) as TuningRecord | null) : undefined;
     return record && record.device === (await device()) ? record.tuning : undefined;
@@ -113,33 +155,36 @@ export async function storedTuning(device: () => Promise<string>): Promise<strin
   }
 }
 
-/** Stores the tuning of this device. */
+/** Stores the tuning of this device, if the page can store files. */
 export async function storeTuning(device: string, tuning: string): Promise<void> {
-  const folder = await root(true);
-  if (folder) await putText(folder, TUNING, JSON.stringify({ device, tuning } satisfies TuningRecord));
+  try {
+    await refusable(async () => {
+      const folder = await root(true);
+      if (folder) await putText(folder, TUNING, JSON.stringify({ device, tuning } satisfies TuningRecord));
+    });
+  } catch (error) {
+    if (!(error instanceof StorageRefused)) throw error;
+  }
 }
 
 /** Returns the name and kind of the bundle at `url`, from this device or, if it is not stored, from its server. */
 export async function inspectBundle(url: string, signal = new AbortController().signal): Promise<ModelSummary> {
-  const file = await root(false).then(
-    async (folder) => folder && getFile(await folder.getDirectoryHandle(await keyOf(url)), SOURCE),
+  const record = await stored().then(
+    async (folder) => folder && getRecord(await folder.getDirectoryHandle(await keyOf(url))),
   ).catch(() => undefined);
-  if (file) {
-    const { name, imageGeneration } = JSON.parse(await file.text()) as SourceRecord;
-    return { name, imageGeneration };
-  }
+  if (record) return { name: record.name, imageGeneration: record.imageGeneration };
   return summary(parseManifest(await fetchManifest(url, 1, signal), url));
 }
 
 async function list(): Promise<CachedBundle[]> {
-  const folder = await root(false);
+  const folder = await stored();
   const bundles: CachedBundle[] = [];
   if (!folder) return bundles;
   for await (const entry of folder.values()) {
     if (entry.kind !== "directory") continue;
-    const file = await getFile(entry, SOURCE);
-    if (!file) continue;
-    const { url, name, imageGeneration, files } = JSON.parse(await file.text()) as SourceRecord;
+    const record = await getRecord(entry);
+    if (!record) continue;
+    const { url, name, imageGeneration, files } = record;
     let complete = true;
     let bytes = 0;
     let cachedBytes = 0;
@@ -155,7 +200,7 @@ async function list(): Promise<CachedBundle[]> {
 }
 
 async function remove(source?: string | URL): Promise<void> {
-  const folder = await root(false);
+  const folder = await stored();
   if (!folder) return;
   const keys: string[] = [];
   if (source === undefined) {
@@ -167,9 +212,8 @@ async function remove(source?: string | URL): Promise<void> {
     try {
       await folder.removeEntry(key, { recursive: true });
     } catch (error) {
-      const name = error instanceof DOMException ? error.name : "";
-      if (name === "NotFoundError") continue;
-      if (name !== "NoModificationAllowedError") throw error;
+      if (isNotFound(error)) continue;
+      if (!(error instanceof DOMException) || error.name !== "NoModificationAllowedError") throw error;
       throw new MgmError("storage", "the model is being downloaded, here or in another tab: stop the download first", { cause: error });
     }
   }
@@ -177,7 +221,7 @@ async function remove(source?: string | URL): Promise<void> {
 
 /** The models on this device. */
 export const cache = {
-  /** Lists the bundles, complete or not. */
+  /** Lists the bundles, complete or not. The list is empty where the page cannot store files. */
   list,
   /**
    * Deletes the bundle of a URL or `"hf:…"` source; without one, all bundles. Loaded models keep working, and download their files again

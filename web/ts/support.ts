@@ -22,6 +22,8 @@ export interface Support {
    * estimate.
    */
   maxWeightBytes?: number;
+  /** Whether the page can store models on this device. Many private windows refuse it: models then load without being stored. */
+  canStore?: boolean;
   /** Storage for files on this device, in bytes. */
   storage?: { quota: number; usage: number };
 }
@@ -90,9 +92,18 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
       result.reason = `The model is probably too large for this device: its weights take at least ${Math.ceil((weightBytes * RELATIVE_BYTES.q4) / 1e6)} MB.`;
     }
   }
+  result.canStore = await canStore();
   const storage = await storageEstimate();
   if (storage) result.storage = storage;
   return result;
+}
+
+async function canStore(): Promise<boolean> {
+  try {
+    return (await navigator.storage.getDirectory()) !== undefined;
+  } catch {
+    return false;
+  }
 }
 
 /** Storage in bytes; nothing where the browser does not report it. */

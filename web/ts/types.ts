@@ -71,7 +71,10 @@ export interface LoadOptions {
   conversation?: string;
   /** Maximum GPU memory to use, in bytes. If both models do not fit, the package loads them alternately. Default: no limit. */
   gpuMemory?: number;
-  /** `false` stores no model files on this device: the next load downloads them again. Default: `true`. */
+  /**
+   * `false` stores no model files on this device: the next load downloads them again. Where the browser refuses to store files, the model
+   * loads as with `false` ({@link ModelInfo.stored}). Default: `true`.
+   */
   cache?: boolean;
   /**
    * After the first load of a model on a GPU, the package measures the likeliest kernels for at most two seconds, while it answers no
@@ -280,6 +283,11 @@ export interface ModelSummary {
 export interface ModelInfo {
   /** The model's name; empty if its files do not contain one. */
   name: string;
+  /**
+   * Whether the model's files are stored on this device, so that the next load needs no download. `false` with `{ cache: false }`, for files
+   * that the user chose, and where the browser does not let the page store files, as in many private windows.
+   */
+  stored: boolean;
   /** The browser's name of the adapter; often empty. */
   adapter: string;
   /** Whether the adapter is a software (CPU) adapter. */
@@ -303,6 +311,8 @@ export interface ModelInfo {
 export interface ImageModelInfo {
   /** The model's name; empty if its files do not contain one. */
   name: string;
+  /** Whether its files are stored on this device: see {@link ModelInfo.stored}. */
+  stored: boolean;
   precision: Precision;
   /** Width of the training images, in pixels. */
   width: number;

@@ -63,7 +63,8 @@ function enqueue(request: Exclude<Request, { type: "abort" }>): void {
       if (!calls.has(id)) return;
       call.isRunning = true;
       const { signal } = call.abort;
-      const result = await handle(request, { id, signal, reporter: (phase) => reporter(id, phase) });
+      const onStoring = () => postProgress({ id, type: "storing" });
+      const result = await handle(request, { id, signal, onStoring, reporter: (phase) => reporter(id, phase) });
       calls.delete(id);
       post(result);
       // Compiles pipelines and measures kernels until the next call arrives, which also detects a lost device.

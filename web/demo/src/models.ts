@@ -40,7 +40,7 @@ export async function choices(): Promise<Choice[]> {
   for (const { url, name, bytes, complete, imageGeneration } of cached) {
     all.set(url, { ...(all.get(url) ?? { name, url, bytes }), imageGeneration, isCached: complete });
   }
-  const space = support.storage ? support.storage.quota - support.storage.usage : Infinity;
+  const space = support.storage && support.canStore ? support.storage.quota - support.storage.usage : Infinity;
   return [...all.values()]
     .map((choice) => {
       const isTooLarge = support.maxWeightBytes !== undefined && choice.bytes > support.maxWeightBytes;
@@ -52,10 +52,11 @@ export async function choices(): Promise<Choice[]> {
 
 /** A sentence about this device. */
 export async function deviceDescription(): Promise<string> {
-  const { supported, reason, adapter, features, storage } = await Mgm.support();
+  const { supported, reason, adapter, features, canStore, storage } = await Mgm.support();
   if (!supported || !adapter) return reason ?? "";
   const name = adapter.description || [adapter.vendor, adapter.architecture].filter(Boolean).join(" ") || "a GPU";
   const extras = [features?.shaderF16 && "16-bit floats", features?.subgroups && "subgroups"].filter(Boolean).join(" and ");
-  const space = storage ? `; ${megabytes(storage.quota - storage.usage)} free for models` : "";
+  const free = storage ? `; ${megabytes(storage.quota - storage.usage)} free for models` : "";
+  const space = canStore ? free : "; this window stores no models, so each visit downloads them";
   return `This device: ${name}${adapter.software ? " (software adapter: slow)" : ""}${extras ? ` with ${extras}` : ""}${space}.`;
 }
