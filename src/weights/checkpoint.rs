@@ -30,6 +30,9 @@ pub const OPEN_CLIP_FILES: &[&str] = &[
 /// Largest index file that is read.
 const MAX_INDEX: u64 = 64 << 20;
 
+/// Names of the scales of an 8-bit float tensor, in place of its `weight`.
+const SCALES: [&str; 3] = ["scale_weight", "weight_scale", "weight_scale_inv"];
+
 /// Most bytes of rows in one call.
 const MAX_ROWS: u64 = 1 << 30;
 
@@ -40,13 +43,21 @@ const CHUNK_BYTES: u64 = 8 << 20;
 struct Located {
     stored: Rc<StoredTensor>,
     file: usize,
+    /// Multiplied with the tensor whenever it is read.
+    scale: Option<Rc<Scale>>,
     /// Added to the tensor whenever it is read.
     deltas: Vec<Rc<dyn Delta>>,
 }
 
+/// The scales of an 8-bit float tensor: one for all of it, or one per row.
+struct Scale {
+    stored: Rc<StoredTensor>,
+    source: Rc<dyn ByteSource>,
+}
+
 impl Located {
     fn new(stored: StoredTensor, file: usize) -> Self {
-        Self { stored: Rc::new(stored), file, deltas: Vec::new() }
+        Self { stored: Rc::new(stored), file, scale: None, deltas: Vec::new() }
     }
 }
 
@@ -161,6 +172,25 @@ impl Checkpoint {
             files: vec![source],
             tensors: tensors.into_iter().map(located).collect(),
         }
+        .with_scales()
+    }
+
+    /// Gives 8-bit float tensors the scales next to them.
+    fn with_scales(mut self) -> Self {
+        let names: Vec<String> =
+            self.tensors().filter(|(_, info)| info.dtype.is_f8()).map(|(name, _)| name.to_owned()).collect();
+        for name in names {
+            let before = name.strip_suffix("weight").unwrap_or(&name);
+            let found = SCALES.iter().find_map(|scale| self.tensors.get(&format!("{before}{scale}")));
+            let scale = found.and_then(|found| {
+                let source = Rc::clone(self.files.get(found.file)?);
+                Some(Rc::new(Scale { stored: Rc::clone(&found.stored), source }))
+            });
+            if let Some(located) = self.tensors.get_mut(&name) {
+                located.scale = scale;
+            }
+        }
+        self
     }
 
     async fn open_index(folder: &dyn Folder, index_file: &str, index: &[u8]) -> Result<Self> {
@@ -185,7 +215,7 @@ impl Checkpoint {
             }
             checkpoint.files.push(source);
         }
-        Ok(checkpoint)
+        Ok(checkpoint.with_scales())
     }
 
     /// The folder's or file's name, for messages.
@@ -234,7 +264,14 @@ impl Checkpoint {
                     found: located.stored.info.shape.clone(),
                     expected: format!("one with the view {view:?} for {view_name}"),
                 })?;
-                tensors.insert(view_name, Located::new(stored, located.file));
+                let scale = located.scale.clone();
+                if view != View::Whole
+                    && let Some(scale) = &scale
+                    && scale.stored.info.elements() != Some(1)
+                {
+                    return Err(scale.unsupported("one number"));
+                }
+                tensors.insert(view_name, Located { scale, ..Located::new(stored, located.file) });
             }
         }
         Ok(Self { name: self.name.clone(), files: self.files.clone(), tensors })
@@ -301,6 +338,9 @@ impl Checkpoint {
             return Err(Error::InvalidArgument(format!("rows {rows:?} of tensor {name}, which has {count}")));
         }
         let mut values = self.read_stored_rows(located, rows.clone(), order).await?;
+        if let Some(scale) = &located.scale {
+            scale.multiply(&mut values, rows.clone().map(|position| order.row_at(position, count)), count).await?;
+        }
         for delta in &located.deltas {
             delta.add(rows.clone(), &mut values).await?;
         }
@@ -434,6 +474,42 @@ impl Checkpoint {
     }
 }
 
+impl Scale {
+    /// Multiplies rows of the tensor, which has `count`.
+    async fn multiply(
+        &self,
+        values: &mut [f32],
+        rows: impl ExactSizeIterator<Item = usize>,
+        count: usize,
+    ) -> Result<()> {
+        let StoredTensor { name, info, offset, .. } = &*self.stored;
+        let bytes = read_range(&*self.source, *offset, info.bytes().unwrap_or(u64::MAX), MAX_ROWS).await?;
+        let mut scales = Vec::new();
+        if !decode_f32(info.dtype, &bytes, &mut scales) {
+            return Err(not_floats(&self.stored));
+        }
+        check_finite(name, &scales, 0)?;
+        let columns = values.len() / rows.len().max(1);
+        match scales.as_slice() {
+            [scale] => values.iter_mut().for_each(|value| *value *= scale),
+            _ if scales.len() == count => {
+                for (values, row) in values.chunks_exact_mut(columns.max(1)).zip(rows) {
+                    let scale = scales.get(row).copied().unwrap_or(1.0);
+                    values.iter_mut().for_each(|value| *value *= scale);
+                }
+            }
+            _ => return Err(self.unsupported("one number, or one per row")),
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, supported: &str) -> Error {
+        let StoredTensor { name, info, .. } = &*self.stored;
+        let found = format!("{:?}", info.shape);
+        Error::Unsupported { what: format!("{name}: shape of the scales"), found, supported: supported.to_owned() }
+    }
+}
+
 impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
@@ -540,6 +616,41 @@ pub(super) mod tests {
         assert_eq!(pollster::block_on(checkpoint.read("w")).unwrap_err(), error);
         assert_eq!(pollster::block_on(checkpoint.read_rows("w", rows - 3..rows)).unwrap_err(), error);
         assert_eq!(pollster::block_on(checkpoint.read_rows("w", 1..rows - 2)).unwrap().len(), (rows - 3) * 1000);
+    }
+
+    /// Scaled 8-bit floats as ComfyUI (one scale) and compressed-tensors (one per row) write them.
+    #[test]
+    fn scales_of_8_bit_floats_are_multiplied() {
+        use ::safetensors::tensor::{Dtype, TensorView, serialize};
+        // 1, 1.125, -2, 448.
+        let data = [0x38, 0x39, 0xc0, 0x7e];
+        let f8 = |shape: &[usize]| TensorView::new(Dtype::F8_E4M3, shape.to_vec(), &data).unwrap();
+        let floats = [3f32, 0.5];
+        let bytes: &[u8] = bytemuck::cast_slice(&floats);
+        let one = || TensorView::new(Dtype::F32, vec![], &bytes[..4]).unwrap();
+        let two = || TensorView::new(Dtype::F32, vec![2, 1], bytes).unwrap();
+        let tensors = [
+            ("plain.weight", f8(&[2, 2])),
+            ("one.weight", f8(&[2, 2])),
+            ("one.scale_weight", one()),
+            ("rows.weight", f8(&[2, 2])),
+            ("rows.weight_scale", two()),
+            ("other.weight", f8(&[4, 1])),
+            ("other.weight_scale_inv", two()),
+        ];
+        let checkpoint = open(vec![("model.safetensors", serialize(tensors, None).unwrap())]).unwrap();
+        let read = |name| pollster::block_on(checkpoint.read(name));
+        assert_eq!(read("plain.weight").unwrap(), [1.0, 1.125, -2.0, 448.0]);
+        assert_eq!(read("one.weight").unwrap(), [3.0, 3.375, -6.0, 1344.0]);
+        assert_eq!(read("rows.weight").unwrap(), [3.0, 3.375, -1.0, 224.0]);
+        assert_eq!(pollster::block_on(checkpoint.read_rows("rows.weight", 1..2)).unwrap(), [-1.0, 224.0]);
+        let error = read("other.weight").unwrap_err().to_string();
+        assert!(error.contains("other.weight_scale_inv: shape of the scales") && error.contains("[2, 1]"), "{error}");
+        let views = checkpoint.with_views(|name, _| vec![(name.to_owned(), View::Rows(1..2))]);
+        assert!(views.unwrap_err().to_string().contains("weight_scale"));
+        let views = checkpoint.renamed(|name| name.starts_with("one.weight").then(|| name.to_owned()));
+        let views = views.with_views(|name, _| vec![(name.to_owned(), View::Transposed)]).unwrap();
+        assert_eq!(pollster::block_on(views.read("one.weight")).unwrap(), [3.0, -6.0, 3.375, 1344.0]);
     }
 
     #[test]

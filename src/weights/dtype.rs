@@ -53,7 +53,7 @@ const SAFETENSORS: [(Dtype, safetensors::Dtype); 15] = [
 ];
 
 /// The types that [`decode_f32`] decodes, for messages.
-pub const FLOAT_TYPES: &str = "F64, F32, F16 or BF16";
+pub const FLOAT_TYPES: &str = "F64, F32, F16, BF16, F8_E4M3 or F8_E5M2";
 
 impl Dtype {
     /// Elements of a storage unit and its bytes: one element, except for blocks.
@@ -76,14 +76,19 @@ impl Dtype {
 
     /// Whether [`decode_f32`] decodes it.
     pub fn is_float(self) -> bool {
-        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::Block(_))
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::Block(_)) || self.is_f8()
+    }
+
+    /// Whether it is one of the 8-bit floats. f16 holds all their values.
+    pub fn is_f8(self) -> bool {
+        matches!(self, Self::F8E4M3 | Self::F8E5M2)
     }
 
     /// The lossless precision on the device of a matrix with this type.
     pub fn precision(self) -> Precision {
         match self {
             Self::Block(kind) => kind.precision(),
-            Self::F16 => Precision::F16,
+            Self::F16 | Self::F8E4M3 | Self::F8E5M2 => Precision::F16,
             // bf16 has a larger range than f16.
             _ => Precision::F32,
         }
@@ -163,11 +168,24 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
             convert(bytes, values, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16));
         }
         Dtype::F16 => decode_f16(bytes, values),
+        Dtype::F8E4M3 => convert(bytes, values, |[byte]| f8_e4m3(byte)),
+        // The high byte of an f16.
+        Dtype::F8E5M2 => convert(bytes, values, |[byte]| f16::from_le_bytes([0, byte]).to_f32()),
         Dtype::Block(kind) => kind.dequantize(bytes, values),
         // The types that are not floats.
         _ => {}
     });
     true
+}
+
+/// torch's `float8_e4m3fn`: 4 bits of exponent with bias 7, 3 bits of mantissa, no infinities; all ones are NaN.
+fn f8_e4m3(byte: u8) -> f32 {
+    if byte & 0x7f == 0x7f {
+        return f32::NAN;
+    }
+    // As an f16, whose exponent has bias 15: 2^8 times smaller, subnormals included.
+    let sign = u16::from(byte & 0x80) << 8;
+    f16::from_bits(sign | u16::from(byte & 0x7f) << 7).to_f32() * 256.0
 }
 
 /// Converts aligned blocks, so that `half` can use the processor's conversion instructions.
@@ -237,6 +255,26 @@ mod tests {
         for (bits, value) in (0..=u16::MAX).zip(values) {
             let expected = f16::from_bits(bits).to_f64();
             assert!(f64::from(value) == expected || (value.is_nan() && expected.is_nan()), "{bits:#x}: {value}");
+        }
+    }
+
+    /// All 256 values of both types, widened by torch (`tests/reference/make_float8.py`).
+    #[test]
+    fn every_8_bit_float_decodes_as_in_torch() {
+        let text = include_str!("../../tests/data/float8.json");
+        let table: std::collections::BTreeMap<String, Vec<Option<f64>>> = serde_json::from_str(text).unwrap();
+        let bytes: Vec<u8> = (0..=u8::MAX).collect();
+        for dtype in [Dtype::F8E4M3, Dtype::F8E5M2] {
+            let values = decode(dtype, &bytes);
+            assert_eq!((values.len(), table[dtype.name()].len()), (256, 256));
+            for (byte, (value, expected)) in values.iter().zip(&table[dtype.name()]).enumerate() {
+                // JSON has neither NaN nor infinities.
+                let same = match expected {
+                    Some(expected) => value.to_bits() == (*expected as f32).to_bits(),
+                    None => !value.is_finite(),
+                };
+                assert!(same, "{} {byte:#04x}: {value}, expected {expected:?}", dtype.name());
+            }
         }
     }
 
