@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 
+use super::prompt_weights::{Fragment, WeightedPrompt};
 use super::tokenizer::Tokenizer;
 use super::tokenizer_config::{TokenizerConfig, read};
 use crate::io::Folder;
@@ -91,6 +92,38 @@ impl ClipTokenizer {
         ids.resize(length, self.pad);
         let dropped = self.tokenizer.decode(rest, false).replace(END_OF_WORD, " ").trim().to_owned();
         Ok(Window { ids, dropped: (!rest.is_empty()).then_some(dropped) })
+    }
+
+    /// The ids and weights of a prompt in windows for an encoder with `length` positions. A window has at most
+    /// `length` - 2 tokens of the prompt; a section starts a new one. BOS, EOS and padding have weight 1.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn weighted_windows(&self, prompt: &WeightedPrompt, length: usize) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
+        let room = length.saturating_sub(2).max(1);
+        let mut windows = Vec::new();
+        let sections = prompt.sections.len();
+        for (index, section) in prompt.sections.iter().enumerate() {
+            let mut tokens = Vec::new();
+            for Fragment { text, weight } in section {
+                tokens.extend(self.tokenizer.encode(text)?.into_iter().map(|id| (id, *weight as f32)));
+            }
+            // Nothing follows a BREAK at the end.
+            if tokens.is_empty() && index + 1 == sections && !windows.is_empty() {
+                continue;
+            }
+            for start in (0..tokens.len().max(1)).step_by(room) {
+                let part = tokens[start..].iter().take(room);
+                let (mut ids, mut weights) = (vec![self.bos], vec![1.0]);
+                ids.extend(part.clone().map(|(id, _)| *id));
+                weights.extend(part.map(|(_, weight)| *weight));
+                ids.push(self.eos);
+                ids.resize(length, self.pad);
+                weights.resize(length, 1.0);
+                windows.push((ids, weights));
+            }
+        }
+        Ok(windows)
     }
 
     /// The EOS id: the text encoder pools the state at its position.

@@ -10,6 +10,7 @@ mod decode;
 pub mod gguf;
 mod merges;
 mod prompt;
+pub mod prompt_weights;
 #[doc(hidden)]
 pub mod sentencepiece;
 #[doc(hidden)]
