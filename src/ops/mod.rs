@@ -9,6 +9,7 @@ mod denoise;
 mod feature_map;
 mod gather;
 mod group_norm;
+mod inpaint;
 mod kernel_name;
 mod matmul;
 mod mining;
@@ -30,6 +31,7 @@ pub use denoise::{Denoise, denoise};
 pub use feature_map::{FeatureMap, concatenate, depthwise, patches, resize};
 pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
+pub use inpaint::{Inpaint, inpaint};
 pub use kernel_name::kernel_name;
 pub(crate) use matmul::{Choice, linear_by, update_tuning};
 pub use matmul::{

@@ -2,7 +2,8 @@
 
 use super::attention::{AttentionKernel, CooperativeAttention};
 use super::{
-    attention, denoise, feature_map, gather, group_norm, matmul, mining, norm, roofline, routing, sampling, softmax,
+    attention, denoise, feature_map, gather, group_norm, inpaint, matmul, mining, norm, roofline, routing, sampling,
+    softmax,
 };
 use crate::gpu::{Kernel, PipelineKey};
 use crate::tensor::{Precision, fill_kernel};
@@ -15,6 +16,7 @@ pub fn specialisations() -> Vec<Kernel> {
         feature_map::patches_kernel(),
         feature_map::resize_kernel(),
         denoise::kernel(),
+        inpaint::kernel(),
         feature_map::concatenate_kernel(),
         softmax::kernel(),
     ];

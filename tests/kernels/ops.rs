@@ -13,8 +13,8 @@ use mgm::Error;
 use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions, Withheld};
 use mgm::ops::cases::{
     Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
-    Depthwise, F32, Gather, GatherRows, GroupNorm, Linear, Map, MatrixRows, Mining, MiningStats, Norm, Patches, Random,
-    Resize, Rope, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
+    Depthwise, F32, Gather, GatherRows, GroupNorm, Inpaint, Linear, Map, MatrixRows, Mining, MiningStats, Norm,
+    Patches, Random, Resize, Rope, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
 };
 use mgm::ops::{
     self, Activation, AttentionSegment, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding,
@@ -755,6 +755,23 @@ fn sampler_steps() {
     // More workgroups than a grid has columns.
     cases.push(Denoise { count: 64 * 65_536 + 1, copies: 1, step: plain, noise: false });
     check_everywhere("sampler steps", &boxed(cases));
+}
+
+#[test]
+fn inpainting_steps() {
+    let mut cases = Vec::new();
+    for pixels in [1, 3, 15, 16, 17, 63, 65, 256] {
+        for (channels, copies) in [(4, 1), (4, 2), (1, 2), (3, 1)] {
+            let step = ops::Inpaint { kept: [0.7, 1.9], input_scale: 0.4 };
+            cases.push(Inpaint { pixels, channels, copies, step });
+        }
+    }
+    // The last step: no noise, and input that nothing reads.
+    let step = ops::Inpaint { kept: [1.0, 0.0], input_scale: 1.0 };
+    cases.push(Inpaint { pixels: 33, channels: 4, copies: 2, step });
+    // More workgroups than a grid has columns.
+    cases.push(Inpaint { pixels: 16 * 65_536 + 1, channels: 4, copies: 1, step });
+    check_everywhere("inpainting steps", &boxed(cases));
 }
 
 const HEAD_DIMS: [usize; 14] = [4, 8, 12, 16, 20, 32, 40, 64, 72, 80, 96, 128, 252, 256];

@@ -9,6 +9,7 @@ mod attention;
 mod convolution;
 mod denoise;
 mod gather;
+mod inpaint;
 mod linear;
 mod maps;
 mod matrix;
@@ -31,6 +32,7 @@ pub use attention::{Attention, AttentionBatched, AttentionSegments, Storage};
 pub use convolution::{Depthwise, Patches, Resize};
 pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
+pub use inpaint::Inpaint;
 pub use linear::{Linear, RoutedLinear};
 pub use maps::{Concatenate, Convolution, GroupNorm, Softmax};
 pub use matrix::MatrixRows;
@@ -183,6 +185,12 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
                 input_scale: 0.5,
             },
             noise: true,
+        }),
+        Box::new(Inpaint {
+            pixels: 75,
+            channels: 4,
+            copies: 2,
+            step: crate::ops::Inpaint { kept: [0.8, 0.6], input_scale: 0.5 },
         }),
         Box::new(Rope { times: 1, precision: Precision::Q4, half: true, ..rotary }),
         Box::new(rotary),

@@ -1,0 +1,77 @@
+//! What a mask keeps of an image, after a step of a sampler.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{cost, element_grid};
+use crate::gpu::{Access, Kernel, Recorder, wgsl};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// The numbers after a step (`shaders/diffusion/inpaint.wgsl`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Inpaint {
+    /// The image at the noise level of the next step, of (image, noise).
+    pub kept: [f32; 2],
+    /// The model's next input, of the next sample.
+    pub input_scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    count: u32,
+    channels: u32,
+    copies: u32,
+    kept: [f32; 2],
+    input_scale: f32,
+    padding: [u32; 2],
+}
+
+pub(crate) fn kernel() -> Kernel {
+    const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Write, Access::Write];
+    Kernel::new("inpaint", [wgsl!("diffusion/inpaint.wgsl")], BINDINGS)
+}
+
+/// Replaces `sample` [pixels, channels] by the noised image `known` where `mask` [pixels] is 0, and fills `input` with
+/// copies of the model's next input.
+///
+/// # Errors
+/// [`Error::WrongShape`] if a tensor has another number of elements; [device errors](crate::gpu).
+pub fn inpaint(
+    recorder: &mut Recorder,
+    step: &Inpaint,
+    [known, noise, mask]: [&Tensor; 3],
+    [sample, input]: [&Tensor; 2],
+) -> Result<()> {
+    let (count, pixels) = (sample.len(), mask.len().max(1));
+    let copies = input.len() / count.max(1);
+    for (what, tensor, expected) in [
+        ("known image of a step", known, count),
+        ("noise of a step", noise, count),
+        ("mask of a step", mask, pixels),
+        ("sample of a step", sample, pixels * (count / pixels)),
+        ("input of a step", input, copies * count),
+    ] {
+        if tensor.len() != expected {
+            return Err(Error::WrongShape {
+                name: what.to_owned(),
+                found: tensor.shape().to_vec(),
+                expected: format!("{expected} elements"),
+            });
+        }
+    }
+    recorder.dispatch(
+        &kernel(),
+        &[known.binding(), noise.binding(), mask.binding(), sample.binding(), input.binding()],
+        &Params {
+            count: count as u32,
+            channels: (count / pixels) as u32,
+            copies: copies as u32,
+            kept: step.kept,
+            input_scale: step.input_scale,
+            padding: [0; 2],
+        },
+        element_grid(count),
+        cost((copies + 4) * count + pixels, 7 * count),
+    )
+}
