@@ -214,6 +214,8 @@ pub enum Setting {
     HighResolutionTower,
     /// The folder of an image model's tokenizers and configurations: `OpenOptions::components_dir`.
     Components,
+    /// The autoencoder of an image model: `OpenOptions::vae`.
+    Vae,
     /// The conversation template: `LoadOptions::template`.
     Template,
     /// The scheduler of an image model: `SchedulerOverride`.

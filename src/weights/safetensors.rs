@@ -7,7 +7,7 @@
 //! header's length before it is allocated, the tensor's name in every error, and offsets beyond 4 GiB on 32-bit hosts
 //! (browsers), where the crate's `usize` is too small.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use ::safetensors::tensor::{Metadata, TensorInfo as HeaderEntry};
@@ -47,6 +47,33 @@ pub async fn read_header(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
         _ => walk(&header, start, end),
     };
     tensors.map_err(|(offset, reason)| malformed(offset, reason))
+}
+
+/// The texts of the header's `__metadata__`; none if there are none, or if the file is not a safetensors file.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) async fn read_metadata(source: &dyn ByteSource) -> Result<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct OnlyMetadata {
+        #[serde(rename = "__metadata__")]
+        metadata: Option<BTreeMap<String, serde_json::Value>>,
+    }
+    let mut prefix = [0; PREFIX as usize];
+    if source.len() >= PREFIX {
+        source.read(0, &mut prefix).await?;
+    }
+    let length = u64::from_le_bytes(prefix);
+    if length > MAX_HEADER || PREFIX + length > source.len() {
+        return Ok(BTreeMap::new());
+    }
+    let header = read_range(source, PREFIX, length, MAX_HEADER).await?;
+    let metadata = serde_json::from_slice::<OnlyMetadata>(&header).ok().and_then(|header| header.metadata);
+    let text = |(key, value): (String, serde_json::Value)| match value {
+        serde_json::Value::String(text) => Some((key, text)),
+        _ => None,
+    };
+    Ok(metadata.into_iter().flatten().filter_map(text).collect())
 }
 
 /// The header of a file with these tensors, whose data follow in this order.

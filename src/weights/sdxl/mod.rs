@@ -11,14 +11,16 @@ use std::rc::Rc;
 
 pub use lora::Lora;
 
-use self::config::{SchedulerConfig, SchedulerOverride, TextEncoderConfig, UnetConfig, VaeConfig};
+use self::config::{SchedulerConfig, SchedulerOverride, TextEncoderConfig, TrainingMarkers, UnetConfig, VaeConfig};
 use super::bundle::read::Bundle;
 use super::checkpoint::{Checkpoint, View};
-use super::config::MAX_CONFIG;
+use super::config::{MAX_CONFIG, MAX_WIDTH};
 use super::dtype::Dtype;
 use super::expected::ExpectedTensor;
 use super::report::PartReport;
+use super::safetensors::read_metadata;
 use super::view::Weights;
+use crate::image::Image;
 use crate::io::{ByteSource, Folder, MemoryFolder, MemorySource, read_file};
 use crate::tensor::Precision;
 use crate::{Error, Result, Setting, json};
@@ -80,6 +82,43 @@ pub struct OpenOptions {
     pub prefer_f16: bool,
     /// For a single file: the folder with tokenizers, and with configurations if the file needs them.
     pub components_dir: Option<Rc<dyn Folder>>,
+    /// An autoencoder in place of the model's own.
+    pub vae: Option<Vae>,
+}
+
+/// An autoencoder from a file or folder of its own.
+#[derive(Clone)]
+pub struct Vae {
+    weights: Weights,
+    config: VaeConfig,
+}
+
+impl Vae {
+    /// Opens a folder with `config.json` and weights, or the folder `vae` of a model in diffusers' layout.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`] without a configuration or weights; the errors of reading them.
+    pub async fn open(folder: Rc<dyn Folder>) -> Result<Self> {
+        let child = folder.child("vae");
+        let folder = if child.open("config.json").await?.is_some() { child } else { folder };
+        Self::open_part(&folder, &OpenOptions::default()).await
+    }
+
+    /// Opens a safetensors file with diffusers' or original names, alone or in a whole model.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] if it is another kind of model; the errors of reading it.
+    pub async fn open_file(source: Rc<dyn ByteSource>) -> Result<Self> {
+        let (weights, config) = single_file::vae(&Checkpoint::open_file(source).await?, None)?;
+        Ok(Self { weights, config })
+    }
+
+    /// Opens the folder of the component itself.
+    async fn open_part(folder: &Rc<dyn Folder>, options: &OpenOptions) -> Result<Self> {
+        let (weights, file, config) = component(&**folder, VAE, NETWORK_STEM, options).await?;
+        let weights = weights.with_views(|name, info| vec![(modern_vae(name), as_matrix(name, &info.shape))])?;
+        Ok(Self { weights: Weights::new(Rc::new(weights)), config: VaeConfig::parse(&file, &config)? })
+    }
 }
 
 impl OpenOptions {
@@ -91,6 +130,11 @@ impl OpenOptions {
     /// Sets [`Self::components_dir`].
     pub fn with_components_dir(self, components_dir: impl Into<Option<Rc<dyn Folder>>>) -> Self {
         Self { components_dir: components_dir.into(), ..self }
+    }
+
+    /// Sets [`Self::vae`].
+    pub fn with_vae(self, vae: impl Into<Option<Vae>>) -> Self {
+        Self { vae: vae.into(), ..self }
     }
 }
 
@@ -134,6 +178,8 @@ pub struct SdxlCheckpoint {
     pub tokenizers: [TokenizerFolder; 2],
     /// `scheduler_config.json`, where there is one, with its name.
     pub scheduler: Option<(String, Vec<u8>)>,
+    /// What a single file declares about its training.
+    pub markers: TrainingMarkers,
     /// `force_zeros_for_empty_prompt`: without a negative prompt the states are zeros instead of those of an empty
     /// text.
     pub force_zeros_for_empty_prompt: bool,
@@ -203,7 +249,8 @@ impl SdxlCheckpoint {
             reason: error.to_string(),
         })?;
         let class = index.get("_class_name").and_then(|name| name.as_str()).unwrap_or_default();
-        const CLASSES: [&str; 2] = ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"];
+        const CLASSES: [&str; 3] =
+            ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"];
         if !CLASSES.contains(&class) {
             return Err(Error::Unsupported {
                 what: format!("{file}: _class_name"),
@@ -211,14 +258,17 @@ impl SdxlCheckpoint {
                 supported: CLASSES.join(", "),
             });
         }
+        check_text_encoders(&file, &index)?;
         let [first, second] = [0, 1].map(|index| text_part(&folder, index, options));
         let (first, second) = (first.await?, second.await?);
         let unet = part(&folder, "unet", UNET, NETWORK_STEM, options).await?;
-        let vae = part(&folder, "vae", VAE, NETWORK_STEM, options).await?;
-        let vae_weights = vae.0.with_views(|name, info| vec![(modern_vae(name), as_matrix(name, &info.shape))])?;
+        let vae = match &options.vae {
+            Some(vae) => vae.clone(),
+            None => Vae::open_part(&folder.child("vae"), options).await?,
+        };
         let networks = Networks {
             unet: (Weights::new(Rc::new(unet.0)), UnetConfig::parse(&unet.1, &unet.2)?),
-            vae: (Weights::new(Rc::new(vae_weights)), VaeConfig::parse(&vae.1, &vae.2)?),
+            vae: (vae.weights, vae.config),
             text: [first, second],
         };
         let tokenizers = [
@@ -233,18 +283,14 @@ impl SdxlCheckpoint {
     /// Opens a single file. The tokenizers are in [`OpenOptions::components_dir`].
     ///
     /// # Errors
-    /// [`Error::NeedsSetting`] without a folder of tokenizers, or if the file needs configurations;
-    /// [`Error::MissingTensor`] if the file is another kind of model; the errors of reading it.
+    /// [`Error::NeedsSetting`] without a folder of tokenizers, or if the file needs configurations or other parts;
+    /// [`Error::MissingTensor`] and [`Error::Unsupported`] if the file is another kind of model; the errors of reading
+    /// it.
     pub async fn open_file(source: Rc<dyn ByteSource>, options: &OpenOptions) -> Result<Self> {
+        let metadata = read_metadata(&*source).await?;
         let checkpoint = Checkpoint::open_file(source).await?;
-        if !single_file::is_one(&checkpoint) {
-            return Err(Error::MissingTensor {
-                name: "model.diffusion_model.*".to_owned(),
-                file: checkpoint.name().to_owned(),
-                hint: ": a single file of Stable Diffusion XL has such tensors; of any other model pass the folder"
-                    .to_owned(),
-            });
-        }
+        single_file::check_kind(&checkpoint)?;
+        let markers = single_file::training_markers(&checkpoint, &metadata);
         let Some(folder) = &options.components_dir else {
             return Err(Error::NeedsSetting {
                 setting: Setting::Components,
@@ -256,9 +302,10 @@ impl SdxlCheckpoint {
         };
         let given = given_configs(folder).await?;
         let tokenizers = tokenizers_in(folder).await?;
-        let networks = single_file::networks(&checkpoint, given)?;
+        let other = other_parts(&checkpoint, folder, options).await?;
+        let networks = single_file::networks(&checkpoint, given, other)?;
         let scheduler = scheduler_in(folder).await?;
-        Ok(Self::new(checkpoint.name(), networks, tokenizers, scheduler, true))
+        Ok(Self { markers, ..Self::new(checkpoint.name(), networks, tokenizers, scheduler, true) })
     }
 
     /// Opens a bundle of a model in diffusers' layout.
@@ -329,19 +376,26 @@ impl SdxlCheckpoint {
     ) -> Self {
         let Networks { unet, vae, text } = networks;
         let name = name.to_owned();
-        let merged_lora = Vec::new();
-        Self { name, unet, vae, text, tokenizers, scheduler, force_zeros_for_empty_prompt, merged_lora }
+        let (merged_lora, markers) = (Vec::new(), TrainingMarkers::default());
+        Self { name, unet, vae, text, tokenizers, scheduler, markers, force_zeros_for_empty_prompt, merged_lora }
     }
 
-    /// The scheduler's settings: the model's, or those of the released model, changed by `choice`.
+    /// Replaces the autoencoder.
+    pub fn replace_vae(&mut self, vae: Vae) {
+        self.vae = (vae.weights, vae.config);
+    }
+
+    /// The scheduler's settings: the model's, or those of the released model, changed by `choice` and by what a single
+    /// file declares about its training.
     ///
     /// # Errors
     /// As [`SchedulerConfig::parse`].
     pub fn scheduler(&self, choice: Option<&SchedulerOverride>) -> Result<SchedulerConfig> {
-        match &self.scheduler {
-            Some((file, bytes)) => SchedulerConfig::parse(file, bytes, choice),
-            None => SchedulerConfig::released(choice),
-        }
+        let config = match &self.scheduler {
+            Some((file, bytes)) => SchedulerConfig::parse(file, bytes, choice)?,
+            None => SchedulerConfig::released(choice)?,
+        };
+        Ok(config.with_markers(self.markers, choice))
     }
 
     /// Width and height in pixels of the training images.
@@ -350,12 +404,27 @@ impl SdxlCheckpoint {
         (side, side)
     }
 
+    /// Width and height in pixels for an initial image: its own, in whole latents, or if it has more pixels than the
+    /// training images, about their number in its own proportions.
+    pub fn size_for(&self, image: &Image) -> (usize, usize) {
+        let unit = self.vae.1.pixels_per_latent();
+        let (width, height) = (image.width() as f64, image.height() as f64);
+        let (model_width, model_height) = self.default_size();
+        let scale = ((model_width * model_height) as f64 / (width * height)).sqrt().min(1.0);
+        let side = |side: f64| {
+            let latents = side * scale / unit as f64;
+            let latents = if scale < 1.0 { latents.round() } else { latents.floor() };
+            (latents as usize).clamp(1, MAX_WIDTH) * unit
+        };
+        (side(width), side(height))
+    }
+
     /// The precision of most of the UNet's weights in the files: the default precision on the device.
     pub fn stored_precision(&self) -> Precision {
         let checkpoint = self.unet.0.checkpoint();
         let kind = |dtype: Dtype| match dtype {
             Dtype::Block(_) => Precision::Q8,
-            Dtype::F16 | Dtype::Bf16 => Precision::F16,
+            Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 | Dtype::F8E5M2 => Precision::F16,
             _ => Precision::F32,
         };
         let elements = |precision: Precision| -> u64 {
@@ -411,11 +480,13 @@ impl SdxlCheckpoint {
                 return bad(format!("the pooled text embedding has width {pooled:?}, the UNet expects {wanted}"));
             }
         }
-        if unet.in_channels != self.vae.1.latent_channels || unet.out_channels != unet.in_channels {
-            let (found, wanted) = (unet.in_channels, self.vae.1.latent_channels);
+        let latent = self.vae.1.latent_channels;
+        if ![latent, 2 * latent + 1].contains(&unet.in_channels) || unet.out_channels != latent {
             return bad(format!(
-                "the UNet has {found} input and {} output channels, the VAE {wanted}: inpainting models are not supported",
-                unet.out_channels
+                "the UNet has {} input and {} output channels, expected the VAE's {latent}, or {} inputs for inpainting",
+                unet.in_channels,
+                unet.out_channels,
+                2 * latent + 1
             ));
         }
         Ok(())
@@ -471,15 +542,24 @@ async fn part(
     stem: &str,
     options: &OpenOptions,
 ) -> Result<(Checkpoint, String, Vec<u8>)> {
-    let child = folder.child(child);
-    let file = format!("{}/config.json", child.name());
-    let Some(config) = read_file(&*child, "config.json", MAX_CONFIG).await? else {
+    component(&*folder.child(child), what, stem, options).await
+}
+
+/// As [`part`], from the network's own folder.
+async fn component(
+    folder: &dyn Folder,
+    what: &str,
+    stem: &str,
+    options: &OpenOptions,
+) -> Result<(Checkpoint, String, Vec<u8>)> {
+    let file = format!("{}/config.json", folder.name());
+    let Some(config) = read_file(folder, "config.json", MAX_CONFIG).await? else {
         let hint = format!("the {what} needs its configuration; is the download complete?");
         return Err(Error::MissingFile { file, hint });
     };
     let names = candidates(stem, options.prefer_f16);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    Ok((Checkpoint::open(&*child, &names).await?, file, config))
+    Ok((Checkpoint::open(folder, &names).await?, file, config))
 }
 
 async fn text_part(
@@ -491,6 +571,48 @@ async fn text_part(
     let (checkpoint, file, config) = part(folder, TEXT_FOLDERS[index], what, TEXT_STEM, options).await?;
     let weights = checkpoint.renamed(|name| (!name.ends_with("position_ids")).then(|| name.to_owned()));
     Ok((Weights::new(Rc::new(weights)), TextEncoderConfig::parse(&file, &config)?))
+}
+
+/// Checks that a folder's text encoders are those of a base model.
+fn check_text_encoders(file: &str, index: &serde_json::Value) -> Result<()> {
+    let class = |part: &str| index.get(part).and_then(|part| part.get(1)).and_then(|class| class.as_str());
+    let unsupported = |what: String, found: &str, supported: &str| {
+        Err(Error::Unsupported { what, found: found.to_owned(), supported: supported.to_owned() })
+    };
+    let score = index.get("requires_aesthetics_score").and_then(serde_json::Value::as_bool);
+    let [first, second] = TEXT_FOLDERS.map(class);
+    if score == Some(true) || (first.is_none() && second.is_some()) {
+        let refiner = "the refiner of Stable Diffusion XL, which only finishes a base model's images";
+        return unsupported(format!("{file}: the model"), refiner, "a base or inpainting model of Stable Diffusion XL");
+    }
+    for (part, class) in TEXT_FOLDERS.into_iter().zip([first, second]) {
+        if let Some(class) = class
+            && !class.starts_with("CLIPTextModel")
+        {
+            return unsupported(format!("{file}: {part}"), class, "CLIPTextModel and CLIPTextModelWithProjection");
+        }
+    }
+    Ok(())
+}
+
+/// The parts that a single file lacks, where the folder of components has them, and the caller's autoencoder.
+async fn other_parts(
+    checkpoint: &Checkpoint,
+    folder: &Rc<dyn Folder>,
+    options: &OpenOptions,
+) -> Result<single_file::OtherParts> {
+    let (no_vae, no_text) = single_file::missing_parts(checkpoint);
+    let mut other = single_file::OtherParts { vae: options.vae.clone(), ..Default::default() };
+    let has = async |child: &str| Ok::<_, Error>(folder.child(child).open("config.json").await?.is_some());
+    if no_vae && other.vae.is_none() && has("vae").await? {
+        other.vae = Some(Vae::open_part(&folder.child("vae"), options).await?);
+    }
+    for (index, lacks) in no_text.into_iter().enumerate() {
+        if lacks && has(TEXT_FOLDERS[index]).await? {
+            other.text[index] = Some(text_part(folder, index, options).await?);
+        }
+    }
+    Ok(other)
 }
 
 async fn scheduler_in(folder: &Rc<dyn Folder>) -> Result<Option<(String, Vec<u8>)>> {

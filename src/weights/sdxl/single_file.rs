@@ -4,80 +4,195 @@
 //! The file has no configuration. Sizes come from the tensors' shapes; the other settings are those of the release:
 //! heads of 64 channels, 32 groups in the norms, the noise schedule. A folder of configurations overrides them.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::config::{TextEncoderConfig, UnetConfig, UnetLevel, VaeConfig};
+use super::config::{PredictionType, TextEncoderConfig, TrainingMarkers, UnetConfig, UnetLevel, VaeConfig};
 use super::names::{self, OPEN_CLIP_LAYER, UnetNames};
-use super::{Networks, TEXT_1, TEXT_2, UNET, VAE};
+use super::{Networks, TEXT_1, TEXT_2, Vae};
 use crate::weights::checkpoint::{Checkpoint, View};
 use crate::weights::view::Weights;
 use crate::{Error, Result, Setting};
 
-/// Prefixes of the networks in the file.
-const PREFIXES: [&str; 4] = [
-    "model.diffusion_model.",
-    "first_stage_model.",
-    "conditioner.embedders.0.transformer.",
-    "conditioner.embedders.1.model.",
-];
+/// Prefix of the UNet in the file. Files of a UNet alone may lack it.
+const UNET_PREFIX: &str = "model.diffusion_model.";
+/// Prefixes of the text encoders in the file.
+const TEXT_PREFIXES: [&str; 2] = ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."];
+/// Prefixes of the autoencoder in the file, or in a file of its own.
+const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
 
 /// Channels of an attention head in all released models of this family.
 const HEAD_DIM: usize = 64;
 
-/// Whether the names are those of a single file.
-pub(super) fn is_one(checkpoint: &Checkpoint) -> bool {
-    checkpoint.names().any(|name| name.starts_with(PREFIXES[0]))
+/// Beginnings of names that only other models have, and those models.
+const OTHERS: [(&str, &str); 8] = [
+    ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL, which only finishes a base model's images"),
+    ("cond_stage_model.", "Stable Diffusion 1 or 2"),
+    ("text_encoders.", "Stable Diffusion 3 or another later model"),
+    ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
+    ("joint_blocks.", "Stable Diffusion 3"),
+    ("model.diffusion_model.double_blocks.", "FLUX"),
+    ("double_blocks.", "FLUX"),
+    ("edm_", "Stable Diffusion XL trained with EDM (CosXL, Playground), which has another noise schedule"),
+];
+
+/// Checks that the names are those of a single file. Extra tensors, such as averaged weights (`model_ema.*`), are
+/// ignored.
+pub(super) fn check_kind(checkpoint: &Checkpoint) -> Result<()> {
+    let has = |prefix: &str| checkpoint.names().any(|name| name.starts_with(prefix));
+    let file = || checkpoint.name().to_owned();
+    if let Some((_, kind)) = OTHERS.iter().find(|(prefix, _)| has(prefix)) {
+        return Err(Error::Unsupported {
+            what: format!("{}: the model", file()),
+            found: (*kind).to_owned(),
+            supported: "a base or inpainting model of Stable Diffusion XL".to_owned(),
+        });
+    }
+    if unet_prefix(checkpoint).is_some() {
+        return Ok(());
+    }
+    let hint = if has("model_ema.") {
+        ": this file has only averaged weights (model_ema.*); use one with the model's weights, which pruned files have"
+    } else if VAE_PREFIXES.iter().any(|prefix| has(&format!("{prefix}decoder."))) {
+        ": this file has only an autoencoder; pass it in addition to a model"
+    } else {
+        ": a single file of Stable Diffusion XL has such tensors; of any other model pass the folder"
+    };
+    Err(Error::MissingTensor { name: format!("{UNET_PREFIX}*"), file: file(), hint: hint.to_owned() })
+}
+
+fn unet_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let has = |start: &str| checkpoint.names().any(|name| name.starts_with(start));
+    if has(UNET_PREFIX) { Some(UNET_PREFIX) } else { has("input_blocks.").then_some("") }
+}
+
+/// What the file declares about its training: empty marker tensors, and the metadata of the model specification and of
+/// kohya's trainer.
+pub(super) fn training_markers(checkpoint: &Checkpoint, metadata: &BTreeMap<String, String>) -> TrainingMarkers {
+    let is_true = |key: &str| metadata.get(key).is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1");
+    let declared = ["modelspec.prediction_type", "prediction_type"].iter().find_map(|key| metadata.get(*key));
+    let declared = declared.and_then(|name| name.parse::<PredictionType>().ok());
+    let velocity = checkpoint.info("v_pred").is_some() || is_true("ss_v_parameterization");
+    TrainingMarkers {
+        prediction_type: if velocity { Some(PredictionType::VPrediction) } else { declared },
+        zero_terminal_snr: checkpoint.info("ztsnr").is_some() || is_true("ss_zero_terminal_snr"),
+    }
+}
+
+/// Parts for a file that lacks them, from the folder of components. `vae` replaces also the file's own.
+#[derive(Default)]
+pub(super) struct OtherParts {
+    pub(super) vae: Option<Vae>,
+    pub(super) text: [Option<(Weights, TextEncoderConfig)>; 2],
+}
+
+/// Which parts the file lacks: the autoencoder, and the text encoders.
+pub(super) fn missing_parts(checkpoint: &Checkpoint) -> (bool, [bool; 2]) {
+    let lacks = |prefix: &str| !checkpoint.names().any(|name| name.starts_with(prefix));
+    (VAE_PREFIXES.iter().all(|prefix| lacks(&format!("{prefix}decoder."))), TEXT_PREFIXES.map(lacks))
 }
 
 /// The networks' tensors under diffusers' names. Configurations in `given` override those from the shapes.
-pub(super) fn networks(checkpoint: &Checkpoint, given: super::GivenConfigs) -> Result<Networks> {
-    for (prefix, part) in PREFIXES.iter().zip([UNET, VAE, TEXT_1, TEXT_2]) {
-        if !checkpoint.names().any(|name| name.starts_with(prefix)) {
-            return Err(Error::MissingTensor {
-                name: format!("{prefix}*"),
-                file: checkpoint.name().to_owned(),
-                hint: format!(": this file has no {part}; is it Stable Diffusion XL?"),
-            });
-        }
-    }
+pub(super) fn networks(checkpoint: &Checkpoint, given: super::GivenConfigs, other: OtherParts) -> Result<Networks> {
     let under = |prefix: &'static str| {
         Weights::new(Rc::new(checkpoint.renamed(move |name| name.strip_prefix(prefix).map(str::to_owned))))
     };
-    let [unet, vae, text_1, text_2] = PREFIXES.map(under);
-
-    let text_2 = Weights::new(Rc::new(open_clip(&text_2)?));
-    let text_1 = Weights::new(Rc::new(
-        text_1.checkpoint().renamed(|name| (!name.ends_with("position_ids")).then(|| name.to_owned())),
-    ));
+    let (no_vae, no_text) = missing_parts(checkpoint);
+    let [mut other_1, mut other_2] = other.text;
+    for (index, (lacks, found)) in no_text.into_iter().zip([&mut other_1, &mut other_2]).enumerate() {
+        if !lacks {
+            *found = None;
+        } else if found.is_none() {
+            return Err(Error::NeedsSetting {
+                setting: Setting::Components,
+                file: checkpoint.name().to_owned(),
+                reason: format!(
+                    "it contains no {} ({}*): pass a folder in diffusers' layout that has it",
+                    [TEXT_1, TEXT_2][index],
+                    TEXT_PREFIXES[index]
+                ),
+            });
+        }
+    }
     let [text_1_config, text_2_config] = given.text;
-    let text_1_config = match text_1_config {
-        Some(config) => config,
-        None => text_config(&text_1, TextEncoderConfig::sdxl_1())?,
+    let text_1 = match other_1 {
+        Some(part) => part,
+        None => {
+            let text = under(TEXT_PREFIXES[0]);
+            let text = text.checkpoint().renamed(|name| (!name.ends_with("position_ids")).then(|| name.to_owned()));
+            let text = Weights::new(Rc::new(text));
+            let config = match text_1_config {
+                Some(config) => config,
+                None => text_config(&text, TextEncoderConfig::sdxl_1())?,
+            };
+            (text, config)
+        }
     };
-    let text_2_config = match text_2_config {
-        Some(config) => config,
-        None => text_config(&text_2, TextEncoderConfig::sdxl_2())?,
+    let text_2 = match other_2 {
+        Some(part) => part,
+        None => {
+            let text = Weights::new(Rc::new(open_clip(&under(TEXT_PREFIXES[1]))?));
+            let config = match text_2_config {
+                Some(config) => config,
+                None => text_config(&text, TextEncoderConfig::sdxl_2())?,
+            };
+            (text, config)
+        }
     };
+    let unet = under(unet_prefix(checkpoint).unwrap_or(UNET_PREFIX));
     let unet_config = match given.unet {
-        Some(config) => config,
-        None => self::unet_config(&unet, text_2_config.projection_dim.unwrap_or(text_2_config.hidden_size))?,
+        Some(config) => with_own_channels(config, &unet)?,
+        None => self::unet_config(&unet, text_2.1.projection_dim.unwrap_or(text_2.1.hidden_size))?,
     };
     let unet_names = UnetNames::new(&unet_config);
     let unet = unet.checkpoint().renamed(|name| unet_names.diffusers(name));
-    let vae_config = match given.vae {
-        Some(config) => config,
-        None => self::vae_config(&vae)?,
+    let vae = match other.vae {
+        Some(Vae { weights, config }) => (weights, config),
+        None if no_vae => {
+            return Err(Error::NeedsSetting {
+                setting: Setting::Vae,
+                file: checkpoint.name().to_owned(),
+                reason: "it contains no autoencoder (first_stage_model.*): pass one in a file or folder of its own"
+                    .to_owned(),
+            });
+        }
+        None => vae(checkpoint, given.vae)?,
     };
-    let levels = vae_config.block_out_channels.len();
-    let vae = vae.checkpoint().with_views(|name, info| {
-        let Some(renamed) = names::vae(name, levels) else { return Vec::new() };
-        vec![(renamed, super::as_matrix(name, &info.shape))]
+    Ok(Networks { unet: (Weights::new(Rc::new(unet)), unet_config), vae, text: [text_1, text_2] })
+}
+
+/// A configuration from a folder of components with the input channels of this file's UNet: inpainting models differ
+/// from the base model in nothing else.
+fn with_own_channels(config: UnetConfig, unet: &Weights) -> Result<UnetConfig> {
+    let [_, in_channels, _, _] = unet.dims("input_blocks.0.0.weight")?;
+    Ok(UnetConfig { in_channels, ..config })
+}
+
+/// An autoencoder under original or diffusers' names, in a whole model or in a file of its own, under diffusers' names.
+pub(super) fn vae(checkpoint: &Checkpoint, given: Option<VaeConfig>) -> Result<(Weights, VaeConfig)> {
+    let has = |prefix: &&str| checkpoint.names().any(|name| name.starts_with(&format!("{prefix}decoder.")));
+    let Some(prefix) = VAE_PREFIXES.into_iter().find(has) else {
+        return Err(Error::MissingTensor {
+            name: "decoder.conv_in.weight".to_owned(),
+            file: checkpoint.name().to_owned(),
+            hint: ": it is not an autoencoder of Stable Diffusion XL".to_owned(),
+        });
+    };
+    let own = checkpoint.renamed(|name| name.strip_prefix(prefix).map(str::to_owned));
+    let levels = Weights::new(Rc::new(own.clone())).count("encoder.down");
+    let vae = own.with_views(|name, info| {
+        let renamed = match levels {
+            0 => Some(super::modern_vae(name)),
+            _ => names::vae(name, levels),
+        };
+        renamed.map(|renamed| (renamed, super::as_matrix(name, &info.shape))).into_iter().collect()
     })?;
-    Ok(Networks {
-        unet: (Weights::new(Rc::new(unet)), unet_config),
-        vae: (Weights::new(Rc::new(vae)), vae_config),
-        text: [(text_1, text_1_config), (text_2, text_2_config)],
-    })
+    let vae = Weights::new(Rc::new(vae));
+    let config = match given {
+        Some(config) => config,
+        None => vae_config(&vae)?,
+    };
+    Ok((vae, config))
 }
 
 /// OpenCLIP's text tower under transformers' names.
@@ -89,6 +204,7 @@ pub(super) fn open_clip(weights: &Weights) -> Result<Checkpoint> {
             "token_embedding.weight" => whole("text_model.embeddings.token_embedding.weight".to_owned()),
             "ln_final.weight" => whole("text_model.final_layer_norm.weight".to_owned()),
             "ln_final.bias" => whole("text_model.final_layer_norm.bias".to_owned()),
+            "text_projection.weight" => whole(name.to_owned()),
             "text_projection" => vec![("text_projection.weight".to_owned(), View::Transposed)],
             _ => {
                 let Some((layer, rest)) =
@@ -220,10 +336,10 @@ fn sensible(weights: &Weights, what: &str, is: bool) -> Result<()> {
 }
 
 fn vae_config(vae: &Weights) -> Result<VaeConfig> {
+    let first = |level: usize| format!("encoder.down_blocks.{level}.resnets.0.conv1.weight");
     let mut block_out_channels = Vec::new();
-    while vae.contains(&format!("encoder.down.{}.block.0.conv1.weight", block_out_channels.len())) {
-        let name = format!("encoder.down.{}.block.0.conv1.weight", block_out_channels.len());
-        block_out_channels.push(vae.dims::<4>(&name)?[0]);
+    while vae.contains(&first(block_out_channels.len())) {
+        block_out_channels.push(vae.dims::<4>(&first(block_out_channels.len()))?[0]);
     }
     let groups = VaeConfig::sdxl().norm_num_groups;
     let fits = |channels: &usize| *channels > 0 && channels.is_multiple_of(groups);
@@ -236,10 +352,10 @@ fn vae_config(vae: &Weights) -> Result<VaeConfig> {
         out_channels,
         latent_channels,
         block_out_channels,
-        layers_per_block: vae.count("encoder.down.0.block"),
+        layers_per_block: vae.count("encoder.down_blocks.0.resnets"),
         use_quant_conv: vae.contains("quant_conv.weight"),
         use_post_quant_conv: vae.contains("post_quant_conv.weight"),
-        mid_block_attention: vae.contains("decoder.mid.attn_1.q.weight"),
+        mid_block_attention: vae.contains("decoder.mid_block.attentions.0.to_q.weight"),
         ..VaeConfig::sdxl()
     })
 }

@@ -9,7 +9,7 @@ mod vae;
 
 pub use scheduler::{
     BetaSchedule, DpmSettings, LcmSettings, PredictionType, SchedulerClass, SchedulerConfig, SchedulerOverride,
-    SigmaSchedule, TimestepSpacing,
+    SigmaSchedule, TimestepSpacing, TrainingMarkers,
 };
 pub use text_encoder::TextEncoderConfig;
 pub use unet::{UnetConfig, UnetLevel};

@@ -115,6 +115,47 @@ pub enum PredictionType {
     Sample,
 }
 
+/// Names of [`PredictionType`] in `scheduler_config.json`.
+const PREDICTIONS: [(&str, PredictionType); 3] = [
+    ("epsilon", PredictionType::Epsilon),
+    ("v_prediction", PredictionType::VPrediction),
+    ("sample", PredictionType::Sample),
+];
+
+impl fmt::Display for PredictionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(PREDICTIONS.iter().find(|(_, kind)| kind == self).map_or("", |(name, _)| name))
+    }
+}
+
+impl FromStr for PredictionType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let name = text.to_ascii_lowercase().replace('-', "_");
+        let name = match name.as_str() {
+            "v" | "vpred" | "v_pred" => "v_prediction",
+            "eps" => "epsilon",
+            name => name,
+        };
+        PREDICTIONS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind).ok_or_else(|| Error::Unsupported {
+            what: "prediction type".to_owned(),
+            found: text.to_owned(),
+            supported: PREDICTIONS.map(|(name, _)| name).join(", "),
+        })
+    }
+}
+
+/// What a single file itself declares about its training. It overrides the scheduler's settings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrainingMarkers {
+    /// What the model's output is.
+    pub prediction_type: Option<PredictionType>,
+    /// The last training timestep is pure noise: [`SchedulerConfig::rescale_betas_zero_snr`].
+    pub zero_terminal_snr: bool,
+}
+
 /// The settings of a scheduler, by their names in `scheduler_config.json`. [`Self::parse`] and [`Self::released`] make
 /// one; its fields can be changed afterwards.
 #[derive(Debug, Clone, PartialEq)]
@@ -236,17 +277,12 @@ impl SchedulerConfig {
             ("linspace", TimestepSpacing::Linspace),
         ];
         let timestep_spacing = settings.one_of("timestep_spacing", default_spacing, &spacings)?;
-        let predictions = [
-            ("epsilon", PredictionType::Epsilon),
-            ("v_prediction", PredictionType::VPrediction),
-            ("sample", PredictionType::Sample),
-        ];
-        Ok(Self {
+        let config = Self {
             class,
             beta_schedule: BetaSchedule::read(settings, class, num_train_timesteps)?,
             num_train_timesteps,
             rescale_betas_zero_snr: settings.flag("rescale_betas_zero_snr", false)?,
-            prediction_type: settings.one_of("prediction_type", "epsilon", &predictions)?,
+            prediction_type: settings.one_of("prediction_type", "epsilon", &PREDICTIONS)?,
             timestep_spacing: choice.and_then(|choice| choice.timestep_spacing).unwrap_or(timestep_spacing),
             steps_offset: settings.count("steps_offset", 0, 0..=1000)?,
             sigma_schedule: SigmaSchedule::read(settings, choice)?,
@@ -282,7 +318,22 @@ impl SchedulerConfig {
                 SchedulerClass::DpmMultistep => DpmSettings::read(settings, choice)?,
                 _ => DpmSettings::default(),
             },
-        })
+        };
+        let zero_snr = choice.is_some_and(|choice| choice.zero_terminal_snr);
+        Ok(if zero_snr { config.with_zero_terminal_snr(choice) } else { config })
+    }
+
+    /// These settings for a model that declares `markers`.
+    pub(in super::super) fn with_markers(self, markers: TrainingMarkers, choice: Option<&SchedulerOverride>) -> Self {
+        let prediction_type = markers.prediction_type.unwrap_or(self.prediction_type);
+        let config = Self { prediction_type, ..self };
+        if markers.zero_terminal_snr { config.with_zero_terminal_snr(choice) } else { config }
+    }
+
+    /// Rescaled betas, and trailing timesteps: the first step is at the last timestep, which is pure noise.
+    fn with_zero_terminal_snr(self, choice: Option<&SchedulerOverride>) -> Self {
+        let timestep_spacing = choice.and_then(|choice| choice.timestep_spacing).unwrap_or(TimestepSpacing::Trailing);
+        Self { rescale_betas_zero_snr: true, timestep_spacing, ..self }
     }
 }
 
@@ -389,6 +440,7 @@ pub struct SchedulerOverride {
     sde: bool,
     sigma_schedule: Option<SigmaSchedule>,
     timestep_spacing: Option<TimestepSpacing>,
+    zero_terminal_snr: bool,
 }
 
 /// The name that parses to this override: `dpm++-2m-karras`.
@@ -412,7 +464,8 @@ impl fmt::Display for SchedulerOverride {
             Some(TimestepSpacing::Trailing) => "-trailing",
             Some(TimestepSpacing::Linspace) => "-linspace",
             None => "",
-        })
+        })?;
+        f.write_str(if self.zero_terminal_snr { "-zsnr" } else { "" })
     }
 }
 
@@ -424,11 +477,12 @@ impl FromStr for SchedulerOverride {
             what: "scheduler".to_owned(),
             found: text.to_owned(),
             supported: "euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, with the suffixes -karras, \
-                        -exponential, -leading, -trailing and -linspace"
+                        -exponential, -leading, -trailing, -linspace and -zsnr"
                 .to_owned(),
         };
         let name = text.to_ascii_lowercase().replace([' ', '_'], "-");
         let (mut rest, mut sigma_schedule, mut timestep_spacing) = (name.as_str(), None, None);
+        let mut zero_terminal_snr = false;
         loop {
             let (before, last) = rest.rsplit_once('-').unwrap_or(("", ""));
             match last {
@@ -437,6 +491,7 @@ impl FromStr for SchedulerOverride {
                 "leading" if timestep_spacing.is_none() => timestep_spacing = Some(TimestepSpacing::Leading),
                 "trailing" if timestep_spacing.is_none() => timestep_spacing = Some(TimestepSpacing::Trailing),
                 "linspace" if timestep_spacing.is_none() => timestep_spacing = Some(TimestepSpacing::Linspace),
+                "zsnr" if !zero_terminal_snr => zero_terminal_snr = true,
                 _ => break,
             }
             rest = before;
@@ -462,7 +517,7 @@ impl FromStr for SchedulerOverride {
                 "scheduler {text:?}: only euler and dpm++-2m have Karras and exponential sigmas"
             )));
         }
-        Ok(Self { class, sde, sigma_schedule, timestep_spacing })
+        Ok(Self { class, sde, sigma_schedule, timestep_spacing, zero_terminal_snr })
     }
 }
 
@@ -479,19 +534,47 @@ mod tests {
                 class: SchedulerClass::DpmMultistep,
                 sde: false,
                 sigma_schedule: Some(SigmaSchedule::Karras),
-                timestep_spacing: None
+                timestep_spacing: None,
+                zero_terminal_snr: false
             }
         );
         assert_eq!(parse("turbo"), parse("euler_a-trailing"));
         assert_eq!(parse("EulerDiscreteScheduler"), parse("euler"));
         assert!(parse("dpm++-2m-sde-karras-trailing").sde);
-        for name in ["euler", "euler-a-trailing", "ddim-linspace", "dpm++-2m-sde-exponential-leading", "lcm"] {
+        for name in
+            ["euler", "euler-a-trailing", "ddim-linspace", "dpm++-2m-sde-exponential-leading", "lcm", "euler-zsnr"]
+        {
             assert_eq!(parse(name).to_string(), name);
         }
         assert_eq!(parse("DPM++ 2M trailing Karras").to_string(), "dpm++-2m-karras-trailing");
         for bad in ["", "heun", "euler-karras-karras", "ddim-karras", "-karras", "euler-leading-trailing"] {
             assert!(bad.parse::<SchedulerOverride>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn zero_terminal_snr_rescales_and_starts_at_the_last_timestep() {
+        let settings = br#"{"_class_name":"EulerDiscreteScheduler","timestep_spacing":"leading"}"#;
+        let parse = |choice: Option<&str>, markers| {
+            let choice: Option<SchedulerOverride> = choice.map(|choice| choice.parse().unwrap());
+            let config = SchedulerConfig::parse("s.json", settings, choice.as_ref()).unwrap();
+            let config = config.with_markers(markers, choice.as_ref());
+            (config.rescale_betas_zero_snr, config.timestep_spacing, config.prediction_type)
+        };
+        let (leading, trailing) = (TimestepSpacing::Leading, TimestepSpacing::Trailing);
+        let (epsilon, velocity) = (PredictionType::Epsilon, PredictionType::VPrediction);
+        let none = TrainingMarkers::default();
+        let markers = TrainingMarkers { prediction_type: Some(velocity), zero_terminal_snr: true };
+        assert_eq!(parse(None, none), (false, leading, epsilon));
+        assert_eq!(parse(Some("ddim-zsnr"), none), (true, trailing, epsilon));
+        assert_eq!(parse(None, markers), (true, trailing, velocity));
+        assert_eq!(parse(Some("euler-linspace"), markers), (true, TimestepSpacing::Linspace, velocity));
+        for (text, kind) in
+            [("epsilon", epsilon), ("v_prediction", velocity), ("V-Prediction", velocity), ("v", velocity)]
+        {
+            assert_eq!(text.parse(), Ok(kind));
+        }
+        assert!("flow".parse::<PredictionType>().is_err());
     }
 
     #[test]
