@@ -6,15 +6,14 @@ use std::time::Instant;
 
 use clap::Args;
 use mgm::diffusion::InitialLatents;
-use mgm::diffusion::limits::{DEFAULT_STRENGTH, check_strength};
-use mgm::image::Image;
+use mgm::diffusion::limits::{DEFAULT_INPAINTING_STRENGTH, DEFAULT_STRENGTH, check_strength};
 use mgm::weights::checkpoint::Checkpoint;
 use mgm::{Error, Result};
 use serde::Serialize;
 
 use crate::args::{ProfiledDeviceArgs, parse_checked, parse_number};
 use crate::image_model::{ImageArgs, ImageModel, ImageReport, ImageRequest};
-use crate::images::{output_files, read_image, save_png};
+use crate::images::{check_space, output_files, read_image, save_png};
 use crate::output::print_json;
 use crate::sdxl::{SdxlArgs, open_file};
 use crate::{CliError, device_cache, interrupt, seed};
@@ -37,18 +36,16 @@ pub struct GenerateArgs {
     /// Number of images
     #[arg(long, visible_alias = "num-images-per-prompt", value_name = "N", default_value = "1", value_parser = parse_batch, allow_hyphen_values = true)]
     batch: usize,
-    /// Image to start from instead of noise
+    /// Image to start from instead of noise; without --size it is scaled down to about as many pixels as the model's
+    /// images have, with --size to cover it, and cropped
     #[arg(long, visible_alias = "image", value_name = "FILE")]
     init_image: Option<PathBuf>,
-    /// How much to change the initial image, above 0 and up to 1
-    #[arg(
-        long,
-        requires = "init_image",
-        default_value_t = DEFAULT_STRENGTH,
-        value_parser = parse_strength,
-        allow_hyphen_values = true
-    )]
-    strength: f32,
+    /// Image whose white parts are generated anew over the initial image (inpainting); scaled and cropped as that one
+    #[arg(long, visible_alias = "mask-image", value_name = "FILE", requires = "init_image")]
+    mask: Option<PathBuf>,
+    /// How much to change the initial image, above 0 and up to 1 [default: 0.6; 0.9999 with --mask, as in diffusers]
+    #[arg(long, requires = "init_image", value_parser = parse_strength, allow_hyphen_values = true)]
+    strength: Option<f32>,
     /// Noise to start from instead of a seed's: a safetensors file with one tensor, or one named latents, of unit
     /// variance and shape [1, 4, H / 8, W / 8]
     #[arg(long, value_name = "FILE", conflicts_with = "init_image")]
@@ -76,16 +73,22 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     let files = output_files(&arguments.out, arguments.batch)?;
     let checkpoint = arguments.model.open().await?;
     let init = arguments.init_image.as_deref().map(read_image).transpose()?;
+    let mask = arguments.mask.as_deref().map(read_image).transpose()?;
     let latents = match &arguments.latents {
         Some(path) => Some(Latents::read(path, arguments.batch).await?),
         None => None,
     };
     let scale = checkpoint.vae.1.pixels_per_latent();
     let size_of_latents = latents.as_ref().map(|latents| (latents.width * scale, latents.height * scale));
-    let size_of_init = init.as_ref().map(|image| whole_latents(image, scale));
+    let size_of_init = init.as_ref().map(|image| checkpoint.size_for(image));
     let size = arguments.image.size().or(size_of_latents).or(size_of_init);
     let size = size.unwrap_or_else(|| checkpoint.default_size());
-    let init = init.map(|image| InitialLatents::image(image, size, arguments.strength));
+    check_space(&files, size)?;
+    let strength = |default| arguments.strength.unwrap_or(default);
+    let init = init.map(|image| match mask {
+        Some(mask) => InitialLatents::inpaint(image, mask, size, strength(DEFAULT_INPAINTING_STRENGTH)),
+        None => InitialLatents::image(image, size, strength(DEFAULT_STRENGTH)),
+    });
 
     let started = Instant::now();
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
@@ -130,12 +133,6 @@ struct Report<'a> {
     adapter: &'a str,
     total_ms: f64,
     peak_memory_bytes: u64,
-}
-
-/// An image's size in pixels, rounded down to whole latents of `scale` pixels.
-fn whole_latents(image: &Image, scale: usize) -> (usize, usize) {
-    let whole = |side: usize| (side / scale).max(1) * scale;
-    (whole(image.width()), whole(image.height()))
 }
 
 /// Initial noise from a file: [batch, channels, height, width].

@@ -18,8 +18,9 @@ use mgm::diffusion::png_metadata::ImageSettings;
 use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, InitialLatents, NoiseType};
 use mgm::gpu::Gpu;
 use mgm::image::Image;
+use mgm::text::prompt_weights::PromptWeights;
 use mgm::weights::sdxl::SdxlCheckpoint;
-use mgm::weights::sdxl::config::SchedulerOverride;
+use mgm::weights::sdxl::config::{PredictionType, SchedulerOverride};
 use mgm::{Error, Result};
 use serde::Serialize;
 
@@ -54,9 +55,16 @@ pub struct ImageArgs {
     #[arg(long, value_name = "N", value_parser = parse_side, requires = "width", conflicts_with = "size")]
     height: Option<usize>,
     /// Scheduler: euler, euler-a, ddim, dpm++-2m, dpm++-2m-sde, lcm or turbo, optionally followed by -karras,
-    /// -exponential, -leading, -trailing or -linspace [default: the model's]
+    /// -exponential, -leading, -trailing, -linspace or -zsnr (zero terminal SNR) [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = parse_scheduler)]
     pub scheduler: Option<SchedulerOverride>,
+    /// What the UNet's output is: epsilon, v_prediction or sample [default: as the model declares]
+    #[arg(long, value_name = "TYPE", value_parser = parse_prediction)]
+    pub prediction_type: Option<PredictionType>,
+    /// Whether prompts have weights such as (word:1.3), and are encoded in chunks if they exceed the text encoders'
+    /// window: on, off (as in diffusers' own pipelines), auto (on if a bracket has a number)
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = ["on", "off", "auto"])]
+    pub prompt_weights: String,
     /// Data type of the random noise, which changes the image that a seed gives: f32, f16 [default: f32 at precision
     /// f32, else f16, as in diffusers]
     #[arg(long, value_parser = ["f32", "f16"])]
@@ -87,6 +95,10 @@ fn parse_side(text: &str) -> std::result::Result<usize, String> {
 }
 
 fn parse_scheduler(text: &str) -> std::result::Result<SchedulerOverride, String> {
+    text.parse().map_err(|error: Error| error.to_string())
+}
+
+fn parse_prediction(text: &str) -> std::result::Result<PredictionType, String> {
     text.parse().map_err(|error: Error| error.to_string())
 }
 
@@ -210,7 +222,9 @@ impl ImageModel {
             .num_inference_steps(arguments.steps)
             .guidance_scale(arguments.guidance_scale)
             .size(request.size.0, request.size.1)
+            .prompt_weights(arguments.prompt_weights.parse::<PromptWeights>()?)
             .scheduler(arguments.scheduler)
+            .prediction_type(arguments.prediction_type)
             .seed(request.seed)
             .initial_latents(request.initial_latents)
             .noise(noise)
@@ -223,7 +237,7 @@ impl ImageModel {
             .on_event(|event| {
                 match event {
                     DiffusionEvent::PromptCut { dropped } => {
-                        note!("mgm: note: the prompt is too long for the text encoders; ignored: {dropped:?}");
+                        note!("mgm: note: the prompt is too long for the text encoders; ignored: {dropped:?}; --prompt-weights on encodes all of it");
                     }
                     DiffusionEvent::Loading { part } => {
                         finish_loading();

@@ -8,6 +8,9 @@ use mgm::{Error, Result};
 
 use crate::files::{io_error, read};
 
+/// The most bytes that [`check_space`] writes.
+const MAX_CHECKED: usize = 256 << 20;
+
 /// Reads and decodes an image file.
 pub fn read_image(path: &Path) -> Result<Image> {
     let bytes = read(path)?;
@@ -18,12 +21,50 @@ pub fn read_image(path: &Path) -> Result<Image> {
 /// JSON.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`]; an older file of this name is then unchanged.
 pub fn save_png(path: &Path, image: &Image, settings: &ImageSettings) -> Result<()> {
     let json = serde_json::to_string(settings)
         .map_err(|error| Error::Image { name: "PNG".to_owned(), reason: error.to_string() })?;
     let bytes = encode_png(image, &[("parameters", &settings.parameters()), ("mgm", &json)])?;
-    std::fs::write(path, bytes).map_err(|error| io_error(path, error))
+    let part = part_file(path)?;
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, target));
+    written.map_err(|error| {
+        drop(std::fs::remove_file(&part));
+        io_error(path, error)
+    })
+}
+
+/// Checks that images of `size` pixels can be written, each to one of `files`: writes as many bytes next to them, and
+/// deletes them.
+///
+/// # Errors
+/// [`Error::Io`] with the first file that cannot be written.
+pub fn check_space(files: &[PathBuf], (width, height): (usize, usize)) -> Result<()> {
+    let bytes = vec![0; width.saturating_mul(height).saturating_mul(3).min(MAX_CHECKED)];
+    let mut parts: Vec<PathBuf> = Vec::new();
+    let mut checked = Ok(());
+    for path in files.iter().take((MAX_CHECKED / bytes.len().max(1)).max(1)) {
+        checked = part_file(path).and_then(|part| {
+            parts.push(part.clone());
+            std::fs::write(&part, &bytes).map_err(|error| io_error(path, error))
+        });
+        if checked.is_err() {
+            break;
+        }
+    }
+    parts.iter().for_each(|part| drop(std::fs::remove_file(part)));
+    checked
+}
+
+/// The file next to `path` that becomes it when it is complete: an older image stays whole until then.
+fn part_file(path: &Path) -> Result<PathBuf> {
+    if path.is_dir() {
+        return Err(Error::InvalidArgument(format!("{}: a folder has this name", path.display())));
+    }
+    // Where a link points, so that it stays one.
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    Ok(path.with_extension(format!("{}.part", std::process::id())))
 }
 
 /// The files for `count` images: `out` itself for one, numbered files for several.

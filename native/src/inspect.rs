@@ -23,7 +23,7 @@ const SHOWN: usize = 8;
 pub async fn run(arguments: CheckpointArgs) -> Result<(), CliError> {
     let path = checkpoint_path(&arguments)?;
     if sdxl::is_sdxl(&path).await? {
-        return inspect_sdxl(&sdxl::open(&path, None, None).await?);
+        return inspect_sdxl(&sdxl::open(&path).await?);
     }
     match open_checkpoint(&arguments).await? {
         ModelFiles::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),

@@ -117,7 +117,7 @@ async fn pack_sdxl(path: &Path, arguments: &PackArgs) -> Result<(), CliError> {
     if let Some(reason) = refused {
         return Err(Error::InvalidArgument(reason).into());
     }
-    let checkpoint = sdxl::open(path, None, None).await?;
+    let checkpoint = sdxl::open(path).await?;
     checkpoint.check()?;
     let name = arguments.name.clone().unwrap_or_else(|| default_name(path));
     let layout = Layout::from_diffusion(&folder, &checkpoint, &name, precision, shard_bytes(arguments)?).await?;

@@ -8,7 +8,7 @@ use mgm::Result;
 use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
 use mgm::tensor::Precision;
 use mgm::weights::bundle::read::Bundle;
-use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
+use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint, Vae};
 
 use crate::bundled_models;
 
@@ -23,6 +23,10 @@ pub struct SdxlArgs {
     /// tokenizers, configurations and scheduler are used [default: the file's folder]
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
+    /// Autoencoder in place of the model's own: a .safetensors file, a folder with config.json and weights, or a folder
+    /// of a whole model in diffusers' layout
+    #[arg(long, value_name = "FILE|DIR")]
+    pub vae: Option<PathBuf>,
     /// LoRA file to merge into the weights, and its scale; repeat for several
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora)]
     pub lora: Vec<LoraFile>,
@@ -71,7 +75,8 @@ impl SdxlArgs {
     /// # Errors
     /// Those of [`SdxlArgs::path`] and of the reader.
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
-        let mut checkpoint = open(&self.path()?, self.tokenizer.as_deref(), self.precision).await?;
+        let mut checkpoint =
+            open_with(&self.path()?, self.tokenizer.as_deref(), self.vae.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
             checkpoint.merge_lora(&Lora::open(open_file(path)?, *scale).await?)?;
         }
@@ -84,14 +89,33 @@ impl SdxlArgs {
 ///
 /// # Errors
 /// The reader's.
-pub async fn open(model: &Path, tokenizer: Option<&Path>, precision: Option<Precision>) -> Result<SdxlCheckpoint> {
+pub async fn open(model: &Path) -> Result<SdxlCheckpoint> {
+    open_with(model, None, None, None).await
+}
+
+async fn open_with(
+    model: &Path,
+    tokenizer: Option<&Path>,
+    vae: Option<&Path>,
+    precision: Option<Precision>,
+) -> Result<SdxlCheckpoint> {
     let folder = |path: &Path| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
     let prefer_f16 = precision.is_some_and(|precision| precision != Precision::F32);
+    let vae = match vae {
+        Some(path) if path.is_dir() => Some(Vae::open(folder(path)).await?),
+        Some(path) => Some(Vae::open_file(open_file(path)?).await?),
+        None => None,
+    };
+    let options = OpenOptions::default().with_prefer_f16(prefer_f16).with_vae(vae.clone());
     if !model.is_file() {
         if let Some(bundle) = Bundle::find(&folder(model)).await? {
-            return SdxlCheckpoint::open_bundle(&bundle).await;
+            let mut checkpoint = SdxlCheckpoint::open_bundle(&bundle).await?;
+            if let Some(vae) = vae {
+                checkpoint.replace_vae(vae);
+            }
+            return Ok(checkpoint);
         }
-        return SdxlCheckpoint::open(folder(model), &OpenOptions::default().with_prefer_f16(prefer_f16)).await;
+        return SdxlCheckpoint::open(folder(model), &options).await;
     }
     let own_folder = || {
         let around = model.parent().unwrap_or(Path::new("."));
@@ -99,8 +123,7 @@ pub async fn open(model: &Path, tokenizer: Option<&Path>, precision: Option<Prec
         ["tokenizer", "vocab.json"].iter().any(|name| around.join(name).exists()).then(|| around.to_owned())
     };
     let components = tokenizer.map(Path::to_owned).or_else(own_folder);
-    let options =
-        OpenOptions::default().with_prefer_f16(prefer_f16).with_components_dir(components.as_deref().map(folder));
+    let options = options.with_components_dir(components.as_deref().map(folder));
     SdxlCheckpoint::open_file(open_file(model)?, &options).await
 }
 

@@ -10,6 +10,8 @@ pub const DEFAULT_NUM_INFERENCE_STEPS: usize = 50;
 pub const DEFAULT_GUIDANCE_SCALE: f32 = 5.0;
 /// The default strength of image-to-image.
 pub const DEFAULT_STRENGTH: f32 = 0.6;
+/// The default strength of inpainting, as in diffusers: the first step is left out, so that the image shows through.
+pub const DEFAULT_INPAINTING_STRENGTH: f32 = 0.9999;
 /// The maximum number of denoising steps: the timesteps that models are trained with.
 pub const MAX_NUM_INFERENCE_STEPS: usize = 1000;
 /// Guidance scales.

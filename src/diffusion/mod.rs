@@ -23,7 +23,7 @@ pub use networks::{Condition, TextEncoder, TextEncoding, Unet, VaeDecoder, VaeEn
 #[cfg(feature = "gpu")]
 pub use pipeline::{
     DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, GenerateImage, GeneratedImage,
-    InitialLatents, OnDiffusionEvent, PromptEmbeds,
+    InitialLatents, Mask, OnDiffusionEvent, PromptEmbeds,
 };
 #[doc(inline)]
 pub use torch_rng::NoiseType;

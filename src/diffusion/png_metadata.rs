@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::limits::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS};
+use crate::text::prompt_weights::PromptWeights;
 
 /// The settings that, with the model's files, reproduce an image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,6 +15,8 @@ pub struct ImageSettings {
     pub prompt: String,
     /// What the image does not show.
     pub negative_prompt: Option<String>,
+    /// Whether the prompts have weights.
+    pub prompt_weights: PromptWeights,
     /// Denoising steps.
     pub num_inference_steps: usize,
     /// Scale of classifier-free guidance.
@@ -24,6 +27,8 @@ pub struct ImageSettings {
     pub height: usize,
     /// The scheduler: the name that was given, or its class.
     pub scheduler: String,
+    /// What the UNet's output is: `epsilon`, `v_prediction` or `sample`.
+    pub prediction_type: String,
     /// The seed of the noise; `None` if the initial latents were given.
     pub seed: Option<u64>,
     /// The strength of image-to-image; `None` without an initial image.
@@ -124,11 +129,13 @@ impl Default for ImageSettings {
         Self {
             prompt: String::new(),
             negative_prompt: None,
+            prompt_weights: PromptWeights::default(),
             num_inference_steps: DEFAULT_NUM_INFERENCE_STEPS,
             guidance_scale: DEFAULT_GUIDANCE_SCALE,
             width: 0,
             height: 0,
             scheduler: String::new(),
+            prediction_type: String::new(),
             seed: Some(0),
             strength: None,
             model: String::new(),
@@ -147,11 +154,13 @@ mod tests {
         let mut settings = ImageSettings {
             prompt: "a cat".to_owned(),
             negative_prompt: Some("dogs".to_owned()),
+            prompt_weights: PromptWeights::Auto,
             num_inference_steps: 30,
             guidance_scale: 5.5,
             width: 512,
             height: 768,
             scheduler: "euler".to_owned(),
+            prediction_type: "epsilon".to_owned(),
             seed: Some(7),
             strength: None,
             model: "sdxl".to_owned(),

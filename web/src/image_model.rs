@@ -11,8 +11,9 @@ use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, Genera
 use mgm::image::Image;
 use mgm::io::Folder;
 use mgm::tensor::Precision;
+use mgm::text::prompt_weights::PromptWeights;
 use mgm::weights::bundle::read::Bundle;
-use mgm::weights::sdxl::config::SchedulerOverride;
+use mgm::weights::sdxl::config::{PredictionType, SchedulerOverride};
 use mgm::weights::sdxl::{OpenOptions, SdxlCheckpoint};
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
@@ -53,6 +54,8 @@ struct GenerateRequest {
     width: Option<usize>,
     height: Option<usize>,
     scheduler: Option<String>,
+    prediction_type: Option<String>,
+    prompt_weights: Option<String>,
     seed: u64,
     strength: Option<f32>,
     #[serde(default)]
@@ -158,6 +161,8 @@ impl ImageModel {
         on_event: &Function,
     ) -> mgm::Result<(Image, GenerateReport)> {
         let choice = request.scheduler.as_deref().map(str::parse::<SchedulerOverride>).transpose()?;
+        let prediction_type = request.prediction_type.as_deref().map(str::parse::<PredictionType>).transpose()?;
+        let prompt_weights = request.prompt_weights.as_deref().map(str::parse::<PromptWeights>).transpose()?;
         let default = diffusion.checkpoint().default_size();
         let size = (request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
         let parts = diffusion.plan().parts.clone();
@@ -188,6 +193,8 @@ impl ImageModel {
             .guidance_scale(request.guidance_scale)
             .size(size.0, size.1)
             .scheduler(choice)
+            .prediction_type(prediction_type)
+            .prompt_weights(prompt_weights)
             .seed(request.seed)
             .strength(request.strength)
             .model_name(self.name.as_str())

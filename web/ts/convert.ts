@@ -12,7 +12,8 @@ const CHAT_OPTIONS = [
   "maxNewTokens", "maxTokens", "maxCompletionTokens", "temperature", "topP", "topK", "seed", "stop", "image", "signal",
 ];
 const IMAGE_SETTINGS = [
-  "negativePrompt", "width", "height", "numInferenceSteps", "steps", "guidanceScale", "scheduler", "seed", "previews",
+  "negativePrompt", "width", "height", "numInferenceSteps", "steps", "guidanceScale", "scheduler", "predictionType", "promptWeights",
+  "seed", "previews",
 ];
 const GENERATE_OPTIONS = ["prompt", "image", "strength", "onStep", "signal", ...IMAGE_SETTINGS];
 
@@ -56,7 +57,7 @@ export function toGenerateOptions(options: GenerateOptions): GenerateOptions {
 
 /** Settings that are not given stay out: the core has the defaults. */
 export function toImageCall(settings: ImageSettings & Pick<GenerateOptions, "strength">): ImageCall {
-  const { negativePrompt, width, height, guidanceScale, scheduler, seed, strength, previews } = settings;
+  const { negativePrompt, width, height, guidanceScale, scheduler, predictionType, promptWeights, seed, strength, previews } = settings;
   const steps = either("numInferenceSteps", settings.numInferenceSteps, "steps", settings.steps);
   return {
     // 32 bits: people copy seeds of images by hand.
@@ -67,6 +68,8 @@ export function toImageCall(settings: ImageSettings & Pick<GenerateOptions, "str
     ...(steps !== undefined && { steps }),
     ...(guidanceScale !== undefined && { guidanceScale }),
     ...(scheduler !== undefined && { scheduler }),
+    ...(predictionType !== undefined && { predictionType }),
+    ...(promptWeights !== undefined && { promptWeights }),
     ...(strength !== undefined && { strength }),
     ...(previews !== undefined && { previews }),
   };

@@ -28,6 +28,8 @@ export interface ImageCall {
   width?: number;
   height?: number;
   scheduler?: string;
+  predictionType?: string;
+  promptWeights?: string;
   seed: number;
   strength?: number;
   previews?: boolean;

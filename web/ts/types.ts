@@ -162,9 +162,16 @@ export interface ImageSettings {
   guidance_scale?: number;
   /**
    * `euler`, `euler-a`, `ddim`, `dpm++-2m`, `dpm++-2m-sde`, `lcm` or `turbo`, optionally followed by `-karras`, `-exponential`,
-   * `-leading`, `-trailing` or `-linspace`. Default: the model's.
+   * `-leading`, `-trailing`, `-linspace` or `-zsnr` (zero terminal SNR). Default: the model's.
    */
   scheduler?: string;
+  /** What the model's output is. Default: as the model declares. */
+  predictionType?: "epsilon" | "v_prediction" | "sample";
+  /**
+   * Whether prompts have weights such as `(word:1.3)`, and are encoded in chunks if they exceed the text encoders' window. Default:
+   * `auto`, on if a bracket has a number.
+   */
+  promptWeights?: "on" | "off" | "auto";
   /** The same seed gives the same image here, in `mgm generate`, and in diffusers with a CPU generator. Default: random. */
   seed?: number;
   /** Report a small preview image with each step. */

@@ -35,6 +35,9 @@ pub struct AnswerImageArgs {
     /// For a single-file image model: folder with its tokenizers (see mgm generate)
     #[arg(long, value_name = "DIR", requires = "image_model")]
     pub tokenizer: Option<PathBuf>,
+    /// Autoencoder in place of the image model's own (see mgm generate)
+    #[arg(long, value_name = "FILE|DIR", requires = "image_model")]
+    pub vae: Option<PathBuf>,
     /// LoRA file for the image model, and its scale; repeat for several
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "image_model")]
     pub lora: Vec<LoraFile>,
@@ -58,6 +61,7 @@ impl AnswerImageArgs {
         let model = SdxlArgs {
             model: self.image_model.clone(),
             tokenizer: self.tokenizer.clone(),
+            vae: self.vae.clone(),
             lora: self.lora.clone(),
             precision: self.image_precision,
         };

@@ -130,20 +130,56 @@ fn seeds_give_the_images_of_diffusers() {
     let expected = mgm_test_support::data("diffusion/images");
     let cases = fs::read(expected.join("cases.json")).expect("cases.json");
     let cases: BTreeMap<String, Vec<String>> = serde_json::from_slice(&cases).expect("JSON");
+    let model = fs::canonicalize(case()).expect("the case").join("sdxl");
     for (name, arguments) in cases {
-        let out = folder.path().join(format!("{name}.png"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
-        // The arguments name files in this folder.
-        command.current_dir(&expected).arg("generate").arg(fs::canonicalize(case()).expect("the case").join("sdxl"));
-        command.args(&arguments).arg("--out").arg(&out).stdin(Stdio::null());
-        must(&command.output().expect("the binary runs"));
-        let (found, expected) = (pixels(&out), pixels(&expected.join(format!("{name}.png"))));
-        assert_eq!(found.len(), expected.len(), "{name}");
-        let differences = || found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
-        let (largest, differing) = (differences().max(), differences().filter(|difference| *difference > 0).count());
-        println!("{name}: {differing} of {} values differ, by at most {largest:?}", found.len());
-        assert!(largest <= Some(1) && differing * 50 < found.len(), "{name}: {differing} differ, by up to {largest:?}");
+        check_image(&model, &name, &arguments, &folder.path().join("x.png"));
     }
+}
+
+/// Compares an image with that of diffusers, whose name is `name`.
+fn check_image(model: &Path, name: &str, arguments: &[String], out: &Path) {
+    let expected = mgm_test_support::data("diffusion/images");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+    // The arguments name files in this folder.
+    command.current_dir(&expected).arg("generate").arg(model);
+    command.args(arguments).arg("--out").arg(out).stdin(Stdio::null());
+    must(&command.output().expect("the binary runs"));
+    let (found, expected) = (pixels(out), pixels(&expected.join(format!("{name}.png"))));
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let differences = || found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
+    let (largest, differing) = (differences().max(), differences().filter(|difference| *difference > 0).count());
+    println!("{name}: {differing} of {} values differ, by at most {largest:?}", found.len());
+    assert!(largest <= Some(1) && differing * 50 < found.len(), "{name}: {differing} differ, by up to {largest:?}");
+}
+
+/// The golden model with the nine input channels of an inpainting model.
+fn inpainting_model(folder: &Path) -> PathBuf {
+    let model = folder.join("inpainting");
+    copy(&case().join("sdxl"), &model);
+    let config = model.join("unet/config.json");
+    let text = fs::read_to_string(&config).expect("a configuration");
+    fs::write(&config, text.replace("\"in_channels\": 4", "\"in_channels\": 9")).expect("a configuration");
+    let unet = model.join("unet/diffusion_pytorch_model.safetensors");
+    let mut tensors = read(&unet);
+    tensors.extend(read(&mgm_test_support::data("diffusion/images").join("inpainting.safetensors")));
+    fs::remove_file(&unet).expect("the UNet");
+    write(&unet, &tensors);
+    model
+}
+
+#[test]
+fn an_inpainting_model_gives_the_images_of_diffusers() {
+    let folder = folder();
+    let cases = fs::read(mgm_test_support::data("diffusion/images").join("inpainting.json")).expect("inpainting.json");
+    let cases: BTreeMap<String, Vec<String>> = serde_json::from_slice(&cases).expect("JSON");
+    let model = inpainting_model(folder.path());
+    let out = folder.path().join("x.png");
+    for (name, arguments) in &cases {
+        check_image(&model, name, arguments, &out);
+    }
+    let refused = generate(&model, &["--prompt", "x", "--steps", "1", "--out", text(&out)]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && errors.contains("an initial image and a mask"), "{errors}");
 }
 
 /// Tensors of a file by name: shape and bytes (f32).
@@ -235,6 +271,269 @@ fn a_single_file_gives_the_same_image() {
     let alone = generate(&file, &["--prompt", "x", "--out", text(&out)]);
     let errors = String::from_utf8_lossy(&alone.stderr).into_owned();
     assert!(alone.status.code() == Some(2) && errors.contains("--tokenizer"), "{errors}");
+}
+
+/// Arguments with the golden model's configurations and vocabulary, which its single files need.
+fn single_arguments<'a>(arguments: &'a [String], model: &'a Path) -> Vec<&'a str> {
+    arguments.iter().map(String::as_str).chain(["--tokenizer", text(model)]).collect()
+}
+
+/// Writes tensors with an element type of one byte for some names, an empty one for others, and metadata.
+fn write_as(file: &Path, tensors: &Tensors, narrow: &dyn Fn(&str) -> Option<Dtype>, metadata: &[(&str, &str)]) {
+    let views = tensors.iter().map(|(name, (shape, bytes))| {
+        let dtype = narrow(name).unwrap_or(Dtype::F32);
+        (name.as_str(), TensorView::new(dtype, shape.clone(), bytes).expect("a tensor"))
+    });
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    serialize_to_file(views, Some(metadata), file).expect("a file");
+}
+
+/// A single file declares velocity prediction and zero terminal SNR by marker tensors or in its metadata; the images
+/// are those of diffusers with such a scheduler. Averaged weights and other extra tensors are ignored.
+#[test]
+fn single_files_declare_their_training() {
+    let folder = folder();
+    let (file, out) = (folder.path().join("model.safetensors"), folder.path().join("x.png"));
+    let model = fs::canonicalize(case()).expect("the case").join("sdxl");
+    let cases = fs::read(mgm_test_support::data("diffusion/images").join("cases.json")).expect("cases.json");
+    let cases: BTreeMap<String, Vec<String>> = serde_json::from_slice(&cases).expect("JSON");
+    let check = |name: &str| {
+        let mut arguments = Vec::new();
+        let mut rest = cases[name].iter();
+        while let Some(argument) = rest.next() {
+            match argument.as_str() {
+                "--prediction-type" | "--scheduler" => drop(rest.next()),
+                _ => arguments.push(argument.clone()),
+            }
+        }
+        arguments.extend(["--tokenizer".to_owned(), text(&model).to_owned()]);
+        check_image(&file, name, &arguments, &out);
+    };
+    let empty = || (vec![0], Vec::new());
+    let mut tensors = single_file();
+    tensors.insert("model_ema.decay".to_owned(), (vec![], 1f32.to_le_bytes().to_vec()));
+    tensors.insert("model_ema.diffusion_modelout2weight".to_owned(), (vec![1], vec![0; 4]));
+    tensors.insert("alphas_cumprod".to_owned(), (vec![2], vec![0; 8]));
+    let plain = tensors.clone();
+    tensors.insert("v_pred".to_owned(), empty());
+    write(&file, &tensors);
+    check("velocity");
+    tensors.insert("ztsnr".to_owned(), empty());
+    write(&file, &tensors);
+    check("zero-snr-euler");
+    write_as(&file, &plain, &|_| None, &[("modelspec.prediction_type", "v"), ("ss_zero_terminal_snr", "True")]);
+    check("zero-snr-euler");
+    write_as(&file, &plain, &|_| None, &[("modelspec.prediction_type", "epsilon")]);
+    check_image(
+        &file,
+        "trailing",
+        &[&cases["trailing"][..], &["--tokenizer".to_owned(), text(&model).to_owned()]].concat(),
+        &out,
+    );
+}
+
+/// The values of 8-bit floats are exact: the file with their f32 values gives the same image.
+#[test]
+fn eight_bit_floats_give_the_image_of_their_values() {
+    let folder = folder();
+    let table = fs::read(tests().join("data/float8.json")).expect("float8.json");
+    let table: BTreeMap<String, Vec<Option<f32>>> = serde_json::from_slice(&table).expect("JSON");
+    let model = case().join("sdxl");
+    for (dtype, name) in [(Dtype::F8_E4M3, "F8_E4M3"), (Dtype::F8_E5M2, "F8_E5M2")] {
+        // The codes of the positive values ascend.
+        let nearest = |value: f32| {
+            let after = table[name][..128].partition_point(|code| code.is_some_and(|code| code < value.abs()));
+            let candidates = [after.saturating_sub(1), after.min(127)];
+            let distance = |code: &usize| table[name][*code].map_or(f32::INFINITY, |code| (code - value.abs()).abs());
+            let code = candidates.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0);
+            u8::try_from(code).expect("a byte") | if value < 0.0 { 0x80 } else { 0 }
+        };
+        let is_narrow = |name: &str| name.starts_with("model.diffusion_model.") && name.ends_with("weight");
+        let (mut narrow, mut wide) = (single_file(), single_file());
+        for (tensor, (_, bytes)) in narrow.iter_mut().filter(|(name, _)| is_narrow(name)) {
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
+            *bytes = values.into_iter().map(nearest).collect();
+            let widened =
+                bytes.iter().flat_map(|code| table[name][usize::from(*code)].expect("a number").to_le_bytes());
+            wide.get_mut(tensor).expect("the tensor").1 = widened.collect();
+        }
+        let files = [folder.path().join("narrow.safetensors"), folder.path().join("wide.safetensors")];
+        write_as(&files[0], &narrow, &|name| is_narrow(name).then_some(dtype), &[]);
+        write(&files[1], &wide);
+        let [narrow, wide] =
+            files.map(|file| generated(&file, &["--tokenizer", text(&model), "--seed", "7", "--precision", "f32"]));
+        assert!(narrow == wide, "{name}");
+    }
+}
+
+#[test]
+fn an_autoencoder_can_be_added_or_replaced() {
+    let folder = folder();
+    let place = |name: &str| folder.path().join(name);
+    let model = case().join("sdxl");
+    let mut single = single_file();
+    let prefix = "first_stage_model.";
+    let original: Tensors = single
+        .iter()
+        .filter(|(name, _)| name.starts_with(prefix))
+        .map(|(name, tensor)| (name.replace(prefix, ""), tensor.clone()))
+        .collect();
+    single.retain(|name, _| !name.starts_with(prefix));
+    let (file, alone) = (place("model.safetensors"), place("vae.safetensors"));
+    write(&file, &single);
+    write(&alone, &original);
+    let diffusers = model.join("vae/diffusion_pytorch_model.safetensors");
+    let out = place("x.png");
+    let arguments = with_out(&golden_arguments(), &out);
+    // Components without an autoencoder.
+    let components = place("components");
+    copy(&model, &components);
+    fs::remove_dir_all(components.join("vae")).expect("the VAE");
+    let lacking = generate(&file, &single_arguments(&arguments, &components));
+    let errors = String::from_utf8_lossy(&lacking.stderr).into_owned();
+    assert!(lacking.status.code() == Some(2) && errors.contains("no autoencoder"), "{errors}");
+    assert!(errors.contains("--vae FILE"), "{errors}");
+    for vae in [&alone, &diffusers, &model.join("vae"), &model] {
+        let arguments = [&single_arguments(&arguments, &components)[..], &["--vae", text(vae)]].concat();
+        must(&generate(&file, &arguments));
+        assert!(psnr(&out) > MIN_PSNR, "{}: {} dB", vae.display(), psnr(&out));
+    }
+    // The folder of components has one too.
+    must(&generate(&file, &single_arguments(&arguments, &model)));
+    assert!(psnr(&out) > MIN_PSNR, "{} dB", psnr(&out));
+    // A folder without one, and one in place of another: with its output bias at 1, every pixel is white.
+    let mut white: Tensors = read(&diffusers);
+    white.get_mut("decoder.conv_out.bias").expect("the bias").1 =
+        [100f32; 3].iter().flat_map(|value| value.to_le_bytes()).collect();
+    write(&alone, &white);
+    for model in [&components, &model] {
+        assert!(generated(model, &["--vae", text(&alone)]).iter().all(|value| *value == 255));
+    }
+    let refused = generate(&model, &["--prompt", "x", "--vae", text(&file), "--out", text(&out)]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && errors.contains("not an autoencoder"), "{errors}");
+}
+
+/// Files of other models, and of parts, are refused with their kind before a device is opened.
+#[test]
+fn other_models_are_named() {
+    let folder = folder();
+    let file = folder.path().join("other.safetensors");
+    let out = folder.path().join("x.png");
+    let model = case().join("sdxl");
+    let one = || (vec![1], vec![0; 4]);
+    let refused = |path: &Path, more: &[&str]| {
+        let output = generate(path, &[&["--prompt", "x", "--adapter", "none", "--out", text(&out)], more].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && !out.exists(), "{errors}");
+        errors
+    };
+    for (names, kind) in [
+        (
+            vec!["model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.0.model.ln_final.weight"],
+            "refiner",
+        ),
+        (
+            vec!["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.x"],
+            "Stable Diffusion 1 or 2",
+        ),
+        (vec!["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
+        (vec!["double_blocks.0.img_attn.norm.key_norm.scale"], "FLUX"),
+        (vec!["model.diffusion_model.input_blocks.0.0.weight", "edm_mean"], "EDM"),
+        (vec!["model_ema.diffusion_modelinput_blocks00weight"], "only averaged weights"),
+        (vec!["decoder.conv_in.weight"], "only an autoencoder"),
+    ] {
+        write(&file, &names.iter().map(|name| ((*name).to_owned(), one())).collect());
+        let errors = refused(&file, &["--tokenizer", text(&model)]);
+        assert!(errors.contains(kind), "{errors} lacks {kind:?}");
+    }
+    // Without text encoders, and with them in the folder of components.
+    let mut single = single_file();
+    single.retain(|name, _| !name.starts_with("conditioner."));
+    write(&file, &single);
+    let tokenizers = folder.path().join("tokenizers");
+    copy(&model, &tokenizers);
+    fs::remove_dir_all(tokenizers.join("text_encoder")).expect("the text encoder");
+    let errors = refused(&file, &["--tokenizer", text(&tokenizers)]);
+    assert!(errors.contains("no first text encoder") && errors.contains("--tokenizer DIR"), "{errors}");
+    let arguments = with_out(&golden_arguments(), &out);
+    must(&generate(&file, &single_arguments(&arguments, &model)));
+    assert!(psnr(&out) > MIN_PSNR, "{} dB", psnr(&out));
+    fs::remove_file(&out).expect("the image");
+    // Folders.
+    let changed = folder.path().join("changed");
+    copy(&model, &changed);
+    let index = fs::read_to_string(changed.join("model_index.json")).expect("an index");
+    for (from, to, kind) in [
+        ("\"CLIPTextModel\"", "\"T5EncoderModel\"", "T5EncoderModel"),
+        ("\"CLIPTextModel\"", "null", "refiner"),
+        ("\"force_zeros", "\"requires_aesthetics_score\": true, \"force_zeros", "refiner"),
+    ] {
+        assert!(index.contains(from), "{from}");
+        fs::write(changed.join("model_index.json"), index.replacen(from, to, 1)).expect("an index");
+        let errors = refused(&changed, &[]);
+        assert!(errors.contains(kind), "{errors} lacks {kind:?}");
+    }
+}
+
+/// An image that cannot be written is noticed before it is generated, and an older one stays.
+#[test]
+fn images_are_written_whole_or_not_at_all() {
+    let folder = folder();
+    let model = case().join("sdxl");
+    let directory = folder.path().join("x.png");
+    fs::create_dir(&directory).expect("a folder");
+    let mut places = vec![directory];
+    if cfg!(target_os = "linux") {
+        places.push(PathBuf::from("/proc/x.png"));
+    }
+    for place in places {
+        let refused = generate(&model, &["--prompt", "x", "--adapter", "none", "--out", text(&place)]);
+        let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && errors.contains("x.png"), "{errors}");
+        assert!(!errors.contains("adapter"), "{errors}");
+    }
+    let out = folder.path().join("old.png");
+    fs::write(&out, "an older image").expect("a file");
+    let failed = generate(&model, &["--prompt", "x", "--scheduler", "lcm", "--steps", "60", "--out", text(&out)]);
+    assert_eq!(failed.status.code(), Some(2));
+    assert_eq!(fs::read_to_string(&out).expect("a file"), "an older image");
+    must(&generate(&model, &["--prompt", "x", "--steps", "1", "--size", "64x64", "--out", text(&out)]));
+    assert_eq!(pixels(&out).len(), 64 * 64 * 3);
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// A camera's image gets about as many pixels as the model's images; a size of other proportions crops its middle.
+#[test]
+fn large_initial_images_are_scaled() {
+    let folder = folder();
+    let (init, out) = (folder.path().join("photo.png"), folder.path().join("x.png"));
+    // A red middle between blue sides.
+    image::RgbImage::from_fn(1200, 300, |x, _| {
+        if (500..700).contains(&x) { image::Rgb([255, 0, 0]) } else { image::Rgb([0, 0, 255]) }
+    })
+    .save(&init)
+    .expect("an image");
+    let model = case().join("sdxl");
+    let size = |more: &[&str]| {
+        let arguments =
+            [&["--prompt", "x", "--steps", "2", "--seed", "7", "--init-image", text(&init), "--out", text(&out)], more]
+                .concat();
+        must(&generate(&model, &arguments));
+        image::image_dimensions(&out).expect("an image")
+    };
+    // 128 x 128 pixels in proportions of 4 to 1.
+    assert_eq!(size(&[]), (256, 64));
+    let wide = pixels(&out);
+    assert_eq!(size(&["--mask", text(&init)]), (256, 64));
+    assert_ne!(wide, pixels(&out));
+    assert_eq!(size(&["--size", "64x128"]), (64, 128));
+    let cropped = pixels(&out);
+    image::RgbImage::from_pixel(64, 128, image::Rgb([255, 0, 0])).save(&init).expect("an image");
+    assert_eq!(size(&[]), (64, 128));
+    assert_eq!(cropped, pixels(&out), "the middle, which is red, is left");
 }
 
 #[test]
@@ -577,6 +876,10 @@ fn bad_input_is_a_one_line_error() {
         (&model, vec!["--init-image", "nowhere.png", "--strength", "1.5"], "strength"),
         (&model, vec!["--init-image", "nowhere.png", "--strength", "0"], "strength"),
         (&model, vec!["--strength", "0.5"], "--init-image"),
+        (&model, vec!["--mask", "x.png"], "--init-image"),
+        (&model, vec!["--prediction-type", "flow"], "epsilon, v_prediction, sample"),
+        (&model, vec!["--prompt-weights", "yes"], "auto"),
+        (&model, vec!["--vae", "nowhere"], "nowhere"),
         (&model, vec!["--latents", "nowhere"], "nowhere"),
         (&model, vec!["--latents", text(&small), "--size", "128x128"], "expected 1024"),
         (&model, vec!["--latents", text(&two)], "none of them called latents"),

@@ -4,7 +4,7 @@ use super::resnet::Resnet;
 use super::statistics::NormStats;
 use super::transformer::{Transformer, TransformerConfig};
 use crate::gpu::Recorder;
-use crate::loader::Loader;
+use crate::loader::{Loader, padded_channels};
 use crate::nn::linear::Linear;
 use crate::ops::{self, Activation, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm};
 use crate::tensor::{Inputs, Tensor};
@@ -135,8 +135,8 @@ impl Unet {
         Ok(Condition { batch_size, added, prompts })
     }
 
-    /// Predicts the noise (or the schedule's other target) of `latents` [batch * height * width, in_channels], scaled
-    /// by the step's `input_scale`, at a timestep. The result has the same shape.
+    /// Predicts the noise (or the schedule's other target) of `latents`, scaled by the step's `input_scale`, at a
+    /// timestep: [batch * height * width, in_channels padded to a multiple of 4]. The result has `out_channels`.
     ///
     /// # Errors
     /// [`Error::WrongShape`] if the latents are not those of the condition's batch.
@@ -147,7 +147,7 @@ impl Unet {
         timestep: f32,
         condition: &Condition,
     ) -> Result<FeatureMap> {
-        if latents.images() != condition.batch_size || latents.channels() != self.config.in_channels {
+        if latents.images() != condition.batch_size || latents.channels() != padded_channels(self.config.in_channels) {
             return Err(Error::WrongShape {
                 name: "latents".to_owned(),
                 found: latents.values.shape().to_vec(),

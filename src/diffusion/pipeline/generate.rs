@@ -5,13 +5,16 @@ use std::ops::ControlFlow;
 
 use super::DiffusionPipeline;
 use super::request::{DiffusionEvent, DiffusionRequest, InitialLatents};
-use crate::Result;
 use crate::diffusion::NoiseType;
-use crate::diffusion::limits::{DEFAULT_GUIDANCE_SCALE, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH};
+use crate::diffusion::limits::{
+    DEFAULT_GUIDANCE_SCALE, DEFAULT_INPAINTING_STRENGTH, DEFAULT_NUM_INFERENCE_STEPS, DEFAULT_STRENGTH,
+};
 use crate::diffusion::png_metadata::ImageSettings;
 use crate::image::Image;
 use crate::io::LocalFuture;
-use crate::weights::sdxl::config::SchedulerOverride;
+use crate::text::prompt_weights::PromptWeights;
+use crate::weights::sdxl::config::{PredictionType, SchedulerOverride};
+use crate::{Error, Result};
 
 type EventCallback<'a> = Box<dyn FnMut(DiffusionEvent<'_>) -> ControlFlow<()> + 'a>;
 
@@ -22,7 +25,9 @@ pub struct GenerateImage<'a> {
     settings: ImageSettings,
     size: Option<(usize, usize)>,
     scheduler: Option<SchedulerOverride>,
+    prediction_type: Option<PredictionType>,
     initial: Initial,
+    mask: Option<Image>,
     noise: Option<NoiseType>,
     previews: bool,
     on_event: Option<EventCallback<'a>>,
@@ -46,7 +51,9 @@ impl DiffusionPipeline {
             settings,
             size: None,
             scheduler: None,
+            prediction_type: None,
             initial: Initial::Latents(InitialLatents::Noise),
+            mask: None,
             noise: None,
             previews: false,
             on_event: None,
@@ -58,6 +65,12 @@ impl<'a> GenerateImage<'a> {
     /// What the image does not show.
     pub fn negative_prompt(mut self, negative_prompt: impl Into<String>) -> Self {
         self.settings.negative_prompt = Some(negative_prompt.into());
+        self
+    }
+
+    /// Whether prompts have weights, and are encoded in chunks if they are long. Default: [`PromptWeights::Auto`].
+    pub fn prompt_weights(mut self, prompt_weights: impl Into<Option<PromptWeights>>) -> Self {
+        self.settings.prompt_weights = prompt_weights.into().unwrap_or_default();
         self
     }
 
@@ -92,9 +105,21 @@ impl<'a> GenerateImage<'a> {
         self
     }
 
+    /// What the UNet's output is. Default: as the model's scheduler or a single file declares.
+    pub fn prediction_type(mut self, prediction_type: impl Into<Option<PredictionType>>) -> Self {
+        self.prediction_type = prediction_type.into();
+        self
+    }
+
     /// Starts from an image of any size instead of noise.
     pub fn image(mut self, image: Image) -> Self {
         self.initial = Initial::Image(image);
+        self
+    }
+
+    /// Generates only the white parts of a mask, of any size, over [`Self::image`] (inpainting).
+    pub fn mask(mut self, mask: Image) -> Self {
+        self.mask = Some(mask);
         self
     }
 
@@ -104,8 +129,8 @@ impl<'a> GenerateImage<'a> {
         self
     }
 
-    /// How much of the schedule runs over the initial image, above 0 and at most 1. Default: 0.6. Applies to
-    /// [`Self::image`]; [`InitialLatents::Image`] has its own.
+    /// How much of the schedule runs over the initial image, above 0 and at most 1. Default: 0.6, with a
+    /// mask 0.9999 as in diffusers. Applies to [`Self::image`]; [`InitialLatents::Image`] has its own.
     pub fn strength(mut self, strength: impl Into<Option<f32>>) -> Self {
         self.settings.strength = strength.into();
         self
@@ -136,11 +161,13 @@ impl<'a> GenerateImage<'a> {
     }
 
     async fn run(self) -> Result<GeneratedImage> {
-        let Self { pipeline, mut settings, size, scheduler, initial, noise, previews, on_event } = self;
+        let Self { pipeline, mut settings, size, scheduler, prediction_type, initial, mask, .. } = self;
+        let Self { noise, previews, on_event, .. } = self;
         let unit = pipeline.pixels_per_latent();
         let whole = |side: usize| (side / unit).max(1) * unit;
         let initial_size = match &initial {
-            Initial::Image(image) | Initial::Latents(InitialLatents::Image { image, .. }) => {
+            Initial::Image(image) => Some(pipeline.checkpoint().size_for(image)),
+            Initial::Latents(InitialLatents::Image { image, .. } | InitialLatents::Inpaint { image, .. }) => {
                 Some((whole(image.width()), whole(image.height())))
             }
             Initial::Latents(InitialLatents::Latents { width, height, .. }) => Some((width * unit, height * unit)),
@@ -149,11 +176,21 @@ impl<'a> GenerateImage<'a> {
         let size = size.or(initial_size).unwrap_or_else(|| pipeline.checkpoint().default_size());
         (settings.width, settings.height) = size;
         let choice = scheduler;
-        let scheduler = pipeline.checkpoint().scheduler(choice.as_ref())?;
+        let mut scheduler = pipeline.checkpoint().scheduler(choice.as_ref())?;
+        scheduler.prediction_type = prediction_type.unwrap_or(scheduler.prediction_type);
+        settings.prediction_type = scheduler.prediction_type.to_string();
         settings.scheduler = choice.map_or_else(|| scheduler.class.to_string(), |choice| choice.to_string());
-        let initial_latents = match initial {
-            Initial::Image(image) => InitialLatents::image(image, size, settings.strength.unwrap_or(DEFAULT_STRENGTH)),
-            Initial::Latents(latents) => latents,
+        let initial_latents = match (initial, mask) {
+            (Initial::Image(image), None) => {
+                InitialLatents::image(image, size, settings.strength.unwrap_or(DEFAULT_STRENGTH))
+            }
+            (Initial::Image(image), Some(mask)) => {
+                InitialLatents::inpaint(image, mask, size, settings.strength.unwrap_or(DEFAULT_INPAINTING_STRENGTH))
+            }
+            (Initial::Latents(latents), None) => latents,
+            (Initial::Latents(_), Some(_)) => {
+                return Err(Error::InvalidArgument("a mask needs an initial image".to_owned()));
+            }
         };
         settings.strength = initial_latents.strength();
         let noise = noise.unwrap_or_else(|| NoiseType::for_precision(pipeline.precision()));

@@ -1,6 +1,6 @@
 //! Images to latents, and latents to images.
 
-use super::request::{DiffusionEvent, OnDiffusionEvent, emit};
+use super::request::{DiffusionEvent, Mask, OnDiffusionEvent, emit};
 use super::residency::{Networks, Part};
 use crate::diffusion::networks::{MAX_MAP, VaeEncoder};
 use crate::diffusion::preview::byte;
@@ -14,21 +14,26 @@ use crate::{Error, Result};
 const TIGHT_MAP: u64 = 32 << 20;
 
 impl Networks {
-    /// Encodes an image to latents, sampled with the noise `drawn`: [pixels, channels].
+    /// Encodes an image to latents, sampled with the noise `drawn`: [pixels, channels]. The pixels in `hidden` are
+    /// grey.
     pub(super) async fn encode_image(
         &mut self,
         image: &Image,
+        hidden: Option<&Mask>,
         drawn: &[f32],
         on_event: OnDiffusionEvent<'_>,
     ) -> Result<Vec<f32>> {
         let encoder = self.encoder(on_event).await?;
         let config = self.vae_config();
         let (height, width) = (image.height(), image.width());
+        let is_hidden = |index: usize| hidden.and_then(|mask| mask.pixels.get(index)).copied().unwrap_or(false);
         let pixels: Vec<f32> = image
             .data()
             .chunks_exact(3)
-            .flat_map(|pixel| {
-                [pixel[0], pixel[1], pixel[2]].map(|value| f32::from(value) / 127.5 - 1.0).into_iter().chain([0.0])
+            .enumerate()
+            .flat_map(|(index, pixel)| {
+                let value = |value| if is_hidden(index) { 0.0 } else { f32::from(value) / 127.5 - 1.0 };
+                [value(pixel[0]), value(pixel[1]), value(pixel[2]), 0.0]
             })
             .collect();
         let mut largest = None;

@@ -17,6 +17,7 @@ use crate::diffusion::scheduler::{Schedule, Step};
 use crate::diffusion::torch_rng::TorchRng;
 use crate::gpu::{Gpu, Readback};
 use crate::image::Image;
+use crate::loader::padded_channels;
 use crate::memory_plan::MemoryPlan;
 use crate::ops::{self, FeatureMap};
 use crate::tensor::{Precision, Tensor};
@@ -26,7 +27,7 @@ use crate::{Error, Result};
 
 pub use generate::{GenerateImage, GeneratedImage};
 pub use prompts::PromptEmbeds;
-pub use request::{DiffusionEvent, DiffusionRequest, InitialLatents, OnDiffusionEvent};
+pub use request::{DiffusionEvent, DiffusionRequest, InitialLatents, Mask, OnDiffusionEvent};
 pub use residency::DiffusionOptions;
 
 /// Stable Diffusion XL on a device. Networks are loaded when they are needed; under a memory limit, others are dropped
@@ -103,7 +104,7 @@ impl DiffusionPipeline {
     /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents; [`Error::Cancelled`] if
     /// `on_event` breaks, between steps or while a network is loaded; [`Error::OutOfMemory`].
     pub async fn run(&mut self, request: &DiffusionRequest, on_event: OnDiffusionEvent<'_>) -> Result<Image> {
-        let schedule = request.check(self.networks.vae_config())?;
+        let schedule = request.check(self.networks.vae_config(), &self.networks.checkpoint.unet.1)?;
         let conditions = self.encode_prompts(request, on_event).await?;
         let latents = match self.denoise(request, &schedule, &conditions, on_event).await {
             Err(Error::OutOfMemory { .. }) if self.networks.drop_all_but(Part::Unet) => {
@@ -137,7 +138,8 @@ impl DiffusionPipeline {
         let mut rng = TorchRng::new(request.seed);
         let empty = || Error::Internal("a schedule without steps".to_owned());
         let first = schedule.steps.first().ok_or_else(empty)?;
-        let start = self.first_sample(request, schedule, first, &mut rng, on_event).await?;
+        let Start { sample: start, inpainting } =
+            self.first_sample(request, schedule, first, &mut rng, on_event).await?;
         let vae = self.networks.vae_config();
         let ((height, width), channels) = (request.latent_size(vae), vae.latent_channels);
 
@@ -151,12 +153,16 @@ impl DiffusionPipeline {
         let denoised = Tensor::zeros(&gpu, &[pixels, channels], "denoised latents")?;
         let scaled: Vec<f32> = start.iter().map(|value| value * first.input_scale).collect();
         let input = Tensor::new(&gpu, &[batch * pixels, channels], &scaled.repeat(batch), "model input")?;
+        let inpainting = inpainting.map(|inpainting| inpainting.upload(&gpu, batch, (height, width))).transpose()?;
 
         let steps = schedule.steps.len();
         emit(on_event, DiffusionEvent::Step { done: 0, total: steps })?;
         let mut pending: Option<Readback> = None;
         for (index, step) in schedule.steps.iter().enumerate() {
-            let map = FeatureMap { height, width, values: input.clone() };
+            let mut map = FeatureMap { height, width, values: input.clone() };
+            if let Some(Inpainting::Model { condition }) = &inpainting {
+                map = ops::concatenate(&mut recorder, &map, condition)?;
+            }
             let output = unet.forward(&mut recorder, &map, step.timestep, &condition)?;
             let noise = if step.draws_noise {
                 let drawn = channels_last(&rng.randn(pixels * channels, request.noise), channels);
@@ -167,6 +173,11 @@ impl DiffusionPipeline {
             let next_scale = schedule.steps.get(index + 1).map_or(1.0, |next| next.input_scale);
             let coefficients = coefficients(step, request, next_scale);
             ops::denoise(&mut recorder, &coefficients, &output.values, noise.as_ref(), [&sample, &denoised, &input])?;
+            if let Some(Inpainting::Blend { known, noise, mask }) = &inpainting {
+                let kept = schedule.steps.get(index + 1).map_or([1.0, 0.0], |next| next.start);
+                let numbers = ops::Inpaint { kept, input_scale: next_scale };
+                ops::inpaint(&mut recorder, &numbers, [known, noise, mask], [&sample, &input])?;
+            }
             let rows = if request.previews { denoised.clone() } else { denoised.slice_rows(0..1) };
             let readback = rows.read_back(&mut recorder);
             std::mem::replace(&mut recorder, gpu.record()).submit()?;
@@ -181,7 +192,7 @@ impl DiffusionPipeline {
         Ok(FeatureMap { height, width, values: sample })
     }
 
-    /// The first step's input before scaling, [pixels, channels].
+    /// The first step's input before scaling, and what a mask keeps.
     async fn first_sample(
         &mut self,
         request: &DiffusionRequest,
@@ -189,27 +200,102 @@ impl DiffusionPipeline {
         first: &Step,
         rng: &mut TorchRng,
         on_event: OnDiffusionEvent<'_>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Start> {
         let vae = self.networks.vae_config();
-        let (channels, (height, width)) = (vae.latent_channels, request.latent_size(vae));
+        let (channels, unit, (height, width)) =
+            (vae.latent_channels, vae.pixels_per_latent(), request.latent_size(vae));
+        let is_model = self.networks.checkpoint.unet.1.in_channels != channels;
         let count = channels * height * width;
-        let encoded_image = match &request.initial_latents {
+        let mut draw = || channels_last(&rng.randn(count, request.noise), channels);
+        // diffusers draws the noise of the autoencoder first.
+        let (encoded_image, from_noise) = match &request.initial_latents {
             InitialLatents::Image { image, .. } => {
-                // diffusers draws the autoencoder's noise first.
-                let drawn = channels_last(&rng.randn(count, request.noise), channels);
-                Some(self.networks.encode_image(image, &drawn, on_event).await?)
+                (Some(self.networks.encode_image(image, None, &draw(), on_event).await?), false)
             }
-            InitialLatents::Noise | InitialLatents::Latents { .. } => None,
+            // At full strength the image only conditions inpainting models.
+            InitialLatents::Inpaint { strength, .. } if *strength >= 1.0 && is_model => (None, true),
+            InitialLatents::Inpaint { image, strength, .. } => {
+                (Some(self.networks.encode_image(image, None, &draw(), on_event).await?), *strength >= 1.0)
+            }
+            InitialLatents::Noise | InitialLatents::Latents { .. } => (None, true),
         };
         let noise = match &request.initial_latents {
             InitialLatents::Latents { values, .. } => channels_last(values, channels),
-            _ => channels_last(&rng.randn(count, request.noise), channels),
+            _ => draw(),
         };
-        Ok(match encoded_image {
-            None => noise.into_iter().map(|noise| noise * schedule.initial_scale).collect(),
-            Some(image) => {
+        let sample = match &encoded_image {
+            Some(image) if !from_noise => {
                 let [image_scale, noise_scale] = first.start;
-                image.iter().zip(noise).map(|(image, noise)| image_scale * image + noise_scale * noise).collect()
+                image.iter().zip(&noise).map(|(image, noise)| image_scale * image + noise_scale * noise).collect()
+            }
+            _ => noise.iter().map(|noise| noise * schedule.initial_scale).collect(),
+        };
+        let mut inpainting = None;
+        if let InitialLatents::Inpaint { image, mask, .. } = &request.initial_latents {
+            // diffusers encodes the image without the masked part in any case.
+            let drawn = draw();
+            let fresh = mask.latents(unit);
+            inpainting = Some(match encoded_image {
+                Some(known) if !is_model => Masked::Image { known, noise, fresh },
+                _ => {
+                    let visible = self.networks.encode_image(image, Some(mask), &drawn, on_event).await?;
+                    Masked::Condition { visible, fresh }
+                }
+            });
+        }
+        Ok(Start { sample, inpainting })
+    }
+}
+
+/// What denoising starts from.
+struct Start {
+    /// [pixels, channels].
+    sample: Vec<f32>,
+    inpainting: Option<Masked>,
+}
+
+/// Inpainting's tensors on the host: latents [pixels, channels], and 1 for each pixel that is generated.
+enum Masked {
+    /// A model for any image: after each step, the known image replaces what is not generated.
+    Image { known: Vec<f32>, noise: Vec<f32>, fresh: Vec<f32> },
+    /// An inpainting model: the latents of the image without the masked part are inputs.
+    Condition { visible: Vec<f32>, fresh: Vec<f32> },
+}
+
+/// The same on the device.
+enum Inpainting {
+    Blend {
+        known: Tensor,
+        noise: Tensor,
+        mask: Tensor,
+    },
+    /// Inputs after the latents: mask, visible latents, and zeros up to a multiple of 4.
+    Model {
+        condition: FeatureMap,
+    },
+}
+
+impl Masked {
+    fn upload(self, gpu: &Gpu, batch: usize, (height, width): (usize, usize)) -> Result<Inpainting> {
+        let pixels = height * width;
+        let rows = |values: &[f32], what| Tensor::new(gpu, &[pixels, values.len() / pixels], values, what);
+        Ok(match self {
+            Self::Image { known, noise, fresh } => Inpainting::Blend {
+                known: rows(&known, "known latents")?,
+                noise: rows(&noise, "noise")?,
+                mask: rows(&fresh, "mask")?,
+            },
+            Self::Condition { visible, fresh } => {
+                let channels = visible.len() / pixels;
+                let columns = padded_channels(channels + 1);
+                let mut values = Vec::with_capacity(pixels * columns);
+                for (fresh, visible) in fresh.iter().zip(visible.chunks_exact(channels)) {
+                    values.push(*fresh);
+                    values.extend(visible);
+                    values.resize(values.len() + columns - channels - 1, 0.0);
+                }
+                let values = Tensor::new(gpu, &[batch * pixels, columns], &values.repeat(batch), "inpainting inputs")?;
+                Inpainting::Model { condition: FeatureMap { height, width, values } }
             }
         })
     }

@@ -4,16 +4,20 @@ use std::collections::HashMap;
 
 use super::request::{DiffusionEvent, DiffusionRequest, OnDiffusionEvent, emit};
 use super::residency::Networks;
-use crate::Result;
 use crate::diffusion::gen_protocol::NEGATIVE_PROMPT;
 use crate::diffusion::networks::{Condition, Unet};
 use crate::gpu::Recorder;
 use crate::tensor::Tensor;
 use crate::text::clip::ClipTokenizer;
+use crate::text::prompt_weights::{PromptWeights, WeightedPrompt};
 use crate::weights::sdxl::SdxlCheckpoint;
+use crate::{Error, Result};
 
 /// The number of prompts whose embeddings are cached.
 const MAX_CACHED_PROMPTS: usize = 64;
+
+/// Most windows of a prompt: 4,800 tokens.
+const MAX_WINDOWS: usize = 64;
 
 /// The embeddings of a prompt that condition the UNet.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,10 +29,14 @@ pub struct PromptEmbeds {
     pub pooled: Vec<f32>,
 }
 
+/// The ids of a window, and their weights.
+type WeightedWindow = (Vec<u32>, Vec<f32>);
+
 /// The tokenizers, and the embeddings of earlier prompts.
 pub(super) struct Prompts {
     tokenizers: [ClipTokenizer; 2],
-    cache: HashMap<String, PromptEmbeds>,
+    /// By text, and whether it was read with weights.
+    cache: HashMap<(String, bool), PromptEmbeds>,
 }
 
 impl Prompts {
@@ -45,16 +53,26 @@ impl Prompts {
         Ok(Self { tokenizers, cache: HashMap::new() })
     }
 
-    /// The embeddings of the prompts: with guidance, those of the negative prompt come first.
+    /// The embeddings of the prompts: with guidance, those of the negative prompt come first. All have the same number
+    /// of positions.
     pub(super) async fn encode_all(
         &mut self,
         networks: &mut Networks,
         request: &DiffusionRequest,
         on_event: OnDiffusionEvent<'_>,
     ) -> Result<Vec<PromptEmbeds>> {
+        let negative = request.negative_prompt.as_deref().filter(|_| request.is_guided());
+        let weighted = match request.prompt_weights {
+            PromptWeights::Off => false,
+            PromptWeights::On => true,
+            PromptWeights::Auto => [Some(request.prompt.as_str()), negative]
+                .iter()
+                .flatten()
+                .any(|text| WeightedPrompt::parse(text).has_numbers),
+        };
         let mut encoded = Vec::new();
         if request.is_guided() {
-            encoded.push(match &request.negative_prompt {
+            encoded.push(match negative {
                 None if networks.checkpoint.force_zeros_for_empty_prompt => {
                     let unet = &networks.checkpoint.unet.1;
                     let positions = networks.checkpoint.text[0].1.max_positions;
@@ -63,57 +81,142 @@ impl Prompts {
                         pooled: vec![0.0; unet.pooled_width()],
                     }
                 }
-                negative => self.encode(networks, negative.as_deref().unwrap_or_default(), on_event).await?,
+                negative => self.encode(networks, negative.unwrap_or_default(), weighted, on_event).await?,
             });
         }
-        encoded.push(self.encode(networks, &request.prompt, on_event).await?);
+        encoded.push(self.encode(networks, &request.prompt, weighted, on_event).await?);
+        let longest = encoded.iter().map(|encoded| encoded.states.len()).max().unwrap_or(0);
+        for (index, embeds) in encoded.iter_mut().enumerate() {
+            if embeds.states.len() == longest {
+                continue;
+            }
+            // The negative prompt's zeros extend as zeros, a shorter text as an empty one.
+            if index == 0 && request.is_guided() && embeds.states.iter().all(|value| *value == 0.0) {
+                embeds.states.resize(longest, 0.0);
+                continue;
+            }
+            let empty = self.encode(networks, "", false, on_event).await?.states;
+            while embeds.states.len() < longest && !empty.is_empty() {
+                embeds.states.extend(&empty);
+            }
+        }
         Ok(encoded)
+    }
+
+    /// The windows of a text for both encoders, the same number for each.
+    fn windows(
+        &self,
+        networks: &Networks,
+        text: &str,
+        weighted: bool,
+        on_event: OnDiffusionEvent<'_>,
+    ) -> Result<[Vec<WeightedWindow>; 2]> {
+        let mut windows = [Vec::new(), Vec::new()];
+        let encoders = networks.checkpoint.text.iter().zip(&self.tokenizers);
+        let mut cut = None;
+        for (windows, ((_, config), tokenizer)) in windows.iter_mut().zip(encoders) {
+            let length = config.max_positions;
+            if weighted {
+                *windows = tokenizer.weighted_windows(&WeightedPrompt::parse(text), length)?;
+                continue;
+            }
+            let window = tokenizer.window(text, length)?;
+            cut = cut.or(window.dropped);
+            windows.push((window.ids, vec![1.0; length]));
+        }
+        let count = windows.iter().map(Vec::len).max().unwrap_or(0);
+        if count > MAX_WINDOWS {
+            let room = networks.checkpoint.text[0].1.max_positions.saturating_sub(2);
+            return Err(Error::PromptTooLong { tokens: count * room, limit: MAX_WINDOWS * room });
+        }
+        for (windows, ((_, config), tokenizer)) in
+            windows.iter_mut().zip(networks.checkpoint.text.iter().zip(&self.tokenizers))
+        {
+            let length = config.max_positions;
+            while windows.len() < count {
+                windows.push((tokenizer.window("", length)?.ids, vec![1.0; length]));
+            }
+        }
+        // Don't report truncation of the built-in negative prompt: the user did not write it.
+        if text != NEGATIVE_PROMPT
+            && let Some(dropped) = cut
+        {
+            emit(on_event, DiffusionEvent::PromptCut { dropped: &dropped })?;
+        }
+        Ok(windows)
     }
 
     async fn encode(
         &mut self,
         networks: &mut Networks,
         text: &str,
+        weighted: bool,
         on_event: OnDiffusionEvent<'_>,
     ) -> Result<PromptEmbeds> {
-        if let Some(encoded) = self.cache.get(text) {
+        let key = (text.to_owned(), weighted);
+        if let Some(encoded) = self.cache.get(&key) {
             return Ok(encoded.clone());
         }
-        let mut windows = Vec::new();
-        for ((_, config), tokenizer) in networks.checkpoint.text.iter().zip(&self.tokenizers) {
-            windows.push(tokenizer.window(text, config.max_positions)?);
-        }
-        // Don't report truncation of the built-in negative prompt: the user did not write it.
-        if text != NEGATIVE_PROMPT
-            && let Some(dropped) = windows.iter().find_map(|window| window.dropped.as_deref())
-        {
-            emit(on_event, DiffusionEvent::PromptCut { dropped })?;
-        }
-        let gpu = networks.gpu.clone();
-        let encoders = networks.text(on_event).await?;
-        let mut recorder = gpu.record();
-        let mut pending = Vec::new();
-        for (encoder, window) in encoders.iter().zip(&windows) {
-            let encoding = encoder.forward(&mut recorder, &window.ids)?;
-            let pooled = encoding.pooled.map(|pooled| pooled.read_back(&mut recorder));
-            pending.push((encoding.hidden.columns(), encoding.hidden.read_back(&mut recorder), pooled));
-        }
-        recorder.submit()?;
-        let mut states = Vec::new();
-        let mut pooled = Vec::new();
-        for (columns, hidden, last) in pending {
-            states.push((columns, hidden.values::<f32>().await?));
-            // The pooled embedding is that of the last encoder with a projection.
-            if let Some(last) = last {
-                pooled = last.values().await?;
+        let [first, second] = self.windows(networks, text, weighted, on_event)?;
+        let mut encoded = PromptEmbeds { states: Vec::new(), pooled: Vec::new() };
+        for windows in first.into_iter().zip(second) {
+            let window = encode_window(networks, windows.into(), on_event).await?;
+            encoded.states.extend(window.states);
+            // That of the first window, which says what the image shows.
+            if encoded.pooled.is_empty() {
+                encoded.pooled = window.pooled;
             }
         }
-        let encoded = PromptEmbeds { states: concat_columns(&states), pooled };
         if self.cache.len() >= MAX_CACHED_PROMPTS {
             self.cache.clear();
         }
-        self.cache.insert(text.to_owned(), encoded.clone());
+        self.cache.insert(key, encoded.clone());
         Ok(encoded)
+    }
+}
+
+/// The embeddings of one window of both encoders: ids and weights.
+async fn encode_window(
+    networks: &mut Networks,
+    windows: [WeightedWindow; 2],
+    on_event: OnDiffusionEvent<'_>,
+) -> Result<PromptEmbeds> {
+    let gpu = networks.gpu.clone();
+    let encoders = networks.text(on_event).await?;
+    let mut recorder = gpu.record();
+    let mut pending = Vec::new();
+    for (encoder, (ids, weights)) in encoders.iter().zip(&windows) {
+        let encoding = encoder.forward(&mut recorder, ids)?;
+        let pooled = encoding.pooled.map(|pooled| pooled.read_back(&mut recorder));
+        pending.push((encoding.hidden.columns(), encoding.hidden.read_back(&mut recorder), pooled, weights));
+    }
+    recorder.submit()?;
+    let mut states = Vec::new();
+    let mut pooled = Vec::new();
+    for (columns, hidden, last, weights) in pending {
+        let mut hidden = hidden.values::<f32>().await?;
+        apply_weights(&mut hidden, columns, weights);
+        states.push((columns, hidden));
+        // The pooled embedding is that of the last encoder with a projection.
+        if let Some(last) = last {
+            pooled = last.values().await?;
+        }
+    }
+    Ok(PromptEmbeds { states: concat_columns(&states), pooled })
+}
+
+/// Moves each state away from that of the last position (weights above 1), or towards it.
+fn apply_weights(states: &mut [f32], columns: usize, weights: &[f32]) {
+    let columns = columns.max(1);
+    let end = states.len().saturating_sub(columns);
+    let end = states[end..].to_vec();
+    for (state, weight) in states.chunks_exact_mut(columns).zip(weights) {
+        if *weight == 1.0 {
+            continue;
+        }
+        for (value, end) in state.iter_mut().zip(&end) {
+            *value = end + weight * (*value - end);
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use crate::diffusion::limits::{
 use crate::diffusion::png_metadata::ImageSettings;
 use crate::diffusion::scheduler::Schedule;
 use crate::image::{Canvas, Image, Window, bicubic};
-use crate::weights::sdxl::config::{SchedulerConfig, VaeConfig};
+use crate::text::prompt_weights::PromptWeights;
+use crate::weights::sdxl::config::{SchedulerConfig, UnetConfig, VaeConfig};
 use crate::{Error, Result};
 
 /// What to generate.
@@ -20,6 +21,8 @@ pub struct DiffusionRequest {
     pub prompt: String,
     /// What the image does not show. `None` and an empty text have different embeddings in some models.
     pub negative_prompt: Option<String>,
+    /// Whether prompts have weights, and are encoded in chunks if they are long.
+    pub prompt_weights: PromptWeights,
     /// The scheduler and its settings.
     pub scheduler: SchedulerConfig,
     /// Denoising steps.
@@ -47,6 +50,7 @@ impl DiffusionRequest {
         Self {
             prompt: prompt.into(),
             negative_prompt: None,
+            prompt_weights: PromptWeights::default(),
             scheduler,
             num_inference_steps: DEFAULT_NUM_INFERENCE_STEPS,
             guidance_scale: DEFAULT_GUIDANCE_SCALE,
@@ -69,6 +73,7 @@ impl DiffusionRequest {
     ) -> Self {
         Self {
             negative_prompt: settings.negative_prompt.clone(),
+            prompt_weights: settings.prompt_weights,
             num_inference_steps: settings.num_inference_steps,
             guidance_scale: settings.guidance_scale,
             initial_latents,
@@ -92,7 +97,12 @@ impl DiffusionRequest {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an invalid size, guidance scale or initial latents.
-    pub(super) fn check(&self, vae: &VaeConfig) -> Result<Schedule> {
+    pub(super) fn check(&self, vae: &VaeConfig, unet: &UnetConfig) -> Result<Schedule> {
+        if unet.in_channels != vae.latent_channels && !matches!(self.initial_latents, InitialLatents::Inpaint { .. }) {
+            return Err(Error::InvalidArgument(
+                "this is an inpainting model: it needs an initial image and a mask".to_owned(),
+            ));
+        }
         let Self { width, height, num_inference_steps: steps, guidance_scale, .. } = *self;
         check_size((width, height), vae.pixels_per_latent())?;
         check_guidance_scale(guidance_scale)?;
@@ -109,11 +119,17 @@ impl DiffusionRequest {
                 )))
             }
             InitialLatents::Latents { .. } => Schedule::new(&self.scheduler, steps),
-            InitialLatents::Image { image, strength } => {
-                if (image.width(), image.height()) != (width, height) {
-                    let (found_width, found_height) = (image.width(), image.height());
+            InitialLatents::Image { image, strength } | InitialLatents::Inpaint { image, strength, .. } => {
+                let mut sizes = vec![("initial image", image.width(), image.height())];
+                if let InitialLatents::Inpaint { mask, .. } = &self.initial_latents {
+                    sizes.push(("mask", mask.width, mask.height));
+                }
+                if let Some((what, found_width, found_height)) = sizes
+                    .into_iter()
+                    .find(|(_, found_width, found_height)| (*found_width, *found_height) != (width, height))
+                {
                     return Err(Error::InvalidArgument(format!(
-                        "the initial image has {found_width} x {found_height} pixels, expected {width} x {height}"
+                        "the {what} has {found_width} x {found_height} pixels, expected {width} x {height}"
                     )));
                 }
                 Schedule::for_image(&self.scheduler, steps, *strength)
@@ -151,6 +167,44 @@ pub enum InitialLatents {
         /// How much of the schedule runs: above 0 (almost nothing changes) and at most 1 (the image is ignored).
         strength: f32,
     },
+    /// An image of the requested size, of which a mask is generated anew: see [`Self::inpaint`].
+    #[non_exhaustive]
+    Inpaint {
+        /// The image.
+        image: Image,
+        /// Which pixels are generated.
+        mask: Mask,
+        /// How much of the schedule runs.
+        strength: f32,
+    },
+}
+
+/// The pixels of an image that are generated anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    pub(super) width: usize,
+    pub(super) height: usize,
+    /// Row by row.
+    pub(super) pixels: Vec<bool>,
+}
+
+impl Mask {
+    /// The light half of the grey values: those of at least 0.5.
+    pub fn of_image(image: &Image) -> Self {
+        // Pillow's conversion to grey, ITU-R 601-2.
+        let grey = |pixel: &[u8; 3]| {
+            let [red, green, blue] = pixel.map(u32::from);
+            (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+        };
+        let pixels = image.data().as_chunks().0.iter().map(|pixel| grey(pixel) >= 128).collect();
+        Self { width: image.width(), height: image.height(), pixels }
+    }
+
+    /// The mask in latents of `unit` pixels a side, as diffusers does it: the value of the first of their pixels.
+    pub(super) fn latents(&self, unit: usize) -> Vec<f32> {
+        let rows = self.pixels.chunks_exact(self.width.max(1)).step_by(unit.max(1));
+        rows.flat_map(|row| row.iter().step_by(unit.max(1)).map(|fresh| f32::from(u8::from(*fresh)))).collect()
+    }
 }
 
 impl InitialLatents {
@@ -159,24 +213,43 @@ impl InitialLatents {
         Self::Latents { values, width, height }
     }
 
-    /// An image of any size, resized to the requested one.
-    pub fn image(image: Image, (width, height): (usize, usize), strength: f32) -> Self {
-        // The pipeline rejects invalid sizes before it reads the image.
-        let fits = (image.width(), image.height()) == (width, height);
-        if fits || [width, height].iter().any(|side| *side == 0 || *side > MAX_SIDE) {
-            return Self::Image { image, strength };
-        }
-        let window = Window { left: 0, top: 0, width, height };
-        Self::Image { image: bicubic(&Canvas::new(&image), width, height, window), strength }
+    /// An image of any size, scaled to cover the requested one; what protrudes is cropped on both sides alike.
+    pub fn image(image: Image, size: (usize, usize), strength: f32) -> Self {
+        Self::Image { image: cover(image, size), strength }
+    }
+
+    /// An image whose white parts in `mask` are generated anew. Both may have any size, and are scaled and cropped
+    /// alike if they have the same.
+    pub fn inpaint(image: Image, mask: Image, size: (usize, usize), strength: f32) -> Self {
+        Self::Inpaint { image: cover(image, size), mask: Mask::of_image(&cover(mask, size)), strength }
     }
 
     /// The strength of image-to-image; `None` without an initial image.
     pub fn strength(&self) -> Option<f32> {
         match self {
-            Self::Image { strength, .. } => Some(*strength),
+            Self::Image { strength, .. } | Self::Inpaint { strength, .. } => Some(*strength),
             Self::Noise | Self::Latents { .. } => None,
         }
     }
+}
+
+/// The image scaled to cover a size, and its middle.
+fn cover(image: Image, (width, height): (usize, usize)) -> Image {
+    // The pipeline rejects invalid sizes before it reads the image.
+    let fits = (image.width(), image.height()) == (width, height);
+    if fits || [width, height].iter().any(|side| *side == 0 || *side > MAX_SIDE) {
+        return image;
+    }
+    // Each side of the image at the scale at which the other one fits.
+    let scaled = |side: usize, other: usize, target: usize| {
+        let side = (side as u64 * target as u64 + other as u64 / 2) / other as u64;
+        usize::try_from(side).unwrap_or(usize::MAX)
+    };
+    let whole_width = scaled(image.width(), image.height(), height).max(width);
+    let whole_height = scaled(image.height(), image.width(), width).max(height);
+    let (left, top) = ((whole_width - width) / 2, (whole_height - height) / 2);
+    let window = Window { left, top, width, height };
+    bicubic(&Canvas::new(&image), whole_width, whole_height, window)
 }
 
 /// An event during the generation of an image.

@@ -211,7 +211,11 @@ mod tests {
 
     #[test]
     fn generated_data_has_the_digests_that_python_wrote() {
-        for (folder, file) in [("gguf", "llama.gguf"), ("diffusion/images", "style.safetensors")] {
+        for (folder, file) in [
+            ("gguf", "llama.gguf"),
+            ("diffusion/images", "style.safetensors"),
+            ("diffusion/images", "inpainting.safetensors"),
+        ] {
             let folder = data(folder);
             assert!(folder.join(file).is_file(), "{}: {file}", folder.display());
             let mut parts = sorted(&folder).expect("a folder").into_iter();
