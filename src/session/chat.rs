@@ -62,6 +62,12 @@ impl Chat {
         self
     }
 
+    /// Lets control tokens in questions, answers and the system prompt take effect, as in the reference
+    /// ([`Conversation::allow_special_tokens`]).
+    pub fn allow_special_tokens(&mut self, allow: bool) {
+        self.conversation.allow_special_tokens = allow;
+    }
+
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model

@@ -76,7 +76,7 @@ impl Model {
     /// As [`Self::open`].
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and the rest is useless without it.
-        let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+        let mut tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
         MemoryPlan::for_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
         check_rounding_kernels(gpu).await?;
         let config = &checkpoint.config;
@@ -84,6 +84,7 @@ impl Model {
             Some(template) => template,
             None => conversation_template(checkpoint, &tokenizer)?,
         };
+        tokenizer.control_tokens(&template.markers());
         let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
         let vision = load_vision(gpu, checkpoint, options).await?;
         let language = load_language(gpu, &config.language, &checkpoint.language, options).await?;
@@ -135,19 +136,19 @@ impl Model {
     /// As [`Self::open`]; [`Error::NeedsSetting`] if neither the file nor the options name a conversation template.
     pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
         let header = &*model.header;
-        let tokenizer = Tokenizer::from_gguf(header)?;
+        let mut tokenizer = Tokenizer::from_gguf(header)?;
         MemoryPlan::for_gguf(model, options).check(gpu, MIN_CONTEXT)?;
         check_rounding_kernels(gpu).await?;
         let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
-            (Some(template), _) => PromptFormat::Builtin(template),
+            (Some(template), _) => {
+                tokenizer.control_tokens(&template.markers());
+                PromptFormat::Builtin(template)
+            }
             (None, Some(source)) => {
                 let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).unwrap_or_default();
-                PromptFormat::Jinja(ChatTemplate::new(
-                    &header.file,
-                    source,
-                    &text(tokenizer.bos()),
-                    &text(tokenizer.eos()),
-                )?)
+                let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+                let control = tokenizer.control_tokens(source);
+                PromptFormat::Jinja(ChatTemplate::new(&header.file, source, &bos, &eos, control)?)
             }
             (None, None) => {
                 return Err(Error::NeedsSetting {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::chat_template::{ChatTemplate, Message};
-use super::prompt::Prompt;
+use super::prompt::{Author, Prompt};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -65,6 +65,12 @@ impl Template {
             ),
             Self::Gemma | Self::Mistral => None,
         }
+    }
+
+    /// The template's own text: two turns without questions and answers.
+    pub(crate) fn markers(self) -> String {
+        let turns = vec![Turn::new("", 0).with_answer(""), Turn::new("", 0)];
+        Conversation { system: Some(String::new()), turns, ..Conversation::new(self) }.builtin_prompt(self).to_string()
     }
 
     /// The template of a checkpoint. The architecture and the tokenizer's turn markers decide, then the folder's name,
@@ -171,12 +177,15 @@ pub struct Conversation {
     pub system: Option<String>,
     /// The turns, oldest first; only the last may lack its answer.
     pub turns: Vec<Turn>,
+    /// Control tokens in questions, answers and the system text take effect, as in the reference. By default they are
+    /// encoded as ordinary text.
+    pub allow_special_tokens: bool,
 }
 
 impl Conversation {
     /// An empty conversation with the template's system text.
     pub fn new(format: impl Into<PromptFormat>) -> Self {
-        Self { format: format.into(), system: None, turns: Vec::new() }
+        Self { format: format.into(), system: None, turns: Vec::new(), allow_special_tokens: false }
     }
 
     /// Adds the user's question with `images` new images.
@@ -223,31 +232,34 @@ impl Conversation {
                 messages.push(Message { role: "user", content: question });
                 messages.extend(turn.answer.as_deref().map(|content| Message { role: "assistant", content }));
             }
-            template.render(&messages)
+            if self.allow_special_tokens {
+                return Ok(Prompt::from_text(template.render(&messages)?, Vec::new()));
+            }
+            template.render_with_data(&messages)
         };
         let system = self.system.as_deref().filter(|text| !text.is_empty());
-        let prompt = render(system, None).or_else(|error| match (system, self.turns.first()) {
+        render(system, None).or_else(|error| match (system, self.turns.first()) {
             // Gemma's and Mistral's templates refuse system messages: put the text before the first question.
             (Some(system), Some(turn)) => render(None, Some(&format!("{system}\n\n{}", turn.question))),
             _ => Err(error),
-        })?;
-        Ok(Prompt::from_text(prompt))
+        })
     }
 
     fn builtin_prompt(&self, template: Template) -> Prompt {
-        let mut prompt = PromptWriter { prompt: Prompt::default(), numbered: self.images() > 1 };
+        let (numbered, allow_special_tokens) = (self.images() > 1, self.allow_special_tokens);
+        let mut prompt = PromptWriter { prompt: Prompt::default(), numbered, allow_special_tokens };
         let own = self.system.as_deref();
         let system = own.or(template.default_system()).filter(|text| !text.is_empty());
         let last = self.turns.len().saturating_sub(1);
         match template {
             Template::Vicuna => {
                 if let Some(system) = system {
-                    prompt.text(system).text(" ");
+                    prompt.data(system, Author::User).text(" ");
                 }
                 for turn in &self.turns {
                     prompt.text("USER: ").question(turn).text(" ASSISTANT:");
                     if let Some(answer) = &turn.answer {
-                        prompt.text(" ").text(answer).text("</s>");
+                        prompt.text(" ").data(answer, Author::Model).text("</s>");
                     }
                 }
             }
@@ -255,11 +267,11 @@ impl Conversation {
                 for (index, turn) in self.turns.iter().enumerate() {
                     prompt.text("<start_of_turn>user\n");
                     if let (0, Some(system)) = (index, system) {
-                        prompt.text(system).text("\n\n");
+                        prompt.data(system, Author::User).text("\n\n");
                     }
                     prompt.question(turn).text("<end_of_turn>\n<start_of_turn>model\n");
                     if let Some(answer) = &turn.answer {
-                        prompt.text(answer).text("<end_of_turn>\n<eos>");
+                        prompt.data(answer, Author::Model).text("<end_of_turn>\n<eos>");
                     }
                 }
             }
@@ -267,11 +279,11 @@ impl Conversation {
                 for (index, turn) in self.turns.iter().enumerate() {
                     prompt.text("[INST] ");
                     if let (0, Some(system)) = (index, system) {
-                        prompt.text(system).text("\n\n");
+                        prompt.data(system, Author::User).text("\n\n");
                     }
                     prompt.question(turn).text(" [/INST]");
                     if let Some(answer) = &turn.answer {
-                        prompt.text(" ").text(answer).text(" </s>");
+                        prompt.text(" ").data(answer, Author::Model).text(" </s>");
                         if index < last {
                             prompt.text("<s>");
                         }
@@ -280,24 +292,27 @@ impl Conversation {
             }
             Template::ChatMl => {
                 if let Some(system) = system {
-                    prompt.text("<|im_start|>system\n").text(system).text("<|im_end|>");
+                    prompt.text("<|im_start|>system\n").data(system, Author::User).text("<|im_end|>");
                 }
                 for turn in &self.turns {
                     prompt.text("<|im_start|>user\n").question(turn).text("<|im_end|><|im_start|>assistant\n");
                     if let Some(answer) = &turn.answer {
-                        prompt.text(answer).text("<|im_end|>");
+                        prompt.data(answer, Author::Model).text("<|im_end|>");
                     }
                 }
             }
             Template::Llama3 => {
                 if let Some(system) = system {
-                    prompt.text("<|start_header_id|>system<|end_header_id|>\n\n").text(system).text("<|eot_id|>");
+                    prompt
+                        .text("<|start_header_id|>system<|end_header_id|>\n\n")
+                        .data(system, Author::User)
+                        .text("<|eot_id|>");
                 }
                 for turn in &self.turns {
                     prompt.text("<|start_header_id|>user<|end_header_id|>\n\n").question(turn);
                     prompt.text("<|eot_id|><|start_header_id|>system<|end_header_id|>\n\n");
                     if let Some(answer) = &turn.answer {
-                        prompt.text(answer).text("<|eot_id|>");
+                        prompt.data(answer, Author::Model).text("<|eot_id|>");
                     }
                 }
             }
@@ -309,11 +324,20 @@ impl Conversation {
 struct PromptWriter {
     prompt: Prompt,
     numbered: bool,
+    allow_special_tokens: bool,
 }
 
 impl PromptWriter {
     fn text(&mut self, text: &str) -> &mut Self {
         self.prompt.push_text(text);
+        self
+    }
+
+    fn data(&mut self, text: &str, author: Author) -> &mut Self {
+        if self.allow_special_tokens {
+            return self.text(text);
+        }
+        self.prompt.push_data(text, author);
         self
     }
 
@@ -326,13 +350,14 @@ impl PromptWriter {
             self.prompt.push_image();
             self.text("\n");
         }
-        self.text(&turn.question)
+        self.data(&turn.question, Author::User)
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::expect_used)]
+    use super::super::chat_template::ControlTokens;
     use super::*;
 
     fn prompts(template: Template, system: Option<&str>) -> (String, String) {
@@ -384,8 +409,9 @@ mod tests {
     fn system_text_that_a_template_refuses_goes_before_the_first_question() {
         let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
                       [{{ m.content }}]{% endfor %}";
-        let mut talk =
-            Conversation::new(PromptFormat::Jinja(ChatTemplate::new("test", source, "", "").expect("a template")));
+        let mut talk = Conversation::new(PromptFormat::Jinja(
+            ChatTemplate::new("test", source, "", "", ControlTokens::default()).expect("a template"),
+        ));
         talk.system = Some("Be brief.".to_owned());
         for question in ["Why?", "And?"] {
             talk.ask(question, 0);

@@ -200,6 +200,15 @@ impl Model {
         self.reserved.get(piece).or_else(|| self.mergeable.get(piece)).copied()
     }
 
+    /// Makes a piece one that is never matched in text.
+    pub fn reserve(&mut self, id: u32) {
+        let Some(piece) = self.pieces.get(id as usize) else { return };
+        if let Some(id) = self.mergeable.remove(&piece.text) {
+            self.symbols.remove(&piece.text);
+            self.reserved.insert(piece.text.clone(), id);
+        }
+    }
+
     /// The unknown piece.
     pub fn unknown(&self) -> u32 {
         self.unknown
@@ -431,6 +440,13 @@ impl UserSymbols {
             lengths.insert(place, symbol.len());
         }
         symbols.insert(symbol.to_owned());
+    }
+
+    fn remove(&mut self, symbol: &str) {
+        let entry = symbol.as_bytes().first().and_then(|first| self.by_first.get_mut(first));
+        if let Some((_, symbols)) = entry {
+            symbols.remove(symbol);
+        }
     }
 
     /// Bytes of the longest symbol at the start of `text`.

@@ -69,6 +69,8 @@ struct AnswerRequest {
     top_p: Option<f32>,
     top_k: u32,
     seed: u64,
+    #[serde(default)]
+    allow_special_tokens: bool,
     /// Token ids that were generated on a lost device.
     #[serde(default)]
     resume_from: Vec<u32>,
@@ -263,6 +265,7 @@ async fn answer(
     let earlier =
         images.len().checked_sub(new).ok_or_else(|| invalid("the messages name more images than were passed"))?;
     let (earlier, new) = images.split_at(earlier);
+    chat.allow_special_tokens(request.allow_special_tokens);
     chat.restore(system, turns, earlier, &mut on_event).await?;
     let sampling = Sampling::default()
         .with_temperature(request.temperature)

@@ -9,7 +9,8 @@ import type { AnswerReport, ChatCall, FileSource, ImageCall } from "./protocol.j
 import type { Answer, ChatOptions, GenerateOptions, ImageSettings, Message, ModelSource } from "./types.js";
 
 const CHAT_OPTIONS = [
-  "maxNewTokens", "maxTokens", "maxCompletionTokens", "temperature", "topP", "topK", "seed", "stop", "image", "signal",
+  "maxNewTokens", "maxTokens", "maxCompletionTokens", "temperature", "topP", "topK", "seed", "stop", "allowSpecialTokens",
+  "image", "signal",
 ];
 const IMAGE_SETTINGS = [
   "negativePrompt", "width", "height", "numInferenceSteps", "steps", "guidanceScale", "scheduler", "predictionType", "promptWeights",
@@ -24,7 +25,7 @@ export function toFileSource(source: ModelSource): FileSource {
 
 export async function toChatCall(messages: Message[], options: ChatOptions, signal: AbortSignal): Promise<ChatCall> {
   const known = withKnownNames("chat", options, CHAT_OPTIONS);
-  const { temperature = defaults.temperature, topP, topK = defaults.topK, seed, stop = [], image = {} } = known;
+  const { temperature = defaults.temperature, topP, topK = defaults.topK, seed, stop = [], allowSpecialTokens, image = {} } = known;
   const openAiTokens = either("maxTokens", known.maxTokens, "maxCompletionTokens", known.maxCompletionTokens);
   const otherTokensName = known.maxTokens === undefined ? "maxCompletionTokens" : "maxTokens";
   const maxNewTokens = either("maxNewTokens", known.maxNewTokens, otherTokensName, openAiTokens) ?? defaults.maxNewTokens;
@@ -44,6 +45,7 @@ export async function toChatCall(messages: Message[], options: ChatOptions, sign
       topK,
       ...(topP !== undefined && { topP }),
       seed: seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER),
+      ...(allowSpecialTokens !== undefined && { allowSpecialTokens }),
     },
     stop: stopStrings,
     ...(mode !== "never" && { image: { mode, settings: toImageCall(settings) } }),

@@ -46,7 +46,7 @@ export interface ChatCall {
   messages: ChatCallMessage[];
   images: ImageData[];
   /** Passed to the core as JSON. */
-  options: { maxNewTokens: number; temperature: number; topP?: number; topK: number; seed: number };
+  options: { maxNewTokens: number; temperature: number; topP?: number; topK: number; seed: number; allowSpecialTokens?: boolean };
   stop: string[];
   /** How to generate images; absent for an answer without. */
   image?: { mode: "auto" | "always"; settings: ImageCall };

@@ -122,6 +122,13 @@ export interface ChatOptions {
   seed?: number;
   /** The answer ends before the first occurrence of one of these strings. */
   stop?: string | string[];
+  /**
+   * Control tokens in the messages (`<|im_start|>`, `</s>`) take effect, as in the reference. By default they are ordinary text: a message
+   * cannot begin another turn. Default: false.
+   */
+  allowSpecialTokens?: boolean;
+  /** Another spelling of `allowSpecialTokens`. */
+  allow_special_tokens?: boolean;
   /** Images in the answer; needs an image model. */
   image?: ChatImageOptions;
   signal?: AbortSignal;

@@ -69,6 +69,10 @@ pub struct ChatArgs {
     /// System prompt [default: the template's]
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Let control tokens in prompts and answers (<|im_start|>, </s>) take effect, as in the reference, instead of
+    /// encoding them as ordinary text
+    #[arg(long)]
+    allow_special_tokens: bool,
     /// Encode images at low resolution only, without the high-resolution tower and patch info mining
     #[arg(long)]
     no_high_resolution: bool,
@@ -117,6 +121,7 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
     let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, !arguments.no_tune, &stop)?;
+    chat.allow_special_tokens = arguments.allow_special_tokens;
     let loaded = chat.load().await?;
     let (has_vision, top_p) = (loaded.model().has_vision(), loaded.model().generation().top_p);
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;

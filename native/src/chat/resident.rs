@@ -22,6 +22,7 @@ pub struct ResidentChat {
     system: Option<String>,
     /// Whether to measure kernels before the model's first load on this GPU.
     tune: bool,
+    pub allow_special_tokens: bool,
     weight_bytes: u64,
     stop: Arc<AtomicBool>,
     chat: Option<Chat>,
@@ -47,6 +48,7 @@ impl ResidentChat {
             options,
             system,
             tune,
+            allow_special_tokens: false,
             weight_bytes,
             stop: stop.clone(),
             chat: None,
@@ -78,6 +80,7 @@ impl ResidentChat {
             None => {
                 let model = load_model(&self.gpu, &self.files, &self.options, self.tune, &self.stop).await?;
                 let mut chat = model.chat();
+                chat.allow_special_tokens(self.allow_special_tokens);
                 let (system, turns) = (self.system.clone(), self.turns.clone());
                 chat.restore(system, turns, &image_sources(&self.images), &mut |_| ControlFlow::Continue(())).await?;
                 chat

@@ -156,7 +156,10 @@ async fn answer(
 
     let started = Instant::now();
     let mut log = ProgressLog::new(open.len());
-    let mut runner = BatchRunner::new(model.chat(), max_new_tokens, &stop);
+    let mut chat = model.chat();
+    // As the reference does, so that figures are comparable.
+    chat.allow_special_tokens(true);
+    let mut runner = BatchRunner::new(chat, max_new_tokens, &stop);
     let mut done = 0;
     for batch in batches(&open, arguments.batch as usize) {
         let answered = match runner.answer(&batch).await {

@@ -1,13 +1,17 @@
 //! A tokenizer from `tokenizer.json`, through the `tokenizers` crate.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::normalizer::Range;
+use tokenizers::{Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token};
 
+use super::added_tokens::AddedTokens;
 use super::{AffixTokens, Encoder, JSON, Tokenizer};
 use crate::text::decode::{Decoder, DecoderKind, TokenTable, TokenText};
 use crate::text::merges;
+use crate::text::prompt::DataSpan;
 use crate::text::tokenizer_config::{AddedToken, TokenizerConfig};
 use crate::{Error, Result, json};
 
@@ -80,7 +84,8 @@ impl Tokenizer {
             .collect();
         tokenizer.add_tokens(new).map_err(|error| bad(error.to_string()))?;
 
-        let added = tokenizer.get_added_tokens_decoder();
+        let added: BTreeMap<u32, AddedToken> =
+            tokenizer.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, token.into())).collect();
         let ids = ids(&tokenizer);
         let byte_level = matches!(style, JsonDecoder::ByteLevel);
         let byte_of = byte_level.then(byte_level_alphabet);
@@ -98,6 +103,12 @@ impl Tokenizer {
             before: bos.filter(|_| config.add_bos_token.unwrap_or(true)),
             after: eos.filter(|_| config.add_eos_token.unwrap_or(false)),
         });
+        let normalized = added.iter().filter(|(_, token)| token.normalized).map(|(id, token)| {
+            let content =
+                normalize(&tokenizer, token.content.as_str().into()).map_err(|error| bad(error.to_string()))?;
+            Ok((*id, AddedToken { content: content.get().to_owned(), ..token.clone() }))
+        });
+        let normalized = AddedTokens::new(normalized.collect::<Result<Vec<_>>>()?.into_iter());
         Ok(Self {
             vocab_size: ids.len(),
             decoder: Decoder {
@@ -106,10 +117,93 @@ impl Tokenizer {
                 kind: style.into(),
                 clean_up: config.clean_up_tokenization_spaces,
             },
-            encoder: Encoder::Json { tokenizer: Box::new(tokenizer), affixes },
+            encoder: Encoder::Json(Box::new(Json {
+                added: AddedTokens::new(added.into_iter()),
+                normalized,
+                tokenizer,
+                affixes,
+            })),
             bos,
             eos,
         })
+    }
+}
+
+/// A tokenizer of the library, and its added tokens for finding them in a part of a text.
+#[derive(Debug)]
+pub(super) struct Json {
+    pub(super) tokenizer: tokenizers::Tokenizer,
+    /// For Llama and Gemma, whose fast classes override the file: the tokens before and after a text.
+    affixes: Option<AffixTokens>,
+    pub(super) added: AddedTokens,
+    /// Those that are found in the normalised text, normalised.
+    pub(super) normalized: AddedTokens,
+}
+
+impl Json {
+    /// The ids of a text. Control tokens in `data` are text.
+    pub(super) fn encode(&self, text: &str, data: &[DataSpan]) -> tokenizers::Result<Vec<u32>> {
+        let add_special_tokens = self.affixes.is_none();
+        let encoding = if self.added.in_data(text, data).is_empty() {
+            self.tokenizer.encode_fast(text, add_special_tokens)?
+        } else {
+            self.tokenizer.post_process(self.encode_with_data(text, data)?, None, add_special_tokens)?
+        };
+        let ids = encoding.get_ids();
+        Ok(match &self.affixes {
+            Some(affixes) => affixes.before.iter().chain(ids).chain(&affixes.after).copied().collect(),
+            None => ids.to_vec(),
+        })
+    }
+
+    /// The library's steps, except that it cannot leave out tokens in a part of the text.
+    fn encode_with_data(&self, text: &str, data: &[DataSpan]) -> tokenizers::Result<tokenizers::Encoding> {
+        let mut parts = PreTokenizedString::from(text);
+        parts.split(|_, part| split(&part, self.added.find(part.get(), data, |token| !token.normalized)))?;
+        parts.split(|_, part| {
+            let part = normalize(&self.tokenizer, part)?;
+            let start = part.offsets_original().0;
+            let data: Vec<DataSpan> = data
+                .iter()
+                .filter_map(|DataSpan { range, author }| {
+                    let range = range.start.saturating_sub(start)..range.end.saturating_sub(start);
+                    let range =
+                        part.convert_offsets(Range::Original(range.start..range.end.min(part.len_original())))?;
+                    (!range.is_empty()).then_some(DataSpan { range, author: *author })
+                })
+                .collect();
+            split(&part, self.normalized.find(part.get(), &data, |_| true))
+        })?;
+        if let Some(steps) = self.tokenizer.get_pre_tokenizer() {
+            steps.pre_tokenize(&mut parts)?;
+        }
+        parts.tokenize(|part| self.tokenizer.get_model().tokenize(part.get()))?;
+        parts.into_encoding(None, 0, OffsetType::None)
+    }
+}
+
+fn normalize(tokenizer: &tokenizers::Tokenizer, mut text: NormalizedString) -> tokenizers::Result<NormalizedString> {
+    if let Some(normalizer) = tokenizer.get_normalizer() {
+        normalizer.normalize(&mut text)?;
+    }
+    Ok(text)
+}
+
+type Part = (NormalizedString, Option<Vec<Token>>);
+
+fn split(text: &NormalizedString, parts: Vec<(std::ops::Range<usize>, Option<u32>)>) -> tokenizers::Result<Vec<Part>> {
+    let part = |(range, id): (std::ops::Range<usize>, Option<u32>)| {
+        let length = range.len();
+        let part = text.slice(Range::Normalized(range)).ok_or("a token is outside the text")?;
+        Ok((part, id.map(|id| vec![Token::new(id, String::new(), (0, length))])))
+    };
+    parts.into_iter().map(part).collect()
+}
+
+impl From<tokenizers::AddedToken> for AddedToken {
+    fn from(token: tokenizers::AddedToken) -> Self {
+        let tokenizers::AddedToken { content, single_word, lstrip, rstrip, normalized, special } = token;
+        Self { content, lstrip, rstrip, single_word, normalized, special }
     }
 }
 

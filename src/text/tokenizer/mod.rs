@@ -16,12 +16,14 @@ mod added_tokens;
 mod json;
 mod sentencepiece_mode;
 
+use super::chat_template::ControlTokens;
 use super::decode::Decoder;
-use super::prompt::Prompt;
+use super::prompt::{DataSpan, Prompt};
 use super::sentencepiece::Model;
 use super::tokenizer_config::{TokenizerConfig, read};
 use crate::io::Folder;
 use crate::{Error, Result};
+use json::Json;
 use sentencepiece_mode::SentencePiece;
 
 const JSON: &str = "tokenizer.json";
@@ -49,11 +51,7 @@ pub struct Tokenizer {
 #[derive(Debug)]
 enum Encoder {
     SentencePiece(Box<SentencePiece>),
-    Json {
-        tokenizer: Box<tokenizers::Tokenizer>,
-        /// For Llama and Gemma, whose fast classes override the file: the tokens before and after a text.
-        affixes: Option<AffixTokens>,
-    },
+    Json(Box<Json>),
 }
 
 /// Tokens before and after every encoded text.
@@ -121,19 +119,17 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Config`] if the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_segment(text, &[])
+    }
+
+    /// As [`Self::encode`]; control tokens in `data` are ordinary text.
+    fn encode_segment(&self, text: &str, data: &[DataSpan]) -> Result<Vec<u32>> {
         match &self.encoder {
-            Encoder::SentencePiece(encoder) => Ok(encoder.encode(text)),
-            Encoder::Json { tokenizer, affixes } => {
-                let encoding = tokenizer.encode_fast(text, affixes.is_none()).map_err(|error| Error::Config {
-                    file: JSON.to_owned(),
-                    reason: format!("the tokenizer cannot encode this text: {error}"),
-                })?;
-                let ids = encoding.get_ids();
-                Ok(match affixes {
-                    Some(affixes) => affixes.before.iter().chain(ids).chain(&affixes.after).copied().collect(),
-                    None => ids.to_vec(),
-                })
-            }
+            Encoder::SentencePiece(encoder) => Ok(encoder.encode(text, data)),
+            Encoder::Json(encoder) => encoder.encode(text, data).map_err(|error| Error::Config {
+                file: JSON.to_owned(),
+                reason: format!("the tokenizer cannot encode this text: {error}"),
+            }),
         }
     }
 
@@ -141,13 +137,16 @@ impl Tokenizer {
     /// BOS token is dropped except for the first. So a Llama-type tokenizer adds its leading space after every image
     /// too.
     ///
+    /// Control tokens take effect only in the template's own text: `</s>` in a question is encoded as four characters
+    /// are. These are the special tokens, and those of the model's conversation template.
+    ///
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<PromptToken>> {
         let mut tokens = Vec::new();
         let mut drop_first = false;
-        for (index, segment) in prompt.segments().iter().enumerate() {
-            let mut ids = self.encode(segment)?;
+        for (index, (segment, data)) in prompt.parts().enumerate() {
+            let mut ids = self.encode_segment(segment, data)?;
             if index == 0 {
                 // Some templates write the BOS token themselves; one is enough.
                 if self.bos.is_some() && ids.first().copied() == self.bos && ids.get(1).copied() == self.bos {
@@ -177,7 +176,26 @@ impl Tokenizer {
     pub fn token_id(&self, token: &str) -> Option<u32> {
         match &self.encoder {
             Encoder::SentencePiece(encoder) => encoder.id(token),
-            Encoder::Json { tokenizer, .. } => tokenizer.token_to_id(token),
+            Encoder::Json(encoder) => encoder.tokenizer.token_to_id(token),
+        }
+    }
+
+    /// The tokens that structure the conversations of a Jinja template. From then on, they take effect only in the
+    /// template's own text.
+    #[doc(hidden)]
+    pub fn control_tokens(&mut self, template: &str) -> ControlTokens {
+        let texts = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
+        match &mut self.encoder {
+            Encoder::SentencePiece(encoder) => {
+                let markers = texts(encoder.add_markers(template));
+                ControlTokens { special: texts(encoder.added.special_texts().collect()), markers }
+            }
+            Encoder::Json(encoder) => {
+                let Json { added, normalized, .. } = &mut **encoder;
+                normalized.add_markers(template);
+                let markers = texts(added.add_markers(template));
+                ControlTokens { special: texts(added.special_texts().collect()), markers }
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use super::added_tokens::{AddedTokens, Segment};
 use super::{AffixTokens, Encoder, Family, Tokenizer};
 use crate::Result;
 use crate::text::decode::{Decoder, DecoderKind, SentencePieceRules, TokenTable, TokenText};
+use crate::text::prompt::DataSpan;
 use crate::text::sentencepiece::{Model, PieceKind, SPACE};
 use crate::text::tokenizer_config::{AddedToken, TokenizerConfig};
 
@@ -28,7 +29,9 @@ pub(super) struct SentencePiece {
     model: Model,
     mode: Mode,
     affixes: AffixTokens,
-    added: AddedTokens,
+    pub(super) added: AddedTokens,
+    /// The model's user-defined pieces that are not added tokens: SentencePiece finds them.
+    user_defined: AddedTokens,
     /// The unknown token's text and the number of ids that it encodes to by itself (for [`Mode::Once`]).
     guard: (String, usize),
     /// Special tokens: a text that begins with one gets no leading space.
@@ -42,7 +45,7 @@ impl Tokenizer {
         Self::from_model(model, config, Family::Gguf)
     }
 
-    pub(super) fn from_model(model: Model, config: &TokenizerConfig, family: Family) -> Result<Self> {
+    pub(super) fn from_model(mut model: Model, config: &TokenizerConfig, family: Family) -> Result<Self> {
         let piece = |id: Option<u32>| id.and_then(|id| model.pieces().get(id as usize)).map(|piece| piece.text.clone());
         let unknown = piece(Some(model.unknown()));
         let role = |role: &str, default: Option<String>| config.role(role).map(str::to_owned).or(default);
@@ -132,7 +135,19 @@ impl Tokenizer {
             }),
         };
 
-        let added = AddedTokens::new(added.into_iter());
+        // Control tokens are found in the template's text before the model encodes the rest.
+        special.iter().for_each(|&id| model.reserve(id));
+        let user_defined = model
+            .pieces()
+            .iter()
+            .enumerate()
+            .filter(|(id, piece)| piece.kind == PieceKind::UserDefined && !added.contains_key(&(*id as u32)));
+        let ordinary = |text: &str| AddedToken { special: false, ..AddedToken::special(text) };
+        let user_defined = AddedTokens::new(user_defined.map(|(id, piece)| (id as u32, ordinary(&piece.text))));
+        let added = AddedTokens::new(added.into_iter().map(|(id, token)| {
+            let special = token.special || special.contains(&id);
+            (id, AddedToken { special, ..token })
+        }));
         let id_of = |text: &String| added.id(text).or_else(|| model.id(text));
         let (bos, eos) = (bos.as_ref().and_then(id_of), eos.as_ref().and_then(id_of));
         let affixes = AffixTokens {
@@ -143,7 +158,7 @@ impl Tokenizer {
             Mode::Once { .. } => (unknown.clone(), model.encode_without_prefix(&unknown).len()),
             _ => Default::default(),
         };
-        let encoder = SentencePiece { added, model, mode, affixes, guard, special: special.clone() };
+        let encoder = SentencePiece { added, user_defined, model, mode, affixes, guard, special: special.clone() };
         Ok(Self {
             encoder: Encoder::SentencePiece(Box::new(encoder)),
             decoder: Decoder { units, special, kind: style, clean_up: config.clean_up_tokenization_spaces },
@@ -160,34 +175,48 @@ impl SentencePiece {
         self.added.id(text).or_else(|| self.model.id(text))
     }
 
-    pub(super) fn encode(&self, text: &str) -> Vec<u32> {
+    /// As [`AddedTokens::add_markers`].
+    pub(super) fn add_markers(&mut self, template: &str) -> Vec<&str> {
+        let markers = self.added.add_markers(template);
+        for text in &markers {
+            if let Some(id) = self.model.id(text) {
+                self.model.reserve(id);
+            }
+        }
+        markers.into_iter().chain(self.user_defined.add_markers(template)).collect()
+    }
+
+    /// The ids of a text. Control tokens in `data` are text.
+    pub(super) fn encode(&self, text: &str, data: &[DataSpan]) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         ids.extend(self.affixes.before);
         match self.mode {
             Mode::PerSegment => {
-                self.added.split(text, |segment| match segment {
-                    Segment::Token(id) => ids.push(id),
-                    Segment::Text(text) => ids.extend(self.model.encode(text)),
-                });
-            }
-            Mode::Converted => {
-                self.added.split(text, |segment| match segment {
+                self.added.split(text, data, |offset, segment| match segment {
                     Segment::Token(id) => ids.push(id),
                     Segment::Text(text) => {
-                        let mut normalized = String::with_capacity(text.len() + 8);
-                        normalized.push(SPACE);
-                        normalized.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
-                        ids.extend(self.model.encode_normalized(&normalized));
+                        self.encode_part(text, offset, data, &mut ids, |text| self.model.encode(text))
                     }
                 });
             }
-            Mode::Once { prefix } => self.encode_once(text, prefix, &mut ids),
+            Mode::Converted => {
+                self.added.split(text, data, |offset, segment| match segment {
+                    Segment::Token(id) => ids.push(id),
+                    Segment::Text(text) => self.encode_part(text, offset, data, &mut ids, |text| {
+                        let mut normalized = String::with_capacity(text.len() + 8);
+                        normalized.push(SPACE);
+                        normalized.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+                        self.model.encode_normalized(&normalized)
+                    }),
+                });
+            }
+            Mode::Once { prefix } => self.encode_once(text, data, prefix, &mut ids),
         }
         ids.extend(self.affixes.after);
         ids
     }
 
-    fn encode_once(&self, text: &str, prefix: bool, ids: &mut Vec<u32>) {
+    fn encode_once(&self, text: &str, data: &[DataSpan], prefix: bool, ids: &mut Vec<u32>) {
         if text.is_empty() {
             return;
         }
@@ -196,9 +225,18 @@ impl SentencePiece {
             prepared.push(SPACE);
         }
         prepared.extend(text.chars().map(|c| if c == SPACE { ' ' } else { c }));
+        // A replaced character becomes shorter.
+        let shift = |at: usize| {
+            let replaced = text[..at].matches(SPACE).count() * (SPACE.len_utf8() - 1);
+            at - replaced + if prefix { SPACE.len_utf8() } else { 0 }
+        };
+        let data: Vec<DataSpan> = data
+            .iter()
+            .map(|span| DataSpan { range: shift(span.range.start)..shift(span.range.end), author: span.author })
+            .collect();
         let lone_space = self.model.id("\u{2581}");
         let start = ids.len();
-        self.added.split(&prepared, |segment| match segment {
+        self.added.split(&prepared, &data, |offset, segment| match segment {
             Segment::Token(id) => {
                 // A text that begins with a special token loses the leading space again.
                 if self.special.contains(&id) && ids.len() == start + 1 && ids.last().copied() == lone_space {
@@ -206,14 +244,43 @@ impl SentencePiece {
                 }
                 ids.push(id);
             }
-            Segment::Text(text) if text.starts_with([SPACE, ' ']) => {
+            Segment::Text(text) => self.encode_part(text, offset, &data, ids, |text| {
+                if !text.starts_with([SPACE, ' ']) {
+                    return self.model.encode_without_prefix(text);
+                }
                 // SentencePiece would drop a leading space; after the unknown token's text it stays.
                 let (unknown, length) = &self.guard;
-                let encoded = self.model.encode_without_prefix(&format!("{unknown}{text}"));
-                ids.extend(encoded.get(*length..).unwrap_or(&encoded));
-            }
-            Segment::Text(text) => ids.extend(self.model.encode_without_prefix(text)),
+                let mut encoded = self.model.encode_without_prefix(&format!("{unknown}{text}"));
+                encoded.drain(..*length.min(&encoded.len()));
+                encoded
+            }),
         });
+    }
+
+    /// Encodes a part of a text at `offset`, by `encode`. Cuts markers in data, so that SentencePiece does not find
+    /// them.
+    fn encode_part(
+        &self,
+        text: &str,
+        offset: usize,
+        data: &[DataSpan],
+        ids: &mut Vec<u32>,
+        encode: impl Fn(&str) -> Vec<u32>,
+    ) {
+        let here = |span: &DataSpan| {
+            let range = span.range.start.saturating_sub(offset)..span.range.end.saturating_sub(offset).min(text.len());
+            (!range.is_empty()).then_some(DataSpan { range, author: span.author })
+        };
+        let data: Vec<DataSpan> = data.iter().filter_map(here).collect();
+        let mut start = 0;
+        for at in self.user_defined.in_data(text, &data) {
+            let cut = at + text[at..].chars().next().map_or(0, char::len_utf8);
+            let part = &text[start..cut];
+            ids.extend(if start == 0 { encode(part) } else { self.model.encode_without_prefix(part) });
+            start = cut;
+        }
+        let rest = &text[start..];
+        ids.extend(if start == 0 { encode(rest) } else { self.model.encode_without_prefix(rest) });
     }
 }
 
