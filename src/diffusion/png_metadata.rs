@@ -15,8 +15,6 @@ pub struct ImageSettings {
     pub prompt: String,
     /// What the image does not show.
     pub negative_prompt: Option<String>,
-    /// Whether the prompts have weights.
-    pub prompt_weights: PromptWeights,
     /// Denoising steps.
     pub num_inference_steps: usize,
     /// Scale of classifier-free guidance.
@@ -27,8 +25,6 @@ pub struct ImageSettings {
     pub height: usize,
     /// The scheduler: the name that was given, or its class.
     pub scheduler: String,
-    /// What the UNet's output is: `epsilon`, `v_prediction` or `sample`.
-    pub prediction_type: String,
     /// The seed of the noise; `None` if the initial latents were given.
     pub seed: Option<u64>,
     /// The strength of image-to-image; `None` without an initial image.
@@ -39,6 +35,10 @@ pub struct ImageSettings {
     pub precision: String,
     /// Names and scales of LoRA files.
     pub lora: Vec<(String, f32)>,
+    /// What the UNet's output is: `epsilon`, `v_prediction` or `sample`.
+    pub prediction_type: String,
+    /// Whether the prompts have weights.
+    pub prompt_weights: PromptWeights,
 }
 
 impl ImageSettings {

@@ -291,6 +291,32 @@ fn the_builder_generates_the_image_of_the_request() {
     }
 }
 
+/// A size whose feature maps exceed a binding is refused before anything is loaded.
+#[test]
+fn sizes_beyond_the_bindings_are_refused() {
+    let mut options = GpuOptions::default();
+    options.test.max_binding_bytes = Some(1 << 20);
+    let mut pipeline = pipeline(&common::open_gpu_with(options)).unwrap();
+    let mut generate = |side: usize, scale: f32| {
+        let generate = pipeline.generate("x").size(side, side).num_inference_steps(1).guidance_scale(scale);
+        let mut loaded = false;
+        let result = pollster::block_on(async {
+            generate
+                .on_event(|event| {
+                    loaded |= matches!(event, DiffusionEvent::Loading { .. });
+                    ControlFlow::Continue(())
+                })
+                .await
+        });
+        (result, loaded)
+    };
+    // 64 x 64 latents: 4096 pixels of 32 + 32 channels for two prompts are 2 MiB.
+    let (refused, loaded) = generate(512, 5.0);
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("feature maps of 2 MiB") && error.contains("about 360 x 360 pixels") && !loaded, "{error}");
+    assert!(generate(64, 5.0).0.is_ok());
+}
+
 /// Networks make room for each other, and the image is the same as where all of them stay.
 #[test]
 fn generation_stays_within_its_memory_limit() {

@@ -101,10 +101,15 @@ test("a seed gives the native binary's image, with steps, previews, and a file w
 });
 
 test("image to image gives the native binary's image", { timeout: 300_000 }, async () => {
-  const url = native("image", "--prompt", "a gold mine", "--seed", "3", "--init-image", image, "--strength", "0.9", "--size", "64x64");
+  const url = native(
+    "image", "--prompt", "a (gold) mine", "--seed", "3", "--init-image", image, "--strength", "0.9", "--size", "64x64",
+    "--prediction-type", "v_prediction", "--prompt-weights", "on",
+  );
   const most = await page.evaluate(async (url) => {
     const image = await (await fetch("/goldens/vicuna-7b/image0.png")).blob();
-    const { pixels } = await mgm.generate({ prompt: "a gold mine", seed: 3, image, strength: 0.9, width: 64, height: 64, num_inference_steps: 2 });
+    const { pixels } = await mgm.generate({
+      prompt: "a (gold) mine", seed: 3, image, strength: 0.9, width: 64, height: 64, num_inference_steps: 2, predictionType: "v_prediction", promptWeights: "on",
+    });
     return differs(pixels, url);
   }, url);
   assert.ok(most <= TOLERANCE, `differs by ${most}`);

@@ -577,6 +577,8 @@ fn variants_shards_and_old_names_give_the_same_image() {
     fs::remove_file(&unet).expect("the plain file");
     let encoder = model.join("text_encoder");
     fs::rename(encoder.join("model.safetensors"), encoder.join("model.fp16.safetensors")).expect("a new name");
+    let encoder = model.join("text_encoder_2");
+    fs::rename(encoder.join("model.safetensors"), encoder.join("model.non_ema.safetensors")).expect("a new name");
 
     let out = folder.path().join("x.png");
     let arguments = with_out(&golden_arguments(), &out);

@@ -91,6 +91,22 @@ impl Unet {
         })
     }
 
+    /// Bytes of the largest feature map for `images` latents of `height` x `width`: on the up path before the first
+    /// residual block of a level, or inside a transformer.
+    pub(in crate::diffusion) fn largest_map(config: &UnetConfig, images: usize, height: usize, width: usize) -> u64 {
+        let (mut height, mut width) = (height as u64, width as u64);
+        let mut largest = 0;
+        for (index, level) in config.levels.iter().enumerate() {
+            let below = config.levels.get(index + 1).unwrap_or(level).channels;
+            let attends = level.down.iter().chain(&level.up).any(Option::is_some);
+            let inner = if attends { 4 * level.channels } else { 0 };
+            let channels = (below + level.channels).max(inner) as u64;
+            largest = largest.max(height * width * images as u64 * channels * 4);
+            (height, width) = (height.div_ceil(2), width.div_ceil(2));
+        }
+        largest
+    }
+
     /// The sizes that it was loaded with.
     pub fn config(&self) -> &UnetConfig {
         &self.config

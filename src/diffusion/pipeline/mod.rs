@@ -12,6 +12,7 @@ mod residency;
 use self::prompts::{Prompts, condition};
 use self::request::emit;
 use self::residency::{Networks, Part};
+use crate::diffusion::networks::Unet;
 use crate::diffusion::preview::preview;
 use crate::diffusion::scheduler::{Schedule, Step};
 use crate::diffusion::torch_rng::TorchRng;
@@ -105,6 +106,7 @@ impl DiffusionPipeline {
     /// `on_event` breaks, between steps or while a network is loaded; [`Error::OutOfMemory`].
     pub async fn run(&mut self, request: &DiffusionRequest, on_event: OnDiffusionEvent<'_>) -> Result<Image> {
         let schedule = request.check(self.networks.vae_config(), &self.networks.checkpoint.unet.1)?;
+        self.check_maps(request)?;
         let conditions = self.encode_prompts(request, on_event).await?;
         let latents = match self.denoise(request, &schedule, &conditions, on_event).await {
             Err(Error::OutOfMemory { .. }) if self.networks.drop_all_but(Part::Unet) => {
@@ -113,6 +115,32 @@ impl DiffusionPipeline {
             denoised => denoised?,
         };
         self.networks.decode(&latents, on_event).await
+    }
+
+    /// Checks that the UNet's feature maps fit the device's bindings.
+    fn check_maps(&self, request: &DiffusionRequest) -> Result<()> {
+        let (height, width) = request.latent_size(self.networks.vae_config());
+        let images = if request.is_guided() { 2 } else { 1 };
+        let needed = Unet::largest_map(&self.networks.checkpoint.unet.1, images, height, width);
+        let limit = self.networks.gpu.capabilities().max_binding_bytes;
+        if needed <= limit {
+            return Ok(());
+        }
+        let unit = self.pixels_per_latent() as f64;
+        let scale = (limit as f64 / needed as f64).sqrt();
+        let fitting =
+            [request.width, request.height].map(|side| ((side as f64 * scale / unit) as usize).max(1) as f64 * unit);
+        Err(Error::InvalidArgument(format!(
+            "an image of {} x {} pixels needs feature maps of {} MiB, and this device has bindings of at most {} MiB: choose \
+             at most about {} x {} pixels{}",
+            request.width,
+            request.height,
+            needed >> 20,
+            limit >> 20,
+            fitting[0],
+            fitting[1],
+            if images == 2 { ", or a guidance scale of 1" } else { "" }
+        )))
     }
 
     /// The embeddings of the prompts: with guidance, those of the negative prompt come first.

@@ -516,7 +516,10 @@ pub fn component_folders(prefer_f16: bool) -> Vec<(&'static str, Vec<String>)> {
     plain.chain(networks.map(|(folder, stem)| (folder, candidates(stem, prefer_f16)))).collect()
 }
 
-/// File names of a network's weights, in order of preference: plain, f16 variant, torch.
+/// Variants of weights that are read if there are no others: `diffusion_pytorch_model.bf16.safetensors`.
+const RARE_VARIANTS: [&str; 3] = ["bf16", "fp32", "non_ema"];
+
+/// File names of a network's weights, in order of preference: plain, f16 variant, rare variants, torch.
 fn candidates(stem: &str, prefer_f16: bool) -> Vec<String> {
     let torch = if stem == TEXT_STEM { "pytorch_model" } else { stem };
     let plain = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors")];
@@ -527,11 +530,9 @@ fn candidates(stem: &str, prefer_f16: bool) -> Vec<String> {
         format!("{stem}.fp16.safetensors"),
     ];
     let torch = [format!("{torch}.bin.index.json"), format!("{torch}.bin"), format!("{torch}.fp16.bin")];
-    if prefer_f16 {
-        variant.into_iter().chain(plain).chain(torch).collect()
-    } else {
-        plain.into_iter().chain(variant).chain(torch).collect()
-    }
+    let rare = RARE_VARIANTS.map(|variant| format!("{stem}.{variant}.safetensors"));
+    let (first, second) = if prefer_f16 { (&variant[..], &plain[..]) } else { (&plain[..], &variant[..]) };
+    [first, second, &rare, &torch].concat()
 }
 
 /// A network's tensors, and the name and bytes of its configuration.
