@@ -186,6 +186,11 @@ impl Layout {
         Ok(layout.finish(manifest, files))
     }
 
+    /// Bytes that [`BundleShard::write`] reads for all shards.
+    pub fn source_bytes(&self) -> u64 {
+        self.shards.iter().map(BundleShard::source_bytes).sum()
+    }
+
     /// Bytes of all files except the manifest.
     pub fn bytes(&self) -> u64 {
         let files: u64 = self.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
@@ -235,6 +240,11 @@ impl BundleShard {
         self.bytes
     }
 
+    /// Bytes that [`Self::write`] reads.
+    pub fn source_bytes(&self) -> u64 {
+        self.tensors.iter().map(|placed| placed.tensor.source_row_bytes() * placed.rows.len() as u64).sum()
+    }
+
     /// The shard's header. The data is written after it in chunks: the crate's `serialize` wants all of it in memory.
     ///
     /// # Errors
@@ -270,6 +280,17 @@ impl BundleShard {
 }
 
 impl BundleTensor {
+    /// Bytes of a row where it is read.
+    fn source_row_bytes(&self) -> u64 {
+        match &self.origin {
+            Origin::Bytes { .. } => self.row_bytes,
+            Origin::Values { weights, name, .. } => {
+                let rows = self.shape.first().copied().unwrap_or(1).max(1) as u64;
+                weights.info(name).ok().and_then(|info| info.bytes()).unwrap_or_default() / rows
+            }
+        }
+    }
+
     async fn read(&self, rows: Range<usize>) -> Result<Vec<u8>> {
         match &self.origin {
             Origin::Bytes { source, offset } => {

@@ -6,7 +6,8 @@
 //! to the weights) and [`expected`] (the tensors that a configuration requires); [`bundle`] (mgm's packed form of a
 //! model); whole models: [`mgm`] (Mini-Gemini), [`gguf_model`] (a language model in a GGUF file),
 //! [`sdxl`] (Stable Diffusion XL), [`model_files`] (whichever of them a folder holds); [`bundle_layout`] (how a bundle
-//! of any of them is written).
+//! of any of them is written). [`repository`] tells which files of a repository on
+//! the Hugging Face Hub make a model.
 //!
 //! All input is treated as hostile: no file causes a panic, an allocation beyond its own size, or the execution of
 //! code.
@@ -33,6 +34,8 @@ pub mod model_files;
 pub mod pickle;
 #[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
+pub mod repository;
 #[doc(hidden)]
 pub mod row_order;
 pub mod safetensors;

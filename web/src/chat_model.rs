@@ -116,8 +116,9 @@ impl ChatModel {
         let files = open(&files).await.map_err(to_js)?;
         let (mut precision, mut keep_quantization) = files.default_precision();
         if let Some(name) = request.precision {
+            // Weights that are stored at this precision need no second rounding.
             precision = name.parse().map_err(to_js)?;
-            keep_quantization = false;
+            keep_quantization = matches!(&files, ModelFiles::Mgm(files) if files.packed == Some(precision));
         }
         let template = request.conversation.map(|name| name.parse::<Template>()).transpose().map_err(to_js)?;
         let mut options = LoadOptions::new(precision).with_keep_quantization(keep_quantization).with_template(template);

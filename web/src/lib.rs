@@ -8,10 +8,12 @@
 mod blob_source;
 mod chat_model;
 mod check;
+mod conversion;
 mod device;
 mod digest;
 mod image_model;
 mod pixels;
+mod remote_source;
 
 use std::ops::ControlFlow;
 

@@ -25,7 +25,8 @@ export async function serve(folders, { faults = () => ({}), headers = {}, bytesP
   const server = createServer(async (request, response) => {
     const path = decodeURIComponent(new URL(request.url, "http://x").pathname);
     const fault = faults({ path, range: request.headers.range, count: log.filter((entry) => entry.path === path).length }) ?? {};
-    const entry = { path, range: request.headers.range, method: request.method, bytes: 0 };
+    const { range: wanted, authorization } = request.headers;
+    const entry = { path, range: wanted, authorization, method: request.method, bytes: 0 };
     log.push(entry);
     const prefix = prefixes.find((prefix) => path.startsWith(prefix));
     let file = prefix && join(folders[prefix], normalize(path.slice(prefix.length)));

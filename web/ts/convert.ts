@@ -1,7 +1,7 @@
 // Converts between the package's types and those of the worker.
 
 import { defaults } from "./defaults.js";
-import { bundleUrl } from "./env.js";
+import { bundleUrl, hubSource } from "./env.js";
 import { MgmError } from "./errors.js";
 import { unpackMessages } from "./messages.js";
 import { either, withKnownNames } from "./options.js";
@@ -19,7 +19,10 @@ const IMAGE_SETTINGS = [
 const GENERATE_OPTIONS = ["prompt", "image", "strength", "onStep", "signal", ...IMAGE_SETTINGS];
 
 export function toFileSource(source: ModelSource): FileSource {
-  if (typeof source === "string" || source instanceof URL) return { url: bundleUrl(source) };
+  if (typeof source === "string" || source instanceof URL) {
+    const hub = hubSource(source);
+    return { url: bundleUrl(source), ...(hub && { hub }) };
+  }
   return { files: [...source].map((file) => [file.webkitRelativePath || file.name, file]) };
 }
 

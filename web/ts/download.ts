@@ -15,7 +15,7 @@ const PARALLEL = 4;
 /** Bytes per read when the digest of existing data is computed. */
 const CHECK_BYTES = 4 << 20;
 
-const NO_SPACE = "there is not enough space for the model on this device: free some with cache.list() and cache.delete()";
+export const NO_SPACE = "there is not enough space for the model on this device: free some with cache.list() and cache.delete()";
 
 /** A running SHA-256. */
 export interface Hash {
@@ -29,6 +29,8 @@ export interface DownloadOptions {
   signal: AbortSignal;
   /** Throws if the bundle is of the wrong kind. */
   accept: (manifest: Manifest) => void;
+  /** Of every request. */
+  headers: Record<string, string>;
   newHash: () => Hash;
   onProgress: (part: string, loaded: number, total: number) => void;
   /** Called when files are about to be stored on this device. */
@@ -43,23 +45,31 @@ export interface Bundle {
 }
 
 /** Returns the files of the bundle at `url` by name, and downloads those that are not on this device. */
-export async function getBundle(url: string, options: DownloadOptions): Promise<Bundle> {
+export function getBundle(url: string, options: DownloadOptions): Promise<Bundle> {
+  return kept(url, options, (folder) => withStorage(url, folder, options), () => withoutStorage(url, options));
+}
+
+/** Runs `stored` with the folder of the bundle at `url`, or `unstored` where this page cannot store files or `cache` is false. */
+export async function kept(
+  url: string,
+  { cache, signal }: Pick<DownloadOptions, "cache" | "signal">,
+  stored: (folder: FileSystemDirectoryHandle) => Promise<Map<string, Blob>>,
+  unstored: () => Promise<Map<string, Blob>>,
+): Promise<Bundle> {
   try {
-    if (options.cache) return { files: await storedBundle(url, options), stored: true };
+    if (cache) {
+      const folder = await bundleFolder(url);
+      // If another tab downloads the bundle, wait for it and use its files.
+      return { files: await navigator.locks.request(`mgm:${url}`, { signal }, () => stored(folder)), stored: true };
+    }
   } catch (error) {
-    options.signal.throwIfAborted();
+    signal.throwIfAborted();
     // A SecurityError comes from the lock.
     if (error instanceof DOMException && error.name !== "SecurityError") throw storageError(error);
     if (!(error instanceof StorageRefused || error instanceof DOMException)) throw error;
     // The model loads all the same. `ModelInfo.stored` says so.
   }
-  return { files: await withoutStorage(url, options), stored: false };
-}
-
-async function storedBundle(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
-  const folder = await bundleFolder(url);
-  // If another tab downloads the bundle, wait for it and use its files.
-  return navigator.locks.request(`mgm:${url}`, { signal: options.signal }, () => withStorage(url, folder, options));
+  return { files: await unstored(), stored: false };
 }
 
 function storageError(cause: DOMException): MgmError {
@@ -73,7 +83,7 @@ async function withStorage(
   folder: FileSystemDirectoryHandle,
   options: DownloadOptions,
 ): Promise<Map<string, Blob>> {
-  const { text, manifest, fresh } = await manifestOf(url, folder, options.signal);
+  const { text, manifest, fresh } = await manifestOf(url, folder, options);
   options.accept(manifest);
   const entries = distinct(manifest);
   const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -97,7 +107,7 @@ async function withStorage(
       if (missing[0]) (await (await partOf(folder, missing[0])).createSyncAccessHandle()).close();
     });
   }
-  await checkSpace(folder, missing);
+  await checkSpace(await neededBytes(folder, missing));
   if (missing.length > 0) options.onStoring();
   options.onProgress(missing[0]?.part ?? "language", loaded, total);
   const advance = (entry: BundleFile, bytes: number) => {
@@ -133,14 +143,14 @@ function named({ files, shards }: Manifest, manifest: string, found: Map<string,
 }
 
 /** The manifest from the server, or the copy on this device if the server does not deliver one. */
-async function manifestOf(url: string, folder: FileSystemDirectoryHandle, signal: AbortSignal) {
+async function manifestOf(url: string, folder: FileSystemDirectoryHandle, { headers, signal }: DownloadOptions) {
   const copy = await (await getFile(folder, MANIFEST))?.text();
   if (copy === undefined || !isManifest(copy, url)) {
-    const text = await fetchManifest(url, MAX_TRIES, signal);
+    const text = await fetchManifest(url, MAX_TRIES, signal, { headers });
     return { text, manifest: parseManifest(text, url), fresh: true };
   }
   try {
-    const text = await fetchManifest(url, 1, signal, STALL_LIMIT_WITH_COPY);
+    const text = await fetchManifest(url, 1, signal, { headers, stallLimit: STALL_LIMIT_WITH_COPY });
     return { text, manifest: parseManifest(text, url), fresh: text !== copy };
   } catch {
     // Whatever is wrong with the network or the server, the copy works.
@@ -158,12 +168,16 @@ function isManifest(text: string, url: string): boolean {
   }
 }
 
-/** Fails before the download if there is not enough space for it. */
-async function checkSpace(folder: FileSystemDirectoryHandle, missing: BundleFile[]): Promise<void> {
+async function neededBytes(folder: FileSystemDirectoryHandle, missing: BundleFile[]): Promise<number> {
   let needed = 0;
   for (const entry of missing) {
     needed += entry.bytes - ((await getFile(folder, `${entry.sha256}.part`))?.size ?? 0);
   }
+  return needed;
+}
+
+/** Fails if there is no space for this many bytes more. */
+export async function checkSpace(needed: number): Promise<void> {
   const { quota = Infinity, usage = 0 } = (await storageEstimate()) ?? {};
   if (needed > quota - usage) {
     const megabytes = (bytes: number) => `${Math.ceil(Math.max(bytes, 0) / 1e6)} MB`;
@@ -187,7 +201,7 @@ async function download(
     for (let attempt = 0; !verified && attempt < 2; attempt++) {
       const hash = options.newHash();
       try {
-        await fill(url, access, entry, hash, options.signal, advance);
+        await fill(url, access, entry, hash, options, advance);
       } catch (error) {
         hash.free();
         throw error;
@@ -212,7 +226,7 @@ async function fill(
   access: FileSystemSyncAccessHandle,
   entry: BundleFile,
   hash: Hash,
-  signal: AbortSignal,
+  { headers: common, signal }: DownloadOptions,
   advance: (bytes: number) => void,
 ): Promise<void> {
   let size = access.getSize();
@@ -230,7 +244,7 @@ async function fill(
   let failures = 0;
   while (size < entry.bytes) {
     try {
-      const headers: HeadersInit = size > 0 ? { Range: `bytes=${size}-` } : {};
+      const headers = size > 0 ? { ...common, Range: `bytes=${size}-` } : common;
       const response = await request(url, { headers, signal, cache: "no-store" });
       // A server without range requests sends the whole file: skip the bytes that are already stored.
       let skip = response.status === 206 ? 0 : size;
@@ -268,7 +282,7 @@ function wrongDigest(url: string): MgmError {
 
 /** Downloads all files as blobs, which the browser keeps in memory or in temporary files. */
 async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
-  const text = await fetchManifest(url, MAX_TRIES, options.signal);
+  const text = await fetchManifest(url, MAX_TRIES, options.signal, { headers: options.headers });
   const manifest = parseManifest(text, url);
   options.accept(manifest);
   const entries = distinct(manifest);
@@ -280,7 +294,7 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
     let verified: Blob | undefined;
     for (let attempt = 0; !verified && attempt < 2; attempt++) {
       const blob = await retry(address, MAX_TRIES, signal, async () => {
-        const response = await request(address, { signal, cache: "no-cache" });
+        const response = await request(address, { headers: options.headers, signal, cache: "no-cache" });
         const blob = await response.blob();
         rejectWebPage(address, response.headers, new Uint8Array(await blob.slice(0, 1).arrayBuffer()));
         return blob;

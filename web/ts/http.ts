@@ -28,6 +28,16 @@ class BusyError extends MgmError {
   }
 }
 
+/** A response with a status that no retry changes. */
+export class StatusError extends MgmError {
+  constructor(
+    message: string,
+    readonly status: number,
+  ) {
+    super("http", message);
+  }
+}
+
 /** A signal that aborts with the first of several. (`AbortSignal.any` needs Chrome 116.) */
 export function anySignal(signals: AbortSignal[]): AbortSignal {
   if ("any" in AbortSignal) return AbortSignal.any(signals);
@@ -40,9 +50,14 @@ export function anySignal(signals: AbortSignal[]): AbortSignal {
 }
 
 /** Fetches the manifest of the bundle at `url`. */
-export function fetchManifest(url: string, tries: number, signal: AbortSignal, stallLimit = STALL_LIMIT): Promise<string> {
+export function fetchManifest(
+  url: string,
+  tries: number,
+  signal: AbortSignal,
+  { stallLimit = STALL_LIMIT, headers = {} }: { stallLimit?: number; headers?: Record<string, string> } = {},
+): Promise<string> {
   const address = new URL(MANIFEST, url).href;
-  return retry(address, tries, signal, async () => (await request(address, { cache: "no-cache", signal }, stallLimit)).text());
+  return retry(address, tries, signal, async () => (await request(address, { headers, cache: "no-cache", signal }, stallLimit)).text());
 }
 
 /** Sends a request. Returns a successful response, whose body fails if no data arrives for `stallLimit` milliseconds. */
@@ -86,7 +101,7 @@ export async function request(url: string, init: RequestInit & { signal: AbortSi
 
 function statusError(url: string, { status, statusText, headers }: Response): MgmError {
   const message = `${url}: the server responded ${status} ${statusText}`.trimEnd();
-  if (status < 500 && status !== 429) return new MgmError("http", message);
+  if (status < 500 && status !== 429) return new StatusError(message, status);
   return new BusyError(message, Math.min(MAX_WAIT, retryAfter(headers.get("retry-after") ?? "")));
 }
 

@@ -28,5 +28,5 @@ export { cache, type CachedBundle } from "./storage.js";
 export type { Support, SupportQuestion } from "./support.js";
 export type {
   Answer, AttentionMap, ChatImageOptions, ChatOptions, ContentPart, Delta, FinishReason, GeneratedImage, GenerateOptions, ImageInput,
-  ImageModelInfo, ImageSettings, ImageStep, LoadOptions, Message, ModelInfo, ModelSource, ModelSummary, Precision, Progress, Timings, Usage,
+  ImageModelInfo, ImageSettings, ImageStep, LoadOptions, Message, ModelInfo, ModelInspection, ModelSource, ModelSummary, Precision, Progress, Timings, Usage,
 } from "./types.js";

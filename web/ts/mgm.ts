@@ -11,8 +11,8 @@ import type { CheckedCase, LoadCall, MemoryReport, ResultMessage } from "./proto
 import { inspectBundle } from "./storage.js";
 import { support, type Support, type SupportQuestion } from "./support.js";
 import type {
-  Answer, AttentionMap, ChatOptions, Delta, GeneratedImage, GenerateOptions, ImageInput, LoadOptions, Message, ModelInfo, ModelSource,
-  ModelSummary, Progress,
+  Answer, AttentionMap, ChatOptions, Delta, GeneratedImage, GenerateOptions, ImageInput, LoadOptions, Message, ModelInfo,
+  ModelInspection, ModelSource, Precision, Progress,
 } from "./types.js";
 
 /** With properties that may be present and undefined. */
@@ -50,10 +50,24 @@ export class Mgm {
     }
   }
 
-  /** Returns a model's name and kind without loading it. */
-  static async inspect(source: ModelSource, options: { signal?: AbortSignal } = {}): Promise<ModelSummary> {
+  /**
+   * Returns a model's name and kind, and how much loading it downloads and stores, without loading it. For a model as it was released, reads
+   * the headers of its files.
+   */
+  static async inspect(source: ModelSource, options: { precision?: Precision; signal?: AbortSignal } = {}): Promise<ModelInspection> {
     const place = toFileSource(source);
-    return "files" in place ? inspectFiles(new Map(place.files)) : inspectBundle(place.url, options.signal);
+    if ("files" in place) return inspectFiles(new Map(place.files));
+    const { url, hub } = place;
+    const found = await inspectBundle(url, hub, options.signal);
+    if (found || !hub) return found ?? { name: "", imageGeneration: false };
+    const { precision, signal } = options;
+    const mgm = new Mgm(undefined);
+    try {
+      const request = { type: "inspect", hub, ...(precision !== undefined && { precision }) } as const;
+      return resultOf(await mgm.#client.call(request, signal), "inspected").model;
+    } finally {
+      mgm.dispose();
+    }
   }
 
   /**

@@ -3,11 +3,13 @@
 
 import { ChatModel, Device, ImageModel, Sha256 } from "./wasm/mgm_web.js";
 import { type Bundle, getBundle } from "./download.js";
+import { hubHeaders, isGguf } from "./env.js";
 import { MgmError, toWire } from "./errors.js";
+import { importModel } from "./import-model.js";
 import { inspectFiles, type Manifest, summary } from "./manifest.js";
 import type { LoadCall } from "./protocol.js";
-import { storedTuning, storeTuning } from "./storage.js";
-import type { ImageModelInfo, ModelInfo, Progress } from "./types.js";
+import { hasBundle, storedTuning, storeTuning } from "./storage.js";
+import type { ImageModelInfo, ModelInfo, ModelSummary, Progress } from "./types.js";
 import { deviceId, enableSubgroups, hasNativeDots } from "./webgpu.js";
 
 /** Time to measure kernels when a model is loaded for the first time, in milliseconds. */
@@ -260,13 +262,22 @@ export class Models {
   }
 }
 
-async function filesOf({ source, cache, as }: LoadCall, { signal, reporter, onStoring }: CallContext): Promise<Bundle> {
+async function filesOf({ source, cache, as, options }: LoadCall, { signal, reporter, onStoring }: CallContext): Promise<Bundle> {
   if ("files" in source) return { files: new Map(source.files), stored: false };
-  // Refuse a bundle of the wrong kind before its gigabytes are downloaded.
-  const accept = (manifest: Manifest) => {
-    if (as === "image-model" && !summary(manifest).imageGeneration) throw new MgmError("invalid-argument", NOT_AN_IMAGE_MODEL);
+  const { url, hub } = source;
+  // Refuse a model of the wrong kind before its gigabytes are downloaded.
+  const accept = ({ imageGeneration }: ModelSummary) => {
+    if (as === "image-model" && !imageGeneration) throw new MgmError("invalid-argument", NOT_AN_IMAGE_MODEL);
   };
-  return getBundle(source.url, { cache, signal, accept, newHash: () => new Sha256(), onProgress: reporter("download"), onStoring });
+  if (hub && !(await hasBundle(url, hub, signal))) {
+    const precision = isGguf(hub) ? undefined : options.precision;
+    return importModel(url, hub, { cache, signal, accept, precision, onProgress: reporter("import"), onStoring });
+  }
+  const acceptManifest = (manifest: Manifest) => accept(summary(manifest));
+  return getBundle(url, {
+    cache, signal, accept: acceptManifest, headers: hubHeaders(hub), newHash: () => new Sha256(),
+    onProgress: reporter("download"), onStoring,
+  });
 }
 
 /** Runs work with a model's files. If they were deleted from this device, downloads them and repeats the work. */

@@ -1,10 +1,28 @@
 // Messages between the page and the worker.
 
 import type { WireError } from "./errors.js";
-import type { AttentionMap, GeneratedImage, ImageStep, ModelInfo, Progress } from "./types.js";
+import type { AttentionMap, GeneratedImage, ImageStep, ModelInfo, ModelInspection, Progress } from "./types.js";
+
+/** A folder, or a GGUF file, of a repository on the Hugging Face Hub. */
+export interface HubSource {
+  /** The hub's address, without a slash at its end. */
+  endpoint: string;
+  repository: string;
+  /** Percent-encoded. */
+  revision: string;
+  /** Without slashes around it; empty for the whole repository. */
+  folder: string;
+  token?: string;
+}
+
+/** A bundle's address. With `hub`, the repository may have a model in another format instead. */
+export interface UrlSource {
+  url: string;
+  hub?: HubSource;
+}
 
 /** Where a model's files are. */
-export type FileSource = { url: string } | { files: [path: string, file: Blob][] };
+export type FileSource = UrlSource | { files: [path: string, file: Blob][] };
 
 export interface LoadCall {
   source: FileSource;
@@ -66,6 +84,7 @@ export type Request =
   | { id: number; type: "chat"; call: ChatCall }
   | { id: number; type: "generate"; call: ImageCall & { prompt: string }; image?: ImageData }
   | { id: number; type: "attention-map"; image: ImageData }
+  | { id: number; type: "inspect"; hub: HubSource; precision?: string }
   | { id: number; type: "memory" }
   | { id: number; type: "check" }
   | { id: number; type: "tune"; int8: boolean }
@@ -118,6 +137,7 @@ export type ResultMessage =
   | { id: number; type: "generated"; image: GeneratedImage }
   | { id: number; type: "checked"; cases: CheckedCase[] }
   | { id: number; type: "attention-map"; map: AttentionMap }
+  | { id: number; type: "inspected"; model: ModelInspection }
   | { id: number; type: "tuned" }
   | { id: number; type: "memory"; memory: MemoryReport }
   | { id: number; type: "error"; error: WireError };

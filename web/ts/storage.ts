@@ -2,18 +2,22 @@
 //
 //   mgm/<key of the URL>/source.json          what the bundle is, for `cache.list()`
 //   mgm/<key of the URL>/bundle.json          the manifest
+//   mgm/<key of the URL>/import.json          of an imported checkpoint: which files are complete
 //   mgm/<key of the URL>/<sha256>             a complete, verified file
 //   mgm/<key of the URL>/<sha256>.part        an incomplete file
 //   mgm/tuning.json                           the fastest kernels on this device, after `Mgm.tune`
 
-import { bundleUrl } from "./env.js";
+import { bundleUrl, hubHeaders, isGguf } from "./env.js";
 import { MgmError } from "./errors.js";
-import { fetchManifest } from "./http.js";
-import { parseManifest, summary } from "./manifest.js";
-import type { ModelSummary } from "./types.js";
+import { fetchManifest, MAX_TRIES, StatusError } from "./http.js";
+import { MANIFEST, parseManifest, summary } from "./manifest.js";
+import type { HubSource } from "./protocol.js";
+import type { ModelInspection, ModelSummary } from "./types.js";
 
 const ROOT = "mgm";
 const SOURCE = "source.json";
+/** The name of the record of an import. */
+export const IMPORT = "import.json";
 const TUNING = "tuning.json";
 
 /** A bundle on this device. */
@@ -105,6 +109,16 @@ export async function getFile(folder: FileSystemDirectoryHandle, name: string): 
   }
 }
 
+/** The content of a JSON file; `undefined` if there is none, or if it is damaged. */
+export async function readJson<T>(folder: FileSystemDirectoryHandle, name: string): Promise<T | undefined> {
+  const text = await (await getFile(folder, name))?.text();
+  try {
+    return text === undefined ? undefined : (JSON.parse(text) as T);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Writes a small file atomically. */
 export async function putText(folder: FileSystemDirectoryHandle, name: string, text: string): Promise<void> {
   const handle = await folder.getFileHandle(name, { create: true });
@@ -115,13 +129,8 @@ export async function putText(folder: FileSystemDirectoryHandle, name: string, t
 
 /** The folder's record. A damaged one is as good as none: the next download writes it again. */
 export async function getRecord(folder: FileSystemDirectoryHandle): Promise<SourceRecord | undefined> {
-  try {
-    const record = JSON.parse((await (await getFile(folder, SOURCE))?.text()) ?? "null") as SourceRecord | null;
-    return typeof record?.url === "string" && Array.isArray(record.files) ? record : undefined;
-  } catch (error) {
-    if (error instanceof SyntaxError) return undefined;
-    throw error;
-  }
+  const record = await readJson<SourceRecord>(folder, SOURCE);
+  return typeof record?.url === "string" && Array.isArray(record.files) ? record : undefined;
 }
 
 /** Writes the folder's record and deletes files that do not belong to the bundle. */
@@ -167,14 +176,49 @@ export async function storeTuning(device: string, tuning: string): Promise<void>
   }
 }
 
-/** Returns the name and kind of the bundle at `url`, from this device or, if it is not stored, from its server. */
-export async function inspectBundle(url: string, signal = new AbortController().signal): Promise<ModelSummary> {
-  const record = await stored().then(
-    async (folder) => folder && getRecord(await folder.getDirectoryHandle(await keyOf(url))),
-  ).catch(() => undefined);
-  if (record) return { name: record.name, imageGeneration: record.imageGeneration };
-  return summary(parseManifest(await fetchManifest(url, 1, signal), url));
+/** The stored folder of the bundle at `url`, if there is one. */
+async function storedFolder(url: string): Promise<FileSystemDirectoryHandle | undefined> {
+  return stored().then(async (folder) => folder?.getDirectoryHandle(await keyOf(url))).catch(() => undefined);
 }
+
+/**
+ * Returns what the bundle at `url` is, from this device or, if it is not stored, from its server. `undefined` for the folder of a repository
+ * without a bundle (`hub`).
+ */
+export async function inspectBundle(url: string, hub: HubSource | undefined, signal = new AbortController().signal): Promise<ModelInspection | undefined> {
+  const folder = await storedFolder(url);
+  const record = folder && (await getRecord(folder));
+  if (record) {
+    const { name, imageGeneration, files } = record;
+    let missing = 0;
+    for (const { sha256, bytes } of files) missing += (await getFile(folder, sha256))?.size === bytes ? 0 : bytes;
+    // Only the headers of the original files show what is left of an import.
+    if (missing > 0 && (await getFile(folder, IMPORT))) return undefined;
+    return { name, imageGeneration, downloadBytes: missing, storedBytes: sum(files) };
+  }
+  if (hub && !(await hasBundle(url, hub, signal))) return undefined;
+  const manifest = parseManifest(await fetchManifest(url, 1, signal, { headers: hubHeaders(hub) }), url);
+  const bytes = sum([...manifest.files, ...manifest.shards]);
+  return { ...summary(manifest), downloadBytes: bytes, storedBytes: bytes };
+}
+
+/** Whether a folder of a repository holds a bundle: the stored one, or that of the server. */
+export async function hasBundle(url: string, hub: HubSource, signal: AbortSignal): Promise<boolean> {
+  if (isGguf(hub)) return false;
+  const folder = await storedFolder(url);
+  if (folder && (await getFile(folder, IMPORT))) return false;
+  if (folder && (await getFile(folder, MANIFEST))) return true;
+  try {
+    await fetchManifest(url, MAX_TRIES, signal, { headers: hubHeaders(hub) });
+    return true;
+  } catch (error) {
+    // The Hub answers 401 for a repository that does not exist.
+    if (error instanceof StatusError && [401, 403, 404].includes(error.status)) return false;
+    throw error;
+  }
+}
+
+const sum = (files: { bytes: number }[]): number => files.reduce((total, { bytes }) => total + bytes, 0);
 
 async function list(): Promise<CachedBundle[]> {
   const folder = await stored();

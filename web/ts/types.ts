@@ -34,12 +34,13 @@ export interface Message {
 export interface Progress {
   /**
    * - `download`: files to this device
+   * - `import`: a checkpoint to this device, which becomes a bundle on the way; `loaded` counts bytes of the checkpoint
    * - `load`: weights to the GPU
    * - `recover`: the same after the GPU device was lost
    * - `check`: kernels of the self-check
    * - `tune`: measurements of kernels
    */
-  phase: "download" | "load" | "recover" | "check" | "tune";
+  phase: "download" | "import" | "load" | "recover" | "check" | "tune";
   /**
    * The part in progress: of a bundle (`tokenizer`, `vision`, `language`, `diffusion`), of a model (`weights`, `UNet`, …), or
    * `kernels`.
@@ -55,8 +56,9 @@ export interface Progress {
  * Where a model comes from:
  *
  * - the URL of a bundle's folder, which `mgm pack` wrote
- * - `"hf:owner/name"`, a bundle in a public repository of the Hugging Face Hub; `"hf:owner/name@revision/folder"` names a revision and a
- *   folder (see {@link Environment.hubUrl})
+ * - `"hf:owner/name"`, a repository of the Hugging Face Hub with a bundle, or with a model as it was released: a checkpoint of Mini-Gemini
+ *   or Stable Diffusion XL in diffusers' layout. Such a model is quantised while it is downloaded, and kept as a bundle.
+ *   `"hf:owner/name@revision/folder"` names a revision and a folder, `"hf:owner/name/file.gguf"` a GGUF file (see {@link Environment.hubUrl})
  * - files that the user chose: those of a bundle's or a checkpoint's folder, or one GGUF file
  */
 export type ModelSource = string | URL | Iterable<File>;
@@ -65,7 +67,10 @@ export type ModelSource = string | URL | Iterable<File>;
 export interface LoadOptions {
   /** An image model to load next to the chat model: see {@link Mgm.loadImageModel}. */
   imageModel?: ModelSource;
-  /** How the language model's weights are stored on the device. Default: as in the files. */
+  /**
+   * How the language model's weights are stored on the device. Default: as in the files; for a model as it was released, `q4`. Its bundle is
+   * kept at this precision.
+   */
   precision?: Precision;
   /** The conversation template, if the files do not name it: `vicuna_v1`, `gemma`, `llama_3`, … */
   conversation?: string;
@@ -291,6 +296,16 @@ export interface ModelSummary {
   name: string;
   /** Whether it is an image model; otherwise it is a chat model. */
   imageGeneration: boolean;
+}
+
+/** What a model is, and what loading it takes: see {@link Mgm.inspect}. */
+export interface ModelInspection extends ModelSummary {
+  /** Bytes to download; 0 if the model is on this device. Absent for files that the user chose. */
+  downloadBytes?: number;
+  /** Bytes that stay stored on this device. */
+  storedBytes?: number;
+  /** The precision at which a model as it was released is stored. */
+  precision?: string;
 }
 
 /** Properties of the loaded models. */

@@ -6,6 +6,7 @@ import { wasmResponse } from "./asset-cache.js";
 import { toWire, type WireError } from "./errors.js";
 import { generateImage } from "./generate-image.js";
 import { ImageRequests } from "./image-requests.js";
+import { inspectImport } from "./import-model.js";
 import { type CallContext, Models } from "./models.js";
 import type {
   AnswerReport, ChatCall, CheckedCase, ImageCall, MemoryReport, ProgressMessage, Reply, Request, ResultMessage, StartMessage,
@@ -96,6 +97,8 @@ async function handle(request: Exclude<Request, { type: "abort" }>, context: Con
       return { id, type: "generated", image: await generate(request.call, request.image, context) };
     case "attention-map":
       return { id, type: "attention-map", map: await attentionMap(request.image, context) };
+    case "inspect":
+      return { id, type: "inspected", model: await inspectImport(request.hub, request.precision, context.signal) };
     case "check":
       return { id, type: "checked", cases: await check(context) };
     case "tune":
