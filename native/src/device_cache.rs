@@ -30,6 +30,12 @@ pub async fn open_with_note(options: &GpuOptions) -> mgm::Result<Gpu> {
     if gpu.adapter().is_software() {
         note!("mgm: note: {} is a software adapter: correct but slow", gpu.adapter().name);
     }
+    if gpu.emulates_f16() {
+        note!(
+            "mgm: note: {} cannot convert f16 to f32: mgm does it with integers, which is slower",
+            gpu.adapter().name
+        );
+    }
     Ok(gpu)
 }
 

@@ -19,6 +19,12 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
     if adapter.is_software() {
         writeln!(out, "note     this is a software adapter; if the machine has a GPU, install its Vulkan driver")?;
     }
+    if gpu.emulates_f16() {
+        writeln!(
+            out,
+            "note     the driver cannot convert f16 to f32, so kernels do it with integers, which is slower"
+        )?;
+    }
 
     let cases = self_check();
     let bar = progress::count(cases.len() as u64, "checking");

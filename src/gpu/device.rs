@@ -41,6 +41,8 @@ struct Inner {
     cost: Lock<Cost>,
     guards: Option<Guards>,
     software_adapter: bool,
+    /// The device cannot convert f16 to f32 and back, so kernels do it in integer arithmetic.
+    emulates_f16: bool,
     /// Kernels may round activations to 8 bits.
     allows_int8: bool,
     /// All recordings are dry runs, and buffers take no memory.
@@ -96,6 +98,7 @@ impl Inner {
             cost: Lock::default(),
             guards: None,
             software_adapter: false,
+            emulates_f16: false,
             allows_int8: true,
             planned: false,
             extensions: Arc::default(),
@@ -188,6 +191,8 @@ impl Gpu {
         let lost = first_error.clone();
         device.set_device_lost_callback(move |_, message| record_error(&lost, Error::DeviceLost(message)));
 
+        let converts_f16 = wgpu::DownlevelFlags::SHADER_F16_IN_F32;
+        let emulates_f16 = !adapter.get_downlevel_capabilities().flags.contains(converts_f16);
         let software_adapter = options.test.software_adapter.unwrap_or(summary.is_software());
         let mut capabilities = Capabilities::new(features, &limits, &adapter);
         capabilities.subgroups |= options.browser_subgroups;
@@ -222,6 +227,7 @@ impl Gpu {
             profiling: options.profile,
             guards: options.test.guard_zones.then(Guards::default),
             software_adapter,
+            emulates_f16,
             allows_int8: !options.no_int8,
             planned,
             pipeline_cache,
@@ -242,6 +248,11 @@ impl Gpu {
     /// Whether the device is a software adapter, or a test treats it as one.
     pub(crate) fn is_software(&self) -> bool {
         self.0.software_adapter
+    }
+
+    /// Whether the device cannot convert f16 to f32 and back, so that kernels do it in integer arithmetic, slowly.
+    pub fn emulates_f16(&self) -> bool {
+        self.0.emulates_f16
     }
 
     /// Whether kernels may round activations to 8 bits.
@@ -273,6 +284,7 @@ impl Gpu {
         let planned = Inner::new(device, queue, adapter.clone(), capabilities.clone(), memory, params, first_error);
         Self(Arc::new(Inner {
             software_adapter: self.0.software_adapter,
+            emulates_f16: self.0.emulates_f16,
             allows_int8: self.0.allows_int8,
             planned: true,
             extensions: self.0.extensions.clone(),
@@ -460,7 +472,13 @@ impl Gpu {
 
     fn pipeline_builder(&self) -> PipelineBuilder<'_> {
         let Inner { device, capabilities, pipeline_cache, .. } = &*self.0;
-        PipelineBuilder { device, capabilities, cache: pipeline_cache.as_ref() }
+        PipelineBuilder {
+            device,
+            capabilities,
+            cache: pipeline_cache.as_ref(),
+            #[cfg(not(target_arch = "wasm32"))]
+            emulates_f16: self.0.emulates_f16,
+        }
     }
 
     /// A buffer to read at least `bytes` back through.

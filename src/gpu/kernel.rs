@@ -30,6 +30,10 @@ macro_rules! wgsl {
 }
 pub(crate) use wgsl;
 
+/// `pack2x16float` and `unpack2x16float` for devices that lack them. WebGPU has them, so browsers do too.
+#[cfg(not(target_arch = "wasm32"))]
+const HALF_BITS: Source = wgsl!("common/half_bits.wgsl");
+
 impl PartialEq for Source {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -235,6 +239,9 @@ pub(super) struct PipelineBuilder<'a> {
     pub(super) device: &'a wgpu::Device,
     pub(super) capabilities: &'a Capabilities,
     pub(super) cache: Option<&'a wgpu::PipelineCache>,
+    /// Kernels pack and unpack f16 in integer arithmetic.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) emulates_f16: bool,
 }
 
 impl PipelineBuilder<'_> {
@@ -264,12 +271,26 @@ impl PipelineBuilder<'_> {
         Layout { id, bind_group, pipeline }
     }
 
+    #[cfg(target_arch = "wasm32")]
+    fn wgsl(&self, kernel: &Kernel) -> String {
+        kernel.wgsl(true)
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn wgsl(&self, kernel: &Kernel) -> String {
+        let text = kernel.wgsl(false);
+        if !self.emulates_f16 || !text.contains("pack2x16float(") {
+            return text;
+        }
+        text.replace("unpack2x16float(", "unpack_halves(").replace("pack2x16float(", "pack_halves(") + HALF_BITS.text
+    }
+
     fn make(&self, kernel: &Kernel, layout: Arc<Layout>) -> Pipeline {
-        let Self { device, capabilities, cache } = *self;
+        let Self { device, capabilities, cache, .. } = *self;
         debug_assert!(capabilities.subgroups || !kernel.uses_subgroups(), "{} needs subgroups", kernel.name);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.label),
-            source: wgpu::ShaderSource::Wgsl(kernel.wgsl(cfg!(target_arch = "wasm32")).into()),
+            source: wgpu::ShaderSource::Wgsl(self.wgsl(kernel).into()),
         };
         // SAFETY: the shaders are this crate's own. Every op proves its indices from the shapes it checks before it
         // dispatches, and the guard-zone tests run each specialisation over shapes around its tile sizes. The checks

@@ -7,6 +7,7 @@ mod cli_reference;
 mod common;
 mod docs;
 mod eval;
+mod faults;
 mod generate;
 mod pack;
 mod pocket;
