@@ -1,7 +1,6 @@
 //! Data about each adapter in the user's cache folder: the fastest kernels (`mgm tune`) and compiled pipelines in the
 //! driver's format. All of it can be deleted at any time.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -9,6 +8,8 @@ use std::thread::JoinHandle;
 use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel};
 use mgm::ops::{Tuning, set_tuning};
 use sha2::{Digest, Sha256};
+
+use crate::files::replace;
 
 /// Length of the SHA-256 checksum before the driver's data, in bytes.
 const CHECKSUM: usize = 32;
@@ -74,7 +75,7 @@ impl Preparation {
             bytes.extend(data);
             if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
                 // Without the cache the next start is slower, so a failure is not an error.
-                let _ = write(&path, &bytes);
+                let _ = replace(&path, &bytes);
             }
         }
     }
@@ -97,11 +98,39 @@ impl Drop for Preparation {
 }
 
 /// Caches tuning results and returns the file.
-pub fn write_tuning(gpu: &Gpu, tuning: &Tuning) -> std::io::Result<PathBuf> {
-    let path = file(gpu.adapter(), "tuning.json")
-        .ok_or_else(|| std::io::Error::other("there is no cache folder: set XDG_CACHE_HOME or HOME"))?;
-    write(&path, &serde_json::to_vec_pretty(tuning)?)?;
+///
+/// # Errors
+/// [`mgm::Error::Io`] with the file; [`mgm::Error::InvalidArgument`] if there is no cache folder.
+pub fn write_tuning(gpu: &Gpu, tuning: &Tuning) -> mgm::Result<PathBuf> {
+    let path = tuning_file(gpu)?;
+    let written = serde_json::to_vec_pretty(tuning).map_err(Into::into).and_then(|text| replace(&path, &text));
+    written.map_err(|error| cannot_write(&path, &error))?;
     Ok(path)
+}
+
+/// Checks that [`write_tuning`] can write its file.
+///
+/// # Errors
+/// As [`write_tuning`].
+pub fn check_tuning_file(gpu: &Gpu) -> mgm::Result<()> {
+    let path = tuning_file(gpu)?;
+    let probe = path.with_extension("probe");
+    replace(&probe, b"{}").and_then(|()| std::fs::remove_file(&probe)).map_err(|error| cannot_write(&path, &error))
+}
+
+fn tuning_file(gpu: &Gpu) -> mgm::Result<PathBuf> {
+    file(gpu.adapter(), "tuning.json")
+        .ok_or_else(|| mgm::Error::InvalidArgument("there is no cache folder: set XDG_CACHE_HOME or HOME".to_owned()))
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> mgm::Error {
+    mgm::Error::Io {
+        file: path.display().to_string(),
+        kind: error.kind(),
+        reason: format!(
+            "{error}; tuning results are cached there: set XDG_CACHE_HOME to a folder that can be written to"
+        ),
+    }
 }
 
 /// Reads cached pipelines. The checksum matters: drivers don't validate this data.
@@ -109,16 +138,6 @@ fn read_pipelines(adapter: &AdapterSummary) -> Option<Vec<u8>> {
     let bytes = std::fs::read(file(adapter, "pipelines")?).ok()?;
     let (checksum, data) = bytes.split_at_checked(CHECKSUM)?;
     (Sha256::digest(data).as_slice() == checksum).then(|| data.to_vec())
-}
-
-/// Writes a file atomically.
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let part = path.with_extension(format!("{}.part", std::process::id()));
-    let written = std::fs::File::create(&part).and_then(|mut file| file.write_all(bytes));
-    written.and_then(|()| std::fs::rename(&part, path)).inspect_err(|_| drop(std::fs::remove_file(&part)))
 }
 
 fn file(adapter: &AdapterSummary, kind: &str) -> Option<PathBuf> {

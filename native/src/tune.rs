@@ -10,6 +10,7 @@ use mgm::tensor::Precision;
 use mgm::tuning::{TuneOptions, tune};
 
 use crate::args::{CheckpointArgs, DeviceArgs};
+use crate::interrupt::{self, continue_unless};
 use crate::load::{load_options, open_checkpoint};
 use crate::{CliError, device_cache};
 
@@ -31,11 +32,20 @@ pub struct TuneArgs {
 pub async fn run(arguments: TuneArgs) -> Result<(), CliError> {
     let files = open_checkpoint(&arguments.checkpoint).await?;
     let gpu = device_cache::open(&arguments.device.options()).await?;
+    // A minute of measurements must not be lost.
+    device_cache::check_tuning_file(&gpu)?;
+    let stop = interrupt::install()?;
     let options = load_options(&arguments.checkpoint, &files, arguments.precision);
     let products = Model::products(&gpu, &files, &options).await?.into_keys();
     let mut out = std::io::stdout().lock();
     let mut output = writeln!(out, "{}", gpu.adapter().name);
+    let mut cached = Ok(());
+    let mut shape = None;
     let done = tune(&gpu, products, TuneOptions::default().with_int8(arguments.int8), |timing| {
+        if shape.replace(timing.shape).is_some_and(|before| before != timing.shape) {
+            // The shapes before this one are complete: whatever ends the program, they are not measured in vain.
+            cached = device_cache::write_tuning(&gpu, &ops::tuning(&gpu)).map(drop);
+        }
         let MatmulShape { precision, m, n, k } = timing.shape;
         let matmul = format!("{precision} {m} x {n} x {k}");
         let time = match timing.microseconds {
@@ -46,15 +56,19 @@ pub async fn run(arguments: TuneArgs) -> Result<(), CliError> {
         if output.is_ok() {
             output = writeln!(out, "{matmul:<28} {time:>12}  {}", timing.kernel.name());
         }
-        if output.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if output.is_ok() && cached.is_ok() { continue_unless(&stop) } else { ControlFlow::Break(()) }
     })
     .await;
     // Results from before an early end are cached too.
     let tuning = ops::tuning(&gpu);
     let path = device_cache::write_tuning(&gpu, &tuning);
     output?;
-    done?;
+    cached?;
     let path = path?;
-    writeln!(out, "measured {} matmul shapes; cached in {}", tuning.len(), path.display())?;
-    Ok(())
+    let stopped = match done {
+        Err(mgm::Error::Cancelled) => "stopped; ",
+        done => done.map(|_| "")?,
+    };
+    writeln!(out, "{stopped}measured {} matmul shapes; cached in {}", tuning.len(), path.display())?;
+    if stopped.is_empty() { Ok(()) } else { Err(mgm::Error::Cancelled.into()) }
 }
