@@ -33,9 +33,10 @@ impl std::fmt::Display for CliError {
                     (Self::Image(_), Some(Setting::Precision)) => Some("--image-precision P"),
                     (_, setting) => setting.and_then(option_for),
                 };
-                match option {
-                    Some(option) => write!(f, " ({option})"),
-                    None => Ok(()),
+                match (option, error) {
+                    (Some(option), _) => write!(f, " ({option})"),
+                    (None, mgm::Error::NoAdapter(_)) => f.write_str(&driver_hint(|name| std::env::var(name).ok())),
+                    _ => Ok(()),
                 }
             }
             Self::Input(error) => write!(f, "reading the input: {error}"),
@@ -57,6 +58,21 @@ fn option_for(setting: Setting) -> Option<&'static str> {
         Setting::ImageModel => Some("--image-model MODEL of mgm chat, or mgm generate MODEL"),
         _ => None,
     }
+}
+
+/// The variables that tell the Vulkan loader which drivers to load, the first that is set counts.
+const DRIVER_FILES: [&str; 2] = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"];
+
+/// What a message without an adapter adds if the environment restricts the drivers.
+fn driver_hint(variable: impl Fn(&str) -> Option<String>) -> String {
+    let set = DRIVER_FILES.iter().find_map(|name| Some((name, variable(name).filter(|value| !value.is_empty())?)));
+    let Some((name, value)) = set else { return String::new() };
+    let missing = std::env::split_paths(&value).find(|path| !path.exists());
+    let reason = match missing {
+        Some(path) => format!("there is no {}", path.display()),
+        None => "they are the only drivers that the Vulkan loader loads".to_owned(),
+    };
+    format!(" ({name} is {value}: {reason}; correct or unset it)")
 }
 
 #[cfg(test)]
@@ -96,5 +112,20 @@ mod tests {
         assert_eq!(CliError::Image(no_memory.clone()).to_string(), format!("{no_memory} ({option})"));
         assert!(is_option(option));
         assert_eq!(CliError::from(mgm::Error::Cancelled).to_string(), "cancelled");
+    }
+
+    #[test]
+    fn a_message_without_an_adapter_names_the_variable_that_restricts_drivers() {
+        let set = |wanted: &'static str, value: &'static str| {
+            driver_hint(move |name| (name == wanted).then(|| value.to_owned()))
+        };
+        for name in DRIVER_FILES {
+            let hint = set(name, "/nowhere/icd.json");
+            assert!(hint.contains(name) && hint.contains("there is no /nowhere/icd.json"), "{hint}");
+            let hint = set(name, env!("CARGO_MANIFEST_DIR"));
+            assert!(hint.contains(name) && hint.contains("only drivers"), "{hint}");
+            assert_eq!(set(name, ""), "");
+        }
+        assert_eq!(set("HOME", "/nowhere"), "");
     }
 }

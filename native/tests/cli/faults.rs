@@ -76,6 +76,16 @@ fn tune_checks_its_cache_before_it_measures() {
     assert!(errors.contains("tuning.json") && errors.contains("XDG_CACHE_HOME"), "{errors}");
 }
 
+#[test]
+fn drivers_that_the_environment_hides_are_named() {
+    for name in ["VK_ICD_FILENAMES", "VK_DRIVER_FILES"] {
+        let output = run(mgm().arg("info").env_remove("VK_DRIVER_FILES").env(name, "/nowhere/icd.json"));
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(name) && errors.contains("there is no /nowhere/icd.json"), "{errors}");
+    }
+}
+
 /// llvmpipe on a processor without F16C cannot convert f16. On other adapters the variable has no effect.
 #[test]
 fn a_driver_without_f16_conversions_gives_the_same_answers() {
