@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use clap::Args;
+use fs4::{FileExt, TryLockError};
 use mgm::Error;
 use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
 use mgm::session::conversation_template;
@@ -131,10 +132,21 @@ fn refuse_incomplete(checkpoint: &MgmCheckpoint) -> Result<(), Error> {
 
 async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
     std::fs::create_dir_all(out).map_err(|error| io_error(out, error))?;
-    if out.join(MANIFEST).exists() {
-        let reason = format!("{} already holds a bundle: choose another folder, or remove the bundle", out.display());
-        return Err(Error::InvalidArgument(reason).into());
+    let refuse = |reason: &str| Err(Error::InvalidArgument(format!("{} {reason}", out.display())));
+    let holds_a_bundle = || match out.join(MANIFEST).exists() {
+        true => refuse("already holds a bundle: choose another folder, or remove the bundle"),
+        false => Ok(()),
+    };
+    holds_a_bundle()?;
+    // Renamed when it is complete, so that every folder with a manifest is a complete bundle.
+    let part = out.join(format!("{MANIFEST}.part"));
+    let manifest_file = File::options().create(true).write(true).truncate(false).open(&part);
+    let manifest_file = manifest_file.map_err(|error| io_error(&part, error))?;
+    if matches!(FileExt::try_lock(&manifest_file), Err(TryLockError::WouldBlock)) {
+        refuse("is being written to by another mgm pack: choose another folder")?;
     }
+    // Another one may have finished before the lock.
+    holds_a_bundle()?;
     let bar = progress::bytes(layout.bytes(), "packing");
     let mut manifest = layout.manifest;
     for (file, bytes) in &layout.files {
@@ -155,11 +167,10 @@ async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
             .await?;
         manifest.shards.push(target.finish(&file, shard.part)?);
     }
-    // Write the manifest last, so that every folder with a manifest is a complete bundle.
     let text = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from)?;
-    let mut target = HashingFile::create(out.join(MANIFEST))?;
-    target.write(text.as_bytes())?;
-    target.finish(MANIFEST, "")?;
+    write_manifest(manifest_file, text.as_bytes())
+        .and_then(|()| std::fs::rename(&part, out.join(MANIFEST)))
+        .map_err(|error| io_error(&part, error))?;
     bar.finish_and_clear();
     let mut stdout = std::io::stdout().lock();
     let [shards, megabytes] = [manifest.shards.len() as u64, manifest.bytes() / 1_000_000];
@@ -171,6 +182,14 @@ async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
         manifest.precision
     )?;
     Ok(())
+}
+
+fn write_manifest(mut file: File, text: &[u8]) -> std::io::Result<()> {
+    file.write_all(text)?;
+    // What an earlier run left.
+    file.set_len(text.len() as u64)?;
+    // The system may report a full disk only here.
+    file.sync_all()
 }
 
 fn default_name(path: &Path) -> String {

@@ -165,3 +165,48 @@ fn damaged_bundles_are_refused_with_a_reason() {
 fn write(bundle: &Path, manifest: &str) {
     fs::write(bundle.join("bundle.json"), manifest).expect("written");
 }
+
+/// A disk that is full when the manifest is written, and a second pack into the same folder.
+#[cfg(unix)]
+#[test]
+fn a_manifest_is_complete_or_absent() {
+    let folder = TempDir::new().expect("a folder");
+    let case = "gemma-2b";
+    let checkpoint = goldens().join(case).join(text(&expected(case)["checkpoint"]));
+    let bundle = folder.path().join("bundle");
+    fs::create_dir(&bundle).expect("a folder");
+    // Every write to /dev/full fails as on a full disk.
+    std::os::unix::fs::symlink("/dev/full", bundle.join("bundle.json.part")).expect("a link");
+    let arguments = ["pack", path(&checkpoint), "--out", path(&bundle)];
+    let output = mgm(&arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("bundle.json") && error.contains("No space left"), "{error}");
+    assert!(!bundle.join("bundle.json").exists());
+
+    // A longer manifest of an interrupted run is overwritten whole.
+    fs::remove_file(bundle.join("bundle.json.part")).expect("the link");
+    fs::write(bundle.join("bundle.json.part"), vec![b'x'; 1 << 20]).expect("a file");
+    must(&arguments);
+    assert!(!bundle.join("bundle.json.part").exists());
+    let manifest = fs::read(bundle.join("bundle.json")).expect("a manifest");
+    serde_json::from_slice::<Value>(&manifest).expect("JSON");
+    let error = String::from_utf8_lossy(&mgm(&arguments).stderr).into_owned();
+    assert!(error.contains("already holds a bundle"), "{error}");
+
+    // While one pack writes, another one is refused.
+    let shared = folder.path().join("shared");
+    let pack = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        command.args(["pack", path(&checkpoint), "--out", path(&shared)]).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs")
+    };
+    let outputs: Vec<Output> =
+        [pack(), pack(), pack()].into_iter().map(|child| child.wait_with_output().expect("the end")).collect();
+    let succeeded = outputs.iter().filter(|output| output.status.success()).count();
+    assert_eq!(succeeded, 1, "{outputs:?}");
+    for entry in fs::read_dir(&shared).expect("a folder").flatten() {
+        let (alone, here) = (fs::read(bundle.join(entry.file_name())), fs::read(entry.path()));
+        assert!(alone.expect("the same files") == here.expect("a file"), "{:?}", entry.file_name());
+    }
+}
