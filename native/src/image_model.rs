@@ -176,7 +176,7 @@ impl ImageModel {
         Ok(Self {
             pipeline: DiffusionPipeline::open(gpu, checkpoint, options).await?,
             arguments: arguments.clone(),
-            model: model.path()?.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            model: model.name()?,
             stop,
             loading,
             terminal: if arguments.no_preview { None } else { ImageProtocol::detect() },

@@ -21,7 +21,8 @@ use mgm::weights::model_files::ModelFiles;
 use crate::args::CheckpointArgs;
 use crate::device_cache::{Preparation, write_tuning};
 use crate::interrupt::continue_unless;
-use crate::{bundled_models, progress};
+use crate::pull::LocalModel;
+use crate::{bundled_models, progress, pull};
 
 /// How long the measurements delay a model's first load on a GPU.
 const MEASURING_TIME: Duration = Duration::from_secs(2);
@@ -29,10 +30,18 @@ const MEASURING_TIME: Duration = Duration::from_secs(2);
 /// The checkpoint that the arguments name, or the bundled model.
 ///
 /// # Errors
-/// [`mgm::Error::InvalidArgument`] if none is named and none is bundled.
+/// [`mgm::Error::InvalidArgument`] if none is named and none is bundled; those of [`pull::locate`].
 pub fn checkpoint_path(arguments: &CheckpointArgs) -> mgm::Result<PathBuf> {
-    let path = arguments.checkpoint.clone().or_else(|| bundled_models::find(bundled_models::POCKET));
-    path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET))
+    local_checkpoint(arguments).map(|model| model.path)
+}
+
+fn local_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<LocalModel> {
+    if let Some(path) = &arguments.checkpoint {
+        return pull::locate(path);
+    }
+    let path = bundled_models::find(bundled_models::POCKET);
+    let path = path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET))?;
+    Ok(LocalModel { path, ..LocalModel::default() })
 }
 
 /// Opens the checkpoint of [`checkpoint_path`] with its towers. A GGUF file in `--llm` replaces its language model.
@@ -40,21 +49,21 @@ pub fn checkpoint_path(arguments: &CheckpointArgs) -> mgm::Result<PathBuf> {
 /// # Errors
 /// Those of [`checkpoint_path`] and of the readers.
 pub async fn open_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<ModelFiles> {
-    let path = checkpoint_path(arguments)?;
+    let LocalModel { path, clip, convnext, .. } = local_checkpoint(arguments)?;
     let folder = |path: &PathBuf| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
     let mut files = if path.is_file() {
         ModelFiles::Gguf(open_gguf(&path).await?)
     } else {
         let towers = TowerOptions::default()
-            .with_clip(arguments.vision_tower.as_ref().map(folder))
-            .with_convnext(arguments.vision_tower_hr.as_ref().map(folder));
+            .with_clip(arguments.vision_tower.as_ref().or(clip.as_ref()).map(folder))
+            .with_convnext(arguments.vision_tower_hr.as_ref().or(convnext.as_ref()).map(folder));
         ModelFiles::open(folder(&path), towers).await?
     };
     if let Some(llm) = &arguments.llm {
         let ModelFiles::Mgm(checkpoint) = &mut files else {
             return Err(mgm::Error::InvalidArgument("--llm needs a Mini-Gemini checkpoint".to_owned()));
         };
-        checkpoint.replace_language(&open_gguf(llm).await?)?;
+        checkpoint.replace_language(&open_gguf(&pull::locate(llm)?.path).await?)?;
     }
     Ok(files)
 }

@@ -65,7 +65,7 @@ enum Command {
     /// Pack a model into a bundle: one folder for native programs and browsers
     Pack(pack::PackArgs),
     /// Download a model from the Hugging Face Hub, or from the mirror in HF_ENDPOINT: a checkpoint with its vision
-    /// towers, a bundle, or Stable Diffusion XL
+    /// towers, a bundle, a GGUF file, or Stable Diffusion XL
     Pull(pull::PullArgs),
     /// Measure the speed of a model or of single kernels
     Bench(bench::BenchArgs),

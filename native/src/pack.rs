@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::args::{CheckpointArgs, parse_size};
 use crate::files::{hex, io_error};
 use crate::load::{checkpoint_path, open_checkpoint};
-use crate::{CliError, progress, sdxl};
+use crate::{CliError, progress, pull, sdxl};
 
 #[derive(Debug, Args)]
 pub struct PackArgs {
@@ -193,6 +193,10 @@ fn write_manifest(mut file: File, text: &[u8]) -> std::io::Result<()> {
 }
 
 fn default_name(path: &Path) -> String {
+    // A folder of the Hub's cache has a commit for a name.
+    if let Some(repo) = pull::repo_of(path).filter(|_| path.is_dir()) {
+        return repo.rsplit('/').next().unwrap_or(&repo).to_owned();
+    }
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let name = if path.is_file() { path.file_stem() } else { path.file_name() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())

@@ -10,13 +10,14 @@ use mgm::tensor::Precision;
 use mgm::weights::bundle::read::Bundle;
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint, Vae};
 
-use crate::bundled_models;
+use crate::pull::LocalModel;
+use crate::{bundled_models, pull};
 
 /// An image model and how to load it.
 #[derive(Debug, Clone, Args)]
 pub struct SdxlArgs {
-    /// Folder of a Stable Diffusion XL model in diffusers' layout or of a bundle, or a single .safetensors file
-    /// [default: the bundled model, pocket-sdxl]
+    /// Folder of a Stable Diffusion XL model in diffusers' layout or of a bundle, a single .safetensors file, or the
+    /// name of a model that `mgm pull` downloaded [default: the bundled model, pocket-sdxl]
     #[arg(value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// For a single file: folder with CLIP's vocab.json and merges.txt, or a folder in diffusers' layout, whose
@@ -64,19 +65,35 @@ impl SdxlArgs {
     /// The model that the arguments name, or the bundled one.
     ///
     /// # Errors
-    /// [`mgm::Error::InvalidArgument`] if none is named and none is bundled.
-    pub fn path(&self) -> Result<PathBuf> {
-        let path = self.model.clone().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL));
-        path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET_SDXL))
+    /// [`mgm::Error::InvalidArgument`] if none is named and none is bundled; those of [`pull::locate`].
+    fn local(&self) -> Result<LocalModel> {
+        if let Some(path) = &self.model {
+            return pull::locate(path);
+        }
+        let path = bundled_models::find(bundled_models::POCKET_SDXL);
+        let path = path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET_SDXL))?;
+        Ok(LocalModel { path, ..LocalModel::default() })
     }
 
-    /// Opens the model of [`SdxlArgs::path`] and merges the LoRA files.
+    /// The model's name, for the settings in an image: that of its file or folder.
     ///
     /// # Errors
-    /// Those of [`SdxlArgs::path`] and of the reader.
+    /// As when the model is opened.
+    pub fn name(&self) -> Result<String> {
+        let path = self.local()?.path;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // A folder of the Hub's cache has a commit for a name.
+        Ok(pull::repo_of(&path).filter(|_| path.is_dir()).unwrap_or(name))
+    }
+
+    /// Opens the model and merges the LoRA files.
+    ///
+    /// # Errors
+    /// Those of [`pull::locate`] and of the reader.
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
-        let mut checkpoint =
-            open_with(&self.path()?, self.tokenizer.as_deref(), self.vae.as_deref(), self.precision).await?;
+        let LocalModel { path, tokenizer, .. } = self.local()?;
+        let tokenizer = self.tokenizer.as_deref().or(tokenizer.as_deref());
+        let mut checkpoint = open_with(&path, tokenizer, self.vae.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
             checkpoint.merge_lora(&Lora::open(open_file(path)?, *scale).await?)?;
         }

@@ -332,8 +332,15 @@ async fn load_language(
     Ok(language)
 }
 
+/// The name of a checkpoint's folder. In the cache of the Hugging Face Hub, the folder
+/// `models--OWNER--NAME/snapshots/COMMIT` has the name two levels up.
 fn folder_name(path: &str) -> &str {
-    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
+    let mut parts = path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']);
+    match (parts.next(), parts.next(), parts.next()) {
+        (_, Some("snapshots"), Some(repo)) if repo.starts_with("models--") => repo,
+        (Some(name), ..) => name,
+        _ => path,
+    }
 }
 
 /// The weights that patch info mining gives to the cells of an image.
@@ -347,4 +354,23 @@ pub struct AttentionMap {
     /// The image's rectangle in the square: left, top, width, height, in units of the square's side. A cropped image
     /// extends beyond the square.
     pub image: [f32; 4],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_in_the_hubs_cache_have_the_name_of_their_repository() {
+        let cases = [
+            ("models/MGM-34B/", "MGM-34B"),
+            ("MGM-34B", "MGM-34B"),
+            (r"C:\models\MGM-34B", "MGM-34B"),
+            ("/hub/models--YanweiLi--MGM-34B/snapshots/0123456789abcdef", "models--YanweiLi--MGM-34B"),
+            ("/snapshots/0123", "0123"),
+        ];
+        for (path, name) in cases {
+            assert_eq!(folder_name(path), name, "{path}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
 use crate::files::io_error;
 use crate::load::{checkpoint_path, load_model, load_options, open_checkpoint};
 use crate::output::print_json;
-use crate::{CliError, device_cache, interrupt};
+use crate::{CliError, device_cache, interrupt, pull};
 use answers::{Answers, AnswersFile, Settings};
 use batch_runner::BatchRunner;
 use dataset::{Dataset, Question, batches, check_images, select};
@@ -197,7 +197,9 @@ fn settings(arguments: &EvalArgs, options: &LoadOptions, max_new_tokens: u32) ->
     let model = std::path::absolute(&checkpoint).map_err(|error| io_error(&checkpoint, error))?;
     Ok(Settings {
         format: arguments.format.to_string(),
-        model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        // A folder of the Hub's cache has a commit for a name.
+        model: pull::repo_of(&model)
+            .unwrap_or_else(|| model.file_name().unwrap_or_default().to_string_lossy().into_owned()),
         fingerprint: fingerprint::of(&paths)?,
         precision: if options.keep_quantization { "as stored".to_owned() } else { options.precision.to_string() },
         conversation: options.template.map_or_else(|| "the model's".to_owned(), |template| template.to_string()),

@@ -7,17 +7,16 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::download::{Address, Client, Digest, RemoteFile};
+use super::environment::Environment;
+use super::model_name::{is_part, is_revision};
 
-const ENDPOINT: &str = "https://huggingface.co";
 /// Maximum size of an API response, in bytes.
 const MAX_LISTING: u64 = 32 << 20;
 
 /// The Hugging Face Hub, or the mirror in `HF_ENDPOINT`.
 pub struct Hub<'a> {
     client: &'a Client,
-    endpoint: String,
-    /// From `HF_TOKEN`, for private and gated models. Sent to the hub but not to redirect targets.
-    token: Option<String>,
+    environment: &'a Environment,
 }
 
 /// The files of a repository at one commit.
@@ -50,58 +49,61 @@ struct Lfs {
 }
 
 impl<'a> Hub<'a> {
-    /// The hub that `HF_ENDPOINT` and `HF_TOKEN` configure, as for other Hugging Face tools.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if `HF_ENDPOINT` is not an HTTP address.
-    pub fn from_environment(client: &'a Client) -> Result<Self> {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
-        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-            return Err(Error::InvalidArgument(format!(
-                "HF_ENDPOINT is {endpoint:?}, expected an address that starts with https://"
-            )));
-        }
-        Ok(Self { client, endpoint: endpoint.trim_end_matches('/').to_owned(), token: set("HF_TOKEN") })
+    pub fn new(client: &'a Client, environment: &'a Environment) -> Self {
+        Self { client, environment }
     }
 
     /// Lists the files of a repository at a branch, tag or commit.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for malformed names; [`Error::Malformed`] for an unexpected response; those of
+    /// [`Error::InvalidArgument`] for a malformed revision; [`Error::Malformed`] for an unexpected response; those of
     /// [`Client::get`].
     pub fn list(&self, repo: &str, revision: &str) -> Result<Snapshot> {
-        let allowed = |part: &str| {
-            !part.is_empty()
-                && !part.starts_with('.')
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        };
-        let parts: Vec<&str> = repo.split('/').collect();
-        if parts.len() != 2 || !parts.iter().all(|part| allowed(part)) {
-            return Err(Error::InvalidArgument(format!(
-                "{repo:?} is not a repository name; expected one such as YanweiLi/MGM-2B"
-            )));
-        }
-        if !revision.split('/').all(allowed) {
+        if !is_revision(revision) {
             return Err(Error::InvalidArgument(format!("{revision:?} is not a branch, tag or commit")));
         }
-        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.endpoint, escape(revision));
+        let url = format!("{}/api/models/{repo}/revision/{}?blobs=true", self.environment.endpoint, escape(revision));
         let bytes = self.client.get(&self.address(url.clone()), MAX_LISTING)?;
         let malformed = |reason: String| Error::Malformed { file: url.clone(), offset: 0, reason };
         let info: RepoInfo = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        let commit = info.sha.filter(|sha| allowed(sha)).unwrap_or_else(|| revision.to_owned());
+        let commit = info.sha.filter(|sha| is_part(sha)).unwrap_or_else(|| revision.to_owned());
         let files: Result<Vec<RemoteFile>> = info.siblings.into_iter().map(|file| file.checked(&malformed)).collect();
         Ok(Snapshot { repo: repo.to_owned(), commit, files: files? })
+    }
+
+    /// Asks for the version of a file that the listing has no checksum of.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if the version or size is no such thing; those of [`Client::head`].
+    pub fn complete(&self, snapshot: &Snapshot, file: &mut RemoteFile) -> Result<()> {
+        if file.etag().is_some() {
+            return Ok(());
+        }
+        let address = self.file(snapshot, file);
+        let metadata = self.client.head(&address)?;
+        let malformed = |reason: String| Error::Malformed { file: address.url.clone(), offset: 0, reason };
+        if let Some(etag) = &metadata.etag
+            && (!is_part(etag) || etag.len() > 128)
+        {
+            return Err(malformed(format!("the ETag {etag:?} is no file name")));
+        }
+        if metadata.size.is_some_and(|size| size != file.size) {
+            let (found, listed) = (metadata.size.unwrap_or_default(), file.size);
+            return Err(malformed(format!("the server offers {found} bytes, its listing says {listed}")));
+        }
+        file.etag = metadata.etag;
+        Ok(())
     }
 
     /// The address of a file.
     pub fn file(&self, snapshot: &Snapshot, file: &RemoteFile) -> Address {
         let name: Vec<String> = file.name.split('/').map(escape).collect();
-        self.address(format!("{}/{}/resolve/{}/{}", self.endpoint, snapshot.repo, snapshot.commit, name.join("/")))
+        let (endpoint, Snapshot { repo, commit, .. }) = (&self.environment.endpoint, snapshot);
+        self.address(format!("{endpoint}/{repo}/resolve/{commit}/{}", name.join("/")))
     }
 
     fn address(&self, url: String) -> Address {
-        Address { url, token: self.token.clone() }
+        Address { url, token: self.environment.token.clone() }
     }
 }
 
@@ -122,7 +124,7 @@ impl Sibling {
             (None, Some(blob)) if hex(&blob, 40) => Some(Digest::GitBlob(blob.to_lowercase())),
             _ => None,
         };
-        Ok(RemoteFile { name, size, digest })
+        Ok(RemoteFile { name, size, digest, etag: None })
     }
 }
 

@@ -9,6 +9,8 @@ mod docs;
 mod eval;
 mod faults;
 mod generate;
+mod hub;
+mod hub_cache;
 mod pack;
 mod pocket;
 mod pull;

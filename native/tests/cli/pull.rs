@@ -1,235 +1,16 @@
 //! `mgm pull` against a local hub that drops connections, corrupts bytes, is busy, and redirects: the downloaded model
 //! gives the expected answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 
-use serde_json::{Value, json};
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 use tempfile::TempDir;
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const TOKEN: &str = "hf_secret";
-
-/// Faults of the hub.
-#[derive(Default, Clone, Copy)]
-struct Faults {
-    /// Every connection for a weights file ends after this many bytes.
-    cut_after: Option<usize>,
-    /// The first responses to every path are 503.
-    busy: usize,
-    /// The first downloads of every weights file have a wrong byte.
-    corrupt: usize,
-    /// `Range` is ignored.
-    no_ranges: bool,
-    /// Weights have no checksum in the listing.
-    no_checksums: bool,
-}
-
-#[derive(Default)]
-struct State {
-    /// Repositories: files by name.
-    repos: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
-    faults: Faults,
-    /// Requests so far by path.
-    seen: HashMap<String, usize>,
-    /// Path, first byte asked for, and token of every request.
-    log: Vec<(String, usize, Option<String>)>,
-}
-
-struct Hub {
-    port: u16,
-    state: Arc<Mutex<State>>,
-}
-
-impl Hub {
-    fn start(repos: BTreeMap<String, BTreeMap<String, Vec<u8>>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let state = Arc::new(Mutex::new(State { repos, ..State::default() }));
-        let shared = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&shared);
-                // Errors of a client that disconnects are ignored.
-                std::thread::spawn(move || drop(serve(&stream, port, &shared)));
-            }
-        });
-        Self { port, state }
-    }
-
-    fn misbehave(&self, faults: Faults) {
-        let mut state = self.state.lock().expect("the state");
-        state.faults = faults;
-        state.seen.clear();
-        state.log.clear();
-    }
-
-    fn log(&self) -> Vec<(String, usize, Option<String>)> {
-        self.state.lock().expect("the state").log.clone()
-    }
-
-    fn pull(&self, out: &Path, more: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
-        command.env("HF_ENDPOINT", format!("http://127.0.0.1:{}/", self.port)).env("HF_TOKEN", TOKEN);
-        command.args(["pull", "--timeout", "20", "--out"]).arg(out).args(more);
-        command.stdin(Stdio::null()).output().expect("the binary runs")
-    }
-}
-
-fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream).lines();
-    let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
-    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-    let (mut first, mut last, mut token) = (0, usize::MAX, None);
-    for line in lines {
-        let line = line?;
-        if line.is_empty() {
-            break;
-        }
-        let (name, value) = line.split_once(": ").unwrap_or((&line, ""));
-        match name.to_lowercase().as_str() {
-            "range" => {
-                let (from, to) = value.trim_start_matches("bytes=").split_once('-').expect("a range");
-                (first, last) = (from.parse().expect("a number"), to.parse().expect("a number"));
-            }
-            "authorization" => token = Some(value.to_owned()),
-            _ => {}
-        }
-    }
-    let mut state = shared.lock().expect("the state");
-    state.log.push((path.clone(), first, token));
-    let faults = state.faults;
-    let seen = state.seen.entry(path.clone()).or_default();
-    *seen += 1;
-    let request_number = *seen;
-    if request_number <= faults.busy {
-        return write!(stream, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    }
-    let path = path.trim_start_matches('/');
-    if let Some(repo) = path.strip_prefix("api/models/").and_then(|rest| rest.split("/revision/").next()) {
-        return match state.repos.get(repo) {
-            Some(files) => send(stream, listing(files, faults).to_string().as_bytes(), None, usize::MAX),
-            None => write!(stream, "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
-        };
-    }
-    let Some((repo, name)) = path.trim_start_matches("cdn/").split_once(&format!("/resolve/{COMMIT}/")) else {
-        return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    };
-    let name = name.replace("%20", " ");
-    let mut bytes = state.repos[repo][&name].clone();
-    drop(state);
-    if !is_weights(&name) {
-        return send(stream, &bytes, Some((first, last)), usize::MAX);
-    }
-    // As on the Hub, large files are on another host.
-    if !path.starts_with("cdn/") {
-        let location = format!("http://localhost:{port}/cdn/{path}");
-        return write!(
-            stream,
-            "HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        );
-    }
-    if request_number <= faults.busy + faults.corrupt {
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-    }
-    let range = (!faults.no_ranges).then_some((first, last));
-    send(stream, &bytes, range, faults.cut_after.unwrap_or(usize::MAX))
-}
-
-/// A response that may end after `limit` bytes.
-fn send(mut stream: &TcpStream, bytes: &[u8], range: Option<(usize, usize)>, limit: usize) -> std::io::Result<()> {
-    let (status, extra, body) = match range {
-        Some((first, last)) if last != usize::MAX => {
-            let last = last.min(bytes.len() - 1);
-            let header = format!("content-range: bytes {first}-{last}/{}\r\n", bytes.len());
-            ("206 Partial Content", header, &bytes[first..=last])
-        }
-        _ => ("200 OK", String::new(), bytes),
-    };
-    write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{extra}connection: close\r\n\r\n", body.len())?;
-    stream.write_all(&body[..body.len().min(limit)])
-}
-
-fn is_weights(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".bin")
-}
-
-fn listing(files: &BTreeMap<String, Vec<u8>>, faults: Faults) -> Value {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let siblings: Vec<Value> = files
-        .iter()
-        .map(|(name, bytes)| {
-            let size = bytes.len();
-            let mut blob = Sha1::new();
-            blob.update(format!("blob {size}\0"));
-            if is_weights(name) && faults.no_checksums {
-                return json!({"rfilename": name, "size": size});
-            }
-            if is_weights(name) {
-                let sha256 = hex(&Sha256::digest(bytes));
-                blob.update("a pointer, not the content");
-                let lfs = json!({"sha256": sha256, "size": size, "pointerSize": 130});
-                return json!({"rfilename": name, "size": size, "blobId": hex(&blob.finalize()), "lfs": lfs});
-            }
-            blob.update(bytes);
-            json!({"rfilename": name, "size": size, "blobId": hex(&blob.finalize())})
-        })
-        .collect();
-    json!({"id": "a/model", "sha": COMMIT, "siblings": siblings})
-}
-
-fn golden() -> PathBuf {
-    mgm_test_support::goldens().join("gemma-2b")
-}
-
-/// A folder's files.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    fs::read_dir(folder)
-        .expect("a folder")
-        .flatten()
-        .filter(|entry| entry.path().is_file())
-        .map(|entry| (entry.file_name().into_string().expect("UTF-8"), fs::read(entry.path()).expect("a file")))
-        .collect()
-}
-
-/// The golden Gemma as an uploaded repository, with the other files that repositories contain.
-fn hub() -> Hub {
-    let mut model = files(&golden().join("MGM-2B"));
-    model.insert("README.md".to_owned(), b"# A model".to_vec());
-    model.insert("training_args.bin".to_owned(), vec![7; 3000]);
-    model.insert(".gitattributes".to_owned(), b"*.safetensors filter=lfs".to_vec());
-    let tower = |name: &str| files(&golden().join("OpenAI").join(name));
-    let mut clip = tower("clip-vit-large-patch14-336");
-    clip.insert("tf_model.h5".to_owned(), vec![1; 5000]);
-    let convnext = tower("openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup");
-    Hub::start(BTreeMap::from([
-        ("someone/MGM-2B".to_owned(), model),
-        ("openai/clip-vit-large-patch14-336".to_owned(), clip),
-        ("laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup".to_owned(), convnext),
-        (
-            "someone/quants".to_owned(),
-            BTreeMap::from([("a model.gguf".to_owned(), b"GGUF?".to_vec()), ("README.md".to_owned(), b"#".to_vec())]),
-        ),
-    ]))
-}
-
-fn error_of(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stdout));
-    String::from_utf8(output.stderr.clone()).expect("UTF-8")
-}
-
-fn must(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).expect("UTF-8")
-}
+use crate::hub::{Faults, Hub, error_of, files, golden, hub, is_weights, must};
 
 /// Asserts that the files of the model and both towers are complete.
 fn assert_complete(out: &Path) {
@@ -246,6 +27,19 @@ fn assert_complete(out: &Path) {
 
 fn no_parts(folder: &Path) -> bool {
     files(folder).keys().all(|name| !name.ends_with(".part"))
+}
+
+/// Asks `mgm chat` of the golden model its first question.
+pub fn answers_as_expected(chat: &mut Command) {
+    let expected: Value =
+        serde_json::from_slice(&fs::read(golden().join("expected.json")).expect("a file")).expect("JSON");
+    let turn = &expected["turns"][0];
+    chat.args(["--precision", "f32", "--temperature", "0", "--json", "--max-new-tokens", "8", "--prompt"]);
+    chat.arg(turn["question"].as_str().expect("a question")).arg("--image").arg(golden().join("image0.png"));
+    let report: Value = serde_json::from_str(&must(&chat.output().expect("the binary runs"))).expect("JSON");
+    let ids = report["turns"][0]["token_ids"].as_array().expect("ids");
+    let greedy = turn["greedy_ids"].as_array().expect("greedy_ids");
+    assert_eq!(ids[..], greedy[..ids.len()]);
 }
 
 #[test]
@@ -266,19 +60,7 @@ fn a_model_and_its_towers_arrive_and_answer() {
         assert_eq!(token.is_none(), path.starts_with("/cdn/"), "{path} with {token:?}");
     }
 
-    let expected: Value =
-        serde_json::from_slice(&fs::read(golden().join("expected.json")).expect("a file")).expect("JSON");
-    let turn = &expected["turns"][0];
-    let mut chat = Command::new(env!("CARGO_BIN_EXE_mgm"));
-    chat.args(["chat", "--precision", "f32", "--temperature", "0", "--json", "--max-new-tokens", "8", "--prompt"]);
-    chat.arg(turn["question"].as_str().expect("a question"))
-        .arg("--image")
-        .arg(golden().join("image0.png"))
-        .arg(&model);
-    let report: Value = serde_json::from_str(&must(&chat.output().expect("the binary runs"))).expect("JSON");
-    let ids = report["turns"][0]["token_ids"].as_array().expect("ids");
-    let greedy = turn["greedy_ids"].as_array().expect("greedy_ids");
-    assert_eq!(ids[..], greedy[..ids.len()]);
+    answers_as_expected(Command::new(env!("CARGO_BIN_EXE_mgm")).arg("chat").arg(&model));
 
     // A second pull only requests the listings.
     hub.misbehave(Faults::default());
@@ -421,7 +203,8 @@ fn failures_are_explained() {
     fails(&["someone/else"], "HF_TOKEN");
     fails(&["nonsense"], "not a repository name");
     fails(&["../../etc/passwd"], "not a repository name");
-    fails(&["someone/quants"], "a model.gguf");
+    fails(&["someone/quants"], "someone/quants:Q4_K_M");
+    fails(&["someone/quants:Q5_K_M"], "model-Q8_0.gguf");
     fails(&["someone/MGM-2B", "--file", "nothing.gguf"], "nothing.gguf");
     hub.misbehave(Faults { corrupt: usize::MAX / 2, ..Faults::default() });
     fails(&["someone/MGM-2B", "--no-towers"], "checksum");
@@ -432,6 +215,8 @@ fn failures_are_explained() {
     hub.misbehave(Faults::default());
     must(&hub.pull(out.path(), &["someone/quants", "--file", "a model.gguf"]));
     assert_eq!(fs::read(out.path().join("quants/a model.gguf")).expect("a file"), b"GGUF?");
+    let printed = must(&hub.pull(out.path(), &["hf.co/someone/quants:Q8_0"]));
+    assert!(printed.contains("try: mgm chat") && printed.contains("quants/model-Q8_0.gguf"), "{printed}");
 
     let mut state = hub.state.lock().expect("the state");
     let evil =

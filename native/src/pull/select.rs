@@ -1,0 +1,283 @@
+//! Which files of a repository are the model. Repositories have files for other programs too.
+
+use mgm::weights::bundle::MANIFEST;
+use mgm::weights::checkpoint::MODEL_FILES;
+use mgm::weights::sdxl::{MODEL_INDEX, component_folders};
+use mgm::{Error, Result};
+
+use super::CONFIG;
+use super::download::RemoteFile;
+use super::model_name::Choice;
+
+/// The files of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    pub files: Vec<RemoteFile>,
+    /// The file to open, if the model is not a folder.
+    pub main: Option<String>,
+}
+
+impl Selection {
+    fn folder(files: Vec<RemoteFile>) -> Self {
+        Self { files, main: None }
+    }
+
+    /// A file, with the other parts of a split one.
+    fn file(files: Vec<RemoteFile>) -> Self {
+        Self { main: files.first().map(|file| file.name.clone()), files }
+    }
+}
+
+/// Selects a bundle, a checkpoint, a Stable Diffusion XL model, a GGUF file or a single safetensors file. `all`: the
+/// files of the repository.
+///
+/// # Errors
+/// [`Error::MissingFile`] if there is none, or several GGUF files and none is chosen.
+pub fn select(repo: &str, all: &[RemoteFile], choice: Option<&Choice>) -> Result<Selection> {
+    match choice {
+        Some(Choice::File(name)) => return named(repo, all, name),
+        Some(Choice::Tag(tag)) => return tagged(repo, all, tag),
+        None => {}
+    }
+    let has = |name: &str| all.iter().any(|file| file.name == name);
+    if has(MANIFEST) {
+        return Ok(Selection::folder(all.iter().filter(|file| !is_metadata(&file.name)).cloned().collect()));
+    }
+    if has(MODEL_INDEX) {
+        return sdxl_files(repo, all).map(Selection::folder);
+    }
+    let files = weights_and_configs(all, "", MODEL_FILES);
+    if has(CONFIG) && files.iter().any(|file| is_weights(&file.name)) {
+        return Ok(Selection::folder(files));
+    }
+    let gguf = gguf_models(all);
+    let single: Vec<&RemoteFile> = all.iter().filter(|file| is_single_file(&file.name)).collect();
+    let hint = match (gguf.as_slice(), single.as_slice()) {
+        ([model], _) => return Ok(Selection::file(model.clone())),
+        ([], [file]) => return Ok(Selection::file(vec![(*file).clone()])),
+        ([], []) if has(CONFIG) => format!("the repository has no supported weights; it has {}", names(all)),
+        ([], []) => format!("not a checkpoint, bundle, GGUF or diffusers repository; it has {}", names(all)),
+        ([], files) => {
+            let files: Vec<RemoteFile> = files.iter().map(|file| (*file).clone()).collect();
+            format!("select a file with --file, or as {repo}/FILE: {}", names(&files))
+        }
+        (models, _) => {
+            let first: Vec<RemoteFile> = models.iter().filter_map(|model| model.first().cloned()).collect();
+            format!("select a GGUF file with --file, or as {repo}:Q4_K_M: {}", names(&first))
+        }
+    };
+    let missing = if has(CONFIG) { MODEL_FILES[0] } else { CONFIG };
+    Err(Error::MissingFile { file: format!("{repo}/{missing}"), hint })
+}
+
+/// A file by its name, with the other parts of a split GGUF file.
+fn named(repo: &str, all: &[RemoteFile], name: &str) -> Result<Selection> {
+    let missing =
+        || Error::MissingFile { file: format!("{repo}/{name}"), hint: format!("the repository has {}", names(all)) };
+    let file = all.iter().find(|file| file.name == name).ok_or_else(missing)?;
+    let whole = gguf_models(all).into_iter().find(|model| model.iter().any(|part| part.name == name));
+    Ok(Selection::file(whole.unwrap_or_else(|| vec![file.clone()])))
+}
+
+/// The GGUF file of a quantisation: of those whose name ends with it, the one with the shortest name.
+fn tagged(repo: &str, all: &[RemoteFile], tag: &str) -> Result<Selection> {
+    let wanted = tag.to_lowercase();
+    let models = gguf_models(all);
+    let stem =
+        |model: &[RemoteFile]| model.first().and_then(|file| stem_of(&file.name)).unwrap_or_default().to_lowercase();
+    let matches = |model: &&Vec<RemoteFile>| {
+        let stem = stem(model);
+        let before = stem.strip_suffix(&wanted);
+        before.is_some_and(|before| before.is_empty() || before.ends_with(['-', '_', '.', '/']))
+    };
+    let found = models.iter().filter(matches).min_by_key(|model| stem(model).len());
+    found.cloned().map(Selection::file).ok_or_else(|| {
+        let first: Vec<RemoteFile> = models.iter().filter_map(|model| model.first().cloned()).collect();
+        Error::MissingFile {
+            file: format!("{repo}:{tag}"),
+            hint: format!("the GGUF files of the repository are {}", names(&first)),
+        }
+    })
+}
+
+/// The language models in GGUF files: each one file, or the parts of one in order.
+fn gguf_models(all: &[RemoteFile]) -> Vec<Vec<RemoteFile>> {
+    let mut models: Vec<(String, Vec<RemoteFile>)> = Vec::new();
+    for file in all {
+        let Some(stem) = stem_of(&file.name) else { continue };
+        let base = stem.rsplit('/').next().unwrap_or(stem).to_lowercase();
+        // Image encoders for llama.cpp, and statistics of quantisation.
+        if base.contains("mmproj") || base.contains("imatrix") {
+            continue;
+        }
+        match models.iter_mut().find(|(other, _)| other == stem) {
+            Some((_, parts)) => parts.push(file.clone()),
+            None => models.push((stem.to_owned(), vec![file.clone()])),
+        }
+    }
+    let in_order = |(_, mut parts): (String, Vec<RemoteFile>)| {
+        parts.sort_by(|a, b| a.name.cmp(&b.name));
+        parts
+    };
+    models.into_iter().map(in_order).collect()
+}
+
+/// The name of a GGUF file without its extension and number: `model-00001-of-00003.gguf` is a part of `model`.
+fn stem_of(name: &str) -> Option<&str> {
+    let stem = name.strip_suffix(".gguf")?;
+    let whole = || {
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (whole, number) = rest.rsplit_once('-')?;
+        let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+        (is_number(number) && is_number(count)).then_some(whole)
+    };
+    Some(whole().unwrap_or(stem))
+}
+
+/// Whether a file may be a model on its own.
+fn is_single_file(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.contains('/') && !name.contains("-of-")
+}
+
+/// The files of a Stable Diffusion XL model in diffusers' layout. Repositories have weights for other programs too, and
+/// most have an f16 variant, which is half the size.
+fn sdxl_files(repo: &str, all: &[RemoteFile]) -> Result<Vec<RemoteFile>> {
+    let mut selected: Vec<RemoteFile> = all.iter().filter(|file| file.name == MODEL_INDEX).cloned().collect();
+    for (folder, formats) in component_folders(true) {
+        let formats: Vec<&str> = formats.iter().map(String::as_str).collect();
+        let files = weights_and_configs(all, &format!("{folder}/"), &formats);
+        if !formats.is_empty() && !files.iter().any(|file| is_weights(&file.name)) {
+            return Err(Error::MissingFile {
+                file: format!("{}/{folder}", repo),
+                hint: format!(
+                    "the repository has no supported weights of this part of Stable Diffusion XL; it has {}",
+                    names(all)
+                ),
+            });
+        }
+        selected.extend(files);
+    }
+    Ok(selected)
+}
+
+/// The configurations and tokenizers directly in a folder (`""`, or a name with `/`), and its weights in the first of
+/// these formats that exists.
+pub fn weights_and_configs(files: &[RemoteFile], folder: &str, formats: &[&str]) -> Vec<RemoteFile> {
+    let inside = || {
+        let named = files.iter().filter_map(|file| Some((file.name.strip_prefix(folder)?, file)));
+        named.filter(|(name, _)| !name.contains('/'))
+    };
+    let format = formats.iter().copied().find(|format| inside().any(|(name, _)| name == *format));
+    // Shards whose index is missing.
+    let format =
+        format.or_else(|| formats.iter().copied().find(|format| inside().any(|(name, _)| is_shard(name, format))));
+    let is_part = |name: &str| match format {
+        Some(format) if format.contains(".index.") => format == name || is_shard(name, format),
+        _ => format == Some(name),
+    };
+    let is_config = |name: &str| {
+        [".json", ".model", ".txt", ".jinja"].iter().any(|end| name.ends_with(end))
+            && !is_metadata(name)
+            && !name.contains(".index.")
+    };
+    inside().filter(|(name, _)| is_part(name) || is_config(name)).map(|(_, file)| file.clone()).collect()
+}
+
+/// Whether a file is a shard of an index: `model-00001-of-00002.safetensors` of `model.safetensors.index.json`. A
+/// variant's name is before or after the numbers: `model.fp16-00001-of-00002.safetensors`.
+fn is_shard(name: &str, index: &str) -> bool {
+    if !index.contains(".index.") {
+        return false;
+    }
+    const VARIANT: &str = ".fp16";
+    let mut parts = index.split('.').filter(|part| *part != &VARIANT[1..]);
+    let (Some(stem), Some(extension)) = (parts.next(), parts.next()) else { return false };
+    let plain = name.replacen(VARIANT, "", 1);
+    name.contains(VARIANT) == index.contains(VARIANT)
+        && plain.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-') && rest.contains("-of-"))
+        && plain.ends_with(&format!(".{extension}"))
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".bin")
+}
+
+/// Files that describe the model or its training but are not needed to run it.
+fn is_metadata(name: &str) -> bool {
+    matches!(name, ".gitattributes" | "README.md" | "trainer_state.json" | "all_results.json" | "train_results.json")
+}
+
+/// The first file names, for messages.
+fn names(files: &[RemoteFile]) -> String {
+    const MAX: usize = 12;
+    let shown: Vec<&str> = files.iter().take(MAX).map(|file| file.name.as_str()).collect();
+    let more = files.len().saturating_sub(MAX);
+    match (shown.is_empty(), more) {
+        (true, _) => "no files".to_owned(),
+        (_, 0) => shown.join(", "),
+        _ => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(names: &[&str]) -> Vec<RemoteFile> {
+        let file = |name: &&str| RemoteFile { name: (*name).to_owned(), size: 1, digest: None, etag: None };
+        names.iter().map(file).collect()
+    }
+
+    fn selected(all: &[&str], choice: Option<Choice>) -> std::result::Result<(Option<String>, Vec<String>), String> {
+        let selection = select("a/b", &files(all), choice.as_ref()).map_err(|error| error.to_string())?;
+        Ok((selection.main, selection.files.into_iter().map(|file| file.name).collect()))
+    }
+
+    fn some(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn gguf_files_are_chosen_by_their_quantisation() {
+        let repo = [
+            "README.md",
+            "config.json",
+            "model-Q4_K_M.gguf",
+            "model-imat-Q4_K_M.gguf",
+            "model-Q8_0.gguf",
+            "mmproj-model-f16.gguf",
+            "Q6_K/model-Q6_K-00001-of-00002.gguf",
+            "Q6_K/model-Q6_K-00002-of-00002.gguf",
+        ];
+        let tag = |tag: &str| selected(&repo, Some(Choice::Tag(tag.to_owned())));
+        for name in ["Q4_K_M", "q4_k_m"] {
+            assert_eq!(tag(name), Ok((Some("model-Q4_K_M.gguf".to_owned()), some(&["model-Q4_K_M.gguf"]))));
+        }
+        assert_eq!(tag("Q6_K"), Ok((Some(repo[6].to_owned()), some(&repo[6..]))));
+        // The end of a quantisation's name is no quantisation.
+        for name in ["K_M", "4_K_M", "Q5_K_M", "f16"] {
+            let error = tag(name).expect_err("no such file");
+            assert!(error.contains("model-Q8_0.gguf"), "{name}: {error}");
+        }
+        let error = selected(&repo, None).expect_err("several");
+        assert!(error.contains("a/b:Q4_K_M") && error.contains("model-Q8_0.gguf"), "{error}");
+        let one = ["config.json", "model-Q8_0.gguf", "mmproj-model-f16.gguf"];
+        assert_eq!(selected(&one, None), Ok((Some(one[1].to_owned()), some(&one[1..2]))));
+        let part = Some(Choice::File(repo[7].to_owned()));
+        assert_eq!(selected(&repo, part), Ok((Some(repo[6].to_owned()), some(&repo[6..]))));
+    }
+
+    #[test]
+    fn a_single_safetensors_file_is_a_model_too() {
+        let repo = ["README.md", "xl.safetensors", "vae/diffusion_pytorch_model.safetensors"];
+        assert_eq!(selected(&repo, None), Ok((Some(repo[1].to_owned()), some(&repo[1..2]))));
+        let error = selected(&["a.safetensors", "b.safetensors"], None).expect_err("several");
+        assert!(error.contains("a.safetensors, b.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn shards_need_no_index() {
+        let repo = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "x.bin"];
+        assert_eq!(selected(&repo, None), Ok((None, some(&repo[..3]))));
+    }
+}
