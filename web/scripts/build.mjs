@@ -7,7 +7,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
-import { bundled, modelEntry } from "./models.mjs";
+import { bundled, modelEntry, released } from "./models.mjs";
 
 const web = dirname(dirname(fileURLToPath(import.meta.url)));
 const root = dirname(web);
@@ -58,4 +58,4 @@ for (const file of ["worker.js", "mgm_web_bg.wasm"]) cpSync(join(dist, file), jo
 for (const file of ["index.html", "style.css", "icon.svg"]) cpSync(join(demo, file), join(page, file));
 cpSync(join(root, "pocket", "examples"), join(page, "examples"), { recursive: true });
 cpSync(bundled, join(page, "models"), { recursive: true });
-writeFileSync(join(page, "models.json"), JSON.stringify(readdirSync(bundled).flatMap((name) => modelEntry(bundled, name))));
+writeFileSync(join(page, "models.json"), JSON.stringify([...readdirSync(bundled).flatMap((name) => modelEntry(bundled, name)), ...released]));

@@ -7,6 +7,9 @@ import { fileURLToPath } from "node:url";
 /** The folder of the models that are bundled with the repository. */
 export const bundled = join(dirname(dirname(dirname(fileURLToPath(import.meta.url)))), "models");
 
+/** Released models on the Hugging Face Hub, which the page imports. Sizes are estimates: the page asks the Hub before it downloads one. */
+export const released = JSON.parse(readFileSync(new URL("../demo/released.json", import.meta.url)));
+
 /** The entry of a bundle, in a list; an empty list if the folder is not a bundle. */
 export function modelEntry(folder, bundle) {
   const file = join(folder, bundle, "bundle.json");

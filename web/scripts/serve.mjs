@@ -6,7 +6,7 @@ import { createReadStream } from "node:fs";
 import { createServer } from "node:http";
 import { dirname, extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
-import { bundled, modelEntry } from "./models.mjs";
+import { bundled, modelEntry, released } from "./models.mjs";
 
 const web = dirname(dirname(fileURLToPath(import.meta.url)));
 const page = join(web, "demo", "dist");
@@ -20,7 +20,7 @@ const TYPES = {
 /** The content of `models.json`. */
 function listed() {
   const all = folders.flatMap((folder) => readdirSync(folder).flatMap((name) => modelEntry(folder, name)));
-  return all.filter(({ url }, index) => all.findIndex((other) => other.url === url) === index);
+  return [...all.filter(({ url }, index) => all.findIndex((other) => other.url === url) === index), ...released];
 }
 
 /** The file at a path of the page or of a model. */

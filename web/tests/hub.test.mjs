@@ -105,6 +105,8 @@ test("a released checkpoint becomes the bundle that mgm pack writes, and needs n
   const second = await load(`hf:${CHAT}`);
   assert.deepEqual(second.ids, first.ids);
   assert.equal(hub.log.length + hub.files.log.length, 0);
+  assert.deepEqual((await load(`${hub.url}/${CHAT}/resolve/main/`)).ids, first.ids);
+  assert.equal(hub.log.length + hub.files.log.length, 0);
   const again = await page.evaluate((source) => Mgm.inspect(source), `hf:${CHAT}`);
   assert.equal(again.downloadBytes, 0);
 });

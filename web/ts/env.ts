@@ -44,11 +44,24 @@ export function bundleUrl(source: string | URL): string {
   return url.href;
 }
 
-/** The repository that `hf:owner/name[@revision][/folder]` names; `undefined` for another source. */
+/** The repository that `hf:owner/name[@revision][/folder]`, or the address it stands for, names; `undefined` for another source. */
 export function hubSource(source: string | URL): HubSource | undefined {
   const text = String(source);
-  return text.startsWith("hf:") ? parseHub(text) : undefined;
+  if (text.startsWith("hf:")) return parseHub(text);
+  const path = text.startsWith(`${hubEndpoint()}/`) ? text.slice(hubEndpoint().length) : "";
+  const [, repository, revision, folder = ""] = /^\/([\w.-]+\/[\w.-]+)\/resolve\/([^/\s]+)\/(\S*)$/.exec(path) ?? [];
+  return repository === undefined || revision === undefined ? undefined : hubFolder(repository, revision, folder);
 }
+
+const hubEndpoint = (): string => env.hubUrl.replace(/\/+$/, "");
+
+const hubFolder = (repository: string, revision: string, folder: string): HubSource => ({
+  endpoint: hubEndpoint(),
+  repository,
+  revision,
+  folder: folder.replace(/\/+$/, ""),
+  ...(env.hubToken !== undefined && { token: env.hubToken }),
+});
 
 /** Whether a source is a GGUF file, which keeps its precision. */
 export const isGguf = ({ folder }: HubSource): boolean => folder.endsWith(".gguf");
@@ -69,6 +82,5 @@ function parseHub(source: string): HubSource {
   if (repository === undefined) {
     throw new MgmError("invalid-argument", `${JSON.stringify(source)} does not name a repository: write "hf:owner/name", "hf:owner/name@revision" or "hf:owner/name@revision/folder"`);
   }
-  const endpoint = env.hubUrl.replace(/\/+$/, "");
-  return { endpoint, repository, revision, folder: folder.replace(/\/+$/, ""), ...(env.hubToken !== undefined && { token: env.hubToken }) };
+  return hubFolder(repository, revision, folder);
 }

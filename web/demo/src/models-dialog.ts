@@ -49,13 +49,23 @@ export async function loadModel(source: string | File[], name: string, isImageMo
 /** Loads a model of an earlier visit, if it is on this device. */
 export async function restoreModel(url: string): Promise<void> {
   const known = url && (await choices()).find((choice) => choice.isCached && choice.url === url);
-  if (known) await loadModel(known.url, known.name, known.imageGeneration);
+  if (known) await loadModel(known.source, known.name, known.imageGeneration);
 }
 
-async function choose({ url, name, imageGeneration }: Choice): Promise<void> {
-  await loadModel(url, name, imageGeneration);
+async function choose(choice: Choice): Promise<void> {
+  const { source, name, imageGeneration } = choice;
+  if (!choice.isCached && choice.licence !== undefined && !(await confirmImport(choice))) return;
+  await loadModel(source, name, imageGeneration);
   // A chat model replaces both.
   if (!imageGeneration && state.mgm?.info.chat) await restoreModel(settings.imageModel);
+}
+
+/** Asks the visitor before a released model is downloaded, with its exact sizes. */
+async function confirmImport({ source, name, licence = "" }: Choice): Promise<boolean> {
+  showNotice(`Reading the size of ${name}…`);
+  const { downloadBytes = 0, storedBytes = 0, precision = "" } = await Mgm.inspect(source).finally(() => showNotice(""));
+  const size = `${megabytes(downloadBytes)} from the Hugging Face Hub, ${megabytes(storedBytes)} on this device (${precision})`;
+  return confirm(`${name}: ${size}. Licence: ${licence}. Download it?`);
 }
 
 export async function showModels(): Promise<void> {
@@ -83,8 +93,10 @@ function choiceElement(choice: Choice): HTMLLIElement {
   name.textContent = choice.name;
   const facts = document.createElement("div");
   facts.className = "muted";
-  const where = choice.isCached ? "on this device" : "to download";
-  facts.textContent = [`${megabytes(choice.bytes)}, ${where}`, choice.warning, choice.about].filter(Boolean).join(" · ");
+  const { bytes, downloadBytes = bytes, licence } = choice;
+  const size = `${megabytes(bytes)}, ${choice.isCached ? "on this device" : "to download"}`;
+  const sizes = choice.isCached || downloadBytes === bytes ? size : `about ${megabytes(downloadBytes)} to download, ${megabytes(bytes)} on this device`;
+  facts.textContent = [sizes, choice.warning, choice.about, licence && `licence: ${licence}`].filter(Boolean).join(" · ");
   about.append(name, facts);
   const use = document.createElement("button");
   use.type = "button";

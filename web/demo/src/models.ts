@@ -5,9 +5,14 @@ import { bundleUrl, cache, Mgm } from "mgm-webgpu";
 /** An entry of `models.json`, next to the page. */
 export interface ListedModel {
   name: string;
+  /** The address of a bundle, or `"hf:…"` for a model on the Hugging Face Hub. */
   url: string;
-  /** Bytes to download; about the same on the GPU. */
+  /** Bytes on this device; about the same on the GPU. */
   bytes: number;
+  /** Bytes to download, if they are not the same: the model is quantised on the way. An estimate. */
+  downloadBytes?: number;
+  /** In a few words, for models that the site does not host. */
+  licence?: string;
   /** Whether it is an image model. */
   imageGeneration?: boolean;
   /** Whether the page's examples use it: the first bundled chat model and the first bundled image model. */
@@ -16,6 +21,8 @@ export interface ListedModel {
 }
 
 export interface Choice extends ListedModel {
+  /** What to load: the listed address. */
+  source: string;
   /** Whether it is completely on this device. */
   isCached: boolean;
   /** Why it may not run here. */
@@ -35,10 +42,10 @@ export async function choices(): Promise<Choice[]> {
   const all = new Map<string, Choice>();
   for (const model of listed) {
     const url = bundleUrl(model.url);
-    all.set(url, { ...model, url, isCached: false });
+    all.set(url, { ...model, source: model.url, url, isCached: false });
   }
   for (const { url, name, bytes, complete, imageGeneration } of cached) {
-    all.set(url, { ...(all.get(url) ?? { name, url, bytes }), imageGeneration, isCached: complete });
+    all.set(url, { ...(all.get(url) ?? { name, source: url, url, bytes }), imageGeneration, isCached: complete });
   }
   const space = support.storage && support.canStore ? support.storage.quota - support.storage.usage : Infinity;
   return [...all.values()]

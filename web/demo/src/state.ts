@@ -43,7 +43,7 @@ export function refresh(): void {
 }
 
 const PHASES: Record<Progress["phase"], string> = {
-  download: "Downloading", load: "Loading onto the GPU", recover: "The GPU device was lost; loading again", check: "Checking",
+  download: "Downloading", import: "Downloading and quantising", load: "Loading onto the GPU", recover: "The GPU device was lost; loading again", check: "Checking",
   tune: "Measuring kernels",
 };
 
