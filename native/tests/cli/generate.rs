@@ -314,6 +314,7 @@ fn single_files_declare_their_training() {
     tensors.insert("model_ema.decay".to_owned(), (vec![], 1f32.to_le_bytes().to_vec()));
     tensors.insert("model_ema.diffusion_modelout2weight".to_owned(), (vec![1], vec![0; 4]));
     tensors.insert("alphas_cumprod".to_owned(), (vec![2], vec![0; 8]));
+    tensors.insert("cond_stage_model.transformer.x".to_owned(), (vec![1], vec![0; 4]));
     let plain = tensors.clone();
     tensors.insert("v_pred".to_owned(), empty());
     write(&file, &tensors);

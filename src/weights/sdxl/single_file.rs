@@ -24,7 +24,8 @@ const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
 /// Channels of an attention head in all released models of this family.
 const HEAD_DIM: usize = 64;
 
-/// Beginnings of names that only other models have, and those models.
+/// Beginnings of names that other models have, and those models. Files with the second text encoder are of this family,
+/// whatever else they contain.
 const OTHERS: [(&str, &str); 8] = [
     ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL, which only finishes a base model's images"),
     ("cond_stage_model.", "Stable Diffusion 1 or 2"),
@@ -33,15 +34,19 @@ const OTHERS: [(&str, &str); 8] = [
     ("joint_blocks.", "Stable Diffusion 3"),
     ("model.diffusion_model.double_blocks.", "FLUX"),
     ("double_blocks.", "FLUX"),
-    ("edm_", "Stable Diffusion XL trained with EDM (CosXL, Playground), which has another noise schedule"),
+    (EDM, "Stable Diffusion XL trained with EDM (CosXL, Playground), which has another noise schedule"),
 ];
+
+/// Beginning of the marker tensors of EDM's noise schedule.
+const EDM: &str = "edm_";
 
 /// Checks that the names are those of a single file. Extra tensors, such as averaged weights (`model_ema.*`), are
 /// ignored.
 pub(super) fn check_kind(checkpoint: &Checkpoint) -> Result<()> {
     let has = |prefix: &str| checkpoint.names().any(|name| name.starts_with(prefix));
     let file = || checkpoint.name().to_owned();
-    if let Some((_, kind)) = OTHERS.iter().find(|(prefix, _)| has(prefix)) {
+    let is_sdxl = has(TEXT_PREFIXES[1]);
+    if let Some((_, kind)) = OTHERS.iter().find(|(prefix, _)| has(prefix) && (!is_sdxl || *prefix == EDM)) {
         return Err(Error::Unsupported {
             what: format!("{}: the model", file()),
             found: (*kind).to_owned(),
