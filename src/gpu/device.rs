@@ -415,6 +415,18 @@ impl Gpu {
         self.0.memory.trim();
     }
 
+    /// Buffers created so far. For tests.
+    #[doc(hidden)]
+    pub fn created_buffers(&self) -> u64 {
+        self.0.memory.created()
+    }
+
+    /// Refuses buffers after the next `buffers`, as a device without memory does; `None` ends that. For tests.
+    #[doc(hidden)]
+    pub fn set_full_after(&self, buffers: Option<u64>) {
+        self.0.memory.set_full_after(buffers);
+    }
+
     /// Destroys the device at once. Work in progress and all later calls fail with [`Error::DeviceLost`].
     pub fn destroy(&self) {
         // First, since what the destruction breaks is reported before the loss itself is.

@@ -127,6 +127,8 @@ pub(super) struct Memory {
     retired: Lock<Retired>,
     /// Recordings begun so far.
     begun: AtomicU64,
+    /// Buffers after whose creation the device is out of memory, in tests.
+    full_after: AtomicU64,
 }
 
 /// Size of the buffers of a planned device, in bytes.
@@ -149,12 +151,19 @@ impl Memory {
             dropped_ids: Lock::default(),
             retired: Lock::default(),
             begun: AtomicU64::new(0),
+            full_after: AtomicU64::new(u64::MAX),
         })
     }
 
     /// The device's limit on a buffer.
     pub(super) fn max_buffer_bytes(&self) -> u64 {
         self.max_buffer_bytes
+    }
+
+    /// Lets the next `buffers` be created and refuses those after them; `None` ends that.
+    pub(super) fn set_full_after(&self, buffers: Option<u64>) {
+        let full = buffers.map_or(u64::MAX, |buffers| self.created() + buffers);
+        self.full_after.store(full, Ordering::Relaxed);
     }
 
     /// Buffers made so far.
@@ -211,6 +220,9 @@ impl Memory {
         let out_of_memory = |available| Error::OutOfMemory { what: what.to_owned(), needed: bytes, available };
         if bytes > self.max_buffer_bytes {
             return Err(out_of_memory(self.max_buffer_bytes));
+        }
+        if self.created() >= self.full_after.load(Ordering::Relaxed) {
+            return Err(out_of_memory(0));
         }
         if let Some(limit) = self.limit {
             let allocated = self.allocated.load(Ordering::Relaxed);

@@ -400,6 +400,53 @@ fn without_room_for_a_question_the_conversation_stays_as_it_was() {
     });
 }
 
+/// Every allocation of a load and an answer with an image fails once, and all after it, as on a device that is full.
+#[test]
+fn out_of_memory_at_any_allocation_is_an_error_and_leaves_nothing_behind() {
+    let case = case("vicuna-7b");
+    let expected = Expected::read(&case);
+    let turn = &expected.json.turns[0];
+    pollster::block_on(async {
+        let gpu = open_gpu();
+        let checkpoint = open(&case, &expected).await;
+        let images = images(&expected, &case);
+        let run = async || {
+            let model = Model::load(&gpu, &checkpoint, &LoadOptions::new(Precision::F32)).await?;
+            let mut chat = model.chat();
+            let first = chat.ask(&turn.question).images(&images).options(&greedy()).await;
+            // Whatever happened to the first question, the model answers the next one as soon as there is memory.
+            gpu.set_full_after(None);
+            let again = model.chat().ask(&turn.question).images(&images).options(&greedy()).await?;
+            Ok::<_, Error>((first.map(|answer| answer.token_ids), again.token_ids))
+        };
+        let start = gpu.created_buffers();
+        let (first, again) = run().await.expect("an answer");
+        let first = first.expect("an answer");
+        assert_eq!(first, again);
+        let allocations = gpu.created_buffers() - start;
+        gpu.trim();
+        let baseline = gpu.memory().allocated;
+        let (mut refused_loads, mut refused_answers) = (0, 0);
+        // A prime step visits all kinds of buffers: weights come in groups.
+        for after in (0..allocations).step_by(13) {
+            gpu.set_full_after(Some(after));
+            match run().await {
+                Ok((Ok(ids), again)) => assert!(ids == first && again == first, "{after}"),
+                Ok((Err(Error::OutOfMemory { .. }), again)) => {
+                    refused_answers += 1;
+                    assert_eq!(again, first, "{after}");
+                }
+                Err(Error::OutOfMemory { .. }) => refused_loads += 1,
+                Ok((Err(error), _)) | Err(error) => panic!("allocation {after}: {error}"),
+            }
+            gpu.set_full_after(None);
+            gpu.trim();
+            assert!(gpu.memory().allocated <= baseline, "allocation {after}: {:?}, {baseline} before", gpu.memory());
+        }
+        assert!(refused_loads > 0 && refused_answers > 0, "{refused_loads} loads, {refused_answers} answers");
+    });
+}
+
 /// Bind groups hold their buffers: those of a conversation that is over must go, or its memory stays.
 #[test]
 fn conversations_that_are_over_leave_nothing_behind() {
