@@ -68,6 +68,18 @@ def tokenizers():
         yield text_and_bytes(config + (folder / "tokenizer.json").read_bytes(), len(config))
 
 
+def images():
+    """Small images of all formats."""
+    yield from files(*(f"*.{ending}" for ending in ("png", "jpg", "webp", "gif", "bmp", "tif", "tiff")))
+
+
+def chat_templates():
+    """Templates, each with a message."""
+    content = "Hello <s>".encode()
+    for template in files("*.jinja"):
+        yield text_and_bytes(content + template, len(content))
+
+
 def gguf_of_zeros():
     """The stored headers of generated GGUF files, and their data as zeros."""
     return (header + bytes(LARGEST - len(header)) for header in files("*.gguf.header"))
@@ -91,9 +103,12 @@ def first_byte(byte, seeds):
 
 SEEDS = {
     "bundle": manifests,
+    "chat_template": chat_templates,
     "config": lambda: files("config.json", "generation_config.json"),
     "gguf": lambda: [*files("*.gguf"), *gguf_of_zeros()],
+    "image": images,
     "index": lambda: files("*.index.json"),
+    "json": lambda: files("*.json"),
     "pickle": lambda: [*files("*.pkl"), *pickles_in_archives()],
     "safetensors": lambda: map(header_and_data, files("*.safetensors")),
     "sdxl": lambda: [
