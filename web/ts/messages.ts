@@ -101,7 +101,7 @@ export async function toPixels(image: ImageInput): Promise<ImageData> {
     throw new MgmError("cors", message, { cause });
   }
   // A canvas loses the colours of transparent pixels. The model needs them: alpha is dropped, not composited.
-  if (hasTransparency(pixels)) pixels = unpremultiplied(bitmap) ?? pixels;
+  if (hasTransparency(pixels)) pixels = (await unpremultiplied(bitmap)) ?? pixels;
   bitmap.close();
   // Blobs are immutable; a canvas or a video may change.
   if (image instanceof Blob) decoded.set(image, pixels);
@@ -113,8 +113,28 @@ function hasTransparency({ data }: ImageData): boolean {
   return false;
 }
 
-/** A bitmap's colours without premultiplied alpha, through a WebGL texture. `undefined` without WebGL or if the image is too large. */
-function unpremultiplied(bitmap: ImageBitmap): ImageData | undefined {
+/** Reads a bitmap's colours without premultiplied alpha. `undefined` where the browser or the image's size does not allow it. */
+type Reader = (bitmap: ImageBitmap) => Promise<ImageData | undefined>;
+
+/** The first of the ways that keeps a colour on this browser: WebGL does in Chromium, a video frame in Firefox. */
+let reader: Promise<Reader | undefined> | undefined;
+
+async function unpremultiplied(bitmap: ImageBitmap): Promise<ImageData | undefined> {
+  const read = await (reader ??= findReader());
+  return read?.(bitmap).catch(() => undefined);
+}
+
+async function findReader(): Promise<Reader | undefined> {
+  const colour = [201, 97, 3, 1];
+  const bitmap = await createImageBitmap(new ImageData(Uint8ClampedArray.from(colour), 1, 1), { premultiplyAlpha: "none" });
+  for (const read of [readTexture, readVideoFrame]) {
+    const pixels = await read(bitmap).catch(() => undefined);
+    if (pixels && colour.every((value, channel) => value === pixels.data[channel])) return read;
+  }
+  return undefined;
+}
+
+async function readTexture(bitmap: ImageBitmap): Promise<ImageData | undefined> {
   const { width, height } = bitmap;
   const gl = new OffscreenCanvas(1, 1).getContext("webgl2");
   if (!gl || Math.max(width, height) > (gl.getParameter(gl.MAX_TEXTURE_SIZE) as number)) return undefined;
@@ -127,4 +147,17 @@ function unpremultiplied(bitmap: ImageBitmap): ImageData | undefined {
   const failed = gl.getError() !== gl.NO_ERROR;
   gl.getExtension("WEBGL_lose_context")?.loseContext();
   return failed ? undefined : pixels;
+}
+
+async function readVideoFrame(bitmap: ImageBitmap): Promise<ImageData | undefined> {
+  if (typeof VideoFrame === "undefined") return undefined;
+  const { width, height } = bitmap;
+  const frame = new VideoFrame(bitmap, { timestamp: 0, alpha: "keep" });
+  try {
+    const pixels = new ImageData(width, height);
+    await frame.copyTo(pixels.data, { format: "RGBA", layout: [{ offset: 0, stride: 4 * width }] });
+    return pixels;
+  } finally {
+    frame.close();
+  }
 }
