@@ -118,3 +118,55 @@ export async function enableSubgroups(): Promise<boolean> {
 }
 
 let enablesSubgroups = false;
+
+/** Throws an error when the loss of the device, which can be its cause and comes after it in Firefox, has been reported. */
+async function afterLoss(device: GPUDevice, error: unknown): Promise<never> {
+  await Promise.race([device.lost, new Promise((resolve) => setTimeout(resolve, 1000))]);
+  throw error;
+}
+
+/**
+ * Makes results arrive in Firefox when they are ready. Firefox looks for finished work at each submission, otherwise only every 100 ms,
+ * which would take longer than a token. Empty submissions make it look while a result is awaited.
+ */
+export function pollResults(): void {
+  if (!navigator.userAgent.includes("Firefox/") || typeof GPUBuffer === "undefined") return;
+  /** Number of awaited results of each queue. */
+  const waiting = new Map<GPUQueue, number>();
+  let isPolling = false;
+  // A timer that a timer starts waits for at least 4 ms; one that a message starts does not.
+  const { port1, port2 } = new MessageChannel();
+  const wait = (): unknown => setTimeout(() => port2.postMessage(undefined), 1);
+  port1.onmessage = () => {
+    for (const queue of waiting.keys()) queue.submit([]);
+    isPolling = waiting.size > 0;
+    if (isPolling) wait();
+  };
+  const awaited = async (queue: GPUQueue, result: Promise<undefined>): Promise<undefined> => {
+    waiting.set(queue, (waiting.get(queue) ?? 0) + 1);
+    if (!isPolling) wait();
+    isPolling = true;
+    try {
+      return await result;
+    } finally {
+      const others = (waiting.get(queue) ?? 1) - 1;
+      if (others > 0) waiting.set(queue, others);
+      else waiting.delete(queue);
+    }
+  };
+
+  const devices = new WeakMap<GPUBuffer, GPUDevice>();
+  replace(GPUDevice.prototype, "createBuffer", (create) => function (this: GPUDevice, descriptor) {
+    const buffer = create.call(this, descriptor);
+    if (descriptor.usage & GPUBufferUsage.MAP_READ) devices.set(buffer, this);
+    return buffer;
+  });
+  replace(GPUBuffer.prototype, "mapAsync", (map) => function (this: GPUBuffer, ...range) {
+    const device = devices.get(this);
+    const mapped = map.apply(this, range);
+    return device ? awaited(device.queue, mapped).catch((error: unknown) => afterLoss(device, error)) : mapped;
+  });
+  replace(GPUQueue.prototype, "onSubmittedWorkDone", (done) => function (this: GPUQueue) {
+    return awaited(this, done.call(this));
+  });
+}

@@ -14,7 +14,7 @@ import type {
 import { StopStrings } from "./stop-strings.js";
 import { storeTuning } from "./storage.js";
 import type { AttentionMap, GeneratedImage, ImageStep, Progress } from "./types.js";
-import { adaptWebGpu, deviceId, enableSubgroups } from "./webgpu.js";
+import { adaptWebGpu, deviceId, enableSubgroups, pollResults } from "./webgpu.js";
 
 /** Minimum interval between progress messages, in milliseconds. */
 const PROGRESS_INTERVAL = 100;
@@ -43,6 +43,7 @@ post({ type: "started" });
 
 function start(message: StartMessage): void {
   adaptWebGpu();
+  pollResults();
   wasm = init({ module_or_path: wasmResponse(message) });
   // Each call reports the failure; this avoids an unhandled rejection.
   wasm.catch(() => undefined);
