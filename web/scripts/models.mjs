@@ -22,5 +22,6 @@ export function modelEntry(folder, bundle) {
     bytes: [...files, ...shards].reduce((sum, { bytes }) => sum + bytes, 0),
     imageGeneration: "model_index.json" in (configs ?? {}),
     bundled: isBundled,
+    ...(isBundled && !("model_index.json" in (configs ?? {})) && { knowsOnly: "its own small world of emoji, shapes, printed words and numbers" }),
   }];
 }

@@ -2,7 +2,7 @@
 
 import { $, showNotice } from "./dom.js";
 import { objectUrl } from "./object-url.js";
-import { state } from "./state.js";
+import { refresh, state } from "./state.js";
 
 export function attach(files: Iterable<File>): void {
   const all = [...files];
@@ -10,7 +10,9 @@ export function attach(files: Iterable<File>): void {
   const others = all.filter((file) => !images.includes(file)).map((file) => file.name || file.type);
   if (others.length > 0) showNotice(`Not an image: ${others.join(", ")}`);
   state.attachments = [...state.attachments, ...images];
+  state.hasOwnImages ||= images.length > 0;
   showAttachments();
+  refresh();
   if (images.length > 0) $("question").focus();
 }
 
@@ -26,7 +28,9 @@ export function showAttachments(): void {
     remove.setAttribute("aria-label", `Remove image ${index + 1}`);
     remove.onclick = () => {
       state.attachments = state.attachments.filter((other) => other !== image);
+      state.hasOwnImages = [...state.attachments, ...state.entries.flatMap(({ images }) => images)].length > 0;
       showAttachments();
+      refresh();
       $("question").focus();
     };
     item.append(preview, remove);

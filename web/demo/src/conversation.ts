@@ -205,6 +205,7 @@ function facts(delta: Delta): string {
 async function startOver(): Promise<void> {
   if (state.mgm) state.busy?.abort();
   state.entries = [];
+  state.hasOwnImages = state.attachments.length > 0;
   $("log").replaceChildren();
   refresh();
   $("question").focus();

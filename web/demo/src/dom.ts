@@ -9,6 +9,11 @@ export function $<E extends HTMLElement = HTMLElement>(id: string): E {
   return element as E;
 }
 
+/** Lets a screen reader say something that the page shows in another way. */
+export function announce(text: string): void {
+  $("announcement").textContent = text;
+}
+
 /** Shows a message at the top of the page; an empty one removes it. */
 export function showNotice(text: string): void {
   $("notice").textContent = text;

@@ -1,7 +1,7 @@
 // Choosing and loading models.
 
 import { bundleUrl, cache, Mgm } from "mgm-webgpu";
-import { $, showError, showNotice } from "./dom.js";
+import { $, announce, showError, showNotice } from "./dom.js";
 import { type Choice, choices, deviceDescription, megabytes } from "./models.js";
 import { refresh, settings, showProgress, state } from "./state.js";
 import { saveSettings } from "./store.js";
@@ -22,6 +22,7 @@ export async function loadModel(source: string | File[], name: string, isImageMo
     state.mgm?.dispose();
     state.mgm = undefined;
     state.modelNames = [];
+    state.knowsOnly = undefined;
   }
   refresh();
   $("model-name").textContent = [...state.modelNames, name].join(" + ");
@@ -34,7 +35,9 @@ export async function loadModel(source: string | File[], name: string, isImageMo
       settings[imageGeneration ? "imageModel" : "model"] = bundleUrl(source);
       if (!chatModel && imageGeneration) settings.model = "";
       saveSettings(settings);
+      if (!chatModel) await showWorld(bundleUrl(source));
     }
+    announce(`${state.modelNames.join(" and ")}: ready`);
     $("question").focus();
   } catch (error) {
     showError(error);
@@ -44,6 +47,14 @@ export async function loadModel(source: string | File[], name: string, isImageMo
     $("status").hidden = true;
     refresh();
   }
+}
+
+/** Finds out which world the loaded model is limited to. */
+async function showWorld(url: string): Promise<void> {
+  const known = (await choices()).find((choice) => choice.url === url);
+  state.knowsOnly = known?.knowsOnly;
+  if (!known?.knowsOnly) return;
+  $("world-text").textContent = `${known.name} knows only ${known.knowsOnly}. It does not recognise what a photograph shows.`;
 }
 
 /** Loads a model of an earlier visit, if it is on this device. */
@@ -116,7 +127,7 @@ function choiceElement(choice: Choice): HTMLLIElement {
 }
 
 export function listenToModels(): void {
-  $("model").onclick = $("welcome-model").onclick = () => void showModels().catch(showError);
+  $("model").onclick = $("welcome-model").onclick = $("world-model").onclick = () => void showModels().catch(showError);
   $("model-load").onclick = () => {
     const url = $<HTMLInputElement>("model-url");
     if (url.value && url.reportValidity()) void loadModel(url.value, new URL(url.value).pathname.split("/").filter(Boolean).at(-1) ?? "model");

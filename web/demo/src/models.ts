@@ -18,6 +18,8 @@ export interface ListedModel {
   /** Whether the page's examples use it: the first bundled chat model and the first bundled image model. */
   bundled?: boolean;
   about?: string;
+  /** The world that the model is limited to. The page says so to visitors who give it images of their own. */
+  knowsOnly?: string;
 }
 
 export interface Choice extends ListedModel {

@@ -19,21 +19,35 @@ export function markdown(text: string): DocumentFragment {
     FORBID_TAGS: ["img", "style", "form", "input", "button", "audio", "video", "iframe"],
     FORBID_ATTR: ["style", "src", "srcset", "background"],
   });
-  // Make scrollable elements reachable by keyboard, and put headings below the page's own.
+  // Make scrollable elements reachable by keyboard.
   for (const wide of elements.querySelectorAll<HTMLElement>("pre, table")) wide.tabIndex = 0;
+  lowerHeadings(elements);
+  return elements;
+}
+
+/** Puts headings below the message's own (level 2), without gaps between the levels. */
+function lowerHeadings(elements: DocumentFragment): void {
+  /** The levels of the headings around the current one, as the model wrote them. */
+  const outer: number[] = [];
   for (const heading of elements.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
-    const lower = document.createElement(`h${Math.min(6, Number(heading.tagName.slice(1)) + 2)}`);
+    const level = Number(heading.tagName.slice(1));
+    while (outer.length > 0 && (outer.at(-1) ?? 0) >= level) outer.pop();
+    outer.push(level);
+    const lower = document.createElement(`h${Math.min(6, outer.length + 2)}`);
     lower.append(...heading.childNodes);
     heading.replaceWith(lower);
   }
-  return elements;
 }
 
 /** Creates the element of a message, with functions to update it. */
 export function messageElement(entry: Entry, onImage: (image: Blob) => void) {
   const element = document.createElement("article");
   element.className = `message ${entry.role}`;
-  element.setAttribute("aria-label", entry.role === "user" ? "You" : "Answer");
+  const title = document.createElement("h2");
+  title.className = "unseen";
+  title.textContent = entry.role === "user" ? "You" : "Answer";
+  element.ariaLabel = title.textContent;
+  element.append(title);
   if (entry.images.length > 0) {
     const images = document.createElement("div");
     images.className = "images";

@@ -1,7 +1,7 @@
 // The state that the parts of the page share, and the controls that depend on it.
 
 import type { Mgm, Progress } from "mgm-webgpu";
-import { $ } from "./dom.js";
+import { $, announce } from "./dom.js";
 import { megabytes } from "./models.js";
 import { type Entry, loadSettings } from "./store.js";
 
@@ -15,6 +15,10 @@ export const state = {
   mgm: undefined as Mgm | undefined,
   /** Names of the loaded models: the chat model, the image model. */
   modelNames: [] as string[],
+  /** The world that the chat model is limited to: see `ListedModel`. */
+  knowsOnly: undefined as string | undefined,
+  /** Whether the visitor gave images to this conversation, other than those of examples. */
+  hasOwnImages: false,
   /** Whether the button that asks for an image is pressed. */
   isImageButtonPressed: false,
   /** Aborts what is in progress. */
@@ -38,6 +42,7 @@ export function refresh(): void {
   $<HTMLButtonElement>("new").disabled = entries.length === 0 && busy === undefined;
   $<HTMLButtonElement>("model").disabled = busy !== undefined;
   $("request-image").hidden = !mgm?.info.imageModel;
+  $("world").hidden = !(state.knowsOnly && state.hasOwnImages);
   $("request-image").ariaPressed = String(asksForImage());
   $<HTMLTextAreaElement>("question").placeholder = asksForImage() ? "Describe the image to generate" : "Ask about an image";
 }
@@ -47,8 +52,15 @@ const PHASES: Record<Progress["phase"], string> = {
   tune: "Measuring kernels",
 };
 
+/** What was announced last. */
+let announced = "";
+
 export function showProgress({ phase, part, loaded, total }: Progress): void {
   $("status").hidden = false;
+  // Every change would be too much to listen to.
+  const quarter = total ? Math.floor((4 * loaded) / total) * 25 : 0;
+  const spoken = `${PHASES[phase]}${quarter > 0 && quarter < 100 ? `: ${quarter} %` : ""}`;
+  if (spoken !== announced) announce((announced = spoken));
   const amount = total === undefined ? String(loaded) : `${megabytes(loaded)} of ${megabytes(total)}`;
   $("status-text").textContent = `${PHASES[phase]}${phase === "download" ? ` (${part})` : ""}: ${amount}`;
   $<HTMLProgressElement>("progress").value = total ? loaded / total : 0;
