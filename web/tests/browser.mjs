@@ -23,7 +23,7 @@ const FLAGS = [
   "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-quic",
   "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ];
-// Firefox does not use WebGPU on Linux, or on a software adapter, unless it is told to.
+// By default Firefox has no WebGPU on Linux, and refuses software adapters.
 const PREFERENCES = { "dom.webgpu.enabled": true, "gfx.webgpu.ignore-blocklist": true, "gfx.webrender.software": true };
 
 const DRIVERS = "/usr/share/vulkan/icd.d";
