@@ -8,7 +8,6 @@ cargo-fuzz reads the folder of a target's name. Run again, the script writes the
 
 import hashlib
 import json
-import math
 import zipfile
 from pathlib import Path
 
@@ -85,16 +84,15 @@ def gguf_of_zeros():
     return (header + bytes(LARGEST - len(header)) for header in files("*.gguf.header"))
 
 
-def lora_of_zeros():
-    """A LoRA file as its manifest describes it, with zeros for the random numbers. All its tensors are f32."""
-    manifest = json.loads((ROOT / "tests/data/diffusion/images/weights.json").read_text())
-    for file in manifest["files"]:
-        header, end = {}, 0
-        for tensor in file["tensors"]:
-            start, end = end, end + 4 * math.prod(tensor["shape"])
-            header[tensor["name"]] = {"dtype": "F32", "shape": tensor["shape"], "data_offsets": [start, end]}
-        header = json.dumps(header).encode()
-        yield len(header).to_bytes(8, "little") + header + bytes(end)
+def loras():
+    """Adapter files: the header, a zero byte and PEFT's configuration as text, and the data."""
+    config = json.dumps({"r": 2, "lora_alpha": 3, "alpha_pattern": {"to_q": 5, "(a|b).*": 1}, "use_rslora": True}).encode()
+    for path in sorted((ROOT / "tests/data/diffusion/lora").glob("*.safetensors")):
+        if path.name not in ("base.safetensors", "expected.safetensors"):
+            file = path.read_bytes()
+            header = file[8 : 8 + int.from_bytes(file[:8], "little")]
+            text = header + b"\0" + config
+            yield text_and_bytes(text + file[8 + len(header) :], len(text))
 
 
 def first_byte(byte, seeds):
@@ -109,12 +107,12 @@ SEEDS = {
     "image": images,
     "index": lambda: files("*.index.json"),
     "json": lambda: files("*.json"),
+    "lora": loras,
     "pickle": lambda: [*files("*.pkl"), *pickles_in_archives()],
     "safetensors": lambda: map(header_and_data, files("*.safetensors")),
     "sdxl": lambda: [
         *first_byte(0, files("unet/config.json", "vae/config.json", "text_encoder*/config.json")),
         *first_byte(1, files("scheduler_config.json")),
-        *first_byte(2, lora_of_zeros()),
     ],
     "sentencepiece": lambda: files("*.model"),
     "tokenizer": tokenizers,

@@ -26,6 +26,7 @@ VALUES = {
     r"tests/data/ops/quantise\.safetensors": "rows, and their blocks by the gguf package",
     r"tests/data/diffusion/random\.safetensors": "torch.randn for some seeds",
     r"tests/data/diffusion/schedulers\.safetensors": "steps of diffusers' schedulers",
+    r"tests/data/diffusion/lora/expected\.safetensors": "weights that peft and LyCORIS merge",
     r"tests/data/image/(bilinear|decode|preprocess|resize)\.safetensors": "pixels by Pillow, torch and the CLIP processor",
 }
 

@@ -1,5 +1,4 @@
-//! Stable Diffusion XL's settings and what is merged into it: configurations, schedules, single files, LoRA files. The
-//! first byte chooses the reader.
+//! Stable Diffusion XL's settings: configurations, schedules, single files. The first byte chooses the reader.
 #![no_main]
 
 use std::rc::Rc;
@@ -8,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use mgm::diffusion::scheduler::Schedule;
 use mgm::io::MemorySource;
 use mgm::weights::sdxl::config::{SchedulerConfig, TextEncoderConfig, UnetConfig, VaeConfig};
-use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint};
+use mgm::weights::sdxl::{OpenOptions, SdxlCheckpoint};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((reader, bytes)) = bytes.split_first() else { return };
@@ -26,7 +25,6 @@ fuzz_target!(|bytes: &[u8]| {
                 let _ = Schedule::for_image(&config, steps, 0.5);
             }
         }
-        2 => drop(pollster::block_on(Lora::open(source(), 1.0))),
         _ => drop(pollster::block_on(SdxlCheckpoint::open_file(source(), &OpenOptions::default()))),
     }
 });

@@ -28,7 +28,7 @@ pub struct SdxlArgs {
     /// of a whole model in diffusers' layout
     #[arg(long, value_name = "FILE|DIR")]
     pub vae: Option<PathBuf>,
-    /// LoRA file to merge into the weights, and its scale; repeat for several
+    /// LoRA file, or a folder of PEFT's or diffusers', to merge into the weights, and its scale; repeat for several
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora)]
     pub lora: Vec<LoraFile>,
     /// Weight precision: f32, f16, q8 [default: the file's own]
@@ -86,7 +86,7 @@ impl SdxlArgs {
         Ok(pull::repo_of(&path).filter(|_| path.is_dir()).unwrap_or(name))
     }
 
-    /// Opens the model and merges the LoRA files.
+    /// Opens the model and merges the LoRA files. Notes on unused parts of these go to standard error.
     ///
     /// # Errors
     /// Those of [`pull::locate`] and of the reader.
@@ -95,11 +95,22 @@ impl SdxlArgs {
         let tokenizer = self.tokenizer.as_deref().or(tokenizer.as_deref());
         let mut checkpoint = open_with(&path, tokenizer, self.vae.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
-            checkpoint.merge_lora(&Lora::open(open_file(path)?, *scale).await?)?;
+            for note in checkpoint.merge_lora(&open_lora(path, *scale).await?)?.notes() {
+                note!("mgm: note: {note}");
+            }
         }
         checkpoint.check()?;
         Ok(checkpoint)
     }
+}
+
+/// Opens a LoRA file with the configuration next to it, or the one in a folder.
+async fn open_lora(path: &Path, scale: f32) -> Result<Lora> {
+    if path.is_dir() {
+        return Lora::open_folder(&DiskFolder::new(path), scale).await;
+    }
+    let lora = Lora::open(open_file(path)?, scale).await?;
+    lora.with_config_in(&DiskFolder::new(path.parent().unwrap_or(Path::new(".")))).await
 }
 
 /// Opens a folder in diffusers' layout, a bundle, or a single file.

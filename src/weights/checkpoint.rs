@@ -45,7 +45,7 @@ struct Located {
     file: usize,
     /// Multiplied with the tensor whenever it is read.
     scale: Option<Rc<Scale>>,
-    /// Added to the tensor whenever it is read.
+    /// Applied in this order whenever the tensor is read.
     deltas: Vec<Rc<dyn Delta>>,
 }
 
@@ -107,13 +107,13 @@ impl View {
     }
 }
 
-/// A term that is added to a tensor whenever it is read, such as the product of a LoRA file's matrices.
+/// A change of a tensor whenever it is read, such as adding the product of a LoRA file's matrices.
 pub trait Delta {
-    /// Adds rows of the term to `values`, the same rows of the tensor.
+    /// Changes `values`, whole rows of the tensor with all earlier changes.
     ///
     /// # Errors
-    /// Those of reading the files that hold the term.
-    fn add<'a>(&'a self, rows: Range<usize>, values: &'a mut [f32]) -> LocalFuture<'a, Result<()>>;
+    /// Those of reading the files that the change needs.
+    fn apply<'a>(&'a self, rows: Range<usize>, values: &'a mut [f32]) -> LocalFuture<'a, Result<()>>;
 }
 
 /// Named tensors in one or several files. Only headers are in memory.
@@ -277,7 +277,7 @@ impl Checkpoint {
         Ok(Self { name: self.name.clone(), files: self.files.clone(), tensors })
     }
 
-    /// Adds `delta` to a tensor whenever it is read from now on.
+    /// Applies `delta` to a tensor, after earlier ones, whenever it is read from now on.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] if there is no such tensor; [`Error::Unsupported`] if it is quantised.
@@ -317,6 +317,28 @@ impl Checkpoint {
         self.read_rows(name, 0..rows).await
     }
 
+    /// Reads a tensor of one element, of any type.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] if it has another number of elements; otherwise as [`Self::read_rows`].
+    pub async fn read_number(&self, name: &str) -> Result<f32> {
+        let located = self.locate(name)?;
+        let TensorInfo { shape, dtype } = &located.stored.info;
+        if located.stored.info.elements() != Some(1) {
+            let (found, expected) = (shape.clone(), "one element".to_owned());
+            return Err(Error::WrongShape { name: name.to_owned(), found, expected });
+        }
+        if dtype.is_float() {
+            return Ok(self.read(name).await?.first().copied().unwrap_or_default());
+        }
+        let source = self.files.get(located.file).ok_or_else(|| self.missing(name))?;
+        let mut bytes = read_range(&**source, located.stored.offset, dtype.unit().1 as u64, 8).await?;
+        if located.stored.big_endian {
+            bytes.reverse();
+        }
+        dtype.integer(&bytes).map(|value| value as f32).ok_or_else(|| not_floats(&located.stored))
+    }
+
     /// Reads rows along the first dimension as `f32`, row-major. A scalar has one row.
     ///
     /// # Errors
@@ -342,7 +364,7 @@ impl Checkpoint {
             scale.multiply(&mut values, rows.clone().map(|position| order.row_at(position, count)), count).await?;
         }
         for delta in &located.deltas {
-            delta.add(rows.clone(), &mut values).await?;
+            delta.apply(rows.clone(), &mut values).await?;
         }
         Ok(values)
     }

@@ -84,6 +84,19 @@ impl Dtype {
         matches!(self, Self::F8E4M3 | Self::F8E5M2)
     }
 
+    /// The value of one element, little-endian; `None` if the type is not an integer.
+    pub fn integer(self, bytes: &[u8]) -> Option<i128> {
+        let unsigned = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+        Some(match self {
+            Self::I64 => i128::from(unsigned as i64),
+            Self::I32 => i128::from(unsigned as i32),
+            Self::I16 => i128::from(unsigned as i16),
+            Self::I8 => i128::from(unsigned as i8),
+            Self::U64 | Self::U32 | Self::U16 | Self::U8 | Self::Bool => i128::from(unsigned),
+            _ => return None,
+        })
+    }
+
     /// The lossless precision on the device of a matrix with this type.
     pub fn precision(self) -> Precision {
         match self {

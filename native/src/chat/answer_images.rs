@@ -38,7 +38,7 @@ pub struct AnswerImageArgs {
     /// Autoencoder in place of the image model's own (see mgm generate)
     #[arg(long, value_name = "FILE|DIR", requires = "image_model")]
     pub vae: Option<PathBuf>,
-    /// LoRA file for the image model, and its scale; repeat for several
+    /// LoRA file or folder for the image model, and its scale; repeat for several
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "image_model")]
     pub lora: Vec<LoraFile>,
     #[command(flatten)]

@@ -676,6 +676,52 @@ fn a_lora_is_scaled() {
     assert_ne!(with(""), with(":0.5"));
 }
 
+/// What a LoRA file contains besides is noted once, and the rest is used. A folder of PEFT's has its alpha in a
+/// configuration.
+#[test]
+fn a_loras_unknown_contents_are_noted_once() {
+    let model = case().join("sdxl");
+    let folder = folder();
+    let module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0";
+    let values = |count: usize| -> Vec<u8> {
+        (0..count).flat_map(|index| ((index % 7) as f32 / 3.0 - 1.0).to_le_bytes()).collect()
+    };
+    let matrices = |prefix: &str| {
+        [
+            (format!("{prefix}{module}.lora_A.weight"), (vec![4, 64], values(256))),
+            (format!("{prefix}{module}.lora_B.weight"), (vec![64, 4], values(256))),
+        ]
+    };
+    let known = folder.path().join("known.safetensors");
+    write(&known, &Tensors::from(matrices("unet.")));
+    let mixed = folder.path().join("mixed.safetensors");
+    let mut tensors = Tensors::from(matrices("unet."));
+    tensors.insert("lora_unet_nothing.lora_up.weight".to_owned(), (vec![1], values(1)));
+    tensors.insert("bundle_emb.cat.clip_l".to_owned(), (vec![1], values(1)));
+    write(&mixed, &tensors);
+    let peft = folder.path().join("peft");
+    fs::create_dir(&peft).expect("a folder");
+    write(&peft.join("adapter_model.safetensors"), &Tensors::from(matrices("base_model.model.")));
+    fs::write(peft.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 2}"#).expect("a file");
+
+    let with =
+        |file: &Path, scale: &str| generated(&model, &["--seed", "7", "--lora", &format!("{}{scale}", text(file))]);
+    assert_eq!(with(&mixed, ""), with(&known, ""));
+    assert_eq!(with(&peft, ""), with(&known, ":0.5"));
+    assert_eq!(with(&peft.join("adapter_model.safetensors"), ""), with(&known, ":0.5"));
+
+    let out = folder.path().join("x.png");
+    let output = generate(&model, &["--prompt", "x", "--steps", "1", "--out", text(&out), "--lora", text(&mixed)]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    must(&output);
+    for note in [
+        "mixed.safetensors bundles embeddings, which are not used: cat",
+        "mixed.safetensors: 1 of 2 modules are not in the model and not used: lora_unet_nothing",
+    ] {
+        assert_eq!(errors.matches(note).count(), 1, "{errors} lacks {note:?}");
+    }
+}
+
 /// A language model that answers every question with `<h> a gold mine</h>`: its layers add nothing, so the next token
 /// depends on the last one only, and its head maps each token of the answer to the next.
 fn scripted_model(folder: &Path) -> PathBuf {

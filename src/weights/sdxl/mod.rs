@@ -9,7 +9,7 @@ mod single_file;
 
 use std::rc::Rc;
 
-pub use lora::Lora;
+pub use lora::{ADAPTER_CONFIG, Lora, LoraReport};
 
 use self::config::{SchedulerConfig, SchedulerOverride, TextEncoderConfig, TrainingMarkers, UnetConfig, VaeConfig};
 use super::bundle::read::Bundle;
@@ -492,15 +492,16 @@ impl SdxlCheckpoint {
         Ok(())
     }
 
-    /// Merges a LoRA file: it is added to the weights whenever they are read from now on.
+    /// Merges a LoRA file: it changes the weights whenever they are read from now on. Modules that the model lacks are
+    /// in the report; the others are merged.
     ///
     /// # Errors
-    /// [`Error::Config`] with the modules that the model lacks; [`Error::WrongShape`] if a module's matrices do not fit
-    /// its weight.
-    pub fn merge_lora(&mut self, lora: &Lora) -> Result<()> {
-        lora.merge(&mut self.unet, &mut self.text)?;
+    /// [`Error::Config`] if the model has none of the file's modules, or if a module lacks a tensor;
+    /// [`Error::WrongShape`] if a module's tensors do not fit its weight; [`Error::Unsupported`] if that is quantised.
+    pub fn merge_lora(&mut self, lora: &Lora) -> Result<LoraReport> {
+        let report = lora.merge(&mut self.unet, &mut self.text)?;
         self.merged_lora.push(lora.name_and_scale());
-        Ok(())
+        Ok(report)
     }
 }
 
