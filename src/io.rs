@@ -57,7 +57,9 @@ pub trait Folder {
 /// [`Error::Io`] if it cannot be opened or read.
 pub async fn read_file(folder: &dyn Folder, file: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let Some(source) = folder.open(file).await? else { return Ok(None) };
-    read_range(&*source, 0, source.len(), limit).await.map(Some)
+    let bytes = read_range(&*source, 0, source.len(), limit).await?;
+    refuse_lfs_pointer_in(source.name(), &bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Reads `length` bytes at `offset` into memory. Fails if the file ends before them or `length` exceeds `limit`.
@@ -76,6 +78,31 @@ pub(crate) async fn read_range(source: &dyn ByteSource, offset: u64, length: u64
     let mut bytes = vec![0; length];
     source.read(offset, &mut bytes).await?;
     Ok(bytes)
+}
+
+/// What to do if `start`, the first bytes of a file, are a Git LFS pointer, which Git leaves in place of a large file.
+pub(crate) fn lfs_pointer(start: &[u8]) -> Option<String> {
+    start.starts_with(b"version https://git-lfs.github.com/spec/").then(|| {
+        "this is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or download the file"
+            .to_owned()
+    })
+}
+
+/// Fails if `source` is a Git LFS pointer.
+pub(crate) async fn refuse_lfs_pointer(source: &dyn ByteSource) -> Result<()> {
+    // Pointers are shorter than 1024 bytes by their specification.
+    if source.len() >= 1024 {
+        return Ok(());
+    }
+    refuse_lfs_pointer_in(source.name(), &read_range(source, 0, source.len(), 1024).await?)
+}
+
+/// Fails if `bytes` of the file `name` are a Git LFS pointer.
+pub(crate) fn refuse_lfs_pointer_in(name: &str, bytes: &[u8]) -> Result<()> {
+    match lfs_pointer(bytes) {
+        Some(reason) => Err(Error::Malformed { file: name.to_owned(), offset: 0, reason }),
+        None => Ok(()),
+    }
 }
 
 /// A source over bytes in memory.

@@ -68,7 +68,7 @@
 //! | --- | --- | --- |
 //! | `gpu` | yes | runs models; needs `wgpu` |
 //! | `fs` | yes | reads models and images from disk |
-//! | `decode` | yes | decodes PNG, JPEG, WebP, GIF and BMP, and encodes PNG |
+//! | `decode` | yes | decodes PNG, JPEG, WebP, GIF, TIFF and BMP, and encodes PNG |
 //!
 //! With `default-features = false` only the readers remain: they parse checkpoints, tokenizers and configurations
 //! without wgpu.

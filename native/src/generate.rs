@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use mgm::diffusion::InitialLatents;
 use mgm::diffusion::limits::{DEFAULT_INPAINTING_STRENGTH, DEFAULT_STRENGTH, check_strength};
+use mgm::image::ImageDecoding;
 use mgm::weights::checkpoint::Checkpoint;
 use mgm::{Error, Result};
 use serde::Serialize;
@@ -72,8 +73,9 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     // Everything that can be checked without a device comes first.
     let files = output_files(&arguments.out, arguments.batch)?;
     let checkpoint = arguments.model.open().await?;
-    let init = arguments.init_image.as_deref().map(read_image).transpose()?;
-    let mask = arguments.mask.as_deref().map(read_image).transpose()?;
+    let read = |path: &PathBuf| read_image(path, ImageDecoding::Corrected);
+    let init = arguments.init_image.as_ref().map(read).transpose()?;
+    let mask = arguments.mask.as_ref().map(read).transpose()?;
     let latents = match &arguments.latents {
         Some(path) => Some(Latents::read(path, arguments.batch).await?),
         None => None,

@@ -1,20 +1,28 @@
 //! Image files: reading, and writing PNG files that record how they were generated.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use mgm::diffusion::png_metadata::ImageSettings;
-use mgm::image::{Image, decode, encode_png};
+use mgm::image::{Image, ImageDecoding, encode_png};
 use mgm::{Error, Result};
 
-use crate::files::{io_error, read};
+use crate::files::io_error;
 
 /// The most bytes that [`check_space`] writes.
 const MAX_CHECKED: usize = 256 << 20;
 
 /// Reads and decodes an image file.
-pub fn read_image(path: &Path) -> Result<Image> {
-    let bytes = read(path)?;
-    decode(&path.display().to_string(), &bytes)
+///
+/// # Errors
+/// [`Error::MissingFile`], otherwise as [`Image::open_as`].
+pub fn read_image(path: &Path, decoding: ImageDecoding) -> Result<Image> {
+    Image::open_as(path, decoding).map_err(|error| match error {
+        Error::Io { file, kind: ErrorKind::NotFound, .. } => {
+            Error::MissingFile { file, hint: "check the path".to_owned() }
+        }
+        error => error,
+    })
 }
 
 /// Writes a PNG file. The text chunk "parameters" holds the settings as other programs write them, "mgm" holds them as

@@ -1,13 +1,17 @@
-//! Decoding an image to 8-bit RGB like Pillow's `Image.open(...).convert("RGB")`.
+//! Decoding image files to 8-bit RGB.
 //!
-//! As in the reference, the EXIF orientation is not applied and alpha is dropped, not composited. Lossless formats give
-//! Pillow's pixels exactly; JPEG and lossy WebP may differ by a few steps of 255, as any two decoders do.
+//! Lossless formats give Pillow's pixels exactly; JPEG and lossy WebP may differ by a few steps of 255, as any two
+//! decoders do.
 
-use std::io::Cursor;
+use std::fmt;
+use std::io::{Cursor, ErrorKind};
+use std::str::FromStr;
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use super::buffer::Image;
+use super::container::{UNREADABLE, ends_early};
 use crate::{Error, Result};
 
 /// Longest side in pixels: JPEG's own limit. It bounds the tables of [`super::bicubic`] for any shape.
@@ -18,45 +22,132 @@ const MAX_PIXELS: u64 = 178_956_970;
 const MAX_BYTES: u64 = 1 << 30;
 /// Most bytes that a decoder may allocate in addition to its output.
 const MAX_WORKING_BYTES: u64 = 1 << 30;
+/// Largest file: an image of [`MAX_BYTES`] that is not compressed, and its metadata.
+#[cfg(feature = "fs")]
+const MAX_FILE: u64 = MAX_BYTES + (64 << 20);
+/// Bytes that identify a format.
+#[cfg(feature = "fs")]
+const HEAD: usize = 64;
 
 /// The supported formats, for messages.
-const FORMATS: &str = "PNG, JPEG, WebP, GIF and BMP";
+const FORMATS: &str = "PNG, JPEG, WebP, GIF, TIFF and BMP";
 
-#[cfg(feature = "fs")]
-impl Image {
-    /// Reads and decodes an image file: PNG, JPEG, WebP, GIF or BMP.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the file cannot be read; otherwise as [`decode`].
-    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        let name = path.as_ref().display().to_string();
-        let bytes = std::fs::read(path).map_err(|error| Error::io(&name, &error))?;
-        decode(&name, &bytes)
+/// What becomes of an image that viewers and the reference show differently.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum ImageDecoding {
+    /// As viewers and browsers show it: rotated by its EXIF orientation, transparency over white, 16-bit gray scaled.
+    #[default]
+    Corrected,
+    /// As the reference reads it, with Pillow's `Image.open(...).convert("RGB")`: not rotated (except TIFF), alpha
+    /// dropped, 16-bit gray clipped at 255.
+    Reference,
+}
+
+/// Their names on the command line.
+const DECODINGS: [(ImageDecoding, &str); 2] =
+    [(ImageDecoding::Corrected, "corrected"), (ImageDecoding::Reference, "reference")];
+
+impl fmt::Display for ImageDecoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(DECODINGS.iter().find(|(decoding, _)| decoding == self).map_or("", |(_, name)| name))
     }
 }
 
-/// Decodes an image file; of an animation, the first frame. `name` is used in messages.
-///
-/// # Errors
-/// [`Error::Image`] if the bytes are not an image in a supported format or are damaged, or if the image is too large
-/// (before anything of that size is allocated).
-pub fn decode(name: &str, bytes: &[u8]) -> Result<Image> {
-    let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
+impl FromStr for ImageDecoding {
+    type Err = Error;
 
-    let format = image::guess_format(bytes)
-        .map_err(|_| fail(format!("{}, not an image; supported: {FORMATS}", describe(bytes))))?;
-    if !format.reading_enabled() {
-        return Err(fail(format!("{format:?} is not supported; convert it to one of {FORMATS}")));
+    fn from_str(text: &str) -> Result<Self> {
+        let found = DECODINGS.iter().find(|(_, name)| *name == text);
+        found.map(|(decoding, _)| *decoding).ok_or_else(|| Error::Unsupported {
+            what: "image decoding".to_owned(),
+            found: text.to_owned(),
+            supported: DECODINGS.map(|(_, name)| name).join(", "),
+        })
+    }
+}
+
+#[cfg(feature = "fs")]
+impl Image {
+    /// Reads and decodes an image file: PNG, JPEG, WebP, GIF, TIFF or BMP.
+    ///
+    /// # Errors
+    /// As [`Self::open_as`].
+    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        Self::open_as(path, ImageDecoding::Corrected)
     }
 
-    let damaged = |error| fail(format!("cannot be decoded as {}: {error}", format_name(format)));
+    /// As [`Self::open`], with a choice where viewers and the reference differ.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read; [`Error::Image`] if it is not a regular file or too large, without
+    /// reading it; otherwise as [`decode`].
+    pub fn open_as(path: impl AsRef<std::path::Path>, decoding: ImageDecoding) -> Result<Self> {
+        let name = path.as_ref().display().to_string();
+        decode_as(&name, &read_file(path.as_ref(), &name)?, decoding)
+    }
+}
+
+/// The bytes of an image file. Refuses what is no image before it reads more than the start.
+#[cfg(feature = "fs")]
+fn read_file(path: &std::path::Path, name: &str) -> Result<Vec<u8>> {
+    use std::io::Read;
+
+    let io = |error: std::io::Error| Error::io(name, &error);
+    let fail = |reason: String| Err(Error::Image { name: name.to_owned(), reason });
+    // Before it is opened: opening a pipe waits for a writer.
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if metadata.is_dir() {
+        return fail("this is a folder, expected an image file".to_owned());
+    }
+    if !metadata.is_file() {
+        return fail("this is not a regular file but a pipe, a socket or a device".to_owned());
+    }
+    let length = metadata.len();
+    if length > MAX_FILE {
+        return fail(format!("the file has {length} bytes, more than any image that can be read ({MAX_FILE})"));
+    }
+    let mut file = std::fs::File::open(path).map_err(io)?.take(MAX_FILE);
+    let mut bytes = Vec::new();
+    file.by_ref().take(HEAD as u64).read_to_end(&mut bytes).map_err(io)?;
+    format_of(name, &bytes)?;
+    file.read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
+/// Decodes an image file as viewers show it; of an animation, the first frame. `name` is used in messages.
+///
+/// # Errors
+/// [`Error::Image`] if the bytes are not an image in a supported format, are damaged or end early, or if the image is
+/// too large (before anything of that size is allocated).
+pub fn decode(name: &str, bytes: &[u8]) -> Result<Image> {
+    decode_as(name, bytes, ImageDecoding::Corrected)
+}
+
+/// As [`decode`], with a choice where viewers and the reference differ.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Image> {
+    let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
+    let format = format_of(name, bytes)?;
+    let damaged = |error| {
+        let reason = match error {
+            ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => cut_off(bytes),
+            // Some decoders end their messages in a new line.
+            error => error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
+        };
+        fail(format!("cannot be decoded as {}: {reason}", format_name(format)))
+    };
+    if ends_early(format, bytes) {
+        return Err(damaged(ImageError::IoError(ErrorKind::UnexpectedEof.into())));
+    }
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES + MAX_WORKING_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(damaged)?;
+    let mut decoder = reader.into_decoder().map_err(damaged)?;
 
     let (width, height) = decoder.dimensions();
     let too_large = width > MAX_SIDE
@@ -69,13 +160,76 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<Image> {
              decoded): scale it down first"
         )));
     }
-    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    Image::new(width as usize, height as usize, rgb_bytes(image)).map_err(|error| fail(error.to_string()))
+    let orientation = match decoding {
+        // Metadata that cannot be read is no reason to refuse the image.
+        ImageDecoding::Corrected => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+        // Pillow applies it to TIFF only.
+        ImageDecoding::Reference if format == ImageFormat::Tiff => {
+            decoder.orientation().unwrap_or(Orientation::NoTransforms)
+        }
+        ImageDecoding::Reference => Orientation::NoTransforms,
+    };
+    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    image.apply_orientation(orientation);
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let pixels = match decoding {
+        ImageDecoding::Corrected => corrected_rgb(image),
+        ImageDecoding::Reference => reference_rgb(image),
+    };
+    Image::new(width, height, pixels).map_err(|error| fail(error.to_string()))
+}
+
+/// The format of a file by its first bytes.
+fn format_of(name: &str, start: &[u8]) -> Result<ImageFormat> {
+    let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
+    if let Some(reason) = crate::io::lfs_pointer(start) {
+        return Err(fail(reason));
+    }
+    if let Some((_, format, advice)) = UNREADABLE.iter().find(|(is, ..)| is(start)) {
+        return Err(fail(format!("this is {format}, which mgm cannot read: {advice}; supported: {FORMATS}")));
+    }
+    let format = image::guess_format(start)
+        .map_err(|_| fail(format!("{}, not an image; supported: {FORMATS}", describe(start))))?;
+    if !format.reading_enabled() {
+        return Err(fail(format!("{} is not supported; convert it to one of {FORMATS}", format_name(format))));
+    }
+    Ok(format)
+}
+
+fn cut_off(bytes: &[u8]) -> String {
+    format!("the file is cut off after {} bytes: copy or download it again", bytes.len())
+}
+
+/// The high byte of a 16-bit sample, as Pillow scales them.
+fn high_byte(sample: u16) -> u8 {
+    (sample >> 8) as u8
+}
+
+/// A sample of opacity `alpha` over white, rounded as Pillow's `Image.paste` does.
+fn over_white(sample: u8, alpha: u8) -> u8 {
+    let sum = u32::from(sample) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 128;
+    ((sum + (sum >> 8)) >> 8) as u8
+}
+
+/// The samples of `image` with transparency over white and every 16-bit sample scaled.
+fn corrected_rgb(image: DynamicImage) -> Vec<u8> {
+    let blend = |[r, g, b, a]: [u8; 4]| [over_white(r, a), over_white(g, a), over_white(b, a)];
+    match image {
+        DynamicImage::ImageRgba8(pixels) => pixels.pixels().flat_map(|p| blend(p.0)).collect(),
+        DynamicImage::ImageLumaA8(pixels) => pixels.pixels().flat_map(|p| [over_white(p.0[0], p.0[1]); 3]).collect(),
+        DynamicImage::ImageLuma16(pixels) => pixels.as_raw().iter().flat_map(|&value| [high_byte(value); 3]).collect(),
+        DynamicImage::ImageLumaA16(pixels) => {
+            pixels.pixels().flat_map(|p| [over_white(high_byte(p.0[0]), high_byte(p.0[1])); 3]).collect()
+        }
+        DynamicImage::ImageRgba16(pixels) => pixels.pixels().flat_map(|p| blend(p.0.map(high_byte))).collect(),
+        DynamicImage::ImageRgba32F(_) => corrected_rgb(image.into_rgba8().into()),
+        // Without transparency.
+        other => reference_rgb(other),
+    }
 }
 
 /// The samples of `image` as in Pillow's `convert("RGB")`.
-fn rgb_bytes(image: DynamicImage) -> Vec<u8> {
-    let high_byte = |sample: &u16| (sample >> 8) as u8;
+fn reference_rgb(image: DynamicImage) -> Vec<u8> {
     let gray = |value: u8| [value; 3];
     match image {
         DynamicImage::ImageRgb8(pixels) => pixels.into_raw(),
@@ -88,12 +242,12 @@ fn rgb_bytes(image: DynamicImage) -> Vec<u8> {
         DynamicImage::ImageLuma16(pixels) => {
             pixels.as_raw().iter().flat_map(|&value| gray(value.min(255) as u8)).collect()
         }
-        DynamicImage::ImageLumaA16(pixels) => pixels.pixels().flat_map(|p| gray(high_byte(&p.0[0]))).collect(),
-        DynamicImage::ImageRgb16(pixels) => pixels.as_raw().iter().map(high_byte).collect(),
+        DynamicImage::ImageLumaA16(pixels) => pixels.pixels().flat_map(|p| gray(high_byte(p.0[0]))).collect(),
+        DynamicImage::ImageRgb16(pixels) => pixels.as_raw().iter().copied().map(high_byte).collect(),
         DynamicImage::ImageRgba16(pixels) => {
-            pixels.as_raw().chunks_exact(4).flat_map(|p| p.first_chunk::<3>()).flatten().map(high_byte).collect()
+            pixels.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).map(high_byte).collect()
         }
-        // No supported format has floating-point samples.
+        // Floating-point samples of TIFF.
         other => other.into_rgb8().into_raw(),
     }
 }

@@ -2,6 +2,8 @@
 
 mod buffer;
 #[cfg(feature = "decode")]
+mod container;
+#[cfg(feature = "decode")]
 mod decode;
 #[cfg(feature = "decode")]
 mod png;
@@ -10,7 +12,7 @@ mod resize;
 
 pub use buffer::Image;
 #[cfg(feature = "decode")]
-pub use decode::decode;
+pub use decode::{ImageDecoding, decode, decode_as};
 #[cfg(feature = "decode")]
 pub use png::encode_png;
 #[doc(hidden)]

@@ -159,12 +159,16 @@ pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> 
     let rows = taps(canvas.height, height, window.top..window.top + window.height);
     let stride = window.width * 3;
 
-    // All rows of the margin are equal: resample one.
+    // All rows of the margin are equal: resample one. The same samples stand left and right of the image.
     let mut line = canvas.fill.repeat(canvas.width);
     let mut margin = vec![0; stride];
     resample_row(&line, &columns, &mut margin);
 
-    // Both ends of the taps grow with the output's index, so the first and the last bound the rows needed.
+    // Both ends of the taps grow with the output's index, so the columns that the image reaches are a range, and the
+    // first and the last row bound the rows needed.
+    let reached = columns.partition_point(|taps| taps.end() <= canvas.left)
+        ..columns.partition_point(|taps| taps.first < canvas.left + canvas.image.width());
+    let columns = columns.get(reached.clone()).unwrap_or_default();
     let image = canvas.image_rows();
     let first = rows.first().map_or(0, |taps| taps.first).max(image.start);
     let end = rows.last().map_or(0, Taps::end).min(image.end).max(first);
@@ -173,7 +177,8 @@ pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> 
     let sources = canvas.image.data().chunks_exact(source_stride).skip(first - image.start);
     for (out, source) in resampled.chunks_exact_mut(stride).zip(sources) {
         line[canvas.left * 3..][..source_stride].copy_from_slice(source);
-        resample_row(&line, &columns, out);
+        out.copy_from_slice(&margin);
+        resample_row(&line, columns, &mut out[reached.start * 3..reached.start * 3 + columns.len() * 3]);
     }
 
     let mut data = vec![0; stride * window.height];

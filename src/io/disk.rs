@@ -35,9 +35,19 @@ impl Folder for DiskFolder {
 
     fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
         Box::pin(async move {
-            match DiskFile::open(self.path.join(file)) {
+            let path = self.path.join(file);
+            if let (Err(_), Ok(target)) = (path.metadata(), path.read_link()) {
+                return Err(Error::MissingFile {
+                    file: target.display().to_string(),
+                    hint: format!("{} is a link to it; is the download complete?", path.display()),
+                });
+            }
+            match DiskFile::open(path) {
                 Ok(source) => Ok(Some(Rc::new(source) as Rc<dyn ByteSource>)),
-                Err(Error::Io { kind: ErrorKind::NotFound | ErrorKind::IsADirectory, .. }) => Ok(None),
+                Err(Error::Io {
+                    kind: ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::NotADirectory,
+                    ..
+                }) => Ok(None),
                 Err(error) => Err(error),
             }
         })
@@ -60,16 +70,23 @@ impl DiskFile {
     /// Opens a file for reading.
     ///
     /// # Errors
-    /// [`Error::Io`] with the kind that the system reports; [`ErrorKind::IsADirectory`] for a folder.
+    /// [`Error::Io`] with the kind that the system reports; [`ErrorKind::IsADirectory`] for a folder,
+    /// [`ErrorKind::InvalidInput`] for what is neither a folder nor a regular file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let name = path.as_ref().display().to_string();
         let open = || {
-            let file = File::open(&path)?;
-            let metadata = file.metadata()?;
+            // Before the file is opened: opening a pipe waits for a writer.
+            let metadata = std::fs::metadata(&path)?;
             if metadata.is_dir() {
                 return Err(std::io::Error::new(ErrorKind::IsADirectory, "this is a folder, not a file"));
             }
-            Ok((file, metadata.len()))
+            if !metadata.is_file() {
+                let reason = "this is not a regular file but a pipe, a socket or a device";
+                return Err(std::io::Error::new(ErrorKind::InvalidInput, reason));
+            }
+            let file = File::open(&path)?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
         };
         let (file, length) = open().map_err(|error| Error::io(&name, &error))?;
         Ok(Self { file, name, length })

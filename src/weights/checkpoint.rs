@@ -9,7 +9,7 @@ use super::index::parse_index;
 use super::row_order::RowOrder;
 use super::stored_tensor::{StoredTensor, TensorInfo};
 use super::{safetensors, torch_bin};
-use crate::io::{ByteSource, Folder, LocalFuture, read_file, read_range};
+use crate::io::{ByteSource, Folder, LocalFuture, read_file, read_range, refuse_lfs_pointer};
 use crate::tensor::GROUP_SIZE;
 use crate::{Error, Result};
 
@@ -562,6 +562,7 @@ fn check_finite(name: &str, values: &[f32], first: u64) -> Result<()> {
 /// Reads the header of whichever format the content has, so that safetensors files called `.bin` work. The name decides
 /// only if the content does not.
 async fn read_tensors(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
+    refuse_lfs_pointer(source).await?;
     let mut start = [0; 9];
     if source.len() >= start.len() as u64 {
         source.read(0, &mut start).await?;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use super::blocks::BlockType;
 use super::dtype::Dtype;
 use super::stored_tensor::{StoredTensor, TensorInfo};
-use crate::io::{ByteSource, read_range};
+use crate::io::{ByteSource, read_range, refuse_lfs_pointer};
 use crate::{Error, Result};
 
 /// The first bytes of every GGUF file.
@@ -119,6 +119,7 @@ impl Header {
     /// [`Error::Malformed`] with the offset of the fault; [`Error::Unsupported`] for unsupported tensor types;
     /// [`Error::Io`].
     pub async fn read(source: &dyn ByteSource) -> Result<Self> {
+        refuse_lfs_pointer(source).await?;
         let mut length = FIRST_READ.min(source.len());
         loop {
             let bytes = read_range(source, 0, length, MAX_HEADER).await?;

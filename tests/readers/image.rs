@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mgm::Error;
-use mgm::image::{Canvas, Image, Preprocess, Window, bicubic, bilinear, decode};
+use mgm::image::{Canvas, Image, ImageDecoding, Preprocess, Window, bicubic, bilinear, decode, decode_as};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -180,12 +180,13 @@ fn views_of_the_goldens() {
     assert!(images > 0, "no images under {}", folder.display());
 }
 
-#[test]
-fn images_decode_as_pillow_decodes_them() {
-    let file = read(tests().join("data/image/decode.safetensors"));
+/// Asserts that the images in `folder` decode to the values in `fixtures`, which Pillow computed.
+fn assert_decoded(folder: &str, fixtures: &str, decoding: ImageDecoding) -> usize {
+    let file = read(tests().join("data/image").join(fixtures));
     let fixtures = SafeTensors::deserialize(&file).expect("fixtures");
     for (name, expected) in fixtures.tensors() {
-        let found = decode(&name, &read(tests().join("data/image/decode").join(&name))).expect("an image");
+        let file = read(tests().join("data/image").join(folder).join(&name));
+        let found = decode_as(&name, &file, decoding).expect("an image");
         let expected = image_from(&expected);
         assert_eq!((found.width(), found.height()), (expected.width(), expected.height()), "{name}");
         // Two correct JPEG decoders may round each of the inverse transform and the colour conversion differently.
@@ -194,6 +195,106 @@ fn images_decode_as_pillow_decodes_them() {
             assert!(f.abs_diff(*e) <= bound, "{name}: byte {i} is {f}, Pillow has {e}");
         }
     }
+    fixtures.len()
+}
+
+#[test]
+fn images_decode_as_pillow_decodes_them() {
+    assert_eq!(assert_decoded("decode", "decode.safetensors", ImageDecoding::Reference), 20);
+    assert_eq!(assert_decoded("formats", "formats.safetensors", ImageDecoding::Reference), 18);
+}
+
+#[test]
+fn corrected_images_are_as_viewers_show_them() {
+    assert_eq!(assert_decoded("", "corrected.safetensors", ImageDecoding::Corrected), 38);
+    assert_eq!(ImageDecoding::default(), ImageDecoding::Corrected);
+    for name in ["corrected", "reference"] {
+        assert_eq!(name.parse::<ImageDecoding>().expect("a decoding").to_string(), name);
+    }
+    assert!("raw".parse::<ImageDecoding>().is_err());
+}
+
+#[test]
+fn images_that_end_early_are_refused() {
+    let (mut files, mut failures) = (0, Vec::new());
+    for folder in ["decode", "formats"] {
+        for entry in fs::read_dir(tests().join("data/image").join(folder)).expect("images") {
+            let path = entry.expect("an image").path();
+            let (name, bytes) = (path.display().to_string(), read(&path));
+            assert!(decode(&name, &bytes).is_ok(), "{name}");
+            // A GIF's last bytes hold no pixels: the codes' end, two terminators.
+            let pixels_end = bytes.len() - if name.ends_with(".gif") { 8 } else { 1 };
+            let cuts = [12, 13, 30, bytes.len() / 4, bytes.len() / 2, bytes.len() * 3 / 4, bytes.len() - 8, pixels_end];
+            for cut in cuts.into_iter().filter(|cut| *cut <= pixels_end) {
+                match decode(&name, &bytes[..cut]) {
+                    Err(Error::Image { reason, .. })
+                        if !reason.contains('\n') && reason.contains("cannot be decoded as") => {}
+                    Err(error) => failures.push(error.to_string()),
+                    Ok(_) => failures.push(format!("{name} is accepted after {cut} of {} bytes", bytes.len())),
+                }
+            }
+            files += 1;
+        }
+    }
+    assert_eq!(files, 38);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn images_that_cannot_be_decoded_are_named() {
+    let ftyp = |brands: &str| {
+        let mut box_of_brands = ((8 + brands.len()) as u32).to_be_bytes().to_vec();
+        box_of_brands.extend(b"ftyp");
+        box_of_brands.extend(brands.as_bytes());
+        box_of_brands.extend([0; 64]);
+        box_of_brands
+    };
+    for (bytes, format, advice) in [
+        (ftyp("heic\0\0\0\0mif1heic"), "a HEIC image", "Most Compatible"),
+        (ftyp("mif1\0\0\0\0mif1heic"), "a HEIC image", "heif-convert"),
+        (ftyp("mif1\0\0\0\0mif1avifmiaf"), "an AVIF image", "avifdec"),
+        (ftyp("avif\0\0\0\0"), "an AVIF image", "avifdec"),
+        (b"\xff\x0a\0\0".to_vec(), "a JPEG XL image", "djxl"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n".to_vec(), "a JPEG 2000 image", "opj_decompress"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><svg>".to_vec(), "an SVG drawing", "rsvg-convert"),
+        (b"%PDF-1.7\n".to_vec(), "a PDF document", "pdftoppm"),
+        (b"8BPS\0\x01".to_vec(), "a Photoshop document", "export"),
+    ] {
+        let error = decode("photo", &bytes).expect_err(format).to_string();
+        assert!(error.contains(format) && error.contains(advice), "{error}");
+    }
+    let movie = decode("film", &ftyp("isom\0\0\x02\0isomavc1")).expect_err("a film").to_string();
+    assert!(movie.contains("not an image"), "{movie}");
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    let error = decode("photo.jpg", pointer).expect_err("a pointer").to_string();
+    assert!(error.contains("git lfs pull"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_image_file_is_refused_before_it_is_read() {
+    let folder = std::env::temp_dir().join(format!("mgm-images-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let path = |name: &str| folder.join(name);
+    let sparse = fs::File::create(path("sparse.jpg")).expect("a file");
+    sparse.set_len(3 << 30).expect("a long file");
+    // Below the limit, and not an image by its first bytes.
+    fs::File::create(path("zeros.png")).expect("a file").set_len(1 << 30).expect("a long file");
+    let made = std::process::Command::new("mkfifo").arg(path("pipe.png")).status().expect("mkfifo");
+    assert!(made.success());
+    let start = Instant::now();
+    for (file, reason) in [
+        (path("sparse.jpg"), "the file has 3221225472 bytes"),
+        (path("zeros.png"), "starts with the bytes 00 00"),
+        (path("pipe.png"), "not a regular file"),
+        (PathBuf::from("/dev/zero"), "not a regular file"),
+        (folder.clone(), "this is a folder"),
+    ] {
+        let error = Image::open(&file).expect_err(reason).to_string();
+        assert!(error.contains(reason) && error.contains(&file.display().to_string()), "{error}");
+    }
+    assert!(start.elapsed().as_secs_f64() < 5.0, "{:?}", start.elapsed());
+    fs::remove_dir_all(folder).expect("the folder");
 }
 
 /// A PNG header that promises `width` x `height` pixels of 8-bit RGB, followed by an empty image.
@@ -225,11 +326,12 @@ fn promising_png(width: u32, height: u32) -> Vec<u8> {
 fn bad_images_are_refused_with_a_reason() {
     let png = read(tests().join("data/image/decode/rgb.png"));
     let jpeg = read(tests().join("data/image/decode/gray.jpg"));
-    let cases: [(&str, Vec<u8>, &str); 9] = [
+    let cases: [(&str, Vec<u8>, &str); 10] = [
         ("empty", vec![], "the file is empty"),
         ("text", b"Hello, I am text".to_vec(), "starts with the text"),
         ("binary", vec![0, 1, 2, 255, 7], "starts with the bytes 00 01 02 ff 07"),
-        ("tiff", b"II*\0\x08\0\0\0".to_vec(), "Tiff is not supported"),
+        ("tiff", b"II*\0\x08\0\0\0".to_vec(), "cannot be decoded as TIFF"),
+        ("icon", b"\0\0\x01\0\x01\0\x10\x10".to_vec(), "ICO is not supported"),
         ("cut png", png[..png.len() / 2].to_vec(), "cannot be decoded as PNG"),
         ("cut jpeg", jpeg[..30].to_vec(), "cannot be decoded as JPEG"),
         ("bomb", promising_png(60_000, 60_000), "60000 x 60000 pixels exceed the limits"),
@@ -284,9 +386,14 @@ fn the_smallest_and_the_largest_photographs() {
         let centre = 384 * 768 + 384;
         assert_eq!(views.high[centre], ((200.0 * (1.0 / 255.0)) as f32 - 0.48145466f32) / 0.26862954f32);
     }
-    // A line as long as can be read: cut or padded, never stored whole.
-    let line = Image::new(65_535, 1, vec![9; 65_535 * 3]).expect("a line");
-    for pad in [true, false] {
-        Preprocess { pad, ..Preprocess::default() }.views(&line).expect("views");
+    // A line as long as can be read: cut or padded, never stored whole, and only what remains of it is computed.
+    for (width, height) in [(65_535, 1), (1, 65_535)] {
+        let line = Image::new(width, height, vec![9; 65_535 * 3]).expect("a line");
+        for pad in [true, false] {
+            let start = Instant::now();
+            Preprocess { pad, ..Preprocess::default() }.views(&line).expect("views");
+            println!("{width} x {height}, pad {pad}: {:?}", start.elapsed());
+            assert!(start.elapsed().as_secs_f64() < 30.0, "{width} x {height}: {:?}", start.elapsed());
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mgm::diffusion::gen_protocol::{REQUEST, image_prompt, wants_image, with_image_request};
-use mgm::image::Image;
+use mgm::image::{Image, ImageDecoding};
 use mgm::session::{Answer, AnswerOptions, Event, FinishReason};
 
 use super::answer_images::AnswerImages;
@@ -29,6 +29,8 @@ pub struct ChatCommand {
     stop: Arc<AtomicBool>,
     /// Don't print answers as they are generated.
     quiet: bool,
+    /// How `/image` reads files.
+    decoding: ImageDecoding,
 }
 
 impl ChatCommand {
@@ -38,8 +40,9 @@ impl ChatCommand {
         options: AnswerOptions,
         stop: Arc<AtomicBool>,
         quiet: bool,
+        decoding: ImageDecoding,
     ) -> Self {
-        Self { chat, images, options, stop, quiet }
+        Self { chat, images, options, stop, quiet, decoding }
     }
 
     /// Asks all prompts and reports the answers.
@@ -228,7 +231,7 @@ impl ChatCommand {
                 }
                 "/image" if rest.trim().is_empty() => note!("mgm: error: /image needs a file name"),
                 "/image" if !has_vision => note!("mgm: error: this model has no vision towers"),
-                "/image" => match read_image(Path::new(rest.trim())) {
+                "/image" => match read_image(Path::new(rest.trim()), self.decoding) {
                     Ok(image) => images.push(image),
                     Err(error) => note!("mgm: error: {error}"),
                 },

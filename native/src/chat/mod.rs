@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
+use mgm::image::ImageDecoding;
 use mgm::ops::Sampling;
 use mgm::session::AnswerOptions;
 use mgm::tensor::{Activation, Precision};
@@ -35,9 +36,13 @@ pub struct ChatArgs {
     /// A question; repeat for several turns. Without it the conversation is interactive
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// An image for the first turn (PNG, JPEG, WebP, GIF, BMP); repeat for several
+    /// An image for the first turn (PNG, JPEG, WebP, GIF, TIFF, BMP); repeat for several
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
+    /// How image files are read: corrected (as viewers show them), or reference (as Mini-Gemini's code reads them:
+    /// EXIF orientation ignored, transparency dropped, 16-bit gray clipped)
+    #[arg(long, value_name = "MODE", default_value_t = ImageDecoding::Corrected)]
+    image_decoding: ImageDecoding,
     /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
     #[arg(long)]
     precision: Option<Precision>,
@@ -101,7 +106,8 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         *image_model = image_model.take().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL));
     }
     // Files that may be missing come before a load that takes time.
-    let images = arguments.image.iter().map(|path| read_image(path)).collect::<mgm::Result<Vec<_>>>()?;
+    let decoding = arguments.image_decoding;
+    let images = arguments.image.iter().map(|path| read_image(path, decoding)).collect::<mgm::Result<Vec<_>>>()?;
     let image_model = match arguments.answer_images.model()? {
         Some((model, out)) => {
             output_files(&out, 1)?;
@@ -147,7 +153,7 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         .with_sampling(sampling)
         .with_seed(seed)
         .with_max_new_tokens(arguments.max_new_tokens as usize);
-    let mut command = ChatCommand::new(chat, images_of_answers, options, stop, arguments.json);
+    let mut command = ChatCommand::new(chat, images_of_answers, options, stop, arguments.json, decoding);
     let result = if arguments.prompt.is_empty() {
         command.interactive(has_vision, images).await
     } else {

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use mgm::Result;
+use mgm::image::ImageDecoding;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -25,7 +26,14 @@ pub struct Settings {
     pub precision: String,
     pub conversation: String,
     pub high_resolution: bool,
+    #[serde(default = "reference")]
+    pub image_decoding: String,
     pub max_new_tokens: u32,
+}
+
+/// The image decoding of files without this setting.
+fn reference() -> String {
+    ImageDecoding::Reference.to_string()
 }
 
 /// An answer. The aliases are the field names of VQA's and LLaVA's files.

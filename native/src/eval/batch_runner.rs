@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use mgm::Error;
-use mgm::image::Image;
+use mgm::image::{Image, ImageDecoding};
 use mgm::session::{Chat, Event, PreparedQuestion, image_sources};
 use mgm::text::Turn;
 
@@ -15,6 +15,7 @@ use crate::interrupt::continue_unless;
 pub struct BatchRunner<'a> {
     chat: Chat,
     max_new_tokens: usize,
+    decoding: ImageDecoding,
     stop: &'a AtomicBool,
     /// Maximum batch size; reduced when the device is out of memory.
     max_batch: usize,
@@ -23,8 +24,8 @@ pub struct BatchRunner<'a> {
 }
 
 impl<'a> BatchRunner<'a> {
-    pub fn new(chat: Chat, max_new_tokens: u32, stop: &'a AtomicBool) -> Self {
-        Self { chat, max_new_tokens: max_new_tokens as usize, stop, max_batch: usize::MAX, last_image: None }
+    pub fn new(chat: Chat, max_new_tokens: u32, decoding: ImageDecoding, stop: &'a AtomicBool) -> Self {
+        Self { chat, max_new_tokens: max_new_tokens as usize, decoding, stop, max_batch: usize::MAX, last_image: None }
     }
 
     /// Answers questions. An image that several questions share is encoded once, and a common prefix of their prompts
@@ -101,7 +102,7 @@ impl<'a> BatchRunner<'a> {
         let Some(source) = &question.image else { return Ok(Vec::new()) };
         let image = match self.last_image.take() {
             Some((last, image)) if last == *source => image,
-            _ => source.read(question)?,
+            _ => source.read(question, self.decoding)?,
         };
         self.last_image = Some((source.clone(), image.clone()));
         Ok(vec![image])

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::images::read_image;
-use mgm::image::{Image, decode};
+use mgm::image::{Image, ImageDecoding, decode_as};
 use mgm::{Error, Result};
 
 /// The questions of a benchmark.
@@ -75,10 +75,10 @@ impl ImageSource {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Image`].
-    pub fn read(&self, question: &Question) -> Result<Image> {
+    pub fn read(&self, question: &Question, decoding: ImageDecoding) -> Result<Image> {
         match self {
-            Self::File(path) => read_image(path),
-            Self::Bytes(bytes) => decode(&format!("of {}", question.location), bytes),
+            Self::File(path) => read_image(path, decoding),
+            Self::Bytes(bytes) => decode_as(&format!("of {}", question.location), bytes, decoding),
         }
     }
 }

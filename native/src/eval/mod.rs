@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use clap::Args;
 use mgm::Error;
+use mgm::image::ImageDecoding;
 use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
@@ -85,6 +86,10 @@ pub struct EvalArgs {
     /// Encode images at low resolution only, without the high-resolution tower and patch info mining
     #[arg(long)]
     no_high_resolution: bool,
+    /// How image files are read: reference (as Mini-Gemini's code reads them: EXIF orientation ignored, transparency
+    /// dropped, 16-bit gray clipped), or corrected (as viewers show them)
+    #[arg(long, value_name = "MODE", default_value_t = ImageDecoding::Reference)]
+    image_decoding: ImageDecoding,
     /// Print one JSON object and nothing else on standard output
     #[arg(long)]
     json: bool,
@@ -159,7 +164,7 @@ async fn answer(
     let mut chat = model.chat();
     // As the reference does, so that figures are comparable.
     chat.allow_special_tokens(true);
-    let mut runner = BatchRunner::new(chat, max_new_tokens, &stop);
+    let mut runner = BatchRunner::new(chat, max_new_tokens, arguments.image_decoding, &stop);
     let mut done = 0;
     for batch in batches(&open, arguments.batch as usize) {
         let answered = match runner.answer(&batch).await {
@@ -204,6 +209,7 @@ fn settings(arguments: &EvalArgs, options: &LoadOptions, max_new_tokens: u32) ->
         precision: if options.keep_quantization { "as stored".to_owned() } else { options.precision.to_string() },
         conversation: options.template.map_or_else(|| "the model's".to_owned(), |template| template.to_string()),
         high_resolution: options.high_resolution,
+        image_decoding: arguments.image_decoding.to_string(),
         max_new_tokens,
     })
 }

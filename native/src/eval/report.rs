@@ -149,9 +149,13 @@ impl Report {
         match &self.settings {
             Some(settings) => {
                 let resolution = if settings.high_resolution { "" } else { ", low resolution only" };
+                let decoding = match settings.image_decoding.as_str() {
+                    "reference" => String::new(),
+                    other => format!(", {other} image decoding"),
+                };
                 writeln!(
                     out,
-                    "{}, {} of {} questions of {}{resolution}",
+                    "{}, {} of {} questions of {}{resolution}{decoding}",
                     settings.model, self.answered, self.asked, self.format
                 )?;
             }

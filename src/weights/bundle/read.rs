@@ -8,7 +8,7 @@ use super::super::dtype::Dtype;
 use super::super::safetensors::read_header;
 use super::super::stored_tensor::{StoredTensor, TensorInfo};
 use super::{GGUF_HEADER, MANIFEST, MAX_MANIFEST, Manifest, block_type};
-use crate::io::{ByteSource, Folder, LocalFuture, read_file};
+use crate::io::{ByteSource, Folder, LocalFuture, read_file, refuse_lfs_pointer};
 use crate::{Error, Result};
 
 /// An opened bundle.
@@ -115,6 +115,7 @@ impl Bundle {
         let mut blocks: BTreeMap<String, Vec<RowBlock>> = BTreeMap::new();
         for shard in &self.manifest.shards {
             let source = self.file(&shard.file, "it is a shard of weights").await?;
+            refuse_lfs_pointer(&*source).await?;
             if source.len() != shard.bytes {
                 return Err(Error::Malformed {
                     file: source.name().to_owned(),

@@ -4,11 +4,14 @@ Run from anywhere; see tests/reference/README.md for the environment.
 
 resize.safetensors      source.{w}x{h} u8 [h,w,3]; bicubic.{w}x{h}.{W}x{H} u8 [H,W,3] by Pillow's Image.resize
 decode.safetensors      {file} u8 [h,w,3]: Image.open(file).convert("RGB") of each image in decode/
+formats.safetensors     the same of each image in formats/
+corrected.safetensors   {folder}/{file} u8 [h,w,3]: each image of both folders as viewers show it
 preprocess.safetensors  {case}.source u8 [h,w,3]; {case}.high f32 [3,S,S]; {case}.low f32 [n,3,s,s] by the processor
                         and torch.nn.functional.interpolate; the case's name holds its parameters
 bilinear.safetensors    source.{w}x{h} f32 [2,h,w]; {w}x{h}.{W}x{H} f32 [2,H,W] by interpolate
 """
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -16,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 from transformers import CLIPImageProcessor
 
@@ -177,9 +180,64 @@ def decode_fixtures(rng):
     save_file(out, HERE / "decode.safetensors")
 
 
+def format_fixtures(rng):
+    """TIFF, the eight EXIF orientations, and containers whose beginning alone decodes."""
+    folder = HERE / "formats"
+    folder.mkdir(exist_ok=True)
+    rgb = Image.fromarray(test_image(rng, 7, 5))
+    alpha = Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8))
+    rgba = rgb.copy()
+    rgba.putalpha(alpha)
+    rgb.save(folder / "rgb.tiff")
+    rgb.save(folder / "lzw.tiff", compression="tiff_lzw")
+    rgb.save(folder / "deflate.tiff", compression="tiff_adobe_deflate")
+    rgb.save(folder / "packbits.tiff", compression="packbits")
+    rgb.convert("L").save(folder / "gray.tiff")
+    rgba.save(folder / "rgba.tiff")
+    wide = rng.integers(0, 65536, (5, 7), dtype=np.uint16)
+    wide[0] = [0, 1, 127, 255, 256, 257, 65535]
+    Image.fromarray(wide).save(folder / "gray16.tiff")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        rgb.save(folder / f"orientation{orientation}.png", exif=exif)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    rgb.save(folder / "orientation8.webp", lossless=True, exif=exif)
+    rgb.save(folder / "orientation8.tiff", exif=exif)
+    # Progressive, with a thumbnail in its metadata as cameras write it, which has an end marker of its own.
+    smooth = rgb.resize((24, 16), Image.BICUBIC)
+    thumbnail = io.BytesIO()
+    smooth.resize((6, 4)).save(thumbnail, "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    exif[0x927C] = thumbnail.getvalue()
+    smooth.save(folder / "orientation3.jpg", quality=95, subsampling=0, exif=exif, progressive=True)
+
+    paths = sorted(folder.iterdir())
+    out = {p.name: np.asarray(Image.open(p).convert("RGB")).copy() for p in paths}
+    save_file(out, HERE / "formats.safetensors")
+    paths += sorted((HERE / "decode").iterdir())
+    save_file({f"{p.parent.name}/{p.name}": corrected(p) for p in paths}, HERE / "corrected.safetensors")
+
+
+def corrected(path):
+    """An image as viewers show it: rotated, over white, 16-bit gray scaled as Pillow scales 16-bit RGB."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB")).copy()
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return np.asarray(white).copy()
+
+
 if __name__ == "__main__":
     rng = np.random.default_rng(20240327)
     resize_fixtures(rng)
     bilinear_fixtures(rng)
     preprocess_fixtures(rng)
     decode_fixtures(rng)
+    format_fixtures(rng)
