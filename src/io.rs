@@ -46,6 +46,11 @@ pub trait Folder {
     /// # Errors
     /// [`Error::Io`] if the file is there and cannot be opened.
     fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>>;
+    /// Names of the files and folders in this folder, sorted. None if there is no such folder, or if the host cannot
+    /// list it: then files are found only under the names that are tried.
+    fn entries(&self) -> LocalFuture<'_, Vec<String>> {
+        Box::pin(async { Vec::new() })
+    }
     /// The folder at a relative path (`..` allowed), whether or not it exists.
     fn child(&self, name: &str) -> Rc<dyn Folder>;
 }
@@ -188,6 +193,17 @@ impl Folder for MemoryFolder {
         Box::pin(async move { Ok(self.files.get(&self.resolve(file)).cloned()) })
     }
 
+    fn entries(&self) -> LocalFuture<'_, Vec<String>> {
+        let inside = |path: &String| {
+            let rest = path.strip_prefix(&self.path)?;
+            let rest = if self.path.is_empty() { rest } else { rest.strip_prefix('/')? };
+            rest.split('/').next().map(str::to_owned)
+        };
+        let mut names: Vec<String> = self.files.keys().filter_map(inside).collect();
+        names.dedup();
+        Box::pin(async { names })
+    }
+
     fn child(&self, name: &str) -> Rc<dyn Folder> {
         Rc::new(Self { path: self.resolve(name), files: Rc::clone(&self.files) })
     }
@@ -210,6 +226,9 @@ mod tests {
         assert!(pollster::block_on(source.read(2, &mut bytes)).is_err());
         assert!(pollster::block_on(source.read(u64::MAX, &mut bytes)).is_err());
         assert!(pollster::block_on(root.open("b/file")).unwrap().is_none());
+        assert_eq!(pollster::block_on(root.entries()), ["a"]);
+        assert_eq!(pollster::block_on(folder.entries()), ["file"]);
+        assert!(pollster::block_on(root.child("x").entries()).is_empty());
         assert!(pollster::block_on(read_file(&root, "a/b/file", 2)).is_err());
     }
 }

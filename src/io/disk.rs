@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
@@ -20,11 +20,20 @@ pub struct DiskFolder {
 }
 
 impl DiskFolder {
-    /// The folder at `path`. It need not exist: [`Folder::open`] then finds no file in it.
+    /// The folder at `path`. It need not exist: [`Folder::open`] then finds no file in it. A repository's folder in the
+    /// Hugging Face cache (`models--OWNER--NAME`) stands for its snapshot: that of `refs/main`, or its only one.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
+        let path = hub_snapshot(&path).unwrap_or(path);
         let name = path.display().to_string();
         Self { path, name }
+    }
+}
+
+impl DiskFolder {
+    /// Its path: in the Hugging Face cache that of the snapshot.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -53,9 +62,44 @@ impl Folder for DiskFolder {
         })
     }
 
-    fn child(&self, name: &str) -> Rc<dyn Folder> {
-        Rc::new(Self::new(self.path.join(name)))
+    fn entries(&self) -> LocalFuture<'_, Vec<String>> {
+        Box::pin(async move {
+            let Ok(entries) = self.path.read_dir() else { return Vec::new() };
+            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            let mut names: Vec<String> = names.collect();
+            names.sort();
+            names
+        })
     }
+
+    fn child(&self, name: &str) -> Rc<dyn Folder> {
+        let path = self.path.join(name);
+        if path.exists() {
+            return Rc::new(Self::new(path));
+        }
+        // The system follows links before `..`. Next to the link there may be other files than next to its target.
+        let mut next_to_link = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::ParentDir if next_to_link.file_name().is_some() => drop(next_to_link.pop()),
+                part => next_to_link.push(part),
+            }
+        }
+        Rc::new(Self::new(if next_to_link.exists() { next_to_link } else { path }))
+    }
+}
+
+/// The snapshot that a repository's folder in the Hugging Face cache stands for.
+fn hub_snapshot(repository: &Path) -> Option<PathBuf> {
+    let snapshots = repository.join("snapshots");
+    if let Ok(commit) = std::fs::read_to_string(repository.join("refs/main")) {
+        return Some(snapshots.join(commit.trim())).filter(|snapshot| snapshot.is_dir());
+    }
+    if !repository.join("blobs").is_dir() {
+        return None;
+    }
+    let mut found = snapshots.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    found.next().filter(|_| found.next().is_none())
 }
 
 /// One file on disk, read at offsets.

@@ -13,18 +13,18 @@ use crate::io::{ByteSource, Folder, LocalFuture, read_file, read_range, refuse_l
 use crate::tensor::GROUP_SIZE;
 use crate::{Error, Result};
 
-/// File names of a language model's weights, in order of preference.
+/// File names of a language model's weights, in the order of preference of transformers.
 pub const MODEL_FILES: &[&str] =
-    &["model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"];
+    &["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// File names of an OpenCLIP model's weights, in order of preference.
 pub const OPEN_CLIP_FILES: &[&str] = &[
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 ];
 
 /// Largest index file that is read.
@@ -122,14 +122,16 @@ pub struct Checkpoint {
     name: String,
     files: Vec<Rc<dyn ByteSource>>,
     tensors: BTreeMap<String, Located>,
+    /// Tensors that an index lists and its shard lacks: the shard's name and the hint for [`Error::MissingTensor`].
+    absent: BTreeMap<String, (String, String)>,
 }
 
 impl Checkpoint {
-    /// Opens the first of `candidates` that the folder has; if it is an index, all shards.
+    /// Opens the first of `candidates` that the folder has complete; if it is an index, all shards. A folder with
+    /// shards and without an index is opened too.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] if the folder has none of them, or lacks a shard of the index; [`Error::MissingTensor`]
-    /// if a shard lacks a tensor of the index; the errors of [`Self::open_file`].
+    /// [`Error::MissingFile`] if the folder has none of them, or lacks a shard; the errors of [`Self::open_file`].
     pub async fn open(folder: &dyn Folder, candidates: &[&str]) -> Result<Self> {
         Self::find(folder, candidates).await?.ok_or_else(|| Error::MissingFile {
             file: format!("{}/{}", folder.name(), candidates.first().unwrap_or(&"model.safetensors")),
@@ -142,16 +144,55 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::open`], except for the first.
     pub async fn find(folder: &dyn Folder, candidates: &[&str]) -> Result<Option<Self>> {
+        let mut incomplete = None;
         for file in candidates {
             if file.ends_with(".json") {
                 if let Some(index) = read_file(folder, file, MAX_INDEX).await? {
-                    return Self::open_index(folder, file, &index).await.map(Some);
+                    match Self::open_index(folder, file, &index).await {
+                        // An index whose shards were removed.
+                        Err(error @ Error::MissingFile { .. }) => incomplete = incomplete.or(Some(error)),
+                        opened => return opened.map(Some),
+                    }
                 }
             } else if let Some(source) = folder.open(file).await? {
                 return Self::open_file(source).await.map(Some);
             }
         }
+        match incomplete {
+            Some(error) => Err(error),
+            None => Self::find_shards(folder, candidates).await,
+        }
+    }
+
+    /// Opens shards without an index: `model-00001-of-00002.safetensors` and so on for `model.safetensors`.
+    async fn find_shards(folder: &dyn Folder, candidates: &[&str]) -> Result<Option<Self>> {
+        let entries = folder.entries().await;
+        for (stem, extension) in candidates.iter().filter_map(|name| name.rsplit_once('.')) {
+            let shards: BTreeMap<(usize, usize), &String> =
+                entries.iter().filter_map(|name| Some((shard_numbers(name, stem, extension)?, name))).collect();
+            let Some((&(count, _), _)) = shards.first_key_value() else { continue };
+            let mut checkpoint = Self::empty(folder);
+            for number in 1..=count {
+                let name = shards.get(&(count, number)).map_or("", |name| name.as_str());
+                let Some(source) = folder.open(name).await?.filter(|_| !name.is_empty()) else {
+                    return Err(Error::MissingFile {
+                        file: format!("{}/{stem}-{number:05}-of-{count:05}.{extension}", folder.name()),
+                        hint: "other shards of these weights are there; is the download complete?".to_owned(),
+                    });
+                };
+                for stored in read_tensors(&*source).await? {
+                    let located = Located::new(stored, checkpoint.files.len());
+                    checkpoint.tensors.insert(located.stored.name.clone(), located);
+                }
+                checkpoint.files.push(source);
+            }
+            return Ok(Some(checkpoint.with_scales()));
+        }
         Ok(None)
+    }
+
+    fn empty(folder: &dyn Folder) -> Self {
+        Self { name: folder.name().to_owned(), files: Vec::new(), tensors: BTreeMap::new(), absent: BTreeMap::new() }
     }
 
     /// Opens one file. Its content decides the format: a torch archive, or safetensors.
@@ -171,6 +212,7 @@ impl Checkpoint {
             name: source.name().to_owned(),
             files: vec![source],
             tensors: tensors.into_iter().map(located).collect(),
+            absent: BTreeMap::new(),
         }
         .with_scales()
     }
@@ -195,7 +237,7 @@ impl Checkpoint {
 
     async fn open_index(folder: &dyn Folder, index_file: &str, index: &[u8]) -> Result<Self> {
         let index_name = format!("{}/{index_file}", folder.name());
-        let mut checkpoint = Self { name: folder.name().to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty(folder);
         for (shard, names) in parse_index(&index_name, index)? {
             let Some(source) = folder.open(&shard).await? else {
                 return Err(Error::MissingFile {
@@ -207,8 +249,10 @@ impl Checkpoint {
             let mut stored: BTreeMap<_, _> = stored.into_iter().map(|stored| (stored.name.clone(), stored)).collect();
             for name in names {
                 let Some(stored) = stored.remove(&name) else {
+                    // An error only if something needs it.
                     let hint = format!(", although {index_file} lists it there");
-                    return Err(Error::MissingTensor { name, file: source.name().to_owned(), hint });
+                    checkpoint.absent.insert(name, (source.name().to_owned(), hint));
+                    continue;
                 };
                 let located = Located::new(stored, checkpoint.files.len());
                 checkpoint.tensors.insert(name, located);
@@ -223,9 +267,9 @@ impl Checkpoint {
         &self.name
     }
 
-    /// Whether there are no tensors.
+    /// Whether there are no tensors, and no index lists any.
     pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
+        self.tensors.is_empty() && self.absent.is_empty()
     }
 
     /// Names of all tensors, sorted.
@@ -248,7 +292,8 @@ impl Checkpoint {
     pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
         let tensors =
             self.tensors.iter().filter_map(|(name, located)| Some((rename(name)?, located.clone()))).collect();
-        Self { name: self.name.clone(), files: self.files.clone(), tensors }
+        let absent = self.absent.iter().filter_map(|(name, hint)| Some((rename(name)?, hint.clone()))).collect();
+        Self { name: self.name.clone(), files: self.files.clone(), tensors, absent }
     }
 
     /// Views of tensors: for each tensor, `view` returns the views to include and their names.
@@ -274,7 +319,7 @@ impl Checkpoint {
                 tensors.insert(view_name, Located { scale, ..Located::new(stored, located.file) });
             }
         }
-        Ok(Self { name: self.name.clone(), files: self.files.clone(), tensors })
+        Ok(Self { name: self.name.clone(), files: self.files.clone(), tensors, absent: self.absent.clone() })
     }
 
     /// Applies `delta` to a tensor, after earlier ones, whenever it is read from now on.
@@ -303,6 +348,7 @@ impl Checkpoint {
         result.files.extend(fallback.files.iter().cloned());
         for (name, located) in &fallback.tensors {
             let moved = Located { file: located.file + shift, ..located.clone() };
+            result.absent.remove(name);
             result.tensors.entry(name.clone()).or_insert(moved);
         }
         result
@@ -403,6 +449,9 @@ impl Checkpoint {
     }
 
     pub(super) fn missing(&self, name: &str) -> Error {
+        if let Some((file, hint)) = self.absent.get(name).cloned() {
+            return Error::MissingTensor { name: name.to_owned(), file, hint };
+        }
         let hint = match self.tensors.len() {
             0 => ", which has no tensors".to_owned(),
             count => format!(" (it has {count} others, such as {})", first(&self.tensors.keys().collect::<Vec<_>>())),
@@ -575,6 +624,13 @@ async fn read_tensors(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
     }
 }
 
+/// Number of shards and the number of this one, if the file `name` is a shard of `stem.extension`.
+fn shard_numbers(name: &str, stem: &str, extension: &str) -> Option<(usize, usize)> {
+    let numbers = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(extension)?.strip_suffix('.')?;
+    let (number, count) = numbers.split_once("-of-")?;
+    Some((count.parse().ok().filter(|count| *count > 0)?, number.parse().ok()?))
+}
+
 fn first<Name: ToString>(names: &[Name]) -> String {
     names.first().map(ToString::to_string).unwrap_or_default()
 }
@@ -669,7 +725,8 @@ pub(super) mod tests {
         assert_eq!(pollster::block_on(checkpoint.read_rows("rows.weight", 1..2)).unwrap(), [-1.0, 224.0]);
         let error = read("other.weight").unwrap_err().to_string();
         assert!(error.contains("other.weight_scale_inv: shape of the scales") && error.contains("[2, 1]"), "{error}");
-        let views = checkpoint.with_views(|name, _| vec![(name.to_owned(), View::Rows(1..2))]);
+        let views = checkpoint.renamed(|name| name.starts_with("rows.weight").then(|| name.to_owned()));
+        let views = views.with_views(|name, _| vec![(name.to_owned(), View::Rows(1..2))]);
         assert!(views.unwrap_err().to_string().contains("weight_scale"));
         let views = checkpoint.renamed(|name| name.starts_with("one.weight").then(|| name.to_owned()));
         let views = views.with_views(|name, _| vec![(name.to_owned(), View::Transposed)]).unwrap();
@@ -680,15 +737,13 @@ pub(super) mod tests {
     fn missing_files_and_tensors_are_named() {
         let one = file(&[("a", &[1], &[1.0])]);
         let cases = [
-            (vec![], "model.safetensors.index.json is missing: no weights here"),
+            (vec![], "model.safetensors is missing: no weights here"),
             (
                 vec![index(r#""a":"1.safetensors""#)],
                 "1.safetensors is missing: model.safetensors.index.json lists it as the shard of a",
             ),
-            (
-                vec![index(r#""b":"1.safetensors""#), ("1.safetensors", one)],
-                "tensor b is missing from 1.safetensors, although model.safetensors.index.json lists",
-            ),
+            (vec![("model-00001-of-00002.safetensors", one.clone())], "model-00002-of-00002.safetensors is missing"),
+            (vec![("pytorch_model-00002-of-00002.bin", one.clone())], "pytorch_model-00001-of-00002.bin is missing"),
             (vec![index(r#""a":"../secret""#)], "\"../secret\", which is not a file in the same folder"),
             (vec![index(r#""a":"/etc/passwd""#)], "not a file in the same folder"),
             (vec![index(r#""a":3"#)], "not an index"),
@@ -698,6 +753,56 @@ pub(super) mod tests {
         for (files, reason) in cases {
             let error = open(files).unwrap_err().to_string();
             assert!(error.contains(reason), "{error:?} lacks {reason:?}");
+        }
+        // A name that nobody reads is no error.
+        let checkpoint = open(vec![index(r#""a":"1.safetensors","b":"1.safetensors""#), ("1.safetensors", one)]);
+        let checkpoint = checkpoint.unwrap();
+        assert_eq!(pollster::block_on(checkpoint.read("a")).unwrap(), [1.0]);
+        let error = pollster::block_on(checkpoint.read("b")).unwrap_err().to_string();
+        let reason = "tensor b is missing from 1.safetensors, although model.safetensors.index.json lists";
+        assert!(error.contains(reason), "{error}");
+    }
+
+    #[test]
+    fn folders_open_as_they_get_left() {
+        let weights = |value: f32| file(&[("a", &[1], &[value])]);
+        let stale = index(r#""a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors""#);
+        let half = ("model-00001-of-00002.safetensors", weights(3.0));
+        let bins = [
+            ("pytorch_model-00001-of-00002.bin", weights(4.0)),
+            ("pytorch_model-00002-of-00002.bin", file(&[("b", &[1], &[5.0])])),
+        ];
+        for (files, expected) in [
+            // An index next to a newer single file, with and without its shards.
+            (vec![stale.clone(), ("model.safetensors", weights(1.0))], 1.0),
+            (
+                vec![
+                    index(r#""a":"x.safetensors""#),
+                    ("x.safetensors", weights(3.0)),
+                    ("model.safetensors", weights(1.0)),
+                ],
+                1.0,
+            ),
+            (vec![stale.clone(), half.clone(), ("pytorch_model.bin", weights(2.0))], 2.0),
+            // Shards without an index, next to other files.
+            (
+                [bins.to_vec(), vec![("model-card.md", b"x".to_vec()), ("training_args.bin", b"x".to_vec())]].concat(),
+                4.0,
+            ),
+            (vec![("model-1-of-1.safetensors", weights(6.0))], 6.0),
+        ] {
+            let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+            let checkpoint = open(files.clone()).unwrap_or_else(|error| panic!("{names:?}: {error}"));
+            assert_eq!(pollster::block_on(checkpoint.read("a")).unwrap(), [expected], "{names:?}");
+        }
+    }
+
+    #[test]
+    fn git_lfs_pointers_are_named() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n".to_vec();
+        for name in ["model.safetensors", "pytorch_model.bin", INDEX, "model-00001-of-00001.safetensors"] {
+            let error = open(vec![(name, pointer.clone())]).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("git lfs pull"), "{error}");
         }
     }
 

@@ -6,6 +6,7 @@
 mod common;
 
 mod defaults;
+mod folders;
 mod gguf;
 mod image;
 mod json;

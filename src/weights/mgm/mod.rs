@@ -260,6 +260,28 @@ mod tests {
         }
         let trained = vec![config(json!({"optimize_vision_tower_aux": true})), tensors(MAIN, own())];
         assert_eq!(marks(&open([trained, separate("models")].concat(), none).unwrap()), (1.0, 1.0));
+        // Under other names, and with a path as other machines write it.
+        for (path, high_path) in [
+            ("model_zoo/OpenAI/clip-vit-large-patch14-336/", "./openclip-convnext-large-d-320-laion2B//"),
+            ("D:\\zoo\\clip-vit-large-patch14-336", "..\\zoo\\openclip-convnext-large-d-320-laion2B\\"),
+            ("/data/Clip-ViT-Large-patch14-336", "/data/openclip-convnext-large-d-320-laion2B"),
+        ] {
+            let paths = config(json!({"mm_vision_tower": path, "mm_vision_tower_aux": high_path}));
+            for (clip_folder, high_folder) in [
+                ("models/clip-vit-large-patch14-336", "models/openclip-convnext-large-d-320-laion2B"),
+                ("models/CLIP-ViT-large-patch14-336", "models/CLIP-convnext_large_d_320.laion2B"),
+                ("models/openai/clip-vit-large-patch14-336", "laion/CLIP-convnext_large_d_320.laion2B"),
+                ("models--openai--clip-vit-large-patch14-336", "models--laion--CLIP-convnext_large_d_320.laion2B"),
+            ] {
+                let towers = vec![
+                    tensors(&format!("{clip_folder}/model.safetensors"), clip("", 2.0)),
+                    tensors(&format!("{high_folder}/open_clip_model.safetensors"), convnext("", 2.0)),
+                ];
+                let files = [vec![paths.clone(), tensors(MAIN, vec![])], towers].concat();
+                let opened = open(files, none).unwrap_or_else(|error| panic!("{path}, {clip_folder}: {error}"));
+                assert_eq!(marks(&opened), (2.0, 2.0), "{path}, {clip_folder}");
+            }
+        }
         // Named by the user.
         let named = |root: &MemoryFolder| TowerOptions {
             clip: Some(root.child("my/clip")),

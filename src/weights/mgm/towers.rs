@@ -133,14 +133,16 @@ impl VisionWeights {
 }
 
 /// Searches for the tower whose path on its author's machine is `path`: in the checkpoint's folder and its two parents,
-/// by the whole path, its last two components or only the last.
+/// by the whole path, its last two components or only the last; then there and in the Hugging Face cache by its name
+/// on the hub or with other capitals.
 async fn find_tower(
     folder: &Rc<dyn Folder>,
     path: &str,
     candidates: &[&str],
 ) -> Result<Option<(Rc<dyn Folder>, Checkpoint)>> {
     let parts: Vec<&str> = path.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
-    let absolute = path.starts_with('/');
+    // `/` of Unix, `C:` of Windows.
+    let absolute = path.starts_with(['/', '\\']) || parts.first().is_some_and(|first| first.ends_with(':'));
     for around in ["", "../", "../../"] {
         for length in [parts.len(), 2, 1] {
             if length > parts.len() || length == 0 || (absolute && length > 2) {
@@ -153,7 +155,42 @@ async fn find_tower(
             }
         }
     }
+    let [before @ .., name] = parts.as_slice() else { return Ok(None) };
+    let owners: Vec<String> = before.iter().chain(&HUB_OWNERS).map(|part| plain(part)).collect();
+    // The parent of a snapshot's second parent is the cache.
+    for around in [".", "..", "../..", "../../.."] {
+        let around = folder.child(around);
+        let mut named = Vec::new();
+        for entry in around.entries().await {
+            if plain(&entry) == plain(name) {
+                named.push(around.child(&entry));
+            } else if owners.contains(&plain(&entry)) {
+                let owner = around.child(&entry);
+                let towers = owner.entries().await.into_iter().filter(|entry| plain(entry) == plain(name));
+                named.extend(towers.map(|entry| owner.child(&entry)));
+            }
+        }
+        for tower in named {
+            if let Some(checkpoint) = Checkpoint::find(&*tower, candidates).await? {
+                return Ok(Some((tower, checkpoint)));
+            }
+        }
+    }
     Ok(None)
+}
+
+/// Owners of the towers' repositories on the hub.
+const HUB_OWNERS: [&str; 2] = ["openai", "laion"];
+
+/// A folder's name for comparison: letters and digits in lower case. Of the cache's `models--OWNER--NAME` only the name
+/// counts. Mini-Gemini's authors put "open" before the name of OpenCLIP's repository.
+fn plain(name: &str) -> String {
+    let name = name.strip_prefix("models--").and_then(|name| name.split_once("--")).map_or(name, |(_, name)| name);
+    let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    match name.strip_prefix("openclip") {
+        Some(rest) => format!("clip{rest}"),
+        None => name,
+    }
 }
 
 fn missing_tower(folder: &Rc<dyn Folder>, setting: Setting, which: &str, path: &str) -> Error {
