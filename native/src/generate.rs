@@ -17,7 +17,7 @@ use crate::image_model::{ImageArgs, ImageModel, ImageReport, ImageRequest};
 use crate::images::{check_space, output_files, read_image, save_png};
 use crate::output::print_json;
 use crate::sdxl::{SdxlArgs, open_file};
-use crate::{CliError, device_cache, interrupt, seed};
+use crate::{CliError, device_cache, interrupt, sdxl, seed};
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
@@ -73,6 +73,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     // Everything that can be checked without a device comes first.
     let files = output_files(&arguments.out, arguments.batch)?;
     let checkpoint = arguments.model.open().await?;
+    sdxl::check(&checkpoint, arguments.image.scheduler.as_ref()).await?;
     let read = |path: &PathBuf| read_image(path, ImageDecoding::Corrected);
     let init = arguments.init_image.as_ref().map(read).transpose()?;
     let mask = arguments.mask.as_ref().map(read).transpose()?;

@@ -12,11 +12,14 @@ use mgm::memory_plan::MemoryPlan;
 use mgm::ops;
 use mgm::session::LoadOptions;
 use mgm::session::Model;
+use mgm::session::conversation_template;
 use mgm::tensor::Precision;
+use mgm::text::tokenizer::Tokenizer;
 use mgm::tuning::tune_within;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
+use mgm::weights::report::PartReport;
 
 use crate::args::CheckpointArgs;
 use crate::device_cache::{Preparation, write_tuning};
@@ -37,7 +40,12 @@ pub fn checkpoint_path(arguments: &CheckpointArgs) -> mgm::Result<PathBuf> {
 
 fn local_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<LocalModel> {
     if let Some(path) = &arguments.checkpoint {
-        return pull::locate(path);
+        let mut local = pull::locate(path)?;
+        if local.path.is_dir() {
+            // The snapshot of a repository in the Hugging Face cache.
+            local.path = DiskFolder::new(local.path).path().to_owned();
+        }
+        return Ok(local);
     }
     let path = bundled_models::find(bundled_models::POCKET);
     let path = path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET))?;
@@ -75,6 +83,26 @@ pub async fn open_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<ModelFil
 pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
     let file = DiskFile::open(path)?;
     GgufModel::open(Rc::new(file)).await
+}
+
+/// Checks everything that needs no device, before one is opened: the tensors' names and shapes, and the tokenizer.
+///
+/// # Errors
+/// Those of [`PartReport::check`] and of the tokenizer.
+pub async fn check(files: &ModelFiles, options: &LoadOptions) -> mgm::Result<()> {
+    match files {
+        ModelFiles::Mgm(checkpoint) => {
+            let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+            if options.template.is_none() {
+                conversation_template(checkpoint, &tokenizer)?;
+            }
+            // Without the high-resolution view, its networks are not loaded.
+            let skipped =
+                if options.high_resolution { &[][..] } else { &["high-resolution tower", "patch info mining"] };
+            checkpoint.report().iter().filter(|part| !skipped.contains(&part.name)).try_for_each(PartReport::check)
+        }
+        ModelFiles::Gguf(model) => PartReport::for_language(&model.weights, &model.config).check(),
+    }
 }
 
 /// Options that load a model at `precision`. `None` keeps the precision of a bundle or GGUF file, and otherwise means

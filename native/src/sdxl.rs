@@ -7,7 +7,9 @@ use clap::Args;
 use mgm::Result;
 use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
 use mgm::tensor::Precision;
+use mgm::text::clip::ClipTokenizer;
 use mgm::weights::bundle::read::Bundle;
+use mgm::weights::sdxl::config::SchedulerOverride;
 use mgm::weights::sdxl::{Lora, OpenOptions, SdxlCheckpoint, Vae};
 
 use crate::pull::LocalModel;
@@ -153,6 +155,18 @@ async fn open_with(
     let components = tokenizer.map(Path::to_owned).or_else(own_folder);
     let options = options.with_components_dir(components.as_deref().map(folder));
     SdxlCheckpoint::open_file(open_file(model)?, &options).await
+}
+
+/// Reads what [`SdxlCheckpoint::check`] does not, before a device is opened: the scheduler and the tokenizers.
+///
+/// # Errors
+/// Those of the readers.
+pub async fn check(checkpoint: &SdxlCheckpoint, scheduler: Option<&SchedulerOverride>) -> Result<()> {
+    checkpoint.scheduler(scheduler)?;
+    for tokenizer in &checkpoint.tokenizers {
+        ClipTokenizer::load(&*tokenizer.folder, tokenizer.pad_token).await?;
+    }
+    Ok(())
 }
 
 /// Whether a path is a Stable Diffusion XL model: a folder in diffusers' layout, a bundle of one, or a single file.

@@ -19,7 +19,7 @@ use mgm::text::conversation::Template;
 use crate::args::{CheckpointArgs, ProfiledDeviceArgs, parse_number};
 use crate::images::{output_files, read_image};
 use crate::load::{load_options, open_checkpoint};
-use crate::{CliError, bundled_models, device_cache, interrupt, seed};
+use crate::{CliError, bundled_models, device_cache, interrupt, load, sdxl, seed};
 use answer_images::{AnswerImageArgs, AnswerImages};
 use command::ChatCommand;
 use resident::ResidentChat;
@@ -111,7 +111,9 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     let image_model = match arguments.answer_images.model()? {
         Some((model, out)) => {
             output_files(&out, 1)?;
-            Some((model.open().await?, model, out))
+            let checkpoint = model.open().await?;
+            sdxl::check(&checkpoint, arguments.answer_images.image.scheduler.as_ref()).await?;
+            Some((checkpoint, model, out))
         }
         None => None,
     };
@@ -120,12 +122,13 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         let activation = if gelu == "erf" { Activation::GeluErf } else { Activation::GeluTanh };
         files.language_config_mut().activation = activation;
     }
-    let started = Instant::now();
-    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
-    let stop = interrupt::install()?;
     let options = load_options(&arguments.checkpoint, &files, arguments.precision)
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
+    load::check(&files, &options).await?;
+    let started = Instant::now();
+    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
+    let stop = interrupt::install()?;
     let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, !arguments.no_tune, &stop)?;
     chat.allow_special_tokens = arguments.allow_special_tokens;
     let loaded = chat.load().await?;

@@ -23,7 +23,7 @@ use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
 use crate::files::io_error;
 use crate::load::{checkpoint_path, load_model, load_options, open_checkpoint};
 use crate::output::print_json;
-use crate::{CliError, device_cache, interrupt, pull};
+use crate::{CliError, device_cache, interrupt, load, pull};
 use answers::{Answers, AnswersFile, Settings};
 use batch_runner::BatchRunner;
 use dataset::{Dataset, Question, batches, check_images, select};
@@ -139,6 +139,7 @@ async fn answer(
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
     let max_new_tokens = arguments.max_new_tokens.unwrap_or(dataset.max_new_tokens);
+    load::check(&files, &options).await?;
     let settings = settings(arguments, &options, max_new_tokens)?;
     let mut answers = AnswersFile::open(out, &settings, &dataset.questions)?;
     let open = selected.iter().copied().filter(|question| answers.answers.get(question).is_none());
