@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use mgm::memory_plan::MemoryPlan;
 use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
@@ -15,13 +17,29 @@ use mgm::weights::sdxl::SdxlCheckpoint;
 
 use crate::args::CheckpointArgs;
 use crate::load::{checkpoint_path, open_checkpoint};
-use crate::{CliError, sdxl};
+use crate::{CliError, sdxl, verify};
 
 /// Maximum number of names to print per list.
 const SHOWN: usize = 8;
 
-pub async fn run(arguments: CheckpointArgs) -> Result<(), CliError> {
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
+    /// Compare the files with their checksums first: those in bundle.json, or the names of the blobs in the Hugging
+    /// Face cache; without checksums, the tensors with the total size in the index
+    #[arg(long)]
+    verify: bool,
+}
+
+pub async fn run(InspectArgs { checkpoint: arguments, verify }: InspectArgs) -> Result<(), CliError> {
     let path = checkpoint_path(&arguments)?;
+    if verify {
+        let CheckpointArgs { vision_tower, vision_tower_hr, llm, .. } = &arguments;
+        let others = [vision_tower, vision_tower_hr, llm].into_iter().flatten().map(PathBuf::as_path);
+        let paths: Vec<&Path> = std::iter::once(path.as_path()).chain(others).collect();
+        verify::run(&paths).await?;
+    }
     if sdxl::is_sdxl(&path).await? {
         return inspect_sdxl(&sdxl::open(&path).await?);
     }

@@ -31,6 +31,7 @@ mod sdxl;
 mod seed;
 mod terminal_image;
 mod tune;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -61,7 +62,7 @@ enum Command {
     /// Check every kernel on the GPU against a CPU reference
     Doctor(args::DeviceArgs),
     /// Show a checkpoint's parts, sizes, memory needs, and missing or unexpected tensors
-    Inspect(args::CheckpointArgs),
+    Inspect(inspect::InspectArgs),
     /// Pack a model into a bundle: one folder for native programs and browsers
     Pack(pack::PackArgs),
     /// Download a model from the Hugging Face Hub, or from the mirror in HF_ENDPOINT: a checkpoint with its vision

@@ -11,6 +11,8 @@ use crate::common::{copy, goldens};
 
 const SHARD: &str = "MGM-2B/model-00002-of-00002.safetensors";
 const FIRST_SHARD: &str = "MGM-2B/model-00001-of-00002.safetensors";
+/// What Git leaves in place of a large file that Git LFS has not downloaded.
+const LFS_POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
 /// A matrix in [`SHARD`].
 const SOME_MATRIX: &str = "model.layers.2.mlp.up_proj.weight";
 const CLIP: &str = "OpenAI/clip-vit-large-patch14-336/model.safetensors";
@@ -223,7 +225,32 @@ fn rows() -> Vec<Row> {
         ),
         called("a value for a flag without one", &["--json=yes"], &["json"]),
         called("not an image", &["--image", &not_an_image], &["README.md", "image"]),
-        called("no such image", &["--image", "/nowhere/photo.jpg"], &["/nowhere/photo.jpg"]),
+        called("no such image", &["--image", "/nowhere/photo.jpg"], &["/nowhere/photo.jpg", "check the path"]),
+        called("a folder as image", &["--image", "/"], &["image /", "a folder"]),
+        called("no such decoding", &["--image-decoding", "raw"], &["raw", "corrected, reference"]),
+        damaged(
+            "a Git LFS pointer instead of a shard",
+            |case| fs::write(case.join(SHARD), LFS_POINTER).expect("a pointer"),
+            &["model-00002-of-00002.safetensors", "git lfs pull"],
+        ),
+        damaged(
+            "a Git LFS pointer instead of a tokenizer",
+            |case| {
+                fs::write(case.join("MGM-2B/tokenizer.json"), LFS_POINTER).expect("a pointer");
+                fs::write(case.join("MGM-2B/tokenizer.model"), LFS_POINTER).expect("a pointer");
+            },
+            &["MGM-2B/tokenizer.", "git lfs pull"],
+        ),
+        damaged(
+            "a Git LFS pointer instead of a configuration",
+            |case| fs::write(case.join("MGM-2B/config.json"), LFS_POINTER).expect("a pointer"),
+            &["MGM-2B/config.json", "git lfs pull"],
+        ),
+        damaged(
+            "a tensor that only the index has",
+            |case| edit_header(&case.join(SHARD), SOME_MATRIX, "up_proj", "xp_proj"),
+            &[SOME_MATRIX, "missing"],
+        ),
         called("a prompt beyond the context", &["--prompt", &long], &["tokens", "context"]),
         called(
             "an adapter with little memory",
@@ -271,6 +298,73 @@ fn tiny_and_huge_images_are_answered() {
         let report: serde_json::Value = serde_json::from_slice(&out).expect("one JSON object");
         assert!(report["turns"][0]["prompt_tokens"].as_u64().is_some_and(|tokens| tokens > 576));
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_no_regular_file_is_refused_at_once() {
+    let case = copy_of_case();
+    let pipe = case.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let sparse = case.path().join("sparse.png");
+    fs::File::create(&sparse).and_then(|file| file.set_len(3 << 30)).expect("a long file");
+    let started = std::time::Instant::now();
+    for (file, message) in [
+        (Path::new("/dev/zero"), "not a regular file"),
+        (&pipe, "not a regular file"),
+        (&sparse, "the file has 3221225472 bytes"),
+    ] {
+        let (code, _, errors) = run(chat(case.path(), &["--image".to_owned(), file.display().to_string()]));
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains(message) && errors.contains(&file.display().to_string()), "{errors}");
+    }
+    fs::rename(&pipe, case.path().join(SHARD)).expect("a pipe instead of a shard");
+    let (code, _, errors) = run(chat(case.path(), &[]));
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(errors.contains("model-00002-of-00002.safetensors: this is not a regular file"), "{errors}");
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+}
+
+#[test]
+fn flipped_bits_are_found_by_their_checksums() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let inspect = |path: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        command.arg("inspect").arg(path).arg("--verify");
+        run(command)
+    };
+    // A bundle.
+    let bundle = folder.path().join("pocket");
+    copy(&data("../models/pocket"), &bundle);
+    let (code, out, errors) = inspect(&bundle);
+    let out = String::from_utf8_lossy(&out).into_owned();
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(out.contains("verified: ") && out.contains("by SHA-256 (bundle.json)"), "{out}");
+    let shard = fs::read_dir(&bundle).expect("a bundle").map(|entry| entry.expect("a file").path());
+    let shard = shard.filter(|path| path.extension().is_some_and(|end| end == "safetensors")).min().expect("a shard");
+    let mut bytes = fs::read(&shard).expect("a shard");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&shard, bytes).expect("a shard");
+    let (code, _, errors) = inspect(&bundle);
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(errors.contains(&shard.display().to_string()) && errors.contains("damaged or was changed"), "{errors}");
+    // A checkpoint has a total size in its index, or nothing.
+    let case = copy_of_case();
+    let (code, out, errors) = inspect(&case.path().join("MGM-2B"));
+    let out = String::from_utf8_lossy(&out).into_owned();
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(out.contains("verified: the total size of 1 indices"), "{out}");
+    let index = case.path().join("MGM-2B/model.safetensors.index.json");
+    let text = fs::read_to_string(&index).expect("an index");
+    fs::write(&index, text.replacen("\"total_size\": ", "\"total_size\": 1", 1)).expect("an index");
+    let (code, _, errors) = inspect(&case.path().join("MGM-2B"));
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(errors.contains("do not belong together"), "{errors}");
+    fs::write(&index, text.replacen("total_size", "total", 1)).expect("an index");
+    let (code, _, errors) = inspect(&case.path().join("MGM-2B"));
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(errors.contains("nothing to verify"), "{errors}");
 }
 
 #[cfg(target_os = "linux")]
