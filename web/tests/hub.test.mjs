@@ -1,7 +1,8 @@
 // Models in repositories of the Hub, as they were released: converted to bundles while they are downloaded.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, test } from "node:test";
 import { bundle, expected, goldens, launch, openPage, web } from "./browser.mjs";
@@ -22,11 +23,17 @@ const repositories = {
 };
 const TOKEN = "hf_secret";
 
+/** The list of the demo page. */
+const listed = [{ name: "SDXL-Turbo", url: `hf:${IMAGES}`, bytes: 5_300_000, downloadBytes: 10_300_000, imageGeneration: true, licence: "a licence" }];
+const folder = mkdtempSync(join(tmpdir(), "mgm-listed-"));
+
 let server, hub, closed, context, page;
 let faults = () => ({});
 
 before(async () => {
-  server = await serve({ "/": join(web, "tests/page"), "/dist/": join(web, "dist") });
+  writeFileSync(join(folder, "models.json"), JSON.stringify(listed));
+  const demo = { "/demo/": join(web, "demo/dist"), "/demo/models.json": join(folder, "models.json") };
+  server = await serve({ "/": join(web, "tests/page"), "/dist/": join(web, "dist"), ...demo });
   hub = await serveHub(repositories, { faults: (request) => faults(request) });
   closed = await serveHub(repositories, { token: TOKEN });
   context = await launch();
@@ -36,6 +43,7 @@ before(async () => {
 after(async () => {
   await context?.close();
   await Promise.all([server, hub, closed].map((server) => server?.close()));
+  rmSync(folder, { recursive: true });
 });
 
 afterEach(async () => {
@@ -171,4 +179,31 @@ test("the token goes to the hub, not to the host of its files", async () => {
   assert.equal(code, undefined, message);
   assert.ok(closed.log.every(({ authorization }) => authorization === `Bearer ${TOKEN}`));
   assert.ok(closed.files.log.length > 0 && closed.files.log.every(({ authorization }) => authorization === undefined));
+});
+
+test("the demo page lists released models, asks with the exact sizes, and imports one", async () => {
+  const demo = await context.newPage();
+  // The page's hub is the real one.
+  await demo.route("https://huggingface.co/**", async (route) => {
+    const { pathname, search } = new URL(route.request().url());
+    await route.fulfill({ response: await route.fetch({ url: hub.url + pathname + search }) });
+  });
+  const asked = [];
+  demo.on("dialog", (dialog) => (asked.push(dialog.message()), asked.length === 1 ? dialog.dismiss() : dialog.accept()));
+  await demo.goto(`${server.url}/demo/`);
+  await demo.getByRole("button", { name: "Choose a model" }).first().click();
+  await demo.getByText("about 10 MB to download, 5 MB on this device · licence: a licence").waitFor();
+  const download = demo.getByRole("button", { name: "Download SDXL-Turbo" });
+  await download.click();
+  await demo.waitForFunction(() => document.getElementById("notice").hidden);
+  assert.equal(hub.files.log.some(({ path }) => path.endsWith("merges.txt")), true);
+  assert.match(asked[0] ?? "", /SDXL-Turbo: 10 MB from the Hugging Face Hub, 5 MB on this device \(f16\)\. Licence: a licence\./);
+  await download.click();
+  await demo.getByRole("button", { name: "SDXL-Turbo · f16" }).waitFor();
+  assert.equal(asked.length, 2);
+  hub.log.length = 0;
+  await demo.reload();
+  await demo.getByRole("button", { name: "SDXL-Turbo · f16" }).waitFor();
+  assert.equal(hub.log.length, 0);
+  await demo.close();
 });
