@@ -92,7 +92,7 @@ test("the bundled models answer an example and generate its image", { timeout: 6
 test("a download shows progress, can be cancelled, and resumes", { timeout: 240_000 }, async () => {
   slow = true;
   await page.getByRole("button", { name: "Download Tiny MGM-2B" }).click();
-  await page.getByText(/Downloading/).waitFor();
+  await page.locator("#status-text").getByText(/Downloading/).waitFor();
   await shot("downloading");
   await page.getByRole("button", { name: "Cancel" }).click();
   await idle();
