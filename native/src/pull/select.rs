@@ -87,8 +87,10 @@ fn tagged(repo: &str, all: &[RemoteFile], tag: &str) -> Result<Selection> {
         |model: &[RemoteFile]| model.first().and_then(|file| stem_of(&file.name)).unwrap_or_default().to_lowercase();
     let matches = |model: &&Vec<RemoteFile>| {
         let stem = stem(model);
-        let before = stem.strip_suffix(&wanted);
-        before.is_some_and(|before| before.is_empty() || before.ends_with(['-', '_', '.', '/']))
+        let Some(before) = stem.strip_suffix(&wanted) else { return false };
+        // `_` is a part of the names of quantisations, so it separates only before a whole one: q, iq, f, bf, ud.
+        let separated = before.ends_with('_') && wanted.starts_with(['q', 'i', 'f', 'b', 'u']);
+        before.is_empty() || before.ends_with(['-', '.', '/']) || separated
     };
     let found = models.iter().filter(matches).min_by_key(|model| stem(model).len());
     found.cloned().map(Selection::file).ok_or_else(|| {
