@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::join_all;
+
 use crate::io::{ByteSource, read_range};
 use crate::{Error, Result};
 
@@ -14,6 +16,8 @@ use crate::{Error, Result};
 const MAX_DIRECTORY: u64 = 64 << 20;
 
 const LOCAL_HEADER: u64 = 30;
+/// Reads of local headers at a time.
+const PARALLEL_READS: usize = 16;
 const DIRECTORY_HEADER: usize = 46;
 const END_OF_DIRECTORY: u64 = 22;
 const END_LOCATOR: u64 = 20;
@@ -48,14 +52,21 @@ pub async fn read_entries(source: &dyn ByteSource) -> Result<BTreeMap<String, En
     }
     records.sort_by_key(|record| record.header);
 
+    // An archive has a header for each tensor. Over a network each read takes a round trip.
+    let mut locals = Vec::with_capacity(records.len());
+    for some in records.chunks(PARALLEL_READS) {
+        let reads = some.iter().map(|record| read_range(source, record.header, LOCAL_HEADER, LOCAL_HEADER));
+        locals.extend(join_all(reads).await);
+    }
+
     let mut entries = BTreeMap::new();
     let mut free = 0;
-    for Record { name, header, length } in records {
+    for (Record { name, header, length }, local) in records.into_iter().zip(locals) {
         let outside = |offset| malformed(offset, format!("entry {name} overlaps another or ends outside the file"));
         if header < free {
             return Err(outside(header));
         }
-        let local = read_range(source, header, LOCAL_HEADER, LOCAL_HEADER).await?;
+        let local = local?;
         let mut fields = Fields(&local);
         if fields.u32() != Some(0x0403_4b50) {
             return Err(malformed(header, format!("entry {name} has no local header here")));

@@ -96,7 +96,8 @@ export async function request(url: string, init: RequestInit & { signal: AbortSi
       flush: unwatch,
     }),
   );
-  return new Response(watched, response);
+  // A response that a program makes has no address.
+  return Object.defineProperty(new Response(watched, response), "url", { value: response.url });
 }
 
 function statusError(url: string, { status, statusText, headers }: Response): MgmError {

@@ -1,7 +1,7 @@
 // A file on a server, read in ranges. Sequential reads share one response. For the worker.
 
 import { MgmError } from "./errors.js";
-import { backOff, chunksOf, explain, isTransient, MAX_TRIES, request } from "./http.js";
+import { backOff, chunksOf, explain, isTransient, MAX_TRIES, request, StatusError } from "./http.js";
 
 /** A gap of at most this many bytes between two reads is read and skipped. */
 const MAX_SKIP = 256 << 10;
@@ -25,6 +25,9 @@ export class RemoteFile {
   readonly #url: string;
   readonly #headers: Record<string, string>;
   readonly #signal: AbortSignal;
+  /** Where the last response came from, if it was redirected to another origin: saves a redirect until that address expires. */
+  #location: string | undefined;
+  /** A stream to the end of the file that no read uses now. */
   #stream: Stream | undefined;
   /** Where the last read ended. */
   #end = 0;
@@ -40,14 +43,18 @@ export class RemoteFile {
     this.#signal = signal;
   }
 
-  /** Returns `length` bytes. Reconnects after failures. */
+  /** Returns `length` bytes. Reconnects after failures. Reads may run at the same time. */
   async read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
     const bytes = new Uint8Array(length);
+    const isSequential = offset === this.#end && this.#run >= STREAM_AFTER;
+    this.#run = offset === this.#end ? this.#run + length : length;
+    this.#end = offset + length;
+    let stream = this.#takeStream(offset);
     let done = 0;
     for (let failures = 0; done < length; ) {
       try {
-        const stream = (this.#stream = await this.#streamAt(offset + done, length - done));
-        while (done < length && stream.position < stream.end) {
+        stream ??= await this.#open(offset + done, isSequential ? this.size : offset + length);
+        while (done < length) {
           if (stream.rest.length === 0) {
             const { value, done: ended } = await stream.chunks.next();
             if (ended) throw new MgmError("network", `${this.#url} ends after ${offset + done} of ${this.size} bytes`);
@@ -62,40 +69,56 @@ export class RemoteFile {
           if (taken > 0) failures = 0;
         }
       } catch (error) {
-        this.#close();
+        if (stream) end(stream);
+        stream = undefined;
         this.#signal.throwIfAborted();
         if (!isTransient(error) || ++failures >= MAX_TRIES) throw (this.failure = await explain(this.#url, error));
         await backOff(failures, error, this.#signal);
       }
     }
-    this.#run = offset === this.#end ? this.#run + length : length;
-    this.#end = offset + length;
+    if (stream && stream.position < stream.end) {
+      this.close();
+      this.#stream = stream;
+    } else if (stream) end(stream);
     return bytes;
   }
 
-  /** The open stream if `offset` comes soon in it, or else a new one: of these bytes, or to the end where reads are sequential. */
-  async #streamAt(offset: number, length: number): Promise<Stream> {
-    const open = this.#stream;
-    const isSoon = open && offset >= open.position && offset - open.position <= Math.max(MAX_SKIP, open.rest.length);
-    if (isSoon && offset < open.end) return open;
-    this.#close();
-    const last = offset === this.#end && this.#run >= STREAM_AFTER ? this.size : offset + length;
-    const headers = { ...this.#headers, Range: `bytes=${offset}-${last - 1}` };
-    const response = await request(this.#url, { headers, signal: this.#signal });
-    if (response.status !== 206) {
-      await response.body?.cancel();
-      throw new MgmError("http", `${this.#url}: the server does not send parts of files (range requests)`);
-    }
-    return { chunks: chunksOf(response), position: offset, rest: new Uint8Array(0), end: last };
+  /** The open stream, if `offset` comes soon in it. */
+  #takeStream(offset: number): Stream | undefined {
+    const stream = this.#stream;
+    if (!stream || offset < stream.position || offset - stream.position > Math.max(MAX_SKIP, stream.rest.length)) return undefined;
+    this.#stream = undefined;
+    return stream;
   }
 
-  #close(): void {
-    void this.#stream?.chunks.return(undefined).catch(() => undefined);
-    this.#stream = undefined;
+  /** Requests the bytes from `offset` to `end`. */
+  async #open(offset: number, end: number): Promise<Stream> {
+    const Range = `bytes=${offset}-${end - 1}`;
+    const direct = this.#location;
+    try {
+      // The token is for the first address only.
+      const headers = direct === undefined ? { ...this.#headers, Range } : { Range };
+      const response = await request(direct ?? this.#url, { headers, signal: this.#signal });
+      if (response.status !== 206) {
+        await response.body?.cancel();
+        throw new MgmError("http", `${this.#url}: the server does not send parts of files (range requests)`);
+      }
+      if (direct === undefined && new URL(response.url).origin !== new URL(this.#url).origin) this.#location = response.url;
+      return { chunks: chunksOf(response), position: offset, rest: new Uint8Array(0), end };
+    } catch (error) {
+      if (direct === undefined || !(error instanceof StatusError)) throw error;
+      this.#location = undefined;
+      return this.#open(offset, end);
+    }
   }
 
   /** Ends the connection. */
   close(): void {
-    this.#close();
+    if (this.#stream) end(this.#stream);
+    this.#stream = undefined;
   }
+}
+
+function end(stream: Stream): void {
+  void stream.chunks.return(undefined).catch(() => undefined);
 }
