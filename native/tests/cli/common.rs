@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -31,4 +33,19 @@ pub fn copy(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).expect("a copy");
         }
     }
+}
+
+/// Runs a command, but kills it after this time: then `None`.
+pub fn run_for(command: &mut Command, time: Duration) -> Option<ExitStatus> {
+    let mut child = command.spawn().expect("the binary runs");
+    let deadline = Instant::now() + time;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().expect("a status") {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("a kill");
+    child.wait().expect("the end");
+    None
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::common::run_for;
 use crate::hub::{COMMIT, Faults, TOKEN, error_of, etag, files, golden, hub, is_weights, must};
 use crate::pull::answers_as_expected;
 
@@ -242,36 +243,39 @@ fn pulls_of_the_same_files_wait_for_each_other() {
 #[test]
 fn a_killed_pull_resumes() {
     let (hub, home) = (hub(), TempDir::new().expect("a folder"));
-    hub.misbehave(Faults { slow: 8, ..Faults::default() });
-    let mut killed = 0;
-    for round in 0.. {
-        assert!(round < 200, "no progress");
-        let mut pull =
-            hub.mgm(home.path()).args(["pull", MODEL]).stdout(Stdio::null()).spawn().expect("the binary runs");
-        let deadline = Instant::now() + Duration::from_millis(20 + 37 * (round % 9) + 5 * round);
-        let status = loop {
-            if let Some(status) = pull.try_wait().expect("a status") {
-                break Some(status);
+    let out = home.path().join("models");
+    for to_cache in [true, false] {
+        hub.misbehave(Faults { slow: 8, ..Faults::default() });
+        let mut killed = 0;
+        for round in 0.. {
+            assert!(round < 200, "no progress");
+            let mut pull = hub.mgm(if to_cache { home.path() } else { Path::new("/nowhere") });
+            pull.args(["pull", MODEL]).stdout(Stdio::null());
+            if !to_cache {
+                pull.arg("--out").arg(&out);
             }
-            if Instant::now() > deadline {
-                pull.kill().expect("a kill");
-                pull.wait().expect("the end");
-                break None;
+            let status = run_for(&mut pull, Duration::from_millis(20 + 37 * (round % 9) + 5 * round));
+            if to_cache {
+                assert_whole(home.path());
+            } else if out.join("MGM-2B").exists() {
+                let expected = files(&golden().join("MGM-2B"));
+                for (file, bytes) in files(&out.join("MGM-2B")) {
+                    assert!(file.ends_with(".part") || expected[&file] == bytes, "{file}");
+                }
             }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        assert_whole(home.path());
-        match status {
-            None => killed += 1,
-            Some(status) => {
-                assert!(status.success());
-                break;
+            match status {
+                None => killed += 1,
+                Some(status) => {
+                    assert!(status.success());
+                    break;
+                }
             }
         }
+        assert!(killed >= 5, "{killed} kills");
+        assert!(hub.downloads().iter().any(|(_, first)| *first > 0), "nothing was resumed");
     }
-    assert!(killed >= 5, "{killed} kills");
     assert_cached(home.path());
-    assert!(hub.downloads().iter().any(|(_, first)| *first > 0), "nothing was resumed");
+    assert!(files(&out.join("MGM-2B")) == files(&golden().join("MGM-2B")));
 }
 
 #[cfg(unix)]
@@ -397,6 +401,74 @@ fn proxies_of_the_environment_are_used() {
     assert!(error.contains("hub.invalid"), "{error}");
     let error = error_of(&pull(&[("ALL_PROXY", "socks5://localhost:1080")]));
     assert!(error.contains("ALL_PROXY") && error.contains("SOCKS"), "{error}");
+}
+
+/// A single file of Stable Diffusion XL has no vocabulary: CLIP's is downloaded too.
+#[test]
+fn single_files_get_their_tokenizer() {
+    let (hub, home) = (hub(), TempDir::new().expect("a folder"));
+    let single = |tensor: &str| {
+        let header = format!(r#"{{"{tensor}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat()
+    };
+    let one = |name: &str, bytes: Vec<u8>| BTreeMap::from([(name.to_owned(), bytes)]);
+    {
+        let mut state = hub.state.lock().expect("the state");
+        let unet = single("model.diffusion_model.out.2.bias");
+        state.repos.insert("someone/xl".to_owned(), one("xl.safetensors", unet));
+        state.repos.insert("someone/lora".to_owned(), one("lora.safetensors", single("lora_unet.alpha")));
+        let mut clip = one("vocab.json", b"{}".to_vec());
+        clip.extend(one("merges.txt", b"#version: 0.2".to_vec()));
+        clip.extend(one("model.safetensors", vec![0; 100]));
+        state.repos.insert("openai/clip-vit-large-patch14".to_owned(), clip);
+    }
+    let printed = must(&hub.pull_to_cache(home.path(), &["someone/xl"]));
+    assert!(printed.contains("try: mgm generate someone/xl --prompt"), "{printed}");
+    let clip = repo(home.path(), "openai/clip-vit-large-patch14").join("snapshots").join(COMMIT);
+    assert_eq!(files(&clip).into_keys().collect::<Vec<_>>(), ["merges.txt", "vocab.json"]);
+    let out = home.path().join("models");
+    must(&hub.pull(&out, &["someone/xl"]));
+    assert_eq!(files(&out.join("xl")).into_keys().collect::<Vec<_>>(), ["merges.txt", "vocab.json", "xl.safetensors"]);
+    let printed = must(&hub.pull_to_cache(home.path(), &["someone/lora"]));
+    assert!(!printed.contains("try:"), "{printed}");
+}
+
+/// `script` gives a program a terminal.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_missing_model_is_offered_on_a_terminal() {
+    let (hub, home) = (hub(), TempDir::new().expect("a folder"));
+    let chat = |answer: &str| {
+        let mgm = hub.mgm(home.path());
+        let program = mgm.get_program().to_str().expect("UTF-8").to_owned();
+        let mut script = Command::new("script");
+        script.arg("-qec").arg(format!("{program} chat {MODEL} --prompt a --max-new-tokens 1")).arg("/dev/null");
+        for (name, value) in mgm.get_envs() {
+            match value {
+                Some(value) => script.env(name, value),
+                None => script.env_remove(name),
+            };
+        }
+        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(answer.as_bytes()).expect("a pipe");
+        let output = child.wait_with_output().expect("the end");
+        drop(stdin);
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (succeeded, printed) = chat("n\n");
+    assert!(
+        !succeeded && printed.contains("Download 0.0 GB?") && printed.contains("mgm pull someone/MGM-2B"),
+        "{printed}"
+    );
+    let (succeeded, printed) = chat("y\n");
+    assert!(succeeded, "{printed}");
+    assert_cached(home.path());
+    // Now it is there.
+    hub.misbehave(Faults::default());
+    let (succeeded, printed) = chat("");
+    assert!(succeeded && !printed.contains("Download"), "{printed}");
+    assert!(hub.log().is_empty(), "{:?}", hub.log());
 }
 
 /// Serves one client of a proxy: `CONNECT`, or a request with a whole address.

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::common::{expected, goldens, text};
+use crate::common::{expected, goldens, run_for, text};
 
 fn mgm(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
@@ -209,4 +210,43 @@ fn a_manifest_is_complete_or_absent() {
         let (alone, here) = (fs::read(bundle.join(entry.file_name())), fs::read(entry.path()));
         assert!(alone.expect("the same files") == here.expect("a file"), "{:?}", entry.file_name());
     }
+}
+
+/// Kills at different moments, and a disk on which no file may grow beyond 50 KB: a folder with a manifest is a whole
+/// bundle, and the next run writes the same one as a run alone.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_pack_is_repeated_whole() {
+    let folder = TempDir::new().expect("a folder");
+    let case = "gemma-2b";
+    let checkpoint = goldens().join(case).join(text(&expected(case)["checkpoint"]));
+    let (alone, killed, full) = (folder.path().join("alone"), folder.path().join("killed"), folder.path().join("full"));
+    must(&["pack", path(&checkpoint), "--out", path(&alone)]);
+    let assert_same = |bundle: &Path| {
+        for entry in fs::read_dir(&alone).expect("a folder").flatten() {
+            let (expected, found) = (fs::read(entry.path()), fs::read(bundle.join(entry.file_name())));
+            assert!(expected.expect("a file") == found.expect("the same files"), "{:?}", entry.file_name());
+        }
+    };
+    let mut kills = 0;
+    for round in 0.. {
+        let mut pack = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        pack.args(["pack", path(&checkpoint), "--out", path(&killed)]).stdin(Stdio::null()).stdout(Stdio::null());
+        let status = run_for(&mut pack, Duration::from_millis(5 + 7 * round));
+        if killed.join("bundle.json").exists() {
+            assert_same(&killed);
+            break;
+        }
+        assert!(status.is_none(), "a pack that failed");
+        kills += 1;
+    }
+    assert!(kills >= 3, "{kills} kills");
+    let limited =
+        format!("trap '' XFSZ; ulimit -f 100; exec \"$0\" pack \"{}\" --out \"{}\"", path(&checkpoint), path(&full));
+    let output = Command::new("sh").args(["-c", &limited, env!("CARGO_BIN_EXE_mgm")]).output().expect("a shell");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains(path(&full)) && !full.join("bundle.json").exists(), "{error}");
+    must(&["pack", path(&checkpoint), "--out", path(&full)]);
+    assert_same(&full);
 }
