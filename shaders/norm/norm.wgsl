@@ -25,14 +25,14 @@ fn norm_row(row: u32, local: u32) {
         for (var i = local; i < params.k; i += WORKGROUP) {
             sum += input[start + i];
         }
-        mean = workgroup_sum4(vec4(sum, 0.0, 0.0, 0.0), local).x / f32(params.k);
+        mean = workgroup_sum(sum, local) / f32(params.k);
     }
     var squares = 0.0;
     for (var i = local; i < params.k; i += WORKGROUP) {
         let d = input[start + i] - mean;
         squares += d * d;
     }
-    let scale = inverseSqrt(workgroup_sum4(vec4(squares, 0.0, 0.0, 0.0), local).x / f32(params.k) + params.eps);
+    let scale = inverseSqrt(workgroup_sum(squares, local) / f32(params.k) + params.eps);
     for (var i = local; i < params.k; i += WORKGROUP) {
         var y = (input[start + i] - mean) * scale * (weight[i] + f32(UNIT_OFFSET));
         if CENTRED == 1u {

@@ -38,7 +38,7 @@ fn norm_registers(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
         sum += row_values[i];
     }
     if CENTRED == 1u {
-        let mean = vec4(sum_of(workgroup_sum4(sum, local)) / f32(params.k));
+        let mean = vec4(workgroup_sum(sum_of(sum), local) / f32(params.k));
         for (var i = 0u; i < VECS; i++) {
             row_values[i] = select(vec4(0.0), row_values[i] - mean, local + i * WORKGROUP < fours);
         }
@@ -47,7 +47,7 @@ fn norm_registers(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     for (var i = 0u; i < VECS; i++) {
         squares += row_values[i] * row_values[i];
     }
-    let scale = inverseSqrt(sum_of(workgroup_sum4(squares, local)) / f32(params.k) + params.eps);
+    let scale = inverseSqrt(workgroup_sum(sum_of(squares), local) / f32(params.k) + params.eps);
     for (var i = 0u; i < VECS; i++) {
         let at = local + i * WORKGROUP;
         if at < fours {

@@ -59,7 +59,6 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             "store_cache_f16" => "kv16".to_owned(),
             "cache_f16" | "chunks_f16" | "chunks_f16_keys" | "runs_f16" => "kv16".to_owned(),
             "stage_f16" => "half".to_owned(),
-            "reduce_subgroup" => "sub".to_owned(),
             _ => match stem.split_once('_') {
                 Some(("cooperative", size)) => format!("m{size}"),
                 _ => stem.to_owned(),
