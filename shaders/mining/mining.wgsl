@@ -22,19 +22,22 @@ struct Params {
 override WINDOW: u32 = 8;
 // Texels along one side of a window: the first stage has exactly WINDOW * POOL, the others fewer.
 override SIDE: u32 = 8;
+// The same by fours: neighbouring columns are taken four at a time.
+override SIDE4: u32 = (SIDE + 3) / 4;
 const LOWEST: f32 = -3.402823e38;
 
 @group(0) @binding(4) var<storage, read> inputs: array<Channels>; // u
 @group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> output: array<Channels>;
 
-// First u . texel, then the weight of the texel in y, for the texels of one stage after the other.
-var<workgroup> texels: array<f32, 4 * SIDE * SIDE>;
-// Weight of texel t of a stage in cell m along the rows and the columns of the window.
-var<workgroup> weights_y: array<f32, 4 * WINDOW * SIDE>;
-var<workgroup> weights_x: array<f32, 4 * WINDOW * SIDE>;
+// First u . texel, then the weight of the texel in y: [stage, row, columns by four].
+var<workgroup> texels: array<vec4<f32>, 4 * SIDE * SIDE4>;
+// Weight of texel t of a stage in cell m along one axis: [stage, m, t].
+var<workgroup> weights: array<f32, 4 * WINDOW * SIDE>;
+// Cells weighted along one axis: [stage, row of texels, column of cells].
+var<workgroup> strips: array<f32, 4 * SIDE * WINDOW>;
 var<workgroup> cells: array<f32, WINDOW * WINDOW>;
-var<workgroup> lane_sums: array<f32, 256>;
+var<workgroup> partial: array<vec4<f32>, 256>;
 
 @compute @workgroup_size(256)
 fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -44,168 +47,202 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     if token >= params.tokens {
         return;
     }
-    let row = params.first_row + (token / params.tokens_wide) * WINDOW;
-    let column = params.first_column + (token % params.tokens_wide) * WINDOW;
+    let corner = vec2(params.first_row + (token / params.tokens_wide) * WINDOW,
+                      params.first_column + (token % params.tokens_wide) * WINDOW);
     let u = token * params.channels;
 
-    // Weights along the axes.
-    for (var i = local; i < 4u * WINDOW * SIDE; i += 256u) {
-        let t = i % SIDE;
-        let m = (i / SIDE) % WINDOW;
-        let stage = i / (SIDE * WINDOW);
-        let map = params.stages[stage];
-        let y0 = tap(row * POOL, map.ratio).low;
-        let x0 = tap(column * POOL, map.ratio).low;
-        weights_y[i] = texel_weight(row + m, y0 + t, map.ratio, map.size.x);
-        weights_x[i] = texel_weight(column + m, x0 + t, map.ratio, map.size.y);
-    }
-
-    // u . texel: 16 lanes a texel, 16 texels at a time.
-    let lane = local & 15u;
-    var first_channel = 0u;
-    for (var stage = 0u; stage < 4u; stage++) {
-        let map = params.stages[stage];
-        let y0 = tap(row * POOL, map.ratio).low;
-        let x0 = tap(column * POOL, map.ratio).low;
-        for (var t0 = 0u; t0 < SIDE * SIDE; t0 += 16u) {
-            let t = t0 + (local >> 4u);
-            let y = y0 + t / SIDE;
-            let x = x0 + t % SIDE;
-            var sum = 0.0;
-            // Texels beyond the window's own have no weight; beyond the map there are none.
-            if t < SIDE * SIDE && y < map.size.x && x < map.size.y && in_window(stage, t / SIDE) && in_window(stage, t % SIDE) {
-                let at = (y * map.size.y + x) * map.channels;
-                for (var c = lane; c < map.channels; c += 16u) {
-                    sum += dot_channels(inputs[u + first_channel + c], texel(stage, at + c));
-                }
-            }
-            lane_sums[local] = sum;
-            workgroupBarrier();
-            if lane == 0u && t < SIDE * SIDE {
-                var total = 0.0;
-                for (var i = 0u; i < 16u; i++) {
-                    total += lane_sums[local + i];
-                }
-                texels[stage * SIDE * SIDE + t] = total;
-            }
-            workgroupBarrier();
-        }
-        first_channel += map.channels;
-    }
+    // u . texel. The stage is a constant in each call, so that no loop has a branch for it.
+    let dots0 = window_dots(0u, u, corner, local);
+    let dots1 = window_dots(1u, dots0, corner, local);
+    let dots2 = window_dots(2u, dots1, corner, local);
+    let dots3 = window_dots(3u, dots2, corner, local);
     // Sum of u, for the mean's part of the scores.
-    var part = 0.0;
+    var u_part = 0.0;
     for (var c = local; c < params.channels; c += 256u) {
-        part += sum_channels(inputs[u + c]);
+        u_part += sum_channels(inputs[u + c]);
     }
-    lane_sums[local] = part;
-    workgroupBarrier();
-    for (var step = 128u; step > 0u; step >>= 1u) {
-        if local < step {
-            lane_sums[local] += lane_sums[local + step];
-        }
-        workgroupBarrier();
-    }
-    let u_sum = lane_sums[0];
+    partial[local] = vec4(u_part);
+    sum_partial(local, 256u);
+    let u_sum = partial[0].x;
 
     // Scores and softmax: one invocation per cell.
     let count = WINDOW * WINDOW;
+    let cell = corner + vec2(local / WINDOW, local % WINDOW);
+    let at_cell = cell.x * params.width + cell.y;
+    var stat = vec2(0.0);
+    var score = LOWEST;
     if local < count {
-        let my = local / WINDOW;
-        let mx = local % WINDOW;
         var value = 0.0;
         for (var stage = 0u; stage < 4u; stage++) {
-            for (var ty = 0u; ty < SIDE; ty++) {
-                let wy = weights_y[(stage * WINDOW + my) * SIDE + ty];
-                if wy != 0.0 {
-                    for (var tx = 0u; tx < SIDE; tx++) {
-                        value += wy * weights_x[(stage * WINDOW + mx) * SIDE + tx]
-                            * texels[(stage * SIDE + ty) * SIDE + tx];
-                    }
+            let map = params.stages[stage];
+            let rows = taps(cell.x, map.ratio, map.size.x);
+            let columns = taps(cell.y, map.ratio, map.size.y);
+            let first = texel_corner(stage, corner);
+            // A texel beyond the window's own has no weight, and is not in `texels`.
+            let last = texel_counts(stage, first) - 1u;
+            for (var y = 0u; y < POOL + 1u; y++) {
+                let row = (stage * SIDE + min(rows.low + y - first.x, last.x)) * SIDE4;
+                var of_row = 0.0;
+                for (var x = 0u; x < POOL + 1u; x++) {
+                    let column = min(columns.low + x - first.y, last.y);
+                    of_row += columns.weight[x] * texels[row + (column >> 2u)][column & 3u];
                 }
+                value += rows.weight[y] * of_row;
             }
         }
-        let stat = stats[(row + my) * params.width + column + mx];
-        var score = (value - stat.x * u_sum) * stat.y;
+        stat = stats[at_cell];
+        score = (value - stat.x * u_sum) * stat.y;
         // As the reference: NaN counts as 0, infinities as the largest finite numbers. Detected by bits, since
         // compilers may assume that there are none.
         let bits = bitcast<u32>(score) & 0x7fffffffu;
         if bits > 0x7f800000u {
             score = 0.0;
         }
-        cells[local] = clamp(score, LOWEST, -LOWEST);
+        score = clamp(score, LOWEST, -LOWEST);
+        cells[local] = score;
     }
     workgroupBarrier();
     var maximum = LOWEST;
     for (var m = 0u; m < count; m++) {
         maximum = max(maximum, cells[m]);
     }
-    workgroupBarrier();
-    if local < count {
-        cells[local] = exp(cells[local] - maximum);
-    }
-    workgroupBarrier();
-    var total = 0.0;
-    for (var m = 0u; m < count; m++) {
-        total += cells[m];
-    }
-    workgroupBarrier();
     // a[m] = p[m] / std[m], and the mean's part of y, which is the same for all channels.
-    var mean_part = 0.0;
+    let p = select(0.0, exp(score - maximum), local < count);
+    let a = p * stat.y;
+    partial[local] = vec4(p, a * stat.x, 0.0, 0.0);
+    sum_partial(local, 256u);
+    let total = partial[0].x;
+    let mean_sum = partial[0].y / total;
     if local < count {
-        let stat = stats[(row + local / WINDOW) * params.width + column + local % WINDOW];
-        let p = cells[local] / total;
-        store_weight((row + local / WINDOW) * params.width + column + local % WINDOW, p);
-        let a = p * stat.y;
-        cells[local] = a;
-        mean_part = a * stat.x;
+        store_weight(at_cell, p / total);
+        cells[local] = a / total;
     }
-    lane_sums[local] = mean_part;
+
+    // Weight of each texel in y: along the rows first, then along the columns.
+    axis_weights(0u, corner.x, local);
     workgroupBarrier();
-    for (var step = 128u; step > 0u; step >>= 1u) {
-        if local < step {
-            lane_sums[local] += lane_sums[local + step];
+    for (var i = local; i < 4u * SIDE * WINDOW; i += 256u) {
+        let stage = i / (SIDE * WINDOW);
+        let t = (i / WINDOW) % SIDE;
+        var weight = 0.0;
+        for (var m = 0u; m < WINDOW; m++) {
+            weight += cells[m * WINDOW + i % WINDOW] * weights[(stage * WINDOW + m) * SIDE + t];
+        }
+        strips[i] = weight;
+    }
+    workgroupBarrier();
+    axis_weights(1u, corner.y, local);
+    workgroupBarrier();
+    for (var i = local; i < 4u * SIDE * SIDE4; i += 256u) {
+        let stage = i / (SIDE * SIDE4);
+        let t = 4u * (i % SIDE4);
+        let last = SIDE - 1u;
+        var weight = vec4(0.0);
+        for (var m = 0u; m < WINDOW; m++) {
+            let at = (stage * WINDOW + m) * SIDE;
+            weight += strips[i / SIDE4 * WINDOW + m] * vec4(weights[at + t], weights[at + min(t + 1u, last)],
+                                                            weights[at + min(t + 2u, last)],
+                                                            weights[at + min(t + 3u, last)]);
+        }
+        texels[i] = select(vec4(0.0), weight, t + vec4(0u, 1u, 2u, 3u) < vec4(SIDE));
+    }
+    workgroupBarrier();
+    add_texels(0u, u, mean_sum, corner, local);
+    add_texels(1u, dots0, mean_sum, corner, local);
+    add_texels(2u, dots1, mean_sum, corner, local);
+    add_texels(3u, dots2, mean_sum, corner, local);
+}
+
+// Adds up `partial` over runs of `lanes` invocations, a power of two; the first of each run has the sum. Every
+// invocation must call it.
+fn sum_partial(local: u32, lanes: u32) {
+    workgroupBarrier();
+    for (var step = lanes >> 1u; step > 0u; step >>= 1u) {
+        if (local & (lanes - 1u)) < step {
+            partial[local] += partial[local + step];
         }
         workgroupBarrier();
     }
-    let mean_sum = lane_sums[0];
+}
 
-    // Weight of each texel in y.
-    for (var i = local; i < 4u * SIDE * SIDE; i += 256u) {
-        let stage = i / (SIDE * SIDE);
-        let ty = (i / SIDE) % SIDE;
-        let tx = i % SIDE;
-        var weight = 0.0;
-        for (var m = 0u; m < count; m++) {
-            weight += cells[m] * weights_y[(stage * WINDOW + m / WINDOW) * SIDE + ty]
-                * weights_x[(stage * WINDOW + m % WINDOW) * SIDE + tx];
+// The first texel of a stage that has weight in the window.
+fn texel_corner(stage: u32, corner: vec2<u32>) -> vec2<u32> {
+    let ratio = params.stages[stage].ratio;
+    return vec2(tap(corner.x * POOL, ratio).low, tap(corner.y * POOL, ratio).low);
+}
+
+// Texels along the sides of the window of a stage: WINDOW * POOL places a step of 1 / ratio apart lie between at most
+// ceil((WINDOW * POOL - 1) / ratio) + 2 of them. Beyond the map there are none.
+fn texel_counts(stage: u32, first: vec2<u32>) -> vec2<u32> {
+    let map = params.stages[stage];
+    return min(vec2(min(SIDE, (WINDOW * POOL + map.ratio - 2u) / map.ratio + 2u)), map.size - first);
+}
+
+// The indices of four neighbouring texels, the last one of the row again beyond it.
+fn four_texels(row: u32, column: u32, map: Stage) -> vec4<u32> {
+    return (row * map.size.y + min(column + vec4(0u, 1u, 2u, 3u), vec4(map.size.y - 1u))) * map.channels;
+}
+
+// texels = u . texel for a stage, whose part of u begins at `u`; returns the beginning of the next one's. As many
+// invocations as there are for it share four texels.
+fn window_dots(stage: u32, u: u32, corner: vec2<u32>, local: u32) -> u32 {
+    let map = params.stages[stage];
+    let first = texel_corner(stage, corner);
+    let counts = texel_counts(stage, first);
+    let fours = (counts.y + 3u) >> 2u;
+    let quads = counts.x * fours;
+    let lanes = 256u >> (32u - countLeadingZeros(quads - 1u));
+    let quad = local / lanes;
+    let row = quad / fours;
+    let column4 = quad % fours;
+    var sums = vec4(0.0);
+    if quad < quads {
+        let at = four_texels(first.x + row, first.y + 4u * column4, map);
+        for (var c = local & (lanes - 1u); c < map.channels; c += lanes) {
+            let x = inputs[u + c];
+            sums += vec4(dot_channels(x, texel(stage, at.x + c)), dot_channels(x, texel(stage, at.y + c)),
+                         dot_channels(x, texel(stage, at.z + c)), dot_channels(x, texel(stage, at.w + c)));
         }
-        texels[i] = weight;
+    }
+    partial[local] = sums;
+    sum_partial(local, lanes);
+    if quad < quads && (local & (lanes - 1u)) == 0u {
+        texels[(stage * SIDE + row) * SIDE4 + column4] = partial[local];
     }
     workgroupBarrier();
-    first_channel = 0u;
-    for (var stage = 0u; stage < 4u; stage++) {
-        let map = params.stages[stage];
-        let y0 = tap(row * POOL, map.ratio).low;
-        let x0 = tap(column * POOL, map.ratio).low;
-        for (var c = local; c < map.channels; c += 256u) {
-            var sum = Channels(-mean_sum);
-            for (var ty = 0u; ty < min(SIDE, map.size.x - y0); ty++) {
-                for (var tx = 0u; tx < min(SIDE, map.size.y - x0); tx++) {
-                    let weight = texels[(stage * SIDE + ty) * SIDE + tx];
-                    if weight != 0.0 {
-                        sum += weight * texel(stage, ((y0 + ty) * map.size.y + x0 + tx) * map.channels + c);
-                    }
-                }
-            }
-            output[u + first_channel + c] = sum;
-        }
-        first_channel += map.channels;
+    return u + map.channels;
+}
+
+// Fills `weights` for one axis: 0 for rows, 1 for columns. `first`: the window's first cell.
+fn axis_weights(axis: u32, first: u32, local: u32) {
+    for (var i = local; i < 4u * WINDOW * SIDE; i += 256u) {
+        let map = params.stages[i / (SIDE * WINDOW)];
+        let t = tap(first * POOL, map.ratio).low + i % SIDE;
+        weights[i] = texel_weight(first + (i / SIDE) % WINDOW, t, map.ratio, map.size[axis]);
     }
 }
 
-// Whether texel `t` (along one side) of a stage can have weight in the window: WINDOW * POOL places a step of 1 / R
-// apart lie between at most ceil((WINDOW * POOL - 1) / R) + 2 texels of a stage of ratio R.
-fn in_window(stage: u32, t: u32) -> bool {
-    let ratio = params.stages[stage].ratio;
-    return t < (WINDOW * POOL + ratio - 2u) / ratio + 2u;
+// y = the weighted sum of the window's texels of a stage, less the mean's part.
+fn add_texels(stage: u32, at: u32, mean_sum: f32, corner: vec2<u32>, local: u32) {
+    let map = params.stages[stage];
+    let first = texel_corner(stage, corner);
+    let counts = texel_counts(stage, first);
+    let row = map.size.y * map.channels;
+    for (var c = local; c < map.channels; c += 256u) {
+        var sum = Channels(-mean_sum);
+        for (var column = 0u; column < counts.y; column += 4u) {
+            var texel_at = four_texels(first.x, first.y + column, map) + c;
+            var weight_at = stage * SIDE * SIDE4 + (column >> 2u);
+            for (var y = 0u; y < counts.x; y++) {
+                let weight = texels[weight_at];
+                sum = fma(Channels(weight.x), texel(stage, texel_at.x), sum);
+                sum = fma(Channels(weight.y), texel(stage, texel_at.y), sum);
+                sum = fma(Channels(weight.z), texel(stage, texel_at.z), sum);
+                sum = fma(Channels(weight.w), texel(stage, texel_at.w), sum);
+                texel_at += row;
+                weight_at += SIDE4;
+            }
+        }
+        output[at + c] = sum;
+    }
 }

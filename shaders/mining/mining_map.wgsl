@@ -58,3 +58,16 @@ fn texel_weight(i: u32, t: u32, ratio: u32, size: u32) -> f32 {
     }
     return weight / f32(POOL);
 }
+
+// What a (pooled) cell takes along one axis: its lowest texel, and the weights of that one and the next two. Cells that
+// are averaged are at most a texel apart, so there are no more.
+struct Taps {
+    low: u32,
+    weight: vec3<f32>,
+}
+
+fn taps(i: u32, ratio: u32, size: u32) -> Taps {
+    let low = tap(i * POOL, ratio).low;
+    return Taps(low, vec3(texel_weight(i, low, ratio, size), texel_weight(i, low + 1u, ratio, size),
+                          texel_weight(i, low + 2u, ratio, size)));
+}

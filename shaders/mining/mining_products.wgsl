@@ -52,7 +52,7 @@ fn mining_products(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         }
     }
     let all = workgroup_sum4(first, local);
-    let bc = workgroup_sum4(vec4(second), local).x;
+    let bc = workgroup_sum(second, local);
     if local == 0u {
         products[2u * texel] = all;
         products[2u * texel + 1u] = vec4(bc, means.x, 0.0, 0.0);

@@ -14,102 +14,47 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> stats: array<vec2<f32>>;
 @group(0) @binding(5) var<uniform> params: Params;
 
-// A stage's texels under a cell along one axis: where they are and their weights. Two for each of two unpooled cells.
-struct Taps {
-    at: vec4<u32>,
-    weight: vec4<f32>,
-}
-
-fn taps(i: u32, ratio: u32, size: u32) -> Taps {
-    let a = tap(2u * i, ratio);
-    let b = tap(2u * i + 1u, ratio);
-    return Taps(min(vec4(a.low, a.low + 1u, b.low, b.low + 1u), vec4(size - 1u)),
-                0.5 * vec4(1.0 - a.weight, a.weight, 1.0 - b.weight, b.weight));
-}
-
-// The weighted sum of 4 x 4 texels. The stage is chosen once for all of them: compilers do not move a branch out of a
-// loop. rows: indices of the rows' first texels; columns: of the texels in a row.
-fn cell_value(stage: u32, rows: vec4<u32>, columns: vec4<u32>, weights_y: vec4<f32>, weights_x: vec4<f32>) -> Channels {
-    var sum = Channels();
-    switch stage {
-        case 0u: {
-            for (var i = 0u; i < 4u; i++) {
-                let at = columns + rows[i];
-                let w = weights_y[i] * weights_x;
-                sum = fma(Channels(w.x), stage0[at.x], sum);
-                sum = fma(Channels(w.y), stage0[at.y], sum);
-                sum = fma(Channels(w.z), stage0[at.z], sum);
-                sum = fma(Channels(w.w), stage0[at.w], sum);
-            }
+// The sum over a stage's channels of a cell's values less `mean`, or of their squares. A cell is a weighted sum of
+// 3 x 3 texels. The stage is a constant in each call, so that the loop has no branch for it.
+fn stage_sum(stage: u32, cell: vec2<u32>, mean: f32, squares: bool, local: u32) -> f32 {
+    let map = params.stages[stage];
+    let rows = taps(cell.x, map.ratio, map.size.x);
+    let columns = taps(cell.y, map.ratio, map.size.y);
+    let row_starts = min(rows.low + vec3(0u, 1u, 2u), vec3(map.size.x - 1u)) * (map.size.y * map.channels);
+    let column_starts = min(columns.low + vec3(0u, 1u, 2u), vec3(map.size.y - 1u)) * map.channels;
+    var sum = 0.0;
+    for (var c = local; c < map.channels; c += WORKGROUP) {
+        var value = Channels(-mean);
+        for (var y = 0u; y < 3u; y++) {
+            let at = column_starts + (row_starts[y] + c);
+            let w = rows.weight[y] * columns.weight;
+            value = fma(Channels(w.x), texel(stage, at.x), value);
+            value = fma(Channels(w.y), texel(stage, at.y), value);
+            value = fma(Channels(w.z), texel(stage, at.z), value);
         }
-        case 1u: {
-            for (var i = 0u; i < 4u; i++) {
-                let at = columns + rows[i];
-                let w = weights_y[i] * weights_x;
-                sum = fma(Channels(w.x), stage1[at.x], sum);
-                sum = fma(Channels(w.y), stage1[at.y], sum);
-                sum = fma(Channels(w.z), stage1[at.z], sum);
-                sum = fma(Channels(w.w), stage1[at.w], sum);
-            }
-        }
-        case 2u: {
-            for (var i = 0u; i < 4u; i++) {
-                let at = columns + rows[i];
-                let w = weights_y[i] * weights_x;
-                sum = fma(Channels(w.x), stage2[at.x], sum);
-                sum = fma(Channels(w.y), stage2[at.y], sum);
-                sum = fma(Channels(w.z), stage2[at.z], sum);
-                sum = fma(Channels(w.w), stage2[at.w], sum);
-            }
-        }
-        default: {
-            for (var i = 0u; i < 4u; i++) {
-                let at = columns + rows[i];
-                let w = weights_y[i] * weights_x;
-                sum = fma(Channels(w.x), stage3[at.x], sum);
-                sum = fma(Channels(w.y), stage3[at.y], sum);
-                sum = fma(Channels(w.z), stage3[at.z], sum);
-                sum = fma(Channels(w.w), stage3[at.w], sum);
-            }
-        }
+        sum += select(sum_channels(value), dot_channels(value, value), squares);
     }
     return sum;
+}
+
+fn map_sum(cell: vec2<u32>, mean: f32, squares: bool, local: u32) -> f32 {
+    let sum = stage_sum(0u, cell, mean, squares, local) + stage_sum(1u, cell, mean, squares, local)
+        + stage_sum(2u, cell, mean, squares, local) + stage_sum(3u, cell, mean, squares, local);
+    return workgroup_sum(sum, local) / f32(CHANNELS_PER_INVOCATION * params.channels);
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn mining_stats_pooled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                 @builtin(local_invocation_index) local: u32) {
-    let cell = group.x + group.y * groups.x;
+    let index = group.x + group.y * groups.x;
     // The same for the whole workgroup.
-    if cell >= params.height * params.width {
+    if index >= params.height * params.width {
         return;
     }
-    let y = cell / params.width;
-    let x = cell % params.width;
-    var mean = 0.0;
-    var squares = 0.0;
-    for (var pass_index = 0u; pass_index < 2u; pass_index++) {
-        var sum = 0.0;
-        for (var stage = 0u; stage < 4u; stage++) {
-            let map = params.stages[stage];
-            let rows = taps(y, map.ratio, map.size.x);
-            let columns = taps(x, map.ratio, map.size.y);
-            let row_starts = rows.at * (map.size.y * map.channels);
-            let column_starts = columns.at * map.channels;
-            for (var c = local; c < map.channels; c += WORKGROUP) {
-                let value = cell_value(stage, row_starts, column_starts + c, rows.weight, columns.weight);
-                let d = value - mean;
-                sum += select(sum_channels(d), dot_channels(d, d), pass_index == 1u);
-            }
-        }
-        let total = workgroup_sum4(vec4(sum, 0.0, 0.0, 0.0), local).x / f32(CHANNELS_PER_INVOCATION * params.channels);
-        if pass_index == 0u {
-            mean = total;
-        } else {
-            squares = total;
-        }
-    }
+    let cell = vec2(index / params.width, index % params.width);
+    let mean = map_sum(cell, 0.0, false, local);
+    let variance = map_sum(cell, mean, true, local);
     if local == 0u {
-        stats[cell] = vec2(mean, inverseSqrt(squares + params.eps));
+        stats[index] = vec2(mean, inverseSqrt(variance + params.eps));
     }
 }

@@ -222,7 +222,7 @@ pub fn mining_stats(recorder: &mut Recorder, map: &MiningMap, eps: f32) -> Resul
         &[s0.values.binding(), s1.values.binding(), s2.values.binding(), s3.values.binding(), stats.binding()],
         &params(map.counted_stages()?),
         grid_1d(cells),
-        Cost { bytes: map.bytes(), flops: (20 * map.pool * map.pool * cells * map.channels()) as f64 },
+        Cost { bytes: map.bytes(), flops: (40 * cells * map.channels()) as f64 },
     )?;
     Ok(stats)
 }
