@@ -11,6 +11,11 @@ alias LhsRow = vec3<i32>;
 // Of a column: the tap's y and x, and the four of channels.
 alias LhsColumn = vec3<i32>;
 
+struct LhsPair {
+    first: vec4<f32>,
+    second: vec4<f32>,
+}
+
 fn lhs_row_at(row: u32) -> LhsRow {
     let image = row / params.pixels_per_image;
     let pixel = row - image * params.pixels_per_image;
@@ -34,6 +39,16 @@ fn lhs4(lhs_row: LhsRow, step: LhsColumn) -> vec4<f32> {
     let pixel = lhs_row.z + (at.x >> params.upsample_shift) * i32(params.width) + (at.y >> params.upsample_shift);
     let index = select(0, pixel, inside) * i32(params.channels4) + step.z;
     return select(vec4(0.0), input[index], inside);
+}
+
+// lhs4 of k4 and of the four after it, where both belong to one tap: channels4 and k4 are even.
+fn lhs_pair(lhs_row: LhsRow, k4: u32) -> LhsPair {
+    let step = lhs_column_at(k4);
+    let at = lhs_row.xy + step.xy;
+    let inside = all(vec2<u32>(at) < vec2(params.height_limit, params.width_limit));
+    let pixel = lhs_row.z + (at.x >> params.upsample_shift) * i32(params.width) + (at.y >> params.upsample_shift);
+    let index = select(0, pixel, inside) * i32(params.channels4) + step.z;
+    return LhsPair(select(vec4(0.0), input[index], inside), select(vec4(0.0), input[index + 1], inside));
 }
 
 // Convolutions fuse no norm.

@@ -6,6 +6,11 @@
 alias LhsRow = u32;
 alias LhsColumn = u32;
 
+struct LhsPair {
+    first: vec4<f32>,
+    second: vec4<f32>,
+}
+
 fn lhs_row_at(row: u32) -> LhsRow {
     return row * params.k;
 }
@@ -20,6 +25,11 @@ fn lhs4(lhs_row: LhsRow, step: LhsColumn) -> vec4<f32> {
     let j = min(i, vec4(last));
     let value = vec4(input[lhs_row + j.x], input[lhs_row + j.y], input[lhs_row + j.z], input[lhs_row + j.w]);
     return select(vec4(0.0), value, i <= vec4(last));
+}
+
+// lhs4 of k4 and of the four after it, both within the row.
+fn lhs_pair(lhs_row: LhsRow, k4: u32) -> LhsPair {
+    return LhsPair(lhs4(lhs_row, k4), lhs4(lhs_row, k4 + 1u));
 }
 
 // Values past the end are multiplied by zero.

@@ -6,6 +6,11 @@
 alias LhsRow = u32;
 alias LhsColumn = u32;
 
+struct LhsPair {
+    first: vec4<f32>,
+    second: vec4<f32>,
+}
+
 fn lhs_row_at(row: u32) -> LhsRow {
     return row * (params.k >> 2u);
 }
@@ -17,6 +22,11 @@ fn lhs_column_at(k4: u32) -> LhsColumn {
 // Elements 4 k4 .. 4 k4 + 3 of a row.
 fn lhs4(lhs_row: LhsRow, step: LhsColumn) -> vec4<f32> {
     return input[lhs_row + step];
+}
+
+// lhs4 of k4 and of the four after it, both within the row.
+fn lhs_pair(lhs_row: LhsRow, k4: u32) -> LhsPair {
+    return LhsPair(lhs4(lhs_row, k4), lhs4(lhs_row, k4 + 1u));
 }
 
 fn gain4(k4: u32, k: u32) -> vec4<f32> {

@@ -31,6 +31,9 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
     }
     let fours = (params.k + 3u) >> 2u;
     let last_run = (fours - 1u) >> 1u;
+    // The last step comes first: it alone may reach past the end of the rows, so that loads in the loop need no
+    // clamping.
+    let last4 = (fours - 1u) / STEP4 * STEP4;
     var lhs_rows: array<LhsRow, RUNS_EACH>;
     for (var i = 0u; i < RUNS_EACH; i++) {
         lhs_rows[i] = lhs_row_at(input_row(min(m0 + (local + i * WORKGROUP) / RUNS, count - 1u)));
@@ -49,37 +52,45 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
         var w: array<Run, RUNS_EACH>;
         for (var i = 0u; i < RUNS_EACH; i++) {
             let item = local + i * WORKGROUP;
-            x[2u * i] = lhs_or_zero(lhs_rows[i], 2u * (item % RUNS), fours);
-            x[2u * i + 1u] = lhs_or_zero(lhs_rows[i], 2u * (item % RUNS) + 1u, fours);
-            w[i] = load_run(min(n0 + item / RUNS, params.n - 1u), min(item % RUNS, last_run), params.weight_stride);
+            let first4 = last4 + 2u * (item % RUNS);
+            x[2u * i] = lhs_or_zero(lhs_rows[i], first4, fours);
+            x[2u * i + 1u] = lhs_or_zero(lhs_rows[i], first4 + 1u, fours);
+            w[i] = load_run(min(n0 + item / RUNS, params.n - 1u), min(first4 >> 1u, last_run), params.weight_stride);
         }
-        for (var k4 = 0u; k4 < fours; k4 += STEP4) {
+        for (var k4 = 0u; k4 <= last4; k4 += STEP4) {
             for (var i = 0u; i < RUNS_EACH; i++) {
                 let item = local + i * WORKGROUP;
                 let at = item / RUNS * ROW4 + 2u * (item % RUNS);
                 put_lhs(at, stage(x[2u * i]));
                 put_lhs(at + 1u, stage(x[2u * i + 1u]));
-                put_weight(at, stage(run_columns4(w[i], 0u)));
-                put_weight(at + 1u, stage(run_columns4(w[i], 1u)));
+                put_weight(at, stage_run4(w[i], 0u));
+                put_weight(at + 1u, stage_run4(w[i], 1u));
             }
             workgroupBarrier();
-            for (var i = 0u; i < RUNS_EACH; i++) {
-                let item = local + i * WORKGROUP;
-                let next4 = k4 + STEP4 + 2u * (item % RUNS);
-                x[2u * i] = lhs_or_zero(lhs_rows[i], next4, fours);
-                x[2u * i + 1u] = lhs_or_zero(lhs_rows[i], next4 + 1u, fours);
-                w[i] = load_run(min(n0 + item / RUNS, params.n - 1u), min(next4 >> 1u, last_run), params.weight_stride);
+            // The same for the whole workgroup.
+            if k4 < last4 {
+                for (var i = 0u; i < RUNS_EACH; i++) {
+                    let item = local + i * WORKGROUP;
+                    let next4 = k4 + 2u * (item % RUNS);
+                    let next = lhs_pair(lhs_rows[i], next4);
+                    x[2u * i] = next.first;
+                    x[2u * i + 1u] = next.second;
+                    w[i] = load_whole_run(min(n0 + item / RUNS, params.n - 1u), next4 >> 1u, params.weight_stride);
+                }
             }
             for (var k4_within = 0u; k4_within < STEP4; k4_within += SIZE / 4u) {
                 var left: array<Left, MATRICES_M>;
                 for (var i = 0u; i < MATRICES_M; i++) {
                     left[i] = coopLoadT<Left>(&lhs_tile[(x_row + SIZE * i) * ROW + k4_within * PER_FOUR], ROW);
                 }
+                var right: array<Right, MATRICES_N>;
                 for (var j = 0u; j < MATRICES_N; j++) {
                     // A row of W is a column of the right factor.
-                    let right = coopLoad<Right>(&weight_tile[(w_row + SIZE * j) * ROW + k4_within * PER_FOUR], ROW);
-                    for (var i = 0u; i < MATRICES_M; i++) {
-                        sums[MATRICES_N * i + j] = coopMultiplyAdd(left[i], right, sums[MATRICES_N * i + j]);
+                    right[j] = coopLoad<Right>(&weight_tile[(w_row + SIZE * j) * ROW + k4_within * PER_FOUR], ROW);
+                }
+                for (var i = 0u; i < MATRICES_M; i++) {
+                    for (var j = 0u; j < MATRICES_N; j++) {
+                        sums[MATRICES_N * i + j] = coopMultiplyAdd(left[i], right[j], sums[MATRICES_N * i + j]);
                     }
                 }
             }

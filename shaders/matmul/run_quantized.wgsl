@@ -21,8 +21,12 @@ fn load_run(row: u32, k8: u32, stride: u32) -> Run {
     return run;
 }
 
+fn load_whole_run(row: u32, k8: u32, stride: u32) -> Run {
+    return load_run(row, k8, stride);
+}
+
 // Columns 4 j .. 4 j + 3 of the run; j < 2.
-fn run_columns4(run: Run, j: u32) -> vec4<f32> {
+fn stage_run4(run: Run, j: u32) -> Staged {
     let scale = unpacked_scales(run.scale);
     var q = (vec4(run.low) >> vec4(vec4(0u, 4u, 8u, 12u) + 16u * j)) & vec4(15u);
     if BITS == 5u {
@@ -30,7 +34,7 @@ fn run_columns4(run: Run, j: u32) -> vec4<f32> {
     }
     if BITS == 6u {
         q |= ((vec4(run.high) >> vec4(vec4(0u, 2u, 4u, 6u) + 8u * j)) & vec4(3u)) << vec4(4u);
-        return select(scale.x, scale.y, run.k8 >= 2u) * (vec4<f32>(vec4<i32>(q)) - vec4(32.0));
+        return stage(select(scale.x, scale.y, run.k8 >= 2u) * (vec4<f32>(vec4<i32>(q)) - vec4(32.0)));
     }
-    return fma(vec4(scale.x), vec4<f32>(vec4<i32>(q)), vec4(scale.y));
+    return stage(fma(vec4(scale.x), vec4<f32>(vec4<i32>(q)), vec4(scale.y)));
 }

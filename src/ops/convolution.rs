@@ -159,6 +159,8 @@ fn convolution_to(
         residual: epilogue.residual.map(|residual| &residual.values),
         y: &y,
         inputs: match layer.weight.inputs() {
+            // Matrix units take runs of eight channels of a tap. Only the layers that read latents have fewer.
+            _ if !channels4.is_multiple_of(2) => Inputs::Wide,
             Inputs::Wide if epilogue.narrow_inputs => Inputs::Any,
             inputs => inputs,
         },

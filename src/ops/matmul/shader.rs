@@ -123,7 +123,8 @@ impl PipelineKey for Variant {
         sources.extend_from_slice(spec.parts);
         if spec.weights == WeightReader::Run {
             sources.push(match self.precision {
-                Precision::F32 | Precision::F16 => wgsl!("matmul/run_float.wgsl"),
+                Precision::F32 => wgsl!("matmul/run_f32.wgsl"),
+                Precision::F16 => wgsl!("matmul/run_f16.wgsl"),
                 Precision::Q8 => wgsl!("matmul/run_q8.wgsl"),
                 _ => wgsl!("matmul/run_quantized.wgsl"),
             });
