@@ -13,12 +13,15 @@ struct Params {
 fn roofline_fma(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                 @builtin(local_invocation_index) local: u32) {
     let x = vec4(params.factor);
+    // Not the uniform itself: NVIDIA's instructions take one operand from constant memory, and Mesa's compiler moves a
+    // second one into a register each time.
+    let y = vec4(f32(local) + params.factor);
     var a = vec4(f32(local));
     var b = a + 1.0;
     for (var step = 0u; step < STEPS; step++) {
         for (var inner = 0u; inner < 16u; inner++) {
-            a = fma(a, x, x);
-            b = fma(b, x, x);
+            a = fma(a, x, y);
+            b = fma(b, x, y);
         }
     }
     let total = a + b;
