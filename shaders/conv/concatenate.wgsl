@@ -8,6 +8,8 @@ struct Params {
 }
 
 const PIXELS: u32 = 16u;
+// Pixels that are loaded at a time.
+const BATCH: u32 = 4u;
 
 @group(0) @binding(0) var<storage, read> first: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> second: array<vec4<f32>>;
@@ -17,19 +19,30 @@ const PIXELS: u32 = 16u;
 @compute @workgroup_size(256)
 fn concatenate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let c = group.x * 32u + (local & 31u);
-    let all = params.first4 + params.second4;
+    let first4 = params.first4;
+    let all = first4 + params.second4;
     if c >= all {
         return;
     }
-    let start = group.y * 8u * PIXELS + (local >> 5u);
-    for (var i = 0u; i < PIXELS; i++) {
-        let pixel = start + 8u * i;
-        if pixel < params.pixels {
-            if c < params.first4 {
-                output[pixel * all + c] = first[pixel * params.first4 + c];
-            } else {
-                output[pixel * all + c] = second[pixel * params.second4 + c - params.first4];
+    let last = params.pixels - 1u;
+    var pixel = group.y * 8u * PIXELS + (local >> 5u);
+    for (var i = 0u; i < PIXELS; i += BATCH) {
+        // Loads without branches for each pixel, so that all of them are on their way at once.
+        var values = array<vec4<f32>, BATCH>();
+        if c < first4 {
+            for (var j = 0u; j < BATCH; j++) {
+                values[j] = first[min(pixel + 8u * j, last) * first4 + c];
             }
+        } else {
+            for (var j = 0u; j < BATCH; j++) {
+                values[j] = second[min(pixel + 8u * j, last) * params.second4 + c - first4];
+            }
+        }
+        for (var j = 0u; j < BATCH; j++) {
+            if pixel <= last {
+                output[pixel * all + c] = values[j];
+            }
+            pixel += 8u;
         }
     }
 }

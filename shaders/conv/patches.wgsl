@@ -1,7 +1,10 @@
 // Patches of an image or feature map as rows, so that a convolution whose stride is its size is a matrix product:
 //     y[oy * width_out + ox][(c * size + ky) * size + kx] = x[c, oy * size + ky, ox * size + kx]
 // x is addressed by strides: channels may be first or last. Rows are in the order of torch's flattened weights.
-// Dispatch: one invocation per element, 64 per workgroup, folded over x and y.
+// Dispatch: (ceil(length / 64), ceil(rows / 16) folded over y and z), length = channels * size * size; an invocation
+// copies one element of 16 patches, and divides once for all of them.
+const PATCHES: u32 = 16u;
+
 struct Params {
     rows: u32,
     width_out: u32,
@@ -20,17 +23,26 @@ struct Params {
 @compute @workgroup_size(64)
 fn patches(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
            @builtin(local_invocation_index) local: u32) {
-    let length = params.channels * params.size * params.size;
-    let i = (group.x + group.y * groups.x) * 64u + local;
-    if i >= params.rows * length {
+    let size = params.size;
+    let element = group.x * 64u + local;
+    let length = params.channels * size * size;
+    if element >= length {
         return;
     }
-    let patch_index = params.first_row + i / length;
-    let element = i % length;
-    let kx = element % params.size;
-    let ky = (element / params.size) % params.size;
-    let c = element / (params.size * params.size);
-    let y = (patch_index / params.width_out) * params.size + ky;
-    let x = (patch_index % params.width_out) * params.size + kx;
-    output[i] = input[c * params.stride_channel + y * params.stride_row + x * params.stride_column];
+    let kx = element % size;
+    let ky = (element / size) % size;
+    let offset = element / (size * size) * params.stride_channel + ky * params.stride_row + kx * params.stride_column;
+    let first = (group.y + group.z * groups.y) * PATCHES;
+    let end = min(first + PATCHES, params.rows);
+    var y = (params.first_row + first) / params.width_out;
+    var x = (params.first_row + first) % params.width_out;
+    for (var row = first; row < end; row++) {
+        output[row * length + element] =
+            input[offset + y * size * params.stride_row + x * size * params.stride_column];
+        x++;
+        if x == params.width_out {
+            x = 0u;
+            y++;
+        }
+    }
 }

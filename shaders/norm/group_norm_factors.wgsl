@@ -17,31 +17,38 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> factors: array<f32>;
 @group(0) @binding(4) var<uniform> params: Params;
 
+// Invocations for neighbouring channels; the others take other row blocks.
+const LANES: u32 = 8u;
+
 @compute @workgroup_size(WORKGROUP)
 fn group_norm_factors(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let channels = params.channels;
     let length = 4u + 2u * channels;
     let begin = group.x * params.group_channels;
     let end = begin + params.group_channels;
+    let first_channel = begin + local % LANES;
     let first = group.y * params.row_blocks;
+    let first_block = first + local / LANES;
     var totals = vec4(0.0); // values, and the sum of them
-    for (var row_block = first + local; row_block < first + params.row_blocks; row_block += WORKGROUP) {
+    for (var row_block = first_block; row_block < first + params.row_blocks; row_block += WORKGROUP / LANES) {
         let at = row_block * length;
-        for (var c = begin; c < end; c++) {
-            totals += vec4(1.0, sums[at + 4u + c], 0.0, 0.0) * sums[at];
+        let count = sums[at];
+        for (var c = first_channel; c < end; c += LANES) {
+            totals += vec4(1.0, sums[at + 4u + c], 0.0, 0.0) * count;
         }
     }
     totals = workgroup_sum4(totals, local);
     let mean = totals.y / totals.x;
     var squares = 0.0;
-    for (var row_block = first + local; row_block < first + params.row_blocks; row_block += WORKGROUP) {
+    for (var row_block = first_block; row_block < first + params.row_blocks; row_block += WORKGROUP / LANES) {
         let at = row_block * length;
-        for (var c = begin; c < end; c++) {
+        let count = sums[at];
+        for (var c = first_channel; c < end; c += LANES) {
             let d = sums[at + 4u + c] - mean;
-            squares += sums[at + 4u + channels + c] + sums[at] * d * d;
+            squares += sums[at + 4u + channels + c] + count * d * d;
         }
     }
-    let scale = inverseSqrt(workgroup_sum4(vec4(squares, 0.0, 0.0, 0.0), local).x / totals.x + params.eps);
+    let scale = inverseSqrt(workgroup_sum(squares, local) / totals.x + params.eps);
     for (var c = begin + local; c < end; c += WORKGROUP) {
         let factor = weight[c] * scale;
         factors[group.y * 2u * channels + c] = factor;

@@ -26,31 +26,44 @@ struct Params {
 fn group_norm_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let c = group.x * 32u + (local & 31u);
     let row_block = group.y * 8u + (local >> 5u);
-    if c >= params.channels4 || row_block >= params.row_blocks {
+    let channels4 = params.channels4;
+    let columns = params.columns;
+    if c >= channels4 || row_block >= params.row_blocks {
         return;
     }
     let first_row = row_block * params.block_rows;
     let end_row = min(first_row + params.block_rows, params.rows);
     let image = group.z * params.pixels;
     let start = image + (params.top + first_row) * params.width + params.left;
-    let origin = input[start * params.channels4 + c];
+    let origin = input[start * channels4 + c];
     var sum = vec4(0.0);
     var squares = vec4(0.0);
     for (var row = first_row; row < end_row; row++) {
-        var at = (image + (params.top + row) * params.width + params.left) * params.channels4 + c;
-        for (var column = 0u; column < params.columns; column++) {
+        var at = (image + (params.top + row) * params.width + params.left) * channels4 + c;
+        var column = 0u;
+        // Four loads at a time, so that all of them are on their way at once.
+        for (; column + 4u <= columns; column += 4u) {
+            let a = input[at] - origin;
+            let b = input[at + channels4] - origin;
+            let c = input[at + 2u * channels4] - origin;
+            let d = input[at + 3u * channels4] - origin;
+            sum += (a + b) + (c + d);
+            squares = fma(d, d, fma(c, c, fma(b, b, fma(a, a, squares))));
+            at += 4u * channels4;
+        }
+        for (; column < columns; column++) {
             let d = input[at] - origin;
             sum += d;
-            squares += d * d;
-            at += params.channels4;
+            squares = fma(d, d, squares);
+            at += channels4;
         }
     }
-    let count = f32((end_row - first_row) * params.columns);
+    let count = f32((end_row - first_row) * columns);
     let mean = sum / count;
-    let to = (group.z * params.all_row_blocks + params.first_row_block + row_block) * (1u + 2u * params.channels4);
+    let to = (group.z * params.all_row_blocks + params.first_row_block + row_block) * (1u + 2u * channels4);
     if c == 0u {
         sums[to] = vec4(count, 0.0, 0.0, 0.0);
     }
     sums[to + 1u + c] = origin + mean;
-    sums[to + 1u + params.channels4 + c] = max(squares - sum * mean, vec4(0.0));
+    sums[to + 1u + channels4 + c] = max(squares - sum * mean, vec4(0.0));
 }

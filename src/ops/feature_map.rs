@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{cost, element_grid};
-use crate::gpu::{Access, Kernel, Recorder, Source, wgsl};
+use crate::gpu::{Access, Kernel, Recorder, Source, grid_1d, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -44,6 +44,8 @@ struct PatchParams {
     first_row: u32,
 }
 
+/// Patches of an invocation of `patches`.
+const PATCHES: usize = 16;
 const READ_WRITE: &[Access] = &[Access::Read, Access::Write];
 
 pub(crate) fn patches_kernel() -> Kernel {
@@ -111,11 +113,12 @@ pub fn patches(
         stride_column: stride_column as u32,
         first_row: first as u32,
     };
+    let [y_groups, z_groups, _] = grid_1d(count.div_ceil(PATCHES));
     recorder.dispatch(
         &patches_kernel(),
         &[x.binding(), y.binding()],
         &params,
-        element_grid(count * length),
+        [length.div_ceil(64) as u32, y_groups, z_groups],
         cost(2 * count * length, 0),
     )?;
     Ok(y)

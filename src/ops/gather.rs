@@ -2,9 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::cost;
 use super::matmul::weight_reader;
-use super::{cost, element_grid};
-use crate::gpu::{Access, Kernel, PipelineKey, Recorder, wgsl};
+use crate::gpu::{Access, Kernel, PipelineKey, Recorder, grid_1d, wgsl};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::{Error, Result};
 
@@ -98,6 +98,7 @@ impl Lookup<'_> {
                 expected: format!("[at most {}, {k}]", self.ids.len().saturating_sub(self.start)),
             });
         }
+        let [y_groups, z_groups, _] = grid_1d(count);
         for shard in table.shards() {
             let params = Params {
                 count: count as u32,
@@ -114,7 +115,7 @@ impl Lookup<'_> {
                 &Variant(shard.precision),
                 &[ids, shard.data.binding(), shard.scales.as_ref().map_or(ids, Tensor::binding), y.binding()],
                 &params,
-                element_grid(count * k.div_ceil(4)),
+                [k.div_ceil(256) as u32, y_groups, z_groups],
                 cost(2 * count * k, count * k),
             )?;
         }

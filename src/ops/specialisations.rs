@@ -18,7 +18,6 @@ pub fn specialisations() -> Vec<Kernel> {
         denoise::kernel(),
         inpaint::kernel(),
         feature_map::concatenate_kernel(),
-        softmax::kernel(),
     ];
     kernels.extend(roofline::kernels());
     kernels.extend(group_norm::kernels());
@@ -27,6 +26,7 @@ pub fn specialisations() -> Vec<Kernel> {
     kernels.extend(attention_kernels());
     kernels.extend(Precision::ALL.map(|precision| gather::Variant(precision).kernel()));
     for first in BOTH {
+        kernels.push(softmax::kernel(first));
         for registers in norm::RegisterRows::all().map(Some).chain([None]) {
             kernels.extend(BOTH.map(|unit_offset| norm::Variant { centred: first, unit_offset, registers }.kernel()));
         }
