@@ -203,7 +203,7 @@ fn by_cost(products: &HashMap<MatmulShape, u64>) -> Vec<MatmulShape> {
 fn is_exact_enough(kernel: MatmulKernel, shape: MatmulShape) -> bool {
     match kernel.rounding() {
         Rounding::None => true,
-        Rounding::HalfSums => false,
+        Rounding::F16Sums => false,
         _ => shape.precision != Precision::F32,
     }
 }
@@ -226,7 +226,7 @@ fn faster_than(default: MatmulKernel, timings: &[Timing]) -> Option<Choice> {
 }
 
 /// Checks the kernels that round factors and run by default: those for matrix units ([`check_matrix_units`]), those
-/// that multiply bytes ([`check_native_dots`]), and those that add in f16 ([`check_half_sums`]). Models do this when
+/// that multiply bytes ([`check_native_dots`]), and those that add in f16 ([`check_f16_sums`]). Models do this when
 /// they are loaded.
 ///
 /// # Errors
@@ -234,7 +234,7 @@ fn faster_than(default: MatmulKernel, timings: &[Timing]) -> Option<Choice> {
 pub async fn check_rounding_kernels(gpu: &Gpu) -> Result<()> {
     if !check_matrix_units(gpu).await? {
         check_native_dots(gpu).await?;
-        check_half_sums(gpu).await?;
+        check_f16_sums(gpu).await?;
     }
     Ok(())
 }
@@ -265,14 +265,14 @@ pub async fn check_native_dots(gpu: &Gpu) -> Result<bool> {
 ///
 /// # Errors
 /// [Device errors](crate::gpu). A wrong result is no error: other kernels compute the products.
-pub async fn check_half_sums(gpu: &Gpu) -> Result<bool> {
-    if let Some(used) = Checked::HalfSums.result(gpu) {
+pub async fn check_f16_sums(gpu: &Gpu) -> Result<bool> {
+    if let Some(used) = Checked::F16Sums.result(gpu) {
         return Ok(used);
     }
     let runs = gpu.capabilities().packed_f16 && !gpu.is_software();
-    let kernels = [4, 8].map(|rows| MatmulKernel::HalfSums { rows });
+    let kernels = [4, 8].map(|rows| MatmulKernel::F16Sums { rows });
     let correct = runs && all_match(gpu, &kernels, &CHECKED_PRECISIONS, false).await?;
-    Checked::HalfSums.set(gpu, correct);
+    Checked::F16Sums.set(gpu, correct);
     Ok(correct)
 }
 

@@ -58,7 +58,7 @@ pub async fn run(device: DeviceArgs) -> Result<(), CliError> {
         writeln!(out, "dots     {}", in_use(mgm::tuning::check_native_dots(&gpu).await?))?;
     }
     if !matrices && gpu.capabilities().packed_f16 {
-        writeln!(out, "f16 sums {}", in_use(mgm::tuning::check_half_sums(&gpu).await?))?;
+        writeln!(out, "f16 sums {}", in_use(mgm::tuning::check_f16_sums(&gpu).await?))?;
     }
     if wrong > 0 {
         let reason = format!(

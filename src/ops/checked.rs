@@ -15,7 +15,7 @@ pub(crate) enum Checked {
     /// Products of bytes.
     NativeDots,
     /// Products that add in f16, where the reference has its inputs in f16.
-    HalfSums,
+    F16Sums,
 }
 
 #[derive(Debug, Default)]

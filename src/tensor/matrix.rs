@@ -28,7 +28,7 @@ pub enum Inputs {
     /// They may be larger than f16 can hold: no kernel rounds them.
     Wide,
     /// The reference has them in f16 too: kernels may also add a few products in f16.
-    Half,
+    F16,
 }
 
 /// A weight matrix [rows, columns] on the device: the `[out, in]` of a linear layer, or a table of embeddings.
@@ -99,7 +99,7 @@ impl Matrix {
             stacked.shards.extend(moved);
             stacked.inputs = match (stacked.inputs, part.inputs) {
                 (Inputs::Wide, _) | (_, Inputs::Wide) => Inputs::Wide,
-                (Inputs::Half, Inputs::Half) => Inputs::Half,
+                (Inputs::F16, Inputs::F16) => Inputs::F16,
                 _ => Inputs::Any,
             };
             stacked.rows += part.rows;

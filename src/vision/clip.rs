@@ -31,7 +31,7 @@ impl ClipVit {
     pub async fn load(loader: &Loader, config: &ClipConfig, select_layer: i32) -> Result<Self> {
         let width = config.hidden_size;
         let needed = config.layers_before(select_layer)?;
-        let model = loader.network(expected::clip(config)).inputs(Inputs::Half).pp("vision_model");
+        let model = loader.network(expected::clip(config)).inputs(Inputs::F16).pp("vision_model");
         let embeddings = model.pp("embeddings");
         let class = embeddings.values("class_embedding").await?;
         let mut positions = embeddings.values("position_embedding.weight").await?;

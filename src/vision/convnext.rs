@@ -57,7 +57,7 @@ impl ConvNext {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &ConvNextConfig) -> Result<Self> {
-        let loader = loader.network(expected::convnext(config)).inputs(Inputs::Half);
+        let loader = loader.network(expected::convnext(config)).inputs(Inputs::F16);
         let mut stages = Vec::new();
         for (stage, depth) in config.depths.into_iter().enumerate() {
             stages.push(Stage::load(&loader.pp("stages").pp(stage), depth).await?);

@@ -330,7 +330,7 @@ fn rounding_kernels_over_awkward_shapes() {
     let gpu = devices().full.lock().unwrap_or_else(PoisonError::into_inner);
     let capabilities = gpu.capabilities();
     let runs = |kernel: &MatmulKernel| match kernel {
-        MatmulKernel::Tiled { .. } | MatmulKernel::HalfSums { .. } => capabilities.shader_f16,
+        MatmulKernel::Tiled { .. } | MatmulKernel::F16Sums { .. } => capabilities.shader_f16,
         MatmulKernel::Cooperative(sizes) => {
             capabilities.cooperative_sizes.contains(&sizes.size)
                 && sizes.lanes == capabilities.subgroup_max_size
@@ -610,7 +610,7 @@ fn stored_measurements_count_only_where_they_hold() {
         MatmulKernel::RowMatvec(RowMatvec { rows: 1, lanes: 8, owned: 2, workgroup: 256 }),
         MatmulKernel::Tiled { half: true, columns: 4 },
         MatmulKernel::Tiled { half: true, columns: 8 },
-        MatmulKernel::HalfSums { rows: 8 },
+        MatmulKernel::F16Sums { rows: 8 },
         MatmulKernel::Cooperative(Cooperative { size: 16, tile: 64, step: 32, parts: 4, lanes: 32 }),
         MatmulKernel::Packed { columns: 4 },
         MatmulKernel::Packed { columns: 8 },
@@ -637,10 +637,10 @@ fn only_products_with_inputs_in_f16_are_added_in_f16() {
         let test = TestOptions { planned, software_adapter: Some(false), ..TestOptions::default() };
         let gpu = common::open_gpu_with(GpuOptions::default().with_test(test));
         for (inputs, precision, m, fits) in [
-            (Inputs::Half, Precision::F16, 77, true),
-            (Inputs::Half, Precision::Q4, 4096, true),
-            (Inputs::Half, Precision::F32, 77, false),
-            (Inputs::Half, Precision::F16, 4, false),
+            (Inputs::F16, Precision::F16, 77, true),
+            (Inputs::F16, Precision::Q4, 4096, true),
+            (Inputs::F16, Precision::F32, 77, false),
+            (Inputs::F16, Precision::F16, 4, false),
             (Inputs::Any, Precision::F16, 77, false),
             (Inputs::Wide, Precision::F16, 77, false),
         ] {
@@ -665,7 +665,7 @@ fn sums_beyond_f16_are_clamped() {
     let rows: &[u32] = if gpu.capabilities().shader_f16 { &[4, 8] } else { &[] };
     println!("{} kernels", rows.len());
     for &rows in rows {
-        assert!(force(&gpu, MatmulKernel::HalfSums { rows }, Precision::F16, N, K));
+        assert!(force(&gpu, MatmulKernel::F16Sums { rows }, Precision::F16, N, K));
         // Sums of one sign; large values whose sums are small; values that are too large themselves.
         let values: [fn(usize) -> f32; 3] =
             [|_| -6e4, |column| if column % 2 == 0 { 6e4 } else { -6e4 }, |column| if column < 33 { 1e6 } else { 0.0 }];

@@ -62,7 +62,7 @@ impl Unet {
     /// # Errors
     /// As [`Loader::matrix`].
     pub async fn load(loader: &Loader, config: &UnetConfig) -> Result<Self> {
-        let loader = loader.network(expected::unet(config)).inputs(Inputs::Half);
+        let loader = loader.network(expected::unet(config)).inputs(Inputs::F16);
         let (mut down, mut up) = (Vec::new(), Vec::new());
         for (index, level) in config.levels.iter().enumerate() {
             let part = loader.pp("down_blocks").pp(index);

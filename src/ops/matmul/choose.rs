@@ -38,7 +38,7 @@ impl MatmulKernel {
             .filter(&suits)
             .or_else(|| Self::on_matrix_units(gpu, shape).filter(&suits))
             .or_else(|| Self::on_bytes(gpu, shape).filter(&suits))
-            .or_else(|| if inputs == Inputs::Half { Self::in_half_sums(gpu, shape) } else { None })
+            .or_else(|| if inputs == Inputs::F16 { Self::in_f16_sums(gpu, shape) } else { None })
             .or_else(|| Some(Self::likely(gpu, shape)).filter(&suits))
     }
 
@@ -55,22 +55,22 @@ impl MatmulKernel {
         let suits = |kernel: &Self| kernel.spec().takes_many() && !kernel.spec().reads_bytes();
         match Self::choose_among(gpu, shape, inputs, suits) {
             // With the addresses of more pixels Vega has registers for one subgroup of a SIMD instead of three.
-            Some(Self::HalfSums { .. }) => Self::HalfSums { rows: 4 },
+            Some(Self::F16Sums { .. }) => Self::F16Sums { rows: 4 },
             Some(kernel) => kernel,
             None => Self::Tiled { half: false, columns: 4 },
         }
     }
 
     /// The kernel for a product that may add in f16, if the GPU has packed f16 arithmetic and passed the check.
-    fn in_half_sums(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
+    fn in_f16_sums(gpu: &Gpu, MatmulShape { m, n, precision, .. }: MatmulShape) -> Option<Self> {
         if m <= MATVEC_ROWS
             || precision == Precision::F32
             || !gpu.capabilities().packed_f16
-            || !Checked::HalfSums.passed(gpu)
+            || !Checked::F16Sums.passed(gpu)
         {
             return None;
         }
-        Some(Self::HalfSums { rows: if fills_with_large_tiles(m, n) { 8 } else { 4 } })
+        Some(Self::F16Sums { rows: if fills_with_large_tiles(m, n) { 8 } else { 4 } })
     }
 
     /// The kernel for a product on a GPU's matrix units, if it has any that are worth it: f32 weights are exact, and

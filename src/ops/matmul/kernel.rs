@@ -8,8 +8,8 @@ use crate::tensor::Precision;
 /// Up to this many rows of x go through the matvec kernels, more through kernels that use each weight for many rows.
 pub(super) const MATVEC_ROWS: usize = 4;
 
-/// Columns that [`MatmulKernel::HalfSums`] adds in f16.
-const HALF_STEP: u32 = 32;
+/// Columns that [`MatmulKernel::F16Sums`] adds in f16.
+const F16_STEP: u32 = 32;
 
 /// A kernel that computes a product y = x W^T, with its sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub enum MatmulKernel {
     Cooperative(Cooperative),
     /// Tiles in f16 in workgroup memory, multiplied and added in f16, for GPUs with packed f16 arithmetic. After each
     /// 32 columns the sums are added to sums in f32.
-    HalfSums {
+    F16Sums {
         /// Rows of the 8 columns of outputs that an invocation computes: 4, or 8 for large products.
         rows: u32,
     },
@@ -116,9 +116,9 @@ pub enum Rounding {
     /// Nothing.
     None,
     /// Both factors, to f16.
-    Half,
+    F16,
     /// Both factors, and the running sum over 32 columns, to f16.
-    HalfSums,
+    F16Sums,
     /// x, to 8-bit integers in groups of 32 with a scale.
     Int8,
 }
@@ -130,11 +130,11 @@ impl Rounding {
         match self {
             Self::None => 0.0,
             // Most of the error is that of values above 1/2, in steps of 2^-11: 2^-22 / 12, over 1/3, for each factor.
-            Self::Half => 1.0 / f64::from(1 << 23),
+            Self::F16 => 1.0 / f64::from(1 << 23),
             // Rounding the sums costs at most a fifth of that for each column. Measured: 7.4e-7 for 32 columns (16:
             // 4.3e-7, 8: 2.7e-7), for values from a normal distribution 8.2e-7. The error of a result is at most
-            // (HALF_STEP + 2) 2^-11 times the sum of its products' magnitudes.
-            Self::HalfSums => Self::Half.nmse() * (1.0 + f64::from(HALF_STEP) / 5.0),
+            // (F16_STEP + 2) 2^-11 times the sum of its products' magnitudes.
+            Self::F16Sums => Self::F16.nmse() * (1.0 + f64::from(F16_STEP) / 5.0),
             // Steps of a 127th of the largest of 32, which is at most three times the root mean square. The error of a
             // step is a step over sqrt(12).
             Self::Int8 => (3.0f64 / 127.0).powi(2) / 12.0,
@@ -252,7 +252,7 @@ impl MatmulKernel {
             .chain([4, 8].map(|columns| Self::Packed { columns }))
             .chain(rows.into_iter().map(Self::RowMatvec))
             .chain(Cooperative::all().map(Self::Cooperative))
-            .chain([4, 8].map(|rows| Self::HalfSums { rows }))
+            .chain([4, 8].map(|rows| Self::F16Sums { rows }))
             .chain([1, 2, 4, 8, 16].map(Self::Uniform))
             .chain([4, 8].map(Self::Subgroup4))
             .chain(subgroup.map(|(rows, blocks)| Self::Subgroup { rows, blocks }))
@@ -319,7 +319,7 @@ impl MatmulKernel {
                 },
                 constants: [Some(Const("COLUMNS", columns)), None, None, None, None, None],
                 tile: [16 * columns as usize, 64],
-                rounding: if half { Rounding::Half } else { Rounding::None },
+                rounding: if half { Rounding::F16 } else { Rounding::None },
                 device: if half { Device::HardwareF16 } else { Device::Hardware },
                 ..tiled
             },
@@ -353,16 +353,16 @@ impl MatmulKernel {
                     None,
                 ],
                 tile: [tile as usize; 2],
-                rounding: Rounding::Half,
+                rounding: Rounding::F16,
                 device: Device::Matrices(sizes),
                 ..tiled
             },
-            Self::HalfSums { rows } => KernelSpec {
+            Self::F16Sums { rows } => KernelSpec {
                 name: "matmul_f16",
                 file: wgsl!("matmul/matmul_f16.wgsl"),
-                constants: [Some(Const("ROWS", rows)), Some(Const("STEP", HALF_STEP)), None, None, None, None],
+                constants: [Some(Const("ROWS", rows)), Some(Const("STEP", F16_STEP)), None, None, None, None],
                 tile: [16 * rows as usize, 64],
-                rounding: Rounding::HalfSums,
+                rounding: Rounding::F16Sums,
                 device: Device::HardwareF16,
                 ..tiled
             },
@@ -495,7 +495,7 @@ mod tests {
             Tiled { half: true, .. },
             Packed { .. },
             Cooperative(_),
-            HalfSums { .. },
+            F16Sums { .. },
             Uniform(_),
             Subgroup4(_),
             MatvecSubgroup,
