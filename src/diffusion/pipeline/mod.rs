@@ -139,7 +139,7 @@ impl DiffusionPipeline {
             limit >> 20,
             fitting[0],
             fitting[1],
-            if images == 2 { ", or a guidance scale of 1" } else { "" }
+            if images == 2 && needed / 2 <= limit { ", or a guidance scale of 1" } else { "" }
         )))
     }
 
