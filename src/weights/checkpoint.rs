@@ -160,7 +160,9 @@ impl Checkpoint {
         }
         match incomplete {
             Some(error) => Err(error),
-            None => Self::find_shards(folder, candidates).await,
+            // Browsers cannot list a folder.
+            None if cfg!(feature = "fs") => Self::find_shards(folder, candidates).await,
+            None => Ok(None),
         }
     }
 

@@ -155,7 +155,18 @@ async fn find_tower(
             }
         }
     }
-    let [before @ .., name] = parts.as_slice() else { return Ok(None) };
+    // Browsers cannot list a folder.
+    if cfg!(feature = "fs") { find_by_name(folder, &parts, candidates).await } else { Ok(None) }
+}
+
+/// Searches for the tower whose path is `parts` among the folders around the checkpoint: by its name in any capitals,
+/// and on the hub.
+async fn find_by_name(
+    folder: &Rc<dyn Folder>,
+    parts: &[&str],
+    candidates: &[&str],
+) -> Result<Option<(Rc<dyn Folder>, Checkpoint)>> {
+    let [before @ .., name] = parts else { return Ok(None) };
     let owners: Vec<String> = before.iter().chain(&HUB_OWNERS).map(|part| plain(part)).collect();
     // The parent of a snapshot's second parent is the cache.
     for around in [".", "..", "../..", "../../.."] {
