@@ -46,7 +46,7 @@ help:
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
 	@echo 'make web-doc      documentation of the npm package, without warnings'
 	@echo 'make web-test     test both in Chromium (installs chromium)'
-	@echo 'make web-test-all the same, the examples with Vite, Next.js and esbuild, and the main tests in Firefox (installs firefox-esr)'
+	@echo 'make web-test-all the same, the examples with Vite, Next.js and esbuild, and the golden cases in Firefox (installs firefox-esr)'
 	@echo 'make web-test-firefox every test of them in Firefox'
 	@echo 'make web-bench    loading times, and tokens per second in both browsers and natively'
 	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels (needs Node.js)'
@@ -254,12 +254,12 @@ web-test: web-build chromium
 	cargo build --release
 	cd web && npm test
 
-# The examples in Vite, Next.js and others as well, whose dependencies come from npm's registry; then the main tests in Firefox.
+# The examples in Vite, Next.js and others as well, whose dependencies come from npm's registry; then every kernel and the golden cases in Firefox.
 web-test-all: web-build browser
 	cargo build --release
 	cargo build --release --package mgm-test-support
 	cd web && npm run --silent test:all
-	cd web && MGM_BROWSER=firefox npm run --silent test:main
+	cd web && MGM_BROWSER=firefox npm run --silent test:goldens
 
 # Everything that web-test-all runs in Chromium.
 web-test-firefox: web-build firefox
