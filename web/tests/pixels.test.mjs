@@ -21,6 +21,8 @@ before(async () => {
     entryPoints: [join(web, "ts", "messages.ts")], bundle: true, format: "iife", globalName: "messages", write: false,
   });
   await page.addScriptTag({ content: outputFiles[0].text });
+  const encoder = await build({ entryPoints: [join(web, "ts", "png.ts")], bundle: true, format: "iife", globalName: "png", write: false });
+  await page.addScriptTag({ content: encoder.outputFiles[0].text });
 });
 
 after(async () => {
@@ -58,4 +60,85 @@ test("transparent pixels keep their colours", async () => {
   }, png(width, height, rgba).toString("base64"));
   assert.deepEqual([got.width, got.height], [width, height]);
   assert.deepEqual(got.data.filter((_, i) => i % 4 < 3), rgba.filter((_, i) => i % 4 < 3));
+});
+
+test("pixels are read exactly, through canvases of at most a megapixel, and images of more than 16.7 megapixels are reduced", { timeout: 120_000 }, async () => {
+  const result = await page.evaluate(async () => {
+    const sizes = [];
+    const Native = OffscreenCanvas;
+    self.OffscreenCanvas = class extends Native {
+      constructor(width, height) {
+        super(width, height);
+        sizes.push(width * height);
+      }
+    };
+    /** A gradient in which every pixel of a tile differs from its neighbours, as a bitmap. */
+    const image = (width, height) => {
+      const pixels = new ImageData(width, height);
+      new Uint32Array(pixels.data.buffer).forEach((_, at, values) => (values[at] = (0xff000000 | Math.imul(at, 2654435761)) >>> 0));
+      return pixels;
+    };
+    const exact = [];
+    for (const [width, height] of [[1, 1], [1023, 1025], [2048, 1], [3, 2500], [1500, 1500]]) {
+      const pixels = image(width, height);
+      const read = await messages.toPixels(await createImageBitmap(pixels));
+      exact.push(read.width === width && read.height === height && read.data.every((value, at) => value === pixels.data[at]));
+    }
+    const large = [];
+    for (const [width, height] of [[8064, 6048], [30000, 1000]]) {
+      const plain = new ImageData(width, height);
+      new Uint32Array(plain.data.buffer).fill(0xff3060c0);
+      const { width: w, height: h, data } = await messages.toPixels(await createImageBitmap(plain));
+      large.push({ pixels: w * h, ratio: (w / h) * (height / width), colour: [...data.subarray(data.length / 2, data.length / 2 + 4)] });
+    }
+    self.OffscreenCanvas = Native;
+    return { exact, large, largest: Math.max(...sizes) };
+  });
+  assert.deepEqual(result.exact, [true, true, true, true, true]);
+  for (const { pixels, ratio, colour } of result.large) {
+    assert.ok(pixels <= 4096 ** 2 && pixels > 0.99 * 4096 ** 2, `${pixels}`);
+    assert.ok(Math.abs(ratio - 1) < 0.01, `${ratio}`);
+    assert.deepEqual(colour, [0xc0, 0x60, 0x30, 0xff]);
+  }
+  assert.equal(result.largest, 1024 ** 2);
+});
+
+test("a browser that hides pixels against fingerprinting gives an error, not noise", async () => {
+  const [code, message] = await page.evaluate(async () => {
+    const { getImageData } = OffscreenCanvasRenderingContext2D.prototype;
+    OffscreenCanvasRenderingContext2D.prototype.getImageData = (x, y, width, height) => {
+      const pixels = new ImageData(width, height);
+      crypto.getRandomValues(pixels.data.subarray(0, 65536));
+      pixels.data.fill(255, 0, 1);
+      return pixels;
+    };
+    const error = await messages.toPixels(await createImageBitmap(new ImageData(8, 8))).catch((error) => error);
+    OffscreenCanvasRenderingContext2D.prototype.getImageData = getImageData;
+    return [error.code, error.message];
+  });
+  assert.equal(code, "image");
+  assert.match(message, /fingerprinting/);
+});
+
+test("a PNG file has the pixels and the texts", async () => {
+  const { same, text, bytes } = await page.evaluate(async () => {
+    const noise = new ImageData(97, 61);
+    crypto.getRandomValues(noise.data);
+    const ramp = new ImageData(300, 200);
+    for (let at = 0; at < ramp.data.length; at++) ramp.data[at] = Math.floor(at / 4 / 300) + (at % 1200) / 12;
+    const same = [];
+    let file;
+    for (const pixels of [noise, ramp, new ImageData(1, 1)]) {
+      for (let at = 3; at < pixels.data.length; at += 4) pixels.data[at] = 255;
+      file = pixels === noise ? file : await png.toPng(pixels, {});
+      const read = await messages.toPixels(await png.toPng(pixels, { parameters: "plain", mgm: "größer" }));
+      same.push(read.width === pixels.width && read.data.every((value, at) => value === pixels.data[at]));
+      if (pixels === ramp) self.rampBytes = file.size;
+    }
+    return { same, text: await (await png.toPng(noise, { parameters: "plain", mgm: "größer" })).text(), bytes: self.rampBytes };
+  });
+  assert.deepEqual(same, [true, true, true]);
+  assert.match(text, /tEXtparameters\0plain/);
+  assert.match(text, /iTXtmgm\0\0\0\0\0größer/);
+  assert.ok(bytes < 0.1 * 300 * 200 * 3, `${bytes} bytes`);
 });

@@ -73,27 +73,71 @@ async function fetchPixels(url: string, signal?: AbortSignal): Promise<ImageData
   return toPixels(blob);
 }
 
-/** Decodes an image. The EXIF orientation is applied. */
+/**
+ * Decodes an image. The EXIF orientation is applied. Images of more than {@link MAX_PIXELS} are scaled down: the models reduce images to at
+ * most 1536 pixels a side.
+ */
 export async function toPixels(image: ImageInput): Promise<ImageData> {
   if (image instanceof ImageData) return image;
   const found = image instanceof Blob ? decoded.get(image) : undefined;
   if (found) return found;
   let bitmap: ImageBitmap;
   try {
-    bitmap = await createImageBitmap(image, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    bitmap = await createImageBitmap(image, BITMAP);
+    const scale = Math.sqrt(MAX_PIXELS / (bitmap.width * bitmap.height));
+    if (scale < 1) bitmap = await resized(bitmap, scale);
   } catch (cause) {
     const what = image instanceof Blob ? `a file of type ${JSON.stringify(image.type)}` : "this";
     throw new MgmError("image", `${what} is not an image that this browser can decode`, { cause });
   }
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  try {
+    const pixels = await readPixels(bitmap);
+    // Blobs are immutable; a canvas or a video may change.
+    if (image instanceof Blob) decoded.set(image, pixels);
+    return pixels;
+  } finally {
+    bitmap.close();
+  }
+}
+
+/** The largest image that is read at its full size, in pixels. Phones have cameras of 48 megapixels, and 1 to 1.5 GB for a page. */
+const MAX_PIXELS = 4096 * 4096;
+/** Side of the canvas through which pixels are read. Canvases are limited, in iOS to 16.7 megapixels. */
+const TILE = 1024;
+
+const BITMAP = { colorSpaceConversion: "none", premultiplyAlpha: "none" } as const;
+
+/** Scales a bitmap down, and closes it. */
+async function resized(bitmap: ImageBitmap, scale: number): Promise<ImageBitmap> {
+  const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.floor(side * scale))) as [number, number];
+  try {
+    return await createImageBitmap(bitmap, { ...BITMAP, resizeWidth, resizeHeight, resizeQuality: "high" });
+  } finally {
+    bitmap.close();
+  }
+}
+
+async function readPixels(bitmap: ImageBitmap): Promise<ImageData> {
+  const { width, height } = bitmap;
+  const canvas = new OffscreenCanvas(Math.min(width, TILE), Math.min(height, TILE));
   const context = canvas.getContext("2d", { willReadFrequently: true });
   if (!context) throw new MgmError("image", "this browser provides no canvas to read pixels from");
-  context.drawImage(bitmap, 0, 0);
-  let pixels: ImageData;
+  checkReadback(context);
+  // Replaces what the canvas has, instead of blending.
+  context.globalCompositeOperation = "copy";
+  const pixels = new ImageData(width, height);
   try {
-    pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+    for (let y = 0; y < height; y += TILE) {
+      for (let x = 0; x < width; x += TILE) {
+        const [columns, rows] = [Math.min(TILE, width - x), Math.min(TILE, height - y)];
+        context.drawImage(bitmap, x, y, columns, rows, 0, 0, columns, rows);
+        const { data } = context.getImageData(0, 0, columns, rows);
+        for (let row = 0; row < rows; row++) {
+          pixels.data.set(data.subarray(row * columns * 4, (row + 1) * columns * 4), ((y + row) * width + x) * 4);
+        }
+      }
+    }
   } catch (cause) {
-    bitmap.close();
     if ((cause as Error).name !== "SecurityError") throw new MgmError("image", `the image's pixels cannot be read: ${String(cause)}`, { cause });
     const message =
       "the image is from another site, so its pixels cannot be read: the other site must send CORS headers, and an <img> or <video> needs " +
@@ -101,11 +145,19 @@ export async function toPixels(image: ImageInput): Promise<ImageData> {
     throw new MgmError("cors", message, { cause });
   }
   // A canvas loses the colours of transparent pixels. The model needs them: alpha is dropped, not composited.
-  if (hasTransparency(pixels)) pixels = (await unpremultiplied(bitmap)) ?? pixels;
-  bitmap.close();
-  // Blobs are immutable; a canvas or a video may change.
-  if (image instanceof Blob) decoded.set(image, pixels);
-  return pixels;
+  return hasTransparency(pixels) ? ((await unpremultiplied(bitmap)) ?? pixels) : pixels;
+}
+
+/** Fails if the browser returns other pixels than were drawn, as Firefox does with `privacy.resistFingerprinting`. */
+function checkReadback(context: OffscreenCanvasRenderingContext2D): void {
+  const colour = [18, 52, 86, 255];
+  context.fillStyle = `rgb(${colour.slice(0, 3).join()})`;
+  context.fillRect(0, 0, 8, 8);
+  // Some browsers change the last bits of some pixels, which does no harm.
+  const wrong = context.getImageData(0, 0, 1, 1).data.some((value, at) => Math.abs(value - (colour[at] ?? 0)) > 4);
+  if (!wrong) return;
+  const message = "this browser hides the pixels of images from pages, to protect against fingerprinting: allow this site to read canvases";
+  throw new MgmError("image", message);
 }
 
 function hasTransparency({ data }: ImageData): boolean {
