@@ -51,9 +51,9 @@ function write(name, { head = "", module = "/dist/index.js", model = "/model/", 
   return `${server.url}/${name}`;
 }
 
-async function titleOf(url) {
+async function titleOf(url, { mayThrow = false } = {}) {
   const page = await context.newPage();
-  const failed = new Promise((_, reject) => page.on("pageerror", reject));
+  const failed = new Promise((_, reject) => page.on("pageerror", (error) => mayThrow || reject(error)));
   failed.catch(() => undefined);
   await page.goto(url);
   await Promise.race([failed, page.waitForFunction(() => document.title !== "waiting", undefined, { timeout: 120_000 })]);
@@ -164,13 +164,54 @@ test("a strict content security policy, with the package from the page's origin 
   };
   const own = "default-src 'none'; script-src 'self' 'nonce-test' 'wasm-unsafe-eval'; connect-src 'self'";
   assert.equal(await titleWith(own), ids);
-  assert.match(await titleWith(own.replace(" 'wasm-unsafe-eval'", "")), /^MgmError /);
+  assert.match(await titleWith(own.replace(" 'wasm-unsafe-eval'", "")), /^MgmError unsupported-browser: .*wasm-unsafe-eval/);
   const other = `default-src 'none'; script-src 'nonce-test' 'wasm-unsafe-eval' ${cdn.url}; connect-src 'self' ${cdn.url}; worker-src blob:`;
   assert.equal(await titleWith(other, `${cdn.url}/index.js`), ids);
 });
 
-test("a base address, and a worker that does not exist", { timeout: 900_000 }, async () => {
+test("a base address", { timeout: 900_000 }, async () => {
   assert.equal(await titleOf(write("pages/base.html", { head: '<base href="/base/">', model: "there/" })), ids);
-  const before = 'const { env } = await import("/dist/index.js"); env.workerUrl = "/nowhere/worker.js";';
-  assert.match(await titleOf(write("nowhere.html", { before })), /^MgmError network: .*\/nowhere\/worker\.js did not start/);
+});
+
+test("a worker that does not start: the error says why, and names the address", { timeout: 300_000 }, async () => {
+  writeFileSync(join(folder, "broken.js"), "this is no JavaScript");
+  const csp = `<meta http-equiv="Content-Security-Policy" content="worker-src 'none'">`;
+  for (const [url, head, message] of [
+    ["nowhere/worker.js", "", /^MgmError http: .*\/nowhere\/worker\.js: the server responded 404/],
+    ["worker.html", "", /^MgmError http: .*\/worker\.html: the server sent a web page instead of the script/],
+    ["broken.js", "", /^MgmError network: .*\/broken\.js did not start: .*SyntaxError/],
+    ["dist/worker.js", csp, /^MgmError network: .*\/dist\/worker\.js did not start: .*worker-src/],
+  ]) {
+    const before = `const { env } = await import("/dist/index.js"); env.workerUrl = "/${url}";`;
+    assert.match(await titleOf(write("worker.html", { head, before }), { mayThrow: true }), message);
+  }
+});
+
+test("support estimates whether a model fits, also on phones, which do not report their memory", { timeout: 60_000 }, async () => {
+  const page = await context.newPage();
+  await page.goto(write("support.html", { before: "self.Mgm = Mgm; throw 0;" }));
+  await page.waitForFunction(() => self.Mgm);
+  const ask = (agent, touchPoints, memory) =>
+    page.evaluate(async ({ agent, touchPoints, memory }) => {
+      for (const [name, value] of Object.entries({ userAgent: agent, maxTouchPoints: touchPoints, deviceMemory: memory })) {
+        Object.defineProperty(navigator, name, { value, configurable: true });
+      }
+      // Pocket, SmolVLM's size, MGM-2B, MGM-7B, at f16.
+      const results = [];
+      for (const weightBytes of [30e6, 1e9, 5.6e9, 14e9]) {
+        const { supported, precisions, reason = "", code, maxWeightBytes } = await Mgm.support({ weightBytes });
+        results.push({ supported, precisions: precisions.join(), reason, code, maxWeightBytes });
+      }
+      return results;
+    }, { agent, touchPoints, memory });
+  const iphone = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/26.0 Mobile/15E148 Safari/604.1";
+  const mac = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/26.0 Safari/605.1.15";
+  for (const phone of [await ask(iphone, 5), await ask(mac, 5)]) {
+    assert.deepEqual(phone.map(({ precisions }) => precisions), ["f32,f16,q8,q4", "f16,q8,q4", "", ""]);
+    assert.match(phone[2].reason, /too large for this device: its weights take at least 1736 MB, and a page here can use about 1074 MB/);
+    assert.deepEqual([phone[0].maxWeightBytes, phone[2].supported, phone[2].code], [2 ** 30, false, undefined]);
+  }
+  assert.deepEqual((await ask(mac, 0)).map(({ precisions }) => precisions), Array(4).fill("f32,f16,q8,q4"));
+  assert.deepEqual((await ask("Android", 5, 4)).map(({ precisions }) => precisions), ["f32,f16,q8,q4", "f32,f16,q8,q4", "q4", ""]);
+  await page.close();
 });

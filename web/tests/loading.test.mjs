@@ -170,8 +170,6 @@ test("errors have codes: no server, no bundle, server errors, CORS, no space", a
   faults = () => ({});
   assert.equal((await load({}, page, "/nowhere/")).code, "http");
   assert.equal((await load({}, page, "/")).code, "http");
-  faults = ({ path }) => (path === shards()[0] ? { status: 503 } : {});
-  assert.equal((await load()).code, "network");
   assert.equal((await load({}, page, `${other.url}/model/`)).code, "cors");
   faults = () => ({});
   const small = await launchWithQuota(`${server.url}/`, 400_000);
@@ -230,21 +228,31 @@ test("a cached model loads from a server that fails, that sends web pages, or th
   }
 });
 
-test("an abort takes effect at once while the worker or the wasm module does not come", { timeout: 120_000 }, async () => {
+test("an abort takes effect at once while the worker, the wasm module or the GPU does not come", { timeout: 120_000 }, async () => {
   await page.evaluate(() => caches.delete("mgm-webgpu"));
+  const abort = () => page.evaluate(async () => {
+    const stop = new AbortController();
+    const load = Mgm.load("/model/", { signal: stop.signal }).catch((error) => error);
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    const aborted = performance.now();
+    stop.abort();
+    return { name: (await load).name, wait: performance.now() - aborted };
+  });
+  const check = ({ name, wait }, what) => {
+    assert.equal(name, "AbortError", what);
+    assert.ok(wait < 1000, `${what}: ${wait} ms`);
+  };
   for (const file of ["worker.js", ".wasm"]) {
     faults = ({ path }) => (path.startsWith("/dist/") && path.endsWith(file) ? { hang: 0 } : {});
-    const { name, wait } = await page.evaluate(async () => {
-      const stop = new AbortController();
-      const load = Mgm.load("/model/", { signal: stop.signal }).catch((error) => error);
-      await new Promise((resolve) => setTimeout(resolve, 1500));
-      const aborted = performance.now();
-      stop.abort();
-      return { name: (await load).name, wait: performance.now() - aborted };
-    });
-    assert.equal(name, "AbortError", file);
-    assert.ok(wait < 1000, `${file}: ${wait} ms`);
+    check(await abort(), file);
   }
+  faults = () => ({});
+  const hang = "GPU.prototype.requestAdapter = () => new Promise(() => {});";
+  check(await withWorker(hang, abort), "the worker's adapter");
+  const requestAdapter = await page.evaluateHandle(() => GPU.prototype.requestAdapter);
+  await page.evaluate(hang);
+  check(await abort(), "the page's adapter");
+  await page.evaluate((requestAdapter) => (GPU.prototype.requestAdapter = requestAdapter), requestAdapter);
 });
 
 test("a connection that stalls is replaced", { timeout: 120_000 }, async () => {
@@ -252,6 +260,70 @@ test("a connection that stalls is replaced", { timeout: 120_000 }, async () => {
   const { ids, message } = await load();
   assert.ok(ids, message);
   assert.match(requests().filter(({ path }) => path === shards()[0])[1].range, /^bytes=\d+-$/);
+});
+
+/** Runs work with the package's worker, whose script follows another one. */
+async function withWorker(script, work) {
+  writeFileSync(join(odd, "worker.js"), `${script}\n${readFileSync(join(web, "dist/worker.js"), "utf8")}`);
+  await page.evaluate(() => (env.workerUrl = "/odd/worker.js"));
+  try {
+    return await work();
+  } finally {
+    await page.evaluate(() => (env.workerUrl = undefined));
+  }
+}
+
+test("downloads outlast a minute of failures, and then fail with a typed error", { timeout: 300_000 }, async () => {
+  // Twenty times as fast.
+  const scale = 20;
+  const fast = `{ const wait = setTimeout; self.setTimeout = (call, time, ...values) => wait(call, time / ${scale}, ...values); }`;
+  await withWorker(fast, async () => {
+    const { ids } = await load();
+    for (const fault of [{ drop: 0 }, { status: 503 }, { hang: 0 }, { drop: 5000, noRanges: true }]) {
+      await page.evaluate(() => cache.delete());
+      // Half a minute without a network: the download continues.
+      let began;
+      const isDown = () => performance.now() - (began ??= performance.now()) < 30_000 / scale;
+      faults = ({ path }) => (path === shards()[0] && isDown() ? fault : {});
+      const loaded = await load();
+      assert.deepEqual(loaded.ids, ids, `${JSON.stringify(fault)}: ${loaded.message}`);
+      // For good.
+      await page.evaluate(() => cache.delete());
+      faults = ({ path }) => (path === shards()[0] ? fault : {});
+      const started = performance.now();
+      const { code, message } = await load();
+      const waited = ((performance.now() - started) * scale) / 1000;
+      assert.equal(code, "network", message);
+      assert.ok(message.includes(shards()[0]), message);
+      assert.ok(waited > 50, `${JSON.stringify(fault)}: failed after ${waited} s`);
+    }
+  });
+});
+
+test("a page that is offline for some seconds during a download, as a laptop that sleeps, resumes", { timeout: 120_000 }, async () => {
+  faults = ({ path }) => (shards().includes(path) ? { bytesPerSecond: 200_000 } : {});
+  const loading = load();
+  const received = () => requests().reduce((sum, { path, bytes }) => sum + (shards().includes(path) ? bytes : 0), 0);
+  while (received() < 200_000) await new Promise((resolve) => setTimeout(resolve, 50));
+  await context.setOffline(true);
+  faults = ({ path }) => (path.startsWith("/model/") ? { drop: 0 } : {});
+  await new Promise((resolve) => setTimeout(resolve, 4000));
+  await context.setOffline(false);
+  faults = () => ({});
+  const { ids, message } = await loading;
+  assert.ok(ids, message);
+  const bytes = manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0);
+  assert.ok(received() < 1.5 * bytes, `${received()} bytes were sent for ${bytes}`);
+});
+
+test("the worker and the wasm module are requested again after failures", { timeout: 120_000 }, async () => {
+  for (const drop of [0, 20_000]) {
+    await page.evaluate(() => caches.delete("mgm-webgpu"));
+    faults = ({ path, count }) => (path.startsWith("/dist/") && count < 3 ? { drop } : {});
+    server.log.length = 0;
+    const { ids, message } = await load();
+    assert.ok(ids, message);
+  }
 });
 
 test("two tabs download once", async () => {
@@ -262,6 +334,57 @@ test("two tabs download once", async () => {
   assert.ok(first.ids && second.ids, first.message ?? second.message);
   assert.deepEqual(first.ids, second.ids);
   assert.equal(requests().filter(({ path }) => path === shards()[0]).length, 1);
+});
+
+test("a component that is mounted, unmounted and mounted again, as React's StrictMode does, gets its model", { timeout: 120_000 }, async () => {
+  const { ids } = await load({ cache: false });
+  for (const wait of [undefined, 0, 200, 1000]) {
+    const mounts = await page.evaluate(async (wait) => {
+      const first = new AbortController();
+      const aborted = Mgm.load("/model/", { signal: first.signal }).then((mgm) => mgm.dispose(), (error) => error.name);
+      if (wait !== undefined) await new Promise((resolve) => setTimeout(resolve, wait));
+      first.abort();
+      const mgm = await Mgm.load("/model/");
+      const { tokenIds } = await mgm.chat([{ role: "user", content: "Hello" }], { temperature: 0, maxNewTokens: 4 });
+      mgm.dispose();
+      return [(await aborted) ?? "AbortError", tokenIds];
+    }, wait);
+    assert.deepEqual(mounts, ["AbortError", ids], `${wait} ms`);
+  }
+});
+
+test("if a tab goes away during its download, the next one that waits continues it", { timeout: 120_000 }, async () => {
+  faults = ({ path }) => (shards().includes(path) ? { bytesPerSecond: 100_000 } : {});
+  const tab = await openPage(context, `${server.url}/`);
+  const gone = load({}, tab).catch(() => undefined);
+  while (!requests().some(({ path, bytes }) => shards().includes(path) && bytes > 0)) await new Promise((resolve) => setTimeout(resolve, 50));
+  const waiting = load();
+  await tab.goto("about:blank");
+  faults = () => ({});
+  const { ids, message } = await waiting;
+  assert.ok(ids, message);
+  await gone;
+  await tab.close();
+});
+
+test("a page that comes back from the history still answers, or loads again", { timeout: 120_000 }, async (t) => {
+  const other = await launch({ ignoreDefaultArgs: ["--disable-back-forward-cache"] });
+  try {
+    const tab = await openPage(other, `${server.url}/`);
+    const ask = () =>
+      tab.evaluate(async () => {
+        self.mgm ??= await Mgm.load("/model/");
+        return (await self.mgm.chat([{ role: "user", content: "Hello" }], { temperature: 0, maxNewTokens: 4 })).tokenIds;
+      });
+    const ids = await ask();
+    await tab.goto(`${server.url}/models.json`);
+    await tab.goBack();
+    await tab.waitForFunction("window.ready");
+    t.diagnostic(`from the back/forward cache: ${await tab.evaluate(() => "mgm" in self)}`);
+    assert.deepEqual(await ask(), ids);
+  } finally {
+    await other.close();
+  }
 });
 
 test("without the cache nothing is stored", async () => {
@@ -284,13 +407,8 @@ test("a browser that refuses to store files loads the model without, and says so
     "no locks": `LockManager.prototype.request = ${refuse("SecurityError")};`,
   };
   for (const [name, script] of Object.entries(refusals)) {
-    writeFileSync(join(odd, "worker.js"), `${script}\n${readFileSync(join(web, "dist/worker.js"), "utf8")}`);
-    await page.evaluate(async () => {
-      await cache.delete();
-      env.workerUrl = "/odd/worker.js";
-    });
-    const loaded = await load();
-    await page.evaluate(() => (env.workerUrl = undefined));
+    await page.evaluate(() => cache.delete());
+    const loaded = await withWorker(script, load);
     assert.deepEqual([loaded.ids, loaded.stored], [ids, false], `${name}: ${loaded.message}`);
   }
   const refused = await page.evaluate(async () => {

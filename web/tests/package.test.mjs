@@ -116,7 +116,7 @@ test("a plain import in Node.js works, and says that it is not a browser", () =>
     env.hubUrl = "https://hub.example/";
     console.log(JSON.stringify({
       support: await Mgm.support(),
-      codes: [await code(() => Mgm.load("https://example.org/")), await code(() => Mgm.inspect("models/")), await code(() => bundleUrl("hf:owner"))],
+      codes: [await code(() => Mgm.load("https://example.org/")), await code(() => Mgm.inspect("models/")), await code(() => Mgm.inspect("http://localhost:9/")), await code(() => bundleUrl("hf:owner"))],
       urls: ["hf:owner/name", "hf:owner/name@v1.0/sub/folder", "hf:owner/name@refs%2Fpr%2F1", "https://example.org/m/bundle.json"].map((url) => bundleUrl(url)),
       worker: import.meta.resolve("mgm-webgpu/worker.js"),
       wasm: import.meta.resolve("mgm-webgpu/mgm_web_bg.wasm"),
@@ -125,7 +125,7 @@ test("a plain import in Node.js works, and says that it is not a browser", () =>
   const result = JSON.parse(execFileSync(process.execPath, ["main.mjs"], { cwd: project, encoding: "utf8" }));
   const { supported, code, reason } = result.support;
   assert.deepEqual([supported, code, /not a browser/.test(reason)], [false, "unsupported-browser", true]);
-  assert.deepEqual(result.codes, ["MgmError unsupported-browser", "MgmError invalid-argument", "MgmError invalid-argument"]);
+  assert.deepEqual(result.codes, ["MgmError unsupported-browser", "MgmError invalid-argument", "MgmError network", "MgmError invalid-argument"]);
   assert.deepEqual(result.urls, [
     "https://hub.example/owner/name/resolve/main/", "https://hub.example/owner/name/resolve/v1.0/sub/folder/",
     "https://hub.example/owner/name/resolve/refs%2Fpr%2F1/", "https://example.org/m/",

@@ -1,7 +1,7 @@
 // Copies of the package's worker and wasm module in the Cache API, so that a downloaded model starts offline.
 
 import { MgmError } from "./errors.js";
-import { request, STALL_LIMIT_WITH_COPY } from "./http.js";
+import { isWebPage, request, retry, STALL_LIMIT_WITH_COPY } from "./http.js";
 import type { StartMessage } from "./protocol.js";
 
 const CACHE = "mgm-webgpu";
@@ -27,8 +27,10 @@ export async function wasmResponse({ workerUrl, wasmUrl, fromCache }: StartMessa
   if (copy && fromCache) return copy;
   try {
     const { signal } = new AbortController();
-    const response = await request(wasmUrl, { signal }, copy && STALL_LIMIT_WITH_COPY);
-    if (response.headers.get("content-type")?.startsWith("text/html")) {
+    const response = copy
+      ? await request(wasmUrl, { signal }, STALL_LIMIT_WITH_COPY)
+      : await retry(wasmUrl, signal, () => request(wasmUrl, { signal }));
+    if (isWebPage(response.headers)) {
       throw new MgmError("http", `${wasmUrl}: the server sent a web page instead of the wasm module`);
     }
     // Nothing waits for the copies, and a failure to store them is harmless.
@@ -39,6 +41,14 @@ export async function wasmResponse({ workerUrl, wasmUrl, fromCache }: StartMessa
     if (!(cause instanceof MgmError)) throw cause;
     throw new MgmError(cause.code, `the package's wasm module could not be fetched: ${cause.message}`, { cause });
   }
+}
+
+/** The cached copy of the wasm module, or the whole module once more: the connection may have broken while it was compiled as it arrived. */
+export async function wasmBytes({ wasmUrl }: StartMessage): Promise<ArrayBuffer> {
+  const copy = await cachedCopy(wasmUrl);
+  if (copy) return copy.arrayBuffer();
+  const { signal } = new AbortController();
+  return retry(wasmUrl, signal, async () => (await request(wasmUrl, { signal })).arrayBuffer());
 }
 
 /** Whether two responses have the same validators. */

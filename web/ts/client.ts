@@ -3,6 +3,7 @@
 import { cachedWorkerScript } from "./asset-cache.js";
 import { assetUrls } from "./asset-urls.js";
 import { fromWire, MgmError, type MgmErrorCode } from "./errors.js";
+import { isWebPage, request, retry } from "./http.js";
 import type { ProgressMessage, Reply, Request, ResultMessage, StartMessage } from "./protocol.js";
 import type { Progress } from "./types.js";
 
@@ -24,6 +25,9 @@ export class WorkerClient {
   #lastId = 0;
   #ended: MgmError | undefined;
   #isPersistent = false;
+  readonly #stop = new AbortController();
+  /** Whether the worker's script has been fetched to find out why the worker did not start. */
+  #isChecked = false;
 
   constructor(private readonly onProgress?: (progress: Progress) => void) {
     try {
@@ -94,6 +98,7 @@ export class WorkerClient {
   #fail(error: MgmError): void {
     if (this.#ended) return;
     this.#ended = error;
+    this.#stop.abort();
     clearTimeout(this.#startTimer);
     this.#worker?.terminate();
     for (const [id, handler] of [...this.#handlers]) handler({ id, type: "error", error });
@@ -117,6 +122,8 @@ export class WorkerClient {
       if (url.startsWith("blob:")) URL.revokeObjectURL(url);
     };
     worker.onerror = (event) => {
+      // It is an MgmError; the page need not report it too.
+      event.preventDefault();
       const reason = event.message || "the script was not loaded";
       if (this.#isStarted) this.end("internal", `the worker failed: ${reason}`);
       else if (message.fromCache) this.#failToStart(message.workerUrl, reason);
@@ -132,9 +139,7 @@ export class WorkerClient {
     const script = await cachedWorkerScript(workerUrl);
     if (this.#isStarted || this.#ended) return;
     if (script === undefined) {
-      // A slow network is no failure yet.
-      if (reason !== TOO_SLOW) this.#failToStart(workerUrl, reason);
-      else this.#startTimer = setTimeout(() => this.#failToStart(workerUrl, reason), START_LIMIT - START_LIMIT_WITH_COPY);
+      await this.#startAgain({ workerUrl, wasmUrl }, reason);
       return;
     }
     this.#worker?.terminate();
@@ -145,9 +150,32 @@ export class WorkerClient {
     }
   }
 
+  /** Browsers do not say why a worker does not start. Fetches its script, and starts it once more where that succeeds. */
+  async #startAgain(urls: Pick<StartMessage, "workerUrl" | "wasmUrl">, reason: string): Promise<void> {
+    const { workerUrl } = urls;
+    if (!navigator.onLine || this.#isChecked) {
+      this.#failToStart(workerUrl, reason);
+      return;
+    }
+    this.#isChecked = true;
+    this.#startTimer = setTimeout(() => this.#failToStart(workerUrl, TOO_SLOW), START_LIMIT);
+    try {
+      await checkScript(workerUrl, this.#stop.signal);
+      if (this.#isStarted || this.#ended) return;
+      this.#worker?.terminate();
+      this.#run(startWorker(workerUrl), { type: "start", ...urls, fromCache: false });
+    } catch (error) {
+      if (this.#isStarted || this.#ended) return;
+      // The script may be there all the same: `fetch` needs `connect-src`, and from another origin CORS.
+      const isKnown = error instanceof MgmError && error.code === "http";
+      if (isKnown) this.end("http", `the package's worker did not start: ${error.message}`);
+      else if (reason !== TOO_SLOW) this.#failToStart(workerUrl, `${reason}; ${error instanceof MgmError ? error.message : String(error)}`);
+    }
+  }
+
   #failToStart(url: string, reason: string): void {
     if (navigator.onLine) {
-      const hint = "is the file there, and does the content security policy allow it (worker-src)?";
+      const hint = "does the content security policy allow it (worker-src), and is it the package's script?";
       this.end("network", `the package's worker ${url} did not start: ${reason} (${hint})`);
     } else {
       this.end("offline", `this device is offline, and there is no copy of the package's worker ${url}`);
@@ -163,6 +191,16 @@ export class WorkerClient {
 }
 
 const TOO_SLOW = "it takes too long";
+
+/** Fails if a server does not deliver a script. Repeats requests whose connection fails. */
+async function checkScript(url: string, signal: AbortSignal): Promise<void> {
+  const headers = await retry(url, signal, async () => {
+    const response = await request(url, { signal });
+    await response.arrayBuffer();
+    return response.headers;
+  });
+  if (isWebPage(headers)) throw new MgmError("http", `${url}: the server sent a web page instead of the script`);
+}
 
 interface StartedWorker {
   worker: Worker;

@@ -4,10 +4,10 @@
 
 import { MgmError } from "./errors.js";
 import {
-  anySignal, backOff, chunksOf, explain, fetchManifest, isTransient, MAX_TRIES, rejectWebPage, request, retry, STALL_LIMIT_WITH_COPY,
+  anySignal, chunksOf, fetchManifest, fetchManifestOnce, LONG_PATIENCE, rejectWebPage, request, Retries, retry, STALL_LIMIT_WITH_COPY,
 } from "./http.js";
 import { type BundleFile, MANIFEST, type Manifest, parseManifest, summary } from "./manifest.js";
-import { bundleFolder, getFile, getRecord, putRecord, putText, refusable, StorageRefused } from "./storage.js";
+import { bundleFolder, getFile, getRecord, openAccess, putRecord, putText, refusable, StorageRefused } from "./storage.js";
 import { storageEstimate } from "./support.js";
 
 /** Concurrent downloads. */
@@ -104,7 +104,7 @@ async function withStorage(
       await putRecord(folder, { url, ...summary(manifest), files: entries });
       if (fresh) await putText(folder, MANIFEST, text);
       // Some browsers refuse only these handles.
-      if (missing[0]) (await (await partOf(folder, missing[0])).createSyncAccessHandle()).close();
+      if (missing[0]) (await openAccess(await partOf(folder, missing[0]))).close();
     });
   }
   await checkSpace(await neededBytes(folder, missing));
@@ -146,11 +146,11 @@ function named({ files, shards }: Manifest, manifest: string, found: Map<string,
 async function manifestOf(url: string, folder: FileSystemDirectoryHandle, { headers, signal }: DownloadOptions) {
   const copy = await (await getFile(folder, MANIFEST))?.text();
   if (copy === undefined || !isManifest(copy, url)) {
-    const text = await fetchManifest(url, MAX_TRIES, signal, { headers });
+    const text = await fetchManifest(url, signal, headers);
     return { text, manifest: parseManifest(text, url), fresh: true };
   }
   try {
-    const text = await fetchManifest(url, 1, signal, { headers, stallLimit: STALL_LIMIT_WITH_COPY });
+    const text = await fetchManifestOnce(url, signal, { headers, stallLimit: STALL_LIMIT_WITH_COPY });
     return { text, manifest: parseManifest(text, url), fresh: text !== copy };
   } catch {
     // Whatever is wrong with the network or the server, the copy works.
@@ -194,7 +194,7 @@ async function download(
   advance: (bytes: number) => void,
 ): Promise<void> {
   const handle = await partOf(folder, entry);
-  const access = await handle.createSyncAccessHandle();
+  const access = await openAccess(handle);
   let verified = false;
   try {
     // If the digest is wrong, the part from an earlier download may be damaged: start again once.
@@ -241,7 +241,7 @@ async function fill(
     at += read;
     advance(read);
   }
-  let failures = 0;
+  const retries = new Retries(url, signal, LONG_PATIENCE);
   while (size < entry.bytes) {
     try {
       const headers = size > 0 ? { ...common, Range: `bytes=${size}-` } : common;
@@ -261,19 +261,17 @@ async function fill(
         hash.update(bytes);
         size += bytes.length;
         advance(bytes.length);
-        failures = 0;
+        retries.reset();
       }
-      if (size < entry.bytes && ++failures >= MAX_TRIES) throw endsEarly(url, size, entry.bytes);
+      if (size < entry.bytes) throw endsEarly(url, size, entry.bytes);
     } catch (error) {
-      signal.throwIfAborted();
-      if (!isTransient(error) || ++failures >= MAX_TRIES) throw await explain(url, error);
-      await backOff(failures, error, signal);
+      await retries.after(error);
     }
   }
 }
 
 function endsEarly(url: string, size: number, bytes: number): MgmError {
-  return new MgmError("network", `${url} ends after ${size} of ${bytes} bytes (${MAX_TRIES} attempts)`);
+  return new MgmError("network", `${url} ends after ${size} of ${bytes} bytes, again and again`);
 }
 
 function wrongDigest(url: string): MgmError {
@@ -282,7 +280,7 @@ function wrongDigest(url: string): MgmError {
 
 /** Downloads all files as blobs, which the browser keeps in memory or in temporary files. */
 async function withoutStorage(url: string, options: DownloadOptions): Promise<Map<string, Blob>> {
-  const text = await fetchManifest(url, MAX_TRIES, options.signal, { headers: options.headers });
+  const text = await fetchManifest(url, options.signal, options.headers);
   const manifest = parseManifest(text, url);
   options.accept(manifest);
   const entries = distinct(manifest);
@@ -293,12 +291,13 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
     const address = new URL(entry.file, url).href;
     let verified: Blob | undefined;
     for (let attempt = 0; !verified && attempt < 2; attempt++) {
-      const blob = await retry(address, MAX_TRIES, signal, async () => {
+      const fetchBlob = async () => {
         const response = await request(address, { headers: options.headers, signal, cache: "no-cache" });
         const blob = await response.blob();
         rejectWebPage(address, response.headers, new Uint8Array(await blob.slice(0, 1).arrayBuffer()));
         return blob;
-      });
+      };
+      const blob = await retry(address, signal, fetchBlob, LONG_PATIENCE);
       const hash = options.newHash();
       for (let at = 0; at < blob.size; at += CHECK_BYTES) {
         hash.update(new Uint8Array(await blob.slice(at, at + CHECK_BYTES).arrayBuffer()));

@@ -4,20 +4,29 @@
 import { MgmError } from "./errors.js";
 import { MANIFEST } from "./manifest.js";
 
-/** Number of consecutive failures, without a byte in between, after which a download fails. */
-export const MAX_TRIES = 6;
+/** Number of consecutive failures, without a byte in between, after which a request fails: after 8 s if connections fail at once. */
+const MAX_TRIES = 6;
+/**
+ * Milliseconds that a download which the server has begun to serve waits between consecutive failures before it fails, and any request if the
+ * server says that it is busy. A laptop that wakes up needs some seconds to find its network, a train some more to leave the tunnel.
+ */
+export const LONG_PATIENCE = 60_000;
 /** Milliseconds to wait after the first failure. The wait doubles with each failure. */
 const FIRST_WAIT = 250;
+/** Maximum wait between two tries, in milliseconds. */
+const MAX_WAIT = 8_000;
 /** Maximum wait that a server can request (`Retry-After`), in milliseconds. */
-const MAX_WAIT = 60_000;
+const MAX_REQUESTED_WAIT = 60_000;
 /** Milliseconds without data after which a connection counts as broken. */
 const STALL_LIMIT = 20_000;
 /** The same if a cached copy can replace the response. */
 export const STALL_LIMIT_WITH_COPY = 5_000;
+/** Statuses of servers that are busy: too many requests, bad gateway, service unavailable, gateway timeout. */
+const BUSY = [429, 502, 503, 504];
 /** Error codes of transient failures. */
 const TRANSIENT = new Set(["network", "offline"]);
 
-/** The server asks to retry later: status 429 or 5xx. */
+/** The server asks to retry later. */
 class BusyError extends MgmError {
   constructor(
     message: string,
@@ -50,14 +59,16 @@ export function anySignal(signals: AbortSignal[]): AbortSignal {
 }
 
 /** Fetches the manifest of the bundle at `url`. */
-export function fetchManifest(
+export const fetchManifest = (url: string, signal: AbortSignal, headers?: Record<string, string>): Promise<string> =>
+  retry(new URL(MANIFEST, url).href, signal, () => fetchManifestOnce(url, signal, { headers }));
+
+/** The same without retries. */
+export async function fetchManifestOnce(
   url: string,
-  tries: number,
   signal: AbortSignal,
-  { stallLimit = STALL_LIMIT, headers = {} }: { stallLimit?: number; headers?: Record<string, string> } = {},
+  { stallLimit, headers = {} }: { stallLimit?: number | undefined; headers?: Record<string, string> | undefined } = {},
 ): Promise<string> {
-  const address = new URL(MANIFEST, url).href;
-  return retry(address, tries, signal, async () => (await request(address, { headers, cache: "no-cache", signal }, stallLimit)).text());
+  return (await request(new URL(MANIFEST, url).href, { headers, cache: "no-cache", signal }, stallLimit)).text();
 }
 
 /** Sends a request. Returns a successful response, whose body fails if no data arrives for `stallLimit` milliseconds. */
@@ -102,8 +113,9 @@ export async function request(url: string, init: RequestInit & { signal: AbortSi
 
 function statusError(url: string, { status, statusText, headers }: Response): MgmError {
   const message = `${url}: the server responded ${status} ${statusText}`.trimEnd();
-  if (status < 500 && status !== 429) return new StatusError(message, status);
-  return new BusyError(message, Math.min(MAX_WAIT, retryAfter(headers.get("retry-after") ?? "")));
+  if (status < 500 && !BUSY.includes(status)) return new StatusError(message, status);
+  if (!BUSY.includes(status)) return new MgmError("network", message);
+  return new BusyError(message, Math.min(MAX_REQUESTED_WAIT, retryAfter(headers.get("retry-after") ?? "")));
 }
 
 /** `Retry-After` in milliseconds: seconds or a date. */
@@ -113,22 +125,45 @@ function retryAfter(header: string): number {
 }
 
 /** Repeats a task while it fails with transient errors. */
-export async function retry<T>(url: string, tries: number, signal: AbortSignal, task: () => Promise<T>): Promise<T> {
-  for (let failures = 1; ; failures++) {
+export async function retry<T>(url: string, signal: AbortSignal, task: () => Promise<T>, patience?: number): Promise<T> {
+  const retries = new Retries(url, signal, patience);
+  for (;;) {
     try {
       return await task();
     } catch (error) {
-      signal.throwIfAborted();
-      if (!isTransient(error) || failures >= tries) throw await explain(url, error);
-      await backOff(failures, error, signal);
+      await retries.after(error);
     }
   }
 }
 
-/** Waits before the next try. */
-export function backOff(failures: number, error: unknown, signal: AbortSignal): Promise<void> {
-  const wanted = error instanceof BusyError ? error.retryAfter : 0;
-  return wait(Math.max(wanted, FIRST_WAIT * 2 ** (failures - 1)), signal);
+/** Consecutive failures of a download. */
+export class Retries {
+  #failures = 0;
+  /** Milliseconds between them. Not the clock: it also runs while the device sleeps. */
+  #waited = 0;
+
+  constructor(
+    private readonly url: string,
+    private readonly signal: AbortSignal,
+    private readonly patience = 0,
+  ) {}
+
+  /** Starts to count again. */
+  reset(): void {
+    this.#failures = 0;
+    this.#waited = 0;
+  }
+
+  /** Waits before the next try, or throws if another one is pointless. */
+  async after(error: unknown): Promise<void> {
+    this.signal.throwIfAborted();
+    const [patience, requested] = error instanceof BusyError ? [LONG_PATIENCE, error.retryAfter] : [this.patience, 0];
+    const isLast = ++this.#failures >= MAX_TRIES && this.#waited >= patience;
+    if (isLast || !isTransient(error)) throw await explain(this.url, error);
+    const wait = Math.max(requested, Math.min(MAX_WAIT, FIRST_WAIT * 2 ** (this.#failures - 1)));
+    await sleep(wait, this.signal);
+    this.#waited += wait;
+  }
 }
 
 /** Whether a retry may succeed. */
@@ -139,8 +174,9 @@ export function isTransient(error: unknown): boolean {
 /** Finds out why a connection failed. Returns other errors unchanged. */
 export async function explain(url: string, error: unknown): Promise<unknown> {
   if (!(error instanceof TypeError)) return error;
-  if (!navigator.onLine) return new MgmError("offline", `${url}: this device is offline`, { cause: error });
-  if (new URL(url).origin !== globalThis.origin) {
+  // Node.js has no `navigator`, or one without `onLine`.
+  if (globalThis.navigator?.onLine === false) return new MgmError("offline", `${url}: this device is offline`, { cause: error });
+  if (globalThis.origin !== undefined && new URL(url).origin !== globalThis.origin) {
     // `fetch` hides the reason. If a request without CORS succeeds, CORS is the reason.
     const reachable = await fetch(url, { mode: "no-cors", method: "HEAD", signal: AbortSignal.timeout(STALL_LIMIT_WITH_COPY) }).then(() => true, () => false);
     if (reachable) {
@@ -151,9 +187,12 @@ export async function explain(url: string, error: unknown): Promise<unknown> {
   return new MgmError("network", `${url}: the connection failed`, { cause: error });
 }
 
+/** Whether a response claims to be a web page. */
+export const isWebPage = (headers: Headers): boolean => headers.get("content-type")?.startsWith("text/html") ?? false;
+
 /** Fails if a server sends a web page instead of a file: single-page hosts and captive portals do that with status 200. */
 export function rejectWebPage(url: string, headers: Headers, firstBytes: Uint8Array): void {
-  if (headers.get("content-type")?.startsWith("text/html") && firstBytes[0] === "<".charCodeAt(0)) {
+  if (isWebPage(headers) && firstBytes[0] === "<".charCodeAt(0)) {
     throw new MgmError("http", `${url}: the server sent a web page instead of the file`);
   }
 }
@@ -173,16 +212,18 @@ export async function* chunksOf(response: Response): AsyncGenerator<Uint8Array<A
   }
 }
 
-function wait(milliseconds: number, signal: AbortSignal): Promise<void> {
+/** Waits. Stops early if the device is online again. */
+function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
-    const stop = () => {
+    const end = () => {
       clearTimeout(timer);
-      reject(signal.reason as Error);
+      globalThis.removeEventListener?.("online", end);
+      signal.removeEventListener("abort", end);
+      if (signal.aborted) reject(signal.reason as Error);
+      else resolve();
     };
-    const timer = setTimeout(() => {
-      signal.removeEventListener("abort", stop);
-      resolve();
-    }, milliseconds);
-    signal.addEventListener("abort", stop, { once: true });
+    const timer = setTimeout(end, milliseconds);
+    globalThis.addEventListener?.("online", end);
+    signal.addEventListener("abort", end);
   });
 }

@@ -3,7 +3,7 @@
 import { modelFiles, towerFiles, towersOf } from "./wasm/mgm_web.js";
 import { hubHeaders, isGguf } from "./env.js";
 import { MgmError } from "./errors.js";
-import { MAX_TRIES, request, retry, StatusError } from "./http.js";
+import { request, retry, StatusError } from "./http.js";
 import type { HubSource } from "./protocol.js";
 import { RemoteFile } from "./remote-file.js";
 
@@ -71,7 +71,7 @@ export async function findModel(source: HubSource, signal: AbortSignal): Promise
 async function list(source: HubSource, repo: string, revision: string, signal: AbortSignal): Promise<Snapshot> {
   const url = `${source.endpoint}/api/models/${repo}/revision/${encodeURIComponent(decodeURIComponent(revision))}?blobs=true`;
   const headers = hubHeaders(source);
-  const fetched = retry(url, MAX_TRIES, signal, async () => (await request(url, { headers, signal, cache: "no-cache" })).text());
+  const fetched = retry(url, signal, async () => (await request(url, { headers, signal, cache: "no-cache" })).text());
   const text = await fetched.catch((error: unknown) => {
     throw error instanceof StatusError && [401, 403, 404].includes(error.status) ? notFound(source, repo, revision, error) : error;
   });

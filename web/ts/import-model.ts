@@ -8,7 +8,7 @@ import { findModel } from "./hub.js";
 import { type BundleFile, MANIFEST } from "./manifest.js";
 import type { HubSource } from "./protocol.js";
 import type { RemoteFile } from "./remote-file.js";
-import { getFile, IMPORT, putRecord, putText, readJson, refusable } from "./storage.js";
+import { getFile, IMPORT, openAccess, putRecord, putText, readJson, refusable } from "./storage.js";
 import type { ModelInspection } from "./types.js";
 
 /** See `Plan` of `web/src/conversion.rs`. */
@@ -89,7 +89,11 @@ async function withStorage(
       await putRecord(folder, { url, ...summary, files });
       await putText(folder, IMPORT, JSON.stringify(record));
     };
-    await refusable(save);
+    await refusable(async () => {
+      await save();
+      // Some browsers refuse only these handles.
+      (await openAccess(await folder.getFileHandle(`${pending(0)}.part`, { create: true }))).close();
+    });
     await folder.removeEntry(MANIFEST).catch(() => undefined);
     options.onStoring();
     await checkSpace(plan.shards.filter((_, index) => !record.shards[index]).reduce((sum, { bytes }) => sum + bytes, 0));
@@ -215,7 +219,7 @@ class StoredFiles implements Store {
 
   async put(name: string, produce: (sink: Sink) => Promise<void>): Promise<Pick<BundleFile, "bytes" | "sha256">> {
     const handle = await this.folder.getFileHandle(`${name}.part`, { create: true });
-    const access = await handle.createSyncAccessHandle();
+    const access = await openAccess(handle);
     const hash = new Sha256();
     let bytes = 0;
     let sha256: string;

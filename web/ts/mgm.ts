@@ -80,14 +80,22 @@ export class Mgm {
   static async load(source: ModelSource, options: LoadOptions = {}): Promise<Mgm> {
     const { signal, onProgress, imageModel } = options;
     signal?.throwIfAborted();
-    await requireSupport();
+    await orAbort(requireSupport(), signal);
     const mgm = new Mgm(onProgress);
-    try {
+    const loading = (async () => {
       await mgm.#load(source, "model", options);
       if (imageModel !== undefined) await mgm.#load(imageModel, "image-model", { signal, cache: options.cache });
+    })();
+    try {
+      await orAbort(loading, signal);
       return mgm;
     } catch (error) {
-      mgm.dispose();
+      // An aborted worker ends what it does, or is ended if it hangs.
+      const timer = setTimeout(() => mgm.dispose(), ABORT_LIMIT);
+      void loading.catch(() => undefined).then(() => {
+        clearTimeout(timer);
+        mgm.dispose();
+      });
       throw error;
     }
   }
@@ -203,6 +211,20 @@ export class Mgm {
     }
     return answer;
   }
+}
+
+/** Milliseconds for a worker to end an aborted load. */
+const ABORT_LIMIT = 5_000;
+
+/** The result of work, or the signal's reason as soon as it aborts. */
+function orAbort<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (!signal) return work;
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason as Error);
+    signal.addEventListener("abort", abort);
+    if (signal.aborted) abort();
+    void work.then(resolve, reject).then(() => signal.removeEventListener("abort", abort));
+  });
 }
 
 async function requireSupport(): Promise<void> {

@@ -1,7 +1,7 @@
 // A file on a server, read in ranges. Sequential reads share one response. For the worker.
 
 import { MgmError } from "./errors.js";
-import { backOff, chunksOf, explain, isTransient, MAX_TRIES, request, StatusError } from "./http.js";
+import { chunksOf, LONG_PATIENCE, request, Retries, StatusError } from "./http.js";
 
 /** A gap of at most this many bytes between two reads is read and skipped. */
 const MAX_SKIP = 256 << 10;
@@ -51,7 +51,8 @@ export class RemoteFile {
     this.#end = offset + length;
     let stream = this.#takeStream(offset);
     let done = 0;
-    for (let failures = 0; done < length; ) {
+    const retries = new Retries(this.#url, this.#signal, LONG_PATIENCE);
+    while (done < length) {
       try {
         stream ??= await this.#open(offset + done, isSequential ? this.size : offset + length);
         while (done < length) {
@@ -66,14 +67,16 @@ export class RemoteFile {
           stream.rest = stream.rest.subarray(skip + taken);
           stream.position += skip + taken;
           done += taken;
-          if (taken > 0) failures = 0;
+          if (taken > 0) retries.reset();
         }
       } catch (error) {
         if (stream) end(stream);
         stream = undefined;
-        this.#signal.throwIfAborted();
-        if (!isTransient(error) || ++failures >= MAX_TRIES) throw (this.failure = await explain(this.#url, error));
-        await backOff(failures, error, this.#signal);
+        try {
+          await retries.after(error);
+        } catch (last) {
+          throw (this.failure = last);
+        }
       }
     }
     if (stream && stream.position < stream.end) {

@@ -9,7 +9,7 @@
 
 import { bundleUrl, hubHeaders, isGguf } from "./env.js";
 import { MgmError } from "./errors.js";
-import { fetchManifest, MAX_TRIES, StatusError } from "./http.js";
+import { fetchManifest, fetchManifestOnce, StatusError } from "./http.js";
 import { MANIFEST, parseManifest, summary } from "./manifest.js";
 import type { HubSource } from "./protocol.js";
 import type { ModelInspection, ModelSummary } from "./types.js";
@@ -119,6 +119,22 @@ export async function readJson<T>(folder: FileSystemDirectoryHandle, name: strin
   }
 }
 
+/** Milliseconds to wait for a file that another tab or an ended worker still holds. */
+const HOLD_LIMIT = 5_000;
+
+/** Opens a file for writing. */
+export async function openAccess(handle: FileSystemFileHandle): Promise<FileSystemSyncAccessHandle> {
+  for (const started = performance.now(); ; ) {
+    try {
+      return await handle.createSyncAccessHandle();
+    } catch (error) {
+      const held = error instanceof DOMException && error.name === "NoModificationAllowedError";
+      if (!held || performance.now() - started > HOLD_LIMIT) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
+}
+
 /** Writes a small file atomically. */
 export async function putText(folder: FileSystemDirectoryHandle, name: string, text: string): Promise<void> {
   const handle = await folder.getFileHandle(name, { create: true });
@@ -197,7 +213,7 @@ export async function inspectBundle(url: string, hub: HubSource | undefined, sig
     return { name, imageGeneration, downloadBytes: missing, storedBytes: sum(files) };
   }
   if (hub && !(await hasBundle(url, hub, signal))) return undefined;
-  const manifest = parseManifest(await fetchManifest(url, 1, signal, { headers: hubHeaders(hub) }), url);
+  const manifest = parseManifest(await fetchManifestOnce(url, signal, { headers: hubHeaders(hub) }), url);
   const bytes = sum([...manifest.files, ...manifest.shards]);
   return { ...summary(manifest), downloadBytes: bytes, storedBytes: bytes };
 }
@@ -209,7 +225,7 @@ export async function hasBundle(url: string, hub: HubSource, signal: AbortSignal
   if (folder && (await getFile(folder, IMPORT))) return false;
   if (folder && (await getFile(folder, MANIFEST))) return true;
   try {
-    await fetchManifest(url, MAX_TRIES, signal, { headers: hubHeaders(hub) });
+    await fetchManifest(url, signal, hubHeaders(hub));
     return true;
   } catch (error) {
     // The Hub answers 401 for a repository that does not exist.

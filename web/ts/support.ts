@@ -17,9 +17,9 @@ export interface Support {
   /** In bytes. */
   limits?: { maxBufferSize: number; maxStorageBufferBindingSize: number };
   /**
-   * Estimate of the largest weights that fit, in bytes: half of the device's memory, which only Chromium reports. Absent on devices with
-   * 8 GiB or more: browsers report larger memories as 8 GiB. Browsers do not report GPU memory. {@link Mgm.load} does not apply the
-   * estimate.
+   * Estimate of the largest weights that fit, in bytes: half of the device's memory, which only Chromium reports, and 1 GiB on iPhones and
+   * iPads, which end a page that takes more than about 1.5 GB. Absent on devices with 8 GiB or more: browsers report larger memories as
+   * 8 GiB. Browsers do not report GPU memory. {@link Mgm.load} does not apply the estimate.
    */
   maxWeightBytes?: number;
   /** Whether the page can store models on this device. Many private windows refuse it: models then load without being stored. */
@@ -84,12 +84,16 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
   };
   // In GiB, rounded to a power of two; only in Chromium. Most versions report larger memories as 8.
   const memory = (navigator as { deviceMemory?: number }).deviceMemory;
-  if (memory !== undefined && memory < 8) {
-    const maxWeightBytes = (result.maxWeightBytes = (memory * 2 ** 30) / 2);
+  const limit = isIos() ? 2 : memory;
+  if (limit !== undefined && limit < 8) {
+    const maxWeightBytes = (result.maxWeightBytes = (limit * 2 ** 30) / 2);
     result.precisions = result.precisions.filter((precision) => weightBytes * RELATIVE_BYTES[precision] <= maxWeightBytes);
     if (result.precisions.length === 0) {
       result.supported = false;
-      result.reason = `The model is probably too large for this device: its weights take at least ${Math.ceil((weightBytes * RELATIVE_BYTES.q4) / 1e6)} MB.`;
+      const megabytes = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
+      result.reason =
+        `The model is probably too large for this device: its weights take at least ${megabytes(weightBytes * RELATIVE_BYTES.q4)}, ` +
+        `and a page here can use about ${megabytes(maxWeightBytes)} for them.`;
     }
   }
   result.canStore = await canStore();
@@ -97,6 +101,9 @@ export async function support({ weightBytes = 0 }: SupportQuestion = {}): Promis
   if (storage) result.storage = storage;
   return result;
 }
+
+/** iPads say that they are Macs, which have no touch screens. */
+const isIos = (): boolean => /iPhone|iPad|iPod/.test(navigator.userAgent) || (/Mac/.test(navigator.userAgent) && navigator.maxTouchPoints > 1);
 
 async function canStore(): Promise<boolean> {
   try {

@@ -2,8 +2,8 @@
 // The worker is a classic script, so that it works with bundlers, cross-origin URLs and blob URLs.
 
 import init, { chatNegativePrompt, imagePrompt, selfCheck } from "./wasm/mgm_web.js";
-import { wasmResponse } from "./asset-cache.js";
-import { toWire, type WireError } from "./errors.js";
+import { wasmBytes, wasmResponse } from "./asset-cache.js";
+import { MgmError, toWire, type WireError } from "./errors.js";
 import { generateImage } from "./generate-image.js";
 import { ImageRequests } from "./image-requests.js";
 import { inspectImport } from "./import-model.js";
@@ -44,9 +44,27 @@ post({ type: "started" });
 function start(message: StartMessage): void {
   adaptWebGpu();
   pollResults();
-  wasm = init({ module_or_path: wasmResponse(message) });
+  wasm = startWasm(message);
   // Each call reports the failure; this avoids an unhandled rejection.
   wasm.catch(() => undefined);
+}
+
+async function startWasm(message: StartMessage): ReturnType<typeof init> {
+  try {
+    return await init({ module_or_path: wasmResponse(message) });
+  } catch (error) {
+    if (error instanceof MgmError) throw error;
+  }
+  const bytes = await wasmBytes(message);
+  try {
+    return await init({ module_or_path: bytes });
+  } catch (cause) {
+    const reason = `the package's wasm module ${message.wasmUrl} did not start: ${String(cause)}`;
+    const isPolicy = /content security|unsafe-eval/i.test(reason);
+    throw isPolicy
+      ? new MgmError("unsupported-browser", `${reason} (allow 'wasm-unsafe-eval' in the policy's script-src)`, { cause })
+      : new MgmError("internal", `${reason} (do the worker and the module belong to the same version?)`, { cause });
+  }
 }
 
 function abort(id: number): void {
