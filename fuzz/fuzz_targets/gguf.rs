@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
 use mgm::io::MemorySource;
-use mgm::text::chat_template::{ChatTemplate, ControlTokens, Message};
+use mgm::text::chat_template::{ChatTemplate, Message, TemplateSource};
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::row_order::RowOrder;
@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = tokenizer.encode("the 42 é<s>");
     }
     if let Some(template) = model.header.text("tokenizer.chat_template")
-        && let Ok(template) = ChatTemplate::new("fuzz.gguf", template, "<s>", "</s>", ControlTokens::default())
+        && let Ok(template) = ChatTemplate::new(TemplateSource { text: template.to_owned(), ..Default::default() }, Default::default())
     {
         let _ = template.render(&[Message { role: "user", content: "hello" }]);
     }

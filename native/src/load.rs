@@ -10,11 +10,8 @@ use mgm::gpu::Gpu;
 use mgm::io::{DiskFile, DiskFolder, Folder};
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops;
-use mgm::session::LoadOptions;
-use mgm::session::Model;
-use mgm::session::conversation_template;
+use mgm::session::{LoadOptions, Model, check_text};
 use mgm::tensor::Precision;
-use mgm::text::tokenizer::Tokenizer;
 use mgm::tuning::tune_within;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
@@ -90,12 +87,9 @@ pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
 /// # Errors
 /// Those of [`PartReport::check`] and of the tokenizer.
 pub async fn check(files: &ModelFiles, options: &LoadOptions) -> mgm::Result<()> {
+    check_text(files, options).await?;
     match files {
         ModelFiles::Mgm(checkpoint) => {
-            let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
-            if options.template.is_none() {
-                conversation_template(checkpoint, &tokenizer)?;
-            }
             // Without the high-resolution view, its networks are not loaded.
             let skipped =
                 if options.high_resolution { &[][..] } else { &["high-resolution tower", "patch info mining"] };

@@ -9,7 +9,7 @@ use clap::Args;
 use fs4::{FileExt, TryLockError};
 use mgm::Error;
 use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
-use mgm::session::conversation_template;
+use mgm::session::{conversation_template, own_template};
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 use mgm::text::tokenizer::Tokenizer;
@@ -72,11 +72,13 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
             refuse_incomplete(checkpoint)?;
             let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
             let template = match arguments.conversation {
-                Some(template) => template,
-                None => conversation_template(checkpoint, &tokenizer)?,
+                Some(template) => Some(template),
+                // In the bundle, too, it is in the model's files.
+                None if own_template(checkpoint).await?.is_some() => None,
+                None => Some(conversation_template(checkpoint, &tokenizer)?),
             };
             let precision = arguments.precision.unwrap_or(Precision::Q4);
-            Layout::from_checkpoint(checkpoint, &name, precision, template.name(), shard_bytes).await?
+            Layout::from_checkpoint(checkpoint, &name, precision, template.map(Template::name), shard_bytes).await?
         }
         ModelFiles::Gguf(_) if arguments.precision.is_some() || !path.is_file() => {
             let reason = "a GGUF file keeps its precision: pass the file itself and omit --precision".to_owned();

@@ -11,7 +11,7 @@ use crate::loader::{LoadOptions, Loader, vision_precision};
 use crate::memory_plan::MemoryPlan;
 use crate::ops::{MatmulShape, products};
 use crate::tensor::Tensor;
-use crate::text::chat_template::ChatTemplate;
+use crate::text::chat_template::{ChatTemplate, TemplateSource};
 use crate::text::conversation::{PromptFormat, Template, TemplateFacts};
 use crate::text::stop::StopIds;
 use crate::text::tokenizer::Tokenizer;
@@ -76,23 +76,17 @@ impl Model {
     /// As [`Self::open`].
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and the rest is useless without it.
-        let mut tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+        let TextParts { tokenizer, prompt_format, stop } = checkpoint_text(checkpoint, options).await?;
         MemoryPlan::for_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
         check_rounding_kernels(gpu).await?;
         let config = &checkpoint.config;
-        let template = match options.template {
-            Some(template) => template,
-            None => conversation_template(checkpoint, &tokenizer)?,
-        };
-        tokenizer.control_tokens(&template.markers());
-        let stop = StopIds::new(&config.language.eos_tokens, &checkpoint.generation.eos_tokens, &tokenizer, template);
         let vision = load_vision(gpu, checkpoint, options).await?;
         let language = load_language(gpu, &config.language, &checkpoint.language, options).await?;
         let context = config.language.max_positions;
         Ok(Self::new(Parts {
             gpu: gpu.clone(),
             tokenizer,
-            prompt_format: PromptFormat::Builtin(template),
+            prompt_format,
             stop,
             vision,
             language,
@@ -135,38 +129,9 @@ impl Model {
     /// # Errors
     /// As [`Self::open`]; [`Error::NeedsSetting`] if neither the file nor the options name a conversation template.
     pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
-        let header = &*model.header;
-        let mut tokenizer = Tokenizer::from_gguf(header)?;
+        let TextParts { tokenizer, prompt_format, stop } = gguf_text(model, options)?;
         MemoryPlan::for_gguf(model, options).check(gpu, MIN_CONTEXT)?;
         check_rounding_kernels(gpu).await?;
-        let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
-            (Some(template), _) => {
-                tokenizer.control_tokens(&template.markers());
-                PromptFormat::Builtin(template)
-            }
-            (None, Some(source)) => {
-                let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).unwrap_or_default();
-                let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-                let control = tokenizer.control_tokens(source);
-                PromptFormat::Jinja(ChatTemplate::new(&header.file, source, &bos, &eos, control)?)
-            }
-            (None, None) => {
-                return Err(Error::NeedsSetting {
-                    setting: Setting::Template,
-                    file: header.file.clone(),
-                    reason: "it has no tokenizer.chat_template; choose a conversation template: vicuna_v1, gemma, \
-                             mistral_instruct, chatml_direct or llama_3"
-                        .to_owned(),
-                });
-            }
-        };
-        let stop = match &prompt_format {
-            // Plain Gemma and Llama 3 end a turn with other tokens than Mini-Gemini's fine-tunes.
-            PromptFormat::Builtin(template) => {
-                StopIds::new(&model.config.eos_tokens, &[], &tokenizer, *template).with_turn_ends(&tokenizer)
-            }
-            PromptFormat::Jinja(_) => StopIds::for_jinja_template(&model.config.eos_tokens, &tokenizer),
-        };
         let language = load_language(gpu, &model.config, &model.weights, options).await?;
         Ok(Self::new(Parts {
             gpu: gpu.clone(),
@@ -273,6 +238,104 @@ impl Model {
         let image = [(1.0 - width) / 2.0, (1.0 - height) / 2.0, width, height];
         Ok(AttentionMap { size, weights: weights.values().await?, image })
     }
+}
+
+/// What of a model concerns text.
+struct TextParts {
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    stop: StopIds,
+}
+
+/// Reads the tokenizer and the conversation template of a model, and renders the template once, as [`Model::open`] does
+/// before it loads weights. It needs no device.
+///
+/// # Errors
+/// As [`Model::open`].
+pub async fn check_text(files: &ModelFiles, options: &LoadOptions) -> Result<()> {
+    match files {
+        ModelFiles::Mgm(checkpoint) => checkpoint_text(checkpoint, options).await.map(drop),
+        ModelFiles::Gguf(model) => gguf_text(model, options).map(drop),
+    }
+}
+
+async fn checkpoint_text(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<TextParts> {
+    let mut tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
+    let own = match options.template {
+        Some(_) => None,
+        None => own_template(checkpoint).await?,
+    };
+    let (eos, generation_eos) = (&checkpoint.config.language.eos_tokens, &checkpoint.generation.eos_tokens);
+    let (prompt_format, stop) = match own {
+        Some(source) => {
+            let stop = StopIds::for_jinja_template(&[&eos[..], generation_eos].concat(), &tokenizer);
+            (jinja_format(source, &mut tokenizer)?, stop)
+        }
+        None => {
+            let template = match options.template {
+                Some(template) => template,
+                None => conversation_template(checkpoint, &tokenizer)?,
+            };
+            tokenizer.control_tokens(&template.markers());
+            (template.into(), StopIds::new(eos, generation_eos, &tokenizer, template))
+        }
+    };
+    Ok(TextParts { tokenizer, prompt_format, stop })
+}
+
+fn gguf_text(model: &GgufModel, options: &LoadOptions) -> Result<TextParts> {
+    let header = &*model.header;
+    let mut tokenizer = Tokenizer::from_gguf(header)?;
+    let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
+        (Some(template), _) => {
+            tokenizer.control_tokens(&template.markers());
+            PromptFormat::Builtin(template)
+        }
+        (None, Some(source)) => {
+            let (file, text) = (header.file.clone(), source.to_owned());
+            jinja_format(TemplateSource { file, key: "tokenizer.chat_template", text }, &mut tokenizer)?
+        }
+        (None, None) => {
+            return Err(Error::NeedsSetting {
+                setting: Setting::Template,
+                file: header.file.clone(),
+                reason: "it has no tokenizer.chat_template; choose a conversation template: vicuna_v1, gemma, \
+                         mistral_instruct, chatml_direct or llama_3"
+                    .to_owned(),
+            });
+        }
+    };
+    let stop = match &prompt_format {
+        // Plain Gemma and Llama 3 end a turn with other tokens than Mini-Gemini's fine-tunes.
+        PromptFormat::Builtin(template) => {
+            StopIds::new(&model.config.eos_tokens, &[], &tokenizer, *template).with_turn_ends(&tokenizer)
+        }
+        PromptFormat::Jinja(_) => StopIds::for_jinja_template(&model.config.eos_tokens, &tokenizer),
+    };
+    Ok(TextParts { tokenizer, prompt_format, stop })
+}
+
+/// A checkpoint's own Jinja template. `None` for Mini-Gemini, whose checkpoints still have the template of the language
+/// model that they started from, and for bundles that name a template.
+///
+/// # Errors
+/// As [`TemplateSource::find`].
+#[doc(hidden)]
+pub async fn own_template(checkpoint: &MgmCheckpoint) -> Result<Option<TemplateSource>> {
+    let model_type = &checkpoint.config.model_type;
+    let mgm = ["mgm", "mini_gemini"].iter().any(|name| model_type.contains(name));
+    if mgm || checkpoint.vision.is_some() || checkpoint.conversation.is_some() {
+        return Ok(None);
+    }
+    TemplateSource::find(&*checkpoint.folder).await
+}
+
+/// Compiles a template and renders it once. `tokenizer` learns its control tokens.
+fn jinja_format(source: TemplateSource, tokenizer: &mut Tokenizer) -> Result<PromptFormat> {
+    let settings = tokenizer.template_settings(&source.text);
+    let template = ChatTemplate::new(source, settings)?;
+    template.check()?;
+    Ok(PromptFormat::Jinja(template))
 }
 
 /// The conversation template that a checkpoint was trained with: the one that it names, or else the one that its

@@ -357,7 +357,7 @@ impl PromptWriter {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::expect_used)]
-    use super::super::chat_template::ControlTokens;
+    use super::super::chat_template::{TemplateSettings, TemplateSource};
     use super::*;
 
     fn prompts(template: Template, system: Option<&str>) -> (String, String) {
@@ -409,9 +409,9 @@ mod tests {
     fn system_text_that_a_template_refuses_goes_before_the_first_question() {
         let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
                       [{{ m.content }}]{% endfor %}";
-        let mut talk = Conversation::new(PromptFormat::Jinja(
-            ChatTemplate::new("test", source, "", "", ControlTokens::default()).expect("a template"),
-        ));
+        let origin = TemplateSource { text: source.to_owned(), ..TemplateSource::default() };
+        let template = ChatTemplate::new(origin, TemplateSettings::default()).expect("a template");
+        let mut talk = Conversation::new(PromptFormat::Jinja(template));
         talk.system = Some("Be brief.".to_owned());
         for question in ["Why?", "And?"] {
             talk.ask(question, 0);

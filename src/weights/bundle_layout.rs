@@ -30,7 +30,7 @@ const CHUNK_BYTES: u64 = 4 << 20;
 const CONFIGS: [&str; 5] =
     ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 /// Files that are copied unchanged, if they exist.
-const FILES: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
+const FILES: [&str; 4] = ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "chat_template.json"];
 /// Largest file that is copied.
 const MAX_FILE: u64 = 1 << 30;
 
@@ -109,8 +109,8 @@ fn new_manifest(name: &str, precision: impl ToString) -> Manifest {
 }
 
 impl Layout {
-    /// The bundle of a checkpoint, its language model at `precision`. `conversation` is the name of its template. No
-    /// shard is larger than `shard_bytes`.
+    /// The bundle of a checkpoint, its language model at `precision`. `conversation` is the name of its template,
+    /// if it has none of its own. No shard is larger than `shard_bytes`.
     ///
     /// # Errors
     /// The errors of reading the checkpoint's files.
@@ -118,10 +118,10 @@ impl Layout {
         checkpoint: &MgmCheckpoint,
         name: &str,
         precision: Precision,
-        conversation: &str,
+        conversation: Option<&str>,
         shard_bytes: u64,
     ) -> Result<Self> {
-        let mut manifest = Manifest { conversation: Some(conversation.to_owned()), ..new_manifest(name, precision) };
+        let mut manifest = Manifest { conversation: conversation.map(str::to_owned), ..new_manifest(name, precision) };
         let folder = &*checkpoint.folder;
         manifest.configs = read_configs(folder, &CONFIGS).await?;
         let files = read_files(folder, &FILES).await?;

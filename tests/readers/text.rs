@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use mgm::io::{DiskFolder, MemoryFolder};
+use mgm::text::chat_template::{ChatTemplate, TemplateSettings, TemplateSource};
 use mgm::text::conversation::TemplateFacts;
 use mgm::text::sentencepiece::Model;
 use mgm::text::{Conversation, Prompt, PromptToken, StopIds, Template, TextStream, Tokenizer};
@@ -283,6 +284,75 @@ fn an_image_at_the_very_start_keeps_one_bos() {
     let tokens = tokenizer.encode_prompt(&Prompt::with_placeholders("<image><image>")).unwrap();
     assert_eq!(tokens, [bos, PromptToken::Image, PromptToken::Image]);
     assert_eq!(tokenizer.encode_prompt(&Prompt::with_placeholders("")).unwrap(), [bos]);
+}
+
+// --- Templates -------------------------------------------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct Rendered {
+    text: Option<String>,
+    /// What the template says when it refuses; `None` for what Python cannot do.
+    error: Option<String>,
+}
+
+fn template(file: &str, text: &str) -> Result<ChatTemplate> {
+    let special_tokens = [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]
+        .map(|(role, text)| (role, text.to_owned()));
+    // 2025-03-09 14:05:07.
+    let clock = || 1_741_529_107;
+    let settings = TemplateSettings { special_tokens: special_tokens.into(), clock, ..TemplateSettings::default() };
+    ChatTemplate::new(TemplateSource { file: file.to_owned(), key: "", text: text.to_owned() }, settings)
+}
+
+/// 28 templates over conversations with system texts, tools, documents and thinking: make_chat_templates.py.
+#[test]
+fn chat_templates_render_as_in_transformers() {
+    let cases: Vec<(String, String, String, Rendered)> =
+        serde_json::from_slice(&fixture("templates/expected.json")).unwrap();
+    let mut wrong = Vec::new();
+    for (name, case, variables, expected) in &cases {
+        let source = String::from_utf8(fixture(&format!("templates/{name}.jinja"))).unwrap();
+        let template = template(name, &source).unwrap_or_else(|error| panic!("{error}"));
+        match (template.render_json(variables), &expected.text, &expected.error) {
+            (Ok(found), Some(text), _) if found == *text => {}
+            (Err(error), None, Some(reason)) if error.to_string().contains(reason) => {}
+            // Jinja is stricter than minijinja with values of other types.
+            (_, None, None) => {}
+            (found, text, error) => wrong.push(format!("{name}, {case}: {found:#?}\nexpected {text:#?} {error:?}")),
+        }
+    }
+    assert!(cases.len() > 350);
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn templates_are_found_in_a_models_folder() {
+    let find = |files: &[(&str, &str)]| {
+        let folder = MemoryFolder::new(files.iter().map(|(name, text)| (*name, text.as_bytes())));
+        block_on(TemplateSource::find(&folder)).map(|found| found.map(|found| (found.file, found.text)))
+    };
+    let found = |file: &str, text: &str| Some((format!("(memory)/{file}"), text.to_owned()));
+    let config = ("tokenizer_config.json", r#"{"chat_template": "c", "x": NaN}"#);
+    let named = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+    assert_eq!(find(&[]).unwrap(), None);
+    assert_eq!(find(&[("tokenizer_config.json", "{}")]).unwrap(), None);
+    assert_eq!(find(&[config]).unwrap(), found("tokenizer_config.json", "c"));
+    assert_eq!(find(&[config, ("chat_template.jinja", "j")]).unwrap(), found("chat_template.jinja", "j"));
+    assert_eq!(find(&[("tokenizer_config.json", named)]).unwrap(), found("tokenizer_config.json", "d"));
+    let alone = [("tokenizer_config.json", "{}"), ("chat_template.json", r#"{"chat_template": "a"}"#)];
+    assert_eq!(find(&alone).unwrap(), found("chat_template.json", "a"));
+    assert!(find(&[("chat_template.json", "{")]).unwrap_err().to_string().contains("chat_template.json"));
+}
+
+#[test]
+fn errors_in_templates_name_the_file_and_the_line() {
+    let text = template("a/chat_template.jinja", "one\n{% if %}").unwrap_err().to_string();
+    assert!(text.contains("a/chat_template.jinja: line 2: "), "{text}");
+    let text = template("b.jinja", "{{ 1 }}\n\n{{ messages[0].content.nonsense() }}").unwrap().check().unwrap_err();
+    assert!(text.to_string().contains("b.jinja: line 3: "), "{text}");
+    let refuses = "{% if messages | length > 1 %}\n{{ raise_exception('one turn only') }}{% endif %}";
+    let text = template("c.jinja", refuses).unwrap().check().unwrap_err().to_string();
+    assert!(text.contains("c.jinja: line 2: one turn only"), "{text}");
 }
 
 // --- Golden cases ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use js_sys::{Function, Map, Uint8Array};
 use mgm::io::Folder;
-use mgm::session::conversation_template;
+use mgm::session::{conversation_template, own_template};
 use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::bundle::{BundleFile, SHARD_BYTES};
@@ -189,8 +189,12 @@ async fn plan(files: &Map, request: &PlanRequest) -> Result<Conversion> {
     }
     let checkpoint = MgmCheckpoint::open(Rc::clone(&folder), TowerOptions::default()).await?;
     checkpoint.report().iter().try_for_each(PartReport::check)?;
-    let template = conversation_template(&checkpoint, &Tokenizer::load(&*folder).await?)?;
+    // In the bundle, too, a template of the model's own is in its files.
+    let template = match own_template(&checkpoint).await? {
+        Some(_) => None,
+        None => Some(conversation_template(&checkpoint, &Tokenizer::load(&*folder).await?)?.name()),
+    };
     let precision = request.precision.unwrap_or(Precision::Q4);
-    let layout = Layout::from_checkpoint(&checkpoint, &request.name, precision, template.name(), SHARD_BYTES).await?;
+    let layout = Layout::from_checkpoint(&checkpoint, &request.name, precision, template, SHARD_BYTES).await?;
     Ok(Conversion { layout, image_generation: false })
 }

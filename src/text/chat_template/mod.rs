@@ -1,30 +1,63 @@
 //! A model's own conversation template: Jinja, rendered as by transformers' `apply_chat_template`.
 
 mod masks;
+mod python;
+mod source;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::value::merge_maps;
+use minijinja::{Environment, Value, context};
 use serde::Serialize;
 
 pub use masks::ControlTokens;
 
 use self::masks::Masks;
 use super::prompt::Prompt;
-use crate::{Error, Result};
+use crate::io::{Folder, read_file};
+use crate::{Error, Result, json};
 
 /// A compiled template.
 #[derive(Clone)]
 pub struct ChatTemplate(Rc<Inner>);
 
 struct Inner {
-    file: String,
-    source: String,
+    origin: TemplateSource,
     environment: Environment<'static>,
-    control: ControlTokens,
-    bos: String,
-    eos: String,
+    settings: TemplateSettings,
+}
+
+/// A template's text, and where it was found.
+#[derive(Debug, Clone, Default)]
+pub struct TemplateSource {
+    /// Its file.
+    pub file: String,
+    /// The key in the file; empty if the file is the template.
+    pub key: &'static str,
+    /// Jinja.
+    pub text: String,
+}
+
+/// What a template depends on besides the conversation.
+#[derive(Debug, Clone)]
+pub struct TemplateSettings {
+    /// `bos_token`, `eos_token` and so on, if the tokenizer has them.
+    pub special_tokens: BTreeMap<&'static str, String>,
+    /// `additional_special_tokens`.
+    pub additional: Vec<String>,
+    /// The tokens that messages must not contain.
+    pub control: ControlTokens,
+    /// Returns the time, in seconds since 1970, for `strftime_now`.
+    pub clock: fn() -> i64,
+}
+
+impl Default for TemplateSettings {
+    fn default() -> Self {
+        let control = ControlTokens::default();
+        Self { special_tokens: BTreeMap::new(), additional: Vec::new(), control, clock: python::utc_seconds }
+    }
 }
 
 /// One message of a conversation.
@@ -38,34 +71,73 @@ pub struct Message<'a> {
 
 /// Most instructions of a rendering; a turn takes some tens.
 const FUEL: u64 = 1_000_000;
+/// Largest file with a template.
+const MAX_FILE: u64 = 16 << 20;
 
 const NAME: &str = "chat_template";
 
-impl ChatTemplate {
-    /// Compiles a template found in `file`; `bos` and `eos` are the texts of those tokens, `control` those which
-    /// messages must not contain.
+impl TemplateSource {
+    /// The template of a model's folder: `chat_template.jinja`, or the key `chat_template` of `tokenizer_config.json`
+    /// or `chat_template.json`. Of several named templates, the one called `default`.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is not Jinja.
-    pub fn new(file: &str, source: &str, bos: &str, eos: &str, control: ControlTokens) -> Result<Self> {
+    /// [`Error::Config`] if one of the JSON files is not JSON; those of reading files.
+    pub async fn find(folder: &dyn Folder) -> Result<Option<Self>> {
+        for (name, key) in [("chat_template.jinja", ""), ("tokenizer_config.json", NAME), ("chat_template.json", NAME)]
+        {
+            let Some(bytes) = read_file(folder, name, MAX_FILE).await? else { continue };
+            let file = format!("{}/{name}", folder.name());
+            if key.is_empty() {
+                return Ok(Some(Self { file, key, text: String::from_utf8_lossy(&bytes).into_owned() }));
+            }
+            let value: serde_json::Value = json::from_slice(&bytes)
+                .map_err(|error| Error::Config { file: file.clone(), reason: format!("unexpected JSON: {error}") })?;
+            if let Some(text) = value.get(key).and_then(default_template) {
+                return Ok(Some(Self { file, key, text: text.to_owned() }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A template, or the default of a list of `{name, template}` or of an object of templates.
+fn default_template(value: &serde_json::Value) -> Option<&str> {
+    let named = |template: &&serde_json::Value| template.get("name").is_some_and(|name| name == "default");
+    match value {
+        serde_json::Value::Array(list) => list.iter().find(named)?.get("template")?.as_str(),
+        serde_json::Value::Object(map) => map.get("default")?.as_str(),
+        other => other.as_str(),
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the file and the line if it is not Jinja.
+    pub fn new(origin: TemplateSource, settings: TemplateSettings) -> Result<Self> {
         let mut environment = Environment::new();
         // As transformers configures Jinja.
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        python::add(&mut environment, settings.clock);
         // Templates come from files: bound their run time.
         environment.set_recursion_limit(64);
         environment.set_fuel(Some(FUEL));
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> std::result::Result<String, minijinja::Error> {
-                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
-        environment.add_template_owned(NAME, without_generation_marks(source)).map_err(|error| failed(file, &error))?;
-        let (file, source) = (file.to_owned(), source.to_owned());
-        let (bos, eos) = (bos.to_owned(), eos.to_owned());
-        Ok(Self(Rc::new(Inner { file, source, environment, control, bos, eos })))
+        let text = source::adapt(&origin.text);
+        environment.add_template_owned(NAME, text).map_err(|error| failed(&origin, &error))?;
+        Ok(Self(Rc::new(Inner { origin, environment, settings })))
+    }
+
+    /// Renders short conversations, so that a template that always fails is found before weights are loaded.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the file and the line.
+    pub fn check(&self) -> Result<()> {
+        let message = |role, content| Message { role, content };
+        let talk = [message("user", "Hello"), message("assistant", "Hi"), message("user", "Why?")];
+        self.render(&talk[..1])?;
+        self.render(&talk).map(drop)
     }
 
     /// The prompt for the assistant's next message.
@@ -73,15 +145,35 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Config`] with the template's own message if it refuses the conversation.
     pub fn render(&self, messages: &[Message<'_>]) -> Result<String> {
-        let Inner { file, environment, bos, eos, .. } = &*self.0;
+        self.render_variables(context! { messages, add_generation_prompt => true })
+    }
+
+    /// The prompt for variables as JSON: `messages`, and what `apply_chat_template` takes, such as `tools`,
+    /// `documents`, `add_generation_prompt` or `enable_thinking`. Objects keep the order of their keys.
+    ///
+    /// # Errors
+    /// As [`Self::render`]; [`Error::InvalidArgument`] if it is not JSON.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn render_json(&self, variables: &str) -> Result<String> {
+        let variables: Value = serde_json::from_str(variables)
+            .map_err(|error| Error::InvalidArgument(format!("the template's variables are not JSON: {error}")))?;
+        self.render_variables(variables)
+    }
+
+    fn render_variables(&self, variables: Value) -> Result<String> {
+        let Inner { origin, environment, settings } = &*self.0;
+        // As transformers calls a template.
+        let mut defaults: BTreeMap<&str, Value> =
+            settings.special_tokens.iter().map(|(role, text)| (*role, Value::from(text.as_str()))).collect();
+        if !settings.additional.is_empty() {
+            defaults.insert("additional_special_tokens", settings.additional.iter().map(String::as_str).collect());
+        }
+        defaults.extend(["tools", "documents"].map(|name| (name, Value::from(()))));
+        defaults.insert("add_generation_prompt", false.into());
         environment
             .get_template(NAME)
-            .and_then(|template| {
-                template.render(context! {
-                    messages, add_generation_prompt => true, bos_token => bos, eos_token => eos,
-                })
-            })
-            .map_err(|error| failed(file, &error))
+            .and_then(|template| template.render(merge_maps([Value::from(defaults), variables])))
+            .map_err(|error| failed(origin, &error))
     }
 
     /// As [`Self::render`], but control tokens in the messages are text.
@@ -89,8 +181,8 @@ impl ChatTemplate {
     /// # Errors
     /// As [`Self::render`].
     pub(super) fn render_with_data(&self, messages: &[Message<'_>]) -> Result<Prompt> {
-        let Inner { source, control, .. } = &*self.0;
-        let Some(masks) = Masks::new(control, messages, source) else {
+        let Inner { origin, settings, .. } = &*self.0;
+        let Some(masks) = Masks::new(&settings.control, messages, &origin.text) else {
             return Ok(Prompt::from_text(self.render(messages)?, Vec::new()));
         };
         let render = |strict| {
@@ -101,41 +193,22 @@ impl ChatTemplate {
         let (rendered, strict) = (render(false)?, render(true)?);
         // Templates that cut messages can join the parts of a control token. No token of the strict rendering begins in
         // a user's text, but it may differ in other ways, so it is used only then.
-        let equal = control.found_in(&rendered) == control.found_in(&strict);
+        let equal = settings.control.found_in(&rendered) == settings.control.found_in(&strict);
         let (text, data) = masks.reveal(if equal { &rendered } else { &strict });
         Ok(Prompt::from_text(text, data))
     }
 }
 
-/// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but like any block
-/// it trims the white space around it.
-fn without_generation_marks(source: &str) -> String {
-    let mut rest = source;
-    let mut output = String::with_capacity(source.len());
-    while let Some(start) = rest.find("{%") {
-        let inside = start + 2;
-        let Some(end) = rest[inside..].find("%}").map(|end| inside + end) else { break };
-        let block = &rest[inside..end];
-        output.push_str(&rest[..inside]);
-        output.push_str(&match block.trim_matches(['-', '+', ' ']) {
-            "endgeneration" => block.replace("endgeneration", "endif"),
-            "generation" => block.replace("generation", "if true"),
-            _ => block.to_owned(),
-        });
-        rest = &rest[end..];
-    }
-    output + rest
-}
-
-fn failed(file: &str, error: &minijinja::Error) -> Error {
+fn failed(origin: &TemplateSource, error: &minijinja::Error) -> Error {
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
-    Error::Config { file: file.to_owned(), reason: format!("tokenizer.chat_template{line}: {detail}") }
+    let line = error.line().map_or(String::new(), |line| format!("line {line}"));
+    let place: Vec<&str> = [origin.key, &line].into_iter().filter(|part| !part.is_empty()).collect();
+    Error::Config { file: origin.file.clone(), reason: format!("{}: {detail}", place.join(", ")) }
 }
 
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChatTemplate").field("file", &self.0.file).finish()
+        f.debug_struct("ChatTemplate").field("file", &self.0.origin.file).finish()
     }
 }
 
@@ -150,11 +223,15 @@ impl Eq for ChatTemplate {}
 mod tests {
     use super::*;
 
+    fn compile(text: &str, control: ControlTokens) -> Result<ChatTemplate> {
+        let origin = TemplateSource { file: "test".to_owned(), key: "", text: text.to_owned() };
+        let special_tokens = [("bos_token", "<s>".to_owned()), ("eos_token", "</s>".to_owned())].into();
+        ChatTemplate::new(origin, TemplateSettings { special_tokens, control, ..TemplateSettings::default() })
+    }
+
     fn render(source: &str) -> String {
         let messages = [Message { role: "user", content: "one" }, Message { role: "user", content: "two" }];
-        ChatTemplate::new("test", source, "<s>", "</s>", ControlTokens::default())
-            .and_then(|template| template.render(&messages))
-            .expect(source)
+        compile(source, ControlTokens::default()).and_then(|template| template.render(&messages)).expect(source)
     }
 
     /// Expectations: transformers 4.49 `apply_chat_template` (Jinja 3.1, trim_blocks, lstrip_blocks, loopcontrols).
@@ -184,7 +261,7 @@ mod tests {
             markers: vec!["<think>".to_owned(), "</think>".to_owned()],
         };
         let data = |source: &str, role: &str, content: &str| {
-            let template = ChatTemplate::new("test", source, "<s>", "</s>", control.clone()).expect(source);
+            let template = compile(source, control.clone()).expect(source);
             let prompt = template.render_with_data(&[Message { role, content }]).expect(source);
             let (text, data) = prompt.parts().next().expect("a segment");
             // Each control token that takes effect in angle brackets, each that does not in braces.
@@ -214,7 +291,7 @@ mod tests {
     #[test]
     fn malformed_templates_are_refused() {
         for source in ["{%}", "{%", "{% if %}", "{%%}", "a {%} b %}", "{{", "{% generation"] {
-            let error = ChatTemplate::new("test", source, "", "", ControlTokens::default()).expect_err(source);
+            let error = compile(source, ControlTokens::default()).expect_err(source);
             assert!(matches!(error, Error::Config { .. }), "{source}: {error}");
         }
     }
@@ -222,9 +299,8 @@ mod tests {
     #[test]
     fn endless_templates_are_stopped() {
         let source = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}";
-        let error = ChatTemplate::new("test", source, "", "", ControlTokens::default())
-            .and_then(|template| template.render(&[]))
-            .expect_err("fuel");
+        let error =
+            compile(source, ControlTokens::default()).and_then(|template| template.render(&[])).expect_err("fuel");
         assert!(error.to_string().contains("fuel"), "{error}");
     }
 }

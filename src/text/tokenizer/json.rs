@@ -125,6 +125,8 @@ impl Tokenizer {
             })),
             bos,
             eos,
+            special_tokens: config.roles.clone(),
+            additional_special_tokens: config.additional.clone(),
         })
     }
 }

@@ -16,7 +16,9 @@ mod added_tokens;
 mod json;
 mod sentencepiece_mode;
 
-use super::chat_template::ControlTokens;
+use std::collections::BTreeMap;
+
+use super::chat_template::{ControlTokens, TemplateSettings};
 use super::decode::Decoder;
 use super::prompt::{DataSpan, Prompt};
 use super::sentencepiece::Model;
@@ -45,6 +47,9 @@ pub struct Tokenizer {
     decoder: Decoder,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// By role.
+    special_tokens: BTreeMap<&'static str, String>,
+    additional_special_tokens: Vec<String>,
     vocab_size: usize,
 }
 
@@ -180,8 +185,23 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens that structure the conversations of a Jinja template. From then on, they take effect only in the
+    /// The settings of a Jinja template of this tokenizer. From then on, its control tokens take effect only in the
     /// template's own text.
+    #[doc(hidden)]
+    pub fn template_settings(&mut self, template: &str) -> TemplateSettings {
+        let control = self.control_tokens(template);
+        let mut special_tokens = self.special_tokens.clone();
+        for (role, id) in [("bos_token", self.bos), ("eos_token", self.eos)] {
+            if let Some(id) = id {
+                special_tokens.entry(role).or_insert_with(|| self.decode(&[id], false));
+            }
+        }
+        let additional = self.additional_special_tokens.clone();
+        TemplateSettings { special_tokens, additional, control, ..TemplateSettings::default() }
+    }
+
+    /// The tokens that structure the conversations of a template. From then on, they take effect only in the template's
+    /// own text.
     #[doc(hidden)]
     pub fn control_tokens(&mut self, template: &str) -> ControlTokens {
         let texts = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();

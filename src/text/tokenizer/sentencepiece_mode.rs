@@ -164,6 +164,8 @@ impl Tokenizer {
             decoder: Decoder { units, special, kind: style, clean_up: config.clean_up_tokenization_spaces },
             bos,
             eos,
+            special_tokens: config.roles.clone(),
+            additional_special_tokens: config.additional.clone(),
             vocab_size: next as usize,
         })
     }
