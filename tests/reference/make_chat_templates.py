@@ -71,6 +71,9 @@ def main() -> None:
         for name, case in CASES.items():
             if path.stem == "python" and name != "system":
                 continue
+            # Other templates print Python's notation of the list.
+            if name == "parts" and "is string" not in path.read_text() and "is not string" not in path.read_text():
+                continue
             variables = {"add_generation_prompt": True} | case
             try:
                 text = tokenizer.apply_chat_template(variables["messages"], chat_template=path.read_text(), tokenize=False, **{k: v for k, v in variables.items() if k != "messages"})

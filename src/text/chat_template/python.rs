@@ -18,6 +18,23 @@ pub(super) fn add(environment: &mut Environment<'_>, clock: fn() -> i64) {
     });
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: &Value| text(value));
+    environment.add_filter("trim", |value: &Value, characters: Option<String>| {
+        let text = text(value);
+        match characters {
+            Some(characters) => text.trim_matches(|c| characters.contains(c)).to_owned(),
+            None => text.trim().to_owned(),
+        }
+    });
+    environment.add_filter("round", |value: f64, precision: Option<usize>, method: Option<String>| {
+        let precision = precision.unwrap_or(0).min(17);
+        let scale = 10f64.powi(precision as i32);
+        match method.as_deref() {
+            Some("ceil") => (value * scale).ceil() / scale,
+            Some("floor") => (value * scale).floor() / scale,
+            // Of the exact value, ties to even, as Python rounds.
+            _ => format!("{value:.precision$}").parse().unwrap_or(value),
+        }
+    });
     environment.add_filter("capitalize", |text: String| capitalize(&text));
     environment.add_filter("join", |values: &Value, separator: Option<String>, options: Kwargs| {
         let attribute: Option<String> = options.get("attribute")?;
