@@ -10,13 +10,16 @@ use mgm::ops::{Tuning, set_tuning};
 use sha2::{Digest, Sha256};
 
 use crate::files::replace;
+use crate::recovery;
 
 /// Length of the SHA-256 checksum before the driver's data, in bytes.
 const CHECKSUM: usize = 32;
 
 /// Opens a device with its cached pipelines and tuning.
 pub async fn open(options: &GpuOptions) -> mgm::Result<Gpu> {
-    let gpu = Gpu::open_with_pipeline_cache(options, read_pipelines).await?;
+    let mut options = options.clone();
+    options.test.lost_after = recovery::lost_after();
+    let gpu = Gpu::open_with_pipeline_cache(&options, read_pipelines).await?;
     let tuning = file(gpu.adapter(), "tuning.json").and_then(|path| std::fs::read(path).ok());
     // A file in another format is ignored; `mgm tune` replaces it.
     if let Some(tuning) = tuning.and_then(|text| serde_json::from_slice::<Tuning>(&text).ok()) {
@@ -28,6 +31,9 @@ pub async fn open(options: &GpuOptions) -> mgm::Result<Gpu> {
 /// Opens a device as [`open`] does and prints a note if it is a software adapter.
 pub async fn open_with_note(options: &GpuOptions) -> mgm::Result<Gpu> {
     let gpu = open(options).await?;
+    for error in gpu.skipped_adapters() {
+        note!("mgm: note: {error}; using {} instead", gpu.adapter().name);
+    }
     if gpu.adapter().is_software() {
         note!("mgm: note: {} is a software adapter: correct but slow", gpu.adapter().name);
     }

@@ -12,6 +12,13 @@ pub enum CliError {
     Output(std::io::Error),
 }
 
+impl CliError {
+    /// Whether Ctrl-C stopped the command.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, Self::Core(mgm::Error::Cancelled) | Self::Image(mgm::Error::Cancelled))
+    }
+}
+
 impl From<mgm::Error> for CliError {
     fn from(error: mgm::Error) -> Self {
         Self::Core(error)

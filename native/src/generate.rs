@@ -16,6 +16,7 @@ use crate::args::{ProfiledDeviceArgs, parse_checked, parse_number};
 use crate::image_model::{ImageArgs, ImageModel, ImageReport, ImageRequest};
 use crate::images::{check_space, output_files, read_image, save_png};
 use crate::output::print_json;
+use crate::recovery::Recovery;
 use crate::sdxl::{SdxlArgs, open_file};
 use crate::{CliError, device_cache, interrupt, sdxl, seed};
 
@@ -94,8 +95,9 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     });
 
     let started = Instant::now();
-    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let stop = interrupt::install()?;
+    let mut gpu = device_cache::open_with_note(&arguments.device.options()).await?;
+    let mut recovery = Recovery::new(arguments.device.options());
     let mut model = ImageModel::open(&gpu, checkpoint, &arguments.model, &arguments.image, stop).await?;
     // 32 bits: the seed is printed, and other programs' seeds are that short.
     let seed = arguments.seed.unwrap_or_else(|| seed::random() >> 32);
@@ -108,7 +110,17 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
         };
         let (prompt, negative_prompt) = (arguments.prompt.as_str(), arguments.negative_prompt.as_deref());
         let seed = seed.wrapping_add(index as u64);
-        let generated = model.generate(ImageRequest { prompt, negative_prompt, initial_latents, seed, size }).await?;
+        let request = ImageRequest { prompt, negative_prompt, initial_latents, seed, size };
+        let generated = loop {
+            match model.generate(request.clone()).await {
+                Err(error @ Error::DeviceLost(_)) => {
+                    gpu = recovery.reopen(error).await?;
+                    model.move_to(&gpu).await?;
+                }
+                generated => break generated?,
+            }
+        };
+        recovery.note_result();
         save_png(file, &generated.image, &generated.settings)?;
         model.show(&generated.image)?;
         if !arguments.json {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use clap::Args;
@@ -144,6 +144,8 @@ impl ImageReport {
 
 /// A Stable Diffusion XL model with fixed settings that reports progress on standard error.
 pub struct ImageModel {
+    source: SdxlArgs,
+    options: DiffusionOptions,
     pipeline: DiffusionPipeline,
     arguments: ImageArgs,
     model: String,
@@ -174,7 +176,9 @@ impl ImageModel {
         });
         let options = DiffusionOptions::default().with_precision(precision).with_progress(on_progress);
         Ok(Self {
-            pipeline: DiffusionPipeline::open(gpu, checkpoint, options).await?,
+            pipeline: DiffusionPipeline::open(gpu, checkpoint, options.clone()).await?,
+            source: model.clone(),
+            options,
             arguments: arguments.clone(),
             model: model.name()?,
             stop,
@@ -182,6 +186,15 @@ impl ImageModel {
             terminal: if arguments.no_preview { None } else { ImageProtocol::detect() },
             preview_shown: false,
         })
+    }
+
+    /// Uses another device, to which nothing is loaded yet.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn move_to(&mut self, gpu: &Gpu) -> Result<()> {
+        self.pipeline = DiffusionPipeline::open(gpu, self.source.open().await?, self.options.clone()).await?;
+        Ok(())
     }
 
     /// Device memory that the parts not yet loaded need, in bytes.
@@ -208,8 +221,7 @@ impl ImageModel {
         let (first, last) = (Cell::new(None), Cell::new(None));
         let mut bar = ProgressBar::hidden();
         let plan = self.pipeline.plan().clone();
-        let Self { pipeline, arguments, model, stop, loading, terminal, preview_shown } = self;
-        stop.store(false, Ordering::Relaxed);
+        let Self { pipeline, arguments, model, stop, loading, terminal, preview_shown, .. } = self;
         let finish_loading = || {
             if let Some(bar) = loading.borrow_mut().take() {
                 bar.finish_and_clear();

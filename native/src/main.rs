@@ -27,6 +27,7 @@ mod output;
 mod pack;
 mod progress;
 mod pull;
+mod recovery;
 mod sdxl;
 mod seed;
 mod terminal_image;
@@ -74,7 +75,7 @@ enum Command {
     Tune(tune::TuneArgs),
 }
 
-/// Exit code of every failure: wrong arguments, bad files, no device, not enough memory.
+/// Exit code of every failure but Ctrl-C: wrong arguments, bad files, no device, not enough memory.
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
@@ -93,7 +94,7 @@ fn main() -> ExitCode {
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             note!("mgm: error: {error}");
-            ExitCode::from(FAILED)
+            ExitCode::from(if error.is_stop() { interrupt::INTERRUPTED } else { FAILED })
         }
     }
 }

@@ -141,28 +141,83 @@ async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     instance.request_adapter(&options).await.into_iter().collect()
 }
 
-/// The adapter that `choice` means.
-pub(super) async fn choose(instance: &wgpu::Instance, choice: &AdapterChoice) -> Result<(usize, wgpu::Adapter)> {
-    let mut adapters = find(instance).await?;
+/// The adapters that `choice` means, with their indices: all of them for the best one, in case the first cannot be
+/// opened.
+pub(super) async fn choose(instance: &wgpu::Instance, choice: &AdapterChoice) -> Result<Vec<(usize, wgpu::Adapter)>> {
+    let adapters = find(instance).await?;
     let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
-    let index = match choice {
-        AdapterChoice::Best => Some(0),
-        AdapterChoice::Index(index) => (*index < adapters.len()).then_some(*index),
-        AdapterChoice::Name(part) => {
-            let part = part.to_lowercase();
-            names.iter().position(|name| name.to_lowercase().contains(&part))
-        }
+    let indices = places(choice, &names)?;
+    Ok(adapters.into_iter().enumerate().filter(|(index, _)| indices.contains(index)).collect())
+}
+
+/// The indices of the adapters that `choice` means, in the list of their names.
+fn places(choice: &AdapterChoice, names: &[String]) -> Result<std::ops::Range<usize>> {
+    let named = |part: &str| {
+        let part = part.to_lowercase();
+        names.iter().position(|name| name.to_lowercase().contains(&part))
     };
-    match index {
-        Some(index) => Ok((index, adapters.swap_remove(index))),
-        None => {
-            let wanted = match choice {
-                AdapterChoice::Index(index) => format!("number {index}"),
-                AdapterChoice::Name(name) => format!("named {name:?}"),
-                AdapterChoice::Best => "of any kind".to_owned(),
-            };
-            let list: Vec<_> = names.iter().enumerate().map(|(index, name)| format!("{index}: {name}")).collect();
-            Err(Error::NoAdapter(format!("no adapter {wanted} was found; available: {}", list.join(", "))))
+    let (index, wanted) = match choice {
+        AdapterChoice::Best => return Ok(0..names.len()),
+        AdapterChoice::Index(index) if *index < names.len() => (Some(*index), String::new()),
+        // "RTX 4090" has a number in its name.
+        AdapterChoice::Index(index) => {
+            (named(&index.to_string()), format!("number {index}, or with {index} in its name,"))
         }
+        AdapterChoice::Name(name) => (named(name), format!("named {name:?}")),
+    };
+    index.map(|index| index..index + 1).ok_or_else(|| {
+        let list: Vec<_> = names.iter().enumerate().map(|(index, name)| format!("{index}: {name}")).collect();
+        Error::NoAdapter(format!("no adapter {wanted} was found; available: {}", list.join(", ")))
+    })
+}
+
+/// The first candidate that opens, and the errors of those before it.
+///
+/// # Errors
+/// The first candidate's error if none opens.
+pub(super) async fn first_that_opens<C, T>(
+    candidates: Vec<C>,
+    open: impl AsyncFn(C) -> Result<T>,
+) -> Result<(T, Vec<Error>)> {
+    let mut errors = Vec::new();
+    for candidate in candidates {
+        match open(candidate).await {
+            Ok(opened) => return Ok((opened, errors)),
+            Err(error) => errors.push(error),
+        }
+    }
+    Err(errors.into_iter().next().unwrap_or_else(|| Error::NoAdapter("no adapter was found".to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_no_adapter_has_is_a_name() {
+        let names = ["NVIDIA GeForce RTX 4090", "AMD Radeon 780M", "llvmpipe (LLVM 15)"].map(str::to_owned);
+        let find = |text: &str| {
+            let Ok(choice) = text.parse();
+            places(&choice, &names)
+        };
+        assert_eq!(places(&AdapterChoice::Best, &names), Ok(0..3));
+        for (text, index) in [("0", 0), ("2", 2), ("4090", 0), ("780", 1), ("780m", 1), ("15", 2), ("radeon", 1)] {
+            assert_eq!(find(text), Ok(index..index + 1), "{text}");
+        }
+        for text in ["3", "5090", "arc"] {
+            let error = find(text).expect_err(text).to_string();
+            assert!(error.contains(text) && error.contains("0: NVIDIA GeForce RTX 4090"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_next_adapter_opens_if_the_first_does_not() {
+        let open = async |n: i32| if n >= 10 { Ok(n) } else { Err(Error::NoAdapter(format!("{n} is broken"))) };
+        let first = |candidates: &[i32]| pollster::block_on(first_that_opens(candidates.to_vec(), open));
+        let broken = |n: i32| Error::NoAdapter(format!("{n} is broken"));
+        assert_eq!(first(&[10, 11]), Ok((10, Vec::new())));
+        assert_eq!(first(&[1, 2, 12, 13]), Ok((12, vec![broken(1), broken(2)])));
+        assert_eq!(first(&[1, 2]), Err(broken(1)));
+        assert!(first(&[]).is_err());
     }
 }

@@ -55,6 +55,9 @@ struct Inner {
     /// Small readback buffers, unmapped, to be reused.
     staging: Lock<Vec<wgpu::Buffer>>,
     pipeline_cache: Option<wgpu::PipelineCache>,
+    skipped_adapters: Vec<Error>,
+    /// The submission after which the device is lost, in tests.
+    lost_after: Option<u64>,
 }
 
 /// Size of the readback buffers that are reused: a token's id fits.
@@ -106,31 +109,24 @@ impl Inner {
             submitting: Lock::default(),
             staging: Lock::default(),
             pipeline_cache: None,
+            skipped_adapters: Vec::new(),
+            lost_after: None,
         }
     }
 }
 
-impl Gpu {
-    /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
-    ///
-    /// # Errors
-    /// [`Error::NoAdapter`] if no adapter matches [`GpuOptions::adapter`] or the device cannot be opened;
-    /// [`Error::InvalidArgument`] for profiling on an adapter without timestamp queries.
-    pub async fn open(options: &GpuOptions) -> Result<Self> {
-        Self::open_with_pipeline_cache(options, |_| None).await
-    }
+/// An adapter whose device is open.
+struct Opened {
+    adapter: wgpu::Adapter,
+    summary: AdapterSummary,
+    features: wgpu::Features,
+    limits: wgpu::Limits,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+}
 
-    /// The same with the pipelines of an earlier run. `load` returns exactly what [`Gpu::pipeline_cache`] returned for
-    /// the same adapter and driver ([`AdapterSummary::cache_name`]), or `None`.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub async fn open_with_pipeline_cache(
-        options: &GpuOptions,
-        load: impl FnOnce(&AdapterSummary) -> Option<Vec<u8>>,
-    ) -> Result<Self> {
-        let instance = adapter::instance();
-        let (index, adapter) = adapter::choose(&instance, &options.adapter).await?;
+impl Opened {
+    async fn new((index, adapter): (usize, wgpu::Adapter), options: &GpuOptions) -> Result<Self> {
         let summary = AdapterSummary::new(index, &adapter);
         let withheld = options.test.withheld;
         let wanted = wgpu::Features::SUBGROUP
@@ -174,6 +170,34 @@ impl Gpu {
         }
         let (device, queue) =
             opened.map_err(|error| Error::NoAdapter(format!("{} could not be opened: {error}", summary.name)))?;
+        Ok(Self { summary, features, limits, device, queue, adapter })
+    }
+}
+
+impl Gpu {
+    /// Opens a device on the chosen adapter with every optional feature and the highest limits it offers.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] if no adapter matches [`GpuOptions::adapter`] or the device cannot be opened;
+    /// [`Error::InvalidArgument`] for profiling on an adapter without timestamp queries.
+    pub async fn open(options: &GpuOptions) -> Result<Self> {
+        Self::open_with_pipeline_cache(options, |_| None).await
+    }
+
+    /// The same with the pipelines of an earlier run. `load` returns exactly what [`Gpu::pipeline_cache`] returned for
+    /// the same adapter and driver ([`AdapterSummary::cache_name`]), or `None`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_with_pipeline_cache(
+        options: &GpuOptions,
+        load: impl FnOnce(&AdapterSummary) -> Option<Vec<u8>>,
+    ) -> Result<Self> {
+        let instance = adapter::instance();
+        let candidates = adapter::choose(&instance, &options.adapter).await?;
+        let open = async |candidate| Opened::new(candidate, options).await;
+        let (opened, skipped) = adapter::first_that_opens(candidates, open).await?;
+        let Opened { adapter, summary, features, limits, device, queue } = opened;
 
         let first_error = Arc::new(Lock::new(None));
         let uncaptured = first_error.clone();
@@ -231,8 +255,15 @@ impl Gpu {
             allows_int8: !options.no_int8,
             planned,
             pipeline_cache,
+            skipped_adapters: skipped,
+            lost_after: options.test.lost_after,
             ..first
         })))
+    }
+
+    /// Why better adapters than the one in use could not be opened.
+    pub fn skipped_adapters(&self) -> &[Error] {
+        &self.0.skipped_adapters
     }
 
     /// The adapter in use.
@@ -563,7 +594,11 @@ impl Gpu {
         total.flops += cost.flops;
         drop(total);
         self.0.dispatches.fetch_add(dispatches, Ordering::Relaxed);
-        self.0.submissions.fetch_add(1, Ordering::Relaxed)
+        let submission = self.0.submissions.fetch_add(1, Ordering::Relaxed);
+        if self.0.lost_after == Some(submission) {
+            self.destroy();
+        }
+        submission
     }
 
     #[cfg(not(target_arch = "wasm32"))]

@@ -43,6 +43,8 @@ pub struct TestOptions {
     pub unchecked: Option<bool>,
     /// Treat the device as one with dot products of 8-bit integers in hardware (`true`) or without.
     pub native_dots: Option<bool>,
+    /// Lose the device after this submission.
+    pub lost_after: Option<u64>,
     /// Plan for a device of these capabilities, whatever the adapter offers: every recording is a dry run, and buffers
     /// take no memory, so that whole models can be planned at their real sizes.
     pub planned: Option<Capabilities>,

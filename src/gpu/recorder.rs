@@ -27,6 +27,8 @@ pub struct Recorder {
     pub(super) commands: Vec<Command>,
     pub(super) params: Vec<u8>,
     pub(super) cost: Cost,
+    /// Operations since the last [`Self::finish`].
+    unfinished_flops: f64,
     /// Set while [`Self::capture`] runs.
     pub(super) capture: Option<Capture>,
     /// In a dry run: what would have been dispatched.
@@ -68,6 +70,7 @@ impl Recorder {
             commands,
             params,
             cost: Cost::default(),
+            unfinished_flops: 0.0,
             capture: None,
             dry_run: None,
             submitted: Submitted::default(),
@@ -158,6 +161,7 @@ impl Recorder {
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(start + MAX_PARAMS_BYTES, 0);
         self.cost.flops += cost.flops;
+        self.unfinished_flops += cost.flops;
         self.cost.bytes += cost.bytes;
         self.commands.push(Command::Dispatch { pipeline, bind_group, grid, cost });
         Ok(())
@@ -264,8 +268,14 @@ impl Recorder {
     /// # Errors
     /// [Device errors](super).
     pub async fn finish(&mut self) -> Result<()> {
+        self.unfinished_flops = 0.0;
         self.flush()?;
         self.gpu.flush_writes().await
+    }
+
+    /// Whether a wait for what was recorded since the last one would take about half a second on a slow device.
+    pub(crate) fn is_long(&self) -> bool {
+        self.unfinished_flops > if self.gpu.is_software() { FLOPS_PER_SUBMISSION / 10.0 } else { FLOPS_PER_SUBMISSION }
     }
 
     /// Limits the replay that is being captured to the next `positions` positions.

@@ -6,6 +6,8 @@ mod cache;
 mod generate;
 mod layer;
 
+use std::ops::ControlFlow;
+
 use crate::gpu::{DryRunReport, Gpu, Recorder};
 use crate::loader::Loader;
 use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rope, Sampling};
@@ -191,6 +193,34 @@ impl LanguageModel {
         cache.reserve(recorder, position + x.rows())?;
         let (layers, table) = cache.caches.parts()?;
         for (layer, keys_values) in self.layers.iter().zip(layers) {
+            layer.forward(recorder, x, table, keys_values, position)?;
+        }
+        cache.caches.length += x.rows();
+        Ok(x.clone())
+    }
+
+    /// The same. Between layers that take long, waits for the device and calls `on_wait`; [`ControlFlow::Break`] stops,
+    /// and the cache keeps its length.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; [`Error::Cancelled`] if `on_wait` stopped it.
+    pub async fn forward_and_wait(
+        &self,
+        recorder: &mut Recorder,
+        x: &Tensor,
+        cache: &mut Cache,
+        on_wait: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Tensor> {
+        let position = cache.length();
+        cache.reserve(recorder, position + x.rows())?;
+        let (layers, table) = cache.caches.parts()?;
+        for (layer, keys_values) in self.layers.iter().zip(layers) {
+            if recorder.is_long() {
+                recorder.finish().await?;
+                if on_wait().is_break() {
+                    return Err(Error::Cancelled);
+                }
+            }
             layer.forward(recorder, x, table, keys_values, position)?;
         }
         cache.caches.length += x.rows();

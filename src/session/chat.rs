@@ -277,7 +277,9 @@ impl Chat {
         for chunk in positions.chunks(prefill_chunk(model.gpu(), positions.len())) {
             let mut recorder = model.gpu().record();
             let x = model.language().embed(&mut recorder, chunk, &images)?;
-            let x = model.language().forward(&mut recorder, &x, &mut self.cache)?;
+            let total = positions.len();
+            let mut on_wait = || on_event(Event::Prefill { done, total });
+            let x = model.language().forward_and_wait(&mut recorder, &x, &mut self.cache, &mut on_wait).await?;
             let more = done + chunk.len() < positions.len();
             let read = more.then(|| x.slice_rows(x.rows() - 1..x.rows()).read_back(&mut recorder));
             recorder.submit()?;

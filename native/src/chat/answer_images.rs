@@ -94,6 +94,14 @@ impl AnswerImages {
         Ok(Self { model, out, seed, count: 0, always: arguments.draw })
     }
 
+    /// Uses another device.
+    ///
+    /// # Errors
+    /// As [`ImageModel::move_to`].
+    pub async fn move_to(&mut self, gpu: &Gpu) -> mgm::Result<()> {
+        self.model.move_to(gpu).await
+    }
+
     /// Device memory that the unloaded parts will need, in bytes.
     pub fn missing_bytes(&self) -> u64 {
         self.model.missing_bytes()

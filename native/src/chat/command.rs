@@ -3,23 +3,32 @@
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mgm::diffusion::gen_protocol::{REQUEST, image_prompt, wants_image, with_image_request};
+use mgm::gpu::Gpu;
 use mgm::image::{Image, ImageDecoding};
 use mgm::session::{Answer, AnswerOptions, Event, FinishReason};
 
 use super::answer_images::AnswerImages;
-use super::lines::Lines;
+use super::lines::{Line, Lines};
 use super::report::{Report, TurnReport};
 use super::resident::ResidentChat;
+use super::words::file_names;
 use crate::image_model::ImageReport;
 use crate::images::read_image;
 use crate::interrupt::continue_unless;
 use crate::output::print_json;
+use crate::recovery::Recovery;
 use crate::{CliError, progress};
+
+/// What of an answer was printed, on devices that were lost meanwhile.
+struct Started {
+    token_ids: Vec<u32>,
+    /// Nothing but white space.
+    at_start: bool,
+}
 
 /// A conversation in a terminal or for a program.
 pub struct ChatCommand {
@@ -27,6 +36,7 @@ pub struct ChatCommand {
     images: Option<AnswerImages>,
     options: AnswerOptions,
     stop: Arc<AtomicBool>,
+    recovery: Recovery,
     /// Don't print answers as they are generated.
     quiet: bool,
     /// How `/image` reads files.
@@ -39,10 +49,15 @@ impl ChatCommand {
         images: Option<AnswerImages>,
         options: AnswerOptions,
         stop: Arc<AtomicBool>,
+        recovery: Recovery,
         quiet: bool,
         decoding: ImageDecoding,
     ) -> Self {
-        Self { chat, images, options, stop, quiet, decoding }
+        Self { chat, images, options, stop, recovery, quiet, decoding }
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        self.chat.gpu()
     }
 
     /// Asks all prompts and reports the answers.
@@ -53,10 +68,12 @@ impl ChatCommand {
         let mut result = Ok(());
         for prompt in prompts {
             let finished = self.turn_with_report(prompt, &images.take().unwrap_or_default(), &mut report).await;
-            if matches!(finished, Ok(FinishReason::Stop | FinishReason::Length)) {
-                continue;
-            }
-            result = finished.map(drop);
+            result = match finished {
+                Ok(FinishReason::Stop | FinishReason::Length) => continue,
+                // The program that asks for several answers must know that there are fewer.
+                Ok(_) => Err(mgm::Error::Cancelled.into()),
+                Err(error) => Err(error),
+            };
             break;
         }
         // The report includes the answers before a failure.
@@ -93,6 +110,7 @@ impl ChatCommand {
     /// Asks a question of the interactive conversation and generates the image that the answer describes.
     async fn turn(&mut self, line: &str, images: &[Image]) -> Result<(), CliError> {
         let draw = line.strip_prefix("/draw").map(str::trim);
+        let line = if line.starts_with("//") { &line[1..] } else { line };
         let question = self.with_image_request(draw.unwrap_or(line), draw.is_some());
         let answer = self.ask(&question, images).await?;
         let stopped = answer.finish_reason == FinishReason::Cancelled;
@@ -115,15 +133,33 @@ impl ChatCommand {
     }
 
     /// Asks a question and streams the answer to standard output unless `quiet`. Releases the image model and tries
-    /// again if the device is out of memory.
+    /// again if the device is out of memory. If the device is lost, opens another and continues the answer.
     async fn ask(&mut self, question: &str, images: &[Image]) -> Result<Answer, CliError> {
-        match self.try_ask(question, images).await {
-            // No text has been printed: memory is reserved before the first token.
-            Err(CliError::Core(mgm::Error::OutOfMemory { .. })) if self.images.is_some() => {
-                self.evict_image_model();
-                self.try_ask(question, images).await
+        let mut started = Started { token_ids: Vec::new(), at_start: true };
+        let mut evicted = false;
+        loop {
+            match self.try_ask(question, images, &mut started).await {
+                // No text has been printed: memory is reserved before the first token.
+                Err(CliError::Core(mgm::Error::OutOfMemory { .. })) if self.images.is_some() && !evicted => {
+                    evicted = true;
+                    self.evict_image_model();
+                }
+                Err(CliError::Core(error @ mgm::Error::DeviceLost(_))) => self.recover(error).await?,
+                answer => return answer,
             }
-            answer => answer,
+        }
+    }
+
+    /// Replaces the device.
+    ///
+    /// # Errors
+    /// As [`Recovery::reopen`].
+    async fn recover(&mut self, error: mgm::Error) -> mgm::Result<()> {
+        let gpu = self.recovery.reopen(error).await?;
+        self.chat.move_to(&gpu);
+        match &mut self.images {
+            Some(images) => images.move_to(&gpu).await,
+            None => Ok(()),
         }
     }
 
@@ -133,8 +169,7 @@ impl ChatCommand {
         }
     }
 
-    async fn try_ask(&mut self, question: &str, images: &[Image]) -> Result<Answer, CliError> {
-        self.stop.store(false, Ordering::Relaxed);
+    async fn try_ask(&mut self, question: &str, images: &[Image], started: &mut Started) -> Result<Answer, CliError> {
         let memory = self.chat.gpu().memory();
         let missing = self.chat.missing_bytes();
         if missing > 0 && memory.limit.is_some_and(|limit| memory.allocated + missing > limit) {
@@ -144,7 +179,7 @@ impl ChatCommand {
         let bar = progress::count(0, "reading");
         let mut output = Ok(());
         let (stop, quiet) = (self.stop.clone(), self.quiet);
-        let mut at_start = true;
+        let options = self.options.clone().with_resume_from(started.token_ids.clone());
         let terminal = std::io::stdout().is_terminal();
         let mut on_event = |event: Event<'_>| {
             let show = |message: &'static str, done: usize, total: usize| {
@@ -163,10 +198,11 @@ impl ChatCommand {
                         bar.finish_and_clear();
                     }
                 }
+                Event::Token { id } => started.token_ids.push(id),
                 Event::Text { text } if !quiet => {
                     // Answers often start with a space.
-                    let text = if at_start { text.trim_start() } else { text };
-                    at_start &= text.is_empty();
+                    let text = if started.at_start { text.trim_start() } else { text };
+                    started.at_start &= text.is_empty();
                     let text = if terminal { without_controls(text) } else { Cow::Borrowed(text) };
                     let mut out = std::io::stdout().lock();
                     output = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -175,33 +211,31 @@ impl ChatCommand {
             }
             if output.is_err() { ControlFlow::Break(()) } else { continue_unless(&stop) }
         };
-        let answer = chat.ask(question).images(images).options(&self.options).on_event(&mut on_event).await;
+        let answer = chat.ask(question).images(images).options(&options).on_event(&mut on_event).await;
         bar.finish_and_clear();
         output?;
         let answer = answer?;
-        if self.images.is_some() {
-            self.chat.keep_images(images);
-        }
+        self.chat.keep_images(images);
+        self.recovery.note_result();
         Ok(answer)
     }
 
     /// Generates the image that an answer describes. `None` if it describes none, or there is no image model.
     async fn generate_image(&mut self, answer: &str) -> Result<Option<ImageReport>, CliError> {
-        let Some(images) = &mut self.images else { return Ok(None) };
         let Some(prompt) = image_prompt(answer) else { return Ok(None) };
-        let memory = self.chat.gpu().memory();
-        if memory.limit.is_some_and(|limit| memory.allocated + images.missing_bytes() > limit) {
-            self.chat.release();
-        }
-        let generated = match images.generate(prompt).await {
-            Err(mgm::Error::OutOfMemory { .. }) if self.chat.is_loaded() => {
+        let report = loop {
+            let Some(images) = &mut self.images else { return Ok(None) };
+            let memory = self.chat.gpu().memory();
+            if memory.limit.is_some_and(|limit| memory.allocated + images.missing_bytes() > limit) {
                 self.chat.release();
-                images.generate(prompt).await
             }
-            generated => generated,
+            match images.generate(prompt).await {
+                Err(mgm::Error::OutOfMemory { .. }) if self.chat.is_loaded() => self.chat.release(),
+                Err(error @ mgm::Error::DeviceLost(_)) => self.recover(error).await.map_err(CliError::Image)?,
+                generated => break images.save(generated.map_err(CliError::Image)?)?,
+            }
         };
-        let generated = generated.map_err(CliError::Image)?;
-        let report = images.save(generated)?;
+        self.recovery.note_result();
         if !self.quiet {
             note!("mgm: note: wrote the image to {}", report.file());
         }
@@ -215,15 +249,20 @@ impl ChatCommand {
         if terminal {
             let draw = if self.images.is_some() { "/draw TEXT requests an image, " } else { "" };
             note!(
-                "/image FILE adds an image to the next question, {draw}/reset starts over, /quit leaves; Ctrl-C stops an answer"
+                "/image FILE… adds images to the next question, {draw}/reset starts over, /help lists all commands; Ctrl-C stops an answer"
             );
         }
         while let Some(line) = lines.next()? {
+            let Line::Text(line) = line else {
+                note!("mgm: error: the line is not UTF-8, so it was ignored");
+                continue;
+            };
             let line = line.trim();
             let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
             match word {
                 "" => continue,
                 "/quit" | "/exit" => break,
+                "/help" => note!("{HELP}"),
                 "/reset" => {
                     self.chat.reset();
                     images.clear();
@@ -231,16 +270,18 @@ impl ChatCommand {
                 }
                 "/image" if rest.trim().is_empty() => note!("mgm: error: /image needs a file name"),
                 "/image" if !has_vision => note!("mgm: error: this model has no vision towers"),
-                "/image" => match read_image(Path::new(rest.trim()), self.decoding) {
-                    Ok(image) => images.push(image),
+                "/image" => match read_images(rest, self.decoding) {
+                    Ok(read) => images.extend(read),
                     Err(error) => note!("mgm: error: {error}"),
                 },
                 "/draw" if self.images.is_none() => {
                     note!("mgm: error: there is no image model: start with --image-model MODEL")
                 }
                 "/draw" if rest.trim().is_empty() => note!("mgm: error: /draw needs a text"),
-                command if command.starts_with('/') && command != "/draw" => {
-                    note!("mgm: error: unknown command {command}; expected /image FILE, /draw TEXT, /reset or /quit");
+                command if command.starts_with('/') && !command.starts_with("//") && command != "/draw" => {
+                    note!(
+                        "mgm: error: unknown command {command}; /help lists the commands, and // begins a question with /"
+                    );
                 }
                 _ => match self.turn(line, &std::mem::take(&mut images)).await {
                     Ok(()) => {}
@@ -258,9 +299,25 @@ impl ChatCommand {
                     Err(error) => return Err(error),
                 },
             }
+            // A stop concerned this line.
+            self.stop.store(false, Ordering::Relaxed);
         }
         Ok(())
     }
+}
+
+const HELP: &str = "\
+/image FILE…  adds images to the next question; quote names with spaces, ~ is the home folder
+/draw TEXT    asks a question and requests an image with the answer
+/reset        starts a new conversation
+/quit, /exit  leaves, as the end of input does
+/help         shows this list
+//TEXT        asks a question that begins with /
+Ctrl-C stops an answer.";
+
+/// Reads all images that a text names, or none.
+fn read_images(names: &str, decoding: ImageDecoding) -> Result<Vec<Image>, String> {
+    file_names(names)?.iter().map(|path| read_image(path, decoding).map_err(|error| error.to_string())).collect()
 }
 
 /// Removes control characters: a model must not move the terminal's cursor or ring its bell.

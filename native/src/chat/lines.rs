@@ -1,21 +1,29 @@
 //! Reads lines of user input.
 
+use std::io::{BufRead, ErrorKind};
 use std::path::PathBuf;
 
 use rustyline::error::ReadlineError;
 
-use crate::CliError;
+use crate::{CliError, interrupt};
 
 /// Lines from a terminal, with editing and history, or from a pipe.
 pub enum Lines {
     Terminal(Box<rustyline::DefaultEditor>, Option<PathBuf>),
-    Pipe(std::io::Lines<std::io::StdinLock<'static>>),
+    Pipe(std::io::StdinLock<'static>),
+}
+
+/// What was read.
+pub enum Line {
+    Text(String),
+    /// Bytes that are not UTF-8.
+    NotText,
 }
 
 impl Lines {
     pub fn open(terminal: bool) -> Result<Self, CliError> {
         if !terminal {
-            return Ok(Self::Pipe(std::io::stdin().lines()));
+            return Ok(Self::Pipe(std::io::stdin().lock()));
         }
         let mut editor = rustyline::DefaultEditor::new().map_err(std::io::Error::other)?;
         let history = history_file();
@@ -26,21 +34,33 @@ impl Lines {
         Ok(Self::Terminal(Box::new(editor), history))
     }
 
-    pub fn next(&mut self) -> Result<Option<String>, CliError> {
+    pub fn next(&mut self) -> Result<Option<Line>, CliError> {
         match self {
-            Self::Pipe(lines) => lines.next().transpose().map_err(CliError::Input),
+            Self::Pipe(input) => {
+                let mut line = Vec::new();
+                // Nothing else runs that Ctrl-C could stop.
+                let read = interrupt::exit_while(|| input.read_until(b'\n', &mut line));
+                if read.map_err(CliError::Input)? == 0 {
+                    return Ok(None);
+                }
+                Ok(Some(String::from_utf8(line).map_or(Line::NotText, Line::Text)))
+            }
             Self::Terminal(editor, history) => loop {
                 match editor.readline("> ") {
                     Ok(line) => {
                         // Ignore failures: the conversation works without history.
                         let _ = editor.add_history_entry(&line);
                         if let Some(file) = history {
-                            let _ = editor.save_history(file);
+                            // Other conversations append to it, too.
+                            let _ = editor.append_history(file);
                         }
-                        return Ok(Some(line));
+                        return Ok(Some(Line::Text(line)));
                     }
                     Err(ReadlineError::Interrupted) => continue,
                     Err(ReadlineError::Eof) => return Ok(None),
+                    Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+                        return Ok(Some(Line::NotText));
+                    }
                     Err(error) => return Err(CliError::Input(std::io::Error::other(error))),
                 }
             },
@@ -52,9 +72,54 @@ impl Lines {
 /// no home folder, or if the folder cannot be created. No crate for this: `dirs::state_dir` is `None` on Windows and
 /// macOS.
 fn history_file() -> Option<PathBuf> {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE")).map(PathBuf::from);
-    let folder = state.or_else(|| home().map(|home| home.join(".local").join("state")))?.join("mgm");
+    let folder = state_folder(|name| std::env::var_os(name))?.join("mgm");
     std::fs::create_dir_all(&folder).ok()?;
     Some(folder.join("history"))
+}
+
+/// An empty variable counts as unset, as the XDG specification says, and so does a relative path.
+fn state_folder(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
+    let folder = |name| variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let home = || folder("HOME").or_else(|| folder("USERPROFILE"));
+    folder("XDG_STATE_HOME").or_else(|| home().map(|home| home.join(".local").join("state")))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_is_in_an_absolute_folder() {
+        let find = |variables: &[(&str, &str)]| {
+            let value = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
+            state_folder(value).map(|folder| folder.display().to_string())
+        };
+        assert_eq!(find(&[("XDG_STATE_HOME", "/s"), ("HOME", "/h")]).as_deref(), Some("/s"));
+        for state in ["", "s"] {
+            assert_eq!(find(&[("XDG_STATE_HOME", state), ("HOME", "/h")]).as_deref(), Some("/h/.local/state"));
+            assert_eq!(find(&[("XDG_STATE_HOME", state), ("HOME", "")]), None);
+        }
+    }
+
+    #[test]
+    fn two_conversations_keep_each_others_history() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let file = folder.path().join("history");
+        let open = || {
+            let mut editor = rustyline::DefaultEditor::new().expect("an editor");
+            let _ = editor.load_history(&file);
+            Lines::Terminal(Box::new(editor), Some(file.clone()))
+        };
+        let (mut first, mut second) = (open(), open());
+        let enter = |lines: &mut Lines, text: &str| {
+            let Lines::Terminal(editor, _) = lines else { unreachable!() };
+            editor.add_history_entry(text).expect("an entry");
+            editor.append_history(&file).expect("a file");
+        };
+        enter(&mut first, "one");
+        enter(&mut second, "two");
+        enter(&mut first, "three");
+        let text = std::fs::read_to_string(&file).expect("a history");
+        assert!(["one", "two", "three"].iter().all(|line| text.lines().any(|found| found == *line)), "{text}");
+    }
 }

@@ -5,6 +5,7 @@ mod command;
 mod lines;
 mod report;
 mod resident;
+mod words;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,6 +20,7 @@ use mgm::text::conversation::Template;
 use crate::args::{CheckpointArgs, ProfiledDeviceArgs, parse_number};
 use crate::images::{output_files, read_image};
 use crate::load::{load_options, open_checkpoint};
+use crate::recovery::Recovery;
 use crate::{CliError, bundled_models, device_cache, interrupt, load, sdxl, seed};
 use answer_images::{AnswerImageArgs, AnswerImages};
 use command::ChatCommand;
@@ -127,10 +129,15 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         .with_high_resolution(!arguments.no_high_resolution);
     load::check(&files, &options).await?;
     let started = Instant::now();
-    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let stop = interrupt::install()?;
+    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, !arguments.no_tune, &stop)?;
     chat.allow_special_tokens = arguments.allow_special_tokens;
+    let mut recovery = Recovery::new(arguments.device.options());
+    while let Err(error) = chat.load().await.map(drop) {
+        chat.move_to(&recovery.reopen(error).await?);
+    }
+    let gpu = chat.gpu().clone();
     let loaded = chat.load().await?;
     let (has_vision, top_p) = (loaded.model().has_vision(), loaded.model().generation().top_p);
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
@@ -156,14 +163,14 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         .with_sampling(sampling)
         .with_seed(seed)
         .with_max_new_tokens(arguments.max_new_tokens as usize);
-    let mut command = ChatCommand::new(chat, images_of_answers, options, stop, arguments.json, decoding);
+    let mut command = ChatCommand::new(chat, images_of_answers, options, stop, recovery, arguments.json, decoding);
     let result = if arguments.prompt.is_empty() {
         command.interactive(has_vision, images).await
     } else {
         command.one_shot(&arguments.prompt, images, load_ms).await
     };
     if arguments.device.profile {
-        note!("{}", gpu.take_profile().await?);
+        note!("{}", command.gpu().take_profile().await?);
     }
     result
 }

@@ -1,16 +1,16 @@
 //! A conversation whose model can leave the device and come back.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use mgm::gpu::Gpu;
 use mgm::image::Image;
 use mgm::memory_plan::MemoryPlan;
-use mgm::session::{Chat, LoadOptions, image_sources};
+use mgm::session::{Chat, Event, LoadOptions, image_sources};
 use mgm::text::Turn;
 use mgm::weights::model_files::ModelFiles;
 
+use crate::interrupt::continue_unless;
 use crate::load::load_model;
 
 /// A conversation and its language model. The model can leave the device to make room for an image model; the
@@ -82,11 +82,20 @@ impl ResidentChat {
                 let mut chat = model.chat();
                 chat.allow_special_tokens(self.allow_special_tokens);
                 let (system, turns) = (self.system.clone(), self.turns.clone());
-                chat.restore(system, turns, &image_sources(&self.images), &mut |_| ControlFlow::Continue(())).await?;
+                let mut on_event = |_: Event<'_>| continue_unless(&self.stop);
+                chat.restore(system, turns, &image_sources(&self.images), &mut on_event).await?;
                 chat
             }
         };
         Ok(self.chat.insert(chat))
+    }
+
+    /// Uses another device. The model is loaded when it is needed.
+    pub fn move_to(&mut self, gpu: &Gpu) {
+        if let Some(chat) = self.chat.take() {
+            self.turns.clone_from(&chat.conversation().turns);
+        }
+        self.gpu = gpu.clone();
     }
 
     /// Drops the model from the device but keeps the conversation.

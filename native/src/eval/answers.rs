@@ -6,14 +6,15 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use fs4::{FileExt, TryLockError};
 use mgm::Result;
 use mgm::image::ImageDecoding;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dataset::Question;
-use super::formats::{Id, data_error, parse_line, read_text};
-use crate::files::io_error;
+use super::formats::{Id, data_error, parse_line, to_text};
+use crate::files::{io_error, read};
 
 /// Everything that answers depend on besides the questions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,7 +75,7 @@ impl Answers {
     /// # Errors
     /// [`mgm::Error::Io`]; [`mgm::Error::Config`] with the line that is malformed or answers another question.
     pub fn read(file: &Path, questions: &[Question]) -> Result<Self> {
-        Self::parse(file, &read_text(file)?, questions).map(|(answers, _)| answers)
+        Self::parse(file, &read_lines(file)?, questions).map(|(answers, _)| answers)
     }
 
     /// The answers in a text, and the length of its complete lines in bytes.
@@ -131,11 +132,17 @@ impl AnswersFile {
     /// Opens a file to resume it, or creates it.
     ///
     /// # Errors
-    /// [`mgm::Error::Config`] if the file's answers were generated with other settings or for other questions;
-    /// [`mgm::Error::Io`].
+    /// [`mgm::Error::Config`] if the file's answers were generated with other settings or for other questions, or if
+    /// another process writes to it; [`mgm::Error::Io`].
     pub fn open(path: &Path, settings: &Settings, questions: &[Question]) -> Result<Self> {
         let io = |error| io_error(path, error);
-        let text = if path.exists() { read_text(path)? } else { String::new() };
+        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+        // Until this process ends. Some file systems of networks have no locks.
+        if matches!(FileExt::try_lock(&file), Err(TryLockError::WouldBlock)) {
+            let reason = "another mgm eval writes to it; wait for that to end, or name another file with --out";
+            return Err(data_error(path, reason));
+        }
+        let text = read_lines(path)?;
         let (answers, complete) = Answers::parse(path, &text, questions)?;
         match &answers.settings {
             Some(before) => check(path, before, settings)?,
@@ -146,7 +153,6 @@ impl AnswersFile {
                 return Err(data_error(path, reason));
             }
         }
-        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
         let mut answers = Self { answers, path: path.to_owned(), file: file.try_clone().map_err(io)? };
         file.set_len(complete as u64).map_err(io)?;
         if complete > 0 && !text[..complete].ends_with('\n') {
@@ -175,6 +181,16 @@ impl AnswersFile {
         // One write per line, so that concurrent readers see complete lines.
         self.file.write_all(&line).map_err(|error| io_error(&self.path, error))
     }
+}
+
+/// A file of lines. The last one is omitted if it was cut inside a character.
+fn read_lines(file: &Path) -> Result<String> {
+    let mut bytes = read(file)?;
+    let complete = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if std::str::from_utf8(&bytes[complete..]).is_err() {
+        bytes.truncate(complete);
+    }
+    to_text(file, bytes)
 }
 
 /// Compares the settings of a file with those of this run.

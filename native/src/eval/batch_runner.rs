@@ -28,6 +28,11 @@ impl<'a> BatchRunner<'a> {
         Self { chat, max_new_tokens: max_new_tokens as usize, decoding, stop, max_batch: usize::MAX, last_image: None }
     }
 
+    /// Uses a conversation on another device.
+    pub fn move_to(&mut self, chat: Chat) {
+        self.chat = chat;
+    }
+
     /// Answers questions. An image that several questions share is encoded once, and a common prefix of their prompts
     /// is prefilled once.
     ///

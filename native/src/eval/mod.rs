@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use clap::Args;
 use mgm::Error;
+use mgm::gpu::Gpu;
 use mgm::image::ImageDecoding;
 use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
@@ -23,6 +24,7 @@ use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
 use crate::files::io_error;
 use crate::load::{checkpoint_path, load_model, load_options, open_checkpoint};
 use crate::output::print_json;
+use crate::recovery::Recovery;
 use crate::{CliError, device_cache, interrupt, load, pull};
 use answers::{Answers, AnswersFile, Settings};
 use batch_runner::BatchRunner;
@@ -154,28 +156,47 @@ async fn answer(
     }
 
     let started = Instant::now();
-    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let stop = interrupt::install()?;
-    let model = load_model(&gpu, &files, &options, !arguments.no_tune, &stop).await?;
+    let mut gpu = device_cache::open_with_note(&arguments.device.options()).await?;
+    let mut recovery = Recovery::new(arguments.device.options());
+    let load = async |mut gpu: Gpu, recovery: &mut Recovery| loop {
+        match load_model(&gpu, &files, &options, !arguments.no_tune, &stop).await {
+            Err(error @ Error::DeviceLost(_)) => gpu = recovery.reopen(error).await?,
+            model => {
+                let mut chat = model?.chat();
+                // As the reference does, so that figures are comparable.
+                chat.allow_special_tokens(true);
+                return Ok::<_, Error>((gpu, chat));
+            }
+        }
+    };
+    let chat;
+    (gpu, chat) = load(gpu, &mut recovery).await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     gpu.take_profile().await?;
 
     let started = Instant::now();
     let mut log = ProgressLog::new(open.len());
-    let mut chat = model.chat();
-    // As the reference does, so that figures are comparable.
-    chat.allow_special_tokens(true);
     let mut runner = BatchRunner::new(chat, max_new_tokens, arguments.image_decoding, &stop);
     let mut done = 0;
     for batch in batches(&open, arguments.batch as usize) {
-        let answered = match runner.answer(&batch).await {
-            Err(Error::Cancelled) => {
-                log.finish();
-                note!("mgm: note: {done} of {} answered; run the same command again to resume", open.len());
-                return Err(Error::Cancelled.into());
+        let answered = loop {
+            match runner.answer(&batch).await {
+                Err(Error::Cancelled) => {
+                    log.finish();
+                    note!("mgm: note: {done} of {} answered; run the same command again to resume", open.len());
+                    return Err(Error::Cancelled.into());
+                }
+                Err(error @ Error::DeviceLost(_)) => {
+                    let reopened = recovery.reopen(error).await?;
+                    let chat;
+                    (gpu, chat) = load(reopened, &mut recovery).await?;
+                    runner.move_to(chat);
+                }
+                answered => break answered?,
             }
-            answered => answered?,
         };
+        recovery.note_result();
         done += answered.len();
         answered.into_iter().try_for_each(|answer| answers.add(answer))?;
         log.update(done);

@@ -75,6 +75,10 @@ fn the_streamed_text_is_the_answer_and_a_seed_repeats_it() {
 
 #[test]
 fn a_conversation_through_a_pipe() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let copied = folder.path().join("a 'cat'.png");
+    std::fs::copy(goldens().join("gemma-2b/image0.png"), &copied).expect("a copy");
+
     let mut command = chat("gemma-2b");
     command.args(["--temperature", "0", "--max-new-tokens", "4"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -83,25 +87,107 @@ fn a_conversation_through_a_pipe() {
     let lines = [
         "/image nowhere.png",
         "/nonsense",
+        "/help",
+        "/image 'unclosed.png",
         &format!("/image {image}"),
+        &format!("/image \"{}\" nowhere2.png", copied.display()),
+        &format!("/image {}", copied.display()),
         "What is it?",
         "And now?",
         "/reset",
+        "//etc is a folder",
+        "\u{0}bytes",
         "Hello",
         "/quit",
         "never read",
         "",
     ];
-    child.stdin.take().expect("a pipe").write_all(lines.join("\n").as_bytes()).expect("the pipe takes it");
+    // Latin-1.
+    let input: Vec<u8> =
+        lines.join("\n").bytes().flat_map(|b| if b == 0 { vec![b'n', 0xe4, 0xff] } else { vec![b] }).collect();
+    child.stdin.take().expect("a pipe").write_all(&input).expect("the pipe takes it");
     let output = child.wait_with_output().expect("an end");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{errors}");
-    for part in ["nowhere.png", "/nonsense", "a new conversation"] {
+    for part in [
+        "nowhere.png",
+        "command /nonsense",
+        "/draw TEXT ",
+        "a quote is not closed",
+        "nowhere2.png",
+        "a new conversation",
+        "not UTF-8",
+    ] {
         assert!(errors.contains(part), "{part} in {errors}");
     }
-    // Three answers of at most four tokens each, which may contain line ends.
-    assert!(String::from_utf8_lossy(&output.stdout).lines().count() >= 3, "{output:?}");
+    assert!(!errors.contains("command //etc"), "{errors}");
+    // Four answers of at most four tokens each, which may contain line ends.
+    assert!(String::from_utf8_lossy(&output.stdout).lines().count() >= 4, "{output:?}");
     assert!(!errors.contains("panicked") && !errors.contains("never read"), "{errors}");
+}
+
+/// Sends SIGINT once standard error contains `mark`, or after the first output without one. Returns the exit code, the
+/// output and the errors.
+#[cfg(unix)]
+fn interrupt(mut command: Command, mark: Option<&str>) -> (Option<i32>, String, String) {
+    use std::io::Read;
+
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let (mut stdout, mut stderr) = (child.stdout.take().expect("a pipe"), child.stderr.take().expect("a pipe"));
+    let mut seen = String::new();
+    let mut byte = [0];
+    let mut errors = String::new();
+    match mark {
+        Some(mark) => {
+            while !errors.contains(mark) && stderr.read(&mut byte).expect("a read") > 0 {
+                errors.push(char::from(byte[0]));
+            }
+        }
+        None => {
+            assert_eq!(stdout.read(&mut byte).expect("a read"), 1);
+            seen.push(char::from(byte[0]));
+        }
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(kill.success());
+    let _ = stdout.read_to_string(&mut seen);
+    let _ = stderr.read_to_string(&mut errors);
+    (child.wait().expect("an end").code(), seen, errors)
+}
+
+#[test]
+#[cfg(unix)]
+fn one_interrupt_ends_a_one_shot_chat_with_130() {
+    // After the note about the adapter: while it loads, asks or answers.
+    let mut early = chat("gemma-2b");
+    early.args(["--prompt", "Hello", "--prompt", "And?", "--max-new-tokens", "200"]);
+    let (code, _, errors) = interrupt(early, Some("software adapter"));
+    assert_eq!(code, Some(130), "{errors}");
+    let mut late = chat("gemma-2b");
+    late.args(["--prompt", "Hello", "--prompt", "And?", "--max-new-tokens", "2000"]);
+    let (code, _, errors) = interrupt(late, None);
+    assert_eq!(code, Some(130), "{errors}");
+}
+
+#[test]
+#[cfg(unix)]
+fn one_interrupt_ends_a_conversation_that_waits_on_a_pipe() {
+    let mut command = chat("gemma-2b");
+    command.args(["--max-new-tokens", "4"]).stdin(Stdio::piped());
+    // `kill` needs a moment to find it waiting: `/help` shows that it reads.
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(b"/help\n").expect("a line");
+    let mut stderr = std::io::BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("Ctrl-C stops") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut stderr, &mut line).expect("a line") > 0);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    assert_eq!(child.wait().expect("an end").code(), Some(130));
+    drop(input);
 }
 
 #[test]

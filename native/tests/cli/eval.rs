@@ -294,11 +294,13 @@ fn a_model_answers_and_a_second_run_resumes() {
     let out = data.file("out.jsonl");
     let first = report(&mut ask("vicuna-7b", &data, &["--limit", "1"]));
     assert_eq!((figures(&first), &first["run"]["questions"]), ((1.0, 1, 0), &json!(1)));
-    // As if killed while writing a line.
+    // As if killed while writing a line, or on a full disk, inside a character.
     let mut bytes = fs::read(&out).expect("answers");
     let complete = bytes.len();
-    bytes.extend(b"{\"id\":\"2\",\"text\":\"hal");
+    bytes.extend(b"{\"id\":\"2\",\"text\":\"hal\xe2\x82");
     fs::write(&out, &bytes).expect("answers");
+    let scores = report(eval("jsonl", &data.file("q.jsonl")).arg("--answers").arg(&out));
+    assert_eq!(figures(&scores), (1.0, 1, 0));
     let second = report(&mut ask("vicuna-7b", &data, &[]));
     assert_eq!((figures(&second), &second["run"]["questions"]), ((1.0, 2, 0), &json!(1)));
     assert_eq!(fs::read(&out).expect("answers")[..complete], bytes[..complete]);
@@ -413,11 +415,14 @@ fn an_interrupted_run_can_be_resumed() {
         assert!(started.elapsed().as_secs() < 120, "no answers");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
+    // Two runs would answer the same questions.
+    let errors = failure(&mut command(&[]));
+    assert!(errors.contains("out.jsonl: another mgm eval writes to it"), "{errors}");
     let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(interrupt.expect("kill runs").success());
     let output = child.wait_with_output().expect("an end");
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert_eq!(output.status.code(), Some(130), "{errors}");
     assert!(errors.contains("of 40 answered; run the same command") && errors.contains("cancelled"), "{errors}");
     let before = answers(&out).len();
     assert!((2..40).contains(&before), "{before}");

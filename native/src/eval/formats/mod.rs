@@ -146,7 +146,14 @@ pub fn data_error(file: &Path, reason: impl Into<String>) -> Error {
 }
 
 pub fn read_text(file: &Path) -> Result<String> {
-    let bytes = read(file)?;
+    to_text(file, read(file)?)
+}
+
+/// The text in a file's bytes.
+///
+/// # Errors
+/// [`Error::Config`] with the line that is not UTF-8.
+pub fn to_text(file: &Path, bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();

@@ -1,0 +1,60 @@
+//! Opens a lost device again: after a driver's reset, a sleeping laptop, a GPU that was unplugged.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mgm::Error;
+use mgm::gpu::{Gpu, GpuOptions};
+
+use crate::device_cache;
+
+/// Losses without a result in between after which a command gives up: the work itself probably resets the device.
+const MAX_LOSSES: u32 = 3;
+/// How long a driver may need after a reset.
+const ATTEMPTS: u32 = 5;
+const WAIT: Duration = Duration::from_millis(500);
+
+/// Replaces a command's device when it is lost.
+pub struct Recovery {
+    options: GpuOptions,
+    losses: u32,
+}
+
+impl Recovery {
+    pub fn new(options: GpuOptions) -> Self {
+        Self { options, losses: 0 }
+    }
+
+    /// Call it after an answer or an image.
+    pub fn note_result(&mut self) {
+        self.losses = 0;
+    }
+
+    /// The next device after `error`.
+    ///
+    /// # Errors
+    /// `error` if it is not the loss of a device, or if devices are lost again and again or cannot be opened.
+    pub async fn reopen(&mut self, error: Error) -> mgm::Result<Gpu> {
+        if !matches!(error, Error::DeviceLost(_)) || self.losses == MAX_LOSSES {
+            return Err(error);
+        }
+        self.losses += 1;
+        note!("mgm: note: {error}; opening it again");
+        for _ in 1..ATTEMPTS {
+            if let Ok(gpu) = device_cache::open(&self.options).await {
+                return Ok(gpu);
+            }
+            std::thread::sleep(WAIT);
+        }
+        device_cache::open(&self.options).await.map_err(|_| error)
+    }
+}
+
+/// For tests: the submission after which the first device is lost, from `MGM_LOSE_DEVICE`.
+pub fn lost_after() -> Option<u64> {
+    static READ: AtomicBool = AtomicBool::new(false);
+    if READ.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    std::env::var("MGM_LOSE_DEVICE").ok()?.parse().ok()
+}
