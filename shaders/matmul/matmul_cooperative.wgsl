@@ -83,9 +83,9 @@ fn matmul_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
                 for (var i = 0u; i < MATRICES_M; i++) {
                     left[i] = coopLoadT<Left>(&lhs_tile[(x_row + SIZE * i) * ROW + k4_within * PER_FOUR], ROW);
                 }
+                // A row of W is a column of the right factor.
                 var right: array<Right, MATRICES_N>;
                 for (var j = 0u; j < MATRICES_N; j++) {
-                    // A row of W is a column of the right factor.
                     right[j] = coopLoad<Right>(&weight_tile[(w_row + SIZE * j) * ROW + k4_within * PER_FOUR], ROW);
                 }
                 for (var i = 0u; i < MATRICES_M; i++) {

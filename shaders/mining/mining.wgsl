@@ -30,13 +30,12 @@ const LOWEST: f32 = -3.402823e38;
 @group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> output: array<Channels>;
 
-// First u . texel, then the weight of the texel in y: [stage, row, columns by four].
+// First u . texel, then scores and weights of cells, then the weight of the texel in y: [stage, row, columns by four].
 var<workgroup> texels: array<vec4<f32>, 4 * SIDE * SIDE4>;
 // Weight of texel t of a stage in cell m along one axis: [stage, m, t].
 var<workgroup> weights: array<f32, 4 * WINDOW * SIDE>;
 // Cells weighted along one axis: [stage, row of texels, column of cells].
 var<workgroup> strips: array<f32, 4 * SIDE * WINDOW>;
-var<workgroup> cells: array<f32, WINDOW * WINDOW>;
 var<workgroup> partial: array<vec4<f32>, 256>;
 
 @compute @workgroup_size(256)
@@ -99,12 +98,15 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
             score = 0.0;
         }
         score = clamp(score, LOWEST, -LOWEST);
-        cells[local] = score;
+    }
+    workgroupBarrier();
+    if local < count {
+        texels[local] = vec4(score);
     }
     workgroupBarrier();
     var maximum = LOWEST;
     for (var m = 0u; m < count; m++) {
-        maximum = max(maximum, cells[m]);
+        maximum = max(maximum, texels[m].x);
     }
     // a[m] = p[m] / std[m], and the mean's part of y, which is the same for all channels.
     let p = select(0.0, exp(score - maximum), local < count);
@@ -115,7 +117,7 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
     let mean_sum = partial[0].y / total;
     if local < count {
         store_weight(at_cell, p / total);
-        cells[local] = a / total;
+        texels[local] = vec4(a / total);
     }
 
     // Weight of each texel in y: along the rows first, then along the columns.
@@ -126,7 +128,7 @@ fn mining(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
         let t = (i / WINDOW) % SIDE;
         var weight = 0.0;
         for (var m = 0u; m < WINDOW; m++) {
-            weight += cells[m * WINDOW + i % WINDOW] * weights[(stage * WINDOW + m) * SIDE + t];
+            weight += texels[m * WINDOW + i % WINDOW].x * weights[(stage * WINDOW + m) * SIDE + t];
         }
         strips[i] = weight;
     }
