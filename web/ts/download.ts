@@ -3,11 +3,12 @@
 // No caching library: they use the Cache API, which stores only whole responses, so an interrupted shard could not resume.
 
 import { MgmError } from "./errors.js";
+import { openAccess } from "./file-access.js";
 import {
   anySignal, chunksOf, fetchManifest, fetchManifestOnce, LONG_PATIENCE, rejectWebPage, request, Retries, retry, STALL_LIMIT_WITH_COPY,
 } from "./http.js";
 import { type BundleFile, MANIFEST, type Manifest, parseManifest, summary } from "./manifest.js";
-import { bundleFolder, getFile, getRecord, openAccess, putRecord, putText, refusable, StorageRefused } from "./storage.js";
+import { bundleFolder, getFile, getRecord, putRecord, putText, refusable, StorageRefused } from "./storage.js";
 import { storageEstimate } from "./support.js";
 
 /** Concurrent downloads. */

@@ -4,11 +4,12 @@
 import { Conversion, Sha256 } from "./wasm/mgm_web.js";
 import { type Bundle, checkSpace, type DownloadOptions, kept, NO_SPACE } from "./download.js";
 import { MgmError } from "./errors.js";
+import { openAccess } from "./file-access.js";
 import { findModel } from "./hub.js";
 import { type BundleFile, MANIFEST } from "./manifest.js";
 import type { HubSource } from "./protocol.js";
 import type { RemoteFile } from "./remote-file.js";
-import { getFile, IMPORT, openAccess, putRecord, putText, readJson, refusable } from "./storage.js";
+import { getFile, IMPORT, putRecord, putText, readJson, refusable } from "./storage.js";
 import type { ModelInspection } from "./types.js";
 
 /** See `Plan` of `web/src/conversion.rs`. */

@@ -119,22 +119,6 @@ export async function readJson<T>(folder: FileSystemDirectoryHandle, name: strin
   }
 }
 
-/** Milliseconds to wait for a file that another tab or an ended worker still holds. */
-const HOLD_LIMIT = 5_000;
-
-/** Opens a file for writing. */
-export async function openAccess(handle: FileSystemFileHandle): Promise<FileSystemSyncAccessHandle> {
-  for (const started = performance.now(); ; ) {
-    try {
-      return await handle.createSyncAccessHandle();
-    } catch (error) {
-      const held = error instanceof DOMException && error.name === "NoModificationAllowedError";
-      if (!held || performance.now() - started > HOLD_LIMIT) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 100));
-    }
-  }
-}
-
 /** Writes a small file atomically. */
 export async function putText(folder: FileSystemDirectoryHandle, name: string, text: string): Promise<void> {
   const handle = await folder.getFileHandle(name, { create: true });
