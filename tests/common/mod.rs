@@ -90,6 +90,8 @@ pub struct ExpectedTensor {
     pub values: Vec<f32>,
     /// How far `values` may be from what the reference computed, as a part of the largest magnitude.
     pub rounding: f32,
+    /// The last dimension.
+    pub columns: usize,
 }
 
 /// A case's expectations.
@@ -111,6 +113,11 @@ impl Expected {
         self.tensors.get(name).unwrap_or_else(|| panic!("{name} is not in expected.safetensors"))
     }
 
+    /// The tensor, if it is stored.
+    pub fn find(&self, name: &str) -> Option<&ExpectedTensor> {
+        self.tensors.get(name)
+    }
+
     /// A tensor's values.
     pub fn values(&self, name: &str) -> &[f32] {
         &self.tensor(name).values
@@ -120,15 +127,16 @@ impl Expected {
 /// A tensor in f32, or in 16 bits: value = i16 * scale / 32767, where `NAME_scale` is the largest magnitude.
 fn read_tensor(file: &SafeTensors<'_>, name: &str) -> ExpectedTensor {
     let tensor = file.tensor(name).expect("a listed tensor");
+    let columns = tensor.shape().last().copied().unwrap_or(1);
     if tensor.dtype() != Dtype::I16 {
-        return ExpectedTensor { values: bytemuck::pod_collect_to_vec(tensor.data()), rounding: 0.0 };
+        return ExpectedTensor { values: bytemuck::pod_collect_to_vec(tensor.data()), rounding: 0.0, columns };
     }
     let scale = file.tensor(&format!("{name}_scale")).expect("the scale of a tensor in 16 bits");
     let scale = f64::from(bytemuck::pod_read_unaligned::<f32>(scale.data()));
     let largest = f64::from(i16::MAX);
     let integers: Vec<i16> = bytemuck::pod_collect_to_vec(tensor.data());
     let values = integers.into_iter().map(|value| (f64::from(value) * scale / largest) as f32).collect();
-    ExpectedTensor { values, rounding: (0.5 / largest) as f32 }
+    ExpectedTensor { values, rounding: (0.5 / largest) as f32, columns }
 }
 
 /// Prompt ids as positions; -200 stands for an image.

@@ -89,7 +89,7 @@ test("pixels are read exactly, through canvases of at most a megapixel, and imag
       const plain = new ImageData(width, height);
       new Uint32Array(plain.data.buffer).fill(0xff3060c0);
       const { width: w, height: h, data } = await messages.toPixels(await createImageBitmap(plain));
-      large.push({ pixels: w * h, ratio: (w / h) * (height / width), colour: [...data.subarray(data.length / 2, data.length / 2 + 4)] });
+      large.push({ pixels: w * h, ratio: (w / h) * (height / width), colour: [...data.subarray(4 * Math.floor(data.length / 8)).subarray(0, 4)] });
     }
     self.OffscreenCanvas = Native;
     return { exact, large, largest: Math.max(...sizes) };
