@@ -28,6 +28,8 @@ export class WorkerClient {
   readonly #stop = new AbortController();
   /** Whether the worker's script has been fetched to find out why the worker did not start. */
   #isChecked = false;
+  /** Whether that is under way. */
+  #isChecking = false;
 
   constructor(private readonly onProgress?: (progress: Progress) => void) {
     try {
@@ -153,16 +155,19 @@ export class WorkerClient {
   /** Browsers do not say why a worker does not start. Fetches its script, and starts it once more where that succeeds. */
   async #startAgain(urls: Pick<StartMessage, "workerUrl" | "wasmUrl">, reason: string): Promise<void> {
     const { workerUrl } = urls;
+    // The first worker may both take too long and fail.
+    if (this.#isChecking) return;
     if (!navigator.onLine || this.#isChecked) {
       this.#failToStart(workerUrl, reason);
       return;
     }
-    this.#isChecked = true;
+    this.#isChecked = this.#isChecking = true;
     this.#startTimer = setTimeout(() => this.#failToStart(workerUrl, TOO_SLOW), START_LIMIT);
     try {
       await checkScript(workerUrl, this.#stop.signal);
       if (this.#isStarted || this.#ended) return;
       this.#worker?.terminate();
+      this.#isChecking = false;
       this.#run(startWorker(workerUrl), { type: "start", ...urls, fromCache: false });
     } catch (error) {
       if (this.#isStarted || this.#ended) return;
