@@ -378,7 +378,8 @@ test("a page that comes back from the history still answers, or loads again", { 
       });
     const ids = await ask();
     await tab.goto(`${server.url}/models.json`);
-    await tab.goBack();
+    // A page that was frozen does not load again.
+    await tab.goBack({ waitUntil: "commit" });
     await tab.waitForFunction("window.ready");
     t.diagnostic(`from the back/forward cache: ${await tab.evaluate(() => "mgm" in self)}`);
     assert.deepEqual(await ask(), ids);
