@@ -32,8 +32,8 @@ pub(crate) fn kernel() -> Kernel {
     Kernel::new("inpaint", [wgsl!("diffusion/inpaint.wgsl")], BINDINGS)
 }
 
-/// Replaces `sample` [pixels, channels] by the noised image `known` where `mask` [pixels] is 0, and fills `input` with
-/// copies of the model's next input.
+/// Replaces `sample` [pixels, channels] by the noised image `known` where `mask` (one value a pixel) is 0, and fills
+/// `input` with copies of the model's next input.
 ///
 /// # Errors
 /// [`Error::WrongShape`] if a tensor has another number of elements; [device errors](crate::gpu).

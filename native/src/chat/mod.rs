@@ -76,7 +76,7 @@ pub struct ChatArgs {
     /// System prompt [default: the template's]
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Let control tokens in prompts and answers (<|im_start|>, </s>) take effect, as in the reference, instead of
+    /// Let control tokens in prompts and answers (such as <|im_start|>) take effect, as in the reference, instead of
     /// encoding them as ordinary text
     #[arg(long)]
     allow_special_tokens: bool,
