@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::bundle::MANIFEST;
 use super::checkpoint::{MODEL_FILES, OPEN_CLIP_FILES};
 use super::sdxl::{MODEL_INDEX, component_folders};
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// The configuration of a checkpoint and of a tower.
 const CONFIG: &str = "config.json";
@@ -22,29 +22,41 @@ const MAX_NAMES: usize = 12;
 /// # Errors
 /// [`Error::MissingFile`] if the names are those of no such model.
 pub fn model_files<'a>(repo: &str, names: &[&'a str]) -> Result<Vec<&'a str>> {
+    if let Some(files) = folder_model(repo, names)? {
+        return Ok(files);
+    }
+    let gguf: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".gguf")).collect();
+    if gguf.is_empty() || names.contains(&CONFIG) {
+        return Err(no_model(repo, names));
+    }
+    let hint = format!("choose one of its GGUF files: {}", listed(&gguf));
+    Err(Error::MissingFile { file: format!("{repo}/{CONFIG}"), hint })
+}
+
+/// The same; `None` where the files are not those of a folder: GGUF files, a single safetensors file, or no model.
+///
+/// # Errors
+/// [`Error::MissingFile`] for Stable Diffusion XL without weights of one of its parts.
+pub fn folder_model<'a>(repo: &str, names: &[&'a str]) -> Result<Option<Vec<&'a str>>> {
     if names.contains(&MANIFEST) {
-        return Ok(names.iter().copied().filter(|name| !METADATA.contains(name)).collect());
+        return Ok(Some(names.iter().copied().filter(|name| !METADATA.contains(name)).collect()));
     }
     if names.contains(&MODEL_INDEX) {
-        return sdxl_files(repo, names);
-    }
-    if !names.contains(&CONFIG) {
-        let gguf: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".gguf")).collect();
-        let hint = if gguf.is_empty() {
-            format!("not a checkpoint, bundle, GGUF or diffusers repository; it has {}", listed(names))
-        } else {
-            format!("choose one of its GGUF files: {}", listed(&gguf))
-        };
-        return Err(Error::MissingFile { file: format!("{repo}/{CONFIG}"), hint });
+        return sdxl_files(repo, names).map(Some);
     }
     let files = folder_files(names, "", MODEL_FILES);
-    if !files.iter().any(|name| is_weights(name)) {
-        return Err(Error::MissingFile {
-            file: format!("{repo}/{}", MODEL_FILES[0]),
-            hint: format!("the repository has no supported weights; it has {}", listed(names)),
-        });
-    }
-    Ok(files)
+    let is_checkpoint = names.contains(&CONFIG) && files.iter().any(|name| is_weights(name));
+    Ok(is_checkpoint.then_some(files))
+}
+
+/// The error for a repository without any model.
+pub fn no_model(repo: &str, names: &[&str]) -> Error {
+    let (missing, what) = if names.contains(&CONFIG) {
+        (MODEL_FILES[0], "the repository has no supported weights")
+    } else {
+        (CONFIG, "not a checkpoint, bundle, GGUF or diffusers repository")
+    };
+    Error::MissingFile { file: format!("{repo}/{missing}"), hint: format!("{what}; it has {}", listed(names)) }
 }
 
 fn sdxl_files<'a>(repo: &str, names: &[&'a str]) -> Result<Vec<&'a str>> {
@@ -74,6 +86,9 @@ pub fn folder_files<'a>(names: &[&'a str], folder: &str, formats: &[&str]) -> Ve
         named.filter(|(name, _)| !name.contains('/'))
     };
     let format = formats.iter().copied().find(|format| inside().any(|(name, _)| name == *format));
+    // Shards whose index is missing.
+    let format =
+        format.or_else(|| formats.iter().copied().find(|format| inside().any(|(name, _)| is_shard(name, format))));
     let is_part = |name: &str| match format {
         Some(format) if format.contains(".index.") => format == name || is_shard(name, format),
         _ => format == Some(name),
@@ -89,6 +104,9 @@ pub fn folder_files<'a>(names: &[&'a str], folder: &str, formats: &[&str]) -> Ve
 /// Whether a file is a shard of an index: `model-00001-of-00002.safetensors` of `model.safetensors.index.json`. A
 /// variant's name is before or after the numbers: `model.fp16-00001-of-00002.safetensors`.
 fn is_shard(name: &str, index: &str) -> bool {
+    if !index.contains(".index.") {
+        return false;
+    }
     const VARIANT: &str = ".fp16";
     let mut parts = index.split('.').filter(|part| *part != &VARIANT[1..]);
     let (Some(stem), Some(extension)) = (parts.next(), parts.next()) else { return false };
@@ -103,7 +121,7 @@ fn is_weights(name: &str) -> bool {
 }
 
 /// The first file names, for messages.
-fn listed(names: &[&str]) -> String {
+pub fn listed(names: &[&str]) -> String {
     let shown = names.get(..MAX_NAMES).unwrap_or(names).join(", ");
     match names.len().saturating_sub(MAX_NAMES) {
         _ if names.is_empty() => "no files".to_owned(),
@@ -122,6 +140,8 @@ pub struct Tower {
     pub folder: String,
     /// File names of its weights, in order of preference.
     pub formats: &'static [&'static str],
+    /// Whether it is the high-resolution tower.
+    pub high_resolution: bool,
 }
 
 /// The towers that a `config.json` names. It has the authors' local folder names; their instructions list the
@@ -135,14 +155,14 @@ pub fn towers(file: &str, config: &[u8]) -> Result<Vec<Tower>> {
         mm_vision_tower: Option<String>,
         mm_vision_tower_aux: Option<String>,
     }
-    let names: Names = serde_json::from_slice(config)
-        .map_err(|error| Error::Config { file: file.to_owned(), reason: error.to_string() })?;
+    let names: Names =
+        json::from_slice(config).map_err(|error| Error::Config { file: file.to_owned(), reason: error.to_string() })?;
     let known = |path: String| {
         let name = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
-        let (repo, formats) = match name {
-            "clip-vit-large-patch14-336" => ("openai/clip-vit-large-patch14-336", MODEL_FILES),
+        let (repo, formats, high_resolution) = match name {
+            "clip-vit-large-patch14-336" => ("openai/clip-vit-large-patch14-336", MODEL_FILES, false),
             "openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup" => {
-                ("laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup", OPEN_CLIP_FILES)
+                ("laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup", OPEN_CLIP_FILES, true)
             }
             _ => {
                 return Err(Error::Unsupported {
@@ -152,7 +172,7 @@ pub fn towers(file: &str, config: &[u8]) -> Result<Vec<Tower>> {
                 });
             }
         };
-        Ok(Tower { repo, folder: format!("OpenAI/{name}"), formats })
+        Ok(Tower { repo, folder: format!("OpenAI/{name}"), formats, high_resolution })
     };
     [names.mm_vision_tower, names.mm_vision_tower_aux].into_iter().flatten().map(known).collect()
 }

@@ -33,22 +33,22 @@ pub fn model_files(repo: &str, names: Vec<String>) -> Result<Vec<String>, JsValu
 struct Tower {
     repo: &'static str,
     folder: String,
+    formats: &'static [&'static str],
 }
 
 /// The towers that a checkpoint's `config.json` names, as JSON.
 #[wasm_bindgen(js_name = towersOf)]
 pub fn towers_of(file: &str, config: &[u8]) -> Result<String, JsValue> {
     let towers = repository::towers(file, config).map_err(to_js)?;
-    to_json(&towers.into_iter().map(|tower| Tower { repo: tower.repo, folder: tower.folder }).collect::<Vec<_>>())
+    let tower = |tower: repository::Tower| Tower { repo: tower.repo, folder: tower.folder, formats: tower.formats };
+    to_json(&towers.into_iter().map(tower).collect::<Vec<_>>())
 }
 
-/// The files of a tower among those of its repository. `config` is the checkpoint's.
+/// The files of a tower among those of its repository, with weights in the first of these formats.
 #[wasm_bindgen(js_name = towerFiles)]
-pub fn tower_files(config: &[u8], folder: &str, names: Vec<String>) -> Result<Vec<String>, JsValue> {
-    let towers = repository::towers("config.json", config).map_err(to_js)?;
-    let formats = towers.iter().find(|tower| tower.folder == folder).map_or(&[][..], |tower| tower.formats);
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    Ok(repository::folder_files(&names, "", formats).into_iter().map(str::to_owned).collect())
+pub fn tower_files(names: Vec<String>, formats: Vec<String>) -> Vec<String> {
+    let [names, formats] = [&names, &formats].map(|list| list.iter().map(String::as_str).collect::<Vec<_>>());
+    repository::folder_files(&names, "", &formats).into_iter().map(str::to_owned).collect()
 }
 
 #[derive(Deserialize)]

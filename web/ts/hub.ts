@@ -23,6 +23,8 @@ export interface HubModel {
 interface Tower {
   repo: string;
   folder: string;
+  /** File names of its weights, in order of preference. */
+  formats: string[];
 }
 
 interface Snapshot {
@@ -58,10 +60,10 @@ export async function findModel(source: HubSource, signal: AbortSignal): Promise
   const config = files.get(`${name}/${CONFIG}`);
   if (config) {
     const text = await config.read(0, config.size);
-    for (const { repo, folder } of JSON.parse(towersOf(`${repository}/${CONFIG}`, text)) as Tower[]) {
+    for (const { repo, folder, formats } of JSON.parse(towersOf(`${repository}/${CONFIG}`, text)) as Tower[]) {
       const tower = await list(source, repo, "main", signal);
       versions.push(tower.commit);
-      for (const file of towerFiles(text, folder, [...tower.sizes.keys()])) files.set(`${folder}/${file}`, open(tower, file));
+      for (const file of towerFiles([...tower.sizes.keys()], formats)) files.set(`${folder}/${file}`, open(tower, file));
     }
   }
   return { name, files, version: versions.join(" ") };

@@ -115,8 +115,8 @@ pub fn in_cache(environment: &Environment, name: &ModelName) -> Result<Option<Lo
         None => {
             for tower in towers_of(&folder.join(CONFIG)).unwrap_or_default() {
                 let has_weights = |(_, files): &(PathBuf, Vec<RemoteFile>)| {
-                    let selected = weights_and_configs(files, "", tower.weights);
-                    selected.iter().any(|file| tower.weights.contains(&file.name.as_str()))
+                    let selected = weights_and_configs(files, tower.formats);
+                    selected.iter().any(|file| tower.formats.contains(&file.name.as_str()))
                 };
                 let folder = snapshot_of(cache, tower.repo).filter(has_weights).map(|(folder, _)| folder);
                 if tower.high_resolution {

@@ -22,10 +22,9 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::ProgressBar;
 use mgm::weights::bundle::MANIFEST;
-use mgm::weights::checkpoint::{MODEL_FILES, OPEN_CLIP_FILES};
 use mgm::weights::config::MgmConfig;
+use mgm::weights::repository::{self, Tower};
 use mgm::{Error, Result};
-use serde::Deserialize;
 
 use crate::files::io_error;
 use crate::{CliError, progress, sdxl};
@@ -83,13 +82,6 @@ struct Request {
     out: Option<PathBuf>,
     towers: bool,
     connections: usize,
-}
-
-/// The keys of `config.json` that name the towers.
-#[derive(Deserialize, Default)]
-struct Towers {
-    mm_vision_tower: Option<String>,
-    mm_vision_tower_aux: Option<String>,
 }
 
 /// Files of one repository and the place to download them to.
@@ -278,8 +270,8 @@ impl Plan {
         if let (Some(config), true, None) = (config, request.towers, &main) {
             model.fetch(client, hub, environment, config, &ProgressBar::hidden())?;
             for tower in towers_of(&model.folder().join(CONFIG))? {
-                let selected = |snapshot: &Snapshot| Ok(weights_and_configs(&snapshot.files, "", tower.weights));
-                jobs.push(Job::new(hub, (tower.repo, "main"), place(tower.repo, &tower.folder)?, selected)?);
+                let selected = |snapshot: &Snapshot| Ok(weights_and_configs(&snapshot.files, tower.formats));
+                jobs.push(Job::new(hub, (tower.repo, "main"), place(tower.repo, Path::new(&tower.folder))?, selected)?);
             }
         }
         jobs.insert(0, model);
@@ -388,38 +380,14 @@ fn fetch_all(
     Ok(())
 }
 
-/// A vision tower: its repository, and the folder where checkpoints expect it.
-struct Tower {
-    repo: &'static str,
-    folder: PathBuf,
-    weights: &'static [&'static str],
-    high_resolution: bool,
-}
-
-/// The towers named in a `config.json`. It has the authors' local folder names; their instructions list the
-/// repositories that these were copied from.
+/// The towers named in the `config.json` at a path.
 fn towers_of(config: &Path) -> Result<Vec<Tower>> {
     let bytes = std::fs::read(config).map_err(|error| io_error(config, error))?;
-    let towers: Towers = mgm::json::from_slice(&bytes).map_err(|error| io_error(config, error))?;
-    let known = |path: String| {
-        let name = path.rsplit('/').next().unwrap_or(&path).to_owned();
-        let (repo, weights, high_resolution) = match name.as_str() {
-            "clip-vit-large-patch14-336" => ("openai/clip-vit-large-patch14-336", MODEL_FILES, false),
-            "openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup" => {
-                ("laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup", OPEN_CLIP_FILES, true)
-            }
-            _ => {
-                return Err(Error::Unsupported {
-                    what: format!("vision tower in {}", config.display()),
-                    found: path,
-                    supported:
-                        "clip-vit-large-patch14-336 and openclip-convnext-large-d-320; use --no-towers and download \
-                         the tower separately"
-                            .to_owned(),
-                });
-            }
-        };
-        Ok(Tower { repo, folder: Path::new("OpenAI").join(name), weights, high_resolution })
-    };
-    [towers.mm_vision_tower, towers.mm_vision_tower_aux].into_iter().flatten().map(known).collect()
+    repository::towers(&config.display().to_string(), &bytes).map_err(|error| match error {
+        Error::Unsupported { what, found, supported } => {
+            let supported = format!("{supported}; use --no-towers and download the tower separately");
+            Error::Unsupported { what, found, supported }
+        }
+        error => error,
+    })
 }

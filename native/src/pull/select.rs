@@ -1,8 +1,7 @@
 //! Which files of a repository are the model. Repositories have files for other programs too.
 
-use mgm::weights::bundle::MANIFEST;
 use mgm::weights::checkpoint::MODEL_FILES;
-use mgm::weights::sdxl::{MODEL_INDEX, component_folders};
+use mgm::weights::repository::{folder_files, folder_model, listed, no_model};
 use mgm::{Error, Result};
 
 use super::CONFIG;
@@ -39,24 +38,16 @@ pub fn select(repo: &str, all: &[RemoteFile], choice: Option<&Choice>) -> Result
         Some(Choice::Tag(tag)) => return tagged(repo, all, tag),
         None => {}
     }
-    let has = |name: &str| all.iter().any(|file| file.name == name);
-    if has(MANIFEST) {
-        return Ok(Selection::folder(all.iter().filter(|file| !is_metadata(&file.name)).cloned().collect()));
-    }
-    if has(MODEL_INDEX) {
-        return sdxl_files(repo, all).map(Selection::folder);
-    }
-    let files = weights_and_configs(all, "", MODEL_FILES);
-    if has(CONFIG) && files.iter().any(|file| is_weights(&file.name)) {
-        return Ok(Selection::folder(files));
+    let paths = all_names(all);
+    if let Some(files) = folder_model(repo, &paths)? {
+        return Ok(Selection::folder(with_names(all, &files)));
     }
     let gguf = gguf_models(all);
     let single: Vec<&RemoteFile> = all.iter().filter(|file| is_single_file(&file.name)).collect();
     let hint = match (gguf.as_slice(), single.as_slice()) {
         ([model], _) => return Ok(Selection::file(model.clone())),
         ([], [file]) => return Ok(Selection::file(vec![(*file).clone()])),
-        ([], []) if has(CONFIG) => format!("the repository has no supported weights; it has {}", names(all)),
-        ([], []) => format!("not a checkpoint, bundle, GGUF or diffusers repository; it has {}", names(all)),
+        ([], []) => return Err(no_model(repo, &paths)),
         ([], files) => {
             let files: Vec<RemoteFile> = files.iter().map(|file| (*file).clone()).collect();
             format!("select a file with --file, or as {repo}/FILE: {}", names(&files))
@@ -66,7 +57,7 @@ pub fn select(repo: &str, all: &[RemoteFile], choice: Option<&Choice>) -> Result
             format!("select a GGUF file with --file, or as {repo}:Q4_K_M: {}", names(&first))
         }
     };
-    let missing = if has(CONFIG) { MODEL_FILES[0] } else { CONFIG };
+    let missing = if paths.contains(&CONFIG) { MODEL_FILES[0] } else { CONFIG };
     Err(Error::MissingFile { file: format!("{repo}/{missing}"), hint })
 }
 
@@ -141,84 +132,24 @@ fn is_single_file(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.contains('/') && !name.contains("-of-")
 }
 
-/// The files of a Stable Diffusion XL model in diffusers' layout. Repositories have weights for other programs too, and
-/// most have an f16 variant, which is half the size.
-fn sdxl_files(repo: &str, all: &[RemoteFile]) -> Result<Vec<RemoteFile>> {
-    let mut selected: Vec<RemoteFile> = all.iter().filter(|file| file.name == MODEL_INDEX).cloned().collect();
-    for (folder, formats) in component_folders(true) {
-        let formats: Vec<&str> = formats.iter().map(String::as_str).collect();
-        let files = weights_and_configs(all, &format!("{folder}/"), &formats);
-        if !formats.is_empty() && !files.iter().any(|file| is_weights(&file.name)) {
-            return Err(Error::MissingFile {
-                file: format!("{}/{folder}", repo),
-                hint: format!(
-                    "the repository has no supported weights of this part of Stable Diffusion XL; it has {}",
-                    names(all)
-                ),
-            });
-        }
-        selected.extend(files);
-    }
-    Ok(selected)
-}
-
-/// The configurations and tokenizers directly in a folder (`""`, or a name with `/`), and its weights in the first of
-/// these formats that exists.
-pub fn weights_and_configs(files: &[RemoteFile], folder: &str, formats: &[&str]) -> Vec<RemoteFile> {
-    let inside = || {
-        let named = files.iter().filter_map(|file| Some((file.name.strip_prefix(folder)?, file)));
-        named.filter(|(name, _)| !name.contains('/'))
-    };
-    let format = formats.iter().copied().find(|format| inside().any(|(name, _)| name == *format));
-    // Shards whose index is missing.
-    let format =
-        format.or_else(|| formats.iter().copied().find(|format| inside().any(|(name, _)| is_shard(name, format))));
-    let is_part = |name: &str| match format {
-        Some(format) if format.contains(".index.") => format == name || is_shard(name, format),
-        _ => format == Some(name),
-    };
-    let is_config = |name: &str| {
-        [".json", ".model", ".txt", ".jinja"].iter().any(|end| name.ends_with(end))
-            && !is_metadata(name)
-            && !name.contains(".index.")
-    };
-    inside().filter(|(name, _)| is_part(name) || is_config(name)).map(|(_, file)| file.clone()).collect()
-}
-
-/// Whether a file is a shard of an index: `model-00001-of-00002.safetensors` of `model.safetensors.index.json`. A
-/// variant's name is before or after the numbers: `model.fp16-00001-of-00002.safetensors`.
-fn is_shard(name: &str, index: &str) -> bool {
-    if !index.contains(".index.") {
-        return false;
-    }
-    const VARIANT: &str = ".fp16";
-    let mut parts = index.split('.').filter(|part| *part != &VARIANT[1..]);
-    let (Some(stem), Some(extension)) = (parts.next(), parts.next()) else { return false };
-    let plain = name.replacen(VARIANT, "", 1);
-    name.contains(VARIANT) == index.contains(VARIANT)
-        && plain.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-') && rest.contains("-of-"))
-        && plain.ends_with(&format!(".{extension}"))
-}
-
-fn is_weights(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".bin")
-}
-
-/// Files that describe the model or its training but are not needed to run it.
-fn is_metadata(name: &str) -> bool {
-    matches!(name, ".gitattributes" | "README.md" | "trainer_state.json" | "all_results.json" | "train_results.json")
-}
-
 /// The first file names, for messages.
 fn names(files: &[RemoteFile]) -> String {
-    const MAX: usize = 12;
-    let shown: Vec<&str> = files.iter().take(MAX).map(|file| file.name.as_str()).collect();
-    let more = files.len().saturating_sub(MAX);
-    match (shown.is_empty(), more) {
-        (true, _) => "no files".to_owned(),
-        (_, 0) => shown.join(", "),
-        _ => format!("{} and {more} more", shown.join(", ")),
-    }
+    listed(&all_names(files))
+}
+
+fn all_names(files: &[RemoteFile]) -> Vec<&str> {
+    files.iter().map(|file| file.name.as_str()).collect()
+}
+
+/// The configurations and the weights directly in a repository: see [`folder_files`].
+pub fn weights_and_configs(all: &[RemoteFile], formats: &[&str]) -> Vec<RemoteFile> {
+    with_names(all, &folder_files(&all_names(all), "", formats))
+}
+
+/// The files with these names.
+fn with_names(all: &[RemoteFile], names: &[&str]) -> Vec<RemoteFile> {
+    let find = |name: &&str| all.iter().find(|file| file.name == **name).cloned();
+    names.iter().filter_map(find).collect()
 }
 
 #[cfg(test)]
