@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{cost, element_grid};
+use super::{check_lengths, cost, element_grid};
 use crate::gpu::{Access, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -59,21 +59,12 @@ pub fn denoise(
     let outputs = if step.guidance_scale.is_some() { 2 } else { 1 };
     let copies = input.len() / count.max(1);
     let [.., of_noise] = step.next;
-    let wrong = |what: &str, found: &Tensor, expected: usize| Error::WrongShape {
-        name: what.to_owned(),
-        found: found.shape().to_vec(),
-        expected: format!("{expected} elements"),
-    };
-    for (what, tensor, expected) in [
+    check_lengths([
         ("output of a step", output, outputs * count),
         ("previous of a step", previous, count),
         ("input of a step", input, copies * count),
         ("noise of a step", noise.unwrap_or(output), if noise.is_some() { count } else { outputs * count }),
-    ] {
-        if tensor.len() != expected {
-            return Err(wrong(what, tensor, expected));
-        }
-    }
+    ])?;
     if of_noise != 0.0 && noise.is_none() {
         return Err(Error::InvalidArgument("this step of the scheduler needs noise, and none was given".to_owned()));
     }

@@ -2,10 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{cost, element_grid};
+use super::{check_lengths, cost, element_grid};
+use crate::Result;
 use crate::gpu::{Access, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
-use crate::{Error, Result};
 
 /// The numbers after a step (`shaders/diffusion/inpaint.wgsl`).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +36,7 @@ pub(crate) fn kernel() -> Kernel {
 /// `input` with copies of the model's next input.
 ///
 /// # Errors
-/// [`Error::WrongShape`] if a tensor has another number of elements; [device errors](crate::gpu).
+/// [`WrongShape`](crate::Error::WrongShape) if a tensor has another number of elements; [device errors](crate::gpu).
 pub fn inpaint(
     recorder: &mut Recorder,
     step: &Inpaint,
@@ -45,21 +45,13 @@ pub fn inpaint(
 ) -> Result<()> {
     let (count, pixels) = (sample.len(), mask.len().max(1));
     let copies = input.len() / count.max(1);
-    for (what, tensor, expected) in [
+    check_lengths([
         ("known image of a step", known, count),
         ("noise of a step", noise, count),
         ("mask of a step", mask, pixels),
         ("sample of a step", sample, pixels * (count / pixels)),
         ("input of a step", input, copies * count),
-    ] {
-        if tensor.len() != expected {
-            return Err(Error::WrongShape {
-                name: what.to_owned(),
-                found: tensor.shape().to_vec(),
-                expected: format!("{expected} elements"),
-            });
-        }
-    }
+    ])?;
     recorder.dispatch(
         &kernel(),
         &[known.binding(), noise.binding(), mask.binding(), sample.binding(), input.binding()],

@@ -49,6 +49,8 @@ pub use specialisations::specialisations;
 pub use crate::tensor::Activation;
 
 use crate::gpu::{Cost, grid_1d};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
 
 /// Invocations of the element-wise kernels' workgroups.
 const ELEMENTS: usize = 64;
@@ -56,6 +58,20 @@ const ELEMENTS: usize = 64;
 /// The grid for `count` elements, [`ELEMENTS`] a workgroup.
 fn element_grid(count: usize) -> [u32; 3] {
     grid_1d(count.div_ceil(ELEMENTS))
+}
+
+/// Checks the number of elements of an op's tensors: (what it is, the tensor, the expected number).
+fn check_lengths<const N: usize>(tensors: [(&str, &Tensor, usize); N]) -> Result<()> {
+    tensors.into_iter().find(|(_, tensor, expected)| tensor.len() != *expected).map_or(
+        Ok(()),
+        |(what, tensor, expected)| {
+            Err(Error::WrongShape {
+                name: what.to_owned(),
+                found: tensor.shape().to_vec(),
+                expected: format!("{expected} elements"),
+            })
+        },
+    )
 }
 
 /// A cost in elements of four bytes read or written.
