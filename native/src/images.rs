@@ -7,7 +7,7 @@ use mgm::diffusion::png_metadata::ImageSettings;
 use mgm::image::{Image, ImageDecoding, encode_png};
 use mgm::{Error, Result};
 
-use crate::files::io_error;
+use crate::files::{io_error, part_of, replace};
 
 /// The most bytes that [`check_space`] writes.
 const MAX_CHECKED: usize = 256 << 20;
@@ -34,13 +34,7 @@ pub fn save_png(path: &Path, image: &Image, settings: &ImageSettings) -> Result<
     let json = serde_json::to_string(settings)
         .map_err(|error| Error::Image { name: "PNG".to_owned(), reason: error.to_string() })?;
     let bytes = encode_png(image, &[("parameters", &settings.parameters()), ("mgm", &json)])?;
-    let part = part_file(path)?;
-    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, target));
-    written.map_err(|error| {
-        drop(std::fs::remove_file(&part));
-        io_error(path, error)
-    })
+    replace(&target_of(path)?, &bytes).map_err(|error| io_error(path, error))
 }
 
 /// Checks that images of `size` pixels can be written, each to one of `files`: writes as many bytes next to them, and
@@ -53,7 +47,8 @@ pub fn check_space(files: &[PathBuf], (width, height): (usize, usize)) -> Result
     let mut parts: Vec<PathBuf> = Vec::new();
     let mut checked = Ok(());
     for path in files.iter().take((MAX_CHECKED / bytes.len().max(1)).max(1)) {
-        checked = part_file(path).and_then(|part| {
+        checked = target_of(path).and_then(|target| {
+            let part = part_of(&target);
             parts.push(part.clone());
             std::fs::write(&part, &bytes).map_err(|error| io_error(path, error))
         });
@@ -65,14 +60,12 @@ pub fn check_space(files: &[PathBuf], (width, height): (usize, usize)) -> Result
     checked
 }
 
-/// The file next to `path` that becomes it when it is complete: an older image stays whole until then.
-fn part_file(path: &Path) -> Result<PathBuf> {
+/// The file that is written at `path`: where a link points, so that it stays one.
+fn target_of(path: &Path) -> Result<PathBuf> {
     if path.is_dir() {
         return Err(Error::InvalidArgument(format!("{}: a folder has this name", path.display())));
     }
-    // Where a link points, so that it stays one.
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    Ok(path.with_extension(format!("{}.part", std::process::id())))
+    Ok(std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))
 }
 
 /// The files for `count` images: `out` itself for one, numbered files for several.
