@@ -35,11 +35,12 @@ impl Recovery {
     /// # Errors
     /// `error` if it is not the loss of a device, or if devices are lost again and again or cannot be opened.
     pub async fn reopen(&mut self, error: Error) -> mgm::Result<Gpu> {
-        if !matches!(error, Error::DeviceLost(_)) || self.losses == MAX_LOSSES {
+        let Error::DeviceLost(reason) = &error else { return Err(error) };
+        if self.losses == MAX_LOSSES {
             return Err(error);
         }
         self.losses += 1;
-        note!("mgm: note: {error}; opening it again");
+        note!("mgm: note: the GPU device was lost ({reason}); opening it again");
         for _ in 1..ATTEMPTS {
             if let Ok(gpu) = device_cache::open(&self.options).await {
                 return Ok(gpu);

@@ -50,6 +50,36 @@ fn accuracy(file: &str, more: &[&str]) -> f64 {
     report(&mut eval)["accuracy"].as_f64().expect("an accuracy")
 }
 
+/// While the first answer is prepared, while the second is generated, and while an image is denoised.
+#[test]
+fn a_lost_device_changes_no_result() {
+    let image = root().join("pocket/examples/zebras.png");
+    let lost = |command: &mut Command, submission: &str| {
+        let output = command.env("MGM_LOSE_DEVICE", submission).output().expect("the binary runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && errors.contains("opening it again"), "{submission}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for submission in ["0", "3", "10"] {
+        let mut chat = mgm("chat");
+        chat.args(["--prompt", "What does the text say?", "--prompt", "What colour is the turtle?"]);
+        chat.args(["--temperature", "0", "--image"]).arg(&image);
+        assert_eq!(lost(&mut chat, submission).split_whitespace().collect::<Vec<_>>(), ["bus", "pink"], "{submission}");
+    }
+    let folder = TempDir::new().expect("a temporary folder");
+    let image = |name: &str, submission: Option<&str>| {
+        let out = folder.path().join(name);
+        let mut generate = mgm("generate");
+        generate.args(["--prompt", "a blue dog", "--seed", "1", "--steps", "4", "--out"]).arg(&out);
+        match submission {
+            Some(submission) => drop(lost(&mut generate, submission)),
+            None => assert!(generate.status().expect("the binary runs").success()),
+        }
+        std::fs::read(out).expect("an image")
+    };
+    assert!(image("lost.png", Some("5")) == image("kept.png", None), "the images differ");
+}
+
 #[test]
 fn it_answers_about_the_examples() {
     let example = |name: &str| root().join("pocket/examples").join(name);
