@@ -68,6 +68,7 @@
 //! | --- | --- | --- |
 //! | `gpu` | yes | runs models; needs `wgpu` |
 //! | `fs` | yes | reads models and images from disk |
+//! | `engine` | no | many sequences at once; unstable |
 //! | `decode` | yes | decodes PNG, JPEG, WebP, GIF, TIFF and BMP, and encodes PNG |
 //!
 //! With `default-features = false` only the readers remain: they parse checkpoints, tokenizers and configurations
@@ -78,6 +79,9 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod diffusion;
+#[cfg(feature = "engine")]
+#[doc(hidden)]
+pub mod engine;
 pub mod error;
 #[cfg(feature = "gpu")]
 #[doc(hidden)]

@@ -1,0 +1,4 @@
+//! Many sequences at once.
+
+pub mod blocks;
+pub mod digest;
