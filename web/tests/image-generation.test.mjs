@@ -136,7 +136,7 @@ test("generation aborts between two steps", { timeout: 300_000 }, async () => {
 const ask = async (mgm) => {
   const blob = await (await fetch("/goldens/vicuna-7b/image0.png")).blob();
   const messages = [{ role: "user", content: [blob, "What is this made of?"] }];
-  const settings = { mode: "always", steps: 2, seed: 3, previews: true };
+  const settings = { mode: "always", steps: 2, seed: 3, previews: true, width: 64, height: 64 };
   const turns = [];
   for (const question of ["And this?", undefined]) {
     const deltas = [];
@@ -165,7 +165,7 @@ test("an image in, text and an image out", { timeout: 600_000 }, async () => {
   }
   assert.ok(turns[1].usage.cachedTokens >= turns[0].usage.promptTokens - 1, JSON.stringify(turns.map(({ usage }) => usage)));
   const negative = turns[0].image.settings.negativePrompt;
-  const url = native("answer", "--prompt", "a gold mine", "--negative-prompt", negative, "--seed", "3");
+  const url = native("answer", "--prompt", "a gold mine", "--negative-prompt", negative, "--seed", "3", "--size", "64x64");
   const most = await page.evaluate(async (url) => Promise.all(turns.map(({ image }) => differs(image.pixels, url))), url);
   assert.ok(most.every((most) => most <= TOLERANCE), `differ by ${most}`);
   // The word "generate" asks for an image, unless the mode says otherwise.

@@ -14,12 +14,14 @@ const TYPES = {
 /**
  * Serves folders under prefixes: `{ "/": "/path" }`. The longest matching prefix wins.
  *
- * `faults(request)` returns the faults of a request: `drop` (bytes after which the connection breaks), `hang` (bytes after which nothing
- * more is sent), `corrupt` (offset of a byte to change), `status` (an error, with `headers`), `html` (a web page with status 200),
- * `bytesPerSecond`, `noRanges`, `delay` (milliseconds). The option `bytesPerSecond` is the speed that all requests share.
+ * `faults(request)` returns the faults of a request: `drop` (bytes after which the connection breaks, `linger` milliseconds later), `hang`
+ * (bytes after which nothing more is sent), `corrupt` (offset of a byte to change), `status` (an error, with `headers`), `html` (a web page
+ * with status 200), `bytesPerSecond`, `noRanges`, `delay` (milliseconds), `after` (a promise to wait for). The option `bytesPerSecond` is the
+ * speed that all requests share.
  */
 export async function serve(folders, { faults = () => ({}), headers = {}, bytesPerSecond } = {}) {
   const log = [];
+  const hanging = new Set();
   let lineIsFree = 0;
   const prefixes = Object.keys(folders).sort((a, b) => b.length - a.length);
   const server = createServer(async (request, response) => {
@@ -33,6 +35,7 @@ export async function serve(folders, { faults = () => ({}), headers = {}, bytesP
     let size;
     try {
       if (fault.delay) await new Promise((resolve) => setTimeout(resolve, fault.delay));
+      await fault.after;
       let info = await stat(file);
       if (info.isDirectory()) {
         file = join(file, "index.html");
@@ -51,6 +54,7 @@ export async function serve(folders, { faults = () => ({}), headers = {}, bytesP
       response.writeHead(200, { "Content-Type": "text/html; charset=utf-8", ...headers }).end("<!doctype html><p>Log in to the network");
       return;
     }
+    if (fault.hang !== undefined) hanging.add(response);
     if (fault.hang === 0) return;
     let [start, end] = [0, size];
     const range = !fault.noRanges && /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
@@ -81,7 +85,8 @@ export async function serve(folders, { faults = () => ({}), headers = {}, bytesP
       if (!response.write(sent)) await Promise.race([once(response, "drain"), closed]);
       entry.bytes += sent.length;
       if (cut) {
-        await new Promise((resolve) => setTimeout(resolve, 20));
+        // A browser that has not read the last bytes when the connection breaks loses them.
+        await new Promise((resolve) => setTimeout(resolve, fault.linger ?? 20));
         if (fault.hang === undefined) response.destroy();
         return;
       }
@@ -100,6 +105,14 @@ export async function serve(folders, { faults = () => ({}), headers = {}, bytesP
   return {
     url: `http://localhost:${server.address().port}`,
     log,
+    /**
+     * Ends the requests that hang. Chromium continues to wait for the script of a worker that was terminated, and delays each further request
+     * of that address by 20 s.
+     */
+    endHanging: () => {
+      for (const response of hanging) response.destroy();
+      hanging.clear();
+    },
     close: () => new Promise((resolve) => {
       server.closeAllConnections();
       server.close(resolve);
