@@ -365,7 +365,17 @@ test("the worker and the wasm module are requested again after failures", { time
     faults = ({ path, count }) => (path.startsWith("/dist/") && count < 3 ? { drop } : {});
     server.log.length = 0;
     const { ids, message } = await load();
-    assert.ok(ids, message);
+    assert.ok(ids, `${message}; requests: ${server.log.map(({ path }) => path).join(" ")}`);
+  }
+});
+
+test("a worker that is slow and then fails, or whose first requests stall, is started again", { timeout: 300_000 }, async () => {
+  for (const fault of [{ delay: 6000, drop: 0 }, { hang: 0 }, { hang: 20_000 }]) {
+    await page.evaluate(() => caches.delete("mgm-webgpu"));
+    faults = ({ path, count }) => (path === "/dist/worker.js" && count === 0 ? fault : {});
+    server.log.length = 0;
+    const { ids, message } = await load();
+    assert.ok(ids, `${JSON.stringify(fault)}: ${message}; requests: ${server.log.map(({ path }) => path).join(" ")}`);
   }
 });
 

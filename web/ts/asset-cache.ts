@@ -5,11 +5,14 @@ import { isWebPage, request, retry, STALL_LIMIT_WITH_COPY } from "./http.js";
 import type { StartMessage } from "./protocol.js";
 
 const CACHE = "mgm-webgpu";
+/** Milliseconds to wait for the cache: while another page writes to it, `match` waits. */
+const PATIENCE = 10_000;
 
 /** The cached copy of an asset, if there is one. */
 async function cachedCopy(url: string): Promise<Response | undefined> {
   try {
-    return await (await caches.open(CACHE)).match(url);
+    const match = caches.open(CACHE).then((cache) => cache.match(url));
+    return await Promise.race([match, new Promise<undefined>((resolve) => setTimeout(resolve, PATIENCE, undefined))]);
   } catch {
     // Some private windows have no Cache API.
     return undefined;
@@ -29,7 +32,7 @@ export async function wasmResponse({ workerUrl, wasmUrl, fromCache }: StartMessa
     const { signal } = new AbortController();
     const response = copy
       ? await request(wasmUrl, { signal }, STALL_LIMIT_WITH_COPY)
-      : await retry(wasmUrl, signal, () => request(wasmUrl, { signal }));
+      : await retry(wasmUrl, signal, (isRetry) => request(wasmUrl, { signal, cache: isRetry ? "no-store" : "default" }));
     if (isWebPage(response.headers)) {
       throw new MgmError("http", `${wasmUrl}: the server sent a web page instead of the wasm module`);
     }
@@ -48,7 +51,7 @@ export async function wasmBytes({ wasmUrl }: StartMessage): Promise<ArrayBuffer>
   const copy = await cachedCopy(wasmUrl);
   if (copy) return copy.arrayBuffer();
   const { signal } = new AbortController();
-  return retry(wasmUrl, signal, async () => (await request(wasmUrl, { signal })).arrayBuffer());
+  return retry(wasmUrl, signal, async () => (await request(wasmUrl, { signal, cache: "no-store" })).arrayBuffer());
 }
 
 /** Whether two responses have the same validators. */
@@ -60,8 +63,13 @@ function isSame({ headers }: Response, copy: Response | undefined): boolean {
 async function store(workerUrl: string, wasmUrl: string, wasm: Response): Promise<void> {
   const cache = await caches.open(CACHE);
   const put = async (url: string, response: Response) => {
-    if (!isSame(response, await cache.match(url))) await cache.put(url, response);
-    else await response.body?.cancel();
+    if (isSame(response, await cache.match(url))) {
+      await response.body?.cancel();
+      return;
+    }
+    // The whole body first: other pages' `match` waits until `put` ends, and a connection may stall.
+    const body = await response.arrayBuffer();
+    await cache.put(url, new Response(body, response));
   };
   const [worker] = await Promise.all([fetch(workerUrl), put(wasmUrl, wasm)]);
   if (!worker.ok) return;

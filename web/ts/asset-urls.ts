@@ -5,7 +5,12 @@ import { MgmError } from "./errors.js";
 const scriptUrl = (globalThis.document?.currentScript as { src?: string } | null | undefined)?.src;
 
 /** The addresses of the worker's script and of the wasm module. */
-export function assetUrls(): { workerUrl: string; wasmUrl: string } {
+export interface AssetUrls {
+  workerUrl: string;
+  wasmUrl: string;
+}
+
+export function assetUrls(): AssetUrls {
   const find = (name: string, given: string | URL | undefined, locate: () => URL) => {
     try {
       if (given !== undefined) return new URL(typeof given === "string" ? given : given.href, baseUrl()).href;

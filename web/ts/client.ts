@@ -1,7 +1,7 @@
 // The page's side of the worker: starts it, sends calls, receives results.
 
 import { cachedWorkerScript } from "./asset-cache.js";
-import { assetUrls } from "./asset-urls.js";
+import { assetUrls, type AssetUrls } from "./asset-urls.js";
 import { fromWire, MgmError, type MgmErrorCode } from "./errors.js";
 import { isWebPage, request, retry } from "./http.js";
 import type { ProgressMessage, Reply, Request, ResultMessage, StartMessage } from "./protocol.js";
@@ -9,7 +9,7 @@ import type { Progress } from "./types.js";
 
 /** Milliseconds after which the cached copy, if there is one, replaces a worker that has not started. */
 const START_LIMIT_WITH_COPY = 5_000;
-/** Milliseconds after which a worker that has not started counts as failed. */
+/** Milliseconds after which a worker that has not started, nor its copy, counts as failed. */
 const START_LIMIT = 60_000;
 
 /** A request without its number. */
@@ -20,26 +20,18 @@ export class WorkerClient {
   #isStarted = false;
   /** Requests sent before the worker started. They are sent again if the cached copy replaces it. */
   #pending: Request[] = [];
-  #startTimer: ReturnType<typeof setTimeout> | undefined;
   readonly #handlers = new Map<number, (reply: ProgressMessage | ResultMessage) => void>();
   #lastId = 0;
   #ended: MgmError | undefined;
   #isPersistent = false;
+  #settle = () => {};
+  /** Resolves when the worker has started or failed for good. */
+  readonly #settled = new Promise<void>((resolve) => (this.#settle = resolve));
   readonly #stop = new AbortController();
-  /** Whether the worker's script has been fetched to find out why the worker did not start. */
-  #isChecked = false;
-  /** Whether that is under way. */
-  #isChecking = false;
 
   constructor(private readonly onProgress?: (progress: Progress) => void) {
     try {
-      const urls = assetUrls();
-      this.#startTimer = setTimeout(() => void this.#startCopy(urls, TOO_SLOW), START_LIMIT_WITH_COPY);
-      try {
-        this.#run(startWorker(urls.workerUrl), { type: "start", ...urls, fromCache: false });
-      } catch (error) {
-        void this.#startCopy(urls, String(error));
-      }
+      void this.#start(assetUrls());
     } catch (error) {
       this.#fail(error as MgmError);
     }
@@ -100,8 +92,8 @@ export class WorkerClient {
   #fail(error: MgmError): void {
     if (this.#ended) return;
     this.#ended = error;
+    this.#settle();
     this.#stop.abort();
-    clearTimeout(this.#startTimer);
     this.#worker?.terminate();
     for (const [id, handler] of [...this.#handlers]) handler({ id, type: "error", error });
   }
@@ -111,71 +103,74 @@ export class WorkerClient {
     this.#worker?.postMessage(request);
   }
 
-  #run({ worker, url }: StartedWorker, message: StartMessage): void {
-    this.#worker = worker;
-    worker.onmessage = ({ data }: MessageEvent<Reply>) => {
-      if (data.type !== "started") {
-        this.#handlers.get(data.id)?.(data);
-        return;
-      }
-      this.#isStarted = true;
-      this.#pending = [];
-      clearTimeout(this.#startTimer);
-      if (url.startsWith("blob:")) URL.revokeObjectURL(url);
-    };
-    worker.onerror = (event) => {
-      // It is an MgmError; the page need not report it too.
-      event.preventDefault();
-      const reason = event.message || "the script was not loaded";
-      if (this.#isStarted) this.end("internal", `the worker failed: ${reason}`);
-      else if (message.fromCache) this.#failToStart(message.workerUrl, reason);
-      else void this.#startCopy(message, reason);
-    };
-    worker.postMessage(message);
-    for (const request of this.#pending) worker.postMessage(request);
-  }
-
-  /** Replaces a worker that does not start with the cached copy of its script. */
-  async #startCopy({ workerUrl, wasmUrl }: Omit<StartMessage, "type" | "fromCache">, reason: string): Promise<void> {
-    clearTimeout(this.#startTimer);
-    const script = await cachedWorkerScript(workerUrl);
-    if (this.#isStarted || this.#ended) return;
-    if (script === undefined) {
-      await this.#startAgain({ workerUrl, wasmUrl }, reason);
-      return;
-    }
-    this.#worker?.terminate();
-    try {
-      this.#run(startScript(script), { type: "start", workerUrl, wasmUrl, fromCache: true });
-    } catch (error) {
-      this.#failToStart(workerUrl, String(error));
-    }
-  }
-
-  /** Browsers do not say why a worker does not start. Fetches its script, and starts it once more where that succeeds. */
-  async #startAgain(urls: Pick<StartMessage, "workerUrl" | "wasmUrl">, reason: string): Promise<void> {
+  /**
+   * Starts the worker. If it fails or takes too long, its cached copy replaces it, or if there is none, its script as `fetch` gets it: browsers
+   * say neither why a worker does not start nor that its connection has stalled.
+   */
+  async #start(urls: AssetUrls): Promise<void> {
     const { workerUrl } = urls;
-    // The first worker may both take too long and fail.
-    if (this.#isChecking) return;
-    if (!navigator.onLine || this.#isChecked) {
-      this.#failToStart(workerUrl, reason);
-      return;
+    const run = (worker: () => StartedWorker, fromCache = false) => this.#run(worker, { type: "start", ...urls, fromCache });
+    const failure = run(() => startWorker(workerUrl));
+    let reason = await this.#unlessStarted(failure, START_LIMIT_WITH_COPY);
+    if (reason === undefined) return;
+    const deadline = performance.now() + START_LIMIT;
+    const timeLeft = () => Math.max(0, deadline - performance.now());
+    const copy = await cachedWorkerScript(workerUrl);
+    if (copy !== undefined) {
+      reason = await this.#unlessStarted(run(() => startScript(copy), true), timeLeft());
+    } else if (navigator.onLine) {
+      const fetched = await this.#unlessStarted(fetchScript(workerUrl, this.#stop.signal).catch((error: unknown) => error), timeLeft());
+      if (typeof fetched === "string") {
+        // A content security policy may allow one and not the other.
+        for (const start of [() => startScript(fetched), () => startWorker(workerUrl)]) {
+          if (reason !== undefined) reason = await this.#unlessStarted(run(start), timeLeft());
+        }
+      } else if (fetched instanceof MgmError && fetched.code === "http") {
+        this.end("http", `the package's worker did not start: ${fetched.message}`);
+      } else {
+        // The script may be there all the same: `fetch` needs `connect-src`, and from another origin CORS.
+        reason = await this.#unlessStarted(failure, timeLeft());
+        if (reason !== undefined && fetched !== TOO_SLOW) reason += `; ${fetched instanceof MgmError ? fetched.message : String(fetched)}`;
+      }
     }
-    this.#isChecked = this.#isChecking = true;
-    this.#startTimer = setTimeout(() => this.#failToStart(workerUrl, TOO_SLOW), START_LIMIT);
-    try {
-      await checkScript(workerUrl, this.#stop.signal);
-      if (this.#isStarted || this.#ended) return;
-      this.#worker?.terminate();
-      this.#isChecking = false;
-      this.#run(startWorker(workerUrl), { type: "start", ...urls, fromCache: false });
-    } catch (error) {
-      if (this.#isStarted || this.#ended) return;
-      // The script may be there all the same: `fetch` needs `connect-src`, and from another origin CORS.
-      const isKnown = error instanceof MgmError && error.code === "http";
-      if (isKnown) this.end("http", `the package's worker did not start: ${error.message}`);
-      else if (reason !== TOO_SLOW) this.#failToStart(workerUrl, `${reason}; ${error instanceof MgmError ? error.message : String(error)}`);
-    }
+    if (reason !== undefined) this.#failToStart(workerUrl, reason);
+  }
+
+  /** Waits for a promise for at most `limit` milliseconds, then gives `TOO_SLOW`; undefined as soon as the worker has started or failed for good. */
+  #unlessStarted<T>(promise: Promise<T>, limit: number): Promise<T | typeof TOO_SLOW | undefined> {
+    return Promise.race([this.#settled.then(() => undefined), promise, new Promise<typeof TOO_SLOW>((resolve) => setTimeout(resolve, limit, TOO_SLOW))]);
+  }
+
+  /** Starts a worker in place of the present one. Gives the reason if it does not start. */
+  #run(start: () => StartedWorker, message: StartMessage): Promise<string> {
+    this.#worker?.terminate();
+    return new Promise((resolve) => {
+      try {
+        const { worker, url } = start();
+        this.#worker = worker;
+        worker.onmessage = ({ data }: MessageEvent<Reply>) => {
+          if (data.type !== "started") {
+            this.#handlers.get(data.id)?.(data);
+            return;
+          }
+          this.#isStarted = true;
+          this.#settle();
+          this.#pending = [];
+          if (url.startsWith("blob:")) URL.revokeObjectURL(url);
+        };
+        worker.onerror = (event) => {
+          // It is an MgmError; the page need not report it too.
+          event.preventDefault();
+          const reason = event.message || "the script was not loaded";
+          if (this.#isStarted) this.end("internal", `the worker failed: ${reason}`);
+          else resolve(reason);
+        };
+        worker.postMessage(message);
+        for (const request of this.#pending) worker.postMessage(request);
+      } catch (error) {
+        resolve(String(error));
+      }
+    });
   }
 
   #failToStart(url: string, reason: string): void {
@@ -197,14 +192,14 @@ export class WorkerClient {
 
 const TOO_SLOW = "it takes too long";
 
-/** Fails if a server does not deliver a script. Repeats requests whose connection fails. */
-async function checkScript(url: string, signal: AbortSignal): Promise<void> {
-  const headers = await retry(url, signal, async () => {
-    const response = await request(url, { signal });
-    await response.arrayBuffer();
-    return response.headers;
+/** Fetches a script. Fails if the server sends something else. Repeats requests whose connection fails. */
+async function fetchScript(url: string, signal: AbortSignal): Promise<string> {
+  return retry(url, signal, async () => {
+    const response = await request(url, { signal, cache: "no-store" });
+    const script = await response.text();
+    if (isWebPage(response.headers)) throw new MgmError("http", `${url}: the server sent a web page instead of the script`);
+    return script;
   });
-  if (isWebPage(headers)) throw new MgmError("http", `${url}: the server sent a web page instead of the script`);
 }
 
 interface StartedWorker {

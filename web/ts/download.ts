@@ -292,8 +292,8 @@ async function withoutStorage(url: string, options: DownloadOptions): Promise<Ma
     const address = new URL(entry.file, url).href;
     let verified: Blob | undefined;
     for (let attempt = 0; !verified && attempt < 2; attempt++) {
-      const fetchBlob = async () => {
-        const response = await request(address, { headers: options.headers, signal, cache: "no-cache" });
+      const fetchBlob = async (isRetry: boolean) => {
+        const response = await request(address, { headers: options.headers, signal, cache: isRetry ? "no-store" : "no-cache" });
         const blob = await response.blob();
         rejectWebPage(address, response.headers, new Uint8Array(await blob.slice(0, 1).arrayBuffer()));
         return blob;

@@ -60,15 +60,15 @@ export function anySignal(signals: AbortSignal[]): AbortSignal {
 
 /** Fetches the manifest of the bundle at `url`. */
 export const fetchManifest = (url: string, signal: AbortSignal, headers?: Record<string, string>): Promise<string> =>
-  retry(new URL(MANIFEST, url).href, signal, () => fetchManifestOnce(url, signal, { headers }));
+  retry(new URL(MANIFEST, url).href, signal, (isRetry) => fetchManifestOnce(url, signal, { headers, isRetry }));
 
 /** The same without retries. */
 export async function fetchManifestOnce(
   url: string,
   signal: AbortSignal,
-  { stallLimit, headers = {} }: { stallLimit?: number | undefined; headers?: Record<string, string> | undefined } = {},
+  { stallLimit, headers = {}, isRetry = false }: { stallLimit?: number; headers?: Record<string, string> | undefined; isRetry?: boolean } = {},
 ): Promise<string> {
-  return (await request(new URL(MANIFEST, url).href, { headers, cache: "no-cache", signal }, stallLimit)).text();
+  return (await request(new URL(MANIFEST, url).href, { headers, cache: isRetry ? "no-store" : "no-cache", signal }, stallLimit)).text();
 }
 
 /** Sends a request. Returns a successful response, whose body fails if no data arrives for `stallLimit` milliseconds. */
@@ -124,12 +124,15 @@ function retryAfter(header: string): number {
   return milliseconds > 0 ? milliseconds : 0;
 }
 
-/** Repeats a task while it fails with transient errors. */
-export async function retry<T>(url: string, signal: AbortSignal, task: () => Promise<T>, patience?: number): Promise<T> {
+/**
+ * Repeats a task while it fails with transient errors. Retries pass the browser's cache by: there a request waits, for up to 20 s in Chrome,
+ * while another one of the same address is under way, such as one whose connection has stalled.
+ */
+export async function retry<T>(url: string, signal: AbortSignal, task: (isRetry: boolean) => Promise<T>, patience?: number): Promise<T> {
   const retries = new Retries(url, signal, patience);
-  for (;;) {
+  for (let isRetry = false; ; isRetry = true) {
     try {
-      return await task();
+      return await task(isRetry);
     } catch (error) {
       await retries.after(error);
     }

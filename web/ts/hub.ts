@@ -73,7 +73,9 @@ export async function findModel(source: HubSource, signal: AbortSignal): Promise
 async function list(source: HubSource, repo: string, revision: string, signal: AbortSignal): Promise<Snapshot> {
   const url = `${source.endpoint}/api/models/${repo}/revision/${encodeURIComponent(decodeURIComponent(revision))}?blobs=true`;
   const headers = hubHeaders(source);
-  const fetched = retry(url, signal, async () => (await request(url, { headers, signal, cache: "no-cache" })).text());
+  const fetched = retry(url, signal, async (isRetry) => {
+    return (await request(url, { headers, signal, cache: isRetry ? "no-store" : "no-cache" })).text();
+  });
   const text = await fetched.catch((error: unknown) => {
     throw error instanceof StatusError && [401, 403, 404].includes(error.status) ? notFound(source, repo, revision, error) : error;
   });
