@@ -22,7 +22,7 @@ SOURCES = "trixie"
 MESA = "25.0.7"
 PACKAGES = """mesa-vulkan-drivers libvulkan1 glslc gcc g++ meson ninja-build pkg-config bison flex python3-mako python3-yaml
     python3-packaging python3-ply libdrm-dev libexpat1-dev zlib1g-dev libzstd-dev libelf-dev linux-libc-dev dpkg-dev patch xz-utils
-    ca-certificates""".split()  # fmt: skip
+    ca-certificates vulkan-validationlayers""".split()  # fmt: skip
 # Raise it when an edit changes: the shims are built again.
 VERSION = "2"
 # Processes to end with this one.

@@ -156,7 +156,10 @@ impl Opened {
         let request = async |features| {
             let descriptor = descriptor(features);
             #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-            if options.test.unchecked.unwrap_or_else(|| super::unchecked::is_worth_it(&adapter.get_info()))
+            if options
+                .test
+                .unchecked
+                .unwrap_or_else(|| withheld.bounds_checks || super::unchecked::is_worth_it(&adapter.get_info()))
                 && let Some(opened) = super::unchecked::open(&adapter, &descriptor)
             {
                 return Ok(opened);
@@ -264,6 +267,12 @@ impl Gpu {
     /// Why better adapters than the one in use could not be opened.
     pub fn skipped_adapters(&self) -> &[Error] {
         &self.0.skipped_adapters
+    }
+
+    /// The device itself, for tests of validation layers.
+    #[doc(hidden)]
+    pub fn wgpu(&self) -> (&wgpu::Device, &wgpu::Queue) {
+        (&self.0.device, &self.0.queue)
     }
 
     /// The adapter in use.

@@ -64,12 +64,20 @@ pub struct Withheld {
     pub timestamps: bool,
     /// Limits beyond WebGPU's defaults.
     pub limits: bool,
+    /// The driver's checks of buffer accesses, where a device can be opened without.
+    pub bounds_checks: bool,
 }
 
 impl Withheld {
     /// As the smallest device would offer: WebGPU's default limits and no features.
-    pub const ALL: Self =
-        Self { shader_f16: true, subgroups: true, cooperative_matrices: true, timestamps: true, limits: true };
+    pub const ALL: Self = Self {
+        shader_f16: true,
+        subgroups: true,
+        cooperative_matrices: true,
+        timestamps: true,
+        limits: true,
+        bounds_checks: false,
+    };
 
     /// What either withholds.
     #[must_use]
@@ -80,6 +88,7 @@ impl Withheld {
             cooperative_matrices: self.cooperative_matrices || other.cooperative_matrices,
             timestamps: self.timestamps || other.timestamps,
             limits: self.limits || other.limits,
+            bounds_checks: self.bounds_checks || other.bounds_checks,
         }
     }
 
@@ -95,7 +104,8 @@ impl Withheld {
     }
 }
 
-/// Names separated by commas: `shader-f16`, `subgroups`, `cooperative-matrices`, `timestamps`, `limits`.
+/// Names separated by commas: `shader-f16`, `subgroups`, `cooperative-matrices`, `timestamps`, `limits`,
+/// `bounds-checks`.
 impl std::str::FromStr for Withheld {
     type Err = Error;
 
@@ -108,6 +118,7 @@ impl std::str::FromStr for Withheld {
                 "cooperative-matrices" => &mut withheld.cooperative_matrices,
                 "timestamps" => &mut withheld.timestamps,
                 "limits" => &mut withheld.limits,
+                "bounds-checks" => &mut withheld.bounds_checks,
                 _ => return Err(Error::InvalidArgument(format!("{name} is no feature that a test can withhold"))),
             } = true;
         }

@@ -6,3 +6,4 @@ mod common;
 
 mod ops;
 mod shaders;
+mod validation;
