@@ -320,7 +320,7 @@ impl LanguageModel {
                 layer.forward(&mut recorder, &x, &table, &cache, position)?;
             }
             // Uses every sampling kernel.
-            let drawn = Sampling { temperature: 1.0, top_k: 2, top_p: 0.5 };
+            let drawn = Sampling::GREEDY.with_temperature(1.0).with_top_k(2).with_top_p(0.5);
             for sampling in [Sampling::GREEDY, drawn] {
                 self.sample_next(&mut recorder, &x, sampling, 0.0, &sampled, 0)?;
             }

@@ -11,7 +11,7 @@ const EPILOGUE: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "HAS_RESIDUAL", "GATED", "
 /// in the steps of their epilogue share it. The tables of `make isa` have these names.
 pub fn kernel_name(kernel: &Kernel) -> String {
     // Parts that every kernel of a family has, or that another word stands for.
-    const USUAL: [&str; 21] = [
+    const USUAL: [&str; 24] = [
         "epilogue",
         "activation",
         "rows_direct",
@@ -33,6 +33,9 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "store_cache_f32",
         "channels_vec4",
         "mining_map",
+        "logits",
+        "best_logit",
+        "sample_one",
     ];
     const SWITCHES: [&str; 7] = ["CAUSAL", "CENTRED", "HELD", "NEIGHBOURS", "NORM", "SPLIT", "UNIT_OFFSET"];
     let mut words = vec![kernel.name.to_owned()];
@@ -59,6 +62,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             "store_cache_f16" => "kv16".to_owned(),
             "cache_f16" | "chunks_f16" | "chunks_f16_keys" | "runs_f16" => "kv16".to_owned(),
             "stage_f16" => "half".to_owned(),
+            "sample_rows" => "rows".to_owned(),
             _ => match stem.split_once('_') {
                 Some(("cooperative", size)) => format!("m{size}"),
                 _ => stem.to_owned(),
@@ -90,7 +94,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             ("WORKGROUP", workgroup) => format!("w{workgroup}"),
             ("COLUMNS", 8) if ["matmul", "matmul_packed"].contains(&kernel.name) => "c8".to_owned(),
             // 4 in other products; in attention it follows from HEAD4.
-            ("BITS" | "SPAN" | "SCALE_WORDS" | "SCALE_HALVES" | "COLUMNS", _) | (_, 0) => continue,
+            ("BITS" | "SPAN" | "SCALE_WORDS" | "SCALE_HALVES" | "COLUMNS" | "PARAMS", _) | (_, 0) => continue,
             // SUB_M is half of TILE.
             ("SUB_M", _) => continue,
             ("ROW_PARTS", parts) => format!("p{parts}"),

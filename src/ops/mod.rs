@@ -1,6 +1,7 @@
 //! Operations: one file per family of shaders. An op checks shapes, picks a variant and records its dispatches; it
 //! knows no model.
 
+mod adjust;
 mod attention;
 pub mod cases;
 mod checked;
@@ -11,6 +12,7 @@ mod gather;
 mod group_norm;
 mod inpaint;
 mod kernel_name;
+mod logprobs;
 mod matmul;
 mod mining;
 mod norm;
@@ -21,6 +23,7 @@ mod sampling;
 mod softmax;
 mod specialisations;
 
+pub use adjust::{FORBID, RowBias, RowPenalties, adjust, count_sampled, token_counts};
 pub(crate) use attention::CooperativeAttention;
 pub use attention::{
     Attention, AttentionSegment, KeyValues, KvCache, StridedRows, attention, attention_batched, attention_segments,
@@ -33,6 +36,7 @@ pub use gather::{NO_ROW, gather, gather_add, gather_rows};
 pub use group_norm::{ChannelMoments, GroupNorm, Rectangle, group_norm, scale_channels};
 pub use inpaint::{Inpaint, inpaint};
 pub use kernel_name::kernel_name;
+pub use logprobs::{MAX_TOP_LOGPROBS, logprob_words, logprobs};
 pub(crate) use matmul::{Choice, linear_by, update_tuning};
 pub use matmul::{
     Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, SharedRows, Tuning, linear,
@@ -42,7 +46,7 @@ pub use mining::{MiningMap, check_windows, mining, mining_stats};
 pub use norm::{Norm, norm};
 pub use rope::{QkvRope, Rope, RopeTable, linear_qkv_rope};
 pub use routing::{Routing, combine, route};
-pub use sampling::{Sampling, sample};
+pub use sampling::{RowSampling, Sampling, sample, sample_rows};
 pub use softmax::softmax;
 pub use specialisations::specialisations;
 

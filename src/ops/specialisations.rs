@@ -2,8 +2,8 @@
 
 use super::attention::{AttentionKernel, CooperativeAttention};
 use super::{
-    attention, denoise, feature_map, gather, group_norm, inpaint, matmul, mining, norm, roofline, routing, sampling,
-    softmax,
+    adjust, attention, denoise, feature_map, gather, group_norm, inpaint, logprobs, matmul, mining, norm, roofline,
+    routing, sampling, softmax,
 };
 use crate::gpu::{Kernel, PipelineKey};
 use crate::tensor::{Precision, fill_kernel};
@@ -35,9 +35,12 @@ pub fn specialisations() -> Vec<Kernel> {
         for workgroup in mining::PRODUCTS_WORKGROUPS {
             kernels.extend(BOTH.map(|neighbours| mining::products_kernel(first, neighbours, workgroup)));
         }
-        kernels.push(sampling::Variant { draws: first }.kernel());
+        kernels.extend(BOTH.map(|by_row| sampling::Variant { draws: first, by_row }.kernel()));
+        kernels
+            .extend(sampling::SplitKernel::ALL.map(|kernel| sampling::SplitVariant { kernel, by_row: first }.kernel()));
     }
-    kernels.extend(sampling::SplitKernel::ALL.map(|kernel| kernel.kernel()));
+    kernels.extend(adjust::Adjust::ALL.map(|kernel| kernel.kernel()));
+    kernels.extend(logprobs::Logprobs::ALL.map(|kernel| kernel.kernel()));
     kernels.push(mining::stats_bilinear_kernel());
     for pool in mining::POOLS {
         for (keep, vec4) in BOTH.into_iter().flat_map(|keep| BOTH.map(|vec4| (keep, vec4))) {

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use mgm::Error;
 use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions, Withheld};
 use mgm::ops::cases::{
-    Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
-    Depthwise, F32, Gather, GatherRows, GroupNorm, Inpaint, Linear, Map, MatrixRows, Mining, MiningStats, Norm,
-    Patches, Random, Resize, Rope, Route, RoutedLinear, Sample, Softmax, Storage, check, compare, self_check,
+    Adjust, Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
+    Depthwise, F32, Gather, GatherRows, GroupNorm, Inpaint, Linear, Logprobs, Map, MatrixRows, Mining, MiningStats,
+    Norm, Patches, Random, Resize, Rope, Route, RoutedLinear, Sample, SampleRows, Softmax, Storage, check, compare,
+    self_check,
 };
 use mgm::ops::{
-    self, Activation, AttentionSegment, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding,
-    RowMatvec, StridedRows, Tuning, set_tuning, specialisations, tuning,
+    self, Activation, AttentionSegment, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, RowBias,
+    RowMatvec, RowPenalties, RowSampling, Sampling, StridedRows, Tuning, set_tuning, specialisations, tuning,
 };
 use mgm::tensor::{Inputs, Matrix, Precision, Tensor};
 use mgm::tuning::{Timing, TuneOptions, check_native_dots, tune, tune_within};
@@ -1278,7 +1279,250 @@ fn sampling() {
             cases.push(Box::new(Sample { vocab, temperature, top_k, top_p, tied, draws: 24 }));
         }
     }
+    for (vocab, rows) in [(1, 3), (2, 2), (31, 7), (33, 16), (1000, 7), (4097, 5), (20_001, 8), (128_256, 3)] {
+        for (greedy, tied) in [(false, false), (false, true), (true, true)] {
+            cases.push(Box::new(SampleRows { vocab, rows, greedy, tied, draws: if greedy { 1 } else { 6 } }));
+        }
+    }
     check_everywhere("sampling", &cases);
+}
+
+#[test]
+fn logit_processors() {
+    let mut cases = boxed(Vec::<Adjust>::new());
+    for (vocab, rows, biases) in [(1, 1, 1), (2, 3, 0), (63, 5, 70), (257, 16, 3), (1000, 2, 300), (32_001, 3, 20)] {
+        cases.push(Box::new(Adjust { vocab, rows, biases }));
+    }
+    for (vocab, rows, top) in
+        [(1, 1, 20), (19, 2, 20), (255, 3, 1), (1000, 16, 5), (4096, 1, 0), (4097, 2, 20), (128_256, 3, 20)]
+    {
+        cases.extend([false, true].map(|tied| Box::new(Logprobs { vocab, rows, top, tied }) as Box<dyn Case>));
+    }
+    check_everywhere("logit processors", &cases);
+}
+
+#[derive(serde::Deserialize)]
+struct Processed {
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+    cases: Vec<ProcessedCase>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(default)]
+struct ProcessedCase {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    logit_bias: Vec<(u32, f32)>,
+    min_tokens: usize,
+    stop: Vec<u32>,
+    logits: Vec<f32>,
+    adjusted: Vec<Option<f32>>,
+    probabilities: Vec<f64>,
+}
+
+impl Default for ProcessedCase {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            min_tokens: 0,
+            stop: Vec::new(),
+            logits: Vec::new(),
+            adjusted: Vec::new(),
+            probabilities: Vec::new(),
+        }
+    }
+}
+
+/// All cases of tests/reference/make_sampling.py at once, a row each: the logits after bias and penalties as
+/// transformers' processors make them, and every draw in the middle of the part of a token that its warpers leave.
+#[test]
+fn logits_are_processed_as_by_transformers() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/ops/sampling.json");
+    let text = std::fs::read_to_string(file).expect("the file");
+    let Processed { prompt, answer, cases } = serde_json::from_str(&text).expect("its format");
+    let (rows, vocab) = (cases.len(), cases[0].logits.len());
+    let sampling = |case: &ProcessedCase| {
+        Sampling::GREEDY
+            .with_temperature(case.temperature)
+            .with_top_k(case.top_k)
+            .with_top_p(case.top_p)
+            .with_min_p(case.min_p)
+            .with_repetition_penalty(case.repetition_penalty)
+            .with_presence_penalty(case.presence_penalty)
+            .with_frequency_penalty(case.frequency_penalty)
+    };
+    let counts = ops::token_counts(vocab, prompt, answer.iter().copied()).repeat(rows);
+    let penalties: Vec<RowPenalties> = cases
+        .iter()
+        .enumerate()
+        .map(|(row, case)| RowPenalties { sampling: sampling(case), sequence: Some(row) })
+        .collect();
+    let mut biases = Vec::new();
+    for (row, case) in cases.iter().enumerate() {
+        biases.extend(case.logit_bias.iter().map(|(token, bias)| RowBias { row, token: *token, bias: *bias }));
+        let forbidden = case.stop.iter().filter(|_| answer.len() < case.min_tokens);
+        biases.extend(forbidden.map(|token| RowBias { row, token: *token, bias: ops::FORBID }));
+    }
+    // The middle of each token's part, by row.
+    let middles: Vec<Vec<(usize, f64)>> = cases
+        .iter()
+        .map(|case| {
+            let mut sum = 0.0;
+            let parts = case.probabilities.iter().enumerate().map(|(token, share)| {
+                sum += share;
+                (token, sum - share / 2.0, *share)
+            });
+            parts.filter(|(_, _, share)| *share > 1e-4).map(|(token, middle, _)| (token, middle)).collect()
+        })
+        .collect();
+    let draws = middles.iter().map(Vec::len).max().expect("cases");
+    let devices = devices();
+    for device in [&devices.full, &devices.software, &devices.base] {
+        let gpu = device.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recorder = gpu.record();
+        let logits: Vec<f32> = cases.iter().flat_map(|case| case.logits.clone()).collect();
+        let logits = Tensor::upload(&mut recorder, &[rows, vocab], &logits, "logits").expect("memory");
+        let counts = Tensor::upload(&mut recorder, &[rows, vocab], &counts, "counts").expect("memory");
+        let sampled = Tensor::zeros(&gpu, &[draws * rows], "sampled").expect("memory");
+        ops::adjust(&mut recorder, &logits, &biases, &penalties, Some(&counts)).expect("a recording");
+        for draw in 0..draws {
+            let row = |(case, middles): (&ProcessedCase, &Vec<(usize, f64)>)| RowSampling {
+                sampling: sampling(case),
+                draw: middles[draw % middles.len()].1 as f32,
+                mask: None,
+            };
+            let rows_sampling: Vec<RowSampling> = cases.iter().zip(&middles).map(row).collect();
+            ops::sample_rows(&mut recorder, &logits, &rows_sampling, None, &sampled, draw * rows).expect("a recording");
+        }
+        let (logits, sampled) = (logits.read_back(&mut recorder), sampled.read_back(&mut recorder));
+        recorder.submit().expect("a submission");
+        let logits: Vec<f32> = pollster::block_on(logits.values()).expect("logits");
+        let sampled: Vec<u32> = pollster::block_on(sampled.values()).expect("ids");
+        for (row, case) in cases.iter().enumerate() {
+            for (token, expected) in case.adjusted.iter().enumerate() {
+                let found = logits[row * vocab + token];
+                let close = expected.map_or(found < -1e30, |expected| (found - expected).abs() < 4e-6);
+                assert!(close, "case {row}, token {token}: {found}, expected {expected:?}");
+            }
+            for draw in 0..draws {
+                let expected = middles[row][draw % middles[row].len()].0;
+                assert_eq!(sampled[draw * rows + row] as usize, expected, "case {row}, draw {draw}");
+            }
+        }
+    }
+}
+
+/// 20,000 draws of every control: each token's frequency is within 5 sigma of its probability in f64.
+#[test]
+fn sampling_frequencies() {
+    const DRAWS: usize = 20_000;
+    let vocab = 37;
+    let mut random = Random::new("frequencies");
+    let logits = random.values(vocab, 3.0);
+    let base = Sampling::GREEDY.with_temperature(0.9);
+    let mask: Vec<u32> = vec![0x5a5a_3c3c, 0x15];
+    let counts = ops::token_counts(vocab, [1, 2, 3, 30], [2, 2, 5, 36, 8, 8, 8]);
+    let bias = [(4u32, 2.5f32), (5, -1.5), (9, ops::FORBID)];
+    let settings = [
+        (base, false),
+        (base.with_top_k(9), false),
+        (base.with_top_p(0.75), false),
+        (base.with_min_p(0.08), false),
+        (base, true),
+        (base.with_repetition_penalty(1.4), false),
+        (base.with_presence_penalty(1.1), false),
+        (base.with_frequency_penalty(0.6), false),
+        (
+            base.with_repetition_penalty(1.2)
+                .with_frequency_penalty(0.3)
+                .with_top_k(20)
+                .with_top_p(0.95)
+                .with_min_p(0.02),
+            true,
+        ),
+    ];
+    for (index, (sampling, masked)) in settings.into_iter().enumerate() {
+        // f64: bias, penalties, mask, temperature, cut-offs.
+        let mut expected: Vec<f64> = logits.iter().copied().map(f64::from).collect();
+        for (token, bias) in bias {
+            expected[token as usize] += if bias <= ops::FORBID { f64::NEG_INFINITY } else { f64::from(bias) };
+        }
+        for (logit, seen) in expected.iter_mut().zip(&counts) {
+            if *seen > 0 {
+                let repetition = f64::from(sampling.repetition_penalty);
+                *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+            }
+            let count = f64::from(seen & 0x7fff_ffff);
+            let presence = if count > 0.0 { f64::from(sampling.presence_penalty) } else { 0.0 };
+            *logit -= f64::from(sampling.frequency_penalty) * count + presence;
+        }
+        let allowed = |token: usize| !masked || mask[token / 32] >> (token % 32) & 1 == 1;
+        let mut order: Vec<usize> = (0..vocab).filter(|token| allowed(*token)).collect();
+        order.sort_by(|a, b| expected[*b].total_cmp(&expected[*a]));
+        if sampling.top_k > 0 {
+            order.truncate(sampling.top_k as usize);
+        }
+        let largest = expected[order[0]];
+        let weight = |token: usize| ((expected[token] - largest) / f64::from(sampling.temperature)).exp();
+        let total: f64 = order.iter().map(|token| weight(*token)).sum();
+        let mut sum = 0.0;
+        let kept = order.iter().take_while(|token| {
+            let more = sum < f64::from(sampling.top_p) * total;
+            sum += weight(**token);
+            more
+        });
+        let mut kept: Vec<usize> = kept.copied().collect();
+        kept.retain(|token| weight(*token) >= f64::from(sampling.min_p));
+        let total: f64 = kept.iter().map(|token| weight(*token)).sum();
+
+        let gpu = devices().software.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recorder = gpu.record();
+        let adjusted = Tensor::upload(&mut recorder, &[1, vocab], &logits, "logits").expect("memory");
+        let counts = Tensor::upload(&mut recorder, &[1, vocab], &counts, "counts").expect("memory");
+        let biases = bias.map(|(token, bias)| RowBias { row: 0, token, bias });
+        let penalties = [RowPenalties { sampling, sequence: Some(0) }];
+        ops::adjust(&mut recorder, &adjusted, &biases, &penalties, Some(&counts)).expect("a recording");
+        let adjusted = adjusted.read_back(&mut recorder);
+        recorder.submit().expect("a submission");
+        let adjusted: Vec<f32> = pollster::block_on(adjusted.values()).expect("logits");
+
+        let mut recorder = gpu.record();
+        let masks = Tensor::upload(&mut recorder, &[1, 2], &mask, "mask").expect("memory");
+        let rows = DRAWS / 10;
+        let many = Tensor::upload(&mut recorder, &[rows, vocab], &adjusted.repeat(rows), "logits").expect("memory");
+        let sampled = Tensor::zeros(&gpu, &[DRAWS], "sampled").expect("memory");
+        for part in 0..DRAWS / rows {
+            let mut row = || RowSampling { sampling, draw: random.unit() as f32, mask: masked.then_some(0) };
+            let rows_sampling: Vec<RowSampling> = (0..rows).map(|_| row()).collect();
+            ops::sample_rows(&mut recorder, &many, &rows_sampling, Some(&masks), &sampled, part * rows)
+                .expect("a recording");
+        }
+        let sampled = sampled.read_back(&mut recorder);
+        recorder.submit().expect("a submission");
+        let mut found = vec![0usize; vocab];
+        for id in pollster::block_on(sampled.values::<u32>()).expect("ids") {
+            found[id as usize] += 1;
+        }
+        for (token, found) in found.into_iter().enumerate() {
+            let share = if kept.contains(&token) { weight(token) / total } else { 0.0 };
+            let sigma = (DRAWS as f64 * share * (1.0 - share)).sqrt();
+            let error = (found as f64 - DRAWS as f64 * share).abs();
+            assert!(error <= 5.0 * sigma, "settings {index}, token {token}: {found} of {DRAWS}, expected {share}");
+        }
+    }
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub use norm::Norm;
 pub use random::Random;
 pub use rope::Rope;
 pub use routing::{Combine, Route};
-pub use sampling::{Argmax, Sample};
+pub use sampling::{Adjust, Argmax, Logprobs, Sample, SampleRows};
 
 /// Bound on the normalised mean square error of f32 arithmetic that sums a few thousand terms: 3e-6 root mean square.
 ///
@@ -226,6 +226,9 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(Combine { tokens: 5, experts: 8, top_k: 2, width: 33 }),
         Box::new(Argmax { vocab: 1000, rows: 4, together: true }),
         Box::new(Sample { vocab: 1000, temperature: 0.7, top_k: 50, top_p: 0.9, tied: false, draws: 8 }),
+        Box::new(SampleRows { vocab: 1000, rows: 7, greedy: false, tied: false, draws: 2 }),
+        Box::new(Adjust { vocab: 300, rows: 3, biases: 9 }),
+        Box::new(Logprobs { vocab: 5000, rows: 2, top: 20, tied: false }),
     ]);
     cases
 }
