@@ -149,7 +149,7 @@ examples: setup
 # The kernels in the machine code of GPUs, without a GPU: KERNELS.md, "Machine code". The first run makes a chroot in ISA_ROOT.
 isa: setup
 	python3 benches/isa/isa.py $(if $(KERNELS),--kernels '$(value KERNELS)') $(if $(DEVICES),--devices '$(DEVICES)') \
-		$(if $(LOOPS),--loops) $(if $(WRITE),--write) $(if $(ALL),--all) $(if $(LLAMA),--llama) $(if $(ROBUST),--robust $(ROBUST))
+		$(if $(LOOPS),--loops) $(if $(WRITE),--write) $(if $(ALL),--all) $(if $(CHECK),--check) $(if $(LLAMA),--llama) $(if $(ROBUST),--robust $(ROBUST))
 
 # The host's part of a token, on real drivers that run nothing: KERNELS.md, "Host time".
 host-time: setup

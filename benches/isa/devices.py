@@ -51,6 +51,9 @@ DEVICES = {
 # Devices for which the compiler makes the same code as for another one, whose table they share.
 SAME_CODE = {"ad102": "ga102", "bmg": "lnl", "g14g": "g13g"}
 
+# Each compiler's generations, for a check of every specialisation.
+CHECKED = ("polaris10", "vega10", "navi21", "navi31", "navi48", "skl", "dg2", "lnl", "tu102", "ga102", "a660", "a740", "g13g")
+
 # What to watch while a kernel is written: one of each compiler, the most common chips.
 QUICK = ("navi21", "dg2", "tu102", "a740")
 

@@ -35,6 +35,10 @@ COLUMNS = ("kernel", "subgroup", "fma/instr", "fma/alu", "loops", "load", "share
 SHARE = 0.2
 # The most loops in that column.
 LOOPS = 4
+# Seconds that a compiler may take for a kernel: `--check`.
+MOST_SECONDS = 5
+# The document with the table of `--check`.
+DRIVERS = REPOSITORY / "docs" / "drivers.md"
 # Seconds without an answer after which a compiler is stopped.
 PATIENCE = 120
 
@@ -47,6 +51,8 @@ def arguments():
     parser.add_argument("--loops", action="store_true", help="print every inner loop by kinds of instructions")
     parser.add_argument("--write", action="store_true", help="update the tables with what was compiled")
     parser.add_argument("--all", action="store_true", help="choose among all specialisations, not only those that models use")
+    parser.add_argument("--check", action="store_true",
+                        help=f"only compile every specialisation, with each compiler, and list what takes more than {MOST_SECONDS} s")  # fmt: skip
     parser.add_argument("--robust", choices="012",
                         help="robustBufferAccess (1), robustBufferAccess2 (2) [default: 2, as wgpu has it; 0 for llama.cpp]")  # fmt: skip
     parser.add_argument("--llama", action="store_true", help="compile llama.cpp's shaders instead (downloads a crate)")
@@ -59,6 +65,8 @@ def arguments():
     options.robust = options.robust or default
     if options.devices == "quick":
         options.devices = list(devices.QUICK)
+    elif options.check and not options.devices:
+        options.devices = list(devices.CHECKED)
     else:
         options.devices = [name for name in re.split(r"[ ,]+", options.devices) if name] or list(devices.DEVICES)
     unknown = [name for name in options.devices if name not in devices.DEVICES]
@@ -94,7 +102,9 @@ def build(root):
 def dump(binaries, work, options):
     """Writes the modules, and the list of them."""
     command = [str(binaries / "isa-dump"), "--out", str(work / "spv"), "--kernels", options.kernels]
-    if options.all:
+    if options.check:
+        command.append("--every")
+    elif options.all:
         command.append("--all")
     with open(work / "list.tsv", "w") as listed:
         # Mesa complains on standard error without XDG_RUNTIME_DIR.
@@ -112,14 +122,16 @@ def compile_for(name, binary, modules, options, out):
     root = Path(options.root)
     inside = lambda path: "/" + str(path.relative_to(root))
     while start < len(modules) and not options.stopped:
-        command = [inside(binary), "--robust", options.robust, "--isa", inside(out), "--start", str(start)]
+        command = [inside(binary), "--robust", options.robust, "--start", str(start)]
+        command += [] if options.check else ["--isa", inside(out)]
         command += [inside(module) for module in modules]
         process = chroot.popen(root, device, command)
         reader = chroot.Reader(process, PATIENCE)
         printed = []
         for line in reader:
             if not line.startswith("=\t"):
-                printed.append(line)
+                if not options.check:
+                    printed.append(line)
                 continue
             _, module, *pairs = line.rstrip("\n").split("\t")
             results[module] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
@@ -208,6 +220,35 @@ def difference(before, after):
     return ", ".join(f"{column} {before.get(column) or '-'} -> {after[column] or '-'}" for column in changed)
 
 
+def verdict(name, results):
+    """A row of the table of --check, and what a compiler refuses or takes too long for."""
+    seconds = {kernel: float(found["seconds"]) for kernel, found in results.items() if "seconds" in found}
+    skipped = sum("skipped" in found for found in results.values())
+    bad = {kernel: found["refused"] for kernel, found in results.items() if "refused" in found}
+    refused = len(bad)
+    bad |= {kernel: f"{time:.1f} s" for kernel, time in seconds.items() if time > MOST_SECONDS}
+    slowest = max(seconds, key=seconds.get, default=None)
+    shown = f"{seconds[slowest]:.2f} s: {slowest.split('~')[0]}" if slowest else "-"
+    total = sum(seconds.values())
+    return [devices.DEVICES[name].title, str(len(seconds)), str(skipped), str(refused), f"{1000 * total / max(len(seconds), 1):.0f} ms", shown], bad
+
+
+def check(verdicts, options):
+    """Prints the table of --check, and what is bad. Returns whether nothing is."""
+    head = ["GPU", "compiled", "without its features", "refused", "mean", "slowest"]
+    print("\n" + table([head] + [row for row, _ in verdicts.values()]))
+    for name, (_, bad) in verdicts.items():
+        for kernel, reason in bad.items():
+            print(f"{name}: {kernel}: {reason}")
+    if options.write:
+        text = DRIVERS.read_text()
+        start, end = "<!-- table: make isa CHECK=1 WRITE=1 -->\n", "<!-- end of the compilers' table -->"
+        (before, rest), lines = text.split(start), [head, ["---"] * len(head)] + [row for row, _ in verdicts.values()]
+        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        DRIVERS.write_text(f"{before}{start}\n{rows}\n\n{end}{rest.split(end)[1]}")
+    return not any(bad for _, bad in verdicts.values())
+
+
 def report(name, results, out, options, stored):
     """Prints a device's table and differences; returns its rows."""
     device = devices.DEVICES[name]
@@ -279,12 +320,15 @@ def main():
             compile_for, name, binaries / "isa-compile", modules[devices.DEVICES[name].vendor], options, work / name
         )
         jobs = {name: begin(name) for name in options.devices}
-        measured = {}
+        measured, verdicts = {}, {}
         for name, job in jobs.items():
             try:
                 results = job.result()
             except RuntimeError as error:
                 print(error, file=sys.stderr)
+                continue
+            if options.check:
+                verdicts[name] = verdict(name, results)
                 continue
             owner = devices.SAME_CODE.get(name, name)
             path = TABLES / (f"llama.{owner}.tsv" if options.llama else f"{owner}.tsv")
@@ -293,6 +337,10 @@ def main():
             if options.write and options.default_robustness:
                 whole = not options.kernels and not options.all
                 write_tsv(path, devices.DEVICES[owner].title, rows if whole else {**stored, **rows})
+        if options.check:
+            clean = check(verdicts, options)
+            print(f"{time.monotonic() - started:.0f} s")
+            sys.exit(0 if clean and len(verdicts) == len(options.devices) else 1)
         if len(measured) > 1:
             print("\n" + overview(measured))
         # Machine code stays for a closer reading.

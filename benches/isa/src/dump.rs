@@ -82,6 +82,7 @@ struct Options {
     shaders: PathBuf,
     kernels: Regex,
     all: bool,
+    every: bool,
 }
 
 fn options() -> Result<Options> {
@@ -90,6 +91,7 @@ fn options() -> Result<Options> {
         shaders: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shaders")),
         kernels: Regex::new("")?,
         all: false,
+        every: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -99,6 +101,7 @@ fn options() -> Result<Options> {
             "--shaders" => options.shaders = value()?.into(),
             "--kernels" => options.kernels = Regex::new(&value()?)?,
             "--all" => options.all = true,
+            "--every" => options.every = true,
             _ => return Err(format!("unknown option {argument}").into()),
         }
     }
@@ -298,6 +301,18 @@ fn represent(all: HashMap<Kernel, Listed>) -> BTreeMap<String, (Kernel, Listed)>
     named
 }
 
+/// All kernels, those of the same name with numbers.
+fn numbered(kernels: Vec<Kernel>) -> BTreeMap<String, (Kernel, Listed)> {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    let mut name = |kernel: &Kernel| {
+        let name = ops::kernel_name(kernel);
+        let count = counts.entry(name.clone()).or_default();
+        *count += 1;
+        format!("{name}~{count}")
+    };
+    kernels.into_iter().map(|kernel| (name(&kernel), (kernel, Listed::default()))).collect()
+}
+
 fn describe(kernel: &Kernel) -> String {
     let pairs =
         |list: &[(&str, u32)]| list.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
@@ -392,7 +407,9 @@ fn spirv(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> Result<Vec<u8>>
 
 fn main() -> Result<()> {
     let options = options()?;
-    let kernels = if options.all {
+    let kernels = if options.every {
+        numbered(ops::specialisations())
+    } else if options.all {
         represent(ops::specialisations().into_iter().map(|kernel| (kernel, Listed::default())).collect())
     } else {
         pollster::block_on(planned())?
