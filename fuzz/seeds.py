@@ -8,6 +8,7 @@ cargo-fuzz reads the folder of a target's name. Run again, the script writes the
 
 import hashlib
 import json
+import struct
 import zipfile
 from pathlib import Path
 
@@ -84,6 +85,53 @@ def gguf_of_zeros():
     return (header + bytes(LARGEST - len(header)) for header in files("*.gguf.header"))
 
 
+def gguf_pairs(file):
+    """The key/value pairs of a GGUF file: each key, and its bytes in the file."""
+    at = 24
+
+    def number(kind):
+        nonlocal at
+        (value,) = struct.unpack_from("<" + kind, file, at)
+        at += struct.calcsize(kind)
+        return value
+
+    def skip(kind):
+        nonlocal at
+        if kind == 8:
+            length = number("Q")
+            at += length
+        elif kind == 9:
+            element, count = number("I"), number("Q")
+            for _ in range(count):
+                skip(element)
+        else:
+            at += (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)[kind]
+
+    for _ in range(struct.unpack_from("<Q", file, 16)[0]):
+        start, length = at, number("Q")
+        key = file[at : at + length].decode()
+        at += length
+        skip(number("I"))
+        yield key, file[start:at]
+
+
+def gguf_tokenizers():
+    """Headers that hold a tokenizer only, each with a text; those of byte-level BPE under every pre-tokenizer's name."""
+    content = "Hello the 42 \u00e9 <s>".encode()
+    names = ("default", "gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "tekken")
+    for file in files("*.gguf", "*.gguf.header"):
+        pairs = {key: pair for key, pair in gguf_pairs(file) if key.startswith("tokenizer.")}
+        pre = "tokenizer.ggml.pre"
+        for name in names if pre in pairs else (None,):
+            if name:
+                key, value = pre.encode(), name.encode()
+                pairs[pre] = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
+            header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs.values())
+            # Data begins at a multiple of 32 bytes.
+            header += bytes(-len(header) % 32)
+            yield text_and_bytes(content + header, len(content))
+
+
 def loras():
     """Adapter files: the header, a zero byte and PEFT's configuration as text, and the data."""
     config = json.dumps({"r": 2, "lora_alpha": 3, "alpha_pattern": {"to_q": 5, "(a|b).*": 1}, "use_rslora": True}).encode()
@@ -104,6 +152,7 @@ SEEDS = {
     "chat_template": chat_templates,
     "config": lambda: files("config.json", "generation_config.json"),
     "gguf": lambda: [*files("*.gguf"), *gguf_of_zeros()],
+    "gguf_tokenizer": gguf_tokenizers,
     "image": images,
     "index": lambda: files("*.index.json"),
     "json": lambda: files("*.json"),
