@@ -22,7 +22,7 @@ CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
 .PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub isa host-time \
-	fuzz lint workflows deny cross doc package swiftshader truth soak bench web web-tools web-build web-doc web-test web-test-all \
+	fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
 	web-test-firefox web-bench
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo 'make doc          documentation of the crates, without warnings'
 	@echo 'make package      package both crates, and build each from its package alone (needs cargo 1.90)'
 	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
+	@echo 'make minimum      the models and golden cases with the limits and features that every device has'
 	@echo 'make truth        the same on every software driver, with features withheld, and under validation: hours (needs root for one row)'
 	@echo 'make soak         memory and latency over 1,000 answers with images'
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
@@ -231,6 +232,10 @@ VALIDATION_PACKAGES := vulkan-validationlayers
 truth: setup chromium
 	$(call install,$(VALIDATION_PACKAGES))
 	python3 scripts/truth.py $(if $(ONLY),--only '$(value ONLY)') $(if $(SUITES),--suites '$(SUITES)') $(if $(AGAIN),--again) $(if $(WRITE),--write)
+
+# The row of that table which is farthest from the adapter: WebGPU's default limits, and no optional features.
+minimum: setup
+	python3 scripts/truth.py --only 'without shader-f16, subgroups, limits' --suites session,goldens
 
 # Memory and latency over many answers in one process.
 soak: setup

@@ -4,7 +4,8 @@
     soak.py MGM [--answers 1000] [--out DIR] [--svg FILE]
 
 Asks the bundled model about three images in turn through `mgm eval`, one question at a time, so that every answer encodes an image. Samples
-the resident memory of the process, which on a software adapter contains the memory of the GPU. After the first tenth, which warms caches up,
+the memory of the process: resident, which on a software adapter contains the GPU's, and the GPU's as Linux counts it for each client of a
+driver (`drm-memory-*` in /proc/PID/fdinfo). `mgm eval` holds its answers until it ends. After the first tenth, which warms caches up,
 a line is fitted: memory over answers, and latency over answers. The run fails if memory grows by more than 1 % or 4 MiB over the rest, or
 latency by more than 10 %, and the growth is outside twice its standard error.
 """
@@ -12,6 +13,7 @@ latency by more than 10 %, and the growth is outside twice its standard error.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 IMAGES = Path(__file__).resolve().parent.parent / "pocket" / "examples"
 MOST_GROWTH = {"memory": 0.01, "latency": 0.10}
 MOST_BYTES = 4 << 20
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 
 
 def fit(points):
@@ -32,11 +35,19 @@ def fit(points):
     return slope, (residual / (n - 2) / spread) ** 0.5, mean_y
 
 
-def resident(pid):
-    """Resident bytes of a process; 0 if it has ended."""
+def memory_of(pid):
+    """Bytes that a process has in memory and on GPUs; 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        # One client may have several file descriptors.
+        clients = {}
+        for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+            text = file.read_text()
+            client = re.search(r"^drm-client-id:\s*(\d+)", text, re.MULTILINE)
+            amounts = re.findall(r"^drm-(?:memory|resident)-\w+:\s*(\d+) (KiB|MiB)?", text, re.MULTILINE)
+            if client:
+                clients[client[1]] = sum(int(amount) * UNITS[unit] for amount, unit in amounts)
+        return pages * os.sysconf("SC_PAGE_SIZE") + sum(clients.values())
     except (OSError, IndexError):
         return 0
 
@@ -67,7 +78,7 @@ def run(mgm, answers, out):
         # The first line describes the run.
         if count - 1 > seen:
             seen = count - 1
-            memory = resident(process.pid)
+            memory = memory_of(process.pid)
             if memory:
                 samples.append((seen, time.monotonic() - started, memory))
         if ended:
@@ -123,7 +134,7 @@ def main():
               f"(standard error {error * (points[-1][0] - points[0][0]) / scale:.2f}){' GROWS' if grows else ''}")  # fmt: skip
     if options.svg:
         adapter = subprocess.run([options.mgm, "info"], capture_output=True, text=True).stdout.splitlines()
-        plot([("resident memory, MB", [(x, y / 1e6) for x, _, y in samples]), ("milliseconds per answer", [(x, y * 1e3) for x, y in latency])],
+        plot([("memory, MB", [(x, y / 1e6) for x, _, y in samples]), ("milliseconds per answer", [(x, y * 1e3) for x, y in latency])],
              options.svg, next((line.strip() for line in adapter if "llvmpipe" in line), ""))  # fmt: skip
     sys.exit(1 if failures else 0)
 
