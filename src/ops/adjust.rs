@@ -104,19 +104,19 @@ pub fn adjust(
     }
     let params = |count: usize| Params { vocab: vocab as u32, count: count as u32, output: 0, padding: 0 };
     if !biases.is_empty() {
-        let mut entries: Vec<(u32, f32)> =
-            biases.iter().map(|bias| ((bias.row * vocab) as u32 + bias.token, bias.bias)).collect();
-        entries.sort_by_key(|(index, _)| *index);
         // Each logit once: the invocations run side by side.
-        entries.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
-            if same {
-                kept.1 = if next.1 <= FORBID || kept.1 <= FORBID { FORBID } else { kept.1 + next.1 };
+        let index = |bias: &RowBias| (bias.row * vocab) as u32 + bias.token;
+        let mut at: Vec<u32> = biases.iter().map(index).collect();
+        at.sort_unstable();
+        at.dedup();
+        let mut sums = vec![0.0f32; at.len()];
+        for bias in biases {
+            if let Ok(place) = at.binary_search(&index(bias)) {
+                sums[place] = (sums[place] + added(bias.bias)).max(f32::MIN);
             }
-            same
-        });
-        let words: Vec<u32> = entries.iter().flat_map(|(at, bias)| [*at, added(*bias).to_bits()]).collect();
-        let count = entries.len();
+        }
+        let words: Vec<u32> = at.iter().zip(&sums).flat_map(|(at, sum)| [*at, sum.to_bits()]).collect();
+        let count = at.len();
         let entries = Tensor::upload(recorder, &[count, 2], &words, "logit bias")?;
         let bindings = [logits.binding(), entries.binding(), entries.binding()];
         let grid = [count.div_ceil(64) as u32, 1, 1];

@@ -449,10 +449,17 @@ impl Logprobs {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = logits.iter().map(|x| (f64::from(*x) - f64::from(largest)).exp()).sum();
             let logprob = |id: u32| (f64::from(logits[id as usize]) - f64::from(largest) - sum.ln()) as f32;
-            let mut order: Vec<u32> = (0..self.vocab as u32).collect();
-            order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-            order.truncate(self.top);
-            (logprob(*sampled), order.into_iter().map(|id| (id, logprob(id))).collect())
+            let mut best: Vec<u32> = Vec::new();
+            while best.len() < self.top.min(self.vocab) {
+                let is_before = |a: u32, b: u32| {
+                    let [x, y] = [a, b].map(|id| logits[id as usize]);
+                    x > y || x == y && a < b
+                };
+                let last = best.last().copied();
+                let rest = (0..self.vocab as u32).filter(|id| last.is_none_or(|last| is_before(last, *id)));
+                best.extend(rest.reduce(|a, b| if is_before(a, b) { a } else { b }));
+            }
+            (logprob(*sampled), best.into_iter().map(|id| (id, logprob(id))).collect())
         };
         logits.iter().zip(&sampled).map(row).collect()
     }
