@@ -142,6 +142,9 @@ pub use io::{ByteSource, Folder};
 pub use ops::Sampling;
 #[cfg(feature = "gpu")]
 #[doc(inline)]
-pub use session::{Answer, AnswerOptions, Ask, AttentionMap, Chat, Event, FinishReason, LoadOptions, Model};
+pub use session::{
+    Answer, AnswerOptions, Ask, AttentionMap, Chat, Choice, Event, FinishReason, LoadOptions, Model, StopReason,
+    TokenLogprob, TokenLogprobs,
+};
 #[doc(inline)]
 pub use tensor::Precision;

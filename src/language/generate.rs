@@ -7,7 +7,7 @@ use web_time::Instant;
 
 use super::{Cache, LanguageModel};
 use crate::gpu::{Gpu, Readback, Recorder};
-use crate::ops::Sampling;
+use crate::ops::{self, RowBias, RowPenalties, Sampling};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -27,10 +27,14 @@ pub(super) struct StepsAhead {
     sequences: usize,
     /// [max_new * sequences] ids
     sampled: Tensor,
+    /// [max_new * sequences, words] log-probabilities, if they are wanted: [`ops::logprobs`].
+    logprobs: Option<Tensor>,
+    /// Those of the ids that were read last.
+    last_logprobs: Vec<u32>,
     /// Steps to submit before reading.
     depth: usize,
     submitted: usize,
-    reading: VecDeque<Readback>,
+    reading: VecDeque<(Readback, Option<Readback>)>,
     /// Time spent recording and submitting.
     host_time: Duration,
 }
@@ -49,6 +53,8 @@ impl StepsAhead {
             ends: Some(ends),
             sequences,
             sampled: Tensor::zeros(gpu, &[max_new * sequences], "sampled tokens")?,
+            logprobs: None,
+            last_logprobs: Vec::new(),
             depth: if gpu.is_software() { PIPELINE_DEPTH_IN_SOFTWARE } else { PIPELINE_DEPTH },
             submitted: 0,
             host_time: Duration::ZERO,
@@ -72,18 +78,99 @@ impl StepsAhead {
                 None => StepInput::Sampled(slot - self.sequences),
             };
             record(&mut recorder, input, &self.sampled, slot)?;
-            self.reading.push_back(self.sampled.slice_elements(slot..slot + self.sequences).read_back(&mut recorder));
+            let slots = slot..slot + self.sequences;
+            let ids = self.sampled.slice_elements(slots.clone()).read_back(&mut recorder);
+            let logprobs = self.logprobs.as_ref().map(|output| output.slice_rows(slots).read_back(&mut recorder));
+            self.reading.push_back((ids, logprobs));
             recorder.submit()?;
             self.submitted += 1;
             self.host_time += started.elapsed();
         }
-        let Some(read) = self.reading.pop_front() else { return Ok(None) };
+        let Some((read, logprobs)) = self.reading.pop_front() else { return Ok(None) };
         let ids: Vec<u32> = read.values().await?;
+        if let Some(logprobs) = logprobs {
+            self.last_logprobs = logprobs.values().await?;
+        }
         match ids.iter().find(|id| **id as usize >= language.config().vocab_size) {
             Some(id) => Err(Error::Gpu(format!(
                 "the device sampled token {id}, which is outside the vocabulary: the logits are probably NaN"
             ))),
             None => Ok(Some(ids)),
+        }
+    }
+}
+
+/// A token and its log-probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// The natural logarithm of its probability: log-softmax of the model's logits, before bias, penalties, masks and
+    /// temperature.
+    pub logprob: f32,
+}
+
+/// The log-probabilities of a generated token and of the likeliest ones in its place.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TokenLogprobs {
+    /// The generated token.
+    pub chosen: TokenLogprob,
+    /// The likeliest tokens, best first.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// What changes logits before a token is chosen, besides [`Sampling`], and what is reported about them.
+#[derive(Debug, Clone, Default)]
+pub struct LogitControls {
+    /// Values that are added to the logits of tokens; [`ops::FORBID`] or less forbids a token.
+    pub bias: Vec<(u32, f32)>,
+    /// Tokens that are forbidden in the first [`Self::min_tokens`] steps.
+    pub ends: Vec<u32>,
+    /// Steps before the first that may choose one of [`Self::ends`].
+    pub min_tokens: usize,
+    /// How often tokens occurred ([`ops::token_counts`]). Needed for penalties.
+    pub counts: Option<Vec<u32>>,
+    /// Report log-probabilities, of this many best tokens too.
+    pub top_logprobs: Option<usize>,
+}
+
+/// [`LogitControls`] on the device.
+struct Controls {
+    controls: LogitControls,
+    /// [1, vocab]
+    counts: Option<Tensor>,
+}
+
+impl Controls {
+    /// Records the choice of the token for `slot` from logits [1, vocab].
+    fn sample(
+        &self,
+        recorder: &mut Recorder,
+        logits: &Tensor,
+        sampling: Sampling,
+        draw: f32,
+        (sampled, logprobs, slot): (&Tensor, Option<&Tensor>, usize),
+    ) -> Result<()> {
+        let LogitControls { bias, ends, min_tokens, top_logprobs, .. } = &self.controls;
+        let bias = bias.iter().map(|(token, bias)| RowBias { row: 0, token: *token, bias: *bias });
+        let ends = ends.iter().filter(|_| slot < *min_tokens);
+        let ends = ends.map(|token| RowBias { row: 0, token: *token, bias: ops::FORBID });
+        let biases: Vec<RowBias> = bias.chain(ends).collect();
+        let penalties = [RowPenalties { sampling, sequence: self.counts.as_ref().map(|_| 0) }];
+        let mut adjusted = logits.clone();
+        if logprobs.is_some() && (!biases.is_empty() || self.counts.is_some()) {
+            // Log-probabilities are those of the model's logits.
+            adjusted = Tensor::temporary(recorder.gpu(), logits.shape(), "adjusted logits")?;
+            logits.copy_to(recorder, &adjusted, 0);
+        }
+        ops::adjust(recorder, &adjusted, &biases, &penalties, self.counts.as_ref())?;
+        ops::sample(recorder, &adjusted, sampling, draw, sampled, slot)?;
+        ops::count_sampled(recorder, logits, &penalties, self.counts.as_ref(), sampled, slot)?;
+        match (logprobs, top_logprobs) {
+            (Some(output), Some(top)) => ops::logprobs(recorder, logits, sampled, *top, output, slot),
+            _ => Ok(()),
         }
     }
 }
@@ -94,6 +181,7 @@ pub struct TokenGenerator<'a> {
     cache: &'a mut Cache,
     sampling: Sampling,
     draws: Box<dyn FnMut() -> f32 + 'a>,
+    controls: Option<Controls>,
     steps: StepsAhead,
 }
 
@@ -113,7 +201,35 @@ impl<'a> TokenGenerator<'a> {
         draws: impl FnMut() -> f32 + 'a,
     ) -> Result<Self> {
         let steps = StepsAhead::new(gpu, x, 1, max_new)?;
-        Ok(Self { language, cache, sampling, draws: Box::new(draws), steps })
+        Ok(Self { language, cache, sampling, draws: Box::new(draws), controls: None, steps })
+    }
+
+    /// Sets logit bias, penalties and log-probabilities. Without any of them, no kernel of theirs runs.
+    ///
+    /// # Errors
+    /// [Device errors](crate::gpu); [`Error::InvalidArgument`] for counts of another vocabulary.
+    pub fn with_controls(mut self, controls: LogitControls) -> Result<Self> {
+        let (gpu, vocab) = (&self.steps.gpu, self.language.config().vocab_size);
+        let counts = controls.counts.as_deref().map(|counts| {
+            if counts.len() != vocab {
+                let reason = format!("counts of {} tokens, expected {vocab}", counts.len());
+                return Err(Error::InvalidArgument(reason));
+            }
+            let tensor = Tensor::zeros(gpu, &[1, vocab], "counts of tokens")?;
+            tensor.write(gpu, 0, bytemuck::cast_slice(counts));
+            Ok(tensor)
+        });
+        let counts = counts.transpose()?;
+        if let Some(top) = controls.top_logprobs {
+            let shape = [self.steps.sampled.len(), ops::logprob_words(top)];
+            self.steps.logprobs = Some(Tensor::zeros(gpu, &shape, "log-probabilities")?);
+        }
+        let is_needed = counts.is_some()
+            || !controls.bias.is_empty()
+            || controls.min_tokens > 0 && !controls.ends.is_empty()
+            || controls.top_logprobs.is_some();
+        self.controls = is_needed.then_some(Controls { controls, counts });
+        Ok(self)
     }
 
     /// The next token; `None` after `max_new` of them.
@@ -121,15 +237,30 @@ impl<'a> TokenGenerator<'a> {
     /// # Errors
     /// [`Error::Gpu`] if the token id is outside the vocabulary.
     pub async fn next(&mut self) -> Result<Option<u32>> {
-        let Self { language, cache, sampling, draws, steps } = self;
+        let Self { language, cache, sampling, draws, controls, steps } = self;
+        let logprobs = steps.logprobs.clone();
         let ids = steps.next(language, |recorder, x, sampled, slot| {
             let x = match x {
                 StepInput::PromptEnds(x) => x,
                 StepInput::Sampled(last) => language.decode_step(recorder, sampled, last, cache)?,
             };
-            language.sample_next(recorder, &x, *sampling, draws(), sampled, slot)
+            let Some(controls) = controls else {
+                return language.sample_next(recorder, &x, *sampling, draws(), sampled, slot);
+            };
+            let logits = language.last_logits(recorder, &x)?;
+            controls.sample(recorder, &logits, *sampling, draws(), (sampled, logprobs.as_ref(), slot))
         });
         Ok(ids.await?.and_then(|ids| ids.first().copied()))
+    }
+
+    /// The log-probabilities of the token `id` that [`Self::next`] returned last. `None` if they were not asked for
+    /// ([`LogitControls::top_logprobs`]).
+    pub fn logprobs(&self, id: u32) -> Option<TokenLogprobs> {
+        let (chosen, top) = self.steps.last_logprobs.split_first()?;
+        let top = top.chunks_exact(2).filter(|pair| pair[0] != u32::MAX);
+        let top = top.map(|pair| TokenLogprob { id: pair[0], logprob: f32::from_bits(pair[1]) });
+        let chosen = TokenLogprob { id, logprob: f32::from_bits(*chosen) };
+        Some(TokenLogprobs { chosen, top: top.collect() })
     }
 
     /// Host time spent recording and submitting steps. On software adapters it may include computation.

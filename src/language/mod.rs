@@ -19,7 +19,7 @@ use crate::{Error, Result};
 pub use batch::{BatchCache, BatchGenerator};
 pub use cache::Cache;
 use cache::RecordedStep;
-pub use generate::TokenGenerator;
+pub use generate::{LogitControls, TokenGenerator, TokenLogprob, TokenLogprobs};
 use layer::Layer;
 
 /// Positions of a prefill chunk, at most: enough rows to fill a device, few enough that activations stay small.
@@ -286,14 +286,21 @@ impl LanguageModel {
         sampled: &Tensor,
         slot: usize,
     ) -> Result<()> {
-        let logits = if x.rows() == 1 {
-            self.logits(recorder, x)?
-        } else {
-            let last = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "last position")?;
-            x.slice_rows(x.rows() - 1..x.rows()).copy_to(recorder, &last, 0);
-            self.logits(recorder, &last)?
-        };
+        let logits = self.last_logits(recorder, x)?;
         ops::sample(recorder, &logits, sampling, draw, sampled, slot)
+    }
+
+    /// Logits [1, vocab] of the last row of x [positions, hidden].
+    ///
+    /// # Errors
+    /// [Device errors](crate::gpu).
+    pub fn last_logits(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
+        if x.rows() == 1 {
+            return self.logits(recorder, x);
+        }
+        let last = Tensor::temporary(recorder.gpu(), &[1, x.columns()], "last position")?;
+        x.slice_rows(x.rows() - 1..x.rows()).copy_to(recorder, &last, 0);
+        self.logits(recorder, &last)
     }
 
     /// Records the dispatches of prompts and answers without running them ([`Gpu::dry_run`]): full and partial prefill

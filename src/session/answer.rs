@@ -3,6 +3,8 @@
 use std::fmt::{self, Display};
 use std::ops::ControlFlow;
 
+use crate::language::TokenLogprobs;
+
 /// What happens while an answer is generated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -26,10 +28,21 @@ pub enum Event<'a> {
         /// Positions that are not cached from earlier turns.
         total: usize,
     },
+    /// Another answer to the same question begins ([`AnswerOptions::n`](super::AnswerOptions::n)): the following tokens
+    /// are its own.
+    Choice {
+        /// Its number, from 1: the first answer has no such event.
+        index: usize,
+    },
     /// The next token of the answer.
     Token {
         /// Its id.
         id: u32,
+    },
+    /// The log-probabilities of the token of the last event, if they are wanted.
+    Logprobs {
+        /// The log-probabilities.
+        logprobs: &'a TokenLogprobs,
     },
     /// The next part of the answer's text, in whole characters.
     Text {
@@ -46,7 +59,7 @@ pub type OnEvent<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model generated a stop token.
+    /// The model generated a stop token or a stop string.
     Stop,
     /// The maximum number of tokens or the end of the context was reached.
     Length,
@@ -71,6 +84,32 @@ impl Display for FinishReason {
     }
 }
 
+/// What ended an answer, if the caller asked for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// One of the stop strings.
+    String(String),
+    /// One of [`AnswerOptions::stop_token_ids`](super::AnswerOptions::stop_token_ids).
+    Token(u32),
+}
+
+/// One of several answers to a question.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// Generated ids, as in [`Answer::token_ids`].
+    pub token_ids: Vec<u32>,
+    /// The text, as in [`Answer::text`].
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// What ended it, if the caller asked for it.
+    pub stop_reason: Option<StopReason>,
+    /// Log-probabilities, as in [`Answer::logprobs`].
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
 /// An answer. [`Display`] writes its text.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -79,12 +118,19 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Positions of the prompt that were cached from earlier turns.
     pub cached_tokens: usize,
-    /// Generated ids. A stop token is the last one.
+    /// Generated ids. A stop token is the last one; a stop string ends in the text of the last one.
     pub token_ids: Vec<u32>,
-    /// The text without special tokens and surrounding white space.
+    /// The text without special tokens and surrounding white space, up to a stop string.
     pub text: String,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// What ended it, if the caller asked for it.
+    pub stop_reason: Option<StopReason>,
+    /// The log-probabilities of the tokens, if [`AnswerOptions::top_logprobs`](super::AnswerOptions::top_logprobs) asks
+    /// for them; only those of new tokens in an answer that was resumed.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// The other answers, if [`AnswerOptions::n`](super::AnswerOptions::n) asks for several.
+    pub alternatives: Vec<Choice>,
     /// Milliseconds spent encoding this turn's images.
     pub vision_ms: f64,
     /// Milliseconds from the prompt to the first token.
@@ -101,16 +147,20 @@ impl Answer {
             token_ids: Vec::new(),
             text: String::new(),
             finish_reason: FinishReason::Length,
+            stop_reason: None,
+            logprobs: Vec::new(),
+            alternatives: Vec::new(),
             vision_ms,
             prefill_ms: 0.0,
             decode_ms: 0.0,
         }
     }
 
-    /// Tokens per second after the first one; 0 if there is only one.
+    /// Tokens per second after the first one of each answer; 0 if there is only one.
     pub fn decode_tokens_per_s(&self) -> f64 {
-        let tokens = self.token_ids.len().saturating_sub(1) as f64;
-        if self.decode_ms > 0.0 { tokens * 1000.0 / self.decode_ms } else { 0.0 }
+        let others = self.alternatives.iter().map(|choice| &choice.token_ids);
+        let tokens: usize = others.chain([&self.token_ids]).map(|ids| ids.len().saturating_sub(1)).sum();
+        if self.decode_ms > 0.0 { tokens as f64 * 1000.0 / self.decode_ms } else { 0.0 }
     }
 }
 

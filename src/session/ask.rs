@@ -88,9 +88,21 @@ impl<'a> Ask<'a> {
         self
     }
 
+    /// Ends the answer before the first occurrence of one of these strings.
+    pub fn stop<S: Into<String>>(mut self, stop: impl IntoIterator<Item = S>) -> Self {
+        self.options.stop = stop.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Generates several answers ([`AnswerOptions::n`]).
+    pub fn n(mut self, n: usize) -> Self {
+        self.options.n = n;
+        self
+    }
+
     /// Continues an answer after these tokens ([`AnswerOptions::resume_from`]).
     pub fn resume_from(mut self, token_ids: Vec<u32>) -> Self {
-        self.options.resume_from = token_ids;
+        self.options.resume_from = vec![token_ids];
         self
     }
 

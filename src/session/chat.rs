@@ -4,14 +4,17 @@ use std::ops::ControlFlow;
 
 use web_time::Instant;
 
+use super::choice::ChoiceInProgress;
 use super::image::EncodedImage;
 use super::model::no_vision_error;
 use super::splitmix64::SplitMix64;
-use super::{Answer, AnswerOptions, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds};
-use crate::language::{Cache, ImageId, Position, TokenGenerator, prefill_chunk};
+use super::{
+    Answer, AnswerOptions, Choice, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds,
+};
+use crate::language::{Cache, ImageId, LogitControls, Position, TokenGenerator, prefill_chunk};
+use crate::ops::token_counts;
 use crate::tensor::Tensor;
 use crate::text::conversation::{Conversation, Turn};
-use crate::text::stream::TextStream;
 use crate::text::tokenizer::PromptToken;
 use crate::vision::Vision;
 use crate::{Error, Result};
@@ -125,32 +128,161 @@ impl Chat {
         options: &AnswerOptions,
         on_event: OnEvent<'_>,
     ) -> Result<Answer> {
-        let mut draft = self.draft(question, images, options.max_new_tokens, on_event).await?;
+        options.check(self.model.language().config().vocab_size)?;
+        let draft = self.draft(question, images, options.max_new_tokens, on_event).await?;
         self.reusable.clear();
 
         let started = Instant::now();
         let prompt_tokens = draft.positions.len();
-        let resumed = &options.resume_from;
-        draft.positions.extend(resumed.iter().map(|id| Position::Text(*id)));
         let limit = options.max_new_tokens.min(self.model.context() - prompt_tokens);
-        let max_new = limit.saturating_sub(resumed.len());
-        if max_new == 0 {
-            let reason = match resumed.len() {
+        let most = options.resume_from.iter().map(Vec::len).max().unwrap_or(0);
+        if limit == 0 || most > limit || most == limit && options.n == 1 {
+            let reason = match most {
                 0 => "at least one new token must be allowed".to_owned(),
                 found => format!("resume_from has {found} tokens, and an answer may have at most {limit} here"),
             };
             return Err(Error::InvalidArgument(reason));
         }
-        let cached_tokens = self.keep_common_prefix(&draft.positions);
-        let x = self.prefill(&draft.positions[cached_tokens..], &draft.images, on_event).await?;
-        let mut answer = Answer::new(prompt_tokens, cached_tokens, draft.vision_ms);
-        answer.token_ids.clone_from(resumed);
-        let turn = draft.conversation.turns.len();
-        self.decode(x, max_new, turn, options, on_event, started, &mut answer).await?;
-        answer.text = self.model.tokenizer().answer(&answer.token_ids);
+        let mut answer = Answer::new(prompt_tokens, 0, draft.vision_ms);
+        let mut choices = self.choices(&draft, limit, options, on_event, started, &mut answer).await?.into_iter();
+        if let Some(Choice { token_ids, text, finish_reason, stop_reason, logprobs }) = choices.next() {
+            answer = Answer { token_ids, text, finish_reason, stop_reason, logprobs, ..answer };
+        }
+        answer.alternatives = choices.collect();
         (self.conversation, self.images) = (draft.conversation, draft.images);
         self.conversation.answer(answer.text.clone());
         Ok(answer)
+    }
+
+    /// Generates all answers to a question, one after the other, of at most `limit` tokens each. The prompt is
+    /// processed once.
+    async fn choices(
+        &mut self,
+        draft: &Draft,
+        limit: usize,
+        options: &AnswerOptions,
+        on_event: OnEvent<'_>,
+        started: Instant,
+        answer: &mut Answer,
+    ) -> Result<Vec<Choice>> {
+        let model = self.model.clone();
+        let mut choices: Vec<Choice> = Vec::new();
+        let mut first_token = None;
+        // The residual stream of the prompt's end.
+        let mut prompt_end: Option<Tensor> = None;
+        for index in 0..options.n {
+            if index > 0 && on_event(Event::Choice { index }).is_break() {
+                break;
+            }
+            let resumed = options.resume_from.get(index).map_or(&[] as &[u32], Vec::as_slice);
+            let mut choice = ChoiceInProgress::new(&model, options);
+            for id in resumed {
+                choice.push(*id);
+            }
+            if choice.has_ended() || resumed.len() == limit {
+                choice.finish();
+                choices.push(choice.into_choice());
+                continue;
+            }
+            let x = if let Some(x) = prompt_end.as_ref().filter(|_| resumed.is_empty()) {
+                self.cached.truncate(draft.positions.len());
+                self.cache.truncate(draft.positions.len());
+                x.clone()
+            } else {
+                let mut positions = draft.positions.clone();
+                positions.extend(resumed.iter().map(|id| Position::Text(*id)));
+                let cached = self.keep_common_prefix(&positions);
+                if choices.is_empty() {
+                    answer.cached_tokens = cached;
+                }
+                self.prefill(&positions[cached..], &draft.images, on_event).await?
+            };
+            if resumed.is_empty() && options.n > index + 1 {
+                prompt_end = Some(x.clone());
+            }
+            let controls = self.controls(options, &draft.positions, resumed);
+            let turn = draft.conversation.turns.len();
+            let mut uniform = SplitMix64::new(options.seed, turn as u64, index as u64);
+            for _ in resumed {
+                uniform.next();
+            }
+            let draw = move || uniform.next();
+            let (max_new, sampling) = (limit - resumed.len(), options.sampling);
+            let generator =
+                TokenGenerator::new(model.language(), model.gpu(), &mut self.cache, x, max_new, sampling, draw)?;
+            let mut generator = match controls {
+                Some(controls) => generator.with_controls(controls)?,
+                None => generator,
+            };
+            let mut is_cancelled = false;
+            while let Some(id) = generator.next().await? {
+                if first_token.is_none() {
+                    answer.prefill_ms = milliseconds(started);
+                    first_token = Some(Instant::now());
+                }
+                let mut flow = on_event(Event::Token { id });
+                if let Some(logprobs) = generator.logprobs(id) {
+                    if on_event(Event::Logprobs { logprobs: &logprobs }).is_break() {
+                        flow = ControlFlow::Break(());
+                    }
+                    choice.choice().logprobs.push(logprobs);
+                }
+                if let Some(text) = choice.push(id)
+                    && on_event(Event::Text { text: &text }).is_break()
+                    && !choice.has_ended()
+                {
+                    flow = ControlFlow::Break(());
+                }
+                if choice.has_ended() {
+                    break;
+                }
+                if flow.is_break() {
+                    is_cancelled = true;
+                    break;
+                }
+            }
+            if let Some(text) = choice.finish() {
+                // The answer has ended: there is nothing left to stop.
+                let _ = on_event(Event::Text { text: &text });
+            }
+            if is_cancelled {
+                choice.choice().finish_reason = FinishReason::Cancelled;
+            }
+            let choice = choice.into_choice();
+            // The device may have run past the answer's end; those positions are dropped.
+            let new = &choice.token_ids[resumed.len()..];
+            let cached = generator.cached_tokens().min(new.len());
+            drop(generator);
+            self.cached.extend(new[..cached].iter().map(|id| Position::Text(*id)));
+            self.cache.truncate(self.cached.len());
+            choices.push(choice);
+            answer.decode_ms = first_token.map_or(0.0, milliseconds);
+            if is_cancelled {
+                break;
+            }
+        }
+        Ok(choices)
+    }
+
+    /// What changes logits and is reported about them. `None` by default.
+    fn controls(&self, options: &AnswerOptions, prompt: &[Position], resumed: &[u32]) -> Option<LogitControls> {
+        let min_tokens = options.min_tokens.saturating_sub(resumed.len());
+        let has_penalties = options.sampling.has_penalties();
+        if min_tokens == 0 && !has_penalties && options.logit_bias.is_empty() && options.top_logprobs.is_none() {
+            return None;
+        }
+        let own = self.model.stop_ids().ids().iter().filter(|_| !options.ignore_eos);
+        let vocab = self.model.language().config().vocab_size;
+        let ends = own.chain(&options.stop_token_ids).copied().filter(|id| (*id as usize) < vocab).collect();
+        let counts = has_penalties.then(|| {
+            let prompt = prompt.iter().filter_map(|position| match position {
+                Position::Text(id) => Some(*id),
+                Position::Visual { .. } => None,
+            });
+            token_counts(vocab, prompt, resumed.iter().copied())
+        });
+        let (bias, top_logprobs) = (options.logit_bias.clone(), options.top_logprobs);
+        Some(LogitControls { bias, ends, min_tokens, counts, top_logprobs })
     }
 
     /// The same question for [`Model::answer_batch`].
@@ -295,64 +427,6 @@ impl Chat {
             }
         }
         last.ok_or_else(|| Error::InvalidArgument("the prompt is empty".to_owned()))
-    }
-
-    /// Generates tokens after x, the residual stream of the prompt's end, for turn `turn` (from 1).
-    #[expect(clippy::too_many_arguments, reason = "one caller")]
-    async fn decode(
-        &mut self,
-        x: Tensor,
-        max_new: usize,
-        turn: usize,
-        options: &AnswerOptions,
-        on_event: OnEvent<'_>,
-        started: Instant,
-        answer: &mut Answer,
-    ) -> Result<()> {
-        let model = self.model.clone();
-        let mut uniform = SplitMix64::new(options.seed, turn as u64);
-        let mut stream = TextStream::new(model.tokenizer());
-        for id in &options.resume_from {
-            uniform.next();
-            stream.push(*id);
-        }
-        let mut first_token = None;
-        let draw = move || uniform.next();
-        let mut generator =
-            TokenGenerator::new(model.language(), model.gpu(), &mut self.cache, x, max_new, options.sampling, draw)?;
-        while let Some(id) = generator.next().await? {
-            if first_token.is_none() {
-                answer.prefill_ms = milliseconds(started);
-                first_token = Some(Instant::now());
-            }
-            answer.token_ids.push(id);
-            let mut flow = on_event(Event::Token { id });
-            if model.is_stop(id) {
-                answer.finish_reason = FinishReason::Stop;
-                break;
-            }
-            if let Some(text) = stream.push(id)
-                && on_event(Event::Text { text: &text }).is_break()
-            {
-                flow = ControlFlow::Break(());
-            }
-            if flow.is_break() {
-                answer.finish_reason = FinishReason::Cancelled;
-                break;
-            }
-        }
-        if let Some(text) = stream.finish() {
-            // The answer has ended: there is nothing left to stop.
-            let _ = on_event(Event::Text { text: &text });
-        }
-        answer.decode_ms = first_token.map_or(0.0, milliseconds);
-        // The device may have run past the answer's end; those positions are dropped.
-        let new = &answer.token_ids[options.resume_from.len()..];
-        let cached = generator.cached_tokens().min(new.len());
-        drop(generator);
-        self.cached.extend(new[..cached].iter().map(|id| Position::Text(*id)));
-        self.cache.truncate(self.cached.len());
-        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ mod answer;
 mod ask;
 mod batch;
 mod chat;
+mod choice;
 mod image;
 mod model;
 mod options;
@@ -14,14 +15,15 @@ mod splitmix64;
 
 use web_time::Instant;
 
-pub use answer::{Answer, Event, FinishReason, OnEvent};
+pub use answer::{Answer, Choice, Event, FinishReason, OnEvent, StopReason};
 pub use ask::Ask;
 pub use batch::PreparedQuestion;
 pub use chat::Chat;
 pub use image::{ImageSource, image_sources};
 pub use model::{AttentionMap, Model, check_text, conversation_template, own_template};
-pub use options::AnswerOptions;
+pub use options::{AnswerOptions, MAX_BIASES, MAX_CHOICES};
 
+pub use crate::language::{TokenLogprob, TokenLogprobs};
 pub use crate::loader::LoadOptions;
 
 fn milliseconds(since: Instant) -> f64 {

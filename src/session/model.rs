@@ -190,6 +190,11 @@ impl Model {
         self.parts.stop.contains(id)
     }
 
+    /// The tokens that end an answer.
+    pub fn stop_ids(&self) -> &StopIds {
+        &self.parts.stop
+    }
+
     /// The longest prompt in positions.
     pub(super) fn max_prompt_tokens(&self) -> usize {
         self.parts.max_prompt_tokens

@@ -8,9 +8,9 @@
 pub(super) struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// The sequence of one turn of a conversation. Every turn has its own.
-    pub(super) fn new(seed: u64, turn: u64) -> Self {
-        Self(seed ^ turn.wrapping_mul(0xd1b5_4a32_d192_ed03))
+    /// The sequence of one turn of a conversation, and of one of its answers. Each has its own.
+    pub(super) fn new(seed: u64, turn: u64, choice: u64) -> Self {
+        Self(seed ^ turn.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ choice.wrapping_mul(0xaef1_7502_b3bf_5a6d))
     }
 
     pub(super) fn next(&mut self) -> f32 {

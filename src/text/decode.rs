@@ -2,6 +2,7 @@
 //!
 //! The decoders of the `tokenizers` crate are not used: none decodes as transformers' slow tokenizers do.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use super::sentencepiece::SPACE;
@@ -137,6 +138,31 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
+    /// The bytes that a token adds to a text, those of an incomplete character included. `None` for special, control,
+    /// unknown and added tokens.
+    pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        if self.special.contains(&id) {
+            return None;
+        }
+        let spaces = matches!(self.kind, DecoderKind::SentencePiece(_));
+        match self.units.get(id)? {
+            TokenText::Bytes(bytes) => Some(Cow::Borrowed(bytes)),
+            TokenText::Text { text, .. } if spaces => Some(Cow::Owned(text.replace(SPACE, " ").into_bytes())),
+            TokenText::Text { text, .. } => Some(Cow::Borrowed(text.as_bytes())),
+            TokenText::Control(_) | TokenText::Unknown(_) | TokenText::Added(_) => None,
+        }
+    }
+
+    /// A token's text as a label: its bytes, with U+FFFD for incomplete characters, or the name of a special token.
+    pub fn token_text(&self, id: u32) -> String {
+        match (self.token_bytes(id), self.units.get(id)) {
+            (Some(bytes), _) => String::from_utf8_lossy(&bytes).into_owned(),
+            (None, Some(TokenText::Bytes(bytes))) => String::from_utf8_lossy(bytes).into_owned(),
+            (None, Some(unit)) => unit.text().to_owned(),
+            (None, None) => String::new(),
+        }
+    }
+
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         if let (DecoderKind::SentencePiece(rules), false) = (&self.kind, skip_special) {
             return self.decode_with_special(rules, ids);

@@ -16,6 +16,8 @@ pub mod sentencepiece;
 #[doc(hidden)]
 pub mod stop;
 #[doc(hidden)]
+pub mod stop_strings;
+#[doc(hidden)]
 pub mod stream;
 pub mod tokenizer;
 mod tokenizer_config;

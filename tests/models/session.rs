@@ -7,13 +7,14 @@ use mgm::Error;
 use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions};
 use mgm::image::{Image, decode};
 use mgm::io::DiskFolder;
-use mgm::language::{LanguageModel, prefill_chunk};
+use mgm::language::{LanguageModel, Position, prefill_chunk};
 use mgm::loader::Loader;
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
 use mgm::session::LoadOptions;
-use mgm::session::{AnswerOptions, Event, FinishReason, Model, image_sources};
+use mgm::session::{AnswerOptions, Event, FinishReason, Model, StopReason, image_sources};
 use mgm::tensor::{Precision, Tensor};
+use mgm::text::PromptToken;
 use mgm::variants::{Variant, released};
 use mgm::vision::Vision;
 use mgm::weights::mgm::{MgmCheckpoint, TowerOptions};
@@ -155,7 +156,7 @@ fn a_lost_device_is_an_error_and_the_answer_goes_on_with_another() {
         assert!(matches!(again, Err(Error::DeviceLost(_))), "{again:?}");
 
         let model = load(&open_gpu(), &case, &expected).await;
-        let options = greedy().with_resume_from(begun);
+        let options = greedy().with_resume_from(vec![begun]);
         let answer = model.chat().ask(&turn.question).images(&images).options(&options).await.expect("an answer");
         assert_eq!(answer.token_ids, turn.greedy_ids);
     });
@@ -274,10 +275,220 @@ fn an_answer_resumes_after_the_tokens_of_another_device() {
                 tokens += usize::from(matches!(event, Event::Token { .. }));
                 ControlFlow::Continue(())
             };
-            let options = sampled(2).with_resume_from(begun);
+            let options = sampled(2).with_resume_from(vec![begun]);
             let answer = model.chat().ask(question).options(&options).on_event(count).await.expect("the rest");
             assert_eq!(answer.token_ids, whole);
             assert_eq!(tokens, whole.len() - known);
+        }
+    });
+}
+
+/// The text of an answer by its tokens, without what a stop string cuts off.
+fn cut(text: &str, stop: &str) -> String {
+    text.find(stop).map_or(text, |start| &text[..start]).trim().to_owned()
+}
+
+#[test]
+fn an_answer_ends_before_a_stop_string_and_at_stop_tokens() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let whole = model.chat().ask(question).options(&greedy()).await.expect("an answer");
+        // Every place of the text, so that strings begin and end inside tokens; of characters, not bytes.
+        let starts: Vec<usize> = whole.text.char_indices().map(|(at, _)| at).skip(2).step_by(9).take(4).collect();
+        for start in starts {
+            let stop: String = whole.text[start..].chars().take(6).collect();
+            let mut streamed = String::new();
+            let mut chat = model.chat();
+            let asked = chat.ask(question).options(&greedy()).stop(["no such text", &stop]);
+            let answer = asked.on_text(|text| streamed.push_str(text)).await.expect("an answer");
+            assert_eq!(answer.text, cut(&whole.text, &stop), "{stop:?}");
+            assert_eq!(streamed.trim(), answer.text);
+            assert_eq!(answer.finish_reason, FinishReason::Stop);
+            assert_eq!(answer.stop_reason, Some(StopReason::String(stop)));
+            assert!(whole.token_ids.starts_with(&answer.token_ids));
+            assert_eq!(chat.conversation().turns[0].answer.as_deref(), Some(answer.text.as_str()));
+        }
+        let id = whole.token_ids[5];
+        let at = whole.token_ids.iter().position(|other| *other == id).expect("it is there") + 1;
+        let options = greedy().with_stop_token_ids(vec![id]);
+        let answer = model.chat().ask(question).options(&options).await.expect("an answer");
+        assert_eq!(answer.token_ids, whole.token_ids[..at]);
+        assert_eq!(answer.stop_reason, Some(StopReason::Token(id)));
+        let answer = model.chat().ask(question).options(&options.with_min_tokens(10)).await.expect("an answer");
+        assert!(answer.token_ids.len() > 10 && !answer.token_ids[..10].contains(&id), "{:?}", answer.token_ids);
+    });
+}
+
+/// Neutral values run no further kernel; the answers are those of the golden case.
+#[test]
+fn controls_without_effect_run_no_kernels() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let golden = &expected.json.turns[0].greedy_ids;
+        let sampling = Sampling::GREEDY.with_min_p(0.0).with_repetition_penalty(1.0);
+        let options = greedy().with_sampling(sampling).with_min_tokens(0).with_n(1);
+        let answer = model.chat().ask(question).options(&options).await.expect("an answer");
+        assert_eq!(answer.token_ids, golden[..answer.token_ids.len()]);
+        model.chat().ask(question).options(&sampled(1)).await.expect("an answer");
+        let controls = |kernel: &Kernel| {
+            kernel.name.starts_with("adjust")
+                || kernel.name.starts_with("logprobs")
+                || kernel.sources.iter().any(|source| source.name.ends_with("sample_rows.wgsl"))
+        };
+        assert!(!model.gpu().kernels().iter().any(controls));
+        let answer = model.chat().ask(question).options(&greedy().with_ignore_eos(true)).await.expect("an answer");
+        assert_eq!(answer.token_ids.len(), 24);
+        assert!(!model.gpu().kernels().iter().any(controls));
+        let forbidden = greedy().with_logit_bias(vec![(golden[0], -100.0)]);
+        let answer = model.chat().ask(question).options(&forbidden).await.expect("an answer");
+        assert!(!answer.token_ids.contains(&golden[0]));
+        let forced = greedy().with_logit_bias(vec![(golden[3], 100.0)]).with_max_new_tokens(3);
+        let answer = model.chat().ask(question).options(&forced).await.expect("an answer");
+        assert_eq!(answer.token_ids, [golden[3]; 3]);
+        assert!(model.gpu().kernels().iter().any(controls));
+    });
+}
+
+/// Penalties by a device against the same in f64 on the host, a step at a time, and log-probabilities against the f64
+/// log-softmax of the logits of a whole pass: within 2e-4, since the steps of the answer sum in another order. The
+/// kernel's own error is in tests/kernels/ops.rs.
+#[test]
+fn penalties_and_log_probabilities_are_those_of_the_logits() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let mut conversation = model.chat().conversation().clone();
+        conversation.ask(question, 0);
+        let prompt = model.tokenizer().encode_prompt(&conversation.prompt().expect("a prompt")).expect("ids");
+        let prompt: Vec<u32> = prompt
+            .into_iter()
+            .map(|token| match token {
+                PromptToken::Text(id) => id,
+                PromptToken::Image => panic!("no image"),
+            })
+            .collect();
+        let sampling =
+            Sampling::GREEDY.with_repetition_penalty(1.3).with_presence_penalty(0.4).with_frequency_penalty(0.7);
+        let options = greedy().with_sampling(sampling).with_top_logprobs(Some(4)).with_max_new_tokens(8);
+        let mut events = Vec::new();
+        let mut on_event = |event: Event<'_>| {
+            if let Event::Logprobs { logprobs } = event {
+                events.push(logprobs.clone());
+            }
+            ControlFlow::Continue(())
+        };
+        let answer = model.chat().ask(question).options(&options).on_event(&mut on_event).await.expect("an answer");
+        assert_eq!(events, answer.logprobs);
+        assert_eq!(answer.logprobs.len(), answer.token_ids.len());
+        assert_ne!(answer.token_ids, expected.json.turns[0].greedy_ids[..answer.token_ids.len()], "no effect");
+        for (step, (id, logprobs)) in answer.token_ids.iter().zip(&answer.logprobs).enumerate() {
+            let generated = &answer.token_ids[..step];
+            let positions: Vec<Position> = prompt.iter().chain(generated).map(|id| Position::Text(*id)).collect();
+            let (language, mut cache) = (model.language(), model.language().cache());
+            let mut recorder = model.gpu().record();
+            let x = language.embed(&mut recorder, &positions, &[]).expect("embeddings");
+            let x = language.forward(&mut recorder, &x, &mut cache).expect("a pass");
+            let logits = language.last_logits(&mut recorder, &x).expect("logits").read_back(&mut recorder);
+            recorder.submit().expect("a submission");
+            let logits: Vec<f64> = logits.values::<f32>().await.expect("logits").into_iter().map(f64::from).collect();
+            let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let log_sum = largest + logits.iter().map(|logit| (logit - largest).exp()).sum::<f64>().ln();
+            for token in logprobs.top.iter().chain([&logprobs.chosen]) {
+                let error = f64::from(token.logprob) - (logits[token.id as usize] - log_sum);
+                assert!(error.abs() < 2e-4, "step {step}, {token:?}: off by {error:e}");
+            }
+            assert!(logprobs.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
+            assert!(logprobs.top[0].logprob >= logprobs.chosen.logprob && logprobs.chosen.id == *id);
+            let adjusted = |token: usize| {
+                let count = generated.iter().filter(|id| **id as usize == token).count() as f64;
+                let seen = count > 0.0 || prompt.contains(&(token as u32));
+                let logit = match (seen, logits[token] > 0.0) {
+                    (true, true) => logits[token] / 1.3,
+                    (true, false) => logits[token] * 1.3,
+                    _ => logits[token],
+                };
+                logit - 0.7 * count - if count > 0.0 { 0.4 } else { 0.0 }
+            };
+            let best = (0..logits.len()).map(adjusted).fold(f64::NEG_INFINITY, f64::max);
+            assert!(adjusted(*id as usize) > best - 1e-3, "step {step}: {id} is not the best");
+        }
+        // The bytes of all tokens are the text, if they are characters.
+        let bytes = answer.token_ids.iter().filter_map(|id| model.tokenizer().token_bytes(*id));
+        let bytes: Vec<u8> = bytes.flat_map(|bytes| bytes.into_owned()).collect();
+        if let Ok(text) = String::from_utf8(bytes) {
+            assert_eq!(text.trim(), answer.text);
+        }
+    });
+}
+
+#[test]
+fn several_answers_have_their_own_draws_and_resume() {
+    with_model("no-image", async |model, expected| {
+        let question = &expected.json.turns[0].question;
+        let one = model.chat().ask(question).options(&sampled(2)).await.expect("an answer");
+        let mut chat = model.chat();
+        let mut begun: Vec<Vec<u32>> = vec![Vec::new()];
+        let mut on_event = |event: Event<'_>| {
+            match event {
+                Event::Choice { index } => {
+                    assert_eq!(index, begun.len());
+                    begun.push(Vec::new());
+                }
+                Event::Token { id } => begun.last_mut().expect("an answer").push(id),
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        };
+        let options = sampled(2).with_n(3);
+        let all = chat.ask(question).options(&options).on_event(&mut on_event).await.expect("answers");
+        assert_eq!((&all.token_ids, &all.text), (&one.token_ids, &one.text));
+        let ids: Vec<&Vec<u32>> = all.alternatives.iter().map(|choice| &choice.token_ids).collect();
+        assert_eq!(ids, begun[1..].iter().collect::<Vec<_>>());
+        assert!(ids.len() == 2 && *ids[0] != all.token_ids && ids[0] != ids[1]);
+        assert_eq!(chat.conversation().turns[0].answer.as_deref(), Some(all.text.as_str()));
+        // Greedy answers are all the same: the prompt's end is that of the first.
+        let same = model.chat().ask(question).options(&greedy().with_n(2)).await.expect("answers");
+        assert_eq!(same.alternatives[0].token_ids, same.token_ids);
+        // The device was lost in the second answer.
+        begun.truncate(2);
+        begun[1].truncate(3);
+        let mut tokens = 0;
+        let count = |event: Event<'_>| {
+            tokens += usize::from(matches!(event, Event::Token { .. }));
+            ControlFlow::Continue(())
+        };
+        let options = options.with_resume_from(begun);
+        let resumed = model.chat().ask(question).options(&options).on_event(count).await.expect("the rest");
+        assert_eq!((resumed.token_ids, resumed.text), (all.token_ids, all.text));
+        for (resumed, whole) in resumed.alternatives.iter().zip(&all.alternatives) {
+            assert_eq!((&resumed.token_ids, &resumed.text), (&whole.token_ids, &whole.text));
+        }
+        let rest: usize = all.alternatives.iter().map(|choice| choice.token_ids.len()).sum();
+        assert_eq!(tokens, rest - 3);
+    });
+}
+
+#[test]
+fn options_out_of_range_are_named() {
+    with_model("no-image", async |model, _| {
+        let base = AnswerOptions::default;
+        let sampling = |sampling: Sampling| base().with_sampling(sampling);
+        for (options, name) in [
+            (sampling(Sampling::GREEDY.with_repetition_penalty(0.0)), "repetition_penalty"),
+            (sampling(Sampling::GREEDY.with_min_p(2.0)), "min_p"),
+            (sampling(Sampling::GREEDY.with_top_p(f32::NAN)), "top_p"),
+            (sampling(Sampling::GREEDY.with_temperature(-1.0)), "temperature"),
+            (sampling(Sampling::GREEDY.with_presence_penalty(2.5)), "presence_penalty"),
+            (sampling(Sampling::GREEDY.with_frequency_penalty(f32::NAN)), "frequency_penalty"),
+            (base().with_logit_bias(vec![(1 << 30, 1.0)]), "logit_bias"),
+            (base().with_logit_bias(vec![(1, 101.0)]), "logit bias"),
+            (base().with_top_logprobs(Some(21)), "top_logprobs"),
+            (base().with_n(0), "n is 0"),
+            (base().with_stop(vec![String::new()]), "stop string"),
+            (base().with_stop_token_ids(vec![u32::MAX]), "stop_token_ids"),
+            (base().with_min_tokens(513), "min_tokens"),
+        ] {
+            let error = model.chat().ask("Hello").options(&options).await.expect_err(name);
+            assert!(matches!(&error, Error::InvalidArgument(reason) if reason.contains(name)), "{name}: {error}");
         }
     });
 }

@@ -8,6 +8,7 @@ use mgm::io::{DiskFolder, MemoryFolder};
 use mgm::text::chat_template::{ChatTemplate, TemplateSettings, TemplateSource};
 use mgm::text::conversation::TemplateFacts;
 use mgm::text::sentencepiece::Model;
+use mgm::text::stop_strings::StopStrings;
 use mgm::text::{Conversation, Prompt, PromptToken, StopIds, Template, TextStream, Tokenizer};
 use mgm::{Error, Result};
 use pollster::block_on;
@@ -218,6 +219,72 @@ fn streams_emit_what_decoding_gives() {
             })
             .unwrap_or_else(|error| panic!("{}: {error}", case.name));
     }
+}
+
+/// What transformers replaces with `clean_up_tokenization_spaces`, for tokens that begin with a space.
+fn cleaned(text: &str) -> String {
+    let rules = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"];
+    rules.iter().fold(text.to_owned(), |text, from| text.replace(from, from.trim()))
+}
+
+/// For every id of every tokenizer: the text of [a, id] is the text of [a] and the id's bytes, or that of [a] for
+/// tokens that answers omit.
+#[test]
+fn the_bytes_of_tokens_are_what_they_add_to_a_text() {
+    for (case, tokenizer) in tokenizer_cases() {
+        let size = tokenizer.vocab_size() as u32 + 3;
+        let is_a = |id: &u32| tokenizer.token_bytes(*id).is_some_and(|bytes| *bytes == *b"a");
+        let Some(a) = (0..size).find(is_a) else { panic!("{}: no token is the letter a", case.name) };
+        let before = tokenizer.decode(&[a], true);
+        let mut counted = 0;
+        for id in 0..size {
+            let Some(bytes) = tokenizer.token_bytes(id) else { continue };
+            counted += 1;
+            let expected = format!("{before}{}", String::from_utf8_lossy(&bytes));
+            let found = tokenizer.decode(&[a, id], true);
+            assert!(
+                found == expected || found == cleaned(&expected),
+                "{}, token {id}: {found:?}, expected {expected:?}",
+                case.name
+            );
+        }
+        assert!(counted > 0);
+        let eos = tokenizer.eos().unwrap_or(size);
+        assert_eq!(tokenizer.token_bytes(eos), None, "{}", case.name);
+    }
+}
+
+/// Texts over a small alphabet, cut at random places, with random stop strings: the text ends where a plain search
+/// finds the first of them, and what is held back is never more than a stop string.
+#[test]
+fn stop_strings_are_found_wherever_the_text_is_split() {
+    let piece = || prop::collection::vec(prop::sample::select(vec!["a", "b", "é", "😀"]), 0..4);
+    let pieces = prop::collection::vec(piece(), 0..20);
+    let stops =
+        prop::collection::vec(prop::collection::vec(prop::sample::select(vec!["a", "b", "é", "😀"]), 1..5), 1..4);
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    runner
+        .run(&(pieces, stops), |(pieces, stops)| {
+            let stops: Vec<String> = stops.iter().map(|stop| stop.concat()).collect();
+            let whole: String = pieces.iter().flatten().copied().collect();
+            let first = stops.iter().enumerate().filter_map(|(index, stop)| Some((whole.find(stop)?, index))).min();
+            let longest = stops.iter().map(String::len).max().unwrap_or(0);
+            let mut matcher = StopStrings::new(stops.clone());
+            let (mut sent, mut given) = (String::new(), 0);
+            for piece in pieces {
+                let piece = piece.concat();
+                given += piece.len();
+                sent.push_str(&matcher.push(&piece));
+                if matcher.found().is_none() {
+                    prop_assert!(given - sent.len() < longest);
+                }
+            }
+            sent.push_str(&matcher.finish());
+            prop_assert_eq!(matcher.found(), first.map(|(_, index)| stops[index].as_str()));
+            prop_assert_eq!(sent.as_str(), &whole[..first.map_or(whole.len(), |(start, _)| start)]);
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[test]

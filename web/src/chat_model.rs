@@ -10,7 +10,9 @@ use mgm::gpu::{Gpu, Kernel};
 use mgm::io::Folder;
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::{Sampling, Tuning, products, tuning};
-use mgm::session::{AnswerOptions, Chat, Event, ImageSource, LoadOptions, Model};
+use mgm::session::{
+    AnswerOptions, Chat, Event, FinishReason, ImageSource, LoadOptions, Model, StopReason, TokenLogprob, TokenLogprobs,
+};
 use mgm::tensor::Precision;
 use mgm::text::conversation::{Template, Turn};
 use mgm::tuning::{TuneOptions, tune, tune_within};
@@ -69,24 +71,82 @@ struct AnswerRequest {
     top_p: Option<f32>,
     top_k: u32,
     seed: u64,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    #[serde(default)]
+    logit_bias: Vec<(u32, f32)>,
+    top_logprobs: Option<usize>,
+    n: Option<usize>,
+    #[serde(default)]
+    stop: Vec<String>,
+    #[serde(default)]
+    stop_token_ids: Vec<u32>,
+    #[serde(default)]
+    min_tokens: usize,
+    #[serde(default)]
+    ignore_eos: bool,
     #[serde(default)]
     allow_special_tokens: bool,
-    /// Token ids that were generated on a lost device.
+    /// Token ids of each answer that were generated on a lost device.
     #[serde(default)]
-    resume_from: Vec<u32>,
+    resume_from: Vec<Vec<u32>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AnswerReport {
-    text: String,
-    token_ids: Vec<u32>,
+    choices: Vec<ChoiceReport>,
     prompt_tokens: usize,
     cached_tokens: usize,
-    finish_reason: &'static str,
     vision_ms: f64,
     prefill_ms: f64,
     decode_ms: f64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ChoiceReport {
+    text: String,
+    token_ids: Vec<u32>,
+    finish_reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<StopReport>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum StopReport {
+    String(String),
+    Token(u32),
+}
+
+impl ChoiceReport {
+    fn new(text: String, token_ids: Vec<u32>, reason: FinishReason, stop: Option<StopReason>) -> Self {
+        let stop_reason = match stop {
+            Some(StopReason::String(text)) => Some(StopReport::String(text)),
+            Some(StopReason::Token(id)) => Some(StopReport::Token(id)),
+            _ => None,
+        };
+        Self { text, token_ids, finish_reason: reason.as_str(), stop_reason }
+    }
+}
+
+/// A token and its log-probability. See `TokenLogprob` of the package.
+#[derive(Serialize)]
+struct TokenReport {
+    id: u32,
+    token: String,
+    logprob: f32,
+    bytes: Option<Vec<u8>>,
+}
+
+impl TokenReport {
+    fn new(model: &Model, TokenLogprob { id, logprob, .. }: TokenLogprob) -> Self {
+        let bytes = model.tokenizer().token_bytes(id).map(|bytes| bytes.into_owned());
+        Self { id, token: model.tokenizer().token_text(id), logprob, bytes }
+    }
 }
 
 /// A language model, with vision if the checkpoint has it.
@@ -195,7 +255,8 @@ impl ChatModel {
     }
 
     /// Answers the last message and returns a report as JSON. Calls `on_event` with `"encoding"` (fraction),
-    /// `"dropped"` (turns), `"prefill"` (fraction), `"token"` (id) and `"text"`; `false` stops.
+    /// `"dropped"` (turns), `"prefill"` (fraction), `"choice"` (the number of the answer that begins, from 1),
+    /// `"token"` (id), `"logprobs"` (JSON: the token's and those of the likeliest) and `"text"`; `false` stops.
     pub async fn answer(&self, request: String, images: Vec<Pixels>, on_event: Function) -> Result<String, JsValue> {
         let request: AnswerRequest = serde_json::from_str(&request).map_err(bad_request)?;
         let images: Vec<&dyn ImageSource> = images.iter().map(|image| image as &dyn ImageSource).collect();
@@ -258,7 +319,12 @@ async fn answer(
         Event::DroppedTurns { count } => emit(on_event, "dropped", &(count as f64).into()),
         Event::EncodingImage { done, total } => emit(on_event, "encoding", &(done as f64 / total.max(1) as f64).into()),
         Event::Prefill { done, total } => emit(on_event, "prefill", &(done as f64 / total.max(1) as f64).into()),
+        Event::Choice { index } => emit(on_event, "choice", &(index as f64).into()),
         Event::Token { id } => emit(on_event, "token", &id.into()),
+        Event::Logprobs { logprobs: TokenLogprobs { chosen, top, .. } } => {
+            let tokens: Vec<_> = [chosen].into_iter().chain(top).map(|token| TokenReport::new(model, *token)).collect();
+            to_json(&tokens).map_or(ControlFlow::Break(()), |tokens| emit(on_event, "logprobs", &tokens.into()))
+        }
         Event::Text { text } => emit(on_event, "text", &text.into()),
         _ => ControlFlow::Continue(()),
     };
@@ -271,19 +337,32 @@ async fn answer(
     let sampling = Sampling::default()
         .with_temperature(request.temperature)
         .with_top_k(request.top_k)
-        .with_top_p(request.top_p.or(model.generation().top_p).unwrap_or(1.0));
+        .with_top_p(request.top_p.or(model.generation().top_p).unwrap_or(1.0))
+        .with_min_p(request.min_p.unwrap_or(0.0))
+        .with_repetition_penalty(request.repetition_penalty.unwrap_or(1.0))
+        .with_presence_penalty(request.presence_penalty.unwrap_or(0.0))
+        .with_frequency_penalty(request.frequency_penalty.unwrap_or(0.0));
     let options = AnswerOptions::default()
         .with_sampling(sampling)
         .with_seed(request.seed)
         .with_max_new_tokens(request.max_new_tokens)
+        .with_min_tokens(request.min_tokens)
+        .with_stop(request.stop)
+        .with_stop_token_ids(request.stop_token_ids)
+        .with_ignore_eos(request.ignore_eos)
+        .with_logit_bias(request.logit_bias)
+        .with_top_logprobs(request.top_logprobs)
+        .with_n(request.n.unwrap_or(1))
         .with_resume_from(request.resume_from);
     let answer = chat.ask(question).images(new).options(&options).on_event(&mut on_event).await?;
+    let first = ChoiceReport::new(answer.text, answer.token_ids, answer.finish_reason, answer.stop_reason);
+    let others = answer.alternatives.into_iter();
+    let others =
+        others.map(|choice| ChoiceReport::new(choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason));
     Ok(AnswerReport {
-        text: answer.text,
-        token_ids: answer.token_ids,
+        choices: [first].into_iter().chain(others).collect(),
         prompt_tokens: answer.prompt_tokens,
         cached_tokens: answer.cached_tokens,
-        finish_reason: answer.finish_reason.as_str(),
         vision_ms: answer.vision_ms,
         prefill_ms: answer.prefill_ms,
         decode_ms: answer.decode_ms,

@@ -99,6 +99,49 @@ test("a stop string ends the answer before it, also where it spans two deltas", 
   assert.deepEqual([cut.finishReason, none.text, none.finishReason], ["stop", whole.text, "length"]);
 });
 
+test("decoding controls change an answer as they say", async () => {
+  const result = await page.evaluate(async (question) => {
+    const messages = [{ role: "user", content: question }];
+    const options = { temperature: 0, maxTokens: 8 };
+    const ask = (more) => text.chat(messages, { ...options, ...more });
+    const whole = await ask({});
+    const [first, , third] = whole.tokenIds;
+    const neutral = await ask({ minP: 0, repetitionPenalty: 1, presence_penalty: 0, frequencyPenalty: 0, logitBias: {}, n: 1, minTokens: 0 });
+    const forbidden = await ask({ logit_bias: { [first]: -100 } });
+    const forced = await ask({ logitBias: { [third]: 100 }, maxTokens: 3 });
+    const penalised = await ask({ logitBias: { [third]: 20 }, presencePenalty: 2, frequencyPenalty: 2, repetition_penalty: 2, maxTokens: 8 });
+    const ended = await ask({ stopTokenIds: [third] });
+    const late = await ask({ stopTokenIds: [third], minTokens: 5 });
+    const single = await ask({ temperature: 1, minP: 1 });
+    const chat = ask({ temperature: 1, n: 2, seed: 3, topLogprobs: 2 });
+    const deltas = [];
+    for await (const delta of chat) if (delta.type === "text") deltas.push(delta);
+    const alone = await ask({ temperature: 1, seed: 3 });
+    return { whole, first, third, neutral, forbidden, forced, penalised, ended, late, single, several: await chat, deltas, alone };
+  }, question);
+  const { whole, first, third, neutral, forbidden, forced, penalised, ended, late, single, several, deltas, alone } = result;
+  assert.deepEqual(neutral.tokenIds, whole.tokenIds);
+  assert.ok(!forbidden.tokenIds.includes(first));
+  assert.deepEqual(forced.tokenIds, [third, third, third]);
+  assert.ok(new Set(penalised.tokenIds).size > 1);
+  const until = whole.tokenIds.indexOf(third) + 1;
+  assert.deepEqual([ended.tokenIds, ended.finishReason, ended.stopReason], [whole.tokenIds.slice(0, until), "stop", third]);
+  assert.ok(late.tokenIds.length >= 5 && !late.tokenIds.slice(0, 5).includes(third));
+  // Only tokens as likely as the best are left.
+  assert.deepEqual(single.tokenIds, whole.tokenIds);
+  assert.equal(several.choices.length, 2);
+  assert.deepEqual(several.choices[0].tokenIds, alone.tokenIds);
+  assert.notDeepEqual(several.choices[1].tokenIds, alone.tokenIds);
+  for (const [index, { text, tokenIds, logprobs }] of several.choices.entries()) {
+    const own = deltas.filter(({ choice }) => choice === index);
+    assert.equal(own.map(({ text }) => text).join("").trim(), text);
+    assert.deepEqual(logprobs.map(({ id }) => id), tokenIds);
+    assert.ok(logprobs.every(({ topLogprobs, logprob }) => topLogprobs.length === 2 && topLogprobs[0].logprob >= logprob && logprob <= 0));
+    const streamed = own.flatMap(({ logprobs }) => logprobs ?? []);
+    assert.deepEqual(streamed, logprobs.slice(0, streamed.length));
+  }
+});
+
 test("a failure that nobody waits for is an unhandled rejection; a stream can be read once", async () => {
   const { unhandled, again } = await page.evaluate(async () => {
     const unhandled = [];
@@ -220,13 +263,21 @@ test("wrong calls fail with typed errors", async () => {
       await code(user("a"), { temprature: 0 }),
       await code(user("a"), { stop: ["x", ""] }),
       await code(user("a"), { image: { mode: "sometimes" } }),
+      await code(user("a"), { repetitionPenalty: 0 }),
+      await code(user("a"), { minP: 2 }),
+      await code(user("a"), { logitBias: { 99999999: 1 } }),
+      await code(user("a"), { logitBias: { word: 1 } }),
+      await code(user("a"), { topLogprobs: 21 }),
+      await code(user("a"), { n: 0 }),
+      await code(user("a"), { presencePenalty: NaN }),
+      await code(user("a"), { minTokens: 9, maxTokens: 8 }),
       await Mgm.load("http://[bad").then(() => "none", (error) => `${error.name} ${error.code}`),
     ];
   });
   assert.deepEqual(codes, [
     "MgmError invalid-argument", "MgmError invalid-argument", "MgmError invalid-argument", "MgmError prompt-too-long",
     "MgmError invalid-argument", "MgmError image", "MgmError http", "MgmError invalid-argument",
-    ...Array(12).fill("MgmError invalid-argument"),
+    ...Array(20).fill("MgmError invalid-argument"),
   ]);
 });
 

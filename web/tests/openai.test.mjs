@@ -96,14 +96,44 @@ test("stop strings, seeds and neighbouring messages of one role", async () => {
   assert.equal(joined[0], joined[1]);
 });
 
+test("several answers with log-probabilities, whole and streamed", async () => {
+  const { whole, chunks, plain } = await page.evaluate(async (question) => {
+    const body = { messages: [{ role: "user", content: question }], temperature: 1, seed: 5, max_tokens: 6, n: 2, logprobs: true, top_logprobs: 3 };
+    const whole = await create(body);
+    const chunks = [];
+    for await (const chunk of await create({ ...body, stream: true, stream_options: { include_usage: true } })) chunks.push(chunk);
+    const plain = await create({ ...body, n: 1, logprobs: false, top_logprobs: null });
+    return { whole, chunks, plain };
+  }, question);
+  assert.deepEqual(whole.choices.map(({ index }) => index), [0, 1]);
+  assert.equal(whole.choices[0].message.content, plain.choices[0].message.content);
+  assert.equal(plain.choices[0].logprobs, null);
+  assert.equal(whole.usage.completion_tokens, whole.choices.reduce((sum, { logprobs }) => sum + logprobs.content.length, 0));
+  for (const { index, message, logprobs, finish_reason } of whole.choices) {
+    const own = chunks.flatMap(({ choices }) => choices.filter((choice) => choice.index === index));
+    assert.equal(own.map(({ delta }) => delta.content ?? "").join("").trim(), message.content);
+    assert.deepEqual(own[0].delta, { role: "assistant", content: "" });
+    assert.equal(own.at(-1).finish_reason, finish_reason);
+    const streamed = own.flatMap(({ logprobs }) => logprobs?.content ?? []);
+    assert.deepEqual(streamed, logprobs.content.slice(0, streamed.length));
+    for (const { logprob, bytes, top_logprobs } of logprobs.content) {
+      assert.ok(logprob <= 0 && (bytes === null || Array.isArray(bytes)) && top_logprobs.length === 3);
+      assert.ok(top_logprobs[0].logprob >= top_logprobs[1].logprob && top_logprobs[0].logprob >= logprob);
+    }
+  }
+  assert.deepEqual([chunks.at(-1).choices, chunks.at(-1).usage.completion_tokens], [[], whole.usage.completion_tokens]);
+});
+
 test("what is not supported fails with a typed error that names it", async () => {
   const errors = await page.evaluate(async () => {
     const messages = [{ role: "user", content: "a" }];
     const bodies = [
-      { messages, tools: [{}] }, { messages, logprobs: true }, { messages, n: 2 }, { messages, frequency_penalty: 1 }, { messages, functions: [] },
+      { messages, tools: [{}] }, { messages, logprobs: 2 }, { messages, best_of: 2 }, { messages, suffix: "a" }, { messages, functions: [] },
       { messages, response_format: { type: "json_object" } }, { messages, audio: {} }, { messages, modalities: ["text", "audio"] },
       { messages: [{ role: "tool", content: "a" }] }, { messages: [{ role: "user", content: [{ type: "input_audio" }] }] },
-      { messages: [{ role: "user", content: null }] }, {}, { messages, max_tokens: 0 }, { messages, stop: "" },
+      { messages: [{ role: "user", content: null }] }, {}, { messages, max_tokens: 0 }, { messages, stop: "" }, { messages, n: 0 },
+      { messages, top_logprobs: 2 }, { messages, logprobs: true, top_logprobs: 21 }, { messages, frequency_penalty: 3 },
+      { messages, logit_bias: { 99999999: 1 } },
     ];
     const errors = [];
     for (const body of bodies) errors.push(await create(body).then(() => "none", (error) => `${error.code}: ${error.message}`));
@@ -115,7 +145,7 @@ test("what is not supported fails with a typed error that names it", async () =>
     await create({ messages, max_tokens: 1, tools: null, stop: null, temperature: null, stream: null });
     return errors;
   });
-  const unsupported = ["tools", "logprobs", "n", "frequency_penalty", "functions", "response_format", "audio", "modalities"];
+  const unsupported = ["tools", "logprobs", "best_of", "suffix", "functions", "response_format", "audio", "modalities"];
   for (const [index, name] of unsupported.entries()) assert.match(errors[index], new RegExp(`^unsupported: .* ${name} is not supported`));
   assert.match(errors[8], /^unsupported: .*"tool"/);
   assert.match(errors[9], /^unsupported: .*"input_audio"/);

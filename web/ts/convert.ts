@@ -5,11 +5,12 @@ import { bundleUrl, hubSource } from "./env.js";
 import { MgmError } from "./errors.js";
 import { unpackMessages } from "./messages.js";
 import { either, withKnownNames } from "./options.js";
-import type { AnswerReport, ChatCall, FileSource, ImageCall } from "./protocol.js";
-import type { Answer, ChatOptions, GenerateOptions, ImageSettings, Message, ModelSource } from "./types.js";
+import type { AnswerReport, ChatCall, ChoiceReport, FileSource, ImageCall } from "./protocol.js";
+import type { Answer, ChatOptions, Choice, GenerateOptions, ImageSettings, Message, ModelSource } from "./types.js";
 
 const CHAT_OPTIONS = [
-  "maxNewTokens", "maxTokens", "maxCompletionTokens", "temperature", "topP", "topK", "seed", "stop", "allowSpecialTokens",
+  "maxNewTokens", "maxTokens", "maxCompletionTokens", "temperature", "topP", "topK", "minP", "repetitionPenalty", "presencePenalty",
+  "frequencyPenalty", "logitBias", "topLogprobs", "n", "seed", "stop", "stopTokenIds", "minTokens", "ignoreEos", "allowSpecialTokens",
   "image", "signal",
 ];
 const IMAGE_SETTINGS = [
@@ -28,7 +29,9 @@ export function toFileSource(source: ModelSource): FileSource {
 
 export async function toChatCall(messages: Message[], options: ChatOptions, signal: AbortSignal): Promise<ChatCall> {
   const known = withKnownNames("chat", options, CHAT_OPTIONS);
-  const { temperature = defaults.temperature, topP, topK = defaults.topK, seed, stop = [], allowSpecialTokens, image = {} } = known;
+  const { temperature = defaults.temperature, topK = defaults.topK, seed, stop = [], image = {} } = known;
+  const { topP, minP, repetitionPenalty, presencePenalty, frequencyPenalty, logitBias, topLogprobs, n } = known;
+  const { stopTokenIds, minTokens, ignoreEos, allowSpecialTokens } = known;
   const openAiTokens = either("maxTokens", known.maxTokens, "maxCompletionTokens", known.maxCompletionTokens);
   const otherTokensName = known.maxTokens === undefined ? "maxCompletionTokens" : "maxTokens";
   const maxNewTokens = either("maxNewTokens", known.maxNewTokens, otherTokensName, openAiTokens) ?? defaults.maxNewTokens;
@@ -46,13 +49,31 @@ export async function toChatCall(messages: Message[], options: ChatOptions, sign
       maxNewTokens,
       temperature,
       topK,
-      ...(topP !== undefined && { topP }),
+      ...present({ topP, minP, repetitionPenalty, presencePenalty, frequencyPenalty, topLogprobs, n, stopTokenIds, minTokens }),
+      ...present({ ignoreEos, allowSpecialTokens }),
+      ...(logitBias !== undefined && { logitBias: toBiases(logitBias) }),
+      ...(stopStrings.length > 0 && { stop: stopStrings }),
       seed: seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER),
-      ...(allowSpecialTokens !== undefined && { allowSpecialTokens }),
     },
-    stop: stopStrings,
     ...(mode !== "never" && { image: { mode, settings: toImageCall(settings) } }),
   };
+}
+
+/** The properties that are not `undefined`. JSON has no NaN: it would be as if absent. */
+function present<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  const entries = Object.entries(values).filter(([, value]) => value !== undefined);
+  const wrong = entries.find(([, value]) => typeof value === "number" && !Number.isFinite(value));
+  if (wrong) throw new MgmError("invalid-argument", `${wrong[0]} must be a finite number, not ${String(wrong[1])}`);
+  return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}
+
+function toBiases(logitBias: Record<string, number>): [id: number, bias: number][] {
+  return Object.entries(logitBias).map(([id, bias]) => {
+    if (!/^\d+$/.test(id) || typeof bias !== "number") {
+      throw new MgmError("invalid-argument", `logitBias must have numbers by token id, not ${JSON.stringify({ [id]: bias })}`);
+    }
+    return [Number(id), bias];
+  });
 }
 
 /** The options of an image, with known names only. */
@@ -81,13 +102,17 @@ export function toImageCall(settings: ImageSettings & Pick<GenerateOptions, "str
 }
 
 export function toAnswer(report: AnswerReport, firstTokenMs: number): Answer {
-  const { text, tokenIds, promptTokens, cachedTokens, droppedTurns, visionMs, prefillMs, decodeMs } = report;
-  const decoded = tokenIds.length - 1;
+  const { promptTokens, cachedTokens, droppedTurns, visionMs, prefillMs, decodeMs } = report;
+  const toChoice = ({ finishReason, ...choice }: ChoiceReport): Choice => ({
+    ...choice,
+    finishReason: finishReason === "stop" ? "stop" : "length",
+  });
+  const sum = (count: (choice: ChoiceReport) => number) => report.choices.reduce((total, choice) => total + count(choice), 0);
+  const decoded = sum(({ tokenIds }) => Math.max(0, tokenIds.length - 1));
   return {
-    text,
-    tokenIds,
-    finishReason: report.finishReason === "stop" ? "stop" : "length",
-    usage: { promptTokens, cachedTokens, completionTokens: tokenIds.length, droppedTurns },
+    ...toChoice(report.choices[0]),
+    choices: report.choices.map(toChoice),
+    usage: { promptTokens, cachedTokens, completionTokens: sum(({ tokenIds }) => tokenIds.length), droppedTurns },
     timings: {
       visionMs,
       prefillMs,

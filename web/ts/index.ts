@@ -20,13 +20,14 @@ export { bundleUrl, env, type Environment } from "./env.js";
 export { MgmError, type MgmErrorCode } from "./errors.js";
 export { Mgm } from "./mgm.js";
 export type {
-  ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, ChatCompletionPart, ChatCompletionRequest, ChatCompletions,
-  ChatCompletionStream, ChatCompletionUsage, OpenAI,
+  ChatCompletion, ChatCompletionChunk, ChatCompletionLogprobs, ChatCompletionMessage, ChatCompletionPart, ChatCompletionRequest,
+  ChatCompletions, ChatCompletionStream, ChatCompletionTokenLogprob, ChatCompletionUsage, OpenAI,
 } from "./openai.js";
 export type { CheckedCase, MemoryReport } from "./protocol.js";
 export { cache, type CachedBundle } from "./storage.js";
 export type { Support, SupportQuestion } from "./support.js";
 export type {
-  Answer, AttentionMap, ChatImageOptions, ChatOptions, ContentPart, Delta, FinishReason, GeneratedImage, GenerateOptions, ImageInput,
-  ImageModelInfo, ImageSettings, ImageStep, LoadOptions, Message, ModelInfo, ModelInspection, ModelSource, ModelSummary, Precision, Progress, Timings, Usage,
+  Answer, AttentionMap, ChatImageOptions, ChatOptions, Choice, ContentPart, Delta, FinishReason, GeneratedImage, GenerateOptions, ImageInput,
+  ImageModelInfo, ImageSettings, ImageStep, LoadOptions, Message, ModelInfo, ModelInspection, ModelSource, ModelSummary, Precision, Progress, Timings,
+  TokenLogprob, TokenLogprobs, Usage,
 } from "./types.js";

@@ -194,7 +194,10 @@ export class Mgm {
     let firstTokenMs = 0;
     const call = await toChatCall(messages, options, signal);
     const result = await this.#client.call({ type: "chat", call }, signal, (message) => {
-      if (message.type === "text") onDelta({ type: "text", text: message.text });
+      if (message.type === "text") {
+        const { text, choice, logprobs } = message;
+        onDelta({ type: "text", text, choice, ...(logprobs && { logprobs }) });
+      }
       if (message.type === "step") onDelta({ type: "step", step: message.step });
       if (message.type === "first-token") firstTokenMs = performance.now() - started;
     });

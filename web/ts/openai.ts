@@ -4,7 +4,9 @@ import type { ChatAnswer } from "./chat-answer.js";
 import { MgmError } from "./errors.js";
 import { anySignal } from "./http.js";
 import type { Mgm } from "./mgm.js";
-import type { Answer, ChatOptions, ContentPart, FinishReason, ImageInput, Message } from "./types.js";
+import type {
+  Answer, ChatOptions, ContentPart, FinishReason, ImageInput, Message, TokenLogprob, TokenLogprobs,
+} from "./types.js";
 
 /** A message of a request. Consecutive messages with the same role are joined. */
 export interface ChatCompletionMessage {
@@ -36,10 +38,33 @@ export interface ChatCompletionRequest {
   top_p?: number | null;
   /** Not in OpenAI's API: sample only from the K most likely tokens. */
   top_k?: number | null;
+  /** Not in OpenAI's API: see {@link ChatOptions.minP}. */
+  min_p?: number | null;
+  /** Not in OpenAI's API: see {@link ChatOptions.repetitionPenalty}. */
+  repetition_penalty?: number | null;
+  presence_penalty?: number | null;
+  frequency_penalty?: number | null;
+  logit_bias?: Record<string, number> | null;
+  logprobs?: boolean | null;
+  /** Needs `logprobs`. */
+  top_logprobs?: number | null;
   seed?: number | null;
   stop?: string | string[] | null;
-  /** Only 1. */
+  /** Number of answers. */
   n?: number | null;
+}
+
+/** Log-probabilities of the tokens of an answer or of a chunk. */
+export interface ChatCompletionLogprobs {
+  content: (ChatCompletionTokenLogprob & { top_logprobs: ChatCompletionTokenLogprob[] })[];
+  refusal: null;
+}
+
+/** A token and its log-probability. */
+export interface ChatCompletionTokenLogprob {
+  token: string;
+  logprob: number;
+  bytes: number[] | null;
 }
 
 /** Token counts. */
@@ -60,7 +85,7 @@ export interface ChatCompletion {
   choices: {
     index: number;
     message: { role: "assistant"; content: string; refusal: null };
-    logprobs: null;
+    logprobs: ChatCompletionLogprobs | null;
     finish_reason: FinishReason;
   }[];
   usage: ChatCompletionUsage;
@@ -76,7 +101,7 @@ export interface ChatCompletionChunk {
   choices: {
     index: number;
     delta: { role?: "assistant"; content?: string };
-    logprobs: null;
+    logprobs: ChatCompletionLogprobs | null;
     finish_reason: FinishReason | null;
   }[];
   /** With `stream_options.include_usage`: in the last chunk, which has no choices; `null` before. */
@@ -91,18 +116,14 @@ export interface ChatCompletionStream extends AsyncIterable<ChatCompletionChunk>
 /** Fields of a request: `true` if supported, otherwise a test for the values that have no effect. */
 const FIELDS: Record<string, true | ((value: unknown) => boolean)> = {
   messages: true, model: true, stream: true, stream_options: true, max_completion_tokens: true, max_tokens: true, temperature: true,
-  top_p: true, top_k: true, seed: true, stop: true,
+  top_p: true, top_k: true, seed: true, stop: true, n: true, min_p: true, repetition_penalty: true, presence_penalty: true,
+  frequency_penalty: true, logit_bias: true, logprobs: (value) => typeof value === "boolean", top_logprobs: true,
   ...Object.fromEntries(
     [
       "user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "reasoning_effort", "verbosity", "prediction",
       "parallel_tool_calls",
     ].map((name) => [name, () => true]),
   ),
-  n: (value) => value === 1,
-  frequency_penalty: (value) => value === 0,
-  presence_penalty: (value) => value === 0,
-  logit_bias: (value) => typeof value === "object" && Object.keys(value as object).length === 0,
-  logprobs: (value) => value === false,
   tools: (value) => Array.isArray(value) && value.length === 0,
   tool_choice: (value) => value === "none" || value === "auto",
   modalities: (value) => Array.isArray(value) && value.every((modality) => modality === "text"),
@@ -149,14 +170,18 @@ export class ChatCompletions {
     const signal = options.signal ? anySignal([options.signal, controller.signal]) : controller.signal;
     const answer = this.#mgm.chat(messages, { ...toChatOptions(body), signal });
     if (body.stream) {
-      return { controller, [Symbol.asyncIterator]: () => toChunks(answer, head, body.stream_options?.include_usage ?? false) };
+      return { controller, [Symbol.asyncIterator]: () => toChunks(answer, head, body.stream_options?.include_usage ?? false, body.n ?? 1) };
     }
-    const { text, finishReason, usage } = await answer;
-    const message = { role: "assistant", content: text, refusal: null } as const;
+    const { choices, usage } = await answer;
     return {
       ...head,
       object: "chat.completion",
-      choices: [{ index: 0, message, logprobs: null, finish_reason: finishReason }],
+      choices: choices.map(({ text, finishReason, logprobs }, index) => ({
+        index,
+        message: { role: "assistant", content: text, refusal: null },
+        logprobs: toLogprobs(logprobs),
+        finish_reason: finishReason,
+      })),
       usage: toUsage(usage),
     };
   }
@@ -171,9 +196,18 @@ function checkFields(body: ChatCompletionRequest): void {
 }
 
 function toChatOptions(body: ChatCompletionRequest): ChatOptions {
-  const { max_completion_tokens, max_tokens, temperature, top_p, top_k, seed, stop } = body;
+  const { max_completion_tokens, max_tokens, temperature, top_p, top_k, seed, stop, n, logprobs, top_logprobs } = body;
+  const { min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias } = body;
   const maxTokens = max_completion_tokens ?? max_tokens;
+  if (top_logprobs != null && !logprobs) throw new MgmError("invalid-argument", "top_logprobs needs logprobs: true");
   return {
+    ...(n != null && { n }),
+    ...(min_p != null && { minP: min_p }),
+    ...(repetition_penalty != null && { repetitionPenalty: repetition_penalty }),
+    ...(presence_penalty != null && { presencePenalty: presence_penalty }),
+    ...(frequency_penalty != null && { frequencyPenalty: frequency_penalty }),
+    ...(logit_bias != null && { logitBias: logit_bias }),
+    ...(logprobs && { topLogprobs: top_logprobs ?? 0 }),
     ...(maxTokens != null && { maxTokens }),
     ...(temperature != null && { temperature }),
     ...(top_p != null && { topP: top_p }),
@@ -208,6 +242,15 @@ function toMessages(messages: ChatCompletionMessage[]): Message[] {
   return result;
 }
 
+function toLogprobs(logprobs: TokenLogprobs[] | undefined): ChatCompletionLogprobs | null {
+  if (!logprobs) return null;
+  const toToken = ({ token, logprob, bytes }: TokenLogprob): ChatCompletionTokenLogprob => ({ token, logprob, bytes });
+  return {
+    content: logprobs.map(({ topLogprobs, ...token }) => ({ ...toToken(token), top_logprobs: topLogprobs.map(toToken) })),
+    refusal: null,
+  };
+}
+
 const toUsage = ({ promptTokens, completionTokens, cachedTokens }: Answer["usage"]): ChatCompletionUsage => ({
   prompt_tokens: promptTokens,
   completion_tokens: completionTokens,
@@ -219,21 +262,23 @@ async function* toChunks(
   answer: ChatAnswer,
   head: Pick<ChatCompletionChunk, "id" | "created" | "model">,
   includeUsage: boolean,
+  n: number,
 ): AsyncGenerator<ChatCompletionChunk, void> {
   type Choice = ChatCompletionChunk["choices"][number];
-  const chunk = (delta: Choice["delta"], finish_reason: Choice["finish_reason"] = null): ChatCompletionChunk => ({
+  const chunk = (index: number, delta: Choice["delta"], rest: Partial<Choice> = {}): ChatCompletionChunk => ({
     ...head,
     object: "chat.completion.chunk",
-    choices: [{ index: 0, delta, logprobs: null, finish_reason }],
+    choices: [{ index, delta, logprobs: null, finish_reason: null, ...rest }],
     ...(includeUsage && { usage: null }),
   });
   // Start iterating before the first chunk, so that the loop throws a failure.
   const deltas = answer[Symbol.asyncIterator]();
-  yield chunk({ role: "assistant", content: "" });
+  for (let index = 0; index < n; index++) yield chunk(index, { role: "assistant", content: "" });
   for await (const delta of deltas) {
-    if (delta.type === "text") yield chunk({ content: delta.text });
+    if (delta.type === "text") yield chunk(delta.choice, { content: delta.text }, { logprobs: toLogprobs(delta.logprobs) });
     if (delta.type !== "done") continue;
-    yield chunk({}, delta.answer.finishReason);
-    if (includeUsage) yield { ...chunk({}), choices: [], usage: toUsage(delta.answer.usage) };
+    const { choices, usage } = delta.answer;
+    for (const [index, { finishReason }] of choices.entries()) yield chunk(index, {}, { finish_reason: finishReason });
+    if (includeUsage) yield { ...chunk(0, {}), choices: [], usage: toUsage(usage) };
   }
 }

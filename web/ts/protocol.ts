@@ -1,7 +1,7 @@
 // Messages between the page and the worker.
 
 import type { WireError } from "./errors.js";
-import type { AttentionMap, GeneratedImage, ImageStep, ModelInfo, ModelInspection, Progress } from "./types.js";
+import type { AttentionMap, GeneratedImage, ImageStep, ModelInfo, ModelInspection, Progress, TokenLogprobs } from "./types.js";
 
 /** A folder, or a GGUF file, of a repository on the Hugging Face Hub. */
 export interface HubSource {
@@ -64,8 +64,25 @@ export interface ChatCall {
   messages: ChatCallMessage[];
   images: ImageData[];
   /** Passed to the core as JSON. */
-  options: { maxNewTokens: number; temperature: number; topP?: number; topK: number; seed: number; allowSpecialTokens?: boolean };
-  stop: string[];
+  options: {
+    maxNewTokens: number;
+    temperature: number;
+    topP?: number;
+    topK: number;
+    seed: number;
+    minP?: number;
+    repetitionPenalty?: number;
+    presencePenalty?: number;
+    frequencyPenalty?: number;
+    logitBias?: [id: number, bias: number][];
+    topLogprobs?: number;
+    n?: number;
+    stop?: string[];
+    stopTokenIds?: number[];
+    minTokens?: number;
+    ignoreEos?: boolean;
+    allowSpecialTokens?: boolean;
+  };
   /** How to generate images; absent for an answer without. */
   image?: { mode: "auto" | "always"; settings: ImageCall };
 }
@@ -90,14 +107,22 @@ export type Request =
   | { id: number; type: "tune"; int8: boolean }
   | { id: number; type: "abort" };
 
-/** The core's report of an answer. */
-export interface AnswerReport {
+/** The core's report of one of the answers. */
+export interface ChoiceReport {
   text: string;
   tokenIds: number[];
+  finishReason: "stop" | "length" | "cancelled";
+  stopReason?: string | number;
+  /** Added by the worker. */
+  logprobs?: TokenLogprobs[];
+}
+
+/** The core's report of the answers to a question. */
+export interface AnswerReport {
+  choices: [ChoiceReport, ...ChoiceReport[]];
   promptTokens: number;
   cachedTokens: number;
   droppedTurns: number;
-  finishReason: "stop" | "length" | "cancelled";
   visionMs: number;
   prefillMs: number;
   decodeMs: number;
@@ -124,7 +149,7 @@ export interface CheckedCase {
 /** Sent while a call is in progress. */
 export type ProgressMessage =
   | { id: number; type: "progress"; progress: Progress }
-  | { id: number; type: "text"; text: string }
+  | { id: number; type: "text"; text: string; choice: number; logprobs?: TokenLogprobs[] }
   /** Files are about to be stored on this device. */
   | { id: number; type: "storing" }
   | { id: number; type: "first-token" }

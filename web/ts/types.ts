@@ -125,8 +125,49 @@ export interface ChatOptions {
   top_k?: number;
   /** The same seed, messages and device give the same answer. Default: random. */
   seed?: number;
+  /** Sample only from tokens with at least this share of the most likely token's probability; 0 for all. Default: 0. */
+  minP?: number;
+  /** Another spelling of `minP`. */
+  min_p?: number;
+  /**
+   * Positive logits of tokens in the prompt and the answer are divided by this, the others multiplied: above 0, up to 2; 1 for none.
+   * Default: 1.
+   */
+  repetitionPenalty?: number;
+  /** Another spelling of `repetitionPenalty`. */
+  repetition_penalty?: number;
+  /** Subtracted from the logits of tokens that the answer has, from -2 to 2. Default: 0. */
+  presencePenalty?: number;
+  /** Another spelling of `presencePenalty`. */
+  presence_penalty?: number;
+  /** Subtracted from the logits of tokens for each time that the answer has them, from -2 to 2. Default: 0. */
+  frequencyPenalty?: number;
+  /** Another spelling of `frequencyPenalty`. */
+  frequency_penalty?: number;
+  /** Values from -100 to 100 by token id, added to the tokens' logits; -100 forbids a token. */
+  logitBias?: Record<string, number>;
+  /** Another spelling of `logitBias`. */
+  logit_bias?: Record<string, number>;
+  /** Report the log-probability of each token, and of this many of the likeliest tokens in its place, at most 20. Default: none. */
+  topLogprobs?: number;
+  /** Another spelling of `topLogprobs`. */
+  top_logprobs?: number;
+  /** Number of answers, each with its own random numbers. The conversation in the KV cache is that of the last. Default: 1. */
+  n?: number;
   /** The answer ends before the first occurrence of one of these strings. */
   stop?: string | string[];
+  /** Further tokens that end the answer. */
+  stopTokenIds?: number[];
+  /** Another spelling of `stopTokenIds`. */
+  stop_token_ids?: number[];
+  /** Tokens before the answer may end by a stop token or a stop string. Default: 0. */
+  minTokens?: number;
+  /** Another spelling of `minTokens`. */
+  min_tokens?: number;
+  /** Whether the model's stop tokens do not end the answer. Default: `false`. */
+  ignoreEos?: boolean;
+  /** Another spelling of `ignoreEos`. */
+  ignore_eos?: boolean;
   /**
    * Control tokens in the messages (`<|im_start|>`, `</s>`) take effect, as in the reference. By default they are ordinary text: a message
    * cannot begin another turn. Default: false.
@@ -249,6 +290,7 @@ export interface Usage {
   promptTokens: number;
   /** Positions of the prompt that were in the KV cache. */
   cachedTokens: number;
+  /** Generated tokens of all answers. */
   completionTokens: number;
   /** Number of oldest turns without images that were dropped because the context was full. */
   droppedTurns: number;
@@ -268,12 +310,38 @@ export interface Timings {
   tokensPerSecond: number;
 }
 
-/** A whole answer. */
-export interface Answer {
+/** A token and its log-probability. */
+export interface TokenLogprob {
+  id: number;
+  /** The token's text; the name of a special token. Parts of characters are U+FFFD. */
+  token: string;
+  /** Natural logarithm of the token's probability: log-softmax of the model's logits, before bias, penalties and temperature. */
+  logprob: number;
+  /** The bytes that the token adds to the text, those of parts of characters too; `null` for special tokens. */
+  bytes: number[] | null;
+}
+
+/** The log-probabilities of a generated token, and of the likeliest tokens in its place, best first. */
+export interface TokenLogprobs extends TokenLogprob {
+  topLogprobs: TokenLogprob[];
+}
+
+/** One of the answers to a question. */
+export interface Choice {
   text: string;
   /** Generated token ids, including the one that ended the answer. */
   tokenIds: number[];
   finishReason: FinishReason;
+  /** The stop string that ended the answer, or the token if it is one of `stopTokenIds`. */
+  stopReason?: string | number;
+  /** Log-probabilities of the tokens, if {@link ChatOptions.topLogprobs} asks for them. */
+  logprobs?: TokenLogprobs[];
+}
+
+/** A whole answer: the first of {@link Answer.choices}, and what concerns all of them. */
+export interface Answer extends Choice {
+  /** All {@link ChatOptions.n} answers. */
+  choices: Choice[];
   usage: Usage;
   timings: Timings;
   /** The generated image, if the answer has one. */
@@ -282,9 +350,12 @@ export interface Answer {
   imageError?: MgmError;
 }
 
-/** An event of a streamed answer. `type` tells them apart; `done` is the last. */
+/**
+ * An event of a streamed answer. `type` tells them apart; `done` is the last. `choice` is the number of the answer, from 0: with `n` above 1,
+ * the answers follow one another. `logprobs` are those of the tokens since the last text.
+ */
 export type Delta =
-  | { type: "text"; text: string }
+  | { type: "text"; text: string; choice: number; logprobs?: TokenLogprobs[] }
   | { type: "step"; step: ImageStep }
   | { type: "image"; image: GeneratedImage }
   | { type: "image-error"; error: MgmError }

@@ -11,9 +11,8 @@ import { type CallContext, Models } from "./models.js";
 import type {
   AnswerReport, ChatCall, CheckedCase, ImageCall, MemoryReport, ProgressMessage, Reply, Request, ResultMessage, StartMessage,
 } from "./protocol.js";
-import { StopStrings } from "./stop-strings.js";
 import { storeTuning } from "./storage.js";
-import type { AttentionMap, GeneratedImage, ImageStep, Progress } from "./types.js";
+import type { AttentionMap, GeneratedImage, ImageStep, Progress, TokenLogprob, TokenLogprobs } from "./types.js";
 import { adaptWebGpu, deviceId, enableSubgroups, pollResults } from "./webgpu.js";
 
 /** Minimum interval between progress messages, in milliseconds. */
@@ -144,26 +143,38 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
   if (call.image?.mode === "always") models.requireImageModel();
   const image = models.hasImageModel ? call.image : undefined;
   const messages = imageRequests.add(call.messages, image?.mode ?? "never");
-  // These survive device loss: the answer resumes after the tokens that were generated.
-  const resumeFrom: number[] = [];
-  const stop = new StopStrings(call.stop);
+  // These survive device loss: each answer resumes after the tokens that were generated.
+  const resumeFrom: number[][] = [[]];
+  const logprobs: TokenLogprobs[][] = [[]];
+  /** How many of each answer's entries were sent with its text. */
+  const sent: number[] = [];
   let droppedTurns = 0;
-  const postText = (text: string) => {
-    if (text !== "") postProgress({ id, type: "text", text });
-  };
   const report = await models.withChatModel(context, async (model) => {
     const request = JSON.stringify({ messages, ...call.options, resumeFrom });
+    let choice = 0;
     const report = await model.answer(request, call.images, (name: string, value: unknown) => {
       if (name === "dropped") droppedTurns = value as number;
-      if (name === "text") postText(stop.push(value as string));
-      if (name === "token" && resumeFrom.push(value as number) === 1) postProgress({ id, type: "first-token" });
-      return !signal.aborted && !stop.found;
+      if (name === "choice") choice = value as number;
+      const ids = (resumeFrom[choice] ??= []);
+      const entries = (logprobs[choice] ??= []);
+      if (name === "token" && ids.push(value as number) === 1 && choice === 0) postProgress({ id, type: "first-token" });
+      if (name === "logprobs") {
+        const [chosen, ...topLogprobs] = JSON.parse(value as string) as [TokenLogprob, ...TokenLogprob[]];
+        entries.push({ ...chosen, topLogprobs });
+      }
+      if (name === "text") {
+        const since = entries.slice(sent[choice] ?? 0);
+        sent[choice] = entries.length;
+        postProgress({ id, type: "text", text: value as string, choice, ...(since.length > 0 && { logprobs: since }) });
+      }
+      return !signal.aborted;
     });
     return { ...(JSON.parse(report) as AnswerReport), droppedTurns };
   });
-  postText(stop.end());
-  if (stop.found) Object.assign(report, { text: stop.text.trim(), finishReason: "stop" } satisfies Partial<AnswerReport>);
-  const prompt = image && !signal.aborted ? imagePrompt(report.text) : undefined;
+  if (call.options.topLogprobs !== undefined) {
+    for (const [index, choice] of report.choices.entries()) choice.logprobs = logprobs[index] ?? [];
+  }
+  const prompt = image && !signal.aborted ? imagePrompt(report.choices[0].text) : undefined;
   if (!image || prompt === undefined) return { report };
   const settings = { negativePrompt: chatNegativePrompt(), ...image.settings, prompt };
   try {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mgm::diffusion::gen_protocol::{REQUEST, image_prompt, wants_image, with_image_request};
 use mgm::gpu::Gpu;
 use mgm::image::{Image, ImageDecoding};
-use mgm::session::{Answer, AnswerOptions, Event, FinishReason};
+use mgm::session::{Answer, AnswerOptions, Event, FinishReason, TokenLogprobs};
 
 use super::answer_images::AnswerImages;
 use super::lines::{Line, Lines};
@@ -23,10 +23,14 @@ use crate::output::print_json;
 use crate::recovery::Recovery;
 use crate::{CliError, progress};
 
-/// What of an answer was printed, on devices that were lost meanwhile.
+/// What of the answers to a question was printed, on devices that were lost meanwhile.
 struct Started {
-    token_ids: Vec<u32>,
-    /// Nothing but white space.
+    /// Of each answer.
+    token_ids: Vec<Vec<u32>>,
+    logprobs: Vec<Vec<TokenLogprobs>>,
+    /// The answer in progress.
+    choice: usize,
+    /// Nothing but white space of the answer in progress.
     at_start: bool,
 }
 
@@ -94,16 +98,18 @@ impl ChatCommand {
         if !self.quiet {
             writeln!(std::io::stdout())?;
         }
-        let finish_reason = answer.finish_reason;
+        let finish_reason = last_finish_reason(&answer);
+        let (text, vision_ms) = (answer.text.clone(), answer.vision_ms);
+        let turn = TurnReport::new(answer, self.chat.load().await?.model().tokenizer());
         let (image, error) = match finish_reason {
             FinishReason::Cancelled => (None, None),
-            _ => match self.generate_image(&answer.text).await {
+            _ => match self.generate_image(&text).await {
                 Ok(image) => (image, None),
                 Err(error) => (None, Some(error)),
             },
         };
-        report.vision_ms += answer.vision_ms;
-        report.turns.push(TurnReport::new(answer, image, error.as_ref()));
+        report.vision_ms += vision_ms;
+        report.turns.push(turn.with_image(image, error.as_ref()));
         error.map_or(Ok(finish_reason), Err)
     }
 
@@ -113,7 +119,7 @@ impl ChatCommand {
         let line = if line.starts_with("//") { &line[1..] } else { line };
         let question = self.with_image_request(draw.unwrap_or(line), draw.is_some());
         let answer = self.ask(&question, images).await?;
-        let stopped = answer.finish_reason == FinishReason::Cancelled;
+        let stopped = last_finish_reason(&answer) == FinishReason::Cancelled;
         writeln!(std::io::stdout(), "{}", if stopped { " [stopped]" } else { "" })?;
         if !stopped {
             let image = self.generate_image(&answer.text).await?;
@@ -135,7 +141,8 @@ impl ChatCommand {
     /// Asks a question and streams the answer to standard output unless `quiet`. Releases the image model and tries
     /// again if the device is out of memory. If the device is lost, opens another and continues the answer.
     async fn ask(&mut self, question: &str, images: &[Image]) -> Result<Answer, CliError> {
-        let mut started = Started { token_ids: Vec::new(), at_start: true };
+        let mut started =
+            Started { token_ids: vec![Vec::new()], logprobs: vec![Vec::new()], choice: 0, at_start: true };
         let mut evicted = false;
         loop {
             match self.try_ask(question, images, &mut started).await {
@@ -180,6 +187,7 @@ impl ChatCommand {
         let mut output = Ok(());
         let (stop, quiet) = (self.stop.clone(), self.quiet);
         let options = self.options.clone().with_resume_from(started.token_ids.clone());
+        started.choice = 0;
         let terminal = std::io::stdout().is_terminal();
         let mut on_event = |event: Event<'_>| {
             let show = |message: &'static str, done: usize, total: usize| {
@@ -198,7 +206,19 @@ impl ChatCommand {
                         bar.finish_and_clear();
                     }
                 }
-                Event::Token { id } => started.token_ids.push(id),
+                Event::Choice { index } => {
+                    started.choice = index;
+                    if index == started.token_ids.len() {
+                        started.token_ids.push(Vec::new());
+                        started.logprobs.push(Vec::new());
+                        started.at_start = true;
+                        if !quiet {
+                            output = std::io::stdout().lock().write_all(b"\n\n");
+                        }
+                    }
+                }
+                Event::Token { id } => started.token_ids[started.choice].push(id),
+                Event::Logprobs { logprobs } => started.logprobs[started.choice].push(logprobs.clone()),
                 Event::Text { text } if !quiet => {
                     // Answers often start with a space.
                     let text = if started.at_start { text.trim_start() } else { text };
@@ -214,7 +234,11 @@ impl ChatCommand {
         let answer = chat.ask(question).images(images).options(&options).on_event(&mut on_event).await;
         bar.finish_and_clear();
         output?;
-        let answer = answer?;
+        let mut answer = answer?;
+        // Those of lost devices too.
+        let mut logprobs = std::mem::take(&mut started.logprobs).into_iter();
+        answer.logprobs = logprobs.next().unwrap_or_default();
+        answer.alternatives.iter_mut().zip(logprobs).for_each(|(choice, logprobs)| choice.logprobs = logprobs);
         self.chat.keep_images(images);
         self.recovery.note_result();
         Ok(answer)
@@ -304,6 +328,11 @@ impl ChatCommand {
         }
         Ok(())
     }
+}
+
+/// Why the last of the answers ended: a stop concerns the one in progress.
+fn last_finish_reason(answer: &Answer) -> FinishReason {
+    answer.alternatives.last().map_or(answer.finish_reason, |choice| choice.finish_reason)
 }
 
 const HELP: &str = "\

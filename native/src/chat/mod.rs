@@ -2,6 +2,7 @@
 
 mod answer_images;
 mod command;
+mod decoding;
 mod lines;
 mod report;
 mod resident;
@@ -12,18 +13,17 @@ use std::time::Instant;
 
 use clap::Args;
 use mgm::image::ImageDecoding;
-use mgm::ops::Sampling;
-use mgm::session::AnswerOptions;
 use mgm::tensor::{Activation, Precision};
 use mgm::text::conversation::Template;
 
-use crate::args::{CheckpointArgs, ProfiledDeviceArgs, parse_number};
+use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
 use crate::images::{output_files, read_image};
 use crate::load::{load_options, open_checkpoint};
 use crate::recovery::Recovery;
 use crate::{CliError, bundled_models, device_cache, interrupt, load, sdxl, seed};
 use answer_images::{AnswerImageArgs, AnswerImages};
 use command::ChatCommand;
+use decoding::DecodingArgs;
 use resident::ResidentChat;
 
 #[derive(Debug, Args)]
@@ -48,28 +48,8 @@ pub struct ChatArgs {
     /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
     #[arg(long)]
     precision: Option<Precision>,
-    /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = Sampling::REFERENCE.temperature, value_parser = parse_temperature)]
-    temperature: f32,
-    /// Sample only from the smallest set of most likely tokens whose probabilities sum to at least this [default: the
-    /// model's, else 1]
-    #[arg(long, value_parser = parse_probability)]
-    top_p: Option<f32>,
-    /// Sample only from the N most likely tokens; 0 for all
-    #[arg(long, value_name = "N", default_value_t = Sampling::REFERENCE.top_k)]
-    top_k: u32,
-    /// Random seed for sampling [default: random]
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Maximum number of tokens in an answer
-    #[arg(
-        long,
-        visible_aliases = ["max-tokens", "max-completion-tokens"],
-        value_name = "N",
-        default_value_t = AnswerOptions::default().max_new_tokens as u32,
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
-    max_new_tokens: u32,
+    #[command(flatten)]
+    decoding: DecodingArgs,
     /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
     #[arg(long, value_name = "NAME")]
     conversation: Option<Template>,
@@ -91,14 +71,6 @@ pub struct ChatArgs {
     json: bool,
     #[command(flatten)]
     answer_images: AnswerImageArgs,
-}
-
-fn parse_temperature(text: &str) -> Result<f32, String> {
-    parse_number(text, |value| (0.0..=100.0).contains(value), "a temperature from 0 to 100")
-}
-
-fn parse_probability(text: &str) -> Result<f32, String> {
-    parse_number(text, |value| *value > 0.0 && *value <= 1.0, "a probability above 0, up to 1")
 }
 
 pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
@@ -140,29 +112,24 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     let gpu = chat.gpu().clone();
     let loaded = chat.load().await?;
     let (has_vision, top_p) = (loaded.model().has_vision(), loaded.model().generation().top_p);
+    let vocab = loaded.model().language().config().vocab_size;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     // The profile leaves loading out.
     gpu.take_profile().await?;
 
-    let seed = arguments.seed.unwrap_or_else(seed::random);
+    let seed = arguments.decoding.seed.unwrap_or_else(seed::random);
     let images_of_answers = match image_model {
         Some((checkpoint, model, out)) => {
             // 32 bits: the seed is printed, and other programs' seeds are that short.
-            let seed = arguments.seed.unwrap_or(seed >> 32);
+            let seed = arguments.decoding.seed.unwrap_or(seed >> 32);
             let args = &arguments.answer_images;
             let images = AnswerImages::new(&gpu, checkpoint, &model, args, out, seed, stop.clone()).await;
             Some(images.map_err(CliError::Image)?)
         }
         None => None,
     };
-    let sampling = Sampling::default()
-        .with_temperature(arguments.temperature)
-        .with_top_k(arguments.top_k)
-        .with_top_p(arguments.top_p.or(top_p).unwrap_or(1.0));
-    let options = AnswerOptions::default()
-        .with_sampling(sampling)
-        .with_seed(seed)
-        .with_max_new_tokens(arguments.max_new_tokens as usize);
+    let options = arguments.decoding.options(seed, top_p);
+    options.check(vocab)?;
     let mut command = ChatCommand::new(chat, images_of_answers, options, stop, recovery, arguments.json, decoding);
     let result = if arguments.prompt.is_empty() {
         command.interactive(has_vision, images).await

@@ -74,6 +74,62 @@ fn the_streamed_text_is_the_answer_and_a_seed_repeats_it() {
 }
 
 #[test]
+fn decoding_controls_and_what_they_report() {
+    let ask = |more: &[&str]| {
+        let mut command = chat("no-image");
+        command.args(["--prompt", "Who are you?", "--max-new-tokens", "8", "--temperature", "0"]).args(more);
+        command
+    };
+    let report = |more: &[&str]| {
+        let report: Value = serde_json::from_str(&run(ask(&[more, &["--json"]].concat()))).expect("JSON");
+        report["turns"][0].clone()
+    };
+    let ids = |value: &Value| -> Vec<u64> {
+        value["token_ids"].as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id")).collect()
+    };
+    let whole = report(&[]);
+    for absent in ["stop_reason", "logprobs", "alternatives"] {
+        assert!(whole.get(absent).is_none(), "{absent}");
+    }
+    let forbidden = report(&["--logit-bias", &format!("{}=-100", ids(&whole)[0])]);
+    assert!(!ids(&forbidden).contains(&ids(&whole)[0]));
+    let stop: String = text(&whole["text"]).chars().skip(3).take(4).collect();
+    let stopped = report(&["--stop", "no such text", "--stop", &stop]);
+    assert_eq!((text(&stopped["stop_reason"]), text(&stopped["finish_reason"])), (stop.as_str(), "stop"));
+    assert_eq!(text(&stopped["text"]), text(&whole["text"]).split(&stop).next().unwrap_or_default().trim());
+    let several = ["--temperature", "1", "--seed", "4", "-n", "2", "--logprobs", "3", "--presence-penalty", "-0.5"];
+    let several = report(&several);
+    let alternatives = several["alternatives"].as_array().expect("a list");
+    assert_eq!(alternatives.len(), 1);
+    for answer in [&several, &alternatives[0]] {
+        let entries = answer["logprobs"].as_array().expect("a list");
+        assert_eq!(entries.iter().map(|entry| entry["id"].as_u64().expect("an id")).collect::<Vec<_>>(), ids(answer));
+        for entry in entries {
+            let logprob = |value: &Value| value["logprob"].as_f64().expect("a number");
+            let top = entry["top_logprobs"].as_array().expect("a list");
+            assert!(top.len() == 3 && logprob(&top[0]) >= logprob(entry) && logprob(&top[0]) <= 0.0);
+        }
+    }
+    for (arguments, name) in [
+        (["--repetition-penalty", "0"], "--repetition-penalty"),
+        (["--min-p", "2"], "--min-p"),
+        (["--presence-penalty", "-3"], "--presence-penalty"),
+        (["--logprobs", "21"], "--logprobs"),
+        (["-n", "0"], "-n"),
+        (["--stop", ""], "--stop"),
+        (["--logit-bias", "word=1"], "--logit-bias"),
+        (["--logit-bias", "99999999=1"], "logit_bias has token 99999999"),
+        (["--stop-token-id", "99999999"], "stop_token_ids has token 99999999"),
+        (["--min-tokens", "9"], "min_tokens is 9"),
+    ] {
+        let output = ask(&[&arguments[..], &["--json"]].concat()).output().expect("the binary runs");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains(name), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
 fn a_conversation_through_a_pipe() {
     let folder = tempfile::TempDir::new().expect("a folder");
     let copied = folder.path().join("a 'cat'.png");

@@ -16,6 +16,7 @@ mod added_tokens;
 mod json;
 mod sentencepiece_mode;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::chat_template::{ControlTokens, TemplateSettings};
@@ -175,6 +176,18 @@ impl Tokenizer {
     /// The text of generated ids as the reference shows it: without special tokens, trimmed.
     pub fn answer(&self, ids: &[u32]) -> String {
         self.decode(ids, true).trim().to_owned()
+    }
+
+    /// The bytes that a token adds to a text, exactly: half of a character too, and a space that a decoder drops at a
+    /// text's beginning. `None` for special, control, unknown and added tokens, and for ids outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        self.decoder.token_bytes(id)
+    }
+
+    /// A token's text: its bytes, with U+FFFD for parts of characters, or the name of a special token. Empty outside
+    /// the vocabulary.
+    pub fn token_text(&self, id: u32) -> String {
+        self.decoder.token_text(id)
     }
 
     /// The id of a token by its text, in the vocabulary's spelling.
