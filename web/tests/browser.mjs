@@ -14,6 +14,8 @@ export const mgm = join(target, "release", "mgm");
 /** The folder of the golden cases with their weights, which are generated where that has not been done. */
 export const goldens = dirname(execFileSync(join(target, "release", "mgm-goldens"), { encoding: "utf8" }).split("\n")[0]);
 /** What these tests make of the golden cases; another folder for other cases. */
+/** A folder of `tests/data` with its generated files. */
+export const data = (folder) => execFileSync(join(target, "release", "mgm-goldens"), ["--data", folder], { encoding: "utf8" }).trim();
 export const bundles = join(target, "web-bundles", basename(goldens));
 
 /** Whether this run tests Firefox (on lavapipe), not Chromium (on SwiftShader). */

@@ -5,12 +5,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, test } from "node:test";
-import { bundle, expected, goldens, launch, openPage, web } from "./browser.mjs";
+import { bundle, data, expected, goldens, launch, openPage, web } from "./browser.mjs";
 import { serveHub } from "./hub-server.mjs";
 import { serve } from "./server.mjs";
 
 const CHAT = "YanweiLi/MGM-2B";
 const IMAGES = "stabilityai/sdxl-turbo";
+const QUANTISED = "owner/model-GGUF";
 const TOWERS = {
   "openai/clip-vit-large-patch14-336": "clip-vit-large-patch14-336",
   "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup": "openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup",
@@ -19,6 +20,7 @@ const gemma = join(goldens, "gemma-2b");
 const repositories = {
   [CHAT]: join(gemma, expected("gemma-2b").checkpoint),
   [IMAGES]: join(goldens, "sdxl-base", "sdxl"),
+  [QUANTISED]: data("gguf"),
   ...Object.fromEntries(Object.entries(TOWERS).map(([repo, folder]) => [repo, join(gemma, "OpenAI", folder)])),
 };
 const TOKEN = "hf_secret";
@@ -127,6 +129,17 @@ test("an image model is imported, and another precision replaces its bundle", as
   assert.equal(precision, "f16");
   assert.deepEqual(digests(await kept()), digests(manifestOf(bundle(repositories[IMAGES], "f16"))));
   assert.match((await load(`hf:${IMAGES}`, { precision: "q4" })).message, /q4, expected f32, f16 or q8/);
+});
+
+test("a GGUF file becomes the bundle that mgm pack writes, in its own block types", async () => {
+  const source = `hf:${QUANTISED}/llama.gguf`;
+  const first = await load(source);
+  assert.ok(first.ids, first.message);
+  assert.deepEqual(digests(await kept()), digests(manifestOf(bundle(join(repositories[QUANTISED], "llama.gguf")))));
+  hub.log.length = 0;
+  assert.deepEqual((await load(source)).ids, first.ids);
+  assert.equal(hub.log.length, 0);
+  assert.match((await load(`hf:${QUANTISED}/other.gguf`)).message, /has no file other\.gguf/);
 });
 
 test("an import resumes after its last complete file", async () => {

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! mgm-goldens [CASE…] [--out DIR]
+//! mgm-goldens --data FOLDER
 //! ```
 //!
 //! No name means all cases. With `--out` the cases are written to `DIR/CASE`, otherwise to the target directory.
+//! `--data` completes a folder of `tests/data` and prints where.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,8 +19,19 @@ fn main() -> ExitCode {
         match (argument.as_str(), argument.strip_prefix("--out=")) {
             ("--out", _) => out = arguments.next().map(PathBuf::from),
             (_, Some(folder)) => out = Some(folder.into()),
+            ("--data", _) => {
+                let Some(folder) = arguments.next() else {
+                    eprintln!("error: --data needs a folder of tests/data");
+                    return ExitCode::from(2);
+                };
+                println!("{}", mgm_test_support::data(&folder).display());
+                return ExitCode::SUCCESS;
+            }
             ("--help" | "-h", _) => {
-                println!("usage: mgm-goldens [CASE…] [--out DIR]\ncases: {}", mgm_test_support::names().join(", "));
+                println!(
+                    "usage: mgm-goldens [CASE…] [--out DIR] | --data FOLDER\ncases: {}",
+                    mgm_test_support::names().join(", ")
+                );
                 return ExitCode::SUCCESS;
             }
             _ => cases.push(argument),
