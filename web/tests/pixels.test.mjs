@@ -1,6 +1,7 @@
 // The pixels that the model receives, compared with those in a file.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { crc32, deflateSync } from "node:zlib";
@@ -141,4 +142,23 @@ test("a PNG file has the pixels and the texts", async () => {
   assert.match(text, /tEXtparameters\0plain/);
   assert.match(text, /iTXtmgm\0\0\0\0\0größer/);
   assert.ok(bytes < 0.1 * 300 * 200 * 3, `${bytes} bytes`);
+});
+
+test("a file that is cut off is an error, wherever it is cut", async () => {
+  const folder = join(web, "../tests/data/image/decode");
+  const decode = (bytes) =>
+    page.evaluate(async (base64) => {
+      const blob = new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))]);
+      return messages.toPixels(blob).then(({ width }) => width, ({ code, message }) => `${code}: ${message}`);
+    }, bytes.toString("base64"));
+  for (const name of ["gray.jpg", "rotated.jpg", "rgb.png", "palette_transparent.png", "lossless.webp", "palette.gif", "rgb.bmp"]) {
+    const bytes = readFileSync(join(folder, name));
+    assert.equal(typeof (await decode(bytes)), "number", name);
+    for (let share = 1; share < 12; share++) {
+      const cut = bytes.subarray(0, Math.floor((bytes.length * share) / 12));
+      assert.match(String(await decode(cut)), /^image: /, `${name}, ${cut.length} of ${bytes.length} bytes`);
+    }
+    // A GIF without its last byte has its whole image.
+    if (!name.endsWith(".gif")) assert.match(String(await decode(bytes.subarray(0, -1))), /^image: .*cut off after/, name);
+  }
 });

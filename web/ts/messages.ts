@@ -1,6 +1,7 @@
 // Converts messages of a page to texts and pixels for the worker.
 
 import { MgmError } from "./errors.js";
+import { endsEarly } from "./image-file.js";
 import type { ChatCall } from "./protocol.js";
 import type { ContentPart, ImageInput, Message } from "./types.js";
 
@@ -81,6 +82,10 @@ export async function toPixels(image: ImageInput): Promise<ImageData> {
   if (image instanceof ImageData) return image;
   const found = image instanceof Blob ? decoded.get(image) : undefined;
   if (found) return found;
+  if (image instanceof Blob) {
+    const bytes = new Uint8Array(await image.arrayBuffer());
+    if (endsEarly(bytes)) throw new MgmError("image", `the file is cut off after ${bytes.length} bytes: copy or download it again`);
+  }
   let bitmap: ImageBitmap;
   try {
     bitmap = await createImageBitmap(image, BITMAP);
