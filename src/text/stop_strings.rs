@@ -20,8 +20,8 @@ impl StopStrings {
         self.found.map(|index| self.strings[index].as_str())
     }
 
-    /// Adds text. Returns the text that cannot be part of a stop string. Where two strings begin at the same place, the
-    /// first of the list counts.
+    /// Adds text. Returns the text that cannot be part of a stop string. Of several strings the one that is complete
+    /// first counts, so that it does not matter how the text is split.
     pub fn push(&mut self, text: &str) -> String {
         if self.found.is_some() {
             return String::new();
