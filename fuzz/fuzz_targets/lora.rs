@@ -44,6 +44,7 @@ fn model() -> SdxlCheckpoint {
         ("text_encoder/config.json", include_bytes!("../../tests/goldens/sdxl-base/sdxl/text_encoder/config.json").to_vec()),
         ("text_encoder_2/config.json", include_bytes!("../../tests/goldens/sdxl-base/sdxl/text_encoder_2/config.json").to_vec()),
         ("tokenizer/vocab.json", Vec::new()),
+        ("tokenizer_2/vocab.json", Vec::new()),
         ("unet/diffusion_pytorch_model.safetensors", zeros(&unet)),
         ("vae/diffusion_pytorch_model.safetensors", zeros(&[])),
         ("text_encoder/model.safetensors", text(&[6, 6])),

@@ -9,7 +9,7 @@ use mgm::gpu::{AdapterSummary, Gpu, GpuOptions, Kernel};
 use mgm::ops::{Tuning, set_tuning};
 use sha2::{Digest, Sha256};
 
-use crate::files::replace;
+use crate::files::{read_regular, replace};
 use crate::recovery;
 
 /// Length of the SHA-256 checksum before the driver's data, in bytes.
@@ -20,7 +20,7 @@ pub async fn open(options: &GpuOptions) -> mgm::Result<Gpu> {
     let mut options = options.clone();
     options.test.lost_after = recovery::lost_after();
     let gpu = Gpu::open_with_pipeline_cache(&options, read_pipelines).await?;
-    let tuning = file(gpu.adapter(), "tuning.json").and_then(|path| std::fs::read(path).ok());
+    let tuning = file(gpu.adapter(), "tuning.json").and_then(|path| read_regular(&path).ok());
     // A file in another format is ignored; `mgm tune` replaces it.
     if let Some(tuning) = tuning.and_then(|text| serde_json::from_slice::<Tuning>(&text).ok()) {
         set_tuning(&gpu, tuning);
@@ -79,7 +79,7 @@ impl Preparation {
         if let (Some(data), Some(path)) = (self.gpu.pipeline_cache(), file(self.gpu.adapter(), "pipelines")) {
             let mut bytes = Sha256::digest(&data).to_vec();
             bytes.extend(data);
-            if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
+            if read_regular(&path).ok().as_ref() != Some(&bytes) {
                 // Without the cache the next start is slower, so a failure is not an error.
                 let _ = replace(&path, &bytes);
             }
@@ -141,7 +141,7 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> mgm::Error {
 
 /// Reads cached pipelines. The checksum matters: drivers don't validate this data.
 fn read_pipelines(adapter: &AdapterSummary) -> Option<Vec<u8>> {
-    let bytes = std::fs::read(file(adapter, "pipelines")?).ok()?;
+    let bytes = read_regular(&file(adapter, "pipelines")?).ok()?;
     let (checksum, data) = bytes.split_at_checked(CHECKSUM)?;
     (Sha256::digest(data).as_slice() == checksum).then(|| data.to_vec())
 }

@@ -1,7 +1,7 @@
 //! Helpers for files that several commands use.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use mgm::Error;
@@ -11,17 +11,54 @@ pub fn io_error(path: &Path, error: impl Into<std::io::Error>) -> Error {
     Error::io(path.display().to_string(), &error.into())
 }
 
-/// Reads a file.
+/// The most bytes that are read from a pipe or a device, which need not end.
+const MAX_SPECIAL: u64 = 1 << 30;
+
+/// Reads a file, or a pipe to its end.
 ///
 /// # Errors
 /// [`Error::MissingFile`], [`Error::Io`].
 pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|error| match error.kind() {
+    let read = || {
+        let mut file = File::open(path)?;
+        let limit = if file.metadata()?.is_file() { u64::MAX } else { MAX_SPECIAL };
+        let mut bytes = Vec::new();
+        (&mut file).take(limit).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 == limit && file.read(&mut [0])? > 0 {
+            return Err(std::io::Error::new(
+                ErrorKind::FileTooLarge,
+                format!("not a file, and more than {limit} bytes"),
+            ));
+        }
+        Ok(bytes)
+    };
+    read().map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
             Error::MissingFile { file: path.display().to_string(), hint: "check the path".to_owned() }
         }
         _ => io_error(path, error),
     })
+}
+
+/// Refuses what is neither a regular file nor a folder nor absent: opening a pipe waits for its other end.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`].
+pub fn refuse_special(path: &Path) -> std::io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        let reason = "this is not a regular file but a pipe, a socket or a device";
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, reason));
+    }
+    Ok(())
+}
+
+/// Reads a regular file.
+///
+/// # Errors
+/// The system's, and [`refuse_special`]'s.
+pub fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    refuse_special(path)?;
+    std::fs::read(path)
 }
 
 /// Bytes in hexadecimal. (sha2 0.11 no longer formats digests; a crate would be a dependency for one line.)

@@ -11,6 +11,8 @@ use crate::files::{io_error, part_of, replace};
 
 /// The most bytes that [`check_space`] writes.
 const MAX_CHECKED: usize = 256 << 20;
+/// Bytes of a PNG file that are not pixels.
+const MARGIN: usize = 16 << 10;
 
 /// Reads and decodes an image file.
 ///
@@ -43,7 +45,9 @@ pub fn save_png(path: &Path, image: &Image, settings: &ImageSettings) -> Result<
 /// # Errors
 /// [`Error::Io`] with the first file that cannot be written.
 pub fn check_space(files: &[PathBuf], (width, height): (usize, usize)) -> Result<()> {
-    let bytes = vec![0; width.saturating_mul(height).saturating_mul(3).min(MAX_CHECKED)];
+    // Noise compresses to more than its own size. The file also holds the settings.
+    let pixels = width.saturating_mul(height).saturating_mul(3);
+    let bytes = vec![0; pixels.saturating_add(pixels / 1000 + MARGIN).min(MAX_CHECKED)];
     let mut parts: Vec<PathBuf> = Vec::new();
     let mut checked = Ok(());
     for path in files.iter().take((MAX_CHECKED / bytes.len().max(1)).max(1)) {

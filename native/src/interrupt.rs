@@ -1,4 +1,4 @@
-//! Handles Ctrl-C.
+//! Handles Ctrl-C, and the signal of writes beyond a limit.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -27,6 +27,16 @@ pub fn install() -> Result<Arc<AtomicBool>, CliError> {
     })
     .map_err(|error| CliError::Output(std::io::Error::other(error)))?;
     Ok(stop)
+}
+
+/// Lets a write beyond the limit of `ulimit -f` fail with an error, which names the file. By default the signal ends
+/// the program.
+pub fn ignore_file_size_signal() {
+    #[cfg(unix)]
+    // SAFETY: this sets no handler, and the main thread calls it before there are others.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }
 
 /// Runs something that does not poll the flag: meanwhile Ctrl-C ends the program.

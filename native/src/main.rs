@@ -23,6 +23,7 @@ mod info;
 mod inspect;
 mod interrupt;
 mod load;
+mod lock;
 mod output;
 mod pack;
 mod progress;
@@ -79,6 +80,7 @@ enum Command {
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
+    interrupt::ignore_file_size_signal();
     let options = match Options::try_parse_from(with_hyphens(std::env::args_os())) {
         Ok(options) => options,
         Err(error) => {

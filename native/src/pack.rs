@@ -22,7 +22,7 @@ use mgm::weights::sdxl::SdxlCheckpoint;
 use sha2::{Digest, Sha256};
 
 use crate::args::{CheckpointArgs, parse_size};
-use crate::files::{hex, io_error};
+use crate::files::{hex, io_error, refuse_special};
 use crate::load::{checkpoint_path, open_checkpoint};
 use crate::{CliError, progress, pull, sdxl};
 
@@ -142,6 +142,7 @@ async fn write(layout: Layout, out: &Path) -> Result<(), CliError> {
     holds_a_bundle()?;
     // Renamed when it is complete, so that every folder with a manifest is a complete bundle.
     let part = out.join(format!("{MANIFEST}.part"));
+    refuse_special(&part).map_err(|error| io_error(&part, error))?;
     let manifest_file = File::options().create(true).write(true).truncate(false).open(&part);
     let manifest_file = manifest_file.map_err(|error| io_error(&part, error))?;
     if matches!(FileExt::try_lock(&manifest_file), Err(TryLockError::WouldBlock)) {
@@ -214,7 +215,8 @@ struct HashingFile {
 
 impl HashingFile {
     fn create(path: PathBuf) -> Result<Self, CliError> {
-        let file = File::create(&path).map_err(|error| io_error(&path, error))?;
+        let created = refuse_special(&path).and_then(|()| File::create(&path));
+        let file = created.map_err(|error| io_error(&path, error))?;
         Ok(Self { path, file: BufWriter::new(file), hash: Sha256::new(), bytes: 0 })
     }
 

@@ -1,6 +1,6 @@
 //! Opens a lost device again: after a driver's reset, a sleeping laptop, a GPU that was unplugged.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mgm::Error;
@@ -51,11 +51,10 @@ impl Recovery {
     }
 }
 
-/// For tests: the submission after which the first device is lost, from `MGM_LOSE_DEVICE`.
+/// For tests: the submission after which the next device is lost. `MGM_LOSE_DEVICE` has one number for each device, the
+/// first one's first, with commas between them.
 pub fn lost_after() -> Option<u64> {
-    static READ: AtomicBool = AtomicBool::new(false);
-    if READ.swap(true, Ordering::Relaxed) {
-        return None;
-    }
-    std::env::var("MGM_LOSE_DEVICE").ok()?.parse().ok()
+    static OPENED: AtomicUsize = AtomicUsize::new(0);
+    let index = OPENED.fetch_add(1, Ordering::Relaxed);
+    std::env::var("MGM_LOSE_DEVICE").ok()?.split(',').nth(index)?.parse().ok()
 }

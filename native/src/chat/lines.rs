@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use rustyline::error::ReadlineError;
 
+use super::history::{History, MAX_LINES};
 use crate::{CliError, interrupt};
 
 /// Lines from a terminal, with editing and history, or from a pipe.
 pub enum Lines {
-    Terminal(Box<rustyline::DefaultEditor>, Option<PathBuf>),
+    Terminal(Box<rustyline::DefaultEditor>, Option<History>),
     Pipe(std::io::StdinLock<'static>),
 }
 
@@ -25,11 +26,16 @@ impl Lines {
         if !terminal {
             return Ok(Self::Pipe(std::io::stdin().lock()));
         }
-        let mut editor = rustyline::DefaultEditor::new().map_err(std::io::Error::other)?;
-        let history = history_file();
-        if let Some(file) = &history {
-            // Fails on the first run, when there is no history file.
-            let _ = editor.load_history(file);
+        Self::with_history(history_file())
+    }
+
+    fn with_history(file: Option<PathBuf>) -> Result<Self, CliError> {
+        let config = rustyline::Config::builder().max_history_size(MAX_LINES).map_err(std::io::Error::other)?.build();
+        let mut editor = rustyline::DefaultEditor::with_config(config).map_err(std::io::Error::other)?;
+        // Ignore failures: the conversation works without history.
+        let (history, lines) = file.and_then(|file| History::open(file).ok()).unzip();
+        for line in lines.unwrap_or_default() {
+            let _ = editor.add_history_entry(line);
         }
         Ok(Self::Terminal(Box::new(editor), history))
     }
@@ -48,11 +54,11 @@ impl Lines {
             Self::Terminal(editor, history) => loop {
                 match editor.readline("> ") {
                     Ok(line) => {
-                        // Ignore failures: the conversation works without history.
-                        let _ = editor.add_history_entry(&line);
-                        if let Some(file) = history {
-                            // Other conversations append to it, too.
-                            let _ = editor.append_history(file);
+                        // Repeated and empty lines are no new entries. Ignore failures, as above.
+                        if editor.add_history_entry(&line).is_ok_and(|added| added)
+                            && let Some(history) = history
+                        {
+                            let _ = history.append(&line);
                         }
                         return Ok(Some(Line::Text(line)));
                     }
@@ -99,27 +105,5 @@ mod tests {
             assert_eq!(find(&[("XDG_STATE_HOME", state), ("HOME", "/h")]).as_deref(), Some("/h/.local/state"));
             assert_eq!(find(&[("XDG_STATE_HOME", state), ("HOME", "")]), None);
         }
-    }
-
-    #[test]
-    fn two_conversations_keep_each_others_history() {
-        let folder = tempfile::TempDir::new().expect("a folder");
-        let file = folder.path().join("history");
-        let open = || {
-            let mut editor = rustyline::DefaultEditor::new().expect("an editor");
-            let _ = editor.load_history(&file);
-            Lines::Terminal(Box::new(editor), Some(file.clone()))
-        };
-        let (mut first, mut second) = (open(), open());
-        let enter = |lines: &mut Lines, text: &str| {
-            let Lines::Terminal(editor, _) = lines else { unreachable!() };
-            editor.add_history_entry(text).expect("an entry");
-            editor.append_history(&file).expect("a file");
-        };
-        enter(&mut first, "one");
-        enter(&mut second, "two");
-        enter(&mut first, "three");
-        let text = std::fs::read_to_string(&file).expect("a history");
-        assert!(["one", "two", "three"].iter().all(|line| text.lines().any(|found| found == *line)), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 mod answer_images;
 mod command;
 mod decoding;
+mod history;
 mod lines;
 mod report;
 mod resident;

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::dataset::Question;
 use super::formats::{Id, data_error, parse_line, to_text};
-use crate::files::{io_error, read};
+use crate::files::{io_error, read, refuse_special};
 
 /// Everything that answers depend on besides the questions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,6 +136,7 @@ impl AnswersFile {
     /// another process writes to it; [`mgm::Error::Io`].
     pub fn open(path: &Path, settings: &Settings, questions: &[Question]) -> Result<Self> {
         let io = |error| io_error(path, error);
+        refuse_special(path).map_err(io)?;
         let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
         // Until this process ends. Some file systems of networks have no locks.
         if matches!(FileExt::try_lock(&file), Err(TryLockError::WouldBlock)) {

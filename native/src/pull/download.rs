@@ -14,10 +14,10 @@ use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::tls::{TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
 
-use super::lock::open_locked;
 use super::proxy::Proxies;
 use super::redirect;
 use crate::files::{hex, io_error};
+use crate::lock::open_locked;
 
 /// Bytes per request, so that the timeout of a request covers a bounded number of bytes.
 const RANGE_BYTES: u64 = 16 << 20;

@@ -15,6 +15,7 @@ use super::model_name::ModelName;
 use super::proxy::Proxies;
 use super::select::{select, weights_and_configs};
 use super::{CLIP_TOKENIZER, CONFIG, CONNECTIONS, Plan, Request, TIMEOUT, TOKENIZER_FILES, towers_of};
+use crate::files::read_regular;
 
 /// A model on this machine, and what belongs to it but is elsewhere.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -140,7 +141,7 @@ fn snapshot_of(cache: &Path, repo: &str) -> Option<(PathBuf, Vec<RemoteFile>)> {
 fn has_all_shards(folder: &Path, files: &[RemoteFile]) -> bool {
     files.iter().filter(|file| file.name.ends_with(".index.json")).all(|index| {
         let path = folder.join(&index.name);
-        let listed = std::fs::read(&path).ok().and_then(|bytes| mgm::json::from_slice::<Index>(&bytes).ok());
+        let listed = read_regular(&path).ok().and_then(|bytes| mgm::json::from_slice::<Index>(&bytes).ok());
         // An index that cannot be read is the reader's matter.
         let around = path.parent().unwrap_or(folder);
         listed.is_none_or(|index| index.weight_map.values().all(|shard| around.join(shard).exists()))

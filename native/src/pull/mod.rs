@@ -6,7 +6,6 @@ mod download;
 mod environment;
 mod find;
 mod hub;
-mod lock;
 mod model_name;
 mod proxy;
 mod redirect;
@@ -26,7 +25,7 @@ use mgm::weights::config::MgmConfig;
 use mgm::weights::repository::{self, Tower};
 use mgm::{Error, Result};
 
-use crate::files::io_error;
+use crate::files::{io_error, read_regular};
 use crate::{CliError, progress, sdxl};
 use cache::RepoCache;
 pub use cache::repo_of;
@@ -158,7 +157,7 @@ pub async fn run(arguments: PullArgs) -> std::result::Result<(), CliError> {
 
 /// Whether a folder is a bundle or has a language model's configuration. That of a vision tower alone has not.
 fn is_chat_model(folder: &Path) -> bool {
-    let config = std::fs::read(folder.join(CONFIG)).is_ok_and(|bytes| MgmConfig::parse(CONFIG, &bytes).is_ok());
+    let config = read_regular(&folder.join(CONFIG)).is_ok_and(|bytes| MgmConfig::parse(CONFIG, &bytes).is_ok());
     config || folder.join(MANIFEST).exists()
 }
 
@@ -382,7 +381,7 @@ fn fetch_all(
 
 /// The towers named in the `config.json` at a path.
 fn towers_of(config: &Path) -> Result<Vec<Tower>> {
-    let bytes = std::fs::read(config).map_err(|error| io_error(config, error))?;
+    let bytes = read_regular(config).map_err(|error| io_error(config, error))?;
     repository::towers(&config.display().to_string(), &bytes).map_err(|error| match error {
         Error::Unsupported { what, found, supported } => {
             let supported = format!("{supported}; use --no-towers and download the tower separately");

@@ -7,18 +7,22 @@ use std::time::{Duration, Instant};
 use fs4::{FileExt, TryLockError};
 use mgm::Result;
 
-use crate::files::io_error;
+use crate::files::{io_error, refuse_special};
 
 /// How long to wait before a message says so. Threads of one process wait for one another too, briefly.
 const PATIENCE: Duration = Duration::from_secs(2);
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Opens or creates a file to append to and locks it. `on_wait` is called once if another process holds it for long.
+/// Opens or creates a file to append to (and to read) and locks it. `on_wait` is called once if another process holds
+/// it for long.
 ///
 /// # Errors
-/// [`mgm::Error::Io`].
+/// [`mgm::Error::Io`], also if the path is no regular file.
 pub fn open_locked(path: &Path, on_wait: impl Fn()) -> Result<File> {
-    let open = || OpenOptions::new().create(true).append(true).open(path);
+    let open = || {
+        refuse_special(path)?;
+        OpenOptions::new().create(true).append(true).read(true).open(path)
+    };
     let mut on_wait = Some(on_wait);
     loop {
         let file = open().map_err(|error| io_error(path, error))?;
