@@ -2,7 +2,8 @@
 // Needs cargo with the target wasm32-unknown-unknown (`make web-tools` installs it). `build.mjs --package` leaves out the demo page.
 
 import { execFileSync } from "node:child_process";
-import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
@@ -19,6 +20,21 @@ const FEATURES = ["bulk-memory", "mutable-globals", "nontrapping-float-to-int", 
 const run = (command, ...args) => execFileSync(command, args, { cwd: web, stdio: "inherit" });
 const tool = (name) => join(web, "node_modules", ".bin", name);
 
+/** The file that wasm-opt makes of a module. That takes most of a build, so the last one is stored and reused for the same module. */
+function optimised(module) {
+  const options = ["-Os", ...FEATURES];
+  const version = readFileSync(join(web, "node_modules", "binaryen", "package.json"));
+  const key = createHash("sha256").update(readFileSync(module)).update(version).update(options.join(" ")).digest("hex");
+  const folder = join(target, "wasm-opt");
+  const file = join(folder, `${key}.wasm`);
+  if (existsSync(file)) return file;
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(folder, { recursive: true });
+  run(tool("wasm-opt"), ...options, module, "-o", `${file}.new`);
+  renameSync(`${file}.new`, file);
+  return file;
+}
+
 rmSync(dist, { recursive: true, force: true });
 mkdirSync(dist, { recursive: true });
 run("cargo", "build", "--package", "mgm-web", "--target", "wasm32-unknown-unknown", "--profile", "web");
@@ -28,7 +44,7 @@ const tools = ["--manifest-path", join(web, "glue", "Cargo.toml"), "--target-dir
 run("cargo", "run", "--quiet", "--release", "--locked", ...tools, "--", module, glue);
 const wasm = join(dist, "mgm_web_bg.wasm");
 if (process.env.MGM_WASM_OPT === "0") cpSync(join(glue, "mgm_web_bg.wasm"), wasm);
-else run(tool("wasm-opt"), "-Os", ...FEATURES, join(glue, "mgm_web_bg.wasm"), "-o", wasm);
+else cpSync(optimised(join(glue, "mgm_web_bg.wasm")), wasm);
 
 const common = { bundle: true, format: "esm", target: "es2022", minify: true, sourcemap: true, outdir: dist };
 await build({ ...common, entryPoints: [join(web, "ts", "index.ts")] });
