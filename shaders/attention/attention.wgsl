@@ -15,11 +15,15 @@ var<workgroup> row_factor: array<f32, 16>;
 fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
              @builtin(local_invocation_index) local: u32) {
     let kv_head = group.y;
-    let row0 = group.x * ROWS;
-    let row_count = query_rows();
-    let key_range = key_range(group.z, min(row0 + ROWS, row_count) - 1u);
-    let key_begin = key_range.x;
-    let key_end = key_range.y;
+    let work = work_of(group);
+    let row0 = work.block * ROWS;
+    let row_count = query_rows(work);
+    let range = key_range(work, min(row0 + ROWS, row_count) - 1u);
+    if is_idle(work, range) {
+        return;
+    }
+    let key_begin = range.x;
+    let key_end = range.y;
     if local < 16u {
         row_maximum[local] = LOWEST;
         row_sum[local] = 0.0;
@@ -34,16 +38,16 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     for (var block = key_begin; block < key_end; block += BLOCK) {
         // Scores: an invocation takes one key against all rows.
         let key = block + local;
-        let key_at = params.key_start + min(key, key_end - 1u) * params.key_stride + kv_head * HEAD4;
+        let key_at = params.key_start + stored_row(work, min(key, key_end - 1u)) * params.key_stride + kv_head * HEAD4;
         var dots = array<f32, 16>();
         for (var c = 0u; c < HEAD4; c++) {
             let k = key4(key_at + c);
             for (var r = 0u; r < ROWS; r++) {
-                dots[r] += dot(queries[query_offset(min(row0 + r, row_count - 1u), kv_head) + c], k);
+                dots[r] += dot(queries[query_offset(work, min(row0 + r, row_count - 1u), kv_head) + c], k);
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            let attended = attends(min(row0 + r, row_count - 1u), key, key_end);
+            let attended = attends(work, min(row0 + r, row_count - 1u), key, key_end);
             scores[r * BLOCK + local] = select(LOWEST, dots[r] * params.scale, attended);
         }
         workgroupBarrier();
@@ -89,13 +93,14 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
                 sums[j] *= row_factor[min(first_row + j * row_step, ROWS - 1u)];
             }
             let in_block = min(BLOCK, key_end - block);
-            var at = params.value_start + block * params.value_stride + kv_head * HEAD4 + column;
+            let value_start = params.value_start + kv_head * HEAD4 + column;
+            var at = value_start + stored_row(work, block) * params.value_stride;
             for (var i = 0u; i < in_block; i++) {
                 let v = value4(at);
                 for (var j = 0u; j < owned; j++) {
                     sums[j] += scores[min(first_row + j * row_step, ROWS - 1u) * BLOCK + i] * v;
                 }
-                at += params.value_stride;
+                at = next_value(work, min(block + i + 1u, key_end - 1u), at, value_start);
             }
         }
         workgroupBarrier();
@@ -108,7 +113,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
         let r = first_row + j * row_step;
         let row = row0 + r;
         if r < ROWS && row < row_count {
-            let at = output_offset(group.z, row, kv_head, groups.y);
+            let at = output_offset(work, row, kv_head, groups.y);
             if SPLIT == 1u {
                 output[at + column] = sums[j];
                 if column == 0u {

@@ -5,25 +5,10 @@
 // ROWS of them and loops over keys. If the keys are split (flash decoding), it takes one split and writes its weighted
 // sum, maximum and denominator for attention_combine.
 //
+// `Work` is what a workgroup computes. Where its queries, keys and values are is decided by attention_contiguous.wgsl
+// (one sequence, rows at regular distances) or attention_paged.wgsl (several sequences, rows by block tables).
+//
 // Strides and offsets are in units of vec4; head dimensions are multiples of 4, at most 256.
-// Dispatch: (ceil(query_len * group / ROWS), kv_heads, splits).
-struct Params {
-    query_len: u32,    // query positions
-    keys: u32,         // key positions
-    group: u32,        // query heads per key/value head
-    first_position: u32,   // causal: query t attends to keys 0 ..= first_position + t
-    query_stride: u32,
-    query_start: u32,
-    key_stride: u32,
-    key_start: u32,
-    value_stride: u32,
-    value_start: u32,
-    split_keys: u32,    // keys per split, a multiple of 64
-    scale: f32,
-    output_start: u32,
-    head_chunks: u32,   // loads of a head: a loop bound that compilers do not unroll
-}
-
 override CAUSAL: u32 = 0;
 override SPLIT: u32 = 0;       // write partial results
 
@@ -33,45 +18,39 @@ const LOWEST: f32 = -3.0e38;
 // SPLIT 0: [query_len, heads, HEAD4]. SPLIT 1: for each (split, row, kv head) HEAD4 vec4s of sums and one of (maximum,
 // denominator, 0, 0).
 @group(0) @binding(3) var<storage, read_write> output: array<vec4<f32>>;
-@group(0) @binding(4) var<uniform> params: Params;
-
-// Total number of query rows.
-fn query_rows() -> u32 {
-    return params.query_len * params.group;
-}
 
 // Offset of a query row.
-fn query_offset(row: u32, kv_head: u32) -> u32 {
+fn query_offset(work: Work, row: u32, kv_head: u32) -> u32 {
     let head = kv_head * params.group + row % params.group;
-    return params.query_start + (row / params.group) * params.query_stride + head * HEAD4;
+    return query_start(work) + (row / params.group) * params.query_stride + head * HEAD4;
 }
 
 // The keys of a split that the rows up to `last_row` attend to, as the half-open range [x, y).
-fn key_range(split: u32, last_row: u32) -> vec2<u32> {
-    let begin = split * params.split_keys;
-    var end = min(begin + params.split_keys, params.keys);
+fn key_range(work: Work, last_row: u32) -> vec2<u32> {
+    let begin = work.split * params.split_keys;
+    var end = min(begin + params.split_keys, keys_of(work));
     if CAUSAL == 1u {
-        end = min(end, params.first_position + last_row / params.group + 1u);
+        end = min(end, first_position(work) + last_row / params.group + 1u);
     }
     return vec2(begin, end);
 }
 
-fn attends(row: u32, key: u32, end: u32) -> bool {
-    return key < end && (CAUSAL == 0u || key <= params.first_position + row / params.group);
+fn attends(work: Work, row: u32, key: u32, end: u32) -> bool {
+    return key < end && (CAUSAL == 0u || key <= first_position(work) + row / params.group);
 }
 
 // Offset of a query row's output.
-fn output_offset(split: u32, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
+fn output_offset(work: Work, row: u32, kv_head: u32, kv_heads: u32) -> u32 {
     if SPLIT == 1u {
-        return params.output_start + ((split * query_rows() + row) * kv_heads + kv_head) * (HEAD4 + 1u);
+        return partial_start(work) + (partial_row(work, row) * kv_heads + kv_head) * (HEAD4 + 1u);
     }
     let head = kv_head * params.group + row % params.group;
-    return params.output_start + ((row / params.group) * kv_heads * params.group + head) * HEAD4;
+    return output_start(work) + ((row / params.group) * kv_heads * params.group + head) * HEAD4;
 }
 
 // Writes a vec4 of a row's output; `total` is the row's maximum and denominator.
-fn store_output(split: u32, row: u32, kv_head: u32, kv_heads: u32, column: u32, sum: vec4<f32>, total: vec2<f32>) {
-    let at = output_offset(split, row, kv_head, kv_heads);
+fn store_output(work: Work, row: u32, kv_head: u32, kv_heads: u32, column: u32, sum: vec4<f32>, total: vec2<f32>) {
+    let at = output_offset(work, row, kv_head, kv_heads);
     if SPLIT == 0u {
         output[at + column] = sum / total.y;
         return;

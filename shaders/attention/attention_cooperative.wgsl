@@ -60,9 +60,10 @@ fn attention_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_w
                          @builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32,
                          @builtin(num_subgroups) subgroups: u32) {
     let kv_head = group.y;
-    let row0 = group.x * ROWS;
-    let last_row = query_rows() - 1u;
-    let range = key_range(group.z, min(row0 + ROWS - 1u, last_row));
+    let work = work_of(group);
+    let row0 = work.block * ROWS;
+    let last_row = query_rows(work) - 1u;
+    let range = key_range(work, min(row0 + ROWS - 1u, last_row));
     let last_key = range.y - 1u;
     let key_start = params.key_start + kv_head * HEAD4;
     let value_start = params.value_start + kv_head * HEAD4;
@@ -72,8 +73,8 @@ fn attention_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_w
     var attended = last_key;
     var always_attended = last_key;     // by all rows
     if CAUSAL == 1u {
-        attended = min(last_key, params.first_position + min(row0 + my_row, last_row) / params.group);
-        always_attended = min(last_key, params.first_position + row0 / params.group);
+        attended = min(last_key, first_position(work) + min(row0 + my_row, last_row) / params.group);
+        always_attended = min(last_key, first_position(work) + row0 / params.group);
     }
     for (var first = 0u; first < PARTS; first += max(subgroups, 1u)) {
         // The same for a whole subgroup. Subgroups past the parts compute the last one again, and store no output.
@@ -86,7 +87,7 @@ fn attention_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_w
         for (var item = local; item < ROWS * HEAD / 4u; item += WORKGROUP) {
             let row = item / (HEAD / 4u);
             let column = item % (HEAD / 4u);
-            let at = query_offset(min(row0 + row, last_row), kv_head) + min(column, HEAD4 - 1u);
+            let at = query_offset(work, min(row0 + row, last_row), kv_head) + min(column, HEAD4 - 1u);
             let four = stage(params.scale * LOG2_E * queries[at]);
             put(row * HEAD_STRIDE4 + column, select(vec4<f16>(), four, column < HEAD4));
         }
@@ -289,7 +290,7 @@ fn attention_cooperative(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_w
                 let row = of_part / COLUMN_PARTS * PART_ROWS + i / COLUMNS * SIZE + at / (SIZE / 4u);
                 let column = (of_part % COLUMN_PARTS * COLUMNS + i % COLUMNS) * (SIZE / 4u) + at % (SIZE / 4u);
                 if row0 + row <= last_row && column < HEAD4 {
-                    store_output(group.z, row0 + row, kv_head, groups.y, column, score4(item), row_total[row]);
+                    store_output(work, row0 + row, kv_head, groups.y, column, score4(item), row_total[row]);
                 }
             }
             workgroupBarrier();

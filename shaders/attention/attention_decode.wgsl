@@ -24,15 +24,19 @@ var<workgroup> row_total: array<vec2<f32>, ROWS>;                           // m
 fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                     @builtin(local_invocation_index) local: u32) {
     let kv_head = group.y;
-    let row0 = group.x * ROWS;
-    let last_row = query_rows() - 1u;
-    let range = key_range(group.z, min(row0 + ROWS - 1u, last_row));
+    let work = work_of(group);
+    let row0 = work.block * ROWS;
+    let last_row = query_rows(work) - 1u;
+    let range = key_range(work, min(row0 + ROWS - 1u, last_row));
+    if is_idle(work, range) {
+        return;
+    }
     let last_key = range.y - 1u;
     for (var item = local; item < SHARE * CHUNK * ROWS * 4u; item += WORKGROUP) {
         let row = item / 4u % ROWS;
         let h = item / (4u * ROWS) % CHUNK;
         let column = (item % 4u + item / (4u * ROWS * CHUNK) * 4u) * CHUNK + h;
-        let at = query_offset(min(row0 + row, last_row), kv_head) + min(column, HEAD4 - 1u);
+        let at = query_offset(work, min(row0 + row, last_row), kv_head) + min(column, HEAD4 - 1u);
         query_tile[item] = select(vec4(0.0), params.scale * queries[at], column < HEAD4);
     }
     let key_start = (params.key_start + kv_head * HEAD4) / CHUNK;
@@ -53,11 +57,8 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 
     for (var block = range.x; block < range.y; block += 4u * BLOCK4) {
         let key = block + (local & 60u);
-        var key_at: array<u32, 4>;
         var scores = array<vec4<f32>, ROWS>();    // component: key; a value, as in attention_tiled.wgsl
-        for (var j = 0u; j < 4u; j++) {
-            key_at[j] = key_start + min(key + j, last_key) * key_stride;
-        }
+        let key_at = vec4(key_start) + stored_rows(work, key, last_key) * key_stride;
         for (var i = 0u; 4u * i < params.head_chunks; i++) {
             let chunk = min(4u * i + part, CHUNKS - 1u);
             let c0 = key_chunk(key_at[0] + chunk);
@@ -85,7 +86,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
                 let first = 4u * four;
                 let s = (exchange[first] + exchange[first + 1u]) + (exchange[first + 2u] + exchange[first + 3u]);
                 let row = min(row0 + four / BLOCK4, last_row);
-                let position = params.first_position + row / params.group;
+                let position = first_position(work) + row / params.group;
                 let attended = select(last_key, min(position, last_key), CAUSAL == 1u);
                 let at = vec4(block + 4u * (four % BLOCK4)) + vec4(0u, 1u, 2u, 3u);
                 let seen = select(vec4(LOWEST), s, at <= vec4(attended));
@@ -122,10 +123,11 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             let last = min(4u * BLOCK4 - 1u, last_key - block);
             for (var four = value_group; four <= last >> 2u; four += VALUE_GROUPS) {
                 let value = block + 4u * four;
-                let c0 = value_chunk(value_start + value * value_stride);
-                let c1 = value_chunk(value_start + min(value + 1u, last_key) * value_stride);
-                let c2 = value_chunk(value_start + min(value + 2u, last_key) * value_stride);
-                let c3 = value_chunk(value_start + min(value + 3u, last_key) * value_stride);
+                let value_at = vec4(value_start) + stored_rows_from(work, value, last_key) * value_stride;
+                let c0 = value_chunk(value_at[0]);
+                let c1 = value_chunk(value_at[1]);
+                let c2 = value_chunk(value_at[2]);
+                let c3 = value_chunk(value_at[3]);
                 for (var h = 0u; h < CHUNK; h++) {
                     let v0 = vector(c0, h);
                     let v1 = vector(c1, h);
@@ -174,7 +176,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             for (var i = 1u; i < VALUE_GROUPS; i++) {
                 sum += exchange[at + i * CHUNKS * ROW_SHARES];
             }
-            store_output(group.z, row0 + r, kv_head, groups.y, local, sum, row_total[r]);
+            store_output(work, row0 + r, kv_head, groups.y, local, sum, row_total[r]);
         }
         workgroupBarrier();
     }

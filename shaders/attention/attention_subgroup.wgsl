@@ -15,16 +15,20 @@ fn largest(value: f32, lane: u32) -> f32 {
 fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                       @builtin(subgroup_invocation_id) lane: u32) {
     let kv_head = group.y;
-    let row0 = group.x * ROWS;
-    let last_row = query_rows() - 1u;
-    let range = key_range(group.z, min(row0 + ROWS - 1u, last_row));
+    let work = work_of(group);
+    let row0 = work.block * ROWS;
+    let last_row = query_rows(work) - 1u;
+    let range = key_range(work, min(row0 + ROWS - 1u, last_row));
+    if is_idle(work, range) {
+        return;
+    }
     let last_key = range.y - 1u;
     var query: array<array<vec4<f32>, ROWS>, HEAD_CHUNKS>;
     var sums: array<array<vec4<f32>, ROWS>, HEAD_CHUNKS>;
     var maxima: array<f32, ROWS>;
     var totals: array<f32, ROWS>; // each lane's own keys
     for (var r = 0u; r < ROWS; r++) {
-        let at = query_offset(min(row0 + r, last_row), kv_head);
+        let at = query_offset(work, min(row0 + r, last_row), kv_head);
         for (var p = 0u; p < HEAD_CHUNKS; p++) {
             query[p][r] = params.scale * queries[at + min(p * LANES + lane, HEAD4 - 1u)];
         }
@@ -32,7 +36,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     }
     for (var block = range.x; block < range.y; block += LANES) {
         let key = block + lane;
-        let key_at = params.key_start + min(key, last_key) * params.key_stride + kv_head * HEAD4;
+        let key_at = params.key_start + stored_row(work, min(key, last_key)) * params.key_stride + kv_head * HEAD4;
         var scores = array<f32, ROWS>();
         for (var p = 0u; p < HEAD_CHUNKS; p++) {
             for (var i = 0u; i < LANES; i++) {
@@ -49,7 +53,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            let score = select(LOWEST, scores[r], attends(min(row0 + r, last_row), key, range.y));
+            let score = select(LOWEST, scores[r], attends(work, min(row0 + r, last_row), key, range.y));
             let maximum = max(maxima[r], largest(score, lane));
             let factor = exp(maxima[r] - maximum);
             scores[r] = exp(score - maximum);
@@ -61,7 +65,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
         }
         for (var i = 0u; i < LANES; i++) {
             // Keys past the end have a probability of 0.
-            let value_at = params.value_start + min(block + i, last_key) * params.value_stride + kv_head * HEAD4;
+            let value_at = params.value_start + stored_row(work, min(block + i, last_key)) * params.value_stride + kv_head * HEAD4;
             for (var p = 0u; p < HEAD_CHUNKS; p++) {
                 let v = value4(value_at + min(p * LANES + lane, HEAD4 - 1u));
                 for (var r = 0u; r < ROWS; r++) {
@@ -74,7 +78,7 @@ fn attention_subgroup(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     let rows = min(ROWS, last_row + 1u - row0);
     for (var r = 0u; r < rows; r++) {
         let total = subgroupAdd(totals[0]);
-        let at = output_offset(group.z, row0 + r, kv_head, groups.y);
+        let at = output_offset(work, row0 + r, kv_head, groups.y);
         let factor = select(1.0 / total, 1.0, SPLIT == 1u);
         for (var p = 0u; p < HEAD_CHUNKS; p++) {
             if p * LANES + lane < HEAD4 {

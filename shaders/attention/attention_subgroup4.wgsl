@@ -24,16 +24,17 @@ fn attention_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
                        @builtin(local_invocation_index) local: u32,
                        @builtin(subgroup_invocation_id) lane: u32) {
     let kv_head = group.y;
-    let last_row = query_rows() - 1u;
-    let rows = min(vec4(4u * (group.x * LANES + local)) + vec4(0u, 1u, 2u, 3u), vec4(last_row));
+    let work = work_of(group);
+    let last_row = query_rows(work) - 1u;
+    let rows = min(vec4(4u * (work.block * LANES + local)) + vec4(0u, 1u, 2u, 3u), vec4(last_row));
     // The same for the whole workgroup.
-    let range = key_range(0u, min(4u * LANES * (group.x + 1u) - 1u, last_row));
+    let range = key_range(work, min(4u * LANES * (work.block + 1u) - 1u, last_row));
     let last_key = range.y - 1u;
-    let attended = select(vec4(last_key), min(params.first_position + rows / params.group, vec4(last_key)), CAUSAL == 1u);
-    let q0 = query_offset(rows.x, kv_head);
-    let q1 = query_offset(rows.y, kv_head);
-    let q2 = query_offset(rows.z, kv_head);
-    let q3 = query_offset(rows.w, kv_head);
+    let attended = select(vec4(last_key), min(first_position(work) + rows / params.group, vec4(last_key)), CAUSAL == 1u);
+    let q0 = query_offset(work, rows.x, kv_head);
+    let q1 = query_offset(work, rows.y, kv_head);
+    let q2 = query_offset(work, rows.z, kv_head);
+    let q3 = query_offset(work, rows.w, kv_head);
     let key_start = params.key_start + kv_head * HEAD4;
     let value_start = params.value_start + kv_head * HEAD4;
     var sums: array<vec4<f32>, 4u * HEAD4>;
@@ -105,9 +106,9 @@ fn attention_subgroup4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
         }
     }
     for (var r = 0u; r < 4u; r++) {
-        let row = 4u * (group.x * LANES + local) + r;
+        let row = 4u * (work.block * LANES + local) + r;
         if row <= last_row {
-            let at = output_offset(0u, row, kv_head, groups.y);
+            let at = output_offset(work, row, kv_head, groups.y);
             for (var c = 0u; c < HEAD4; c++) {
                 output[at + c] = sums[4u * c + r] / total[r];
             }

@@ -32,21 +32,25 @@ fn masked(scores: vec4<f32>, key: u32, last: u32) -> vec4<f32> {
 fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                    @builtin(local_invocation_index) local: u32) {
     let kv_head = group.y;
-    let row0 = group.x * ROWS;
-    let last_row = query_rows() - 1u;
-    let range = key_range(group.z, min(row0 + ROWS - 1u, last_row));
+    let work = work_of(group);
+    let row0 = work.block * ROWS;
+    let last_row = query_rows(work) - 1u;
+    let range = key_range(work, min(row0 + ROWS - 1u, last_row));
+    if is_idle(work, range) {
+        return;
+    }
     let last_key = range.y - 1u;
     for (var item = local; item < HEAD4 * ROWS; item += WORKGROUP) {
         let row = item / HEAD4;
         let column = item % HEAD4;
-        let at = query_offset(min(row0 + row, last_row), kv_head) + column;
+        let at = query_offset(work, min(row0 + row, last_row), kv_head) + column;
         query_tile[column * ROWS + row] = params.scale * queries[at];
     }
     // Scores: keys 4 my_key.. of a block, rows my_row, my_row + ROW_STEP, ...
     let my_key = local % BLOCK4;
     let my_row = local / BLOCK4;
     let rows = min(vec4(row0 + my_row) + ROW_STEP * vec4(0u, 1u, 2u, 3u), vec4(last_row));
-    let positions = params.first_position + rows / params.group;
+    let positions = first_position(work) + rows / params.group;
     let attended = select(vec4(last_key), min(positions, vec4(last_key)), CAUSAL == 1u);
     var maximum = vec4(LOWEST);
     var denominator = vec4(0.0);       // of the keys that this invocation has taken
@@ -60,16 +64,13 @@ fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         let key = block + 4u * my_key;
         let key_start = (params.key_start + kv_head * HEAD4) / CHUNK;
         let key_stride = params.key_stride / CHUNK;
-        let key0 = key_start + min(key, last_key) * key_stride;
-        let key1 = key_start + min(key + 1u, last_key) * key_stride;
-        let key2 = key_start + min(key + 2u, last_key) * key_stride;
-        let key3 = key_start + min(key + 3u, last_key) * key_stride;
+        let key_at = vec4(key_start) + stored_rows(work, key, last_key) * key_stride;
         var scores = array<vec4<f32>, 4>();    // [row], component: key; Chromium zeroes it only once without a value
         for (var c = 0u; c < params.head_chunks; c++) {
-            let c0 = key_chunk(key0 + c);
-            let c1 = key_chunk(key1 + c);
-            let c2 = key_chunk(key2 + c);
-            let c3 = key_chunk(key3 + c);
+            let c0 = key_chunk(key_at[0] + c);
+            let c1 = key_chunk(key_at[1] + c);
+            let c2 = key_chunk(key_at[2] + c);
+            let c3 = key_chunk(key_at[3] + c);
             for (var h = 0u; h < CHUNK; h++) {
                 let k0 = vector(c0, h);
                 let k1 = vector(c1, h);
@@ -115,9 +116,11 @@ fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
                 sums[j] *= row_factor[min(first_row + j * VALUE_GROUPS, ROWS - 1u)];
             }
             let last = min(4u * BLOCK4 - 1u, last_key - block);
-            var at0 = params.value_start + block * params.value_stride + kv_head * HEAD4 + column;
-            let end = at0 + last * params.value_stride;
+            let value_start = params.value_start + kv_head * HEAD4 + column;
+            var at0 = value_start + stored_row(work, block) * params.value_stride;
+            let end_of_all = at0 + last * params.value_stride;
             for (var four = 0u; four <= last >> 2u; four++) {
+                let end = last_value(end_of_all, at0, last - 4u * four);
                 let at1 = min(at0 + params.value_stride, end);
                 let at2 = min(at1 + params.value_stride, end);
                 let at3 = min(at2 + params.value_stride, end);
@@ -134,7 +137,7 @@ fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
                     sum += p.w * v3;
                     sums[j] = sum;
                 }
-                at0 = at3 + params.value_stride;
+                at0 = next_value(work, block + min(4u * four + 4u, last), at3, value_start);
             }
         }
     }
@@ -158,7 +161,7 @@ fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     for (var j = 0u; j < OWNED; j++) {
         let r = first_row + j * VALUE_GROUPS;
         if r < ROWS && row0 + r <= last_row {
-            store_output(group.z, row0 + r, kv_head, groups.y, column, sums[j], row_total[r]);
+            store_output(work, row0 + r, kv_head, groups.y, column, sums[j], row_total[r]);
         }
     }
 }

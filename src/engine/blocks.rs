@@ -9,8 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::digest::{CachedPosition, PrefixKey, Salt};
 
-/// Rows of a block.
-pub const BLOCK_ROWS: usize = 16;
+pub use crate::ops::BLOCK_ROWS;
 
 /// The number of a block.
 pub type BlockId = u32;
@@ -41,6 +40,11 @@ impl BlockTable {
     /// Rows that fit.
     pub fn capacity(&self) -> usize {
         self.blocks.len() * BLOCK_ROWS
+    }
+
+    /// Blocks at the start that others can find.
+    pub fn registered(&self) -> usize {
+        self.registered
     }
 
     /// The row of the cache that holds row `row` of the sequence, if it has one.

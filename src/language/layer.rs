@@ -4,7 +4,8 @@ use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::ops::{
-    self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeTable, SharedRows,
+    self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeRows, RopeTable,
+    SharedRows,
 };
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::LanguageConfig;
@@ -67,7 +68,7 @@ impl Layer {
         cache: &KvCache,
         position: usize,
     ) -> Result<()> {
-        let rope = QkvRope { layer: self.attention, table, cache, position };
+        let rope = QkvRope { layer: self.attention, rows: RopeRows::From { table, first: position }, cache };
         let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, rope)?;
         let cached = KeyValues::Cached { cache, length: position + x.rows() };
         let attended = ops::attention(recorder, self.attention, &queries, cached)?;
@@ -85,7 +86,7 @@ impl Layer {
         row: usize,
         passes: &[Vec<AttentionSegment>],
     ) -> Result<()> {
-        let rope = QkvRope { layer: self.attention, table, cache, position: row };
+        let rope = QkvRope { layer: self.attention, rows: RopeRows::From { table, first: row }, cache };
         let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, rope)?;
         let attended = ops::attention_segments(recorder, self.attention, &queries, cache, passes)?;
         self.after_attention(recorder, x, &attended)

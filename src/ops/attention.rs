@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::checked::Checked;
 use super::{cost, element_grid};
-use crate::gpu::{Access, Binding, Capabilities, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl};
+use crate::gpu::{Access, Binding, Capabilities, Cost, Gpu, Kernel, PipelineKey, Recorder, Source, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -107,6 +107,20 @@ impl KvCache {
             self.keys.slice_rows(0..length).copy_to(recorder, &larger.keys, 0);
             self.values.slice_rows(0..length).copy_to(recorder, &larger.values, 0);
         }
+    }
+
+    /// Records a copy of `rows` rows, from row `from` on, to those from `to` on.
+    ///
+    /// # Errors
+    /// [Device errors](crate::gpu).
+    pub fn copy_within(&self, recorder: &mut Recorder, from: usize, to: usize, rows: usize) -> Result<()> {
+        for tensor in self.stored() {
+            // A buffer cannot be copied to itself.
+            let copy = Tensor::temporary(recorder.gpu(), &[rows, tensor.columns()], "copied rows")?;
+            tensor.slice_rows(from..from + rows).copy_to(recorder, &copy, 0);
+            copy.copy_to(recorder, tensor, to);
+        }
+        Ok(())
     }
 
     /// Keys and values as they are stored, [capacity, columns] words of f32, or [capacity, columns / 2] of two f16.
@@ -292,7 +306,7 @@ fn is_wide(head_dim: usize, half: bool) -> bool {
 }
 
 /// Loads of a head: 8 or 4 elements each.
-fn head_chunks(head_dim: usize, half: bool) -> u32 {
+pub(super) fn head_chunks(head_dim: usize, half: bool) -> u32 {
     (head_dim / if is_wide(head_dim, half) { 8 } else { 4 }) as u32
 }
 
@@ -344,6 +358,16 @@ impl AttentionKernel {
 
 impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
+        self.kernel_over(
+            wgsl!("attention/attention_contiguous.wgsl"),
+            &[Access::Read, Access::Read, Access::Read, Access::Write],
+        )
+    }
+}
+
+impl Variant {
+    /// The kernel with a part that says where queries, keys and values are, and its bindings.
+    pub(super) fn kernel_over(&self, layout: Source, bindings: &'static [Access]) -> Kernel {
         let cache = if self.half { wgsl!("attention/cache_f16.wgsl") } else { wgsl!("attention/cache_f32.wgsl") };
         let head4 = self.head_dim / 4;
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
@@ -351,7 +375,7 @@ impl PipelineKey for Variant {
         let mut consts = Vec::new();
         let wide = is_wide(self.head_dim, self.half);
         let narrow = vec![cache, wgsl!("attention/chunks_vec4.wgsl")];
-        let mut sources = vec![wgsl!("attention/attention_common.wgsl")];
+        let mut sources = vec![wgsl!("attention/attention_common.wgsl"), layout];
         let name = match self.kernel {
             AttentionKernel::Subgroup => {
                 consts.extend(lengths);
@@ -403,14 +427,7 @@ impl PipelineKey for Variant {
                 "attention_decode"
             }
         };
-        Kernel {
-            name,
-            label: name,
-            sources,
-            overrides,
-            consts,
-            bindings: &[Access::Read, Access::Read, Access::Read, Access::Write],
-        }
+        Kernel { name, label: name, sources, overrides, consts, bindings }
     }
 }
 
@@ -426,7 +443,7 @@ impl PipelineKey for Combine {
             overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
             ..Kernel::new(
                 "attention_combine",
-                [wgsl!("attention/attention_combine.wgsl")],
+                [wgsl!("attention/combine_contiguous.wgsl"), wgsl!("attention/attention_combine.wgsl")],
                 &[Access::Read, Access::Write],
             )
         }

@@ -11,7 +11,7 @@ const EPILOGUE: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "HAS_RESIDUAL", "GATED", "
 /// in the steps of their epilogue share it. The tables of `make isa` have these names.
 pub fn kernel_name(kernel: &Kernel) -> String {
     // Parts that every kernel of a family has, or that another word stands for.
-    const USUAL: [&str; 24] = [
+    const USUAL: [&str; 27] = [
         "epilogue",
         "activation",
         "rows_direct",
@@ -22,6 +22,8 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "stage_f32",
         "reduce_workgroup",
         "attention_common",
+        "attention_contiguous",
+        "combine_contiguous",
         "cache_f32",
         "chunks_vec4",
         "scales_quantized",
@@ -36,6 +38,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "logits",
         "best_logit",
         "sample_one",
+        "rope_positions",
     ];
     const SWITCHES: [&str; 7] = ["CAUSAL", "CENTRED", "HELD", "NEIGHBOURS", "NORM", "SPLIT", "UNIT_OFFSET"];
     let mut words = vec![kernel.name.to_owned()];
@@ -59,6 +62,8 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             "lhs_scalar" | "channels_scalar" => "scalar".to_owned(),
             "rows_routed" => "routed".to_owned(),
             "rope_epilogue" => "rope".to_owned(),
+            "rope_places" => "placed".to_owned(),
+            "attention_paged" | "combine_paged" => "paged".to_owned(),
             "store_cache_f16" => "kv16".to_owned(),
             "cache_f16" | "chunks_f16" | "chunks_f16_keys" | "runs_f16" => "kv16".to_owned(),
             "stage_f16" => "half".to_owned(),

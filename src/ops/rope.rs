@@ -66,17 +66,47 @@ impl RopeTable {
     }
 }
 
+impl RopeTable {
+    /// [positions, head_dim]
+    pub(super) fn angles(&self) -> &Tensor {
+        &self.cos_sin
+    }
+}
+
+/// Angles and rows of the cache for rows that are at any positions, such as those of several sequences.
+#[derive(Debug, Clone)]
+pub struct PlacedRows {
+    /// [capacity, head_dim + 4]: angles, then the row of the cache as a float
+    pub(super) lines: Tensor,
+    /// Lines in use.
+    pub(super) count: usize,
+    /// Rows that the cache must have.
+    pub(super) end: usize,
+}
+
+/// Where the rows of a product are.
+#[derive(Debug, Clone, Copy)]
+pub enum RopeRows<'a> {
+    /// One after the other, from row `first` of the table and of the cache on.
+    From {
+        /// The angles.
+        table: &'a RopeTable,
+        /// The first row.
+        first: usize,
+    },
+    /// Anywhere.
+    Placed(&'a PlacedRows),
+}
+
 /// How queries and keys are rotated, and where keys and values are written.
 #[derive(Debug, Clone, Copy)]
 pub struct QkvRope<'a> {
     /// The heads.
     pub layer: Attention,
-    /// The angles.
-    pub table: &'a RopeTable,
+    /// Where the rows are.
+    pub rows: RopeRows<'a>,
     /// Where keys and values are written.
     pub cache: &'a KvCache,
-    /// The position of the first row.
-    pub position: usize,
 }
 
 #[repr(C)]
@@ -112,7 +142,7 @@ pub fn linear_qkv_rope(
 
 impl QkvRope<'_> {
     fn check(&self, x: &Tensor, weight: &Matrix) -> Result<()> {
-        let Self { layer, table, cache, position } = self;
+        let Self { layer, rows, cache } = self;
         layer.check()?;
         if weight.columns() != x.columns() || weight.rows() != layer.packed_columns() {
             return Err(Error::WrongShape {
@@ -121,9 +151,23 @@ impl QkvRope<'_> {
                 expected: format!("[{}, {}]", layer.packed_columns(), x.columns()),
             });
         }
-        let (end, capacity) = (position + x.rows(), cache.capacity().min(table.cos_sin.rows()));
+        let (end, capacity, angles) = match rows {
+            RopeRows::From { table, first } => {
+                (first + x.rows(), cache.capacity().min(table.cos_sin.rows()), table.cos_sin.columns())
+            }
+            RopeRows::Placed(rows) if rows.count == x.rows() && x.columns().is_multiple_of(4) => {
+                (rows.end, cache.capacity(), rows.lines.columns() - 4)
+            }
+            RopeRows::Placed(rows) => {
+                return Err(Error::InvalidArgument(format!(
+                    "{} places for rows of shape {:?}, expected one for each row, and columns that are a multiple of 4",
+                    rows.count,
+                    x.shape()
+                )));
+            }
+        };
         let columns = layer.kv_heads * layer.head_dim;
-        if end > capacity || cache.columns() != columns || table.cos_sin.columns() != layer.head_dim {
+        if end > capacity || cache.columns() != columns || angles != layer.head_dim {
             let found = cache.columns();
             return Err(Error::InvalidArgument(format!(
                 "positions up to {end} exceed the cache: it holds {capacity} positions of {found} columns, expected {columns} columns"
@@ -133,7 +177,13 @@ impl QkvRope<'_> {
     }
 
     fn record(&self, recorder: &mut Recorder, x: &Tensor, norm: Option<&Norm>, weight: &Matrix) -> Result<Tensor> {
-        let Self { layer, table, cache, position } = self;
+        let Self { layer, rows: places, cache } = self;
+        let (angles, first, placed) = match places {
+            RopeRows::From { table, first } => (&table.cos_sin, *first, false),
+            RopeRows::Placed(rows) => (&rows.lines, 0, true),
+        };
+        // Rows that are anywhere do not advance.
+        let advancing: &[usize] = if placed { &[] } else { &[offset_of!(Params, first_time)] };
         let (m, k) = (x.rows(), x.columns());
         let (query_width, kv_width) = (layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim);
         let queries = Tensor::temporary(recorder.gpu(), &[m, query_width], "queries")?;
@@ -147,16 +197,16 @@ impl QkvRope<'_> {
             lhs: LhsSource::of_rows(k),
             rows: Some(&rows),
             routes: None,
-            output: OutputStage::RopeToCache { half: cache.is_half() },
+            output: OutputStage::RopeToCache { half: cache.is_half(), placed },
             norm,
             flags: EpilogueFlags::default(),
             inputs: weight.inputs(),
-            advancing: &[offset_of!(Params, first_time)],
+            advancing,
             bindings: [
                 x.binding(),
                 unused,
                 unused,
-                table.cos_sin.binding(),
+                angles.binding(),
                 keys,
                 values,
                 norm.map_or(unused, |norm| norm.weight.binding()),
@@ -170,7 +220,7 @@ impl QkvRope<'_> {
                 head_dim: layer.head_dim as u32,
                 query_width: query_width as u32,
                 kv_width: kv_width as u32,
-                first_time: *position as u32,
+                first_time: first as u32,
             },
             |shard, m| {
                 let written = if cache.is_half() { 2 } else { 4 } * 2 * kv_width + 4 * query_width;

@@ -2,8 +2,8 @@
 
 use super::attention::{AttentionKernel, CooperativeAttention};
 use super::{
-    adjust, attention, denoise, feature_map, gather, group_norm, inpaint, logprobs, matmul, mining, norm, roofline,
-    routing, sampling, softmax,
+    adjust, attention, denoise, feature_map, gather, group_norm, inpaint, logprobs, matmul, mining, norm, paged,
+    places, roofline, routing, sampling, softmax,
 };
 use crate::gpu::{Kernel, PipelineKey};
 use crate::tensor::{Precision, fill_kernel};
@@ -17,6 +17,7 @@ pub fn specialisations() -> Vec<Kernel> {
         feature_map::resize_kernel(),
         denoise::kernel(),
         inpaint::kernel(),
+        places::Variant.kernel(),
         feature_map::concatenate_kernel(),
     ];
     kernels.extend(roofline::kernels());
@@ -58,6 +59,7 @@ fn attention_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
         kernels.push(attention::Combine { head_dim }.kernel());
+        kernels.push(paged::PagedCombine { head_dim }.kernel());
         let kernels_and_least_rows = [
             (AttentionKernel::Tiled, 8),
             (AttentionKernel::Decode, 1),
@@ -72,6 +74,14 @@ fn attention_kernels() -> Vec<Kernel> {
                     let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
                     let variant = attention::Variant { head_dim, rows, causal, split, half, kernel };
                     kernels.push(variant.kernel());
+                    let is_paged = match kernel {
+                        AttentionKernel::Tiled => !split,
+                        AttentionKernel::Decode => split,
+                        _ => true,
+                    };
+                    if causal && is_paged {
+                        kernels.push(paged::PagedVariant(variant).kernel());
+                    }
                 }
             }
         }

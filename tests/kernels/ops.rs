@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 use mgm::Error;
 use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions, Withheld};
 use mgm::ops::cases::{
-    Adjust, Argmax, Attention, AttentionBatched, AttentionSegments, Case, Combine, Concatenate, Convolution, Denoise,
-    Depthwise, F32, Gather, GatherRows, GroupNorm, Inpaint, Linear, Logprobs, Map, MatrixRows, Mining, MiningStats,
-    Norm, Patches, Random, Resize, Rope, Route, RoutedLinear, Sample, SampleRows, Softmax, Storage, check, compare,
-    self_check,
+    Adjust, Argmax, Attention, AttentionBatched, AttentionPaged, AttentionSegments, Case, Combine, Concatenate,
+    Convolution, Denoise, Depthwise, F32, Gather, GatherRows, GroupNorm, Inpaint, Linear, Logprobs, Map, MatrixRows,
+    Mining, MiningStats, Norm, Patches, PlacedRope, Random, Resize, Rope, Route, RoutedLinear, Sample, SampleRows,
+    Softmax, Storage, check, compare, self_check,
 };
 use mgm::ops::{
-    self, Activation, AttentionSegment, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, RowBias,
-    RowMatvec, RowPenalties, RowSampling, Sampling, StridedRows, Tuning, set_tuning, specialisations, tuning,
+    self, Activation, AttentionSegment, BlockTables, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape,
+    PagedForm, PagedSequence, Rounding, RowBias, RowMatvec, RowPenalties, RowSampling, Sampling, StridedRows, Tuning,
+    set_tuning, specialisations, tuning,
 };
 use mgm::tensor::{Inputs, Matrix, Precision, Tensor};
 use mgm::tuning::{Timing, TuneOptions, check_native_dots, tune, tune_within};
@@ -947,6 +948,74 @@ fn attention_on_matrix_units() {
     check_on(full, "attention on matrix units", &cases);
 }
 
+/// Odd numbers of rows, keys around blocks and splits, grouped heads.
+#[test]
+fn attention_over_block_tables() {
+    let mut cases = Vec::new();
+    let decode: [&[usize]; 4] = [&[1], &[5000], &[1, 16, 17, 255, 256, 257, 1025], &[300; 16]];
+    let prefill: [&[(usize, usize)]; 4] = [&[(1, 1)], &[(16, 16), (3, 35)], &[(70, 333)], &[(33, 33), (1, 64), (5, 5)]];
+    for (heads, kv_heads, head_dim, half) in
+        [(3, 3, 64, true), (9, 3, 64, false), (8, 1, 256, true), (7, 1, 80, false), (5, 1, 20, true)]
+    {
+        let base = AttentionPaged { heads, kv_heads, head_dim, sequences: Vec::new(), half, form: PagedForm::Decode };
+        cases.extend(decode.map(|keys| {
+            let sequences = keys.iter().map(|keys| (1, *keys)).collect();
+            AttentionPaged { sequences, ..base.clone() }
+        }));
+        // Several queries of a sequence, such as drafts to verify.
+        cases.push(AttentionPaged { sequences: vec![(3, 258), (1, 9), (5, 5)], ..base.clone() });
+        cases.extend(prefill.map(|sequences| AttentionPaged {
+            sequences: sequences.to_vec(),
+            form: PagedForm::Prefill,
+            ..base.clone()
+        }));
+    }
+    check_everywhere("attention over block tables", &boxed(cases));
+}
+
+/// What else is in a step changes no bit of a result.
+#[test]
+fn attention_over_block_tables_is_the_same_in_any_step() {
+    let devices = [&devices().full, &devices().software, &devices().base];
+    for gpu in devices {
+        let gpu = gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        for form in [PagedForm::Decode, PagedForm::Prefill] {
+            let values = |sequences: &[(usize, usize)]| {
+                let sequences = sequences.to_vec();
+                let case = AttentionPaged { heads: 6, kv_heads: 2, head_dim: 64, sequences, half: true, form };
+                pollster::block_on(case.run(&gpu)).expect("a result")
+            };
+            // A row of each sequence, of inputs that depend on its lengths only.
+            let (row, others) = (6 * 64, [(1, 300), (1, 16), (1, 700)]);
+            let together = values(&others);
+            for (index, alone) in others.into_iter().enumerate() {
+                assert_eq!(values(&[alone]), together[index * row..][..row], "{form:?} of {alone:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn block_tables_outside_the_cache_are_rejected() {
+    let gpu = common::open_gpu();
+    let cache = ops::KvCache::new(&gpu, 32, 8, false).expect("a cache");
+    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true };
+    let attend = |queries: usize, keys, blocks: &[u32]| {
+        let mut tables = BlockTables::new(&gpu, 1, 4, 2).expect("tables");
+        tables.set(&gpu, &[PagedSequence { queries, keys, blocks }])?;
+        let rows = Tensor::zeros(&gpu, &[queries, 8], "queries").expect("queries");
+        ops::attention_paged(&mut gpu.record(), layer, &rows, &cache, &tables, PagedForm::Decode).map(drop)
+    };
+    assert!(attend(3, 20, &[1, 0]).is_ok());
+    // What is after the keys is not used.
+    assert!(attend(1, 16, &[1, 2]).is_ok());
+    for (queries, keys, blocks) in
+        [(1, 20, [1, 2].as_slice()), (1, 17, &[0]), (0, 5, &[0]), (3, 2, &[0]), (5, 17, &[0, 1])]
+    {
+        assert!(attend(queries, keys, blocks).is_err(), "{queries} queries over {keys} keys in {blocks:?}");
+    }
+}
+
 #[test]
 fn segments_outside_the_cache_are_rejected() {
     let gpu = common::open_gpu();
@@ -1138,6 +1207,8 @@ fn rotary_embedding() {
         cases.extend([case, Rope { times: 15, ..case }]);
     }
     check_everywhere("rotary", &boxed(cases.clone()));
+    let placed = cases.iter().filter(|case| case.k.is_multiple_of(4)).map(|case| PlacedRope(*case));
+    check_everywhere("rotary, rows at any place", &boxed(placed));
     for device in &devices().shards {
         check_on(device, "rotary in shards", &boxed(cases.iter().copied().filter(|case| case.k == 64)));
     }

@@ -6,7 +6,7 @@ use super::{ATTENTION_F16, Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{self, AttentionSegment, KeyValues, KvCache, StridedRows};
+use crate::ops::{self, AttentionSegment, BlockTables, KeyValues, KvCache, PagedForm, PagedSequence, StridedRows};
 use crate::tensor::Tensor;
 
 /// Where keys and values lie.
@@ -382,5 +382,91 @@ impl Case for AttentionSegments {
         let inputs = self.inputs();
         let sequences = inputs.iter().enumerate();
         sequences.flat_map(|(index, [queries, keys, values])| self.one(index).attend(queries, keys, values)).collect()
+    }
+}
+
+/// Attention of several sequences over block tables: [`ops::attention_paged`].
+#[derive(Debug, Clone)]
+pub struct AttentionPaged {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Query positions and key positions of each sequence.
+    pub sequences: Vec<(usize, usize)>,
+    /// An f16 cache.
+    pub half: bool,
+    /// Which kernels.
+    pub form: PagedForm,
+}
+
+/// Blocks of the cache that no sequence has, filled with NaN.
+const SPARE_BLOCKS: usize = 2;
+
+impl AttentionPaged {
+    fn one(&self, (times, keys): (usize, usize)) -> Attention {
+        let Self { heads, kv_heads, head_dim, half, .. } = *self;
+        let storage = if half { Storage::F16 } else { Storage::F32 };
+        Attention { heads, kv_heads, head_dim, times, keys, causal: true, storage, exact: true }
+    }
+
+    /// The blocks of each sequence, and how many there are: none is next to the one before it.
+    fn blocks(&self) -> (Vec<Vec<u32>>, usize) {
+        let lengths: Vec<usize> = self.sequences.iter().map(|(_, keys)| keys.div_ceil(ops::BLOCK_ROWS)).collect();
+        // Not a multiple of 7, so that steps of 7 reach every block once.
+        let count = lengths.iter().sum::<usize>() + SPARE_BLOCKS;
+        let count = count + usize::from(count.is_multiple_of(7));
+        let mut order = (0..count).map(|index| (7 * index % count) as u32);
+        (lengths.iter().map(|length| order.by_ref().take(*length).collect()).collect(), count)
+    }
+}
+
+impl Case for AttentionPaged {
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let inputs: Vec<[Vec<f32>; 3]> = self.sequences.iter().map(|lengths| self.one(*lengths).inputs()).collect();
+            let queries: Vec<f32> = inputs.iter().flat_map(|[queries, ..]| queries).copied().collect();
+            let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+            let (blocks, count) = self.blocks();
+            let cache = KvCache::new(gpu, count * ops::BLOCK_ROWS, kv_width, self.half)?;
+            for (which, tensor) in cache.stored().into_iter().enumerate() {
+                let mut rows = vec![f32::NAN; count * ops::BLOCK_ROWS * kv_width];
+                for (inputs, blocks) in inputs.iter().zip(&blocks) {
+                    for (content, block) in inputs[1 + which].chunks(ops::BLOCK_ROWS * kv_width).zip(blocks) {
+                        rows[*block as usize * ops::BLOCK_ROWS * kv_width..][..content.len()].copy_from_slice(content);
+                    }
+                }
+                tensor.write(gpu, 0, &cache_bytes(&rows, 0, self.half));
+            }
+            let sequences: Vec<PagedSequence<'_>> = self
+                .sequences
+                .iter()
+                .zip(&blocks)
+                .map(|((queries, keys), blocks)| PagedSequence { queries: *queries, keys: *keys, blocks })
+                .collect();
+            let rows = queries.len() / width;
+            let mut tables = BlockTables::new(gpu, sequences.len(), rows, count)?;
+            tables.set(gpu, &sequences)?;
+            let queries = Tensor::new(gpu, &[rows, width], &queries, "queries")?;
+            let mut recorder = gpu.record();
+            let layer = self.one((1, 1)).layer();
+            let y = ops::attention_paged(&mut recorder, layer, &queries, &cache, &tables, self.form)?;
+            read(recorder, &[&y]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let of_sequence = |lengths: &(usize, usize)| {
+            let one = self.one(*lengths);
+            let [queries, keys, values] = one.inputs();
+            one.attend(&queries, &keys, &values)
+        };
+        self.sequences.iter().flat_map(of_sequence).collect()
     }
 }

@@ -28,7 +28,7 @@ use crate::ops::ConvMode;
 use crate::tensor::{Packed, Precision, Tensor, dequantize, pack_rows};
 use crate::{Error, Result};
 
-pub use attention::{Attention, AttentionBatched, AttentionSegments, Storage};
+pub use attention::{Attention, AttentionBatched, AttentionPaged, AttentionSegments, Storage};
 pub use convolution::{Depthwise, Patches, Resize};
 pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
@@ -39,7 +39,7 @@ pub use matrix::MatrixRows;
 pub use mining::{Map, Mining, MiningStats};
 pub use norm::Norm;
 pub use random::Random;
-pub use rope::Rope;
+pub use rope::{PlacedRope, Rope};
 pub use routing::{Combine, Route};
 pub use sampling::{Adjust, Argmax, Logprobs, Sample, SampleRows};
 
@@ -173,6 +173,16 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             generated: 2,
             half: true,
             exact: true,
+        }),
+        // Browsers do not use it yet.
+        #[cfg(feature = "engine")]
+        Box::new(AttentionPaged {
+            heads: 6,
+            kv_heads: 2,
+            head_dim: 40,
+            sequences: vec![(1, 300), (1, 17)],
+            half: true,
+            form: crate::ops::PagedForm::Decode,
         }),
         Box::new(Denoise {
             count: 300,

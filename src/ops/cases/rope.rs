@@ -7,7 +7,7 @@ use super::{Case, F32, Random, stored};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{self, KvCache, Norm, QkvRope, RopeTable};
+use crate::ops::{self, KvCache, Norm, Place, Places, QkvRope, RopeRows, RopeTable};
 use crate::tensor::{Matrix, Precision, Tensor};
 
 /// Queries, keys and values, rotated and written to the cache: [`ops::linear_qkv_rope`]. The result is queries, keys,
@@ -57,6 +57,11 @@ impl Rope {
         self.position + self.times + SPARE
     }
 
+    /// The position of each row, and its row of the cache.
+    fn rows(&self) -> Vec<(usize, usize)> {
+        (self.position..self.position + self.times).map(|position| (position, position)).collect()
+    }
+
     /// The index of element i of a head: next to the one that it is rotated with.
     fn place(&self, i: usize) -> usize {
         let half = self.head_dim / 2;
@@ -73,41 +78,65 @@ impl Case for Rope {
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
-        Box::pin(async move {
-            let Self { heads, kv_heads, head_dim, times, position, k, precision, half, .. } = *self;
-            let layer = ops::Attention { heads, kv_heads, head_dim, causal: true, exact: true };
-            let [x, gain, weight] = self.inputs();
-            let mut rows: Vec<&[f32]> = weight.chunks_exact(k).collect();
-            for (row, values) in weight.chunks_exact(k).enumerate().take((heads + kv_heads) * head_dim) {
-                rows[row / head_dim * head_dim + self.place(row % head_dim)] = values;
-            }
-            let weight = Matrix::new(gpu, precision, k, &rows.concat(), "weight")?;
-            let x = Tensor::new(gpu, &[times, k], &x, "x")?;
-            let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
-            let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
-            let parameters = ops::Rope { theta: THETA as f32, freq_factors: self.freq_factors() };
-            let table = RopeTable::new(gpu, self.capacity(), head_dim, &parameters)?;
-            let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
-            let mut recorder = gpu.record();
-            let rope = QkvRope { layer, table: &table, cache: &cache, position };
-            let queries = ops::linear_qkv_rope(&mut recorder, &x, &norm, &weight, rope)?;
-            let [keys, stored_values] = cache.stored();
-            let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
-            recorder.submit()?;
-            let mut values = Vec::new();
-            for (index, readback) in readbacks.into_iter().enumerate() {
-                if half && index > 0 {
-                    values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
-                } else {
-                    values.extend(readback.values::<f32>().await?);
-                }
-            }
-            Ok(values)
-        })
+        Box::pin(self.product(gpu, None))
     }
 
     fn reference(&self) -> Vec<f32> {
-        let Self { heads, kv_heads, head_dim: d, times, position, k, half, .. } = *self;
+        self.reference_at(&self.rows())
+    }
+}
+
+impl Rope {
+    /// The device's result, for rows in order or at `places`.
+    async fn product(&self, gpu: &Gpu, places: Option<&[(usize, usize)]>) -> Result<Vec<f32>> {
+        let Self { heads, kv_heads, head_dim, times, position, k, precision, half, .. } = *self;
+        let layer = ops::Attention { heads, kv_heads, head_dim, causal: true, exact: true };
+        let [x, gain, weight] = self.inputs();
+        let mut rows: Vec<&[f32]> = weight.chunks_exact(k).collect();
+        for (row, values) in weight.chunks_exact(k).enumerate().take((heads + kv_heads) * head_dim) {
+            rows[row / head_dim * head_dim + self.place(row % head_dim)] = values;
+        }
+        let weight = Matrix::new(gpu, precision, k, &rows.concat(), "weight")?;
+        let x = Tensor::new(gpu, &[times, k], &x, "x")?;
+        let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
+        let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
+        let parameters = ops::Rope { theta: THETA as f32, freq_factors: self.freq_factors() };
+        let table = RopeTable::new(gpu, self.capacity(), head_dim, &parameters)?;
+        let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
+        let mut recorder = gpu.record();
+        let mut placed = Places::new(gpu, times + 1, head_dim)?;
+        let rows = match places {
+            None => RopeRows::From { table: &table, first: position },
+            Some(places) => {
+                let place = |(token, (position, row)): (usize, &(usize, usize))| Place {
+                    token: token as u32,
+                    position: *position,
+                    row: *row,
+                };
+                let places: Vec<Place> = places.iter().enumerate().map(place).collect();
+                placed.set(gpu, &places)?;
+                placed.record(&mut recorder, &table, &Tensor::zeros(gpu, &[times], "tokens")?)?;
+                RopeRows::Placed(placed.rows())
+            }
+        };
+        let rope = QkvRope { layer, rows, cache: &cache };
+        let queries = ops::linear_qkv_rope(&mut recorder, &x, &norm, &weight, rope)?;
+        let [keys, stored_values] = cache.stored();
+        let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
+        recorder.submit()?;
+        let mut values = Vec::new();
+        for (index, readback) in readbacks.into_iter().enumerate() {
+            if half && index > 0 {
+                values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
+            } else {
+                values.extend(readback.values::<f32>().await?);
+            }
+        }
+        Ok(values)
+    }
+
+    fn reference_at(&self, rows: &[(usize, usize)]) -> Vec<f32> {
+        let Self { heads, kv_heads, head_dim: d, times, k, half, .. } = *self;
         let [x, gain, weight] = self.inputs();
         let weight = stored(self.precision, k, &weight);
         let product = |time: usize, row: usize| -> f64 {
@@ -124,7 +153,7 @@ impl Case for Rope {
             let part = |i: usize| product(time, head * d + i);
             let pair = i % (d / 2);
             let factor = freq_factors.get(pair).map_or(1.0, |factor| f64::from(*factor));
-            let angle = (position + time) as f64 * THETA.powf(-((2 * pair) as f64) / d as f64) / factor;
+            let angle = rows[time].0 as f64 * THETA.powf(-((2 * pair) as f64) / d as f64) / factor;
             if i < d / 2 {
                 part(i) * angle.cos() - part(i + d / 2) * angle.sin()
             } else {
@@ -139,12 +168,37 @@ impl Case for Rope {
                     queries[(time * heads + head) * d + self.place(i)] = rotated(time, head, i) as f32;
                 }
                 for head in 0..kv_heads {
-                    let at = ((position + time) * kv_heads + head) * d;
+                    let at = (rows[time].1 * kv_heads + head) * d;
                     keys[at + self.place(i)] = rotated(time, heads + head, i) as f32;
                     values[at + i] = product(time, (heads + kv_heads + head) * d + i) as f32;
                 }
             }
         }
         [queries, keys, values].concat()
+    }
+}
+
+/// The same with rows at any positions and places, as those of several sequences: [`ops::Places`].
+#[derive(Debug, Clone, Copy)]
+pub struct PlacedRope(pub Rope);
+
+impl PlacedRope {
+    fn rows(&self) -> Vec<(usize, usize)> {
+        let capacity = self.0.capacity();
+        (0..self.0.times).map(|time| ((self.0.position + 5 * time) % capacity, capacity - 1 - time)).collect()
+    }
+}
+
+impl Case for PlacedRope {
+    fn bound(&self) -> f64 {
+        self.0.bound()
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move { self.0.product(gpu, Some(&self.rows())).await })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        self.0.reference_at(&self.rows())
     }
 }

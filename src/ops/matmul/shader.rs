@@ -38,7 +38,12 @@ pub(in crate::ops) enum OutputStage {
     /// The epilogue, for the rows of one expert.
     RoutedEpilogue,
     /// RoPE: queries rotated; keys, rotated, and values into a cache, in f16 if `half`.
-    RopeToCache { half: bool },
+    RopeToCache {
+        /// An f16 cache.
+        half: bool,
+        /// Rows are at any places.
+        placed: bool,
+    },
 }
 
 /// The steps of an epilogue that a product has.
@@ -95,12 +100,17 @@ impl PipelineKey for Variant {
                 overrides.extend(self.flags.overrides());
                 vec![wgsl!("matmul/epilogue.wgsl"), wgsl!("matmul/activation.wgsl")]
             }
-            OutputStage::RopeToCache { half: false } => {
-                vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f32.wgsl")]
-            }
-            OutputStage::RopeToCache { half: true } => {
-                vec![wgsl!("matmul/rope_epilogue.wgsl"), wgsl!("matmul/store_cache_f16.wgsl")]
-            }
+            OutputStage::RopeToCache { half, placed } => vec![
+                match placed {
+                    false => wgsl!("matmul/rope_positions.wgsl"),
+                    true => wgsl!("matmul/rope_places.wgsl"),
+                },
+                wgsl!("matmul/rope_epilogue.wgsl"),
+                match half {
+                    false => wgsl!("matmul/store_cache_f32.wgsl"),
+                    true => wgsl!("matmul/store_cache_f16.wgsl"),
+                },
+            ],
         };
         sources.push(match (self.output, self.lhs) {
             (OutputStage::RoutedEpilogue, _) => wgsl!("matmul/rows_routed.wgsl"),
@@ -220,11 +230,13 @@ fn reader_constants(precision: Precision) -> Vec<(&'static str, u32)> {
 /// Every shader that computes products, as a list of kernels.
 pub(in crate::ops) fn all_kernels() -> Vec<Kernel> {
     const BOTH: [bool; 2] = [false, true];
-    const OUTPUTS: [OutputStage; 4] = [
+    const OUTPUTS: [OutputStage; 6] = [
         OutputStage::Epilogue,
         OutputStage::RoutedEpilogue,
-        OutputStage::RopeToCache { half: false },
-        OutputStage::RopeToCache { half: true },
+        OutputStage::RopeToCache { half: false, placed: false },
+        OutputStage::RopeToCache { half: true, placed: false },
+        OutputStage::RopeToCache { half: false, placed: true },
+        OutputStage::RopeToCache { half: true, placed: true },
     ];
     // All steps of the epilogue: other combinations only remove code.
     let flags = EpilogueFlags {
@@ -252,9 +264,13 @@ pub(in crate::ops) fn all_kernels() -> Vec<Kernel> {
                 let fuses_norm = spec.fuses_norm && output != OutputStage::RoutedEpilogue;
                 for norm in BOTH.into_iter().filter(|norm| fuses_norm || !norm) {
                     for unit_offset in BOTH.into_iter().filter(|unit_offset| norm || !unit_offset) {
+                        // Rows that are anywhere have columns that are a multiple of 4.
+                        let scalar = !matches!(output, OutputStage::RopeToCache { placed: true, .. });
+                        let all = [LhsSource::Vec4, LhsSource::Scalar];
                         kernels.extend(
-                            [LhsSource::Scalar, LhsSource::Vec4]
-                                .map(|lhs| Variant { lhs, output, norm, unit_offset, ..convolution }.kernel()),
+                            all[..1 + usize::from(scalar)]
+                                .iter()
+                                .map(|lhs| Variant { lhs: *lhs, output, norm, unit_offset, ..convolution }.kernel()),
                         );
                     }
                 }
