@@ -4,8 +4,8 @@ use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::ops::{
-    self, Activation, Attention, AttentionSegment, Epilogue, KeyValues, KvCache, Norm, QkvRope, RopeRows, RopeTable,
-    SharedRows,
+    self, Activation, Attention, AttentionSegment, BlockTables, Epilogue, KeyValues, KvCache, Norm, PagedForm, Places,
+    QkvRope, RopeRows, RopeTable, SharedRows,
 };
 use crate::tensor::{Matrix, Tensor};
 use crate::weights::config::LanguageConfig;
@@ -89,6 +89,22 @@ impl Layer {
         let rope = QkvRope { layer: self.attention, rows: RopeRows::From { table, first: row }, cache };
         let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, rope)?;
         let attended = ops::attention_segments(recorder, self.attention, &queries, cache, passes)?;
+        self.after_attention(recorder, x, &attended)
+    }
+
+    /// As [`Self::forward`], for rows of several sequences in a paged cache, at `places`.
+    pub(super) fn forward_paged(
+        &self,
+        recorder: &mut Recorder,
+        x: &Tensor,
+        cache: &KvCache,
+        places: &Places,
+        tables: &BlockTables,
+        form: PagedForm,
+    ) -> Result<()> {
+        let rope = QkvRope { layer: self.attention, rows: RopeRows::Placed(places.rows()), cache };
+        let queries = ops::linear_qkv_rope(recorder, x, &self.norm_1, &self.qkv, rope)?;
+        let attended = ops::attention_paged(recorder, self.attention, &queries, cache, tables, form)?;
         self.after_attention(recorder, x, &attended)
     }
 

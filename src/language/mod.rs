@@ -5,6 +5,7 @@ mod batch;
 mod cache;
 mod generate;
 mod layer;
+mod paged;
 
 use std::ops::ControlFlow;
 
@@ -21,6 +22,7 @@ pub use cache::Cache;
 use cache::RecordedStep;
 pub use generate::{LogitControls, TokenGenerator, TokenLogprob, TokenLogprobs};
 use layer::Layer;
+pub use paged::{PagedCache, PagedStep, StepRows};
 
 /// Positions of a prefill chunk, at most: enough rows to fill a device, few enough that activations stay small.
 const CHUNK: usize = 768;

@@ -5,5 +5,7 @@
 mod common;
 
 mod diffusion;
+#[cfg(feature = "engine")]
+mod engine;
 mod session;
 mod smollm2;
