@@ -1,6 +1,8 @@
-//! `mgm bench`: measures a released model's shapes with random weights (`--synthetic`), a GGUF file (`--gguf`), or
-//! single kernels (`--roofline`), or predicts the times on another GPU (`--predict`).
+//! `mgm bench`: measures a released model's shapes with random weights (`--synthetic`), a GGUF file (`--gguf`; several
+//! sequences at once with `--engine`), or single kernels (`--roofline`), or predicts the times on another GPU
+//! (`--predict`).
 
+mod engine;
 mod gguf;
 mod llm;
 mod predict;
@@ -25,6 +27,10 @@ pub struct BenchArgs {
     /// GGUF file of a language model to measure instead
     #[arg(long, value_name = "FILE", conflicts_with_all = ["synthetic", "dry_run"])]
     gguf: Option<PathBuf>,
+    /// Measure several sequences at once, relative to one: tokens per second, the time to the first token of a second
+    /// question, cancellation, answers of mixed lengths
+    #[arg(long, requires = "gguf", conflicts_with = "profile")]
+    engine: bool,
     /// Measure single kernels instead, relative to the adapter's peak bandwidth and arithmetic throughput
     #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run", "profile"])]
     roofline: bool,
@@ -79,6 +85,9 @@ pub async fn run(arguments: BenchArgs) -> Result<(), CliError> {
         return roofline::run(&arguments).await;
     }
     if let Some(path) = &arguments.gguf {
+        if arguments.engine {
+            return engine::run(path, &arguments).await;
+        }
         return gguf::run(path, &arguments).await;
     }
     match arguments.synthetic.as_deref().unwrap_or_default() {
