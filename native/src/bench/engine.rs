@@ -74,6 +74,16 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let conversation = bench.conversation(decode).await?;
     let one = bench.streams(1, decode).await?;
     let eight = bench.streams(STREAMS, decode).await?;
+    note!(
+        "tokens/s: {conversation:.2} alone, {:.2} as one sequence, {:.2} as {STREAMS}",
+        one.tokens_per_s,
+        eight.tokens_per_s
+    );
+    let second_question = bench.second_question(arguments.prefill.unwrap_or(LONG_PROMPT) as usize).await?;
+    let cancellation_steps = bench.cancellation().await?;
+    note!(
+        "second question {second_question:.3}, cancellation {cancellation_steps:.2} steps; answers of mixed lengths follow"
+    );
     let report = Report {
         model: path.display().to_string(),
         adapter: gpu.adapter().name.clone(),
@@ -83,8 +93,8 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
         batching: eight.tokens_per_s / one.tokens_per_s,
         single: one.tokens_per_s / conversation,
         dispatches_per_step: eight.dispatches_per_step,
-        second_question: bench.second_question(arguments.prefill.unwrap_or(LONG_PROMPT) as usize).await?,
-        cancellation_steps: bench.cancellation().await?,
+        second_question,
+        cancellation_steps,
         continuous: bench.mixed_lengths().await?,
     };
     if arguments.json {
