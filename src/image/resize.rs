@@ -143,7 +143,7 @@ fn resample_row(line: &[u8], columns: &[Taps], out: &mut [u8]) {
 /// `window` of the result.
 ///
 /// Separable: columns first, and each pass rounds to u8. Peak memory, in addition to the canvas's image, is the
-/// window's width times the source rows of the window.
+/// window's width (without columns that only the margin reaches) times the source rows of the window.
 ///
 /// # Panics
 /// If `window` is empty or exceeds `width` x `height`.
@@ -169,30 +169,39 @@ pub fn bicubic(canvas: &Canvas, width: usize, height: usize, window: Window) -> 
     let reached = columns.partition_point(|taps| taps.end() <= canvas.left)
         ..columns.partition_point(|taps| taps.first < canvas.left + canvas.image.width());
     let columns = columns.get(reached.clone()).unwrap_or_default();
+    let reached = reached.start * 3..reached.start * 3 + columns.len() * 3;
     let image = canvas.image_rows();
     let first = rows.first().map_or(0, |taps| taps.first).max(image.start);
     let end = rows.last().map_or(0, Taps::end).min(image.end).max(first);
-    let mut resampled = vec![0; (end - first) * stride];
+    let mut resampled = vec![0; (end - first) * reached.len()];
     let source_stride = canvas.image.width() * 3;
     let sources = canvas.image.data().chunks_exact(source_stride).skip(first - image.start);
-    for (out, source) in resampled.chunks_exact_mut(stride).zip(sources) {
+    // No column of a window next to the image is reached.
+    for (out, source) in resampled.chunks_exact_mut(reached.len().max(1)).zip(sources) {
         line[canvas.left * 3..][..source_stride].copy_from_slice(source);
-        out.copy_from_slice(&margin);
-        resample_row(&line, columns, &mut out[reached.start * 3..reached.start * 3 + columns.len() * 3]);
+        resample_row(&line, columns, out);
     }
 
     let mut data = vec![0; stride * window.height];
-    let mut sums = vec![HALF; stride];
+    let mut sums = vec![HALF; reached.len()];
     for (out, taps) in data.chunks_exact_mut(stride).zip(&rows) {
+        // All samples of another column are equal, so the sum of their products is a product.
+        let total: i32 = taps.weights.iter().sum();
+        for (sample, &margin) in out.iter_mut().zip(&margin) {
+            *sample = round(HALF + i32::from(margin) * total);
+        }
         sums.fill(HALF);
         for (row, &weight) in (taps.first..).zip(&taps.weights) {
-            let source =
-                if (first..end).contains(&row) { &resampled[(row - first) * stride..][..stride] } else { &margin };
+            let source = if (first..end).contains(&row) {
+                &resampled[(row - first) * reached.len()..][..reached.len()]
+            } else {
+                &margin[reached.clone()]
+            };
             for (sum, &sample) in sums.iter_mut().zip(source) {
                 *sum += i32::from(sample) * weight;
             }
         }
-        for (sample, &sum) in out.iter_mut().zip(&sums) {
+        for (sample, &sum) in out[reached.clone()].iter_mut().zip(&sums) {
             *sample = round(sum);
         }
     }

@@ -91,6 +91,12 @@ fn a_padded_canvas_resizes_as_if_it_had_been_filled() {
         let whole = Window { left: 0, top: 0, width: 40, height: 40 };
         let virtually = bicubic(&Canvas::square(&image, fill), 40, 40, whole);
         assert!(virtually == bicubic(&Canvas::new(&filled), 40, 40, whole), "{name}");
+        // A window that the image may not reach.
+        for (left, top) in [(0, 0), (37, 0), (0, 37), (18, 18)] {
+            let window = Window { left, top, width: 3, height: 3 };
+            let part = bicubic(&Canvas::square(&image, fill), 40, 40, window);
+            assert!(part == bicubic(&Canvas::new(&filled), 40, 40, window), "{name}, {window:?}");
+        }
     }
 }
 
