@@ -92,11 +92,10 @@ impl Folder for DiskFolder {
 /// The snapshot that a repository's folder in the Hugging Face cache stands for.
 fn hub_snapshot(repository: &Path) -> Option<PathBuf> {
     let snapshots = repository.join("snapshots");
-    if let Ok(commit) = std::fs::read_to_string(repository.join("refs/main")) {
-        return Some(snapshots.join(commit.trim())).filter(|snapshot| snapshot.is_dir());
-    }
-    if !repository.join("blobs").is_dir() {
-        return None;
+    let commit = std::fs::read_to_string(repository.join("refs/main")).unwrap_or_default();
+    let main = Some(snapshots.join(commit.trim())).filter(|snapshot| !commit.is_empty() && snapshot.is_dir());
+    if main.is_some() || !repository.join("blobs").is_dir() {
+        return main;
     }
     let mut found = snapshots.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     found.next().filter(|_| found.next().is_none())

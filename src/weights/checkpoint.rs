@@ -158,39 +158,52 @@ impl Checkpoint {
                 return Self::open_file(source).await.map(Some);
             }
         }
-        match incomplete {
-            Some(error) => Err(error),
-            // Browsers cannot list a folder.
-            None if cfg!(feature = "fs") => Self::find_shards(folder, candidates).await,
-            None => Ok(None),
+        // Browsers cannot list a folder.
+        let shards = if cfg!(feature = "fs") { Self::find_shards(folder, candidates).await } else { Ok(None) };
+        match (incomplete, shards) {
+            // An index of other shards than those that are there.
+            (Some(_), Ok(Some(found))) => Ok(Some(found)),
+            (Some(error), _) => Err(error),
+            (None, shards) => shards,
         }
     }
 
     /// Opens shards without an index: `model-00001-of-00002.safetensors` and so on for `model.safetensors`.
     async fn find_shards(folder: &dyn Folder, candidates: &[&str]) -> Result<Option<Self>> {
         let entries = folder.entries().await;
+        let mut missing = None;
         for (stem, extension) in candidates.iter().filter_map(|name| name.rsplit_once('.')) {
-            let shards: BTreeMap<(usize, usize), &String> =
-                entries.iter().filter_map(|name| Some((shard_numbers(name, stem, extension)?, name))).collect();
-            let Some((&(count, _), _)) = shards.first_key_value() else { continue };
-            let mut checkpoint = Self::empty(folder);
-            for number in 1..=count {
-                let name = shards.get(&(count, number)).map_or("", |name| name.as_str());
-                let Some(source) = folder.open(name).await?.filter(|_| !name.is_empty()) else {
-                    return Err(Error::MissingFile {
-                        file: format!("{}/{stem}-{number:05}-of-{count:05}.{extension}", folder.name()),
-                        hint: "other shards of these weights are there; is the download complete?".to_owned(),
-                    });
-                };
-                for stored in read_tensors(&*source).await? {
-                    let located = Located::new(stored, checkpoint.files.len());
-                    checkpoint.tensors.insert(located.stored.name.clone(), located);
+            // By their number.
+            let mut sets: BTreeMap<usize, BTreeMap<usize, &String>> = BTreeMap::new();
+            for name in &entries {
+                if let Some((count, number)) = shard_numbers(name, stem, extension) {
+                    sets.entry(count).or_default().insert(number, name);
                 }
-                checkpoint.files.push(source);
             }
-            return Ok(Some(checkpoint.with_scales()));
+            for (count, shards) in sets {
+                if let Some(number) = (1..=count).find(|number| !shards.contains_key(number)) {
+                    missing.get_or_insert(format!("{stem}-{number:05}-of-{count:05}.{extension}"));
+                    continue;
+                }
+                let mut checkpoint = Self::empty(folder);
+                for name in shards.values() {
+                    let Some(source) = folder.open(name).await? else { continue };
+                    for stored in read_tensors(&*source).await? {
+                        let located = Located::new(stored, checkpoint.files.len());
+                        checkpoint.tensors.insert(located.stored.name.clone(), located);
+                    }
+                    checkpoint.files.push(source);
+                }
+                return Ok(Some(checkpoint.with_scales()));
+            }
         }
-        Ok(None)
+        match missing {
+            None => Ok(None),
+            Some(file) => Err(Error::MissingFile {
+                file: format!("{}/{file}", folder.name()),
+                hint: "other shards of these weights are there; is the download complete?".to_owned(),
+            }),
+        }
     }
 
     fn empty(folder: &dyn Folder) -> Self {
@@ -786,6 +799,8 @@ pub(super) mod tests {
                 1.0,
             ),
             (vec![stale.clone(), half.clone(), ("pytorch_model.bin", weights(2.0))], 2.0),
+            // An index of other shards, and shards of an earlier download.
+            (vec![stale.clone(), half.clone(), ("model-00001-of-00001.safetensors", weights(7.0))], 7.0),
             // Shards without an index, next to other files.
             (
                 [bins.to_vec(), vec![("model-card.md", b"x".to_vec()), ("training_args.bin", b"x".to_vec())]].concat(),

@@ -94,7 +94,9 @@ fn the_hugging_face_cache_is_a_folder_of_models() {
         assert_eq!(samples(&checkpoint), expected, "{}", path.display());
         assert_eq!(checkpoint.folder.name(), snapshot.display().to_string());
     }
-    // Without a reference its only snapshot is meant, of several none.
+    // If the reference has no snapshot, the only one is meant, of several none.
+    fs::write(repository.join("refs/main"), "89ab").expect("a reference");
+    assert_eq!(samples(&open(&repository).expect("the only snapshot")), expected);
     fs::remove_file(repository.join("refs/main")).expect("the reference");
     assert_eq!(samples(&open(&repository).expect("the only snapshot")), expected);
     fs::create_dir(repository.join("snapshots/fedc")).expect("a folder");
