@@ -30,8 +30,8 @@ pub const OPEN_CLIP_FILES: &[&str] = &[
 /// Largest index file that is read.
 const MAX_INDEX: u64 = 64 << 20;
 
-/// Names of the scales of an 8-bit float tensor, in place of its `weight`.
-const SCALES: [&str; 3] = ["scale_weight", "weight_scale", "weight_scale_inv"];
+/// Names of the scales of an 8-bit float tensor: what replaces the end of its name, such as `weight`.
+const SCALES: [(&str, &str); 3] = [("weight", "scale_weight"), ("", "_scale"), ("", "_scale_inv")];
 
 /// Most bytes of rows in one call.
 const MAX_ROWS: u64 = 1 << 30;
@@ -49,10 +49,19 @@ struct Located {
     deltas: Vec<Rc<dyn Delta>>,
 }
 
-/// The scales of an 8-bit float tensor: one for all of it, or one per row.
+/// The scales of an 8-bit float tensor: one for all of it, or one per block of rows and columns.
+#[derive(Clone)]
 struct Scale {
     stored: Rc<StoredTensor>,
     source: Rc<dyn ByteSource>,
+    /// Columns of the scales.
+    across: usize,
+    /// Rows and columns of the tensor's values that share a scale; `None` if the scales do not fit the tensor.
+    block: Option<[usize; 2]>,
+    /// The tensor's row that is the first one of the view.
+    first_row: usize,
+    /// Whether the view is the transposed tensor.
+    transposed: bool,
 }
 
 impl Located {
@@ -237,14 +246,13 @@ impl Checkpoint {
         let names: Vec<String> =
             self.tensors().filter(|(_, info)| info.dtype.is_f8()).map(|(name, _)| name.to_owned()).collect();
         for name in names {
-            let before = name.strip_suffix("weight").unwrap_or(&name);
-            let found = SCALES.iter().find_map(|scale| self.tensors.get(&format!("{before}{scale}")));
-            let scale = found.and_then(|found| {
-                let source = Rc::clone(self.files.get(found.file)?);
-                Some(Rc::new(Scale { stored: Rc::clone(&found.stored), source }))
-            });
-            if let Some(located) = self.tensors.get_mut(&name) {
-                located.scale = scale;
+            let scaled = |(end, scale): &(&str, &str)| self.tensors.get(&format!("{}{scale}", name.strip_suffix(end)?));
+            let found = SCALES.iter().find_map(scaled).cloned();
+            if let Some(located) = self.tensors.get_mut(&name)
+                && let Some(found) = found
+                && let Some(source) = self.files.get(found.file)
+            {
+                located.scale = Some(Rc::new(Scale::new(found.stored, Rc::clone(source), &located.stored.info.shape)));
             }
         }
         self
@@ -324,13 +332,10 @@ impl Checkpoint {
                     found: located.stored.info.shape.clone(),
                     expected: format!("one with the view {view:?} for {view_name}"),
                 })?;
-                let scale = located.scale.clone();
-                if view != View::Whole
-                    && let Some(scale) = &scale
-                    && scale.stored.info.elements() != Some(1)
-                {
-                    return Err(scale.unsupported("one number"));
-                }
+                let scale = match &located.scale {
+                    Some(scale) => Some(Rc::new(scale.view(&view, &located.stored.info.shape)?)),
+                    None => None,
+                };
                 tensors.insert(view_name, Located { scale, ..Located::new(stored, located.file) });
             }
         }
@@ -422,7 +427,7 @@ impl Checkpoint {
         }
         let mut values = self.read_stored_rows(located, rows.clone(), order).await?;
         if let Some(scale) = &located.scale {
-            scale.multiply(&mut values, rows.clone().map(|position| order.row_at(position, count)), count).await?;
+            scale.multiply(&mut values, rows.clone().map(|position| order.row_at(position, count))).await?;
         }
         for delta in &located.deltas {
             delta.apply(rows.clone(), &mut values).await?;
@@ -561,32 +566,72 @@ impl Checkpoint {
 }
 
 impl Scale {
-    /// Multiplies rows of the tensor, which has `count`.
-    async fn multiply(
-        &self,
-        values: &mut [f32],
-        rows: impl ExactSizeIterator<Item = usize>,
-        count: usize,
-    ) -> Result<()> {
-        let StoredTensor { name, info, offset, .. } = &*self.stored;
-        let bytes = read_range(&*self.source, *offset, info.bytes().unwrap_or(u64::MAX), MAX_ROWS).await?;
-        let mut scales = Vec::new();
-        if !decode_f32(info.dtype, &bytes, &mut scales) {
-            return Err(not_floats(&self.stored));
+    /// The scales of a tensor of this shape.
+    fn new(stored: Rc<StoredTensor>, source: Rc<dyn ByteSource>, shape: &[usize]) -> Self {
+        let (across, block) = scale_blocks(&stored.info.shape, shape).unzip();
+        Self { stored, source, across: across.unwrap_or(1), block, first_row: 0, transposed: false }
+    }
+
+    /// The scales of a view of the tensor, which has this shape.
+    fn view(&self, view: &View, shape: &[usize]) -> Result<Self> {
+        let one = self.stored.info.elements() == Some(1);
+        match view {
+            View::Whole => Ok(self.clone()),
+            View::Rows(rows) => Ok(Self { first_row: self.first_row + rows.start, ..self.clone() }),
+            View::Transposed if one || self.first_row == 0 => Ok(Self { transposed: true, ..self.clone() }),
+            View::Reshaped(view) if one || view.first() == shape.first() => Ok(self.clone()),
+            View::Transposed | View::Reshaped(_) => Err(self.unsupported("one number")),
         }
-        check_finite(name, &scales, 0)?;
-        let columns = values.len() / rows.len().max(1);
-        match scales.as_slice() {
-            [scale] => values.iter_mut().for_each(|value| *value *= scale),
-            _ if scales.len() == count => {
-                for (values, row) in values.chunks_exact_mut(columns.max(1)).zip(rows) {
-                    let scale = scales.get(row).copied().unwrap_or(1.0);
+    }
+
+    /// Multiplies rows of the view.
+    async fn multiply(&self, values: &mut [f32], rows: impl ExactSizeIterator<Item = usize> + Clone) -> Result<()> {
+        let Some([height, width]) = self.block else {
+            return Err(self.unsupported("one number, one per row, or one per block of rows and columns"));
+        };
+        let columns = (values.len() / rows.len().max(1)).max(1);
+        let rows = rows.map(|row| row + self.first_row);
+        if self.transposed {
+            let scales = self.read(0..usize::MAX).await?;
+            for (values, row) in values.chunks_exact_mut(columns).zip(rows) {
+                for (index, values) in values.chunks_mut(height).enumerate() {
+                    let scale = scales.get(index * self.across + row / width).copied().unwrap_or(1.0);
                     values.iter_mut().for_each(|value| *value *= scale);
                 }
             }
-            _ => return Err(self.unsupported("one number, or one per row")),
+            return Ok(());
+        }
+        let first = rows.clone().min().unwrap_or(0) / height;
+        let scales = self.read(first..rows.clone().max().unwrap_or(0) / height + 1).await?;
+        for (values, row) in values.chunks_exact_mut(columns).zip(rows) {
+            for (index, values) in values.chunks_mut(width).enumerate() {
+                let scale = scales.get((row / height - first) * self.across + index).copied().unwrap_or(1.0);
+                values.iter_mut().for_each(|value| *value *= scale);
+            }
         }
         Ok(())
+    }
+
+    /// Reads rows of the scales.
+    async fn read(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        let StoredTensor { name, info, offset, big_endian, .. } = &*self.stored;
+        let count = info.elements().unwrap_or(0);
+        let [first, end] = [rows.start, rows.end].map(|row| count.min((row as u64).saturating_mul(self.across as u64)));
+        let size = info.dtype.unit().1;
+        let start = offset.saturating_add(first.saturating_mul(size as u64));
+        let length = (end - first).saturating_mul(size as u64);
+        let mut bytes = read_range(&*self.source, start, length, MAX_ROWS).await?;
+        if *big_endian {
+            bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+        }
+        // Integers of 8 bits are exponents, in files from before safetensors had a type for them.
+        let dtype = if info.dtype == Dtype::U8 { Dtype::F8E8M0 } else { info.dtype };
+        let mut scales = Vec::new();
+        if !decode_f32(dtype, &bytes, &mut scales) {
+            return Err(not_floats(&self.stored));
+        }
+        check_finite(name, &scales, first)?;
+        Ok(scales)
     }
 
     fn unsupported(&self, supported: &str) -> Error {
@@ -594,6 +639,33 @@ impl Scale {
         let found = format!("{:?}", info.shape);
         Error::Unsupported { what: format!("{name}: shape of the scales"), found, supported: supported.to_owned() }
     }
+}
+
+/// Columns of scales of shape `scales`, and the rows and columns of a tensor of shape `tensor` that share a scale;
+/// `None` if they do not fit.
+fn scale_blocks(scales: &[usize], tensor: &[usize]) -> Option<(usize, [usize; 2])> {
+    let dimensions = scales.iter().rposition(|size| *size != 1).map_or(0, |last| last + 1);
+    let [down, across] = match scales.get(..dimensions)? {
+        [] => [1, 1],
+        &[down] => [down, 1],
+        &[down, across] => [down, across],
+        _ => return None,
+    };
+    let (rows, rest) = tensor.split_first().unwrap_or((&1, &[]));
+    let columns = rest.iter().try_fold(1usize, |columns, size| columns.checked_mul(*size))?;
+    Some((across, [scale_block(*rows, down)?, scale_block(columns, across)?]))
+}
+
+/// Values along a dimension of `length` that share one of `count` scales. The last block may be smaller: the sides of
+/// blocks are powers of two, if one fits.
+fn scale_block(length: usize, count: usize) -> Option<usize> {
+    if count <= 1 {
+        // Also of a view with another shape.
+        return (count == 1).then_some(usize::MAX);
+    }
+    let powers = (0..usize::BITS).map(|bits| 1usize << bits);
+    let power = powers.take_while(|block| *block < length).find(|block| length.div_ceil(*block) == count);
+    power.or_else(|| length.is_multiple_of(count).then(|| length / count).filter(|block| *block > 0))
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -723,6 +795,7 @@ pub(super) mod tests {
         let bytes: &[u8] = bytemuck::cast_slice(&floats);
         let one = || TensorView::new(Dtype::F32, vec![], &bytes[..4]).unwrap();
         let two = || TensorView::new(Dtype::F32, vec![2, 1], bytes).unwrap();
+        let thirds: &[u8] = bytemuck::cast_slice(&[1f32; 3]);
         let tensors = [
             ("plain.weight", f8(&[2, 2])),
             ("one.weight", f8(&[2, 2])),
@@ -730,7 +803,7 @@ pub(super) mod tests {
             ("rows.weight", f8(&[2, 2])),
             ("rows.weight_scale", two()),
             ("other.weight", f8(&[4, 1])),
-            ("other.weight_scale_inv", two()),
+            ("other.weight_scale_inv", TensorView::new(Dtype::F32, vec![3, 1], thirds).unwrap()),
         ];
         let checkpoint = open(vec![("model.safetensors", serialize(tensors, None).unwrap())]).unwrap();
         let read = |name| pollster::block_on(checkpoint.read(name));
@@ -739,13 +812,50 @@ pub(super) mod tests {
         assert_eq!(read("rows.weight").unwrap(), [3.0, 3.375, -1.0, 224.0]);
         assert_eq!(pollster::block_on(checkpoint.read_rows("rows.weight", 1..2)).unwrap(), [-1.0, 224.0]);
         let error = read("other.weight").unwrap_err().to_string();
-        assert!(error.contains("other.weight_scale_inv: shape of the scales") && error.contains("[2, 1]"), "{error}");
-        let views = checkpoint.renamed(|name| name.starts_with("rows.weight").then(|| name.to_owned()));
-        let views = views.with_views(|name, _| vec![(name.to_owned(), View::Rows(1..2))]);
-        assert!(views.unwrap_err().to_string().contains("weight_scale"));
-        let views = checkpoint.renamed(|name| name.starts_with("one.weight").then(|| name.to_owned()));
-        let views = views.with_views(|name, _| vec![(name.to_owned(), View::Transposed)]).unwrap();
-        assert_eq!(pollster::block_on(views.read("one.weight")).unwrap(), [3.0, -6.0, 3.375, 1344.0]);
+        assert!(error.contains("other.weight_scale_inv: shape of the scales") && error.contains("[3, 1]"), "{error}");
+        let view = |name: &str, view: View| {
+            let one = checkpoint.renamed(|other| (other == name).then(|| name.to_owned()));
+            one.with_views(|name, _| vec![(name.to_owned(), view.clone())])
+        };
+        let read = |name: &str, of: View| pollster::block_on(view(name, of).unwrap().read(name)).unwrap();
+        assert_eq!(read("rows.weight", View::Rows(1..2)), [-1.0, 224.0]);
+        assert_eq!(read("rows.weight", View::Transposed), [3.0, -1.0, 3.375, 224.0]);
+        assert_eq!(read("one.weight", View::Transposed), [3.0, -6.0, 3.375, 1344.0]);
+        assert_eq!(read("one.weight", View::Reshaped(vec![4])), [3.0, 3.375, -6.0, 1344.0]);
+        assert!(view("rows.weight", View::Reshaped(vec![4])).unwrap_err().to_string().contains("weight_scale"));
+    }
+
+    /// Blocks of every form, multiplied by torch (`tests/reference/make_float8.py`).
+    #[test]
+    fn scales_of_blocks_are_multiplied_as_in_torch() {
+        let bytes = include_bytes!("../../tests/data/weights/scaled_float8.safetensors").to_vec();
+        let checkpoint = open(vec![("model.safetensors", bytes)]).unwrap();
+        let names: Vec<_> = checkpoint.names().filter_map(|name| name.strip_suffix(".expected")).collect();
+        assert_eq!(names.len(), 7, "{names:?}");
+        for name in names {
+            let read = |name: &str| pollster::block_on(checkpoint.read(name)).unwrap();
+            let expected = read(&format!("{name}.expected"));
+            let weight = checkpoint
+                .names()
+                .find(|other| [format!("{name}.weight"), name.to_owned()].contains(&(*other).to_owned()));
+            let weight = weight.unwrap();
+            assert_eq!(read(weight), expected, "{name}");
+            // Rows one by one, and the transposed tensor.
+            let shape = checkpoint.info(weight).unwrap().shape.clone();
+            let (rows, columns) = (shape[0], expected.len() / shape[0]);
+            for (row, expected) in expected.chunks(columns).enumerate() {
+                let found = pollster::block_on(checkpoint.read_rows(weight, row..row + 1)).unwrap();
+                assert_eq!(found, expected, "{name}, row {row}");
+            }
+            if shape.len() == 2 {
+                let view = |other: &str, _: &TensorInfo| {
+                    (other == weight).then(|| (other.to_owned(), View::Transposed)).into_iter().collect()
+                };
+                let transposed = pollster::block_on(checkpoint.with_views(view).unwrap().read(weight)).unwrap();
+                let place = |index: usize| expected[index % rows * columns + index / rows];
+                assert_eq!(transposed, (0..expected.len()).map(place).collect::<Vec<_>>(), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -29,12 +29,13 @@ pub enum Dtype {
     Bool,
     F8E4M3,
     F8E5M2,
+    F8E8M0,
     /// Quantised blocks of GGUF files.
     Block(BlockType),
 }
 
 /// Types of safetensors files.
-const SAFETENSORS: [(Dtype, safetensors::Dtype); 15] = [
+const SAFETENSORS: [(Dtype, safetensors::Dtype); 16] = [
     (Dtype::F64, safetensors::Dtype::F64),
     (Dtype::F32, safetensors::Dtype::F32),
     (Dtype::F16, safetensors::Dtype::F16),
@@ -50,6 +51,7 @@ const SAFETENSORS: [(Dtype, safetensors::Dtype); 15] = [
     (Dtype::Bool, safetensors::Dtype::BOOL),
     (Dtype::F8E4M3, safetensors::Dtype::F8_E4M3),
     (Dtype::F8E5M2, safetensors::Dtype::F8_E5M2),
+    (Dtype::F8E8M0, safetensors::Dtype::F8_E8M0),
 ];
 
 /// The types that [`decode_f32`] decodes, for messages.
@@ -62,7 +64,7 @@ impl Dtype {
             Self::F64 | Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
-            Self::I8 | Self::U8 | Self::Bool | Self::F8E4M3 | Self::F8E5M2 => 1,
+            Self::I8 | Self::U8 | Self::Bool | Self::F8E4M3 | Self::F8E5M2 | Self::F8E8M0 => 1,
             Self::Block(kind) => return (kind.block_len(), kind.block_bytes()),
         };
         (1, size)
@@ -76,10 +78,10 @@ impl Dtype {
 
     /// Whether [`decode_f32`] decodes it.
     pub fn is_float(self) -> bool {
-        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::Block(_)) || self.is_f8()
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E8M0 | Self::Block(_)) || self.is_f8()
     }
 
-    /// Whether it is one of the 8-bit floats. f16 holds all their values.
+    /// Whether it is one of the 8-bit floats with a mantissa. f16 holds all their values.
     pub fn is_f8(self) -> bool {
         matches!(self, Self::F8E4M3 | Self::F8E5M2)
     }
@@ -125,6 +127,7 @@ impl Dtype {
             Self::Bool => "BOOL",
             Self::F8E4M3 => "F8_E4M3",
             Self::F8E5M2 => "F8_E5M2",
+            Self::F8E8M0 => "F8_E8M0",
             Self::Block(kind) => kind.name(),
         }
     }
@@ -184,6 +187,12 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> bool {
         Dtype::F8E4M3 => convert(bytes, values, |[byte]| f8_e4m3(byte)),
         // The high byte of an f16.
         Dtype::F8E5M2 => convert(bytes, values, |[byte]| f16::from_le_bytes([0, byte]).to_f32()),
+        // An exponent with bias 127, which is that of f32; 2^-127 is subnormal there. All ones are NaN.
+        Dtype::F8E8M0 => convert(bytes, values, |[byte]| match byte {
+            0 => f32::from_bits(1 << 22),
+            u8::MAX => f32::NAN,
+            exponent => f32::from_bits(u32::from(exponent) << 23),
+        }),
         Dtype::Block(kind) => kind.dequantize(bytes, values),
         // The types that are not floats.
         _ => {}
@@ -271,13 +280,13 @@ mod tests {
         }
     }
 
-    /// All 256 values of both types, widened by torch (`tests/reference/make_float8.py`).
+    /// All 256 values of each type, widened by torch (`tests/reference/make_float8.py`).
     #[test]
     fn every_8_bit_float_decodes_as_in_torch() {
         let text = include_str!("../../tests/data/float8.json");
         let table: std::collections::BTreeMap<String, Vec<Option<f64>>> = serde_json::from_str(text).unwrap();
         let bytes: Vec<u8> = (0..=u8::MAX).collect();
-        for dtype in [Dtype::F8E4M3, Dtype::F8E5M2] {
+        for dtype in [Dtype::F8E4M3, Dtype::F8E5M2, Dtype::F8E8M0] {
             let values = decode(dtype, &bytes);
             assert_eq!((values.len(), table[dtype.name()].len()), (256, 256));
             for (byte, (value, expected)) in values.iter().zip(&table[dtype.name()]).enumerate() {
