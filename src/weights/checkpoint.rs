@@ -869,8 +869,13 @@ pub(super) mod tests {
             ),
             (vec![("model-00001-of-00002.safetensors", one.clone())], "model-00002-of-00002.safetensors is missing"),
             (vec![("pytorch_model-00002-of-00002.bin", one.clone())], "pytorch_model-00001-of-00002.bin is missing"),
-            (vec![index(r#""a":"../secret""#)], "\"../secret\", which is not a file in the same folder"),
-            (vec![index(r#""a":"/etc/passwd""#)], "not a file in the same folder"),
+            // Never the file outside.
+            (
+                vec![index(r#""a":"../secret""#), ("../secret", one.clone())],
+                "/secret is missing: model.safetensors.index",
+            ),
+            (vec![index(r#""a":"/etc/passwd""#)], "/passwd is missing"),
+            (vec![index(r#""a":"../.ssh""#)], "\"../.ssh\", which is not a file in the same folder"),
             (vec![index(r#""a":3"#)], "not an index"),
             (vec![(INDEX, b"{}".to_vec())], "missing field `weight_map`"),
             (vec![("model.safetensors", b"short".to_vec())], "truncated"),
@@ -911,6 +916,9 @@ pub(super) mod tests {
             (vec![stale.clone(), half.clone(), ("pytorch_model.bin", weights(2.0))], 2.0),
             // An index of other shards, and shards of an earlier download.
             (vec![stale.clone(), half.clone(), ("model-00001-of-00001.safetensors", weights(7.0))], 7.0),
+            // An index with the paths of the machine where it was written, and with a folder.
+            (vec![index(r#""a":"/home/me/x.safetensors""#), ("x.safetensors", weights(8.0))], 8.0),
+            (vec![index(r#""a":"./shards/x.safetensors""#), ("shards/x.safetensors", weights(9.0))], 9.0),
             // Shards without an index, next to other files.
             (
                 [bins.to_vec(), vec![("model-card.md", b"x".to_vec()), ("training_args.bin", b"x".to_vec())]].concat(),
