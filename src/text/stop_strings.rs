@@ -28,9 +28,11 @@ impl StopStrings {
         }
         let mut all = std::mem::take(&mut self.held);
         all.push_str(text);
-        let starts =
-            self.strings.iter().enumerate().filter_map(|(index, stop)| Some((all.find(stop.as_str())?, index)));
-        let end = if let Some((start, index)) = starts.min() {
+        let places = self.strings.iter().enumerate().filter_map(|(index, stop)| {
+            let start = all.find(stop.as_str())?;
+            Some((start + stop.len(), start, index))
+        });
+        let end = if let Some((_, start, index)) = places.min() {
             self.found = Some(index);
             start
         } else {
