@@ -100,9 +100,28 @@ fn png_end(bytes: &[u8]) -> Option<()> {
     }
 }
 
-/// `None` if the file is shorter than its RIFF header says.
+/// `None` if the file is shorter than its RIFF header says, or that than one of its chunks.
 fn riff_end(bytes: &[u8]) -> Option<()> {
     let length = u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?) as usize;
-    bytes.get(8..)?.get(..length)?;
-    Some(())
+    let end = 8 + bytes.get(8..)?.get(..length)?.len();
+    (end < whole_chunks(bytes) + 8).then_some(())
+}
+
+/// Where the last complete chunk of a RIFF file ends.
+fn whole_chunks(bytes: &[u8]) -> usize {
+    let mut at = 12;
+    while let Some(size) = bytes.get(at + 4..).and_then(<[u8]>::first_chunk) {
+        let size = u32::from_le_bytes(*size) as usize;
+        if bytes.len() - at - 8 < size {
+            break;
+        }
+        // Chunks begin at even offsets.
+        at += 8 + size + size % 2;
+    }
+    at.min(bytes.len())
+}
+
+/// A file without what follows the image: the decoder of WebP takes it for a chunk, and allocates what that promises.
+pub(super) fn without_trailer(format: ImageFormat, bytes: &[u8]) -> &[u8] {
+    if format == ImageFormat::WebP { &bytes[..whole_chunks(bytes)] } else { bytes }
 }

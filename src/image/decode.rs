@@ -11,7 +11,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use super::buffer::Image;
-use super::container::{UNREADABLE, ends_early};
+use super::container::{UNREADABLE, ends_early, without_trailer};
 use crate::{Error, Result};
 
 /// Longest side in pixels: JPEG's own limit. It bounds the tables of [`super::bicubic`] for any shape.
@@ -145,7 +145,7 @@ pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Im
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES + MAX_WORKING_BYTES);
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut reader = ImageReader::with_format(Cursor::new(without_trailer(format, bytes)), format);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(damaged)?;
 

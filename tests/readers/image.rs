@@ -246,6 +246,26 @@ fn images_that_end_early_are_refused() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// Found by fuzzing: 228 bytes of WebP whose last chunk, or what follows the file, promises 4 GiB of metadata, which
+/// the decoder would allocate.
+#[test]
+fn promises_of_long_webp_chunks_are_refused_or_ignored() {
+    let file = read(tests().join("data/image/formats/orientation8.webp"));
+    let exif = file.windows(4).position(|name| name == b"EXIF").expect("metadata");
+    let mut long = file.clone();
+    long[exif + 4..exif + 8].copy_from_slice(&[0xfa, 0xff, 0xc1, 0xf9]);
+    let refused = decode("long.webp", &long).expect_err("a chunk beyond the end");
+    assert!(refused.to_string().contains("cut off after 228 bytes"), "{refused}");
+
+    let mut without = file;
+    without[exif..exif + 4].copy_from_slice(b"NONE");
+    // Nor does the header promise any.
+    without[20] = 0;
+    let expected = decode("without.webp", &without).expect("an image");
+    without.extend(b"EXIF\xff\xff\xff\xf0");
+    assert_eq!(decode("trailer.webp", &without).expect("an image"), expected);
+}
+
 #[test]
 fn images_that_cannot_be_decoded_are_named() {
     let ftyp = |brands: &str| {
