@@ -86,47 +86,64 @@ def gguf_of_zeros():
 
 
 def gguf_pairs(file):
-    """The key/value pairs of a GGUF file: each key, and its bytes in the file."""
+    """The key/value pairs of a GGUF file: key, type and value. Arrays have the type of their elements in front."""
     at = 24
 
-    def number(kind):
-        nonlocal at
-        (value,) = struct.unpack_from("<" + kind, file, at)
-        at += struct.calcsize(kind)
-        return value
-
-    def skip(kind):
+    def value(kind):
         nonlocal at
         if kind == 8:
-            length = number("Q")
+            length = value(10)
             at += length
-        elif kind == 9:
-            element, count = number("I"), number("Q")
-            for _ in range(count):
-                skip(element)
-        else:
-            at += (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)[kind]
+            return file[at - length : at]
+        if kind == 9:
+            element, count = value(4), value(10)
+            return element, [value(element) for _ in range(count)]
+        (found,) = struct.unpack_from("<" + GGUF_TYPES[kind], file, at)
+        at += struct.calcsize(GGUF_TYPES[kind])
+        return found
 
     for _ in range(struct.unpack_from("<Q", file, 16)[0]):
-        start, length = at, number("Q")
-        key = file[at : at + length].decode()
-        at += length
-        skip(number("I"))
-        yield key, file[start:at]
+        key, kind = value(8), value(4)
+        yield key.decode(), kind, value(kind)
+
+
+GGUF_TYPES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+def gguf_value(kind, value):
+    """A value's bytes in a GGUF file."""
+    if kind == 8:
+        return struct.pack("<Q", len(value)) + value
+    if kind == 9:
+        element, values = value
+        return struct.pack("<IQ", element, len(values)) + b"".join(gguf_value(element, each) for each in values)
+    return struct.pack("<" + GGUF_TYPES[kind], value)
 
 
 def gguf_tokenizers():
-    """Headers that hold a tokenizer only, each with a text; those of byte-level BPE under every pre-tokenizer's name."""
+    """Headers that hold a tokenizer only, each with a text; those of byte-level BPE under every pre-tokenizer's name.
+
+    Only the first tokens, and the merges of them, so that a fuzzer tries hundreds of inputs a second.
+    """
     content = "Hello the 42 \u00e9 <s>".encode()
     names = ("default", "gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "tekken")
+    most = 320
     for file in files("*.gguf", "*.gguf.header"):
-        pairs = {key: pair for key, pair in gguf_pairs(file) if key.startswith("tokenizer.")}
+        pairs = {key: (kind, value) for key, kind, value in gguf_pairs(file) if key.startswith("tokenizer.")}
+        for key in ("tokens", "scores", "token_type"):
+            if kept := pairs.get("tokenizer.ggml." + key):
+                pairs["tokenizer.ggml." + key] = (9, (kept[1][0], kept[1][1][:most]))
+        tokens = set(pairs["tokenizer.ggml.tokens"][1][1])
+        if merges := pairs.get("tokenizer.ggml.merges"):
+            known = [merge for merge in merges[1][1] if {*merge.split(b" "), merge.replace(b" ", b"")} <= tokens]
+            pairs["tokenizer.ggml.merges"] = (9, (8, known))
         pre = "tokenizer.ggml.pre"
         for name in names if pre in pairs else (None,):
             if name:
-                key, value = pre.encode(), name.encode()
-                pairs[pre] = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-            header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs.values())
+                pairs[pre] = (8, name.encode())
+            header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs))
+            for key, (kind, value) in pairs.items():
+                header += gguf_value(8, key.encode()) + struct.pack("<I", kind) + gguf_value(kind, value)
             # Data begins at a multiple of 32 bytes.
             header += bytes(-len(header) % 32)
             yield text_and_bytes(content + header, len(content))

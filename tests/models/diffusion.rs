@@ -11,7 +11,7 @@ use mgm::Error;
 use mgm::diffusion::NoiseType;
 use mgm::diffusion::scheduler::Schedule;
 use mgm::diffusion::torch_rng::TorchRng;
-use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest};
+use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, DiffusionRequest, InitialLatents};
 use mgm::gpu::{Gpu, GpuOptions};
 use mgm::image::Image;
 use mgm::io::DiskFolder;
@@ -348,4 +348,97 @@ fn generation_stays_within_its_memory_limit() {
     let refused = self::pipeline(&small);
     let error = refused.err().expect("no room").to_string();
     assert!(error.contains("UNet") && error.contains("MiB needed"), "{error}");
+}
+
+/// Image to image, which runs every network: both text encoders, both halves of the autoencoder, the UNet.
+fn image_to_image(num_inference_steps: usize) -> DiffusionRequest {
+    let pixels = (0..64 * 64 * 3).map(|at| (at * 7 % 251) as u8).collect();
+    let image = Image::new(64, 64, pixels).expect("an image");
+    let mut request = request(num_inference_steps);
+    request.initial_latents = InitialLatents::image(image, (64, 64), 0.6);
+    request
+}
+
+/// Every allocation of a load and an image fails once, and all after it, as on a device that is full.
+#[test]
+fn out_of_memory_at_any_allocation_is_an_error_and_leaves_nothing_behind() {
+    let gpu = common::open_gpu();
+    let request = image_to_image(3);
+    let generate = |pipeline: &mut DiffusionPipeline| {
+        pollster::block_on(pipeline.run(&request, &mut |_| ControlFlow::Continue(())))
+    };
+    let run = || {
+        let mut pipeline = pipeline(&gpu)?;
+        let first = generate(&mut pipeline);
+        // Whatever happened to the first image, the next one is generated as soon as there is memory.
+        gpu.set_full_after(None);
+        Ok::<_, Error>((first, generate(&mut pipeline)?))
+    };
+    let start = gpu.created_buffers();
+    let expected = generate(&mut pipeline(&gpu).unwrap()).expect("an image");
+    let allocations = gpu.created_buffers() - start;
+    gpu.trim();
+    let baseline = gpu.memory().allocated;
+    let (mut refused, mut generated) = (0, 0);
+    // A prime step visits all networks and steps: weights come in groups.
+    for after in (0..=allocations).step_by(37) {
+        gpu.set_full_after(Some(after));
+        match run() {
+            Ok((Ok(image), again)) => {
+                assert!(image == expected && again == expected, "{after}");
+                generated += 1;
+            }
+            Ok((Err(Error::OutOfMemory { .. }), again)) => {
+                assert!(again == expected, "{after}");
+                refused += 1;
+            }
+            Ok((Err(error), _)) | Err(error) => panic!("allocation {after} of {allocations}: {error}"),
+        }
+        gpu.set_full_after(None);
+        gpu.trim();
+        assert!(gpu.memory().allocated <= baseline, "allocation {after}: {:?}, {baseline} before", gpu.memory());
+    }
+    println!("{allocations} allocations: {refused} refused, {generated} generated");
+    assert!(refused > 5, "{refused} refused of {allocations} allocations");
+}
+
+/// Every submission of an image is the last one of its device: the text encoders', the autoencoder's, every step's.
+#[test]
+fn a_device_lost_at_any_submission_is_an_error_and_another_gives_the_same_image() {
+    let request = image_to_image(5);
+    let generate = |lost_after| {
+        let mut options = GpuOptions::default();
+        options.test.lost_after = lost_after;
+        let gpu = common::open_gpu_with(options);
+        let mut pipeline = pipeline(&gpu)?;
+        let mut last = String::new();
+        let image = pollster::block_on(pipeline.run(&request, &mut |event| {
+            match event {
+                DiffusionEvent::Loading { part } => last = format!("loading the {part}"),
+                DiffusionEvent::Step { done, .. } => last = format!("step {done}"),
+                DiffusionEvent::Decoding => last = "decoding".to_owned(),
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        }));
+        println!("lost after {lost_after:?}: {last}: {:?}", image.as_ref().err());
+        if lost_after.is_some() && image.is_err() {
+            let again = pollster::block_on(pipeline.run(&request, &mut |_| ControlFlow::Continue(())));
+            assert!(matches!(again, Err(Error::DeviceLost(_))), "{lost_after:?}: {:?}", again.err());
+        }
+        image
+    };
+    let expected = generate(None).expect("an image");
+    let mut lost = 0;
+    for submission in 0.. {
+        match generate(Some(submission)) {
+            Err(Error::DeviceLost(_)) => lost += 1,
+            Err(error) => panic!("submission {submission}: {error}"),
+            Ok(image) => {
+                assert!(image == expected, "submission {submission}");
+                break;
+            }
+        }
+    }
+    assert!(lost >= 5, "{lost}");
 }

@@ -6,6 +6,7 @@
 mod common;
 
 mod defaults;
+mod faults;
 mod folders;
 mod gguf;
 mod image;
