@@ -73,8 +73,8 @@ fn parse_strength(text: &str) -> std::result::Result<f32, String> {
 pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     // Everything that can be checked without a device comes first.
     let files = output_files(&arguments.out, arguments.batch)?;
-    let checkpoint = arguments.model.open().await?;
-    sdxl::check(&checkpoint, arguments.image.scheduler.as_ref()).await?;
+    let checked = sdxl::check(arguments.model.open().await?, arguments.image.scheduler.as_ref()).await?;
+    let (checkpoint, _) = &checked;
     let read = |path: &PathBuf| read_image(path, ImageDecoding::Corrected);
     let init = arguments.init_image.as_ref().map(read).transpose()?;
     let mask = arguments.mask.as_ref().map(read).transpose()?;
@@ -98,7 +98,7 @@ pub async fn run(arguments: GenerateArgs) -> std::result::Result<(), CliError> {
     let stop = interrupt::install()?;
     let mut gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let mut recovery = Recovery::new(arguments.device.options());
-    let mut model = ImageModel::open(&gpu, checkpoint, &arguments.model, &arguments.image, stop).await?;
+    let mut model = ImageModel::open(&gpu, checked, &arguments.model, &arguments.image, stop).await?;
     // 32 bits: the seed is printed, and other programs' seeds are that short.
     let seed = arguments.seed.unwrap_or_else(|| seed::random() >> 32);
     let mut images = Vec::new();

@@ -19,7 +19,6 @@ use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline, Initia
 use mgm::gpu::Gpu;
 use mgm::image::Image;
 use mgm::text::prompt_weights::PromptWeights;
-use mgm::weights::sdxl::SdxlCheckpoint;
 use mgm::weights::sdxl::config::{PredictionType, SchedulerOverride};
 use mgm::{Error, Result};
 use serde::Serialize;
@@ -27,7 +26,7 @@ use serde::Serialize;
 use crate::args::{parse_checked, parse_image_size};
 use crate::interrupt::continue_unless;
 use crate::progress;
-use crate::sdxl::SdxlArgs;
+use crate::sdxl::{CheckedModel, SdxlArgs};
 use crate::terminal_image::ImageProtocol;
 
 /// How images are generated.
@@ -160,7 +159,7 @@ pub struct ImageModel {
 impl ImageModel {
     pub async fn open(
         gpu: &Gpu,
-        checkpoint: SdxlCheckpoint,
+        (checkpoint, tokenizers): CheckedModel,
         model: &SdxlArgs,
         arguments: &ImageArgs,
         stop: Arc<AtomicBool>,
@@ -175,6 +174,7 @@ impl ImageModel {
             continue_unless(&stopping)
         });
         let options = DiffusionOptions::default().with_precision(precision).with_progress(on_progress);
+        let options = options.with_tokenizers(tokenizers);
         Ok(Self {
             pipeline: DiffusionPipeline::open(gpu, checkpoint, options.clone()).await?,
             source: model.clone(),

@@ -10,7 +10,7 @@ use mgm::gpu::Gpu;
 use mgm::io::{DiskFile, DiskFolder, Folder};
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops;
-use mgm::session::{LoadOptions, Model, check_text};
+use mgm::session::{LoadOptions, Model, ModelText};
 use mgm::tensor::Precision;
 use mgm::tuning::tune_within;
 use mgm::weights::gguf_model::GgufModel;
@@ -82,21 +82,23 @@ pub async fn open_gguf(path: &Path) -> mgm::Result<GgufModel> {
     GgufModel::open(Rc::new(file)).await
 }
 
-/// Checks everything that needs no device, before one is opened: the tensors' names and shapes, and the tokenizer.
+/// Checks everything that needs no device, before one is opened: the tensors' names and shapes, and the tokenizer,
+/// which is returned.
 ///
 /// # Errors
 /// Those of [`PartReport::check`] and of the tokenizer.
-pub async fn check(files: &ModelFiles, options: &LoadOptions) -> mgm::Result<()> {
-    check_text(files, options).await?;
+pub async fn check(files: &ModelFiles, options: &LoadOptions) -> mgm::Result<ModelText> {
+    let text = ModelText::read(files, options).await?;
     match files {
         ModelFiles::Mgm(checkpoint) => {
             // Without the high-resolution view, its networks are not loaded.
             let skipped =
                 if options.high_resolution { &[][..] } else { &["high-resolution tower", "patch info mining"] };
-            checkpoint.report().iter().filter(|part| !skipped.contains(&part.name)).try_for_each(PartReport::check)
+            checkpoint.report().iter().filter(|part| !skipped.contains(&part.name)).try_for_each(PartReport::check)?;
         }
-        ModelFiles::Gguf(model) => PartReport::for_language(&model.weights, &model.config).check(),
+        ModelFiles::Gguf(model) => PartReport::for_language(&model.weights, &model.config).check()?,
     }
+    Ok(text)
 }
 
 /// Options that load a model at `precision`. `None` keeps the precision of a bundle or GGUF file, and otherwise means
@@ -116,6 +118,7 @@ pub async fn load_model(
     gpu: &Gpu,
     files: &ModelFiles,
     options: &LoadOptions,
+    text: &ModelText,
     tune: bool,
     stop: &Arc<AtomicBool>,
 ) -> mgm::Result<Model> {
@@ -131,7 +134,7 @@ pub async fn load_model(
     });
     let options = options.clone().with_progress(on_progress);
     let preparation = Preparation::start(gpu, Model::kernels(gpu, files, &options).await?);
-    let model = Model::open(gpu, files, &options).await;
+    let model = Model::open_with_text(gpu, files, &options, text.clone()).await;
     bar.finish_and_clear();
     let model = model?;
     preparation.finish();

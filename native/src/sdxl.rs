@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use clap::Args;
 use mgm::Result;
+use mgm::diffusion::DiffusionPipeline;
 use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
 use mgm::tensor::Precision;
 use mgm::text::clip::ClipTokenizer;
@@ -157,16 +158,17 @@ async fn open_with(
     SdxlCheckpoint::open_file(open_file(model)?, &options).await
 }
 
+/// An opened model and its tokenizers.
+pub type CheckedModel = (SdxlCheckpoint, Rc<[ClipTokenizer; 2]>);
+
 /// Reads what [`SdxlCheckpoint::check`] does not, before a device is opened: the scheduler and the tokenizers.
 ///
 /// # Errors
 /// Those of the readers.
-pub async fn check(checkpoint: &SdxlCheckpoint, scheduler: Option<&SchedulerOverride>) -> Result<()> {
+pub async fn check(checkpoint: SdxlCheckpoint, scheduler: Option<&SchedulerOverride>) -> Result<CheckedModel> {
     checkpoint.scheduler(scheduler)?;
-    for tokenizer in &checkpoint.tokenizers {
-        ClipTokenizer::load(&*tokenizer.folder, tokenizer.pad_token).await?;
-    }
-    Ok(())
+    let tokenizers = DiffusionPipeline::tokenizers(&checkpoint).await?;
+    Ok((checkpoint, tokenizers))
 }
 
 /// Whether a path is a Stable Diffusion XL model: a folder in diffusers' layout, a bundle of one, or a single file.

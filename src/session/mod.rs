@@ -20,7 +20,7 @@ pub use ask::Ask;
 pub use batch::PreparedQuestion;
 pub use chat::Chat;
 pub use image::{ImageSource, image_sources};
-pub use model::{AttentionMap, Model, check_text, conversation_template, own_template};
+pub use model::{AttentionMap, Model, ModelText, conversation_template, own_template};
 pub use options::{AnswerOptions, MAX_BIASES, MAX_CHOICES};
 
 pub use crate::language::{TokenLogprob, TokenLogprobs};

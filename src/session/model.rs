@@ -36,9 +36,7 @@ pub struct Model {
 #[derive(Debug)]
 struct Parts {
     gpu: Gpu,
-    tokenizer: Tokenizer,
-    prompt_format: PromptFormat,
-    stop: StopIds,
+    text: ModelText,
     vision: Option<Vision>,
     language: LanguageModel,
     max_prompt_tokens: usize,
@@ -64,9 +62,17 @@ impl Model {
     /// [`Error::Cancelled`] if the progress callback stopped it; any error in the files, which name the file and the
     /// tensor.
     pub async fn open(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
+        Self::open_with_text(gpu, files, options, ModelText::read(files, options).await?).await
+    }
+
+    /// As [`Self::open`], with what was read before from the same files with the same options.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_with_text(gpu: &Gpu, files: &ModelFiles, options: &LoadOptions, text: ModelText) -> Result<Self> {
         match files {
-            ModelFiles::Mgm(checkpoint) => Self::load(gpu, checkpoint, options).await,
-            ModelFiles::Gguf(model) => Self::load_gguf(gpu, model, options).await,
+            ModelFiles::Mgm(checkpoint) => Self::load_checkpoint(gpu, checkpoint, options, text).await,
+            ModelFiles::Gguf(model) => Self::load_language(gpu, model, options, text).await,
         }
     }
 
@@ -76,7 +82,16 @@ impl Model {
     /// As [`Self::open`].
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and the rest is useless without it.
-        let TextParts { tokenizer, prompt_format, stop } = checkpoint_text(checkpoint, options).await?;
+        let text = ModelText(Rc::new(checkpoint_text(checkpoint, options).await?));
+        Self::load_checkpoint(gpu, checkpoint, options, text).await
+    }
+
+    async fn load_checkpoint(
+        gpu: &Gpu,
+        checkpoint: &MgmCheckpoint,
+        options: &LoadOptions,
+        text: ModelText,
+    ) -> Result<Self> {
         MemoryPlan::for_checkpoint(checkpoint, options)?.check(gpu, MIN_CONTEXT)?;
         check_rounding_kernels(gpu).await?;
         let config = &checkpoint.config;
@@ -85,9 +100,7 @@ impl Model {
         let context = config.language.max_positions;
         Ok(Self::new(Parts {
             gpu: gpu.clone(),
-            tokenizer,
-            prompt_format,
-            stop,
+            text,
             vision,
             language,
             max_prompt_tokens: config.tokenizer_max_length.unwrap_or(context).min(context.saturating_sub(1)),
@@ -129,15 +142,17 @@ impl Model {
     /// # Errors
     /// As [`Self::open`]; [`Error::NeedsSetting`] if neither the file nor the options name a conversation template.
     pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
-        let TextParts { tokenizer, prompt_format, stop } = gguf_text(model, options)?;
+        let text = ModelText(Rc::new(gguf_text(model, options)?));
+        Self::load_language(gpu, model, options, text).await
+    }
+
+    async fn load_language(gpu: &Gpu, model: &GgufModel, options: &LoadOptions, text: ModelText) -> Result<Self> {
         MemoryPlan::for_gguf(model, options).check(gpu, MIN_CONTEXT)?;
         check_rounding_kernels(gpu).await?;
         let language = load_language(gpu, &model.config, &model.weights, options).await?;
         Ok(Self::new(Parts {
             gpu: gpu.clone(),
-            tokenizer,
-            prompt_format,
-            stop,
+            text,
             vision: None,
             language,
             max_prompt_tokens: model.config.max_positions.saturating_sub(1),
@@ -156,12 +171,12 @@ impl Model {
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.parts.tokenizer
+        &self.parts.text.0.tokenizer
     }
 
     /// How conversations become prompts.
     pub fn prompt_format(&self) -> &PromptFormat {
-        &self.parts.prompt_format
+        &self.parts.text.0.prompt_format
     }
 
     /// The sampling settings that the checkpoint recommends.
@@ -187,12 +202,12 @@ impl Model {
     }
 
     pub(super) fn is_stop(&self, id: u32) -> bool {
-        self.parts.stop.contains(id)
+        self.parts.text.0.stop.contains(id)
     }
 
     /// The tokens that end an answer.
     pub fn stop_ids(&self) -> &StopIds {
-        &self.parts.stop
+        &self.parts.text.0.stop
     }
 
     /// The longest prompt in positions.
@@ -245,22 +260,29 @@ impl Model {
     }
 }
 
-/// What of a model concerns text.
+/// What of a model concerns text: the tokenizer, the conversation template and the stop tokens. Clones share it.
+#[derive(Debug, Clone)]
+pub struct ModelText(Rc<TextParts>);
+
+#[derive(Debug)]
 struct TextParts {
     tokenizer: Tokenizer,
     prompt_format: PromptFormat,
     stop: StopIds,
 }
 
-/// Reads the tokenizer and the conversation template of a model, and renders the template once, as [`Model::open`] does
-/// before it loads weights. It needs no device.
-///
-/// # Errors
-/// As [`Model::open`].
-pub async fn check_text(files: &ModelFiles, options: &LoadOptions) -> Result<()> {
-    match files {
-        ModelFiles::Mgm(checkpoint) => checkpoint_text(checkpoint, options).await.map(drop),
-        ModelFiles::Gguf(model) => gguf_text(model, options).map(drop),
+impl ModelText {
+    /// Reads the tokenizer and the conversation template of a model, and renders the template once. It needs no device:
+    /// a host can report what is wrong with them before it opens one, and pass them on to [`Model::open_with_text`].
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub async fn read(files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
+        let parts = match files {
+            ModelFiles::Mgm(checkpoint) => checkpoint_text(checkpoint, options).await?,
+            ModelFiles::Gguf(model) => gguf_text(model, options)?,
+        };
+        Ok(Self(Rc::new(parts)))
     }
 }
 

@@ -9,12 +9,11 @@ use mgm::diffusion::InitialLatents;
 use mgm::diffusion::gen_protocol::NEGATIVE_PROMPT;
 use mgm::gpu::Gpu;
 use mgm::tensor::Precision;
-use mgm::weights::sdxl::SdxlCheckpoint;
 
 use crate::CliError;
 use crate::image_model::{GeneratedImage, ImageArgs, ImageModel, ImageReport, ImageRequest};
 use crate::images::{numbered, save_png};
-use crate::sdxl::{LoraFile, SdxlArgs, parse_image_precision, parse_lora};
+use crate::sdxl::{CheckedModel, LoraFile, SdxlArgs, parse_image_precision, parse_lora};
 
 /// Images in answers.
 #[derive(Debug, Args)]
@@ -83,7 +82,7 @@ pub struct AnswerImages {
 impl AnswerImages {
     pub async fn new(
         gpu: &Gpu,
-        checkpoint: SdxlCheckpoint,
+        checkpoint: CheckedModel,
         model: &SdxlArgs,
         arguments: &AnswerImageArgs,
         out: PathBuf,

@@ -87,8 +87,8 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         Some((model, out)) => {
             output_files(&out, 1)?;
             let checkpoint = model.open().await?;
-            sdxl::check(&checkpoint, arguments.answer_images.image.scheduler.as_ref()).await?;
-            Some((checkpoint, model, out))
+            let checked = sdxl::check(checkpoint, arguments.answer_images.image.scheduler.as_ref()).await?;
+            Some((checked, model, out))
         }
         None => None,
     };
@@ -100,11 +100,11 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     let options = load_options(&arguments.checkpoint, &files, arguments.precision)
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
-    load::check(&files, &options).await?;
+    let text = load::check(&files, &options).await?;
     let started = Instant::now();
     let stop = interrupt::install()?;
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
-    let mut chat = ResidentChat::new(&gpu, files, options, arguments.system, !arguments.no_tune, &stop)?;
+    let mut chat = ResidentChat::new(&gpu, files, (options, text), arguments.system, !arguments.no_tune, &stop)?;
     chat.allow_special_tokens = arguments.allow_special_tokens;
     let mut recovery = Recovery::new(arguments.device.options());
     while let Err(error) = chat.load().await.map(drop) {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use mgm::gpu::Gpu;
 use mgm::image::Image;
 use mgm::memory_plan::MemoryPlan;
-use mgm::session::{Chat, Event, LoadOptions, image_sources};
+use mgm::session::{Chat, Event, LoadOptions, ModelText, image_sources};
 use mgm::text::Turn;
 use mgm::weights::model_files::ModelFiles;
 
@@ -19,6 +19,7 @@ pub struct ResidentChat {
     gpu: Gpu,
     files: ModelFiles,
     options: LoadOptions,
+    text: ModelText,
     system: Option<String>,
     /// Whether to measure kernels before the model's first load on this GPU.
     tune: bool,
@@ -36,7 +37,7 @@ impl ResidentChat {
     pub fn new(
         gpu: &Gpu,
         files: ModelFiles,
-        options: LoadOptions,
+        (options, text): (LoadOptions, ModelText),
         system: Option<String>,
         tune: bool,
         stop: &Arc<AtomicBool>,
@@ -46,6 +47,7 @@ impl ResidentChat {
             gpu: gpu.clone(),
             files,
             options,
+            text,
             system,
             tune,
             allow_special_tokens: false,
@@ -78,7 +80,8 @@ impl ResidentChat {
         let chat = match self.chat.take() {
             Some(chat) => chat,
             None => {
-                let model = load_model(&self.gpu, &self.files, &self.options, self.tune, &self.stop).await?;
+                let model =
+                    load_model(&self.gpu, &self.files, &self.options, &self.text, self.tune, &self.stop).await?;
                 let mut chat = model.chat();
                 chat.allow_special_tokens(self.allow_special_tokens);
                 let (system, turns) = (self.system.clone(), self.turns.clone());

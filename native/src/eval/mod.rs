@@ -141,7 +141,7 @@ async fn answer(
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
     let max_new_tokens = arguments.max_new_tokens.unwrap_or(dataset.max_new_tokens);
-    load::check(&files, &options).await?;
+    let text = load::check(&files, &options).await?;
     let settings = settings(arguments, &options, max_new_tokens)?;
     let mut answers = AnswersFile::open(out, &settings, &dataset.questions)?;
     let open = selected.iter().copied().filter(|question| answers.answers.get(question).is_none());
@@ -160,7 +160,7 @@ async fn answer(
     let mut gpu = device_cache::open_with_note(&arguments.device.options()).await?;
     let mut recovery = Recovery::new(arguments.device.options());
     let load = async |mut gpu: Gpu, recovery: &mut Recovery| loop {
-        match load_model(&gpu, &files, &options, !arguments.no_tune, &stop).await {
+        match load_model(&gpu, &files, &options, &text, !arguments.no_tune, &stop).await {
             Err(error @ Error::DeviceLost(_)) => gpu = recovery.reopen(error).await?,
             model => {
                 let mut chat = model?.chat();

@@ -3,6 +3,8 @@
 //! The latents stay on the device from the first noise to the image; the host reads them back for previews only. A step
 //! is one submission, and the next one is recorded while it runs.
 
+use std::rc::Rc;
+
 mod generate;
 mod images;
 mod prompts;
@@ -22,6 +24,7 @@ use crate::loader::padded_channels;
 use crate::memory_plan::MemoryPlan;
 use crate::ops::{self, FeatureMap};
 use crate::tensor::{Precision, Tensor};
+use crate::text::clip::ClipTokenizer;
 use crate::tuning::check_rounding_kernels;
 use crate::weights::sdxl::SdxlCheckpoint;
 use crate::{Error, Result};
@@ -59,12 +62,29 @@ impl DiffusionPipeline {
     /// A pipeline over an opened model. Loads the tokenizers now and each network when it is needed.
     ///
     /// # Errors
-    /// As [`SdxlCheckpoint::check`] and [`ClipTokenizer::load`](crate::text::clip::ClipTokenizer::load);
+    /// As [`SdxlCheckpoint::check`] and [`ClipTokenizer::load`];
     /// [`Error::OutOfMemory`] if the largest network alone exceeds the memory limit.
     pub async fn open(gpu: &Gpu, checkpoint: SdxlCheckpoint, options: DiffusionOptions) -> Result<Self> {
+        let tokenizers = match &options.tokenizers {
+            Some(tokenizers) => Rc::clone(tokenizers),
+            None => Self::tokenizers(&checkpoint).await?,
+        };
         let networks = Networks::new(gpu, checkpoint, options)?;
         check_rounding_kernels(gpu).await?;
-        Ok(Self { prompts: Prompts::new(&networks.checkpoint).await?, networks })
+        Ok(Self { prompts: Prompts::new(tokenizers), networks })
+    }
+
+    /// Reads a model's tokenizers. It needs no device: a host can report what is wrong with them before it opens one,
+    /// and pass them on in [`DiffusionOptions::tokenizers`].
+    ///
+    /// # Errors
+    /// As [`ClipTokenizer::load`].
+    pub async fn tokenizers(checkpoint: &SdxlCheckpoint) -> Result<Rc<[ClipTokenizer; 2]>> {
+        let [first, second] = &checkpoint.tokenizers;
+        Ok(Rc::new([
+            ClipTokenizer::load(&*first.folder, first.pad_token).await?,
+            ClipTokenizer::load(&*second.folder, second.pad_token).await?,
+        ]))
     }
 
     /// The opened files.

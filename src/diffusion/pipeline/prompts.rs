@@ -1,6 +1,7 @@
 //! Prompts as embeddings, and the UNet's condition on them.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::request::{DiffusionEvent, DiffusionRequest, OnDiffusionEvent, emit};
 use super::residency::Networks;
@@ -10,7 +11,6 @@ use crate::gpu::Recorder;
 use crate::tensor::Tensor;
 use crate::text::clip::ClipTokenizer;
 use crate::text::prompt_weights::{PromptWeights, WeightedPrompt};
-use crate::weights::sdxl::SdxlCheckpoint;
 use crate::{Error, Result};
 
 /// The number of prompts whose embeddings are cached.
@@ -34,23 +34,14 @@ type WeightedWindow = (Vec<u32>, Vec<f32>);
 
 /// The tokenizers, and the embeddings of earlier prompts.
 pub(super) struct Prompts {
-    tokenizers: [ClipTokenizer; 2],
+    tokenizers: Rc<[ClipTokenizer; 2]>,
     /// By text, and whether it was read with weights.
     cache: HashMap<(String, bool), PromptEmbeds>,
 }
 
 impl Prompts {
-    /// Loads the tokenizers.
-    ///
-    /// # Errors
-    /// As [`ClipTokenizer::load`].
-    pub(super) async fn new(checkpoint: &SdxlCheckpoint) -> Result<Self> {
-        let [first, second] = &checkpoint.tokenizers;
-        let tokenizers = [
-            ClipTokenizer::load(&*first.folder, first.pad_token).await?,
-            ClipTokenizer::load(&*second.folder, second.pad_token).await?,
-        ];
-        Ok(Self { tokenizers, cache: HashMap::new() })
+    pub(super) fn new(tokenizers: Rc<[ClipTokenizer; 2]>) -> Self {
+        Self { tokenizers, cache: HashMap::new() }
     }
 
     /// The embeddings of the prompts: with guidance, those of the negative prompt come first. All have the same number
@@ -112,7 +103,7 @@ impl Prompts {
         on_event: OnDiffusionEvent<'_>,
     ) -> Result<[Vec<WeightedWindow>; 2]> {
         let mut windows = [Vec::new(), Vec::new()];
-        let encoders = networks.checkpoint.text.iter().zip(&self.tokenizers);
+        let encoders = networks.checkpoint.text.iter().zip(&*self.tokenizers);
         let mut cut = None;
         for (windows, ((_, config), tokenizer)) in windows.iter_mut().zip(encoders) {
             let length = config.max_positions;
@@ -130,7 +121,7 @@ impl Prompts {
             return Err(Error::PromptTooLong { tokens: count * room, limit: MAX_WINDOWS * room });
         }
         for (windows, ((_, config), tokenizer)) in
-            windows.iter_mut().zip(networks.checkpoint.text.iter().zip(&self.tokenizers))
+            windows.iter_mut().zip(networks.checkpoint.text.iter().zip(&*self.tokenizers))
         {
             let length = config.max_positions;
             while windows.len() < count {

@@ -1,11 +1,14 @@
 //! The networks of a model: each is loaded when it is needed; under a memory limit, others are dropped first.
 
+use std::rc::Rc;
+
 use super::request::{DiffusionEvent, OnDiffusionEvent, emit};
 use crate::diffusion::networks::{TextEncoder, Unet, VaeDecoder, VaeEncoder};
 use crate::gpu::Gpu;
 use crate::loader::{Loader, OnProgress, vision_precision};
 use crate::memory_plan::MemoryPlan;
 use crate::tensor::Precision;
+use crate::text::clip::ClipTokenizer;
 use crate::weights::sdxl::config::VaeConfig;
 use crate::weights::sdxl::{SdxlCheckpoint, TEXT_1, TEXT_2, UNET, VAE};
 use crate::weights::view::Weights;
@@ -22,6 +25,9 @@ pub struct DiffusionOptions {
     pub precision: Option<Precision>,
     /// Called with the bytes loaded since the last call. `ControlFlow::Break` cancels.
     pub on_progress: Option<OnProgress>,
+    /// What [`DiffusionPipeline::tokenizers`](super::DiffusionPipeline::tokenizers) read from the same checkpoint.
+    /// `None`: it is read.
+    pub tokenizers: Option<Rc<[ClipTokenizer; 2]>>,
 }
 
 impl DiffusionOptions {
@@ -33,6 +39,11 @@ impl DiffusionOptions {
     /// Sets [`Self::on_progress`].
     pub fn with_progress(self, on_progress: OnProgress) -> Self {
         Self { on_progress: Some(on_progress), ..self }
+    }
+
+    /// Sets [`Self::tokenizers`].
+    pub fn with_tokenizers(self, tokenizers: impl Into<Option<Rc<[ClipTokenizer; 2]>>>) -> Self {
+        Self { tokenizers: tokenizers.into(), ..self }
     }
 }
 
