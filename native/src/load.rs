@@ -13,6 +13,7 @@ use mgm::ops;
 use mgm::session::{LoadOptions, Model, ModelText};
 use mgm::tensor::Precision;
 use mgm::tuning::tune_within;
+use mgm::weights::bundle::MANIFEST;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::TowerOptions;
 use mgm::weights::model_files::ModelFiles;
@@ -41,12 +42,23 @@ fn local_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<LocalModel> {
         if local.path.is_dir() {
             // The snapshot of a repository in the Hugging Face cache.
             local.path = DiskFolder::new(local.path).path().to_owned();
+        } else if let Some(folder) = folder_of(&local.path) {
+            local.path = folder.to_owned();
         }
         return Ok(local);
     }
     let path = bundled_models::find(bundled_models::POCKET);
     let path = path.ok_or_else(|| bundled_models::missing(bundled_models::POCKET))?;
     Ok(LocalModel { path, ..LocalModel::default() })
+}
+
+/// The checkpoint's folder that a file in it stands for, such as its configuration or a shard.
+fn folder_of(file: &Path) -> Option<&Path> {
+    let part = ["json", "safetensors", "bin"].iter().any(|end| file.extension().is_some_and(|found| found == *end));
+    let folder = file.parent().filter(|_| part && file.is_file())?;
+    // The folder of a relative name is empty.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    ["config.json", MANIFEST].iter().any(|name| folder.join(name).exists()).then_some(folder)
 }
 
 /// Opens the checkpoint of [`checkpoint_path`] with its towers. A GGUF file in `--llm` replaces its language model.

@@ -56,6 +56,19 @@ fn json_has_the_golden_ids_of_every_turn() {
     }
 }
 
+/// A file of a checkpoint stands for its folder. That all of it was read shows in the error, which is the device's.
+#[test]
+fn a_file_of_a_checkpoint_is_its_folder() {
+    let folder = goldens().join("gemma-2b").join(text(&expected("gemma-2b")["checkpoint"]));
+    for file in ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        command.current_dir(&folder).args(["chat", file, "--prompt", "x", "--adapter", "Voodoo 3"]);
+        let output = command.stdin(Stdio::null()).output().expect("the binary runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && errors.contains("Voodoo 3"), "{file}: {errors}");
+    }
+}
+
 #[test]
 fn the_streamed_text_is_the_answer_and_a_seed_repeats_it() {
     let ask = |more: &[&str]| {
