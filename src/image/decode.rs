@@ -211,11 +211,26 @@ fn over_white(sample: u8, alpha: u8) -> u8 {
     ((sum + (sum >> 8)) >> 8) as u8
 }
 
+/// Converts pixels of four samples to three in their own memory.
+fn in_place(mut samples: Vec<u8>, convert: impl Fn([u8; 4]) -> [u8; 3]) -> Vec<u8> {
+    let pixels = samples.len() / 4;
+    for pixel in 0..pixels {
+        if let Some(four) = samples.get(4 * pixel..).and_then(|rest| rest.first_chunk()).copied()
+            && let Some(three) = samples.get_mut(3 * pixel..3 * pixel + 3)
+        {
+            three.copy_from_slice(&convert(four));
+        }
+    }
+    samples.truncate(3 * pixels);
+    samples.shrink_to_fit();
+    samples
+}
+
 /// The samples of `image` with transparency over white and every 16-bit sample scaled.
 fn corrected_rgb(image: DynamicImage) -> Vec<u8> {
     let blend = |[r, g, b, a]: [u8; 4]| [over_white(r, a), over_white(g, a), over_white(b, a)];
     match image {
-        DynamicImage::ImageRgba8(pixels) => pixels.pixels().flat_map(|p| blend(p.0)).collect(),
+        DynamicImage::ImageRgba8(pixels) => in_place(pixels.into_raw(), blend),
         DynamicImage::ImageLumaA8(pixels) => pixels.pixels().flat_map(|p| [over_white(p.0[0], p.0[1]); 3]).collect(),
         DynamicImage::ImageLuma16(pixels) => pixels.as_raw().iter().flat_map(|&value| [high_byte(value); 3]).collect(),
         DynamicImage::ImageLumaA16(pixels) => {
@@ -233,9 +248,7 @@ fn reference_rgb(image: DynamicImage) -> Vec<u8> {
     let gray = |value: u8| [value; 3];
     match image {
         DynamicImage::ImageRgb8(pixels) => pixels.into_raw(),
-        DynamicImage::ImageRgba8(pixels) => {
-            pixels.as_raw().chunks_exact(4).flat_map(|p| p.first_chunk::<3>()).flatten().copied().collect()
-        }
+        DynamicImage::ImageRgba8(pixels) => in_place(pixels.into_raw(), |[r, g, b, _]| [r, g, b]),
         DynamicImage::ImageLuma8(pixels) => pixels.as_raw().iter().flat_map(|&value| gray(value)).collect(),
         DynamicImage::ImageLumaA8(pixels) => pixels.pixels().flat_map(|p| gray(p.0[0])).collect(),
         // Pillow clips 16-bit gray instead of scaling it, although it scales every other 16-bit format.
