@@ -1,5 +1,6 @@
 //! Helpers for files that several commands use.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -59,6 +60,38 @@ pub fn refuse_special(path: &Path) -> std::io::Result<()> {
 pub fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
     refuse_special(path)?;
     std::fs::read(path)
+}
+
+/// Hashes everything that `reader` has left. `on_progress` receives the bytes since the last call.
+pub fn hash(hasher: &mut impl sha2::Digest, reader: &mut impl Read, on_progress: impl Fn(u64)) -> std::io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                hasher.update(&buffer[..count]);
+                on_progress(count as u64);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The user's folder, from the environment that `variable` reads: `HOME`, or on Windows `USERPROFILE`.
+pub fn home(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("HOME").or_else(|| if cfg!(windows) { set("USERPROFILE") } else { None })
+}
+
+/// A path in which `~` alone, or before a slash, is the home folder.
+pub fn with_home(path: &str, home: Option<&Path>) -> PathBuf {
+    match (path.strip_prefix('~'), home) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with(['/', '\\']) => {
+            home.join(rest.trim_start_matches(['/', '\\']))
+        }
+        _ => PathBuf::from(path),
+    }
 }
 
 /// Bytes in hexadecimal. (sha2 0.11 no longer formats digests; a crate would be a dependency for one line.)

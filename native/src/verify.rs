@@ -1,6 +1,7 @@
 //! `mgm inspect --verify`: compares a model's files with the checksums that come with them.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,11 +14,9 @@ use mgm::{Error, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::files::hex;
+use crate::files::{hash, hex, io_error};
 use crate::{CliError, progress};
 
-/// Bytes per read.
-const CHUNK: usize = 4 << 20;
 /// Largest index that is read.
 const MAX_INDEX: u64 = 64 << 20;
 
@@ -58,21 +57,24 @@ pub async fn run(paths: &[&Path]) -> std::result::Result<(), CliError> {
                       an index a total size";
         return Err(Error::InvalidArgument(reason.to_owned()).into());
     }
-    let mut files = Vec::new();
+    let (mut files, mut total) = (Vec::new(), 0);
     for Expected { file, sha256, source } in &expected {
-        files.push((DiskFile::open(file)?, sha256, *source));
+        files.push((file, sha256, *source));
+        total += DiskFile::open(file)?.len();
     }
-    let total = files.iter().map(|(file, ..)| file.len()).sum();
     let bar = progress::bytes(total, "verifying");
     for (file, sha256, source) in &files {
-        let found = digest(file, |bytes| bar.inc(bytes)).await?;
+        let mut hasher = Sha256::new();
+        let hashed = File::open(file).and_then(|mut file| hash(&mut hasher, &mut file, |bytes| bar.inc(bytes)));
+        hashed.map_err(|error| io_error(file, error))?;
+        let found = hex(&hasher.finalize());
         if found != **sha256 {
             bar.finish_and_clear();
             let reason = format!(
                 "its SHA-256 is {found}, expected {sha256} ({source}): the file is damaged or was changed; copy or \
                  download it again"
             );
-            return Err(Error::Malformed { file: file.name().to_owned(), offset: 0, reason }.into());
+            return Err(Error::Malformed { file: file.display().to_string(), offset: 0, reason }.into());
         }
     }
     bar.finish_and_clear();
@@ -109,20 +111,6 @@ fn cached(file: &Path) -> Option<Expected> {
     let is_blob = target.parent()?.ends_with("blobs");
     let is_digest = sha256.len() == 64 && sha256.bytes().all(|digit| digit.is_ascii_hexdigit());
     (is_blob && is_digest).then(|| Expected { file: file.to_owned(), sha256, source: "Hugging Face cache" })
-}
-
-async fn digest(source: &dyn ByteSource, on_progress: impl Fn(u64)) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; CHUNK];
-    let mut offset = 0;
-    while offset < source.len() {
-        let length = usize::try_from(source.len() - offset).unwrap_or(CHUNK).min(CHUNK);
-        source.read(offset, &mut buffer[..length]).await?;
-        hash.update(&buffer[..length]);
-        offset += length as u64;
-        on_progress(length as u64);
-    }
-    Ok(hex(&hash.finalize()))
 }
 
 /// Compares the bytes of an index's tensors with its `total_size`. Returns whether it has one.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rustyline::error::ReadlineError;
 
 use super::history::{History, MAX_LINES};
+use crate::files::home;
 use crate::{CliError, interrupt};
 
 /// Lines from a terminal, with editing and history, or from a pipe.
@@ -86,8 +87,8 @@ fn history_file() -> Option<PathBuf> {
 /// An empty variable counts as unset, as the XDG specification says, and so does a relative path.
 fn state_folder(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
     let folder = |name| variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
-    let home = || folder("HOME").or_else(|| folder("USERPROFILE"));
-    folder("XDG_STATE_HOME").or_else(|| home().map(|home| home.join(".local").join("state")))
+    let home = || home(&variable).filter(|home| home.is_absolute());
+    folder("XDG_STATE_HOME").or_else(|| Some(home()?.join(".local").join("state")))
 }
 
 #[cfg(all(test, unix))]

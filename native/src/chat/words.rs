@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::files::{home, with_home};
+
 /// The files that a text names: separated by white space, with quotes, with `\\` before a character that stands for
 /// itself (not on Windows, where it separates folders), and with `~` for the home folder. A text that is the name of a
 /// file as it stands is one name.
@@ -14,13 +16,8 @@ pub fn file_names(text: &str) -> Result<Vec<PathBuf>, String> {
         return Ok(vec![text.into()]);
     }
     let words = words(text, !cfg!(windows))?;
-    let home = std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE")).filter(|home| !home.is_empty());
-    let path = |(word, quoted): (String, bool)| match (&home, word.strip_prefix('~')) {
-        (Some(home), Some(rest)) if !quoted && (rest.is_empty() || rest.starts_with(['/', '\\'])) => {
-            Path::new(home).join(rest.trim_start_matches(['/', '\\']))
-        }
-        _ => PathBuf::from(word),
-    };
+    let home = home(|name| std::env::var_os(name));
+    let path = |(word, quoted): (String, bool)| with_home(&word, home.as_deref().filter(|_| !quoted));
     Ok(words.into_iter().map(path).collect())
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mgm::Result;
 use sha2::{Digest, Sha256};
 
-use crate::files::{hex, io_error};
+use crate::files::{hash, hex, io_error};
 
 /// Bytes hashed at the beginning, in the middle and at the end of each file. Training changes weights everywhere, and
 /// models are too large to read twice.
@@ -46,10 +46,8 @@ fn add(hasher: &mut Sha256, path: &Path) -> std::io::Result<()> {
     let length = file.metadata()?.len();
     hasher.update(length.to_le_bytes());
     for start in [0, length / 2, length.saturating_sub(SAMPLE)] {
-        let mut sample = Vec::new();
         file.seek(SeekFrom::Start(start))?;
-        (&mut file).take(SAMPLE).read_to_end(&mut sample)?;
-        hasher.update(&sample);
+        hash(hasher, &mut (&mut file).take(SAMPLE), |_| ())?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use ureq::{Agent, Body};
 
 use super::proxy::Proxies;
 use super::redirect;
-use crate::files::{hex, io_error};
+use crate::files::{self, hex, io_error};
 use crate::lock::open_locked;
 
 /// Bytes per request, so that the timeout of a request covers a bounded number of bytes.
@@ -529,17 +529,8 @@ fn matches_digest(path: &Path, file: &RemoteFile) -> Result<bool> {
 }
 
 fn hash<D: sha2::Digest>(path: &Path, mut hasher: D) -> Result<Vec<u8>> {
-    let mut read = || {
-        let mut file = File::open(path)?;
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(()),
-                count => hasher.update(&buffer[..count]),
-            }
-        }
-    };
-    read().map_err(|error: std::io::Error| io_error(path, error))?;
+    let hashed = File::open(path).and_then(|mut file| files::hash(&mut hasher, &mut file, |_| ()));
+    hashed.map_err(|error| io_error(path, error))?;
     Ok(hasher.finalize().to_vec())
 }
 

@@ -1,10 +1,11 @@
 //! The environment variables of Hugging Face's tools, with their meaning there.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use mgm::{Error, Result};
 
-use crate::files::io_error;
+use crate::files::{home, io_error, with_home};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -42,18 +43,12 @@ impl Environment {
                 "HF_ENDPOINT is {endpoint:?}, expected an address that starts with https://"
             )));
         }
-        let user = set("HOME").or_else(|| if cfg!(windows) { set("USERPROFILE") } else { None });
-        let path = |text: String| match (text.strip_prefix('~'), &user) {
-            (Some(rest), Some(user)) if rest.is_empty() || rest.starts_with(['/', '\\']) => {
-                Path::new(user).join(rest.trim_start_matches(['/', '\\']))
-            }
-            _ => PathBuf::from(text),
-        };
-        let caches =
-            set("XDG_CACHE_HOME").map(path).or_else(|| user.as_ref().map(|user| Path::new(user).join(".cache")));
-        let home = set("HF_HOME").map(path).or_else(|| caches.map(|caches| caches.join("huggingface")));
+        let user = home(|name| variable(name).map(OsString::from));
+        let path = |text: String| with_home(&text, user.as_deref());
+        let caches = set("XDG_CACHE_HOME").map(path).or_else(|| user.as_ref().map(|user| user.join(".cache")));
+        let hf_home = set("HF_HOME").map(path).or_else(|| caches.map(|caches| caches.join("huggingface")));
         let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(path);
-        let token_file = set("HF_TOKEN_PATH").map(path).or_else(|| home.as_ref().map(|home| home.join("token")));
+        let token_file = set("HF_TOKEN_PATH").map(path).or_else(|| hf_home.as_ref().map(|home| home.join("token")));
         let variable = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| Some((name, set(name)?)));
         let token = match (variable, token_file) {
             _ if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") => None,
@@ -70,7 +65,7 @@ impl Environment {
         Ok(Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token,
-            cache: cache.or_else(|| home.map(|home| home.join("hub"))),
+            cache: cache.or_else(|| hf_home.map(|home| home.join("hub"))),
             offline: is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE"),
         })
     }
@@ -89,6 +84,8 @@ fn clean_token(token: &str, source: &str) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Environment> {
