@@ -30,14 +30,12 @@ impl Proxies {
         let proxy = |name: &str| -> Result<Option<Proxy>> {
             let found = [name, "ALL_PROXY"].into_iter().find_map(|name| Some((name, set(name)?)));
             let Some((name, value)) = found else { return Ok(None) };
-            let wrong = |reason: &str| {
-                Error::InvalidArgument(format!("{name} {reason}; expected an address such as http://proxy:3128"))
+            let wrong = |_| {
+                Error::InvalidArgument(format!(
+                    "{name} is not a proxy's address; expected one such as http://proxy:3128 or socks5h://proxy:1080"
+                ))
             };
-            let proxy = Proxy::new(&value).map_err(|_| wrong("is not a proxy's address"))?;
-            match proxy.protocol() {
-                ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https => Ok(Some(proxy)),
-                _ => Err(wrong("names a SOCKS proxy, which mgm does not support")),
-            }
+            Proxy::new(&value).map(Some).map_err(wrong)
         };
         let no_proxy = set("NO_PROXY").unwrap_or_default();
         let no_proxy = no_proxy.split([',', ' ']).map(|host| host.trim().to_lowercase());
@@ -86,9 +84,12 @@ mod tests {
         assert_eq!(host(&[("ALL_PROXY", "http://q:1"), ("HTTPS_PROXY", "http://p:2")], hub), Some("p:2".to_owned()));
         assert_eq!(host(&[("HTTP_PROXY", "http://p:3128")], hub), None);
         assert_eq!(host(&[("HTTP_PROXY", "http://p:3128")], "http://x/a"), Some("p:3128".to_owned()));
-        let find = |name: &str| (name == "HTTPS_PROXY").then(|| "socks5://p:1080".to_owned());
-        let error = Proxies::from_variables(&find).expect_err("SOCKS").to_string();
-        assert!(error.contains("HTTPS_PROXY") && error.contains("SOCKS"), "{error}");
+        for scheme in ["socks", "socks4", "socks4a", "socks5", "socks5h"] {
+            assert_eq!(host(&[("ALL_PROXY", &format!("{scheme}://p"))], hub), Some("p:1080".to_owned()));
+        }
+        let find = |name: &str| (name == "HTTPS_PROXY").then(|| "quic://p:1080".to_owned());
+        let error = Proxies::from_variables(&find).expect_err("another protocol").to_string();
+        assert!(error.contains("HTTPS_PROXY") && error.contains("socks5h://"), "{error}");
     }
 
     #[test]

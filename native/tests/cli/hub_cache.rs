@@ -399,8 +399,62 @@ fn proxies_of_the_environment_are_used() {
     must(&pull(&[("HTTP_PROXY", &proxy)]));
     let error = error_of(&pull(&[("HTTP_PROXY", &proxy), ("NO_PROXY", ".invalid")]));
     assert!(error.contains("hub.invalid"), "{error}");
-    let error = error_of(&pull(&[("ALL_PROXY", "socks5://localhost:1080")]));
-    assert!(error.contains("ALL_PROXY") && error.contains("SOCKS"), "{error}");
+    let error = error_of(&pull(&[("ALL_PROXY", "quic://localhost:1080")]));
+    assert!(error.contains("ALL_PROXY") && error.contains("socks5h://"), "{error}");
+}
+
+/// A SOCKS proxy, with and without a password, that finds the hub by its name.
+#[test]
+fn socks_proxies_of_the_environment_are_used() {
+    let (hub, home) = (hub(), TempDir::new().expect("a folder"));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let port = hub.port;
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            std::thread::spawn(move || socks_tunnel(client, port));
+        }
+    });
+    for (number, user) in ["", "someone:secret@"].into_iter().enumerate() {
+        let mut command = hub.mgm(&home.path().join(number.to_string()));
+        command.env("HF_ENDPOINT", "http://hub.invalid").env("ALL_PROXY", format!("socks5h://{user}{address}"));
+        must(&command.args(["pull", "someone/quants:Q8_0", "--timeout", "5"]).output().expect("the binary runs"));
+    }
+}
+
+/// Serves one client of a SOCKS proxy (RFC 1928 and 1929).
+fn socks_tunnel(mut client: TcpStream, port: u16) {
+    fn take(client: &mut TcpStream, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        client.read_exact(&mut bytes).expect("a client");
+        bytes
+    }
+    fn text(client: &mut TcpStream) -> String {
+        let length = take(client, 1)[0];
+        String::from_utf8(take(client, length.into())).expect("UTF-8")
+    }
+    let greeting = take(&mut client, 2);
+    let methods = take(&mut client, greeting[1].into());
+    let with_password = methods.contains(&2);
+    client.write_all(&[5, if with_password { 2 } else { 0 }]).expect("a client");
+    if with_password {
+        take(&mut client, 1);
+        let (user, password) = (text(&mut client), text(&mut client));
+        let refused = user != "someone" || password != "secret";
+        client.write_all(&[1, refused.into()]).expect("a client");
+        if refused {
+            return;
+        }
+    }
+    // CONNECT to a name or an IPv4 address, and a port.
+    match take(&mut client, 4)[3] {
+        3 => drop(text(&mut client)),
+        _ => drop(take(&mut client, 4)),
+    }
+    take(&mut client, 2);
+    let server = TcpStream::connect(("127.0.0.1", port)).expect("the hub");
+    client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).expect("a client");
+    relay(client, server);
 }
 
 /// A single file of Stable Diffusion XL has no vocabulary: CLIP's is downloaded too.
@@ -485,6 +539,10 @@ fn tunnel(mut client: TcpStream, port: u16) {
     } else {
         server.write_all(head.replacen("http://hub.invalid", "", 1).as_bytes()).expect("the hub");
     }
+    relay(client, server);
+}
+
+fn relay(mut client: TcpStream, mut server: TcpStream) {
     let (mut to_server, mut from_client) =
         (server.try_clone().expect("a stream"), client.try_clone().expect("a stream"));
     std::thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
