@@ -27,11 +27,12 @@ pub struct SdxlArgs {
     /// tokenizers, configurations and scheduler are used [default: the file's folder]
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
-    /// Autoencoder in place of the model's own: a .safetensors file, a folder with config.json and weights, or a folder
-    /// of a whole model in diffusers' layout
-    #[arg(long, value_name = "FILE|DIR")]
+    /// Autoencoder in place of the model's own: a .safetensors file, a folder with config.json and weights, a folder of
+    /// a whole model in diffusers' layout, or the name of one that `mgm pull` downloaded
+    #[arg(long, value_name = "FILE|DIR|NAME")]
     pub vae: Option<PathBuf>,
-    /// LoRA file, or a folder of PEFT's or diffusers', to merge into the weights, and its scale; repeat for several
+    /// LoRA to merge into the weights, and its scale: a file, a folder of PEFT's or diffusers', or the name of one that
+    /// `mgm pull` downloaded, such as OWNER/NAME or OWNER/NAME:FILE; repeat for several
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora)]
     pub lora: Vec<LoraFile>,
     /// Weight precision: f32, f16, q8 [default: the file's own]
@@ -96,9 +97,11 @@ impl SdxlArgs {
     pub async fn open(&self) -> Result<SdxlCheckpoint> {
         let LocalModel { path, tokenizer, .. } = self.local()?;
         let tokenizer = self.tokenizer.as_deref().or(tokenizer.as_deref());
-        let mut checkpoint = open_with(&path, tokenizer, self.vae.as_deref(), self.precision).await?;
+        let vae = self.vae.as_deref().map(pull::locate).transpose()?.map(|vae| vae.path);
+        let mut checkpoint = open_with(&path, tokenizer, vae.as_deref(), self.precision).await?;
         for LoraFile { path, scale } in &self.lora {
-            for note in checkpoint.merge_lora(&open_lora(path, *scale).await?)?.notes() {
+            let lora = open_lora(&pull::locate(path)?.path, *scale).await?;
+            for note in checkpoint.merge_lora(&lora)?.notes() {
                 note!("mgm: note: {note}");
             }
         }

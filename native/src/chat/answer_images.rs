@@ -35,9 +35,9 @@ pub struct AnswerImageArgs {
     #[arg(long, value_name = "DIR", requires = "image_model")]
     pub tokenizer: Option<PathBuf>,
     /// Autoencoder in place of the image model's own (see mgm generate)
-    #[arg(long, value_name = "FILE|DIR", requires = "image_model")]
+    #[arg(long, value_name = "FILE|DIR|NAME", requires = "image_model")]
     pub vae: Option<PathBuf>,
-    /// LoRA file or folder for the image model, and its scale; repeat for several
+    /// LoRA for the image model, and its scale: a file, folder or OWNER/NAME[:FILE]; repeat for several
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "image_model")]
     pub lora: Vec<LoraFile>,
     #[command(flatten)]

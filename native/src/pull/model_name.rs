@@ -21,9 +21,12 @@ pub enum Choice {
     File(String),
 }
 
+/// Ends of the names of weights, which are no tags.
+const FILES: [&str; 3] = [".gguf", ".safetensors", ".bin"];
+
 impl ModelName {
-    /// Parses `OWNER/NAME`, optionally followed by `@REVISION`, by `:TAG` (a GGUF file) or by `/FILE`; or the address
-    /// of a repository's or a file's page on the Hub.
+    /// Parses `OWNER/NAME`, optionally followed by `@REVISION`, by `:TAG` (a GGUF file) or by `/FILE` or `:FILE`; or
+    /// the address of a repository's or a file's page on the Hub.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for anything else.
@@ -40,10 +43,13 @@ impl ModelName {
         let (second, tag) = split(second, ':');
         let (second, revision) = split(second, '@');
         let mut revision = revision.map(str::to_owned);
-        let mut choice = tag.map(|tag| match tag.ends_with(".gguf") {
-            true => Choice::File(tag.to_owned()),
-            false => Choice::Tag(tag.to_owned()),
-        });
+        let is_file = |tag: &str| FILES.iter().any(|end| tag.ends_with(end));
+        // In OWNER/NAME:FOLDER/FILE the tag has a slash.
+        let (tag, rest) = match (tag, rest) {
+            (Some(tag), Some(rest)) if is_file(rest) && !is_address => (Some(format!("{tag}/{rest}")), None),
+            (tag, rest) => (tag.map(str::to_owned), rest),
+        };
+        let mut choice = tag.map(|tag| if is_file(&tag) { Choice::File(tag) } else { Choice::Tag(tag) });
         if let Some(rest) = rest {
             // As in https://huggingface.co/OWNER/NAME/blob/main/FILE.
             let page: Vec<&str> = rest.splitn(3, '/').collect();
@@ -125,6 +131,9 @@ mod tests {
             ("a/b:Q4_K_M", None, tag("Q4_K_M")),
             ("hf.co/a/b:Q4_K_M", None, tag("Q4_K_M")),
             ("a/b:c-q8.gguf", None, file("c-q8.gguf")),
+            ("a/b:c.safetensors", None, file("c.safetensors")),
+            ("a/b:c/d.safetensors", None, file("c/d.safetensors")),
+            ("a/b@v1:c/d/e.bin", Some("v1"), file("c/d/e.bin")),
             ("a/b@v1:Q4_K_M", Some("v1"), tag("Q4_K_M")),
             ("a/b/c/d.gguf", None, file("c/d.gguf")),
             ("https://huggingface.co/a/b/tree/dev", Some("dev"), None),
@@ -136,7 +145,9 @@ mod tests {
             assert_eq!(ModelName::parse(text), Ok(expected.clone()), "{text}");
             assert_eq!(ModelName::parse(&expected.to_string()), Ok(expected), "{text}");
         }
-        for text in ["", "a", "a/", "/b", "../b", "a/..", "a b/c", "/tmp/model", "./a/b", "a/b:", "a/b@", "a/b@../c"] {
+        for text in
+            ["", "a", "a/", "/b", "../b", "a/..", "a b/c", "/tmp/model", "./a/b", "a/b:", "a/b@", "a/b@../c", "a/b:c/d"]
+        {
             assert!(ModelName::parse(text).is_err(), "{text}");
         }
     }

@@ -2,11 +2,17 @@
 
 use mgm::weights::checkpoint::MODEL_FILES;
 use mgm::weights::repository::{folder_files, folder_model, listed, no_model};
+use mgm::weights::sdxl::{ADAPTER_CONFIG, component_folders};
 use mgm::{Error, Result};
 
 use super::CONFIG;
 use super::download::RemoteFile;
 use super::model_name::Choice;
+
+/// The weights of a LoRA in diffusers' layout.
+const LORA: &str = "pytorch_lora_weights.safetensors";
+/// The weights of PEFT's adapter.
+const ADAPTER: &str = "adapter_model.safetensors";
 
 /// The files of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,11 +45,15 @@ pub fn select(repo: &str, all: &[RemoteFile], choice: Option<&Choice>) -> Result
         None => {}
     }
     let paths = all_names(all);
-    if let Some(files) = folder_model(repo, &paths)? {
+    if let Some(files) = folder_model(repo, &paths)?.or_else(|| part_of_an_image_model(&paths)) {
         return Ok(Selection::folder(with_names(all, &files)));
     }
     let gguf = gguf_models(all);
-    let single: Vec<&RemoteFile> = all.iter().filter(|file| is_single_file(&file.name)).collect();
+    let mut single: Vec<&RemoteFile> = all.iter().filter(|file| is_single_file(&file.name)).collect();
+    if single.iter().any(|file| file.name == LORA) {
+        // The others are the same for other programs.
+        single.retain(|file| file.name == LORA);
+    }
     let hint = match (gguf.as_slice(), single.as_slice()) {
         ([model], _) => return Ok(Selection::file(model.clone())),
         ([], [file]) => return Ok(Selection::file(vec![(*file).clone()])),
@@ -59,6 +69,22 @@ pub fn select(repo: &str, all: &[RemoteFile], choice: Option<&Choice>) -> Result
     };
     let missing = if paths.contains(&CONFIG) { MODEL_FILES[0] } else { CONFIG };
     Err(Error::MissingFile { file: format!("{repo}/{missing}"), hint })
+}
+
+/// The folder of a network in diffusers' layout, such as an autoencoder, or of PEFT's adapter.
+fn part_of_an_image_model<'a>(names: &[&'a str]) -> Option<Vec<&'a str>> {
+    let folders = component_folders(true);
+    let networks: Vec<&str> = folders
+        .iter()
+        .filter(|(folder, _)| *folder == "vae")
+        .flat_map(|(_, formats)| formats)
+        .map(String::as_str)
+        .collect();
+    [(CONFIG, networks.as_slice()), (ADAPTER_CONFIG, &[ADAPTER])].into_iter().find_map(|(config, formats)| {
+        let files = folder_files(names, "", formats);
+        let has_weights = files.iter().any(|name| name.ends_with(".safetensors") || name.ends_with(".bin"));
+        (names.contains(&config) && has_weights).then_some(files)
+    })
 }
 
 /// A file by its name, with the other parts of a split GGUF file.
@@ -206,6 +232,17 @@ mod tests {
         assert_eq!(selected(&repo, None), Ok((Some(repo[1].to_owned()), some(&repo[1..2]))));
         let error = selected(&["a.safetensors", "b.safetensors"], None).expect_err("several");
         assert!(error.contains("a.safetensors, b.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn parts_of_an_image_model_are_selected_whole() {
+        let vae =
+            ["config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors", "x.safetensors"];
+        assert_eq!(selected(&vae, None), Ok((None, some(&["config.json", "diffusion_pytorch_model.safetensors"]))));
+        let peft = ["README.md", "adapter_config.json", "adapter_model.safetensors"];
+        assert_eq!(selected(&peft, None), Ok((None, some(&peft[1..]))));
+        let lora = ["style.safetensors", "pytorch_lora_weights.safetensors"];
+        assert_eq!(selected(&lora, None), Ok((Some(lora[1].to_owned()), some(&lora[1..]))));
     }
 
     #[test]

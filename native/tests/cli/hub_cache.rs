@@ -487,6 +487,59 @@ fn single_files_get_their_tokenizer() {
     assert!(!printed.contains("try:"), "{printed}");
 }
 
+/// Autoencoders and adapters on the hub: the folder of a network, a single file, or one of several.
+#[test]
+fn parts_of_an_image_model_have_names_too() {
+    let (hub, home) = (hub(), TempDir::new().expect("a folder"));
+    let model = crate::common::goldens().join("sdxl-base/sdxl");
+    let style = fs::read(mgm_test_support::data("diffusion/images").join("style.safetensors")).expect("a file");
+    let vae = files(&model.join("vae"));
+    {
+        let mut state = hub.state.lock().expect("the state");
+        // Next to the files of other programs, as in repositories of autoencoders.
+        let mut other = vae.clone();
+        other.insert("sdxl_vae.safetensors".to_owned(), style.clone());
+        other.insert("diffusion_pytorch_model.bin".to_owned(), b"torch".to_vec());
+        state.repos.insert("someone/vae".to_owned(), other);
+        let file = |name: &str| (name.to_owned(), style.clone());
+        state.repos.insert("someone/style".to_owned(), BTreeMap::from([file("style.safetensors")]));
+        let both = BTreeMap::from([file("kohya.safetensors"), file("pytorch_lora_weights.safetensors")]);
+        state.repos.insert("someone/both".to_owned(), both);
+        let several = BTreeMap::from([file("a.safetensors"), file("b/c.safetensors")]);
+        state.repos.insert("someone/several".to_owned(), several);
+    }
+    let generate = |parts: &[&str]| {
+        let out = home.path().join("x.png");
+        let mut command = hub.mgm(home.path());
+        command.env("HF_HUB_OFFLINE", "1").arg("generate").arg(&model).args(parts).arg("--out").arg(&out);
+        let output = command.args(["--prompt", "x", "--steps", "1", "--size", "48x48", "--seed", "7"]).output();
+        let output = output.expect("the binary runs");
+        let pixels = || image::open(&out).expect("a PNG").into_rgb8().into_raw();
+        output.status.success().then(pixels).ok_or_else(|| error_of(&output))
+    };
+    for name in ["someone/vae", "someone/style"] {
+        let argument = if name.ends_with("vae") { "--vae" } else { "--lora" };
+        let error = generate(&[argument, name]).expect_err("not downloaded");
+        assert!(error.contains(name) && error.contains("HF_HUB_OFFLINE"), "{error}");
+    }
+    let pulled = ["someone/vae", "someone/style", "someone/both", "someone/several:b/c.safetensors"];
+    pulled.iter().for_each(|name| drop(must(&hub.pull_to_cache(home.path(), &[name]))));
+    let snapshot = repo(home.path(), "someone/vae").join("snapshots").join(COMMIT);
+    assert_eq!(files(&snapshot).keys().collect::<Vec<_>>(), vae.keys().collect::<Vec<_>>());
+    hub.misbehave(Faults::default());
+    let plain = generate(&[]).expect("an image");
+    assert!(generate(&["--vae", "someone/vae"]).expect("an image") == plain);
+    let local = mgm_test_support::data("diffusion/images").join("style.safetensors").display().to_string();
+    let styled = generate(&["--lora", &format!("{local}:0.7")]).expect("an image");
+    assert!(styled != plain);
+    for name in ["someone/style", "someone/both", "someone/several:b/c.safetensors", "someone/several/b/c.safetensors"]
+    {
+        let image = generate(&["--lora", &format!("{name}:0.7")]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(image == styled, "{name}");
+    }
+    assert!(hub.log().is_empty(), "{:?}", hub.log());
+}
+
 /// `script` gives a program a terminal.
 #[cfg(target_os = "linux")]
 #[test]
