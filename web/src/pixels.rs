@@ -33,10 +33,10 @@ impl ImageSource for Pixels {
     }
 }
 
-/// Copies the colours into the wasm heap, without alpha.
+/// Copies the colours into the wasm heap. All pixels are opaque: `toPixels` in `ts/messages.ts` has put them over
+/// white.
 pub fn to_rgb(image: &Pixels) -> mgm::Result<Image> {
     let mut rgb = Vec::with_capacity(image.data().length() as usize / 4 * 3);
-    // Alpha is dropped, not composited, as in the reference implementation.
     for_strips(image, |strip| rgb.extend(strip.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])));
     Image::new(image.width() as usize, image.height() as usize, rgb)
 }

@@ -49,7 +49,7 @@ function png(width, height, rgba) {
   return Buffer.concat([signature, chunk("IHDR", head), chunk("IDAT", deflateSync(Buffer.from(rows))), chunk("IEND", Buffer.alloc(0))]);
 }
 
-test("transparent pixels keep their colours", async () => {
+test("transparent pixels are over white, as natively", async () => {
   const [width, height] = [16, 8];
   // Each row has its own alpha: none, some, all.
   const alphas = [0, 1, 2, 63, 128, 200, 254, 255];
@@ -57,10 +57,20 @@ test("transparent pixels keep their colours", async () => {
   const got = await page.evaluate(async (base64) => {
     const blob = new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/png" });
     const { width, height, data } = await messages.toPixels(blob);
-    return { width, height, data: [...data] };
+    // The same pixels from the page, which keeps them.
+    const own = new ImageData(Uint8ClampedArray.of(10, 20, 30, 0, 10, 20, 30, 128, 10, 20, 30, 255), 3, 1);
+    const fromPage = [...(await messages.toPixels(own)).data];
+    return { width, height, data: [...data], fromPage, own: [...own.data] };
   }, png(width, height, rgba).toString("base64"));
   assert.deepEqual([got.width, got.height], [width, height]);
-  assert.deepEqual(got.data.filter((_, i) => i % 4 < 3), rgba.filter((_, i) => i % 4 < 3));
+  // Rounded to the nearest value, as Pillow's `paste` and `mgm` do.
+  const expected = rgba.map((value, i) => {
+    const alpha = rgba[i - (i % 4) + 3];
+    return i % 4 === 3 ? 255 : Math.round((value * alpha + 255 * (255 - alpha)) / 255);
+  });
+  assert.deepEqual(got.data, expected);
+  assert.deepEqual(got.fromPage, [255, 255, 255, 255, 132, 137, 142, 255, 10, 20, 30, 255]);
+  assert.deepEqual(got.own.slice(0, 4), [10, 20, 30, 0]);
 });
 
 test("pixels are read exactly, through canvases of at most a megapixel, and images of more than 16.7 megapixels are reduced", { timeout: 120_000 }, async () => {

@@ -75,11 +75,12 @@ async function fetchPixels(url: string, signal?: AbortSignal): Promise<ImageData
 }
 
 /**
- * Decodes an image. The EXIF orientation is applied. Images of more than {@link MAX_PIXELS} are scaled down: the models reduce images to at
- * most 1536 pixels a side.
+ * Decodes an image. The EXIF orientation is applied, and transparent pixels are over white, as natively. Images of more than
+ * {@link MAX_PIXELS} are scaled down: the models reduce images to at most 1536 pixels a side.
  */
 export async function toPixels(image: ImageInput): Promise<ImageData> {
-  if (image instanceof ImageData) return image;
+  // The page's own pixels stay as they are.
+  if (image instanceof ImageData) return hasTransparency(image) ? overWhite(image, new ImageData(image.width, image.height)) : image;
   const found = image instanceof Blob ? decoded.get(image) : undefined;
   if (found) return found;
   if (image instanceof Blob) {
@@ -149,8 +150,22 @@ async function readPixels(bitmap: ImageBitmap): Promise<ImageData> {
       "the attribute crossorigin";
     throw new MgmError("cors", message, { cause });
   }
-  // A canvas loses the colours of transparent pixels. The model needs them: alpha is dropped, not composited.
-  return hasTransparency(pixels) ? ((await unpremultiplied(bitmap)) ?? pixels) : pixels;
+  if (!hasTransparency(pixels)) return pixels;
+  // A canvas rounds the colours of transparent pixels, or loses them.
+  const exact = (await unpremultiplied(bitmap)) ?? pixels;
+  return overWhite(exact, exact);
+}
+
+/** Writes the pixels over white to `target`, rounded to the nearest value. */
+function overWhite({ data }: ImageData, target: ImageData): ImageData {
+  for (let at = 0; at < data.length; at += 4) {
+    const alpha = data[at + 3] as number;
+    for (let channel = at; channel < at + 3; channel++) {
+      target.data[channel] = Math.floor(((data[channel] as number) * alpha + 255 * (255 - alpha)) / 255 + 0.5);
+    }
+    target.data[at + 3] = 255;
+  }
+  return target;
 }
 
 /** Fails if the browser returns other pixels than were drawn, as Firefox does with `privacy.resistFingerprinting`. */
