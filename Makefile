@@ -23,7 +23,7 @@ MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
 .PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub isa host-time \
 	fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
-	web-test-firefox web-bench
+	web-test-firefox web-bench web-soak
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -51,6 +51,7 @@ help:
 	@echo 'make web-test-all the same, the examples with Vite, Next.js and esbuild, and the golden cases in Firefox (installs firefox-esr)'
 	@echo 'make web-test-firefox every test of them in Firefox'
 	@echo 'make web-bench    loading times, and tokens per second in both browsers and natively'
+	@echo 'make web-soak     memory and latency over 300 answers with images in Chromium, or in Firefox (MGM_BROWSER=firefox)'
 	@echo 'make bench        race llama.cpp, burn and ONNX Runtime Web, and time the kernels (needs Node.js)'
 
 # Installs the packages of a list that are missing.
@@ -289,3 +290,7 @@ web-test-firefox: web-build firefox
 web-bench: web-build browser $(SMOLLM2)
 	cargo build --release
 	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs && node tokens.mjs $(abspath $(SMOLLM2))
+
+# Memory and latency over many answers in one page; MGM_BROWSER=firefox chooses Firefox.
+web-soak: web-build browser
+	node web/benches/soak.mjs $(if $(WRITE),--svg docs/soak-$(or $(MGM_BROWSER),chromium).svg)

@@ -2,12 +2,15 @@
 """Memory and latency over many answers with images, in one process: `make soak`.
 
     soak.py MGM [--answers 1000] [--out DIR] [--svg FILE]
+    soak.py --samples FILE [--svg FILE]
 
 Asks the bundled model about three images in turn through `mgm eval`, one question at a time, so that every answer encodes an image. Samples
 the memory of the process: resident, which on a software adapter contains the GPU's, and the GPU's as Linux counts it for each client of a
 driver (`drm-memory-*` in /proc/PID/fdinfo). `mgm eval` holds its answers until it ends. After the first tenth, which warms caches up,
 a line is fitted: memory over answers, and latency over answers. The run fails if memory grows by more than 1 % or 4 MiB over the rest, or
-latency by more than 10 %, and the growth is outside twice its standard error.
+latency by more than 10 %, and the growth is outside twice its standard error. With --samples it only judges what web/benches/soak.mjs
+measured in a browser: {"title", "series": [{"name", "kind": "memory" (bytes) or "latency" (seconds), "points": [[answers, value]]}]}. Its own
+samples are in DIR/samples.json.
 """
 
 import argparse
@@ -89,54 +92,80 @@ def run(mgm, answers, out):
     return samples
 
 
-def plot(series, file, adapter):
-    """Two panels: resident memory in MB, and milliseconds per answer."""
+SCALES = {"memory": ("MB", 1e6), "latency": ("ms", 1e-3)}
+
+
+def judge(series):
+    """Prints the growth of each series after its first tenth. Returns the number of those that grow."""
+    failures = 0
+    for one in series:
+        unit, scale = SCALES[one["kind"]]
+        points = one["points"][len(one["points"]) // 10 :]
+        slope, error, mean = fit(points)
+        count = points[-1][0] - points[0][0]
+        limit = MOST_GROWTH[one["kind"]] * mean
+        if one["kind"] == "memory":
+            limit = max(limit, MOST_BYTES)
+        grows = slope * count > limit and slope > 2 * error
+        failures += grows
+        print(f"{one['name']}: mean {mean / scale:.1f} {unit}; over {count} answers {slope * count / scale:+.2f} {unit} "
+              f"(standard error {error * count / scale:.2f}){' GROWS' if grows else ''}")  # fmt: skip
+    return failures
+
+
+def plot(title, series, file):
+    """A panel for each series: MB, or milliseconds per answer."""
     width, height, left = 720, 130, 70
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{2 * height + 90}" font-family="sans-serif" font-size="12">',
-             f'<text x="{left}" y="16">{adapter}</text>']  # fmt: skip
-    for index, (title, points) in enumerate(series):
+    total = len(series) * (height + 35) + 20
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{total}" font-family="sans-serif" font-size="12">',
+             f'<text x="{left}" y="16">{title}</text>']  # fmt: skip
+    for index, one in enumerate(series):
         top = 40 + index * (height + 35)
+        unit, scale = SCALES[one["kind"]]
+        points = [(x, y / scale) for x, y in one["points"]]
         most = max(y for _, y in points) * 1.1
         last = max(x for x, _ in points)
         place = lambda x, y: f"{left + x / last * (width - left - 20):.1f},{top + height - y / most * height:.1f}"
         path = " ".join(place(x, y) for x, y in points)
         lines += [
-            f'<text x="{left}" y="{top - 6}">{title}</text>',
+            f'<text x="{left}" y="{top - 6}">{one["name"]}, {unit}</text>',
             f'<polyline points="{path}" fill="none" stroke="#26c" />',
             f'<path d="M{left} {top}V{top + height}H{width - 20}" fill="none" stroke="#888" />',
             f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{most:.0f}</text>',
             f'<text x="{left - 6}" y="{top + height}" text-anchor="end">0</text>',
         ]
-    lines.append(f'<text x="{width - 20}" y="{2 * height + 86}" text-anchor="end">answers</text></svg>')
+    lines.append(f'<text x="{width - 20}" y="{total - 4}" text-anchor="end">answers</text></svg>')
     Path(file).write_text("\n".join(lines) + "\n")
+
+
+def measure(options):
+    """The samples of the native program."""
+    samples = run(options.mgm, options.answers, options.out)
+    pairs = zip(samples, samples[1:])
+    latency = [(second[0], (second[1] - first[1]) / (second[0] - first[0])) for first, second in pairs]
+    adapter = subprocess.run([options.mgm, "info"], capture_output=True, text=True).stdout.splitlines()
+    title = next((line.strip() for line in adapter if "llvmpipe" in line), "")
+    memory = [(answers, bytes_) for answers, _, bytes_ in samples]
+    report = {"title": title, "series": [{"name": "memory", "kind": "memory", "points": memory},
+                                         {"name": "time per answer", "kind": "latency", "points": latency}]}  # fmt: skip
+    (options.out / "samples.json").write_text(json.dumps(report))
+    return report
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mgm")
+    parser.add_argument("mgm", nargs="?")
+    parser.add_argument("--samples", type=Path)
     parser.add_argument("--answers", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("target/soak"))
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
-    samples = run(options.mgm, options.answers, options.out)
-    warm = samples[len(samples) // 10 :]
-    memory = [(answers, bytes_) for answers, _, bytes_ in warm]
-    pairs = zip(warm, warm[1:])
-    latency = [(second[0], (second[1] - first[1]) / (second[0] - first[0])) for first, second in pairs]
-    failures = 0
-    for name, points, unit, scale in (("memory", memory, "MB", 1e6), ("latency", latency, "ms", 1e-3)):
-        slope, error, mean = fit(points)
-        growth = slope * (points[-1][0] - points[0][0])
-        limit = MOST_GROWTH[name] * mean if name == "latency" else max(MOST_GROWTH[name] * mean, MOST_BYTES)
-        grows = growth > limit and slope > 2 * error
-        failures += grows
-        print(f"{name}: mean {mean / scale:.1f} {unit}; over {points[-1][0] - points[0][0]} answers {growth / scale:+.2f} {unit} "
-              f"(standard error {error * (points[-1][0] - points[0][0]) / scale:.2f}){' GROWS' if grows else ''}")  # fmt: skip
+    if (options.mgm is None) == (options.samples is None):
+        parser.error("pass the program mgm, or --samples")
+    report = json.loads(options.samples.read_text()) if options.samples else measure(options)
     if options.svg:
-        adapter = subprocess.run([options.mgm, "info"], capture_output=True, text=True).stdout.splitlines()
-        plot([("memory, MB", [(x, y / 1e6) for x, _, y in samples]), ("milliseconds per answer", [(x, y * 1e3) for x, y in latency])],
-             options.svg, next((line.strip() for line in adapter if "llvmpipe" in line), ""))  # fmt: skip
-    sys.exit(1 if failures else 0)
+        plot(report["title"], report["series"], options.svg)
+    sys.exit(1 if judge(report["series"]) else 0)
 
 
 if __name__ == "__main__":
