@@ -26,7 +26,10 @@ const repositories = {
 const TOKEN = "hf_secret";
 
 /** The list of the demo page. */
-const listed = [{ name: "SDXL-Turbo", url: `hf:${IMAGES}`, bytes: 5_300_000, downloadBytes: 10_300_000, imageGeneration: true, licence: "a licence" }];
+const listed = [
+  { name: "SDXL-Turbo", url: `hf:${IMAGES}`, bytes: 5_300_000, memoryBytes: 7_300_000, downloadBytes: 10_300_000, imageGeneration: true, licence: "a licence" },
+  { name: "MGM-2B", url: `hf:${CHAT}`, bytes: 2_000_000_000, memoryBytes: 2_100_000_000, downloadBytes: 7_200_000_000, licence: "another" },
+];
 const folder = mkdtempSync(join(tmpdir(), "mgm-listed-"));
 
 let server, hub, closed, context, page;
@@ -194,7 +197,7 @@ test("the token goes to the hub, not to the host of its files", async () => {
   assert.ok(closed.files.log.length > 0 && closed.files.log.every(({ authorization }) => authorization === undefined));
 });
 
-test("the demo page lists released models, asks with the exact sizes, and imports one", async () => {
+test("the demo page lists released models, asks with the exact sizes, and imports one", { timeout: 120_000 }, async () => {
   const demo = await context.newPage();
   // The page's hub is the real one.
   await demo.route("https://huggingface.co/**", async (route) => {
@@ -205,12 +208,12 @@ test("the demo page lists released models, asks with the exact sizes, and import
   demo.on("dialog", (dialog) => (asked.push(dialog.message()), asked.length === 1 ? dialog.dismiss() : dialog.accept()));
   await demo.goto(`${server.url}/demo/`);
   await demo.getByRole("button", { name: "Choose a model" }).first().click();
-  await demo.getByText("about 10 MB to download, 5 MB on this device · licence: a licence").waitFor();
+  await demo.getByText("about 10 MB to download, 5 MB on this device · about 7 MB of GPU memory · licence: a licence").waitFor();
   const download = demo.getByRole("button", { name: "Download SDXL-Turbo" });
   await download.click();
-  await demo.waitForFunction(() => document.getElementById("notice").hidden);
+  while (asked.length === 0) await demo.waitForTimeout(50);
   assert.equal(hub.files.log.some(({ path }) => path.endsWith("merges.txt")), true);
-  assert.match(asked[0] ?? "", /SDXL-Turbo: 10 MB from the Hugging Face Hub, 5 MB on this device \(f16\)\. Licence: a licence\./);
+  assert.match(asked[0] ?? "", /^SDXL-Turbo: 10 MB from the Hugging Face Hub, 5 MB on this device \(f16\)\. Licence: a licence\./);
   await download.click();
   await demo.getByRole("button", { name: "SDXL-Turbo · f16" }).waitFor();
   assert.equal(asked.length, 2);
@@ -219,4 +222,36 @@ test("the demo page lists released models, asks with the exact sizes, and import
   await demo.getByRole("button", { name: "SDXL-Turbo · f16" }).waitFor();
   assert.equal(hub.log.length, 0);
   await demo.close();
+});
+
+test("the demo page says whether a listed model fits this device, from its memory and then from its exact sizes", { timeout: 120_000 }, async () => {
+  const ask = async (memory, quota) => {
+    const demo = await context.newPage();
+    await demo.addInitScript(({ memory, quota }) => {
+      Object.defineProperty(navigator, "deviceMemory", { value: memory, configurable: true });
+      if (quota) navigator.storage.estimate = async () => ({ quota, usage: 0 });
+    }, { memory, quota });
+    await demo.route("https://huggingface.co/**", async (route) => {
+      const { pathname, search } = new URL(route.request().url());
+      await route.fulfill({ response: await route.fetch({ url: hub.url + pathname + search }) });
+    });
+    const question = new Promise((resolve) => demo.on("dialog", (dialog) => (resolve(dialog.message()), dialog.dismiss())));
+    await demo.goto(`${server.url}/demo/`);
+    await demo.getByRole("button", { name: "Choose a model" }).first().click();
+    const item = demo.locator("li", { hasText: "MGM-2B" });
+    const facts = await item.locator(".muted").textContent();
+    await item.getByRole("button", { name: "Download MGM-2B" }).click();
+    const asked = await question;
+    await demo.close();
+    return { facts, asked };
+  };
+  const sizes = "about 7.2 GB to download, 2.0 GB on this device · about 2.1 GB of GPU memory";
+  assert.equal((await ask(8)).facts, `${sizes} · licence: another`);
+  const { facts, asked } = await ask(2);
+  assert.equal(facts, `${sizes} · may not fit into this device's memory: a page can use about 1.1 GB · licence: another`);
+  // The repository of the test has 2 MB: with the KV cache it fits.
+  assert.match(asked, /^MGM-2B: \d+ MB from the Hugging Face Hub, \d MB on this device \(q4\)\. Licence: another\. Download it\?$/);
+  const small = await ask(8, 1_000_000);
+  assert.equal(small.facts, `${sizes} · not enough space on this device: 1 MB are free · licence: another`);
+  assert.match(small.asked, /\. Warning: not enough space on this device: 1 MB are free\. Licence/);
 });

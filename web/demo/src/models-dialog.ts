@@ -2,7 +2,7 @@
 
 import { bundleUrl, cache, Mgm } from "mgm-webgpu";
 import { $, announce, showError, showNotice } from "./dom.js";
-import { type Choice, choices, deviceDescription, megabytes } from "./models.js";
+import { type Choice, choices, deviceDescription, megabytes, warningOf } from "./models.js";
 import { refresh, settings, showProgress, state } from "./state.js";
 import { saveSettings } from "./store.js";
 
@@ -71,12 +71,15 @@ async function choose(choice: Choice): Promise<void> {
   if (!imageGeneration && state.mgm?.info.chat) await restoreModel(settings.imageModel);
 }
 
-/** Asks the visitor before a released model is downloaded, with its exact sizes. */
-async function confirmImport({ source, name, licence = "" }: Choice): Promise<boolean> {
+/** Asks the visitor before a released model is downloaded, with its exact sizes, and says if it may not run here. */
+async function confirmImport(choice: Choice): Promise<boolean> {
+  const { source, name, licence = "", bytes, memoryBytes = bytes } = choice;
   showNotice(`Reading the size of ${name}…`);
-  const { downloadBytes = 0, storedBytes = 0, precision = "" } = await Mgm.inspect(source).finally(() => showNotice(""));
+  const [sizes, support] = await Promise.all([Mgm.inspect(source), Mgm.support()]).finally(() => showNotice(""));
+  const { downloadBytes = 0, storedBytes = 0, precision = "" } = sizes;
   const size = `${megabytes(downloadBytes)} from the Hugging Face Hub, ${megabytes(storedBytes)} on this device (${precision})`;
-  return confirm(`${name}: ${size}. Licence: ${licence}. Download it?`);
+  const warning = warningOf({ ...choice, bytes: storedBytes, memoryBytes: storedBytes + memoryBytes - bytes }, support);
+  return confirm(`${name}: ${size}. ${warning ? `Warning: ${warning}. ` : ""}Licence: ${licence}. Download it?`);
 }
 
 export async function showModels(): Promise<void> {
@@ -104,10 +107,11 @@ function choiceElement(choice: Choice): HTMLLIElement {
   name.textContent = choice.name;
   const facts = document.createElement("div");
   facts.className = "muted";
-  const { bytes, downloadBytes = bytes, licence } = choice;
+  const { bytes, downloadBytes = bytes, memoryBytes, licence } = choice;
   const size = `${megabytes(bytes)}, ${choice.isCached ? "on this device" : "to download"}`;
   const sizes = choice.isCached || downloadBytes === bytes ? size : `about ${megabytes(downloadBytes)} to download, ${megabytes(bytes)} on this device`;
-  facts.textContent = [sizes, choice.warning, choice.about, licence && `licence: ${licence}`].filter(Boolean).join(" · ");
+  const memory = memoryBytes !== undefined && `about ${megabytes(memoryBytes)} of GPU memory`;
+  facts.textContent = [sizes, memory, choice.warning, choice.about, licence && `licence: ${licence}`].filter(Boolean).join(" · ");
   about.append(name, facts);
   const use = document.createElement("button");
   use.type = "button";

@@ -1,14 +1,16 @@
 // The available models: those that this site lists, and those on this device.
 
-import { bundleUrl, cache, Mgm } from "mgm-webgpu";
+import { bundleUrl, cache, Mgm, type Support } from "mgm-webgpu";
 
 /** An entry of `models.json`, next to the page. */
 export interface ListedModel {
   name: string;
   /** The address of a bundle, or `"hf:…"` for a model on the Hugging Face Hub. */
   url: string;
-  /** Bytes on this device; about the same on the GPU. */
+  /** Bytes on this device. */
   bytes: number;
+  /** Bytes on the GPU with a conversation of 2,048 tokens, or while an image is generated. An estimate; absent: about `bytes`. */
+  memoryBytes?: number;
   /** Bytes to download, if they are not the same: the model is quantised on the way. An estimate. */
   downloadBytes?: number;
   /** In a few words, for models that the site does not host. */
@@ -49,14 +51,20 @@ export async function choices(): Promise<Choice[]> {
   for (const { url, name, bytes, complete, imageGeneration } of cached) {
     all.set(url, { ...(all.get(url) ?? { name, source: url, url, bytes }), imageGeneration, isCached: complete });
   }
-  const space = support.storage && support.canStore ? support.storage.quota - support.storage.usage : Infinity;
   return [...all.values()]
     .map((choice) => {
-      const isTooLarge = support.maxWeightBytes !== undefined && choice.bytes > support.maxWeightBytes;
-      if (!choice.isCached && choice.bytes > space) return { ...choice, warning: "not enough space on this device" };
-      return isTooLarge ? { ...choice, warning: "may not fit into this device's memory" } : choice;
+      const warning = warningOf(choice, support);
+      return warning === undefined ? choice : { ...choice, warning };
     })
     .sort((a, b) => Number(b.isCached) - Number(a.isCached));
+}
+
+/** Why a model may not run on this device; `undefined` if nothing is known against it. */
+export function warningOf({ bytes, memoryBytes = bytes, isCached }: Choice, { maxWeightBytes, storage, canStore }: Support): string | undefined {
+  const space = storage && canStore ? storage.quota - storage.usage : Infinity;
+  if (!isCached && bytes > space) return `not enough space on this device: ${megabytes(space)} are free`;
+  if (maxWeightBytes === undefined || memoryBytes <= maxWeightBytes) return undefined;
+  return `may not fit into this device's memory: a page can use about ${megabytes(maxWeightBytes)}`;
 }
 
 /** A sentence about this device. */
