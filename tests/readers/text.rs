@@ -396,6 +396,30 @@ fn chat_templates_render_as_in_transformers() {
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
+#[derive(Deserialize)]
+struct Expressions {
+    variables: String,
+    rows: Vec<(String, Option<String>)>,
+}
+
+/// What Python and Jinja make of expressions: make_template_expressions.py.
+#[test]
+fn expressions_are_those_of_python() {
+    let Expressions { variables, rows } = serde_json::from_slice(&fixture("templates/expressions.json")).unwrap();
+    let mut wrong = Vec::new();
+    for (expression, expected) in &rows {
+        let whole = ["{{", "{%", "{#"].iter().any(|open| expression.starts_with(open));
+        let source = if whole { expression.clone() } else { format!("{{{{ {expression} }}}}") };
+        let found = template("test", &source).and_then(|template| template.render_json(&variables));
+        // What Python refuses, minijinja may compute.
+        if expected.as_ref().is_some_and(|expected| !found.as_ref().is_ok_and(|found| found == expected)) {
+            wrong.push(format!("{expression}: {found:?}\nexpected {expected:?}"));
+        }
+    }
+    assert!(rows.len() > 450);
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}
+
 #[test]
 fn templates_are_found_in_a_models_folder() {
     let find = |files: &[(&str, &str)]| {

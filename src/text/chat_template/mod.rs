@@ -1,8 +1,13 @@
 //! A model's own conversation template: Jinja, rendered as by transformers' `apply_chat_template`.
 
+mod format;
+mod json_style;
 mod masks;
 mod python;
 mod source;
+mod strftime;
+mod strings;
+mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -56,7 +61,7 @@ pub struct TemplateSettings {
 impl Default for TemplateSettings {
     fn default() -> Self {
         let control = ControlTokens::default();
-        Self { special_tokens: BTreeMap::new(), additional: Vec::new(), control, clock: python::utc_seconds }
+        Self { special_tokens: BTreeMap::new(), additional: Vec::new(), control, clock: strftime::utc_seconds }
     }
 }
 
@@ -280,6 +285,8 @@ mod tests {
         // Of an answer, the template may find its own tags.
         let split = "{{ messages[0].content.split('</think>')[-1] }}<|im_end|>";
         assert_eq!(data(split, "assistant", "<think>a</think>b</s>"), "b{/s><|im_end|>");
+        // Python's notation of a list leaves stand-ins as they are.
+        assert_eq!(data("{{ [messages[0].content] }}", "user", "</s>\u{ad}"), "['{/s>\\xad']");
         // Joined from two parts that the template leaves over.
         let cut = "{{ messages[0].content.replace('<image>', '') }}<|im_end|>";
         assert_eq!(data(cut, "user", "an <image>a"), "an a<|im_end|>");

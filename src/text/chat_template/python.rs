@@ -1,50 +1,53 @@
-//! What transformers' templates get from Python: the text of values, methods of strings, lists and dictionaries,
-//! `tojson`, `strftime_now`.
+//! What transformers' templates get from Python and Jinja: methods, filters, tests and functions.
 
-use std::fmt::Write;
+use minijinja::value::{Rest, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 
-use minijinja::value::{Kwargs, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use super::format::percent;
+use super::json_style::to_json;
+use super::strftime::strftime;
+use super::strings::{self, Arguments, center, space};
+use super::values::{Sequence, floor_divide, invalid, items, modulo, pairs, power, repr, slice, text, tuple};
+use super::{source, strings::split};
 
 /// Adds everything to an environment. `clock` returns the seconds since 1970.
 pub(super) fn add(environment: &mut Environment<'_>, clock: fn() -> i64) {
-    environment.set_formatter(|output, _, value| {
+    environment.set_formatter(|output, state, value| {
         // Of a string that a block or macro made, too.
-        output.write_str(&text(value)).map_err(|_| invalid("the prompt cannot be written"))
+        let mut text = text(value);
+        if state.auto_escape() != AutoEscape::None && !value.is_safe() {
+            text = escape(&text);
+        }
+        output.write_str(&text).map_err(|_| invalid("the prompt cannot be written"))
     });
-    environment.set_unknown_method_callback(|state, value, method, arguments| match value.as_str() {
-        Some(text) => string_method(state, value, text, method, arguments),
-        None => other_method(state, value, method, arguments),
+    environment.set_unknown_method_callback(|_, value, method, arguments| match value.as_str() {
+        Some(text) => strings::method(text, method, arguments),
+        None => other_method(value, method, arguments),
     });
+    environment.add_function(source::SAME, |value: Value| value);
+    environment.add_function(source::TUPLE, |items: Rest<Value>| tuple(items.iter().cloned()));
+    environment.add_function(source::CONCATENATE, |parts: Rest<Value>| parts.iter().map(text).collect::<String>());
+    environment.add_function(source::FLOOR_DIVIDE, |a: &Value, b: &Value| floor_divide(a, b));
+    environment.add_function(source::SLICE, |value: &Value, bounds: Rest<Value>| slice(value, &bounds));
+    environment.add_function(source::POWER, |a: &Value, b: &Value| power(a, b));
+    environment.add_function(source::MODULO, |a: &Value, b: &Value| match a.as_str() {
+        Some(format) => percent(format, b).map(Value::from),
+        None => modulo(a, b),
+    });
+    environment.add_function("raise_exception", |message: String| -> Result<String, Error> { Err(invalid(message)) });
+    environment.add_function("strftime_now", move |format: &str| strftime(format, clock()));
+    // Not the notation of Python.
+    environment.remove_filter("pprint");
     environment.add_filter("tojson", to_json);
-    environment.add_filter("string", |value: &Value| text(value));
-    environment.add_filter("trim", |value: &Value, characters: Option<String>| {
-        let text = text(value);
-        match characters {
-            Some(characters) => text.trim_matches(|c| characters.contains(c)).to_owned(),
-            None => text.trim().to_owned(),
-        }
-    });
-    environment.add_filter("round", |value: f64, precision: Option<usize>, method: Option<String>| {
-        let precision = precision.unwrap_or(0).min(17);
-        let scale = 10f64.powi(precision as i32);
-        match method.as_deref() {
-            Some("ceil") => (value * scale).ceil() / scale,
-            Some("floor") => (value * scale).floor() / scale,
-            // Of the exact value, ties to even, as Python rounds.
-            _ => format!("{value:.precision$}").parse().unwrap_or(value),
-        }
-    });
-    environment.add_filter("capitalize", |text: String| capitalize(&text));
-    environment.add_filter("join", |values: &Value, separator: Option<String>, options: Kwargs| {
-        let attribute: Option<String> = options.get("attribute")?;
-        options.assert_all_used()?;
-        let separator = separator.unwrap_or_default();
-        let mut parts = Vec::new();
-        for value in values.try_iter()? {
-            parts.push(text(&attribute.as_deref().map_or(Ok(value.clone()), |name| value.get_attr(name))?));
-        }
-        Ok::<_, Error>(parts.join(&separator))
+    for (name, arguments, filter) in FILTERS {
+        environment.add_filter(*name, move |value: &Value, given: Rest<Value>| {
+            filter(value, &Arguments::new(&given, arguments)?)
+        });
+    }
+    environment.add_filter("format", |format: &Value, given: Rest<Value>| {
+        let (positional, named) = split(&given);
+        let values = if positional.is_empty() { named } else { tuple(positional.iter().cloned()) };
+        percent(&text(format), &values)
     });
     // Python's strings are sequences of characters.
     environment.add_test("sequence", |value: &Value| {
@@ -53,437 +56,230 @@ pub(super) fn add(environment: &mut Environment<'_>, clock: fn() -> i64) {
     environment.add_test("iterable", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map)
     });
-    environment.add_function("raise_exception", |message: String| -> Result<String, Error> { Err(invalid(message)) });
-    environment.add_function("strftime_now", move |format: &str| strftime(format, clock()));
+    environment.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
+    environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
-fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
-}
+type Filter = fn(&Value, &Arguments) -> Result<Value, Error>;
 
-/// Seconds since 1970, in UTC.
-pub(super) fn utc_seconds() -> i64 {
-    #[cfg(feature = "gpu")]
-    use web_time::{SystemTime, UNIX_EPOCH};
-
-    #[cfg(not(feature = "gpu"))]
-    use std::time::{SystemTime, UNIX_EPOCH};
-
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
-}
-
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-
-/// A time in seconds since 1970, in C's notation. A directive that no template uses stays as it is.
-fn strftime(format: &str, seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Years from March, so that the leap day is the last one.
-    let (era, day_of_era) = ((days + 719_468).div_euclid(146_097), (days + 719_468).rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let day_in_year = if month > 2 { day_of_year + 60 + i64::from(leap) } else { day_of_year - 305 };
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let month_name = MONTHS.get(month as usize - 1).copied().unwrap_or_default();
-    let week_day = (days + 4).rem_euclid(7);
-    let day_name = DAYS.get(week_day as usize).copied().unwrap_or_default();
-    let short = |name: &'static str| name.get(..3).unwrap_or(name);
-    let half = if hour % 12 == 0 { 12 } else { hour % 12 };
-
-    let mut out = String::new();
-    let mut characters = format.chars();
-    while let Some(c) = characters.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let mut directive = characters.next();
-        let unpadded = directive == Some('-');
-        if unpadded {
-            directive = characters.next();
-        }
-        let number = |value: i64, width: usize| {
-            if unpadded { value.to_string() } else { format!("{value:0width$}") }
+/// Filters that minijinja lacks, or that differ: the names of their arguments.
+const FILTERS: &[(&str, &[&str], Filter)] = &[
+    ("string", &[], |value, _| Ok(text(value).into())),
+    ("trim", &["chars"], |value, given| Ok(strings::trim(&text(value), given.text(0)?, [true, true]).into())),
+    ("round", &["precision", "method"], round),
+    ("capitalize", &[], |value, _| Ok(strings::capitalize(&text(value)).into())),
+    ("upper", &[], |value, _| Ok(text(value).to_uppercase().into())),
+    ("lower", &[], |value, _| Ok(text(value).to_lowercase().into())),
+    ("title", &[], |value, _| Ok(title(&text(value)).into())),
+    ("center", &["width"], |value, given| Ok(center(&text(value), given.integer(0)?.unwrap_or(80), ' ').into())),
+    ("replace", &["old", "new", "count"], |value, given| {
+        let argument = |at| given.get(at).map(text).ok_or_else(|| Error::from(ErrorKind::MissingArgument));
+        Ok(strings::replace(&text(value), &argument(0)?, &argument(1)?, given.integer(2)?).into())
+    }),
+    ("truncate", &["length", "killwords", "end", "leeway"], truncate),
+    ("wordcount", &[], |value, _| {
+        let words =
+            text(value).split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count();
+        Ok(words.into())
+    }),
+    ("indent", &["width", "first", "blank"], indent),
+    ("length", &[], length),
+    ("count", &[], length),
+    ("int", &["default", "base"], integer),
+    ("float", &["default"], |value, given| {
+        let number = match value.as_str() {
+            Some(text) => strings::trim(text, None, [true, true]).replace('_', "").parse::<f64>().ok(),
+            None => float(value),
         };
-        out.push_str(&match directive {
-            Some('d') => number(day, 2),
-            Some('e') => format!("{day:2}"),
-            Some('m') => number(month, 2),
-            Some('b' | 'h') => short(month_name).to_owned(),
-            Some('B') => month_name.to_owned(),
-            Some('Y') => number(year, 4),
-            Some('y') => number(year % 100, 2),
-            Some('j') => number(day_in_year, 3),
-            Some('a') => short(day_name).to_owned(),
-            Some('A') => day_name.to_owned(),
-            Some('w') => number(week_day, 1),
-            Some('u') => number((week_day + 6) % 7 + 1, 1),
-            Some('H') => number(hour, 2),
-            Some('I') => number(half, 2),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
-            Some('M') => number(minute, 2),
-            Some('S') => number(second, 2),
-            Some('F') => format!("{year:04}-{month:02}-{day:02}"),
-            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
-            Some('D') => format!("{month:02}/{day:02}/{:02}", year % 100),
-            Some('z') => "+0000".to_owned(),
-            Some('Z') => "UTC".to_owned(),
-            Some('s') => seconds.to_string(),
-            Some('%') => "%".to_owned(),
-            Some('n') => "\n".to_owned(),
-            Some('t') => "\t".to_owned(),
-            Some(other) => format!("%{}{other}", if unpadded { "-" } else { "" }),
-            None => "%".to_owned(),
-        });
-    }
-    out
-}
-
-/// Python's `str`.
-fn text(value: &Value) -> String {
-    match value.as_str() {
-        Some(text) => text.to_owned(),
-        None if value.is_undefined() => String::new(),
-        None => repr(value),
-    }
-}
-
-/// Python's `repr`.
-fn repr(value: &Value) -> String {
-    match value.kind() {
-        ValueKind::None => "None".to_owned(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
-        ValueKind::Number => number(value),
-        ValueKind::String => quoted(value.as_str().unwrap_or_default()),
-        ValueKind::Seq => format!("[{}]", items(value).iter().map(repr).collect::<Vec<_>>().join(", ")),
-        ValueKind::Map => {
-            let pairs = pairs(value).into_iter().map(|(key, value)| format!("{}: {}", repr(&key), repr(&value)));
-            format!("{{{}}}", pairs.collect::<Vec<_>>().join(", "))
+        Ok(number.map_or_else(|| given.get(0).cloned().unwrap_or(0.0.into()), Value::from))
+    }),
+    ("escape", &[], |value, _| Ok(escaped(value))),
+    ("e", &[], |value, _| Ok(escaped(value))),
+    ("forceescape", &[], |value, _| Ok(Value::from_safe_string(escape(&text(value))))),
+    ("join", &["d", "attribute"], |values, given| {
+        let attribute = given.text(1)?;
+        let mut parts = Vec::new();
+        for value in values.try_iter()? {
+            parts.push(text(&attribute.map_or(Ok(value.clone()), |name| value.get_attr(name))?));
         }
-        _ => value.to_string(),
-    }
-}
-
-fn items(value: &Value) -> Vec<Value> {
-    value.try_iter().map(Iterator::collect).unwrap_or_default()
-}
-
-fn pairs(value: &Value) -> Vec<(Value, Value)> {
-    let pair = |key: Value| value.get_item(&key).map(|value| (key, value));
-    items(value).into_iter().filter_map(|key| pair(key).ok()).collect()
-}
-
-/// An integer, or a float as Python writes it: with an exponent from 1e16 and below 1e-4.
-fn number(value: &Value) -> String {
-    if value.is_integer() {
-        return value.to_string();
-    }
-    let Ok(float) = f64::try_from(value.clone()) else { return value.to_string() };
-    if !float.is_finite() {
-        return if float.is_nan() {
-            "nan"
-        } else if float > 0.0 {
-            "inf"
-        } else {
-            "-inf"
+        Ok(parts.join(&given.get(0).map(text).unwrap_or_default()).into())
+    }),
+    ("sum", &["attribute", "start"], |values, given| {
+        let mut sum = given.get(1).cloned().unwrap_or(0.into());
+        for value in values.try_iter()? {
+            let value = given.text(0)?.map_or(Ok(value.clone()), |name| value.get_attr(name))?;
+            sum = add_numbers(&sum, &value)?;
         }
-        .to_owned();
-    }
-    let scientific = format!("{float:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    match exponent.parse::<i32>() {
-        Ok(exponent) if float != 0.0 && !(-4..16).contains(&exponent) => {
-            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+        Ok(sum)
+    }),
+    ("items", &[], |value, _| {
+        Ok(if value.is_undefined() { Value::from(Vec::<Value>::new()) } else { views(value, "")? })
+    }),
+    ("dictsort", &["case_sensitive", "by", "reverse"], |value, given| {
+        let mut pairs = pairs(value);
+        let by_value = given.text(1)? == Some("value");
+        let key = |(key, value): &(Value, Value)| {
+            let by = if by_value { value } else { key };
+            by.as_str().filter(|_| !given.flag(0)).map_or_else(|| by.clone(), |text| text.to_lowercase().into())
+        };
+        pairs.sort_by_cached_key(key);
+        if given.flag(2) {
+            pairs.reverse();
         }
-        _ => format!("{float:?}"),
+        Ok(Value::from_iter(pairs.into_iter().map(|(key, value)| tuple([key, value]))))
+    }),
+];
+
+fn length(value: &Value, _: &Arguments) -> Result<Value, Error> {
+    match value.len() {
+        Some(length) => Ok(length.into()),
+        None if value.is_undefined() => Ok(0.into()),
+        None => Err(invalid(format!("a value of type {} has no length", value.kind()))),
     }
 }
 
-fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::from(quote);
+fn round(value: &Value, given: &Arguments) -> Result<Value, Error> {
+    if value.is_integer() && given.get(1).is_none() && given.integer(0)?.unwrap_or(0) >= 0 {
+        return Ok(value.clone());
+    }
+    let number: f64 = value.clone().try_into()?;
+    let precision = given.integer(0)?.unwrap_or(0).clamp(-17, 17) as i32;
+    let scale = 10f64.powi(precision);
+    Ok(Value::from(match given.text(1)? {
+        Some("ceil") => (number * scale).ceil() / scale,
+        Some("floor") => (number * scale).floor() / scale,
+        _ if precision < 0 => (number * scale).round_ties_even() / scale,
+        // Of the exact value, ties to even, as Python rounds.
+        _ => format!("{number:.*}", precision as usize).parse().unwrap_or(number),
+    }))
+}
+
+fn add_numbers(a: &Value, b: &Value) -> Result<Value, Error> {
+    if a.is_integer() && b.is_integer() {
+        let sum = i128::try_from(a.clone())?.checked_add(i128::try_from(b.clone())?);
+        return sum.map(Value::from).ok_or_else(|| invalid("the sum is too large"));
+    }
+    Ok((f64::try_from(a.clone())? + f64::try_from(b.clone())?).into())
+}
+
+fn float(value: &Value) -> Option<f64> {
+    if value.kind() == ValueKind::Bool { Some(f64::from(value.is_true())) } else { value.clone().try_into().ok() }
+}
+
+fn integer(value: &Value, given: &Arguments) -> Result<Value, Error> {
+    let base = given.integer(1)?.unwrap_or(10);
+    let number = match value.as_str() {
+        Some(text) => {
+            let digits = strings::trim(text, None, [true, true]).to_lowercase().replace('_', "");
+            let digits = match base {
+                16 => digits.trim_start_matches("0x"),
+                8 => digits.trim_start_matches("0o"),
+                2 => digits.trim_start_matches("0b"),
+                _ => &digits,
+            };
+            let radix = u32::try_from(base).ok().filter(|base| (2..=36).contains(base));
+            let radix = radix.ok_or_else(|| invalid("int: the base must be from 2 to 36"))?;
+            i128::from_str_radix(digits, radix).ok().or_else(|| finite(digits.parse().ok()?))
+        }
+        None if value.is_integer() => return Ok(value.clone()),
+        None => finite(float(value).unwrap_or(f64::NAN)),
+    };
+    Ok(number.map_or_else(|| given.get(0).cloned().unwrap_or(0.into()), Value::from))
+}
+
+fn finite(number: f64) -> Option<i128> {
+    number.is_finite().then_some(number as i128)
+}
+
+/// Jinja's own, which differs from Python's: words begin after white space, hyphens and brackets.
+fn title(text: &str) -> String {
+    let words = text.split_inclusive(|c: char| space(c) || "-({[<".contains(c));
+    words.map(strings::capitalize).collect()
+}
+
+fn truncate(value: &Value, given: &Arguments) -> Result<Value, Error> {
+    let text = text(value);
+    let length = given.integer(0)?.unwrap_or(255).max(0) as usize;
+    let end = given.text(2)?.unwrap_or("...");
+    let leeway = given.integer(3)?.unwrap_or(5).max(0) as usize;
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text.into());
+    }
+    let kept =
+        length.checked_sub(end.chars().count()).ok_or_else(|| invalid("truncate: the end is longer than the text"))?;
+    let kept: String = text.chars().take(kept).collect();
+    let kept = kept.rsplit_once(' ').filter(|_| !given.flag(1)).map_or(&*kept, |(words, _)| words);
+    Ok(format!("{kept}{end}").into())
+}
+
+fn indent(value: &Value, given: &Arguments) -> Result<Value, Error> {
+    let prefix = match given.get(0) {
+        Some(width) if width.as_str().is_none() => " ".repeat(i64::try_from(width.clone())?.clamp(0, 4096) as usize),
+        text => text.and_then(Value::as_str).unwrap_or("    ").to_owned(),
+    };
+    let mut output = String::new();
+    for (index, line) in (text(value) + "\n").lines().enumerate() {
+        let indented = if index == 0 { given.flag(1) } else { given.flag(2) || !line.is_empty() };
+        output.push_str(if index == 0 { "" } else { "\n" });
+        output.push_str(if indented { &prefix } else { "" });
+        output.push_str(line);
+    }
+    Ok(output.into())
+}
+
+fn escape(text: &str) -> String {
+    let mut output = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\\' => out.push_str("\\\\"),
-            c if c == quote => out.extend(['\\', c]),
-            c if c.is_control() => _ = write!(out, "\\x{:02x}", c as u32),
-            c => out.push(c),
+            '&' => output.push_str("&amp;"),
+            '<' => output.push_str("&lt;"),
+            '>' => output.push_str("&gt;"),
+            '"' => output.push_str("&#34;"),
+            '\'' => output.push_str("&#39;"),
+            c => output.push(c),
         }
     }
-    out.push(quote);
-    out
+    output
 }
 
-/// Python's `json.dumps` with the defaults of transformers' `tojson`.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let indent: Option<Value> = options.get("indent")?;
-    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| match indent.as_str() {
-        Some(text) => text.to_owned(),
-        None => " ".repeat(indent.as_usize().unwrap_or(0).min(64)),
-    });
-    let [item, key] = match separators.as_deref() {
-        Some([item, key]) => [item.clone(), key.clone()],
-        Some(_) => return Err(invalid("tojson: separators must be two strings")),
-        None => [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()],
-    };
-    let style = Style {
-        item,
-        key,
-        indent,
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-    };
-    options.assert_all_used()?;
-    let mut out = String::new();
-    style.write(&mut out, value, 0)?;
-    Ok(out)
+fn escaped(value: &Value) -> Value {
+    if value.is_safe() { value.clone() } else { Value::from_safe_string(escape(&text(value))) }
 }
 
-struct Style {
-    item: String,
-    key: String,
-    indent: Option<String>,
-    ensure_ascii: bool,
-    sort_keys: bool,
-}
-
-impl Style {
-    fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > 64 {
-            return Err(invalid("tojson: values are nested more than 64 deep"));
-        }
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&match number(value).as_str() {
-                "nan" => "NaN".to_owned(),
-                "inf" => "Infinity".to_owned(),
-                "-inf" => "-Infinity".to_owned(),
-                number => number.to_owned(),
-            }),
-            ValueKind::String => self.string(out, value.as_str().unwrap_or_default()),
-            ValueKind::Seq | ValueKind::Iterable => {
-                self.list(out, ['[', ']'], items(value), depth, |out, value| self.write(out, value, depth + 1))?;
-            }
-            ValueKind::Map => {
-                let mut pairs = pairs(value);
-                if self.sort_keys {
-                    pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
-                }
-                self.list(out, ['{', '}'], pairs, depth, |out, (key, value)| {
-                    match key.as_str() {
-                        Some(key) => self.string(out, key),
-                        None => {
-                            let mut text = String::new();
-                            self.write(&mut text, key, depth + 1)?;
-                            self.string(out, &text);
-                        }
-                    }
-                    out.push_str(&self.key);
-                    self.write(out, value, depth + 1)
-                })?;
-            }
-            kind => return Err(invalid(format!("tojson: a value of type {kind} is not JSON"))),
-        }
-        Ok(())
+/// The pairs of a dictionary.
+fn views(value: &Value, name: &'static str) -> Result<Value, Error> {
+    if value.kind() != ValueKind::Map {
+        return Err(invalid(format!("a value of type {} has no items", value.kind())));
     }
-
-    fn list<T>(
-        &self,
-        out: &mut String,
-        [open, close]: [char; 2],
-        values: Vec<T>,
-        depth: usize,
-        each: impl Fn(&mut String, &T) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let line = |out: &mut String, depth: usize| {
-            if let Some(indent) = self.indent.as_ref().filter(|_| !values.is_empty()) {
-                out.push('\n');
-                out.push_str(&indent.repeat(depth));
-            }
-        };
-        out.push(open);
-        for (index, value) in values.iter().enumerate() {
-            if index > 0 {
-                out.push_str(&self.item);
-            }
-            line(out, depth + 1);
-            each(out, value)?;
-        }
-        line(out, depth);
-        out.push(close);
-        Ok(())
-    }
-
-    fn string(&self, out: &mut String, text: &str) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(out, "\\u{unit:04x}");
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
-    }
+    Ok(Sequence::value(name, pairs(value).into_iter().map(|(key, value)| tuple([key, value])).collect()))
 }
 
-fn capitalize(text: &str) -> String {
-    let mut characters = text.chars();
-    characters
-        .next()
-        .map_or(String::new(), |first| first.to_uppercase().chain(characters.as_str().to_lowercase().chars()).collect())
-}
-
-/// Methods of strings that `minijinja_contrib` lacks or that it has for bytes; the others are its own.
-fn string_method(state: &State, value: &Value, s: &str, method: &str, arguments: &[Value]) -> Result<Value, Error> {
-    let all = |test: fn(char) -> bool| !s.is_empty() && s.chars().all(test);
-    // Python counts characters.
-    let place = |byte: Option<usize>| byte.map_or(-1, |byte| s[..byte].chars().count() as i64);
-    let three = |before: &str, separator: &str, after: &str| Value::from_iter([before, separator, after]);
-    Ok(match method {
-        "isspace" | "isalpha" | "isalnum" | "isdigit" | "isdecimal" | "isnumeric" => {
-            let () = from_args(arguments)?;
-            Value::from(all(match method {
-                "isspace" => char::is_whitespace,
-                "isalpha" => char::is_alphabetic,
-                "isalnum" => char::is_alphanumeric,
-                _ => char::is_numeric,
-            }))
-        }
-        "islower" | "isupper" => {
-            let () = from_args(arguments)?;
-            let (upper, lower) = (s.chars().any(char::is_uppercase), s.chars().any(char::is_lowercase));
-            Value::from(if method == "isupper" { upper && !lower } else { lower && !upper })
-        }
-        "find" | "rfind" | "index" | "rindex" => {
-            let (what,): (&str,) = from_args(arguments)?;
-            let found = place(if method.starts_with('r') { s.rfind(what) } else { s.find(what) });
-            if found < 0 && method.ends_with("index") {
-                return Err(invalid("substring not found"));
-            }
-            Value::from(found)
-        }
-        "removeprefix" | "removesuffix" => {
-            let (what,): (&str,) = from_args(arguments)?;
-            let rest = if method == "removeprefix" { s.strip_prefix(what) } else { s.strip_suffix(what) };
-            Value::from(rest.unwrap_or(s))
-        }
-        "partition" => {
-            let (at,): (&str,) = from_args(arguments)?;
-            s.split_once(at).map_or_else(|| three(s, "", ""), |(before, after)| three(before, at, after))
-        }
-        "rpartition" => {
-            let (at,): (&str,) = from_args(arguments)?;
-            s.rsplit_once(at).map_or_else(|| three("", "", s), |(before, after)| three(before, at, after))
-        }
-        "rsplit" => {
-            let (separator, limit, options): (Option<&str>, Option<i64>, Kwargs) = from_args(arguments)?;
-            let limit = options.get::<Option<i64>>("maxsplit")?.or(limit);
-            options.assert_all_used()?;
-            let count = limit.filter(|limit| *limit >= 0).map_or(usize::MAX, |limit| limit as usize + 1);
-            let mut parts: Vec<&str> = match separator {
-                Some("") => return Err(invalid("empty separator")),
-                Some(separator) => s.rsplitn(count, separator).collect(),
-                None if count == usize::MAX => s.split_whitespace().rev().collect(),
-                None => return Err(invalid("rsplit with maxsplit needs a separator")),
-            };
-            parts.reverse();
-            Value::from_iter(parts)
-        }
-        "splitlines" => {
-            let (keep,): (Option<bool>,) = from_args(arguments)?;
-            let mut lines = Vec::new();
-            let mut rest = s;
-            while let Some(end) = rest.find(['\n', '\r']) {
-                let after = end + if rest[end..].starts_with("\r\n") { 2 } else { 1 };
-                lines.push(&rest[..if keep == Some(true) { after } else { end }]);
-                rest = &rest[after..];
-            }
-            lines.extend((!rest.is_empty()).then_some(rest));
-            Value::from_iter(lines)
-        }
-        "title" => {
-            let () = from_args(arguments)?;
-            let mut in_word = false;
-            let letter = |c: char| {
-                let letter = if in_word { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
-                in_word = c.is_alphabetic();
-                letter
-            };
-            Value::from(s.chars().map(letter).collect::<String>())
-        }
-        "capitalize" => {
-            let () = from_args(arguments)?;
-            Value::from(capitalize(s))
-        }
-        "swapcase" | "casefold" => {
-            let () = from_args(arguments)?;
-            let swap =
-                |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
-            Value::from(if method == "casefold" { s.to_lowercase() } else { s.chars().map(swap).collect() })
-        }
-        "ljust" | "rjust" | "center" | "zfill" => {
-            let (width, fill): (usize, Option<char>) = from_args(arguments)?;
-            let missing = width.min(4096).saturating_sub(s.chars().count());
-            let fill = fill.unwrap_or(if method == "zfill" { '0' } else { ' ' });
-            let pad = |count: usize| String::from_iter(std::iter::repeat_n(fill, count));
-            Value::from(match (method, s.strip_prefix(['-', '+'])) {
-                ("ljust", _) => s.to_owned() + &pad(missing),
-                ("zfill", Some(digits)) => s[..1].to_owned() + &pad(missing) + digits,
-                ("center", _) => {
-                    let left = missing / 2 + (missing & width & 1);
-                    pad(left) + s + &pad(missing - left)
-                }
-                _ => pad(missing) + s,
-            })
-        }
-        "join" => {
-            let (values,): (&Value,) = from_args(arguments)?;
-            Value::from(values.try_iter()?.map(|value| text(&value)).collect::<Vec<_>>().join(s))
-        }
-        _ => return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments),
-    })
-}
-
-fn other_method(state: &State, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
+/// A method of a list or a dictionary.
+fn other_method(value: &Value, method: &str, given: &[Value]) -> Result<Value, Error> {
+    let arguments = |names| Arguments::new(given, names);
     match (value.kind(), method) {
         (ValueKind::Seq, "index") => {
-            let (wanted,): (&Value,) = from_args(arguments)?;
-            let place = items(value).iter().position(|item| item == wanted);
+            let (arguments, items) = (arguments(&["value", "start"])?, items(value));
+            let wanted = given.first().ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+            let start = arguments.integer(1)?.unwrap_or(0);
+            let start =
+                if start < 0 { items.len().saturating_sub(start.unsigned_abs() as usize) } else { start as usize };
+            let place = (start..items.len()).find(|place| items.get(*place) == Some(wanted));
             place.map(Value::from).ok_or_else(|| invalid(format!("{} is not in the list", repr(wanted))))
+        }
+        (ValueKind::Seq, "count") => {
+            let [wanted] = given else { return Err(Error::from(ErrorKind::MissingArgument)) };
+            Ok(items(value).iter().filter(|item| *item == wanted).count().into())
+        }
+        (ValueKind::Map, "items") => arguments(&[]).and_then(|_| views(value, "dict_items")),
+        (ValueKind::Map, "keys") => arguments(&[]).map(|_| Sequence::value("dict_keys", items(value))),
+        (ValueKind::Map, "values") => arguments(&[])
+            .map(|_| Sequence::value("dict_values", pairs(value).into_iter().map(|(_, value)| value).collect())),
+        (ValueKind::Map, "get") => {
+            arguments(&["key", "default"])?;
+            let key = given.first().ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+            let found = value.get_item(key)?;
+            Ok(if found.is_undefined() { given.get(1).cloned().unwrap_or(().into()) } else { found })
         }
         (ValueKind::Seq | ValueKind::Map, "copy") => Ok(value.clone()),
         // transformers' environment is sandboxed: templates cannot change lists and dictionaries.
@@ -492,6 +288,6 @@ fn other_method(state: &State, value: &Value, method: &str, arguments: &[Value])
             "append" | "pop" | "extend" | "insert" | "remove" | "clear" | "update" | "setdefault" | "popitem" | "sort"
             | "reverse",
         ) => Err(invalid(format!("{method} would change a value, which templates may not do"))),
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments),
+        _ => Err(Error::from(ErrorKind::UnknownMethod)),
     }
 }

@@ -1,6 +1,14 @@
-//! Rewrites of a template's source for what minijinja has no syntax for.
+//! Rewrites of a template's source for what minijinja has no syntax for, or computes differently from Python.
 
-use std::borrow::Cow;
+/// Names of the functions that compute operators.
+pub(super) const TUPLE: &str = "_mgm_tuple";
+pub(super) const CONCATENATE: &str = "_mgm_concatenate";
+pub(super) const MODULO: &str = "_mgm_modulo";
+pub(super) const FLOOR_DIVIDE: &str = "_mgm_floor_divide";
+pub(super) const POWER: &str = "_mgm_power";
+pub(super) const SLICE: &str = "_mgm_slice";
+/// Returns its argument: keeps minijinja from computing `0 and 1` when it compiles.
+pub(super) const SAME: &str = "_mgm_same";
 
 /// A template that minijinja compiles. Lines keep their numbers.
 pub(super) fn adapt(source: &str) -> String {
@@ -21,17 +29,59 @@ pub(super) fn adapt(source: &str) -> String {
             rest = tag;
             break;
         };
-        let code = &inside[..length];
-        output.push_str(open);
-        output.push_str(&match open {
-            "{#" => Cow::Borrowed(code),
-            "{%" => Cow::Owned(generation_mark(code).unwrap_or_else(|| formats(code))),
-            _ => Cow::Owned(formats(code)),
-        });
-        output.push_str(close);
-        rest = &inside[length + 2..];
+        let (code, after) = inside.split_at(length);
+        rest = &after[2..];
+        // White space control is no operator.
+        let marks: &[char] = &['-', '+'];
+        let (first, last) = (code.starts_with(marks), code.len() > 1 && code.ends_with(marks));
+        let (first, code) = code.split_at(usize::from(first));
+        let (code, last) = code.split_at(code.len() - usize::from(last && !code.is_empty()));
+        let code = match open {
+            "{#" => code.to_owned(),
+            "{%" => statement(code),
+            _ => Code::new(code).value(),
+        };
+        output.extend([open, first, &code, last, close]);
+        if open == "{%" && code.trim() == "raw" {
+            let length = rest.find("endraw").unwrap_or(rest.len());
+            output.push_str(&rest[..length]);
+            rest = &rest[length..];
+        }
     }
     output + rest
+}
+
+fn statement(code: &str) -> String {
+    let name = code.trim_start();
+    let name = &name[..word_length(name)];
+    // transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but like any
+    // block it trims the white space around it.
+    match code.trim() {
+        "endgeneration" => return code.replace("endgeneration", "endif"),
+        "generation" => return code.replace("generation", "if true"),
+        _ => {}
+    }
+    let mut rest = Code::new(code);
+    let mut output = rest.take_space() + rest.take(name.len());
+    // What is assigned to stays as it is.
+    let end = match name {
+        "for" => Some("in"),
+        "set" => Some("="),
+        "call" => Some(")"),
+        _ => None,
+    };
+    while let Some(end) = end.filter(|_| !rest.text.is_empty()) {
+        output += &rest.take_space();
+        if name == "call" && !output.contains('(') && !rest.text.starts_with('(') {
+            break;
+        }
+        let token = rest.take(rest.token());
+        output += token;
+        if token == end {
+            break;
+        }
+    }
+    output + &if name == "set" { rest.value() } else { rest.all() }
 }
 
 /// The length of the code before `close`, which may be in a string, but not of a comment.
@@ -39,13 +89,19 @@ fn end_of(code: &str, close: &str) -> Option<usize> {
     if close == "#}" {
         return code.find(close);
     }
-    let mut at = 0;
+    let (mut at, mut depth) = (0, 0usize);
     while let Some(c) = code[at..].chars().next() {
         match c {
-            '"' | '\'' => at += string_length(&code[at..])?,
-            _ if code[at..].starts_with(close) => return Some(at),
-            _ => at += c.len_utf8(),
+            '"' | '\'' => {
+                at += string_length(&code[at..])?;
+                continue;
+            }
+            _ if depth == 0 && code[at..].starts_with(close) => return Some(at),
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
         }
+        at += c.len_utf8();
     }
     None
 }
@@ -65,79 +121,297 @@ fn string_length(code: &str) -> Option<usize> {
     None
 }
 
-/// transformers marks the assistant's part with `{% generation %}` for training. It prints nothing, but like any block
-/// it trims the white space around it.
-fn generation_mark(code: &str) -> Option<String> {
-    match code.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace()) {
-        "endgeneration" => Some(code.replace("endgeneration", "endif")),
-        "generation" => Some(code.replace("generation", "if true")),
-        _ => None,
-    }
-}
-
-/// Replaces Python's `'…' % value` by `'…'|format(value)`.
-fn formats(code: &str) -> String {
-    let mut output = String::with_capacity(code.len());
-    let mut rest = code;
-    while let Some(start) = rest.find(['"', '\'']) {
-        let Some(length) = string_length(&rest[start..]) else { break };
-        let (before, after) = rest.split_at(start + length);
+/// Replaces the escape sequences of a string literal that minijinja lacks.
+fn escapes(literal: &str) -> String {
+    let mut output = String::with_capacity(literal.len());
+    let mut rest = literal;
+    while let Some((before, after)) = rest.split_once('\\') {
         output.push_str(before);
-        rest = after;
-        let Some(value) = after.trim_start().strip_prefix('%') else { continue };
-        let value = value.trim_start();
-        let Some(length) = operand_length(value).filter(|length| *length > 0) else { continue };
-        let (value, after) = value.split_at(length);
-        // A tuple's items are the arguments.
-        let arguments = value.strip_prefix('(').and_then(|value| value.strip_suffix(')'));
-        let arguments = arguments.filter(|_| bracket_length(value) == Some(value.len())).unwrap_or(value);
-        output.push_str(&format!("|format({})", formats(arguments)));
-        rest = after;
+        let code = after.get(1..9).filter(|_| after.starts_with('U'));
+        let long = code.and_then(|code| char::from_u32(u32::from_str_radix(code, 16).ok()?));
+        let (c, length) = match (after.chars().next(), long) {
+            (_, Some(c)) => (Some(c).filter(|c| !"\"'\\".contains(*c)), 9),
+            (Some('a'), _) => (Some('\x07'), 1),
+            (Some('v'), _) => (Some('\x0b'), 1),
+            (next, _) => (None, next.map_or(0, char::len_utf8)),
+        };
+        match c {
+            Some(c) => output.push(c),
+            None => output.extend(["\\", &after[..length]]),
+        }
+        rest = &after[length..];
     }
     output + rest
 }
 
-/// Bytes of a literal, a name or a bracketed expression, with attributes, subscripts, calls and filters.
-fn operand_length(code: &str) -> Option<usize> {
-    let name = |code: &str| code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len());
-    let mut at = match code.chars().next()? {
-        '(' | '[' | '{' => bracket_length(code)?,
-        '"' | '\'' => string_length(code)?,
-        _ => name(code),
-    };
-    loop {
-        let rest = &code[at..];
-        at += match rest.chars().next() {
-            Some('(' | '[') => bracket_length(rest)?,
-            Some('.') => 1 + name(&rest[1..]),
-            _ => match rest.trim_start().strip_prefix('|') {
-                Some(filter) => {
-                    let filter = filter.trim_start();
-                    rest.len() - filter.len() + name(filter)
+fn word_length(code: &str) -> usize {
+    code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len())
+}
+
+/// Words between operands.
+const KEYWORDS: [&str; 9] = ["and", "or", "not", "in", "is", "if", "else", "elif", "recursive"];
+
+/// Deepest brackets, and longest chain of operators, that are rewritten. minijinja refuses deeper ones.
+const DEPTH: usize = 100;
+
+/// A part of a tag, parsed with the precedences of Jinja. Each method returns the rewritten text of what it consumes.
+struct Code<'a> {
+    text: &'a str,
+    depth: usize,
+}
+
+impl<'a> Code<'a> {
+    fn new(text: &'a str) -> Self {
+        Self { text, depth: 0 }
+    }
+
+    fn take(&mut self, length: usize) -> &'a str {
+        let (taken, rest) = self.text.split_at(length);
+        self.text = rest;
+        taken
+    }
+
+    fn take_space(&mut self) -> String {
+        self.take(self.text.len() - self.text.trim_start().len()).to_owned()
+    }
+
+    fn next(&self) -> &'a str {
+        self.text.trim_start()
+    }
+
+    /// Bytes of the next token, without white space before it.
+    fn token(&self) -> usize {
+        let text = self.text;
+        let Some(first) = text.chars().next() else { return 0 };
+        match first {
+            '"' | '\'' => string_length(text).unwrap_or(text.len()),
+            c if c.is_ascii_digit() => {
+                let mut length = word_length(text);
+                if text[length..].starts_with('.') && text[length + 1..].starts_with(|c: char| c.is_ascii_digit()) {
+                    length += 1 + word_length(&text[length + 1..]);
                 }
-                None => return Some(at),
-            },
-        };
+                if text[..length].ends_with(['e', 'E']) && text[length..].starts_with(['-', '+']) {
+                    length += 1 + word_length(&text[length + 1..]);
+                }
+                length
+            }
+            c if c.is_alphanumeric() || c == '_' => word_length(text),
+            _ if ["==", "!=", "<=", ">=", "**", "//"].iter().any(|operator| text.starts_with(operator)) => 2,
+            c => c.len_utf8(),
+        }
+    }
+
+    fn keyword(&self) -> Option<&'static str> {
+        let word = self.next();
+        let word = &word[..word_length(word)];
+        KEYWORDS.into_iter().find(|keyword| *keyword == word)
+    }
+
+    fn all(mut self) -> String {
+        self.list().0 + self.text
+    }
+
+    /// Of one value: commas make it a tuple.
+    fn value(mut self) -> String {
+        let (value, comma) = self.list();
+        if comma { call(TUPLE, [value]) } else { value + self.text }
+    }
+
+    fn list(&mut self) -> (String, bool) {
+        self.list_until(")]}")
+    }
+
+    /// Operands and what stands between them, up to a closing bracket, and whether there is a comma.
+    fn list_until(&mut self, ends: &str) -> (String, bool) {
+        let (mut output, mut comma, mut operand) = (String::new(), false, false);
+        self.depth += 1;
+        while let Some(c) = self.next().chars().next().filter(|c| !ends.contains(*c)) {
+            let begins = c.is_alphanumeric() || "_\"'([{".contains(c) || (!operand && "-+".contains(c));
+            operand = begins && self.keyword().is_none() && self.depth < DEPTH;
+            if operand {
+                let part = self.concatenation();
+                let start = part.trim_start();
+                let name = !start.starts_with(|c: char| !c.is_alphabetic() && c != '_')
+                    && !["true", "false", "none"].contains(&start[..word_length(start)].to_lowercase().as_str());
+                let folded = !name && matches!(self.keyword(), Some("and" | "or"));
+                output += &if folded { call(SAME, [part]) } else { part };
+            } else {
+                output += &self.take_space();
+                comma |= c == ',';
+                output += self.take(self.token());
+            }
+        }
+        self.depth -= 1;
+        (output + &self.take_space(), comma)
+    }
+
+    fn concatenation(&mut self) -> String {
+        let mut parts = vec![self.product()];
+        while self.next().starts_with('~') {
+            self.take_space();
+            self.take(1);
+            parts.push(self.product());
+        }
+        if parts.len() > 1 { call(CONCATENATE, parts) } else { parts.remove(0) }
+    }
+
+    fn product(&mut self) -> String {
+        let mut left = self.power();
+        for _ in 0..DEPTH {
+            let next = self.next();
+            let (function, length) = match next.chars().next() {
+                Some('/') if next.starts_with("//") => (FLOOR_DIVIDE, 2),
+                Some('%') => (MODULO, 1),
+                Some('*' | '/') => ("", 1),
+                _ => break,
+            };
+            let space = self.take_space();
+            let operator = self.take(length);
+            let right = self.power();
+            left = if function.is_empty() { left + &space + operator + &right } else { call(function, [left, right]) };
+        }
+        left
+    }
+
+    fn power(&mut self) -> String {
+        let mut left = self.unary();
+        for _ in 0..DEPTH {
+            if !self.next().starts_with("**") {
+                break;
+            }
+            self.take_space();
+            self.take(2);
+            left = call(POWER, [left, self.unary()]);
+        }
+        left
+    }
+
+    /// An operand with its signs, filters and tests.
+    fn unary(&mut self) -> String {
+        let mut output = self.take_space();
+        let mut signed = false;
+        while self.text.starts_with(['-', '+']) {
+            // minijinja has no `+` before a number.
+            output += if self.take(1) == "-" { "-" } else { "" };
+            output += &self.take_space();
+            signed = true;
+        }
+        let operand = self.operand();
+        // minijinja takes attributes of `-x`, Jinja takes the negative of attributes.
+        output += &if signed && operand.contains(['.', '[', '(']) { format!("({operand})") } else { operand };
+        loop {
+            let next = self.next();
+            if next.starts_with('|') {
+                output += &self.take_space();
+                output += self.take(1);
+                output += &self.names();
+                output += &self.brackets("(");
+            } else if self.keyword() == Some("is") {
+                output += &self.take_space();
+                output += self.take(2);
+                if self.keyword() == Some("not") {
+                    output += &self.take_space();
+                    output += self.take(3);
+                }
+                output += &self.names();
+                let next = self.next();
+                if next.starts_with('(') {
+                    output += &self.brackets("(");
+                } else if next.starts_with(|c: char| c.is_alphanumeric() || "_\"'[{".contains(c))
+                    && self.keyword().is_none()
+                {
+                    output += &self.take_space();
+                    output += &self.operand();
+                }
+            } else {
+                return output;
+            }
+        }
+    }
+
+    /// The name of a filter or test.
+    fn names(&mut self) -> String {
+        let mut output = self.take_space() + self.take(word_length(self.text));
+        while self.text.starts_with('.') {
+            output += self.take(1);
+            output += self.take(word_length(self.text));
+        }
+        output
+    }
+
+    /// A bracketed list, if one follows that begins with one of `open`.
+    fn brackets(&mut self, open: &str) -> String {
+        if !self.next().starts_with(|c| open.contains(c)) {
+            return String::new();
+        }
+        let mut output = self.take_space() + self.take(1);
+        output += &self.list().0;
+        if self.text.starts_with([')', ']', '}']) {
+            output += self.take(1);
+        }
+        output
+    }
+
+    /// A literal, a name or a bracketed expression, with attributes, subscripts and calls.
+    fn operand(&mut self) -> String {
+        let mut output = String::new();
+        match self.text.chars().next() {
+            Some('(') => {
+                self.take(1);
+                let (inside, comma) = self.list();
+                if self.text.starts_with(')') {
+                    self.take(1);
+                    let tuple = comma || inside.trim().is_empty();
+                    output += if tuple { TUPLE } else { "" };
+                    output += &format!("({inside})");
+                } else {
+                    output += &format!("({inside}");
+                }
+            }
+            Some('[' | '{') => output += &self.brackets("[{"),
+            Some('"' | '\'') => output += &escapes(self.take(self.token())),
+            _ => output += self.take(self.token()),
+        }
+        while output.ends_with(['"', '\'']) && self.next().starts_with(['"', '\'']) {
+            output += &self.take_space();
+            output += &escapes(self.take(self.token()));
+        }
+        for _ in 0..DEPTH {
+            let next = self.next();
+            if next.starts_with('.') {
+                output += &self.take_space();
+                output += self.take(1);
+                output += &self.take_space();
+                output += self.take(word_length(self.text));
+            } else if next.starts_with('(') {
+                output += &self.brackets("(");
+            } else if next.starts_with('[') {
+                output += &self.take_space();
+                self.take(1);
+                let mut parts = vec![self.list_until(")]}:").0];
+                while self.text.starts_with(':') {
+                    self.take(1);
+                    parts.push(self.list_until(")]}:").0);
+                }
+                let close = if self.text.starts_with(']') { self.take(1) } else { "" };
+                output = if parts.len() > 1 {
+                    let none = |part: String| if part.trim().is_empty() { part + "none" } else { part };
+                    call(SLICE, [vec![output], parts.into_iter().map(none).collect()].concat())
+                } else {
+                    output + "[" + &parts.concat() + close
+                };
+            } else {
+                break;
+            }
+        }
+        output
     }
 }
 
-/// Bytes of the bracketed expression that `code` begins with.
-fn bracket_length(code: &str) -> Option<usize> {
-    let (mut at, mut depth) = (0, 0usize);
-    while let Some(c) = code[at..].chars().next() {
-        match c {
-            '"' | '\'' => {
-                at += string_length(&code[at..])?;
-                continue;
-            }
-            '(' | '[' | '{' => depth += 1,
-            ')' | ']' | '}' => depth = depth.checked_sub(1)?,
-            _ => {}
-        }
-        at += c.len_utf8();
-        if depth == 0 {
-            return Some(at);
-        }
-    }
-    None
+/// White space before the first argument stays before the call.
+fn call(function: &str, arguments: impl AsRef<[String]>) -> String {
+    let arguments = arguments.as_ref().join(",");
+    let space = arguments.len() - arguments.trim_start().len();
+    let (space, arguments) = arguments.split_at(space);
+    format!("{space}{function}({arguments})")
 }
