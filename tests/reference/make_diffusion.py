@@ -131,6 +131,16 @@ def cases():
     yield case(lcm, 4, original_inference_steps=100, timestep_scaling=5.0)
     yield case(lcm, 4, prediction_type="v_prediction", clip_sample=True)
     yield case(lcm, 8, 0.5)
+    for kind in ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"]:
+        for steps in [5, 20]:
+            yield case(kind, steps)  # Playground
+        # CosXL
+        yield case(kind, 8, sigma_max=120.0, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction")
+        yield case(kind, 9, 0.6, sigma_min=0.01, sigma_max=40.0, rho=5.0)
+    edm = "EDMDPMSolverMultistepScheduler"
+    yield case(edm, 6, final_sigmas_type="sigma_min", euler_at_final=True)
+    yield case(edm, 8, algorithm_type="sde-dpmsolver++", solver_type="heun")
+    yield case(edm, 16, solver_type="heun", lower_order_final=False)
 
 
 def main(folder):

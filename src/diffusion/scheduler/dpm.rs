@@ -12,7 +12,7 @@
 //! sigma_next * sqrt(1 - exp(-2h)).
 
 use super::noise::{self, alphas_cumprod, interpolate, time_of, times};
-use super::{DenoisedCoefficients, Schedule, Step, StepCoefficients};
+use super::{DenoisedCoefficients, Schedule, Step, StepCoefficients, preconditioning};
 use crate::Result;
 use crate::weights::sdxl::config::{SchedulerConfig, SigmaSchedule};
 
@@ -24,23 +24,32 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
     let usable = trained.iter().filter(|sigma| lambda(sigma) >= config.dpm.lambda_min_clipped).count();
     let mut times: Vec<f64> = times(config, usable, steps, 1).into_iter().map(f64::round_ties_even).collect();
     let bounds = (f64::from(trained[trained.len() - 1]), f64::from(trained[0]));
-    let mut sigmas = match noise::sigma_schedule(config, bounds.0, bounds.1, steps) {
-        Some(sigmas) => {
+    let mut sigmas = match (&config.edm, noise::sigma_schedule(config, bounds.0, bounds.1, steps)) {
+        (Some(edm), _) => {
+            let sigmas;
+            (times, sigmas) = noise::edm_sigmas(edm, steps);
+            sigmas
+        }
+        (None, Some(sigmas)) => {
             let rounded = config.sigma_schedule == SigmaSchedule::Karras;
             let whole = |time: f64| if rounded { time.round_ties_even() } else { time.trunc() };
             times = sigmas.iter().map(|sigma| whole(time_of(&trained, *sigma))).collect();
             sigmas
         }
-        None => times.iter().map(|time| interpolate(&trained, *time)).collect(),
+        (None, None) => times.iter().map(|time| interpolate(&trained, *time)).collect(),
     };
-    sigmas.push(if config.final_sigma_min { bounds.1 } else { 0.0 });
+    let smallest = config.edm.as_ref().map_or(bounds.1, |edm| edm.sigma_min);
+    sigmas.push(if config.final_sigma_min { smallest } else { 0.0 });
     let sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
 
     let count = times.len();
     let step = |index: usize| {
-        let now = Level::new(sigmas[index]);
-        let next = Level::new(sigmas[index + 1]);
-        let (x0, _) = config.prediction_type.coefficients(now.signal, now.noise);
+        let level = |index: usize| Level::new(sigmas[index], config.edm.is_some());
+        let (now, next) = (level(index), level(index + 1));
+        let (input_scale, x0) = match &config.edm {
+            Some(edm) => preconditioning(edm, config.prediction_type, now.noise),
+            None => (1.0, config.prediction_type.coefficients(now.signal, now.noise).0),
+        };
         let dpm = config.dpm;
         let at_end = index + 1 == count
             && (dpm.euler_at_final || (dpm.lower_order_final && count < 15) || !config.final_sigma_min);
@@ -51,7 +60,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         let change = if dpm.solver_order == 1 || index == first || at_end {
             0.0
         } else {
-            let ratio = (now.lambda - Level::new(sigmas[index - 1]).lambda) / h;
+            let ratio = (now.lambda - level(index - 1).lambda) / h;
             let weight = match (dpm.heun, dpm.sde) {
                 (false, _) => 0.5 * towards,
                 (true, false) => next.signal * ((shrunk - 1.0) / h + 1.0),
@@ -61,7 +70,7 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         };
         Step {
             timestep: times[index] as f32,
-            input_scale: 1.0,
+            input_scale: input_scale as f32,
             denoised: DenoisedCoefficients::new(x0, None),
             next: StepCoefficients {
                 sample: (next.noise / now.noise * if dpm.sde { (-h).exp() } else { 1.0 }) as f32,
@@ -75,7 +84,8 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         }
     };
     let steps = (first..count).map(step).collect();
-    Ok(Schedule { steps, sigmas, initial_scale: 1.0 })
+    let initial_scale = config.edm.as_ref().map_or(1.0, |edm| edm.sigma_max.hypot(1.0) as f32);
+    Ok(Schedule { steps, sigmas, initial_scale })
 }
 
 /// A noise level.
@@ -86,9 +96,10 @@ struct Level {
 }
 
 impl Level {
-    fn new(sigma: f32) -> Self {
+    /// EDM's samples are the image plus noise, neither of them scaled.
+    fn new(sigma: f32, edm: bool) -> Self {
         let sigma = f64::from(sigma);
-        let signal = 1.0 / (sigma * sigma + 1.0).sqrt();
+        let signal = if edm { 1.0 } else { 1.0 / (sigma * sigma + 1.0).sqrt() };
         Self { signal, noise: sigma * signal, lambda: -sigma.ln() }
     }
 }

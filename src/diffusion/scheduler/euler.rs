@@ -7,8 +7,8 @@
 //! ancestral:  x <- x + slope * (sigma_down - sigma) + sigma_up * noise
 //! ```
 
-use super::noise::{self, alphas_cumprod, interpolate, linspace_f32, time_of, times};
-use super::{DenoisedCoefficients, Schedule, Step, StepCoefficients};
+use super::noise::{self, alphas_cumprod, edm_sigmas, interpolate, linspace_f32, time_of, times};
+use super::{DenoisedCoefficients, Schedule, Step, StepCoefficients, preconditioning};
 use crate::Result;
 use crate::weights::sdxl::config::{PredictionType, SchedulerClass, SchedulerConfig, TimestepSpacing};
 
@@ -20,7 +20,9 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
         times(config, config.num_train_timesteps, steps, 0).into_iter().map(|t| f64::from(t as f32)).collect();
     let mut sigmas: Vec<f64> = times.iter().map(|time| interpolate(&trained, *time)).collect();
     let last = trained.first().map_or(0.0, |sigma| f64::from(*sigma));
-    if !ancestral {
+    if let Some(edm) = &config.edm {
+        (times, sigmas) = edm_sigmas(edm, steps);
+    } else if !ancestral {
         if config.log_linear_interpolation {
             let (first, last) = (trained[trained.len() - 1].ln(), trained[0].ln());
             sigmas = linspace_f32(first, last, steps + 1).into_iter().map(|log| f64::from(log.exp())).collect();
@@ -31,18 +33,25 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
             sigmas = scheduled;
         }
     }
-    sigmas.push(if !ancestral && config.final_sigma_min { last } else { 0.0 });
+    let ends_above_zero = !ancestral && config.final_sigma_min && config.edm.is_none();
+    sigmas.push(if ends_above_zero { last } else { 0.0 });
     let sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
     let continuous = !ancestral && config.continuous_timesteps && config.prediction_type == PredictionType::VPrediction;
 
     let step = |index: usize| {
         let (sigma, next) = (f64::from(sigmas[index]), f64::from(sigmas[index + 1]));
-        let input_scale = 1.0 / (sigma * sigma + 1.0).sqrt();
         // The model's input is this sample times input_scale.
-        let (denoised, output) = match config.prediction_type {
-            PredictionType::Epsilon => (1.0, -sigma),
-            PredictionType::VPrediction => (input_scale * input_scale, -sigma * input_scale),
-            PredictionType::Sample => (0.0, 1.0),
+        let (input_scale, [denoised, output]) = match &config.edm {
+            Some(edm) => preconditioning(edm, config.prediction_type, sigma),
+            None => {
+                let scale = 1.0 / (sigma * sigma + 1.0).sqrt();
+                let denoised = match config.prediction_type {
+                    PredictionType::Epsilon => [1.0, -sigma],
+                    PredictionType::VPrediction => [scale * scale, -sigma * scale],
+                    PredictionType::Sample => [0.0, 1.0],
+                };
+                (scale, denoised)
+            }
         };
         let (down, up) = if ancestral {
             let up = (next * next * (sigma * sigma - next * next) / (sigma * sigma)).sqrt();
@@ -68,5 +77,10 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize, first: usize) -> 
     let max = sigmas.iter().copied().fold(0.0, f32::max);
     let steps = (first..times.len()).map(step).collect();
     let spread = matches!(config.timestep_spacing, TimestepSpacing::Linspace | TimestepSpacing::Trailing);
-    Ok(Schedule { steps, initial_scale: if spread { max } else { (max * max + 1.0).sqrt() }, sigmas })
+    let initial_scale = match &config.edm {
+        Some(edm) => edm.sigma_max.hypot(1.0) as f32,
+        None if spread => max,
+        None => (max * max + 1.0).sqrt(),
+    };
+    Ok(Schedule { steps, initial_scale, sigmas })
 }

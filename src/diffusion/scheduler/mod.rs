@@ -19,7 +19,7 @@ mod lcm;
 pub mod noise;
 
 use crate::diffusion::limits::{check_num_inference_steps, check_strength};
-use crate::weights::sdxl::config::{PredictionType, SchedulerClass, SchedulerConfig};
+use crate::weights::sdxl::config::{EdmSettings, PredictionType, SchedulerClass, SchedulerConfig};
 use crate::{Error, Result};
 
 /// The coefficients of the sample after a step.
@@ -132,6 +132,20 @@ impl Schedule {
         }
         Ok(schedule)
     }
+}
+
+/// EDM's preconditioning (Karras et al., 2022) at a noise level: the model's input is the sample times the first
+/// number; the others are the coefficients of (sample, output) that give the denoised sample.
+fn preconditioning(edm: &EdmSettings, prediction: PredictionType, sigma: f64) -> (f64, [f64; 2]) {
+    let data = edm.sigma_data;
+    let variance = sigma * sigma + data * data;
+    let (skip, out) = (data * data / variance, sigma * data / variance.sqrt());
+    let denoised = match prediction {
+        PredictionType::Epsilon => [skip, out],
+        PredictionType::VPrediction => [skip, -out],
+        PredictionType::Sample => [0.0, 1.0],
+    };
+    (1.0 / variance.sqrt(), denoised)
 }
 
 impl PredictionType {

@@ -4,7 +4,9 @@
 //! by one: sigmas are differences of numbers near 1, where rounding shows, and the model receives the timesteps
 //! themselves.
 
-use crate::weights::sdxl::config::{BetaSchedule, SchedulerClass, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::weights::sdxl::config::{
+    BetaSchedule, EdmSettings, SchedulerClass, SchedulerConfig, SigmaSchedule, TimestepSpacing,
+};
 
 /// The share of the image's variance that remains at each training timestep.
 pub fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
@@ -116,6 +118,22 @@ pub fn sigma_schedule(config: &SchedulerConfig, max: f64, min: f64, steps: usize
         }
         SigmaSchedule::Exponential => Some(linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect()),
     }
+}
+
+/// The timesteps of EDM's classes, and their sigmas without the last one.
+pub fn edm_sigmas(edm: &EdmSettings, steps: usize) -> (Vec<f64>, Vec<f64>) {
+    let sigmas: Vec<f32> = match edm.sigma_schedule {
+        SigmaSchedule::Exponential => {
+            let logs = linspace_f32(edm.sigma_min.ln() as f32, edm.sigma_max.ln() as f32, steps);
+            logs.into_iter().rev().map(f32::exp).collect()
+        }
+        SigmaSchedule::Karras | SigmaSchedule::Timesteps => {
+            let (max, min) = (edm.sigma_max.powf(1.0 / edm.rho), edm.sigma_min.powf(1.0 / edm.rho));
+            let sigma = |ramp: f32| (max as f32 + ramp * (min - max) as f32).powf(edm.rho as f32);
+            linspace_f32(0.0, 1.0, steps).into_iter().map(sigma).collect()
+        }
+    };
+    (sigmas.iter().map(|sigma| f64::from(0.25 * sigma.ln())).collect(), sigmas.into_iter().map(f64::from).collect())
 }
 
 /// The fractional timestep at which the noise level is `sigma`.

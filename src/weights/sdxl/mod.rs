@@ -288,9 +288,9 @@ impl SdxlCheckpoint {
     /// it.
     pub async fn open_file(source: Rc<dyn ByteSource>, options: &OpenOptions) -> Result<Self> {
         let metadata = read_metadata(&*source).await?;
-        let checkpoint = Checkpoint::open_file(source).await?;
+        let checkpoint = single_file::with_averaged_unet(Checkpoint::open_file(source).await?);
         single_file::check_kind(&checkpoint)?;
-        let markers = single_file::training_markers(&checkpoint, &metadata);
+        let markers = single_file::training_markers(&checkpoint, &metadata).await?;
         let Some(folder) = &options.components_dir else {
             return Err(Error::NeedsSetting {
                 setting: Setting::Components,
@@ -303,7 +303,10 @@ impl SdxlCheckpoint {
         let given = given_configs(folder).await?;
         let tokenizers = tokenizers_in(folder).await?;
         let other = other_parts(&checkpoint, folder, options).await?;
-        let networks = single_file::networks(&checkpoint, given, other)?;
+        let mut networks = single_file::networks(&checkpoint, given, other)?;
+        if options.vae.is_none() {
+            single_file::with_latents(&checkpoint, &mut networks.vae.1).await?;
+        }
         let scheduler = scheduler_in(folder).await?;
         Ok(Self { markers, ..Self::new(checkpoint.name(), networks, tokenizers, scheduler, true) })
     }
@@ -393,9 +396,9 @@ impl SdxlCheckpoint {
     pub fn scheduler(&self, choice: Option<&SchedulerOverride>) -> Result<SchedulerConfig> {
         let config = match &self.scheduler {
             Some((file, bytes)) => SchedulerConfig::parse(file, bytes, choice)?,
-            None => SchedulerConfig::released(choice)?,
+            None => SchedulerConfig::released_for(self.markers, choice)?,
         };
-        Ok(config.with_markers(self.markers, choice))
+        config.with_markers(self.markers, choice)
     }
 
     /// Width and height in pixels of the training images.

@@ -107,6 +107,57 @@ fn rename(names: &BTreeMap<String, String>, name: &str) -> Option<String> {
     }
 }
 
+/// Words of the UNet's original names, longer ones before their beginnings.
+const WORDS: [&str; 30] = [
+    "input_blocks",
+    "middle_block",
+    "output_blocks",
+    "transformer_blocks",
+    "skip_connection",
+    "time_embed",
+    "label_emb",
+    "in_layers",
+    "out_layers",
+    "emb_layers",
+    "proj_in",
+    "proj_out",
+    "proj",
+    "attn1",
+    "attn2",
+    "to_out",
+    "to_q",
+    "to_k",
+    "to_v",
+    "norm1",
+    "norm2",
+    "norm3",
+    "norm",
+    "weight",
+    "bias",
+    "conv",
+    "net",
+    "out",
+    "ff",
+    "op",
+];
+
+/// The original name of a tensor of the UNet whose dots were removed, as the original code names averaged weights.
+pub fn with_dots(name: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let word = WORDS.iter().find(|word| rest.starts_with(**word)).map_or(0, |word| word.len());
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        // Of two numbers in a row, the second has one digit.
+        let two = matches!(parts.last(), Some(&("input_blocks" | "output_blocks" | "label_emb")));
+        let end = if two { word.max(digits.saturating_sub(1)) } else { word.max(digits) };
+        let (part, after) = rest.split_at_checked(end).filter(|(part, _)| !part.is_empty())?;
+        parts.push(part);
+        rest = after;
+    }
+    Some(parts.join("."))
+}
+
 /// The diffusers name of a tensor of an autoencoder with `levels` levels.
 pub fn vae(name: &str, levels: usize) -> Option<String> {
     let (side, rest) = match name.split_once('.')? {
@@ -220,6 +271,15 @@ pub(super) mod tests {
             assert_eq!(names.diffusers(&original), Some(diffusers.clone()));
             assert_eq!(names.original(&diffusers), Some(original));
         }
+        for [original, _] in fixture("unet") {
+            // As `LitEma` of the original code removes them.
+            assert_eq!(with_dots(&original.replace('.', "")), Some(original));
+        }
+        assert_eq!(
+            with_dots("input_blocks100in_layers0weight").as_deref(),
+            Some("input_blocks.10.0.in_layers.0.weight")
+        );
+        assert_eq!((with_dots("decay"), with_dots("input_blocks")), (None, Some("input_blocks".to_owned())));
         for [original, diffusers] in fixture("vae") {
             assert_eq!(vae(&original, 4), Some(diffusers));
         }

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::config::{PredictionType, TextEncoderConfig, TrainingMarkers, UnetConfig, UnetLevel, VaeConfig};
+use super::config::{
+    EdmSettings, PredictionType, TextEncoderConfig, TrainingMarkers, UnetConfig, UnetLevel, VaeConfig,
+};
 use super::names::{self, OPEN_CLIP_LAYER, UnetNames};
 use super::{Networks, TEXT_1, TEXT_2, Vae};
 use crate::weights::checkpoint::{Checkpoint, View};
@@ -26,7 +28,7 @@ const HEAD_DIM: usize = 64;
 
 /// Beginnings of names that other models have, and those models. Files with the second text encoder are of this family,
 /// whatever else they contain.
-const OTHERS: [(&str, &str); 8] = [
+const OTHERS: [(&str, &str); 7] = [
     ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL, which only finishes a base model's images"),
     ("cond_stage_model.", "Stable Diffusion 1 or 2"),
     ("text_encoders.", "Stable Diffusion 3 or another later model"),
@@ -34,11 +36,15 @@ const OTHERS: [(&str, &str); 8] = [
     ("joint_blocks.", "Stable Diffusion 3"),
     ("model.diffusion_model.double_blocks.", "FLUX"),
     ("double_blocks.", "FLUX"),
-    (EDM, "Stable Diffusion XL trained with EDM (CosXL, Playground), which has another noise schedule"),
 ];
 
-/// Beginning of the marker tensors of EDM's noise schedule.
-const EDM: &str = "edm_";
+/// The smallest and largest sigma in CosXL's files.
+const COSXL: [&str; 2] = ["edm_vpred.sigma_min", "edm_vpred.sigma_max"];
+/// Mean and standard deviation of the latents' channels in Playground's files.
+const LATENTS: [&str; 2] = ["edm_mean", "edm_std"];
+
+/// Prefix of averaged weights, whose names have no further dots.
+const AVERAGED: &str = "model_ema.";
 
 /// Checks that the names are those of a single file. Extra tensors, such as averaged weights (`model_ema.*`), are
 /// ignored.
@@ -46,7 +52,7 @@ pub(super) fn check_kind(checkpoint: &Checkpoint) -> Result<()> {
     let has = |prefix: &str| checkpoint.names().any(|name| name.starts_with(prefix));
     let file = || checkpoint.name().to_owned();
     let is_sdxl = has(TEXT_PREFIXES[1]);
-    if let Some((_, kind)) = OTHERS.iter().find(|(prefix, _)| has(prefix) && (!is_sdxl || *prefix == EDM)) {
+    if let Some((_, kind)) = OTHERS.iter().find(|(prefix, _)| has(prefix) && !is_sdxl) {
         return Err(Error::Unsupported {
             what: format!("{}: the model", file()),
             found: (*kind).to_owned(),
@@ -56,9 +62,7 @@ pub(super) fn check_kind(checkpoint: &Checkpoint) -> Result<()> {
     if unet_prefix(checkpoint).is_some() {
         return Ok(());
     }
-    let hint = if has("model_ema.") {
-        ": this file has only averaged weights (model_ema.*); use one with the model's weights, which pruned files have"
-    } else if VAE_PREFIXES.iter().any(|prefix| has(&format!("{prefix}decoder."))) {
+    let hint = if VAE_PREFIXES.iter().any(|prefix| has(&format!("{prefix}decoder."))) {
         ": this file has only an autoencoder; pass it in addition to a model"
     } else {
         ": a single file of Stable Diffusion XL has such tensors; of any other model pass the folder"
@@ -71,17 +75,74 @@ fn unet_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
     if has(UNET_PREFIX) { Some(UNET_PREFIX) } else { has("input_blocks.").then_some("") }
 }
 
+/// The checkpoint with the averaged weights of the UNet as its weights, if it has no others.
+pub(super) fn with_averaged_unet(checkpoint: Checkpoint) -> Checkpoint {
+    if unet_prefix(&checkpoint).is_some() || !checkpoint.names().any(|name| name.starts_with(AVERAGED)) {
+        return checkpoint;
+    }
+    let module = UNET_PREFIX.strip_prefix("model.").and_then(|prefix| prefix.strip_suffix('.')).unwrap_or_default();
+    checkpoint.renamed(|name| match name.strip_prefix(AVERAGED) {
+        None => Some(name.to_owned()),
+        Some(averaged) => Some(format!("{UNET_PREFIX}{}", names::with_dots(averaged.strip_prefix(module)?)?)),
+    })
+}
+
 /// What the file declares about its training: empty marker tensors, and the metadata of the model specification and of
 /// kohya's trainer.
-pub(super) fn training_markers(checkpoint: &Checkpoint, metadata: &BTreeMap<String, String>) -> TrainingMarkers {
+///
+/// # Errors
+/// Those of reading a marker.
+pub(super) async fn training_markers(
+    checkpoint: &Checkpoint,
+    metadata: &BTreeMap<String, String>,
+) -> Result<TrainingMarkers> {
     let is_true = |key: &str| metadata.get(key).is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1");
     let declared = ["modelspec.prediction_type", "prediction_type"].iter().find_map(|key| metadata.get(*key));
     let declared = declared.and_then(|name| name.parse::<PredictionType>().ok());
     let velocity = checkpoint.info("v_pred").is_some() || is_true("ss_v_parameterization");
-    TrainingMarkers {
+    let edm = if checkpoint.info(LATENTS[0]).is_some() {
+        Some(EdmSettings::default())
+    } else if checkpoint.info(COSXL[1]).is_some() {
+        let mut bounds = [EdmSettings::COSXL.sigma_min, EdmSettings::COSXL.sigma_max];
+        for (bound, name) in bounds.iter_mut().zip(COSXL) {
+            if checkpoint.info(name).is_some() {
+                *bound = f64::from(checkpoint.read_number(name).await?);
+            }
+        }
+        Some(
+            EdmSettings { sigma_min: bounds[0], sigma_max: bounds[1], ..EdmSettings::COSXL }
+                .checked(checkpoint.name())?,
+        )
+    } else {
+        None
+    };
+    let velocity = velocity || edm.is_some_and(|edm| edm.sigma_data == EdmSettings::COSXL.sigma_data);
+    Ok(TrainingMarkers {
         prediction_type: if velocity { Some(PredictionType::VPrediction) } else { declared },
         zero_terminal_snr: checkpoint.info("ztsnr").is_some() || is_true("ss_zero_terminal_snr"),
+        edm,
+    })
+}
+
+/// The autoencoder's configuration with the statistics of latents in the file, which belong to Playground's models.
+///
+/// # Errors
+/// Those of reading them; [`Error::WrongShape`] if their number is not that of the latent channels.
+pub(super) async fn with_latents(checkpoint: &Checkpoint, config: &mut VaeConfig) -> Result<()> {
+    let mut found = [None, None];
+    for (values, name) in found.iter_mut().zip(LATENTS) {
+        if let Some(info) = checkpoint.info(name) {
+            if info.elements() != Some(config.latent_channels as u64) {
+                let expected = format!("{} numbers, one for each channel of a latent", config.latent_channels);
+                return Err(Error::WrongShape { name: name.to_owned(), found: info.shape.clone(), expected });
+            }
+            *values = Some(checkpoint.read(name).await?);
+        }
     }
+    if let [Some(mean), Some(deviation)] = found {
+        (config.latents_mean, config.latents_std, config.scaling_factor) = (Some(mean), Some(deviation), 0.5);
+    }
+    Ok(())
 }
 
 /// Parts for a file that lacks them, from the folder of components. `vae` replaces also the file's own.

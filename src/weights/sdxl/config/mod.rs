@@ -8,8 +8,8 @@ mod unet;
 mod vae;
 
 pub use scheduler::{
-    BetaSchedule, DpmSettings, LcmSettings, PredictionType, SchedulerClass, SchedulerConfig, SchedulerOverride,
-    SigmaSchedule, TimestepSpacing, TrainingMarkers,
+    BetaSchedule, DpmSettings, EdmSettings, LcmSettings, PredictionType, SchedulerClass, SchedulerConfig,
+    SchedulerOverride, SigmaSchedule, TimestepSpacing, TrainingMarkers,
 };
 pub use text_encoder::TextEncoderConfig;
 pub use unet::{UnetConfig, UnetLevel};

@@ -21,7 +21,11 @@ pub enum SchedulerClass {
     Lcm,
 }
 
-/// Classes with their names in diffusers.
+/// Classes of [`EdmSettings`].
+const EDM_CLASSES: [(SchedulerClass, &str); 2] =
+    [(SchedulerClass::Euler, "EDMEulerScheduler"), (SchedulerClass::DpmMultistep, "EDMDPMSolverMultistepScheduler")];
+
+/// The other classes with their names in diffusers.
 const CLASSES: [(SchedulerClass, &str); 5] = [
     (SchedulerClass::Euler, "EulerDiscreteScheduler"),
     (SchedulerClass::EulerAncestral, "EulerAncestralDiscreteScheduler"),
@@ -38,9 +42,28 @@ impl fmt::Display for SchedulerClass {
 
 impl SchedulerClass {
     /// Whether the class in diffusers has this setting. It ignores the others, which files for other classes contain.
-    fn takes(self, key: &str) -> bool {
+    fn takes(self, key: &str, edm: bool) -> bool {
         use SchedulerClass::{Ddim, DpmMultistep, Euler, Lcm};
         match key {
+            "sigma_data" | "sigma_schedule" | "rho" => edm,
+            "sigma_min" | "sigma_max" if edm => true,
+            "trained_betas"
+            | "beta_schedule"
+            | "beta_start"
+            | "beta_end"
+            | "timestep_spacing"
+            | "steps_offset"
+            | "rescale_betas_zero_snr"
+            | "use_karras_sigmas"
+            | "use_exponential_sigmas"
+            | "use_beta_sigmas"
+            | "use_flow_sigmas"
+            | "interpolation_type"
+            | "timestep_type"
+                if edm =>
+            {
+                false
+            }
             "use_karras_sigmas"
             | "use_exponential_sigmas"
             | "use_beta_sigmas"
@@ -147,13 +170,15 @@ impl FromStr for PredictionType {
 }
 
 /// What a single file itself declares about its training. It overrides the scheduler's settings.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct TrainingMarkers {
     /// What the model's output is.
     pub prediction_type: Option<PredictionType>,
     /// The last training timestep is pure noise: [`SchedulerConfig::rescale_betas_zero_snr`].
     pub zero_terminal_snr: bool,
+    /// Trained with the noise of Karras et al. (2022).
+    pub edm: Option<EdmSettings>,
 }
 
 /// The settings of a scheduler, by their names in `scheduler_config.json`. [`Self::parse`] and [`Self::released`] make
@@ -196,6 +221,75 @@ pub struct SchedulerConfig {
     pub lcm: LcmSettings,
     /// Settings of DPM++.
     pub dpm: DpmSettings,
+    /// Settings of EDM's classes, in place of betas and timesteps.
+    pub edm: Option<EdmSettings>,
+}
+
+/// Noise and preconditioning of Karras et al. (2022), "EDM": `EDMEulerScheduler` and `EDMDPMSolverMultistepScheduler`.
+/// The default values are those of these classes and of Playground.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct EdmSettings {
+    /// The smallest sigma before 0.
+    pub sigma_min: f64,
+    /// The largest sigma.
+    pub sigma_max: f64,
+    /// Standard deviation of the data.
+    pub sigma_data: f64,
+    /// Karras's schedule or the exponential one.
+    pub sigma_schedule: SigmaSchedule,
+    /// Exponent of Karras's schedule.
+    pub rho: f64,
+}
+
+impl Default for EdmSettings {
+    fn default() -> Self {
+        Self { sigma_min: 0.002, sigma_max: 80.0, sigma_data: 0.5, sigma_schedule: SigmaSchedule::Karras, rho: 7.0 }
+    }
+}
+
+impl EdmSettings {
+    /// Those of CosXL, whose output is velocity.
+    pub(in super::super) const COSXL: Self = Self {
+        sigma_min: 0.002,
+        sigma_max: 120.0,
+        sigma_data: 1.0,
+        sigma_schedule: SigmaSchedule::Exponential,
+        rho: 7.0,
+    };
+
+    fn read(settings: &Settings<'_>) -> Result<Self> {
+        let default = Self::default();
+        let schedules = [("karras", SigmaSchedule::Karras), ("exponential", SigmaSchedule::Exponential)];
+        let number = |key: &str, default: f64| Ok::<_, Error>(settings.number(key)?.unwrap_or(default));
+        let edm = Self {
+            sigma_min: number("sigma_min", default.sigma_min)?,
+            sigma_max: number("sigma_max", default.sigma_max)?,
+            sigma_data: number("sigma_data", default.sigma_data)?,
+            sigma_schedule: settings.one_of("sigma_schedule", "karras", &schedules)?,
+            rho: number("rho", default.rho)?,
+        };
+        edm.checked(settings.file.0)
+    }
+
+    /// These settings, which come from `file`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a number is out of range.
+    pub(in super::super) fn checked(self, file: &str) -> Result<Self> {
+        let Self { sigma_min, sigma_max, sigma_data, rho, .. } = self;
+        let positive = [sigma_min, sigma_data, rho].iter().all(|number| (1e-6..=1e3).contains(number));
+        if positive && sigma_max > sigma_min && sigma_max <= 1e6 {
+            return Ok(self);
+        }
+        Err(Error::Config {
+            file: file.to_owned(),
+            reason: format!(
+                "sigmas from {sigma_max} to {sigma_min}, sigma_data {sigma_data} and rho {rho}: expected positive \
+                 numbers, the first sigma above the last"
+            ),
+        })
+    }
 }
 
 /// Settings of `LCMScheduler`.
@@ -234,11 +328,16 @@ impl SchedulerConfig {
     /// program does not implement; [`Error::NeedsSetting`] for such a scheduler class, unless `choice` replaces it.
     pub fn parse(file: &str, bytes: &[u8], choice: Option<&SchedulerOverride>) -> Result<Self> {
         let settings = Settings::parse(file, bytes)?;
+        let own = class(&settings);
+        // A scheduler of another class has the model's own noise.
+        let edm = own.as_ref().is_ok_and(|(_, edm)| *edm);
         let class = match choice {
             Some(choice) => choice.class,
-            None => class(&settings)?,
+            None => own?.0,
         };
-        Self::read(&settings.only_keys(|key| class.takes(key)), class, choice)
+        let settings = settings.only_keys(|key| class.takes(key, edm));
+        let edm = if edm { Some(EdmSettings::read(&settings)?) } else { None };
+        Self::read(&settings, class, choice)?.with_edm(file, edm, choice)
     }
 
     /// The released scheduler of Stable Diffusion XL, for models without `scheduler_config.json`.
@@ -252,6 +351,13 @@ impl SchedulerConfig {
             "set_alpha_to_one": false, "steps_offset": 1, "timestep_spacing": "leading"
         }"#;
         Self::parse("scheduler_config.json", text, choice)
+    }
+
+    /// As [`Self::released`], with the solver that Playground was released with, if `markers` are those of Playground.
+    pub(in super::super) fn released_for(markers: TrainingMarkers, choice: Option<&SchedulerOverride>) -> Result<Self> {
+        let config = Self::released(choice)?;
+        let playground = choice.is_none() && markers.edm == Some(EdmSettings::default());
+        Ok(if playground { Self { class: SchedulerClass::DpmMultistep, ..config } } else { config })
     }
 
     fn read(settings: &Settings<'_>, class: SchedulerClass, choice: Option<&SchedulerOverride>) -> Result<Self> {
@@ -318,16 +424,49 @@ impl SchedulerConfig {
                 SchedulerClass::DpmMultistep => DpmSettings::read(settings, choice)?,
                 _ => DpmSettings::default(),
             },
+            edm: None,
         };
         let zero_snr = choice.is_some_and(|choice| choice.zero_terminal_snr);
         Ok(if zero_snr { config.with_zero_terminal_snr(choice) } else { config })
     }
 
     /// These settings for a model that declares `markers`.
-    pub(in super::super) fn with_markers(self, markers: TrainingMarkers, choice: Option<&SchedulerOverride>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::NeedsSetting`] if the model's noise needs another class.
+    pub(in super::super) fn with_markers(
+        self,
+        markers: TrainingMarkers,
+        choice: Option<&SchedulerOverride>,
+    ) -> Result<Self> {
         let prediction_type = markers.prediction_type.unwrap_or(self.prediction_type);
         let config = Self { prediction_type, ..self };
-        if markers.zero_terminal_snr { config.with_zero_terminal_snr(choice) } else { config }
+        let config = if markers.zero_terminal_snr { config.with_zero_terminal_snr(choice) } else { config };
+        match config.edm {
+            None => config.with_edm("the model's file", markers.edm, choice),
+            Some(_) => Ok(config),
+        }
+    }
+
+    /// These settings with the noise of `edm` from `file`.
+    fn with_edm(self, file: &str, edm: Option<EdmSettings>, choice: Option<&SchedulerOverride>) -> Result<Self> {
+        let Some(edm) = edm else { return Ok(self) };
+        use SchedulerClass::{DpmMultistep, Euler, EulerAncestral};
+        if !matches!(self.class, Euler | EulerAncestral | DpmMultistep) {
+            return Err(Error::NeedsSetting {
+                setting: Setting::Scheduler,
+                file: file.to_owned(),
+                reason: format!(
+                    "the model was trained with EDM's noise, which {} does not have: choose euler, euler-a or dpm++-2m",
+                    self.class
+                ),
+            });
+        }
+        let sigma_schedule = match choice.and_then(|choice| choice.sigma_schedule) {
+            Some(schedule @ (SigmaSchedule::Karras | SigmaSchedule::Exponential)) => schedule,
+            Some(SigmaSchedule::Timesteps) | None => edm.sigma_schedule,
+        };
+        Ok(Self { edm: Some(EdmSettings { sigma_schedule, ..edm }), ..self })
     }
 
     /// Rescaled betas, and trailing timesteps: the first step is at the last timestep, which is pure noise.
@@ -337,10 +476,13 @@ impl SchedulerConfig {
     }
 }
 
-fn class(settings: &Settings<'_>) -> Result<SchedulerClass> {
+/// The class, and whether it is one of EDM's.
+fn class(settings: &Settings<'_>) -> Result<(SchedulerClass, bool)> {
     let name = settings.text("_class_name")?.unwrap_or("EulerDiscreteScheduler");
-    CLASSES.iter().find(|(_, known)| *known == name).map(|(class, _)| *class).ok_or_else(|| {
-        let supported = CLASSES.map(|(_, name)| name).join(", ");
+    let known = CLASSES.iter().map(|known| (known, false)).chain(EDM_CLASSES.iter().map(|known| (known, true)));
+    let found = known.clone().find(|((_, known), _)| *known == name);
+    found.map(|((class, _), edm)| (*class, edm)).ok_or_else(|| {
+        let supported = known.map(|((_, name), _)| *name).collect::<Vec<_>>().join(", ");
         Error::NeedsSetting {
             setting: Setting::Scheduler,
             file: settings.file.0.to_owned(),
@@ -558,13 +700,13 @@ mod tests {
         let parse = |choice: Option<&str>, markers| {
             let choice: Option<SchedulerOverride> = choice.map(|choice| choice.parse().unwrap());
             let config = SchedulerConfig::parse("s.json", settings, choice.as_ref()).unwrap();
-            let config = config.with_markers(markers, choice.as_ref());
+            let config = config.with_markers(markers, choice.as_ref()).unwrap();
             (config.rescale_betas_zero_snr, config.timestep_spacing, config.prediction_type)
         };
         let (leading, trailing) = (TimestepSpacing::Leading, TimestepSpacing::Trailing);
         let (epsilon, velocity) = (PredictionType::Epsilon, PredictionType::VPrediction);
         let none = TrainingMarkers::default();
-        let markers = TrainingMarkers { prediction_type: Some(velocity), zero_terminal_snr: true };
+        let markers = TrainingMarkers { prediction_type: Some(velocity), zero_terminal_snr: true, edm: None };
         assert_eq!(parse(None, none), (false, leading, epsilon));
         assert_eq!(parse(Some("ddim-zsnr"), none), (true, trailing, epsilon));
         assert_eq!(parse(None, markers), (true, trailing, velocity));
