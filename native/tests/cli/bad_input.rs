@@ -246,6 +246,28 @@ fn rows() -> Vec<Row> {
             |case| fs::write(case.join("MGM-2B/config.json"), LFS_POINTER).expect("a pointer"),
             &["MGM-2B/config.json", "git lfs pull"],
         ),
+        // Without a device: what is wrong with the files comes first.
+        Row {
+            what: "a tokenizer's configuration, before a GPU is opened",
+            damage: |case| fs::write(case.join("MGM-2B/tokenizer_config.json"), "{").expect("a file"),
+            arguments: vec!["--adapter".to_owned(), "Voodoo 3".to_owned()],
+            message: &["tokenizer_config.json"],
+        },
+        Row {
+            what: "a generation configuration, before a GPU is opened",
+            damage: |case| {
+                let text = "{\"top_p\": NaN}";
+                fs::write(case.join("MGM-2B/generation_config.json"), text).expect("a file");
+            },
+            arguments: vec!["--adapter".to_owned(), "Voodoo 3".to_owned()],
+            message: &["generation_config.json", "top_p"],
+        },
+        Row {
+            what: "a tensor's shape, before a GPU is opened",
+            damage: |case| edit_header(&case.join(SHARD), "model.norm.weight", "[96]", "[48,2]"),
+            arguments: vec!["--adapter".to_owned(), "Voodoo 3".to_owned()],
+            message: &["model.norm.weight", "[48, 2]"],
+        },
         damaged(
             "a tensor that only the index has",
             |case| edit_header(&case.join(SHARD), SOME_MATRIX, "up_proj", "xp_proj"),
@@ -361,6 +383,37 @@ fn flipped_bits_are_found_by_their_checksums() {
     let (code, _, errors) = inspect(&case.path().join("MGM-2B"));
     assert_eq!(code, Some(2), "{errors}");
     assert!(errors.contains("do not belong together"), "{errors}");
+    // In the Hugging Face cache the names of blobs are checksums.
+    #[cfg(unix)]
+    {
+        use sha2::{Digest, Sha256};
+        let snapshot = case.path().join("models--a--b/snapshots/0123");
+        let blobs = case.path().join("models--a--b/blobs");
+        fs::create_dir_all(&blobs).expect("a folder");
+        fs::create_dir_all(&snapshot).expect("a folder");
+        fs::write(&index, &text).expect("an index");
+        let mut last = PathBuf::new();
+        for entry in fs::read_dir(case.path().join("MGM-2B")).expect("a folder") {
+            let file = entry.expect("a file").path();
+            let sum: String =
+                Sha256::digest(fs::read(&file).expect("a file")).iter().map(|byte| format!("{byte:02x}")).collect();
+            last = blobs.join(&sum);
+            fs::copy(&file, &last).expect("a blob");
+            let link = snapshot.join(file.file_name().expect("a name"));
+            std::os::unix::fs::symlink(Path::new("../../blobs").join(sum), link).expect("a link");
+        }
+        copy(&case.path().join("OpenAI"), &case.path().join("models--a--b/OpenAI"));
+        let (code, out, errors) = inspect(&case.path().join("models--a--b"));
+        let out = String::from_utf8_lossy(&out).into_owned();
+        assert_eq!(code, Some(0), "{errors}");
+        assert!(out.contains("by SHA-256 (Hugging Face cache)"), "{out}");
+        let mut bytes = fs::read(&last).expect("a blob");
+        bytes.push(b'\n');
+        fs::write(&last, bytes).expect("a blob");
+        let (code, _, errors) = inspect(&snapshot);
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains("damaged or was changed"), "{errors}");
+    }
     fs::write(&index, text.replacen("total_size", "total", 1)).expect("an index");
     let (code, _, errors) = inspect(&case.path().join("MGM-2B"));
     assert_eq!(code, Some(2), "{errors}");

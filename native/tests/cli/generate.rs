@@ -666,6 +666,34 @@ fn image_to_image_depends_on_the_strength() {
 }
 
 #[test]
+fn configurations_are_read_as_python_writes_them_and_before_a_gpu_is_opened() {
+    let folder = folder();
+    let model = folder.path().join("sdxl");
+    copy(&case().join("sdxl"), &model);
+    let expected = generated(&model, &["--seed", "7", "--scheduler", "euler"]);
+    // Settings of other schedulers and programs, with values that strict JSON lacks.
+    let unused = "\"lambda_min_clipped\": -Infinity, \"x\": [NaN, Infinity], \"y\": 1000000000000000019884624838656,";
+    let files = ["scheduler/scheduler_config.json", "unet/config.json", "vae/config.json", "model_index.json"];
+    for file in files.iter().chain(&["text_encoder/config.json", "text_encoder_2/config.json"]) {
+        let text = fs::read_to_string(model.join(file)).expect("a configuration");
+        fs::write(model.join(file), text.replacen('{', &format!("\u{feff}{{{unused} "), 1)).expect("a configuration");
+    }
+    assert_eq!(generated(&model, &["--seed", "7", "--scheduler", "euler"]), expected);
+    // Errors in files come before those of the device.
+    for (file, text, reason) in [
+        ("scheduler/scheduler_config.json", "{\"beta_start\": NaN}", "beta_start"),
+        ("tokenizer_2/tokenizer_config.json", "{", "tokenizer_2/tokenizer_config.json"),
+    ] {
+        let before = fs::read(model.join(file)).unwrap_or_else(|_| b"{}".to_vec());
+        fs::write(model.join(file), text).expect("a configuration");
+        let output = generate(&model, &["--prompt", "x", "--adapter", "Voodoo 3"]);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && errors.contains(reason), "{errors}");
+        fs::write(model.join(file), before).expect("a configuration");
+    }
+}
+
+#[test]
 fn a_lora_is_scaled() {
     let model = case().join("sdxl");
     let folder = folder();
