@@ -69,6 +69,67 @@ fn a_file_of_a_checkpoint_is_its_folder() {
     }
 }
 
+/// Writes a PNG file of one colour; `orientation` is EXIF's.
+#[cfg(target_os = "linux")]
+fn write_png(file: &std::path::Path, (width, height): (u32, u32), colour: png::ColorType, orientation: Option<u8>) {
+    let mut encoder = png::Encoder::new(std::fs::File::create(file).expect("a file"), width, height);
+    encoder.set_color(colour);
+    encoder.set_compression(png::Compression::Fast);
+    let mut writer = encoder.write_header().expect("a header");
+    if let Some(orientation) = orientation {
+        // A TIFF file with one entry.
+        let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+        writer.write_chunk(png::chunk::ChunkType(*b"eXIf"), &exif).expect("a chunk");
+    }
+    let row = vec![120; width as usize * colour.samples()];
+    let mut stream = writer.stream_writer().expect("a stream");
+    for _ in 0..height {
+        stream.write_all(&row).expect("a row");
+    }
+    stream.finish().expect("a file");
+}
+
+/// Memory that a phone's photo and a panorama need: their pixels once, and a second time to rotate them.
+#[cfg(target_os = "linux")]
+#[test]
+fn large_images_take_little_more_memory_than_their_pixels() {
+    use crate::common::peak_memory;
+    use png::ColorType::{Rgb, Rgba};
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let file = folder.path().join("x.png");
+    let mut small = [0; 2];
+    for (what, size, colour, orientation, copies) in [
+        ("small", (64, 64), Rgb, None, 0.0),
+        ("photo", (8064, 6048), Rgb, None, 1.0),
+        ("rotated photo", (8064, 6048), Rgb, Some(6), 2.0),
+        ("transparent panorama", (16_000, 4000), Rgba, None, 1.0),
+    ] {
+        write_png(&file, size, colour, orientation);
+        let pixels = (f64::from(size.0) * f64::from(size.1) * colour.samples() as f64 / f64::from(1 << 20)).round();
+        for (command, small) in ["chat", "generate"].into_iter().zip(&mut small) {
+            let mut mgm = Command::new(env!("CARGO_BIN_EXE_mgm"));
+            mgm.stdout(Stdio::null()).stderr(Stdio::null()).arg(command);
+            match command {
+                "chat" => mgm.arg(models.join("pocket")).args(["--max-new-tokens", "1", "--image"]).arg(&file),
+                _ => {
+                    mgm.arg(models.join("pocket-sdxl")).args(["--steps", "2", "--size", "64x64", "--out"]);
+                    mgm.arg(folder.path().join("out.png")).arg("--init-image").arg(&file)
+                }
+            };
+            let peak = peak_memory(mgm.args(["--prompt", "x"]));
+            println!("{command}, {what}: {peak} MiB, pixels {pixels} MiB");
+            if copies == 0.0 {
+                *small = peak;
+            } else {
+                let bound = *small as f64 + copies * pixels + 0.25 * pixels;
+                assert!(peak as f64 <= bound, "{command}, {what}: {peak} MiB, at most {bound}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_streamed_text_is_the_answer_and_a_seed_repeats_it() {
     let ask = |more: &[&str]| {

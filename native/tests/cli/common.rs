@@ -35,6 +35,25 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Runs a command to its end. Returns its peak memory in MiB, as the kernel counts it.
+#[cfg(target_os = "linux")]
+pub fn peak_memory(command: &mut Command) -> u64 {
+    let mut child = command.spawn().expect("the binary runs");
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    let ended = loop {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let found = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"));
+        peak = found.and_then(|kilobytes| kilobytes.trim().parse().ok()).unwrap_or(0).max(peak);
+        if let Some(ended) = child.try_wait().expect("a status") {
+            break ended;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert!(ended.success(), "{command:?}: {ended}");
+    peak >> 10
+}
+
 /// Runs a command, but kills it after this time: then `None`.
 pub fn run_for(command: &mut Command, time: Duration) -> Option<ExitStatus> {
     let mut child = command.spawn().expect("the binary runs");
