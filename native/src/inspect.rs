@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mgm::memory_plan::MemoryPlan;
-use mgm::session::LoadOptions;
+use mgm::session::{LoadOptions, ModelText};
 use mgm::tensor::Precision;
+use mgm::text::conversation::Template;
 use mgm::weights::config::LanguageConfig;
 use mgm::weights::gguf_model::GgufModel;
 use mgm::weights::mgm::MgmCheckpoint;
@@ -43,9 +44,29 @@ pub async fn run(InspectArgs { checkpoint: arguments, verify }: InspectArgs) -> 
     if sdxl::is_sdxl(&path).await? {
         return inspect_sdxl(&sdxl::open(&path).await?);
     }
-    match open_checkpoint(&arguments).await? {
-        ModelFiles::Mgm(checkpoint) => inspect_checkpoint(&checkpoint),
-        ModelFiles::Gguf(model) => inspect_gguf(&model),
+    let files = open_checkpoint(&arguments).await?;
+    let template = describe_template(&files).await;
+    match &files {
+        ModelFiles::Mgm(checkpoint) => inspect_checkpoint(checkpoint, &template),
+        ModelFiles::Gguf(model) => inspect_gguf(model, &template),
+    }
+}
+
+/// The conversation template, or what is wrong with it or the tokenizer.
+async fn describe_template(files: &ModelFiles) -> String {
+    if let ModelFiles::Gguf(model) = files
+        && model.header.text("tokenizer.chat_template").is_none()
+    {
+        return "none".to_owned();
+    }
+    match ModelText::read(files, &LoadOptions::new(Precision::F16)).await {
+        Ok(text) => {
+            let own = if matches!(files, ModelFiles::Gguf(_)) { "in the file" } else { "the model's own" };
+            let name = text.template().map_or(own, Template::name);
+            text.note().map_or_else(|| name.to_owned(), |note| format!("{name}; {note}"))
+        }
+        // `chat` takes another one.
+        Err(error) => CliError::from(error).to_string(),
     }
 }
 
@@ -91,7 +112,7 @@ fn describe(out: &mut impl Write, language: &LanguageConfig) -> std::io::Result<
     )
 }
 
-fn inspect_gguf(model: &GgufModel) -> Result<(), CliError> {
+fn inspect_gguf(model: &GgufModel, template: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     let header = &model.header;
     writeln!(out, "{} ({})", header.file, header.text("general.name").unwrap_or("no name"))?;
@@ -101,8 +122,7 @@ fn inspect_gguf(model: &GgufModel) -> Result<(), CliError> {
             writeln!(out, "{key}: {value}")?;
         }
     }
-    let template = header.text("tokenizer.chat_template").is_some();
-    writeln!(out, "conversation template: {}", if template { "in the file" } else { "none" })?;
+    writeln!(out, "conversation template: {template}")?;
     let mut kinds: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for tensor in &header.tensors {
         let (count, bytes) = kinds.entry(tensor.info.dtype.name()).or_default();
@@ -129,7 +149,7 @@ fn incomplete(file: &str) -> CliError {
     mgm::Error::Config { file: file.to_owned(), reason }.into()
 }
 
-fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), CliError> {
+fn inspect_checkpoint(checkpoint: &MgmCheckpoint, template: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{} ({})", checkpoint.folder.name(), checkpoint.config.model_type)?;
     describe(&mut out, &checkpoint.config.language)?;
@@ -146,6 +166,7 @@ fn inspect_checkpoint(checkpoint: &MgmCheckpoint) -> Result<(), CliError> {
         )?,
         None => writeln!(out, "vision: none")?,
     }
+    writeln!(out, "conversation template: {template}")?;
 
     let bad = print_parts(&mut out, &checkpoint.report())?;
     let plans = Precision::CHOICES

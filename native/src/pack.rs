@@ -9,10 +9,9 @@ use clap::Args;
 use fs4::{FileExt, TryLockError};
 use mgm::Error;
 use mgm::io::{ByteSource, DiskFile, DiskFolder, Folder};
-use mgm::session::{conversation_template, own_template};
+use mgm::session::{LoadOptions, ModelText};
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
-use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::bundle::{BundleFile, MANIFEST, SHARD_BYTES};
 use mgm::weights::bundle_layout::{BundleShard, Layout};
 use mgm::weights::mgm::MgmCheckpoint;
@@ -70,13 +69,8 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
                 return Err(Error::InvalidArgument(reason).into());
             }
             refuse_incomplete(checkpoint)?;
-            let tokenizer = Tokenizer::load(&*checkpoint.folder).await?;
-            let template = match arguments.conversation {
-                Some(template) => Some(template),
-                // In the bundle, too, it is in the model's files.
-                None if own_template(checkpoint).await?.is_some() => None,
-                None => Some(conversation_template(checkpoint, &tokenizer)?),
-            };
+            // The model's own is in its files, in the bundle, too.
+            let template = check_text(&files, arguments.conversation).await?.template();
             let precision = arguments.precision.unwrap_or(Precision::Q4);
             Layout::from_checkpoint(checkpoint, &name, precision, template.map(Template::name), shard_bytes).await?
         }
@@ -85,11 +79,23 @@ pub async fn run(arguments: PackArgs) -> Result<(), CliError> {
             return Err(Error::InvalidArgument(reason).into());
         }
         ModelFiles::Gguf(model) => {
+            if model.header.text("tokenizer.chat_template").is_some() {
+                check_text(&files, arguments.conversation).await?;
+            }
             let source: Rc<dyn ByteSource> = Rc::new(DiskFile::open(&path)?);
             Layout::from_gguf(&source, model, &name, shard_bytes).await?
         }
     };
     write(layout, &arguments.out).await
+}
+
+/// Reads the tokenizer and the conversation template, and renders the template, as `mgm chat` does.
+async fn check_text(files: &ModelFiles, template: Option<Template>) -> mgm::Result<ModelText> {
+    let text = ModelText::read(files, &LoadOptions::new(Precision::F16).with_template(template)).await?;
+    if let Some(note) = text.note() {
+        note!("mgm: note: {note}");
+    }
+    Ok(text)
 }
 
 fn shard_bytes(arguments: &PackArgs) -> Result<u64, Error> {

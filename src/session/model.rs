@@ -269,6 +269,8 @@ struct TextParts {
     tokenizer: Tokenizer,
     prompt_format: PromptFormat,
     stop: StopIds,
+    /// Why the model's own template refuses a second question.
+    one_question: Option<Error>,
 }
 
 impl ModelText {
@@ -284,6 +286,20 @@ impl ModelText {
         };
         Ok(Self(Rc::new(parts)))
     }
+
+    /// The conversation template; `None` if it is the model's own.
+    pub fn template(&self) -> Option<Template> {
+        match self.0.prompt_format {
+            PromptFormat::Builtin(template) => Some(template),
+            PromptFormat::Jinja(_) => None,
+        }
+    }
+
+    /// What the user should know about the model's own template.
+    pub fn note(&self) -> Option<String> {
+        let error = self.0.one_question.as_ref()?;
+        Some(format!("the model's template takes one question per conversation: {error}"))
+    }
 }
 
 async fn checkpoint_text(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<TextParts> {
@@ -293,10 +309,11 @@ async fn checkpoint_text(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> R
         None => own_template(checkpoint).await?,
     };
     let (eos, generation_eos) = (&checkpoint.config.language.eos_tokens, &checkpoint.generation.eos_tokens);
-    let (prompt_format, stop) = match own {
+    let (prompt_format, stop, one_question) = match own {
         Some(source) => {
             let stop = StopIds::for_jinja_template(&[&eos[..], generation_eos].concat(), &tokenizer);
-            (jinja_format(source, &mut tokenizer)?, stop)
+            let (format, one_question) = jinja_format(source, &mut tokenizer)?;
+            (format, stop, one_question)
         }
         None => {
             let template = match options.template {
@@ -304,19 +321,19 @@ async fn checkpoint_text(checkpoint: &MgmCheckpoint, options: &LoadOptions) -> R
                 None => conversation_template(checkpoint, &tokenizer)?,
             };
             tokenizer.control_tokens(&template.markers());
-            (template.into(), StopIds::new(eos, generation_eos, &tokenizer, template))
+            (template.into(), StopIds::new(eos, generation_eos, &tokenizer, template), None)
         }
     };
-    Ok(TextParts { tokenizer, prompt_format, stop })
+    Ok(TextParts { tokenizer, prompt_format, stop, one_question })
 }
 
 fn gguf_text(model: &GgufModel, options: &LoadOptions) -> Result<TextParts> {
     let header = &*model.header;
     let mut tokenizer = Tokenizer::from_gguf(header)?;
-    let prompt_format = match (options.template, header.text("tokenizer.chat_template")) {
+    let (prompt_format, one_question) = match (options.template, header.text("tokenizer.chat_template")) {
         (Some(template), _) => {
             tokenizer.control_tokens(&template.markers());
-            PromptFormat::Builtin(template)
+            (PromptFormat::Builtin(template), None)
         }
         (None, Some(source)) => {
             let (file, text) = (header.file.clone(), source.to_owned());
@@ -339,7 +356,7 @@ fn gguf_text(model: &GgufModel, options: &LoadOptions) -> Result<TextParts> {
         }
         PromptFormat::Jinja(_) => StopIds::for_jinja_template(&model.config.eos_tokens, &tokenizer),
     };
-    Ok(TextParts { tokenizer, prompt_format, stop })
+    Ok(TextParts { tokenizer, prompt_format, stop, one_question })
 }
 
 /// A checkpoint's own Jinja template. `None` for Mini-Gemini, whose checkpoints still have the template of the language
@@ -357,12 +374,13 @@ pub async fn own_template(checkpoint: &MgmCheckpoint) -> Result<Option<TemplateS
     TemplateSource::find(&*checkpoint.folder).await
 }
 
-/// Compiles a template and renders it once. `tokenizer` learns its control tokens.
-fn jinja_format(source: TemplateSource, tokenizer: &mut Tokenizer) -> Result<PromptFormat> {
+/// Compiles a template and renders it. `tokenizer` learns its control tokens. Also returns why the template refuses a
+/// second question.
+fn jinja_format(source: TemplateSource, tokenizer: &mut Tokenizer) -> Result<(PromptFormat, Option<Error>)> {
     let settings = tokenizer.template_settings(&source.text);
     let template = ChatTemplate::new(source, settings)?;
-    template.check()?;
-    Ok(PromptFormat::Jinja(template))
+    let one_question = template.check()?;
+    Ok((PromptFormat::Jinja(template), one_question))
 }
 
 /// The conversation template that a checkpoint was trained with: the one that it names, or else the one that its

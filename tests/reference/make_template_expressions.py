@@ -319,6 +319,37 @@ d.get('x')
 d.get('x', 5)
 d.get('b')
 d.copy()
+'b' in d.keys()
+1 in d.values()
+d.values() | first
+(d.items() | list)[0][1]
+d.keys() | sort
+d.items() | length
+d.keys() | join(',')
+(1, 2) == (1, 2)
+(1, 2) != (2, 1)
+(1, 2) + (3,) | list
+not (1, 2)
+not ()
+[] or (1,)
+(1, 2) | first
+(2, 1) | sort
+(1, 2) is iterable
+(1, 2) | map('string') | join
+{'a': (1, 2)} | tojson
+messages | map(attribute='content') | map('trim') | list
+messages | selectattr('role', 'in', ('user', 'system')) | map(attribute='role') | list
+messages[0].content.split()[0][:-2] ~ messages[-1]['content'][0]
+(messages | length - 1) % 2
+messages | length - 1
+messages | length % 2 == 0 and messages[-1].role != 'user'
+-1 ** 2
+(-1) ** 2
+2 * -n
+n if n > 5 and n % 2 else none
+[n, -n, +n, not n]
+{'x': -1, 'y': n - 1}['y']
+dict(d, x=1)
 {'items': 1}.items()
 {'items': 1}['items']
 d.b

@@ -101,6 +101,9 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
     let text = load::check(&files, &options).await?;
+    if let Some(note) = text.note() {
+        note!("mgm: note: {note}");
+    }
     let started = Instant::now();
     let stop = interrupt::install()?;
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;

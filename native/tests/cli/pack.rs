@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::common::{expected, goldens, run_for, text};
+use crate::common::{copy, expected, goldens, run_for, text};
 
 fn mgm(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
@@ -114,6 +114,46 @@ fn files_match_the_manifest() {
     }
     assert_eq!(names["model.embed_tokens.weight"], 639, "all rows of a table that spans several shards");
     assert!(manifest["quantised"]["model.layers.0.mlp.down_proj.weight"] == "Q8_0");
+}
+
+/// As `chat` reports it before it loads weights.
+#[test]
+fn broken_templates_are_reported_before_packing() {
+    let folder = TempDir::new().expect("a folder");
+    // A language model alone: Mini-Gemini's templates are built in.
+    let model = folder.path().join("model");
+    copy(&goldens().join("gemma-2b/MGM-2B"), &model);
+    let config = fs::read(model.join("config.json")).expect("a configuration");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    config["model_type"] = "gemma".into();
+    config.as_object_mut().expect("an object").retain(|key, _| !key.starts_with("mm_") && key != "image_size_aux");
+    fs::write(model.join("config.json"), config.to_string()).expect("written");
+    let template = model.join("chat_template.jinja");
+    fs::write(&template, "{{ messages[0].content }}\n{% if %}").expect("written");
+
+    let gguf = folder.path().join("broken.gguf");
+    let mut bytes = fs::read(mgm_test_support::data("gguf").join("llama.gguf")).expect("a file");
+    let start = b"{% for message in messages %}";
+    let at = bytes.windows(start.len()).position(|window| window == start).expect("a template");
+    bytes[at..at + start.len()].copy_from_slice(b"{% for message of messages %}");
+    fs::write(&gguf, bytes).expect("written");
+
+    let out = folder.path().join("bundle");
+    for (model, place) in [(&model, "chat_template.jinja: line 2"), (&gguf, "tokenizer.chat_template, line 1")] {
+        let refused = mgm(&["pack", path(model), "--out", path(&out)]);
+        let errors = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && errors.contains(place), "{errors}");
+        assert!(!out.exists());
+        let shown = must(&["inspect", path(model)]);
+        assert!(shown.contains("conversation template: ") && shown.contains(place), "{shown}");
+    }
+    // One question is enough.
+    fs::write(&template, "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}a")
+        .expect("written");
+    assert!(must(&["inspect", path(&model)]).contains("the model's own; the model's template takes one question"));
+    let packed = mgm(&["pack", path(&model), "--out", path(&out)]);
+    let notes = String::from_utf8_lossy(&packed.stderr);
+    assert!(packed.status.success() && notes.contains("one question") && notes.contains("one turn"), "{notes}");
 }
 
 #[test]

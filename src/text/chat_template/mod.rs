@@ -22,7 +22,7 @@ pub use masks::ControlTokens;
 use self::masks::Masks;
 use super::prompt::Prompt;
 use crate::io::{Folder, read_file};
-use crate::{Error, Result, json};
+use crate::{Error, Result, Setting, json};
 
 /// A compiled template.
 #[derive(Clone)]
@@ -86,7 +86,8 @@ impl TemplateSource {
     /// or `chat_template.json`. Of several named templates, the one called `default`.
     ///
     /// # Errors
-    /// [`Error::Config`] if one of the JSON files is not JSON; those of reading files.
+    /// [`Error::Config`] if one of the JSON files is not JSON; [`Error::NeedsSetting`] if there are named templates, but
+    /// none is called `default`; those of reading files.
     pub async fn find(folder: &dyn Folder) -> Result<Option<Self>> {
         for (name, key) in [("chat_template.jinja", ""), ("tokenizer_config.json", NAME), ("chat_template.json", NAME)]
         {
@@ -97,21 +98,38 @@ impl TemplateSource {
             }
             let value: serde_json::Value = json::from_slice(&bytes)
                 .map_err(|error| Error::Config { file: file.clone(), reason: format!("unexpected JSON: {error}") })?;
-            if let Some(text) = value.get(key).and_then(default_template) {
-                return Ok(Some(Self { file, key, text: text.to_owned() }));
+            match value.get(key).map(default_template) {
+                Some(Ok(Some(text))) => return Ok(Some(Self { file, key, text: text.to_owned() })),
+                Some(Err(names)) => {
+                    let reason = format!(
+                        "chat_template has only templates for other purposes ({names}), none called default; choose a \
+                         conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct or llama_3"
+                    );
+                    return Err(Error::NeedsSetting { setting: Setting::Template, file, reason });
+                }
+                _ => {}
             }
         }
         Ok(None)
     }
 }
 
-/// A template, or the default of a list of `{name, template}` or of an object of templates.
-fn default_template(value: &serde_json::Value) -> Option<&str> {
-    let named = |template: &&serde_json::Value| template.get("name").is_some_and(|name| name == "default");
-    match value {
-        serde_json::Value::Array(list) => list.iter().find(named)?.get("template")?.as_str(),
-        serde_json::Value::Object(map) => map.get("default")?.as_str(),
-        other => other.as_str(),
+/// A template, or the default of a list of `{name, template}` or of an object of templates. Fails with the names of
+/// the templates if there are only others.
+fn default_template(value: &serde_json::Value) -> std::result::Result<Option<&str>, String> {
+    let named: Vec<(&str, Option<&str>)> = match value {
+        serde_json::Value::Array(list) => list
+            .iter()
+            .filter_map(|entry| {
+                Some((entry.get("name")?.as_str()?, entry.get("template").and_then(|text| text.as_str())))
+            })
+            .collect(),
+        serde_json::Value::Object(map) => map.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect(),
+        other => return Ok(other.as_str()),
+    };
+    match named.iter().find(|(name, _)| *name == "default") {
+        None if !named.is_empty() => Err(named.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
+        found => Ok(found.and_then(|(_, text)| *text)),
     }
 }
 
@@ -134,15 +152,16 @@ impl ChatTemplate {
         Ok(Self(Rc::new(Inner { origin, environment, settings })))
     }
 
-    /// Renders short conversations, so that a template that always fails is found before weights are loaded.
+    /// Renders short conversations, so that a template that always fails is found before weights are loaded. Returns
+    /// the error of a second question: there are templates for one question only.
     ///
     /// # Errors
-    /// [`Error::Config`] with the file and the line.
-    pub fn check(&self) -> Result<()> {
+    /// [`Error::Config`] with the file and the line, if the template refuses one question.
+    pub fn check(&self) -> Result<Option<Error>> {
         let message = |role, content| Message { role, content };
         let talk = [message("user", "Hello"), message("assistant", "Hi"), message("user", "Why?")];
         self.render(&talk[..1])?;
-        self.render(&talk).map(drop)
+        Ok(self.render(&talk).err())
     }
 
     /// The prompt for the assistant's next message.
