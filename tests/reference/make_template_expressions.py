@@ -438,8 +438,6 @@ messages | sort(attribute='role') | map(attribute='role') | list
 ['a', 'B', 'A', 'b'] | unique | list
 [1, 2, 3] | sum
 [1.5, 2] | sum
-[{'v': 1}, {'v': 2}] | sum(attribute='v')
-[1] | sum(start=10)
 [1, 2, 3] | first
 [] | first
 [1, 2, 3] | last

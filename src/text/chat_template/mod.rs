@@ -1,5 +1,6 @@
 //! A model's own conversation template: Jinja, rendered as by transformers' `apply_chat_template`.
 
+#[cfg_attr(target_arch = "wasm32", path = "format_browser.rs")]
 mod format;
 mod json_style;
 mod masks;
@@ -86,7 +87,7 @@ impl TemplateSource {
     /// or `chat_template.json`. Of several named templates, the one called `default`.
     ///
     /// # Errors
-    /// [`Error::Config`] if one of the JSON files is not JSON; [`Error::NeedsSetting`] if there are named templates, but
+    /// [`Error::Config`] if one of the JSON files is not JSON; [`Error::NeedsSetting`] if there are named templates but
     /// none is called `default`; those of reading files.
     pub async fn find(folder: &dyn Folder) -> Result<Option<Self>> {
         for (name, key) in [("chat_template.jinja", ""), ("tokenizer_config.json", NAME), ("chat_template.json", NAME)]

@@ -7,7 +7,7 @@ use super::format::percent;
 use super::json_style::to_json;
 use super::strftime::strftime;
 use super::strings::{self, Arguments, center, space};
-use super::values::{Sequence, floor_divide, invalid, items, modulo, pairs, power, repr, slice, text, tuple};
+use super::values::{Sequence, floor_divide, invalid, items, missing, modulo, pairs, power, repr, slice, text, tuple};
 use super::{source, strings::split};
 
 /// Adds everything to an environment. `clock` returns the seconds since 1970.
@@ -25,7 +25,7 @@ pub(super) fn add(environment: &mut Environment<'_>, clock: fn() -> i64) {
         None => other_method(value, method, arguments),
     });
     environment.add_function(source::SAME, |value: Value| value);
-    environment.add_function(source::TUPLE, |items: Rest<Value>| tuple(items.iter().cloned()));
+    environment.add_function(source::TUPLE, |items: Rest<Value>| tuple(items.to_vec()));
     environment.add_function(source::CONCATENATE, |parts: Rest<Value>| parts.iter().map(text).collect::<String>());
     environment.add_function(source::FLOOR_DIVIDE, |a: &Value, b: &Value| floor_divide(a, b));
     environment.add_function(source::SLICE, |value: &Value, bounds: Rest<Value>| slice(value, &bounds));
@@ -46,7 +46,7 @@ pub(super) fn add(environment: &mut Environment<'_>, clock: fn() -> i64) {
     }
     environment.add_filter("format", |format: &Value, given: Rest<Value>| {
         let (positional, named) = split(&given);
-        let values = if positional.is_empty() { named } else { tuple(positional.iter().cloned()) };
+        let values = if positional.is_empty() { named } else { tuple(positional.to_vec()) };
         percent(&text(format), &values)
     });
     // Python's strings are sequences of characters.
@@ -73,7 +73,7 @@ const FILTERS: &[(&str, &[&str], Filter)] = &[
     ("title", &[], |value, _| Ok(title(&text(value)).into())),
     ("center", &["width"], |value, given| Ok(center(&text(value), given.integer(0)?.unwrap_or(80), ' ').into())),
     ("replace", &["old", "new", "count"], |value, given| {
-        let argument = |at| given.get(at).map(text).ok_or_else(|| Error::from(ErrorKind::MissingArgument));
+        let argument = |at| given.get(at).map(text).ok_or_else(missing);
         Ok(strings::replace(&text(value), &argument(0)?, &argument(1)?, given.integer(2)?).into())
     }),
     ("truncate", &["length", "killwords", "end", "leeway"], truncate),
@@ -104,29 +104,14 @@ const FILTERS: &[(&str, &[&str], Filter)] = &[
         }
         Ok(parts.join(&given.get(0).map(text).unwrap_or_default()).into())
     }),
-    ("sum", &["attribute", "start"], |values, given| {
-        let mut sum = given.get(1).cloned().unwrap_or(0.into());
-        for value in values.try_iter()? {
-            let value = given.text(0)?.map_or(Ok(value.clone()), |name| value.get_attr(name))?;
-            sum = add_numbers(&sum, &value)?;
-        }
-        Ok(sum)
-    }),
     ("items", &[], |value, _| {
         Ok(if value.is_undefined() { Value::from(Vec::<Value>::new()) } else { views(value, "")? })
     }),
     ("dictsort", &["case_sensitive", "by", "reverse"], |value, given| {
-        let mut pairs = pairs(value);
-        let by_value = given.text(1)? == Some("value");
-        let key = |(key, value): &(Value, Value)| {
-            let by = if by_value { value } else { key };
-            by.as_str().filter(|_| !given.flag(0)).map_or_else(|| by.clone(), |text| text.to_lowercase().into())
-        };
-        pairs.sort_by_cached_key(key);
-        if given.flag(2) {
-            pairs.reverse();
-        }
-        Ok(Value::from_iter(pairs.into_iter().map(|(key, value)| tuple([key, value]))))
+        let options = ["case_sensitive", "by", "reverse"].into_iter().enumerate();
+        let options = options.filter_map(|(at, name)| Some((name, given.get(at)?.clone())));
+        let pairs = minijinja::filters::dictsort(value, options.collect())?;
+        Ok(Value::from_iter(items(&pairs).iter().map(|pair| tuple(items(pair)))))
     }),
 ];
 
@@ -152,14 +137,6 @@ fn round(value: &Value, given: &Arguments) -> Result<Value, Error> {
         // Of the exact value, ties to even, as Python rounds.
         _ => format!("{number:.*}", precision as usize).parse().unwrap_or(number),
     }))
-}
-
-fn add_numbers(a: &Value, b: &Value) -> Result<Value, Error> {
-    if a.is_integer() && b.is_integer() {
-        let sum = i128::try_from(a.clone())?.checked_add(i128::try_from(b.clone())?);
-        return sum.map(Value::from).ok_or_else(|| invalid("the sum is too large"));
-    }
-    Ok((f64::try_from(a.clone())? + f64::try_from(b.clone())?).into())
 }
 
 fn float(value: &Value) -> Option<f64> {
@@ -251,7 +228,7 @@ fn views(value: &Value, name: &'static str) -> Result<Value, Error> {
     if value.kind() != ValueKind::Map {
         return Err(invalid(format!("a value of type {} has no items", value.kind())));
     }
-    Ok(Sequence::value(name, pairs(value).into_iter().map(|(key, value)| tuple([key, value])).collect()))
+    Ok(Sequence::value(name, pairs(value).into_iter().map(|(key, value)| tuple(vec![key, value])).collect()))
 }
 
 /// A method of a list or a dictionary.
@@ -260,7 +237,7 @@ fn other_method(value: &Value, method: &str, given: &[Value]) -> Result<Value, E
     match (value.kind(), method) {
         (ValueKind::Seq, "index") => {
             let (arguments, items) = (arguments(&["value", "start"])?, items(value));
-            let wanted = given.first().ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+            let wanted = given.first().ok_or_else(missing)?;
             let start = arguments.integer(1)?.unwrap_or(0);
             let start =
                 if start < 0 { items.len().saturating_sub(start.unsigned_abs() as usize) } else { start as usize };
@@ -268,7 +245,7 @@ fn other_method(value: &Value, method: &str, given: &[Value]) -> Result<Value, E
             place.map(Value::from).ok_or_else(|| invalid(format!("{} is not in the list", repr(wanted))))
         }
         (ValueKind::Seq, "count") => {
-            let [wanted] = given else { return Err(Error::from(ErrorKind::MissingArgument)) };
+            let [wanted] = given else { return Err(missing()) };
             Ok(items(value).iter().filter(|item| *item == wanted).count().into())
         }
         (ValueKind::Map, "items") => arguments(&[]).and_then(|_| views(value, "dict_items")),
@@ -277,7 +254,7 @@ fn other_method(value: &Value, method: &str, given: &[Value]) -> Result<Value, E
             .map(|_| Sequence::value("dict_values", pairs(value).into_iter().map(|(_, value)| value).collect())),
         (ValueKind::Map, "get") => {
             arguments(&["key", "default"])?;
-            let key = given.first().ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+            let key = given.first().ok_or_else(missing)?;
             let found = value.get_item(key)?;
             Ok(if found.is_undefined() { given.get(1).cloned().unwrap_or(().into()) } else { found })
         }

@@ -51,6 +51,7 @@ pub(super) fn adapt(source: &str) -> String {
     output + rest
 }
 
+#[inline(never)]
 fn statement(code: &str) -> String {
     let name = code.trim_start();
     let name = &name[..word_length(name)];
@@ -122,6 +123,7 @@ fn string_length(code: &str) -> Option<usize> {
 }
 
 /// Replaces the escape sequences of a string literal that minijinja lacks.
+#[inline(never)]
 fn escapes(literal: &str) -> String {
     let mut output = String::with_capacity(literal.len());
     let mut rest = literal;
@@ -144,6 +146,7 @@ fn escapes(literal: &str) -> String {
     output + rest
 }
 
+#[inline(never)]
 fn word_length(code: &str) -> usize {
     code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len())
 }
@@ -165,12 +168,14 @@ impl<'a> Code<'a> {
         Self { text, depth: 0 }
     }
 
+    #[inline(never)]
     fn take(&mut self, length: usize) -> &'a str {
         let (taken, rest) = self.text.split_at(length);
         self.text = rest;
         taken
     }
 
+    #[inline(never)]
     fn take_space(&mut self) -> String {
         self.take(self.text.len() - self.text.trim_start().len()).to_owned()
     }
@@ -180,6 +185,7 @@ impl<'a> Code<'a> {
     }
 
     /// Bytes of the next token, without white space before it.
+    #[inline(never)]
     fn token(&self) -> usize {
         let text = self.text;
         let Some(first) = text.chars().next() else { return 0 };
@@ -201,6 +207,7 @@ impl<'a> Code<'a> {
         }
     }
 
+    #[inline(never)]
     fn keyword(&self) -> Option<&'static str> {
         let word = self.next();
         let word = &word[..word_length(word)];
@@ -222,6 +229,7 @@ impl<'a> Code<'a> {
     }
 
     /// Operands and what stands between them, up to a closing bracket, and whether there is a comma.
+    #[inline(never)]
     fn list_until(&mut self, ends: &str) -> (String, bool) {
         let (mut output, mut comma, mut operand) = (String::new(), false, false);
         self.depth += 1;
@@ -245,6 +253,7 @@ impl<'a> Code<'a> {
         (output + &self.take_space(), comma)
     }
 
+    #[inline(never)]
     fn concatenation(&mut self) -> String {
         let mut parts = vec![self.product()];
         while self.next().starts_with('~') {
@@ -255,6 +264,7 @@ impl<'a> Code<'a> {
         if parts.len() > 1 { call(CONCATENATE, parts) } else { parts.remove(0) }
     }
 
+    #[inline(never)]
     fn product(&mut self) -> String {
         let mut left = self.power();
         for _ in 0..DEPTH {
@@ -273,6 +283,7 @@ impl<'a> Code<'a> {
         left
     }
 
+    #[inline(never)]
     fn power(&mut self) -> String {
         let mut left = self.unary();
         for _ in 0..DEPTH {
@@ -287,6 +298,7 @@ impl<'a> Code<'a> {
     }
 
     /// An operand with its signs, filters and tests.
+    #[inline(never)]
     fn unary(&mut self) -> String {
         let mut output = self.take_space();
         let mut signed = false;
@@ -330,6 +342,7 @@ impl<'a> Code<'a> {
     }
 
     /// The name of a filter or test.
+    #[inline(never)]
     fn names(&mut self) -> String {
         let mut output = self.take_space() + self.take(word_length(self.text));
         while self.text.starts_with('.') {
@@ -340,6 +353,7 @@ impl<'a> Code<'a> {
     }
 
     /// A bracketed list, if one follows that begins with one of `open`.
+    #[inline(never)]
     fn brackets(&mut self, open: &str) -> String {
         if !self.next().starts_with(|c| open.contains(c)) {
             return String::new();
@@ -353,6 +367,7 @@ impl<'a> Code<'a> {
     }
 
     /// A literal, a name or a bracketed expression, with attributes, subscripts and calls.
+    #[inline(never)]
     fn operand(&mut self) -> String {
         let mut output = String::new();
         match self.text.chars().next() {
@@ -409,6 +424,7 @@ impl<'a> Code<'a> {
 }
 
 /// White space before the first argument stays before the call.
+#[inline(never)]
 fn call(function: &str, arguments: impl AsRef<[String]>) -> String {
     let arguments = arguments.as_ref().join(",");
     let space = arguments.len() - arguments.trim_start().len();

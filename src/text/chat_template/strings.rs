@@ -5,7 +5,7 @@ use std::ops::Range;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::format::braces;
-use super::values::{Sequence, invalid, items, printable, text, tuple};
+use super::values::{Sequence, invalid, items, missing, printable, text, tuple};
 
 /// The arguments of a call, by position or name.
 pub(super) struct Arguments {
@@ -13,6 +13,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
+    #[inline(never)]
     pub(super) fn new(given: &[Value], names: &[&str]) -> Result<Self, Error> {
         let (positional, named) = split(given);
         if positional.len() > names.len() {
@@ -29,30 +30,36 @@ impl Arguments {
     }
 
     /// `None` if it is missing or none.
+    #[inline(never)]
     pub(super) fn get(&self, at: usize) -> Option<&Value> {
         self.values.get(at)?.as_ref().filter(|value| !value.is_none() && !value.is_undefined())
     }
 
+    #[inline(never)]
     pub(super) fn text(&self, at: usize) -> Result<Option<&str>, Error> {
         let Some(value) = self.get(at) else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| invalid(format!("a string is required, not {}", value.kind())))
     }
 
+    #[inline(never)]
     pub(super) fn integer(&self, at: usize) -> Result<Option<i64>, Error> {
         self.get(at).cloned().map(i64::try_from).transpose()
     }
 
+    #[inline(never)]
     pub(super) fn flag(&self, at: usize) -> bool {
         self.get(at).is_some_and(Value::is_true)
     }
 
     /// The text of a required argument.
+    #[inline(never)]
     fn needed(&self, at: usize) -> Result<&str, Error> {
-        self.text(at)?.ok_or_else(|| Error::from(ErrorKind::MissingArgument))
+        self.text(at)?.ok_or_else(missing)
     }
 
     /// The bytes of `text` between a start and an end that count characters, as in Python's slices; how many characters
     /// come before.
+    #[inline(never)]
     fn range(&self, at: usize, text: &str) -> Result<Option<(Range<usize>, usize)>, Error> {
         let length = text.chars().count();
         let place =
@@ -63,6 +70,7 @@ impl Arguments {
     }
 }
 
+#[inline(never)]
 fn byte(text: &str, character: usize) -> usize {
     text.char_indices().nth(character).map_or(text.len(), |(byte, _)| byte)
 }
@@ -76,10 +84,12 @@ pub(super) fn split(given: &[Value]) -> (&[Value], Value) {
 }
 
 /// Python's white space, of which Rust's lacks four separators.
+#[inline(never)]
 pub(super) fn space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
+#[inline(never)]
 fn cased(c: char) -> bool {
     c.is_lowercase() || c.is_uppercase()
 }
@@ -113,18 +123,21 @@ const NUMERALS: &str = "㐅㒃㠪㭍一七万三九二五亖亿什仟仨伍佰�
                         零\u{f96b}\u{f973}\u{f978}\u{f9b2}\u{f9d1}\u{f9d3}\u{f9fd}𠀁𠁤𠃢𠄡𠤪𠦃𠦌𠦜𠫪𠫽𠬙𢎐𢦘𣬛𦉭\u{2f890}";
 
 /// Whether all characters are digits, of decimal numbers only or of others, too.
+#[inline(never)]
 fn digits(s: &str, others: bool) -> bool {
     let other = |c: char| others && DIGITS.iter().any(|(first, last)| (*first..=*last).contains(&u32::from(c)));
     let decimals: String = s.chars().filter(|c| !other(*c)).collect();
     !s.is_empty() && regex::Regex::new(r"^\d*$").is_ok_and(|decimal| decimal.is_match(&decimals))
 }
 
+#[inline(never)]
 pub(super) fn capitalize(text: &str) -> String {
     let mut characters = text.chars();
     characters.next().map(initial).unwrap_or_default() + &characters.as_str().to_lowercase()
 }
 
 /// A letter at the start of a word: of several, such as those of ß, one is upper case.
+#[inline(never)]
 fn initial(c: char) -> String {
     let mut upper = String::new();
     for c in c.to_uppercase() {
@@ -134,6 +147,7 @@ fn initial(c: char) -> String {
     upper
 }
 
+#[inline(never)]
 pub(super) fn trim<'a>(s: &'a str, characters: Option<&str>, [left, right]: [bool; 2]) -> &'a str {
     let removed = |c: char| characters.map_or_else(|| space(c), |characters| characters.contains(c));
     let s = if left { s.trim_start_matches(removed) } else { s };
@@ -141,17 +155,20 @@ pub(super) fn trim<'a>(s: &'a str, characters: Option<&str>, [left, right]: [boo
 }
 
 /// In the middle of `width` characters, as Python and Jinja do.
+#[inline(never)]
 pub(super) fn center(s: &str, width: i64, fill: char) -> String {
     let missing = (width.clamp(0, 4096) as usize).saturating_sub(s.chars().count());
     let left = missing / 2 + (missing & width as usize & 1);
     repeat(fill, left) + s + &repeat(fill, missing - left)
 }
 
+#[inline(never)]
 fn repeat(fill: char, count: usize) -> String {
     std::iter::repeat_n(fill, count).collect()
 }
 
 /// The parts between white space, at most `limit` times, from the left or the right.
+#[inline(never)]
 fn words(s: &str, limit: usize, right: bool) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = trim(s, None, [!right, right]);
@@ -167,6 +184,7 @@ fn words(s: &str, limit: usize, right: bool) -> Vec<&str> {
     parts
 }
 
+#[inline(never)]
 fn lines(s: &str, keep: bool) -> Vec<&str> {
     let ends = |c: char| matches!(c, '\n'..='\r' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut lines = Vec::new();
@@ -264,7 +282,7 @@ pub(super) fn method(s: &str, method: &str, given: &[Value]) -> Result<Value, Er
             Value::from(arguments.range(1, s)?.map_or(0, |(range, _)| s[range].matches(what).count()))
         }
         "startswith" | "endswith" => {
-            let wanted = arguments.get(0).ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+            let wanted = arguments.get(0).ok_or_else(missing)?;
             let alternatives = Sequence::of_tuple(wanted).unwrap_or(std::slice::from_ref(wanted));
             let part = arguments.range(1, s)?.map(|(range, _)| &s[range]);
             let mut found = false;
@@ -285,11 +303,12 @@ pub(super) fn method(s: &str, method: &str, given: &[Value]) -> Result<Value, Er
         "removesuffix" => Value::from(s.strip_suffix(arguments.needed(0)?).unwrap_or(s)),
         "partition" | "rpartition" => {
             let at = arguments.needed(0)?;
+            let texts = |texts: [&str; 3]| tuple(texts.map(Value::from).to_vec());
             let parts = if right { s.rsplit_once(at) } else { s.split_once(at) };
             match parts {
-                Some((before, after)) => tuple([before, at, after]),
-                None if right => tuple(["", "", s]),
-                None => tuple([s, "", ""]),
+                Some((before, after)) => texts([before, at, after]),
+                None if right => texts(["", "", s]),
+                None => texts([s, "", ""]),
             }
         }
         "split" | "rsplit" => {
@@ -318,7 +337,7 @@ pub(super) fn method(s: &str, method: &str, given: &[Value]) -> Result<Value, Er
             Value::from(output)
         }
         "center" | "ljust" | "rjust" | "zfill" => {
-            let width = arguments.integer(0)?.ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+            let width = arguments.integer(0)?.ok_or_else(missing)?;
             let fill = arguments.text(1)?.and_then(|fill| fill.chars().next()).unwrap_or(' ');
             let missing = (width.clamp(0, 4096) as usize).saturating_sub(s.chars().count());
             Value::from(match method {
@@ -332,7 +351,7 @@ pub(super) fn method(s: &str, method: &str, given: &[Value]) -> Result<Value, Er
             })
         }
         "join" => {
-            let values = arguments.get(0).ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+            let values = arguments.get(0).ok_or_else(missing)?;
             Value::from(values.try_iter()?.map(|value| text(&value)).collect::<Vec<_>>().join(s))
         }
         "format_map" => Value::from(braces(s, &[], arguments.get(0).unwrap_or(&Value::UNDEFINED))?),
@@ -340,6 +359,7 @@ pub(super) fn method(s: &str, method: &str, given: &[Value]) -> Result<Value, Er
     })
 }
 
+#[inline(never)]
 pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<i64>) -> String {
     match count.and_then(|count| usize::try_from(count).ok()) {
         Some(count) => s.replacen(old, new, count),
@@ -347,6 +367,7 @@ pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<i64>) -> Stri
     }
 }
 
+#[inline(never)]
 fn title(s: &str) -> String {
     let mut in_word = false;
     let letter = |c: char| {

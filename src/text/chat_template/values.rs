@@ -16,6 +16,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    #[inline(never)]
     pub(super) fn value(name: &'static str, items: Vec<Value>) -> Value {
         Value::from_object(Self { name, items })
     }
@@ -26,8 +27,9 @@ impl Sequence {
     }
 }
 
-pub(super) fn tuple(items: impl IntoIterator<Item = impl Into<Value>>) -> Value {
-    Sequence::value("", items.into_iter().map(Into::into).collect())
+#[inline(never)]
+pub(super) fn tuple(items: Vec<Value>) -> Value {
+    Sequence::value("", items)
 }
 
 impl Object for Sequence {
@@ -54,10 +56,21 @@ impl Object for Sequence {
 }
 
 pub(super) fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
+    // Once for all callers: the browser's module has a limit.
+    #[inline(never)]
+    fn error(message: Cow<'static, str>) -> Error {
+        Error::new(ErrorKind::InvalidOperation, message)
+    }
+    error(message.into())
+}
+
+#[inline(never)]
+pub(super) fn missing() -> Error {
+    Error::from(ErrorKind::MissingArgument)
 }
 
 /// Python's `str`.
+#[inline(never)]
 pub(super) fn text(value: &Value) -> String {
     match value.as_str() {
         Some(text) => text.to_owned(),
@@ -67,6 +80,7 @@ pub(super) fn text(value: &Value) -> String {
 }
 
 /// Python's `repr`.
+#[inline(never)]
 pub(super) fn repr(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => "Undefined".to_owned(),
@@ -85,20 +99,24 @@ pub(super) fn repr(value: &Value) -> String {
     }
 }
 
+#[inline(never)]
 fn list(items: &[Value]) -> String {
     items.iter().map(repr).collect::<Vec<_>>().join(", ")
 }
 
+#[inline(never)]
 pub(super) fn items(value: &Value) -> Vec<Value> {
     value.try_iter().map(Iterator::collect).unwrap_or_default()
 }
 
+#[inline(never)]
 pub(super) fn pairs(value: &Value) -> Vec<(Value, Value)> {
     let pair = |key: Value| value.get_item(&key).map(|value| (key, value));
     items(value).into_iter().filter_map(|key| pair(key).ok()).collect()
 }
 
 /// An integer, or a float as Python writes it: with an exponent from 1e16 and below 1e-4.
+#[inline(never)]
 pub(super) fn number(value: &Value) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -125,12 +143,14 @@ pub(super) fn number(value: &Value) -> String {
 }
 
 /// Python's `str.isprintable`, of one character.
+#[inline(never)]
 pub(super) fn printable(c: char) -> bool {
     // Characters for private use stand for those of control tokens. Of the others, Rust escapes the same categories;
     // after a letter, marks stay as they are.
     matches!(c, ' '..='~' | '\u{f0000}'..) || (c > '~' && format!("a{c}").escape_debug().count() == 2)
 }
 
+#[inline(never)]
 fn quoted(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut out = String::from(quote);
@@ -152,6 +172,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// Python's `//`, which rounds down.
+#[inline(never)]
 pub(super) fn floor_divide(a: &Value, b: &Value) -> Result<Value, Error> {
     if let Some((a, b)) = integers(a, b) {
         let quotient = a.checked_div(b).ok_or_else(zero)?;
@@ -162,6 +183,7 @@ pub(super) fn floor_divide(a: &Value, b: &Value) -> Result<Value, Error> {
 }
 
 /// Python's `%` of numbers: the sign is the divisor's.
+#[inline(never)]
 pub(super) fn modulo(a: &Value, b: &Value) -> Result<Value, Error> {
     if let Some((a, b)) = integers(a, b) {
         let rest = a.checked_rem(b).ok_or_else(zero)?;
@@ -173,6 +195,7 @@ pub(super) fn modulo(a: &Value, b: &Value) -> Result<Value, Error> {
 }
 
 /// Python's `**`.
+#[inline(never)]
 pub(super) fn power(a: &Value, b: &Value) -> Result<Value, Error> {
     if let Some((base, exponent @ 0..)) = integers(a, b) {
         let power = u32::try_from(exponent).ok().and_then(|exponent| i128::from(base).checked_pow(exponent));
@@ -183,6 +206,7 @@ pub(super) fn power(a: &Value, b: &Value) -> Result<Value, Error> {
 }
 
 /// Python's `value[start:stop:step]`.
+#[inline(never)]
 pub(super) fn slice(value: &Value, bounds: &[Value]) -> Result<Value, Error> {
     let bound = |at: usize| match bounds.get(at) {
         Some(bound) if !bound.is_none() => i64::try_from(bound.clone()).map(Some),
@@ -213,6 +237,7 @@ pub(super) fn slice(value: &Value, bounds: &[Value]) -> Result<Value, Error> {
     })
 }
 
+#[inline(never)]
 fn integers(a: &Value, b: &Value) -> Option<(i64, i64)> {
     let integer = |value: &Value| match value.kind() {
         ValueKind::Bool => Some(i64::from(value.is_true())),
@@ -221,6 +246,7 @@ fn integers(a: &Value, b: &Value) -> Option<(i64, i64)> {
     Some((integer(a)?, integer(b)?))
 }
 
+#[inline(never)]
 fn floats(a: &Value, b: &Value) -> Result<(f64, f64), Error> {
     let (a, b): (f64, f64) = (a.clone().try_into()?, b.clone().try_into()?);
     if b == 0.0 { Err(zero()) } else { Ok((a, b)) }
