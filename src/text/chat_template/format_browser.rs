@@ -1,33 +1,33 @@
-//! Python's formats in browsers: minijinja's, which the module contains anyway. It refuses what it lacks.
+//! Python's formats in browsers: minijinja's, which the module contains anyway. What it lacks is refused.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::ValueKind;
 use minijinja::{Error, FormatStyle, Value, format_filter};
 
-use super::values::{Sequence, pairs, text};
+use super::values::{Sequence, invalid, items, text};
 
-/// Python's `format % values`. A tuple has several values, a dictionary names them.
+/// Python's `format % values`. A tuple has several values.
 pub(super) fn percent(format: &str, values: &Value) -> Result<String, Error> {
-    match Sequence::of_tuple(values) {
-        Some(tuple) => write(FormatStyle::Printf, format, tuple, &Value::UNDEFINED),
-        None if format.contains("%(") => write(FormatStyle::Printf, format, &[], values),
-        None => write(FormatStyle::Printf, format, std::slice::from_ref(values), &Value::UNDEFINED),
-    }
+    let values = Sequence::of_tuple(values).unwrap_or(std::slice::from_ref(values));
+    format_filter(FormatStyle::Printf, format, &values.iter().map(plain).collect::<Vec<_>>())
 }
 
 /// Python's `format.format(…)`.
 pub(super) fn braces(format: &str, positional: &[Value], named: &Value) -> Result<String, Error> {
-    write(FormatStyle::StrFormat, format, positional, named)
+    let mut values: Vec<Value> = positional.iter().map(plain).collect();
+    if named.is_kwargs() {
+        if items(named).iter().any(|key| named.get_item(key).is_ok_and(|value| !is_plain(&value))) {
+            return Err(invalid("in browsers, named values of formats are strings or numbers"));
+        }
+        values.push(named.clone());
+    }
+    format_filter(FormatStyle::StrFormat, format, &values)
 }
 
-fn write(style: FormatStyle, format: &str, positional: &[Value], named: &Value) -> Result<String, Error> {
-    // minijinja has its own notation of other values.
-    let plain = |value: &Value| match value.kind() {
-        ValueKind::Number | ValueKind::String => value.clone(),
-        _ => Value::from(text(value)),
-    };
-    let mut values: Vec<Value> = positional.iter().map(plain).collect();
-    let named: Kwargs = pairs(named).iter().map(|(key, value)| (text(key), plain(value))).collect();
-    // minijinja writes an empty one for a missing value.
-    values.extend(named.args().next().is_some().then(|| named.clone().into()));
-    format_filter(style, format, &values)
+fn is_plain(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Number | ValueKind::String)
+}
+
+/// minijinja has its own notation of other values.
+fn plain(value: &Value) -> Value {
+    if is_plain(value) { value.clone() } else { Value::from(text(value)) }
 }

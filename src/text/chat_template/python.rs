@@ -6,7 +6,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use super::format::percent;
 use super::json_style::to_json;
 use super::strftime::strftime;
-use super::strings::{self, Arguments, center, space};
+use super::strings::{self, Arguments, space};
 use super::values::{Sequence, floor_divide, invalid, items, missing, modulo, pairs, power, repr, slice, text, tuple};
 use super::{source, strings::split};
 
@@ -62,7 +62,7 @@ pub(super) fn add(environment: &mut Environment<'_>, clock: fn() -> i64) {
 
 type Filter = fn(&Value, &Arguments) -> Result<Value, Error>;
 
-/// Filters that minijinja lacks, or that differ: the names of their arguments.
+/// Filters that minijinja lacks, or that differ: the names of their arguments. Browsers have those that templates use.
 const FILTERS: &[(&str, &[&str], Filter)] = &[
     ("string", &[], |value, _| Ok(text(value).into())),
     ("trim", &["chars"], |value, given| Ok(strings::trim(&text(value), given.text(0)?, [true, true]).into())),
@@ -71,12 +71,17 @@ const FILTERS: &[(&str, &[&str], Filter)] = &[
     ("upper", &[], |value, _| Ok(text(value).to_uppercase().into())),
     ("lower", &[], |value, _| Ok(text(value).to_lowercase().into())),
     ("title", &[], |value, _| Ok(title(&text(value)).into())),
-    ("center", &["width"], |value, given| Ok(center(&text(value), given.integer(0)?.unwrap_or(80), ' ').into())),
+    #[cfg(not(target_arch = "wasm32"))]
+    ("center", &["width"], |value, given| {
+        Ok(strings::center(&text(value), given.integer(0)?.unwrap_or(80), ' ').into())
+    }),
     ("replace", &["old", "new", "count"], |value, given| {
         let argument = |at| given.get(at).map(text).ok_or_else(missing);
         Ok(strings::replace(&text(value), &argument(0)?, &argument(1)?, given.integer(2)?).into())
     }),
+    #[cfg(not(target_arch = "wasm32"))]
     ("truncate", &["length", "killwords", "end", "leeway"], truncate),
+    #[cfg(not(target_arch = "wasm32"))]
     ("wordcount", &[], |value, _| {
         let words =
             text(value).split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count();
@@ -85,6 +90,7 @@ const FILTERS: &[(&str, &[&str], Filter)] = &[
     ("indent", &["width", "first", "blank"], indent),
     ("length", &[], length),
     ("count", &[], length),
+    #[cfg(not(target_arch = "wasm32"))]
     ("int", &["default", "base"], integer),
     ("float", &["default"], |value, given| {
         let number = match value.as_str() {
@@ -95,6 +101,7 @@ const FILTERS: &[(&str, &[&str], Filter)] = &[
     }),
     ("escape", &[], |value, _| Ok(escaped(value))),
     ("e", &[], |value, _| Ok(escaped(value))),
+    #[cfg(not(target_arch = "wasm32"))]
     ("forceescape", &[], |value, _| Ok(Value::from_safe_string(escape(&text(value))))),
     ("join", &["d", "attribute"], |values, given| {
         let attribute = given.text(1)?;
@@ -108,10 +115,20 @@ const FILTERS: &[(&str, &[&str], Filter)] = &[
         Ok(if value.is_undefined() { Value::from(Vec::<Value>::new()) } else { views(value, "")? })
     }),
     ("dictsort", &["case_sensitive", "by", "reverse"], |value, given| {
-        let options = ["case_sensitive", "by", "reverse"].into_iter().enumerate();
-        let options = options.filter_map(|(at, name)| Some((name, given.get(at)?.clone())));
-        let pairs = minijinja::filters::dictsort(value, options.collect())?;
-        Ok(Value::from_iter(items(&pairs).iter().map(|pair| tuple(items(pair)))))
+        let by_value = given.text(1)? == Some("value");
+        let mut sorted: Vec<(Value, Value)> = Vec::new();
+        for (key, value) in pairs(value) {
+            let by = if by_value { &value } else { &key };
+            let by =
+                by.as_str().filter(|_| !given.flag(0)).map_or_else(|| by.clone(), |text| text.to_lowercase().into());
+            // Less code than a sort.
+            let at = sorted.partition_point(|(other, _)| other <= &by);
+            sorted.insert(at, (by, tuple(vec![key, value])));
+        }
+        if given.flag(2) {
+            sorted.reverse();
+        }
+        Ok(sorted.into_iter().map(|(_, pair)| pair).collect())
     }),
 ];
 
@@ -143,6 +160,7 @@ fn float(value: &Value) -> Option<f64> {
     if value.kind() == ValueKind::Bool { Some(f64::from(value.is_true())) } else { value.clone().try_into().ok() }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 fn integer(value: &Value, given: &Arguments) -> Result<Value, Error> {
     let base = given.integer(1)?.unwrap_or(10);
     let number = match value.as_str() {
@@ -164,6 +182,7 @@ fn integer(value: &Value, given: &Arguments) -> Result<Value, Error> {
     Ok(number.map_or_else(|| given.get(0).cloned().unwrap_or(0.into()), Value::from))
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 fn finite(number: f64) -> Option<i128> {
     number.is_finite().then_some(number as i128)
 }
@@ -174,6 +193,7 @@ fn title(text: &str) -> String {
     words.map(strings::capitalize).collect()
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 fn truncate(value: &Value, given: &Arguments) -> Result<Value, Error> {
     let text = text(value);
     let length = given.integer(0)?.unwrap_or(255).max(0) as usize;
