@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::{Error, Result};
 
@@ -46,7 +46,12 @@ impl AdapterConfig {
         };
         let number = |key: &str| match get(key) {
             None | Some(Setting::Null(())) => Ok(None),
-            Some(Setting::Number(number)) if number.is_finite() => Ok(Some(*number)),
+            Some(Setting::Number(number)) => Ok(Some(*number)),
+            Some(Setting::Text(text)) => match crate::json::number(text) {
+                // An error of the modules that need it.
+                Some(number) => Ok(Some(number)),
+                None => Err(bad(format!("{key} is not a number"))),
+            },
             Some(_) => Err(bad(format!("{key} is not a number"))),
         };
         let mut expressions = 0;
@@ -102,7 +107,8 @@ enum Setting {
     Bool(bool),
     Number(f64),
     Pattern(Entries<f64>),
-    Other(IgnoredAny),
+    /// Perhaps a number that is not finite.
+    Text(serde_json::Value),
 }
 
 /// The entries of a JSON object in their order, which decides between patterns.

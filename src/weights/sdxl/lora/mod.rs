@@ -23,7 +23,6 @@ mod modules;
 mod tensors;
 mod terms;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::rc::Rc;
@@ -50,6 +49,13 @@ const FILES: [&str; 4] =
 /// Starts of modules' names in diffusers' files, and of the settings for them in the metadata.
 const METADATA_PREFIXES: [&str; 3] = ["unet.", "text_encoder.", "text_encoder_2."];
 
+/// For messages.
+const KINDS: &str = "mgm reads LoRA, LoHa, LoKr, DoRA, IA3 and differences of weights";
+
+/// With more modules of wrong shapes, and more than a tenth of all, a file is for another model, which may have some
+/// shapes in common with this one.
+const MISFITS: usize = 3;
+
 /// What PEFT puts before the names of modules.
 const PEFT: &str = "base_model.model.";
 
@@ -74,6 +80,8 @@ struct Module {
     alpha: Option<f32>,
     scalar: Option<f32>,
     on_input: bool,
+    /// Why the module cannot be used.
+    error: Option<Error>,
 }
 
 /// What of a file was merged, and what was not.
@@ -86,6 +94,8 @@ pub struct LoraReport {
     pub modules: usize,
     /// Modules that the model does not have.
     pub unknown: Vec<String>,
+    /// Why other modules are not used: tensors that are missing, of the wrong shape or of unknown kinds.
+    pub unusable: Vec<String>,
     /// Bundled embeddings, which are not used.
     pub embeddings: Vec<String>,
     /// Tensors of kinds that are not read, and biases of layers that have none.
@@ -95,7 +105,7 @@ pub struct LoraReport {
 impl LoraReport {
     /// A sentence on each kind of content that was not used.
     pub fn notes(&self) -> Vec<String> {
-        let Self { file, modules, unknown, embeddings, unread } = self;
+        let Self { file, modules, unknown, unusable, embeddings, unread } = self;
         let mut notes = Vec::new();
         if !embeddings.is_empty() {
             notes.push(format!("{file} bundles embeddings, which are not used: {}", shown(embeddings)));
@@ -103,6 +113,10 @@ impl LoraReport {
         if !unknown.is_empty() {
             let (count, names) = (unknown.len(), shown(unknown));
             notes.push(format!("{file}: {count} of {modules} modules are not in the model and not used: {names}"));
+        }
+        if !unusable.is_empty() {
+            let (count, reasons) = (unusable.len(), shown(unusable));
+            notes.push(format!("{file}: {count} of {modules} modules cannot be used: {reasons}"));
         }
         if !unread.is_empty() {
             let (count, names) = (unread.len(), shown(unread));
@@ -116,8 +130,8 @@ impl Lora {
     /// Opens a file, with its changes scaled by `scale`.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is not an adapter file, or has two tensors for one purpose; [`Error::WrongShape`],
-    /// [`Error::WrongDtype`] or [`Error::BadValue`] of an alpha; the errors of [`Checkpoint::open_file`].
+    /// [`Error::Config`] if it is not an adapter file; [`Error::Io`] of reading an alpha; the errors of
+    /// [`Checkpoint::open_file`].
     pub async fn open(source: Rc<dyn ByteSource>, scale: f32) -> Result<Self> {
         let metadata = read_metadata(&*source).await?.remove(METADATA_KEY);
         let file = Rc::new(Checkpoint::open_file(source).await?);
@@ -152,10 +166,7 @@ impl Lora {
             let reason = match (file.is_empty(), lora.embeddings.is_empty()) {
                 (true, _) => "it contains no tensors".to_owned(),
                 (_, false) => "it contains no adapter, only embeddings, which mgm does not read".to_owned(),
-                _ => format!(
-                    "not tensors of a LoRA: {}; mgm reads LoRA, LoHa, LoKr, DoRA, IA3 and differences of weights",
-                    shown(&lora.unread)
-                ),
+                _ => format!("not tensors of a LoRA: {}; {KINDS}", shown(&lora.unread)),
             };
             return Err(Error::Config { file: file.name().to_owned(), reason });
         }
@@ -209,18 +220,19 @@ impl Lora {
             alpha: None,
             scalar: None,
             on_input: false,
+            error: None,
         });
-        match role {
-            Role::Alpha => known.alpha = Some(self.file.read_number(name).await?),
-            Role::Scalar => known.scalar = Some(self.file.read_number(name).await?),
-            Role::OnInput => known.on_input = self.file.read_number(name).await? != 0.0,
-            _ => match known.tensors.entry(role) {
-                Entry::Vacant(entry) => drop(entry.insert(name.to_owned())),
-                Entry::Occupied(entry) => {
-                    let reason = format!("tensors {} and {name} have the same purpose", entry.get());
-                    return Err(Error::Config { file: self.file.name().to_owned(), reason });
-                }
-            },
+        if matches!(role, Role::Alpha | Role::Scalar | Role::OnInput) {
+            match (self.file.read_number(name).await, role) {
+                (Err(error @ Error::Io { .. }), _) => return Err(error),
+                (Err(error), _) => known.error = Some(error),
+                (Ok(number), Role::Alpha) => known.alpha = Some(number),
+                (Ok(number), Role::Scalar) => known.scalar = Some(number),
+                (Ok(number), _) => known.on_input = number != 0.0,
+            }
+        } else if let Some(other) = known.tensors.insert(role, name.to_owned()) {
+            let reason = format!("tensors {other} and {name} have the same purpose");
+            known.error = Some(Error::Config { file: self.file.name().to_owned(), reason });
         }
         Ok(())
     }
@@ -241,9 +253,11 @@ impl Lora {
             file: self.file.name().to_owned(),
             modules: self.modules.len(),
             unknown: Vec::new(),
+            unusable: Vec::new(),
             embeddings: self.embeddings.iter().cloned().collect(),
             unread: self.unread.clone(),
         };
+        let (mut unusable, mut misfits) = (None, 0);
         let mut merged: BTreeMap<Network, Checkpoint> = BTreeMap::new();
         let mut by_tensor: BTreeMap<(Network, String), &str> = BTreeMap::new();
         for (canonical, module) in &self.modules {
@@ -263,7 +277,18 @@ impl Lora {
                 report.unknown.push(module.name.clone());
                 continue;
             }
-            let (network, weights, (changes, unread)) = changes?;
+            let (network, weights, (changes, unread)) = match changes {
+                Ok(changes) => changes,
+                Err(error) => {
+                    misfits += usize::from(matches!(error, Error::WrongShape { .. }));
+                    report.unusable.push(match &error {
+                        Error::Config { reason, .. } => reason.clone(),
+                        error => error.to_string(),
+                    });
+                    unusable.get_or_insert(error);
+                    continue;
+                }
+            };
             report.unread.extend(unread);
             for adapter in changes {
                 let tensor = adapter.target.name.clone();
@@ -275,9 +300,24 @@ impl Lora {
                 checkpoint.add_delta(&tensor, Rc::new(adapter))?;
             }
         }
+        if misfits > MISFITS && misfits > report.modules / 10 {
+            let (count, modules, reasons) = (report.unusable.len(), report.modules, shown(&report.unusable));
+            let reason = format!("{count} of {modules} modules do not fit: {reasons}");
+            return Err(Error::Config { file: report.file, reason });
+        }
         if merged.is_empty() {
-            let names = shown(if report.unknown.is_empty() { &report.unread } else { &report.unknown });
-            let reason = format!("the model has no modules for {names}: is the file for another model?");
+            let LoraReport { unknown, unread, .. } = &report;
+            let reason = match unusable {
+                Some(error) if unknown.is_empty() && unread.is_empty() => return Err(error),
+                Some(_) => {
+                    let all = [&report.unusable[..], unknown, unread].concat();
+                    format!("nothing in it can be used: {}; {KINDS}; is the file for another model?", shown(&all))
+                }
+                None => {
+                    let names = shown(if unknown.is_empty() { unread } else { unknown });
+                    format!("the model has no modules for {names}: is the file for another model?")
+                }
+            };
             return Err(Error::Config { file: report.file, reason });
         }
         for (network, checkpoint) in merged {
@@ -293,6 +333,9 @@ impl Lora {
     /// How the module changes `tensor`, a weight of the model, and its bias; and the tensors for a bias that the model
     /// lacks.
     fn changes(&self, module: &Module, weights: &Weights, tensor: &str) -> Result<(Vec<Adapter>, Vec<String>)> {
+        if let Some(error) = &module.error {
+            return Err(error.clone());
+        }
         let target = |tensor: &str| Ok(Target { name: tensor.to_owned(), shape: weights.shape(tensor)?.to_vec() });
         let (mut changes, mut unread) = (Vec::new(), Vec::new());
         if let Some(term) = self.term(module)? {
@@ -327,7 +370,7 @@ impl Lora {
             changes.push(Adapter { file, target, term, factor, strength, magnitudes: None });
         }
         if changes.is_empty() && unread.is_empty() {
-            let reason = format!("module {} has no matrices", module.name);
+            let reason = format!("module {} has no matrices that mgm reads", module.name);
             return Err(Error::Config { file: self.file.name().to_owned(), reason });
         }
         Ok((changes, unread))
@@ -401,7 +444,7 @@ impl Lora {
         if factor.is_finite() {
             return Ok(factor);
         }
-        let reason = format!("module {} has the alpha {:?} at rank {rank:?}", module.name, module.alpha);
+        let reason = format!("module {} is scaled by {factor} at rank {rank:?}", module.name);
         Err(Error::Config { file: self.file.name().to_owned(), reason })
     }
 

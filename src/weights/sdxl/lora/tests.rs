@@ -471,6 +471,86 @@ fn unknown_contents_are_noted() {
     );
 }
 
+/// A module that cannot be used, next to one that can: the other is used. Alone it is refused.
+#[test]
+fn modules_that_cannot_be_used_are_noted() {
+    let open_and_merge = |tensors: &[(String, Vec<usize>)], metadata: &str| {
+        let bytes: Vec<Vec<u8>> = tensors
+            .iter()
+            .map(|(_, shape)| vec![1.0f32; shape.iter().product()].iter().flat_map(|one| one.to_le_bytes()).collect())
+            .collect();
+        let views = tensors
+            .iter()
+            .zip(&bytes)
+            .map(|((name, shape), bytes)| (name.as_str(), TensorView::new(Theirs::F32, shape.clone(), bytes).unwrap()));
+        let metadata = [("lora_adapter_metadata".to_owned(), metadata.to_owned())].into_iter().collect();
+        let (mut unet, mut text) = base();
+        let bytes = serialize(views, Some(metadata)).unwrap();
+        let report = lora("mixed.safetensors", bytes, 2.0)?.merge(&mut unet, &mut text)?;
+        let changed = |name: &str| pollster::block_on(unet.0.read(name)).unwrap();
+        Ok::<_, Error>((report, changed(&format!("{Q}.weight")), changed(&format!("{OUT}.weight"))))
+    };
+    let tensors = |module: &str, all: &[(&str, &[usize])]| -> Vec<(String, Vec<usize>)> {
+        all.iter().map(|(end, shape)| (format!("{module}.{end}"), shape.to_vec())).collect()
+    };
+    let good = tensors(&format!("unet.{Q}"), &[("lora_A.weight", &[1, 12]), ("lora_B.weight", &[12, 1])]);
+    let (unet, _) = base();
+    let [q, out] = [Q, OUT].map(|name| pollster::block_on(unet.0.read(&format!("{name}.weight"))).unwrap());
+    let module = format!("unet.{OUT}");
+    let pair: [(&str, &[usize]); 2] = [("lora_down.weight", &[1, 12]), ("lora_up.weight", &[12, 1])];
+    let glora: [(&str, &[usize]); 5] = [
+        ("a1.weight", &[12, 1]),
+        ("a2.weight", &[1, 12]),
+        ("b1.weight", &[12, 1]),
+        ("b2.weight", &[1, 12]),
+        ("alpha", &[]),
+    ];
+    type Named<'a> = &'a [(&'a str, &'a [usize])];
+    let cases: [(Named<'_>, &str); 11] = [
+        (&[("alpha", &[])], "has no matrices that mgm reads"),
+        (&glora, "has no matrices that mgm reads"),
+        (&[("oft_blocks", &[2, 6, 6]), ("alpha", &[])], "has no matrices that mgm reads"),
+        (&[("dora_scale", &[12, 1])], "has no matrices that mgm reads"),
+        (&[("lora_down.weight", &[1, 12])], "has no up matrix"),
+        (&[("lora_up.weight", &[12, 1])], "has no down matrix"),
+        (&[("lora_down.weight", &[1, 11]), pair[1]], "lora_down.weight has shape [1, 11]"),
+        (&[pair[0], pair[1], ("alpha", &[2])], "alpha has shape [2]"),
+        (&[pair[0], pair[1], ("dora_scale", &[5])], "dora_scale has shape [5]"),
+        (&[pair[0], pair[1], ("diff", &[12, 12])], "has tensors of 2 kinds of adapters"),
+        (&[pair[0], pair[1], ("lora.up.weight", &[12, 1])], "have the same purpose"),
+    ];
+    for (bad, reason) in cases {
+        let bad = tensors(&module, bad);
+        let error = open_and_merge(&bad, "{}").unwrap_err().to_string();
+        assert!(error.contains(reason), "{error:?} lacks {reason:?}");
+        let (report, new_q, new_out) = open_and_merge(&[&good[..], &bad].concat(), "{}").unwrap();
+        assert!(q.iter().zip(&new_q).all(|(before, after)| (before + 2.0 - after).abs() < 1e-6), "{reason}");
+        assert_eq!(new_out, out, "{reason}");
+        let note = &report.notes()[0];
+        let count = "mixed.safetensors: 1 of 2 modules cannot be used: ";
+        assert!(note.starts_with(count) && note.contains(&module) && note.contains(reason), "{note}");
+    }
+    // An alpha that is not a number matters only to modules without their own.
+    let infinite = r#"{"unet.r": 1, "unet.lora_alpha": Infinity}"#;
+    let own_alpha = [&good[..], &tensors(&format!("unet.{Q}"), &[("alpha", &[])])].concat();
+    let (report, new_q, _) = open_and_merge(&own_alpha, infinite).unwrap();
+    assert_eq!(report.notes(), [""; 0]);
+    assert!(q.iter().zip(&new_q).all(|(before, after)| (before + 2.0 - after).abs() < 1e-6));
+    let error = open_and_merge(&good, infinite).unwrap_err().to_string();
+    assert!(error.contains("is scaled by inf at rank Some(1)"), "{error}");
+    // Some shapes of another model fit.
+    let foreign: Vec<_> = ["attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_out.0"]
+        .iter()
+        .flat_map(|name| {
+            let module = format!("unet.{}.{name}", Q.strip_suffix(".attn1.to_q").unwrap());
+            tensors(&module, &[("lora_down.weight", &[1, 7]), pair[1]])
+        })
+        .collect();
+    let error = open_and_merge(&[&good[..], &foreign].concat(), "{}").unwrap_err().to_string();
+    assert!(error.contains("4 of 5 modules do not fit") && error.contains("for another model?"), "{error}");
+    assert!(open_and_merge(&[&good[..], &foreign[..6]].concat(), "{}").is_ok());
+}
+
 /// Of LoHa, LoKr and Tucker's cores: without each tensor in turn, with shapes that do not fit, and cut off anywhere.
 #[test]
 fn bad_files_are_refused_with_a_reason() {
@@ -479,6 +559,15 @@ fn bad_files_are_refused_with_a_reason() {
         let report = lora("bad.safetensors", bytes, 1.0)?.merge(&mut unet, &mut text)?;
         values(&unet, &text);
         Ok::<_, Error>(report)
+    };
+    let module = |tensor: &str| tensors::parse(tensor).map(|(module, _)| module.to_owned());
+    let modules = |parsed: &safetensors::SafeTensors<'_>| {
+        parsed.names().into_iter().filter_map(module).collect::<BTreeSet<String>>().len()
+    };
+    // Of several modules the others are used.
+    let names_module = |report: &LoraReport, tensor: &str| match &report.unusable[..] {
+        [reason] => reason.contains(&module(tensor).unwrap()),
+        _ => false,
     };
     let optional = ["alpha", "dora_scale", "diff", "diff_b", "w_norm", "b_norm"];
     for name in [
@@ -503,8 +592,13 @@ fn bad_files_are_refused_with_a_reason() {
                 continue;
             }
             // Without its core, a product has the wrong shape.
-            let error = result.unwrap_err();
-            assert!(matches!(error, Error::Config { .. } | Error::WrongShape { .. }), "{dropped}: {error}");
+            match result {
+                Ok(report) => assert!(names_module(&report, dropped), "{dropped}: {report:?}"),
+                Err(error) => {
+                    assert_eq!(modules(&parsed), 1, "{dropped}: {error}");
+                    assert!(matches!(error, Error::Config { .. } | Error::WrongShape { .. }), "{dropped}: {error}");
+                }
+            }
         }
         for (changed, view) in parsed.tensors() {
             if changed.ends_with(".alpha") {
@@ -523,8 +617,13 @@ fn bad_files_are_refused_with_a_reason() {
                     };
                     (name, view)
                 });
-                let error = merged(serialize(others, None).unwrap()).unwrap_err();
-                assert!(matches!(error, Error::WrongShape { .. }), "{changed} {shape:?}: {error}");
+                match merged(serialize(others, None).unwrap()) {
+                    Ok(report) => assert!(names_module(&report, &changed), "{changed} {shape:?}: {report:?}"),
+                    Err(error) => {
+                        assert_eq!(modules(&parsed), 1, "{changed} {shape:?}: {error}");
+                        assert!(matches!(error, Error::WrongShape { .. }), "{changed} {shape:?}: {error}");
+                    }
+                }
             }
         }
         for length in (0..whole.len()).step_by(7) {
