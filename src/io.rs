@@ -103,7 +103,10 @@ pub(crate) async fn refuse_lfs_pointer(source: &dyn ByteSource) -> Result<()> {
 }
 
 /// Fails if `bytes` of the file `name` are a Git LFS pointer.
-pub(crate) fn refuse_lfs_pointer_in(name: &str, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Malformed`], which says to run `git lfs pull`.
+pub fn refuse_lfs_pointer_in(name: &str, bytes: &[u8]) -> Result<()> {
     match lfs_pointer(bytes) {
         Some(reason) => Err(Error::Malformed { file: name.to_owned(), offset: 0, reason }),
         None => Ok(()),

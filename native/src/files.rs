@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use mgm::Error;
+use mgm::io::refuse_lfs_pointer_in;
 
 /// [`Error::Io`] with the path of the file.
 pub fn io_error(path: &Path, error: impl Into<std::io::Error>) -> Error {
@@ -18,7 +19,7 @@ const MAX_SPECIAL: u64 = 1 << 30;
 /// Reads a file, or a pipe to its end.
 ///
 /// # Errors
-/// [`Error::MissingFile`], [`Error::Io`].
+/// [`Error::MissingFile`], [`Error::Io`]; [`Error::Malformed`] if it is a Git LFS pointer.
 pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let read = || {
         let mut file = File::open(path)?;
@@ -33,12 +34,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         }
         Ok(bytes)
     };
-    read().map_err(|error| match error.kind() {
+    let bytes = read().map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
             Error::MissingFile { file: path.display().to_string(), hint: "check the path".to_owned() }
         }
         _ => io_error(path, error),
-    })
+    })?;
+    refuse_lfs_pointer_in(&path.display().to_string(), &bytes)?;
+    Ok(bytes)
 }
 
 /// Refuses what is neither a regular file nor a folder nor absent: opening a pipe waits for its other end.

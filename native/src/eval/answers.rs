@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dataset::Question;
-use super::formats::{Id, data_error, parse_line, to_text};
+use super::formats::{BYTE_ORDER_MARK, Id, data_error, parse_line, to_text};
 use crate::files::{io_error, read, refuse_special};
 
 /// Everything that answers depend on besides the questions.
@@ -86,6 +86,8 @@ impl Answers {
         let mut complete = 0;
         for (index, line) in text.split_inclusive('\n').enumerate() {
             let fail = |reason: String| data_error(file, format!("line {}: {reason}", index + 1));
+            let length = line.len();
+            let line = if index == 0 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
             let ended = line.ends_with('\n');
             if index == 0 && line.contains("\"mgm_eval\"") && ended {
                 answers.settings = Some(parse_line::<Header>(line).map_err(fail)?.mgm_eval);
@@ -111,7 +113,7 @@ impl Answers {
                 }
                 answers.by_id.insert(answer.id.clone(), answer);
             }
-            complete += line.len();
+            complete += length;
         }
         Ok((answers, complete))
     }

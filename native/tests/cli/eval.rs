@@ -568,6 +568,71 @@ fn damage_anywhere_in_a_parquet_file_is_an_error() {
     assert!(failures > 40, "{failures}");
 }
 
+/// Each format's files as they get left: with a byte-order mark, with values of unused keys that only Python reads, and
+/// as Git LFS pointers.
+#[test]
+fn files_of_every_format_as_programs_leave_them() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    let jsonl = r#"{"question": "Q?", "answer": "x", "id": 1, "score": NaN, "kind": "a", "kind": "b"}"#;
+    let pope = r#"{"question_id": 1, "image": "a.png", "text": "Q?", "label": "yes", "score": -Infinity}"#;
+    let questions = r#"{"info": NaN, "questions": [{"question_id": 1, "image_id": 1, "question": "Q?", "x": NaN}]}"#;
+    let answers = r#"{"annotations": [{"question_id": 1, "answers": [{"answer": "x", "confidence": NaN}]}]}"#;
+    let text_vqa = r#"{"data": [{"question_id": 1, "image_id": "ab", "question": "q?", "answers": ["x"], "w": NaN}]}"#;
+    let llava = r#"{"question_id": "ab", "image": "ab.jpg", "text": "q?\nAnswer.", "score": NaN}"#;
+    let tsv = "index\tquestion\tA\tB\tanswer\timage\n1\tQ?\tx\ty\tA\tAAAA\n";
+    // Format, data, files, more arguments, the right answer.
+    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
+    let rows: &[Row<'_>] = &[
+        ("jsonl", "q.jsonl", &[("q.jsonl", jsonl)], &[], "x"),
+        ("pope", "p.json", &[("p.json", pope)], &[], "yes"),
+        ("mmbench", "m.tsv", &[("m.tsv", tsv)], &[], "A"),
+        ("vqa", "q.json", &[("q.json", questions), ("a.json", answers)], &["--annotations", "a.json"], "x"),
+        ("textvqa", "t.json", &[("t.json", text_vqa)], &[], "x"),
+        ("textvqa", "q.jsonl", &[("q.jsonl", llava), ("t.json", text_vqa)], &["--annotations", "t.json"], "x"),
+        ("easy-vqa", "e", &[("e/questions.json", r#"[["Q?", "yes", 1]]"#), ("e/answers.txt", "yes\nno")], &[], "yes"),
+    ];
+    for (format, data, files, more, answer) in rows {
+        let id = if *format == "easy-vqa" { 0 } else { 1 };
+        // A line of another program's answers, with a mark too.
+        let answers = format!("\u{feff}{{\"id\": {id}, \"text\": \"{answer}\", \"logprob\": -Infinity}}\n");
+        let folder = Data::new(&[("answers.jsonl", &answers)]);
+        let command = || {
+            let mut command = eval(format, Path::new(data));
+            command.current_dir(folder.0.path()).args(["--answers", "answers.jsonl"]).args(*more);
+            command
+        };
+        for (name, text) in *files {
+            folder.write(name, format!("\u{feff}{text}"));
+        }
+        let report = report(&mut command());
+        assert_eq!(report["answered"], 1, "{format}");
+        // Of one annotator out of ten, none agrees with VQA's formula.
+        if !matches!(*format, "vqa" | "textvqa") {
+            assert_eq!(figures(&report), (1.0, 1, 0), "{format}");
+        }
+        for (name, text) in *files {
+            folder.write(name, pointer);
+            let errors = failure(&mut command());
+            assert!(errors.contains(name) && errors.contains("git lfs pull"), "{format}: {errors}");
+            folder.write(name, text);
+        }
+        folder.write("answers.jsonl", pointer);
+        let errors = failure(&mut command());
+        assert!(errors.contains("answers.jsonl") && errors.contains("git lfs pull"), "{format}: {errors}");
+    }
+    let folder = Data::new(&[("m.parquet", pointer), ("answers.jsonl", "")]);
+    if PARQUET {
+        let mut command = eval("mmmu", &folder.file("m.parquet"));
+        let errors = failure(command.arg("--answers").arg(folder.file("answers.jsonl")));
+        assert!(errors.contains("m.parquet") && errors.contains("git lfs pull"), "{errors}");
+    }
+    folder.write("q.jsonl", jsonl.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
+    folder.write("q.jsonl", [b"\xff\xfe".as_slice(), &fs::read(folder.file("q.jsonl")).expect("a file")].concat());
+    let mut command = eval("jsonl", &folder.file("q.jsonl"));
+    let errors = failure(command.arg("--answers").arg(folder.file("answers.jsonl")));
+    assert!(errors.contains("UTF-16, expected UTF-8"), "{errors}");
+}
+
 #[test]
 fn bad_answers_and_arguments_are_errors() {
     let data = Data::new(&[("q.jsonl", "{\"question\": \"Q?\", \"answer\": \"x\"}")]);

@@ -4,11 +4,13 @@
 //! contain a Python list.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use mgm::Result;
+use mgm::io::refuse_lfs_pointer_in;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
@@ -34,7 +36,10 @@ pub fn open(source: &Source) -> Result<Dataset> {
 
 fn rows(file: &Path) -> Result<Vec<Values>> {
     let damaged = |error: ParquetError| data_error(file, format!("not a readable Parquet file: {error}"));
-    let opened = File::open(file).map_err(|error| io_error(file, error))?;
+    let mut opened = File::open(file).map_err(|error| io_error(file, error))?;
+    let mut start = Vec::new();
+    opened.by_ref().take(1024).read_to_end(&mut start).map_err(|error| io_error(file, error))?;
+    refuse_lfs_pointer_in(&file.display().to_string(), &start)?;
     let reader = SerializedFileReader::new(opened).map_err(damaged)?;
     let columns = columns(file, reader.metadata().file_metadata().schema())?;
     let rows = reader.get_row_iter(Some(columns)).map_err(damaged)?;

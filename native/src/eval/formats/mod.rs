@@ -25,6 +25,9 @@ pub const SHORT_ANSWER: &str = "Answer the question using a single word or phras
 /// LLaVA's instruction after multiple-choice questions.
 pub const LETTER: &str = "Answer with the option's letter from the given choices directly.";
 
+/// What editors and spreadsheets on Windows put before UTF-8.
+pub const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// The benchmark whose files to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -145,8 +148,13 @@ pub fn data_error(file: &Path, reason: impl Into<String>) -> Error {
     Error::Config { file: file.display().to_string(), reason: reason.into() }
 }
 
+/// Reads a text file without its byte-order mark.
 pub fn read_text(file: &Path) -> Result<String> {
-    to_text(file, read(file)?)
+    let mut text = to_text(file, read(file)?)?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(text)
 }
 
 /// The text in a file's bytes.
@@ -154,6 +162,9 @@ pub fn read_text(file: &Path) -> Result<String> {
 /// # Errors
 /// [`Error::Config`] with the line that is not UTF-8.
 pub fn to_text(file: &Path, bytes: Vec<u8>) -> Result<String> {
+    if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes[..] {
+        return Err(data_error(file, "this is UTF-16, expected UTF-8: save it with that encoding"));
+    }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
@@ -164,7 +175,7 @@ pub fn to_text(file: &Path, bytes: Vec<u8>) -> Result<String> {
 /// Reads a file that is one JSON value.
 fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
     // serde_json's messages include the line.
-    serde_json::from_str(&read_text(file)?).map_err(|error| data_error(file, error.to_string()))
+    mgm::json::from_slice(&read(file)?).map_err(|error| data_error(file, error.to_string()))
 }
 
 /// Reads a file with one JSON value per line. Returns the values with their line numbers.
@@ -183,7 +194,7 @@ fn read_json_lines<T: DeserializeOwned>(file: &Path) -> Result<Vec<(usize, T)>> 
 
 /// Parses one line of JSON. The error has a column but no line number.
 pub fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
-    serde_json::from_str(line).map_err(|error| {
+    mgm::json::from_slice(line.as_bytes()).map_err(|error| {
         let (text, column) = (error.to_string(), error.column());
         let text = text.split(" at line ").next().unwrap_or(&text);
         format!("{text} (column {column})")
