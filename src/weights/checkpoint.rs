@@ -14,8 +14,14 @@ use crate::tensor::GROUP_SIZE;
 use crate::{Error, Result};
 
 /// File names of a language model's weights, in the order of preference of transformers.
-pub const MODEL_FILES: &[&str] =
-    &["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+pub const MODEL_FILES: &[&str] = &[
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
+];
 
 /// File names of an OpenCLIP model's weights, in order of preference.
 pub const OPEN_CLIP_FILES: &[&str] = &[
@@ -131,20 +137,35 @@ pub struct Checkpoint {
     name: String,
     files: Vec<Rc<dyn ByteSource>>,
     tensors: BTreeMap<String, Located>,
-    /// Tensors that an index lists and its shard lacks: the shard's name and the hint for [`Error::MissingTensor`].
-    absent: BTreeMap<String, (String, String)>,
+    /// Tensors that an index lists and that are not there.
+    absent: BTreeMap<String, Absent>,
+}
+
+/// A tensor that is not where an index lists it.
+#[derive(Clone)]
+struct Absent {
+    shard: String,
+    /// For [`Error::MissingTensor`].
+    hint: String,
+    /// Whether the whole shard is missing: the model has the tensor then.
+    with_shard: bool,
 }
 
 impl Checkpoint {
     /// Opens the first of `candidates` that the folder has complete; if it is an index, all shards. A folder with
-    /// shards and without an index is opened too.
+    /// shards and without an index is opened too. Of an index without some of its shards, only reading one of their
+    /// tensors is an error.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] if the folder has none of them, or lacks a shard; the errors of [`Self::open_file`].
+    /// [`Error::MissingFile`] if the folder has none of them, or no shard of an index, or lacks a shard without an
+    /// index; the errors of [`Self::open_file`].
     pub async fn open(folder: &dyn Folder, candidates: &[&str]) -> Result<Self> {
-        Self::find(folder, candidates).await?.ok_or_else(|| Error::MissingFile {
-            file: format!("{}/{}", folder.name(), candidates.first().unwrap_or(&"model.safetensors")),
-            hint: format!("no weights here; looked for {}", candidates.join(", ")),
+        Self::find(folder, candidates).await?.ok_or_else(|| {
+            let single = candidates.iter().find(|name| !name.ends_with(".json")).unwrap_or(&"model.safetensors");
+            Error::MissingFile {
+                file: format!("{}/{single}", folder.name()),
+                hint: format!("no weights here; looked for {}", candidates.join(", ")),
+            }
         })
     }
 
@@ -159,7 +180,10 @@ impl Checkpoint {
                 if let Some(index) = read_file(folder, file, MAX_INDEX).await? {
                     match Self::open_index(folder, file, &index).await {
                         // An index whose shards were removed.
-                        Err(error @ Error::MissingFile { .. }) => incomplete = incomplete.or(Some(error)),
+                        Err(error @ Error::MissingFile { .. }) => incomplete = incomplete.or(Some(Err(error))),
+                        Ok(opened) if opened.absent.values().any(|absent| absent.with_shard) => {
+                            incomplete = incomplete.filter(Result::is_ok).or(Some(Ok(opened)));
+                        }
                         opened => return opened.map(Some),
                     }
                 }
@@ -172,7 +196,7 @@ impl Checkpoint {
         match (incomplete, shards) {
             // An index of other shards than those that are there.
             (Some(_), Ok(Some(found))) => Ok(Some(found)),
-            (Some(error), _) => Err(error),
+            (Some(opened), _) => opened.map(Some),
             (None, shards) => shards,
         }
     }
@@ -248,6 +272,13 @@ impl Checkpoint {
         for name in names {
             let scaled = |(end, scale): &(&str, &str)| self.tensors.get(&format!("{}{scale}", name.strip_suffix(end)?));
             let found = SCALES.iter().find_map(scaled).cloned();
+            let lost = |(end, scale): &(&str, &str)| self.absent.get(&format!("{}{scale}", name.strip_suffix(end)?));
+            // Without its scales a tensor would have other values.
+            if let Some(absent) = SCALES.iter().find_map(lost).filter(|_| found.is_none()).cloned() {
+                self.tensors.remove(&name);
+                self.absent.insert(name, absent);
+                continue;
+            }
             if let Some(located) = self.tensors.get_mut(&name)
                 && let Some(found) = found
                 && let Some(source) = self.files.get(found.file)
@@ -261,12 +292,18 @@ impl Checkpoint {
     async fn open_index(folder: &dyn Folder, index_file: &str, index: &[u8]) -> Result<Self> {
         let index_name = format!("{}/{index_file}", folder.name());
         let mut checkpoint = Self::empty(folder);
+        let mut missing = None;
         for (shard, names) in parse_index(&index_name, index)? {
             let Some(source) = folder.open(&shard).await? else {
-                return Err(Error::MissingFile {
-                    file: format!("{}/{shard}", folder.name()),
+                let file = format!("{}/{shard}", folder.name());
+                missing.get_or_insert_with(|| Error::MissingFile {
+                    file: file.clone(),
                     hint: format!("{index_file} lists it as the shard of {}; is the download complete?", first(&names)),
                 });
+                let hint = format!(", which is not there although {index_file} lists it (is the download complete?)");
+                let absent = Absent { shard: file, hint, with_shard: true };
+                checkpoint.absent.extend(names.into_iter().map(|name| (name, absent.clone())));
+                continue;
             };
             let stored = read_tensors(&*source).await?;
             let mut stored: BTreeMap<_, _> = stored.into_iter().map(|stored| (stored.name.clone(), stored)).collect();
@@ -274,7 +311,8 @@ impl Checkpoint {
                 let Some(stored) = stored.remove(&name) else {
                     // An error only if something needs it.
                     let hint = format!(", although {index_file} lists it there");
-                    checkpoint.absent.insert(name, (source.name().to_owned(), hint));
+                    let absent = Absent { shard: source.name().to_owned(), hint, with_shard: false };
+                    checkpoint.absent.insert(name, absent);
                     continue;
                 };
                 let located = Located::new(stored, checkpoint.files.len());
@@ -282,7 +320,10 @@ impl Checkpoint {
             }
             checkpoint.files.push(source);
         }
-        Ok(checkpoint.with_scales())
+        match missing.filter(|_| checkpoint.files.is_empty()) {
+            Some(error) => Err(error),
+            None => Ok(checkpoint.with_scales()),
+        }
     }
 
     /// The folder's or file's name, for messages.
@@ -308,6 +349,11 @@ impl Checkpoint {
     /// Element type and shape of a tensor, if the checkpoint has it.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name).map(|located| &located.stored.info)
+    }
+
+    /// Whether the checkpoint has a tensor, or lists it in a shard that is missing: reading it is an error then.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.absent.get(name).is_some_and(|absent| absent.with_shard)
     }
 
     /// The tensors for which `rename` returns a name, under that name. Messages about their contents use the name in
@@ -468,8 +514,13 @@ impl Checkpoint {
         self.tensors.get(name).ok_or_else(|| self.missing(name))
     }
 
+    /// The shard in which an index lists a tensor that is not there, and the hint for [`Error::MissingTensor`].
+    pub(super) fn missing_from(&self, name: &str) -> Option<(String, String)> {
+        self.absent.get(name).map(|absent| (absent.shard.clone(), absent.hint.clone()))
+    }
+
     pub(super) fn missing(&self, name: &str) -> Error {
-        if let Some((file, hint)) = self.absent.get(name).cloned() {
+        if let Some((file, hint)) = self.missing_from(name) {
             return Error::MissingTensor { name: name.to_owned(), file, hint };
         }
         let hint = match self.tensors.len() {
@@ -704,7 +755,7 @@ async fn read_tensors(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
         source.read(0, &mut start).await?;
     }
     // Byte 8 is the opening brace of a safetensors header; in a zip archive it is the compression method.
-    if start.ends_with(b"{") || source.name().ends_with(".safetensors") {
+    if start.ends_with(b"{") || source.name().to_ascii_lowercase().ends_with(".safetensors") {
         safetensors::read_header(source).await
     } else {
         torch_bin::read_state_dict(source).await
@@ -713,6 +764,7 @@ async fn read_tensors(source: &dyn ByteSource) -> Result<Vec<StoredTensor>> {
 
 /// Number of shards and the number of this one, if the file `name` is a shard of `stem.extension`.
 fn shard_numbers(name: &str, stem: &str, extension: &str) -> Option<(usize, usize)> {
+    let name = name.to_ascii_lowercase();
     let numbers = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(extension)?.strip_suffix('.')?;
     let (number, count) = numbers.split_once("-of-")?;
     Some((count.parse().ok().filter(|count| *count > 0)?, number.parse().ok()?))
@@ -876,6 +928,8 @@ pub(super) mod tests {
             ),
             (vec![index(r#""a":"/etc/passwd""#)], "/passwd is missing"),
             (vec![index(r#""a":"../.ssh""#)], "\"../.ssh\", which is not a file in the same folder"),
+            (vec![index(r#""a":"""#)], "not a file in the same folder"),
+            (vec![index(r#""a":".""#)], "not a file in the same folder"),
             (vec![index(r#""a":3"#)], "not an index"),
             (vec![(INDEX, b"{}".to_vec())], "missing field `weight_map`"),
             (vec![("model.safetensors", b"short".to_vec())], "truncated"),
@@ -884,7 +938,18 @@ pub(super) mod tests {
             let error = open(files).unwrap_err().to_string();
             assert!(error.contains(reason), "{error:?} lacks {reason:?}");
         }
-        // A name that nobody reads is no error.
+        // A shard that nobody reads is no error.
+        let files = vec![index(r#""a":"1.safetensors","b":"2.safetensors""#), ("1.safetensors", one.clone())];
+        let checkpoint = Rc::new(open(files).unwrap());
+        assert_eq!(pollster::block_on(checkpoint.read("a")).unwrap(), [1.0]);
+        let error = pollster::block_on(checkpoint.read("b")).unwrap_err().to_string();
+        let reason = "tensor b is missing from (memory)/2.safetensors, which is not there although \
+                      model.safetensors.index.json lists it (is the download complete?)";
+        assert!(error.contains(reason), "{error}");
+        // The model has its tensors: reading one, even an optional one, is an error.
+        let weights = crate::weights::view::Weights::new(checkpoint);
+        assert!(weights.contains("b") && !weights.contains("c"));
+        // Nor is a name.
         let checkpoint = open(vec![index(r#""a":"1.safetensors","b":"1.safetensors""#), ("1.safetensors", one)]);
         let checkpoint = checkpoint.unwrap();
         assert_eq!(pollster::block_on(checkpoint.read("a")).unwrap(), [1.0]);
@@ -925,6 +990,21 @@ pub(super) mod tests {
                 4.0,
             ),
             (vec![("model-1-of-1.safetensors", weights(6.0))], 6.0),
+            (vec![("Model-00001-of-00001.SafeTensors", weights(6.5))], 6.5),
+            // Paths of shards in an index.
+            (vec![index(r#""a":"./x.safetensors""#), ("x.safetensors", weights(7.0))], 7.0),
+            (vec![index(r#""a":"sub/x.safetensors""#), ("sub/x.safetensors", weights(8.0))], 8.0),
+            (vec![index(r#""a":"sub\\x.safetensors""#), ("sub/x.safetensors", weights(9.0))], 9.0),
+            // The f16 variant.
+            (vec![("model.fp16.safetensors", weights(10.0))], 10.0),
+            (vec![("model.fp16-00001-of-00001.safetensors", weights(11.0))], 11.0),
+            (
+                vec![
+                    ("model.safetensors.index.fp16.json", index(r#""a":"model.fp16-00001-of-00001.safetensors""#).1),
+                    ("model.fp16-00001-of-00001.safetensors", weights(12.0)),
+                ],
+                12.0,
+            ),
         ] {
             let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
             let checkpoint = open(files.clone()).unwrap_or_else(|error| panic!("{names:?}: {error}"));

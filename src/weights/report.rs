@@ -35,6 +35,8 @@ pub struct PartReport {
     pub unexpected: Vec<String>,
     /// Tensors with a shape other than expected.
     pub wrong_shape: Vec<WrongShape>,
+    /// The shard that lacks the first missing tensor, and what of the shard, if an index lists it.
+    missing_from: Option<(String, String)>,
 }
 
 impl PartReport {
@@ -53,6 +55,7 @@ impl PartReport {
             missing: Vec::new(),
             unexpected: Vec::new(),
             wrong_shape: Vec::new(),
+            missing_from: None,
         };
         for (_, info) in weights.checkpoint().tensors() {
             report.tensors += 1;
@@ -64,7 +67,12 @@ impl PartReport {
             weights.names().filter(|name| !known.contains(name) && !harmless(name)).map(str::to_owned).collect();
         for ExpectedTensor { name, shape, .. } in expected {
             match weights.checkpoint().info(&name) {
-                None => report.missing.push(name),
+                None => {
+                    if report.missing.is_empty() {
+                        report.missing_from = weights.checkpoint().missing_from(&name);
+                    }
+                    report.missing.push(name);
+                }
                 Some(info) if info.shape != shape => {
                     report.wrong_shape.push(WrongShape { name, found: info.shape.clone(), expected: shape });
                 }
@@ -84,11 +92,12 @@ impl PartReport {
             return Err(Error::WrongShape { name, found, expected: configured(expected, &self.origin) });
         }
         let Some(name) = self.missing.first() else { return Ok(()) };
+        let (file, listed) = self.missing_from.clone().unwrap_or_else(|| (self.origin.clone(), String::new()));
         let hint = match self.missing.len() - 1 {
-            0 => format!(", and the {} needs it", self.name),
-            more => format!(", and the {} needs it and {more} others that are missing", self.name),
+            0 => format!("{listed}, and the {} needs it", self.name),
+            more => format!("{listed}, and the {} needs it and {more} others that are missing", self.name),
         };
-        Err(Error::MissingTensor { name: name.clone(), file: self.origin.clone(), hint })
+        Err(Error::MissingTensor { name: name.clone(), file, hint })
     }
 }
 

@@ -47,9 +47,9 @@ impl Weights {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
-    /// Whether there is a tensor with this name.
+    /// Whether there is a tensor with this name, or should be, in a shard that is missing.
     pub fn contains(&self, name: &str) -> bool {
-        self.checkpoint.info(&self.full_name(name)).is_some()
+        self.checkpoint.contains(&self.full_name(name))
     }
 
     /// All names under the prefix, without it.
