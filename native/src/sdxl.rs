@@ -180,7 +180,7 @@ pub async fn check(checkpoint: SdxlCheckpoint, scheduler: Option<&SchedulerOverr
 /// The reader's.
 pub async fn is_sdxl(path: &Path) -> Result<bool> {
     if path.is_file() {
-        return Ok(path.extension().is_some_and(|extension| extension == "safetensors"));
+        return Ok(path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors")));
     }
     let folder: Rc<dyn Folder> = Rc::new(DiskFolder::new(path));
     let bundle = Bundle::find(&folder).await?;

@@ -1,5 +1,6 @@
 //! Folders and files on disk.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
@@ -44,7 +45,7 @@ impl Folder for DiskFolder {
 
     fn open<'a>(&'a self, file: &'a str) -> LocalFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
         Box::pin(async move {
-            let path = self.path.join(file);
+            let path = in_any_case(&self.path, file).unwrap_or_else(|| self.path.join(file));
             if let (Err(_), Ok(target)) = (path.metadata(), path.read_link()) {
                 return Err(Error::MissingFile {
                     file: target.display().to_string(),
@@ -85,8 +86,27 @@ impl Folder for DiskFolder {
                 part => next_to_link.push(part),
             }
         }
-        Rc::new(Self::new(if next_to_link.exists() { next_to_link } else { path }))
+        if next_to_link.exists() {
+            return Rc::new(Self::new(next_to_link));
+        }
+        Rc::new(Self::new(in_any_case(&self.path, name).unwrap_or(path)))
     }
+}
+
+/// The path below `folder`; where there is no such name, one that differs in the case of its letters only, as file
+/// systems of other systems find it. `None` if there is none either.
+fn in_any_case(folder: &Path, relative: &str) -> Option<PathBuf> {
+    let mut path = folder.to_owned();
+    for part in relative.split('/') {
+        let exact = path.join(part);
+        path = if exact.symlink_metadata().is_ok() {
+            exact
+        } else {
+            let names = path.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
+            path.join(names.filter(|name| name.eq_ignore_ascii_case(part)).min()?)
+        };
+    }
+    Some(path)
 }
 
 /// The snapshot that a repository's folder in the Hugging Face cache stands for.
@@ -94,11 +114,16 @@ fn hub_snapshot(repository: &Path) -> Option<PathBuf> {
     let snapshots = repository.join("snapshots");
     let commit = std::fs::read_to_string(repository.join("refs/main")).unwrap_or_default();
     let main = Some(snapshots.join(commit.trim())).filter(|snapshot| !commit.is_empty() && snapshot.is_dir());
-    if main.is_some() || !repository.join("blobs").is_dir() {
+    if main.is_some() {
         return main;
     }
-    let mut found = snapshots.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    found.next().filter(|_| found.next().is_none())
+    let mut found = snapshots.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(|it| it.is_dir());
+    let only = found.next().filter(|_| found.next().is_none())?;
+    // Copies may lack `blobs` and `refs`. A model's own folder may have one of this name too, and it has files.
+    let mut entries = repository.read_dir().ok()?.filter_map(|entry| entry.ok());
+    let is_hidden = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
+    let has_files = entries.any(|entry| !is_hidden(&entry.file_name()) && entry.path().is_file());
+    (!has_files).then_some(only)
 }
 
 /// One file on disk, read at offsets.
@@ -207,5 +232,55 @@ mod tests {
         let error = DiskFile::open(path.join("none")).unwrap_err();
         assert!(matches!(error, Error::Io { kind: ErrorKind::NotFound, .. }), "{error}");
         std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn names_in_other_cases_are_found_where_the_exact_one_is_missing() {
+        let root = std::env::temp_dir().join(format!("mgm-case-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("UNet/Sub")).unwrap();
+        for (file, byte) in [("CONFIG.JSON", 1), ("UNet/Sub/X.bin", 2), ("both.json", 3), ("BOTH.json", 4)] {
+            std::fs::write(root.join(file), [byte]).unwrap();
+        }
+        let folder = DiskFolder::new(&root);
+        let first = |folder: &dyn Folder, name: &str| {
+            let source = pollster::block_on(folder.open(name)).unwrap()?;
+            let mut byte = [0];
+            pollster::block_on(source.read(0, &mut byte)).unwrap();
+            Some(byte[0])
+        };
+        assert_eq!(first(&folder, "config.json"), Some(1));
+        assert_eq!(first(&folder, "unet/sub/x.BIN"), Some(2));
+        assert_eq!(first(&*folder.child("unet").child("SUB"), "x.bin"), Some(2));
+        assert_eq!(first(&*folder.child("unet/sub"), "../../config.json"), Some(1));
+        if !cfg!(any(windows, target_os = "macos")) {
+            assert_eq!((first(&folder, "both.json"), first(&folder, "BOTH.json")), (Some(3), Some(4)));
+        }
+        assert_eq!((first(&folder, "none.json"), first(&folder, "unet")), (None, None));
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_repository_of_the_hub_stands_for_its_snapshot() {
+        let root = std::env::temp_dir().join(format!("mgm-snapshot-{}", std::process::id()));
+        let found = |name: &str| DiskFolder::new(root.join(name)).path().strip_prefix(&root).unwrap().to_owned();
+        for folder in ["whole/blobs", "whole/snapshots/a", "whole/snapshots/b", "whole/refs", "copy/snapshots/a"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        std::fs::write(root.join("whole/refs/main"), "b\n").unwrap();
+        assert_eq!(found("whole"), Path::new("whole/snapshots/b"));
+        // Without references and blobs, and with what file managers leave.
+        std::fs::write(root.join("copy/.DS_Store"), "").unwrap();
+        assert_eq!(found("copy"), Path::new("copy/snapshots/a"));
+        // A reference to a snapshot that was not copied.
+        std::fs::create_dir_all(root.join("copy/refs")).unwrap();
+        std::fs::write(root.join("copy/refs/main"), "b").unwrap();
+        assert_eq!(found("copy"), Path::new("copy/snapshots/a"));
+        std::fs::create_dir_all(root.join("copy/snapshots/c")).unwrap();
+        assert_eq!(found("copy"), Path::new("copy"));
+        // A model's own folder.
+        std::fs::remove_dir_all(root.join("copy/snapshots/c")).unwrap();
+        std::fs::write(root.join("copy/config.json"), "{}").unwrap();
+        assert_eq!(found("copy"), Path::new("copy"));
+        std::fs::remove_dir_all(root).unwrap();
     }
 }

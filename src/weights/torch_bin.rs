@@ -26,7 +26,8 @@ pub async fn read_state_dict(source: &dyn ByteSource) -> Result<Vec<StoredTensor
                     .to_owned(),
             }
         } else {
-            malformed(0, "neither a torch archive (a zip file) nor a pickle".to_owned())
+            let hint = "neither a torch archive (a zip file) nor a pickle: of a model in several files pass the folder";
+            malformed(0, hint.to_owned())
         });
     }
     let entries = zip::read_entries(source).await?;

@@ -4,8 +4,11 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mgm::io::DiskFolder;
+use mgm::weights::bundle::MANIFEST;
+use mgm::weights::index::parse_index;
+use mgm::weights::sdxl::MODEL_INDEX;
 use mgm::{Error, Result};
-use serde::Deserialize;
 
 use super::cache::RepoCache;
 use super::download::{Client, RemoteFile};
@@ -30,18 +33,14 @@ pub struct LocalModel {
     pub tokenizer: Option<PathBuf>,
 }
 
-/// The shards that an index lists.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: std::collections::BTreeMap<String, String>,
-}
-
 /// Finds the model that an argument means: the file or folder at this path, or else the model of this name in the
 /// cache. If it is not there, asks on a terminal whether to download it.
 ///
 /// # Errors
 /// [`Error::MissingFile`] if there is no such path, and no such model in the cache; those of a download.
 pub fn locate(argument: &Path) -> Result<LocalModel> {
+    let argument = &as_written_on_windows(argument);
+    refuse_several_snapshots(argument)?;
     let local = LocalModel { path: argument.to_owned(), ..LocalModel::default() };
     let name = match argument.to_str().map(ModelName::parse) {
         Some(Ok(name)) if !argument.exists() => name,
@@ -56,6 +55,30 @@ pub fn locate(argument: &Path) -> Result<LocalModel> {
         return ask(&environment, &name);
     }
     Err(missing(&name, environment.offline))
+}
+
+/// A path in which backslashes separate folders, where they would be characters of a name.
+fn as_written_on_windows(path: &Path) -> PathBuf {
+    let with_slashes = path.to_str().filter(|text| text.contains('\\')).map(|text| text.replace('\\', "/"));
+    match with_slashes.map(PathBuf::from) {
+        Some(other) if !path.exists() && other.exists() => other,
+        _ => path.to_owned(),
+    }
+}
+
+/// Fails for a repository's folder of the Hugging Face cache, copied without the reference to one of its snapshots.
+fn refuse_several_snapshots(path: &Path) -> Result<()> {
+    let is_model = [CONFIG, MODEL_INDEX, MANIFEST].iter().any(|file| path.join(file).exists());
+    if is_model || DiskFolder::new(path).path() != path {
+        return Ok(());
+    }
+    let snapshots = path.join("snapshots").read_dir().into_iter().flatten().flatten();
+    let mut snapshots: Vec<PathBuf> = snapshots.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    snapshots.sort();
+    let [first, _, ..] = &snapshots[..] else { return Ok(()) };
+    let (count, first) = (snapshots.len(), first.display());
+    let hint = format!("it would say which of {count} snapshots is meant: pass the folder of one, such as {first}");
+    Err(Error::MissingFile { file: path.join("refs/main").display().to_string(), hint })
 }
 
 fn missing(name: &ModelName, offline: bool) -> Error {
@@ -141,9 +164,9 @@ fn snapshot_of(cache: &Path, repo: &str) -> Option<(PathBuf, Vec<RemoteFile>)> {
 fn has_all_shards(folder: &Path, files: &[RemoteFile]) -> bool {
     files.iter().filter(|file| file.name.ends_with(".index.json")).all(|index| {
         let path = folder.join(&index.name);
-        let listed = read_regular(&path).ok().and_then(|bytes| mgm::json::from_slice::<Index>(&bytes).ok());
+        let listed = read_regular(&path).ok().and_then(|bytes| parse_index(&index.name, &bytes).ok());
         // An index that cannot be read is the reader's matter.
         let around = path.parent().unwrap_or(folder);
-        listed.is_none_or(|index| index.weight_map.values().all(|shard| around.join(shard).exists()))
+        listed.is_none_or(|shards| shards.keys().all(|shard| around.join(shard).exists()))
     })
 }

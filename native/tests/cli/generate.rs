@@ -554,6 +554,45 @@ fn large_initial_images_are_scaled() {
     assert_eq!(cropped, pixels(&out), "the middle, which is red, is left");
 }
 
+/// Names as other systems and people change them.
+#[cfg(unix)]
+#[test]
+fn names_in_other_cases_and_with_backslashes_are_found() {
+    let folder = folder();
+    let model = folder.path().join("models/sdxl");
+    fs::create_dir_all(folder.path().join("models")).expect("a folder");
+    copy(&case().join("sdxl"), &model);
+    let inspected = |path: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
+        command.current_dir(folder.path()).args(["inspect", path]).stdin(Stdio::null());
+        must(&command.output().expect("the binary runs")).replace(path, "")
+    };
+    let expected = inspected("models/sdxl");
+    for (from, to) in [
+        ("model_index.json", "Model_Index.JSON"),
+        ("unet/config.json", "unet/Config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet/Diffusion_PyTorch_Model.SafeTensors"),
+        ("unet", "UNet"),
+        ("tokenizer/vocab.json", "tokenizer/VOCAB.JSON"),
+    ] {
+        fs::rename(model.join(from), model.join(to)).unwrap_or_else(|error| panic!("{from}: {error}"));
+    }
+    assert_eq!(inspected("models/sdxl").replace("UNet", "unet"), expected.replace("UNet", "unet"));
+    for path in [r"models\sdxl", r"models\sdxl\", r".\models/sdxl"] {
+        inspected(path);
+    }
+    // A copy of a repository in the Hugging Face cache, without references and blobs; and of one with two snapshots.
+    let repository = folder.path().join("models--someone--sdxl");
+    fs::create_dir_all(repository.join("snapshots")).expect("a folder");
+    fs::rename(&model, repository.join("snapshots/0123")).expect("a snapshot");
+    inspected("models--someone--sdxl");
+    fs::create_dir(repository.join("snapshots/4567")).expect("a folder");
+    let failed = generate(&repository, &["--prompt", "x"]);
+    let errors = String::from_utf8_lossy(&failed.stderr);
+    let reason = "refs/main is missing: it would say which of 2 snapshots is meant: pass the folder of one, such as";
+    assert!(errors.contains(reason) && errors.contains("snapshots/0123"), "{errors}");
+}
+
 #[test]
 fn variants_shards_and_old_names_give_the_same_image() {
     let folder = folder();
@@ -938,6 +977,10 @@ fn bad_input_is_a_one_line_error() {
         let bytes = fs::read(&file).expect("the UNet");
         fs::write(&file, &bytes[..bytes.len() / 2]).expect("half of it");
     });
+    let no_text_weights = damaged("no-text-weights", &|copied| {
+        fs::remove_file(copied.join("text_encoder/model.safetensors")).expect("the weights");
+    });
+    let index = model.join("model_index.json");
     let unknown =
         edited("unknown", "scheduler/scheduler_config.json", "EulerDiscreteScheduler", "HeunDiscreteScheduler");
     let wide = edited("wide", "unet/config.json", "\"cross_attention_dim\": 80", "\"cross_attention_dim\": 84");
@@ -986,6 +1029,8 @@ fn bad_input_is_a_one_line_error() {
         (&model, vec!["--out", "no/such/folder/x.png"], "no folder"),
         (Path::new("nowhere"), vec![], "model_index.json"),
         (&around, vec![], "model_index.json is missing"),
+        (&index, vec![], "of a model in several files pass the folder"),
+        (&no_text_weights, vec![], "text_encoder/model.safetensors is missing: no weights here"),
         (&no_unet, vec![], "unet/config.json is missing"),
         (&no_weights, vec![], "no weights here"),
         (&no_words, vec![], "tokenizer/vocab.json is missing"),
