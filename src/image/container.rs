@@ -63,6 +63,7 @@ pub(super) fn ends_early(format: ImageFormat, bytes: &[u8]) -> bool {
         ImageFormat::Jpeg => jpeg_end(bytes),
         ImageFormat::Png => png_end(bytes),
         ImageFormat::WebP => riff_end(bytes),
+        ImageFormat::Gif => gif_image_end(bytes),
         _ => Some(()),
     };
     end.is_none()
@@ -97,6 +98,37 @@ fn png_end(bytes: &[u8]) -> Option<()> {
             return Some(());
         }
         rest = next;
+    }
+}
+
+/// Follows the blocks to the end of the first image, the only one that is decoded. `None` if the file ends before.
+fn gif_image_end(bytes: &[u8]) -> Option<()> {
+    let table = |packed: u8| if packed & 0x80 == 0 { 0 } else { 3 << ((packed & 7) + 1) };
+    let mut at = 13 + table(*bytes.get(10)?);
+    loop {
+        let is_image = match bytes.get(at)? {
+            0x2c => {
+                // The descriptor, and the size of the first codes.
+                at += 11 + table(*bytes.get(at + 9)?);
+                true
+            }
+            0x21 => {
+                at += 2;
+                false
+            }
+            // No image: the decoder says so.
+            _ => return Some(()),
+        };
+        loop {
+            let length = usize::from(*bytes.get(at)?);
+            at += 1 + length;
+            if length == 0 {
+                break;
+            }
+        }
+        if is_image {
+            return Some(());
+        }
     }
 }
 

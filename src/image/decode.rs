@@ -7,11 +7,13 @@ use std::fmt;
 use std::io::{Cursor, ErrorKind};
 use std::str::FromStr;
 
+use image::error::DecodingError;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use super::buffer::Image;
 use super::container::{UNREADABLE, ends_early, without_trailer};
+use super::tiff_kinds;
 use crate::{Error, Result};
 
 /// Longest side in pixels: JPEG's own limit. It bounds the tables of [`super::bicubic`] for any shape.
@@ -133,6 +135,7 @@ pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Im
     let damaged = |error| {
         let reason = match error {
             ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => cut_off(bytes),
+            ImageError::Unsupported(_) if format == ImageFormat::Tiff => tiff_kinds::describe(bytes),
             // Some decoders end their messages in a new line.
             error => error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
         };
@@ -141,42 +144,61 @@ pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Im
     if ends_early(format, bytes) {
         return Err(damaged(ImageError::IoError(ErrorKind::UnexpectedEof.into())));
     }
+    let check_size = |width: u32, height: u32, total_bytes: u64| {
+        let too_large = width > MAX_SIDE
+            || height > MAX_SIDE
+            || u64::from(width) * u64::from(height) > MAX_PIXELS
+            || total_bytes > MAX_BYTES;
+        match too_large {
+            true => Err(fail(format!(
+                "{width} x {height} pixels exceed the limits ({MAX_SIDE} a side, {MAX_PIXELS} in total, {MAX_BYTES} \
+                 bytes decoded): scale it down first"
+            ))),
+            false => Ok(()),
+        }
+    };
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES + MAX_WORKING_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(without_trailer(format, bytes)), format);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
-
-    let (width, height) = decoder.dimensions();
-    let too_large = width > MAX_SIDE
-        || height > MAX_SIDE
-        || u64::from(width) * u64::from(height) > MAX_PIXELS
-        || decoder.total_bytes() > MAX_BYTES;
-    if too_large {
-        return Err(fail(format!(
-            "{width} x {height} pixels exceed the limits ({MAX_SIDE} a side, {MAX_PIXELS} in total, {MAX_BYTES} bytes \
-             decoded): scale it down first"
-        )));
-    }
-    let orientation = match decoding {
-        // Metadata that cannot be read is no reason to refuse the image.
-        ImageDecoding::Corrected => decoder.orientation().unwrap_or(Orientation::NoTransforms),
-        // Pillow applies it to TIFF only.
-        ImageDecoding::Reference if format == ImageFormat::Tiff => {
-            decoder.orientation().unwrap_or(Orientation::NoTransforms)
+    let (mut image, orientation) = match reader.into_decoder() {
+        Ok(mut decoder) => {
+            let (width, height) = decoder.dimensions();
+            check_size(width, height, decoder.total_bytes())?;
+            // Metadata that cannot be read is no reason to refuse the image.
+            let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+            (DynamicImage::from_decoder(decoder).map_err(damaged)?, orientation)
         }
-        ImageDecoding::Reference => Orientation::NoTransforms,
+        Err(error) if format == ImageFormat::Tiff => {
+            use tiff_kinds::Failure;
+            match tiff_kinds::decode(bytes, check_size) {
+                Ok(Some(image)) => image,
+                Ok(None) | Err(Failure::Decoder(tiff::TiffError::UnsupportedError(_))) => return Err(damaged(error)),
+                Err(Failure::Decoder(error)) => return Err(damaged(from_tiff(error))),
+                Err(Failure::Size(error)) => return Err(error),
+            }
+        }
+        Err(error) => return Err(damaged(error)),
     };
-    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    image.apply_orientation(orientation);
+    // Pillow applies it to TIFF only.
+    if decoding == ImageDecoding::Corrected || format == ImageFormat::Tiff {
+        image.apply_orientation(orientation);
+    }
     let (width, height) = (image.width() as usize, image.height() as usize);
     let pixels = match decoding {
         ImageDecoding::Corrected => corrected_rgb(image),
         ImageDecoding::Reference => reference_rgb(image),
     };
     Image::new(width, height, pixels).map_err(|error| fail(error.to_string()))
+}
+
+fn from_tiff(error: tiff::TiffError) -> ImageError {
+    match error {
+        tiff::TiffError::IoError(error) => ImageError::IoError(error),
+        other => ImageError::Decoding(DecodingError::new(ImageFormat::Tiff.into(), other)),
+    }
 }
 
 /// The format of a file by its first bytes.

@@ -9,6 +9,8 @@ mod decode;
 mod png;
 mod preprocess;
 mod resize;
+#[cfg(feature = "decode")]
+mod tiff_kinds;
 
 pub use buffer::Image;
 #[cfg(feature = "decode")]

@@ -267,6 +267,211 @@ fn promises_of_long_webp_chunks_are_refused_or_ignored() {
 }
 
 #[test]
+fn a_cut_gif_says_so() {
+    let whole = read(tests().join("data/image/decode/palette.gif"));
+    // The last bytes are the codes' end, the terminator of the image and that of the file.
+    for cut in 8..whole.len() - 1 {
+        let error = decode("x.gif", &whole[..cut]).expect_err("a part").to_string();
+        assert!(error.contains(&format!("cut off after {cut} bytes")), "{cut} of {}: {error}", whole.len());
+    }
+}
+
+/// A TIFF whose only strip is `data`, without compression.
+struct Tiff<'a> {
+    big_endian: bool,
+    width: u16,
+    height: u16,
+    photometric: u16,
+    bits: u16,
+    samples: u16,
+    data: &'a [u8],
+    /// More tags, all of 16-bit values, in ascending order.
+    tags: &'a [(u16, &'a [u16])],
+}
+
+impl Tiff<'_> {
+    fn bytes(&self) -> Vec<u8> {
+        let short = |value: u16| if self.big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+        let long = |value: usize| match self.big_endian {
+            true => (value as u32).to_be_bytes(),
+            false => (value as u32).to_le_bytes(),
+        };
+        let bits = vec![self.bits; usize::from(self.samples)];
+        let shorts = |values: &[u16]| -> Vec<u8> { values.iter().flat_map(|value| short(*value)).collect() };
+        let own: [(u16, &[u16]); 7] = [
+            (256, &[self.width]),
+            (257, &[self.height]),
+            (258, &bits),
+            (259, &[1]),
+            (262, &[self.photometric]),
+            (277, &[self.samples]),
+            (278, &[self.height]),
+        ];
+        let entry = |(tag, values): &(u16, &[u16])| (*tag, 3, values.len(), shorts(values));
+        let mut entries: Vec<(u16, u16, usize, Vec<u8>)> = own.iter().chain(self.tags).map(entry).collect();
+        entries.push((279, 4, 1, long(self.data.len()).to_vec()));
+        let end = 8 + 2 + 12 * (entries.len() + 1) + 4;
+        let far: usize = entries.iter().map(|(.., value)| value.len()).filter(|length| *length > 4).sum();
+        entries.push((273, 4, 1, long(end + far).to_vec()));
+        entries.sort();
+        let mut file = if self.big_endian { b"MM".to_vec() } else { b"II".to_vec() };
+        file.extend(short(42));
+        file.extend(long(8));
+        file.extend(short(entries.len() as u16));
+        let mut values = Vec::new();
+        for (tag, kind, count, mut value) in entries {
+            file.extend(short(tag));
+            file.extend(short(kind));
+            file.extend(long(count));
+            if value.len() > 4 {
+                file.extend(long(end + values.len()));
+                values.extend(value);
+            } else {
+                value.resize(4, 0);
+                file.extend(value);
+            }
+        }
+        file.extend(long(0));
+        file.extend(values);
+        file.extend(self.data);
+        file
+    }
+}
+
+/// Pixels of the reference are those of Pillow 12, which does not read gray with a sample that is not opacity.
+#[test]
+fn tiff_with_palettes_and_few_bits() {
+    use ImageDecoding::{Corrected, Reference};
+    let map = |count: u32, of: [&dyn Fn(u32) -> u32; 3]| -> Vec<u16> {
+        of.iter().flat_map(|channel| (0..count).map(|index| channel(index) as u16)).collect()
+    };
+    let colors16 = map(16, [&|i| i * 257 * 15, &|i| 65535 - i * 4000, &|i| i * 1000 + 7]);
+    let colors256 = map(256, [&|i| i * 256, &|i| 65535 - i * 255, &|i| i * 97]);
+    let colors2 = [0, 65535, 65535, 0, 30000, 40000];
+    let plain =
+        Tiff { big_endian: false, width: 3, height: 2, photometric: 3, bits: 4, samples: 1, data: &[], tags: &[] };
+    let nibbles = &[0x12, 0x30, 0xfe, 0xd0][..];
+    let with_alpha = &[0, 255, 100, 128, 200, 0, 255, 17][..];
+    let gray = |values: &[u8]| values.iter().flat_map(|value| [*value; 3]).collect::<Vec<u8>>();
+    let indexed = vec![15, 240, 3, 30, 224, 7, 45, 209, 11, 225, 21, 58, 210, 37, 54, 195, 52, 50];
+    let cases = [
+        (Tiff { data: nibbles, tags: &[(320, &colors16)], ..plain }, Reference, indexed.clone()),
+        (Tiff { data: nibbles, tags: &[(320, &colors16)], ..plain }, Corrected, indexed.clone()),
+        (Tiff { big_endian: true, data: nibbles, tags: &[(320, &colors16)], ..plain }, Corrected, indexed),
+        (
+            Tiff { width: 2, bits: 8, data: &[0, 1, 200, 255], tags: &[(320, &colors256)], ..plain },
+            Corrected,
+            vec![0, 255, 0, 1, 255, 0, 200, 56, 75, 255, 1, 96],
+        ),
+        (
+            Tiff { bits: 1, data: &[0b1010_0000, 0b0100_0000], tags: &[(320, &colors2)], ..plain },
+            Corrected,
+            [[255, 0, 156], [0, 255, 117]].repeat(3).concat(),
+        ),
+        // With opacity for each index.
+        (
+            Tiff {
+                width: 2,
+                height: 1,
+                bits: 8,
+                samples: 2,
+                data: &[1, 255, 200, 0],
+                tags: &[(320, &colors256), (338, &[2])],
+                ..plain
+            },
+            Reference,
+            vec![1, 255, 0, 200, 56, 75],
+        ),
+        (
+            Tiff {
+                width: 2,
+                height: 1,
+                bits: 8,
+                samples: 2,
+                data: &[1, 255, 200, 0],
+                tags: &[(320, &colors256), (338, &[2])],
+                ..plain
+            },
+            Corrected,
+            vec![1, 255, 0, 255, 255, 255],
+        ),
+        (
+            Tiff { width: 2, photometric: 1, bits: 8, samples: 2, data: with_alpha, tags: &[(338, &[2])], ..plain },
+            Reference,
+            gray(&[0, 100, 200, 255]),
+        ),
+        (
+            Tiff { width: 2, photometric: 1, bits: 8, samples: 2, data: with_alpha, tags: &[(338, &[2])], ..plain },
+            Corrected,
+            gray(&[0, 177, 255, 255]),
+        ),
+        // The second sample is no opacity.
+        (
+            Tiff { width: 2, photometric: 1, bits: 8, samples: 2, data: with_alpha, tags: &[(338, &[0])], ..plain },
+            Corrected,
+            gray(&[0, 100, 200, 255]),
+        ),
+        // 16 bits with opacity: the high bytes.
+        (
+            Tiff {
+                width: 1,
+                height: 1,
+                photometric: 1,
+                bits: 16,
+                samples: 2,
+                data: &[0x34, 100, 0x56, 128],
+                tags: &[(338, &[2])],
+                ..plain
+            },
+            Corrected,
+            gray(&[177]),
+        ),
+        (Tiff { photometric: 1, data: nibbles, ..plain }, Reference, gray(&[17, 34, 51, 255, 238, 221])),
+        (
+            Tiff { big_endian: true, photometric: 0, data: nibbles, ..plain },
+            Corrected,
+            gray(&[238, 221, 204, 0, 17, 34]),
+        ),
+        (
+            Tiff { width: 5, height: 1, photometric: 1, bits: 2, data: &[0b0001_1011, 0b1000_0000], ..plain },
+            Reference,
+            gray(&[0, 85, 170, 255, 170]),
+        ),
+    ];
+    for (index, (tiff, decoding, expected)) in cases.iter().enumerate() {
+        let bytes = tiff.bytes();
+        let image = decode_as("x.tiff", &bytes, *decoding).unwrap_or_else(|error| panic!("{index}: {error}"));
+        let size = (usize::from(tiff.width), usize::from(tiff.height));
+        assert_eq!(((image.width(), image.height()), image.data()), (size, &expected[..]), "{index}");
+        for cut in 0..bytes.len() {
+            assert!(decode_as("x.tiff", &bytes[..cut], *decoding).is_err(), "{index}: {cut} of {}", bytes.len());
+        }
+    }
+    // Orientation 6: the left pixel is at the top.
+    let tags: &[(u16, &[u16])] = &[(274, &[6]), (320, &colors256)];
+    let turned = Tiff { width: 2, height: 1, bits: 8, data: &[1, 200], tags, ..plain };
+    for decoding in [Corrected, Reference] {
+        let image = decode_as("x.tiff", &turned.bytes(), decoding).expect("an image");
+        assert_eq!((image.width(), image.height(), image.data()), (1, 2, &[1, 255, 0, 200, 56, 75][..]));
+    }
+    // Other kinds are named, with what to do.
+    let zeros = &[0; 64][..];
+    for (tiff, kind) in [
+        (Tiff { photometric: 6, bits: 8, samples: 3, data: zeros, ..plain }, "YCbCr, samples per pixel: 3"),
+        (Tiff { photometric: 1, bits: 32, data: zeros, ..plain }, "gray, samples per pixel: 1 of 32 bits"),
+        (Tiff { bits: 16, data: zeros, ..plain }, "a palette, samples per pixel: 1 of 16 bits"),
+        (Tiff { photometric: 8, bits: 8, samples: 3, data: zeros, ..plain }, "L*a*b*"),
+    ] {
+        let error = decode("x.tiff", &tiff.bytes()).expect_err(kind).to_string();
+        assert!(error.contains(kind) && error.contains("convert it to PNG"), "{error}");
+    }
+    // A colour that the palette lacks, and no palette.
+    for tags in [&[(320, &colors2[..])][..], &[]] {
+        assert!(decode("x.tiff", &Tiff { data: nibbles, tags, ..plain }.bytes()).is_err());
+    }
+}
+
+#[test]
 fn images_that_cannot_be_decoded_are_named() {
     let ftyp = |brands: &str| {
         let mut box_of_brands = ((8 + brands.len()) as u32).to_be_bytes().to_vec();
