@@ -384,6 +384,34 @@ fn embedded_images_are_encoded_and_too_long_questions_count_as_wrong() {
     assert_eq!((figures(&scores).0, &scores["failed"]), (0.0, &json!(1)), "{scores}");
 }
 
+/// Orientation 6: viewers rotate the stored pixels by 90 degrees clockwise; the reference does not.
+#[test]
+fn images_are_decoded_as_by_the_reference_unless_asked() {
+    let oriented = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/image/formats/orientation6.png");
+    let image = image::open(&oriented).expect("an image").to_rgb8();
+    let data = Data::new(&[]);
+    image.save(data.file("stored.png")).expect("a file");
+    image::imageops::rotate90(&image).save(data.file("upright.png")).expect("a file");
+    let images = [oriented, data.file("stored.png"), data.file("upright.png")];
+    let rows: Vec<String> =
+        images.iter().map(|image| json!({"image": image, "question": "What?", "answer": "x"}).to_string()).collect();
+    data.write("q.jsonl", rows.join("\n"));
+    let asked = |out: &str, more: &[&str]| {
+        let mut command = eval("jsonl", &data.file("q.jsonl"));
+        command.arg(golden("gemma-2b")).arg("--out").arg(data.file(out)).args(["--precision", "f32"]);
+        let report = report(command.args(["--max-new-tokens", "12"]).args(more));
+        let texts: Vec<String> =
+            answers(&data.file(out)).iter().map(|answer| text(&answer["text"]).to_owned()).collect();
+        (report["settings"]["image_decoding"].clone(), texts)
+    };
+    let (decoding, texts) = asked("reference.jsonl", &[]);
+    assert_eq!((decoding, &texts[0]), (json!("reference"), &texts[1]));
+    assert_ne!(texts[0], texts[2]);
+    let (decoding, corrected) = asked("corrected.jsonl", &["--image-decoding", "corrected"]);
+    assert_eq!((decoding, &corrected[0]), (json!("corrected"), &texts[2]));
+    assert_eq!(corrected[1..], texts[1..]);
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_can_be_resumed() {
@@ -547,27 +575,6 @@ fn errors_in_data_name_the_line() {
     }
 }
 
-#[test]
-#[cfg_attr(not(feature = "parquet"), ignore = "needs the feature parquet")]
-fn damage_anywhere_in_a_parquet_file_is_an_error() {
-    let bytes = fs::read(mmmu().join("Accounting/validation-00000-of-00001.parquet")).expect("a file");
-    let data = Data::new(&[("answers.jsonl", "")]);
-    let mut failures = 0;
-    for place in (0..bytes.len()).step_by(61) {
-        let mut damaged = bytes.clone();
-        damaged[place] ^= 0x55;
-        if place % 2 == 0 {
-            damaged.truncate(place);
-        }
-        data.write("m.parquet", &damaged);
-        let mut command = eval("mmmu", &data.file("m.parquet"));
-        let (code, _, errors) = run(command.arg("--answers").arg(data.file("answers.jsonl")));
-        assert!(matches!(code, Some(0 | 2)) && !errors.contains("panicked"), "byte {place}: {code:?} {errors}");
-        failures += usize::from(code == Some(2));
-    }
-    assert!(failures > 40, "{failures}");
-}
-
 /// Each format's files as they get left: with a byte-order mark, with values of unused keys that only Python reads, and
 /// as Git LFS pointers.
 #[test]
@@ -631,6 +638,27 @@ fn files_of_every_format_as_programs_leave_them() {
     let mut command = eval("jsonl", &folder.file("q.jsonl"));
     let errors = failure(command.arg("--answers").arg(folder.file("answers.jsonl")));
     assert!(errors.contains("UTF-16, expected UTF-8"), "{errors}");
+}
+
+#[test]
+#[cfg_attr(not(feature = "parquet"), ignore = "needs the feature parquet")]
+fn damage_anywhere_in_a_parquet_file_is_an_error() {
+    let bytes = fs::read(mmmu().join("Accounting/validation-00000-of-00001.parquet")).expect("a file");
+    let data = Data::new(&[("answers.jsonl", "")]);
+    let mut failures = 0;
+    for place in (0..bytes.len()).step_by(61) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x55;
+        if place % 2 == 0 {
+            damaged.truncate(place);
+        }
+        data.write("m.parquet", &damaged);
+        let mut command = eval("mmmu", &data.file("m.parquet"));
+        let (code, _, errors) = run(command.arg("--answers").arg(data.file("answers.jsonl")));
+        assert!(matches!(code, Some(0 | 2)) && !errors.contains("panicked"), "byte {place}: {code:?} {errors}");
+        failures += usize::from(code == Some(2));
+    }
+    assert!(failures > 40, "{failures}");
 }
 
 #[test]

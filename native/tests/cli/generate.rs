@@ -917,6 +917,23 @@ fn a_failed_image_keeps_the_answer_and_models_make_room() {
     }
 }
 
+/// Orientation 6: viewers rotate the stored pixels by 90 degrees clockwise.
+#[test]
+fn an_initial_image_is_rotated_by_its_exif_orientation() {
+    let folder = folder();
+    let oriented = tests().join("data/image/formats/orientation6.png");
+    let (stored, upright) = (folder.path().join("stored.png"), folder.path().join("upright.png"));
+    let image = image::open(&oriented).expect("an image").to_rgb8();
+    image.save(&stored).expect("a file");
+    image::imageops::rotate90(&image).save(&upright).expect("a file");
+    let from = |init: &Path| {
+        let more = ["--seed", "7", "--strength", "0.5", "--size", "64x64", "--init-image", text(init)];
+        generated(&case().join("sdxl"), &more)
+    };
+    assert_eq!(from(&oriented), from(&upright));
+    assert_ne!(from(&oriented), from(&stored));
+}
+
 #[test]
 fn latents_of_another_shape_are_refused() {
     let folder = folder();
