@@ -44,7 +44,7 @@ pub fn number(value: &Value) -> Option<f64> {
 }
 
 /// Python's JSON as strict JSON, except for repeated keys. What is wrong in both stays as it is.
-fn strict(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn strict(bytes: &[u8]) -> Vec<u8> {
     let wide: Option<fn([u8; 2]) -> u16> = match bytes {
         [0xff, 0xfe, ..] => Some(u16::from_le_bytes),
         [0xfe, 0xff, ..] => Some(u16::from_be_bytes),

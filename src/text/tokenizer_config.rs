@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::io::{Folder, read_file};
@@ -72,10 +73,12 @@ pub(super) struct TokenizerConfig {
 #[derive(Deserialize)]
 struct TokenizerFile {
     tokenizer_class: Option<String>,
+    #[serde(default, deserialize_with = "flag")]
     legacy: Option<bool>,
     add_bos_token: Option<bool>,
     add_eos_token: Option<bool>,
     add_prefix_space: Option<bool>,
+    #[serde(default, deserialize_with = "flag")]
     clean_up_tokenization_spaces: Option<bool>,
     added_tokens_decoder: Option<BTreeMap<u32, AddedToken>>,
     #[serde(flatten)]
@@ -145,6 +148,17 @@ impl TokenizerConfig {
     /// All special tokens.
     pub fn special_texts(&self) -> impl Iterator<Item = &str> {
         self.roles.values().chain(&self.additional).map(String::as_str)
+    }
+}
+
+/// A setting that is true or false, also as the text "true" ("false" would be true in Python). NaN is none.
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<bool>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::Bool(value) => Ok(Some(value)),
+        Value::String(text) if text == "NaN" => Ok(None),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+        other => Err(D::Error::custom(format!("{other}, expected true or false"))),
     }
 }
 

@@ -17,7 +17,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::dtype::Dtype;
 use super::stored_tensor::{StoredTensor, TensorInfo};
 use crate::io::{ByteSource, read_range};
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// Largest header that is read: the limit of the `safetensors` crate.
 pub const MAX_HEADER: u64 = 100_000_000;
@@ -68,7 +68,9 @@ pub(super) async fn read_metadata(source: &dyn ByteSource) -> Result<BTreeMap<St
         return Ok(BTreeMap::new());
     }
     let header = read_range(source, PREFIX, length, MAX_HEADER).await?;
-    let metadata = serde_json::from_slice::<OnlyMetadata>(&header).ok().and_then(|header| header.metadata);
+    let parse = |header: &[u8]| serde_json::from_slice::<OnlyMetadata>(header);
+    let parsed = parse(&header).or_else(|_| parse(&json::strict(&header)));
+    let metadata = parsed.ok().and_then(|header| header.metadata);
     let text = |(key, value): (String, serde_json::Value)| match value {
         serde_json::Value::String(text) => Some((key, text)),
         _ => None,
@@ -109,8 +111,11 @@ fn from_metadata(metadata: &Metadata, data_start: u64) -> Result<Vec<StoredTenso
 
 /// Reads the header tensor by tensor, in a file of `file_length` bytes whose data starts at `data_start`.
 fn walk(header: &[u8], data_start: u64, file_length: u64) -> Result<Vec<StoredTensor>, Problem> {
-    let Header(mut entries) = serde_json::from_slice(header)
-        .map_err(|error| (PREFIX, format!("the header is not the JSON of a safetensors file: {error}")))?;
+    let parse = |header: &[u8]| serde_json::from_slice(header);
+    // Python's NaN in the metadata.
+    let parsed = parse(header).or_else(|_| parse(&json::strict(header)));
+    let Header(mut entries) =
+        parsed.map_err(|error| (PREFIX, format!("the header is not the JSON of a safetensors file: {error}")))?;
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut tensors = Vec::with_capacity(entries.len());
     let mut position = 0u64;
@@ -230,6 +235,11 @@ mod tests {
     fn bad_files_are_refused_with_a_reason() {
         let good = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[1],"data_offsets":[8,10]}}"#;
         assert_eq!(read(file(good, 10)).unwrap().len(), 2);
+        // Metadata as Python's json writes it.
+        let odd = good.replacen('{', r#"{"__metadata__":{"loss":NaN,"epoch":Infinity,"n":3},"#, 1);
+        assert_eq!(read(file(&odd, 10)).unwrap().len(), 2);
+        let twice = odd.replace("\"b\"", "\"a\"");
+        assert!(read(file(&twice, 10)).unwrap_err().to_string().contains("tensor a occurs twice"));
         let huge = usize::MAX;
         let cases = [
             (vec![], "truncated"),

@@ -189,6 +189,52 @@ fn unused_settings_of_any_type_do_not_stop_a_load() {
         let error = SchedulerConfig::parse("s.json", text.as_bytes(), Some(&dpm)).expect_err(text).to_string();
         assert!(error.contains(reason), "{error}");
     }
+    // Values that cannot be read, of settings with a default that do not change what is computed.
+    let language = |more: &str| {
+        let text = LANGUAGE.replace("{\"model_type\": \"llama\"", &format!("{{\"model_type\": \"gemma\"{more}"));
+        MgmConfig::parse("config.json", text.as_bytes())
+    };
+    let plain = language("").expect("a configuration");
+    for more in [
+        r#", "architectures": NaN"#,
+        r#", "architectures": 3"#,
+        r#", "sliding_window": NaN"#,
+        r#", "sliding_window": Infinity"#,
+        r#", "max_position_embeddings": 8192.0"#,
+    ] {
+        assert_eq!(language(more).expect(more), plain, "{more}");
+    }
+    for more in [r#", "sliding_window": 64"#, r#", "rms_norm_eps": NaN"#, r#", "max_position_embeddings": 8192.5"#] {
+        assert!(language(more).is_err(), "{more}");
+    }
+    let unet = |more: &str| UnetConfig::parse("config.json", UNET.replacen('{', more, 1).as_bytes()).expect(more);
+    let vae = |more: &str| VaeConfig::parse("config.json", VAE.replace("\"sample_size\": 64", more).as_bytes());
+    for size in ["NaN", "[128, 128]", "\"large\""] {
+        let size = format!("\"sample_size\": {size}");
+        assert_eq!(unet(&format!("{{{size},")), unet("{"), "{size}");
+        assert_eq!(vae(&size).expect("a VAE"), vae("\"sample_size\": 1024").expect("a VAE"), "{size}");
+    }
+    let steps = |text: &str| SchedulerConfig::parse("s.json", text.as_bytes(), None);
+    assert_eq!(steps(r#"{"num_train_timesteps": 500.0}"#).expect("steps").num_train_timesteps, 500);
+    assert!(steps(r#"{"num_train_timesteps": 500.5}"#).is_err());
+    for text in ["", "\n", r#"{"top_p": NaN}"#] {
+        let found = GenerationConfig::parse("generation_config.json", text.as_bytes());
+        assert_eq!(found.expect("a configuration"), GenerationConfig::default(), "{text:?}");
+    }
+    assert!(GenerationConfig::parse("generation_config.json", br#"{"top_p": Infinity}"#).is_err());
+    let flags = |flags: &str| {
+        let config = format!(r#"{{"tokenizer_class": "LlamaTokenizer"{flags}}}"#);
+        let files = [("tokenizer.json", TOKENIZER), ("tokenizer_config.json", &config)];
+        let folder = MemoryFolder::new(files.map(|(name, text)| (name, text.as_bytes())));
+        block_on(Tokenizer::load(&folder)).map(|tokenizer| tokenizer.encode("abba").expect("text"))
+    };
+    let plain = flags("").expect("a tokenizer");
+    for text in ["NaN", "\"true\"", "\"True\"", "null"] {
+        let flags = flags(&format!(r#", "legacy": {text}, "clean_up_tokenization_spaces": {text}"#));
+        assert_eq!(flags.unwrap_or_else(|error| panic!("{text}: {error}")), plain);
+    }
+    let error = flags(r#", "legacy": "false""#).expect_err("a text that Python takes for true").to_string();
+    assert!(error.contains("\"false\", expected true or false"), "{error}");
     // A tokenizer's padding and truncation are the caller's.
     let load = |text: String| {
         let folder: Rc<dyn Folder> = Rc::new(MemoryFolder::new([("tokenizer.json", text.into_bytes())]));

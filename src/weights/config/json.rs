@@ -130,7 +130,7 @@ impl<'a> Settings<'a> {
     /// A whole number within `range`.
     pub(crate) fn count(&self, key: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize> {
         let Some(value) = self.value(key) else { return Ok(default) };
-        let count = value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| range.contains(count));
+        let count = whole(value).and_then(|count| usize::try_from(count).ok()).filter(|count| range.contains(count));
         count.ok_or_else(|| {
             self.file.error(format!("{key} is {value}, expected a number from {} to {}", range.start(), range.end()))
         })
@@ -138,7 +138,7 @@ impl<'a> Settings<'a> {
 
     /// A size from 1 to `limit`, if there is one.
     pub(crate) fn optional_size(&self, key: &str, limit: usize) -> Result<Option<usize>> {
-        let size = |value: &Value| match value.as_u64() {
+        let size = |value: &Value| match whole(value) {
             Some(size) => self.file.size(key, size, limit),
             None => Err(self.file.error(format!("{key} is {value}, expected 1 to {limit}"))),
         };
@@ -150,6 +150,11 @@ impl<'a> Settings<'a> {
             Some(size) => Ok(size),
             None => self.file.size(key, default as u64, limit),
         }
+    }
+
+    /// As [`Self::size`]; the default also for what is no size. For settings that only suggest a size to users.
+    pub(crate) fn suggested_size(&self, key: &str, default: usize, limit: usize) -> usize {
+        self.optional_size(key, limit).ok().flatten().unwrap_or(default)
     }
 
     pub(crate) fn required_size(&self, key: &str, limit: usize) -> Result<usize> {
@@ -204,4 +209,10 @@ impl<'a> Settings<'a> {
         }
         Ok(ids)
     }
+}
+
+/// A whole number, which may be written with a decimal point.
+fn whole(value: &Value) -> Option<u64> {
+    let float = || value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..=9e15).contains(number));
+    value.as_u64().or_else(|| float().map(|number| number as u64))
 }

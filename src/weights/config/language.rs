@@ -91,8 +91,9 @@ impl LanguageConfig {
             return Err(file.error(format!("head_dim is {head_dim}, RoPE needs an even number")));
         }
         let max_positions = settings.size("max_position_embeddings", if gemma { 8192 } else { 2048 }, MAX_POSITIONS)?;
-        match settings.get::<u64>("sliding_window")? {
-            Some(window) if window < max_positions as u64 => {
+        // NaN and infinity limit nothing.
+        match settings.any_number("sliding_window")? {
+            Some(window) if window < max_positions as f64 => {
                 return Err(file.unsupported("sliding_window", window.to_string(), "null, or at least the context"));
             }
             _ => {}
@@ -132,7 +133,8 @@ impl LanguageConfig {
 /// The family. Checkpoints spell `model_type` in many ways, some as the base model's; other keys decide where they can.
 fn architecture(settings: &Settings<'_>) -> Result<Architecture> {
     let model_type = settings.text("model_type")?.unwrap_or_default();
-    let classes: Vec<String> = settings.get("architectures")?.unwrap_or_default();
+    // Other types name no class.
+    let classes: Vec<String> = settings.get("architectures").ok().flatten().unwrap_or_default();
     let names: Vec<String> = classes
         .iter()
         .map(String::as_str)

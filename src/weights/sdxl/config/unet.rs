@@ -141,7 +141,7 @@ impl UnetConfig {
             norm_eps: settings.positive("norm_eps", 1e-5, 1.0)?,
             flip_sin_to_cos: settings.flag("flip_sin_to_cos", true)?,
             freq_shift: settings.get("freq_shift")?.unwrap_or(0.0),
-            sample_size: settings.size("sample_size", 128, MAX_WIDTH)?,
+            sample_size: settings.suggested_size("sample_size", 128, MAX_WIDTH),
         })
     }
 

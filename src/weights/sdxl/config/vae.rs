@@ -74,7 +74,7 @@ impl VaeConfig {
             use_post_quant_conv: settings.flag("use_post_quant_conv", true)?,
             mid_block_attention: settings.flag("mid_block_add_attention", true)?,
             force_upcast: settings.flag("force_upcast", true)?,
-            sample_size: settings.size("sample_size", 1024, MAX_WIDTH)?,
+            sample_size: settings.suggested_size("sample_size", 1024, MAX_WIDTH),
         })
     }
 
