@@ -45,11 +45,17 @@ impl ModelName {
         let mut revision = revision.map(str::to_owned);
         let is_file = |tag: &str| FILES.iter().any(|end| tag.ends_with(end));
         // In OWNER/NAME:FOLDER/FILE the tag has a slash.
-        let (tag, rest) = match (tag, rest) {
+        let (tag, mut rest) = match (tag, rest) {
             (Some(tag), Some(rest)) if is_file(rest) && !is_address => (Some(format!("{tag}/{rest}")), None),
             (tag, rest) => (tag.map(str::to_owned), rest),
         };
         let mut choice = tag.map(|tag| if is_file(&tag) { Choice::File(tag) } else { Choice::Tag(tag) });
+        // A pull request: refs/pr/1.
+        if let (false, Some("refs"), Some(more)) = (is_address, revision.as_deref(), rest) {
+            let mut parts = more.splitn(3, '/');
+            let name = [Some("refs"), parts.next(), parts.next()].into_iter().flatten().collect::<Vec<_>>().join("/");
+            (revision, rest) = (Some(name), parts.next());
+        }
         if let Some(rest) = rest {
             // As in https://huggingface.co/OWNER/NAME/blob/main/FILE.
             let page: Vec<&str> = rest.splitn(3, '/').collect();
@@ -128,6 +134,9 @@ mod tests {
             ("https://huggingface.co/a/b", None, None),
             ("https://huggingface.co/a/b/", None, None),
             ("a/b@v1.0", Some("v1.0"), None),
+            ("a/b@refs/pr/1", Some("refs/pr/1"), None),
+            ("a/b@refs/pr/1/c.gguf", Some("refs/pr/1"), file("c.gguf")),
+            ("a/b@v1/c.gguf", Some("v1"), file("c.gguf")),
             ("a/b:Q4_K_M", None, tag("Q4_K_M")),
             ("hf.co/a/b:Q4_K_M", None, tag("Q4_K_M")),
             ("a/b:c-q8.gguf", None, file("c-q8.gguf")),
@@ -145,9 +154,22 @@ mod tests {
             assert_eq!(ModelName::parse(text), Ok(expected.clone()), "{text}");
             assert_eq!(ModelName::parse(&expected.to_string()), Ok(expected), "{text}");
         }
-        for text in
-            ["", "a", "a/", "/b", "../b", "a/..", "a b/c", "/tmp/model", "./a/b", "a/b:", "a/b@", "a/b@../c", "a/b:c/d"]
-        {
+        for text in [
+            "",
+            "a",
+            "a/",
+            "/b",
+            "../b",
+            "a/..",
+            "a b/c",
+            "/tmp/model",
+            "./a/b",
+            "a/b:",
+            "a/b@",
+            "a/b@../c",
+            "a/b:c/d",
+            "a/b@refs/pr/..",
+        ] {
             assert!(ModelName::parse(text).is_err(), "{text}");
         }
     }

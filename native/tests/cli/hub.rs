@@ -39,8 +39,10 @@ pub struct Faults {
 
 #[derive(Default)]
 pub struct State {
-    /// Repositories: files by name.
+    /// Repositories: files by name. Those of other commits than [`COMMIT`] are under `REPOSITORY@COMMIT`.
     pub repos: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    /// The commits of branches, tags and pull requests other than `main`.
+    pub revisions: BTreeMap<String, String>,
     pub faults: Faults,
     /// Requests so far by path.
     pub seen: HashMap<String, usize>,
@@ -164,20 +166,34 @@ fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
         return write!(stream, "HTTP/1.1 307 Temporary Redirect\r\nlocation: {location}\r\n{end}");
     }
     let path = path.trim_start_matches('/');
-    if let Some(repo) = path.strip_prefix("api/models/").and_then(|rest| rest.split("/revision/").next()) {
-        return match state.repos.get(repo) {
-            Some(files) => send(stream, listing(files, faults).to_string().as_bytes(), None, Sending::default()),
-            None => write!(stream, "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
+    let key = |repo: &str, commit: &str| if commit == COMMIT { repo.to_owned() } else { format!("{repo}@{commit}") };
+    if let Some((repo, query)) = path.strip_prefix("api/models/").and_then(|rest| rest.split_once("/revision/")) {
+        let end = "content-length: 0\r\nconnection: close\r\n\r\n";
+        if !state.repos.contains_key(repo) {
+            return write!(stream, "HTTP/1.1 401 Unauthorized\r\n{end}");
+        }
+        let revision = query.split('?').next().unwrap_or_default().replace("%2F", "/");
+        let commit = match revision.as_str() {
+            "main" => Some(COMMIT),
+            other => state.revisions.get(other).map(String::as_str).or(Some(other)),
+        };
+        let found = commit.and_then(|commit| Some((commit, state.repos.get(&key(repo, commit))?)));
+        return match found {
+            Some((commit, files)) => {
+                send(stream, listing(files, faults, commit).to_string().as_bytes(), None, Sending::default())
+            }
+            None => write!(stream, "HTTP/1.1 404 Not Found\r\nx-error-code: RevisionNotFound\r\n{end}"),
         };
     }
-    let revision = [COMMIT, "main"].into_iter().find(|revision| path.contains(&format!("/resolve/{revision}/")));
-    let separator = format!("/resolve/{}/", revision.unwrap_or(COMMIT));
-    let file = path.trim_start_matches("cdn/").split_once(&separator);
-    let found = file.and_then(|(repo, name)| {
+    let named = |(revision, commit): (&str, &str)| {
+        let separator = format!("/resolve/{revision}/");
+        let (repo, name) = path.trim_start_matches("cdn/").split_once(&separator)?;
         let name = name.replace("%20", " ");
-        Some((state.repos.get(repo)?.get(&name)?.clone(), name))
-    });
-    let Some((mut bytes, name)) = found else {
+        Some((commit.to_owned(), state.repos.get(&key(repo, commit))?.get(&name)?.clone(), name))
+    };
+    let commits = state.revisions.values().map(|commit| (commit.as_str(), commit.as_str()));
+    let found = commits.chain([(COMMIT, COMMIT), ("main", COMMIT)]).find_map(named);
+    let Some((commit, mut bytes, name)) = found else {
         let code = "x-error-code: EntryNotFound\r\n";
         return write!(stream, "HTTP/1.1 404 Not Found\r\n{code}content-length: 0\r\nconnection: close\r\n\r\n");
     };
@@ -185,7 +201,7 @@ fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
     let (etag, size) = (etag(&name, &bytes), bytes.len());
     // The ETag of mirrors that have no checksums.
     let etag = if faults.no_checksums && is_weights(&name) { format!("v{}-{name}", faults.version) } else { etag };
-    let facts = format!("x-repo-commit: {COMMIT}\r\netag: \"{etag}\"\r\naccept-ranges: bytes\r\n");
+    let facts = format!("x-repo-commit: {commit}\r\netag: \"{etag}\"\r\naccept-ranges: bytes\r\n");
     let sending = Sending { head, facts: facts.clone(), ..Sending::default() };
     if !is_weights(&name) {
         return send(stream, &bytes, Some((first, last)), sending);
@@ -195,7 +211,7 @@ fn serve(mut stream: &TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
         let location = format!("http://localhost:{port}/cdn/{path}");
         return write!(
             stream,
-            "HTTP/1.1 302 Found\r\nlocation: {location}\r\nx-repo-commit: {COMMIT}\r\nx-linked-etag: \"{etag}\"\r\n\
+            "HTTP/1.1 302 Found\r\nlocation: {location}\r\nx-repo-commit: {commit}\r\nx-linked-etag: \"{etag}\"\r\n\
              x-linked-size: {size}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         );
     }
@@ -265,7 +281,7 @@ pub fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors") || name.ends_with(".bin")
 }
 
-fn listing(files: &BTreeMap<String, Vec<u8>>, faults: Faults) -> Value {
+fn listing(files: &BTreeMap<String, Vec<u8>>, faults: Faults, commit: &str) -> Value {
     let siblings: Vec<Value> = files
         .iter()
         .map(|(name, bytes)| {
@@ -285,7 +301,7 @@ fn listing(files: &BTreeMap<String, Vec<u8>>, faults: Faults) -> Value {
             json!({"rfilename": name, "size": size, "blobId": hex(&blob.finalize())})
         })
         .collect();
-    json!({"id": "a/model", "sha": COMMIT, "siblings": siblings})
+    json!({"id": "a/model", "sha": commit, "siblings": siblings})
 }
 
 pub fn golden() -> PathBuf {

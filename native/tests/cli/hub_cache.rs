@@ -659,3 +659,71 @@ fn huggingface_hub_shares_the_cache() {
     must(&pull.expect("the binary runs").wait_with_output().expect("the end"));
     assert_cached(home.path());
 }
+
+/// Branches, tags, pull requests and commits of a repository: each snapshot has its own files, and `refs` has what
+/// huggingface_hub writes there.
+#[test]
+fn revisions_are_snapshots_of_their_own() {
+    const REPO: &str = "someone/small";
+    const TAG: &str = "1111111111111111111111111111111111111111";
+    const PULL_REQUEST: &str = "2222222222222222222222222222222222222222";
+    let hub = hub();
+    let version = |number: u8| {
+        let config = format!(r#"{{"model_type": "llama", "version": {number}}}"#).into_bytes();
+        let [tokenizer, weights] = [b"{}".to_vec(), vec![number; 100]];
+        let files = [("config.json", config), ("tokenizer.json", tokenizer), ("model.safetensors", weights)];
+        files.map(|(name, bytes)| (name.to_owned(), bytes)).into_iter().collect::<BTreeMap<String, Vec<u8>>>()
+    };
+    {
+        let mut state = hub.state.lock().expect("the state");
+        state.repos.insert(REPO.to_owned(), version(0));
+        state.repos.insert(format!("{REPO}@{TAG}"), version(1));
+        state.repos.insert(format!("{REPO}@{PULL_REQUEST}"), version(2));
+        state.revisions.insert("v1.0".to_owned(), TAG.to_owned());
+        state.revisions.insert("refs/pr/1".to_owned(), PULL_REQUEST.to_owned());
+    }
+    let home = TempDir::new().expect("a folder");
+    let folder = repo(home.path(), REPO);
+    let references = || {
+        let read = |name: &str| fs::read_to_string(folder.join("refs").join(name)).ok();
+        ["main", "v1.0", "refs/pr/1"].map(read)
+    };
+    let (at, pr) = (format!("{REPO}@v1.0"), format!("{REPO}@refs/pr/1"));
+    let (both, all) = ([Some(COMMIT), Some(TAG), None], [Some(COMMIT), Some(TAG), Some(PULL_REQUEST)]);
+    // Arguments, the commit, its version of the files, whether they are downloaded, and the references after it.
+    for (arguments, commit, number, downloaded, expected) in [
+        // A commit is its own name.
+        (vec![REPO, "--revision", TAG], TAG, 1, true, [None; 3]),
+        (vec![REPO], COMMIT, 0, true, [Some(COMMIT), None, None]),
+        (vec![at.as_str()], TAG, 1, false, both),
+        (vec![REPO, "--revision", "refs/pr/1"], PULL_REQUEST, 2, true, all),
+        (vec![pr.as_str()], PULL_REQUEST, 2, false, all),
+    ] {
+        hub.misbehave(Faults::default());
+        must(&hub.pull_to_cache(home.path(), &arguments));
+        assert_eq!(references(), expected.map(|commit| commit.map(str::to_owned)), "{arguments:?}");
+        assert!(files(&folder.join("snapshots").join(commit)) == version(number), "{arguments:?}");
+        assert_eq!(!hub.downloads().is_empty(), downloaded, "{arguments:?}");
+    }
+    // Nothing else: not the commit.
+    let mut names: Vec<_> =
+        fs::read_dir(folder.join("refs")).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["main", "refs", "v1.0"]);
+    let mut snapshots: Vec<_> =
+        fs::read_dir(folder.join("snapshots")).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+    snapshots.sort();
+    assert_eq!(snapshots, [COMMIT, TAG, PULL_REQUEST]);
+    // Into a folder of the user's.
+    let out = TempDir::new().expect("a folder");
+    must(&hub.pull(out.path(), &[&pr]));
+    assert!(files(&out.path().join("small")) == version(2));
+    // Commands find each revision by its name.
+    for (name, commit) in [(REPO, COMMIT), (&at, TAG), (&pr, PULL_REQUEST)] {
+        let failed = hub.mgm(home.path()).args(["inspect", name]).output().expect("the binary runs");
+        let error = error_of(&failed);
+        assert!(error.contains(&format!("snapshots/{commit}")), "{name}: {error}");
+    }
+    let error = error_of(&hub.pull_to_cache(home.path(), &[REPO, "--revision", "v2.0"]));
+    assert!(error.contains("v2.0") && error.contains("no such repository, revision or file"), "{error}");
+}
