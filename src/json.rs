@@ -33,7 +33,7 @@ pub fn read_with<T, E>(bytes: &[u8], read: impl Fn(&[u8]) -> std::result::Result
     if strict == bytes { again.map_err(|_| error) } else { again }
 }
 
-/// A number, or one of the texts that stand for what is not one in strict JSON.
+/// A number, or the value of one of the texts `NaN`, `Infinity` and `-Infinity`.
 pub fn number(value: &Value) -> Option<f64> {
     match value.as_str() {
         Some("NaN") => Some(f64::NAN),
@@ -43,7 +43,7 @@ pub fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// Python's JSON as strict JSON, except for repeated keys. What is wrong in both stays as it is.
+/// Python's JSON as strict JSON, except for repeated keys. Text that is invalid in both is copied unchanged.
 pub(crate) fn strict(bytes: &[u8]) -> Vec<u8> {
     let wide: Option<fn([u8; 2]) -> u16> = match bytes {
         [0xff, 0xfe, ..] => Some(u16::from_le_bytes),

@@ -1,4 +1,4 @@
-//! Measuring which matmul kernel is the fastest for each product on a device. The result is a [`Tuning`], which the
+//! Measures which matmul kernel is the fastest for each matmul shape on a device. The result is a [`Tuning`], which the
 //! host stores from run to run.
 
 mod timing;
@@ -55,7 +55,7 @@ impl TuneOptions {
         self
     }
 
-    /// Kernels of bytes also take part where they are the default.
+    /// Int8 kernels are also measured where they are the default.
     fn allow(self, gpu: &Gpu, kernel: MatmulKernel) -> bool {
         let is_default = || Checked::NativeDots.passed(gpu) && !MatmulKernel::default_on_bytes(gpu).is_empty();
         self.int8 || kernel.rounding() != Rounding::Int8 || is_default()

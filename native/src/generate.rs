@@ -42,7 +42,7 @@ pub struct GenerateArgs {
     /// images have, with --size to cover it, and cropped
     #[arg(long, visible_alias = "image", value_name = "FILE")]
     init_image: Option<PathBuf>,
-    /// Image whose white parts are generated anew over the initial image (inpainting); scaled and cropped as that one
+    /// Image whose white areas are regenerated in the initial image (inpainting); scaled and cropped like that image
     #[arg(long, visible_alias = "mask-image", value_name = "FILE", requires = "init_image")]
     mask: Option<PathBuf>,
     /// How much to change the initial image, above 0 and up to 1 [default: 0.6; 0.9999 with --mask, as in diffusers]

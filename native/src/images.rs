@@ -64,7 +64,7 @@ pub fn check_space(files: &[PathBuf], (width, height): (usize, usize)) -> Result
     checked
 }
 
-/// The file that is written at `path`: where a link points, so that it stays one.
+/// The file to write for `path`: if that is a link, its target, so that the link remains.
 fn target_of(path: &Path) -> Result<PathBuf> {
     if path.is_dir() {
         return Err(Error::InvalidArgument(format!("{}: a folder has this name", path.display())));

@@ -25,7 +25,7 @@ impl Recovery {
         Self { options, losses: 0 }
     }
 
-    /// Call it after an answer or an image.
+    /// Resets the count of losses. Called after each answer or image.
     pub fn note_result(&mut self) {
         self.losses = 0;
     }

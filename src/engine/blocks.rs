@@ -1,9 +1,10 @@
-//! The blocks of the paged key/value cache: who refers to which, and the prefixes that they hold. Nothing here touches
-//! the device: blocks are numbers, and what a caller writes to a block is its own business.
+//! Block allocator and prefix cache of the paged KV cache: reference counts of blocks, and the prefix that each block
+//! holds. Nothing here touches the device: a block is a number, and the caller writes its rows.
 //!
 //! A sequence has a [`BlockTable`]. Its full blocks are registered under the [`PrefixKey`] of all positions up to their
 //! end, so that another sequence that begins with the same positions finds them. Blocks of finished sequences stay
-//! until room is needed: then the least recently used goes first, and a block goes only after those that continue it.
+//! cached until their memory is needed. The least recently used block is evicted first, but never before the blocks
+//! that continue it.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -37,7 +38,7 @@ impl BlockTable {
         &self.blocks
     }
 
-    /// Rows that fit.
+    /// Rows that the blocks can hold.
     pub fn capacity(&self) -> usize {
         self.blocks.len() * BLOCK_ROWS
     }
@@ -48,37 +49,37 @@ impl BlockTable {
     }
 
     /// The row of the cache that holds row `row` of the sequence, if it has one.
-    pub fn place(&self, row: usize) -> Option<usize> {
+    pub fn slot(&self, row: usize) -> Option<usize> {
         self.blocks.get(row / BLOCK_ROWS).map(|block| *block as usize * BLOCK_ROWS + row % BLOCK_ROWS)
     }
 }
 
-/// Rows at the start of one block that the first rows of another are to be copies of.
+/// A copy of the first rows of one block to another, which the caller has to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
-    /// The block that has the rows.
+    /// The source.
     pub from: BlockId,
-    /// The block that gets them.
+    /// The destination.
     pub to: BlockId,
-    /// Rows.
+    /// Number of rows, from row 0.
     pub rows: usize,
 }
 
-/// The start of a sequence that was found in the cache.
+/// The prefix of a sequence that was found in the cache.
 #[derive(Debug)]
 pub struct PrefixHit {
     /// The blocks that hold it.
     pub table: BlockTable,
     /// Its length in rows.
     pub rows: usize,
-    /// What must be copied before its last rows are used. The source is safe until the pool hands out blocks again, as
-    /// long as the device copies before it writes what is recorded later.
+    /// The copy to record before the last rows are used. The source is intact until the pool hands out blocks again,
+    /// provided that the device copies before it executes commands recorded later.
     pub copy: Option<BlockCopy>,
 }
 
 #[derive(Debug, Default)]
 struct Block {
-    /// Tables that have it.
+    /// Number of tables that contain it.
     references: usize,
     cached: Option<Cached>,
     /// When it was last in a table.
@@ -131,7 +132,7 @@ impl BlockPool {
         }
     }
 
-    /// Blocks in all.
+    /// Total number of blocks.
     pub fn count(&self) -> usize {
         self.blocks.len()
     }
@@ -146,14 +147,13 @@ impl BlockPool {
         self.unused
     }
 
-    /// Cached blocks that were dropped for want of room, since the pool exists.
+    /// Number of cached blocks that were evicted since the pool was created.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// The longest start of `positions` that is cached, but for the last position: it must be computed for its logits.
-    /// Its full blocks are shared. The rows of the block after them are copied to a block of its own, if there is one
-    /// to be had.
+    /// Finds the longest cached prefix of `positions` without the last position, which must be computed for its logits.
+    /// Full blocks are shared. Rows of a partly matching block are copied to a new block, if one is available.
     pub fn find_prefix(&mut self, salt: &Salt, positions: &[CachedPosition]) -> PrefixHit {
         let mut table = BlockTable::new(salt.clone());
         let positions = &positions[..positions.len().saturating_sub(1)];
@@ -161,7 +161,7 @@ impl BlockPool {
         for chunk in full.by_ref() {
             let key = table.key.child(salt, chunk);
             let Some(block) = self.by_key.get(&key).copied() else { break };
-            // A key is 128 bits of SHA-256; the comparison costs nothing and leaves no doubt.
+            // A key is 128 bits of SHA-256. Comparing the positions is cheap and excludes collisions.
             if self.blocks[block as usize].cached.as_ref().is_none_or(|cached| cached.positions != chunk) {
                 break;
             }
@@ -174,7 +174,7 @@ impl BlockPool {
         PrefixHit { table, rows: rows + copy.map_or(0, |copy| copy.rows), copy }
     }
 
-    /// Appends a block for the rows of a cached block that begins as `rest` does.
+    /// Appends a new block for the first rows of the cached block that matches `rest` best. Returns the copy to make.
     fn copy_partial(&mut self, table: &mut BlockTable, rest: &[CachedPosition]) -> Option<BlockCopy> {
         let common = |block: BlockId| {
             let cached = self.blocks[block as usize].cached.as_ref();
@@ -185,7 +185,7 @@ impl BlockPool {
         if rows == 0 {
             return None;
         }
-        // In use meanwhile, so that it is not evicted for its own copy.
+        // Retained, so that `take` does not evict the source.
         self.retain(from);
         let to = self.take();
         self.release_block(from);
@@ -206,8 +206,9 @@ impl BlockPool {
         true
     }
 
-    /// Makes the full blocks of a sequence available to others. `positions` are those whose rows are written, or
-    /// recorded to be, from the start. If another sequence has registered the same block before, this one uses that.
+    /// Makes the full blocks of a sequence available to others. `positions`: from the start, those whose rows are
+    /// written, or will be by recorded commands. If another sequence registered the same block earlier, the table uses
+    /// that one instead of its own.
     pub fn register(&mut self, table: &mut BlockTable, positions: &[CachedPosition]) {
         let full = positions.chunks_exact(BLOCK_ROWS).take(table.blocks.len()).skip(table.registered);
         for chunk in full {
@@ -228,8 +229,9 @@ impl BlockPool {
         }
     }
 
-    /// A second table for the first `rows` rows of a sequence. Full blocks are shared; the rows of the last one are
-    /// copied to a block of its own. `None`, and nothing is changed, if there is no block for them.
+    /// A second table for the first `rows` rows of a sequence. Full blocks are shared; rows of a partial block are
+    /// copied to a new one. Returns `None`, and changes nothing, if no block is available or the table is shorter than
+    /// `rows`.
     pub fn fork(&mut self, table: &BlockTable, rows: usize) -> Option<(BlockTable, Option<BlockCopy>)> {
         let (full, rest) = (rows / BLOCK_ROWS, rows % BLOCK_ROWS);
         let partial = if rest > 0 {
@@ -243,27 +245,27 @@ impl BlockPool {
             self.retain(*block);
         }
         blocks.extend(partial.map(|copy| copy.to));
-        // Its own blocks beyond the registered ones are shared too, and may be registered by either.
+        // Full blocks that are not registered yet are shared too; either table may register them.
         let registered = table.registered.min(full);
         let key = if registered == table.registered { table.key } else { self.key_before(table, registered) };
         Some((BlockTable { salt: table.salt.clone(), blocks, registered, key }, partial))
     }
 
-    /// The key of a table's first `registered` blocks, of which there are more.
+    /// The key of a table's first `registered` blocks, fewer than the table has registered.
     fn key_before(&self, table: &BlockTable, registered: usize) -> PrefixKey {
         let cached = self.blocks[table.blocks[registered] as usize].cached.as_ref();
         cached.map_or_else(|| PrefixKey::root(&table.salt), |cached| cached.parent)
     }
 
-    /// Takes the blocks of a sequence back. What is in them stays cached while there is room: `positions` are those
-    /// whose rows are written, or recorded to be.
+    /// Returns the blocks of a finished sequence to the pool. Their rows stay cached until the blocks are needed.
+    /// `positions` are those whose rows are written, or will be by recorded commands.
     pub fn release(&mut self, mut table: BlockTable, positions: &[CachedPosition]) {
         self.register(&mut table, positions);
         let (start, end) = (table.registered * BLOCK_ROWS, positions.len().min(table.capacity()));
         if start < end {
             self.register_partial(table.blocks[table.registered], table.key, &positions[start..end]);
         }
-        // A block is used later than those that continue it, although the order of eviction does not need it.
+        // In reverse, so that a block counts as used after those that continue it. Eviction does not depend on it.
         for block in table.blocks.into_iter().rev() {
             self.release_block(block);
         }
@@ -300,7 +302,7 @@ impl BlockPool {
         }
     }
 
-    /// A block for a table: a free one, or the least recently used of the cached ones that nothing continues.
+    /// Allocates a block for a table: a free one, or the least recently used cached block that no other continues.
     fn take(&mut self) -> Option<BlockId> {
         let id = match self.free.pop() {
             Some(id) => id,
@@ -441,9 +443,9 @@ mod tests {
         fn write(&mut self, sequence: usize, from: usize) {
             let sequence = &self.sequences[sequence];
             for row in from..sequence.positions.len() {
-                let place = sequence.table.place(row).expect("a place");
-                self.rows[place] = Some(sequence.positions[..=row].to_vec());
-                self.salts[place] = Some(sequence.salt.0.clone());
+                let slot = sequence.table.slot(row).expect("a slot");
+                self.rows[slot] = Some(sequence.positions[..=row].to_vec());
+                self.salts[slot] = Some(sequence.salt.0.clone());
             }
         }
 
@@ -461,9 +463,9 @@ mod tests {
         fn check(&self, sequence: usize) {
             let Sequence { salt, table, positions } = &self.sequences[sequence];
             for row in 0..positions.len() {
-                let place = table.place(row).expect("a place");
-                assert_eq!(self.rows[place].as_deref(), Some(&positions[..=row]), "row {row}");
-                assert_eq!(self.salts[place].as_ref(), Some(&salt.0), "row {row} is another user's");
+                let slot = table.slot(row).expect("a slot");
+                assert_eq!(self.rows[slot].as_deref(), Some(&positions[..=row]), "row {row}");
+                assert_eq!(self.salts[slot].as_ref(), Some(&salt.0), "row {row} is another user's");
             }
         }
 

@@ -1,10 +1,10 @@
-//! What identifies a prefix of a sequence: its positions, and whose cache it is in.
+//! Keys of cached prefixes: hashes of their positions and of a salt.
 
 use sha2::{Digest, Sha256};
 
 use crate::image::Image;
 
-/// SHA-256 of an image's size, its pixels and how it is viewed.
+/// SHA-256 of an image's size, its pixels and the name of its preprocessing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageDigest([u8; 32]);
 
@@ -34,7 +34,8 @@ pub enum CachedPosition {
     },
 }
 
-/// Separates the cached prefixes of users, so that none can find out by timing what another has asked.
+/// Separates the cached prefixes of different users. If they shared prefixes, response times would reveal what others
+/// asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Salt(pub Vec<u8>);
 

@@ -119,7 +119,12 @@ impl std::str::FromStr for Withheld {
                 "timestamps" => &mut withheld.timestamps,
                 "limits" => &mut withheld.limits,
                 "bounds-checks" => &mut withheld.bounds_checks,
-                _ => return Err(Error::InvalidArgument(format!("{name} is no feature that a test can withhold"))),
+                _ => {
+                    return Err(Error::InvalidArgument(format!(
+                        "cannot withhold {name:?}, expected shader-f16, subgroups, cooperative-matrices, timestamps, \
+                         limits or bounds-checks"
+                    )));
+                }
             } = true;
         }
         Ok(withheld)
@@ -128,7 +133,7 @@ impl std::str::FromStr for Withheld {
 
 impl GpuOptions {
     /// A GPU of these capabilities that is only planned: every recording is a dry run, and buffers take no memory. Any
-    /// adapter will do, software too.
+    /// adapter is enough, also a software adapter.
     pub fn planned(capabilities: Capabilities) -> Self {
         let test = TestOptions { planned: Some(capabilities), software_adapter: Some(false), ..TestOptions::default() };
         Self { test, ..Self::default() }

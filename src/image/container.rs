@@ -1,11 +1,11 @@
-//! What the structure of an image file says before it is decoded.
+//! Checks of an image file before it is decoded: formats that mgm cannot decode, and truncated files.
 
 use image::ImageFormat;
 
 /// A test of a file's first bytes, the format that it recognises, and what to do with such a file.
 type Unreadable = (fn(&[u8]) -> bool, &'static str, &'static str);
 
-/// Formats that are recognised and not decoded.
+/// Formats that mgm recognises but cannot decode.
 pub(super) const UNREADABLE: [Unreadable; 7] = [
     (is_avif, "an AVIF image", "convert it to PNG, for example with `avifdec image.avif image.png`"),
     (

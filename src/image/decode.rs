@@ -18,11 +18,12 @@ use crate::{Error, Result};
 
 /// Longest side in pixels: JPEG's own limit. It bounds the tables of [`super::bicubic`] for any shape.
 const MAX_SIDE: u32 = 65_535;
-/// Most pixels: Pillow's limit for decompression bombs (twice its `MAX_IMAGE_PIXELS`).
+/// Maximum number of pixels: Pillow's limit for decompression bombs (twice its `MAX_IMAGE_PIXELS`).
 const MAX_PIXELS: u64 = 178_956_970;
-/// Most bytes of a decoded image before its conversion to RGB: enough for 12000 x 9000 pixels of 16-bit RGBA.
+/// Maximum size in bytes of a decoded image before its conversion to RGB: enough for 12000 x 9000 pixels of 16-bit
+/// RGBA.
 const MAX_BYTES: u64 = 1 << 30;
-/// Most bytes that a decoder may allocate in addition to its output.
+/// Maximum number of bytes that a decoder may allocate in addition to its output.
 const MAX_WORKING_BYTES: u64 = 1 << 30;
 /// Largest file: an image of [`MAX_BYTES`] that is not compressed, and its metadata.
 #[cfg(feature = "fs")]
@@ -34,14 +35,14 @@ const HEAD: usize = 64;
 /// The supported formats, for messages.
 const FORMATS: &str = "PNG, JPEG, WebP, GIF, TIFF and BMP";
 
-/// What becomes of an image that viewers and the reference show differently.
+/// How to decode an image that viewers and the reference show differently.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum ImageDecoding {
-    /// As viewers and browsers show it: rotated by its EXIF orientation, transparency over white, 16-bit gray scaled.
+    /// As viewers and browsers show it: EXIF orientation applied, transparency blended over white, 16-bit grey scaled.
     #[default]
     Corrected,
-    /// As the reference reads it, with Pillow's `Image.open(...).convert("RGB")`: not rotated (except TIFF), alpha
-    /// dropped, 16-bit gray clipped at 255.
+    /// As the reference reads it, with Pillow's `Image.open(...).convert("RGB")`: EXIF orientation ignored (except
+    /// TIFF), alpha dropped, 16-bit grey clipped at 255.
     Reference,
 }
 
@@ -89,7 +90,7 @@ impl Image {
     }
 }
 
-/// The bytes of an image file. Refuses what is no image before it reads more than the start.
+/// The bytes of an image file. Of a file that is not an image, reads only the start.
 #[cfg(feature = "fs")]
 fn read_file(path: &std::path::Path, name: &str) -> Result<Vec<u8>> {
     use std::io::Read;
@@ -167,7 +168,7 @@ pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Im
         Ok(mut decoder) => {
             let (width, height) = decoder.dimensions();
             check_size(width, height, decoder.total_bytes())?;
-            // Metadata that cannot be read is no reason to refuse the image.
+            // Unreadable metadata is ignored.
             let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
             (DynamicImage::from_decoder(decoder).map_err(damaged)?, orientation)
         }
@@ -273,7 +274,7 @@ fn reference_rgb(image: DynamicImage) -> Vec<u8> {
         DynamicImage::ImageRgba8(pixels) => in_place(pixels.into_raw(), |[r, g, b, _]| [r, g, b]),
         DynamicImage::ImageLuma8(pixels) => pixels.as_raw().iter().flat_map(|&value| gray(value)).collect(),
         DynamicImage::ImageLumaA8(pixels) => pixels.pixels().flat_map(|p| gray(p.0[0])).collect(),
-        // Pillow clips 16-bit gray instead of scaling it, although it scales every other 16-bit format.
+        // Pillow clips 16-bit grey instead of scaling it, although it scales every other 16-bit format.
         DynamicImage::ImageLuma16(pixels) => {
             pixels.as_raw().iter().flat_map(|&value| gray(value.min(255) as u8)).collect()
         }

@@ -29,9 +29,7 @@ impl DiskFolder {
         let name = path.display().to_string();
         Self { path, name }
     }
-}
 
-impl DiskFolder {
     /// Its path: in the Hugging Face cache that of the snapshot.
     pub fn path(&self) -> &Path {
         &self.path

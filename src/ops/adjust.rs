@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// A bias of this or less forbids a token, as in OpenAI's API.
 pub const FORBID: f32 = -100.0;
-/// Added to the count of a token that is in the prompt.
+/// The bit of a count that is set if the token is in the prompt.
 const SEEN: u32 = 1 << 31;
 
 /// A value that [`adjust`] adds to a logit.
@@ -19,7 +19,7 @@ pub struct RowBias {
     pub row: usize,
     /// The token.
     pub token: u32,
-    /// [`FORBID`] or less: the token is never chosen while there is another.
+    /// Added to the logit. [`FORBID`] or less: the token is never chosen unless all others are forbidden too.
     pub bias: f32,
 }
 
@@ -104,7 +104,7 @@ pub fn adjust(
     }
     let params = |count: usize| Params { vocab: vocab as u32, count: count as u32, output: 0, padding: 0 };
     if !biases.is_empty() {
-        // Each logit once: the invocations run side by side.
+        // One entry per logit: invocations run in parallel.
         let index = |bias: &RowBias| (bias.row * vocab) as u32 + bias.token;
         let mut at: Vec<u32> = biases.iter().map(index).collect();
         at.sort_unstable();
@@ -130,7 +130,7 @@ pub fn adjust(
     Ok(())
 }
 
-/// What is added to a logit. The lowest number forbids: sums with it round to it, so no infinity occurs.
+/// The number to add to a logit. The lowest f32 forbids a token: sums with it round to it, so no infinity occurs.
 fn added(bias: f32) -> f32 {
     if bias <= FORBID { f32::MIN } else { bias }
 }

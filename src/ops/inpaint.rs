@@ -1,4 +1,4 @@
-//! What a mask keeps of an image, after a step of a sampler.
+//! Inpainting with any model: after a denoising step, restores the known image outside of the mask.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,12 +7,12 @@ use crate::Result;
 use crate::gpu::{Access, Kernel, Recorder, wgsl};
 use crate::tensor::Tensor;
 
-/// The numbers after a step (`shaders/diffusion/inpaint.wgsl`).
+/// The coefficients of a step (`shaders/diffusion/inpaint.wgsl`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Inpaint {
-    /// The image at the noise level of the next step, of (image, noise).
+    /// Factors of (image, noise) that give the known image at the noise level of the next step.
     pub kept: [f32; 2],
-    /// The model's next input, of the next sample.
+    /// Factor of the next sample that gives the model's next input.
     pub input_scale: f32,
 }
 

@@ -7,9 +7,9 @@ use crate::gpu::{Access, Kernel, PipelineKey, Recorder, wgsl};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// The most tokens whose log-probabilities are computed besides the chosen one's.
+/// Maximum number of tokens with log-probabilities, besides the chosen one.
 pub const MAX_TOP_LOGPROBS: usize = 20;
-/// Logits of a workgroup.
+/// Number of logits per workgroup.
 const CHUNK: usize = 4096;
 
 #[repr(C)]
@@ -46,7 +46,7 @@ impl PipelineKey for Logprobs {
     }
 }
 
-/// Words of a row of [`logprobs`]' output.
+/// Number of u32 in a row of [`logprobs`]' output.
 pub fn logprob_words(top: usize) -> usize {
     1 + 2 * top
 }

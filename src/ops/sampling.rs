@@ -13,13 +13,13 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the best token always (greedy).
+    /// Divides the logits. 0: always the most likely token (greedy).
     pub temperature: f32,
-    /// Only the k best tokens (and what ties with the last of them); 0 for all.
+    /// Samples only from the k most likely tokens, and those that tie with the last of them; 0 for all.
     pub top_k: u32,
-    /// Only the best tokens that together have this probability; 1 for all.
+    /// Samples only from the most likely tokens whose probabilities sum to at least this; 1 for all.
     pub top_p: f32,
-    /// Only tokens with at least this share of the best token's probability, from 0 (all) to 1.
+    /// Samples only from tokens with at least this fraction of the largest probability, from 0 (all) to 1.
     pub min_p: f32,
     /// Divides the positive logits of tokens that occur in the prompt or the answer, and multiplies the others: above
     /// 0, up to 2; 1 for none.
@@ -31,7 +31,7 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The best token, always.
+    /// Always the most likely token.
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_k: 0,
@@ -162,7 +162,7 @@ struct RowParams {
 /// What decides a specialisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
-    /// Not only the likeliest token.
+    /// Draws at random, instead of taking the most likely token.
     pub draws: bool,
     /// Every row has its own parameters.
     pub by_row: bool,
@@ -251,8 +251,8 @@ const HISTOGRAMS: usize = 8;
 const HISTOGRAM_WORDS: usize = WORKGROUP + 2;
 
 /// Writes the token chosen from each row of logits [rows, vocab] to `sampled[slot..]` (u32). `draw` is uniform in [0,
-/// 1); several rows have none, they take the likeliest token. Penalties have no effect here: [`adjust`](super::adjust)
-/// applies them.
+/// 1). With several rows, the temperature must be 0, unless min-p is used. Penalties have no effect here:
+/// [`adjust`](super::adjust) applies them.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::InvalidArgument`] if the rows do not fit.

@@ -71,14 +71,14 @@ enum Piece {
 }
 
 impl Piece {
-    /// Whether there is more than digits.
+    /// Whether the text has a character that is not a digit.
     fn has_words(&self) -> bool {
         matches!(self, Self::Text(fragment) if fragment.text.contains(|c: char| !c.is_ascii_digit()))
     }
 }
 
 impl WeightedPrompt {
-    /// Reads a prompt. Every text is one.
+    /// Parses a prompt. Every text is valid.
     pub fn parse(prompt: &str) -> Self {
         let mut pieces: Vec<Piece> = Vec::new();
         // The first piece inside each open bracket.
@@ -110,7 +110,7 @@ impl WeightedPrompt {
                     };
                     match start {
                         Some(start) => {
-                            // A ratio such as (16:9) alone is no reason to read weights.
+                            // A ratio such as (16:9) does not turn weights on.
                             has_numbers |= number.is_some() && pieces[start..].iter().any(Piece::has_words);
                             multiply(&mut pieces[start..], factor);
                         }

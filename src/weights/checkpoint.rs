@@ -1,4 +1,4 @@
-//! Tensors of one or several files as one set of names.
+//! A checkpoint: the tensors of one or several files, by name.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,7 +39,7 @@ const MAX_INDEX: u64 = 64 << 20;
 /// Names of the scales of an 8-bit float tensor: what replaces the end of its name, such as `weight`.
 const SCALES: [(&str, &str); 3] = [("weight", "scale_weight"), ("", "_scale"), ("", "_scale_inv")];
 
-/// Most bytes of rows in one call.
+/// Maximum number of bytes of rows per call.
 const MAX_ROWS: u64 = 1 << 30;
 
 /// Bytes of a tensor per read: enough to be fast, small next to the decoded values.
@@ -152,8 +152,8 @@ struct Absent {
 }
 
 impl Checkpoint {
-    /// Opens the first of `candidates` that the folder has complete; if it is an index, all shards. A folder with
-    /// shards and without an index is opened too. Of an index without some of its shards, only reading one of their
+    /// Opens the first of `candidates` that is complete in the folder; of an index, all shards. Without any of them,
+    /// opens shards that have no index. Of an index without some of its shards, only reading one of their
     /// tensors is an error.
     ///
     /// # Errors

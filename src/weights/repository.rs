@@ -1,5 +1,5 @@
-//! Which files of a repository on the Hugging Face Hub make a model. Repositories have weights for other programs too,
-//! and several formats and variants of the same weights.
+//! Selects the files of a model in a repository on the Hugging Face Hub. Repositories also contain files for other
+//! programs, and the same weights in several formats and variants.
 
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ const CONFIG: &str = "config.json";
 /// Files that describe a model or its training but are not needed to run it.
 const METADATA: [&str; 5] =
     [".gitattributes", "README.md", "trainer_state.json", "all_results.json", "train_results.json"];
-/// The most file names in a message.
+/// Maximum number of file names in a message.
 const MAX_NAMES: usize = 12;
 
 /// The files of a model in repository `repo`, by the names of all its files: those of a bundle, of Stable Diffusion XL
@@ -33,7 +33,7 @@ pub fn model_files<'a>(repo: &str, names: &[&'a str]) -> Result<Vec<&'a str>> {
     Err(Error::MissingFile { file: format!("{repo}/{CONFIG}"), hint })
 }
 
-/// The same; `None` where the files are not those of a folder: GGUF files, a single safetensors file, or no model.
+/// As [`model_files`], but `None` for GGUF files, for a single safetensors file, and without a model.
 ///
 /// # Errors
 /// [`Error::MissingFile`] for Stable Diffusion XL without weights of one of its parts.

@@ -104,8 +104,8 @@ export class WorkerClient {
   }
 
   /**
-   * Starts the worker. If it fails or takes too long, its cached copy replaces it, or if there is none, its script as `fetch` gets it: browsers
-   * say neither why a worker does not start nor that its connection has stalled.
+   * Starts the worker. If it fails or takes too long, its cached copy replaces it. Without a copy, `fetch` downloads
+   * the script again: browsers report neither why a worker does not start nor that its connection has stalled.
    */
   async #start(urls: AssetUrls): Promise<void> {
     const { workerUrl } = urls;
@@ -128,7 +128,7 @@ export class WorkerClient {
       } else if (fetched instanceof MgmError && fetched.code === "http") {
         this.end("http", `the package's worker did not start: ${fetched.message}`);
       } else {
-        // The script may be there all the same: `fetch` needs `connect-src`, and from another origin CORS.
+        // The worker may still start: `fetch` needs `connect-src`, and from another origin CORS.
         reason = await this.#unlessStarted(failure, timeLeft());
         if (reason !== undefined && fetched !== TOO_SLOW) reason += `; ${fetched instanceof MgmError ? fetched.message : String(fetched)}`;
       }
@@ -175,7 +175,7 @@ export class WorkerClient {
 
   #failToStart(url: string, reason: string): void {
     if (navigator.onLine) {
-      const hint = "does the content security policy allow it (worker-src), and is it the package's script?";
+      const hint = "check that the content security policy allows it (worker-src), and that it is the package's script";
       this.end("network", `the package's worker ${url} did not start: ${reason} (${hint})`);
     } else {
       this.end("offline", `this device is offline, and there is no copy of the package's worker ${url}`);
@@ -190,7 +190,7 @@ export class WorkerClient {
   }
 }
 
-const TOO_SLOW = "it takes too long";
+const TOO_SLOW = "no response within the time limit";
 
 /** Fetches a script. Fails if the server sends something else. Repeats requests whose connection fails. */
 async function fetchScript(url: string, signal: AbortSignal): Promise<string> {

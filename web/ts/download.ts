@@ -47,11 +47,12 @@ export interface Bundle {
 
 /** Returns the files of the bundle at `url` by name, and downloads those that are not on this device. */
 export function getBundle(url: string, options: DownloadOptions): Promise<Bundle> {
-  return kept(url, options, (folder) => withStorage(url, folder, options), () => withoutStorage(url, options));
+  const stored = (folder: FileSystemDirectoryHandle) => withStorage(url, folder, options);
+  return withBundleFolder(url, options, stored, () => withoutStorage(url, options));
 }
 
 /** Runs `stored` with the folder of the bundle at `url`, or `unstored` where this page cannot store files or `cache` is false. */
-export async function kept(
+export async function withBundleFolder(
   url: string,
   { cache, signal }: Pick<DownloadOptions, "cache" | "signal">,
   stored: (folder: FileSystemDirectoryHandle) => Promise<Map<string, Blob>>,
@@ -68,7 +69,7 @@ export async function kept(
     // A SecurityError comes from the lock.
     if (error instanceof DOMException && error.name !== "SecurityError") throw storageError(error);
     if (!(error instanceof StorageRefused || error instanceof DOMException)) throw error;
-    // The model loads all the same. `ModelInfo.stored` says so.
+    // Load the model without storing it: `ModelInfo.stored` is then false.
   }
   return { files: await unstored(), stored: false };
 }
@@ -177,7 +178,7 @@ async function neededBytes(folder: FileSystemDirectoryHandle, missing: BundleFil
   return needed;
 }
 
-/** Fails if there is no space for this many bytes more. */
+/** Fails if there is no space for `needed` more bytes. */
 export async function checkSpace(needed: number): Promise<void> {
   const { quota = Infinity, usage = 0 } = (await storageEstimate()) ?? {};
   if (needed > quota - usage) {
@@ -272,7 +273,7 @@ async function fill(
 }
 
 function endsEarly(url: string, size: number, bytes: number): MgmError {
-  return new MgmError("network", `${url} ends after ${size} of ${bytes} bytes, again and again`);
+  return new MgmError("network", `${url}: the connection repeatedly closed after ${size} of ${bytes} bytes`);
 }
 
 function wrongDigest(url: string): MgmError {

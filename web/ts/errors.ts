@@ -2,8 +2,8 @@
  * The kind of an error, for programs.
  *
  * - The browser: `unsupported-browser`, `no-adapter`.
- * - The call: `disposed`, `invalid-argument`, `unsupported`, `prompt-too-long`, `image`. `needs-setting`: the files leave something open,
- *   such as the conversation template.
+ * - The call: `disposed`, `invalid-argument`, `unsupported`, `prompt-too-long`, `image`. `needs-setting`: the files
+ *   do not determine a setting, such as the conversation template.
  * - Downloads, including images: `offline`, `network`, `cors`, `http`, `checksum`, `quota`, `storage`.
  * - The model's files: `io`, `missing-file`, `malformed`, `missing-tensor`, `wrong-shape`, `wrong-dtype`, `bad-value` (NaN or infinity),
  *   `config`, `unsupported`.

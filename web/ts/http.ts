@@ -8,7 +8,7 @@ import { MANIFEST } from "./manifest.js";
 const MAX_TRIES = 6;
 /**
  * Milliseconds that a download which the server has begun to serve waits between consecutive failures before it fails, and any request if the
- * server says that it is busy. A laptop that wakes up needs some seconds to find its network, a train some more to leave the tunnel.
+ * server says that it is busy. A device that wakes up needs seconds to reconnect; dead zones last longer.
  */
 export const LONG_PATIENCE = 60_000;
 /** Milliseconds to wait after the first failure. The wait doubles with each failure. */
@@ -125,8 +125,8 @@ function retryAfter(header: string): number {
 }
 
 /**
- * Repeats a task while it fails with transient errors. Retries pass the browser's cache by: there a request waits, for up to 20 s in Chrome,
- * while another one of the same address is under way, such as one whose connection has stalled.
+ * Repeats a task while it fails with transient errors. Retries bypass the browser's cache: in the cache, a request
+ * waits up to 20 s (Chrome) for another request of the same URL, such as one whose connection has stalled.
  */
 export async function retry<T>(url: string, signal: AbortSignal, task: (isRetry: boolean) => Promise<T>, patience?: number): Promise<T> {
   const retries = new Retries(url, signal, patience);

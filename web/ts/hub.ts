@@ -90,7 +90,7 @@ async function list(source: HubSource, repo: string, revision: string, signal: A
 }
 
 function notFound({ endpoint, token }: HubSource, repo: string, revision: string, cause: StatusError): MgmError {
-  const hint = token === undefined ? "set env.hubToken for a private one" : "the token in env.hubToken may not read it";
-  const message = `${endpoint} has no public repository ${repo} with a revision ${revision} (status ${cause.status}): check the name; ${hint}; a gated one needs its conditions accepted on its page`;
+  const hint = token === undefined ? "for a private one, set env.hubToken" : "for a private one, the token in env.hubToken needs access";
+  const message = `${endpoint} has no public repository ${repo} with a revision ${revision} (status ${cause.status}): check the name; ${hint}; for a gated one, accept its terms on its page`;
   return new MgmError("http", message, { cause });
 }

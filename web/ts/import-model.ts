@@ -2,7 +2,7 @@
 // device. The checkpoint is never held whole. For the worker.
 
 import { Conversion, Sha256 } from "./wasm/mgm_web.js";
-import { type Bundle, checkSpace, type DownloadOptions, kept, NO_SPACE } from "./download.js";
+import { type Bundle, checkSpace, type DownloadOptions, NO_SPACE, withBundleFolder } from "./download.js";
 import { MgmError } from "./errors.js";
 import { openAccess } from "./file-access.js";
 import { findModel } from "./hub.js";
@@ -47,7 +47,7 @@ interface Store {
   put(name: string, produce: (sink: Sink) => Promise<void>): Promise<Pick<BundleFile, "bytes" | "sha256">>;
 }
 
-/** Says what an import would download and keep, without doing it. */
+/** Returns what an import would download and store, without doing it. */
 export async function inspectImport(source: HubSource, precision: string | undefined, signal: AbortSignal): Promise<ModelInspection> {
   return withPlan(source, precision, signal, (_conversion, plan, { name }) => Promise.resolve(inspection(name, plan)));
 }
@@ -55,12 +55,12 @@ export async function inspectImport(source: HubSource, precision: string | undef
 /** The files of the bundle of a model, by name. Imports those that are not on this device. */
 export function importModel(url: string, source: HubSource, options: ImportOptions): Promise<Bundle> {
   const stored = async (folder: FileSystemDirectoryHandle) =>
-    (await keptFiles(folder, options.precision)) ?? withStorage(url, folder, source, options);
-  return kept(url, options, stored, () => inMemory(source, options));
+    (await finishedImport(folder, options.precision)) ?? withStorage(url, folder, source, options);
+  return withBundleFolder(url, options, stored, () => inMemory(source, options));
 }
 
 /** The files of a finished import, unless it has another precision. */
-async function keptFiles(folder: FileSystemDirectoryHandle, precision: string | undefined): Promise<Map<string, Blob> | undefined> {
+async function finishedImport(folder: FileSystemDirectoryHandle, precision: string | undefined): Promise<Map<string, Blob> | undefined> {
   const record = await readJson<ImportRecord>(folder, IMPORT);
   const manifest = await getFile(folder, MANIFEST);
   if (!record || !manifest || (precision !== undefined && precision !== record.precision)) return undefined;
@@ -100,7 +100,7 @@ async function withStorage(
     await checkSpace(plan.shards.filter((_, index) => !record.shards[index]).reduce((sum, { bytes }) => sum + bytes, 0));
     await convert(conversion, plan, record, new StoredFiles(folder), options, save);
     await putText(folder, MANIFEST, conversion.manifest(JSON.stringify(record)));
-    const files = await keptFiles(folder, undefined);
+    const files = await finishedImport(folder, undefined);
     if (!files) throw new MgmError("storage", `${name} was deleted from this device during the import`);
     return files;
   });

@@ -90,7 +90,7 @@ export class Mgm {
       await orAbort(loading, signal);
       return mgm;
     } catch (error) {
-      // An aborted worker ends what it does, or is ended if it hangs.
+      // An aborted worker finishes its current step; one that hangs is terminated.
       const timer = setTimeout(() => mgm.dispose(), ABORT_LIMIT);
       void loading.catch(() => undefined).then(() => {
         clearTimeout(timer);

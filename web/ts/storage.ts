@@ -127,7 +127,7 @@ export async function putText(folder: FileSystemDirectoryHandle, name: string, t
   await writable.close();
 }
 
-/** The folder's record. A damaged one is as good as none: the next download writes it again. */
+/** The folder's record; `undefined` if it is missing or damaged. The next download rewrites it. */
 export async function getRecord(folder: FileSystemDirectoryHandle): Promise<SourceRecord | undefined> {
   const record = await readJson<SourceRecord>(folder, SOURCE);
   return typeof record?.url === "string" && Array.isArray(record.files) ? record : undefined;
@@ -192,7 +192,7 @@ export async function inspectBundle(url: string, hub: HubSource | undefined, sig
     const { name, imageGeneration, files } = record;
     let missing = 0;
     for (const { sha256, bytes } of files) missing += (await getFile(folder, sha256))?.size === bytes ? 0 : bytes;
-    // Only the headers of the original files show what is left of an import.
+    // The rest of an import can be computed only from the headers of the original files.
     if (missing > 0 && (await getFile(folder, IMPORT))) return undefined;
     return { name, imageGeneration, downloadBytes: missing, storedBytes: sum(files) };
   }

@@ -57,7 +57,7 @@ export interface Progress {
  *
  * - the URL of a bundle's folder, which `mgm pack` wrote
  * - `"hf:owner/name"`, a repository of the Hugging Face Hub with a bundle, or with a model as it was released: a checkpoint of Mini-Gemini
- *   or Stable Diffusion XL in diffusers' layout. Such a model is quantised while it is downloaded, and kept as a bundle.
+ *   or Stable Diffusion XL in diffusers' layout. Such a model is quantised during the download, and stored as a bundle.
  *   `"hf:owner/name@revision/folder"` names a revision and a folder, `"hf:owner/name/file.gguf"` a GGUF file (see {@link Environment.hubUrl})
  * - files that the user chose: those of a bundle's or a checkpoint's folder, or one GGUF file
  */
@@ -69,7 +69,7 @@ export interface LoadOptions {
   imageModel?: ModelSource;
   /**
    * How the language model's weights are stored on the device. Default: as in the files; for a model as it was released, `q4`. Its bundle is
-   * kept at this precision.
+   * stored at this precision.
    */
   precision?: Precision;
   /** The conversation template, if the files do not name it: `vicuna_v1`, `gemma`, `llama_3`, … */

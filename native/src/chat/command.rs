@@ -74,7 +74,7 @@ impl ChatCommand {
             let finished = self.turn_with_report(prompt, &images.take().unwrap_or_default(), &mut report).await;
             result = match finished {
                 Ok(FinishReason::Stop | FinishReason::Length) => continue,
-                // The program that asks for several answers must know that there are fewer.
+                // A program that asks for several answers must learn that some are missing.
                 Ok(_) => Err(mgm::Error::Cancelled.into()),
                 Err(error) => Err(error),
             };

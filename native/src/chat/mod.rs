@@ -42,8 +42,8 @@ pub struct ChatArgs {
     /// An image for the first turn (PNG, JPEG, WebP, GIF, TIFF, BMP); repeat for several
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// How image files are read: corrected (as viewers show them), or reference (as Mini-Gemini's code reads them:
-    /// EXIF orientation ignored, transparency dropped, 16-bit gray clipped)
+    /// How image files are read: corrected (as viewers show them), or reference (as Mini-Gemini's code reads them: EXIF
+    /// orientation ignored, transparency dropped, 16-bit grey clipped)
     #[arg(long, value_name = "MODE", default_value_t = ImageDecoding::Corrected)]
     image_decoding: ImageDecoding,
     /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]

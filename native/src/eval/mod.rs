@@ -89,7 +89,7 @@ pub struct EvalArgs {
     #[arg(long)]
     no_high_resolution: bool,
     /// How image files are read: reference (as Mini-Gemini's code reads them: EXIF orientation ignored, transparency
-    /// dropped, 16-bit gray clipped), or corrected (as viewers show them)
+    /// dropped, 16-bit grey clipped), or corrected (as viewers show them)
     #[arg(long, value_name = "MODE", default_value_t = ImageDecoding::Reference)]
     image_decoding: ImageDecoding,
     /// Print one JSON object and nothing else on standard output

@@ -60,7 +60,7 @@ pub struct RemoteFile {
     pub name: String,
     pub size: u64,
     pub digest: Option<Digest>,
-    /// Names the version where there is no digest, as the server's `ETag` does.
+    /// The server's `ETag`: identifies the version of a file without a digest.
     pub etag: Option<String>,
 }
 
@@ -74,7 +74,7 @@ impl RemoteFile {
     }
 }
 
-/// What a server says of a file before it sends it.
+/// A file's metadata from response headers.
 #[derive(Debug, Default)]
 pub struct Metadata {
     pub etag: Option<String>,
@@ -212,7 +212,7 @@ impl Client {
                 return Err(Error::Malformed {
                     file: target.path.display().to_string(),
                     offset: 0,
-                    reason: "the checksum differs from the hub's: the file was damaged in transit, or the mirror \
+                    reason: "the checksum differs from the Hub's: the file was damaged in transit, or the mirror \
                              changed it"
                         .to_owned(),
                 });
@@ -263,13 +263,16 @@ impl Client {
             return Err(FetchError::Permanent(network(&address.url, &reason)));
         }
         let transient = |reason: String| Err(FetchError::Transient(reason, None));
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let header = |name: &str| header(response.headers(), name).unwrap_or("");
         let ranged = response.status() == StatusCode::PARTIAL_CONTENT;
         if ranged {
             let header = header("content-range");
             let (start, total) = content_range(header);
             if start != Some(range.0) || total.is_some_and(|total| total != file.size) {
-                return transient(format!("requested the bytes from {} of {}, got {header:?}", range.0, file.size));
+                return transient(format!(
+                    "requested the bytes from {} of {}, the server sent {header:?}",
+                    range.0, file.size
+                ));
             }
         } else {
             // A proxy's or portal's page, or another version of the file.
@@ -323,7 +326,7 @@ impl Client {
             let next = redirect::resolve(&url, location).ok_or_else(|| {
                 FetchError::Permanent(network(&url, &format!("the server redirects to {location:?}, not an address")))
             })?;
-            // Other hosts sign addresses for GET only, and the Hub has said all.
+            // Other hosts sign URLs for GET only, and the Hub's response already has the metadata.
             if matches!(method, Method::Head) && metadata.etag.is_some() && !redirect::same_host(&url, &next) {
                 return Ok((response, metadata));
             }
@@ -395,7 +398,7 @@ fn check_status(response: &Response<Body>, url: &str) -> std::result::Result<(),
         return Ok(());
     }
     let headers = response.headers();
-    // The Hub's own words, such as that a model is gated.
+    // The Hub's explanation, such as that a model is gated.
     let message = header(headers, "x-error-message").map_or(String::new(), |message| format!(" ({message})"));
     let reason = format!("the server returned {status}{message}");
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT {

@@ -9,7 +9,7 @@ use crate::files::{home, io_error, with_home};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// Where the Hub is, where its cache is, and who asks.
+/// The Hub's address, its cache folder and the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
     /// Address of the Hub, or of a mirror (`HF_ENDPOINT`), without a slash at the end.
@@ -56,7 +56,7 @@ impl Environment {
             (None, Some(file)) => match std::fs::read_to_string(&file) {
                 Ok(token) => clean_token(&token, &file.display().to_string())?,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                // A home that is a file, or a folder that is not there.
+                // A component of the path is a file.
                 Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => None,
                 Err(error) => return Err(io_error(&file, error)),
             },

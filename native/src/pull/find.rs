@@ -135,7 +135,7 @@ pub fn in_cache(environment: &Environment, name: &ModelName) -> Result<Option<Lo
             let has_all = |snapshot: &PathBuf| TOKENIZER_FILES.iter().all(|name| snapshot.join(name).exists());
             found.tokenizer = snapshot_of(cache, CLIP_TOKENIZER).map(|(folder, _)| folder).filter(has_all);
         }
-        // Unknown towers, and files that are no configuration, are the reader's matter.
+        // The reader of the model reports unknown towers and invalid configurations.
         None => {
             for tower in towers_of(&folder.join(CONFIG)).unwrap_or_default() {
                 let has_weights = |(_, files): &(PathBuf, Vec<RemoteFile>)| {
@@ -165,7 +165,7 @@ fn has_all_shards(folder: &Path, files: &[RemoteFile]) -> bool {
     files.iter().filter(|file| file.name.ends_with(".index.json")).all(|index| {
         let path = folder.join(&index.name);
         let listed = read_regular(&path).ok().and_then(|bytes| parse_index(&index.name, &bytes).ok());
-        // An index that cannot be read is the reader's matter.
+        // The reader of the model reports an index that cannot be read.
         let around = path.parent().unwrap_or(folder);
         listed.is_none_or(|shards| shards.keys().all(|shard| around.join(shard).exists()))
     })

@@ -71,10 +71,11 @@ impl<'a> Hub<'a> {
         Ok(Snapshot { repo: repo.to_owned(), commit, files: files? })
     }
 
-    /// Asks for the version of a file that the listing has no checksum of.
+    /// Requests the `ETag` of a file for which the listing has no checksum.
     ///
     /// # Errors
-    /// [`Error::Malformed`] if the version or size is no such thing; those of [`Client::head`].
+    /// [`Error::Malformed`] if the `ETag` cannot be a file name, or the size differs from the listing's; those of
+    /// [`Client::head`].
     pub fn complete(&self, snapshot: &Snapshot, file: &mut RemoteFile) -> Result<()> {
         if file.etag().is_some() {
             return Ok(());
@@ -85,7 +86,7 @@ impl<'a> Hub<'a> {
         if let Some(etag) = &metadata.etag
             && (!is_part(etag) || etag.len() > 128)
         {
-            return Err(malformed(format!("the ETag {etag:?} is no file name")));
+            return Err(malformed(format!("the ETag {etag:?} cannot be used as a file name")));
         }
         if metadata.size.is_some_and(|size| size != file.size) {
             let (found, listed) = (metadata.size.unwrap_or_default(), file.size);

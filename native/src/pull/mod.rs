@@ -155,7 +155,8 @@ pub async fn run(arguments: PullArgs) -> std::result::Result<(), CliError> {
     Ok(())
 }
 
-/// Whether a folder is a bundle or has a language model's configuration. That of a vision tower alone has not.
+/// Whether a folder is a bundle or has a language model's configuration. The configuration of a vision tower alone does
+/// not count.
 fn is_chat_model(folder: &Path) -> bool {
     let config = read_regular(&folder.join(CONFIG)).is_ok_and(|bytes| MgmConfig::parse(CONFIG, &bytes).is_ok());
     config || folder.join(MANIFEST).exists()
@@ -187,7 +188,7 @@ impl Job {
                 hub.complete(&snapshot, file)?;
                 if file.etag().is_none() {
                     return Err(Error::InvalidArgument(format!(
-                        "the server gives {} no version (ETag), which the cache needs: pass --out DIR",
+                        "the server sends no ETag for {}, which the cache needs: pass --out DIR",
                         file.name
                     )));
                 }
@@ -319,7 +320,7 @@ impl Plan {
         let needed = self.missing_bytes(environment);
         let folder = self.jobs[0].folder();
         let existing = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
-        // Where the system does not say, the download says so.
+        // If the system does not report it, the download itself fails on a full disk.
         let Ok(free) = fs4::available_space(existing) else { return Ok(()) };
         if needed <= free {
             return Ok(());
@@ -370,7 +371,7 @@ fn fetch_all(
     });
     bar.finish_and_clear();
     failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)?;
-    // A branch in the cache always is a commit whose files are there.
+    // Last, so that a branch in the cache always refers to a commit whose files are complete.
     for job in jobs {
         if let Place::Cache(cache) = &job.place {
             cache.set_commit(&job.revision, &job.snapshot.commit)?;

@@ -2,7 +2,7 @@
 
 use mgm::{Error, Result};
 
-/// A repository, and what of it.
+/// A repository on the Hub, optionally with a revision and a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelName {
     /// `OWNER/NAME`

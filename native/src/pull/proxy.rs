@@ -17,7 +17,7 @@ impl Proxies {
     /// Reads `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, each in capital or small letters.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a value that is no proxy's address.
+    /// [`Error::InvalidArgument`] for a value that is not a proxy's address.
     pub fn read() -> Result<Self> {
         Self::from_variables(&|name| std::env::var(name).ok())
     }

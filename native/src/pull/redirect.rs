@@ -1,9 +1,9 @@
-//! Addresses: where a redirect leads, and who may see a token there.
+//! Redirects: where they lead, and which hosts may receive the token.
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use ureq::http::Uri;
 
-/// What no address contains but some servers send.
+/// Characters that are invalid in a URL, but that some servers send.
 const FORBIDDEN: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'\\').add(b'^').add(b'`').add(b'{').add(b'}').add(b'|');
 

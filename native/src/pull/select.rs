@@ -1,4 +1,4 @@
-//! Which files of a repository are the model. Repositories have files for other programs too.
+//! Selects the files of a model among those of a repository.
 
 use mgm::weights::checkpoint::MODEL_FILES;
 use mgm::weights::repository::{folder_files, folder_model, listed, no_model};

@@ -240,7 +240,7 @@ impl DiffusionPipeline {
         Ok(FeatureMap { height, width, values: sample })
     }
 
-    /// The first step's input before scaling, and what a mask keeps.
+    /// The first step's input before scaling, and the tensors for inpainting.
     async fn first_sample(
         &mut self,
         request: &DiffusionRequest,
@@ -280,7 +280,7 @@ impl DiffusionPipeline {
         };
         let mut inpainting = None;
         if let InitialLatents::Inpaint { image, mask, .. } = &request.initial_latents {
-            // diffusers encodes the image without the masked part in any case.
+            // diffusers always encodes the image without the masked part, and so always draws this noise.
             let drawn = draw();
             let fresh = mask.latents(unit);
             inpainting = Some(match encoded_image {

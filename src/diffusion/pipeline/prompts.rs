@@ -1,4 +1,4 @@
-//! Prompts as embeddings, and the UNet's condition on them.
+//! Encodes prompts, and conditions the UNet on their embeddings.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// The number of prompts whose embeddings are cached.
 const MAX_CACHED_PROMPTS: usize = 64;
 
-/// Most windows of a prompt: 4,800 tokens.
+/// Maximum number of windows per prompt: 4,800 tokens.
 const MAX_WINDOWS: usize = 64;
 
 /// The embeddings of a prompt that condition the UNet.
@@ -81,7 +81,7 @@ impl Prompts {
             if embeds.states.len() == longest {
                 continue;
             }
-            // The negative prompt's zeros extend as zeros, a shorter text as an empty one.
+            // A zero embedding is padded with zeros, a shorter text with windows of an empty text.
             if index == 0 && request.is_guided() && embeds.states.iter().all(|value| *value == 0.0) {
                 embeds.states.resize(longest, 0.0);
                 continue;
@@ -153,7 +153,7 @@ impl Prompts {
         for windows in first.into_iter().zip(second) {
             let window = encode_window(networks, windows.into(), on_event).await?;
             encoded.states.extend(window.states);
-            // That of the first window, which says what the image shows.
+            // The pooled embedding is that of the first window, as in AUTOMATIC1111's web UI.
             if encoded.pooled.is_empty() {
                 encoded.pooled = window.pooled;
             }

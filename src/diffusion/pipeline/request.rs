@@ -167,7 +167,7 @@ pub enum InitialLatents {
         /// How much of the schedule runs: above 0 (almost nothing changes) and at most 1 (the image is ignored).
         strength: f32,
     },
-    /// An image of the requested size, of which a mask is generated anew: see [`Self::inpaint`].
+    /// An image of the requested size, of which the masked pixels are regenerated: see [`Self::inpaint`].
     #[non_exhaustive]
     Inpaint {
         /// The image.
@@ -179,7 +179,7 @@ pub enum InitialLatents {
     },
 }
 
-/// The pixels of an image that are generated anew.
+/// The pixels of an image to regenerate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
     pub(super) width: usize,
@@ -189,7 +189,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// The light half of the grey values: those of at least 0.5.
+    /// Selects pixels with a grey value of at least 0.5, where white is 1.
     pub fn of_image(image: &Image) -> Self {
         // Pillow's conversion to grey, ITU-R 601-2.
         let grey = |pixel: &[u8; 3]| {
@@ -213,13 +213,13 @@ impl InitialLatents {
         Self::Latents { values, width, height }
     }
 
-    /// An image of any size, scaled to cover the requested one; what protrudes is cropped on both sides alike.
+    /// An image of any size, scaled to cover the requested one and centre-cropped.
     pub fn image(image: Image, size: (usize, usize), strength: f32) -> Self {
         Self::Image { image: cover(image, size), strength }
     }
 
-    /// An image whose white parts in `mask` are generated anew. Both may have any size, and are scaled and cropped
-    /// alike if they have the same.
+    /// An image to regenerate where `mask` is white. Both may have any size; each is scaled to cover the requested one
+    /// and centre-cropped.
     pub fn inpaint(image: Image, mask: Image, size: (usize, usize), strength: f32) -> Self {
         Self::Inpaint { image: cover(image, size), mask: Mask::of_image(&cover(mask, size)), strength }
     }

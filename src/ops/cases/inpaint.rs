@@ -7,7 +7,7 @@ use crate::io::LocalFuture;
 use crate::ops;
 use crate::tensor::Tensor;
 
-/// What a mask keeps of an image: `ops::inpaint`.
+/// `ops::inpaint`: restores the known image outside of a mask.
 #[derive(Debug, Clone, Copy)]
 pub struct Inpaint {
     /// Pixels of the latents.
@@ -16,7 +16,7 @@ pub struct Inpaint {
     pub channels: usize,
     /// Copies of the model's next input.
     pub copies: usize,
-    /// Its numbers.
+    /// The coefficients of the step.
     pub step: ops::Inpaint,
 }
 

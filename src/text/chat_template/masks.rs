@@ -1,9 +1,8 @@
 //! Keeps control tokens in users' texts from taking effect in a rendered template.
 //!
 //! A template can trim, split and cut its messages, so positions of their text in the output are unknown. Instead, the
-//! first character of every control token in a message is replaced by a private-use character before the template
-//! runs. It marks the place in the output, where it is replaced back. What a template does to other text does not
-//! change.
+//! first character of every control token in a message is replaced by a private-use character before the template runs.
+//! It marks the place in the output, where the original character is restored. Other text is rendered as before.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -46,7 +46,7 @@ pub struct TemplateSource {
     pub text: String,
 }
 
-/// What a template depends on besides the conversation.
+/// The inputs of a template besides the conversation.
 #[derive(Debug, Clone)]
 pub struct TemplateSettings {
     /// `bos_token`, `eos_token` and so on, if the tokenizer has them.
@@ -75,7 +75,7 @@ pub struct Message<'a> {
     pub content: &'a str,
 }
 
-/// Most instructions of a rendering; a turn takes some tens.
+/// Maximum number of instructions per rendering; a turn takes a few dozen.
 const FUEL: u64 = 1_000_000;
 /// Largest file with a template.
 const MAX_FILE: u64 = 16 << 20;
@@ -216,8 +216,8 @@ impl ChatTemplate {
             self.render(&hidden.collect::<Vec<_>>())
         };
         let (rendered, strict) = (render(false)?, render(true)?);
-        // Templates that cut messages can join the parts of a control token. No token of the strict rendering begins in
-        // a user's text, but it may differ in other ways, so it is used only then.
+        // A template that cuts a part out of a message can join the rest to a control token. In the strict rendering no
+        // token begins in a user's text, but it may differ in other ways. So it is used only if the tokens differ.
         let equal = settings.control.found_in(&rendered) == settings.control.found_in(&strict);
         let (text, data) = masks.reveal(if equal { &rendered } else { &strict });
         Ok(Prompt::from_text(text, data))

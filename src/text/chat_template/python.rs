@@ -13,7 +13,7 @@ use super::{source, strings::split};
 /// Adds everything to an environment. `clock` returns the seconds since 1970.
 pub(super) fn add(environment: &mut Environment<'_>, clock: fn() -> i64) {
     environment.set_formatter(|output, state, value| {
-        // Of a string that a block or macro made, too.
+        // Also for strings that a block or a macro made.
         let mut text = text(value);
         if state.auto_escape() != AutoEscape::None && !value.is_safe() {
             text = escape(&text);

@@ -1,4 +1,4 @@
-//! A tokenizer around a SentencePiece model, in the ways of transformers' slow and fast classes.
+//! A tokenizer around a SentencePiece model that behaves as transformers' slow and fast classes do.
 
 use std::collections::HashSet;
 

@@ -133,8 +133,8 @@ impl VisionWeights {
 }
 
 /// Searches for the tower whose path on its author's machine is `path`: in the checkpoint's folder and its two parents,
-/// by the whole path, its last two components or only the last; then there and in the Hugging Face cache by its name
-/// on the hub or with other capitals.
+/// by the whole path, its last two components or only the last; then there and in the Hugging Face cache by its name on
+/// the Hub or with other capital letters.
 async fn find_tower(
     folder: &Rc<dyn Folder>,
     path: &str,
@@ -159,8 +159,8 @@ async fn find_tower(
     if cfg!(feature = "fs") { find_by_name(folder, &parts, candidates).await } else { Ok(None) }
 }
 
-/// Searches for the tower whose path is `parts` among the folders around the checkpoint: by its name in any capitals,
-/// and on the hub.
+/// Searches for the tower whose path is `parts` among the folders around the checkpoint: by its name, ignoring case,
+/// and by its name on the Hub.
 async fn find_by_name(
     folder: &Rc<dyn Folder>,
     parts: &[&str],
@@ -190,7 +190,7 @@ async fn find_by_name(
     Ok(None)
 }
 
-/// Owners of the towers' repositories on the hub.
+/// Owners of the towers' repositories on the Hub.
 const HUB_OWNERS: [&str; 2] = ["openai", "laion"];
 
 /// A folder's name for comparison: letters and digits in lower case. Of the cache's `models--OWNER--NAME` only the name

@@ -407,8 +407,8 @@ impl SdxlCheckpoint {
         (side, side)
     }
 
-    /// Width and height in pixels for an initial image: its own, in whole latents, or if it has more pixels than the
-    /// training images, about their number in its own proportions.
+    /// Width and height in pixels for an initial image: its own, rounded down to whole latents. If it has more pixels
+    /// than the training images, it is scaled down to about their pixel count, in its own proportions.
     pub fn size_for(&self, image: &Image) -> (usize, usize) {
         let unit = self.vae.1.pixels_per_latent();
         let (width, height) = (image.width() as f64, image.height() as f64);

@@ -26,8 +26,8 @@ const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
 /// Channels of an attention head in all released models of this family.
 const HEAD_DIM: usize = 64;
 
-/// Beginnings of names that other models have, and those models. Files with the second text encoder are of this family,
-/// whatever else they contain.
+/// Prefixes of names that identify other models. A file with the second text encoder counts as Stable Diffusion XL,
+/// whatever else it contains.
 const OTHERS: [(&str, &str); 7] = [
     ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL, which only finishes a base model's images"),
     ("cond_stage_model.", "Stable Diffusion 1 or 2"),
@@ -145,7 +145,7 @@ pub(super) async fn with_latents(checkpoint: &Checkpoint, config: &mut VaeConfig
     Ok(())
 }
 
-/// Parts for a file that lacks them, from the folder of components. `vae` replaces also the file's own.
+/// Parts for a file that lacks them, from the folder of components. `vae` also replaces the file's own.
 #[derive(Default)]
 pub(super) struct OtherParts {
     pub(super) vae: Option<Vae>,
@@ -392,7 +392,7 @@ fn unet_config(unet: &Weights, pooled: usize) -> Result<UnetConfig> {
     })
 }
 
-/// Fails unless `is`.
+/// Returns an error that names `what` unless `is` holds.
 fn sensible(weights: &Weights, what: &str, is: bool) -> Result<()> {
     if is {
         return Ok(());

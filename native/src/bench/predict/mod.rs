@@ -1,4 +1,5 @@
-//! `mgm bench --predict`: a model of how long models take on GPUs that are not at hand. docs/gpu-model.md explains it.
+//! `mgm bench --predict`: predicts how long models take on GPUs that are not in this machine. docs/gpu-model.md
+//! explains it.
 
 mod checks;
 mod counts;

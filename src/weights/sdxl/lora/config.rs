@@ -1,5 +1,5 @@
-//! Alphas and ranks that stand outside the tensors: PEFT's `adapter_config.json`, and the same settings in the metadata
-//! of diffusers' files.
+//! Alphas and ranks that are stored outside of the tensors: PEFT's `adapter_config.json`, and the same settings in the
+//! metadata of diffusers' files.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,7 +10,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::{Error, Result};
 
-/// Most patterns of a configuration that are regular expressions, and the memory of each in bytes.
+/// Maximum number of regular expressions in a configuration, and maximum size of each, compiled, in bytes.
 const MAX_EXPRESSIONS: usize = 256;
 const EXPRESSION_BYTES: usize = 1 << 18;
 

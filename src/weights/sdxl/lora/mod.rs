@@ -1,17 +1,17 @@
-//! Adapter files: LoRA (Hu et al., 2021) and its relatives, applied to the weights as they are read.
+//! Adapter files: LoRA (Hu et al., 2021) and its variants, applied to weights as they are read.
 //!
 //! | kind | what it does to a weight W |
 //! | --- | --- |
 //! | LoRA | W + k up down; for convolutions also with a core between the two (LyCORIS' Tucker decomposition) |
 //! | LoHa | W + k (a1 b1) ⊙ (a2 b2) |
-//! | LoKr | W + k w1 ⊗ w2, each of the two whole or a product |
+//! | LoKr | W + k w1 ⊗ w2, each stored as a matrix or as a product of two |
 //! | DoRA, with each of these | m (W + term) / ‖W + term‖, the norm of each row or of each input channel |
 //! | differences | W + k difference, of weights, biases and norms |
 //! | IA³ (LyCORIS) | W (1 + k w), by rows or by input channels |
 //!
-//! Here k is alpha / rank; without an alpha 1, as is an alpha of 0 in a tensor. PEFT's rank-stabilised LoRA has
-//! alpha / √rank. LoKr with two whole factors has k = 1. The caller's scale multiplies k; with DoRA the result is
-//! W + scale (DoRA's result - W), as in ComfyUI and LyCORIS.
+//! Here k is alpha / rank. It is 1 without an alpha, and for an alpha of 0 in a tensor. PEFT's rank-stabilised LoRA has
+//! alpha / √rank. LoKr with two whole factors has k = 1. The caller's scale multiplies k; with DoRA the result is W +
+//! scale (DoRA's result - W), as in ComfyUI and LyCORIS.
 //!
 //! Names are those of Kohya's scripts, diffusers, PEFT, LyCORIS, OneTrainer and SimpleTuner, and the original code's
 //! with dots. All of them are compared in one form ([`tensors::canonical`]), so that names do not change the result.
@@ -84,7 +84,7 @@ struct Module {
     error: Option<Error>,
 }
 
-/// What of a file was merged, and what was not.
+/// Which parts of a file were merged, and which were not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoraReport {
@@ -330,8 +330,8 @@ impl Lora {
         Ok(report)
     }
 
-    /// How the module changes `tensor`, a weight of the model, and its bias; and the tensors for a bias that the model
-    /// lacks.
+    /// The adapters of `tensor`, a weight of the model, and of its bias; and the names of the module's tensors for a
+    /// bias that the model lacks.
     fn changes(&self, module: &Module, weights: &Weights, tensor: &str) -> Result<(Vec<Adapter>, Vec<String>)> {
         if let Some(error) = &module.error {
             return Err(error.clone());

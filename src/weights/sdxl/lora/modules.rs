@@ -21,7 +21,7 @@ const TEXT_2: &[Network] = &[Network::Text(1)];
 const TEXT: &[Network] = &[Network::Text(0), Network::Text(1)];
 const ANY: &[Network] = &[Network::Unet, Network::Text(0), Network::Text(1)];
 
-/// What may stand before a module's name, in canonical form, and the networks that it can mean. The first that fits is
+/// Prefixes of module names, in canonical form, and the networks that each can refer to. The first matching prefix is
 /// removed, repeatedly, until a module has the name.
 const PREFIXES: [(&str, &[Network]); 21] = [
     ("base_model_model_", ANY),

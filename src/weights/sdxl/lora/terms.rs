@@ -1,4 +1,4 @@
-//! What an adapter does to a weight, computed for the rows that are read.
+//! The change that an adapter makes to a weight, computed for the rows that are read.
 //!
 //! No term is held as a whole: small factors are read again for each range of rows, large ones row by row.
 
@@ -10,7 +10,7 @@ use crate::io::LocalFuture;
 use crate::weights::checkpoint::{Checkpoint, Delta};
 use crate::{Error, Result};
 
-/// Bytes of rows that are read at a time where a whole weight passes by.
+/// Bytes per read when all rows of a weight are read.
 const CHUNK_BYTES: usize = 8 << 20;
 
 /// Largest rank of a core. Core and down matrix become one matrix with this many rows, which is not in the file.
@@ -33,7 +33,7 @@ impl Target {
         product(self.shape.get(1..).unwrap_or_default())
     }
 
-    /// Places of a convolution's kernel.
+    /// Height times width of a convolution's kernel; 1 for a matrix.
     fn taps(&self) -> usize {
         product(self.shape.get(2..).unwrap_or_default())
     }
@@ -398,7 +398,7 @@ impl Adapter {
         Ok(magnitudes.factors.get_or_init(|| factors))
     }
 
-    /// The changed weight is `factors * (W + term)`, and the result lies between W and it.
+    /// Changes rows of W to `W + strength * (factors * (W + term) - W)`.
     async fn decompose(&self, magnitudes: &Magnitudes, rows: Range<usize>, values: &mut [f32]) -> Result<()> {
         let Self { file, target, term, factor, strength, .. } = self;
         let columns = target.columns().max(1);
