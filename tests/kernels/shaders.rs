@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mgm::gpu::Kernel;
 use mgm::ops::specialisations;
@@ -124,33 +125,53 @@ fn every_specialisation_compiles_for_every_backend() {
     let kernels = specialisations();
     let distinct: HashSet<_> = kernels.iter().collect();
     assert_eq!(distinct.len(), kernels.len(), "a specialisation is listed twice");
-    let mut parsed: HashMap<String, (Module, ModuleInfo)> = HashMap::new();
-    let mut summary: BTreeMap<&str, (usize, u32)> = BTreeMap::new();
+    let mut by_text: HashMap<String, Vec<&Kernel>> = HashMap::new();
     for kernel in &kernels {
-        assert!(kernel.bindings.len() <= MAX_STORAGE_BUFFERS, "{}", describe(kernel));
-        let text = kernel.wgsl(false);
-        let (module, info) = parsed.entry(text).or_insert_with_key(|text| {
+        by_text.entry(kernel.wgsl(false)).or_default().push(kernel);
+    }
+    let texts: Vec<_> = by_text.iter().collect();
+    let next = AtomicUsize::new(0);
+    let compile_texts = || {
+        let mut summary: BTreeMap<&str, (usize, u32)> = BTreeMap::new();
+        while let Some((text, kernels)) = texts.get(next.fetch_add(1, Ordering::Relaxed)) {
             let module = naga::front::wgsl::parse_str(text)
-                .unwrap_or_else(|error| panic!("{}: {}", describe(kernel), error.emit_to_string(text)));
-            let info = validate(kernel, &module);
-            (module, info)
-        });
-        let (module, info) = specialise(kernel, module, info);
-        compile_to_spirv(kernel, &module, &info);
-        compile_to_msl(kernel, &module, &info);
-        // DirectX has no cooperative matrices.
-        if !kernel.uses_cooperative_matrices() {
-            compile_to_hlsl(kernel, &module, &info);
+                .unwrap_or_else(|error| panic!("{}: {}", describe(kernels[0]), error.emit_to_string(text)));
+            let info = validate(kernels[0], &module);
+            for kernel in *kernels {
+                let entry = summary.entry(kernel.name).or_default();
+                entry.0 += 1;
+                entry.1 = entry.1.max(compile(kernel, &module, &info));
+            }
         }
-        let bytes = workgroup_bytes(kernel, &module);
-        let entry = summary.entry(kernel.name).or_default();
-        entry.0 += 1;
-        entry.1 = entry.1.max(bytes);
+        summary
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(compile_texts)).collect();
+        workers.into_iter().map(|worker| worker.join().expect("every specialisation compiles")).collect()
+    });
+    let mut summary: BTreeMap<&str, (usize, u32)> = BTreeMap::new();
+    for (name, (count, bytes)) in parts.into_iter().flatten() {
+        let entry = summary.entry(name).or_default();
+        *entry = (entry.0 + count, entry.1.max(bytes));
     }
     for (name, (count, bytes)) in summary {
         println!("{name}: {count} specialisations, at most {bytes} bytes of workgroup memory");
     }
-    println!("{} specialisations of {} texts compiled to SPIR-V, MSL and HLSL", kernels.len(), parsed.len());
+    println!("{} specialisations of {} texts compiled to SPIR-V, MSL and HLSL", kernels.len(), texts.len());
+}
+
+/// Compiles a specialisation for every backend; returns its bytes of workgroup memory.
+fn compile(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> u32 {
+    assert!(kernel.bindings.len() <= MAX_STORAGE_BUFFERS, "{}", describe(kernel));
+    let (module, info) = specialise(kernel, module, info);
+    compile_to_spirv(kernel, &module, &info);
+    compile_to_msl(kernel, &module, &info);
+    // DirectX has no cooperative matrices.
+    if !kernel.uses_cooperative_matrices() {
+        compile_to_hlsl(kernel, &module, &info);
+    }
+    workgroup_bytes(kernel, &module)
 }
 
 /// The size that a kernel's text and constants say is the one that compilers see.
