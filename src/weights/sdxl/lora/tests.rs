@@ -539,13 +539,11 @@ fn modules_that_cannot_be_used_are_noted() {
     let error = open_and_merge(&good, infinite).unwrap_err().to_string();
     assert!(error.contains("is scaled by inf at rank Some(1)"), "{error}");
     // Some shapes of another model fit.
-    let foreign: Vec<_> = ["attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_out.0"]
-        .iter()
-        .flat_map(|name| {
-            let module = format!("unet.{}.{name}", Q.strip_suffix(".attn1.to_q").unwrap());
-            tensors(&module, &[("lora_down.weight", &[1, 7]), pair[1]])
-        })
-        .collect();
+    let to_k = Q.replace("attn1.to_q", "attn2.to_k");
+    let modules =
+        [format!("unet.{OUT}"), format!("unet.{to_k}"), format!("unet.{CONV}"), format!("text_encoder.{TEXT}")];
+    let foreign: Vec<_> =
+        modules.iter().flat_map(|module| tensors(module, &[("lora_down.weight", &[1, 7]), pair[1]])).collect();
     let error = open_and_merge(&[&good[..], &foreign].concat(), "{}").unwrap_err().to_string();
     assert!(error.contains("4 of 5 modules do not fit") && error.contains("for another model?"), "{error}");
     assert!(open_and_merge(&[&good[..], &foreign[..6]].concat(), "{}").is_ok());
