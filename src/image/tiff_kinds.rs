@@ -69,7 +69,8 @@ pub(super) fn decode(
     // A palette makes four bytes of each sample, twice.
     check(width, height, (u64::from(width) * u64::from(height)).saturating_mul(8))?;
     let mut limits = Limits::unlimited();
-    limits.decoding_buffer_size = layout.complete_len;
+    // Also the limit of a tag's values, 32 bytes each.
+    limits.decoding_buffer_size = layout.complete_len.max(1 << 20);
     limits.intermediate_buffer_size = layout.complete_len.max(bytes.len());
     limits.ifd_value_size = bytes.len();
     decoder = decoder.with_limits(limits);
