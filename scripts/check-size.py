@@ -27,6 +27,7 @@ VALUES = {
     r"tests/data/diffusion/random\.safetensors": "torch.randn for some seeds",
     r"tests/data/diffusion/schedulers\.safetensors": "steps of diffusers' schedulers",
     r"tests/data/diffusion/lora/expected\.safetensors": "weights that peft and LyCORIS merge",
+    r"tests/data/weights/scaled_float8\.safetensors": "8-bit floats with scales, and their values by torch",
     r"tests/data/image/(bilinear|corrected|decode|preprocess|resize)\.safetensors": "pixels by Pillow, torch and the CLIP processor",
 }
 
