@@ -37,7 +37,7 @@ pub struct AnswerImageArgs {
     /// Autoencoder in place of the image model's own (see mgm generate)
     #[arg(long, value_name = "FILE|DIR|NAME", requires = "image_model")]
     pub vae: Option<PathBuf>,
-    /// LoRA for the image model, and its scale: a file, folder or OWNER/NAME[:FILE]; repeat for several
+    /// LoRA for the image model, and its scale: a file, folder or OWNER/NAME:FILE; repeat for several
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "image_model")]
     pub lora: Vec<LoraFile>,
     #[command(flatten)]

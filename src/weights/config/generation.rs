@@ -21,7 +21,7 @@ impl GenerationConfig {
             return Ok(Self::default());
         }
         let settings = Settings::parse(file, bytes)?;
-        let top_p = settings.any_number("top_p")?.filter(|top_p| !top_p.is_nan()).map(|top_p| top_p as f32);
+        let top_p = settings.number("top_p")?.map(|top_p| top_p as f32);
         if let Some(top_p) = top_p.filter(|top_p| !(0.0..=1.0).contains(top_p)) {
             return Err(settings.file.error(format!("top_p is {top_p}, expected 0 to 1")));
         }
