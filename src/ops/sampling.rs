@@ -252,7 +252,7 @@ const HISTOGRAM_WORDS: usize = WORKGROUP + 2;
 
 /// Writes the token chosen from each row of logits [rows, vocab] to `sampled[slot..]` (u32). `draw` is uniform in [0,
 /// 1). With several rows, the temperature must be 0, unless min-p is used. Penalties have no effect here:
-/// [`adjust`](super::adjust) applies them.
+/// `ops::adjust` applies them.
 ///
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::InvalidArgument`] if the rows do not fit.
@@ -283,7 +283,7 @@ pub fn sample(
 /// How the token of one row is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RowSampling {
-    /// Temperature and cut-offs. Penalties have no effect here: [`adjust`](super::adjust) applies them.
+    /// Temperature and cut-offs. Penalties have no effect here: `ops::adjust` applies them.
     pub sampling: Sampling,
     /// Uniform in [0, 1). Not used if the temperature is 0.
     pub draw: f32,

@@ -311,7 +311,7 @@ impl Case for SampleRows {
     }
 }
 
-/// Logit bias, penalties and counts: [`ops::adjust`] and [`ops::count_sampled`]. Rows in turn have penalties of their
+/// Logit bias, penalties and counts: `ops::adjust` and `ops::count_sampled`. Rows in turn have penalties of their
 /// own and none.
 #[derive(Debug, Clone, Copy)]
 pub struct Adjust {
@@ -418,7 +418,7 @@ impl Case for Adjust {
     }
 }
 
-/// Log-probabilities: [`ops::logprobs`]. The last value is the number of wrong ids.
+/// Log-probabilities: `ops::logprobs`. The last value is the number of wrong ids.
 #[derive(Debug, Clone, Copy)]
 pub struct Logprobs {
     /// Tokens of the vocabulary.
