@@ -272,7 +272,7 @@ fn an_interrupted_pack_is_repeated_whole() {
     for round in 0.. {
         let mut pack = Command::new(env!("CARGO_BIN_EXE_mgm"));
         pack.args(["pack", path(&checkpoint), "--out", path(&killed)]).stdin(Stdio::null()).stdout(Stdio::null());
-        let status = run_for(&mut pack, Duration::from_millis(5 + 7 * round));
+        let status = run_for(&mut pack, Duration::from_millis(1 + 2 * round));
         if killed.join("bundle.json").exists() {
             assert_same(&killed);
             break;
