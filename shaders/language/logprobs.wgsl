@@ -29,21 +29,6 @@ fn consider(value: f32, id: u32, any: bool, last: f32, last_id: u32, best: vec2<
     return select(best, vec2(bitcast<u32>(value), id), id != NONE && is_after && is_better);
 }
 
-fn sum_values(value: f32, local: u32) -> f32 {
-    workgroupBarrier();
-    values[local] = value;
-    workgroupBarrier();
-    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
-        if local < step {
-            values[local] += values[local + step];
-        }
-        workgroupBarrier();
-    }
-    let sum = values[0];
-    workgroupBarrier();
-    return sum;
-}
-
 // Dispatch: (chunks, rows, 1).
 @compute @workgroup_size(WORKGROUP)
 fn logprobs_chunk(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {

@@ -18,13 +18,9 @@ struct Params {
 
 override SAMPLE: u32 = 0; // 0: argmax
 
-const WORKGROUP: u32 = 256u;
-
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 @group(0) @binding(1) var<storage, read_write> sampled: array<u32>;
 
-var<workgroup> best_value: array<f32, WORKGROUP>;
-var<workgroup> best_index: array<u32, WORKGROUP>;
 var<workgroup> bins: array<atomic<u32>, 256>;
 var<workgroup> found: vec2<u32>; // the bin that holds the cut-off, and the mass above it
 
@@ -93,23 +89,9 @@ fn sample(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
             index = i;
         }
     }
-    best_value[local] = value;
-    best_index[local] = index;
-    workgroupBarrier();
-    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
-        if local < step {
-            let other = best_value[local + step];
-            let other_index = best_index[local + step];
-            let mine = best_value[local];
-            if other > mine || (other == mine && other_index < best_index[local]) {
-                best_value[local] = other;
-                best_index[local] = other_index;
-            }
-        }
-        workgroupBarrier();
-    }
-    let maximum = best_value[0];
-    let argmax = best_index[0];
+    reduce_best(value, index, local);
+    let maximum = values[0];
+    let argmax = numbers[0];
     if SAMPLE == 0u || !draws(row) {
         if local == 0u {
             sampled[params.output + row] = argmax;
@@ -139,22 +121,22 @@ fn sample(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
             mine += mass(row, logit(i), maximum, total);
         }
     }
-    best_index[local] = mine;
+    numbers[local] = mine;
     workgroupBarrier();
     if local == 0u {
         var remaining = 0u;
         for (var i = 0u; i < WORKGROUP; i++) {
-            remaining += best_index[i];
+            remaining += numbers[i];
         }
         // A draw below 1 lands below the end.
         let aim = min(u32(f32(remaining) * draw(row)), max(remaining, 1u) - 1u);
         var sum = 0u;
         var owner = 0u;
         loop {
-            if owner == WORKGROUP - 1u || sum + best_index[owner] > aim {
+            if owner == WORKGROUP - 1u || sum + numbers[owner] > aim {
                 break;
             }
-            sum += best_index[owner];
+            sum += numbers[owner];
             owner++;
         }
         var picked = argmax;
@@ -179,15 +161,5 @@ fn sum_over(row: u32, lowest: u32, maximum: f32, local: u32) -> f32 {
             sum += exp((logit(i) - maximum) * inverse_temperature(row));
         }
     }
-    best_value[local] = sum;
-    workgroupBarrier();
-    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
-        if local < step {
-            best_value[local] += best_value[local + step];
-        }
-        workgroupBarrier();
-    }
-    let total = best_value[0];
-    workgroupBarrier();
-    return total;
+    return sum_values(sum, local);
 }

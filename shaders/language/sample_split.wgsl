@@ -54,21 +54,6 @@ fn logit(row: u32, i: u32) -> f32 {
     return finite(logits[drawn_row(row) * params.vocab + i]);
 }
 
-fn sum_values(value: f32, local: u32) -> f32 {
-    workgroupBarrier();
-    values[local] = value;
-    workgroupBarrier();
-    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
-        if local < step {
-            values[local] += values[local + step];
-        }
-        workgroupBarrier();
-    }
-    let sum = values[0];
-    workgroupBarrier();
-    return sum;
-}
-
 fn sum_numbers(number: u32, local: u32) -> u32 {
     workgroupBarrier();
     numbers[local] = number;

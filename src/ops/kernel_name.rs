@@ -36,7 +36,7 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "channels_vec4",
         "mining_map",
         "logits",
-        "best_logit",
+        "reduce",
         "sample_one",
         "rope_positions",
     ];

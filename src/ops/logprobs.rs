@@ -40,8 +40,7 @@ impl PipelineKey for Logprobs {
             Self::Chunk => "logprobs_chunk",
             Self::Row => "logprobs_row",
         };
-        let sources =
-            [wgsl!("language/logits.wgsl"), wgsl!("language/best_logit.wgsl"), wgsl!("language/logprobs.wgsl")];
+        let sources = [wgsl!("language/logits.wgsl"), wgsl!("language/reduce.wgsl"), wgsl!("language/logprobs.wgsl")];
         Kernel::new(name, sources, &[Access::Read, Access::Read, Access::Write, Access::Write])
     }
 }

@@ -170,7 +170,12 @@ pub(crate) struct Variant {
 
 impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
-        let sources = [wgsl!("language/logits.wgsl"), parameters(self.by_row), wgsl!("language/sample.wgsl")];
+        let sources = [
+            wgsl!("language/logits.wgsl"),
+            wgsl!("language/reduce.wgsl"),
+            parameters(self.by_row),
+            wgsl!("language/sample.wgsl"),
+        ];
         let bindings: &[Access] = match self.by_row {
             false => &[Access::Read, Access::Write],
             true => &[Access::Read, Access::Write, Access::Read, Access::Read],
@@ -230,7 +235,7 @@ impl PipelineKey for SplitVariant {
         };
         let sources = [
             wgsl!("language/logits.wgsl"),
-            wgsl!("language/best_logit.wgsl"),
+            wgsl!("language/reduce.wgsl"),
             parameters(self.by_row),
             wgsl!("language/sample_split.wgsl"),
         ];

@@ -1,4 +1,4 @@
-// The largest of a workgroup's logits.
+// Reductions over the workgroup of a sampling kernel. Every invocation must call them.
 
 const WORKGROUP: u32 = 256u;
 
@@ -21,4 +21,20 @@ fn reduce_best(value: f32, index: u32, local: u32) {
         }
         workgroupBarrier();
     }
+}
+
+// The sum of the workgroup's values; all invocations receive it.
+fn sum_values(value: f32, local: u32) -> f32 {
+    workgroupBarrier();
+    values[local] = value;
+    workgroupBarrier();
+    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
+        if local < step {
+            values[local] += values[local + step];
+        }
+        workgroupBarrier();
+    }
+    let sum = values[0];
+    workgroupBarrier();
+    return sum;
 }
