@@ -439,13 +439,16 @@ pub(crate) struct Combine {
 
 impl PipelineKey for Combine {
     fn kernel(&self) -> Kernel {
+        self.kernel_over(wgsl!("attention/combine_contiguous.wgsl"), &[Access::Read, Access::Write])
+    }
+}
+
+impl Combine {
+    /// The kernel with a part that says where queries are, and its bindings.
+    pub(super) fn kernel_over(&self, layout: Source, bindings: &'static [Access]) -> Kernel {
         Kernel {
             overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
-            ..Kernel::new(
-                "attention_combine",
-                [wgsl!("attention/combine_contiguous.wgsl"), wgsl!("attention/attention_combine.wgsl")],
-                &[Access::Read, Access::Write],
-            )
+            ..Kernel::new("attention_combine", [layout, wgsl!("attention/attention_combine.wgsl")], bindings)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{Attention, AttentionKernel, KvCache, Variant, head_chunks};
+use super::attention::{Attention, AttentionKernel, Combine, KvCache, Variant, head_chunks};
 use super::{cost, element_grid};
 use crate::gpu::{Access, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl};
 use crate::tensor::Tensor;
@@ -155,22 +155,13 @@ impl PipelineKey for PagedVariant {
     }
 }
 
-/// Combines splits, of which every query position has a number of its own.
+/// The kernel of [`Combine`] for splits of which every query position has a number of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct PagedCombine {
-    pub head_dim: usize,
-}
+pub(crate) struct PagedCombine(pub Combine);
 
 impl PipelineKey for PagedCombine {
     fn kernel(&self) -> Kernel {
-        Kernel {
-            overrides: vec![("HEAD4", (self.head_dim / 4) as u32)],
-            ..Kernel::new(
-                "attention_combine",
-                [wgsl!("attention/combine_paged.wgsl"), wgsl!("attention/attention_combine.wgsl")],
-                &[Access::Read, Access::Write, Access::Read],
-            )
-        }
+        self.0.kernel_over(wgsl!("attention/combine_paged.wgsl"), &[Access::Read, Access::Write, Access::Read])
     }
 }
 
@@ -258,7 +249,7 @@ pub fn attention_paged(
     )?;
     if let Some(partial) = partial {
         recorder.dispatch(
-            &PagedCombine { head_dim },
+            &PagedCombine(Combine { head_dim }),
             &[partial.binding(), y.binding(), tables.words.binding()],
             &[query_rows as u32, kv_heads as u32, group as u32, (HEADER * shape.sequences) as u32],
             element_grid(query_rows * kv_heads * head_dim / 4),

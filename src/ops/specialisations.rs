@@ -59,7 +59,7 @@ fn attention_kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in (4..=attention::MAX_HEAD_DIM).step_by(4) {
         kernels.push(attention::Combine { head_dim }.kernel());
-        kernels.push(paged::PagedCombine { head_dim }.kernel());
+        kernels.push(paged::PagedCombine(attention::Combine { head_dim }).kernel());
         let kernels_and_least_rows = [
             (AttentionKernel::Tiled, 8),
             (AttentionKernel::Decode, 1),
