@@ -18,13 +18,8 @@ pub struct Report<'a> {
 #[derive(Serialize)]
 pub struct TurnReport {
     prompt_tokens: usize,
-    token_ids: Vec<u32>,
-    text: String,
-    finish_reason: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stop_reason: Option<StopReasonReport>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    logprobs: Option<Vec<LogprobsReport>>,
+    #[serde(flatten)]
+    answer: ChoiceReport,
     /// The other answers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     alternatives: Vec<ChoiceReport>,
@@ -122,11 +117,13 @@ impl TurnReport {
                 decode_tokens_per_s: answer.decode_tokens_per_s(),
                 cached_tokens: answer.cached_tokens,
             },
-            token_ids: answer.token_ids,
-            text: answer.text,
-            finish_reason: answer.finish_reason.as_str(),
-            stop_reason: answer.stop_reason.and_then(StopReasonReport::new),
-            logprobs: logprobs_report(answer.logprobs, tokenizer),
+            answer: ChoiceReport {
+                token_ids: answer.token_ids,
+                text: answer.text,
+                finish_reason: answer.finish_reason.as_str(),
+                stop_reason: answer.stop_reason.and_then(StopReasonReport::new),
+                logprobs: logprobs_report(answer.logprobs, tokenizer),
+            },
             alternatives: answer.alternatives.into_iter().map(alternative).collect(),
             image: None,
             image_error: None,
