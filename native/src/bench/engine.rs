@@ -8,12 +8,11 @@ use mgm::engine::digest::CachedPosition;
 use mgm::engine::{Engine, EngineOptions, Event, Job, JobId};
 use mgm::gpu::Gpu;
 use mgm::language::{BatchGenerator, LanguageModel, Position, TokenGenerator};
-use mgm::loader::Loader;
 use mgm::ops::Sampling;
-use mgm::tensor::{Precision, Tensor};
+use mgm::tensor::Tensor;
 use serde::Serialize;
 
-use super::{BenchArgs, llm};
+use super::{BenchArgs, gguf, llm};
 use crate::load::open_gguf;
 use crate::output::print_json;
 use crate::{CliError, device_cache};
@@ -53,13 +52,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let gpu = device_cache::open(&arguments.device.options()).await?;
     mgm::tuning::check_rounding_kernels(&gpu).await?;
     let model = open_gguf(path).await?;
-    let precision = arguments.precision.unwrap_or(Precision::F16);
-    let mut loader = Loader::new(&gpu, model.weights.clone(), precision, None);
-    if arguments.precision.is_none() {
-        loader = loader.keep_quantization();
-    }
-    let language = LanguageModel::load(&loader, &model.config).await?;
-    gpu.flush_writes().await?;
+    let language = gguf::load(&gpu, &model, arguments.precision).await?;
     if arguments.tune {
         llm::tune_matmuls(&gpu, &language).await?;
     }

@@ -10,6 +10,7 @@ use mgm::loader::Loader;
 use mgm::ops::{self, Sampling};
 use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
+use mgm::weights::gguf_model::GgufModel;
 use serde::Serialize;
 
 use super::report::MIB;
@@ -51,6 +52,17 @@ fn process_memory(field: &str) -> Option<f64> {
     value.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kib| kib * 1024.0)
 }
 
+/// Loads a model at a precision, or in the file's own formats.
+pub(super) async fn load(gpu: &Gpu, model: &GgufModel, precision: Option<Precision>) -> mgm::Result<LanguageModel> {
+    let mut loader = Loader::new(gpu, model.weights.clone(), precision.unwrap_or(Precision::F16), None);
+    if precision.is_none() {
+        loader = loader.keep_quantization();
+    }
+    let language = LanguageModel::load(&loader, &model.config).await?;
+    gpu.flush_writes().await?;
+    Ok(language)
+}
+
 pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let gpu = device_cache::open(&arguments.device.options()).await?;
     mgm::tuning::check_rounding_kernels(&gpu).await?;
@@ -59,13 +71,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let model = open_gguf(path).await?;
     // A conversation holds the tokenizer while the weights load, so it counts.
     let tokenizer = Tokenizer::from_gguf(&model.header)?;
-    let precision = arguments.precision.unwrap_or(Precision::F16);
-    let mut loader = Loader::new(&gpu, model.weights.clone(), precision, None);
-    if arguments.precision.is_none() {
-        loader = loader.keep_quantization();
-    }
-    let language = LanguageModel::load(&loader, &model.config).await?;
-    gpu.flush_writes().await?;
+    let language = load(&gpu, &model, arguments.precision).await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     let weights = gpu.memory().allocated;
     let weights_on_host = if gpu.adapter().is_software() { weights as f64 } else { 0.0 };
