@@ -20,6 +20,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "benches" / "isa"))
 import chroot  # noqa: E402
+import documents  # noqa: E402
 
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
 RESULTS = TARGET / "truth" / "results.json"
@@ -159,16 +160,12 @@ def table(results):
         if row.missing and set(cells) == {"not run"}:
             cells = [f"not run: {row.missing}"] + [""] * (len(SUITES) - 1)
         lines.append(f"| {row.driver} | {row.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def write(results):
     """Replaces the table in the document."""
-    text = TABLE.read_text()
-    start, end = "<!-- table: make truth WRITE=1 -->\n", "<!-- end of table -->"
-    before, rest = text.split(start)
-    _, after = rest.split(end)
-    TABLE.write_text(before + start + "\n" + table(results) + "\n\n" + end + after)
+    documents.replace_table(TABLE, "<!-- table: make truth WRITE=1 -->", "<!-- end of table -->", table(results))
 
 
 def main():

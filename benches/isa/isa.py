@@ -23,6 +23,7 @@ from pathlib import Path
 
 import chroot
 import devices
+import documents
 import loops
 
 HERE = Path(__file__).resolve().parent
@@ -241,11 +242,9 @@ def check(verdicts, options):
         for kernel, reason in bad.items():
             print(f"{name}: {kernel}: {reason}")
     if options.write:
-        text = DRIVERS.read_text()
-        start, end = "<!-- table: make isa CHECK=1 WRITE=1 -->\n", "<!-- end of the compilers' table -->"
-        (before, rest), lines = text.split(start), [head, ["---"] * len(head)] + [row for row, _ in verdicts.values()]
-        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        DRIVERS.write_text(f"{before}{start}\n{rows}\n\n{end}{rest.split(end)[1]}")
+        rows = [head, ["---"] * len(head)] + [row for row, _ in verdicts.values()]
+        start, end = "<!-- table: make isa CHECK=1 WRITE=1 -->", "<!-- end of the compilers' table -->"
+        documents.replace_table(DRIVERS, start, end, [f"| {' | '.join(row)} |" for row in rows])
     return not any(bad for _, bad in verdicts.values())
 
 
