@@ -101,7 +101,7 @@ export class RemoteFile {
     try {
       // The token is for the first address only.
       const headers = direct === undefined ? { ...this.#headers, Range } : { Range };
-      const response = await request(direct ?? this.#url, { headers, signal: this.#signal });
+      const response = await request(direct ?? this.#url, { headers, signal: this.#signal, cache: "no-store" });
       if (response.status !== 206) {
         await response.body?.cancel();
         throw new MgmError("http", `${this.#url}: the server does not send parts of files (range requests)`);
