@@ -352,6 +352,15 @@ fn tiff_with_palettes_and_few_bits() {
         Tiff { big_endian: false, width: 3, height: 2, photometric: 3, bits: 4, samples: 1, data: &[], tags: &[] };
     let nibbles = &[0x12, 0x30, 0xfe, 0xd0][..];
     let with_alpha = &[0, 255, 100, 128, 200, 0, 255, 17][..];
+    let indexed_with_opacity = Tiff {
+        width: 2,
+        height: 1,
+        bits: 8,
+        samples: 2,
+        data: &[1, 255, 200, 0],
+        tags: &[(320, &colors256), (338, &[2])],
+        ..plain
+    };
     let gray = |values: &[u8]| values.iter().flat_map(|value| [*value; 3]).collect::<Vec<u8>>();
     let indexed = vec![15, 240, 3, 30, 224, 7, 45, 209, 11, 225, 21, 58, 210, 37, 54, 195, 52, 50];
     let cases = [
@@ -369,32 +378,8 @@ fn tiff_with_palettes_and_few_bits() {
             [[255, 0, 156], [0, 255, 117]].repeat(3).concat(),
         ),
         // With opacity for each index.
-        (
-            Tiff {
-                width: 2,
-                height: 1,
-                bits: 8,
-                samples: 2,
-                data: &[1, 255, 200, 0],
-                tags: &[(320, &colors256), (338, &[2])],
-                ..plain
-            },
-            Reference,
-            vec![1, 255, 0, 200, 56, 75],
-        ),
-        (
-            Tiff {
-                width: 2,
-                height: 1,
-                bits: 8,
-                samples: 2,
-                data: &[1, 255, 200, 0],
-                tags: &[(320, &colors256), (338, &[2])],
-                ..plain
-            },
-            Corrected,
-            vec![1, 255, 0, 255, 255, 255],
-        ),
+        (Tiff { ..indexed_with_opacity }, Reference, vec![1, 255, 0, 200, 56, 75]),
+        (Tiff { ..indexed_with_opacity }, Corrected, vec![1, 255, 0, 255, 255, 255]),
         (
             Tiff { width: 2, photometric: 1, bits: 8, samples: 2, data: with_alpha, tags: &[(338, &[2])], ..plain },
             Reference,
