@@ -109,6 +109,28 @@ export async function openPage(context, url) {
   return page;
 }
 
+/** Runs in a page, before it uses the package: collects its workers that were started and not terminated. */
+export function watchWorkers() {
+  self.liveWorkers = new Set();
+  self.Worker = class extends Worker {
+    constructor(...values) {
+      super(...values);
+      liveWorkers.add(this);
+    }
+    terminate() {
+      liveWorkers.delete(this);
+      super.terminate();
+    }
+  };
+}
+
+/** The number of a page's workers (see `watchWorkers`), and the names of the package's locks that are held or requested. */
+export const held = (page) =>
+  page.evaluate(async () => {
+    const { held, pending } = await navigator.locks.query();
+    return { workers: liveWorkers.size, locks: [...held, ...pending].map(({ name }) => name).filter((name) => name.startsWith("mgm")) };
+  });
+
 /** The folder of a bundle of a golden checkpoint, or of the model at a path. Packed once. */
 export function bundle(name, precision, ...more) {
   const folder = join(bundles, `${name.replaceAll("/", "-")}-${precision}${more.join("")}`);
