@@ -37,7 +37,9 @@ function processes() {
     parents.set(pid, Number(/.*\) \S+ (\d+)/s.exec(read(pid, "stat"))?.[1]));
   }
   const isOurs = (pid) => pid === process.pid || (parents.has(pid) && isOurs(parents.get(pid)));
-  return [...parents.keys()].filter((pid) => pid !== process.pid && isOurs(pid)).map((pid) => ({ pid, command: read(pid, "cmdline").split("\0") }));
+  const ours = [...parents.keys()].filter((pid) => pid !== process.pid && isOurs(pid));
+  // Chromium's children separate their arguments by blanks.
+  return ours.map((pid) => ({ pid, command: read(pid, "cmdline").split(/[\0 ]/) }));
 }
 
 /** What a process does for the page: `page`, `gpu` or neither. */
@@ -55,6 +57,8 @@ function resident() {
     const kind = role(one);
     if (kind) bytes[kind] += Number(read(one.pid, "statm").split(" ")[1] ?? 0) * PAGE_SIZE;
   }
+  const missing = Object.entries(bytes).find(([, size]) => size === 0);
+  if (missing) throw new Error(`no process of ${name} is the ${missing[0]} process`);
   return bytes;
 }
 
