@@ -84,6 +84,8 @@ pub mod diffusion;
 pub mod engine;
 pub mod error;
 #[cfg(feature = "gpu")]
+mod generation;
+#[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod gpu;
 pub mod image;

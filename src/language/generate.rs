@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use web_time::Instant;
 
+use super::choose::{ChosenTokens, RowControls, choose_tokens};
 use super::{Cache, LanguageModel};
 use crate::gpu::{Gpu, Readback, Recorder};
-use crate::ops::{self, RowBias, RowPenalties, Sampling};
+use crate::ops::{self, Sampling};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -121,6 +122,17 @@ pub struct TokenLogprobs {
     pub top: Vec<TokenLogprob>,
 }
 
+impl TokenLogprobs {
+    /// Those of the token `id`, from a row of the output of [`ops::logprobs`]. `None` if it is empty.
+    pub(crate) fn from_words(id: u32, words: &[u32]) -> Option<Self> {
+        let (chosen, top) = words.split_first()?;
+        let top = top.chunks_exact(2).filter(|pair| pair[0] != u32::MAX);
+        let top = top.map(|pair| TokenLogprob { id: pair[0], logprob: f32::from_bits(pair[1]) });
+        let chosen = TokenLogprob { id, logprob: f32::from_bits(*chosen) };
+        Some(Self { chosen, top: top.collect() })
+    }
+}
+
 /// What changes logits before a token is chosen, besides [`Sampling`], and what is reported about them.
 #[derive(Debug, Clone, Default)]
 pub struct LogitControls {
@@ -154,24 +166,12 @@ impl Controls {
         (sampled, logprobs, slot): (&Tensor, Option<&Tensor>, usize),
     ) -> Result<()> {
         let LogitControls { bias, ends, min_tokens, top_logprobs, .. } = &self.controls;
-        let bias = bias.iter().map(|(token, bias)| RowBias { row: 0, token: *token, bias: *bias });
-        let ends = ends.iter().filter(|_| slot < *min_tokens);
-        let ends = ends.map(|token| RowBias { row: 0, token: *token, bias: ops::FORBID });
-        let biases: Vec<RowBias> = bias.chain(ends).collect();
-        let penalties = [RowPenalties { sampling, sequence: self.counts.as_ref().map(|_| 0) }];
-        let mut adjusted = logits.clone();
-        if logprobs.is_some() && (!biases.is_empty() || self.counts.is_some()) {
-            // Log-probabilities are those of the model's logits.
-            adjusted = Tensor::temporary(recorder.gpu(), logits.shape(), "adjusted logits")?;
-            logits.copy_to(recorder, &adjusted, 0);
-        }
-        ops::adjust(recorder, &adjusted, &biases, &penalties, self.counts.as_ref())?;
-        ops::sample(recorder, &adjusted, sampling, draw, sampled, slot)?;
-        ops::count_sampled(recorder, logits, &penalties, self.counts.as_ref(), sampled, slot)?;
-        match (logprobs, top_logprobs) {
-            (Some(output), Some(top)) => ops::logprobs(recorder, logits, sampled, *top, output, slot),
-            _ => Ok(()),
-        }
+        let forbidden = if slot < *min_tokens { ends.as_slice() } else { &[] };
+        let counts = self.counts.as_ref().map(|_| 0);
+        let row = RowControls { sampling, draw, bias, forbidden, counts, mask: None };
+        let logprobs = logprobs.zip(*top_logprobs);
+        let chosen = ChosenTokens { sampled, slot, counts: self.counts.as_ref(), masks: None, logprobs };
+        choose_tokens(recorder, logits, &[row], &chosen)
     }
 }
 
@@ -256,11 +256,7 @@ impl<'a> TokenGenerator<'a> {
     /// The log-probabilities of the token `id` that [`Self::next`] returned last. `None` if they were not asked for
     /// ([`LogitControls::top_logprobs`]).
     pub fn logprobs(&self, id: u32) -> Option<TokenLogprobs> {
-        let (chosen, top) = self.steps.last_logprobs.split_first()?;
-        let top = top.chunks_exact(2).filter(|pair| pair[0] != u32::MAX);
-        let top = top.map(|pair| TokenLogprob { id: pair[0], logprob: f32::from_bits(pair[1]) });
-        let chosen = TokenLogprob { id, logprob: f32::from_bits(*chosen) };
-        Some(TokenLogprobs { chosen, top: top.collect() })
+        TokenLogprobs::from_words(id, &self.steps.last_logprobs)
     }
 
     /// Host time spent recording and submitting steps. On software adapters it may include computation.

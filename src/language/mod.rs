@@ -3,6 +3,7 @@
 
 mod batch;
 mod cache;
+mod choose;
 mod generate;
 mod layer;
 mod paged;
@@ -20,6 +21,7 @@ use crate::{Error, Result};
 pub use batch::{BatchCache, BatchGenerator};
 pub use cache::Cache;
 use cache::RecordedStep;
+pub use choose::{ChosenTokens, RowControls, choose_tokens};
 pub use generate::{LogitControls, TokenGenerator, TokenLogprob, TokenLogprobs};
 use layer::Layer;
 pub use paged::{PagedCache, PagedStep, StepRows};

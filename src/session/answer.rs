@@ -3,6 +3,7 @@
 use std::fmt::{self, Display};
 use std::ops::ControlFlow;
 
+use crate::generation::{FinishReason, StopReason};
 use crate::language::TokenLogprobs;
 
 /// What happens while an answer is generated.
@@ -54,45 +55,6 @@ pub enum Event<'a> {
 /// Receives events. [`ControlFlow::Break`] stops the work: an answer ends where it is, anything else fails with
 /// [`Error::Cancelled`](crate::Error::Cancelled).
 pub type OnEvent<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// The model generated a stop token or a stop string.
-    Stop,
-    /// The maximum number of tokens or the end of the context was reached.
-    Length,
-    /// The caller stopped it.
-    Cancelled,
-}
-
-impl FinishReason {
-    /// `stop`, `length` or `cancelled`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-impl Display for FinishReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What ended an answer, if the caller asked for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StopReason {
-    /// One of the stop strings.
-    String(String),
-    /// One of [`AnswerOptions::stop_token_ids`](super::AnswerOptions::stop_token_ids).
-    Token(u32),
-}
 
 /// One of several answers to a question.
 #[derive(Debug, Clone, PartialEq)]

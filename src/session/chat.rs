@@ -7,10 +7,10 @@ use web_time::Instant;
 use super::choice::ChoiceInProgress;
 use super::image::EncodedImage;
 use super::model::no_vision_error;
-use super::splitmix64::SplitMix64;
 use super::{
     Answer, AnswerOptions, Choice, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds,
 };
+use crate::generation::{AnswerText, Draws};
 use crate::language::{Cache, ImageId, LogitControls, Position, TokenGenerator, prefill_chunk};
 use crate::ops::token_counts;
 use crate::tensor::Tensor;
@@ -202,11 +202,11 @@ impl Chat {
             }
             let controls = self.controls(options, &draft.positions, resumed);
             let turn = draft.conversation.turns.len();
-            let mut uniform = SplitMix64::new(options.seed, turn as u64, index as u64);
-            for _ in resumed {
-                uniform.next();
-            }
-            let draw = move || uniform.next();
+            let (draws, mut drawn) = (Draws::new(options.seed, turn as u64, index as u64), resumed.len());
+            let draw = move || {
+                drawn += 1;
+                draws.at(drawn - 1)
+            };
             let (max_new, sampling) = (limit - resumed.len(), options.sampling);
             let generator =
                 TokenGenerator::new(model.language(), model.gpu(), &mut self.cache, x, max_new, sampling, draw)?;
@@ -271,9 +271,9 @@ impl Chat {
         if min_tokens == 0 && !has_penalties && options.logit_bias.is_empty() && options.top_logprobs.is_none() {
             return None;
         }
-        let own = self.model.stop_ids().ids().iter().filter(|_| !options.ignore_eos);
         let vocab = self.model.language().config().vocab_size;
-        let ends = own.chain(&options.stop_token_ids).copied().filter(|id| (*id as usize) < vocab).collect();
+        let text = AnswerText::new(Some((self.model.tokenizer(), self.model.stop_ids())), options);
+        let ends = text.ends().filter(|id| (*id as usize) < vocab).collect();
         let counts = has_penalties.then(|| {
             let prompt = prompt.iter().filter_map(|position| match position {
                 Position::Text(id) => Some(*id),

@@ -10,19 +10,17 @@ mod chat;
 mod choice;
 mod image;
 mod model;
-mod options;
-mod splitmix64;
 
 use web_time::Instant;
 
-pub use answer::{Answer, Choice, Event, FinishReason, OnEvent, StopReason};
+pub use answer::{Answer, Choice, Event, OnEvent};
 pub use ask::Ask;
 pub use batch::PreparedQuestion;
 pub use chat::Chat;
 pub use image::{ImageSource, image_sources};
 pub use model::{AttentionMap, Model, ModelText, conversation_template, own_template};
-pub use options::{AnswerOptions, MAX_BIASES, MAX_CHOICES};
 
+pub use crate::generation::{AnswerOptions, FinishReason, MAX_BIASES, MAX_CHOICES, StopReason};
 pub use crate::language::{TokenLogprob, TokenLogprobs};
 pub use crate::loader::LoadOptions;
 

@@ -28,6 +28,7 @@ const LAYERS: &[&[&str]] = &[
     &["memory_plan"],
     &["nn"],
     &["vision", "language", "diffusion"],
+    &["generation"],
     &["engine"],
     &["session"],
     &["roofline"],

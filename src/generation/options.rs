@@ -28,12 +28,12 @@ pub struct AnswerOptions {
     pub ignore_eos: bool,
     /// Values from -100 to 100 that are added to the logits of tokens; -100 forbids a token. At most [`MAX_BIASES`].
     pub logit_bias: Vec<(u32, f32)>,
-    /// Report the log-probability of each token ([`Answer::logprobs`](super::Answer::logprobs)), and of this many of
-    /// the likeliest tokens in its place, at most 20. `None` for none.
+    /// Report the log-probability of each token ([`Answer::logprobs`](crate::session::Answer::logprobs)), and of this
+    /// many of the likeliest tokens in its place, at most 20. `None` for none.
     pub top_logprobs: Option<usize>,
     /// The number of answers to generate, at most [`MAX_CHOICES`]. Each has its own sequence of random numbers. The
     /// prompt is processed once, then the answers are generated one after the other. The conversation continues with
-    /// the first; the others are [`Answer::alternatives`](super::Answer::alternatives). Default: 1.
+    /// the first; the others are [`Answer::alternatives`](crate::session::Answer::alternatives). Default: 1.
     pub n: usize,
     /// Tokens that another device generated with the same options before it was lost, of each answer in order: it
     /// continues after them. They count towards [`Self::max_new_tokens`] but raise no event, and have no
