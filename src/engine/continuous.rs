@@ -1,20 +1,26 @@
 //! Continuous batching: sequences join and leave between steps.
 
 use std::collections::{HashSet, VecDeque};
+use std::rc::Rc;
 use std::time::Duration;
 
 use web_time::Instant;
 
-use super::blocks::{BLOCK_ROWS, BlockPool};
+use super::blocks::{BLOCK_ROWS, BlockPool, BlockTable};
 use super::digest::{CachedPosition, ImageDigest};
-use super::job::{End, Event, Job, JobId};
+use super::job::{Event, Job, JobId};
 use super::queue::Queue;
-use super::sequence::Sequence;
+use super::request::Request;
+use super::sampler::{LogprobsRead, Sampler, token_logprobs};
+use super::sequence::{AnswerState, Sequence};
 use super::slice::{self, Slices};
+use crate::generation::{FinishReason, StopReason};
 use crate::gpu::{Gpu, Readback, Recorder};
-use crate::language::{ImageId, LanguageModel, PagedCache, PagedStep, Position, StepRows};
-use crate::ops::{self, NO_ROW, PagedSequence, Sampling};
+use crate::language::{ImageId, LanguageModel, PagedCache, PagedStep, Position, RowControls, StepRows};
+use crate::ops::{NO_ROW, PagedSequence};
 use crate::tensor::Tensor;
+use crate::text::stop::StopIds;
+use crate::text::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Steps that are submitted before the first one is read, as of one sequence.
@@ -85,6 +91,7 @@ pub struct Figures {
 #[derive(Debug)]
 struct InFlight {
     read: Readback,
+    logprobs: Option<LogprobsRead>,
     /// For each token read the admission of its sequence and its position. [`NO_ADMISSION`] for tokens of no one.
     tokens: Vec<(u64, usize)>,
 }
@@ -99,6 +106,8 @@ type Inputs = (Vec<Position>, Vec<(ImageId, Tensor)>);
 pub struct Engine<'a> {
     gpu: Gpu,
     language: &'a LanguageModel,
+    /// What decodes answers and ends them.
+    text: Option<(&'a Tokenizer, &'a StopIds)>,
     options: EngineOptions,
     cache: PagedCache,
     pool: BlockPool,
@@ -109,9 +118,12 @@ pub struct Engine<'a> {
     /// Tokens that the device chose: rings of steps, then one for each seat, the first after a prompt.
     chosen: Tensor,
     ring: usize,
+    /// The first tokens of a prompt's answers, before each has its place in `chosen`.
+    first_tokens: Tensor,
+    sampler: Sampler,
     queue: Queue,
     /// In the order of their admission.
-    sequences: Vec<Sequence>,
+    sequences: Vec<Sequence<'a>>,
     in_flight: VecDeque<InFlight>,
     cancelled: HashSet<JobId>,
     slices: Slices,
@@ -137,17 +149,21 @@ impl<'a> Engine<'a> {
         let blocks = capacity.div_ceil(BLOCK_ROWS);
         let spare = slice::MOST.div_ceil(BLOCK_ROWS);
         let of_sequence = context.div_ceil(BLOCK_ROWS);
+        let slots = parallel * (STEPS_AHEAD + 2);
         Ok(Self {
             gpu: gpu.clone(),
             language,
+            text: None,
             options,
             cache: language.paged_cache(gpu, blocks + spare, context)?,
             pool: BlockPool::new(blocks),
             spare: (blocks as u32..).take(spare).collect(),
             prefill_step: language.paged_step(gpu, slice::MOST, 2, of_sequence + spare)?,
             decode_step: language.paged_step(gpu, parallel, parallel, parallel * of_sequence)?,
-            chosen: Tensor::zeros(gpu, &[parallel * (STEPS_AHEAD + 2)], "chosen tokens")?,
+            chosen: Tensor::zeros(gpu, &[slots], "chosen tokens")?,
             ring: 0,
+            first_tokens: Tensor::zeros(gpu, &[parallel], "first tokens")?,
+            sampler: Sampler::new(gpu, language.config().vocab_size, parallel, slots)?,
             queue: Queue::default(),
             sequences: Vec::new(),
             in_flight: VecDeque::new(),
@@ -160,29 +176,73 @@ impl<'a> Engine<'a> {
         })
     }
 
+    /// Decodes answers to text, which stop strings need, and ends them with the model's stop tokens too.
+    pub fn with_text(self, tokenizer: &'a Tokenizer, stop_ids: &'a StopIds) -> Self {
+        Self { text: Some((tokenizer, stop_ids)), ..self }
+    }
+
     /// Adds a job. It is computed by the turns that follow.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it can never be computed: an empty prompt, no tokens to generate, more positions
-    /// than a sequence may have, tokens outside the vocabulary, an image without visual tokens.
+    /// [`Error::PromptTooLong`] if a sequence cannot hold the prompt; [`Error::InvalidArgument`] if the job can never
+    /// be computed for another reason: an empty prompt, no tokens to generate, more positions than a sequence may have,
+    /// options out of range, more answers than sequences, stop strings without [`Self::with_text`], tokens outside the
+    /// vocabulary, an image without visual tokens.
     pub fn submit(&mut self, job: Job) -> Result<JobId> {
-        let length = job.prompt.len() + job.max_new;
-        if job.prompt.is_empty() || job.max_new <= job.begun.len() || length > self.options.context {
+        let context = self.options.context;
+        let (prompt, options) = (job.prompt.len(), &job.options);
+        if prompt >= context {
+            return Err(Error::PromptTooLong { tokens: prompt, limit: context });
+        }
+        options.check(self.language.config().vocab_size)?;
+        let most = options.max_new_tokens;
+        let begun = |choice: usize| options.resume_from.get(choice).map_or(&[] as &[u32], Vec::as_slice);
+        let is_complete = (0..options.n).all(|choice| begun(choice).len() >= most);
+        if prompt == 0 || is_complete || prompt + most > context {
             return Err(Error::InvalidArgument(format!(
-                "a prompt of {} positions and {} new tokens of {}; a sequence has at most {} positions",
-                job.prompt.len(),
-                job.begun.len(),
-                job.max_new,
-                self.options.context
+                "a prompt of {prompt} positions and {} of {most} new tokens; a sequence has at most {context} positions",
+                begun(0).len(),
             )));
         }
-        let begun: Vec<Position> = job.begun.iter().map(|id| Position::Text(*id)).collect();
-        self.language.check_tokens(&begun)?;
+        if options.n > self.options.parallel {
+            return Err(Error::InvalidArgument(format!(
+                "n is {}, expected at most {} answers, the sequences that are computed at once",
+                options.n, self.options.parallel
+            )));
+        }
+        if self.text.is_none() && !options.stop.is_empty() {
+            return Err(Error::InvalidArgument("stop strings need an engine with a tokenizer".to_owned()));
+        }
+        let resumed: Vec<Position> = options.resume_from.iter().flatten().map(|id| Position::Text(*id)).collect();
+        self.language.check_tokens(&resumed)?;
         self.language.check_tokens(&self.inputs(&job, &job.prompt)?.0)?;
         let id = JobId(self.next_id);
         self.next_id += 1;
-        self.queue.push(id, job);
+        let (n, job) = (options.n, Rc::new(job));
+        if resumed.is_empty() {
+            self.queue.push(Request::new(id, job, 0, n - 1, Vec::new()));
+            return Ok(id);
+        }
+        for choice in 0..n {
+            let begun = job.options.resume_from.get(choice).cloned().unwrap_or_default();
+            self.resume(Request::new(id, job.clone(), choice, 0, begun));
+        }
         Ok(id)
+    }
+
+    /// Queues an answer that exists in part, unless it has ended.
+    fn resume(&mut self, request: Request) {
+        let state = AnswerState::new(self.text, &request);
+        let generated = request.begun.len();
+        let done = match state.text.end() {
+            Some(reason) => request.done(FinishReason::Stop, reason.as_ref(), generated),
+            None if state.is_terminated() => request.done(FinishReason::Stop, None, generated),
+            None if generated >= request.job.options.max_new_tokens => {
+                request.done(FinishReason::Length, None, generated)
+            }
+            None => return self.queue.push(request),
+        };
+        self.events.extend(done);
     }
 
     /// Ends a job at the next turn.
@@ -192,7 +252,7 @@ impl<'a> Engine<'a> {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.sequences.is_empty() && self.in_flight.is_empty()
+        self.queue.is_empty() && self.sequences.is_empty() && self.in_flight.is_empty() && self.events.is_empty()
     }
 
     /// What it has done.
@@ -214,41 +274,55 @@ impl<'a> Engine<'a> {
     pub async fn turn(&mut self) -> Result<Vec<(JobId, Event)>> {
         self.end_cancelled();
         self.admit()?;
+        self.end_failed();
         self.prefill_slice().await?;
-        let submitted = self.decode()?;
+        let submitted = self.decode().await?;
+        self.end_failed();
         self.read(submitted).await?;
+        self.end_failed();
         Ok(std::mem::take(&mut self.events))
     }
 
     fn end_cancelled(&mut self) {
         for id in std::mem::take(&mut self.cancelled) {
-            let sequence = self.sequences.iter().position(|sequence| sequence.id == id);
-            if let Some(sequence) = sequence {
-                self.end(sequence, End::Cancelled);
-            } else if self.queue.remove(id) {
-                self.events.push((id, Event::Done(End::Cancelled)));
+            for request in self.queue.remove(id) {
+                self.events.extend(request.done(FinishReason::Cancelled, None, request.begun.len()));
+            }
+            while let Some(index) = self.sequences.iter().position(|sequence| sequence.request.id == id) {
+                self.end(index, FinishReason::Cancelled, None);
             }
         }
     }
 
-    fn end(&mut self, sequence: usize, end: End) {
-        let (id, _) = self.sequences.remove(sequence).release(&mut self.pool);
-        self.events.push((id, Event::Done(end)));
+    fn end(&mut self, index: usize, reason: FinishReason, stop_reason: Option<&StopReason>) {
+        let mut sequence = self.sequences.remove(index);
+        let (generated, choice) = (sequence.generated(), sequence.request.choice);
+        let rest = sequence.text.finish();
+        let request = sequence.release(&mut self.pool);
+        if let Some(text) = rest {
+            self.events.push((request.id, Event::Delta { choice, ids: Vec::new(), text, logprobs: Vec::new() }));
+        }
+        self.events.extend(request.done(reason, stop_reason, generated));
     }
 
     /// Gives blocks to jobs that wait, while there are blocks for their prompts.
     fn admit(&mut self) -> Result<()> {
-        while self.sequences.len() < self.options.parallel {
-            let Some((id, job)) = self.queue.pop() else { break };
-            let mut positions = job.prompt.clone();
-            positions.extend(job.begun.iter().map(|id| CachedPosition::Text(*id)));
+        loop {
+            let taken: usize = self.sequences.iter().map(Sequence::count).sum();
+            if taken >= self.options.parallel {
+                break;
+            }
+            let Some(mut request) = self.queue.pop() else { break };
+            let (job, positions) = (request.job.clone(), request.positions());
             // In deterministic mode tokens of an answer are no prefix of a prompt.
             let known = if self.options.deterministic { &job.prompt } else { &positions };
             let mut hit = self.pool.find_prefix(&job.salt, known);
-            let fits = self.pool.available() > (positions.len() + 1).div_ceil(BLOCK_ROWS) - hit.table.blocks().len();
+            let needed = (positions.len() + 1).div_ceil(BLOCK_ROWS) + request.forks;
+            let fits = self.pool.available() > needed - hit.table.blocks().len()
+                && taken + 1 + request.forks <= self.options.parallel;
             if !fits && !self.sequences.is_empty() || !self.pool.extend(&mut hit.table, positions.len()) {
                 self.pool.release(hit.table, &[]);
-                self.queue.push_front(id, job);
+                self.queue.push_front(request);
                 break;
             }
             if let Some(copy) = hit.copy {
@@ -257,13 +331,31 @@ impl<'a> Engine<'a> {
                 recorder.submit()?;
             }
             self.figures.cached += hit.rows as u64;
-            self.events.push((id, Event::Started { cached: hit.rows }));
-            let seat = (0..).find(|seat| self.sequences.iter().all(|other| other.seat != *seat)).unwrap_or(0);
-            let admission = (self.admissions, seat);
-            self.admissions += 1;
-            let deterministic = self.options.deterministic;
-            self.sequences.push(Sequence::new((id, job), admission, (hit.table, hit.rows), deterministic));
+            self.events.push((request.id, Event::Started { cached: hit.rows }));
+            request.cached.get_or_insert(hit.rows.min(job.prompt.len()));
+            request.times.admitted.get_or_insert_with(Instant::now);
+            let admission = self.take_seat();
+            self.seat(request, admission, (hit.table, hit.rows))?;
         }
+        Ok(())
+    }
+
+    /// The number of an admission, and a seat that no sequence has.
+    fn take_seat(&mut self) -> (u64, usize) {
+        let seat = (0..).find(|seat| self.sequences.iter().all(|other| other.seat != *seat)).unwrap_or(0);
+        self.admissions += 1;
+        (self.admissions - 1, seat)
+    }
+
+    /// Adds a sequence whose first `cached` positions are in `table`.
+    fn seat(&mut self, request: Request, admission: (u64, usize), (table, cached): (BlockTable, usize)) -> Result<()> {
+        let options = &request.job.options;
+        if options.sampling.has_penalties() {
+            self.sampler.set_counts(admission.1, &request.job.prompt, &request.begun)?;
+        }
+        let state = AnswerState::new(self.text, &request);
+        let (deterministic, vocab) = (self.options.deterministic, self.language.config().vocab_size);
+        self.sequences.push(Sequence::new(request, admission, (table, cached), deterministic, (state, vocab)));
         Ok(())
     }
 
@@ -281,7 +373,7 @@ impl<'a> Engine<'a> {
         let started = Instant::now();
         let sequence = &self.sequences[index];
         let (from, to) = (sequence.written, sequence.prefill.min(sequence.written + most));
-        let (mut inputs, images) = self.inputs(&sequence.job, &sequence.positions[from..to])?;
+        let (mut inputs, images) = self.inputs(&sequence.request.job, &sequence.positions[from..to])?;
         let blocks = sequence.table.blocks();
         let mut rows =
             vec![StepRows { sequence: PagedSequence { queries: to - from, keys: to, blocks }, token: NO_ROW }];
@@ -302,12 +394,8 @@ impl<'a> Engine<'a> {
             let last = Tensor::temporary(&self.gpu, &[1, x.columns()], "last position")?;
             x.slice_rows(to - from - 1..to - from).copy_to(&mut recorder, &last, 0);
             let logits = self.language.logits(&mut recorder, &last)?;
-            let slot = self.options.parallel * (STEPS_AHEAD + 1) + sequence.seat;
-            let draw = draw(sequence.job.seed, sequence.generated());
-            ops::sample(&mut recorder, &logits, sequence.job.sampling, draw, &self.chosen, slot)?;
-            let read = self.chosen.slice_elements(slot..slot + 1).read_back(&mut recorder);
-            self.in_flight.push_back(InFlight { read, tokens: vec![(sequence.admission, to)] });
-            self.sequences[index].token = slot as u32;
+            self.sequences[index].written = to;
+            self.begin_answers(&mut recorder, index, &logits)?;
         }
         recorder.finish().await?;
         recorder.submit()?;
@@ -317,19 +405,64 @@ impl<'a> Engine<'a> {
         sequence.register(&mut self.pool);
         self.figures.slices += 1;
         self.figures.prefilled += (to - from) as u64;
-        self.queue.charge(sequence.job.user, to - from, 0);
-        self.events.push((sequence.id, Event::Prefill { done: to, all: sequence.prefill }));
+        self.queue.charge(sequence.request.job.user, to - from, 0);
+        self.events.push((sequence.request.id, Event::Prefill { done: to, all: sequence.prefill }));
         Ok(())
     }
 
-    /// Submits a step of all running sequences. Returns whether there was one.
-    fn decode(&mut self) -> Result<bool> {
+    /// Records the choice of the first tokens after a prompt, whose last position has `logits` [1, vocab]. Each answer
+    /// becomes a sequence, which shares the prompt's full blocks.
+    fn begin_answers(&mut self, recorder: &mut Recorder, index: usize, logits: &Tensor) -> Result<()> {
+        let mut answers = vec![index];
+        let forks = std::mem::take(&mut self.sequences[index].request.forks);
+        let rows = self.sequences[index].written;
+        for fork in 1..=forks {
+            let leader = &self.sequences[index];
+            let request = leader.request.fork(leader.request.choice + fork);
+            let Some((table, copy)) = self.pool.fork(&leader.table, rows) else {
+                // It begins later, from the cached prompt.
+                self.queue.push_front(request);
+                continue;
+            };
+            if let Some(copy) = copy {
+                self.cache.copy_rows(recorder, copy.from, copy.to, copy.rows)?;
+            }
+            let admission = self.take_seat();
+            self.seat(request, admission, (table, rows))?;
+            answers.push(self.sequences.len() - 1);
+        }
+        let mut all = logits.clone();
+        if answers.len() > 1 {
+            all = Tensor::temporary(&self.gpu, &[answers.len(), logits.columns()], "logits of answers")?;
+            (0..answers.len()).for_each(|row| logits.copy_to(recorder, &all, row));
+        }
+        let position = self.sequences[index].positions.len();
+        let tokens: Vec<(u64, usize)> =
+            answers.iter().map(|answer| (self.sequences[*answer].admission, position)).collect();
+        self.set_masks(&tokens)?;
+        let (controls, top) = self.controls(&tokens);
+        let logprobs = self.sampler.record(recorder, &all, &controls, (&self.first_tokens, 0), top)?;
+        let read = self.first_tokens.slice_elements(0..answers.len()).read_back(recorder);
+        let chosen = self.chosen.reshape(&[self.chosen.len(), 1]);
+        for (row, answer) in answers.into_iter().enumerate() {
+            let sequence = &mut self.sequences[answer];
+            let slot = self.options.parallel * (STEPS_AHEAD + 1) + sequence.seat;
+            self.first_tokens.slice_elements(row..row + 1).copy_to(recorder, &chosen, slot);
+            sequence.token = slot as u32;
+        }
+        self.in_flight.push_back(InFlight { read, logprobs, tokens });
+        Ok(())
+    }
+
+    /// Submits a step of all running sequences. Returns whether there was one. If a sequence is constrained, the layers
+    /// are submitted first: they run while the host reads the tokens before and computes what may come next.
+    async fn decode(&mut self) -> Result<bool> {
         if self.in_flight.len() >= self.steps_ahead() {
             return Ok(false);
         }
         self.make_room();
         let parallel = self.options.parallel;
-        let is_next = |sequence: &Sequence| sequence.is_running() && !sequence.is_submitted();
+        let is_next = |sequence: &Sequence<'_>| sequence.is_running() && !sequence.is_submitted();
         let next: Vec<usize> = (0..self.sequences.len()).filter(|index| is_next(&self.sequences[*index])).collect();
         if next.is_empty() {
             return Ok(false);
@@ -337,7 +470,6 @@ impl<'a> Engine<'a> {
         let first = parallel * self.ring;
         let mut rows = Vec::with_capacity(parallel);
         let mut tokens = Vec::with_capacity(parallel);
-        let mut samplings = Vec::with_capacity(parallel);
         for index in &next {
             let sequence = &mut self.sequences[*index];
             if let Some(CachedPosition::Text(id)) = sequence.positions.get(sequence.written)
@@ -355,35 +487,83 @@ impl<'a> Engine<'a> {
             let blocks = sequence.table.blocks();
             rows.push(StepRows { sequence: PagedSequence { queries: 1, keys, blocks }, token: sequence.token });
             tokens.push((sequence.admission, keys));
-            samplings.push((sequence.job.sampling, draw(sequence.job.seed, keys - sequence.job.prompt.len())));
         }
         if self.options.deterministic {
             // The kernels of a product depend on the number of rows.
             let sequence = PagedSequence { queries: 1, keys: 1, blocks: &self.spare };
             rows.resize(parallel, StepRows { sequence, token: rows[0].token });
             tokens.resize(parallel, (NO_ADMISSION, 0));
-            samplings.resize(parallel, (Sampling::GREEDY, 0.0));
         }
         let mut recorder = self.gpu.record();
         let (cache, step, chosen) = (&self.cache, &mut self.decode_step, &self.chosen);
         let x = self.language.decode_paged(&mut recorder, cache, step, chosen, &rows)?;
         let logits = self.language.logits(&mut recorder, &x)?;
-        sample_rows(&mut recorder, &logits, &samplings, &self.chosen, first)?;
-        let read = self.chosen.slice_elements(first..first + rows.len()).read_back(&mut recorder);
-        recorder.submit()?;
-        self.in_flight.push_back(InFlight { read, tokens });
         self.figures.steps += 1;
         self.figures.rows += next.len() as u64;
-        for (row, index) in next.into_iter().enumerate() {
+        let is_constrained = next.iter().any(|index| self.sequences[*index].constraint.is_some());
+        for index in next {
             let sequence = &mut self.sequences[index];
             sequence.written += 1;
-            // If the token is known, the one that was chosen is not needed.
-            let is_known = sequence.written < sequence.positions.len();
-            sequence.token = if is_known { NO_ROW } else { (first + row) as u32 };
-            self.queue.charge(sequence.job.user, 0, 1);
+            self.queue.charge(sequence.request.job.user, 0, 1);
         }
+        if is_constrained {
+            recorder.submit()?;
+            while !self.in_flight.is_empty() {
+                self.read_oldest().await?;
+            }
+            self.set_masks(&tokens)?;
+            recorder = self.gpu.record();
+        }
+        let (controls, top) = self.controls(&tokens);
+        let logprobs = self.sampler.record(&mut recorder, &logits, &controls, (&self.chosen, first), top)?;
+        let read = self.chosen.slice_elements(first..first + tokens.len()).read_back(&mut recorder);
+        recorder.submit()?;
+        for (row, (admission, keys)) in tokens.iter().enumerate() {
+            if let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.admission == *admission) {
+                // If the token is known, the one that was chosen is not needed.
+                let is_known = *keys < sequence.positions.len();
+                sequence.token = if is_known { NO_ROW } else { (first + row) as u32 };
+            }
+        }
+        self.in_flight.push_back(InFlight { read, logprobs, tokens });
         self.ring = (self.ring + 1) % (STEPS_AHEAD + 1);
         Ok(true)
+    }
+
+    /// How the tokens at positions of sequences are chosen, and the number of best tokens to report, if any. Sequences
+    /// that ended meanwhile, and no one's rows, may have any token.
+    fn controls(&self, tokens: &[(u64, usize)]) -> (Vec<RowControls<'_>>, Option<usize>) {
+        let find = |admission: u64| self.sequences.iter().find(|sequence| sequence.admission == admission);
+        let mut controls = Vec::with_capacity(tokens.len());
+        let mut top = None;
+        for (admission, position) in tokens {
+            let sequence = find(*admission);
+            controls.push(sequence.map_or_else(RowControls::default, |sequence| sequence.controls(*position)));
+            top = top.max(sequence.and_then(|sequence| sequence.top_logprobs(*position)));
+        }
+        (controls, top)
+    }
+
+    /// Uploads the allowed tokens of constrained sequences, of which all tokens before those positions are known.
+    fn set_masks(&mut self, tokens: &[(u64, usize)]) -> Result<()> {
+        let vocab = self.language.config().vocab_size;
+        for (admission, position) in tokens {
+            let sequence = self.sequences.iter_mut().find(|sequence| sequence.admission == *admission);
+            let Some(sequence) = sequence.filter(|sequence| *position >= sequence.positions.len()) else { continue };
+            let Some(constraint) = &mut sequence.constraint else { continue };
+            let mut mask = vec![0; vocab.div_ceil(32)];
+            match constraint.fill_mask(&mut mask) {
+                Ok(()) if (0..vocab).any(|id| mask[id / 32] >> (id % 32) & 1 == 1) => {
+                    self.sampler.set_mask(sequence.seat, &mask)?;
+                }
+                Ok(()) => {
+                    let reason = format!("a constraint allows no token after {} of an answer", sequence.generated());
+                    sequence.error = Some(Error::InvalidArgument(reason));
+                }
+                Err(error) => sequence.error = Some(error),
+            }
+        }
+        Ok(())
     }
 
     /// A row for each running sequence. If there are too few blocks, the sequences that were admitted last give theirs
@@ -398,8 +578,8 @@ impl<'a> Engine<'a> {
                 continue;
             }
             let Some(last) = self.sequences.pop() else { break };
-            let (id, job) = last.release(&mut self.pool);
-            self.queue.push_front(id, job);
+            let request = last.release(&mut self.pool);
+            self.queue.push_front(request);
             self.figures.preempted += 1;
         }
     }
@@ -416,34 +596,74 @@ impl<'a> Engine<'a> {
         if submitted && self.in_flight.len() < self.steps_ahead() {
             return Ok(());
         }
-        let Some(InFlight { read, tokens }) = self.in_flight.pop_front() else { return Ok(()) };
+        self.read_oldest().await
+    }
+
+    async fn read_oldest(&mut self) -> Result<()> {
+        let Some(InFlight { read, logprobs, tokens }) = self.in_flight.pop_front() else { return Ok(()) };
         let ids: Vec<u32> = read.values().await?;
-        tokens.into_iter().zip(ids).try_for_each(|((admission, position), id)| self.accept(admission, position, id))
+        let logprobs = match logprobs {
+            Some(read) => read.rows().await?,
+            None => Vec::new(),
+        };
+        for (row, ((admission, position), id)) in tokens.into_iter().zip(ids).enumerate() {
+            self.accept(admission, position, id, logprobs.get(row).map_or(&[], Vec::as_slice));
+        }
+        Ok(())
     }
 
     /// The token that was chosen for a position of a sequence, if that is still running.
-    fn accept(&mut self, admission: u64, position: usize, id: u32) -> Result<()> {
+    fn accept(&mut self, admission: u64, position: usize, id: u32, logprobs: &[u32]) {
         let Some(index) = self.sequences.iter().position(|sequence| sequence.admission == admission) else {
-            return Ok(());
+            return;
         };
         let sequence = &mut self.sequences[index];
-        if position < sequence.positions.len() {
-            return Ok(());
+        if position < sequence.positions.len() || sequence.error.is_some() {
+            return;
         }
         if id as usize >= self.language.config().vocab_size {
-            return Err(Error::Gpu(format!(
-                "the device sampled token {id}, which is outside the vocabulary: the logits are probably NaN"
-            )));
+            let reason =
+                format!("the device sampled token {id}, which is outside the vocabulary: the logits are probably NaN");
+            sequence.error = Some(Error::Gpu(reason));
+            return;
         }
+        let top = sequence.top_logprobs(position);
         sequence.positions.push(CachedPosition::Text(id));
         sequence.register(&mut self.pool);
-        self.events.push((sequence.id, Event::Token(id)));
-        if sequence.job.stop.contains(&id) {
-            self.end(index, End::Stop);
-        } else if sequence.generated() >= sequence.job.max_new {
-            self.end(index, End::Length);
+        sequence.request.times.first_token.get_or_insert_with(Instant::now);
+        let delta = Event::Delta {
+            choice: sequence.request.choice,
+            ids: vec![id],
+            text: sequence.text.push(id).unwrap_or_default(),
+            logprobs: top.and_then(|top| token_logprobs(id, logprobs, top)).into_iter().collect(),
+        };
+        self.events.push((sequence.request.id, delta));
+        if let Some(reason) = sequence.text.end().cloned() {
+            return self.end(index, FinishReason::Stop, reason.as_ref());
         }
-        Ok(())
+        let is_terminated = match &mut sequence.constraint {
+            Some(constraint) => constraint.accept(id).map(|()| constraint.is_terminated()),
+            None => Ok(false),
+        };
+        if let Err(error) = is_terminated {
+            sequence.error = Some(error);
+        } else if is_terminated == Ok(true) {
+            self.end(index, FinishReason::Stop, None);
+        } else if sequence.generated() >= sequence.request.job.options.max_new_tokens {
+            self.end(index, FinishReason::Length, None);
+        }
+    }
+
+    /// Ends answers that cannot be continued.
+    fn end_failed(&mut self) {
+        while let Some(index) = self.sequences.iter().position(|sequence| sequence.error.is_some()) {
+            let mut sequence = self.sequences.remove(index);
+            let error = sequence.error.take();
+            let request = sequence.release(&mut self.pool);
+            for choice in request.choice..=request.choice + request.forks {
+                self.events.extend(error.clone().map(|error| (request.id, Event::Failed { choice, error })));
+            }
+        }
     }
 
     /// Positions as the language model takes them, and the visual tokens of their images.
@@ -465,33 +685,4 @@ impl<'a> Engine<'a> {
         let images = job.images.iter().enumerate().map(|(index, (_, tokens))| (ImageId(index as u32), tokens.clone()));
         Ok((inputs, images.collect()))
     }
-}
-
-/// Chooses a token from each row of logits [rows, vocab].
-fn sample_rows(
-    recorder: &mut Recorder,
-    logits: &Tensor,
-    samplings: &[(Sampling, f32)],
-    chosen: &Tensor,
-    first: usize,
-) -> Result<()> {
-    if samplings.iter().all(|(sampling, _)| sampling.temperature <= 0.0) {
-        return ops::sample(recorder, logits, Sampling::GREEDY, 0.0, chosen, first);
-    }
-    for (row, (sampling, draw)) in samplings.iter().enumerate() {
-        let one = Tensor::temporary(recorder.gpu(), &[1, logits.columns()], "logits of a row")?;
-        logits.slice_rows(row..row + 1).copy_to(recorder, &one, 0);
-        ops::sample(recorder, &one, *sampling, *draw, chosen, first + row)?;
-    }
-    Ok(())
-}
-
-/// The uniform number in [0, 1) for an answer's token number `index`: the same whenever it is chosen. SplitMix64
-/// (Steele, Lea and Flood, 2014) can begin anywhere in its sequence.
-fn draw(seed: u64, index: usize) -> f32 {
-    let mut z = seed.wrapping_add((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    // An f32 holds 24 bits exactly.
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
 }

@@ -1,34 +1,36 @@
 //! What the engine is asked, and what it answers.
 
+use std::time::Duration;
+
+use super::constraint::Constraint;
 use super::digest::{CachedPosition, ImageDigest, Salt};
-use crate::ops::Sampling;
+use crate::Error;
+use crate::generation::{AnswerOptions, FinishReason, StopReason};
+use crate::language::TokenLogprobs;
 use crate::tensor::Tensor;
 
 /// Identifies a job of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
 
-/// A prompt to continue.
+/// A prompt to continue, once or several times.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// The prompt.
     pub prompt: Vec<CachedPosition>,
     /// The visual tokens [tokens, hidden] of the images in the prompt.
     pub images: Vec<(ImageDigest, Tensor)>,
-    /// Tokens to generate at most, those of `begun` included.
-    pub max_new: usize,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// Seed of the draws.
-    pub seed: u64,
-    /// Tokens that end the answer.
-    pub stop: Vec<u32>,
+    /// How answers are generated, as in a conversation. [`AnswerOptions::n`] answers are generated at once, at
+    /// most [`EngineOptions::parallel`](super::EngineOptions::parallel): they share the prompt's blocks.
+    /// [`AnswerOptions::resume_from`] has the tokens of answers that exist already, such as those that a lost device
+    /// interrupted; they raise no event.
+    pub options: AnswerOptions,
+    /// What answers may be, before their first token. Each has a copy of its own.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Whose cached prefixes it may use.
     pub salt: Salt,
     /// Who asks: users share the device fairly.
     pub user: u64,
-    /// Tokens of the answer that exist already, such as those of an answer that a lost device interrupted.
-    pub begun: Vec<u32>,
 }
 
 impl Job {
@@ -37,32 +39,40 @@ impl Job {
         Self {
             prompt,
             images: Vec::new(),
-            max_new,
-            sampling: Sampling::GREEDY,
-            seed: 0,
-            stop: Vec::new(),
+            options: AnswerOptions::default().with_max_new_tokens(max_new),
+            constraint: None,
             salt: Salt::default(),
             user: 0,
-            begun: Vec::new(),
         }
     }
 }
 
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// With one of the job's stop tokens.
-    Stop,
-    /// It has as many tokens as it may.
-    Length,
-    /// It was cancelled.
-    Cancelled,
+/// Numbers of tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Positions of the prompt, visual tokens included.
+    pub prompt: usize,
+    /// Positions of the prompt that were in the cache.
+    pub cached: usize,
+    /// Tokens of the answer, those that were resumed included.
+    pub generated: usize,
+}
+
+/// Where an answer's time went. Answers to one job share the first two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// From its submission to its admission.
+    pub queued: Duration,
+    /// From its admission to the first token.
+    pub prefill: Duration,
+    /// From the first token to the end.
+    pub decode: Duration,
 }
 
 /// What happened to a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Its prompt is being computed. After a preemption it starts again.
+    /// Its prompt is being computed. After a preemption, one of its answers starts again.
     Started {
         /// Positions that were in the cache.
         cached: usize,
@@ -74,8 +84,36 @@ pub enum Event {
         /// Positions in all.
         all: usize,
     },
-    /// The next token.
-    Token(u32),
-    /// There will be no more.
-    Done(End),
+    /// More of an answer.
+    Delta {
+        /// Which answer, from 0.
+        choice: usize,
+        /// The next tokens: one or more, or none where text was held back to the end.
+        ids: Vec<u32>,
+        /// The text that is certain now: whole characters, without special tokens and what may become a stop string.
+        /// Empty if the engine has no tokenizer ([`Engine::with_text`](super::Engine::with_text)).
+        text: String,
+        /// The log-probabilities of `ids`, if they are wanted ([`AnswerOptions::top_logprobs`]).
+        logprobs: Vec<TokenLogprobs>,
+    },
+    /// There will be no more of an answer.
+    Done {
+        /// Which answer, from 0.
+        choice: usize,
+        /// Why.
+        reason: FinishReason,
+        /// What ended it, if the caller asked for it.
+        stop_reason: Option<StopReason>,
+        /// Numbers of tokens.
+        usage: Usage,
+        /// Where its time went.
+        timings: Timings,
+    },
+    /// An answer cannot be continued; other jobs can.
+    Failed {
+        /// Which answer, from 0.
+        choice: usize,
+        /// Why.
+        error: Error,
+    },
 }

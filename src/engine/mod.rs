@@ -5,12 +5,19 @@
 //! is idle. A turn is at most one slice of a prompt and one decoding step of all running sequences.
 
 pub mod blocks;
+mod constraint;
 mod continuous;
 pub mod digest;
 mod job;
 mod queue;
+mod request;
+mod sampler;
 mod sequence;
 mod slice;
 
+pub use constraint::Constraint;
 pub use continuous::{Engine, EngineOptions, Figures};
-pub use job::{End, Event, Job, JobId};
+pub use job::{Event, Job, JobId, Timings, Usage};
+
+pub use crate::generation::{AnswerOptions, FinishReason, StopReason};
+pub use crate::language::{TokenLogprob, TokenLogprobs};

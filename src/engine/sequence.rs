@@ -1,15 +1,20 @@
-//! A job that is being computed.
+//! An answer that is being computed.
 
 use super::blocks::{BLOCK_ROWS, BlockPool, BlockTable};
+use super::constraint::Constraint;
 use super::digest::CachedPosition;
-use super::job::{Job, JobId};
+use super::request::Request;
+use crate::Error;
+use crate::generation::{AnswerText, Draws};
+use crate::language::RowControls;
 use crate::ops::NO_ROW;
+use crate::text::stop::StopIds;
+use crate::text::tokenizer::Tokenizer;
 
-/// A job with blocks of the cache.
+/// An answer with blocks of the cache, or several before their prompt is computed.
 #[derive(Debug)]
-pub(super) struct Sequence {
-    pub id: JobId,
-    pub job: Job,
+pub(super) struct Sequence<'a> {
+    pub request: Request,
     /// The number of admissions before this one. Steps in flight refer to it: a job that was preempted meanwhile has
     /// another.
     pub admission: u64,
@@ -26,35 +31,75 @@ pub(super) struct Sequence {
     pub token: u32,
     /// Slices of other prompts since one of this.
     pub waited: usize,
+    /// What the known tokens say.
+    pub text: AnswerText<'a>,
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Why the answer cannot be continued.
+    pub error: Option<Error>,
+    draws: Draws,
+    /// Tokens that are forbidden before `min_tokens`.
+    ends: Vec<u32>,
     /// Positions that others may use: in deterministic mode not those that were computed as generated tokens.
     shareable: usize,
 }
 
-impl Sequence {
-    /// A job whose first `cached` positions are in `table`. `deterministic`: generated tokens are computed by decoding
-    /// steps, even if they exist already.
+/// What the tokens of an answer lead to.
+#[derive(Debug)]
+pub(super) struct AnswerState<'a> {
+    pub text: AnswerText<'a>,
+    constraint: Option<Box<dyn Constraint>>,
+    error: Option<Error>,
+}
+
+impl<'a> AnswerState<'a> {
+    /// The state after the tokens of a request that exist.
+    pub(super) fn new(text: Option<(&'a Tokenizer, &'a StopIds)>, request: &Request) -> Self {
+        let mut text = AnswerText::new(text, &request.job.options);
+        let mut constraint = request.job.constraint.clone();
+        let mut error = None;
+        for id in &request.begun {
+            text.push(*id);
+            if let Some(constraint) = &mut constraint {
+                error = error.or(constraint.accept(*id).err());
+            }
+        }
+        Self { text, constraint, error }
+    }
+
+    /// Whether the constraint ends the answer.
+    pub(super) fn is_terminated(&self) -> bool {
+        self.constraint.as_ref().is_some_and(|constraint| constraint.is_terminated())
+    }
+}
+
+impl<'a> Sequence<'a> {
+    /// An answer whose first `cached` positions are in `table`. `deterministic`: generated tokens are
+    /// computed by decoding steps, even if they exist already.
     pub(super) fn new(
-        (id, job): (JobId, Job),
+        request: Request,
         (admission, seat): (u64, usize),
         (table, cached): (BlockTable, usize),
         deterministic: bool,
+        (AnswerState { text, constraint, error }, vocab): (AnswerState<'a>, usize),
     ) -> Self {
-        let mut positions = job.prompt.clone();
-        positions.extend(job.begun.iter().map(|id| CachedPosition::Text(*id)));
-        let prefill = if deterministic { job.prompt.len() } else { positions.len() };
-        let shareable = if deterministic { job.prompt.len() } else { usize::MAX };
+        let positions = request.positions();
+        let (prompt, options) = (request.job.prompt.len(), &request.job.options);
         Self {
-            id,
-            job,
             admission,
             seat,
             table,
+            prefill: if deterministic { prompt } else { positions.len() },
             positions,
-            prefill,
             written: cached,
             token: NO_ROW,
             waited: 0,
-            shareable,
+            draws: Draws::new(options.seed, 0, request.choice as u64),
+            ends: text.ends().filter(|id| options.min_tokens > 0 && (*id as usize) < vocab).collect(),
+            text,
+            constraint,
+            error,
+            shareable: if deterministic { prompt } else { usize::MAX },
+            request,
         }
     }
 
@@ -65,12 +110,39 @@ impl Sequence {
 
     /// Whether the last token that it may generate is chosen, or submitted to be.
     pub(super) fn is_submitted(&self) -> bool {
-        self.written + 1 >= self.job.prompt.len() + self.job.max_new
+        self.written + 1 >= self.request.job.prompt.len() + self.request.job.options.max_new_tokens
     }
 
     /// Generated tokens that are known.
     pub(super) fn generated(&self) -> usize {
-        self.positions.len() - self.job.prompt.len()
+        self.positions.len() - self.request.job.prompt.len()
+    }
+
+    /// Sequences that it is, or will be.
+    pub(super) fn count(&self) -> usize {
+        1 + self.request.forks
+    }
+
+    /// How the token at a position is chosen. One that is known may be any.
+    pub(super) fn controls(&self, position: usize) -> RowControls<'_> {
+        if position < self.positions.len() || self.error.is_some() {
+            return RowControls::default();
+        }
+        let options = &self.request.job.options;
+        let index = position - self.request.job.prompt.len();
+        RowControls {
+            sampling: options.sampling,
+            draw: self.draws.at(index),
+            bias: &options.logit_bias,
+            forbidden: if index < options.min_tokens { &self.ends } else { &[] },
+            counts: options.sampling.has_penalties().then_some(self.seat),
+            mask: self.constraint.as_ref().map(|_| self.seat),
+        }
+    }
+
+    /// The number of best tokens to report with the token at a position.
+    pub(super) fn top_logprobs(&self, position: usize) -> Option<usize> {
+        self.request.job.options.top_logprobs.filter(|_| position >= self.positions.len())
     }
 
     /// Positions that are both known and written, or recorded to be.
@@ -86,16 +158,16 @@ impl Sequence {
         }
     }
 
-    /// Gives its blocks back. Returns the job with all tokens that are known.
-    pub(super) fn release(self, pool: &mut BlockPool) -> (JobId, Job) {
+    /// Gives its blocks back. Returns the request with all tokens that are known.
+    pub(super) fn release(self, pool: &mut BlockPool) -> Request {
         let stored = self.stored().to_vec();
         pool.release(self.table, &stored);
-        let Self { id, mut job, positions, .. } = self;
+        let Self { mut request, positions, .. } = self;
         let token = |position: &CachedPosition| match position {
             CachedPosition::Text(id) => Some(*id),
             CachedPosition::Visual { .. } => None,
         };
-        job.begun = positions[job.prompt.len()..].iter().filter_map(token).collect();
-        (id, job)
+        request.begun = positions[request.job.prompt.len()..].iter().filter_map(token).collect();
+        request
     }
 }

@@ -3,6 +3,8 @@
 
 use std::rc::Rc;
 
+#[cfg(feature = "engine")]
+use mgm::engine::digest::CachedPosition;
 use mgm::io::DiskFile;
 use mgm::language::Position;
 use mgm::session::LoadOptions;
@@ -72,5 +74,33 @@ fn smollm2_says_what_llama_cpp_says() {
         }
         println!("largest difference of a log-probability to llama.cpp's: {worst:.4}");
         assert!(worst <= BOUND, "a log-probability differs by {worst}");
+    });
+}
+
+/// 16 questions that join and leave a batch at random: the rule of near ties, and in deterministic mode every bit.
+#[cfg(feature = "engine")]
+#[test]
+#[ignore = "needs the model's file: run `make smollm2`"]
+fn smollm2_answers_the_same_in_any_batch() {
+    use crate::engine::{check_deterministic, check_near_ties, jobs, with_controls};
+    let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
+    let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let cases: Vec<Case> = serde_json::from_slice(include_bytes!("../data/gguf/smollm2.json")).expect("cases");
+    let gpu = common::open_gpu();
+    pollster::block_on(async {
+        let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
+        let options = LoadOptions::new(Precision::F16).with_keep_quantization(true);
+        let model = Model::load_gguf(&gpu, &file, &options).await.expect("a model");
+        let language = model.language();
+        let mut jobs = jobs(16, language.config().vocab_size);
+        for (index, job) in jobs.iter_mut().enumerate() {
+            // Real prompts, each with another part of its answer.
+            let case = &cases[index % cases.len()];
+            job.prompt =
+                case.ids.iter().chain(case.greedy.iter().take(index)).map(|id| CachedPosition::Text(*id)).collect();
+            job.options.max_new_tokens = 4 + index;
+        }
+        check_near_ties(&gpu, language, &jobs, 2).await;
+        check_deterministic(&gpu, language, &with_controls(jobs), 2).await;
     });
 }

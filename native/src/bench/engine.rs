@@ -165,7 +165,7 @@ impl Bench<'_> {
         let started = Instant::now();
         let mut tokens = 0;
         while tokens < count * (decode - 1) {
-            tokens += engine.turn().await?.iter().filter(|(_, event)| matches!(event, Event::Token(_))).count();
+            tokens += engine.turn().await?.iter().map(|(_, event)| new_tokens(event)).sum::<usize>();
         }
         let elapsed = started.elapsed();
         let steps = engine.figures().steps - before.steps;
@@ -267,5 +267,12 @@ fn running(engine: &Engine<'_>) -> usize {
 
 /// Tokens of a job among events.
 fn tokens_of(events: &[(JobId, Event)], id: JobId) -> usize {
-    events.iter().filter(|(other, event)| *other == id && matches!(event, Event::Token(_))).count()
+    events.iter().filter(|(other, _)| *other == id).map(|(_, event)| new_tokens(event)).sum()
+}
+
+fn new_tokens(event: &Event) -> usize {
+    match event {
+        Event::Delta { ids, .. } => ids.len(),
+        _ => 0,
+    }
 }
