@@ -1496,10 +1496,10 @@ fn logits_are_processed_as_by_transformers() {
     }
 }
 
-/// 20,000 draws of every control: each token's frequency is within 5 sigma of its probability in f64.
+/// 100,000 draws of every control, each in its own row: a token is drawn within 5 sigma of its probability in f64.
 #[test]
 fn sampling_frequencies() {
-    const DRAWS: usize = 20_000;
+    const DRAWS: usize = 100_000;
     let vocab = 37;
     let mut random = Random::new("frequencies");
     let logits = random.values(vocab, 3.0);
@@ -1525,7 +1525,47 @@ fn sampling_frequencies() {
             true,
         ),
     ];
-    for (index, (sampling, masked)) in settings.into_iter().enumerate() {
+    // A row for each setting, as in a step of the engine: each with its own controls, biases and counts.
+    let rows = settings.len();
+    let gpu = devices().software.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut recorder = gpu.record();
+    let adjusted = Tensor::upload(&mut recorder, &[rows, vocab], &logits.repeat(rows), "logits").expect("memory");
+    let all_counts = Tensor::upload(&mut recorder, &[rows, vocab], &counts.repeat(rows), "counts").expect("memory");
+    let biases: Vec<RowBias> =
+        (0..rows).flat_map(|row| bias.map(|(token, bias)| RowBias { row, token, bias })).collect();
+    let penalties: Vec<RowPenalties> = settings
+        .iter()
+        .enumerate()
+        .map(|(row, (sampling, _))| RowPenalties { sampling: *sampling, sequence: Some(rows - 1 - row) })
+        .collect();
+    ops::adjust(&mut recorder, &adjusted, &biases, &penalties, Some(&all_counts)).expect("a recording");
+    let adjusted = adjusted.read_back(&mut recorder);
+    recorder.submit().expect("a submission");
+    let adjusted: Vec<f32> = pollster::block_on(adjusted.values()).expect("logits");
+
+    // Many copies of these rows at once.
+    const COPIES: usize = 200;
+    let mut recorder = gpu.record();
+    let masks = Tensor::upload(&mut recorder, &[1, 2], &mask, "mask").expect("memory");
+    let shape = [COPIES * rows, vocab];
+    let many = Tensor::upload(&mut recorder, &shape, &adjusted.repeat(COPIES), "logits").expect("memory");
+    let sampled = Tensor::zeros(&gpu, &[DRAWS * rows], "sampled").expect("memory");
+    for part in 0..DRAWS / COPIES {
+        let copies = std::iter::repeat_n(settings, COPIES).flatten();
+        let controls: Vec<RowSampling> = copies
+            .map(|(sampling, masked)| RowSampling { sampling, draw: random.unit() as f32, mask: masked.then_some(0) })
+            .collect();
+        ops::sample_rows(&mut recorder, &many, &controls, Some(&masks), &sampled, part * COPIES * rows)
+            .expect("a recording");
+    }
+    let sampled = sampled.read_back(&mut recorder);
+    recorder.submit().expect("a submission");
+    let mut found = vec![vec![0usize; vocab]; rows];
+    for (index, id) in pollster::block_on(sampled.values::<u32>()).expect("ids").into_iter().enumerate() {
+        found[index % rows][id as usize] += 1;
+    }
+
+    for (index, ((sampling, masked), found)) in settings.into_iter().zip(found).enumerate() {
         // f64: bias, penalties, mask, temperature, cut-offs.
         let mut expected: Vec<f64> = logits.iter().copied().map(f64::from).collect();
         for (token, bias) in bias {
@@ -1558,35 +1598,6 @@ fn sampling_frequencies() {
         let mut kept: Vec<usize> = kept.copied().collect();
         kept.retain(|token| weight(*token) >= f64::from(sampling.min_p));
         let total: f64 = kept.iter().map(|token| weight(*token)).sum();
-
-        let gpu = devices().software.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut recorder = gpu.record();
-        let adjusted = Tensor::upload(&mut recorder, &[1, vocab], &logits, "logits").expect("memory");
-        let counts = Tensor::upload(&mut recorder, &[1, vocab], &counts, "counts").expect("memory");
-        let biases = bias.map(|(token, bias)| RowBias { row: 0, token, bias });
-        let penalties = [RowPenalties { sampling, sequence: Some(0) }];
-        ops::adjust(&mut recorder, &adjusted, &biases, &penalties, Some(&counts)).expect("a recording");
-        let adjusted = adjusted.read_back(&mut recorder);
-        recorder.submit().expect("a submission");
-        let adjusted: Vec<f32> = pollster::block_on(adjusted.values()).expect("logits");
-
-        let mut recorder = gpu.record();
-        let masks = Tensor::upload(&mut recorder, &[1, 2], &mask, "mask").expect("memory");
-        let rows = DRAWS / 10;
-        let many = Tensor::upload(&mut recorder, &[rows, vocab], &adjusted.repeat(rows), "logits").expect("memory");
-        let sampled = Tensor::zeros(&gpu, &[DRAWS], "sampled").expect("memory");
-        for part in 0..DRAWS / rows {
-            let mut row = || RowSampling { sampling, draw: random.unit() as f32, mask: masked.then_some(0) };
-            let rows_sampling: Vec<RowSampling> = (0..rows).map(|_| row()).collect();
-            ops::sample_rows(&mut recorder, &many, &rows_sampling, Some(&masks), &sampled, part * rows)
-                .expect("a recording");
-        }
-        let sampled = sampled.read_back(&mut recorder);
-        recorder.submit().expect("a submission");
-        let mut found = vec![0usize; vocab];
-        for id in pollster::block_on(sampled.values::<u32>()).expect("ids") {
-            found[id as usize] += 1;
-        }
         for (token, found) in found.into_iter().enumerate() {
             let share = if kept.contains(&token) { weight(token) / total } else { 0.0 };
             let sigma = (DRAWS as f64 * share * (1.0 - share)).sqrt();
