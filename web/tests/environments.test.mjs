@@ -153,7 +153,7 @@ test("Trusted Types, from the page's origin and from another", { timeout: 900_00
   assert.equal(await titleOf(write("trusted.html", { head })), ids);
   assert.equal(await titleOf(write("trusted-cdn.html", { head, module: `${cdn.url}/index.js` })), ids);
   const refused = head.replace("trusted-types mgm-webgpu", "trusted-types others");
-  assert.match(await titleOf(write("refused.html", { head: refused })), /^MgmError network: .*worker\.js did not start: .*TrustedScriptURL/);
+  assert.match(await titleOf(write("refused.html", { head: refused })), /^MgmError network: .*worker\.js did not start: .*(TrustedScriptURL|Sink type mismatch).*with Trusted Types the policy mgm-webgpu/);
 });
 
 test("a strict content security policy, with the package from the page's origin and from another", { timeout: 900_000 }, async () => {
@@ -183,7 +183,7 @@ test("a worker that does not start: the error says why, and names the address", 
     ["nowhere/worker.js", "", /^MgmError http: .*\/nowhere\/worker\.js: the server responded 404/],
     ["worker.html", "", /^MgmError http: .*\/worker\.html: the server sent a web page instead of the script/],
     // Firefox does not say that a worker's script has a syntax error.
-    ["broken.js", "", isFirefox ? /^MgmError network: .*\/broken\.js did not start: .*is it the package's script/ : /^MgmError network: .*\/broken\.js did not start: .*SyntaxError/],
+    ["broken.js", "", isFirefox ? /^MgmError network: .*\/broken\.js did not start: .*it is the package's script/ : /^MgmError network: .*\/broken\.js did not start: .*SyntaxError/],
     ["dist/worker.js", csp, /^MgmError network: .*\/dist\/worker\.js did not start: .*worker-src/],
   ]) {
     const before = `const { env } = await import("/dist/index.js"); env.workerUrl = "/${url}";`;

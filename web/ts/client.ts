@@ -175,7 +175,9 @@ export class WorkerClient {
 
   #failToStart(url: string, reason: string): void {
     if (navigator.onLine) {
-      const hint = "check that the content security policy allows it (worker-src), and that it is the package's script";
+      // Firefox does not say that Trusted Types are the reason.
+      const policies = `worker-src, and with Trusted Types the policy ${POLICY}`;
+      const hint = `check that the content security policy allows it (${policies}), and that it is the package's script`;
       this.end("network", `the package's worker ${url} did not start: ${reason} (${hint})`);
     } else {
       this.end("offline", `this device is offline, and there is no copy of the package's worker ${url}`);

@@ -59,7 +59,8 @@ async function startWasm(message: StartMessage): ReturnType<typeof init> {
     return await init({ module_or_path: bytes });
   } catch (cause) {
     const reason = `the package's wasm module ${message.wasmUrl} did not start: ${String(cause)}`;
-    const isPolicy = /content security|unsafe-eval/i.test(reason);
+    // Firefox says "blocked by CSP".
+    const isPolicy = /content security|unsafe-eval|\bCSP\b/i.test(reason);
     throw isPolicy
       ? new MgmError("unsupported-browser", `${reason} (allow 'wasm-unsafe-eval' in the policy's script-src)`, { cause })
       : new MgmError("internal", `${reason} (do the worker and the module belong to the same version?)`, { cause });
