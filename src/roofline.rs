@@ -143,6 +143,12 @@ impl<F: FnMut(&Row)> Bench<F> {
             self.linear(1, n, k, Precision::Q4).await?;
         }
         self.linear(1, 32000, 4096, Precision::Q8).await?;
+        // A token of each of several conversations.
+        for m in [2, 4, 8, 16] {
+            for (n, k) in [(4096, 4096), (22016, 4096)] {
+                self.linear(m, n, k, Precision::Q4).await?;
+            }
+        }
         // SmolLM2-135M.
         for (n, k) in [(960, 576), (576, 576), (3072, 576), (576, 1536)] {
             self.linear(1, n, k, Precision::Q4).await?;

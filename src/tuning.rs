@@ -92,7 +92,8 @@ pub async fn tune(
     update_tuning(gpu, |tuning| tuning.retain(|kernel| options.allow(gpu, kernel)));
     let on_step = |timing: Option<&Timing>| timing.map_or(ControlFlow::Continue(()), &mut on_timing);
     let mut stopwatch = Stopwatch { gpu, correct: HashMap::new(), deadline: None, on_step };
-    let shapes: BTreeSet<_> = products.into_iter().filter_map(MatmulShape::measured).collect();
+    let is_measured = |shape: &MatmulShape| !(gpu.is_software() && shape.has_few_rows());
+    let shapes: BTreeSet<_> = products.into_iter().filter(is_measured).map(MatmulShape::measured).collect();
     for shape in shapes {
         let mut kernels = MatmulKernel::candidates(gpu, shape);
         kernels.retain(|kernel| options.allow(gpu, *kernel) && is_exact_enough(*kernel, shape));
@@ -110,6 +111,7 @@ pub async fn tune(
 /// this when it loads a model on a GPU for the first time.
 ///
 /// The products of one row (decoding) come first, then those of many rows (prompts), each in the order of their cost.
+/// Those of 2 to 16 rows are left out.
 /// For each product it measures a short list: the default kernel and the same one in the next sizes. Another one
 /// replaces the default if it is at least 5 % faster. The budget includes pipelines and comparisons with the reference;
 /// the measurement that exceeds it is dropped, and the products that are left keep their default kernels
@@ -183,12 +185,13 @@ async fn measure_short_lists<F: FnMut(Option<&Timing>) -> ControlFlow<()>>(
     Ok(())
 }
 
-/// The measured shapes of products: of one row, then of many, the most expensive first.
+/// The measured shapes of products: of one row, then of many, the most expensive first. Those of 2 to 16 rows keep their
+/// default kernels.
 fn by_cost(products: &HashMap<MatmulShape, u64>) -> Vec<MatmulShape> {
     let mut costs: BTreeMap<MatmulShape, f64> = BTreeMap::new();
-    for (&shape, &uses) in products {
+    for (&shape, &uses) in products.iter().filter(|(shape, _)| !shape.has_few_rows()) {
         let MatmulShape { precision, m, n, k } = shape;
-        let Some(measured) = shape.measured() else { continue };
+        let measured = shape.measured();
         // One row takes as long as its weights, many as long as their arithmetic.
         let cost = if m == 1 { Matrix::bytes_for(precision, n, k) as f64 } else { m as f64 * n as f64 * k as f64 };
         *costs.entry(measured).or_default() += uses as f64 * cost;
@@ -437,7 +440,8 @@ pub(crate) fn uncached_weights(gpu: &Gpu, shape: MatmulShape) -> Result<Vec<Matr
 
 /// Compares a kernel with the reference, on a small product whose sizes are multiples of nothing but four.
 async fn matches_reference(gpu: &Gpu, shape: MatmulShape, kernel: MatmulKernel) -> Result<bool> {
-    let m = if shape.m == 1 { 1 } else { 70 };
+    // Rows past the end of a tile, where there is more than one.
+    let m = if shape.m > 1 && !shape.has_few_rows() { 70 } else { shape.m + shape.m / 2 };
     matches(gpu, &Linear { m, n: 67, k: 132, precision: shape.precision, norm: true, ..Linear::default() }, kernel)
         .await
 }

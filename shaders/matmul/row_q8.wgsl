@@ -28,3 +28,15 @@ fn group_scales(loaded: RowGroup) -> vec2<f32> {
 fn group_offsets(loaded: RowGroup) -> vec2<f32> {
     return vec2(-128.0 * loaded.scale);
 }
+
+// Scale and offset of all columns.
+alias RowScales = vec2<f32>;
+
+fn row_scales(loaded: RowGroup) -> RowScales {
+    return vec2(1.0, -128.0) * loaded.scale;
+}
+
+// Weights of columns 4 j .. 4 j + 3; j < 8.
+fn scaled_columns4(loaded: RowGroup, scales: RowScales, j: u32) -> vec4<f32> {
+    return fma(vec4(scales.x), group_columns4(loaded, j), vec4(scales.y));
+}

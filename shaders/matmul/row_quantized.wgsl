@@ -59,3 +59,15 @@ fn group_offsets(loaded: RowGroup) -> vec2<f32> {
     }
     return vec2(stored.y);
 }
+
+// Scales of the group's halves, then their offsets.
+alias RowScales = vec4<f32>;
+
+fn row_scales(loaded: RowGroup) -> RowScales {
+    return vec4(group_scales(loaded), group_offsets(loaded));
+}
+
+// Weights of columns 4 j .. 4 j + 3; j < 8.
+fn scaled_columns4(loaded: RowGroup, scales: RowScales, j: u32) -> vec4<f32> {
+    return fma(vec4(scales[j >> 2u]), group_columns4(loaded, j), vec4(scales[2u + (j >> 2u)]));
+}

@@ -49,12 +49,12 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             continue;
         }
         match stem.split_once('_') {
+            // Readers after those of the same weights.
+            Some(("run", _) | ("row", "floats")) => continue,
             Some(("weights" | "blocks" | "row", stored)) => {
                 format = Some(stored.to_owned());
                 continue;
             }
-            // Readers after those of the same weights.
-            Some(("run", _)) => continue,
             _ => {}
         }
         words.push(match stem {

@@ -41,7 +41,7 @@ pub use kernel_name::kernel_name;
 pub use logprobs::{MAX_TOP_LOGPROBS, logprob_words, logprobs};
 pub(crate) use matmul::{Choice, linear_by, update_tuning};
 pub use matmul::{
-    Cooperative, Epilogue, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, SharedRows, Tuning, linear,
+    Cooperative, Epilogue, FewRows, MatmulKernel, MatmulShape, Rounding, Routes, RowMatvec, SharedRows, Tuning, linear,
     linear_add, linear_normed, linear_routed, products, set_tuning, tuning,
 };
 pub use mining::{MiningMap, check_windows, mining, mining_stats};

@@ -297,7 +297,7 @@ fn every_matmul_kernel_matches_the_reference() {
         let gpu = device.lock().unwrap_or_else(PoisonError::into_inner);
         let shapes = Precision::ALL
             .into_iter()
-            .flat_map(|precision| [1, 128].map(|m| MatmulShape { precision, m, n: 96, k: 64 }));
+            .flat_map(|precision| [1, 4, 8, 16, 128].map(|m| MatmulShape { precision, m, n: 96, k: 64 }));
         let mut kernels = HashSet::new();
         let tuning = measure(&gpu, shapes, TuneOptions::default().with_int8(true), |timing| {
             let (kernel, shape) = (timing.kernel.name(), timing.shape);
@@ -312,13 +312,16 @@ fn every_matmul_kernel_matches_the_reference() {
     }
 }
 
-/// Has every product of many rows with weights of this shape computed by a kernel; `false` if the device cannot run it.
+/// Has every product of 5 to 8 rows and of more than 16 with weights of this shape computed by a kernel; `false` if the
+/// device cannot run it.
 fn force(gpu: &Gpu, kernel: MatmulKernel, precision: Precision, n: usize, k: usize) -> bool {
     let mut forced = Tuning::none(gpu);
-    forced.force(MatmulShape { precision, m: 512, n, k }, kernel);
+    for m in [8, 512] {
+        forced.force(MatmulShape { precision, m, n, k }, kernel);
+    }
     set_tuning(gpu, Tuning::none(gpu));
     set_tuning(gpu, forced);
-    tuning(gpu).len() == 1
+    tuning(gpu).len() == 2
 }
 
 /// The kernels that round factors, which only a measurement chooses, with everything that can be around a product.
@@ -588,7 +591,7 @@ fn measurements_do_not_change_the_kernels_in_use() {
         assert_eq!(tuning(&gpu), before);
         timings += 1;
     });
-    assert!(timings > 1 && tuning(&gpu).len() == 2);
+    assert!(timings > 1 && tuning(&gpu).len() == 3);
     set_tuning(&gpu, Tuning::none(&gpu));
 }
 

@@ -1,6 +1,6 @@
 //! Which kernel computes a product.
 
-use super::kernel::{Cooperative, Device, MATVEC_ROWS, MatmulKernel, MeasuredRows, Rounding, RowMatvec};
+use super::kernel::{Cooperative, Device, FewRows, MATVEC_ROWS, MatmulKernel, MeasuredRows, Rounding, RowMatvec};
 use super::shape::MatmulShape;
 use super::table::tuned;
 use crate::gpu::{Capabilities, Gpu};
@@ -36,6 +36,7 @@ impl MatmulKernel {
         let suits = |kernel: &Self| suits(kernel) && (inputs != Inputs::Wide || kernel.rounding() == Rounding::None);
         tuned(gpu, shape)
             .filter(&suits)
+            .or_else(|| Self::for_few_rows(gpu, shape).filter(&suits))
             .or_else(|| Self::on_matrix_units(gpu, shape).filter(&suits))
             .or_else(|| Self::on_bytes(gpu, shape).filter(&suits))
             .or_else(|| if inputs == Inputs::F16 { Self::in_f16_sums(gpu, shape) } else { None })
@@ -45,8 +46,10 @@ impl MatmulKernel {
     /// The kernel for a product that was not measured, whatever its inputs. It may round to f16 on matrix units, or to
     /// 8 bits.
     pub(crate) fn unmeasured(gpu: &Gpu, shape: MatmulShape) -> Self {
-        let on_bytes = || Self::on_bytes(gpu, shape);
-        Self::on_matrix_units(gpu, shape).or_else(on_bytes).unwrap_or_else(|| Self::likely(gpu, shape))
+        Self::for_few_rows(gpu, shape)
+            .or_else(|| Self::on_matrix_units(gpu, shape))
+            .or_else(|| Self::on_bytes(gpu, shape))
+            .unwrap_or_else(|| Self::likely(gpu, shape))
     }
 
     /// The kernel for an implicit GEMM of `shape.m` output positions: one for several rows.
@@ -59,6 +62,17 @@ impl MatmulKernel {
             Some(kernel) => kernel,
             None => Self::Tiled { half: false, columns: 4 },
         }
+    }
+
+    /// The kernel that reads weights once for 2 to 16 rows, on a GPU. Up to four rows of quantised weights
+    /// [`Self::RowMatvec`] reads as few bytes with fewer instructions. A tile of 64 rows, of whatever kind, takes as
+    /// many bytes as this, and four times the arithmetic at least.
+    fn for_few_rows(gpu: &Gpu, shape: MatmulShape) -> Option<Self> {
+        let reads_once = shape.m <= MATVEC_ROWS && shape.precision.bits().is_some();
+        if gpu.is_software() || !shape.has_few_rows() || reads_once {
+            return None;
+        }
+        Some(Self::Few(FewRows::likely(shape.m)))
     }
 
     /// The kernel for a product that may add in f16, if the GPU has packed f16 arithmetic and passed the check.
@@ -166,6 +180,7 @@ impl MatmulKernel {
                 let measured = match spec.measured {
                     MeasuredRows::One => shape.m == 1,
                     MeasuredRows::Few => few,
+                    MeasuredRows::UpTo(rows) => shape.has_few_rows() && shape.m.next_power_of_two() == rows as usize,
                     MeasuredRows::Many => !few,
                     MeasuredRows::Never => false,
                 };
@@ -211,5 +226,13 @@ impl RowMatvec {
             8192.. => Self { rows, lanes: 16, owned: 2, workgroup: 256 },
             _ => Self { rows, lanes: if rows < 4 { 8 } else { 16 }, owned: 2, workgroup: 256 },
         }
+    }
+}
+
+impl FewRows {
+    /// The sizes for `m` rows of x.
+    fn likely(m: usize) -> Self {
+        let rows = m.next_power_of_two() as u32;
+        Self { rows, lanes: 16, owned: 2, workgroup: if rows < 16 { 256 } else { 128 } }
     }
 }

@@ -8,6 +8,9 @@ use crate::tensor::Precision;
 /// Up to this many rows of x go through the matvec kernels, more through kernels that use each weight for many rows.
 pub(super) const MATVEC_ROWS: usize = 4;
 
+/// The most rows of x of [`MatmulKernel::Few`].
+pub(super) const FEW_ROWS: usize = 16;
+
 /// Columns that [`MatmulKernel::F16Sums`] adds in f16.
 const F16_STEP: u32 = 32;
 
@@ -20,6 +23,8 @@ pub enum MatmulKernel {
     /// For few rows of x and quantised weights: neighbouring invocations compute neighbouring rows of W; x in workgroup
     /// memory.
     RowMatvec(RowMatvec),
+    /// For 2 to 16 rows of x: weights are read and unpacked once for all of them; x in workgroup memory.
+    Few(FewRows),
     /// Tiles in workgroup memory.
     Tiled {
         /// In f16.
@@ -66,6 +71,19 @@ pub struct RowMatvec {
     /// Rows of W of an invocation: up to 4.
     pub owned: u32,
     /// Invocations of a workgroup.
+    pub workgroup: u32,
+}
+
+/// The sizes of [`MatmulKernel::Few`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FewRows {
+    /// Rows of x: 2, 4, 8 or 16.
+    pub rows: u32,
+    /// Invocations that compute neighbouring rows of W.
+    pub lanes: u32,
+    /// Rows of W of an invocation: 2 or 4.
+    pub owned: u32,
+    /// Invocations of a workgroup: at least 8 for each row of x.
     pub workgroup: u32,
 }
 
@@ -173,6 +191,8 @@ pub(super) enum MeasuredRows {
     One,
     /// Up to [`MATVEC_ROWS`].
     Few,
+    /// Two or more, up to this power of two and more than half of it.
+    UpTo(u32),
     /// More than [`MATVEC_ROWS`].
     Many,
     /// None: never measured.
@@ -244,6 +264,9 @@ impl MatmulKernel {
             (4, 16, 2, 256),
         ]
         .map(|(rows, lanes, owned, workgroup)| RowMatvec { rows, lanes, owned, workgroup });
+        let few =
+            [(2, 16, 2, 256), (4, 16, 2, 256), (8, 16, 2, 256), (8, 16, 4, 256), (16, 16, 2, 128), (16, 16, 4, 128)]
+                .map(|(rows, lanes, owned, workgroup)| FewRows { rows, lanes, owned, workgroup });
         let subgroup = [(2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (8, 2), (16, 2)];
         let tiled = [4, 8].into_iter().flat_map(|columns| [false, true].map(|half| Self::Tiled { half, columns }));
         [Self::Matvec, Self::MatvecSubgroup]
@@ -251,6 +274,7 @@ impl MatmulKernel {
             .chain(tiled)
             .chain([4, 8].map(|columns| Self::Packed { columns }))
             .chain(rows.into_iter().map(Self::RowMatvec))
+            .chain(few.into_iter().map(Self::Few))
             .chain(Cooperative::all().map(Self::Cooperative))
             .chain([4, 8].map(|rows| Self::F16Sums { rows }))
             .chain([1, 2, 4, 8, 16].map(Self::Uniform))
@@ -306,8 +330,26 @@ impl MatmulKernel {
                 grid: Grid::Rows,
                 fuses_norm: true,
                 quantized_only: true,
-                measured: if rows == 1 { MeasuredRows::One } else { MeasuredRows::Never },
+                measured: if rows == 1 { MeasuredRows::One } else { MeasuredRows::UpTo(rows) },
                 device: Device::Hardware,
+                ..tiled
+            },
+            Self::Few(FewRows { rows, lanes, owned, workgroup }) => KernelSpec {
+                name: "matmul_few",
+                file: wgsl!("matmul/matmul_few.wgsl"),
+                weights: WeightReader::Row,
+                constants: [
+                    Some(Const("WORKGROUP", workgroup)),
+                    Some(Const("LANES", lanes)),
+                    Some(Const("OWNED", owned)),
+                    Some(Const("INPUT_ROWS", rows)),
+                    None,
+                    None,
+                ],
+                tile: [rows as usize, (lanes * owned) as usize],
+                grid: Grid::Rows,
+                fuses_norm: true,
+                measured: MeasuredRows::UpTo(rows),
                 ..tiled
             },
             Self::Tiled { half, columns } => KernelSpec {
@@ -491,6 +533,7 @@ mod tests {
         assert_lists_all_of!(
             Matvec,
             RowMatvec(_),
+            Few(_),
             Tiled { half: false, .. },
             Tiled { half: true, .. },
             Packed { .. },

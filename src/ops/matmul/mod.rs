@@ -16,7 +16,7 @@ mod table;
 
 use bytemuck::{Pod, Zeroable};
 
-pub use self::kernel::{Cooperative, MatmulKernel, Rounding, RowMatvec};
+pub use self::kernel::{Cooperative, FewRows, MatmulKernel, Rounding, RowMatvec};
 pub use self::quantized_rows::SharedRows;
 pub(super) use self::quantized_rows::quantize_kernels;
 pub(super) use self::record::{Params, Product};

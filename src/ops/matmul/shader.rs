@@ -187,9 +187,14 @@ fn block_reader(precision: Precision) -> (Vec<Source>, Vec<(&'static str, u32)>)
     (vec![source], reader_constants(precision))
 }
 
-/// The reader of 32 columns of a row of quantised weights.
+/// The reader of 32 columns of a row.
 fn row_reader(precision: Precision) -> (Vec<Source>, Vec<(&'static str, u32)>) {
     let source = match precision {
+        Precision::F32 | Precision::F16 => {
+            let (mut sources, constants) = weight_reader(precision);
+            sources.push(wgsl!("matmul/row_floats.wgsl"));
+            return (sources, constants);
+        }
         Precision::Q8 => wgsl!("matmul/row_q8.wgsl"),
         _ => wgsl!("matmul/row_quantized.wgsl"),
     };

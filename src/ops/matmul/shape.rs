@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::kernel::MATVEC_ROWS;
+use super::kernel::FEW_ROWS;
 use crate::gpu::DryRunReport;
 use crate::tensor::{Precision, Shard};
 
@@ -30,14 +30,22 @@ impl MatmulShape {
         Self { precision: shard.precision, m, n: shard.rows, k }
     }
 
-    /// The shape whose measurement stands for this one: of one row, or of many. Products of two to four rows are not
-    /// measured.
-    pub(crate) fn measured(self) -> Option<Self> {
-        match self.m {
-            1 => Some(self),
-            m if m > MATVEC_ROWS => Some(Self { m: MANY_ROWS, ..self }),
-            _ => None,
-        }
+    /// The shape whose measurement stands for this one: of one row, of 2, 4, 8 or 16 ([`Self::has_few_rows`]), or of
+    /// many.
+    pub(crate) fn measured(self) -> Self {
+        let m = if self.m > FEW_ROWS { MANY_ROWS } else { self.m.next_power_of_two() };
+        Self { m, ..self }
+    }
+
+    /// The shape of many rows with the same weights.
+    pub(super) fn of_many(self) -> Self {
+        Self { m: MANY_ROWS, ..self }
+    }
+
+    /// 2 to 16 rows: of several sequences that are decoded together. Only [`tune`](crate::tuning::tune) measures them,
+    /// and only on GPUs.
+    pub(crate) fn has_few_rows(self) -> bool {
+        (2..=FEW_ROWS).contains(&self.m)
     }
 }
 

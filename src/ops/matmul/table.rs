@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::kernel::MatmulKernel;
+use super::kernel::{MATVEC_ROWS, MatmulKernel};
 use super::quantized_rows::quantize_kernels;
 use super::shader::all_kernels;
 use super::shape::MatmulShape;
@@ -95,33 +95,34 @@ impl Tuning {
 
     /// The number of measurements that hold for these products.
     pub fn count(&self, products: impl IntoIterator<Item = MatmulShape>) -> usize {
-        let shapes: BTreeSet<_> = products.into_iter().filter_map(MatmulShape::measured).collect();
+        let shapes: BTreeSet<_> = products.into_iter().map(MatmulShape::measured).collect();
         shapes.iter().filter(|shape| self.products.contains_key(shape)).count()
     }
 
-    /// Whether each of these products was measured, or left to its default kernel by [`Self::leave`].
+    /// Whether each of these products, but for those of 2 to 16 rows, was measured, or left to its default kernel by
+    /// [`Self::leave`].
     pub fn covers(&self, products: impl IntoIterator<Item = MatmulShape>) -> bool {
-        let shapes = products.into_iter().filter_map(MatmulShape::measured);
-        shapes.into_iter().all(|shape| self.products.contains_key(&shape) || self.unmeasured.contains(&shape))
+        let mut shapes = products.into_iter().filter(|shape| !shape.has_few_rows()).map(MatmulShape::measured);
+        shapes.all(|shape| self.products.contains_key(&shape) || self.unmeasured.contains(&shape))
     }
 
     /// Leaves those of the products that were not measured to their default kernels:
     /// [`tune_within`](crate::tuning::tune_within) does not measure them.
     pub fn leave(&mut self, products: impl IntoIterator<Item = MatmulShape>) {
-        let shapes = products.into_iter().filter_map(MatmulShape::measured);
+        let shapes = products.into_iter().map(MatmulShape::measured);
         self.unmeasured.extend(shapes.filter(|shape| !self.products.contains_key(shape)));
     }
 
     /// Has every product of `shape` computed by `kernel`, whatever was measured.
     #[doc(hidden)]
     pub fn force(&mut self, shape: MatmulShape, kernel: MatmulKernel) {
-        self.insert(shape.measured().unwrap_or(shape), Choice { kernel, microseconds: 0.0 });
+        self.insert(shape.measured(), Choice { kernel, microseconds: 0.0 });
     }
 
     /// The kernel for a product, if one was measured.
     #[doc(hidden)]
     pub fn kernel(&self, shape: MatmulShape) -> Option<MatmulKernel> {
-        self.products.get(&shape.measured()?).map(|choice| choice.kernel)
+        self.products.get(&shape.measured()).map(|choice| choice.kernel)
     }
 
     pub(crate) fn insert(&mut self, shape: MatmulShape, choice: Choice) {
@@ -164,7 +165,11 @@ pub fn tuning(gpu: &Gpu) -> Tuning {
 
 /// The kernel that was measured to be the fastest for a product.
 pub(super) fn tuned(gpu: &Gpu, shape: MatmulShape) -> Option<MatmulKernel> {
-    gpu.extension::<InUse>().0.lock().kernel(shape)
+    let in_use = gpu.extension::<InUse>();
+    let tuning = in_use.0.lock();
+    // Software adapters compute 5 to 16 rows as they do many.
+    let of_many = || tuning.kernel(shape.of_many()).filter(|_| gpu.is_software() && shape.m > MATVEC_ROWS);
+    tuning.kernel(shape).or_else(of_many)
 }
 
 /// A hash of every kernel that computes products and of the text of its files: measurements of other kernels do not
