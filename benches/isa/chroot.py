@@ -223,13 +223,23 @@ def popen(root, device, command):
     return process
 
 
+def processor_seconds(process):
+    """Processor time of a process and its threads: /proc/PID/stat, utime and stime."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Reader:
-    """The lines that isa-compile prints; stops it when it is silent for more than `patience` seconds."""
+    """The lines that isa-compile prints; stops it when it is silent for more than `patience` seconds of processor time, or 30 times as
+    long: on a busy machine a compiler waits for its turn."""
 
     def __init__(self, process, patience):
         self.process = process
         self.patience = patience
-        self.heard = time.monotonic()
+        self.heard = self.now()
         # The module that was begun last, and what else was on standard error.
         self.last = None
         self.errors = ""
@@ -245,16 +255,20 @@ class Reader:
             else:
                 self.errors += line
 
+    def now(self):
+        return processor_seconds(self.process), time.monotonic()
+
     def watch(self):
         while self.process.poll() is None:
-            if time.monotonic() - self.heard > self.patience:
+            processor, wall = (now - heard for now, heard in zip(self.now(), self.heard))
+            if processor > self.patience or wall > 30 * self.patience:
                 self.stopped = True
                 self.process.kill()
             time.sleep(0.2)
 
     def __iter__(self):
         for line in self.process.stdout:
-            self.heard = time.monotonic()
+            self.heard = self.now()
             yield line
         self.process.wait()
         for thread in self.threads:

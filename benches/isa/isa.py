@@ -36,11 +36,11 @@ COLUMNS = ("kernel", "subgroup", "fma/instr", "fma/alu", "loops", "load", "share
 SHARE = 0.2
 # The most loops in that column.
 LOOPS = 4
-# Seconds that a compiler may take for a kernel: `--check`.
+# Seconds of processor time that a compiler may take for a kernel: `--check`.
 MOST_SECONDS = 5
 # The document with the table of `--check`.
 DRIVERS = REPOSITORY / "docs" / "drivers.md"
-# Seconds without an answer after which a compiler is stopped.
+# Seconds of processor time without an answer after which a compiler is stopped.
 PATIENCE = 120
 
 
@@ -114,7 +114,41 @@ def dump(binaries, work, options):
     return sorted((work / "spv").glob("*.spv"))
 
 
-def compile_for(name, binary, modules, options, out):
+class Checked:
+    """What --check knows of a device from runs before: a line for each module, by the digest of what is compiled. A run that ended is resumed."""
+
+    def __init__(self, name, options):
+        # Another Mesa compiles otherwise, and so do other arguments.
+        version = hashlib.sha256((chroot.VERSION + options.robust).encode()).hexdigest()[:12]
+        self.path = Path(options.root) / "isa" / "checked" / f"{name}-{version}.tsv"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.found = {digest: dict(pair.split("=", 1) for pair in pairs) for digest, *pairs in (line.split("\t") for line in lines)}
+
+    def add(self, digest, statistics):
+        self.found[digest] = {key: value for key, value in statistics.items() if key in ("seconds", "skipped", "refused")}
+        with open(self.path, "a") as file:
+            file.write("\t".join([digest, *(f"{key}={value}" for key, value in self.found[digest].items())]) + "\n")
+
+
+def module_digest(module):
+    """The digest of a module, its override constants and its subgroup size."""
+    files = [module, module.with_suffix(".spec"), module.with_suffix(".subgroup")]
+    return hashlib.sha256(b"\0".join(file.read_bytes() if file.exists() else b"" for file in files)).hexdigest()
+
+
+def check_for(name, binary, modules, options, out):
+    """As compile_for, without the modules that were compiled before."""
+    checked = Checked(name, options)
+    digests = {module.stem: module_digest(module) for module in modules}
+    # Equal modules have several names.
+    new = {digests[module.stem]: module for module in modules if digests[module.stem] not in checked.found}
+    print(f"{name}: {len(modules)} modules, {len(new)} to compile", flush=True)
+    compile_for(name, binary, list(new.values()), options, out, lambda module, found: checked.add(digests[module], found))
+    return {module: checked.found[digest] for module, digest in digests.items() if digest in checked.found}
+
+
+def compile_for(name, binary, modules, options, out, report_module=lambda module, found: None):
     """Compiles modules for a device. Returns name -> statistics; modules that the driver crashes on are noted and skipped."""
     device = devices.DEVICES[name]
     results, start = {}, 0
@@ -136,6 +170,7 @@ def compile_for(name, binary, modules, options, out):
                 continue
             _, module, *pairs = line.rstrip("\n").split("\t")
             results[module] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            report_module(module, results[module])
             # Apple's driver prints machine code instead of reporting it.
             if printed:
                 (out / f"{module}.txt").write_text("".join(printed))
@@ -144,7 +179,10 @@ def compile_for(name, binary, modules, options, out):
             break
         if reader.last is None:
             raise RuntimeError(f"{name}: the device does not open:\n{reader.errors[-2000:]}")
-        results[modules[reader.last].stem] = {"refused": reader.reason()}
+        refused = modules[reader.last].stem
+        results[refused] = {"refused": reader.reason()}
+        if not options.stopped:
+            report_module(refused, results[refused])
         start = reader.last + 1
     return results
 
@@ -315,8 +353,9 @@ def main():
             sys.exit(f"no kernel matches {options.kernels!r}")
         print(f"{max(map(count, options.devices))} kernels for {len(options.devices)} devices", flush=True)
         pool = concurrent.futures.ThreadPoolExecutor(options.jobs)
+        compiles = check_for if options.check else compile_for
         begin = lambda name: pool.submit(
-            compile_for, name, binaries / "isa-compile", modules[devices.DEVICES[name].vendor], options, work / name
+            compiles, name, binaries / "isa-compile", modules[devices.DEVICES[name].vendor], options, work / name
         )
         jobs = {name: begin(name) for name in options.devices}
         measured, verdicts = {}, {}
