@@ -131,21 +131,23 @@ impl ImageModel {
         Ok(())
     }
 
-    /// Generates an image: `{ width, height, data, report }`. Calls `on_event` with `"loading"` (a part of the model),
-    /// `"total"` and `"loaded"` (its bytes), `"step"` (`[done, total]`), `"preview"` (pixels) and `"decoding"`; `false`
-    /// stops.
+    /// Generates an image: `{ width, height, data, report }`; with a mask, only where it is white in `image`. Calls
+    /// `on_event` with `"loading"` (a part of the model), `"total"` and `"loaded"` (its bytes), `"step"` (`[done,
+    /// total]`), `"preview"` (pixels) and `"decoding"`; `false` stops.
     pub async fn generate(
         &self,
         request: String,
         image: Option<Pixels>,
+        mask: Option<Pixels>,
         on_event: Function,
     ) -> Result<JsValue, JsValue> {
         let request: GenerateRequest = serde_json::from_str(&request).map_err(bad_request)?;
-        let image = image.map(|image| to_rgb(&image)).transpose().map_err(to_js)?;
+        let read = |image: Option<Pixels>| image.map(|image| to_rgb(&image)).transpose().map_err(to_js);
+        let (image, mask) = (read(image)?, read(mask)?);
         // Borrowed until the image is done, so that a concurrent call is refused.
         let mut diffusion = self.diffusion.try_borrow_mut().map_err(|_| busy())?;
         *self.listener.borrow_mut() = Some(on_event.clone());
-        let result = self.run(&mut diffusion, request, image, &on_event).await;
+        let result = self.run(&mut diffusion, request, (image, mask), &on_event).await;
         *self.listener.borrow_mut() = None;
         let (image, report) = result.map_err(to_js)?;
         let object = pixels_of(&image)?;
@@ -157,14 +159,14 @@ impl ImageModel {
         &self,
         diffusion: &mut DiffusionPipeline,
         request: GenerateRequest,
-        image: Option<Image>,
+        (image, mask): (Option<Image>, Option<Image>),
         on_event: &Function,
     ) -> mgm::Result<(Image, GenerateReport)> {
         let choice = request.scheduler.as_deref().map(str::parse::<SchedulerOverride>).transpose()?;
         let prediction_type = request.prediction_type.as_deref().map(str::parse::<PredictionType>).transpose()?;
         let prompt_weights = request.prompt_weights.as_deref().map(str::parse::<PromptWeights>).transpose()?;
         let default = diffusion.checkpoint().default_size();
-        let size = (request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
+        let has_size = request.width.is_some() || request.height.is_some();
         let parts = diffusion.plan().parts.clone();
         let mut prompt_cut = None;
         let mut on_event = |event: DiffusionEvent<'_>| match event {
@@ -191,7 +193,6 @@ impl ImageModel {
             .generate(request.prompt)
             .num_inference_steps(request.steps)
             .guidance_scale(request.guidance_scale)
-            .size(size.0, size.1)
             .scheduler(choice)
             .prediction_type(prediction_type)
             .prompt_weights(prompt_weights)
@@ -202,8 +203,15 @@ impl ImageModel {
         if let Some(negative_prompt) = request.negative_prompt {
             generate = generate.negative_prompt(negative_prompt);
         }
+        // Otherwise the initial image's, or the model's.
+        if has_size {
+            generate = generate.size(request.width.unwrap_or(default.0), request.height.unwrap_or(default.1));
+        }
         if let Some(image) = image {
             generate = generate.image(image);
+        }
+        if let Some(mask) = mask {
+            generate = generate.mask(mask);
         }
         let GeneratedImage { image, settings, .. } = generate.on_event(&mut on_event).await?;
         Ok((image, GenerateReport { parameters: settings.parameters(), settings, prompt_cut }))

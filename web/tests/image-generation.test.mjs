@@ -3,22 +3,24 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { bundle, crashGpu, goldens, launch, mgm, openPage, prepareCrash, web } from "./browser.mjs";
+import { bundle, crashGpu, goldens, launch, mgm, openPage, prepareCrash, root, web } from "./browser.mjs";
 import { serve } from "./server.mjs";
 import { scriptedModel } from "./scripted-model.mjs";
 
 const sdxl = join(goldens, "sdxl-base", "sdxl");
 const image = join(goldens, "vicuna-7b", "image0.png");
+/** Images that diffusers generated with the golden model, and the arguments of the native program that give them. */
+const references = join(root, "tests/data/diffusion/images");
 let server, context, page, folder;
 
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), "mgm-images-"));
   server = await serve({
-    "/": join(web, "tests/page"), "/dist/": join(web, "dist"), "/goldens/": goldens, "/native/": folder,
+    "/": join(web, "tests/page"), "/dist/": join(web, "dist"), "/goldens/": goldens, "/native/": folder, "/references/": references,
     "/scripted/": bundle(scriptedModel(), "f32"), "/sdxl/": bundle(sdxl, "f32"),
   });
   context = await launch();
@@ -114,6 +116,27 @@ test("image to image gives the native binary's image", { timeout: 300_000 }, asy
     return differs(pixels, url);
   }, url);
   assert.ok(most <= TOLERANCE, `differs by ${most}`);
+});
+
+test("a mask gives diffusers' image, and the native binary's at the default size and strength", { timeout: 300_000 }, async () => {
+  const [{ inpaint }, files] = [JSON.parse(readFileSync(join(references, "cases.json"))), ["init.png", "mask.png"]];
+  const option = (name) => inpaint[inpaint.indexOf(`--${name}`) + 1];
+  const [width, height] = option("size").split("x").map(Number);
+  const numbers = { width, height, steps: +option("steps"), seed: +option("seed"), strength: +option("strength"), guidanceScale: +option("guidance-scale") };
+  assert.deepEqual([option("init-image"), option("mask")], files);
+  const url = native(
+    "mask", "--prompt", "a mine", "--seed", "3", "--guidance-scale", "1", ...["--init-image", image, "--mask", join(references, files[1])],
+  );
+  const { reference, whole, strength } = await page.evaluate(async ({ options, files, url }) => {
+    const blobOf = async (url) => (await fetch(url)).blob();
+    const [image, mask] = await Promise.all(files.map((file) => blobOf(`/references/${file}`)));
+    const { pixels } = await mgm.generate({ ...options, image, mask });
+    const photo = await blobOf("/goldens/vicuna-7b/image0.png");
+    const other = await mgm.generate({ prompt: "a mine", seed: 3, guidanceScale: 1, steps: 2, image: photo, mask });
+    return { reference: await differs(pixels, "/references/inpaint.png"), whole: await differs(other.pixels, url), strength: other.settings.strength };
+  }, { options: { prompt: option("prompt"), ...numbers }, files, url });
+  assert.ok(reference <= TOLERANCE && whole <= TOLERANCE, `differ by ${reference} and ${whole}`);
+  assert.equal(strength, 0.9999);
 });
 
 test("generation aborts between two steps", { timeout: 300_000 }, async () => {
@@ -246,6 +269,7 @@ test("errors are typed and say what to do", async () => {
     await record(() => mgm.generate({}));
     await record(() => mgm.generate({ prompt: " " }));
     await record(() => mgm.generate({ prompt: "a", image: new Blob(["not an image"]) }));
+    await record(() => mgm.generate({ prompt: "a", mask: new ImageData(8, 8) }));
     // A bundle of the wrong kind is not downloaded.
     await cache.delete("/scripted/");
     await record(() => text.loadImageModel("/scripted/"));
@@ -263,6 +287,7 @@ test("errors are typed and say what to do", async () => {
     /^invalid-argument: this is an image model: it cannot chat/, /^invalid-argument: this is a chat model, not an image model/,
     /^invalid-argument: .*multiples of 8/, /^invalid-argument/, /^invalid-argument/, /^unsupported: .*magic/, /^invalid-argument: .*guidance/,
     /^invalid-argument: the prompt is empty/, /^invalid-argument: the prompt is empty/, /^image/,
+    /^invalid-argument: a mask needs an initial image/,
   ];
   for (const [index, pattern] of expected.entries()) assert.match(results.messages[index], pattern);
   assert.match(results.messages.at(-1), /^invalid-argument: this is a chat model, not an image model/);

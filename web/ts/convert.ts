@@ -17,7 +17,7 @@ const IMAGE_SETTINGS = [
   "negativePrompt", "width", "height", "numInferenceSteps", "steps", "guidanceScale", "scheduler", "predictionType", "promptWeights",
   "seed", "previews",
 ];
-const GENERATE_OPTIONS = ["prompt", "image", "strength", "onStep", "signal", ...IMAGE_SETTINGS];
+const GENERATE_OPTIONS = ["prompt", "image", "mask", "strength", "onStep", "signal", ...IMAGE_SETTINGS];
 
 export function toFileSource(source: ModelSource): FileSource {
   if (typeof source === "string" || source instanceof URL) {

@@ -2,7 +2,7 @@
 
 import { toPng } from "./png.js";
 import type { CallContext } from "./models.js";
-import type { ImageCall } from "./protocol.js";
+import type { ImageCall, InitialImage } from "./protocol.js";
 import type { ImageModel } from "./wasm/mgm_web.js";
 import type { GeneratedImage, ImageStep, Precision } from "./types.js";
 
@@ -24,7 +24,7 @@ const toImageData = ({ data, width, height }: Pixels) => new ImageData(data, wid
 export async function generateImage(
   model: ImageModel,
   call: ImageCall & { prompt: string },
-  image: ImageData | undefined,
+  { image, mask }: InitialImage,
   { signal, reporter }: CallContext,
   onStep: (step: ImageStep) => void,
 ): Promise<GeneratedImage> {
@@ -73,7 +73,7 @@ export async function generateImage(
     }
     return !signal.aborted;
   };
-  const generated = (await model.generate(JSON.stringify(call), image, onEvent)) as Pixels & { report: string };
+  const generated = (await model.generate(JSON.stringify(call), image, mask, onEvent)) as Pixels & { report: string };
   const { settings, parameters, promptCut } = JSON.parse(generated.report) as ImageReport;
   const pixels = toImageData(generated);
   const { prompt, negative_prompt: negativePrompt, num_inference_steps: numInferenceSteps, guidance_scale: guidanceScale, width, height, scheduler, seed, strength, precision } = settings;

@@ -145,10 +145,14 @@ export class Mgm {
   /** Generates an image. An abort takes effect between two steps. */
   async generate(options: GenerateOptions): Promise<GeneratedImage> {
     const known = toGenerateOptions(options);
-    const { prompt, image, onStep, signal } = known;
+    const { prompt, image, mask, onStep, signal } = known;
     if (typeof prompt !== "string" || prompt.trim() === "") throw new MgmError("invalid-argument", "the prompt is empty: generate({ prompt })");
     const call = { prompt, ...toImageCall({ previews: onStep !== undefined, ...known }) };
-    const request = { type: "generate", call, ...(image !== undefined && { image: await toPixels(image) }) } as const;
+    const initial = {
+      ...(image !== undefined && { image: await toPixels(image) }),
+      ...(mask !== undefined && { mask: await toPixels(mask) }),
+    };
+    const request = { type: "generate", call, initial } as const;
     const result = await this.#client.call(request, signal, (message) => {
       if (message.type === "step") onStep?.(message.step);
     });

@@ -53,6 +53,12 @@ export interface ImageCall {
   previews?: boolean;
 }
 
+/** What an image starts from instead of noise, and a mask of where to regenerate it. */
+export interface InitialImage {
+  image?: ImageData;
+  mask?: ImageData;
+}
+
 /** A message: its text, and the number of its images. */
 export interface ChatCallMessage {
   role: string;
@@ -99,7 +105,7 @@ export interface StartMessage {
 export type Request =
   | { id: number; type: "load"; call: LoadCall }
   | { id: number; type: "chat"; call: ChatCall }
-  | { id: number; type: "generate"; call: ImageCall & { prompt: string }; image?: ImageData }
+  | { id: number; type: "generate"; call: ImageCall & { prompt: string }; initial: InitialImage }
   | { id: number; type: "attention-map"; image: ImageData }
   | { id: number; type: "inspect"; hub: HubSource; precision?: string }
   | { id: number; type: "memory" }

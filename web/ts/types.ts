@@ -207,7 +207,10 @@ export interface ImageSettings {
   negativePrompt?: string;
   /** Another spelling of `negativePrompt`. */
   negative_prompt?: string;
-  /** Width in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. */
+  /**
+   * Width in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. With an initial image and neither width
+   * nor height: the image's size, scaled down to about as many pixels as the model's images have.
+   */
   width?: number;
   /** Height in pixels, a multiple of {@link ImageModelInfo.multiple}. Default: the training size. */
   height?: number;
@@ -245,7 +248,9 @@ export interface GenerateOptions extends ImageSettings {
   prompt: string;
   /** An initial image (image to image). */
   image?: ImageInput;
-  /** How much of the initial image is replaced, above 0 and at most 1. Default: 0.6. */
+  /** A mask of any size, scaled and cropped like the initial image: only its white areas are regenerated (inpainting). */
+  mask?: ImageInput;
+  /** How much of the initial image is replaced, above 0 and at most 1. Default: 0.6; with a mask 0.9999, as in diffusers. */
   strength?: number;
   /** Called after each step. */
   onStep?: (step: ImageStep) => void;

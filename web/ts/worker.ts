@@ -9,7 +9,7 @@ import { ImageRequests } from "./image-requests.js";
 import { inspectImport } from "./import-model.js";
 import { type CallContext, Models } from "./models.js";
 import type {
-  AnswerReport, ChatCall, CheckedCase, ImageCall, MemoryReport, ProgressMessage, Reply, Request, ResultMessage, StartMessage,
+  AnswerReport, ChatCall, CheckedCase, ImageCall, InitialImage, MemoryReport, ProgressMessage, Reply, Request, ResultMessage, StartMessage,
 } from "./protocol.js";
 import { storeTuning } from "./storage.js";
 import type { AttentionMap, GeneratedImage, ImageStep, Progress, TokenLogprob, TokenLogprobs } from "./types.js";
@@ -113,7 +113,7 @@ async function handle(request: Exclude<Request, { type: "abort" }>, context: Con
     case "chat":
       return { id, type: "answered", ...(await answer(request.call, context)) };
     case "generate":
-      return { id, type: "generated", image: await generate(request.call, request.image, context) };
+      return { id, type: "generated", image: await generate(request.call, request.initial, context) };
     case "attention-map":
       return { id, type: "attention-map", map: await attentionMap(request.image, context) };
     case "inspect":
@@ -179,7 +179,7 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
   if (!image || prompt === undefined) return { report };
   const settings = { negativePrompt: chatNegativePrompt(), ...image.settings, prompt };
   try {
-    return { report, image: await generate(settings, undefined, context) };
+    return { report, image: await generate(settings, {}, context) };
   } catch (error) {
     // A failed image does not fail the answer.
     signal.throwIfAborted();
@@ -187,10 +187,10 @@ async function answer(call: ChatCall, context: Context): Promise<{ report: Answe
   }
 }
 
-function generate(call: ImageCall & { prompt: string }, image: ImageData | undefined, context: Context): Promise<GeneratedImage> {
+function generate(call: ImageCall & { prompt: string }, initial: InitialImage, context: Context): Promise<GeneratedImage> {
   const { id } = context;
   const onStep = (step: ImageStep) => postProgress({ id, type: "step", step });
-  return models.withImageModel(context, (model) => generateImage(model, call, image, context, onStep));
+  return models.withImageModel(context, (model) => generateImage(model, call, initial, context, onStep));
 }
 
 async function attentionMap(image: ImageData, context: Context): Promise<AttentionMap> {
