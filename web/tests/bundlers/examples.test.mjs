@@ -1,5 +1,5 @@
 // `npm pack` builds the package, every example builds with the tarball, and the pages answer in Chromium: as production builds, and from
-// Vite's development server. The examples' dependencies come from the registry, so this takes minutes.
+// development servers. The examples' dependencies come from the registry, so this takes minutes.
 
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { build } from "esbuild";
-import { launch, root, web } from "../browser.mjs";
+import { held, launch, root, watchWorkers, web } from "../browser.mjs";
 import { install } from "../package.mjs";
 import { serve } from "../server.mjs";
 
@@ -62,45 +62,55 @@ async function ask(url, { withImage = true, done }) {
   const page = await context.newPage();
   const errors = [];
   page.on("pageerror", (error) => errors.push(String(error)));
+  await page.addInitScript(watchWorkers);
   await page.goto(url);
   if (withImage) await page.getByLabel("Image").setInputFiles(image);
   await page.getByRole("button", { name: "Ask" }).and(page.locator(":enabled")).click({ timeout: 120_000 });
   const text = await page.waitForFunction(done, undefined, { timeout: 240_000 }).then((handle) => handle.jsonValue());
+  // One, although React's StrictMode mounts the component twice.
+  assert.deepEqual(await held(page), { workers: 1, locks: [] });
   await page.close();
   assert.deepEqual(errors, []);
   return text;
 }
 
+/**
+ * Asks in two visits, the second without a server: the site comes from the browser's cache, which its headers allow, and the model from where
+ * the package stored it.
+ */
+async function visitTwice(folders, options) {
+  const server = await serve(folders, { headers: { "Cache-Control": "max-age=3600" } });
+  const answer = await ask(`${server.url}/`, options);
+  await server.close();
+  assert.equal(await ask(`${server.url}/`, options), answer);
+  return answer;
+}
+
 const answered = () => !document.querySelector("button").disabled && document.getElementById("answer").textContent.trim();
 const finished = () => (document.querySelector("[role=status]").textContent === "done" ? document.getElementById("answer").textContent.trim() : "");
 
-test("plain-html answers", { timeout: 300_000 }, async () => {
-  const server = await serve({ "/": join(web, "examples/plain-html"), "/mgm-webgpu/": join(web, "dist"), "/models/pocket/": pocket });
-  assert.equal(await ask(`${server.url}/`, { done: finished }), "bus");
-  await server.close();
+test("plain-html answers, also without its server", { timeout: 300_000 }, async () => {
+  const folders = { "/": join(web, "examples/plain-html"), "/mgm-webgpu/": join(web, "dist"), "/models/pocket/": pocket };
+  assert.equal(await visitTwice(folders, { done: finished }), "bus");
 });
 
-test("vite-react answers, built and from the development server", { timeout: 600_000 }, async () => {
+test("vite-react answers, built, also without its server, and from the development server", { timeout: 600_000 }, async () => {
   const path = project("vite-react");
   run(path, "npm", "run", "build");
-  const server = await serve({ "/": join(path, "dist") });
-  assert.equal(await ask(`${server.url}/`, { done: answered }), "bus");
-  await server.close();
+  assert.equal(await visitTwice({ "/": join(path, "dist") }, { done: answered }), "bus");
   assert.equal(await withServer(path, "vite/bin/vite.js", ["--logLevel", "error"], (url) => ask(url, { done: answered })), "bus");
 });
 
-test("own-worker answers, built and from the development server", { timeout: 600_000 }, async () => {
+test("own-worker answers, built, also without its server, and from the development server", { timeout: 600_000 }, async () => {
   const path = project("own-worker");
   run(path, "npm", "run", "build");
-  const server = await serve({ "/": join(path, "dist") });
-  const built = await ask(`${server.url}/`, { withImage: false, done: finished });
-  await server.close();
-  assert.notEqual(built, "");
   const options = { withImage: false, done: finished };
+  const built = await visitTwice({ "/": join(path, "dist") }, options);
+  assert.notEqual(built, "");
   assert.equal(await withServer(path, "vite/bin/vite.js", ["--logLevel", "error"], (url) => ask(url, options)), built);
 });
 
-test("next answers, built with Turbopack and with webpack", { timeout: 1_200_000 }, async () => {
+test("next answers, built with Turbopack and with webpack, and from the development server", { timeout: 1_200_000 }, async () => {
   const path = project("next");
   for (const bundler of ["--turbopack", "--webpack"]) {
     rmSync(join(path, ".next"), { recursive: true, force: true });
@@ -109,6 +119,7 @@ test("next answers, built with Turbopack and with webpack", { timeout: 1_200_000
     // The build's folder must not leak into what the page loads.
     assert.equal(leaks(path), false, bundler);
   }
+  assert.equal(await withServer(path, "next/dist/bin/next", ["dev"], (url) => ask(url, { done: answered })), "bus");
 });
 
 test("an esbuild project answers with the package's two files next to its output", { timeout: 300_000 }, async () => {
