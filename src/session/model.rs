@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::gpu::{DryRunReport, Gpu, Kernel};
 use crate::image::Image;
@@ -82,7 +83,7 @@ impl Model {
     /// As [`Self::open`].
     pub async fn load(gpu: &Gpu, checkpoint: &MgmCheckpoint, options: &LoadOptions) -> Result<Self> {
         // The tokenizer first: it is small, and the rest is useless without it.
-        let text = ModelText(Rc::new(checkpoint_text(checkpoint, options).await?));
+        let text = ModelText(Arc::new(checkpoint_text(checkpoint, options).await?));
         Self::load_checkpoint(gpu, checkpoint, options, text).await
     }
 
@@ -142,7 +143,7 @@ impl Model {
     /// # Errors
     /// As [`Self::open`]; [`Error::NeedsSetting`] if neither the file nor the options name a conversation template.
     pub async fn load_gguf(gpu: &Gpu, model: &GgufModel, options: &LoadOptions) -> Result<Self> {
-        let text = ModelText(Rc::new(gguf_text(model, options)?));
+        let text = ModelText(Arc::new(gguf_text(model, options)?));
         Self::load_language(gpu, model, options, text).await
     }
 
@@ -211,7 +212,8 @@ impl Model {
     }
 
     /// The longest prompt in positions.
-    pub(super) fn max_prompt_tokens(&self) -> usize {
+    #[doc(hidden)]
+    pub fn max_prompt_tokens(&self) -> usize {
         self.parts.max_prompt_tokens
     }
 
@@ -260,9 +262,10 @@ impl Model {
     }
 }
 
-/// What of a model concerns text: the tokenizer, the conversation template and the stop tokens. Clones share it.
+/// What of a model concerns text: the tokenizer, the conversation template and the stop tokens. Clones share it, also
+/// in other threads.
 #[derive(Debug, Clone)]
-pub struct ModelText(Rc<TextParts>);
+pub struct ModelText(Arc<TextParts>);
 
 #[derive(Debug)]
 struct TextParts {
@@ -284,7 +287,17 @@ impl ModelText {
             ModelFiles::Mgm(checkpoint) => checkpoint_text(checkpoint, options).await?,
             ModelFiles::Gguf(model) => gguf_text(model, options)?,
         };
-        Ok(Self(Rc::new(parts)))
+        Ok(Self(Arc::new(parts)))
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// How conversations become prompts.
+    pub fn prompt_format(&self) -> &PromptFormat {
+        &self.0.prompt_format
     }
 
     /// The conversation template; `None` if it is the model's own.

@@ -218,6 +218,24 @@ impl Conversation {
         }
     }
 
+    /// The prompt for the rest of an answer to the last question, which has none: `answer` is its beginning.
+    ///
+    /// # Errors
+    /// As [`Self::prompt`].
+    pub fn prompt_to_continue(&self, answer: &str) -> Result<Prompt> {
+        let mut prompt = self.prompt()?;
+        // The templates that separate the assistant's header from the answer by a space.
+        if matches!(self.format, PromptFormat::Builtin(Template::Vicuna | Template::Mistral)) {
+            prompt.push_text(" ");
+        }
+        if self.allow_special_tokens {
+            prompt.push_text(answer);
+        } else {
+            prompt.push_data(answer, Author::Model);
+        }
+        Ok(prompt)
+    }
+
     fn jinja_prompt(&self, template: &ChatTemplate) -> Result<Prompt> {
         if self.images() > 0 {
             return Err(Error::InvalidArgument(
@@ -368,6 +386,20 @@ mod tests {
         talk.answer("So.");
         talk.ask("And?", 0);
         (first, talk.prompt().expect("a prompt").to_string())
+    }
+
+    #[test]
+    fn an_answer_is_continued_as_it_was_written() {
+        for (template, ..) in NAMES {
+            let mut talk = Conversation::new(template);
+            talk.ask("Why?", 1);
+            let continued = talk.prompt_to_continue("So </s>").expect("a prompt");
+            talk.answer("So </s> it is.");
+            let whole = talk.prompt().expect("a prompt").to_string();
+            assert!(whole.starts_with(&continued.to_string()), "{continued} in {whole}");
+            let spans: Vec<_> = continued.parts().flat_map(|(_, data)| data.to_vec()).collect();
+            assert!(spans.iter().any(|span| span.author == Author::Model), "control tokens take no effect");
+        }
     }
 
     /// Expected strings from the reference's table of templates.

@@ -12,7 +12,7 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use minijinja::value::merge_maps;
 use minijinja::{Environment, Value, context};
@@ -27,7 +27,7 @@ use crate::{Error, Result, Setting, json};
 
 /// A compiled template.
 #[derive(Clone)]
-pub struct ChatTemplate(Rc<Inner>);
+pub struct ChatTemplate(Arc<Inner>);
 
 struct Inner {
     origin: TemplateSource,
@@ -150,7 +150,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         let text = source::adapt(&origin.text);
         environment.add_template_owned(NAME, text).map_err(|error| failed(&origin, &error))?;
-        Ok(Self(Rc::new(Inner { origin, environment, settings })))
+        Ok(Self(Arc::new(Inner { origin, environment, settings })))
     }
 
     /// Renders short conversations, so that a template that always fails is found before weights are loaded. Returns
@@ -205,7 +205,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`Self::render`].
-    pub(super) fn render_with_data(&self, messages: &[Message<'_>]) -> Result<Prompt> {
+    pub fn render_with_data(&self, messages: &[Message<'_>]) -> Result<Prompt> {
         let Inner { origin, settings, .. } = &*self.0;
         let Some(masks) = Masks::new(&settings.control, messages, &origin.text) else {
             return Ok(Prompt::from_text(self.render(messages)?, Vec::new()));
@@ -239,7 +239,7 @@ impl fmt::Debug for ChatTemplate {
 
 impl PartialEq for ChatTemplate {
     fn eq(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 impl Eq for ChatTemplate {}
