@@ -1,5 +1,6 @@
 //! Opens checkpoints and loads models onto the device.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -122,7 +123,7 @@ pub fn load_options(arguments: &CheckpointArgs, files: &ModelFiles, precision: O
 }
 
 /// Loads a model with a progress bar and compiles its pipelines meanwhile. Before its first load on a GPU, measures the
-/// kernels for its matmuls, with `tune`. Set `stop` to cancel.
+/// kernels for its matmuls, with `tune`. Calls the progress callback of `options` too. Set `stop` to cancel.
 ///
 /// # Errors
 /// [`mgm::Error::Cancelled`] after a stop, [`mgm::Error::OutOfMemory`], and those of the readers.
@@ -139,10 +140,13 @@ pub async fn load_model(
         measure_kernels(gpu, files, options, stop).await?;
     }
     let bar = progress::bytes(MemoryPlan::for_files(files, options)?.weights(), "loading");
-    let (counter, stop) = (bar.clone(), stop.clone());
+    let (counter, stop, callback) = (bar.clone(), stop.clone(), options.on_progress.clone());
     let on_progress = Rc::new(move |bytes| {
         counter.inc(bytes);
-        continue_unless(&stop)
+        match callback.as_ref().map(|callback| callback(bytes)) {
+            Some(ControlFlow::Break(())) => ControlFlow::Break(()),
+            _ => continue_unless(&stop),
+        }
     });
     let options = options.clone().with_progress(on_progress);
     let preparation = Preparation::start(gpu, Model::kernels(gpu, files, &options).await?);

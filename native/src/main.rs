@@ -31,6 +31,7 @@ mod pull;
 mod recovery;
 mod sdxl;
 mod seed;
+mod serve;
 mod terminal_image;
 mod tune;
 mod verify;
@@ -72,6 +73,8 @@ enum Command {
     Pull(pull::PullArgs),
     /// Measure the speed of a model or of single kernels
     Bench(bench::BenchArgs),
+    /// Serve a model with OpenAI's HTTP API, to many clients at once
+    Serve(serve::ServeArgs),
     /// Find the fastest kernels for a model on this device and cache the result
     Tune(tune::TuneArgs),
 }
@@ -128,6 +131,7 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Pack(arguments) => pack::run(arguments).await,
         Command::Pull(arguments) => pull::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Serve(arguments) => serve::run(arguments),
         Command::Tune(arguments) => tune::run(arguments).await,
     }
 }

@@ -14,3 +14,4 @@ mod hub_cache;
 mod pack;
 mod pocket;
 mod pull;
+mod serve;

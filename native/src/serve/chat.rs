@@ -1,0 +1,179 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use mgm::engine::digest::CachedPosition;
+use mgm::text::PromptToken;
+use serde_json::Value;
+
+use super::answer::Question;
+use super::completion::{Form, Prepared, respond};
+use super::decoding;
+use super::engine_thread::Submission;
+use super::error::ApiError;
+use super::fields::{Fields, unexpected};
+use super::messages::Messages;
+use super::models::check_model;
+use super::router::{Caller, on_blocking_thread};
+use super::state::{Served, Server};
+
+/// Fields that have no effect here.
+pub const WITHOUT_EFFECT: [&str; 9] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "prompt_cache_key",
+    "safety_identifier",
+    "reasoning_effort",
+    "verbosity",
+    "prediction",
+];
+
+/// Fields that would change the answer, and what to do instead.
+const UNSUPPORTED: [(&str, &str); 15] = [
+    ("tools", "describe them in a message"),
+    ("functions", "describe them in a message"),
+    ("function_call", "leave it out"),
+    ("structured_outputs", "describe the form in a message"),
+    ("guided_json", "describe the form in a message"),
+    ("guided_regex", "describe the form in a message"),
+    ("guided_choice", "describe the choices in a message"),
+    ("guided_grammar", "describe the form in a message"),
+    ("audio", "ask for text"),
+    ("web_search_options", "leave it out"),
+    ("moderation", "leave it out"),
+    ("best_of", "use n"),
+    ("suffix", "use /v1/completions without it"),
+    ("echo", "the prompt is known"),
+    ("use_beam_search", "use n"),
+];
+
+pub async fn chat(
+    State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let served = server.served()?.clone();
+    let body = server.bodies.read_json(&headers, body).await?;
+    let (reading, model, asker) = (server.clone(), served.clone(), caller.clone());
+    let prepared = on_blocking_thread(move || {
+        let fields = Fields::parse(&body.bytes)?;
+        drop(body);
+        prepare(fields, &reading, &model, &asker)
+    });
+    respond(&server, &served, prepared.await?, caller.deadline).await
+}
+
+fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller) -> Result<Prepared, ApiError> {
+    check_model(&mut fields, server, served)?;
+    let mut options = decoding::parse(&mut fields, server, served)?;
+    options = options.with_top_logprobs(decoding::chat_logprobs(&mut fields)?);
+    let (stream, include_usage) = stream_options(&mut fields)?;
+    check_form(&mut fields)?;
+    let cache_salt = fields.text("cache_salt")?;
+    fields.refuse(&UNSUPPORTED)?;
+    fields.accept(&WITHOUT_EFFECT);
+    fields.accept(&["parallel_tool_calls"]);
+    let (messages, mut ignored) = Messages::parse(fields.take("messages"))?;
+    ignored.extend(fields.rest());
+
+    let prompt = tokens(&messages, served)?;
+    let positions = fit(prompt.len(), 0, served)?;
+    let max_new_tokens = options.max_new_tokens.min(positions);
+    let question = Question {
+        options: options.with_max_new_tokens(max_new_tokens),
+        prompt_tokens: prompt.len(),
+        image_tokens: 0,
+        is_continuation: false,
+        arrived: caller.arrived,
+    };
+    let salt = server.salt(&caller.user, cache_salt.as_deref());
+    let submission = Submission { prompt, options: question.options.clone(), salt, user: caller.user.number };
+    Ok(Prepared { form: Form::Chat, prompts: vec![(submission, question)], stream, include_usage, ignored })
+}
+
+/// `stream` and `stream_options.include_usage`.
+///
+/// # Errors
+/// `invalid_value`.
+pub fn stream_options(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
+    let stream = fields.flag("stream")?;
+    let include_usage = match fields.take("stream_options") {
+        None => false,
+        Some(_) if !stream => {
+            return Err(ApiError::invalid_value("stream_options", "stream_options needs stream: true"));
+        }
+        Some(Value::Object(options)) => match options.get("include_usage") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(flag)) => *flag,
+            Some(value) => return Err(unexpected("stream_options.include_usage", value, "true or false")),
+        },
+        Some(value) => return Err(unexpected("stream_options", &value, "an object")),
+    };
+    Ok((stream, include_usage))
+}
+
+/// Answers are texts of any form.
+fn check_form(fields: &mut Fields) -> Result<(), ApiError> {
+    if let Some(format) = fields.take("response_format") {
+        match format.get("type").and_then(Value::as_str) {
+            Some("text") => {}
+            Some(kind @ ("json_object" | "json_schema" | "regex" | "choice" | "grammar")) => {
+                let message = format!("response_format {kind:?} is not supported: describe the form in a message");
+                return Err(ApiError::unsupported_field("response_format", message));
+            }
+            _ => return Err(unexpected("response_format", &format, "an object with the type \"text\"")),
+        }
+    }
+    match fields.take("tool_choice") {
+        None => {}
+        Some(Value::String(choice)) if choice == "none" || choice == "auto" => {}
+        Some(_) => {
+            return Err(ApiError::unsupported_field(
+                "tool_choice",
+                "tools are not supported: describe them in a message",
+            ));
+        }
+    }
+    match fields.take("modalities") {
+        None => Ok(()),
+        Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "text") => Ok(()),
+        Some(_) => Err(ApiError::unsupported_field("modalities", "answers are texts: modalities can be [\"text\"]")),
+    }
+}
+
+/// The prompt of a conversation.
+///
+/// # Errors
+/// `invalid_value` if the template refuses it.
+pub fn tokens(messages: &Messages, served: &Served) -> Result<Vec<CachedPosition>, ApiError> {
+    if let Some(image) = messages.images().next() {
+        return Err(ApiError::unsupported_field(image, "images are not supported yet"));
+    }
+    let prompt = messages.prompt(served.text.prompt_format())?;
+    let tokens = served.text.tokenizer().encode_prompt(&prompt);
+    let tokens = tokens.map_err(|error| ApiError::invalid_value("messages", error.to_string()))?;
+    let text = |token| match token {
+        PromptToken::Text(id) => Some(CachedPosition::Text(id)),
+        PromptToken::Image => None,
+    };
+    Ok(tokens.into_iter().filter_map(text).collect())
+}
+
+/// The positions that a prompt leaves for its answer.
+///
+/// # Errors
+/// `context_length_exceeded`.
+pub fn fit(prompt: usize, image_tokens: usize, served: &Served) -> Result<usize, ApiError> {
+    if prompt > served.max_prompt {
+        return Err(ApiError::context_length_exceeded(served.max_prompt, prompt, image_tokens));
+    }
+    Ok(served.context - prompt)
+}

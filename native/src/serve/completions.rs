@@ -1,0 +1,113 @@
+//! `POST /v1/completions`: texts or tokens to continue, without a template.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use mgm::engine::digest::CachedPosition;
+use serde_json::Value;
+
+use super::answer::Question;
+use super::chat::{WITHOUT_EFFECT, fit, stream_options};
+use super::completion::{Form, Prepared, respond};
+use super::decoding;
+use super::engine_thread::Submission;
+use super::error::ApiError;
+use super::fields::{Fields, unexpected};
+use super::models::check_model;
+use super::router::{Caller, on_blocking_thread};
+use super::state::{Served, Server};
+
+/// Fields that would change the answer, and what to do instead.
+const UNSUPPORTED: [(&str, &str); 10] = [
+    ("best_of", "use n"),
+    ("suffix", "leave it out"),
+    ("echo", "the prompt is known"),
+    ("response_format", "describe the form in the prompt"),
+    ("structured_outputs", "describe the form in the prompt"),
+    ("guided_json", "describe the form in the prompt"),
+    ("guided_regex", "describe the form in the prompt"),
+    ("guided_choice", "describe the choices in the prompt"),
+    ("guided_grammar", "describe the form in the prompt"),
+    ("use_beam_search", "use n"),
+];
+/// The most of `logprobs`.
+const MAX_LOGPROBS: i64 = 5;
+
+pub async fn complete(
+    State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let served = server.served()?.clone();
+    let body = server.bodies.read_json(&headers, body).await?;
+    let (reading, model, asker) = (server.clone(), served.clone(), caller.clone());
+    let prepared = on_blocking_thread(move || {
+        let fields = Fields::parse(&body.bytes)?;
+        drop(body);
+        prepare(fields, &reading, &model, &asker)
+    });
+    respond(&server, &served, prepared.await?, caller.deadline).await
+}
+
+fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller) -> Result<Prepared, ApiError> {
+    check_model(&mut fields, server, served)?;
+    let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|top| top as usize);
+    let options = decoding::parse(&mut fields, server, served)?.with_top_logprobs(logprobs);
+    let (stream, include_usage) = stream_options(&mut fields)?;
+    let cache_salt = fields.text("cache_salt")?;
+    fields.refuse(&UNSUPPORTED)?;
+    fields.accept(&WITHOUT_EFFECT);
+    let prompts = prompts(fields.take("prompt"), served)?;
+    let ignored = fields.rest();
+    let salt = server.salt(&caller.user, cache_salt.as_deref());
+    let prepared = prompts.into_iter().map(|ids| {
+        let positions = fit(ids.len(), 0, served)?;
+        let options = options.clone().with_max_new_tokens(options.max_new_tokens.min(positions));
+        let question = Question {
+            options: options.clone(),
+            prompt_tokens: ids.len(),
+            image_tokens: 0,
+            is_continuation: true,
+            arrived: caller.arrived,
+        };
+        let prompt = ids.into_iter().map(CachedPosition::Text).collect();
+        Ok((Submission { prompt, options, salt: salt.clone(), user: caller.user.number }, question))
+    });
+    let prompts = prepared.collect::<Result<_, ApiError>>()?;
+    Ok(Prepared { form: Form::Text, prompts, stream, include_usage, ignored })
+}
+
+/// The ids of the prompts: of a text, of texts, ids, or lists of ids.
+fn prompts(value: Option<Value>, served: &Served) -> Result<Vec<Vec<u32>>, ApiError> {
+    let expected =
+        format!("a text, token ids, or up to {} texts or lists of token ids, none of them empty", served.parallel);
+    let wrong = |value: &Value| unexpected("prompt", value, &expected);
+    let encode = |text: &str| {
+        let ids = served.text.tokenizer().encode(text);
+        ids.map_err(|error| ApiError::invalid_value("prompt", error.to_string()))
+    };
+    let found = match value {
+        Some(Value::String(text)) => vec![encode(&text)?],
+        Some(Value::Array(list)) if list.first().is_some_and(Value::is_number) => {
+            vec![decoding::ids("prompt", Some(list.into()), served.vocab)?]
+        }
+        Some(Value::Array(list)) if list.len() <= served.parallel => {
+            let prompt = |value: Value| match value {
+                Value::String(text) => encode(&text),
+                value @ Value::Array(_) => decoding::ids("prompt", Some(value), served.vocab),
+                value => Err(wrong(&value)),
+            };
+            list.into_iter().map(prompt).collect::<Result<_, _>>()?
+        }
+        value => return Err(wrong(&value.unwrap_or_default())),
+    };
+    if found.is_empty() || found.iter().any(Vec::is_empty) {
+        return Err(ApiError::invalid_value("prompt", format!("a prompt is empty, expected {expected}")));
+    }
+    Ok(found)
+}

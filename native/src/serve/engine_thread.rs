@@ -1,0 +1,339 @@
+//! The thread that owns the device, the model and the engine. Everything else talks to it by channels.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mgm::engine::blocks::BLOCK_ROWS;
+use mgm::engine::digest::{CachedPosition, Salt};
+use mgm::engine::{Engine, EngineOptions, Event, Job, JobId};
+use mgm::memory_plan::MemoryPlan;
+use mgm::ops::Sampling;
+use mgm::session::{AnswerOptions, Model, ModelText};
+use mgm::tensor::{Activation, Precision};
+use mgm::vision::Vision;
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use super::error::ApiError;
+use super::mailbox::Mailbox;
+use super::options::{EngineArgs, ServeArgs};
+use super::reply::unix_time;
+use super::state::{Served, Server, Slots};
+use crate::load::{load_model, load_options, open_checkpoint};
+use crate::recovery::Recovery;
+use crate::{CliError, bundled_models, device_cache, load};
+
+/// The weight of a new measurement of the speed.
+const RATE_WEIGHT: f64 = 0.2;
+
+/// A prompt to continue.
+#[derive(Debug)]
+pub struct Submission {
+    pub prompt: Vec<CachedPosition>,
+    pub options: AnswerOptions,
+    pub salt: Salt,
+    pub user: u64,
+}
+
+/// What other threads ask.
+#[derive(Debug)]
+pub enum Command {
+    Submit(u64, Box<Submission>, Arc<Mailbox>),
+    Cancel(u64),
+    Stop,
+}
+
+/// Starts the thread. `ended` receives how it ended: with the error of a model that cannot be loaded.
+///
+/// # Errors
+/// [`CliError::Output`] if the system refuses a thread.
+pub fn start(
+    arguments: ServeArgs,
+    server: Arc<Server>,
+    commands: Receiver<Command>,
+    stop: Arc<AtomicBool>,
+    ended: oneshot::Sender<Result<(), CliError>>,
+) -> Result<JoinHandle<()>, CliError> {
+    let thread = move || {
+        let result = pollster::block_on(run(&arguments, &server, &commands, &stop));
+        // The receiver is gone if the program ends.
+        let _ = ended.send(result);
+    };
+    Ok(std::thread::Builder::new().name("engine".to_owned()).spawn(thread)?)
+}
+
+async fn run(
+    arguments: &ServeArgs,
+    server: &Arc<Server>,
+    commands: &Receiver<Command>,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), CliError> {
+    let loaded = open(arguments, server, stop).await?;
+    let model = &loaded.model;
+    let options = engine_options(&arguments.engine, model);
+    let (engine, options) = new_engine(model, options, arguments.engine.kv.is_some())?;
+    server.set_served(describe(arguments, server, &loaded, options));
+    let engine = engine.with_text(model.tokenizer(), model.stop_ids());
+    let mut host = Host { engine, server, requests: HashMap::new(), jobs: HashMap::new(), rate: 0.0 };
+    if let Err(error) = host.serve(commands).await {
+        note!("mgm: error: {error}");
+        server.fail(error.to_string());
+        host.fail_all(&ApiError::of_engine(&error));
+        drop(host);
+        refuse(commands, &error);
+    }
+    Ok(())
+}
+
+struct Loaded {
+    model: Model,
+    text: ModelText,
+    precision: Precision,
+}
+
+/// Loads the model.
+async fn open(arguments: &ServeArgs, server: &Arc<Server>, stop: &Arc<AtomicBool>) -> Result<Loaded, CliError> {
+    let mut files = open_checkpoint(&arguments.checkpoint).await?;
+    if let Some(gelu) = &arguments.gelu {
+        let activation = if gelu == "erf" { Activation::GeluErf } else { Activation::GeluTanh };
+        files.language_config_mut().activation = activation;
+    }
+    let options =
+        load_options(&arguments.checkpoint, &files, arguments.precision).with_template(arguments.conversation);
+    let text = load::check(&files, &options).await?;
+    if let Some(note) = text.note() {
+        note!("mgm: note: {note}");
+    }
+    let mut gpu = device_cache::open_with_note(&arguments.device.options()).await?;
+    let mut recovery = Recovery::new(arguments.device.options());
+    let total = MemoryPlan::for_files(&files, &options)?.weights().max(1);
+    loop {
+        let (server, loaded) = (server.clone(), Cell::new(0));
+        let on_progress = move |bytes| {
+            loaded.set(loaded.get() + bytes);
+            server.set_progress(loaded.get() as f64 / total as f64);
+            ControlFlow::Continue(())
+        };
+        let options = options.clone().with_progress(Rc::new(on_progress));
+        match load_model(&gpu, &files, &options, &text, !arguments.no_tune, stop).await {
+            Ok(model) => return Ok(Loaded { model, text, precision: options.precision }),
+            Err(error) => gpu = recovery.reopen(error).await?,
+        }
+    }
+}
+
+fn engine_options(arguments: &EngineArgs, model: &Model) -> EngineOptions {
+    let defaults = EngineOptions::new(model.gpu(), model.language());
+    let parallel = arguments.parallel.map_or(defaults.parallel, |parallel| parallel as usize);
+    let context = arguments.ctx.map_or(defaults.context, |context| context as usize);
+    let context = context.min(model.language().config().max_positions);
+    let block = model.language().paged_block_bytes().max(1);
+    let capacity = match arguments.kv {
+        Some(bytes) => usize::try_from(bytes / block).unwrap_or(usize::MAX).saturating_mul(BLOCK_ROWS),
+        None => parallel * context.min(2048),
+    };
+    EngineOptions {
+        parallel,
+        context,
+        capacity: capacity.max(context),
+        slice: arguments.slice.map_or(defaults.slice, |slice| Duration::from_millis(slice.into())),
+        deterministic: arguments.deterministic,
+    }
+}
+
+/// An engine with the largest cache that fits: the wanted one, or a half, a quarter and so on, unless the user chose.
+fn new_engine(model: &Model, mut options: EngineOptions, is_chosen: bool) -> mgm::Result<(Engine<'_>, EngineOptions)> {
+    loop {
+        match Engine::new(model.gpu(), model.language(), options) {
+            Err(mgm::Error::OutOfMemory { .. }) if !is_chosen && options.capacity > options.context => {
+                options.capacity = (options.capacity / 2).max(options.context);
+            }
+            result => return result.map(|engine| (engine, options)),
+        }
+    }
+}
+
+/// What requests need to know about the model.
+fn describe(arguments: &ServeArgs, server: &Server, loaded: &Loaded, options: EngineOptions) -> Served {
+    let Loaded { model, text, precision } = loaded;
+    let settings = &server.settings;
+    let id = model_id(arguments.checkpoint.checkpoint.as_deref());
+    let top_p = settings.top_p.or(model.generation().top_p).unwrap_or(1.0);
+    let sampling =
+        Sampling::default().with_temperature(settings.temperature).with_top_k(settings.top_k).with_top_p(top_p);
+    let (adapter, version) = (&model.gpu().adapter().name, env!("CARGO_PKG_VERSION"));
+    let facts = format!("{version} {id} {precision} {adapter} {}", options.deterministic);
+    let digest: String = Sha256::digest(facts).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    Served {
+        id,
+        created: unix_time(),
+        text: text.clone(),
+        vocab: model.language().config().vocab_size,
+        context: options.context,
+        max_prompt: model.max_prompt_tokens().min(options.context - 1),
+        image_tokens: model.vision().map(Vision::tokens),
+        precision: precision.to_string(),
+        sampling,
+        fingerprint: format!("mgm_{digest}"),
+        parallel: options.parallel,
+        slots: Slots::new(options.parallel, settings.queue),
+    }
+}
+
+/// The model's name in requests: the name of the cached model, or of the folder or file.
+fn model_id(named: Option<&Path>) -> String {
+    let Some(path) = named else { return bundled_models::POCKET.to_owned() };
+    let resolved = path.canonicalize();
+    let name = match &resolved {
+        Ok(found) if found.extension().is_some_and(|end| end == "gguf") => found.file_stem(),
+        // A file of a checkpoint stands for its folder.
+        Ok(found) if found.is_file() => found.parent().and_then(Path::file_name),
+        Ok(found) => found.file_name(),
+        // Not a path: the name of a cached model.
+        Err(_) => None,
+    };
+    name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Answers requests after the engine failed.
+fn refuse(commands: &Receiver<Command>, error: &mgm::Error) {
+    while let Ok(command) = commands.recv() {
+        match command {
+            Command::Submit(_, _, mailbox) => mailbox.fail(ApiError::of_engine(error)),
+            Command::Cancel(_) => {}
+            Command::Stop => return,
+        }
+    }
+}
+
+/// A request that is computed or waits.
+struct Running {
+    job: JobId,
+    mailbox: Arc<Mailbox>,
+    /// Answers that have not ended.
+    open: usize,
+    /// Tokens that it will take at most, while it waits.
+    waiting_tokens: u64,
+}
+
+/// Drives the engine.
+struct Host<'a> {
+    engine: Engine<'a>,
+    server: &'a Server,
+    requests: HashMap<u64, Running>,
+    jobs: HashMap<JobId, u64>,
+    /// Tokens per second.
+    rate: f64,
+}
+
+impl Host<'_> {
+    /// Computes until it is stopped.
+    ///
+    /// # Errors
+    /// [Device errors](mgm::gpu).
+    async fn serve(&mut self, commands: &Receiver<Command>) -> mgm::Result<()> {
+        loop {
+            if self.take_commands(commands).is_break() {
+                self.fail_all(&ApiError::draining());
+                return Ok(());
+            }
+            let started = Instant::now();
+            let events = self.engine.turn().await?;
+            let tokens = events.into_iter().map(|(job, event)| self.send(job, event)).sum();
+            self.measure(tokens, started.elapsed());
+            self.beat();
+        }
+    }
+
+    /// Takes commands. Without work it waits for one.
+    fn take_commands(&mut self, commands: &Receiver<Command>) -> ControlFlow<()> {
+        loop {
+            let command = if self.engine.is_idle() {
+                self.beat();
+                let command = commands.recv().map_err(|_| TryRecvError::Disconnected);
+                self.beat();
+                command
+            } else {
+                commands.try_recv()
+            };
+            match command {
+                Ok(Command::Submit(ticket, submission, mailbox)) => self.submit(ticket, *submission, mailbox),
+                Ok(Command::Cancel(ticket)) => self.cancel(ticket),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
+                Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    fn submit(&mut self, ticket: u64, submission: Submission, mailbox: Arc<Mailbox>) {
+        let Submission { prompt, options, salt, user } = submission;
+        let (positions, open, most) = (prompt.len() as u64, options.n, options.max_new_tokens as u64);
+        match self.engine.submit(Job { options, salt, user, ..Job::new(prompt, 1) }) {
+            Ok(job) => {
+                // The engine counts a position of a prompt as an eighth of a token too.
+                let waiting_tokens = positions / 8 + open as u64 * most;
+                self.jobs.insert(job, ticket);
+                self.requests.insert(ticket, Running { job, mailbox, open, waiting_tokens });
+            }
+            Err(error) => mailbox.fail(ApiError::of_engine(&error)),
+        }
+    }
+
+    fn cancel(&mut self, ticket: u64) {
+        if let Some(Running { job, .. }) = self.requests.remove(&ticket) {
+            self.jobs.remove(&job);
+            self.engine.cancel(job);
+        }
+    }
+
+    /// Sends an event to its request. Returns its tokens.
+    fn send(&mut self, job: JobId, event: Event) -> usize {
+        let Some(ticket) = self.jobs.get(&job).copied() else { return 0 };
+        let Some(request) = self.requests.get_mut(&ticket) else { return 0 };
+        let mut tokens = 0;
+        match &event {
+            Event::Started { .. } => request.waiting_tokens = 0,
+            Event::Delta { ids, .. } => tokens = ids.len(),
+            Event::Done { .. } | Event::Failed { .. } => request.open -= 1,
+            Event::Prefill { .. } => {}
+        }
+        if !request.mailbox.send(event) {
+            request.mailbox.fail(ApiError::slow_reader());
+            self.cancel(ticket);
+        } else if request.open == 0 {
+            self.requests.remove(&ticket);
+            self.jobs.remove(&job);
+        }
+        tokens
+    }
+
+    fn fail_all(&mut self, error: &ApiError) {
+        for request in self.requests.values() {
+            request.mailbox.fail(error.clone());
+        }
+        self.requests.clear();
+        self.jobs.clear();
+    }
+
+    fn measure(&mut self, tokens: usize, time: Duration) {
+        if tokens > 0 {
+            let rate = tokens as f64 / time.as_secs_f64().max(1e-6);
+            let weight = if self.rate == 0.0 { 1.0 } else { RATE_WEIGHT };
+            self.rate += weight * (rate - self.rate);
+        }
+    }
+
+    fn beat(&self) {
+        let waiting_tokens = self.requests.values().map(|request| request.waiting_tokens).sum();
+        self.server.metrics.set_figures(self.engine.figures());
+        self.server.beat(!self.engine.is_idle(), waiting_tokens, self.rate);
+    }
+}

@@ -1,0 +1,369 @@
+//! Messages of a conversation, and the prompts that they become.
+
+use mgm::text::Prompt;
+use mgm::text::chat_template::Message as TemplateMessage;
+use mgm::text::conversation::{Conversation, PromptFormat, Turn};
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::unexpected;
+
+/// Whose message it is. `developer` is the same as `system`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    System,
+    User,
+    Assistant,
+    Tool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Message {
+    role: Role,
+    text: String,
+    /// The fields that have images.
+    images: Vec<String>,
+    calls_tools: bool,
+}
+
+/// The messages of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Messages(Vec<Message>);
+
+impl Messages {
+    /// Reads the field `messages`. Also returns parts that have no effect.
+    ///
+    /// # Errors
+    /// `invalid_value` with the place of what is wrong; `unsupported_field` for audio and files.
+    pub fn parse(value: Option<Value>) -> Result<(Self, Vec<String>), ApiError> {
+        let list = match value {
+            Some(Value::Array(list)) => list,
+            Some(value) => return Err(unexpected("messages", &value, "a list of messages")),
+            None => {
+                return Err(ApiError::invalid_value("messages", "messages is missing, expected a list of messages"));
+            }
+        };
+        let mut ignored = Vec::new();
+        let messages = list.into_iter().enumerate().map(|(index, value)| {
+            let param = format!("messages[{index}]");
+            match value {
+                Value::Object(fields) => parse_message(fields, &param, &mut ignored),
+                value => Err(unexpected(&param, &value, "an object")),
+            }
+        });
+        let messages: Vec<Message> = messages.collect::<Result<_, _>>()?;
+        if messages.iter().all(|message| message.role == Role::System) {
+            let message = "messages has no message of a user, expected at least one";
+            return Err(ApiError::invalid_value("messages", message));
+        }
+        ignored.sort();
+        ignored.dedup();
+        Ok((Self(messages), ignored))
+    }
+
+    /// The fields that have images, in order.
+    pub fn images(&self) -> impl Iterator<Item = &String> {
+        self.0.iter().flat_map(|message| &message.images)
+    }
+
+    /// The prompt for the assistant's next message, or for the rest of the last one, if that is the assistant's.
+    ///
+    /// # Errors
+    /// `invalid_value` if the template refuses the conversation.
+    pub fn prompt(&self, format: &PromptFormat) -> Result<Prompt, ApiError> {
+        let refused = |error: mgm::Error| ApiError::invalid_value("messages", error.to_string());
+        if let Some(prompt) = self.own_prompt(format) {
+            return Ok(prompt);
+        }
+        let (conversation, begun) = self.conversation(format);
+        match begun {
+            Some(begun) => conversation.prompt_to_continue(&begun).map_err(refused),
+            None => conversation.prompt().map_err(refused),
+        }
+    }
+
+    /// The prompt of the model's own template for the messages as they are. `None` if it has none, or refuses them.
+    fn own_prompt(&self, format: &PromptFormat) -> Option<Prompt> {
+        let PromptFormat::Jinja(template) = format else { return None };
+        let is_plain =
+            |message: &Message| message.role != Role::Tool && !message.calls_tools && message.images.is_empty();
+        let last_is_users = self.0.last().is_some_and(|message| message.role == Role::User);
+        if !last_is_users || !self.0.iter().all(is_plain) {
+            return None;
+        }
+        let messages = self.0.iter().map(|message| {
+            let role = match message.role {
+                Role::System => "system",
+                Role::Assistant => "assistant",
+                Role::User | Role::Tool => "user",
+            };
+            TemplateMessage { role, content: &message.text }
+        });
+        template.render_with_data(&messages.collect::<Vec<_>>()).ok()
+    }
+
+    /// The messages as turns: system messages first, later ones before the next question, neighbours of one role
+    /// joined. Also the beginning of the answer, if the last message is the assistant's.
+    fn conversation(&self, format: &PromptFormat) -> (Conversation, Option<String>) {
+        let mut conversation = Conversation::new(format.clone());
+        let leading = self.0.iter().take_while(|message| message.role == Role::System);
+        let leading: Vec<&str> = leading.map(|message| message.text.as_str()).collect();
+        conversation.system = (!leading.is_empty()).then(|| leading.join("\n\n"));
+        // System messages that wait for a question.
+        let mut waiting: Vec<&str> = Vec::new();
+        for message in &self.0[leading.len()..] {
+            let turns = &mut conversation.turns;
+            match message.role {
+                Role::System => waiting.push(&message.text),
+                Role::Assistant => {
+                    if turns.is_empty() {
+                        turns.push(Turn::new("", 0));
+                    }
+                    if let Some(turn) = turns.last_mut() {
+                        let answer = turn.answer.take();
+                        turn.answer = Some(joined(answer, &message.text));
+                    }
+                }
+                Role::User | Role::Tool => {
+                    let text = match message.role {
+                        Role::Tool => format!("<tool_response>\n{}\n</tool_response>", message.text),
+                        _ => message.text.clone(),
+                    };
+                    let text = waiting.drain(..).map(str::to_owned).chain([text]).collect::<Vec<_>>().join("\n\n");
+                    match turns.last_mut().filter(|turn| turn.answer.is_none()) {
+                        Some(turn) => {
+                            turn.question = joined(Some(std::mem::take(&mut turn.question)), &text);
+                            turn.images += message.images.len();
+                        }
+                        None => turns.push(Turn::new(text, message.images.len())),
+                    }
+                }
+            }
+        }
+        if !waiting.is_empty() {
+            // A system message at the end, after which the assistant is to answer.
+            let text = waiting.join("\n\n");
+            match conversation.turns.last_mut().filter(|turn| turn.answer.is_none()) {
+                Some(turn) => turn.question = joined(Some(std::mem::take(&mut turn.question)), &text),
+                None => conversation.turns.push(Turn::new(text, 0)),
+            }
+        }
+        let begun = conversation.turns.last_mut().and_then(|turn| turn.answer.take());
+        (conversation, begun)
+    }
+}
+
+/// Two texts of one role.
+fn joined(first: Option<String>, second: &str) -> String {
+    match first {
+        Some(first) if !first.is_empty() && !second.is_empty() => format!("{first}\n\n{second}"),
+        Some(first) if second.is_empty() => first,
+        _ => second.to_owned(),
+    }
+}
+
+fn parse_message(mut fields: Map<String, Value>, param: &str, ignored: &mut Vec<String>) -> Result<Message, ApiError> {
+    let role = match fields.remove("role") {
+        Some(Value::String(role)) => match role.as_str() {
+            "system" | "developer" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            "tool" => Role::Tool,
+            _ => {
+                let expected = "\"system\", \"developer\", \"user\", \"assistant\" or \"tool\"";
+                return Err(unexpected(&format!("{param}.role"), &role.into(), expected));
+            }
+        },
+        found => {
+            return Err(unexpected(&format!("{param}.role"), &found.unwrap_or_default(), "the role as a text"));
+        }
+    };
+    let calls = match fields.remove("tool_calls") {
+        Some(Value::Array(calls)) if role == Role::Assistant => calls,
+        None | Some(Value::Null) => Vec::new(),
+        Some(value) => {
+            return Err(unexpected(&format!("{param}.tool_calls"), &value, "a list, in a message of the assistant"));
+        }
+    };
+    let content = format!("{param}.content");
+    let mut message = Message { role, text: String::new(), images: Vec::new(), calls_tools: !calls.is_empty() };
+    match fields.remove("content") {
+        Some(Value::String(text)) => message.text = text,
+        Some(Value::Array(parts)) => {
+            let mut texts = Vec::new();
+            for (index, part) in parts.into_iter().enumerate() {
+                parse_part(part, &format!("{content}[{index}]"), &mut message, &mut texts, ignored)?;
+            }
+            message.text = texts.join("\n");
+        }
+        None | Some(Value::Null) if role == Role::Assistant && !calls.is_empty() => {}
+        found => return Err(unexpected(&content, &found.unwrap_or_default(), "a text or a list of parts")),
+    }
+    for (index, call) in calls.iter().enumerate() {
+        let call = call_text(call).ok_or_else(|| {
+            let place = format!("{param}.tool_calls[{index}]");
+            unexpected(&place, call, "an object with a function that has a name and arguments")
+        })?;
+        message.text = joined(Some(std::mem::take(&mut message.text)).filter(|text| !text.is_empty()), &call);
+    }
+    Ok(message)
+}
+
+/// A call of a tool, as models of the Hermes format write it.
+fn call_text(call: &Value) -> Option<String> {
+    let function = call.get("function")?;
+    let name = function.get("name").filter(|name| name.is_string())?;
+    // A text that is JSON stays as it is.
+    let arguments = match function.get("arguments")? {
+        Value::String(text) if serde_json::from_str::<IgnoredAny>(text).is_ok() => text.clone(),
+        arguments => arguments.to_string(),
+    };
+    Some(format!("<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>"))
+}
+
+fn parse_part(
+    part: Value,
+    param: &str,
+    message: &mut Message,
+    texts: &mut Vec<String>,
+    ignored: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    let Value::Object(mut part) = part else { return Err(unexpected(param, &part, "an object with a type")) };
+    let kind = part.remove("type").unwrap_or_default();
+    let mut text = |name: &str| match part.remove(name) {
+        Some(Value::String(text)) => Ok(text),
+        found => Err(unexpected(&format!("{param}.{name}"), &found.unwrap_or_default(), "a text")),
+    };
+    match kind.as_str() {
+        Some("text") => texts.push(text("text")?),
+        Some("refusal") => texts.push(text("refusal")?),
+        Some("image_url") => {
+            let place = format!("{param}.image_url");
+            if message.role != Role::User {
+                return Err(ApiError::invalid_value(place, "only messages of users have images"));
+            }
+            let url = match part.remove("image_url") {
+                Some(Value::Object(mut image)) => {
+                    if image.get("detail").is_some_and(|detail| !detail.is_null()) {
+                        ignored.push("image_url.detail".to_owned());
+                    }
+                    image.remove("url")
+                }
+                url => url,
+            };
+            if !matches!(url, Some(Value::String(_))) {
+                return Err(unexpected(&place, &url.unwrap_or_default(), "a data URL, or an object with one as url"));
+            }
+            message.images.push(place);
+        }
+        Some(kind @ ("input_audio" | "file")) => {
+            let message = format!("parts of the type {kind} are not supported: send texts and images");
+            return Err(ApiError::unsupported_field(param, message));
+        }
+        _ => return Err(unexpected(&format!("{param}.type"), &kind, "\"text\" or \"image_url\"")),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use mgm::text::conversation::Template;
+    use serde_json::json;
+
+    use super::*;
+
+    fn prompt(messages: Value) -> String {
+        let (messages, _) = Messages::parse(Some(messages)).expect("messages");
+        messages.prompt(&Template::ChatMl.into()).expect("a prompt").to_string()
+    }
+
+    /// ChatML's text, with each role's messages in order.
+    fn chatml(system: &str, turns: &[(&str, &str)]) -> String {
+        let mut text = match system {
+            "" => String::new(),
+            system => format!("<|im_start|>system\n{system}<|im_end|>"),
+        };
+        for (question, answer) in turns {
+            text += &format!("<|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n{answer}");
+        }
+        text
+    }
+
+    #[test]
+    fn conversations_become_turns() {
+        let message = |role: &str, content: &str| json!({ "role": role, "content": content });
+        let question = prompt(json!([message("user", "a")]));
+        assert_eq!(question, chatml("Answer the questions.", &[("a", "")]));
+        let system = prompt(json!([message("system", "s"), message("developer", "t"), message("user", "a")]));
+        assert_eq!(system, chatml("s\n\nt", &[("a", "")]));
+        assert_eq!(prompt(json!([message("system", ""), message("user", "a")])), chatml("", &[("a", "")]));
+        let later = prompt(json!([
+            message("system", "s"),
+            message("user", "a"),
+            message("assistant", "b"),
+            message("system", "t"),
+            message("user", "c"),
+        ]));
+        assert_eq!(later, chatml("s", &[("a", "b<|im_end|>"), ("t\n\nc", "")]));
+        let neighbours = prompt(json!([message("system", ""), message("user", "a"), message("user", "b")]));
+        assert_eq!(neighbours, chatml("", &[("a\n\nb", "")]));
+        let first = prompt(json!([message("system", ""), message("assistant", "a"), message("user", "b")]));
+        assert_eq!(first, chatml("", &[("", "a<|im_end|>"), ("b", "")]));
+        let continued = prompt(json!([message("system", ""), message("user", "a"), message("assistant", "b c")]));
+        assert_eq!(continued, chatml("", &[("a", "b c")]));
+    }
+
+    #[test]
+    fn tools_are_text_where_the_template_has_none() {
+        let call =
+            json!({ "id": "call_1", "type": "function", "function": { "name": "f", "arguments": "{\"x\": 1}" } });
+        let found = prompt(json!([
+            { "role": "system", "content": "" },
+            { "role": "user", "content": "a" },
+            { "role": "assistant", "content": null, "tool_calls": [call] },
+            { "role": "tool", "tool_call_id": "call_1", "content": "2" },
+        ]));
+        let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call><|im_end|>";
+        let response = "<tool_response>\n2\n</tool_response>";
+        assert_eq!(found, chatml("", &[("a", call), (response, "")]));
+    }
+
+    #[test]
+    fn parts_are_joined_and_images_come_first() {
+        let parts = json!([
+            { "type": "text", "text": "a" },
+            { "type": "image_url", "image_url": { "url": "data:x", "detail": "low" } },
+            { "type": "text", "text": "b <image>" },
+        ]);
+        let (messages, ignored) =
+            Messages::parse(Some(json!([{ "role": "user", "content": parts }]))).expect("messages");
+        assert_eq!(ignored, ["image_url.detail"]);
+        let place = "messages[0].content[1].image_url".to_owned();
+        assert_eq!(messages.images().collect::<Vec<_>>(), [&place]);
+        let prompt = messages.prompt(&Template::ChatMl.into()).expect("a prompt");
+        assert_eq!(prompt.images(), 1, "a literal <image> is text");
+        assert!(prompt.segments()[1].contains("a\nb <image>"), "{prompt}");
+    }
+
+    #[test]
+    fn malformed_messages_are_named() {
+        let param = |value: Value| {
+            let error = Messages::parse(Some(value)).expect_err("an error").to_json();
+            let error: Value = serde_json::from_str(&error).expect("JSON");
+            error["error"]["param"].as_str().map(str::to_owned)
+        };
+        assert_eq!(param(json!("a")).as_deref(), Some("messages"));
+        assert_eq!(param(json!([])).as_deref(), Some("messages"));
+        assert_eq!(param(json!([1])).as_deref(), Some("messages[0]"));
+        assert_eq!(param(json!([{ "role": "system", "content": "a" }])).as_deref(), Some("messages"));
+        assert_eq!(param(json!([{ "role": "king", "content": "a" }])).as_deref(), Some("messages[0].role"));
+        assert_eq!(param(json!([{ "role": "user" }])).as_deref(), Some("messages[0].content"));
+        assert_eq!(param(json!([{ "role": "assistant", "content": null }])).as_deref(), Some("messages[0].content"));
+        let image = json!([{ "type": "image_url", "image_url": "data:x" }]);
+        let place = "messages[0].content[0].image_url";
+        assert_eq!(param(json!([{ "role": "assistant", "content": image }])).as_deref(), Some(place));
+        let audio = json!([{ "type": "input_audio", "input_audio": {} }]);
+        assert_eq!(param(json!([{ "role": "user", "content": audio }])).as_deref(), Some("messages[0].content[0]"));
+    }
+}

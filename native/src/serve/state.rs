@@ -1,0 +1,287 @@
+//! What all requests share: the model once it is loaded, the way to the engine, and whether requests are taken.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use mgm::engine::digest::Salt;
+use mgm::ops::Sampling;
+use mgm::session::ModelText;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::access::{Access, User};
+use super::body::Bodies;
+use super::engine_thread::{Command, Submission};
+use super::error::ApiError;
+use super::mailbox::Mailbox;
+use super::metrics::Metrics;
+use super::options::Settings;
+
+/// A turn of the engine takes less, unless the device hangs.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// A model that answers requests.
+#[derive(Debug)]
+pub struct Served {
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub text: ModelText,
+    /// Tokens of the language model.
+    pub vocab: usize,
+    /// Positions of a sequence.
+    pub context: usize,
+    /// Positions of a prompt.
+    pub max_prompt: usize,
+    /// Visual tokens of an image, if the model takes images.
+    pub image_tokens: Option<usize>,
+    pub precision: String,
+    /// Where a request says nothing.
+    pub sampling: Sampling,
+    /// Identifies what decides answers: the program, the model and the device.
+    pub fingerprint: String,
+    /// Sequences that decode together.
+    pub parallel: usize,
+    pub slots: Slots,
+}
+
+/// A slot for each sequence that is computed or may wait.
+#[derive(Debug)]
+pub struct Slots {
+    free: Arc<Semaphore>,
+    count: u32,
+}
+
+impl Slots {
+    pub fn new(parallel: usize, queue: u32) -> Self {
+        let count = (parallel as u32).saturating_add(queue).min(Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
+        Self { free: Arc::new(Semaphore::new(count as usize)), count }
+    }
+}
+
+/// Whether new requests are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draining {
+    No = 0,
+    /// `/health` reports it; requests are still taken.
+    Announced = 1,
+    Refusing = 2,
+}
+
+/// How the engine does, as its thread reports it.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    /// Milliseconds from the server's start to the end of the last turn.
+    last_turn: AtomicU64,
+    busy: AtomicBool,
+    /// Tokens that jobs which wait will take.
+    waiting_tokens: AtomicU64,
+    /// Tokens in 1000 s.
+    rate: AtomicU64,
+}
+
+/// The server's state.
+#[derive(Debug)]
+pub struct Server {
+    pub settings: Settings,
+    pub access: Access,
+    pub bodies: Bodies,
+    pub metrics: Metrics,
+    started: Instant,
+    commands: Sender<Command>,
+    tickets: AtomicU64,
+    model: OnceLock<Arc<Served>>,
+    /// Of loading, in thousandths.
+    progress: AtomicU32,
+    failed: OnceLock<String>,
+    draining: AtomicU8,
+    pulse: Pulse,
+}
+
+impl Server {
+    pub fn new(settings: Settings, access: Access, commands: Sender<Command>) -> Self {
+        Self {
+            bodies: Bodies::new(settings.max_body),
+            settings,
+            access,
+            metrics: Metrics::default(),
+            started: Instant::now(),
+            commands,
+            tickets: AtomicU64::new(0),
+            model: OnceLock::new(),
+            progress: AtomicU32::new(0),
+            failed: OnceLock::new(),
+            draining: AtomicU8::new(Draining::No as u8),
+            pulse: Pulse::default(),
+        }
+    }
+
+    /// The model, if it is loaded and requests are taken.
+    ///
+    /// # Errors
+    /// `draining`, `device_lost`, `model_loading`.
+    pub fn served(&self) -> Result<&Arc<Served>, ApiError> {
+        if self.draining() == Draining::Refusing {
+            return Err(ApiError::draining());
+        }
+        if let Some(message) = self.failure() {
+            return Err(ApiError::device_lost(message));
+        }
+        self.model.get().ok_or_else(|| ApiError::model_loading(self.loading_seconds()))
+    }
+
+    /// The model, if it is loaded.
+    pub fn loaded(&self) -> Option<&Arc<Served>> {
+        self.model.get()
+    }
+
+    pub fn set_served(&self, served: Served) {
+        // Only the engine's thread calls this, once.
+        let _ = self.model.set(Arc::new(served));
+    }
+
+    /// The part of the model that is loaded.
+    pub fn progress(&self) -> f64 {
+        f64::from(self.progress.load(Ordering::Relaxed)) / 1000.0
+    }
+
+    pub fn set_progress(&self, part: f64) {
+        self.progress.store((part.clamp(0.0, 1.0) * 1000.0) as u32, Ordering::Relaxed);
+    }
+
+    /// Seconds until the model is probably loaded, 1 to 60.
+    pub fn loading_seconds(&self) -> u64 {
+        let (done, elapsed) = (self.progress().max(0.01), self.started.elapsed().as_secs_f64());
+        (elapsed * (1.0 - done) / done).ceil().clamp(1.0, 60.0) as u64
+    }
+
+    /// Why the engine cannot continue.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
+    pub fn fail(&self, message: String) {
+        let _ = self.failed.set(message);
+    }
+
+    /// `draining`, `error`, `loading` or `ok`.
+    pub fn state(&self) -> &'static str {
+        if self.draining() != Draining::No {
+            "draining"
+        } else if self.failure().is_some() {
+            "error"
+        } else if self.loaded().is_none() {
+            "loading"
+        } else {
+            "ok"
+        }
+    }
+
+    pub fn draining(&self) -> Draining {
+        match self.draining.load(Ordering::Relaxed) {
+            0 => Draining::No,
+            1 => Draining::Announced,
+            _ => Draining::Refusing,
+        }
+    }
+
+    pub fn set_draining(&self, draining: Draining) {
+        self.draining.store(draining as u8, Ordering::Relaxed);
+    }
+
+    /// Waits until no request is under way.
+    pub async fn idle(&self) {
+        if let Some(served) = self.model.get() {
+            // It is never closed.
+            let _ = served.slots.free.acquire_many(served.slots.count).await;
+        }
+    }
+
+    /// Notes the end of a turn.
+    pub fn beat(&self, busy: bool, waiting_tokens: u64, rate: f64) {
+        let Pulse { last_turn, busy: is_busy, waiting_tokens: waiting, rate: tokens } = &self.pulse;
+        last_turn.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        is_busy.store(busy, Ordering::Relaxed);
+        waiting.store(waiting_tokens, Ordering::Relaxed);
+        tokens.store((rate * 1000.0) as u64, Ordering::Relaxed);
+    }
+
+    /// Whether the engine finishes its turns.
+    pub fn is_alive(&self) -> bool {
+        let last = Duration::from_millis(self.pulse.last_turn.load(Ordering::Relaxed));
+        !self.pulse.busy.load(Ordering::Relaxed) || self.started.elapsed().saturating_sub(last) < STUCK_AFTER
+    }
+
+    /// Seconds until the queue is shorter, 1 to 60.
+    fn retry_seconds(&self) -> u64 {
+        let rate = self.pulse.rate.load(Ordering::Relaxed).max(1);
+        (self.pulse.waiting_tokens.load(Ordering::Relaxed) * 1000).div_ceil(rate).clamp(1, 60)
+    }
+
+    /// Takes the slots of `count` sequences.
+    ///
+    /// # Errors
+    /// `queue_full`.
+    pub fn admit(&self, served: &Served, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permit = served.slots.free.clone().try_acquire_many_owned(count as u32);
+        permit.map_err(|_| ApiError::queue_full(self.settings.queue as usize, self.retry_seconds()))
+    }
+
+    /// Whose cached prefixes a request may use.
+    pub fn salt(&self, user: &User, cache_salt: Option<&str>) -> Salt {
+        let mut salt = Vec::new();
+        // Without keys nobody can tell users apart: addresses are shared, and change.
+        if !self.settings.share_cache && user.name.is_some() {
+            salt.extend(user.number.to_le_bytes());
+        }
+        if let Some(text) = cache_salt {
+            salt.extend(Sha256::digest(text));
+        }
+        Salt(salt)
+    }
+
+    /// Sends a request to the engine. Dropping the ticket cancels it.
+    pub fn submit(self: &Arc<Self>, submission: Submission, permit: OwnedSemaphorePermit) -> Ticket {
+        let id = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let mailbox = Arc::new(Mailbox::default());
+        if self.commands.send(Command::Submit(id, Box::new(submission), mailbox.clone())).is_err() {
+            mailbox.fail(ApiError::draining());
+        }
+        Ticket { id, mailbox, server: self.clone(), is_finished: false, _permit: permit }
+    }
+
+    /// Ends the engine's thread. All requests fail.
+    pub fn stop(&self) {
+        // Without the thread there is nothing to stop.
+        let _ = self.commands.send(Command::Stop);
+    }
+}
+
+/// A request that the engine computes. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Ticket {
+    id: u64,
+    pub mailbox: Arc<Mailbox>,
+    server: Arc<Server>,
+    is_finished: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Ticket {
+    /// Notes that the request needs the engine no longer.
+    pub fn finish(&mut self) {
+        self.is_finished = true;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.server.metrics.cancelled();
+            // Without the thread there is nothing to cancel.
+            let _ = self.server.commands.send(Command::Cancel(self.id));
+        }
+    }
+}
