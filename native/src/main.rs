@@ -11,6 +11,7 @@ mod args;
 mod bench;
 mod bundled_models;
 mod chat;
+mod constraint;
 mod device_cache;
 mod doctor;
 mod error;

@@ -295,6 +295,11 @@ impl ModelText {
         &self.0.tokenizer
     }
 
+    /// The tokens that end an answer.
+    pub fn stop_ids(&self) -> &StopIds {
+        &self.0.stop
+    }
+
     /// How conversations become prompts.
     pub fn prompt_format(&self) -> &PromptFormat {
         &self.0.prompt_format

@@ -19,6 +19,7 @@ use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::messages::Messages;
 use super::models::check_model;
+use super::response_format;
 use super::router::{Caller, on_blocking_thread};
 use super::state::{Served, Server};
 
@@ -36,15 +37,10 @@ pub const WITHOUT_EFFECT: [&str; 9] = [
 ];
 
 /// Fields that would change the answer, and what to do instead.
-const UNSUPPORTED: [(&str, &str); 15] = [
+const UNSUPPORTED: [(&str, &str); 10] = [
     ("tools", "describe them in a message"),
     ("functions", "describe them in a message"),
     ("function_call", "leave it out"),
-    ("structured_outputs", "describe the form in a message"),
-    ("guided_json", "describe the form in a message"),
-    ("guided_regex", "describe the form in a message"),
-    ("guided_choice", "describe the choices in a message"),
-    ("guided_grammar", "describe the form in a message"),
     ("audio", "ask for text"),
     ("web_search_options", "leave it out"),
     ("moderation", "leave it out"),
@@ -77,12 +73,14 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     options = options.with_top_logprobs(decoding::chat_logprobs(&mut fields)?);
     let (stream, include_usage) = stream_options(&mut fields)?;
     check_form(&mut fields)?;
+    let mut ignored = Vec::new();
+    let constraint = response_format::constraint(&mut fields, served, &mut ignored)?;
     let cache_salt = fields.text("cache_salt")?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);
     fields.accept(&["parallel_tool_calls"]);
-    let (messages, mut ignored) = Messages::parse(fields.take("messages"))?;
-    ignored.extend(fields.rest());
+    let (messages, in_messages) = Messages::parse(fields.take("messages"))?;
+    ignored.extend(in_messages.into_iter().chain(fields.rest()));
 
     let prompt = tokens(&messages, served)?;
     let positions = fit(prompt.len(), 0, served)?;
@@ -95,7 +93,8 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
         arrived: caller.arrived,
     };
     let salt = server.salt(&caller.user, cache_salt.as_deref());
-    let submission = Submission { prompt, options: question.options.clone(), salt, user: caller.user.number };
+    let submission =
+        Submission { prompt, options: question.options.clone(), constraint, salt, user: caller.user.number };
     Ok(Prepared { form: Form::Chat, prompts: vec![(submission, question)], stream, include_usage, ignored })
 }
 
@@ -120,18 +119,8 @@ pub fn stream_options(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
     Ok((stream, include_usage))
 }
 
-/// Answers are texts of any form.
+/// Answers are texts, without calls of tools.
 fn check_form(fields: &mut Fields) -> Result<(), ApiError> {
-    if let Some(format) = fields.take("response_format") {
-        match format.get("type").and_then(Value::as_str) {
-            Some("text") => {}
-            Some(kind @ ("json_object" | "json_schema" | "regex" | "choice" | "grammar")) => {
-                let message = format!("response_format {kind:?} is not supported: describe the form in a message");
-                return Err(ApiError::unsupported_field("response_format", message));
-            }
-            _ => return Err(unexpected("response_format", &format, "an object with the type \"text\"")),
-        }
-    }
     match fields.take("tool_choice") {
         None => {}
         Some(Value::String(choice)) if choice == "none" || choice == "auto" => {}

@@ -18,22 +18,13 @@ use super::engine_thread::Submission;
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::models::check_model;
+use super::response_format;
 use super::router::{Caller, on_blocking_thread};
 use super::state::{Served, Server};
 
 /// Fields that would change the answer, and what to do instead.
-const UNSUPPORTED: [(&str, &str); 10] = [
-    ("best_of", "use n"),
-    ("suffix", "leave it out"),
-    ("echo", "the prompt is known"),
-    ("response_format", "describe the form in the prompt"),
-    ("structured_outputs", "describe the form in the prompt"),
-    ("guided_json", "describe the form in the prompt"),
-    ("guided_regex", "describe the form in the prompt"),
-    ("guided_choice", "describe the choices in the prompt"),
-    ("guided_grammar", "describe the form in the prompt"),
-    ("use_beam_search", "use n"),
-];
+const UNSUPPORTED: [(&str, &str); 4] =
+    [("best_of", "use n"), ("suffix", "leave it out"), ("echo", "the prompt is known"), ("use_beam_search", "use n")];
 /// The most of `logprobs`.
 const MAX_LOGPROBS: i64 = 5;
 
@@ -60,10 +51,12 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     let options = decoding::parse(&mut fields, server, served)?.with_top_logprobs(logprobs);
     let (stream, include_usage) = stream_options(&mut fields)?;
     let cache_salt = fields.text("cache_salt")?;
+    let mut ignored = Vec::new();
+    let constraint = response_format::constraint(&mut fields, served, &mut ignored)?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);
     let prompts = prompts(fields.take("prompt"), served)?;
-    let ignored = fields.rest();
+    ignored.extend(fields.rest());
     let salt = server.salt(&caller.user, cache_salt.as_deref());
     let prepared = prompts.into_iter().map(|ids| {
         let positions = fit(ids.len(), 0, served)?;
@@ -76,7 +69,16 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
             arrived: caller.arrived,
         };
         let prompt = ids.into_iter().map(CachedPosition::Text).collect();
-        Ok((Submission { prompt, options, salt: salt.clone(), user: caller.user.number }, question))
+        Ok((
+            Submission {
+                prompt,
+                options,
+                constraint: constraint.clone(),
+                salt: salt.clone(),
+                user: caller.user.number,
+            },
+            question,
+        ))
     });
     let prompts = prepared.collect::<Result<_, ApiError>>()?;
     Ok(Prepared { form: Form::Text, prompts, stream, include_usage, ignored })

@@ -5,20 +5,21 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mgm::engine::blocks::BLOCK_ROWS;
 use mgm::engine::digest::{CachedPosition, Salt};
-use mgm::engine::{Engine, EngineOptions, Event, Job, JobId};
+use mgm::engine::{Constraint, Engine, EngineOptions, Event, Job, JobId};
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
 use mgm::session::{AnswerOptions, Model, ModelText};
 use mgm::tensor::{Activation, Precision};
 use mgm::vision::Vision;
+use mgm_grammar::Matcher;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
@@ -27,6 +28,7 @@ use super::mailbox::Mailbox;
 use super::options::{EngineArgs, ServeArgs};
 use super::reply::unix_time;
 use super::state::{Served, Server, Slots};
+use crate::constraint::GrammarConstraint;
 use crate::load::{load_model, load_options, open_checkpoint};
 use crate::recovery::Recovery;
 use crate::{CliError, bundled_models, device_cache, load};
@@ -39,6 +41,8 @@ const RATE_WEIGHT: f64 = 0.2;
 pub struct Submission {
     pub prompt: Vec<CachedPosition>,
     pub options: AnswerOptions,
+    /// What its answers must look like.
+    pub constraint: Option<Matcher>,
     pub salt: Salt,
     pub user: u64,
 }
@@ -185,6 +189,7 @@ fn describe(arguments: &ServeArgs, server: &Server, loaded: &Loaded, options: En
         fingerprint: format!("mgm_{digest}"),
         parallel: options.parallel,
         slots: Slots::new(options.parallel, settings.queue),
+        constraints: OnceLock::new(),
     }
 }
 
@@ -274,9 +279,10 @@ impl Host<'_> {
     }
 
     fn submit(&mut self, ticket: u64, submission: Submission, mailbox: Arc<Mailbox>) {
-        let Submission { prompt, options, salt, user } = submission;
+        let Submission { prompt, options, constraint, salt, user } = submission;
+        let constraint = constraint.map(|matcher| Box::new(GrammarConstraint(matcher)) as Box<dyn Constraint>);
         let (positions, open, most) = (prompt.len() as u64, options.n, options.max_new_tokens as u64);
-        match self.engine.submit(Job { options, salt, user, ..Job::new(prompt, 1) }) {
+        match self.engine.submit(Job { options, constraint, salt, user, ..Job::new(prompt, 1) }) {
             Ok(job) => {
                 // The engine counts a position of a prompt as an eighth of a token too.
                 let waiting_tokens = positions / 8 + open as u64 * most;

@@ -70,6 +70,18 @@ impl ApiError {
         Self::bad_request("unsupported_field", message).at(param)
     }
 
+    /// What an answer must look like cannot be compiled.
+    pub fn of_grammar(param: &'static str, error: &mgm_grammar::Error) -> Self {
+        let code = match error {
+            mgm_grammar::Error::TooComplex(_) => "grammar_too_complex",
+            mgm_grammar::Error::Schema { .. } => "invalid_schema",
+            _ => "invalid_value",
+        };
+        // LangChain knows an unsupported schema by these words.
+        let message = error.to_string().replacen("Invalid schema", &format!("Invalid schema for {param}"), 1);
+        Self::bad_request(code, message).at(param)
+    }
+
     /// The prompt is too long. Clients recognise the message.
     pub fn context_length_exceeded(context: usize, prompt: usize, image_tokens: usize) -> Self {
         Self::bad_request(

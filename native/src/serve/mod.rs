@@ -19,6 +19,7 @@ mod metrics;
 mod models;
 mod options;
 mod reply;
+mod response_format;
 mod router;
 mod sse;
 mod state;

@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::mailbox::Mailbox;
 use super::metrics::Metrics;
 use super::options::Settings;
+use crate::constraint::Constraints;
 
 /// A turn of the engine takes less, unless the device hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
@@ -45,6 +46,18 @@ pub struct Served {
     /// Sequences that decode together.
     pub parallel: usize,
     pub slots: Slots,
+    /// Made for the first answer that has a form: it takes tenths of a second.
+    pub constraints: OnceLock<Result<Constraints, mgm_grammar::Error>>,
+}
+
+impl Served {
+    /// What constrains answers.
+    ///
+    /// # Errors
+    /// [`mgm_grammar::Error::Vocabulary`]: the model's tokens cannot be constrained.
+    pub fn constraints(&self) -> Result<&Constraints, &mgm_grammar::Error> {
+        self.constraints.get_or_init(|| Constraints::new(&self.text, self.vocab)).as_ref()
+    }
 }
 
 /// A slot for each sequence that is computed or may wait.

@@ -288,7 +288,90 @@ fn answers_are_those_of_mgm_chat() {
     assert_eq!(continued, [rest.trim()]);
 
     completions_continue_texts(&server);
+    answers_have_the_wanted_form(&server);
     what_is_wrong_has_a_code(&server);
+}
+
+fn answers_have_the_wanted_form(server: &Server) {
+    let ask = |format: &Value, temperature: f64, stream: bool| {
+        server.chat(json!({ "messages": user("What can you do?"), "temperature": temperature, "seed": 5, "n": 3, "stream": stream,
+            "max_tokens": 400, "response_format": format }))
+    };
+    let schema = json!({ "type": "object", "properties": { "ok": { "type": "boolean" }, "colour": { "enum": ["red", "green"] },
+        "count": { "type": "integer", "minimum": 0, "maximum": 12 } }, "required": ["ok", "colour", "count"],
+        "additionalProperties": false });
+    let has_form = |text: &str| {
+        let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        value["ok"].is_boolean()
+            && [json!("red"), json!("green")].contains(&value["colour"])
+            && value["count"].as_i64().is_some_and(|count| (0..=12).contains(&count))
+            && value.as_object().is_some_and(|fields| fields.len() == 3)
+    };
+    let of_schema =
+        json!({ "type": "json_schema", "json_schema": { "name": "thing", "schema": schema, "strict": true } });
+    let is_color = |text: &str| ["red", "dark green", "blue!"].contains(&text);
+    let is_number = |text: &str| {
+        text.len() == 8
+            && text.bytes().enumerate().all(|(at, byte)| if at == 3 { byte == b'-' } else { byte.is_ascii_digit() })
+    };
+    let cases: [(Value, &dyn Fn(&str) -> bool); 5] = [
+        (of_schema, &has_form),
+        (json!({ "type": "json_object" }), &|text| {
+            serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object())
+        }),
+        (json!({ "type": "choice", "choices": ["red", "dark green", "blue!"] }), &is_color),
+        (json!({ "type": "regex", "pattern": "[0-9]{3}-[0-9]{4}" }), &is_number),
+        (json!({ "type": "grammar", "grammar": "start: \"(\" item \")\"\nitem: \"x\" | start" }), &|text| {
+            text.trim_start_matches('(').trim_end_matches(')') == "x"
+        }),
+    ];
+    for (format, has_form) in cases {
+        // Greedy, and far from what the model would write.
+        for temperature in [0.0, 2.0] {
+            let whole = ask(&format, temperature, false).json();
+            let streamed = joined(&ask(&format, temperature, true).events());
+            let choices = whole["choices"].as_array().unwrap_or_else(|| panic!("{format}: {whole}"));
+            for (choice, (text, reason)) in choices.iter().zip(&streamed) {
+                let content = choice["message"]["content"].as_str().expect("a text");
+                // An object may have members until the answer is cut off; what ends by itself has the form.
+                assert!(choice["finish_reason"] == "length" || has_form(content), "{format}: {content:?}");
+                assert!(format["type"] == "json_object" || choice["finish_reason"] == "stop", "{format}: {content:?}");
+                assert_eq!((content, &choice["finish_reason"]), (text.as_str(), reason), "{format}");
+            }
+        }
+    }
+    // vLLM's field; and a schema that is not strict.
+    let reply =
+        server.post("/v1/completions", &json!({ "prompt": "The colour is", "guided_choice": ["red", "green"] }));
+    assert!([json!("red"), json!("green")].contains(&reply.json()["choices"][0]["text"]), "{}", reply.text());
+    let lenient = json!({ "type": "json_schema", "json_schema": { "schema": { "type": "array", "items": { "type": "null" }, "maxItems": 2,
+        "uniqueItems": true } } });
+    let reply = ask(&lenient, 1.0, false);
+    assert!(reply.header("x-mgm-ignored").is_some_and(|names| names.contains("uniqueItems")), "{:?}", reply.headers);
+    for (format, code, word) in [
+        (
+            json!({ "type": "json_schema", "json_schema": { "schema": { "properties": { "a": { "not": {} } } }, "strict": true } }),
+            "invalid_schema",
+            "/properties/a",
+        ),
+        (json!({ "type": "json_schema", "json_schema": { "schema": 7 } }), "invalid_value", "schema"),
+        (json!({ "type": "regex", "pattern": "(" }), "invalid_value", "regular expression"),
+        (json!({ "type": "grammar", "grammar": "begin: \"x\"" }), "invalid_value", "grammar"),
+        (json!({ "type": "grammar", "grammar": "x".repeat(1 << 21) }), "grammar_too_complex", "bytes"),
+        (json!({ "type": "yaml" }), "invalid_value", "json_schema"),
+    ] {
+        let reply = ask(&format, 0.0, false);
+        let error = &reply.json()["error"];
+        assert_eq!(
+            (reply.status, &error["code"], &error["param"]),
+            (400, &code.into(), &"response_format".into()),
+            "{error}"
+        );
+        assert!(text(&error["message"]).contains(word), "{error}");
+    }
+    // Answers without a form are as before.
+    let free = server.chat(json!({ "messages": user("What can you do?"), "temperature": 0 })).json();
+    assert_eq!(free["choices"][0]["message"]["content"], mgm_chat("What can you do?", &[])["text"]);
 }
 
 fn completions_continue_texts(server: &Server) {

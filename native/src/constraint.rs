@@ -1,0 +1,102 @@
+//! Constrained answers: the grammars of `mgm-grammar` for the tokens of a model.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use mgm::engine::Constraint;
+use mgm::session::ModelText;
+use mgm::text::Tokenizer;
+use mgm_grammar::{Format, Grammar, Matcher, Vocabulary};
+
+/// Compiled formats that are stored.
+const STORED: usize = 64;
+
+/// What was left out of a schema that is not strict, in words.
+pub type Ignored = Vec<String>;
+
+/// A model's tokens, and the formats that were compiled for them last.
+#[derive(Debug)]
+pub struct Constraints {
+    vocabulary: Vocabulary,
+    /// The one that was used last comes first.
+    grammars: Mutex<VecDeque<(Format, Grammar)>>,
+}
+
+impl Constraints {
+    /// The first `vocab` tokens of a model. The tokens that end its turns end an answer.
+    ///
+    /// # Errors
+    /// [`mgm_grammar::Error::Vocabulary`] if none ends an answer.
+    pub fn new(text: &ModelText, vocab: usize) -> Result<Self, mgm_grammar::Error> {
+        let tokenizer = text.tokenizer();
+        let ends = text.stop_ids().clone().with_turn_ends(tokenizer);
+        let bytes = (0..vocab as u32).map(|id| tokenizer.token_bytes(id));
+        let mut vocabulary = Vocabulary::new(bytes, ends.ids())?;
+        if drops_leading_space(tokenizer, vocab) {
+            vocabulary = vocabulary.with_leading_space();
+        }
+        Ok(Self { vocabulary, grammars: Mutex::default() })
+    }
+
+    /// Matches an answer of this format from its beginning. Reports what was left out of a schema that is not strict.
+    ///
+    /// # Errors
+    /// As [`Vocabulary::compile`].
+    pub fn matcher(&self, format: Format) -> Result<(Matcher, Ignored), mgm_grammar::Error> {
+        let of = |grammar: &Grammar| (grammar.matcher(), grammar.ignored().to_vec());
+        // A panic elsewhere leaves the list whole.
+        let lock = || self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut grammars = lock();
+            if let Some(stored) = grammars.iter().position(|(other, _)| *other == format)
+                && let Some(entry) = grammars.remove(stored)
+            {
+                let found = of(&entry.1);
+                grammars.push_front(entry);
+                return Ok(found);
+            }
+        }
+        // Other requests do not wait for it.
+        let grammar = self.vocabulary.compile(&format)?;
+        let found = of(&grammar);
+        let mut grammars = lock();
+        grammars.push_front((format, grammar));
+        grammars.truncate(STORED);
+        Ok(found)
+    }
+}
+
+/// Whether a text loses the space of its first token, as those of SentencePiece models do: they begin with a word, and
+/// words begin with a space.
+fn drops_leading_space(tokenizer: &Tokenizer, vocab: usize) -> bool {
+    let begins_with_space =
+        |id: &u32| tokenizer.token_bytes(*id).is_some_and(|bytes| bytes.len() > 1 && bytes[0] == b' ');
+    let first = (0..vocab as u32).find(begins_with_space);
+    first.is_some_and(|id| !tokenizer.decode(&[id], true).starts_with(' '))
+}
+
+/// An answer of the engine that a grammar constrains.
+#[derive(Debug, Clone)]
+pub struct GrammarConstraint(pub Matcher);
+
+impl Constraint for GrammarConstraint {
+    fn fill_mask(&mut self, mask: &mut [u32]) -> mgm::Result<()> {
+        self.0.fill_mask(mask).map_err(error)
+    }
+
+    fn accept(&mut self, id: u32) -> mgm::Result<()> {
+        self.0.accept(id).map_err(error)
+    }
+
+    fn is_terminated(&self) -> bool {
+        self.0.is_terminated()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+fn error(error: mgm_grammar::Error) -> mgm::Error {
+    mgm::Error::InvalidArgument(error.to_string())
+}
