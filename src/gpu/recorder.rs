@@ -273,6 +273,16 @@ impl Recorder {
         self.gpu.flush_writes().await
     }
 
+    /// Operations recorded since the last [`Self::finish`].
+    pub(crate) fn unfinished_flops(&self) -> f64 {
+        self.unfinished_flops
+    }
+
+    /// Whether everything recorded is submitted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
     /// Whether a wait for what was recorded since the last one would take about half a second on a slow device.
     pub(crate) fn is_long(&self) -> bool {
         self.unfinished_flops > if self.gpu.is_software() { FLOPS_PER_SUBMISSION / 10.0 } else { FLOPS_PER_SUBMISSION }

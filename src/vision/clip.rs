@@ -1,5 +1,6 @@
 //! The low-resolution tower: CLIP ViT (Radford et al., 2021), up to the hidden state that Mini-Gemini uses.
 
+use super::slices::Stages;
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
@@ -66,7 +67,12 @@ impl ClipVit {
     ///
     /// # Errors
     /// [`Error::WrongShape`](crate::Error::WrongShape) for another shape.
-    pub fn forward(&self, recorder: &mut Recorder, pixels: &Tensor) -> Result<Tensor> {
+    pub(super) async fn forward(
+        &self,
+        recorder: &mut Recorder,
+        pixels: &Tensor,
+        stages: &mut Stages<'_>,
+    ) -> Result<Tensor> {
         let side = self.image_size;
         let patches = ops::patches(recorder, pixels, (side, side, 3), true, self.patch_size, 0, self.patches())?;
         let embeddings = Tensor::temporary(recorder.gpu(), self.positions.shape(), "embeddings")?;
@@ -75,6 +81,7 @@ impl ClipVit {
         let x = ops::norm(recorder, &embeddings, &self.pre_norm)?;
         for layer in &self.layers {
             layer.forward(recorder, &x)?;
+            stages.part(recorder).await?;
         }
         let features = Tensor::temporary(recorder.gpu(), &[x.rows() - 1, x.columns()], "features")?;
         x.slice_rows(1..x.rows()).copy_to(recorder, &features, 0);

@@ -1,5 +1,6 @@
 //! The high-resolution tower: the stem and stages of ConvNeXt (Liu et al., 2022), as in timm and OpenCLIP.
 
+use super::slices::Stages;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::linear::Linear;
@@ -116,13 +117,18 @@ impl Stage {
     ///
     /// # Errors
     /// [`Error::WrongShape`] for another number of channels.
-    pub fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<FeatureMap> {
+    pub(super) async fn forward(
+        &self,
+        recorder: &mut Recorder,
+        x: &FeatureMap,
+        stages: &mut Stages<'_>,
+    ) -> Result<FeatureMap> {
         let x = match &self.downsample {
             Some(downsample) => downsample.forward(recorder, x)?,
             None => x.clone(),
         };
         for block in &self.blocks {
-            block.forward(recorder, &x)?;
+            block.forward(recorder, &x, stages).await?;
         }
         Ok(x)
     }
@@ -155,7 +161,7 @@ impl Block {
     }
 
     /// x += gamma * fc2(GELU(fc1(LN(depthwise(x)))))
-    fn forward(&self, recorder: &mut Recorder, x: &FeatureMap) -> Result<()> {
+    async fn forward(&self, recorder: &mut Recorder, x: &FeatureMap, stages: &mut Stages<'_>) -> Result<()> {
         let convolved = ops::depthwise(recorder, x, &self.depthwise, &self.depthwise_bias)?;
         let normed = ops::norm(recorder, &convolved.values, &self.norm)?;
         let expand = Epilogue { activation: Some(Activation::GeluErf), ..self.fc1.epilogue() };
@@ -166,6 +172,7 @@ impl Block {
             let normed = normed.slice_rows(first..(first + block).min(pixels));
             let inner = ops::linear(recorder, &normed, &self.fc1.weight, expand)?;
             ops::linear_add(recorder, &inner, &self.fc2.weight, contract, &x.values, first)?;
+            stages.part(recorder).await?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ mod clip;
 mod convnext;
 mod mining;
 mod projector;
+mod slices;
 
 use std::ops::ControlFlow;
 
@@ -20,6 +21,8 @@ pub use clip::ClipVit;
 pub use convnext::ConvNext;
 pub use mining::{PatchInfoMining, Tile};
 pub use projector::Projector;
+pub use slices::SlicedEncoding;
+use slices::Stages;
 
 /// The vision side of a model.
 #[derive(Debug)]
@@ -151,8 +154,12 @@ impl Vision {
 
     /// Visual tokens of an image.
     pub fn tokens(&self) -> usize {
-        let tiles = self.config.grid * self.config.grid + usize::from(self.config.global);
-        tiles * self.clip.patches()
+        self.tiles() * self.clip.patches()
+    }
+
+    /// Low-resolution tiles of an image.
+    fn tiles(&self) -> usize {
+        self.config.grid * self.config.grid + usize::from(self.config.global)
     }
 
     /// Submits the networks over an image's views and waits for the visual tokens. `attended` [cells * cells] receives
@@ -168,17 +175,25 @@ impl Vision {
         attended: Option<&Tensor>,
         on_step: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<VisionOutput> {
-        let stages = self.high.as_ref().map_or(0, |high| high.convnext.stages().len());
-        let mut steps = Steps { done: 0, total: stages + views.low.len() + 1, on_step };
+        self.encode(recorder, views, attended, &mut Stages::new(self.stages(), on_step)).await
+    }
+
+    async fn encode(
+        &self,
+        recorder: &mut Recorder,
+        views: &Views,
+        attended: Option<&Tensor>,
+        stages: &mut Stages<'_>,
+    ) -> Result<VisionOutput> {
         let high = match &self.high {
-            Some(high) => Some(self.high_map(high, recorder, &views.high, &mut steps).await?),
+            Some(high) => Some(self.high_map(high, recorder, &views.high, stages).await?),
             None => None,
         };
         let mut low = Vec::new();
         for tile in &views.low {
             let pixels = Tensor::upload(recorder, &[3, self.image_size, self.image_size], tile, "low-resolution view")?;
-            low.push(self.clip.forward(recorder, &pixels)?);
-            steps.step(recorder).await?;
+            low.push(self.clip.forward(recorder, &pixels, stages).await?);
+            stages.end(recorder).await?;
         }
         // The global tile is last among the views and first among the tokens.
         let (tiles, global) = low.split_at(self.config.grid * self.config.grid);
@@ -195,7 +210,7 @@ impl Vision {
             row += tile.rows();
         }
         let tokens = self.projector.forward(recorder, &all)?;
-        steps.step(recorder).await?;
+        stages.end(recorder).await?;
         Ok(VisionOutput { low, high, mined, tokens })
     }
 
@@ -222,16 +237,16 @@ impl Vision {
         high: &HighResolution,
         recorder: &mut Recorder,
         view: &[f32],
-        steps: &mut Steps<'_>,
+        stages: &mut Stages<'_>,
     ) -> Result<[FeatureMap; 4]> {
         let size = self.config.high_image_size;
         let pixels = Tensor::upload(recorder, &[3, size, size], view, "high-resolution view")?;
         let mut x = high.convnext.stem(recorder, &pixels, size)?;
         let mut maps = Vec::new();
         for stage in high.convnext.stages() {
-            x = stage.forward(recorder, &x)?;
+            x = stage.forward(recorder, &x, stages).await?;
             maps.push(x.clone());
-            steps.step(recorder).await?;
+            stages.end(recorder).await?;
         }
         maps.try_into().map_err(|_| Error::Internal("a ConvNeXt has four stages".to_owned()))
     }
@@ -267,23 +282,5 @@ impl Vision {
             }
         }
         Ok(mined)
-    }
-}
-
-/// Submits steps and waits for each, so that progress is accurate and a cancellation takes effect.
-struct Steps<'a> {
-    done: usize,
-    total: usize,
-    on_step: &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-}
-
-impl Steps<'_> {
-    async fn step(&mut self, recorder: &mut Recorder) -> Result<()> {
-        recorder.finish().await?;
-        self.done += 1;
-        match (self.on_step)(self.done, self.total) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Cancelled),
-        }
     }
 }
