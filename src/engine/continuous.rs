@@ -6,21 +6,24 @@ use std::time::Duration;
 
 use web_time::Instant;
 
-use super::blocks::{BLOCK_ROWS, BlockPool, BlockTable};
-use super::digest::{CachedPosition, ImageDigest};
+use super::blocks::{BLOCK_ROWS, BlockCopy, BlockPool, BlockTable};
+use super::digest::CachedPosition;
+use super::encoder::{Encoder, ImageFigures};
 use super::job::{Event, Job, JobId};
 use super::queue::Queue;
+use super::recovery::Unfinished;
 use super::request::Request;
 use super::sampler::{LogprobsRead, Sampler, token_logprobs};
 use super::sequence::{AnswerState, Sequence};
 use super::slice::{self, Slices};
 use crate::generation::{FinishReason, StopReason};
 use crate::gpu::{Gpu, Readback, Recorder};
-use crate::language::{ImageId, LanguageModel, PagedCache, PagedStep, Position, RowControls, StepRows};
+use crate::language::{LanguageModel, PagedCache, PagedStep, Position, RowControls, StepRows};
 use crate::ops::{NO_ROW, PagedSequence};
 use crate::tensor::Tensor;
 use crate::text::stop::StopIds;
 use crate::text::tokenizer::Tokenizer;
+use crate::vision::Vision;
 use crate::{Error, Result};
 
 /// Steps that are submitted before the first one is read, as of one sequence.
@@ -29,6 +32,9 @@ const STEPS_AHEAD: usize = 3;
 const MAX_WAIT: usize = 3;
 /// In deterministic mode, positions of a slice: products of other row counts may be computed by other kernels.
 const DETERMINISTIC_SLICE: usize = 64;
+
+/// Bytes of the cache of visual tokens by default: 54 images of MGM-7B.
+const IMAGE_CACHE: u64 = 512 << 20;
 
 /// How an engine divides the device.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +45,10 @@ pub struct EngineOptions {
     pub context: usize,
     /// Positions of all sequences and of the prefix cache.
     pub capacity: usize,
-    /// The time of a slice of a prompt, for which running sequences wait.
+    /// The time of a slice of a prompt or of an image's encoding, for which running sequences wait.
     pub slice: Duration,
+    /// Bytes of visual tokens that are cached.
+    pub image_cache: u64,
     /// A job's tokens are the same alone, in any batch, from the cache or not, and after a preemption. It is slower.
     pub deterministic: bool,
 }
@@ -55,6 +63,7 @@ impl EngineOptions {
             context,
             capacity: (parallel * context.min(2048)).max(context),
             slice: Duration::from_millis(if software { 1000 } else { 100 }),
+            image_cache: IMAGE_CACHE,
             deterministic: false,
         }
     }
@@ -85,6 +94,8 @@ pub struct Figures {
     pub cached: u64,
     /// Jobs that gave their blocks up.
     pub preempted: u64,
+    /// Images.
+    pub images: ImageFigures,
 }
 
 /// A submission whose tokens are not read yet.
@@ -97,9 +108,6 @@ struct InFlight {
 }
 
 const NO_ADMISSION: u64 = u64::MAX;
-
-/// Positions as the language model takes them, and the visual tokens of their images.
-type Inputs = (Vec<Position>, Vec<(ImageId, Tensor)>);
 
 /// Many sequences on one model. The host submits jobs and calls [`Self::turn`] until the engine is idle.
 #[derive(Debug)]
@@ -121,6 +129,7 @@ pub struct Engine<'a> {
     /// The first tokens of a prompt's answers, before each has its place in `chosen`.
     first_tokens: Tensor,
     sampler: Sampler,
+    encoder: Encoder<'a>,
     queue: Queue,
     /// In the order of their admission.
     sequences: Vec<Sequence<'a>>,
@@ -164,6 +173,7 @@ impl<'a> Engine<'a> {
             ring: 0,
             first_tokens: Tensor::zeros(gpu, &[parallel], "first tokens")?,
             sampler: Sampler::new(gpu, language.config().vocab_size, parallel, slots)?,
+            encoder: Encoder::new(gpu, options.image_cache, options.slice),
             queue: Queue::default(),
             sequences: Vec::new(),
             in_flight: VecDeque::new(),
@@ -181,14 +191,38 @@ impl<'a> Engine<'a> {
         Self { text: Some((tokenizer, stop_ids)), ..self }
     }
 
+    /// Takes jobs with images, which `vision` encodes.
+    #[must_use]
+    pub fn with_vision(mut self, vision: &'a Vision) -> Self {
+        self.encoder.set_vision(vision);
+        self
+    }
+
     /// Adds a job. It is computed by the turns that follow.
     ///
     /// # Errors
     /// [`Error::PromptTooLong`] if a sequence cannot hold the prompt; [`Error::InvalidArgument`] if the job can never
     /// be computed for another reason: an empty prompt, no tokens to generate, more positions than a sequence may have,
     /// options out of range, more answers than sequences, stop strings without [`Self::with_text`], tokens outside the
-    /// vocabulary, an image without visual tokens.
+    /// vocabulary, an image that is not among the job's.
     pub fn submit(&mut self, job: Job) -> Result<JobId> {
+        self.check(&job)?;
+        let id = JobId(self.next_id);
+        self.next_id += 1;
+        let (n, job) = (job.options.n, Rc::new(job));
+        if job.options.resume_from.iter().all(Vec::is_empty) {
+            self.queue.push(Request::new(id, job, 0, n - 1, Vec::new()));
+            return Ok(id);
+        }
+        for choice in 0..n {
+            let begun = job.options.resume_from.get(choice).cloned().unwrap_or_default();
+            self.resume(Request::new(id, job.clone(), choice, 0, begun));
+        }
+        Ok(id)
+    }
+
+    /// Whether a job can be computed.
+    fn check(&self, job: &Job) -> Result<()> {
         let context = self.options.context;
         let (prompt, options) = (job.prompt.len(), &job.options);
         if prompt >= context {
@@ -213,21 +247,14 @@ impl<'a> Engine<'a> {
         if self.text.is_none() && !options.stop.is_empty() {
             return Err(Error::InvalidArgument("stop strings need an engine with a tokenizer".to_owned()));
         }
-        let resumed: Vec<Position> = options.resume_from.iter().flatten().map(|id| Position::Text(*id)).collect();
-        self.language.check_tokens(&resumed)?;
-        self.language.check_tokens(&self.inputs(&job, &job.prompt)?.0)?;
-        let id = JobId(self.next_id);
-        self.next_id += 1;
-        let (n, job) = (options.n, Rc::new(job));
-        if resumed.is_empty() {
-            self.queue.push(Request::new(id, job, 0, n - 1, Vec::new()));
-            return Ok(id);
-        }
-        for choice in 0..n {
-            let begun = job.options.resume_from.get(choice).cloned().unwrap_or_default();
-            self.resume(Request::new(id, job.clone(), choice, 0, begun));
-        }
-        Ok(id)
+        let text = job.prompt.iter().filter_map(|position| match position {
+            CachedPosition::Text(id) => Some(id),
+            CachedPosition::Visual { .. } => None,
+        });
+        let resumed = options.resume_from.iter().flatten();
+        let tokens: Vec<Position> = text.chain(resumed).map(|id| Position::Text(*id)).collect();
+        self.language.check_tokens(&tokens)?;
+        self.encoder.check(job)
     }
 
     /// Queues an answer that exists in part, unless it has ended.
@@ -263,24 +290,60 @@ impl<'a> Engine<'a> {
             blocks: self.pool.count(),
             available_blocks: self.pool.available(),
             evicted_blocks: self.pool.evicted(),
+            images: self.encoder.figures(),
             ..self.figures
         }
     }
 
-    /// One slice of work: at most one part of a prompt and one decoding step. Returns what happened to the jobs.
+    /// One slice of work: at most one part of a prompt or an image, and one decoding step. Returns what happened to the
+    /// jobs.
     ///
     /// # Errors
-    /// [Device errors](crate::gpu). The engine cannot be used afterwards.
+    /// [Device errors](crate::gpu). The engine cannot be used afterwards, but for [`Self::into_unfinished`].
     pub async fn turn(&mut self) -> Result<Vec<(JobId, Event)>> {
         self.end_cancelled();
         self.admit()?;
         self.end_failed();
-        self.prefill_slice().await?;
+        self.slice().await?;
         let submitted = self.decode().await?;
         self.end_failed();
         self.read(submitted).await?;
         self.end_failed();
         Ok(std::mem::take(&mut self.events))
+    }
+
+    /// The jobs that did not end, for another engine ([`Self::take_over`]). After a lost device no token that was
+    /// reported is computed again, and later draws are the same.
+    pub fn into_unfinished(mut self) -> Unfinished {
+        // Those that were admitted first are the first to be admitted again.
+        while let Some(sequence) = self.sequences.pop() {
+            let request = sequence.release(&mut self.pool);
+            self.queue.push_front(request);
+        }
+        let Self { events, queue, cancelled, next_id, .. } = self;
+        Unfinished { events, queue, cancelled, next_id }
+    }
+
+    /// Continues the jobs of an engine whose device was lost, under the same ids. The next turn reports what happened
+    /// before; a job that this engine cannot compute fails.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if this engine has been given jobs already.
+    pub fn take_over(&mut self, unfinished: Unfinished) -> Result<()> {
+        if self.next_id > 0 {
+            let reason = "an engine takes over the jobs of another before it has its own";
+            return Err(Error::InvalidArgument(reason.to_owned()));
+        }
+        Unfinished { events: self.events, queue: self.queue, cancelled: self.cancelled, next_id: self.next_id } =
+            unfinished;
+        let failed = |request: &Request| Some((request.id, self.check(&request.job).err()?));
+        let failed: Vec<(JobId, Error)> = self.queue.requests().filter_map(failed).collect();
+        for (id, error) in failed {
+            for request in self.queue.remove(id) {
+                self.events.extend(request.failed(&error));
+            }
+        }
+        Ok(())
     }
 
     fn end_cancelled(&mut self) {
@@ -292,6 +355,8 @@ impl<'a> Engine<'a> {
                 self.end(index, FinishReason::Cancelled, None);
             }
         }
+        let sequences = self.sequences.iter().map(|sequence| &sequence.images);
+        self.encoder.stop_unwanted(sequences, self.queue.requests().map(|request| &*request.job));
     }
 
     fn end(&mut self, index: usize, reason: FinishReason, stop_reason: Option<&StopReason>) {
@@ -325,19 +390,32 @@ impl<'a> Engine<'a> {
                 self.queue.push_front(request);
                 break;
             }
-            if let Some(copy) = hit.copy {
-                let mut recorder = self.gpu.record();
-                self.cache.copy_rows(&mut recorder, copy.from, copy.to, copy.rows)?;
-                recorder.submit()?;
+            if let Some(copy) = hit.copy
+                && let Err(error) = self.copy_block(copy)
+            {
+                // The job is not lost with the device.
+                self.pool.release(hit.table, &[]);
+                self.queue.push_front(request);
+                return Err(error);
             }
+            let images = self.encoder.admit(&job, &positions[hit.rows..]);
             self.figures.cached += hit.rows as u64;
             self.events.push((request.id, Event::Started { cached: hit.rows }));
             request.cached.get_or_insert(hit.rows.min(job.prompt.len()));
             request.times.admitted.get_or_insert_with(Instant::now);
             let admission = self.take_seat();
             self.seat(request, admission, (hit.table, hit.rows))?;
+            if let Some(sequence) = self.sequences.last_mut() {
+                sequence.images = images;
+            }
         }
         Ok(())
+    }
+
+    fn copy_block(&self, copy: BlockCopy) -> Result<()> {
+        let mut recorder = self.gpu.record();
+        self.cache.copy_rows(&mut recorder, copy.from, copy.to, copy.rows)?;
+        recorder.submit()
     }
 
     /// The number of an admission, and a seat that no sequence has.
@@ -350,8 +428,12 @@ impl<'a> Engine<'a> {
     /// Adds a sequence whose first `cached` positions are in `table`.
     fn seat(&mut self, request: Request, admission: (u64, usize), (table, cached): (BlockTable, usize)) -> Result<()> {
         let options = &request.job.options;
-        if options.sampling.has_penalties() {
-            self.sampler.set_counts(admission.1, &request.job.prompt, &request.begun)?;
+        if options.sampling.has_penalties()
+            && let Err(error) = self.sampler.set_counts(admission.1, &request.job.prompt, &request.begun)
+        {
+            self.pool.release(table, &[]);
+            self.queue.push_front(request);
+            return Err(error);
         }
         let state = AnswerState::new(self.text, &request);
         let (deterministic, vocab) = (self.options.deterministic, self.language.config().vocab_size);
@@ -359,21 +441,58 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Computes a part of one prompt: the one with the fewest positions left, unless another has waited too long.
-    async fn prefill_slice(&mut self) -> Result<()> {
+    /// Computes a part of one prompt or of its image: the one with the fewest positions left, unless another has waited
+    /// too long. Prompts without images go first.
+    async fn slice(&mut self) -> Result<()> {
         let prefilling = self.sequences.iter().enumerate().filter(|(_, sequence)| !sequence.is_running());
-        let left = |sequence: &Sequence| sequence.prefill - sequence.written;
-        let next = prefilling.min_by_key(|(_, sequence)| (sequence.waited < MAX_WAIT, left(sequence)));
-        let Some((index, _)) = next else { return Ok(()) };
+        let order = |sequence: &Sequence<'_>| {
+            (sequence.waited < MAX_WAIT, sequence.images.are_missing(), sequence.prefill - sequence.written)
+        };
+        let Some((index, _)) = prefilling.min_by_key(|(_, sequence)| order(sequence)) else { return Ok(()) };
         for (other, sequence) in self.sequences.iter_mut().enumerate() {
             sequence.waited = if other == index { 0 } else { sequence.waited + 1 };
         }
+        if self.sequences[index].images.are_missing() {
+            self.encode_slice(index).await
+        } else {
+            self.prefill_slice(index).await
+        }
+    }
+
+    /// Computes a part of an image: of one that is being encoded, or of the first one that a sequence misses.
+    async fn encode_slice(&mut self, index: usize) -> Result<()> {
+        let Sequence { request, images, .. } = &self.sequences[index];
+        let user = request.job.user;
+        let ended = self.encoder.slice(&request.job, images).await?;
+        match ended {
+            None => {}
+            Some((image, Ok(tokens))) => {
+                // As its positions in a prompt cost, whose computation it takes about as long as.
+                self.queue.charge(user, tokens.rows(), 0);
+                self.sequences.iter_mut().for_each(|sequence| sequence.images.receive(&image, &tokens));
+            }
+            Some((image, Err(error))) => {
+                for sequence in self.sequences.iter_mut().filter(|sequence| sequence.images.miss(&image)) {
+                    sequence.error = Some(error.clone());
+                }
+                self.end_failed();
+            }
+        }
+        for Sequence { request, images, .. } in &mut self.sequences {
+            if let Some((done, all)) = self.encoder.progress(images) {
+                self.events.push((request.id, Event::Encoding { done, all }));
+            }
+        }
+        Ok(())
+    }
+
+    async fn prefill_slice(&mut self, index: usize) -> Result<()> {
         let deterministic = self.options.deterministic;
         let most = if deterministic { DETERMINISTIC_SLICE } else { self.slices.positions() };
         let started = Instant::now();
         let sequence = &self.sequences[index];
         let (from, to) = (sequence.written, sequence.prefill.min(sequence.written + most));
-        let (mut inputs, images) = self.inputs(&sequence.request.job, &sequence.positions[from..to])?;
+        let (mut inputs, images) = sequence.images.inputs(&sequence.request.job, &sequence.positions[from..to])?;
         let blocks = sequence.table.blocks();
         let mut rows =
             vec![StepRows { sequence: PagedSequence { queries: to - from, keys: to, blocks }, token: NO_ROW }];
@@ -403,6 +522,9 @@ impl<'a> Engine<'a> {
         let sequence = &mut self.sequences[index];
         sequence.written = to;
         sequence.register(&mut self.pool);
+        if sequence.is_running() {
+            sequence.images.drop_tokens();
+        }
         self.figures.slices += 1;
         self.figures.prefilled += (to - from) as u64;
         self.queue.charge(sequence.request.job.user, to - from, 0);
@@ -414,20 +536,23 @@ impl<'a> Engine<'a> {
     /// becomes a sequence, which shares the prompt's full blocks.
     fn begin_answers(&mut self, recorder: &mut Recorder, index: usize, logits: &Tensor) -> Result<()> {
         let mut answers = vec![index];
-        let forks = std::mem::take(&mut self.sequences[index].request.forks);
+        let forks = self.sequences[index].request.forks;
         let rows = self.sequences[index].written;
-        for fork in 1..=forks {
+        // From the last: if the device is lost meanwhile, those before are still to begin.
+        for fork in (1..=forks).rev() {
             let leader = &self.sequences[index];
             let request = leader.request.fork(leader.request.choice + fork);
             let Some((table, copy)) = self.pool.fork(&leader.table, rows) else {
                 // It begins later, from the cached prompt.
                 self.queue.push_front(request);
+                self.sequences[index].request.forks = fork - 1;
                 continue;
             };
             if let Some(copy) = copy {
                 self.cache.copy_rows(recorder, copy.from, copy.to, copy.rows)?;
             }
             let admission = self.take_seat();
+            self.sequences[index].request.forks = fork - 1;
             self.seat(request, admission, (table, rows))?;
             answers.push(self.sequences.len() - 1);
         }
@@ -660,29 +785,7 @@ impl<'a> Engine<'a> {
             let mut sequence = self.sequences.remove(index);
             let error = sequence.error.take();
             let request = sequence.release(&mut self.pool);
-            for choice in request.choice..=request.choice + request.forks {
-                self.events.extend(error.clone().map(|error| (request.id, Event::Failed { choice, error })));
-            }
+            self.events.extend(error.iter().flat_map(|error| request.failed(error)));
         }
-    }
-
-    /// Positions as the language model takes them, and the visual tokens of their images.
-    fn inputs(&self, job: &Job, positions: &[CachedPosition]) -> Result<Inputs> {
-        let number = |digest: &ImageDigest| job.images.iter().position(|(other, _)| other == digest);
-        let mut inputs = Vec::with_capacity(positions.len());
-        for position in positions {
-            inputs.push(match position {
-                CachedPosition::Text(id) => Position::Text(*id),
-                CachedPosition::Visual { image, row } => {
-                    let found = number(image).filter(|index| (*row as usize) < job.images[*index].1.rows());
-                    let index = found.ok_or_else(|| {
-                        Error::InvalidArgument(format!("visual token {row} of an image is missing in a job"))
-                    })?;
-                    Position::Visual { image: ImageId(index as u32), row: *row }
-                }
-            });
-        }
-        let images = job.images.iter().enumerate().map(|(index, (_, tokens))| (ImageId(index as u32), tokens.clone()));
-        Ok((inputs, images.collect()))
     }
 }

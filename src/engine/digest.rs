@@ -34,8 +34,8 @@ pub enum CachedPosition {
     },
 }
 
-/// Separates the cached prefixes of different users. If they shared prefixes, response times would reveal what others
-/// asked.
+/// Separates the cached prefixes and visual tokens of different users. If they shared them, response times would reveal
+/// what others asked, and about which images.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Salt(pub Vec<u8>);
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::constraint::Constraint;
-use super::digest::{CachedPosition, ImageDigest, Salt};
+use super::digest::{CachedPosition, Salt};
+use super::images::JobImage;
 use crate::Error;
 use crate::generation::{AnswerOptions, FinishReason, StopReason};
 use crate::language::TokenLogprobs;
-use crate::tensor::Tensor;
 
 /// Identifies a job of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,8 +18,8 @@ pub struct JobId(pub u64);
 pub struct Job {
     /// The prompt.
     pub prompt: Vec<CachedPosition>,
-    /// The visual tokens [tokens, hidden] of the images in the prompt.
-    pub images: Vec<(ImageDigest, Tensor)>,
+    /// The images in the prompt.
+    pub images: Vec<JobImage>,
     /// How answers are generated, as in a conversation. [`AnswerOptions::n`] answers are generated at once, at
     /// most [`EngineOptions::parallel`](super::EngineOptions::parallel): they share the prompt's blocks.
     /// [`AnswerOptions::resume_from`] has the tokens of answers that exist already, such as those that a lost device
@@ -27,7 +27,7 @@ pub struct Job {
     pub options: AnswerOptions,
     /// What answers may be, before their first token. Each has a copy of its own.
     pub constraint: Option<Box<dyn Constraint>>,
-    /// Whose cached prefixes it may use.
+    /// Whose cached prefixes and visual tokens it may use.
     pub salt: Salt,
     /// Who asks: users share the device fairly.
     pub user: u64,
@@ -76,6 +76,13 @@ pub enum Event {
     Started {
         /// Positions that were in the cache.
         cached: usize,
+    },
+    /// A part of the images that the prompt needs and that were not cached is encoded.
+    Encoding {
+        /// Stages that are done.
+        done: usize,
+        /// Stages of all those images.
+        all: usize,
     },
     /// A part of the prompt is computed.
     Prefill {

@@ -2,14 +2,19 @@
 //! in common.
 //!
 //! [`Engine`] has no threads and does no waiting of its own: the host submits jobs, and calls [`Engine::turn`] until it
-//! is idle. A turn is at most one slice of a prompt and one decoding step of all running sequences.
+//! is idle. A turn is at most one slice of a prompt or of an image's encoding, and one decoding step of all running
+//! sequences.
 
 pub mod blocks;
 mod constraint;
 mod continuous;
 pub mod digest;
+mod encoder;
+mod image_cache;
+pub mod images;
 mod job;
 mod queue;
+mod recovery;
 mod request;
 mod sampler;
 mod sequence;
@@ -17,7 +22,9 @@ mod slice;
 
 pub use constraint::Constraint;
 pub use continuous::{Engine, EngineOptions, Figures};
+pub use encoder::ImageFigures;
 pub use job::{Event, Job, JobId, Timings, Usage};
+pub use recovery::Unfinished;
 
 pub use crate::generation::{AnswerOptions, FinishReason, StopReason};
 pub use crate::language::{TokenLogprob, TokenLogprobs};

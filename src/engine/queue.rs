@@ -66,6 +66,11 @@ impl Queue {
         popped
     }
 
+    /// The answers that wait: those that resume, then in the order of their arrival.
+    pub fn requests(&self) -> impl Iterator<Item = &Request> {
+        self.resumed.iter().chain(&self.waiting)
+    }
+
     /// Removes a job. Returns what waited of it.
     pub fn remove(&mut self, id: JobId) -> Vec<Request> {
         let mut removed = Vec::new();

@@ -6,6 +6,7 @@ use web_time::Instant;
 
 use super::digest::CachedPosition;
 use super::job::{Event, Job, JobId, Timings, Usage};
+use crate::Error;
 use crate::generation::{FinishReason, StopReason};
 
 /// One answer of a job, or several that do not exist apart yet.
@@ -48,6 +49,12 @@ impl Request {
         let mut positions = self.job.prompt.clone();
         positions.extend(self.begun.iter().map(|id| CachedPosition::Text(*id)));
         positions
+    }
+
+    /// What is wrong with all its answers.
+    pub(super) fn failed(&self, error: &Error) -> Vec<(JobId, Event)> {
+        let failed = |choice| (self.id, Event::Failed { choice, error: error.clone() });
+        (self.choice..=self.choice + self.forks).map(failed).collect()
     }
 
     /// The ends of all its answers, of which `generated` tokens exist.

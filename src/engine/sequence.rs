@@ -3,6 +3,7 @@
 use super::blocks::{BLOCK_ROWS, BlockPool, BlockTable};
 use super::constraint::Constraint;
 use super::digest::CachedPosition;
+use super::encoder::SequenceImages;
 use super::request::Request;
 use crate::Error;
 use crate::generation::{AnswerText, Draws};
@@ -23,6 +24,8 @@ pub(super) struct Sequence<'a> {
     pub table: BlockTable,
     /// The prompt and all tokens that are known.
     pub positions: Vec<CachedPosition>,
+    /// The images of its prompt, until that is computed.
+    pub images: SequenceImages,
     /// The end of what is computed as a prompt.
     pub prefill: usize,
     /// Rows that are recorded to be written, from the start.
@@ -90,6 +93,7 @@ impl<'a> Sequence<'a> {
             table,
             prefill: if deterministic { prompt } else { positions.len() },
             positions,
+            images: SequenceImages::default(),
             written: cached,
             token: NO_ROW,
             waited: 0,

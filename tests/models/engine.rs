@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use mgm::Image;
-use mgm::engine::digest::{CachedPosition, ImageDigest, Salt};
+use mgm::engine::digest::CachedPosition;
 use mgm::engine::{
     AnswerOptions, Constraint, Engine, EngineOptions, Event, FinishReason, Job, JobId, StopReason, TokenLogprobs,
 };
@@ -28,7 +27,14 @@ fn with_pocket(test: impl AsyncFnOnce(&Gpu, &LanguageModel)) {
 
 /// Few positions, so that sequences compete for blocks; small slices.
 fn options(capacity: usize, deterministic: bool) -> EngineOptions {
-    EngineOptions { parallel: 8, context: 256, capacity, slice: Duration::from_millis(5), deterministic }
+    EngineOptions {
+        parallel: 8,
+        context: 256,
+        capacity,
+        slice: Duration::from_millis(5),
+        image_cache: 0,
+        deterministic,
+    }
 }
 
 /// Prompts of 3 to 120 tokens, some of which begin as others do, and answers of 1 to 40.
@@ -84,6 +90,7 @@ async fn turn(engine: &mut Engine<'_>, answers: &mut HashMap<JobId, Answer>) {
         let answer = answers.entry(id).or_default();
         match event {
             Event::Started { cached } => answer.cached = cached,
+            Event::Encoding { .. } => panic!("an image in {event:?}"),
             Event::Prefill { done, all } => assert!(done <= all),
             Event::Delta { choice, ids, text, logprobs } => {
                 let answer = answer.choice(choice);
@@ -561,38 +568,6 @@ fn constrained_rows_choose_among_the_allowed_tokens() {
         assert!(answers[1].error.as_ref().is_some_and(|error| error.to_string().contains("allows no token")));
         assert!(answers.iter().enumerate().all(|(index, answer)| index == 1 || answer.end.is_some()));
         assert_eq!(engine.figures().available_blocks, engine.figures().blocks);
-    });
-}
-
-/// Visual tokens are found by their image's digest, and by nothing else.
-#[test]
-fn a_second_question_about_an_image_starts_after_it() {
-    with_pocket(async |gpu, language| {
-        let width = language.config().hidden_size;
-        let image = |colour: u8| {
-            let pixels = Image::new(1, 1, vec![colour; 3]).expect("an image");
-            let tokens = Random::new(&format!("image {colour}")).values(40 * width, 1.0);
-            (ImageDigest::new(&pixels, "test"), Tensor::new(gpu, &[40, width], &tokens, "tokens").expect("a tensor"))
-        };
-        let ask = |(digest, tokens): (ImageDigest, Tensor), question: u32, salt: u8| {
-            let mut prompt = vec![CachedPosition::Text(1)];
-            prompt.extend((0..40).map(|row| CachedPosition::Visual { image: digest, row }));
-            prompt.extend([5, question, 7].map(CachedPosition::Text));
-            Job { images: vec![(digest, tokens)], salt: Salt(vec![salt]), ..Job::new(prompt, 6) }
-        };
-        let mut engine = Engine::new(gpu, language, options(1024, true)).expect("an engine");
-        let questions = [(1, 20, 0), (1, 21, 0), (2, 20, 0), (1, 20, 9), (1, 20, 0)];
-        let mut answers = Vec::new();
-        for (colour, question, salt) in questions {
-            answers.push(run(&mut engine, &[ask(image(colour), question, salt)]).await.remove(0));
-        }
-        let cached: Vec<usize> = answers.iter().map(|answer| answer.cached).collect();
-        assert_eq!(cached, [0, 42, 1, 0, 43], "another image, another user");
-        assert_eq!((&answers[3].ids, &answers[4].ids), (&answers[0].ids, &answers[0].ids));
-        assert_ne!(answers[2].ids, answers[0].ids);
-        // An image that is not there is an error at once.
-        let missing = Job { images: Vec::new(), ..ask(image(1), 20, 0) };
-        assert!(engine.submit(missing).is_err());
     });
 }
 

@@ -7,5 +7,7 @@ mod common;
 mod diffusion;
 #[cfg(feature = "engine")]
 mod engine;
+#[cfg(feature = "engine")]
+mod engine_images;
 mod session;
 mod smollm2;

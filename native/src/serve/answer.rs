@@ -189,7 +189,7 @@ impl<'a> Answers<'a> {
                 delta_of(deltas, choice).finish = Some(Finish { reason, stop });
             }
             Event::Failed { error, .. } => return Err(ApiError::of_engine(&error)),
-            Event::Started { .. } | Event::Prefill { .. } => {}
+            Event::Started { .. } | Event::Encoding { .. } | Event::Prefill { .. } => {}
         }
         Ok(())
     }

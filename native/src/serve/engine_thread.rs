@@ -150,6 +150,7 @@ fn engine_options(arguments: &EngineArgs, model: &Model) -> EngineOptions {
         capacity: capacity.max(context),
         slice: arguments.slice.map_or(defaults.slice, |slice| Duration::from_millis(slice.into())),
         deterministic: arguments.deterministic,
+        image_cache: defaults.image_cache,
     }
 }
 
@@ -309,7 +310,7 @@ impl Host<'_> {
             Event::Started { .. } => request.waiting_tokens = 0,
             Event::Delta { ids, .. } => tokens = ids.len(),
             Event::Done { .. } | Event::Failed { .. } => request.open -= 1,
-            Event::Prefill { .. } => {}
+            Event::Encoding { .. } | Event::Prefill { .. } => {}
         }
         if !request.mailbox.send(event) {
             request.mailbox.fail(ApiError::slow_reader());
