@@ -12,9 +12,10 @@ use crate::{Error, Format, Matcher, schema};
 /// Bytes of a token at most. Longer ones are never in a mask.
 const MOST_TOKEN_BYTES: usize = 1 << 12;
 
-/// The tokens of a model as a trie of their bytes.
+/// The tokens of a model as a trie of their bytes. Clones share it.
+#[derive(Clone)]
 pub struct Vocabulary {
-    factory: ParserFactory,
+    factory: Arc<ParserFactory>,
     size: usize,
     /// Tokens that end an answer.
     ends: Arc<[u32]>,
@@ -59,7 +60,7 @@ impl Vocabulary {
             .map_err(|_| Error::Vocabulary("its tokens have no trie"))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, size, ends: ends.into(), leading_space: false })
+        Ok(Self { factory: Arc::new(factory), size, ends: ends.into(), leading_space: false })
     }
 
     /// As SentencePiece models write: an answer may begin with a space, which is not a part of it.

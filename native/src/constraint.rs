@@ -14,12 +14,18 @@ const STORED: usize = 64;
 /// What was left out of a schema that is not strict, in words.
 pub type Ignored = Vec<String>;
 
+/// What an answer must look like, and whether it continues a text.
+type Wanted = (Format, bool);
+
 /// A model's tokens, and the formats that were compiled for them last.
 #[derive(Debug)]
 pub struct Constraints {
-    vocabulary: Vocabulary,
+    /// For texts that continue another.
+    continued: Vocabulary,
+    /// For texts that begin, which may lose a space.
+    beginning: Vocabulary,
     /// The one that was used last comes first.
-    grammars: Mutex<VecDeque<(Format, Grammar)>>,
+    grammars: Mutex<VecDeque<(Wanted, Grammar)>>,
 }
 
 impl Constraints {
@@ -31,24 +37,27 @@ impl Constraints {
         let tokenizer = text.tokenizer();
         let ends = text.stop_ids().clone().with_turn_ends(tokenizer);
         let bytes = (0..vocab as u32).map(|id| tokenizer.token_bytes(id));
-        let mut vocabulary = Vocabulary::new(bytes, ends.ids())?;
+        let continued = Vocabulary::new(bytes, ends.ids())?;
+        let mut beginning = continued.clone();
         if drops_leading_space(tokenizer, vocab) {
-            vocabulary = vocabulary.with_leading_space();
+            beginning = beginning.with_leading_space();
         }
-        Ok(Self { vocabulary, grammars: Mutex::default() })
+        Ok(Self { continued, beginning, grammars: Mutex::default() })
     }
 
-    /// Matches an answer of this format from its beginning. Reports what was left out of a schema that is not strict.
+    /// Matches an answer of this format from its beginning, or a continuation of a text. Reports what was left out of a
+    /// schema that is not strict.
     ///
     /// # Errors
     /// As [`Vocabulary::compile`].
-    pub fn matcher(&self, format: Format) -> Result<(Matcher, Ignored), mgm_grammar::Error> {
+    pub fn matcher(&self, format: Format, is_continuation: bool) -> Result<(Matcher, Ignored), mgm_grammar::Error> {
+        let wanted = (format, is_continuation);
         let of = |grammar: &Grammar| (grammar.matcher(), grammar.ignored().to_vec());
         // A panic elsewhere leaves the list whole.
         let lock = || self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut grammars = lock();
-            if let Some(stored) = grammars.iter().position(|(other, _)| *other == format)
+            if let Some(stored) = grammars.iter().position(|(other, _)| *other == wanted)
                 && let Some(entry) = grammars.remove(stored)
             {
                 let found = of(&entry.1);
@@ -57,10 +66,11 @@ impl Constraints {
             }
         }
         // Other requests do not wait for it.
-        let grammar = self.vocabulary.compile(&format)?;
+        let vocabulary = if is_continuation { &self.continued } else { &self.beginning };
+        let grammar = vocabulary.compile(&wanted.0)?;
         let found = of(&grammar);
         let mut grammars = lock();
-        grammars.push_front((format, grammar));
+        grammars.push_front((wanted, grammar));
         grammars.truncate(STORED);
         Ok(found)
     }

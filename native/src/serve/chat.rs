@@ -74,7 +74,7 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     let (stream, include_usage) = stream_options(&mut fields)?;
     check_form(&mut fields)?;
     let mut ignored = Vec::new();
-    let constraint = response_format::constraint(&mut fields, served, &mut ignored)?;
+    let constraint = response_format::constraint(&mut fields, served, false, &mut ignored)?;
     let cache_salt = fields.text("cache_salt")?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);

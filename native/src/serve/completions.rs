@@ -52,7 +52,7 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     let (stream, include_usage) = stream_options(&mut fields)?;
     let cache_salt = fields.text("cache_salt")?;
     let mut ignored = Vec::new();
-    let constraint = response_format::constraint(&mut fields, served, &mut ignored)?;
+    let constraint = response_format::constraint(&mut fields, served, true, &mut ignored)?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);
     let prompts = prompts(fields.take("prompt"), served)?;

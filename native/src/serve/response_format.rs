@@ -12,19 +12,21 @@ const RESPONSE_FORMAT: &str = "response_format";
 const KINDS: &str =
     "an object with the type \"text\", \"json_object\", \"json_schema\", \"regex\", \"choice\" or \"grammar\"";
 
-/// Reads the fields, and compiles what they ask for. Appends what is left out of a schema that is not strict to
-/// `ignored`.
+/// Reads the fields, and compiles what they ask for: of an answer, or of a text that continues the prompt. Appends
+/// what is left out of a schema that is not strict to `ignored`.
 ///
 /// # Errors
 /// `invalid_value`, `invalid_schema`, `grammar_too_complex`, `unsupported_field`.
 pub fn constraint(
     fields: &mut Fields,
     served: &Served,
+    is_continuation: bool,
     ignored: &mut Vec<String>,
 ) -> Result<Option<Matcher>, ApiError> {
     let Some((param, format)) = parse(fields)? else { return Ok(None) };
     let constraints = served.constraints().map_err(|error| ApiError::unsupported_field(param, error.to_string()))?;
-    let (matcher, left_out) = constraints.matcher(format).map_err(|error| ApiError::of_grammar(param, &error))?;
+    let (matcher, left_out) =
+        constraints.matcher(format, is_continuation).map_err(|error| ApiError::of_grammar(param, &error))?;
     ignored.extend(left_out.into_iter().map(|what| format!("{param}: {what}")));
     Ok(Some(matcher))
 }

@@ -239,7 +239,11 @@ impl Server {
     /// `queue_full`.
     pub fn admit(&self, served: &Served, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let permit = served.slots.free.clone().try_acquire_many_owned(count as u32);
-        permit.map_err(|_| ApiError::queue_full(self.settings.queue as usize, self.retry_seconds()))
+        permit.map_err(|_| match self.draining() {
+            // The slots are being taken for good.
+            Draining::Refusing => ApiError::draining(),
+            _ => ApiError::queue_full(self.settings.queue as usize, self.retry_seconds()),
+        })
     }
 
     /// Whose cached prefixes a request may use.
