@@ -150,7 +150,7 @@ def main(folder):
     for number, case in enumerate(made):
         for name, value in run(case["settings"], case["steps"], case["strength"]).items():
             tensors[f"{number}.{name}"] = value
-    (folder / "schedulers.json").write_text(json.dumps(made, indent=1) + "\n")
+    (folder / "schedulers.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
     save_file(tensors, folder / "schedulers.safetensors")
     print(len(made), "scheduler cases")
 

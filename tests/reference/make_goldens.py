@@ -780,7 +780,7 @@ def make(name):
         "image_token_id": -200,
         "turns": turns,
     }
-    (root / "expected.json").write_text(json.dumps(meta, indent=1))
+    (root / "expected.json").write_text(json.dumps(meta, separators=(",", ":")) + "\n")
     for turn in turns:
         print(f"  {turn['n_embeds']} embeds, {len(turn['greedy_ids'])} ids: {turn['text']!r}")
     total = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

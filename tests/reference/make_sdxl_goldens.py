@@ -80,7 +80,7 @@ def make(name):
     write_manifest(root, manifest)
     save_file(tensors, root / "expected.safetensors")
     meta = {"case": name, "model": "sdxl", **settings, **fields}
-    (root / "expected.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (root / "expected.json").write_text(json.dumps(meta, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -173,8 +173,8 @@ def main(out):
     made = {"unet": unet_pairs, "vae": vae(2), "lora": lora(model)}
     made["golden_unet"], made["golden_vae"] = unet(GOLDEN_DEPTHS, 1)[0], vae(1)
     with open(out, "w") as file:
-        json.dump(made, file, indent=0)
-        file.write("\n")
+        lists = (f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(pair, separators=(",", ":")) for pair in pairs) + "\n]" for name, pairs in made.items())
+        file.write("{\n" + ",\n".join(lists) + "\n}\n")
     print({name: len(value) for name, value in made.items()})
 
 

@@ -137,12 +137,16 @@ def with_digests(manifest):
     return manifest
 
 
+# Data that nobody edits: the tracked files have a limit.
+COMPACT = (",", ":")
+
+
 def write_manifest(folder, manifest):
     """JSON with one line for each tensor."""
 
     def file(entry):
         head = {key: value for key, value in entry.items() if key != "tensors"}
-        lines = ",\n".join(f"    {json.dumps(tensor)}" for tensor in entry["tensors"])
+        lines = ",\n".join(f"{json.dumps(tensor, separators=COMPACT)}" for tensor in entry["tensors"])
         return f'  {json.dumps(head)[:-1]}, "tensors": [\n{lines}\n  ]}}'
 
     files = ",\n".join(map(file, manifest["files"]))
