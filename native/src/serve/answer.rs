@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use futures_util::future::select_all;
 use mgm::engine::{Event, FinishReason, StopReason, TokenLogprobs};
 use mgm::session::AnswerOptions;
-use serde::Serialize;
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::mailbox::Mail;
 use super::state::{Served, Ticket};
+use super::usage::{PromptDetails, Timings, Usage};
 
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,47 +28,6 @@ pub struct Delta {
     pub text: String,
     pub logprobs: Vec<TokenLogprobs>,
     pub finish: Option<Finish>,
-}
-
-/// Tokens of a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Usage {
-    pub prompt_tokens: usize,
-    pub completion_tokens: usize,
-    pub total_tokens: usize,
-    pub prompt_tokens_details: PromptDetails,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct PromptDetails {
-    pub cached_tokens: usize,
-    pub image_tokens: usize,
-}
-
-impl Usage {
-    /// The sum over several prompts.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        let (a, b) = (self.prompt_tokens_details, other.prompt_tokens_details);
-        Self {
-            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
-            completion_tokens: self.completion_tokens + other.completion_tokens,
-            total_tokens: self.total_tokens + other.total_tokens,
-            prompt_tokens_details: PromptDetails {
-                cached_tokens: a.cached_tokens + b.cached_tokens,
-                image_tokens: a.image_tokens + b.image_tokens,
-            },
-        }
-    }
-}
-
-/// Times of a request in milliseconds.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Timings {
-    pub queue_ms: f64,
-    pub prefill_ms: f64,
-    pub decode_ms: f64,
-    pub total_ms: f64,
 }
 
 /// What the answers to one prompt share.

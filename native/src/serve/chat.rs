@@ -12,15 +12,15 @@ use mgm::text::PromptToken;
 use serde_json::Value;
 
 use super::answer::Question;
+use super::caller::{Caller, on_blocking_thread};
+use super::command::Submission;
 use super::completion::{Form, Prepared, respond};
 use super::decoding;
-use super::engine_thread::Submission;
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::messages::Messages;
 use super::models::check_model;
 use super::response_format;
-use super::router::{Caller, on_blocking_thread};
 use super::state::{Served, Server};
 
 /// Fields that have no effect here.

@@ -8,13 +8,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout_at};
 
-use super::answer::{AllAnswers, Delta, Finish, Question, Timings, Usage};
-use super::engine_thread::Submission;
+use super::answer::{AllAnswers, Delta, Finish, Question};
+use super::command::Submission;
 use super::error::ApiError;
 use super::logprobs::{chat_logprobs, text_logprobs};
 use super::reply::{json_response, random_id, unix_time, with_ignored};
 use super::sse::{self, Events, Gone, PING_AFTER};
 use super::state::{Served, Server, Ticket};
+use super::usage::{Timings, Usage};
 
 /// The form of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,15 +11,15 @@ use mgm::engine::digest::CachedPosition;
 use serde_json::Value;
 
 use super::answer::Question;
+use super::caller::{Caller, on_blocking_thread};
 use super::chat::{WITHOUT_EFFECT, fit, stream_options};
+use super::command::Submission;
 use super::completion::{Form, Prepared, respond};
 use super::decoding;
-use super::engine_thread::Submission;
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::models::check_model;
 use super::response_format;
-use super::router::{Caller, on_blocking_thread};
 use super::state::{Served, Server};
 
 /// Fields that would change the answer, and what to do instead.

@@ -12,17 +12,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mgm::engine::blocks::BLOCK_ROWS;
-use mgm::engine::digest::{CachedPosition, Salt};
 use mgm::engine::{Constraint, Engine, EngineOptions, Event, Job, JobId};
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
-use mgm::session::{AnswerOptions, Model, ModelText};
+use mgm::session::{Model, ModelText};
 use mgm::tensor::{Activation, Precision};
 use mgm::vision::Vision;
-use mgm_grammar::Matcher;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
+use super::command::{Command, Submission};
 use super::error::ApiError;
 use super::mailbox::Mailbox;
 use super::options::{EngineArgs, ServeArgs};
@@ -35,25 +34,6 @@ use crate::{CliError, bundled_models, device_cache, load};
 
 /// The weight of a new measurement of the speed.
 const RATE_WEIGHT: f64 = 0.2;
-
-/// A prompt to continue.
-#[derive(Debug)]
-pub struct Submission {
-    pub prompt: Vec<CachedPosition>,
-    pub options: AnswerOptions,
-    /// What its answers must look like.
-    pub constraint: Option<Matcher>,
-    pub salt: Salt,
-    pub user: u64,
-}
-
-/// What other threads ask.
-#[derive(Debug)]
-pub enum Command {
-    Submit(u64, Box<Submission>, Arc<Mailbox>),
-    Cancel(u64),
-    Stop,
-}
 
 /// Starts the thread. `ended` receives how it ended: with the error of a model that cannot be loaded.
 ///

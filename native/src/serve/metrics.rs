@@ -3,16 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
 use mgm::engine::Figures;
 
-use super::answer::{Timings, Usage};
-use super::state::Server;
+use super::usage::{Timings, Usage};
 
 /// Upper bounds of the histograms' buckets in seconds.
 const BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
@@ -64,7 +60,7 @@ impl Metrics {
         *self.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
     }
 
-    fn write(&self, out: &mut Text) {
+    pub fn write(&self, out: &mut Text) {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         out.kind("mgm_requests_total", "counter", "Answered requests.");
         for ((endpoint, status), count) in &*requests {
@@ -136,7 +132,7 @@ impl Histogram {
 
 /// The text of an answer.
 #[derive(Default)]
-struct Text(String);
+pub struct Text(pub String);
 
 impl Text {
     fn line(&mut self, line: &str) {
@@ -144,24 +140,15 @@ impl Text {
         self.0.push('\n');
     }
 
-    fn kind(&mut self, name: &str, kind: &str, help: &str) {
+    /// Begins a metric.
+    pub fn kind(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a text cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn value(&mut self, name: &str, value: u64) {
+    pub fn value(&mut self, name: &str, value: u64) {
         let _ = writeln!(self.0, "{name} {value}");
     }
-}
-
-pub async fn metrics(State(server): State<Arc<Server>>) -> Response {
-    let mut out = Text::default();
-    server.metrics.write(&mut out);
-    out.kind("mgm_state", "gauge", "What the server does: 1 for its state.");
-    for state in ["loading", "ok", "draining", "error"] {
-        out.value(&format!("mgm_state{{state=\"{state}\"}}"), u64::from(server.state() == state));
-    }
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out.0).into_response()
 }
 
 #[cfg(test)]

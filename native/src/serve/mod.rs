@@ -3,13 +3,16 @@
 mod access;
 mod answer;
 mod body;
+mod caller;
 mod chat;
+mod command;
 mod completion;
 mod completions;
 mod connection;
 mod decoding;
 mod engine_thread;
 mod error;
+mod exposition;
 mod fields;
 mod health;
 mod logprobs;
@@ -24,6 +27,7 @@ mod router;
 mod sse;
 mod state;
 mod tokenize;
+mod usage;
 
 use std::io::Write;
 use std::net::SocketAddr;

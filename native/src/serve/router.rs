@@ -12,11 +12,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::time::timeout_at;
 
-use super::access::User;
+use super::caller::Caller;
 use super::error::ApiError;
 use super::reply::random_id;
 use super::state::Server;
-use super::{chat, completions, health, metrics, models, tokenize};
+use super::{chat, completions, exposition, health, models, tokenize};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TIMEOUT: HeaderName = HeaderName::from_static("x-mgm-timeout-ms");
@@ -24,14 +24,6 @@ const TIMEOUT: HeaderName = HeaderName::from_static("x-mgm-timeout-ms");
 /// The address that a connection came from.
 #[derive(Debug, Clone, Copy)]
 pub struct Client(pub IpAddr);
-
-/// Who asks, and until when.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    pub user: User,
-    pub arrived: Instant,
-    pub deadline: Instant,
-}
 
 /// All paths.
 pub fn router(server: &Arc<Server>) -> Router {
@@ -42,7 +34,7 @@ pub fn router(server: &Arc<Server>) -> Router {
         .route("/v1/models/{*id}", get(models::show))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::complete))
-        .route("/metrics", get(metrics::metrics))
+        .route("/metrics", get(exposition::metrics))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .fallback(not_found)
@@ -141,15 +133,4 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     sent.cloned()
         .or_else(|| HeaderValue::from_str(&random_id("req_")).ok())
         .unwrap_or(HeaderValue::from_static("req_0"))
-}
-
-/// Runs something that takes long on the host: parsing, tokenising, decoding images.
-///
-/// # Errors
-/// Its own; `internal_error` if it panics.
-pub async fn on_blocking_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(ApiError::internal("a bug in mgm: reading the request failed")))
 }

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::access::{Access, User};
 use super::body::Bodies;
-use super::engine_thread::{Command, Submission};
+use super::command::{Command, Submission};
 use super::error::ApiError;
 use super::mailbox::Mailbox;
 use super::metrics::Metrics;

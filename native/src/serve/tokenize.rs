@@ -9,6 +9,7 @@ use axum::response::Response;
 use mgm::engine::digest::CachedPosition;
 use serde_json::{Value, json};
 
+use super::caller::on_blocking_thread;
 use super::chat::tokens;
 use super::decoding::ids;
 use super::error::ApiError;
@@ -16,7 +17,6 @@ use super::fields::Fields;
 use super::messages::Messages;
 use super::models::check_model;
 use super::reply::{json_response, with_ignored};
-use super::router::on_blocking_thread;
 use super::state::{Served, Server};
 
 pub async fn tokenize(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {

@@ -292,6 +292,9 @@ fn answers_are_those_of_mgm_chat() {
     what_is_wrong_has_a_code(&server);
 }
 
+/// Whether a text has a form.
+type Check<'a> = &'a dyn Fn(&str) -> bool;
+
 fn answers_have_the_wanted_form(server: &Server) {
     let ask = |format: &Value, temperature: f64, stream: bool| {
         server.chat(json!({ "messages": user("What can you do?"), "temperature": temperature, "seed": 5, "n": 3, "stream": stream,
@@ -314,7 +317,7 @@ fn answers_have_the_wanted_form(server: &Server) {
         text.len() == 8
             && text.bytes().enumerate().all(|(at, byte)| if at == 3 { byte == b'-' } else { byte.is_ascii_digit() })
     };
-    let cases: [(Value, &dyn Fn(&str) -> bool); 5] = [
+    let cases: [(Value, Check<'_>); 5] = [
         (of_schema, &has_form),
         (json!({ "type": "json_object" }), &|text| {
             serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object())

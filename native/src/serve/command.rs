@@ -1,0 +1,28 @@
+//! What other threads ask the engine's thread.
+
+use std::sync::Arc;
+
+use mgm::engine::digest::{CachedPosition, Salt};
+use mgm::session::AnswerOptions;
+use mgm_grammar::Matcher;
+
+use super::mailbox::Mailbox;
+
+/// A prompt to continue.
+#[derive(Debug)]
+pub struct Submission {
+    pub prompt: Vec<CachedPosition>,
+    pub options: AnswerOptions,
+    /// What its answers must look like.
+    pub constraint: Option<Matcher>,
+    pub salt: Salt,
+    pub user: u64,
+}
+
+/// What other threads ask.
+#[derive(Debug)]
+pub enum Command {
+    Submit(u64, Box<Submission>, Arc<Mailbox>),
+    Cancel(u64),
+    Stop,
+}
