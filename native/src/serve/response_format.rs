@@ -27,8 +27,14 @@ pub fn constraint(
     let constraints = served.constraints().map_err(|error| ApiError::unsupported_field(param, error.to_string()))?;
     let (matcher, left_out) =
         constraints.matcher(format, is_continuation).map_err(|error| ApiError::of_grammar(param, &error))?;
-    ignored.extend(left_out.into_iter().map(|what| format!("{param}: {what}")));
+    ignored.extend(left_out.iter().flat_map(|what| keywords(what)).map(|keyword| format!("{param}.{keyword}")));
     Ok(Some(matcher))
+}
+
+/// The keywords in a note about what is left out, such as `Unimplemented keys: ["not"]` or `oneOf not fully supported`.
+fn keywords(note: &str) -> Vec<&str> {
+    let quoted: Vec<&str> = note.split('"').skip(1).step_by(2).collect();
+    if quoted.is_empty() { note.split(' ').take(1).collect() } else { quoted }
 }
 
 /// The format, and the field that asks for it.
