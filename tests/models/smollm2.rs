@@ -32,17 +32,25 @@ struct Case {
 /// of a logit of 20.
 const BOUND: f64 = 0.02;
 
+fn options() -> LoadOptions {
+    LoadOptions::new(Precision::F16).with_keep_quantization(true)
+}
+
+/// The model in the file that `MGM_GGUF` names.
+async fn load(gpu: &Gpu, options: LoadOptions) -> Model {
+    let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
+    let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
+    Model::load_gguf(gpu, &file, &options).await.expect("a model")
+}
+
 #[test]
 #[ignore = "needs the model's file: run `make smollm2`"]
 fn smollm2_says_what_llama_cpp_says() {
-    let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
-    let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let cases: Vec<Case> = serde_json::from_slice(include_bytes!("../data/gguf/smollm2.json")).expect("cases");
     let gpu = common::open_gpu();
     pollster::block_on(async {
-        let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
-        let options = LoadOptions::new(Precision::F16).with_keep_quantization(true);
-        let model = Model::load_gguf(&gpu, &file, &options).await.expect("a model");
+        let model = load(&gpu, options()).await;
         assert!(matches!(model.prompt_format(), PromptFormat::Jinja(_)));
         let mut worst: f64 = 0.0;
         for case in cases {
@@ -85,14 +93,10 @@ fn smollm2_says_what_llama_cpp_says() {
 #[ignore = "needs the model's file: run `make smollm2`"]
 fn smollm2_answers_the_same_in_any_batch() {
     use crate::engine::{check_deterministic, check_near_ties, jobs, with_controls};
-    let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
-    let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let cases: Vec<Case> = serde_json::from_slice(include_bytes!("../data/gguf/smollm2.json")).expect("cases");
     let gpu = common::open_gpu();
     pollster::block_on(async {
-        let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
-        let options = LoadOptions::new(Precision::F16).with_keep_quantization(true);
-        let model = Model::load_gguf(&gpu, &file, &options).await.expect("a model");
+        let model = load(&gpu, options()).await;
         let language = model.language();
         let mut jobs = jobs(16, language.config().vocab_size);
         for (index, job) in jobs.iter_mut().enumerate() {
@@ -137,16 +141,12 @@ async fn log_probabilities(gpu: &Gpu, language: &LanguageModel, ids: &[u32]) -> 
 #[test]
 #[ignore = "needs the model's file: run `make smollm2`"]
 fn keys_and_values_of_8_bits_hardly_change_smollm2() {
-    let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
-    let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let gpu = common::open_gpu();
     pollster::block_on(async {
-        let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
         let mut results = Vec::new();
         let mut ids = Vec::new();
         for precision in [KvPrecision::F16, KvPrecision::Q8] {
-            let options = LoadOptions::new(Precision::F16).with_keep_quantization(true).with_kv_precision(precision);
-            let model = Model::load_gguf(&gpu, &file, &options).await.expect("a model");
+            let model = load(&gpu, options().with_kv_precision(precision)).await;
             // Prose that is in the repository; the bounds hold for any.
             ids = model.tokenizer().encode(include_str!("../../ARCHITECTURE.md")).expect("ids");
             ids.truncate(POSITIONS);

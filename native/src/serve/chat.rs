@@ -12,9 +12,9 @@ use mgm::text::PromptToken;
 use serde_json::Value;
 
 use super::answer::Question;
-use super::caller::{Caller, on_blocking_thread};
+use super::caller::Caller;
 use super::command::Submission;
-use super::completion::{Form, Prepared, respond};
+use super::completion::{Form, Prepared, answer};
 use super::decoding;
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
@@ -56,15 +56,7 @@ pub async fn chat(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let served = server.served()?.clone();
-    let body = server.bodies.read_json(&headers, body).await?;
-    let (reading, model, asker) = (server.clone(), served.clone(), caller.clone());
-    let prepared = on_blocking_thread(move || {
-        let fields = Fields::parse(&body.bytes)?;
-        drop(body);
-        prepare(fields, &reading, &model, &asker)
-    });
-    respond(&server, &served, prepared.await?, caller.deadline).await
+    answer(&server, caller, &headers, body, prepare).await
 }
 
 fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller) -> Result<Prepared, ApiError> {

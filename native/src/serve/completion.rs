@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::Body;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout_at};
 
 use super::answer::{AllAnswers, Delta, Finish, Question};
+use super::caller::{Caller, on_blocking_thread};
 use super::command::Submission;
 use super::error::ApiError;
+use super::fields::Fields;
 use super::logprobs::{chat_logprobs, text_logprobs};
 use super::reply::{json_response, random_id, unix_time, with_ignored};
 use super::sse::{self, Events, Gone, PING_AFTER};
@@ -105,11 +109,33 @@ impl Header {
     }
 }
 
-/// Computes the answer to a request.
+/// Reads a request's body, `prepare`s it on a thread that may wait, and computes its answer.
+///
+/// # Errors
+/// Those of the body, of `prepare` and of the engine before the first byte; while no model is served, why.
+pub async fn answer(
+    server: &Arc<Server>,
+    caller: Caller,
+    headers: &HeaderMap,
+    body: Body,
+    prepare: fn(Fields, &Server, &Served, &Caller) -> Result<Prepared, ApiError>,
+) -> Result<Response, ApiError> {
+    let served = server.served()?.clone();
+    let body = server.bodies.read_json(headers, body).await?;
+    let (reading, model, deadline) = (server.clone(), served.clone(), caller.deadline);
+    let prepared = on_blocking_thread(move || {
+        let fields = Fields::parse(&body.bytes)?;
+        drop(body);
+        prepare(fields, &reading, &model, &caller)
+    });
+    respond(server, &served, prepared.await?, deadline).await
+}
+
+/// Computes the answer to a request that was read.
 ///
 /// # Errors
 /// `queue_full`, and those that the engine reports before the first byte.
-pub async fn respond(
+async fn respond(
     server: &Arc<Server>,
     served: &Arc<Served>,
     mut prepared: Prepared,

@@ -11,10 +11,10 @@ use mgm::engine::digest::CachedPosition;
 use serde_json::Value;
 
 use super::answer::Question;
-use super::caller::{Caller, on_blocking_thread};
+use super::caller::Caller;
 use super::chat::{WITHOUT_EFFECT, fit, stream_options};
 use super::command::Submission;
-use super::completion::{Form, Prepared, respond};
+use super::completion::{Form, Prepared, answer};
 use super::decoding;
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
@@ -34,15 +34,7 @@ pub async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let served = server.served()?.clone();
-    let body = server.bodies.read_json(&headers, body).await?;
-    let (reading, model, asker) = (server.clone(), served.clone(), caller.clone());
-    let prepared = on_blocking_thread(move || {
-        let fields = Fields::parse(&body.bytes)?;
-        drop(body);
-        prepare(fields, &reading, &model, &asker)
-    });
-    respond(&server, &served, prepared.await?, caller.deadline).await
+    answer(&server, caller, &headers, body, prepare).await
 }
 
 fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller) -> Result<Prepared, ApiError> {
