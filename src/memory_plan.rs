@@ -2,7 +2,7 @@
 
 use crate::gpu::Gpu;
 use crate::loader::{LoadOptions, padded_channels, vision_precision};
-use crate::ops::{KvCache, KvPrecision};
+use crate::ops::KvCache;
 use crate::tensor::{Matrix, Precision};
 use crate::weights::config::{ClipConfig, ConvNextConfig, LanguageConfig, VisionConfig};
 use crate::weights::expected::{self, ExpectedTensor, Storage};
@@ -23,8 +23,6 @@ pub struct MemoryPlan {
     pub parts: Vec<(&'static str, u64)>,
     /// Bytes of the keys and values of one position.
     pub cache_per_position: u64,
-    /// How they are stored.
-    pub kv_precision: KvPrecision,
     /// The context length of the model.
     pub max_positions: usize,
 }
@@ -69,14 +67,12 @@ impl MemoryPlan {
         if !options.high_resolution {
             plan.parts.retain(|(part, _)| !HIGH_RESOLUTION.contains(part));
         }
-        Ok(plan.with_stored(&checkpoint.language, options).with_kv_precision(options.kv_precision))
+        Ok(plan.with_stored(&checkpoint.language, options))
     }
 
     /// The plan for a GGUF file.
     pub fn for_gguf(model: &GgufModel, options: &LoadOptions) -> Self {
-        Self::new(&model.config, None, options.precision)
-            .with_stored(&model.weights, options)
-            .with_kv_precision(options.kv_precision)
+        Self::new(&model.config, None, options.precision).with_stored(&model.weights, options)
     }
 
     /// The plan with the language model's bytes as stored in `weights`, if the options keep the quantization.
@@ -89,17 +85,6 @@ impl MemoryPlan {
                 _ => info.elements().unwrap_or(0) * 4,
             });
             *bytes = tensors.sum();
-        }
-        self
-    }
-
-    /// The same plan with keys and values at another precision.
-    #[must_use]
-    pub fn with_kv_precision(mut self, precision: impl Into<Option<KvPrecision>>) -> Self {
-        if let Some(precision) = precision.into() {
-            self.cache_per_position =
-                self.cache_per_position / self.kv_precision.bytes() as u64 * precision.bytes() as u64;
-            self.kv_precision = precision;
         }
         self
     }
@@ -126,7 +111,7 @@ impl MemoryPlan {
             (name, bytes(&tensors, precision))
         };
         let parts = networks.into_iter().map(part).collect();
-        Self { parts, cache_per_position: 0, kv_precision: KvPrecision::F16, max_positions: 0 }
+        Self { parts, cache_per_position: 0, max_positions: 0 }
     }
 
     /// The plan for a model of these sizes with the language model at `precision`.
@@ -145,11 +130,10 @@ impl MemoryPlan {
         }
         parts.push(("language model", bytes(&expected::language(language), precision)));
         let kv_width = language.num_kv_heads * language.head_dim;
-        let kv_precision = KvPrecision::default_for(precision);
         Self {
             parts,
-            cache_per_position: language.num_layers as u64 * KvCache::bytes_for(1, kv_width, kv_precision),
-            kv_precision,
+            cache_per_position: language.num_layers as u64
+                * KvCache::bytes_for(1, kv_width, precision != Precision::F32),
             max_positions: language.max_positions,
         }
     }

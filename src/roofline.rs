@@ -10,7 +10,7 @@ use crate::Result;
 use crate::gpu::{Cost, Gpu, Recorder};
 use crate::ops::{
     self, Attention, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache,
-    KvPrecision, MatmulShape, MiningMap, Norm, roofline,
+    MatmulShape, MiningMap, Norm, roofline,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::tuning::{self, TuneOptions, tune, uncached_weights};
@@ -223,7 +223,7 @@ impl<F: FnMut(&Row)> Bench<F> {
         causal: bool,
     ) -> Result<()> {
         let layer = Attention { heads, kv_heads, head_dim, causal, exact: false };
-        let cache = KvCache::new(&self.gpu, keys, kv_heads * head_dim, KvPrecision::F16)?;
+        let cache = KvCache::new(&self.gpu, keys, kv_heads * head_dim, true)?;
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
         self.run(name, |recorder| {
             ops::attention(recorder, layer, &queries, KeyValues::Cached { cache: &cache, length: keys })

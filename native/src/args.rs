@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use mgm::diffusion::limits::check_size;
 use mgm::gpu::{AdapterChoice, GpuOptions};
-use mgm::ops::KvPrecision;
 
 /// The device to run on.
 #[derive(Debug, Args)]
@@ -62,15 +61,6 @@ pub struct CheckpointArgs {
     /// GGUF file that replaces the checkpoint's language model
     #[arg(long, value_name = "FILE")]
     pub llm: Option<PathBuf>,
-}
-
-/// How keys and values are stored.
-#[derive(Debug, Args)]
-pub struct KvArgs {
-    /// Precision of keys and values: f16, q8 (half the memory; docs/performance.md has its error) [default: f16; f32 at
-    /// weight precision f32]
-    #[arg(long, value_name = "PRECISION")]
-    pub kv_precision: Option<KvPrecision>,
 }
 
 /// Parses a size in bytes, with units of powers of 1024: `8G` is 8 GiB. The crate `bytesize` reads it as 8e9 bytes.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mgm::memory_plan::MemoryPlan;
-use mgm::ops::KvPrecision;
 use mgm::session::{LoadOptions, ModelText};
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
@@ -225,8 +224,6 @@ fn print_plans(out: &mut impl Write, plans: &[(String, MemoryPlan)]) -> std::io:
         let positions = first.max_positions as u64;
         let title = format!("KV cache, {positions} tokens");
         print_row(out, &title, plans.iter().map(|(_, plan)| plan.cache_per_position * positions))?;
-        let in_q8 = |plan: &MemoryPlan| plan.clone().with_kv_precision(KvPrecision::Q8).cache_per_position;
-        print_row(out, &format!("{title}, q8"), plans.iter().map(|(_, plan)| in_q8(plan) * positions))?;
     }
     Ok(())
 }

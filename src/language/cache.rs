@@ -2,7 +2,7 @@
 
 use super::LanguageModel;
 use crate::gpu::{Recorder, Replay};
-use crate::ops::{Attention, KvCache, KvPrecision, Rope, RopeTable};
+use crate::ops::{Attention, KvCache, Rope, RopeTable};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -14,7 +14,7 @@ const STEP: usize = 256;
 pub(super) struct LayerCaches {
     attention: Attention,
     rope: Rope,
-    precision: KvPrecision,
+    half: bool,
     depth: usize,
     layers: Vec<KvCache>,
     table: Option<RopeTable>,
@@ -27,7 +27,7 @@ impl LayerCaches {
         Self {
             attention: model.attention,
             rope: model.rope(),
-            precision: model.kv_precision,
+            half: model.half_cache,
             depth: model.layers.len(),
             layers: Vec::new(),
             table: None,
@@ -53,7 +53,7 @@ impl LayerCaches {
         let Attention { kv_heads, head_dim, .. } = self.attention;
         let mut layers = Vec::with_capacity(self.depth);
         for layer in 0..self.depth {
-            let larger = KvCache::new(&gpu, positions.len(), kv_heads * head_dim, self.precision)?;
+            let larger = KvCache::new(&gpu, positions.len(), kv_heads * head_dim, self.half)?;
             if let Some(cache) = self.layers.get(layer) {
                 cache.copy_to(recorder, &larger, self.length);
             }

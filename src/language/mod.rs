@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 
 use crate::gpu::{DryRunReport, Gpu, Recorder};
 use crate::loader::Loader;
-use crate::ops::{self, Attention, Epilogue, KvPrecision, NO_ROW, Norm, Rope, Sampling};
+use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rope, Sampling};
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::weights::config::{Architecture, LanguageConfig};
 use crate::weights::expected;
@@ -53,7 +53,7 @@ pub struct LanguageModel {
     /// [vocab, hidden]; `None` if it is tied to the embedding.
     head: Option<Matrix>,
     /// Whether keys and values are stored in f16.
-    kv_precision: KvPrecision,
+    half_cache: bool,
 }
 
 /// Identifies an image in the input of a language model.
@@ -102,16 +102,9 @@ impl LanguageModel {
             layers,
             norm: model.rms_norm("norm", config.rms_norm_eps, config.norm_unit_offset).await?,
             head,
-            kv_precision: KvPrecision::default_for(loader.precision()),
+            half_cache: loader.precision() != Precision::F32,
             config: config.clone(),
         })
-    }
-
-    /// The same model with keys and values stored at `precision` in caches that are made from now on.
-    #[must_use]
-    pub fn with_kv_precision(mut self, precision: KvPrecision) -> Self {
-        self.kv_precision = precision;
-        self
     }
 
     /// The configuration that it was loaded with.
@@ -325,7 +318,7 @@ impl LanguageModel {
         // All layers share one cache: nothing is executed.
         let chunk = if gpu.is_software() { CHUNK_IN_SOFTWARE } else { CHUNK };
         let (capacity, columns) = (2 * chunk, attention.kv_heads * attention.head_dim);
-        let cache = ops::KvCache::new(gpu, capacity, columns, self.kv_precision)?;
+        let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
         let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &self.rope())?;
         let sampled = Tensor::zeros(gpu, &[1], "sampled tokens")?;
         // Row counts at which kernels change.

@@ -88,7 +88,7 @@ impl LanguageModel {
     /// [device errors](crate::gpu).
     pub fn paged_cache(&self, gpu: &Gpu, blocks: usize, positions: usize) -> Result<PagedCache> {
         let columns = self.attention.kv_heads * self.attention.head_dim;
-        let layer = |_| KvCache::new(gpu, blocks * BLOCK_ROWS, columns, self.kv_precision);
+        let layer = |_| KvCache::new(gpu, blocks * BLOCK_ROWS, columns, self.half_cache);
         Ok(PagedCache {
             layers: (0..self.layers.len()).map(layer).collect::<Result<_>>()?,
             table: RopeTable::new(gpu, positions, self.attention.head_dim, &self.rope())?,
@@ -99,7 +99,7 @@ impl LanguageModel {
     /// Bytes that a block of such a cache takes.
     pub fn paged_block_bytes(&self) -> u64 {
         let columns = self.attention.kv_heads * self.attention.head_dim;
-        KvCache::bytes_for(BLOCK_ROWS, columns, self.kv_precision) * self.layers.len() as u64
+        KvCache::bytes_for(BLOCK_ROWS, columns, self.half_cache) * self.layers.len() as u64
     }
 
     /// Buffers for steps of up to `rows` rows, of `sequences` sequences that have `blocks` blocks in all.

@@ -1,7 +1,6 @@
 //! Options of loading.
 
 use super::OnProgress;
-use crate::ops::KvPrecision;
 use crate::tensor::Precision;
 use crate::text::conversation::Template;
 use crate::weights::model_files::ModelFiles;
@@ -14,8 +13,6 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Keep the language model's matrices as a GGUF file or bundle stores them, at any `precision`.
     pub keep_quantization: bool,
-    /// How the language model's keys and values are stored. `None`: in f16, or in f32 at an f32 `precision`.
-    pub kv_precision: Option<KvPrecision>,
     /// The conversation template. `None`: the one that the checkpoint names or was trained with.
     pub template: Option<Template>,
     /// Encode images at high resolution too. `false` omits the ConvNeXt tower and patch info mining
@@ -28,14 +25,7 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// Options with the language model at `precision` and defaults for the rest.
     pub fn new(precision: Precision) -> Self {
-        Self {
-            precision,
-            keep_quantization: false,
-            kv_precision: None,
-            template: None,
-            high_resolution: true,
-            on_progress: None,
-        }
+        Self { precision, keep_quantization: false, template: None, high_resolution: true, on_progress: None }
     }
 
     /// The precision that the files store: quantised files stay as they are, others become f16.
@@ -47,11 +37,6 @@ impl LoadOptions {
     /// Sets [`Self::keep_quantization`].
     pub fn with_keep_quantization(self, keep_quantization: bool) -> Self {
         Self { keep_quantization, ..self }
-    }
-
-    /// Sets [`Self::kv_precision`].
-    pub fn with_kv_precision(self, kv_precision: impl Into<Option<KvPrecision>>) -> Self {
-        Self { kv_precision: kv_precision.into(), ..self }
     }
 
     /// Sets [`Self::template`].

@@ -1,16 +1,14 @@
 //! Attention and the key/value cache.
 
-use std::fmt;
 use std::mem::offset_of;
 use std::ops::Range;
-use std::str::FromStr;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::checked::Checked;
 use super::{cost, element_grid};
 use crate::gpu::{Access, Binding, Capabilities, Cost, Gpu, Kernel, PipelineKey, Recorder, Source, wgsl};
-use crate::tensor::{Precision, Tensor};
+use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Keys above which they are split among workgroups (flash decoding), and the keys of a split on software adapters.
@@ -58,60 +56,6 @@ pub enum KeyValues<'a> {
     Separate(&'a Tensor),
 }
 
-/// How a cache stores keys and values.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum KvPrecision {
-    /// f32.
-    F32,
-    /// f16.
-    #[default]
-    F16,
-    /// 8 bits a value: four neighbouring elements of a head are integers of 7 bits, from -63 to 63, times a power of
-    /// two that they share, from 2^-11 to 2^4 (4 bits). Values beyond ±1008 are clamped.
-    Q8,
-}
-
-impl KvPrecision {
-    /// The default for a model with matrices at `precision`: f32 where they are, otherwise f16.
-    pub fn default_for(precision: Precision) -> Self {
-        if precision == Precision::F32 { Self::F32 } else { Self::F16 }
-    }
-
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-            Self::Q8 => 1,
-        }
-    }
-}
-
-impl fmt::Display for KvPrecision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Q8 => "q8",
-        })
-    }
-}
-
-impl FromStr for KvPrecision {
-    type Err = Error;
-
-    /// # Errors
-    /// [`Error::Unsupported`] if it is none of `f32`, `f16` and `q8`.
-    fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::F32, Self::F16, Self::Q8];
-        all.into_iter().find(|precision| precision.to_string() == text).ok_or_else(|| Error::Unsupported {
-            what: "precision of keys and values".to_owned(),
-            found: text.to_owned(),
-            supported: "f32, f16, q8".to_owned(),
-        })
-    }
-}
-
 /// Keys and values of one layer, [capacity, kv_heads * head_dim] each; the columns are a multiple of 4.
 #[derive(Debug)]
 pub struct KvCache {
@@ -119,17 +63,17 @@ pub struct KvCache {
     values: Tensor,
     capacity: usize,
     columns: usize,
-    precision: KvPrecision,
+    half: bool,
 }
 
 impl KvCache {
-    /// A cache for `capacity` positions of `columns` = kv_heads * head_dim elements.
+    /// A cache for `capacity` positions of `columns` = kv_heads * head_dim elements, in f16 where `half`, else f32.
     ///
     /// # Errors
     /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
-    pub fn new(gpu: &Gpu, capacity: usize, columns: usize, precision: KvPrecision) -> Result<Self> {
-        let bytes = Self::bytes_for(capacity, columns, precision) / 2;
-        let words = columns * precision.bytes() / 4;
+    pub fn new(gpu: &Gpu, capacity: usize, columns: usize, half: bool) -> Result<Self> {
+        let bytes = Self::bytes_for(capacity, columns, half) / 2;
+        let words = if half { columns / 2 } else { columns };
         let limit = gpu.capabilities().max_binding_bytes;
         if bytes > limit {
             return Err(Error::OutOfMemory {
@@ -143,13 +87,13 @@ impl KvCache {
             values: Tensor::zeros(gpu, &[capacity, words], "value cache")?,
             capacity,
             columns,
-            precision,
+            half,
         })
     }
 
     /// Bytes that a cache takes.
-    pub fn bytes_for(capacity: usize, columns: usize, precision: KvPrecision) -> u64 {
-        (capacity * columns * 2 * precision.bytes()) as u64
+    pub fn bytes_for(capacity: usize, columns: usize, half: bool) -> u64 {
+        (capacity * columns) as u64 * if half { 4 } else { 8 }
     }
 
     /// Positions that fit.
@@ -179,8 +123,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Keys and values as they are stored, in words: [capacity, columns] of f32, [capacity, columns / 2] of two f16, or
-    /// [capacity, columns / 4] of four values of 8 bits.
+    /// Keys and values as they are stored, [capacity, columns] words of f32, or [capacity, columns / 2] of two f16.
     pub(super) fn stored(&self) -> [&Tensor; 2] {
         [&self.keys, &self.values]
     }
@@ -190,9 +133,9 @@ impl KvCache {
         self.columns
     }
 
-    /// How they are stored.
-    pub fn precision(&self) -> KvPrecision {
-        self.precision
+    /// Whether it is in f16.
+    pub(super) fn is_half(&self) -> bool {
+        self.half
     }
 }
 
@@ -222,7 +165,7 @@ pub struct AttentionSegment {
 struct Layout<'a> {
     /// Keys in all.
     rows: usize,
-    stored: KvPrecision,
+    half: bool,
     query_stride: usize,
     bindings: [Binding<'a>; 2],
     stride: usize,
@@ -257,8 +200,8 @@ pub(crate) struct Variant {
     pub rows: usize,
     pub causal: bool,
     pub split: bool,
-    /// How keys and values are stored.
-    pub stored: KvPrecision,
+    /// The cache is in f16.
+    pub half: bool,
     /// Which kernel.
     pub kernel: AttentionKernel,
 }
@@ -357,14 +300,14 @@ fn split_keys(gpu: &Gpu, keys: usize, kv_heads: usize) -> usize {
     (keys * kv_heads).div_ceil(FULL_DEVICE).max(keys.div_ceil(MAX_SPLITS)).next_multiple_of(64).min(2 * SPLIT_KEYS)
 }
 
-/// Whether a load of up to 16 bytes is eight elements, and heads are a whole number of them.
-fn is_wide(head_dim: usize, stored: KvPrecision) -> bool {
-    stored != KvPrecision::F32 && head_dim.is_multiple_of(8)
+/// Whether a load of 16 bytes is eight elements of f16, and heads are a whole number of them.
+fn is_wide(head_dim: usize, half: bool) -> bool {
+    half && head_dim.is_multiple_of(8)
 }
 
 /// Loads of a head: 8 or 4 elements each.
-pub(super) fn head_chunks(head_dim: usize, stored: KvPrecision) -> u32 {
-    (head_dim / if is_wide(head_dim, stored) { 8 } else { 4 }) as u32
+pub(super) fn head_chunks(head_dim: usize, half: bool) -> u32 {
+    (head_dim / if is_wide(head_dim, half) { 8 } else { 4 }) as u32
 }
 
 impl AttentionKernel {
@@ -425,37 +368,14 @@ impl PipelineKey for Variant {
 impl Variant {
     /// The kernel with a part that says where queries, keys and values are, and its bindings.
     pub(super) fn kernel_over(&self, layout: Source, bindings: &'static [Access]) -> Kernel {
-        // Readers of four elements, of eight, of eight keys and four values, and for matrix units.
-        let [cache, chunks, key_chunks, runs] = match self.stored {
-            KvPrecision::F32 => [
-                wgsl!("attention/cache_f32.wgsl"),
-                wgsl!("attention/chunks_vec4.wgsl"),
-                wgsl!("attention/chunks_vec4.wgsl"),
-                wgsl!("attention/runs_f32.wgsl"),
-            ],
-            KvPrecision::F16 => [
-                wgsl!("attention/cache_f16.wgsl"),
-                wgsl!("attention/chunks_f16.wgsl"),
-                wgsl!("attention/chunks_f16_keys.wgsl"),
-                wgsl!("attention/runs_f16.wgsl"),
-            ],
-            KvPrecision::Q8 => [
-                wgsl!("attention/cache_q8.wgsl"),
-                wgsl!("attention/chunks_q8.wgsl"),
-                wgsl!("attention/chunks_q8_keys.wgsl"),
-                wgsl!("attention/runs_q8.wgsl"),
-            ],
-        };
+        let cache = if self.half { wgsl!("attention/cache_f16.wgsl") } else { wgsl!("attention/cache_f32.wgsl") };
         let head4 = self.head_dim / 4;
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
         let mut overrides = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
         let mut consts = Vec::new();
-        let wide = is_wide(self.head_dim, self.stored);
+        let wide = is_wide(self.head_dim, self.half);
         let narrow = vec![cache, wgsl!("attention/chunks_vec4.wgsl")];
         let mut sources = vec![wgsl!("attention/attention_common.wgsl"), layout];
-        if self.stored == KvPrecision::Q8 {
-            sources.push(wgsl!("attention/values_q8.wgsl"));
-        }
         let name = match self.kernel {
             AttentionKernel::Subgroup => {
                 consts.extend(lengths);
@@ -476,7 +396,7 @@ impl Variant {
             }
             AttentionKernel::Tiled => {
                 consts.extend(lengths);
-                sources.extend(if wide { vec![key_chunks] } else { narrow });
+                sources.extend(if wide { vec![wgsl!("attention/chunks_f16_keys.wgsl")] } else { narrow });
                 sources.push(wgsl!("attention/attention_tiled.wgsl"));
                 "attention_tiled"
             }
@@ -489,7 +409,10 @@ impl Variant {
                 consts.push(("WORKGROUP", sizes.workgroup()));
                 consts.push(("HELD", u32::from(sizes.held)));
                 sources.push(wgsl!("matmul/stage_f16.wgsl"));
-                sources.push(runs);
+                sources.push(match self.half {
+                    true => wgsl!("attention/runs_f16.wgsl"),
+                    false => wgsl!("attention/runs_f32.wgsl"),
+                });
                 sources.push(match sizes.size {
                     8 => wgsl!("attention/cooperative_8.wgsl"),
                     _ => wgsl!("attention/cooperative_16.wgsl"),
@@ -499,7 +422,7 @@ impl Variant {
             }
             AttentionKernel::Decode => {
                 consts.extend(lengths);
-                sources.extend(if wide { vec![chunks] } else { narrow });
+                sources.extend(if wide { vec![wgsl!("attention/chunks_f16.wgsl")] } else { narrow });
                 sources.push(wgsl!("attention/attention_decode.wgsl"));
                 "attention_decode"
             }
@@ -594,7 +517,7 @@ pub fn attention_batched(
             let keys = queries.binding();
             Layout {
                 rows,
-                stored: KvPrecision::F32,
+                half: false,
                 query_stride: columns,
                 bindings: [keys; 2],
                 stride: columns,
@@ -611,7 +534,7 @@ pub fn attention_batched(
             }
             Layout {
                 rows: length,
-                stored: cache.precision,
+                half: cache.half,
                 query_stride: width,
                 bindings: cache.stored().map(Tensor::binding),
                 stride: kv_width,
@@ -627,7 +550,7 @@ pub fn attention_batched(
             let keys = tensor.binding();
             Layout {
                 rows: tensor.rows(),
-                stored: KvPrecision::F32,
+                half: false,
                 query_stride: width,
                 bindings: [keys; 2],
                 stride: 2 * kv_width,
@@ -644,7 +567,7 @@ pub fn attention_batched(
     let (query_len, keys) = (rows / sequences, source.rows / sequences);
     let group = heads / kv_heads;
     let query_rows = query_len * group;
-    let exact = exact || (matches!(key_values, KeyValues::Cached { .. }) && source.stored == KvPrecision::F32);
+    let exact = exact || (matches!(key_values, KeyValues::Cached { .. }) && !source.half);
     let (kernel, block) = AttentionKernel::choose(recorder.gpu(), head_dim, query_rows, exact);
     let blocks = query_rows.div_ceil(block);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
@@ -661,7 +584,7 @@ pub fn attention_batched(
         None
     };
     let seen = if causal { keys as f64 - (query_len - 1) as f64 / 2.0 } else { keys as f64 };
-    let element = source.stored.bytes();
+    let element = if source.half { 2 } else { 4 };
     let [key_binding, value_binding] = source.bindings;
     let [key_start, value_start] = source.starts;
     for sequence in 0..sequences {
@@ -679,10 +602,10 @@ pub fn attention_batched(
             split_keys: split_keys as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
             output_start: (sequence * query_len * width / 4) as u32,
-            head_chunks: head_chunks(head_dim, source.stored),
+            head_chunks: head_chunks(head_dim, source.half),
         };
         recorder.dispatch_at_position(
-            &Variant { head_dim, rows: block, causal, split, stored: source.stored, kernel },
+            &Variant { head_dim, rows: block, causal, split, half: source.half, kernel },
             &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
             &params,
             [blocks as u32, kv_heads as u32, splits as u32],
@@ -714,7 +637,7 @@ pub fn attention_segments(
 ) -> Result<Tensor> {
     layer.check()?;
     let Attention { heads, kv_heads, head_dim, exact, .. } = layer;
-    let exact = exact || cache.precision == KvPrecision::F32;
+    let exact = exact || !cache.half;
     let (rows, width, kv_width) = (queries.rows(), heads * head_dim, kv_heads * head_dim);
     queries.expect("queries", &[rows, width])?;
     check_passes(rows, cache, kv_width, passes)?;
@@ -741,7 +664,7 @@ pub fn attention_segments(
     let partial =
         Tensor::temporary(recorder.gpu(), &[splits * query_rows * kv_heads, head_dim + 4], "attention splits")?;
     let [keys, values] = cache.stored().map(Tensor::binding);
-    let element = cache.precision.bytes();
+    let element = if cache.half { 2 } else { 4 };
     let mut first_split = 0;
     for pass in passes {
         let split_keys = split_keys_of(recorder.gpu(), pass);
@@ -764,10 +687,10 @@ pub fn attention_segments(
                 split_keys: split_keys.unwrap_or(run.count.next_multiple_of(64)) as u32,
                 scale: 1.0 / (head_dim as f32).sqrt(),
                 output_start: ((first_split * query_rows + range.start * group) * kv_heads * (head_dim / 4 + 1)) as u32,
-                head_chunks: head_chunks(head_dim, cache.precision),
+                head_chunks: head_chunks(head_dim, cache.half),
             };
             recorder.dispatch(
-                &Variant { head_dim, rows: block, causal: *causal, split: true, stored: cache.precision, kernel },
+                &Variant { head_dim, rows: block, causal: *causal, split: true, half: cache.half, kernel },
                 &[queries.binding(), keys, values, partial.binding()],
                 &params,
                 [(query_len * group).div_ceil(block) as u32, kv_heads as u32, splits as u32],

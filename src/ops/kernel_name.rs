@@ -11,7 +11,7 @@ const EPILOGUE: [&str; 6] = ["HAS_BIAS", "HAS_GAMMA", "HAS_RESIDUAL", "GATED", "
 /// in the steps of their epilogue share it. The tables of `make isa` have these names.
 pub fn kernel_name(kernel: &Kernel) -> String {
     // Parts that every kernel of a family has, or that another word stands for.
-    const USUAL: [&str; 28] = [
+    const USUAL: [&str; 27] = [
         "epilogue",
         "activation",
         "rows_direct",
@@ -39,7 +39,6 @@ pub fn kernel_name(kernel: &Kernel) -> String {
         "reduce",
         "sample_one",
         "rope_positions",
-        "values_q8",
     ];
     const SWITCHES: [&str; 7] = ["CAUSAL", "CENTRED", "HELD", "NEIGHBOURS", "NORM", "SPLIT", "UNIT_OFFSET"];
     let mut words = vec![kernel.name.to_owned()];
@@ -66,7 +65,6 @@ pub fn kernel_name(kernel: &Kernel) -> String {
             "rope_places" => "placed".to_owned(),
             "attention_paged" | "combine_paged" => "paged".to_owned(),
             "store_cache_f16" => "kv16".to_owned(),
-            "store_cache_q8" | "cache_q8" | "chunks_q8" | "chunks_q8_keys" | "runs_q8" => "kv8".to_owned(),
             "cache_f16" | "chunks_f16" | "chunks_f16_keys" | "runs_f16" => "kv16".to_owned(),
             "stage_f16" => "half".to_owned(),
             "sample_rows" => "rows".to_owned(),

@@ -28,8 +28,7 @@ mod specialisations;
 pub use adjust::{FORBID, RowBias, RowPenalties, adjust, count_sampled, token_counts};
 pub(crate) use attention::CooperativeAttention;
 pub use attention::{
-    Attention, AttentionSegment, KeyValues, KvCache, KvPrecision, StridedRows, attention, attention_batched,
-    attention_segments,
+    Attention, AttentionSegment, KeyValues, KvCache, StridedRows, attention, attention_batched, attention_segments,
 };
 pub(crate) use checked::Checked;
 pub use convolution::{ConvEpilogue, ConvMode, Convolution, convolution, convolution_upsampled};

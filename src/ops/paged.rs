@@ -232,13 +232,13 @@ pub fn attention_paged(
         value_start: 0,
         split_keys: if split { SPLIT_KEYS } else { shape.most_keys.next_multiple_of(64) } as u32,
         scale: 1.0 / (head_dim as f32).sqrt(),
-        head_chunks: head_chunks(head_dim, cache.precision()),
+        head_chunks: head_chunks(head_dim, cache.is_half()),
         output_stride: (width / 4) as u32,
     };
     let [keys, values] = cache.stored().map(Tensor::binding);
-    let element = cache.precision().bytes();
+    let element = if cache.is_half() { 2 } else { 4 };
     recorder.dispatch(
-        &PagedVariant(Variant { head_dim, rows, causal: true, split, stored: cache.precision(), kernel }),
+        &PagedVariant(Variant { head_dim, rows, causal: true, split, half: cache.is_half(), kernel }),
         &[queries.binding(), keys, values, partial.as_ref().unwrap_or(&y).binding(), tables.words.binding()],
         &params,
         [(shape.sequences * blocks) as u32, kv_heads as u32, splits as u32],

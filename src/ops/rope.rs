@@ -197,7 +197,7 @@ impl QkvRope<'_> {
             lhs: LhsSource::of_rows(k),
             rows: Some(&rows),
             routes: None,
-            output: OutputStage::RopeToCache { stored: cache.precision(), placed },
+            output: OutputStage::RopeToCache { half: cache.is_half(), placed },
             norm,
             flags: EpilogueFlags::default(),
             inputs: weight.inputs(),
@@ -223,7 +223,7 @@ impl QkvRope<'_> {
                 first_time: first as u32,
             },
             |shard, m| {
-                let written = cache.precision().bytes() * 2 * kv_width + 4 * query_width;
+                let written = if cache.is_half() { 2 } else { 4 } * 2 * kv_width + 4 * query_width;
                 m * (4 * k + written * shard.rows / weight.rows())
             },
         )?;

@@ -1,6 +1,6 @@
 //! Every kernel that can be dispatched, so that tests can compile all of them for every backend.
 
-use super::attention::{AttentionKernel, CooperativeAttention, KvPrecision};
+use super::attention::{AttentionKernel, CooperativeAttention};
 use super::{
     adjust, attention, denoise, feature_map, gather, group_norm, inpaint, logprobs, matmul, mining, norm, paged,
     places, roofline, routing, sampling, softmax,
@@ -9,8 +9,6 @@ use crate::gpu::{Kernel, PipelineKey};
 use crate::tensor::{Precision, fill_kernel};
 
 const BOTH: [bool; 2] = [false, true];
-const STORED: [KvPrecision; 3] = [KvPrecision::F32, KvPrecision::F16, KvPrecision::Q8];
-
 /// All specialisations of all kernels.
 pub fn specialisations() -> Vec<Kernel> {
     let mut kernels = vec![
@@ -72,9 +70,9 @@ fn attention_kernels() -> Vec<Kernel> {
             // Workgroup memory decides between 8 and 16 rows.
             let most = kernel.max_rows(head_dim, u32::MAX);
             for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| (least..=most).contains(rows)) {
-                for (bits, stored) in (0..4u32).flat_map(|bits| STORED.map(|stored| (bits, stored))) {
-                    let [causal, split] = [0, 1].map(|index| bits >> index & 1 == 1);
-                    let variant = attention::Variant { head_dim, rows, causal, split, stored, kernel };
+                for bits in 0..8u32 {
+                    let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
+                    let variant = attention::Variant { head_dim, rows, causal, split, half, kernel };
                     kernels.push(variant.kernel());
                     let is_paged = match kernel {
                         AttentionKernel::Tiled => !split,
@@ -87,15 +85,15 @@ fn attention_kernels() -> Vec<Kernel> {
                 }
             }
         }
-        for (causal, stored) in BOTH.into_iter().flat_map(|causal| STORED.map(|stored| (causal, stored))) {
+        for [causal, half] in [[false, false], [false, true], [true, false], [true, true]] {
             let kernel = AttentionKernel::Subgroup4;
-            kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, stored, kernel }.kernel());
+            kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, half, kernel }.kernel());
         }
         for (size, lanes) in attention::COOPERATIVE_LANES.into_iter().filter(|_| head_dim.is_multiple_of(8)) {
             let kernel = AttentionKernel::Cooperative(CooperativeAttention::new(head_dim, size, lanes));
-            for (bits, stored) in (0..4u32).flat_map(|bits| STORED.map(|stored| (bits, stored))) {
-                let [causal, split] = [0, 1].map(|index| bits >> index & 1 == 1);
-                kernels.push(attention::Variant { head_dim, rows: 0, causal, split, stored, kernel }.kernel());
+            for bits in 0..8u32 {
+                let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
+                kernels.push(attention::Variant { head_dim, rows: 0, causal, split, half, kernel }.kernel());
             }
         }
     }

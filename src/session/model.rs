@@ -455,10 +455,7 @@ async fn load_language(
     }
     let language = LanguageModel::load(&loader, config).await?;
     gpu.flush_writes().await?;
-    Ok(match options.kv_precision {
-        Some(precision) => language.with_kv_precision(precision),
-        None => language,
-    })
+    Ok(language)
 }
 
 /// The name of a checkpoint's folder. In the cache of the Hugging Face Hub, the folder

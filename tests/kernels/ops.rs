@@ -18,9 +18,9 @@ use mgm::ops::cases::{
     Softmax, Storage, check, compare, self_check,
 };
 use mgm::ops::{
-    self, Activation, AttentionSegment, BlockTables, ConvMode, Cooperative, Epilogue, KvPrecision, MatmulKernel,
-    MatmulShape, PagedForm, PagedSequence, Rounding, RowBias, RowMatvec, RowPenalties, RowSampling, Sampling,
-    StridedRows, Tuning, set_tuning, specialisations, tuning,
+    self, Activation, AttentionSegment, BlockTables, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape,
+    PagedForm, PagedSequence, Rounding, RowBias, RowMatvec, RowPenalties, RowSampling, Sampling, StridedRows, Tuning,
+    set_tuning, specialisations, tuning,
 };
 use mgm::tensor::{Inputs, Matrix, Precision, Tensor};
 use mgm::tuning::{Timing, TuneOptions, check_native_dots, tune, tune_within};
@@ -377,9 +377,8 @@ fn rounding_kernels_over_awkward_shapes() {
             let case = RoutedLinear { from_tokens: false, ..case };
             cases.push((precision, n, k, Box::new(case)));
         }
-        let (heads, kv_heads, head_dim, k) = (3, 1, 16, 68);
-        let stored = [KvPrecision::F16, KvPrecision::F32][index % 2];
-        let case = Rope { heads, kv_heads, head_dim, times: 70, position: 7, k, precision, stored, freq_factors: true };
+        let (heads, kv_heads, head_dim, k, half) = (3, 1, 16, 68, index % 2 == 0);
+        let case = Rope { heads, kv_heads, head_dim, times: 70, position: 7, k, precision, half, freq_factors: true };
         cases.push((precision, (heads + 2 * kv_heads) * head_dim, k, Box::new(case)));
         let mode = CONV_MODES[index % CONV_MODES.len()];
         let (channels, out) = (36, 67);
@@ -780,7 +779,6 @@ fn inpainting_steps() {
     check_everywhere("inpainting steps", &boxed(cases));
 }
 
-const STORED: [KvPrecision; 3] = [KvPrecision::F32, KvPrecision::F16, KvPrecision::Q8];
 const HEAD_DIMS: [usize; 14] = [4, 8, 12, 16, 20, 32, 40, 64, 72, 80, 96, 128, 252, 256];
 
 #[test]
@@ -788,8 +786,8 @@ fn attention_over_awkward_shapes() {
     let mut cases = Vec::new();
     // Every head dimension, as a tower (packed), as prefill and as decoding.
     for (index, head_dim) in HEAD_DIMS.into_iter().enumerate() {
-        let stored = [Storage::F32, Storage::F16, Storage::Q8];
-        let [first, second, third] = [0, 1, 2].map(|offset| stored[(index + offset) % 3]);
+        let half = if index % 2 == 0 { Storage::F32 } else { Storage::F16 };
+        let other = if index % 2 == 0 { Storage::F16 } else { Storage::F32 };
         let case = |heads, kv_heads, times, keys, causal, storage| Attention {
             heads,
             kv_heads,
@@ -801,9 +799,8 @@ fn attention_over_awkward_shapes() {
             exact: true,
         };
         cases.push(case(2, 2, 17, 17, false, Storage::Packed));
-        cases.push(case(4, 2, 9, 70, true, first));
-        cases.push(case(3, 1, 1, 300, true, second));
-        cases.push(case(2, 1, [1, 9][index % 2], 67, true, third));
+        cases.push(case(4, 2, 9, 70, true, half));
+        cases.push(case(3, 1, 1, 300, true, other));
     }
     // Times, keys and groups around the 64 keys of a block, the 16 rows of a workgroup and the 256 keys of a part.
     for (heads, kv_heads) in [(1, 1), (3, 3), (4, 2), (8, 1), (7, 1), (17, 1)] {
@@ -848,7 +845,7 @@ fn attention_with_long_heads() {
     let mut cases = Vec::new();
     for head_dim in [128, 132, 160, 164, 256] {
         for (heads, times, keys) in [(8, 1, 300), (5, 1, 65), (1, 9, 140), (2, 9, 70)] {
-            for storage in [Storage::F16, Storage::F32, Storage::Q8] {
+            for storage in [Storage::F16, Storage::F32] {
                 let causal = times > 1;
                 cases.push(Attention { heads, kv_heads: 1, head_dim, times, keys, causal, storage, exact: true });
             }
@@ -860,7 +857,7 @@ fn attention_with_long_heads() {
 
 #[test]
 fn attention_drawn() {
-    let storage = prop::sample::select(vec![Storage::Packed, Storage::F32, Storage::F16, Storage::Q8]);
+    let storage = prop::sample::select(vec![Storage::Packed, Storage::F32, Storage::F16]);
     let strategy = (1..4usize, 1..5usize, 1..20usize, 1..24usize, 0..400usize, any::<bool>(), storage).prop_map(
         |(kv_heads, group, quarter, times, before, causal, storage)| Attention {
             heads: kv_heads * group,
@@ -899,7 +896,7 @@ fn attention_of_several_sequences() {
 fn attention_of_a_batch_with_one_cache() {
     let mut cases = Vec::new();
     for (heads, kv_heads, head_dim) in [(2, 2, 20), (6, 3, 64), (8, 1, 256)] {
-        for stored in STORED {
+        for half in [false, true] {
             let base = AttentionSegments {
                 heads,
                 kv_heads,
@@ -907,7 +904,7 @@ fn attention_of_a_batch_with_one_cache() {
                 prefix: 0,
                 suffixes: [1, 1, 1],
                 generated: 0,
-                stored,
+                half,
                 exact: true,
             };
             for (prefix, suffixes) in [(0, [1, 2, 65]), (1, [17, 3, 1]), (300, [2, 1, 40])] {
@@ -938,8 +935,6 @@ fn attention_on_matrix_units() {
         (3, 3, 96, 16, 96, true, Storage::F16),
         (8, 4, 128, 11, 300, true, Storage::F16),
         (8, 1, 256, 5, 47, true, Storage::F16),
-        (4, 2, 64, 31, 129, true, Storage::Q8),
-        (8, 4, 128, 11, 300, true, Storage::Q8),
         // One block of rows: the keys are split, and rows of the last splits attend to none of theirs.
         (2, 1, 64, 9, 600, true, Storage::F16),
     ] {
@@ -950,17 +945,8 @@ fn attention_on_matrix_units() {
     cases.push(Box::new(AttentionBatched { sequences: 2, heads, head_dim, times, keys, exact: false }));
     for (prefix, suffixes, generated) in [(300, [2, 1, 40], 0), (1, [17, 3, 1], 70)] {
         let (heads, kv_heads, head_dim) = (6, 2, 64);
-        let (stored, exact) = (KvPrecision::F16, false);
-        cases.push(Box::new(AttentionSegments {
-            heads,
-            kv_heads,
-            head_dim,
-            prefix,
-            suffixes,
-            generated,
-            stored,
-            exact,
-        }));
+        let (half, exact) = (true, false);
+        cases.push(Box::new(AttentionSegments { heads, kv_heads, head_dim, prefix, suffixes, generated, half, exact }));
     }
     check_on(full, "attention on matrix units", &cases);
 }
@@ -971,16 +957,10 @@ fn attention_over_block_tables() {
     let mut cases = Vec::new();
     let decode: [&[usize]; 4] = [&[1], &[5000], &[1, 16, 17, 255, 256, 257, 1025], &[300; 16]];
     let prefill: [&[(usize, usize)]; 4] = [&[(1, 1)], &[(16, 16), (3, 35)], &[(70, 333)], &[(33, 33), (1, 64), (5, 5)]];
-    for (heads, kv_heads, head_dim, stored) in [
-        (3, 3, 64, KvPrecision::F16),
-        (9, 3, 64, KvPrecision::F32),
-        (8, 1, 256, KvPrecision::F16),
-        (7, 1, 80, KvPrecision::F32),
-        (5, 1, 20, KvPrecision::F16),
-        (4, 2, 64, KvPrecision::Q8),
-        (2, 1, 20, KvPrecision::Q8),
-    ] {
-        let base = AttentionPaged { heads, kv_heads, head_dim, sequences: Vec::new(), stored, form: PagedForm::Decode };
+    for (heads, kv_heads, head_dim, half) in
+        [(3, 3, 64, true), (9, 3, 64, false), (8, 1, 256, true), (7, 1, 80, false), (5, 1, 20, true)]
+    {
+        let base = AttentionPaged { heads, kv_heads, head_dim, sequences: Vec::new(), half, form: PagedForm::Decode };
         cases.extend(decode.map(|keys| {
             let sequences = keys.iter().map(|keys| (1, *keys)).collect();
             AttentionPaged { sequences, ..base.clone() }
@@ -1005,8 +985,7 @@ fn attention_over_block_tables_is_the_same_in_any_step() {
         for form in [PagedForm::Decode, PagedForm::Prefill] {
             let values = |sequences: &[(usize, usize)]| {
                 let sequences = sequences.to_vec();
-                let case =
-                    AttentionPaged { heads: 6, kv_heads: 2, head_dim: 64, sequences, stored: KvPrecision::F16, form };
+                let case = AttentionPaged { heads: 6, kv_heads: 2, head_dim: 64, sequences, half: true, form };
                 pollster::block_on(case.run(&gpu)).expect("a result")
             };
             // A row of each sequence, of inputs that depend on its lengths only.
@@ -1022,7 +1001,7 @@ fn attention_over_block_tables_is_the_same_in_any_step() {
 #[test]
 fn block_tables_outside_the_cache_are_rejected() {
     let gpu = common::open_gpu();
-    let cache = ops::KvCache::new(&gpu, 32, 8, KvPrecision::F32).expect("a cache");
+    let cache = ops::KvCache::new(&gpu, 32, 8, false).expect("a cache");
     let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true };
     let attend = |queries: usize, keys, blocks: &[u32]| {
         let mut tables = BlockTables::new(&gpu, 1, 4, 2).expect("tables");
@@ -1043,7 +1022,7 @@ fn block_tables_outside_the_cache_are_rejected() {
 #[test]
 fn segments_outside_the_cache_are_rejected() {
     let gpu = common::open_gpu();
-    let cache = ops::KvCache::new(&gpu, 10, 8, KvPrecision::F32).expect("a cache");
+    let cache = ops::KvCache::new(&gpu, 10, 8, false).expect("a cache");
     let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true };
     let queries = Tensor::zeros(&gpu, &[3, 8], "queries").expect("queries");
     let segment = |queries, start, step, count, causal| AttentionSegment {
@@ -1199,7 +1178,7 @@ fn maps_side_by_side_and_softmax() {
 fn rotary_embedding() {
     let mut cases = Vec::new();
     for head_dim in HEAD_DIMS {
-        for stored in STORED {
+        for half in [false, true] {
             let precision = Precision::ALL[cases.len() / 2 % Precision::ALL.len()];
             let case = Rope {
                 heads: 3,
@@ -1209,7 +1188,7 @@ fn rotary_embedding() {
                 position: 7,
                 k: 68,
                 precision,
-                stored,
+                half,
                 freq_factors: head_dim % 8 == 0,
             };
             cases.push(Rope { k: 33, ..case });
@@ -1225,7 +1204,7 @@ fn rotary_embedding() {
             position: 3,
             k: 64,
             precision,
-            stored: KvPrecision::F16,
+            half: true,
             freq_factors: true,
         };
         cases.extend([case, Rope { times: 15, ..case }]);

@@ -7,10 +7,8 @@ use std::rc::Rc;
 use mgm::engine::digest::CachedPosition;
 use mgm::gpu::Gpu;
 use mgm::io::DiskFile;
-use mgm::language::{LanguageModel, Position};
-use mgm::ops::KvPrecision;
-use mgm::session::LoadOptions;
-use mgm::session::{AnswerOptions, Model};
+use mgm::language::Position;
+use mgm::session::{AnswerOptions, LoadOptions, Model};
 use mgm::tensor::Precision;
 use mgm::text::PromptToken;
 use mgm::text::conversation::{Conversation, PromptFormat};
@@ -32,15 +30,12 @@ struct Case {
 /// of a logit of 20.
 const BOUND: f64 = 0.02;
 
-fn options() -> LoadOptions {
-    LoadOptions::new(Precision::F16).with_keep_quantization(true)
-}
-
 /// The model in the file that `MGM_GGUF` names.
-async fn load(gpu: &Gpu, options: LoadOptions) -> Model {
+async fn load(gpu: &Gpu) -> Model {
     let path = std::env::var("MGM_GGUF").expect("MGM_GGUF names SmolLM2-135M-Instruct.Q4_1.gguf");
     let file = DiskFile::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let file = GgufModel::open(Rc::new(file)).await.expect("a GGUF file");
+    let options = LoadOptions::new(Precision::F16).with_keep_quantization(true);
     Model::load_gguf(gpu, &file, &options).await.expect("a model")
 }
 
@@ -50,7 +45,7 @@ fn smollm2_says_what_llama_cpp_says() {
     let cases: Vec<Case> = serde_json::from_slice(include_bytes!("../data/gguf/smollm2.json")).expect("cases");
     let gpu = common::open_gpu();
     pollster::block_on(async {
-        let model = load(&gpu, options()).await;
+        let model = load(&gpu).await;
         assert!(matches!(model.prompt_format(), PromptFormat::Jinja(_)));
         let mut worst: f64 = 0.0;
         for case in cases {
@@ -96,7 +91,7 @@ fn smollm2_answers_the_same_in_any_batch() {
     let cases: Vec<Case> = serde_json::from_slice(include_bytes!("../data/gguf/smollm2.json")).expect("cases");
     let gpu = common::open_gpu();
     pollster::block_on(async {
-        let model = load(&gpu, options()).await;
+        let model = load(&gpu).await;
         let language = model.language();
         let mut jobs = jobs(16, language.config().vocab_size);
         for (index, job) in jobs.iter_mut().enumerate() {
@@ -108,77 +103,5 @@ fn smollm2_answers_the_same_in_any_batch() {
         }
         check_near_ties(&gpu, language, &jobs, 2).await;
         check_deterministic(&gpu, language, &with_controls(jobs), 2).await;
-    });
-}
-
-/// Positions of the text whose perplexity is compared.
-const POSITIONS: usize = 640;
-
-/// Log-probabilities [positions, vocabulary] of the token after each position, with attention over a cache.
-async fn log_probabilities(gpu: &Gpu, language: &LanguageModel, ids: &[u32]) -> Vec<Vec<f32>> {
-    const CHUNK: usize = 128;
-    let mut cache = language.cache();
-    let mut rows = Vec::new();
-    for chunk in ids.chunks(CHUNK) {
-        let mut recorder = gpu.record();
-        let positions: Vec<_> = chunk.iter().map(|id| Position::Text(*id)).collect();
-        let x = language.embed(&mut recorder, &positions, &[]).expect("embeddings");
-        let x = language.forward(&mut recorder, &x, &mut cache).expect("a pass");
-        let logits = language.logits(&mut recorder, &x).expect("logits").read_back(&mut recorder);
-        recorder.submit().expect("a submission");
-        let logits: Vec<f32> = logits.values().await.expect("logits");
-        rows.extend(logits.chunks_exact(logits.len() / chunk.len()).map(|row| {
-            let largest = row.iter().copied().fold(f32::MIN, f32::max);
-            let sum: f64 = row.iter().map(|logit| f64::from(*logit - largest).exp()).sum();
-            let total = largest + sum.ln() as f32;
-            row.iter().map(|logit| logit - total).collect()
-        }));
-    }
-    rows
-}
-
-/// What keys and values of 8 bits cost: the figures are in docs/performance.md.
-#[test]
-#[ignore = "needs the model's file: run `make smollm2`"]
-fn keys_and_values_of_8_bits_hardly_change_smollm2() {
-    let gpu = common::open_gpu();
-    pollster::block_on(async {
-        let mut results = Vec::new();
-        let mut ids = Vec::new();
-        for precision in [KvPrecision::F16, KvPrecision::Q8] {
-            let model = load(&gpu, options().with_kv_precision(precision)).await;
-            // Prose that is in the repository; the bounds hold for any.
-            ids = model.tokenizer().encode(include_str!("../../ARCHITECTURE.md")).expect("ids");
-            ids.truncate(POSITIONS);
-            results.push(log_probabilities(&gpu, model.language(), &ids).await);
-        }
-        let perplexity = |rows: &[Vec<f32>]| {
-            let next = rows.iter().zip(&ids[1..]);
-            let sum: f64 = next.map(|(row, id)| -f64::from(row[*id as usize])).sum();
-            (sum / (ids.len() - 1) as f64).exp()
-        };
-        let [half, eight] = [&results[0], &results[1]];
-        let (mut squares, mut energy, mut divergence, mut same) = (0.0, 0.0, 0.0, 0);
-        for (a, b) in half.iter().zip(eight) {
-            let mean = a.iter().map(|x| f64::from(*x)).sum::<f64>() / a.len() as f64;
-            for (a, b) in a.iter().zip(b) {
-                squares += f64::from(a - b).powi(2);
-                energy += (f64::from(*a) - mean).powi(2);
-                divergence += f64::from(*a).exp() * f64::from(a - b);
-            }
-            let best =
-                |row: &[f32]| row.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0);
-            same += usize::from(best(a) == best(b));
-        }
-        let [before, after] = [perplexity(half), perplexity(eight)];
-        let nmse = squares / energy;
-        let (divergence, same) = (divergence / half.len() as f64, same as f64 / half.len() as f64);
-        println!(
-            "perplexity {before:.4} with keys and values in f16, {after:.4} in 8 bits; log-probabilities: nmse {nmse:.1e}, \
-             divergence {divergence:.1e}; the likeliest token is the same at {:.1} % of {} positions",
-            100.0 * same,
-            half.len()
-        );
-        assert!((after / before - 1.0).abs() < 0.01 && nmse < 1e-3 && divergence < 0.01 && same > 0.95);
     });
 }

@@ -9,7 +9,7 @@ use js_sys::Function;
 use mgm::gpu::{Gpu, Kernel};
 use mgm::io::Folder;
 use mgm::memory_plan::MemoryPlan;
-use mgm::ops::{KvPrecision, Sampling, Tuning, products, tuning};
+use mgm::ops::{Sampling, Tuning, products, tuning};
 use mgm::session::{
     AnswerOptions, Chat, Event, FinishReason, ImageSource, LoadOptions, Model, StopReason, TokenLogprob, TokenLogprobs,
 };
@@ -31,7 +31,6 @@ use crate::{bad_request, blob_source, emit, to_js, to_json};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct LoadRequest {
     precision: Option<String>,
-    kv_precision: Option<String>,
     conversation: Option<String>,
 }
 
@@ -182,11 +181,7 @@ impl ChatModel {
             keep_quantization = matches!(&files, ModelFiles::Mgm(files) if files.packed == Some(precision));
         }
         let template = request.conversation.map(|name| name.parse::<Template>()).transpose().map_err(to_js)?;
-        let kv_precision = request.kv_precision.map(|name| name.parse::<KvPrecision>()).transpose().map_err(to_js)?;
-        let mut options = LoadOptions::new(precision)
-            .with_keep_quantization(keep_quantization)
-            .with_kv_precision(kv_precision)
-            .with_template(template);
+        let mut options = LoadOptions::new(precision).with_keep_quantization(keep_quantization).with_template(template);
         let weight_bytes = MemoryPlan::for_files(&files, &options).map_err(to_js)?.weights();
         if emit(&on_event, "total", &(weight_bytes as f64).into()).is_break() {
             return Err(to_js(mgm::Error::Cancelled));

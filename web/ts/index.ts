@@ -28,6 +28,6 @@ export { cache, type CachedBundle } from "./storage.js";
 export type { Support, SupportQuestion } from "./support.js";
 export type {
   Answer, AttentionMap, ChatImageOptions, ChatOptions, Choice, ContentPart, Delta, FinishReason, GeneratedImage, GenerateOptions, ImageInput,
-  ImageModelInfo, ImageSettings, ImageStep, KvPrecision, LoadOptions, Message, ModelInfo, ModelInspection, ModelSource, ModelSummary, Precision, Progress, Timings,
+  ImageModelInfo, ImageSettings, ImageStep, LoadOptions, Message, ModelInfo, ModelInspection, ModelSource, ModelSummary, Precision, Progress, Timings,
   TokenLogprob, TokenLogprobs, Usage,
 } from "./types.js";

@@ -109,7 +109,7 @@ export class Mgm {
   }
 
   async #load(source: ModelSource, as: LoadCall["as"], options: Partial<Undefined<LoadOptions>>): Promise<void> {
-    const { signal, cache = true, tune = true, int8 = true, precision, kvPrecision, conversation, gpuMemory } = options;
+    const { signal, cache = true, tune = true, int8 = true, precision, conversation, gpuMemory } = options;
     const call: LoadCall = {
       source: toFileSource(source),
       cache,
@@ -117,11 +117,7 @@ export class Mgm {
       tune,
       int8,
       ...(gpuMemory !== undefined && { gpuMemory }),
-      options: {
-        ...(precision !== undefined && { precision }),
-        ...(kvPrecision !== undefined && { kvPrecision }),
-        ...(conversation !== undefined && { conversation }),
-      },
+      options: { ...(precision !== undefined && { precision }), ...(conversation !== undefined && { conversation }) },
     };
     this.#info = resultOf(await this.#client.call({ type: "load", call }, signal), "loaded").info;
   }

@@ -35,7 +35,7 @@ export interface LoadCall {
   /** Whether to measure kernels after the first load on this device. */
   tune: boolean;
   /** Passed to the core as JSON. */
-  options: { precision?: string; kvPrecision?: string; conversation?: string };
+  options: { precision?: string; conversation?: string };
 }
 
 /** Passed to the core as JSON, which has the defaults. */

@@ -3,9 +3,6 @@ import type { MgmError } from "./errors.js";
 /** How weights are stored on the device. */
 export type Precision = "f32" | "f16" | "q8" | "q4";
 
-/** How keys and values are stored on the device. */
-export type KvPrecision = "f16" | "q8";
-
 /**
  * An image. Workers have no `HTML…Element`s. An `<img>` from another origin needs the attribute `crossorigin`, and its server must send
  * CORS headers.
@@ -75,11 +72,6 @@ export interface LoadOptions {
    * stored at this precision.
    */
   precision?: Precision;
-  /**
-   * How keys and values are stored. `q8` takes half the memory of `f16` and is slightly less accurate. Default: `f16`; `f32` for weights in
-   * `f32`.
-   */
-  kvPrecision?: KvPrecision;
   /** The conversation template, if the files do not name it: `vicuna_v1`, `gemma`, `llama_3`, … */
   conversation?: string;
   /** Maximum GPU memory to use, in bytes. If both models do not fit, the package loads them alternately. Default: no limit. */

@@ -52,7 +52,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let gpu = device_cache::open(&arguments.device.options()).await?;
     mgm::tuning::check_rounding_kernels(&gpu).await?;
     let model = open_gguf(path).await?;
-    let language = gguf::load(&gpu, &model, arguments).await?;
+    let language = gguf::load(&gpu, &model, arguments.precision).await?;
     if arguments.tune {
         llm::tune_matmuls(&gpu, &language).await?;
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use mgm::gpu::Gpu;
 use mgm::language::{LanguageModel, Position, TokenGenerator};
 use mgm::loader::Loader;
-use mgm::ops::{self, KvPrecision, Sampling};
+use mgm::ops::{self, Sampling};
 use mgm::tensor::Precision;
 use mgm::text::tokenizer::Tokenizer;
 use mgm::weights::gguf_model::GgufModel;
@@ -52,16 +52,13 @@ fn process_memory(field: &str) -> Option<f64> {
     value.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kib| kib * 1024.0)
 }
 
-/// Loads a model at the precision of the arguments, or in the file's own formats.
-pub(super) async fn load(gpu: &Gpu, model: &GgufModel, arguments: &BenchArgs) -> mgm::Result<LanguageModel> {
-    let precision = arguments.precision.unwrap_or(Precision::F16);
-    let mut loader = Loader::new(gpu, model.weights.clone(), precision, None);
-    if arguments.precision.is_none() {
+/// Loads a model at a precision, or in the file's own formats.
+pub(super) async fn load(gpu: &Gpu, model: &GgufModel, precision: Option<Precision>) -> mgm::Result<LanguageModel> {
+    let mut loader = Loader::new(gpu, model.weights.clone(), precision.unwrap_or(Precision::F16), None);
+    if precision.is_none() {
         loader = loader.keep_quantization();
     }
     let language = LanguageModel::load(&loader, &model.config).await?;
-    let kv_precision = arguments.kv.kv_precision.unwrap_or(KvPrecision::default_for(precision));
-    let language = language.with_kv_precision(kv_precision);
     gpu.flush_writes().await?;
     Ok(language)
 }
@@ -74,7 +71,7 @@ pub async fn run(path: &Path, arguments: &BenchArgs) -> Result<(), CliError> {
     let model = open_gguf(path).await?;
     // A conversation holds the tokenizer while the weights load, so it counts.
     let tokenizer = Tokenizer::from_gguf(&model.header)?;
-    let language = load(&gpu, &model, arguments).await?;
+    let language = load(&gpu, &model, arguments.precision).await?;
     let load_ms = started.elapsed().as_secs_f64() * 1000.0;
     let weights = gpu.memory().allocated;
     let weights_on_host = if gpu.adapter().is_software() { weights as f64 } else { 0.0 };

@@ -17,7 +17,7 @@ use clap::Args;
 use mgm::tensor::Precision;
 
 use crate::CliError;
-use crate::args::{KvArgs, ProfiledDeviceArgs, parse_image_size};
+use crate::args::{ProfiledDeviceArgs, parse_image_size};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -43,8 +43,6 @@ pub struct BenchArgs {
     /// f16 for sdxl; the file's own for GGUF]
     #[arg(long, value_parser = parse_precision)]
     precision: Option<Precision>,
-    #[command(flatten)]
-    kv: KvArgs,
     /// Image size for sdxl, in pixels [default: 1024x1024]
     #[arg(long, value_name = "WxH", value_parser = parse_image_size)]
     size: Option<(usize, usize)>,

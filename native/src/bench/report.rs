@@ -148,7 +148,7 @@ pub fn dry_run(
     }
     writeln!(out, "{:<32} {:>10.1}", "all weights", plan.weights() as f64 / MIB)?;
     if positions > 0 {
-        let title = format!("KV cache ({}), {positions} tokens", plan.kv_precision);
+        let title = format!("KV cache, {positions} tokens");
         writeln!(out, "{title:<32} {:>10.1}", cache_bytes as f64 / MIB)?;
     }
     Ok(())

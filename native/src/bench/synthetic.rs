@@ -26,8 +26,7 @@ const IMAGE_SIDE: usize = 640;
 pub async fn run(name: &str, arguments: &BenchArgs) -> Result<(), CliError> {
     let variant = released(name)?;
     let precision = arguments.precision.unwrap_or(Precision::Q4);
-    let plan = MemoryPlan::new(&variant.language, Some(&variant.vision), precision)
-        .with_kv_precision(arguments.kv.kv_precision);
+    let plan = MemoryPlan::new(&variant.language, Some(&variant.vision), precision);
     let prefill = prompt_tokens(&variant, arguments)?;
     let decode = arguments.decode as usize;
     if arguments.dry_run {
@@ -69,7 +68,6 @@ async fn measure(
     let hidden = variant.language.hidden_size;
     let vision = Vision::random(&loader, sizes.config.clone(), &sizes.clip, &sizes.convnext, hidden).await?;
     let language = LanguageModel::load(&loader.at(precision), &variant.language).await?;
-    let language = language.with_kv_precision(plan.kv_precision);
     gpu.flush_writes().await?;
     bar.finish_and_clear();
     if arguments.tune {

@@ -17,7 +17,7 @@ use mgm::image::ImageDecoding;
 use mgm::tensor::{Activation, Precision};
 use mgm::text::conversation::Template;
 
-use crate::args::{CheckpointArgs, KvArgs, ProfiledDeviceArgs};
+use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
 use crate::images::{output_files, read_image};
 use crate::load::{load_options, open_checkpoint};
 use crate::recovery::Recovery;
@@ -49,8 +49,6 @@ pub struct ChatArgs {
     /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
     #[arg(long)]
     precision: Option<Precision>,
-    #[command(flatten)]
-    kv: KvArgs,
     #[command(flatten)]
     decoding: DecodingArgs,
     /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
@@ -100,7 +98,6 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
         files.language_config_mut().activation = activation;
     }
     let options = load_options(&arguments.checkpoint, &files, arguments.precision)
-        .with_kv_precision(arguments.kv.kv_precision)
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
     let text = load::check(&files, &options).await?;

@@ -25,9 +25,6 @@ pub struct Settings {
     /// Hash of the model's files.
     pub fingerprint: String,
     pub precision: String,
-    /// Of keys and values, if it is not the default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kv_precision: Option<String>,
     pub conversation: String,
     pub high_resolution: bool,
     #[serde(default = "reference")]

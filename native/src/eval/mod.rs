@@ -20,7 +20,7 @@ use mgm::session::LoadOptions;
 use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 
-use crate::args::{CheckpointArgs, KvArgs, ProfiledDeviceArgs};
+use crate::args::{CheckpointArgs, ProfiledDeviceArgs};
 use crate::files::io_error;
 use crate::load::{checkpoint_path, load_model, load_options, open_checkpoint};
 use crate::output::print_json;
@@ -79,8 +79,6 @@ pub struct EvalArgs {
     /// Weight precision: f32, f16, q8, q4 [default: f16; the file's own for GGUF and bundles]
     #[arg(long)]
     precision: Option<Precision>,
-    #[command(flatten)]
-    kv: KvArgs,
     /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
     #[arg(long, value_name = "NAME")]
     conversation: Option<Template>,
@@ -140,7 +138,6 @@ async fn answer(
 ) -> Result<(Answers, Option<Run>), CliError> {
     let files = open_checkpoint(&arguments.checkpoint).await?;
     let options = load_options(&arguments.checkpoint, &files, arguments.precision)
-        .with_kv_precision(arguments.kv.kv_precision)
         .with_template(arguments.conversation)
         .with_high_resolution(!arguments.no_high_resolution);
     let max_new_tokens = arguments.max_new_tokens.unwrap_or(dataset.max_new_tokens);
@@ -232,7 +229,6 @@ fn settings(arguments: &EvalArgs, options: &LoadOptions, max_new_tokens: u32) ->
             .unwrap_or_else(|| model.file_name().unwrap_or_default().to_string_lossy().into_owned()),
         fingerprint: fingerprint::of(&paths)?,
         precision: if options.keep_quantization { "as stored".to_owned() } else { options.precision.to_string() },
-        kv_precision: options.kv_precision.map(|precision| precision.to_string()),
         conversation: options.template.map_or_else(|| "the model's".to_owned(), |template| template.to_string()),
         high_resolution: options.high_resolution,
         image_decoding: arguments.image_decoding.to_string(),

@@ -6,9 +6,7 @@ use super::{ATTENTION_F16, Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{
-    self, AttentionSegment, BlockTables, KeyValues, KvCache, KvPrecision, PagedForm, PagedSequence, StridedRows,
-};
+use crate::ops::{self, AttentionSegment, BlockTables, KeyValues, KvCache, PagedForm, PagedSequence, StridedRows};
 use crate::tensor::Tensor;
 
 /// Where keys and values lie.
@@ -20,29 +18,6 @@ pub enum Storage {
     F32,
     /// In an f16 cache.
     F16,
-    /// In a cache of 8 bits a value.
-    Q8,
-}
-
-impl Storage {
-    /// Next to the queries they are in f32.
-    fn precision(self) -> KvPrecision {
-        match self {
-            Self::Packed | Self::F32 => KvPrecision::F32,
-            Self::F16 => KvPrecision::F16,
-            Self::Q8 => KvPrecision::Q8,
-        }
-    }
-}
-
-impl From<KvPrecision> for Storage {
-    fn from(precision: KvPrecision) -> Self {
-        match precision {
-            KvPrecision::F32 => Self::F32,
-            KvPrecision::F16 => Self::F16,
-            KvPrecision::Q8 => Self::Q8,
-        }
-    }
 }
 
 /// softmax(q k^T / sqrt(head_dim)) v: `ops::attention`.
@@ -96,71 +71,20 @@ impl Attention {
             let heads = keys.iter_mut().step_by(d).enumerate();
             heads.for_each(|(at, x)| *x = if at / self.kv_heads < self.keys / 2 { 0.0 } else { 16.0 });
         }
-        inputs[1..].iter_mut().for_each(|values| round(values, self.storage.precision()));
+        if self.storage == Storage::F16 {
+            inputs[1..].iter_mut().flatten().for_each(|x| *x = f16::from_f32(*x).to_f32());
+        }
         inputs
     }
 }
 
-/// The exponent of the step of four values of 8 bits, and the values in steps: the least step from 2^-11 to 2^4 of
-/// which none is more than 63.
-fn quantized(four: &[f32]) -> (i32, [i32; 4]) {
-    let largest = four.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
-    let exponent = ((largest / 63.0).log2().ceil() as i32).clamp(-11, 4);
-    let steps = |x: f32| (f64::from(x) * f64::from(-exponent).exp2()).round_ties_even().clamp(-63.0, 63.0) as i32;
-    (exponent, [steps(four[0]), steps(four[1]), steps(four[2]), steps(four[3])])
-}
-
-/// Rounds values, a multiple of four, to what a cache can store.
-pub(super) fn round(values: &mut [f32], precision: KvPrecision) {
-    match precision {
-        KvPrecision::F32 => {}
-        KvPrecision::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
-        KvPrecision::Q8 => {
-            for four in values.chunks_exact_mut(4) {
-                let (exponent, steps) = quantized(four);
-                let values = steps.map(|steps| steps as f32 * (exponent as f32).exp2());
-                four.copy_from_slice(&values);
-            }
-        }
-    }
-}
-
-/// What a cache stores as values: the reverse of [`cache_bytes`].
-pub(super) fn cached_values(words: &[u32], precision: KvPrecision) -> Vec<f32> {
-    match precision {
-        KvPrecision::F32 => words.iter().copied().map(f32::from_bits).collect(),
-        KvPrecision::F16 => {
-            let halves = words.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]);
-            halves.map(|bits| f16::from_bits(bits).to_f32()).collect()
-        }
-        KvPrecision::Q8 => {
-            let value = |word: u32, shift: u32| {
-                let steps = ((word >> shift & 127) as i32) << 25 >> 25;
-                steps as f32 * ((word >> 28) as f32 - 11.0).exp2()
-            };
-            words.iter().flat_map(|word| [0, 7, 14, 21].map(|shift| value(*word, shift))).collect()
-        }
-    }
-}
-
-/// `values`, which are rounded, as a cache stores them, followed by NaN, or by large values where there is none.
-fn cache_bytes(values: &[f32], spare: usize, precision: KvPrecision) -> Vec<u8> {
-    let all = values.iter().copied().chain(std::iter::repeat_n(f32::NAN, spare));
-    match precision {
-        KvPrecision::F32 => all.flat_map(f32::to_le_bytes).collect(),
-        KvPrecision::F16 => all.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-        KvPrecision::Q8 => {
-            let word = |four: &[f32]| {
-                // NaN where a test has no row.
-                if four[0].is_nan() {
-                    return 0xF7EF_DFBFu32;
-                }
-                let (exponent, steps) = quantized(four);
-                let bits = |index: usize| (steps[index] as u32 & 127) << (7 * index);
-                (0..4).map(bits).sum::<u32>() | ((exponent + 11) as u32) << 28
-            };
-            all.collect::<Vec<_>>().chunks_exact(4).flat_map(|four| word(four).to_le_bytes()).collect()
-        }
+/// `values` as a cache stores them, followed by NaN.
+fn cache_bytes(values: &[f32], spare: usize, half: bool) -> Vec<u8> {
+    let values = values.iter().copied().chain(std::iter::repeat_n(f32::NAN, spare));
+    if half {
+        values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect()
+    } else {
+        values.flat_map(f32::to_le_bytes).collect()
     }
 }
 
@@ -185,10 +109,10 @@ impl Case for Attention {
                 let packed = Tensor::new(gpu, &[self.times, width + 2 * kv_width], &packed, "packed")?;
                 ops::attention(&mut recorder, self.layer(), &packed, KeyValues::Packed)?
             } else {
-                let precision = self.storage.precision();
-                let cache = KvCache::new(gpu, self.keys + SPARE, kv_width, precision)?;
+                let half = self.storage == Storage::F16;
+                let cache = KvCache::new(gpu, self.keys + SPARE, kv_width, half)?;
                 for (tensor, content) in cache.stored().into_iter().zip([keys, values]) {
-                    tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, precision));
+                    tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, half));
                 }
                 let queries = Tensor::new(gpu, &[self.times, width], queries, "queries")?;
                 ops::attention(
@@ -335,8 +259,8 @@ pub struct AttentionSegments {
     /// Generated keys of each. If 0, the queries are at the positions of the suffixes; else there is one of each
     /// sequence, at its last position.
     pub generated: usize,
-    /// How the cache stores keys and values.
-    pub stored: KvPrecision,
+    /// The cache is in f16.
+    pub half: bool,
     /// Nothing is rounded to f16.
     pub exact: bool,
 }
@@ -344,9 +268,9 @@ pub struct AttentionSegments {
 impl AttentionSegments {
     /// One sequence's.
     fn one(&self, sequence: usize) -> Attention {
-        let Self { heads, kv_heads, head_dim, prefix, suffixes, generated, stored, exact } = *self;
+        let Self { heads, kv_heads, head_dim, prefix, suffixes, generated, half, exact } = *self;
         let times = if generated == 0 { suffixes[sequence] } else { 1 };
-        let storage = Storage::from(stored);
+        let storage = if half { Storage::F16 } else { Storage::F32 };
         Attention {
             heads,
             kv_heads,
@@ -365,7 +289,9 @@ impl AttentionSegments {
         let kv_width = self.kv_heads * self.head_dim;
         let mut values = |count, spread| {
             let mut values = random.values(count, spread);
-            round(&mut values, self.stored);
+            if self.half {
+                values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+            }
             values
         };
         let prefix = [values(self.prefix * kv_width, 2.0), values(self.prefix * kv_width, 1.0)];
@@ -440,9 +366,9 @@ impl Case for AttentionSegments {
                 let of_sequences: Vec<&Vec<f32>> = inputs.iter().map(|inputs| &inputs[which]).collect();
                 self.cached(&of_sequences)
             });
-            let cache = KvCache::new(gpu, contents[0].len() / kv_width + SPARE, kv_width, self.stored)?;
+            let cache = KvCache::new(gpu, contents[0].len() / kv_width + SPARE, kv_width, self.half)?;
             for (tensor, content) in cache.stored().into_iter().zip(&contents) {
-                tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, self.stored));
+                tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, self.half));
             }
             let queries = Tensor::new(gpu, &[queries.len() / width, width], &queries, "queries")?;
             let mut recorder = gpu.record();
@@ -470,8 +396,8 @@ pub struct AttentionPaged {
     pub head_dim: usize,
     /// Query positions and key positions of each sequence.
     pub sequences: Vec<(usize, usize)>,
-    /// How the cache stores keys and values.
-    pub stored: KvPrecision,
+    /// An f16 cache.
+    pub half: bool,
     /// Which kernels.
     pub form: PagedForm,
 }
@@ -481,8 +407,8 @@ const SPARE_BLOCKS: usize = 2;
 
 impl AttentionPaged {
     fn one(&self, (times, keys): (usize, usize)) -> Attention {
-        let Self { heads, kv_heads, head_dim, stored, .. } = *self;
-        let storage = Storage::from(stored);
+        let Self { heads, kv_heads, head_dim, half, .. } = *self;
+        let storage = if half { Storage::F16 } else { Storage::F32 };
         Attention { heads, kv_heads, head_dim, times, keys, causal: true, storage, exact: true }
     }
 
@@ -508,7 +434,7 @@ impl Case for AttentionPaged {
             let queries: Vec<f32> = inputs.iter().flat_map(|[queries, ..]| queries).copied().collect();
             let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
             let (blocks, count) = self.blocks();
-            let cache = KvCache::new(gpu, count * ops::BLOCK_ROWS, kv_width, self.stored)?;
+            let cache = KvCache::new(gpu, count * ops::BLOCK_ROWS, kv_width, self.half)?;
             for (which, tensor) in cache.stored().into_iter().enumerate() {
                 let mut rows = vec![f32::NAN; count * ops::BLOCK_ROWS * kv_width];
                 for (inputs, blocks) in inputs.iter().zip(&blocks) {
@@ -516,7 +442,7 @@ impl Case for AttentionPaged {
                         rows[*block as usize * ops::BLOCK_ROWS * kv_width..][..content.len()].copy_from_slice(content);
                     }
                 }
-                tensor.write(gpu, 0, &cache_bytes(&rows, 0, self.stored));
+                tensor.write(gpu, 0, &cache_bytes(&rows, 0, self.half));
             }
             let sequences: Vec<PagedSequence<'_>> = self
                 .sequences

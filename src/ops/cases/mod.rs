@@ -24,7 +24,7 @@ use std::fmt;
 
 use crate::gpu::{Gpu, Recorder};
 use crate::io::LocalFuture;
-use crate::ops::{ConvMode, KvPrecision};
+use crate::ops::ConvMode;
 use crate::tensor::{Packed, Precision, Tensor, dequantize, pack_rows};
 use crate::{Error, Result};
 
@@ -153,7 +153,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         position: 11,
         k: 37,
         precision: Precision::F32,
-        stored: KvPrecision::F32,
+        half: false,
         freq_factors: true,
     };
     let map = Map { height: 16, width: 24, channels: [24, 40, 33, 65], ratios: [1, 2, 4, 8], pool: 1 };
@@ -171,10 +171,9 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             prefix: 70,
             suffixes: [3, 1, 20],
             generated: 2,
-            stored: KvPrecision::F16,
+            half: true,
             exact: true,
         }),
-        Box::new(Attention { times: 2, storage: Storage::Q8, ..attention }),
         // Browsers do not use it yet.
         #[cfg(feature = "engine")]
         Box::new(AttentionPaged {
@@ -182,7 +181,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             kv_heads: 2,
             head_dim: 40,
             sequences: vec![(1, 300), (1, 17)],
-            stored: KvPrecision::F16,
+            half: true,
             form: crate::ops::PagedForm::Decode,
         }),
         Box::new(Denoise {
@@ -203,8 +202,7 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
             copies: 2,
             step: crate::ops::Inpaint { kept: [0.8, 0.6], input_scale: 0.5 },
         }),
-        Box::new(Rope { times: 1, precision: Precision::Q4, stored: KvPrecision::F16, ..rotary }),
-        Box::new(Rope { times: 1, precision: Precision::Q4, stored: KvPrecision::Q8, ..rotary }),
+        Box::new(Rope { times: 1, precision: Precision::Q4, half: true, ..rotary }),
         Box::new(rotary),
         Box::new(Patches { height: 13, width: 10, channels: 3, size: 4, planar: true, first: 1, count: 4 }),
         Box::new(Depthwise { height: 9, width: 11, channels: 7 }),

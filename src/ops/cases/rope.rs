@@ -1,11 +1,13 @@
 //! Cases of the product fused with RoPE.
 
-use super::attention::{SPARE, cached_values, round};
+use half::f16;
+
+use super::attention::SPARE;
 use super::{Case, F32, Random, stored};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{self, KvCache, KvPrecision, Norm, Place, Places, QkvRope, RopeRows, RopeTable};
+use crate::ops::{self, KvCache, Norm, Place, Places, QkvRope, RopeRows, RopeTable};
 use crate::tensor::{Matrix, Precision, Tensor};
 
 /// Queries, keys and values, rotated and written to the cache: [`ops::linear_qkv_rope`]. The result is queries, keys,
@@ -26,8 +28,8 @@ pub struct Rope {
     pub k: usize,
     /// How the weight is stored.
     pub precision: Precision,
-    /// How the cache stores keys and values.
-    pub stored: KvPrecision,
+    /// An f16 cache.
+    pub half: bool,
     /// Frequencies are divided by frequency factors, each by another.
     pub freq_factors: bool,
 }
@@ -69,17 +71,10 @@ impl Rope {
 
 impl Case for Rope {
     /// Angles are f32 (as in the reference implementation): position * frequency, each rounded. Values in an f16 cache
-    /// have 10 bits after the leading one, and may be rounded either way. Those of 8 bits are compared after rounding;
-    /// one in a few thousand is so close to the middle of two steps, each a 32nd to a 63rd of the largest of four, that
-    /// it may be rounded either way.
+    /// have 10 bits after the leading one, and may be rounded either way.
     fn bound(&self) -> f64 {
         let angle = (self.capacity() as f64 * 2.0f64.powi(-23)).powi(2);
-        let rounding = match self.stored {
-            KvPrecision::F32 => 0.0,
-            KvPrecision::F16 => 2.0f64.powi(-10).powi(2) / 3.0,
-            KvPrecision::Q8 => 1e-5,
-        };
-        F32 + angle + rounding
+        F32 + angle + if self.half { 2.0f64.powi(-10).powi(2) / 3.0 } else { 0.0 }
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
@@ -94,7 +89,7 @@ impl Case for Rope {
 impl Rope {
     /// The device's result, for rows in order or at `places`.
     async fn product(&self, gpu: &Gpu, places: Option<&[(usize, usize)]>) -> Result<Vec<f32>> {
-        let Self { heads, kv_heads, head_dim, times, position, k, precision, stored, .. } = *self;
+        let Self { heads, kv_heads, head_dim, times, position, k, precision, half, .. } = *self;
         let layer = ops::Attention { heads, kv_heads, head_dim, causal: true, exact: true };
         let [x, gain, weight] = self.inputs();
         let mut rows: Vec<&[f32]> = weight.chunks_exact(k).collect();
@@ -104,10 +99,10 @@ impl Rope {
         let weight = Matrix::new(gpu, precision, k, &rows.concat(), "weight")?;
         let x = Tensor::new(gpu, &[times, k], &x, "x")?;
         let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
-        let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: stored == KvPrecision::F16 };
+        let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
         let parameters = ops::Rope { theta: THETA as f32, freq_factors: self.freq_factors() };
         let table = RopeTable::new(gpu, self.capacity(), head_dim, &parameters)?;
-        let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, stored)?;
+        let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
         let mut recorder = gpu.record();
         let mut placed = Places::new(gpu, times + 1, head_dim)?;
         let rows = match places {
@@ -131,22 +126,24 @@ impl Rope {
         recorder.submit()?;
         let mut values = Vec::new();
         for (index, readback) in readbacks.into_iter().enumerate() {
-            let precision = if index == 0 { KvPrecision::F32 } else { stored };
-            values.extend(cached_values(&readback.values::<u32>().await?, precision));
+            if half && index > 0 {
+                values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
+            } else {
+                values.extend(readback.values::<f32>().await?);
+            }
         }
         Ok(values)
     }
 
     fn reference_at(&self, rows: &[(usize, usize)]) -> Vec<f32> {
-        let Self { heads, kv_heads, head_dim: d, times, k, stored: kv_stored, .. } = *self;
+        let Self { heads, kv_heads, head_dim: d, times, k, half, .. } = *self;
         let [x, gain, weight] = self.inputs();
         let weight = stored(self.precision, k, &weight);
-        let unit_offset = kv_stored == KvPrecision::F16;
         let product = |time: usize, row: usize| -> f64 {
             let x = &x[time * k..][..k];
             let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
             let scale = 1.0 / (squares / k as f64 + f64::from(EPS)).sqrt();
-            let gain = gain.iter().map(|gain| f64::from(*gain) + if unit_offset { 1.0 } else { 0.0 });
+            let gain = gain.iter().map(|gain| f64::from(*gain) + if half { 1.0 } else { 0.0 });
             let terms = x.iter().zip(gain).zip(&weight[row * k..][..k]);
             terms.map(|((x, gain), w)| f64::from(*x) * scale * gain * f64::from(*w)).sum()
         };
@@ -176,9 +173,6 @@ impl Rope {
                     values[at + i] = product(time, (heads + kv_heads + head) * d + i) as f32;
                 }
             }
-        }
-        if kv_stored == KvPrecision::Q8 {
-            [&mut keys, &mut values].into_iter().for_each(|values| round(values, kv_stored));
         }
         [queries, keys, values].concat()
     }

@@ -2,7 +2,6 @@
 
 use super::kernel::{Constant, MatmulKernel, WeightReader};
 use crate::gpu::{Access, Kernel, PipelineKey, Source, wgsl};
-use crate::ops::KvPrecision;
 use crate::tensor::{Activation, Precision, ScaleLayout};
 
 /// How rows of x are read.
@@ -38,10 +37,10 @@ pub(in crate::ops) enum OutputStage {
     Epilogue,
     /// The epilogue, for the rows of one expert.
     RoutedEpilogue,
-    /// RoPE: queries rotated; keys, rotated, and values into a cache.
+    /// RoPE: queries rotated; keys, rotated, and values into a cache, in f16 if `half`.
     RopeToCache {
-        /// How the cache stores them.
-        stored: KvPrecision,
+        /// An f16 cache.
+        half: bool,
         /// Rows are at any places.
         placed: bool,
     },
@@ -101,16 +100,15 @@ impl PipelineKey for Variant {
                 overrides.extend(self.flags.overrides());
                 vec![wgsl!("matmul/epilogue.wgsl"), wgsl!("matmul/activation.wgsl")]
             }
-            OutputStage::RopeToCache { stored, placed } => vec![
+            OutputStage::RopeToCache { half, placed } => vec![
                 match placed {
                     false => wgsl!("matmul/rope_positions.wgsl"),
                     true => wgsl!("matmul/rope_places.wgsl"),
                 },
                 wgsl!("matmul/rope_epilogue.wgsl"),
-                match stored {
-                    KvPrecision::F32 => wgsl!("matmul/store_cache_f32.wgsl"),
-                    KvPrecision::F16 => wgsl!("matmul/store_cache_f16.wgsl"),
-                    KvPrecision::Q8 => wgsl!("matmul/store_cache_q8.wgsl"),
+                match half {
+                    false => wgsl!("matmul/store_cache_f32.wgsl"),
+                    true => wgsl!("matmul/store_cache_f16.wgsl"),
                 },
             ],
         };
@@ -237,15 +235,13 @@ fn reader_constants(precision: Precision) -> Vec<(&'static str, u32)> {
 /// Every shader that computes products, as a list of kernels.
 pub(in crate::ops) fn all_kernels() -> Vec<Kernel> {
     const BOTH: [bool; 2] = [false, true];
-    const OUTPUTS: [OutputStage; 8] = [
+    const OUTPUTS: [OutputStage; 6] = [
         OutputStage::Epilogue,
         OutputStage::RoutedEpilogue,
-        OutputStage::RopeToCache { stored: KvPrecision::F32, placed: false },
-        OutputStage::RopeToCache { stored: KvPrecision::F16, placed: false },
-        OutputStage::RopeToCache { stored: KvPrecision::Q8, placed: false },
-        OutputStage::RopeToCache { stored: KvPrecision::F32, placed: true },
-        OutputStage::RopeToCache { stored: KvPrecision::F16, placed: true },
-        OutputStage::RopeToCache { stored: KvPrecision::Q8, placed: true },
+        OutputStage::RopeToCache { half: false, placed: false },
+        OutputStage::RopeToCache { half: true, placed: false },
+        OutputStage::RopeToCache { half: false, placed: true },
+        OutputStage::RopeToCache { half: true, placed: true },
     ];
     // All steps of the epilogue: other combinations only remove code.
     let flags = EpilogueFlags {
