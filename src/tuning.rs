@@ -185,8 +185,8 @@ async fn measure_short_lists<F: FnMut(Option<&Timing>) -> ControlFlow<()>>(
     Ok(())
 }
 
-/// The measured shapes of products: of one row, then of many, the most expensive first. Those of 2 to 16 rows keep their
-/// default kernels.
+/// The measured shapes of products: of one row, then of many, the most expensive first. Those of 2 to 16 rows keep
+/// their default kernels.
 fn by_cost(products: &HashMap<MatmulShape, u64>) -> Vec<MatmulShape> {
     let mut costs: BTreeMap<MatmulShape, f64> = BTreeMap::new();
     for (&shape, &uses) in products.iter().filter(|(shape, _)| !shape.has_few_rows()) {

@@ -85,8 +85,8 @@ fn smollm2_says_what_llama_cpp_says() {
 /// 16 questions that join and leave a batch at random: the rule of near ties, and in deterministic mode every bit.
 #[cfg(feature = "engine")]
 #[test]
-#[ignore = "needs the model's file: run `make smollm2`"]
-fn smollm2_answers_the_same_in_any_batch() {
+#[ignore = "takes minutes, and needs the model's file: run `make smollm2-batches`"]
+fn answers_are_the_same_in_any_batch() {
     use crate::engine::{check_deterministic, check_near_ties, jobs, with_controls};
     let cases: Vec<Case> = serde_json::from_slice(include_bytes!("../data/gguf/smollm2.json")).expect("cases");
     let gpu = common::open_gpu();
