@@ -76,7 +76,7 @@ pub struct Settings {
     /// Listen on other than loopback addresses without a key
     #[arg(long)]
     pub insecure: bool,
-    /// Origin whose pages may use the server, such as https://example.org, or * for all; repeat for several
+    /// Origin of pages that may use the server (scheme, host and port), or * for all; repeat for several
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Vec<String>,
     /// Host name that requests may have on a loopback address, besides localhost; repeat for several
