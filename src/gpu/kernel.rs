@@ -9,42 +9,15 @@ use foldhash::fast::FixedState;
 
 use super::capabilities::Capabilities;
 use super::lock::Lock;
+use super::source::Source;
+#[cfg(not(target_arch = "wasm32"))]
+use super::source::wgsl;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::{Error, Result};
-
-/// A WGSL file. A kernel is a list of them, joined in order: first the prelude parts that it is specialised with (how
-/// weights are read, how a workgroup reduces), then the kernel itself.
-#[derive(Debug, Clone, Copy)]
-pub struct Source {
-    /// The file's name, which stands for its text when kernels are compared.
-    pub name: &'static str,
-    /// WGSL.
-    pub text: &'static str,
-}
-
-/// The WGSL file `shaders/$name`.
-macro_rules! wgsl {
-    ($name:literal) => {
-        $crate::gpu::Source { name: $name, text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name)) }
-    };
-}
-pub(crate) use wgsl;
 
 /// `pack2x16float` and `unpack2x16float` for devices that lack them. WebGPU has them, so browsers do too.
 #[cfg(not(target_arch = "wasm32"))]
 const HALF_BITS: Source = wgsl!("common/half_bits.wgsl");
-
-impl PartialEq for Source {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-impl Eq for Source {}
-impl std::hash::Hash for Source {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
-    }
-}
 
 /// How a kernel uses a storage binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -27,6 +27,7 @@ mod profile;
 mod readback;
 mod recorder;
 mod replay;
+mod source;
 mod timestamps;
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 mod unchecked;
@@ -39,8 +40,7 @@ pub use device::Gpu;
 pub(crate) use dispatch::MAX_GRID;
 pub use dispatch::{Binding, Cost, MAX_PARAMS_BYTES, grid_1d};
 pub use dry_run::{DryRunReport, KernelUse, Launch};
-pub(crate) use kernel::wgsl;
-pub use kernel::{Access, Kernel, PipelineKey, Source};
+pub use kernel::{Access, Kernel, PipelineKey};
 pub(crate) use lock::Lock;
 pub use memory::{Buffer, MemoryUse};
 pub use options::{GpuOptions, TestOptions, Withheld};
@@ -48,3 +48,7 @@ pub use profile::{KernelTime, Profile};
 pub use readback::Readback;
 pub use recorder::Recorder;
 pub use replay::Replay;
+pub use source::Source;
+pub(crate) use source::wgsl;
+#[cfg(target_arch = "wasm32")]
+pub(crate) use source::{bare, bare_length};
