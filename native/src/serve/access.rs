@@ -1,6 +1,6 @@
 //! Who may ask: keys, host names, and origins of pages.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -51,9 +51,7 @@ impl Access {
         let header = first.and_then(|host| host.to_str().ok()).unwrap_or_default();
         let allowed = |authority: &str| {
             let host = without_port(authority).to_ascii_lowercase();
-            let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-            let is_loopback = address.is_ok_and(|address| address.is_loopback());
-            host == "localhost" || is_loopback || hosts.iter().any(|name| name.eq_ignore_ascii_case(&host))
+            host == "localhost" || is_loopback(&host) || hosts.iter().any(|name| name.eq_ignore_ascii_case(&host))
         };
         let in_uri = uri.authority().is_none_or(|authority| allowed(authority.as_str()));
         if more.is_none() && allowed(header) && in_uri { Ok(()) } else { Err(ApiError::host_not_allowed(header)) }
@@ -121,6 +119,17 @@ impl Access {
         } else {
             self.origins.iter().any(named).then(|| origin.clone())
         }
+    }
+}
+
+/// Whether a host is a loopback address. Those of IPv6 have brackets.
+fn is_loopback(host: &str) -> bool {
+    match host.strip_prefix('[') {
+        Some(rest) => {
+            let address = rest.strip_suffix(']').map(str::parse::<Ipv6Addr>);
+            address.is_some_and(|address| address.is_ok_and(|address| address.is_loopback()))
+        }
+        None => host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback()),
     }
 }
 
