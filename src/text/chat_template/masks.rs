@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Message;
-use crate::text::prompt::{Author, DataSpan};
+use crate::text::prompt::{Author, DataSpan, Prompt};
 
 /// The texts of the tokens that structure a conversation.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,7 @@ impl ControlTokens {
     }
 
     /// The tokens in `text`, the longest at each place.
-    pub(super) fn found_in<'a>(&'a self, text: &str) -> Vec<&'a str> {
+    fn found_in<'a>(&'a self, text: &str) -> Vec<&'a str> {
         let firsts: BTreeSet<char> = self.all().filter_map(|token| token.chars().next()).collect();
         let mut found = Vec::new();
         let mut rest = text;
@@ -81,8 +81,17 @@ impl<'a> Masks<'a> {
         text.char_indices().map(hidden).collect()
     }
 
+    /// The prompt of a rendering and of a strict one.
+    pub(super) fn prompt(&self, rendered: &str, strict: &str) -> Prompt {
+        // A template that cuts a part out of a message can join the rest to a control token. In the strict rendering no
+        // token begins in a user's text, but it may differ in other ways. So it is used only if the tokens differ.
+        let equal = self.tokens.found_in(rendered) == self.tokens.found_in(strict);
+        let (text, data) = self.reveal(if equal { rendered } else { strict });
+        Prompt::from_text(text, data)
+    }
+
     /// Replaces the stand-ins of a rendering by their characters, which are data.
-    pub(super) fn reveal(&self, rendered: &str) -> (String, Vec<DataSpan>) {
+    fn reveal(&self, rendered: &str) -> (String, Vec<DataSpan>) {
         let mut text = String::with_capacity(rendered.len());
         let mut data = Vec::new();
         for c in rendered.chars() {

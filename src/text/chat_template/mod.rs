@@ -9,6 +9,8 @@ mod source;
 mod strftime;
 mod strings;
 mod values;
+#[cfg(not(target_arch = "wasm32"))]
+mod variables;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -215,12 +217,7 @@ impl ChatTemplate {
             let hidden = messages.iter().zip(&texts).map(|(message, content)| Message { role: message.role, content });
             self.render(&hidden.collect::<Vec<_>>())
         };
-        let (rendered, strict) = (render(false)?, render(true)?);
-        // A template that cuts a part out of a message can join the rest to a control token. In the strict rendering no
-        // token begins in a user's text, but it may differ in other ways. So it is used only if the tokens differ.
-        let equal = settings.control.found_in(&rendered) == settings.control.found_in(&strict);
-        let (text, data) = masks.reveal(if equal { &rendered } else { &strict });
-        Ok(Prompt::from_text(text, data))
+        Ok(masks.prompt(&render(false)?, &render(true)?))
     }
 }
 
