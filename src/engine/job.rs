@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::constraint::Constraint;
 use super::digest::{CachedPosition, Salt};
 use super::images::JobImage;
 use crate::Error;
 use crate::generation::{AnswerOptions, FinishReason, StopReason};
-use crate::language::TokenLogprobs;
+use crate::language::{Constraint, TokenLogprobs};
 
 /// Identifies a job of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,7 +6,6 @@
 //! sequences.
 
 pub mod blocks;
-mod constraint;
 mod continuous;
 pub mod digest;
 mod encoder;
@@ -20,11 +19,10 @@ mod sampler;
 mod sequence;
 mod slice;
 
-pub use constraint::Constraint;
 pub use continuous::{Engine, EngineOptions, Figures};
 pub use encoder::ImageFigures;
 pub use job::{Event, Job, JobId, Timings, Usage};
 pub use recovery::Unfinished;
 
 pub use crate::generation::{AnswerOptions, FinishReason, StopReason};
-pub use crate::language::{TokenLogprob, TokenLogprobs};
+pub use crate::language::{Constraint, TokenLogprob, TokenLogprobs};

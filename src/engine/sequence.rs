@@ -1,13 +1,12 @@
 //! An answer that is being computed.
 
 use super::blocks::{BLOCK_ROWS, BlockPool, BlockTable};
-use super::constraint::Constraint;
 use super::digest::CachedPosition;
 use super::encoder::SequenceImages;
 use super::request::Request;
 use crate::Error;
 use crate::generation::{AnswerText, Draws};
-use crate::language::RowControls;
+use crate::language::{Constraint, RowControls};
 use crate::ops::NO_ROW;
 use crate::text::stop::StopIds;
 use crate::text::tokenizer::Tokenizer;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use web_time::Instant;
 
 use super::choose::{ChosenTokens, RowControls, choose_tokens};
+use super::constrained::{AnyConstraint, Constrained};
 use super::{Cache, LanguageModel};
 use crate::gpu::{Gpu, Readback, Recorder};
 use crate::ops::{self, Sampling};
@@ -149,6 +150,7 @@ pub struct LogitControls {
 }
 
 /// [`LogitControls`] on the device.
+#[derive(Default)]
 struct Controls {
     controls: LogitControls,
     /// [1, vocab]
@@ -156,21 +158,21 @@ struct Controls {
 }
 
 impl Controls {
-    /// Records the choice of the token for `slot` from logits [1, vocab].
+    /// Records the choice of the token for `slot` from logits [1, vocab]. `masks`: the tokens that may be chosen.
     fn sample(
         &self,
         recorder: &mut Recorder,
         logits: &Tensor,
-        sampling: Sampling,
-        draw: f32,
+        (sampling, draw): (Sampling, f32),
+        masks: Option<&Tensor>,
         (sampled, logprobs, slot): (&Tensor, Option<&Tensor>, usize),
     ) -> Result<()> {
         let LogitControls { bias, ends, min_tokens, top_logprobs, .. } = &self.controls;
         let forbidden = if slot < *min_tokens { ends.as_slice() } else { &[] };
         let counts = self.counts.as_ref().map(|_| 0);
-        let row = RowControls { sampling, draw, bias, forbidden, counts, mask: None };
+        let row = RowControls { sampling, draw, bias, forbidden, counts, mask: masks.map(|_| 0) };
         let logprobs = logprobs.zip(*top_logprobs);
-        let chosen = ChosenTokens { sampled, slot, counts: self.counts.as_ref(), masks: None, logprobs };
+        let chosen = ChosenTokens { sampled, slot, counts: self.counts.as_ref(), masks, logprobs };
         choose_tokens(recorder, logits, &[row], &chosen)
     }
 }
@@ -182,6 +184,7 @@ pub struct TokenGenerator<'a> {
     sampling: Sampling,
     draws: Box<dyn FnMut() -> f32 + 'a>,
     controls: Option<Controls>,
+    constraint: Option<Constrained>,
     steps: StepsAhead,
 }
 
@@ -201,7 +204,7 @@ impl<'a> TokenGenerator<'a> {
         draws: impl FnMut() -> f32 + 'a,
     ) -> Result<Self> {
         let steps = StepsAhead::new(gpu, x, 1, max_new)?;
-        Ok(Self { language, cache, sampling, draws: Box::new(draws), controls: None, steps })
+        Ok(Self { language, cache, sampling, draws: Box::new(draws), controls: None, constraint: None, steps })
     }
 
     /// Sets logit bias, penalties and log-probabilities. Without any of them, no kernel of theirs runs.
@@ -232,13 +235,40 @@ impl<'a> TokenGenerator<'a> {
         Ok(self)
     }
 
-    /// The next token; `None` after `max_new` of them.
+    /// Sets what the tokens may be, `resumed` of the answer included, which the prompt ends with. Then a step begins
+    /// after the token before it was read: the layers run while the host computes what may come next.
     ///
     /// # Errors
-    /// [`Error::Gpu`] if the token id is outside the vocabulary.
+    /// [Device errors](crate::gpu); those of the constraint.
+    pub fn with_constraint(mut self, constraint: AnyConstraint, resumed: &[u32]) -> Result<Self> {
+        let mut constrained = Constrained::new(&self.steps.gpu, constraint, self.language.config().vocab_size)?;
+        for id in resumed {
+            constrained.note(Some(*id));
+            constrained.take_last()?;
+        }
+        self.constraint = Some(constrained);
+        self.steps.depth = 1;
+        self.controls = Some(self.controls.unwrap_or_default());
+        Ok(self)
+    }
+
+    /// Whether the constraint ended the answer.
+    pub fn is_terminated(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constrained::is_terminated)
+    }
+
+    /// The next token; `None` after `max_new` of them, or if the constraint allows none.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the token id is outside the vocabulary; those of the constraint.
     pub async fn next(&mut self) -> Result<Option<u32>> {
-        let Self { language, cache, sampling, draws, controls, steps } = self;
-        let logprobs = steps.logprobs.clone();
+        let Self { language, cache, sampling, draws, controls, constraint, steps } = self;
+        if let Some(constraint) = constraint
+            && constraint.take_last()?
+        {
+            return Ok(None);
+        }
+        let (logprobs, gpu) = (steps.logprobs.clone(), steps.gpu.clone());
         let ids = steps.next(language, |recorder, x, sampled, slot| {
             let x = match x {
                 StepInput::PromptEnds(x) => x,
@@ -248,9 +278,18 @@ impl<'a> TokenGenerator<'a> {
                 return language.sample_next(recorder, &x, *sampling, draws(), sampled, slot);
             };
             let logits = language.last_logits(recorder, &x)?;
-            controls.sample(recorder, &logits, *sampling, draws(), (sampled, logprobs.as_ref(), slot))
+            if let Some(constraint) = constraint {
+                std::mem::replace(recorder, gpu.record()).submit()?;
+                constraint.upload(&gpu)?;
+            }
+            let masks = constraint.as_ref().map(Constrained::mask);
+            controls.sample(recorder, &logits, (*sampling, draws()), masks, (sampled, logprobs.as_ref(), slot))
         });
-        Ok(ids.await?.and_then(|ids| ids.first().copied()))
+        let id = ids.await?.and_then(|ids| ids.first().copied());
+        if let Some(constraint) = constraint {
+            constraint.note(id);
+        }
+        Ok(id)
     }
 
     /// The log-probabilities of the token `id` that [`Self::next`] returned last. `None` if they were not asked for

@@ -4,6 +4,9 @@
 mod batch;
 mod cache;
 mod choose;
+#[cfg_attr(target_arch = "wasm32", path = "constrained_browser.rs")]
+mod constrained;
+mod constraint;
 mod generate;
 mod layer;
 mod paged;
@@ -22,6 +25,8 @@ pub use batch::{BatchCache, BatchGenerator};
 pub use cache::Cache;
 use cache::RecordedStep;
 pub use choose::{ChosenTokens, RowControls, choose_tokens};
+pub use constrained::AnyConstraint;
+pub use constraint::Constraint;
 pub use generate::{LogitControls, TokenGenerator, TokenLogprob, TokenLogprobs};
 use layer::Layer;
 pub use paged::{PagedCache, PagedStep, StepRows};

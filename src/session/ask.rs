@@ -6,6 +6,9 @@ use std::ops::ControlFlow;
 use super::{Answer, AnswerOptions, Chat, Event, ImageSource, PreparedQuestion};
 use crate::Result;
 use crate::io::LocalFuture;
+use crate::language::AnyConstraint;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::language::Constraint;
 use crate::ops::Sampling;
 
 type TextCallback<'a> = Box<dyn FnMut(&str) + 'a>;
@@ -20,6 +23,7 @@ pub struct Ask<'a> {
     question: String,
     images: Vec<Box<dyn ImageSource + 'a>>,
     options: AnswerOptions,
+    constraint: Option<AnyConstraint>,
     on_text: Option<TextCallback<'a>>,
     on_event: Option<EventCallback<'a>>,
 }
@@ -28,8 +32,8 @@ impl Chat {
     /// A question about the images added to it and about those of earlier turns. It is asked when the [`Ask`] is
     /// awaited.
     pub fn ask(&mut self, question: impl Into<String>) -> Ask<'_> {
-        let options = AnswerOptions::default();
-        Ask { chat: self, question: question.into(), images: Vec::new(), options, on_text: None, on_event: None }
+        let (options, question) = (AnswerOptions::default(), question.into());
+        Ask { chat: self, question, images: Vec::new(), options, constraint: None, on_text: None, on_event: None }
     }
 }
 
@@ -106,6 +110,13 @@ impl<'a> Ask<'a> {
         self
     }
 
+    /// Sets what the answer may be, such as JSON of a schema: each answer gets a copy. The package `mgm-grammar`
+    /// compiles such constraints.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn constraint(self, constraint: impl Constraint + 'static) -> Self {
+        Self { constraint: Some(Box::new(constraint)), ..self }
+    }
+
     /// Streams the answer's text.
     pub fn on_text(self, on_text: impl FnMut(&str) + 'a) -> Self {
         Self { on_text: Some(Box::new(on_text)), ..self }
@@ -125,7 +136,7 @@ impl<'a> Ask<'a> {
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for images to a model without vision;
     /// [`Error::Cancelled`](crate::Error::Cancelled).
     pub async fn prepare(self) -> Result<PreparedQuestion> {
-        let Self { chat, question, images, options, on_text, on_event } = self;
+        let Self { chat, question, images, options, on_text, on_event, .. } = self;
         chat.prepare(&question, &references(&images), options.max_new_tokens, &mut dispatch(on_text, on_event)).await
     }
 }
@@ -136,8 +147,9 @@ impl<'a> IntoFuture for Ask<'a> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let Self { chat, question, images, options, on_text, on_event } = self;
-            chat.answer(&question, &references(&images), &options, &mut dispatch(on_text, on_event)).await
+            let Self { chat, question, images, options, constraint, on_text, on_event } = self;
+            let wanted = (&options, constraint.as_ref());
+            chat.answer(&question, &references(&images), wanted, &mut dispatch(on_text, on_event)).await
         })
     }
 }

@@ -11,7 +11,7 @@ use super::{
     Answer, AnswerOptions, Choice, Event, FinishReason, ImageSource, Model, OnEvent, PreparedQuestion, milliseconds,
 };
 use crate::generation::{AnswerText, Draws};
-use crate::language::{Cache, ImageId, LogitControls, Position, TokenGenerator, prefill_chunk};
+use crate::language::{AnyConstraint, Cache, ImageId, LogitControls, Position, TokenGenerator, prefill_chunk};
 use crate::ops::token_counts;
 use crate::tensor::Tensor;
 use crate::text::conversation::{Conversation, Turn};
@@ -125,7 +125,7 @@ impl Chat {
         &mut self,
         question: &str,
         images: &[&dyn ImageSource],
-        options: &AnswerOptions,
+        (options, constraint): (&AnswerOptions, Option<&AnyConstraint>),
         on_event: OnEvent<'_>,
     ) -> Result<Answer> {
         options.check(self.model.language().config().vocab_size)?;
@@ -144,7 +144,8 @@ impl Chat {
             return Err(Error::InvalidArgument(reason));
         }
         let mut answer = Answer::new(prompt_tokens, 0, draft.vision_ms);
-        let mut choices = self.choices(&draft, limit, options, on_event, started, &mut answer).await?.into_iter();
+        let wanted = (options, constraint);
+        let mut choices = self.choices(&draft, limit, wanted, on_event, started, &mut answer).await?.into_iter();
         if let Some(Choice { token_ids, text, finish_reason, stop_reason, logprobs }) = choices.next() {
             answer = Answer { token_ids, text, finish_reason, stop_reason, logprobs, ..answer };
         }
@@ -160,7 +161,7 @@ impl Chat {
         &mut self,
         draft: &Draft,
         limit: usize,
-        options: &AnswerOptions,
+        (options, constraint): (&AnswerOptions, Option<&AnyConstraint>),
         on_event: OnEvent<'_>,
         started: Instant,
         answer: &mut Answer,
@@ -214,6 +215,9 @@ impl Chat {
                 Some(controls) => generator.with_controls(controls)?,
                 None => generator,
             };
+            if let Some(constraint) = constraint {
+                generator = generator.with_constraint(constraint.clone(), resumed)?;
+            }
             let mut is_cancelled = false;
             while let Some(id) = generator.next().await? {
                 if first_token.is_none() {
@@ -247,6 +251,8 @@ impl Chat {
             }
             if is_cancelled {
                 choice.choice().finish_reason = FinishReason::Cancelled;
+            } else if generator.is_terminated() {
+                choice.choice().finish_reason = FinishReason::Stop;
             }
             let choice = choice.into_choice();
             // The device may have run past the answer's end; those positions are dropped.

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use crate::Result;
 
-/// The state of a grammar, a schema or another rule after an answer's tokens. The engine asks it before each token, and
-/// reports the one that was chosen.
+/// The state of a grammar, a schema or another rule after an answer's tokens. It is asked before each token, and gets
+/// the one that was chosen.
 pub trait Constraint: Debug {
     /// Sets the bits of the tokens that may come next: token `i` is bit `i % 32` of `mask[i / 32]`. All bits are 0
     /// before. Tokens that end the answer are allowed by their bits too.
