@@ -27,6 +27,17 @@ pub enum Format {
     Choice(Vec<String>),
     /// A text that a grammar in llguidance's dialect of Lark describes, from its rule `start`.
     Lark(String),
+    /// A text of one of these formats.
+    AnyOf(Vec<Format>),
+}
+
+/// A schema as a term of a Lark grammar, with the same bounds on white space as [`Format::JsonSchema`].
+///
+/// # Errors
+/// [`Error::TooComplex`] if it exceeds the limits of [`Vocabulary::compile`](crate::Vocabulary::compile).
+pub fn lark_term(schema: &Value, strict: bool) -> Result<String, Error> {
+    schema::check_size(schema, MOST_BYTES)?;
+    Ok(format!("%json {}", schema::with_options(schema, strict)))
 }
 
 impl Format {
@@ -36,18 +47,35 @@ impl Format {
             Self::JsonObject | Self::JsonSchema { .. } => "schema",
             Self::Regex(_) => "regular expression",
             Self::Choice(_) => "list of choices",
-            Self::Lark(_) => "grammar",
+            Self::Lark(_) | Self::AnyOf(_) => "grammar",
         }
     }
 
     /// The format as a Lark grammar. `leading_space`: a text may begin with a space that is not part of it.
     pub(crate) fn to_lark(&self, leading_space: bool) -> Result<String, Error> {
-        let body = match self {
-            Self::JsonObject => format!("%json {}", schema::with_options(&serde_json::json!({"type": "object"}), true)),
-            Self::JsonSchema { schema, strict } => {
-                schema::check_size(schema, MOST_BYTES)?;
-                format!("%json {}", schema::with_options(schema, *strict))
+        let space = if leading_space { "/ ?/ " } else { "" };
+        match self {
+            Self::Lark(grammar) if !leading_space => {
+                self.check_size(grammar)?;
+                Ok(grammar.clone())
             }
+            Self::AnyOf(formats) => {
+                let mut grammar = String::new();
+                for (index, format) in formats.iter().enumerate() {
+                    grammar += &format!("start{index}: {}\n", format.term()?);
+                }
+                let names: Vec<String> = (0..formats.len()).map(|index| format!("start{index}")).collect();
+                Ok(format!("start: {space}body\nbody: {}\n{grammar}", names.join(" | ")))
+            }
+            format => Ok(format!("start: {space}body\nbody: {}\n", format.term()?)),
+        }
+    }
+
+    /// The format as a term of a Lark grammar.
+    fn term(&self) -> Result<String, Error> {
+        Ok(match self {
+            Self::JsonObject => lark_term(&serde_json::json!({"type": "object"}), true)?,
+            Self::JsonSchema { schema, strict } => lark_term(schema, *strict)?,
             Self::Regex(expression) => {
                 self.check_size(expression)?;
                 format!("/(?s:{})/", escape_slashes(expression))
@@ -63,15 +91,11 @@ impl Format {
             }
             Self::Lark(grammar) => {
                 self.check_size(grammar)?;
-                if !leading_space {
-                    return Ok(grammar.clone());
-                }
                 // A grammar within a grammar has names of its own.
                 format!("%lark {{\n{grammar}\n}}")
             }
-        };
-        let space = if leading_space { "/ ?/ " } else { "" };
-        Ok(format!("start: {space}body\nbody: {body}\n"))
+            Self::AnyOf(_) => return Err(self.error("alternatives have no alternatives in them")),
+        })
     }
 
     fn check_size(&self, text: &str) -> Result<(), Error> {

@@ -26,7 +26,7 @@ mod matcher;
 mod schema;
 mod vocabulary;
 
-pub use format::Format;
+pub use format::{Format, lark_term};
 pub use matcher::Matcher;
 pub use vocabulary::{Grammar, Vocabulary};
 
