@@ -1,12 +1,14 @@
 //! Constrained answers: the grammars of `mgm-grammar` for the tokens of a model.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mgm::engine::Constraint;
 use mgm::session::ModelText;
 use mgm::text::Tokenizer;
 use mgm_grammar::{Format, Grammar, Matcher, Vocabulary};
+
+use crate::tools::{CallTrigger, engine_error};
 
 /// Compiled formats that are stored.
 const STORED: usize = 64;
@@ -24,6 +26,8 @@ pub struct Constraints {
     continued: Vocabulary,
     /// For texts that begin, which may lose a space.
     beginning: Vocabulary,
+    /// Tokens that are no text, and those that end an answer: bit `id % 32` of word `id / 32`.
+    no_text: Arc<[u32]>,
     /// The one that was used last comes first.
     grammars: Mutex<VecDeque<(Wanted, Grammar)>>,
 }
@@ -38,11 +42,20 @@ impl Constraints {
         let ends = text.stop_ids().clone().with_turn_ends(tokenizer);
         let bytes = (0..vocab as u32).map(|id| tokenizer.token_bytes(id));
         let continued = Vocabulary::new(bytes, ends.ids())?;
+        let mut no_text = vec![0; continued.mask_words()];
+        for id in (0..vocab as u32).filter(|id| ends.contains(*id) || tokenizer.token_bytes(*id).is_none()) {
+            no_text[id as usize / 32] |= 1 << (id % 32);
+        }
         let mut beginning = continued.clone();
         if drops_leading_space(tokenizer, vocab) {
             beginning = beginning.with_leading_space();
         }
-        Ok(Self { continued, beginning, grammars: Mutex::default() })
+        Ok(Self { continued, beginning, no_text: no_text.into(), grammars: Mutex::default() })
+    }
+
+    /// The mask of tokens that are no text, and of those that end an answer.
+    pub fn no_text(&self) -> Arc<[u32]> {
+        self.no_text.clone()
     }
 
     /// Matches an answer of this format from its beginning, or a continuation of a text. Reports what was left out of a
@@ -85,28 +98,38 @@ fn drops_leading_space(tokenizer: &Tokenizer, vocab: usize) -> bool {
     first.is_some_and(|id| !tokenizer.decode(&[id], true).starts_with(' '))
 }
 
-/// An answer of the engine that a grammar constrains.
+/// What constrains an answer of the engine.
 #[derive(Debug, Clone)]
-pub struct GrammarConstraint(pub Matcher);
+pub enum AnswerConstraint {
+    /// From the first token on.
+    Grammar(Box<Matcher>),
+    /// From the first call of a tool on.
+    Calls(Box<CallTrigger>),
+}
 
-impl Constraint for GrammarConstraint {
+impl Constraint for AnswerConstraint {
     fn fill_mask(&mut self, mask: &mut [u32]) -> mgm::Result<()> {
-        self.0.fill_mask(mask).map_err(error)
+        match self {
+            Self::Grammar(matcher) => matcher.fill_mask(mask).map_err(engine_error),
+            Self::Calls(trigger) => trigger.fill_mask(mask),
+        }
     }
 
     fn accept(&mut self, id: u32) -> mgm::Result<()> {
-        self.0.accept(id).map_err(error)
+        match self {
+            Self::Grammar(matcher) => matcher.accept(id).map_err(engine_error),
+            Self::Calls(trigger) => trigger.accept(id),
+        }
     }
 
     fn is_terminated(&self) -> bool {
-        self.0.is_terminated()
+        match self {
+            Self::Grammar(matcher) => matcher.is_terminated(),
+            Self::Calls(trigger) => trigger.is_terminated(),
+        }
     }
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {
         Box::new(self.clone())
     }
-}
-
-fn error(error: mgm_grammar::Error) -> mgm::Error {
-    mgm::Error::InvalidArgument(error.to_string())
 }

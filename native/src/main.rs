@@ -34,6 +34,7 @@ mod sdxl;
 mod seed;
 mod serve;
 mod terminal_image;
+mod tools;
 mod tune;
 mod verify;
 

@@ -9,13 +9,16 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::mailbox::Mail;
+use super::reply::random_id;
 use super::state::{Served, Ticket};
 use super::usage::{PromptDetails, Timings, Usage};
+
+use crate::tools::{CallDelta, CallReader, ToolStyle};
 
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finish {
-    /// `stop` or `length`.
+    /// `stop`, `length` or `tool_calls`.
     pub reason: &'static str,
     /// The stop string or the token, if the request named it.
     pub stop: Option<Value>,
@@ -26,8 +29,16 @@ pub struct Finish {
 pub struct Delta {
     pub choice: usize,
     pub text: String,
+    /// Calls of tools, and more of their arguments.
+    pub calls: Vec<CallDelta>,
     pub logprobs: Vec<TokenLogprobs>,
     pub finish: Option<Finish>,
+}
+
+impl Delta {
+    pub fn new(choice: usize) -> Self {
+        Self { choice, text: String::new(), calls: Vec::new(), logprobs: Vec::new(), finish: None }
+    }
 }
 
 /// What the answers to one prompt share.
@@ -39,6 +50,8 @@ pub struct Question {
     pub image_tokens: usize,
     /// The answer continues the prompt's text, rather than being a text of its own, which is trimmed.
     pub is_continuation: bool,
+    /// How it calls tools, if it may.
+    pub calls: Option<ToolStyle>,
     pub arrived: Instant,
 }
 
@@ -127,7 +140,7 @@ impl<'a> Answers<'a> {
             Event::Delta { choice, ids, text, logprobs } => {
                 if let Some(answer) = self.texts.get_mut(choice) {
                     let delta = delta_of(deltas, choice);
-                    delta.text += &answer.push(&ids, &text, self.served);
+                    answer.push(&ids, &text, self.served, delta);
                     delta.logprobs.extend(logprobs);
                 }
             }
@@ -144,8 +157,14 @@ impl<'a> Answers<'a> {
                     Some(StopReason::Token(id)) => Some(id.into()),
                     _ => None,
                 };
-                let reason = if reason == FinishReason::Length { "length" } else { "stop" };
-                delta_of(deltas, choice).finish = Some(Finish { reason, stop });
+                let delta = delta_of(deltas, choice);
+                let has_called = answer.finish(delta);
+                let reason = match reason {
+                    FinishReason::Length => "length",
+                    _ if has_called => "tool_calls",
+                    _ => "stop",
+                };
+                delta.finish = Some(Finish { reason, stop });
             }
             Event::Failed { error, .. } => return Err(ApiError::of_engine(&error)),
             Event::Started { .. } | Event::Encoding { .. } | Event::Prefill { .. } => {}
@@ -170,7 +189,7 @@ impl<'a> Answers<'a> {
 
 fn delta_of(deltas: &mut Vec<Delta>, choice: usize) -> &mut Delta {
     let index = deltas.iter().position(|delta| delta.choice == choice).unwrap_or_else(|| {
-        deltas.push(Delta { choice, text: String::new(), logprobs: Vec::new(), finish: None });
+        deltas.push(Delta::new(choice));
         deltas.len() - 1
     });
     &mut deltas[index]
@@ -184,6 +203,7 @@ fn milliseconds(time: Duration) -> f64 {
 #[derive(Debug)]
 struct AnswerText {
     trim: Option<Trim>,
+    calls: Option<CallReader>,
     tokens: usize,
     has_ended: bool,
 }
@@ -191,22 +211,32 @@ struct AnswerText {
 impl AnswerText {
     fn new(question: &Question) -> Self {
         let trim = (!question.is_continuation).then(Trim::default);
-        Self { trim, tokens: 0, has_ended: false }
+        Self { trim, calls: question.calls.map(|style| CallReader::new(style, random_id)), tokens: 0, has_ended: false }
     }
 
-    /// The part of new text that can be sent.
-    fn push(&mut self, ids: &[u32], text: &str, served: &Served) -> String {
+    /// Adds what can be sent of new text to `delta`.
+    fn push(&mut self, ids: &[u32], text: &str, served: &Served, delta: &mut Delta) {
         let is_first = self.tokens == 0;
         self.tokens += ids.len();
-        match &mut self.trim {
-            Some(trim) => trim.push(text),
+        delta.text += &match &mut self.trim {
+            Some(trim) => match &mut self.calls {
+                Some(calls) => trim.push(&calls.push(ids, text, &mut delta.calls)),
+                None => trim.push(text),
+            },
             None => {
                 // SentencePiece drops the space at a text's beginning. This one continues the prompt.
                 let bytes = ids.first().filter(|_| is_first).and_then(|id| served.text.tokenizer().token_bytes(*id));
                 let lacks_space = bytes.is_some_and(|bytes| bytes.first() == Some(&b' ')) && !text.starts_with(' ');
                 if lacks_space { format!(" {text}") } else { text.to_owned() }
             }
-        }
+        };
+    }
+
+    /// Ends the text. Adds the rest to `delta`. Returns whether it calls tools.
+    fn finish(&mut self, delta: &mut Delta) -> bool {
+        let (Some(trim), Some(calls)) = (&mut self.trim, &mut self.calls) else { return false };
+        delta.text += &trim.push(&calls.finish(&mut delta.calls));
+        calls.has_called()
     }
 }
 

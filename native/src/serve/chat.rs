@@ -18,10 +18,11 @@ use super::completion::{Form, Prepared, answer};
 use super::decoding;
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
-use super::messages::Messages;
+use super::messages::{Messages, PromptTools};
 use super::models::check_model;
 use super::response_format;
 use super::state::{Served, Server};
+use super::tools::Tools;
 
 /// Fields that have no effect here.
 pub const WITHOUT_EFFECT: [&str; 9] = [
@@ -37,10 +38,9 @@ pub const WITHOUT_EFFECT: [&str; 9] = [
 ];
 
 /// Fields that would change the answer, and what to do instead.
-const UNSUPPORTED: [(&str, &str); 10] = [
-    ("tools", "describe them in a message"),
-    ("functions", "describe them in a message"),
-    ("function_call", "leave it out"),
+const UNSUPPORTED: [(&str, &str); 9] = [
+    ("functions", "use tools"),
+    ("function_call", "use tool_choice"),
     ("audio", "ask for text"),
     ("web_search_options", "leave it out"),
     ("moderation", "leave it out"),
@@ -66,15 +66,25 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     let (stream, include_usage) = stream_options(&mut fields)?;
     check_form(&mut fields)?;
     let mut ignored = Vec::new();
-    let constraint = response_format::constraint(&mut fields, served, false, &mut ignored)?;
+    let wanted = response_format::parse(&mut fields)?;
+    let tools = Tools::parse(&mut fields)?;
     let cache_salt = fields.text("cache_salt")?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);
-    fields.accept(&["parallel_tool_calls"]);
     let (messages, in_messages) = Messages::parse(fields.take("messages"))?;
     ignored.extend(in_messages.into_iter().chain(fields.rest()));
 
-    let prompt = tokens(&messages, served)?;
+    let described = tools.as_ref().map_or(&[][..], |tools| &tools.described);
+    let prompt = tokens(&messages, described, served)?;
+    let style = served.tool_style;
+    let calls = tools.is_some().then_some(style);
+    let constraint = match (tools, wanted) {
+        (Some(tools), wanted) => {
+            Some(tools.constraint(served, &style, wanted.map(|wanted| wanted.format), &mut ignored)?)
+        }
+        (None, Some(wanted)) => Some(response_format::constraint(wanted, served, false, &mut ignored)?),
+        (None, None) => None,
+    };
     let positions = fit(prompt.len(), 0, served)?;
     let max_new_tokens = options.max_new_tokens.min(positions);
     let question = Question {
@@ -82,6 +92,7 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
         prompt_tokens: prompt.len(),
         image_tokens: 0,
         is_continuation: false,
+        calls,
         arrived: caller.arrived,
     };
     let salt = server.salt(&caller.user, cache_salt.as_deref());
@@ -111,18 +122,8 @@ pub fn stream_options(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
     Ok((stream, include_usage))
 }
 
-/// Answers are texts, without calls of tools.
+/// Answers are texts.
 fn check_form(fields: &mut Fields) -> Result<(), ApiError> {
-    match fields.take("tool_choice") {
-        None => {}
-        Some(Value::String(choice)) if choice == "none" || choice == "auto" => {}
-        Some(_) => {
-            return Err(ApiError::unsupported_field(
-                "tool_choice",
-                "tools are not supported: describe them in a message",
-            ));
-        }
-    }
     match fields.take("modalities") {
         None => Ok(()),
         Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "text") => Ok(()),
@@ -130,15 +131,16 @@ fn check_form(fields: &mut Fields) -> Result<(), ApiError> {
     }
 }
 
-/// The prompt of a conversation.
+/// The prompt of a conversation, with descriptions of `tools`.
 ///
 /// # Errors
 /// `invalid_value` if the template refuses it.
-pub fn tokens(messages: &Messages, served: &Served) -> Result<Vec<CachedPosition>, ApiError> {
+pub fn tokens(messages: &Messages, tools: &[Value], served: &Served) -> Result<Vec<CachedPosition>, ApiError> {
     if let Some(image) = messages.images().next() {
         return Err(ApiError::unsupported_field(image, "images are not supported yet"));
     }
-    let prompt = messages.prompt(served.text.prompt_format())?;
+    let tools = PromptTools { is_native: served.tool_style.is_native, described: tools };
+    let prompt = messages.prompt(served.text.prompt_format(), tools)?;
     let tokens = served.text.tokenizer().encode_prompt(&prompt);
     let tokens = tokens.map_err(|error| ApiError::invalid_value("messages", error.to_string()))?;
     let text = |token| match token {

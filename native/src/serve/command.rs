@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use mgm::engine::digest::{CachedPosition, Salt};
 use mgm::session::AnswerOptions;
-use mgm_grammar::Matcher;
 
 use super::mailbox::Mailbox;
+use crate::constraint::AnswerConstraint;
 
 /// A prompt to continue.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct Submission {
     pub prompt: Vec<CachedPosition>,
     pub options: AnswerOptions,
     /// What its answers must look like.
-    pub constraint: Option<Matcher>,
+    pub constraint: Option<AnswerConstraint>,
     pub salt: Salt,
     pub user: u64,
 }

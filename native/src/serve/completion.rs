@@ -21,6 +21,8 @@ use super::sse::{self, Events, Gone, PING_AFTER};
 use super::state::{Served, Server, Ticket};
 use super::usage::{Timings, Usage};
 
+use crate::tools::whole_calls;
+
 /// The form of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -169,12 +171,12 @@ async fn respond(
 
 async fn whole(server: &Server, header: &Header, questions: &[(Ticket, Question)]) -> Result<Response, ApiError> {
     let mut answers = AllAnswers::new(questions, &header.served);
-    let empty = |choice| Delta { choice, text: String::new(), logprobs: Vec::new(), finish: None };
-    let mut choices: Vec<Delta> = (0..answers.count()).map(empty).collect();
+    let mut choices: Vec<Delta> = (0..answers.count()).map(Delta::new).collect();
     while let Some(deltas) = answers.next().await? {
         for delta in deltas {
             if let Some(choice) = choices.get_mut(delta.choice) {
                 choice.text += &delta.text;
+                choice.calls.extend(delta.calls);
                 choice.logprobs.extend(delta.logprobs);
                 choice.finish = choice.finish.take().or(delta.finish);
             }
@@ -187,13 +189,19 @@ async fn whole(server: &Server, header: &Header, questions: &[(Ticket, Question)
 }
 
 fn whole_choice(header: &Header, choice: Delta, has_logprobs: bool) -> Value {
-    let Delta { choice: index, text, logprobs, finish } = choice;
+    let Delta { choice: index, text, calls, logprobs, finish } = choice;
     let tokenizer = header.served.text.tokenizer();
     let Finish { reason, stop } = finish.unwrap_or(Finish { reason: "length", stop: None });
     let mut value = match header.form {
         Form::Chat => {
             let logprobs = has_logprobs.then(|| chat_logprobs(&logprobs, tokenizer));
-            let message = json!({ "role": "assistant", "content": text, "refusal": null });
+            let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+            if !calls.is_empty() {
+                if text.is_empty() {
+                    message["content"] = Value::Null;
+                }
+                message["tool_calls"] = whole_calls(calls);
+            }
             json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
         }
         Form::Text => {
@@ -265,11 +273,11 @@ struct ChoiceWriter {
 
 impl ChoiceWriter {
     fn chunks(&mut self, header: &Header, delta: Delta) -> Vec<Value> {
-        let Delta { choice: index, text, logprobs, finish } = delta;
+        let Delta { choice: index, text, calls, logprobs, finish } = delta;
         self.logprobs.extend(logprobs);
         let tokenizer = header.served.text.tokenizer();
         let mut chunks = Vec::new();
-        if !text.is_empty() || finish.is_some() && !self.logprobs.is_empty() {
+        if !text.is_empty() || calls.is_empty() && finish.is_some() && !self.logprobs.is_empty() {
             let waiting = std::mem::take(&mut self.logprobs);
             chunks.push(match header.form {
                 Form::Chat => {
@@ -283,6 +291,12 @@ impl ChoiceWriter {
                 }
             });
             self.sent += text.len();
+        }
+        if !calls.is_empty() {
+            let waiting = std::mem::take(&mut self.logprobs);
+            let logprobs = (!waiting.is_empty()).then(|| chat_logprobs(&waiting, tokenizer));
+            let delta = json!({ "tool_calls": calls });
+            chunks.push(json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null }));
         }
         if let Some(Finish { reason, stop }) = finish {
             let mut end = match header.form {

@@ -44,7 +44,9 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     let (stream, include_usage) = stream_options(&mut fields)?;
     let cache_salt = fields.text("cache_salt")?;
     let mut ignored = Vec::new();
-    let constraint = response_format::constraint(&mut fields, served, true, &mut ignored)?;
+    let wanted = response_format::parse(&mut fields)?;
+    let constraint =
+        wanted.map(|wanted| response_format::constraint(wanted, served, true, &mut ignored)).transpose()?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);
     let prompts = prompts(fields.take("prompt"), served)?;
@@ -58,6 +60,7 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
             prompt_tokens: ids.len(),
             image_tokens: 0,
             is_continuation: true,
+            calls: None,
             arrived: caller.arrived,
         };
         let prompt = ids.into_iter().map(CachedPosition::Text).collect();

@@ -27,9 +27,9 @@ use super::mailbox::Mailbox;
 use super::options::{EngineArgs, ServeArgs};
 use super::reply::unix_time;
 use super::state::{Served, Server, Slots};
-use crate::constraint::GrammarConstraint;
 use crate::load::{load_model, load_options, open_checkpoint};
 use crate::recovery::Recovery;
+use crate::tools::ToolStyle;
 use crate::{CliError, bundled_models, device_cache, load};
 
 /// The weight of a new measurement of the speed.
@@ -171,6 +171,7 @@ fn describe(arguments: &ServeArgs, server: &Server, loaded: &Loaded, options: En
         parallel: options.parallel,
         slots: Slots::new(options.parallel, settings.queue),
         constraints: OnceLock::new(),
+        tool_style: ToolStyle::of(text.prompt_format(), text.tokenizer()),
     }
 }
 
@@ -261,7 +262,7 @@ impl Host<'_> {
 
     fn submit(&mut self, ticket: u64, submission: Submission, mailbox: Arc<Mailbox>) {
         let Submission { prompt, options, constraint, salt, user } = submission;
-        let constraint = constraint.map(|matcher| Box::new(GrammarConstraint(matcher)) as Box<dyn Constraint>);
+        let constraint = constraint.map(|constraint| Box::new(constraint) as Box<dyn Constraint>);
         let (positions, open, most) = (prompt.len() as u64, options.n, options.max_new_tokens as u64);
         match self.engine.submit(Job { options, constraint, salt, user, ..Job::new(prompt, 1) }) {
             Ok(job) => {

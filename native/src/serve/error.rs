@@ -72,13 +72,22 @@ impl ApiError {
 
     /// What an answer must look like cannot be compiled.
     pub fn of_grammar(param: &'static str, error: &mgm_grammar::Error) -> Self {
+        // LangChain knows an unsupported schema by these words.
+        Self::of_schema(param, param, error)
+    }
+
+    /// The parameters of a tool cannot be compiled.
+    pub fn of_tool(param: &str, name: &str, error: &mgm_grammar::Error) -> Self {
+        Self::of_schema(param, &format!("function '{name}'"), error)
+    }
+
+    fn of_schema(param: &str, what: &str, error: &mgm_grammar::Error) -> Self {
         let code = match error {
             mgm_grammar::Error::TooComplex(_) => "grammar_too_complex",
             mgm_grammar::Error::Schema { .. } => "invalid_schema",
             _ => "invalid_value",
         };
-        // LangChain knows an unsupported schema by these words.
-        let message = error.to_string().replacen("Invalid schema", &format!("Invalid schema for {param}"), 1);
+        let message = error.to_string().replacen("Invalid schema", &format!("Invalid schema for {what}"), 1);
         Self::bad_request(code, message).at(param)
     }
 

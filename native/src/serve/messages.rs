@@ -1,13 +1,14 @@
 //! Messages of a conversation, and the prompts that they become.
 
 use mgm::text::Prompt;
-use mgm::text::chat_template::Message as TemplateMessage;
+use mgm::text::chat_template::{ChatTemplate, Message as TemplateMessage};
 use mgm::text::conversation::{Conversation, PromptFormat, Turn};
-use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::unexpected;
+
+use crate::tools::{description, python_json};
 
 /// Whose message it is. `developer` is the same as `system`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,19 @@ struct Message {
     text: String,
     /// The fields that have images.
     images: Vec<String>,
-    calls_tools: bool,
+    /// Calls of tools: objects with a function, whose arguments are JSON.
+    calls: Vec<Value>,
+    /// `tool_call_id` and `name`, for templates.
+    more: Map<String, Value>,
+}
+
+/// The tools in a prompt.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PromptTools<'a> {
+    /// The model's template describes tools and calls. Otherwise the system text does.
+    pub is_native: bool,
+    /// As the request has them.
+    pub described: &'a [Value],
 }
 
 /// The messages of a request.
@@ -71,25 +84,45 @@ impl Messages {
     ///
     /// # Errors
     /// `invalid_value` if the template refuses the conversation.
-    pub fn prompt(&self, format: &PromptFormat) -> Result<Prompt, ApiError> {
+    pub fn prompt(&self, format: &PromptFormat, tools: PromptTools<'_>) -> Result<Prompt, ApiError> {
         let refused = |error: mgm::Error| ApiError::invalid_value("messages", error.to_string());
-        if let Some(prompt) = self.own_prompt(format) {
-            return Ok(prompt);
+        if let PromptFormat::Jinja(template) = format {
+            if tools.is_native && (!tools.described.is_empty() || self.have_tools()) {
+                match self.prompt_with_tools(template, tools.described) {
+                    Ok(prompt) => return Ok(prompt),
+                    // Without its descriptions, a model does not know the tools.
+                    Err(error) if !tools.described.is_empty() => return Err(error),
+                    Err(_) => {}
+                }
+            }
+            if let (true, Some(prompt)) = (tools.described.is_empty(), self.own_prompt(template)) {
+                return Ok(prompt);
+            }
         }
-        let (conversation, begun) = self.conversation(format);
+        let (mut conversation, begun) = self.conversation(format);
+        if !tools.described.is_empty() {
+            let default = match format {
+                PromptFormat::Builtin(template) => template.default_system(),
+                _ => None,
+            };
+            let system = conversation.system.take().or(default.map(str::to_owned));
+            conversation.system = Some(joined(system, &description(tools.described)));
+        }
         match begun {
             Some(begun) => conversation.prompt_to_continue(&begun).map_err(refused),
             None => conversation.prompt().map_err(refused),
         }
     }
 
-    /// The prompt of the model's own template for the messages as they are. `None` if it has none, or refuses them.
-    fn own_prompt(&self, format: &PromptFormat) -> Option<Prompt> {
-        let PromptFormat::Jinja(template) = format else { return None };
-        let is_plain =
-            |message: &Message| message.role != Role::Tool && !message.calls_tools && message.images.is_empty();
+    /// Whether tools were called.
+    fn have_tools(&self) -> bool {
+        self.0.iter().any(|message| message.role == Role::Tool || !message.calls.is_empty())
+    }
+
+    /// The prompt of the model's own template for the messages as they are. `None` if it refuses them.
+    fn own_prompt(&self, template: &ChatTemplate) -> Option<Prompt> {
         let last_is_users = self.0.last().is_some_and(|message| message.role == Role::User);
-        if !last_is_users || !self.0.iter().all(is_plain) {
+        if !last_is_users || self.have_tools() || self.images().next().is_some() {
             return None;
         }
         let messages = self.0.iter().map(|message| {
@@ -101,6 +134,41 @@ impl Messages {
             TemplateMessage { role, content: &message.text }
         });
         template.render_with_data(&messages.collect::<Vec<_>>()).ok()
+    }
+
+    /// The prompt of a template that describes tools and calls.
+    ///
+    /// # Errors
+    /// `invalid_value`.
+    fn prompt_with_tools(&self, template: &ChatTemplate, tools: &[Value]) -> Result<Prompt, ApiError> {
+        let refused = |reason: String| ApiError::invalid_value("messages", reason);
+        if self.images().next().is_some() {
+            return Err(refused("this model's own conversation template does not support images".to_owned()));
+        }
+        if self.0.last().is_some_and(|message| message.role == Role::Assistant) {
+            return Err(refused("with tools, the last message cannot be the assistant's".to_owned()));
+        }
+        let messages = self.0.iter().map(|message| {
+            let role = match message.role {
+                Role::System => "system",
+                Role::User => "user",
+                Role::Assistant => "assistant",
+                Role::Tool => "tool",
+            };
+            let mut fields = json!({ "role": role, "content": message.text });
+            if !message.calls.is_empty() {
+                fields["tool_calls"] = message.calls.clone().into();
+            }
+            for (key, value) in &message.more {
+                fields[key] = value.clone();
+            }
+            fields
+        });
+        let mut variables = json!({ "messages": messages.collect::<Vec<_>>(), "add_generation_prompt": true });
+        if !tools.is_empty() {
+            variables["tools"] = tools.into();
+        }
+        template.render_json_with_data(&variables).map_err(|error| refused(error.to_string()))
     }
 
     /// The messages as turns: system messages first, later ones before the next question, neighbours of one role
@@ -122,7 +190,7 @@ impl Messages {
                     }
                     if let Some(turn) = turns.last_mut() {
                         let answer = turn.answer.take();
-                        turn.answer = Some(joined(answer, &message.text));
+                        turn.answer = Some(joined(answer, &message.text_with_calls()));
                     }
                 }
                 Role::User | Role::Tool => {
@@ -187,7 +255,24 @@ fn parse_message(mut fields: Map<String, Value>, param: &str, ignored: &mut Vec<
         }
     };
     let content = format!("{param}.content");
-    let mut message = Message { role, text: String::new(), images: Vec::new(), calls_tools: !calls.is_empty() };
+    let mut more = Map::new();
+    for (key, of) in [("tool_call_id", Some(Role::Tool)), ("name", None)] {
+        match fields.remove(key) {
+            Some(Value::String(text)) if of.is_none_or(|of| of == role) => {
+                drop(more.insert(key.to_owned(), text.into()))
+            }
+            None | Some(Value::Null) => {}
+            Some(value) => return Err(unexpected(&format!("{param}.{key}"), &value, "a text")),
+        }
+    }
+    let parsed = calls.iter().enumerate().map(|(index, call)| {
+        parse_call(call).ok_or_else(|| {
+            let place = format!("{param}.tool_calls[{index}]");
+            unexpected(&place, call, "an object with a function that has a name and arguments")
+        })
+    });
+    let parsed: Vec<Value> = parsed.collect::<Result<_, _>>()?;
+    let mut message = Message { role, text: String::new(), images: Vec::new(), calls: parsed, more };
     match fields.remove("content") {
         Some(Value::String(text)) => message.text = text,
         Some(Value::Array(parts)) => {
@@ -200,26 +285,38 @@ fn parse_message(mut fields: Map<String, Value>, param: &str, ignored: &mut Vec<
         None | Some(Value::Null) if role == Role::Assistant && !calls.is_empty() => {}
         found => return Err(unexpected(&content, &found.unwrap_or_default(), "a text or a list of parts")),
     }
-    for (index, call) in calls.iter().enumerate() {
-        let call = call_text(call).ok_or_else(|| {
-            let place = format!("{param}.tool_calls[{index}]");
-            unexpected(&place, call, "an object with a function that has a name and arguments")
-        })?;
-        message.text = joined(Some(std::mem::take(&mut message.text)).filter(|text| !text.is_empty()), &call);
-    }
     Ok(message)
 }
 
-/// A call of a tool, as models of the Hermes format write it.
-fn call_text(call: &Value) -> Option<String> {
+impl Message {
+    /// The text, followed by the calls as models of the Hermes format write them.
+    fn text_with_calls(&self) -> String {
+        let mut text = self.text.clone();
+        for call in &self.calls {
+            let function = &call["function"];
+            let (name, arguments) = (&function["name"], python_json(&function["arguments"]));
+            let call = format!("<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>");
+            text = joined(Some(text), &call);
+        }
+        text
+    }
+}
+
+/// A call of a tool, with its arguments as JSON.
+fn parse_call(call: &Value) -> Option<Value> {
     let function = call.get("function")?;
     let name = function.get("name").filter(|name| name.is_string())?;
-    // A text that is JSON stays as it is.
+    // Arguments are a text with JSON, which templates want as values.
     let arguments = match function.get("arguments")? {
-        Value::String(text) if serde_json::from_str::<IgnoredAny>(text).is_ok() => text.clone(),
-        arguments => arguments.to_string(),
+        Value::String(text) if text.trim().is_empty() => json!({}),
+        Value::String(text) => serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into()),
+        arguments => arguments.clone(),
     };
-    Some(format!("<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>"))
+    let mut parsed = json!({ "type": "function", "function": { "name": name, "arguments": arguments } });
+    if let Some(id) = call.get("id").filter(|id| id.is_string()) {
+        parsed["id"] = id.clone();
+    }
+    Some(parsed)
 }
 
 fn parse_part(
@@ -268,14 +365,14 @@ fn parse_part(
 
 #[cfg(test)]
 mod tests {
+    use mgm::text::chat_template::{ControlTokens, TemplateSettings, TemplateSource};
     use mgm::text::conversation::Template;
-    use serde_json::json;
 
     use super::*;
 
     fn prompt(messages: Value) -> String {
         let (messages, _) = Messages::parse(Some(messages)).expect("messages");
-        messages.prompt(&Template::ChatMl.into()).expect("a prompt").to_string()
+        messages.prompt(&Template::ChatMl.into(), PromptTools::default()).expect("a prompt").to_string()
     }
 
     /// ChatML's text, with each role's messages in order.
@@ -330,6 +427,67 @@ mod tests {
     }
 
     #[test]
+    fn tools_are_described_where_the_template_has_none() {
+        let (messages, _) = Messages::parse(Some(json!([{ "role": "user", "content": "a" }]))).expect("messages");
+        let tools = [json!({ "type": "function", "function": { "name": "f" } })];
+        let tools = PromptTools { is_native: false, described: &tools };
+        let prompt = messages.prompt(&Template::ChatMl.into(), tools).expect("a prompt").to_string();
+        let tool = "<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\"}}\n</tools>";
+        assert!(prompt.starts_with("<|im_start|>system\nAnswer the questions.\n\n# Tools\n"), "{prompt}");
+        assert!(prompt.contains(tool), "{prompt}");
+    }
+
+    /// Expectations: transformers' `apply_chat_template`, in templates/expected.json.
+    #[test]
+    fn templates_get_calls_and_tools_as_values() {
+        type Case = (String, String, String, Map<String, Value>);
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../../../tests/data/text/templates/expected.json")).expect("cases");
+        let mut tested = 0;
+        for (name, source) in [
+            ("qwen25", include_str!("../../../tests/data/text/templates/qwen25.jinja")),
+            ("mistral3", include_str!("../../../tests/data/text/templates/mistral3.jinja")),
+            ("llama31", include_str!("../../../tests/data/text/templates/llama31.jinja")),
+        ] {
+            for (_, case, variables, expected) in cases.iter().filter(|case| case.0 == name) {
+                let variables: Value = serde_json::from_str(variables).expect("JSON");
+                let (Some(tools), Some(text)) =
+                    (variables["tools"].as_array(), expected.get("text").and_then(Value::as_str))
+                else {
+                    continue;
+                };
+                if variables["add_generation_prompt"] != true || variables.as_object().map(Map::len) != Some(3) {
+                    continue;
+                }
+                // As clients send calls: arguments are texts.
+                let mut messages = variables["messages"].clone();
+                for call in
+                    messages.as_array_mut().into_iter().flatten().filter_map(|message| message.get_mut("tool_calls"))
+                {
+                    for call in call.as_array_mut().into_iter().flatten() {
+                        let arguments = call["function"]["arguments"].to_string();
+                        call["function"]["arguments"] = arguments.into();
+                    }
+                }
+                let Ok((messages, _)) = Messages::parse(Some(messages)) else { continue };
+                let settings = TemplateSettings {
+                    special_tokens: [("bos_token", "<s>".to_owned()), ("eos_token", "</s>".to_owned())].into(),
+                    control: ControlTokens::default(),
+                    ..TemplateSettings::default()
+                };
+                let origin = TemplateSource { file: name.to_owned(), key: "", text: source.to_owned() };
+                let template = PromptFormat::Jinja(ChatTemplate::new(origin, settings).expect(name));
+                let tools = PromptTools { is_native: true, described: tools };
+                let prompt =
+                    messages.prompt(&template, tools).unwrap_or_else(|error| panic!("{name} {case}: {error:?}"));
+                assert_eq!(prompt.to_string(), text, "{name}, {case}");
+                tested += 1;
+            }
+        }
+        assert!(tested >= 3, "{tested} cases have tools");
+    }
+
+    #[test]
     fn parts_are_joined_and_images_come_first() {
         let parts = json!([
             { "type": "text", "text": "a" },
@@ -341,7 +499,7 @@ mod tests {
         assert_eq!(ignored, ["image_url.detail"]);
         let place = "messages[0].content[1].image_url".to_owned();
         assert_eq!(messages.images().collect::<Vec<_>>(), [&place]);
-        let prompt = messages.prompt(&Template::ChatMl.into()).expect("a prompt");
+        let prompt = messages.prompt(&Template::ChatMl.into(), PromptTools::default()).expect("a prompt");
         assert_eq!(prompt.images(), 1, "a literal <image> is text");
         assert!(prompt.segments()[1].contains("a\nb <image>"), "{prompt}");
     }

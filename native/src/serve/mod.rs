@@ -27,6 +27,7 @@ mod router;
 mod sse;
 mod state;
 mod tokenize;
+mod tools;
 mod usage;
 
 use std::io::Write;

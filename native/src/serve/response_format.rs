@@ -1,47 +1,56 @@
 //! `response_format`, and vLLM's fields of the same meaning: what an answer must look like.
 
-use mgm_grammar::{Format, Matcher};
+use mgm_grammar::Format;
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::state::Served;
+use crate::constraint::AnswerConstraint;
 
 /// The field of an answer's form.
 const RESPONSE_FORMAT: &str = "response_format";
 const KINDS: &str =
     "an object with the type \"text\", \"json_object\", \"json_schema\", \"regex\", \"choice\" or \"grammar\"";
 
-/// Reads the fields, and compiles what they ask for: of an answer, or of a text that continues the prompt. Appends
-/// what is left out of a schema that is not strict to `ignored`.
+/// What the fields ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// The field.
+    param: &'static str,
+    pub format: Format,
+}
+
+/// Compiles what an answer, or a text that continues the prompt, must look like. Appends what is left out of a schema
+/// that is not strict to `ignored`.
 ///
 /// # Errors
-/// `invalid_value`, `invalid_schema`, `grammar_too_complex`, `unsupported_field`.
+/// `invalid_schema`, `invalid_value`, `grammar_too_complex`, `unsupported_field`.
 pub fn constraint(
-    fields: &mut Fields,
+    wanted: Wanted,
     served: &Served,
     is_continuation: bool,
     ignored: &mut Vec<String>,
-) -> Result<Option<Matcher>, ApiError> {
-    let Some((param, format)) = parse(fields)? else { return Ok(None) };
+) -> Result<AnswerConstraint, ApiError> {
+    let Wanted { param, format } = wanted;
     let constraints = served.constraints().map_err(|error| ApiError::unsupported_field(param, error.to_string()))?;
     let (matcher, left_out) =
         constraints.matcher(format, is_continuation).map_err(|error| ApiError::of_grammar(param, &error))?;
     ignored.extend(left_out.iter().flat_map(|what| keywords(what)).map(|keyword| format!("{param}.{keyword}")));
-    Ok(Some(matcher))
+    Ok(AnswerConstraint::Grammar(Box::new(matcher)))
 }
 
 /// The keywords in a note about what is left out, such as `Unimplemented keys: ["not"]` or `oneOf not fully supported`.
-fn keywords(note: &str) -> Vec<&str> {
+pub fn keywords(note: &str) -> Vec<&str> {
     let quoted: Vec<&str> = note.split('"').skip(1).step_by(2).collect();
     if quoted.is_empty() { note.split(' ').take(1).collect() } else { quoted }
 }
 
-/// The format, and the field that asks for it.
+/// Reads the fields.
 ///
 /// # Errors
-/// `invalid_value`.
-fn parse(fields: &mut Fields) -> Result<Option<(&'static str, Format)>, ApiError> {
+/// `invalid_value`, `unsupported_field`.
+pub fn parse(fields: &mut Fields) -> Result<Option<Wanted>, ApiError> {
     let mut found = Vec::new();
     if let Some(value) = fields.take(RESPONSE_FORMAT) {
         found.extend(response_format(&value)?.map(|format| (RESPONSE_FORMAT, format)));
@@ -65,7 +74,7 @@ fn parse(fields: &mut Fields) -> Result<Option<(&'static str, Format)>, ApiError
     if let [_, (param, _), ..] = found[..] {
         return Err(ApiError::invalid_value(param, "an answer has one form: several fields ask for one"));
     }
-    Ok(found.pop())
+    Ok(found.pop().map(|(param, format)| Wanted { param, format }))
 }
 
 /// OpenAI's field; further types as other servers have them.

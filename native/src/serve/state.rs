@@ -19,6 +19,7 @@ use super::mailbox::Mailbox;
 use super::metrics::Metrics;
 use super::options::Settings;
 use crate::constraint::Constraints;
+use crate::tools::ToolStyle;
 
 /// A turn of the engine takes less, unless the device hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
@@ -48,6 +49,8 @@ pub struct Served {
     pub slots: Slots,
     /// Made for the first answer that has a form: it takes tenths of a second.
     pub constraints: OnceLock<Result<Constraints, mgm_grammar::Error>>,
+    /// How the model calls tools.
+    pub tool_style: ToolStyle,
 }
 
 impl Served {

@@ -65,7 +65,7 @@ fn ids_of_text(fields: &mut Fields, served: &Served) -> Result<Value, ApiError> 
         }
         None => {
             let (messages, _) = Messages::parse(fields.take("messages"))?;
-            let positions = tokens(&messages, served)?;
+            let positions = tokens(&messages, &[], served)?;
             let id = |position| match position {
                 CachedPosition::Text(id) => Some(id),
                 CachedPosition::Visual { .. } => None,

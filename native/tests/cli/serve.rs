@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 use crate::common::text;
 
+#[path = "serve/tools.rs"]
+mod tools;
+
 /// Longer than anything takes here, on any machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
