@@ -57,7 +57,7 @@ struct Options {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Chat with a model about images: interactive, or one answer per --prompt
-    Chat(chat::ChatArgs),
+    Chat(Box<chat::ChatArgs>),
     /// Ask a model the questions of a benchmark and score its answers
     Eval(eval::EvalArgs),
     /// Generate images from text with Stable Diffusion XL
@@ -124,7 +124,7 @@ fn with_hyphens(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item
 
 async fn run(command: Command) -> Result<(), CliError> {
     match command {
-        Command::Chat(arguments) => chat::run(arguments).await,
+        Command::Chat(arguments) => chat::run(*arguments).await,
         Command::Eval(arguments) => eval::run(arguments).await,
         Command::Generate(arguments) => generate::run(arguments).await,
         Command::Info => info::run().await,

@@ -16,6 +16,7 @@ use super::lines::{Line, Lines};
 use super::report::{Report, TurnReport};
 use super::resident::ResidentChat;
 use super::words::file_names;
+use crate::constraint::AnswerConstraint;
 use crate::image_model::ImageReport;
 use crate::images::read_image;
 use crate::interrupt::continue_unless;
@@ -45,6 +46,8 @@ pub struct ChatCommand {
     quiet: bool,
     /// How `/image` reads files.
     decoding: ImageDecoding,
+    /// What answers must look like. They describe no images then.
+    pub constraint: Option<AnswerConstraint>,
 }
 
 impl ChatCommand {
@@ -57,7 +60,7 @@ impl ChatCommand {
         quiet: bool,
         decoding: ImageDecoding,
     ) -> Self {
-        Self { chat, images, options, stop, recovery, quiet, decoding }
+        Self { chat, images, options, stop, recovery, quiet, decoding, constraint: None }
     }
 
     pub fn gpu(&self) -> &Gpu {
@@ -133,6 +136,7 @@ impl ChatCommand {
     /// The question, followed by a request for an image if one is wanted and there is an image model.
     fn with_image_request(&self, question: &str, wanted: bool) -> String {
         match &self.images {
+            Some(_) if self.constraint.is_some() => question.to_owned(),
             Some(images) if wanted || images.always || wants_image(question) => with_image_request(question),
             _ => question.to_owned(),
         }
@@ -231,7 +235,11 @@ impl ChatCommand {
             }
             if output.is_err() { ControlFlow::Break(()) } else { continue_unless(&stop) }
         };
-        let answer = chat.ask(question).images(images).options(&options).on_event(&mut on_event).await;
+        let mut ask = chat.ask(question).images(images).options(&options).on_event(&mut on_event);
+        if let Some(constraint) = &self.constraint {
+            ask = ask.constraint(constraint.clone());
+        }
+        let answer = ask.await;
         bar.finish_and_clear();
         output?;
         let mut answer = answer?;
@@ -246,7 +254,7 @@ impl ChatCommand {
 
     /// Generates the image that an answer describes. `None` if it describes none, or there is no image model.
     async fn generate_image(&mut self, answer: &str) -> Result<Option<ImageReport>, CliError> {
-        let Some(prompt) = image_prompt(answer) else { return Ok(None) };
+        let Some(prompt) = image_prompt(answer).filter(|_| self.constraint.is_none()) else { return Ok(None) };
         let report = loop {
             let Some(images) = &mut self.images else { return Ok(None) };
             let memory = self.chat.gpu().memory();

@@ -3,6 +3,7 @@
 mod answer_images;
 mod command;
 mod decoding;
+mod form;
 mod history;
 mod lines;
 mod report;
@@ -25,6 +26,7 @@ use crate::{CliError, bundled_models, device_cache, interrupt, load, sdxl, seed}
 use answer_images::{AnswerImageArgs, AnswerImages};
 use command::ChatCommand;
 use decoding::DecodingArgs;
+use form::FormArgs;
 use resident::ResidentChat;
 
 #[derive(Debug, Args)]
@@ -51,6 +53,8 @@ pub struct ChatArgs {
     precision: Option<Precision>,
     #[command(flatten)]
     decoding: DecodingArgs,
+    #[command(flatten)]
+    form: FormArgs,
     /// Conversation template: vicuna_v1, gemma, mistral_instruct, chatml_direct, llama_3 [default: the checkpoint's]
     #[arg(long, value_name = "NAME")]
     conversation: Option<Template>,
@@ -83,6 +87,7 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     // Files that may be missing come before a load that takes time.
     let decoding = arguments.image_decoding;
     let images = arguments.image.iter().map(|path| read_image(path, decoding)).collect::<mgm::Result<Vec<_>>>()?;
+    let format = arguments.form.format()?;
     let image_model = match arguments.answer_images.model()? {
         Some((model, out)) => {
             output_files(&out, 1)?;
@@ -104,6 +109,8 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     if let Some(note) = text.note() {
         note!("mgm: note: {note}");
     }
+    let vocab = files.language_config_mut().vocab_size;
+    let constraint = format.map(|format| form::constraint(format, &text, vocab)).transpose()?;
     let started = Instant::now();
     let stop = interrupt::install()?;
     let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
@@ -135,6 +142,7 @@ pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     let options = arguments.decoding.options(seed, top_p);
     options.check(vocab)?;
     let mut command = ChatCommand::new(chat, images_of_answers, options, stop, recovery, arguments.json, decoding);
+    command.constraint = constraint;
     let result = if arguments.prompt.is_empty() {
         command.interactive(has_vision, images).await
     } else {
