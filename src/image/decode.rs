@@ -131,6 +131,46 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<Image> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Image> {
+    decode_within(name, bytes, decoding, MAX_PIXELS)
+}
+
+/// As [`decode_as`], for images of at most `max_pixels` pixels. A host that decodes images of strangers can bound the
+/// memory that each takes.
+///
+/// # Errors
+/// As [`decode`]; [`Error::Image`] for more pixels, before they are decoded.
+pub fn decode_within(name: &str, bytes: &[u8], decoding: ImageDecoding, max_pixels: u64) -> Result<Image> {
+    let image = decode_samples(name, bytes, decoding, max_pixels)?;
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let pixels = match decoding {
+        ImageDecoding::Corrected => corrected_rgb(image),
+        ImageDecoding::Reference => reference_rgb(image),
+    };
+    Image::new(width, height, pixels).map_err(|error| Error::Image { name: name.to_owned(), reason: error.to_string() })
+}
+
+/// Decodes a mask as OpenAI's API defines it: white where an image with transparency is more transparent than opaque,
+/// and black elsewhere. An image without transparency is the mask itself.
+///
+/// # Errors
+/// As [`decode_within`].
+pub fn decode_mask_within(name: &str, bytes: &[u8], max_pixels: u64) -> Result<Image> {
+    let image = decode_samples(name, bytes, ImageDecoding::Corrected, max_pixels)?;
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let mut pixels = None;
+    if image.color().has_alpha() {
+        let alpha: Vec<u8> = image.to_rgba8().pixels().map(|pixel| pixel.0[3]).collect();
+        if alpha.iter().any(|alpha| *alpha < 255) {
+            pixels = Some(alpha.iter().flat_map(|alpha| [if *alpha < 128 { 255 } else { 0 }; 3]).collect());
+        }
+    }
+    Image::new(width, height, pixels.unwrap_or_else(|| corrected_rgb(image)))
+        .map_err(|error| Error::Image { name: name.to_owned(), reason: error.to_string() })
+}
+
+/// The samples of an image file, upright.
+fn decode_samples(name: &str, bytes: &[u8], decoding: ImageDecoding, max_pixels: u64) -> Result<DynamicImage> {
+    let max_pixels = max_pixels.min(MAX_PIXELS);
     let fail = |reason: String| Error::Image { name: name.to_owned(), reason };
     let format = format_of(name, bytes)?;
     let damaged = |error| {
@@ -148,11 +188,11 @@ pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Im
     let check_size = |width: u32, height: u32, total_bytes: u64| {
         let too_large = width > MAX_SIDE
             || height > MAX_SIDE
-            || u64::from(width) * u64::from(height) > MAX_PIXELS
+            || u64::from(width) * u64::from(height) > max_pixels
             || total_bytes > MAX_BYTES;
         match too_large {
             true => Err(fail(format!(
-                "{width} x {height} pixels exceed the limits ({MAX_SIDE} a side, {MAX_PIXELS} in total, {MAX_BYTES} \
+                "{width} x {height} pixels exceed the limits ({MAX_SIDE} a side, {max_pixels} in total, {MAX_BYTES} \
                  bytes decoded): scale it down first"
             ))),
             false => Ok(()),
@@ -187,12 +227,7 @@ pub fn decode_as(name: &str, bytes: &[u8], decoding: ImageDecoding) -> Result<Im
     if decoding == ImageDecoding::Corrected || format == ImageFormat::Tiff {
         image.apply_orientation(orientation);
     }
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    let pixels = match decoding {
-        ImageDecoding::Corrected => corrected_rgb(image),
-        ImageDecoding::Reference => reference_rgb(image),
-    };
-    Image::new(width, height, pixels).map_err(|error| fail(error.to_string()))
+    Ok(image)
 }
 
 fn from_tiff(error: tiff::TiffError) -> ImageError {

@@ -14,7 +14,7 @@ mod tiff_kinds;
 
 pub use buffer::Image;
 #[cfg(feature = "decode")]
-pub use decode::{ImageDecoding, decode, decode_as};
+pub use decode::{ImageDecoding, decode, decode_as, decode_mask_within, decode_within};
 #[cfg(feature = "decode")]
 pub use png::encode_png;
 #[doc(hidden)]
