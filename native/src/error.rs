@@ -8,6 +8,8 @@ pub enum CliError {
     Core(mgm::Error),
     /// An error of the image model in `mgm chat`, which has its own option names.
     Image(mgm::Error),
+    /// The device is lost for good, and `mgm serve` was to end then.
+    Loss(mgm::Error),
     Input(std::io::Error),
     Output(std::io::Error),
 }
@@ -34,7 +36,7 @@ impl From<std::io::Error> for CliError {
 impl std::fmt::Display for CliError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Core(error) | Self::Image(error) => {
+            Self::Core(error) | Self::Image(error) | Self::Loss(error) => {
                 error.fmt(f)?;
                 let option = match (self, error.remedy()) {
                     (Self::Image(_), Some(Setting::Precision)) => Some("--image-precision P"),

@@ -83,6 +83,8 @@ enum Command {
 
 /// Exit code of every failure but Ctrl-C: wrong arguments, bad files, no device, not enough memory.
 const FAILED: u8 = 2;
+/// Exit code of `mgm serve --exit-on-loss` after a lost device.
+const LOST: u8 = 3;
 
 fn main() -> ExitCode {
     interrupt::ignore_file_size_signal();
@@ -101,7 +103,11 @@ fn main() -> ExitCode {
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             note!("mgm: error: {error}");
-            ExitCode::from(if error.is_stop() { interrupt::INTERRUPTED } else { FAILED })
+            ExitCode::from(match error {
+                CliError::Loss(_) => LOST,
+                error if error.is_stop() => interrupt::INTERRUPTED,
+                _ => FAILED,
+            })
         }
     }
 }

@@ -40,6 +40,35 @@ pub struct SdxlArgs {
     pub precision: Option<Precision>,
 }
 
+/// The image model of a command that has a language model too.
+#[derive(Debug, Clone, Args)]
+pub struct ImageModelArgs {
+    /// Stable Diffusion XL model (folder or single file) that generates images: in a chat, what an answer describes
+    /// between <h> and </h> [default: the bundled one, if the chat model is the bundled one]
+    #[arg(long, value_name = "MODEL")]
+    pub image_model: Option<PathBuf>,
+    /// Weight precision of the image model: f32, f16, q8 [default: the file's own]
+    #[arg(long, value_name = "PRECISION", value_parser = parse_image_precision, requires = "image_model")]
+    pub image_precision: Option<Precision>,
+    /// For a single-file image model: folder with its tokenizers (see mgm generate)
+    #[arg(long, value_name = "DIR", requires = "image_model")]
+    pub tokenizer: Option<PathBuf>,
+    /// Autoencoder in place of the image model's own (see mgm generate)
+    #[arg(long, value_name = "FILE|DIR|NAME", requires = "image_model")]
+    pub vae: Option<PathBuf>,
+    /// LoRA for the image model, and its scale: a file, folder or OWNER/NAME:FILE; repeat for several
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "image_model")]
+    pub lora: Vec<LoraFile>,
+}
+
+impl ImageModelArgs {
+    /// The image model, if there is one.
+    pub fn sdxl(&self) -> Option<SdxlArgs> {
+        let Self { image_model, image_precision, tokenizer, vae, lora } = self.clone();
+        Some(SdxlArgs { model: Some(image_model?), tokenizer, vae, lora, precision: image_precision })
+    }
+}
+
 /// A LoRA file and its scale.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraFile {

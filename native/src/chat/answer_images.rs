@@ -8,38 +8,23 @@ use clap::Args;
 use mgm::diffusion::InitialLatents;
 use mgm::diffusion::gen_protocol::NEGATIVE_PROMPT;
 use mgm::gpu::Gpu;
-use mgm::tensor::Precision;
 
 use crate::CliError;
 use crate::image_model::{GeneratedImage, ImageArgs, ImageModel, ImageReport, ImageRequest};
 use crate::images::{numbered, save_png};
-use crate::sdxl::{CheckedModel, LoraFile, SdxlArgs, parse_image_precision, parse_lora};
+use crate::sdxl::{CheckedModel, ImageModelArgs, SdxlArgs};
 
 /// Images in answers.
 #[derive(Debug, Args)]
 pub struct AnswerImageArgs {
-    /// Stable Diffusion XL model (folder or single file) that generates the image an answer describes between <h> and
-    /// </h> [default: the bundled one, if the chat model is the bundled one]
-    #[arg(long, value_name = "MODEL")]
-    pub image_model: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ImageModelArgs,
     /// Request an image with every --prompt [default: only if it contains the word "generate"]
     #[arg(long)]
     pub draw: bool,
     /// PNG file for the image; further images are numbered [default: image.png]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Weight precision of the image model: f32, f16, q8 [default: the file's own]
-    #[arg(long, value_name = "PRECISION", value_parser = parse_image_precision, requires = "image_model")]
-    pub image_precision: Option<Precision>,
-    /// For a single-file image model: folder with its tokenizers (see mgm generate)
-    #[arg(long, value_name = "DIR", requires = "image_model")]
-    pub tokenizer: Option<PathBuf>,
-    /// Autoencoder in place of the image model's own (see mgm generate)
-    #[arg(long, value_name = "FILE|DIR|NAME", requires = "image_model")]
-    pub vae: Option<PathBuf>,
-    /// LoRA for the image model, and its scale: a file, folder or OWNER/NAME:FILE; repeat for several
-    #[arg(long, value_name = "FILE[:SCALE]", value_parser = parse_lora, requires = "image_model")]
-    pub lora: Vec<LoraFile>,
     #[command(flatten)]
     pub image: ImageArgs,
 }
@@ -49,22 +34,15 @@ impl AnswerImageArgs {
     ///
     /// # Errors
     /// [`mgm::Error::InvalidArgument`] if images are requested without an image model.
-    pub fn model(&self) -> mgm::Result<Option<(SdxlArgs, PathBuf)>> {
-        if self.image_model.is_none() {
-            if self.draw || self.out.is_some() {
+    pub fn named_model(&self) -> mgm::Result<Option<(SdxlArgs, PathBuf)>> {
+        match self.model.sdxl() {
+            Some(model) => Ok(Some((model, self.out.clone().unwrap_or_else(|| "image.png".into())))),
+            None if self.draw || self.out.is_some() => {
                 let reason = "--draw and --out need an image model: pass one with --image-model".to_owned();
-                return Err(mgm::Error::InvalidArgument(reason));
+                Err(mgm::Error::InvalidArgument(reason))
             }
-            return Ok(None);
+            None => Ok(None),
         }
-        let model = SdxlArgs {
-            model: self.image_model.clone(),
-            tokenizer: self.tokenizer.clone(),
-            vae: self.vae.clone(),
-            lora: self.lora.clone(),
-            precision: self.image_precision,
-        };
-        Ok(Some((model, self.out.clone().unwrap_or_else(|| "image.png".into()))))
     }
 }
 

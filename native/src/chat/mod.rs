@@ -81,14 +81,14 @@ pub struct ChatArgs {
 pub async fn run(mut arguments: ChatArgs) -> Result<(), CliError> {
     if arguments.checkpoint.checkpoint.is_none() {
         // The bundled models go together.
-        let image_model = &mut arguments.answer_images.image_model;
+        let image_model = &mut arguments.answer_images.model.image_model;
         *image_model = image_model.take().or_else(|| bundled_models::find(bundled_models::POCKET_SDXL));
     }
     // Files that may be missing come before a load that takes time.
     let decoding = arguments.image_decoding;
     let images = arguments.image.iter().map(|path| read_image(path, decoding)).collect::<mgm::Result<Vec<_>>>()?;
     let format = arguments.form.format()?;
-    let image_model = match arguments.answer_images.model()? {
+    let image_model = match arguments.answer_images.named_model()? {
         Some((model, out)) => {
             output_files(&out, 1)?;
             let checkpoint = model.open().await?;

@@ -98,6 +98,18 @@ impl Access {
         Some((StatusCode::NO_CONTENT, allowed).into_response())
     }
 
+    /// Checks that a form does not come from a page of another origin: browsers send forms without asking.
+    ///
+    /// # Errors
+    /// `origin_not_allowed`.
+    pub fn check_form_origin(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+        let host = headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+        let schemes: [&[u8]; 2] = [b"http://", b"https://"];
+        let is_own = schemes.iter().any(|scheme| origin.as_bytes().strip_prefix(*scheme) == Some(host));
+        if is_own || self.allowed_origin(headers).is_some() { Ok(()) } else { Err(ApiError::origin_not_allowed()) }
+    }
+
     /// Lets pages of allowed origins read an answer.
     pub fn allow_origin(&self, request: &HeaderMap, response: &mut HeaderMap) {
         if self.origins.is_empty() {
@@ -223,6 +235,10 @@ mod tests {
         assert!(access.preflight(&page("https://example.org.evil")).is_none());
         assert!(access.preflight(&HeaderMap::new()).is_none());
         let mut headers = HeaderMap::new();
+        let is_allowed = |origin: &str| access.check_form_origin(&page(origin)).is_ok();
+        assert_eq!(["https://example.org", "https://evil", "null"].map(is_allowed), [true, false, false]);
+        let own = |origin| access.check_form_origin(&self::headers(&[("host", "localhost:80"), ("origin", origin)]));
+        assert!(own("http://localhost:80").is_ok() && own("http://localhost:81").is_err());
         access.allow_origin(&page("https://evil"), &mut headers);
         assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
         access.allow_origin(&page("https://example.org"), &mut headers);

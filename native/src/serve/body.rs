@@ -44,10 +44,22 @@ impl Bodies {
     /// # Errors
     /// `unsupported_media_type`, `body_too_large`, `body_timeout`; `invalid_json` if the client goes away.
     pub async fn read_json(&self, headers: &HeaderMap, body: Body) -> Result<ReadBody, ApiError> {
+        self.read_as("application/json", headers, body).await
+    }
+
+    /// Reads a body that is declared as a form, whose `Content-Type` has more to it.
+    ///
+    /// # Errors
+    /// As [`Self::read_json`].
+    pub async fn read_form(&self, headers: &HeaderMap, body: Body) -> Result<ReadBody, ApiError> {
+        self.read_as("multipart/form-data", headers, body).await
+    }
+
+    async fn read_as(&self, expected: &str, headers: &HeaderMap, body: Body) -> Result<ReadBody, ApiError> {
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
-        if !media_type.eq_ignore_ascii_case("application/json") {
-            return Err(ApiError::unsupported_media_type());
+        if !media_type.eq_ignore_ascii_case(expected) {
+            return Err(ApiError::unsupported_media_type(expected));
         }
         let read = timeout(Duration::from_secs(BODY_SECONDS), self.read(headers, body));
         read.await.unwrap_or_else(|_| Err(ApiError::body_timeout(BODY_SECONDS)))

@@ -7,8 +7,6 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use mgm::engine::digest::CachedPosition;
-use mgm::text::PromptToken;
 use serde_json::Value;
 
 use super::answer::Question;
@@ -20,6 +18,7 @@ use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::messages::{Messages, PromptTools};
 use super::models::check_model;
+use super::prompt::Prompt;
 use super::response_format;
 use super::state::{Served, Server};
 use super::tools::Tools;
@@ -59,7 +58,11 @@ pub async fn chat(
     answer(&server, caller, &headers, body, prepare).await
 }
 
-fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller) -> Result<Prepared, ApiError> {
+/// Reads the fields of a request.
+///
+/// # Errors
+/// `invalid_value` and others of [`ApiError`] with status 400 or 404.
+pub fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller) -> Result<Prepared, ApiError> {
     check_model(&mut fields, server, served)?;
     let mut options = decoding::parse(&mut fields, server, served)?;
     options = options.with_top_logprobs(decoding::chat_logprobs(&mut fields)?);
@@ -71,11 +74,12 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     let cache_salt = fields.text("cache_salt")?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);
-    let (messages, in_messages) = Messages::parse(fields.take("messages"))?;
+    let (mut messages, in_messages) = Messages::parse(fields.take("messages"))?;
     ignored.extend(in_messages.into_iter().chain(fields.rest()));
 
     let described = tools.as_ref().map_or(&[][..], |tools| &tools.described);
-    let prompt = tokens(&messages, described, served)?;
+    let tokens = messages.tokens(&served.text, PromptTools { is_native: served.tool_style.is_native, described })?;
+    let prompt = Prompt::new(tokens, messages.take_images(), server, served)?;
     let style = served.tool_style;
     let calls = tools.is_some().then_some(style);
     let constraint = match (tools, wanted) {
@@ -85,12 +89,13 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
         (None, Some(wanted)) => Some(response_format::constraint(wanted, served, false, &mut ignored)?),
         (None, None) => None,
     };
-    let positions = fit(prompt.len(), 0, served)?;
+    let (prompt_tokens, image_tokens) = prompt.count(served);
+    let positions = fit(prompt_tokens, image_tokens, served)?;
     let max_new_tokens = options.max_new_tokens.min(positions);
     let question = Question {
         options: options.with_max_new_tokens(max_new_tokens),
-        prompt_tokens: prompt.len(),
-        image_tokens: 0,
+        prompt_tokens,
+        image_tokens,
         is_continuation: false,
         calls,
         arrived: caller.arrived,
@@ -129,25 +134,6 @@ fn check_form(fields: &mut Fields) -> Result<(), ApiError> {
         Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "text") => Ok(()),
         Some(_) => Err(ApiError::unsupported_field("modalities", "answers are texts: modalities can be [\"text\"]")),
     }
-}
-
-/// The prompt of a conversation, with descriptions of `tools`.
-///
-/// # Errors
-/// `invalid_value` if the template refuses it.
-pub fn tokens(messages: &Messages, tools: &[Value], served: &Served) -> Result<Vec<CachedPosition>, ApiError> {
-    if let Some(image) = messages.images().next() {
-        return Err(ApiError::unsupported_field(image, "images are not supported yet"));
-    }
-    let tools = PromptTools { is_native: served.tool_style.is_native, described: tools };
-    let prompt = messages.prompt(served.text.prompt_format(), tools)?;
-    let tokens = served.text.tokenizer().encode_prompt(&prompt);
-    let tokens = tokens.map_err(|error| ApiError::invalid_value("messages", error.to_string()))?;
-    let text = |token| match token {
-        PromptToken::Text(id) => Some(CachedPosition::Text(id)),
-        PromptToken::Image => None,
-    };
-    Ok(tokens.into_iter().filter_map(text).collect())
 }
 
 /// The positions that a prompt leaves for its answer.

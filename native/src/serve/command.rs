@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use mgm::engine::digest::{CachedPosition, Salt};
+use mgm::engine::digest::Salt;
 use mgm::session::AnswerOptions;
 
 use super::mailbox::Mailbox;
+use super::prompt::Prompt;
 use crate::constraint::AnswerConstraint;
 
 /// A prompt to continue.
 #[derive(Debug)]
 pub struct Submission {
-    pub prompt: Vec<CachedPosition>,
+    pub prompt: Prompt,
     pub options: AnswerOptions,
     /// What its answers must look like.
     pub constraint: Option<AnswerConstraint>,

@@ -122,21 +122,55 @@ pub async fn answer(
     body: Body,
     prepare: fn(Fields, &Server, &Served, &Caller) -> Result<Prepared, ApiError>,
 ) -> Result<Response, ApiError> {
+    let deadline = caller.deadline;
+    let (served, prepared) = read(server, caller, headers, body, prepare).await?;
+    respond(server, &served, prepared, deadline).await
+}
+
+/// Reads a request's body and `prepare`s it on a thread that may wait, for the model that is served.
+///
+/// # Errors
+/// Those of the body and of `prepare`; while no model is served, why.
+pub async fn read<T: Send + 'static>(
+    server: &Arc<Server>,
+    caller: Caller,
+    headers: &HeaderMap,
+    body: Body,
+    prepare: fn(Fields, &Server, &Served, &Caller) -> Result<T, ApiError>,
+) -> Result<(Arc<Served>, T), ApiError> {
     let served = server.served()?.clone();
     let body = server.bodies.read_json(headers, body).await?;
-    let (reading, model, deadline) = (server.clone(), served.clone(), caller.deadline);
+    let (reading, model) = (server.clone(), served.clone());
     let prepared = on_blocking_thread(move || {
         let fields = Fields::parse(&body.bytes)?;
         drop(body);
         prepare(fields, &reading, &model, &caller)
     });
-    respond(server, &served, prepared.await?, deadline).await
+    Ok((served, prepared.await?))
+}
+
+/// Queues prompts, all of them or none, after their images are decoded.
+///
+/// # Errors
+/// `queue_full`, and those of images.
+pub async fn submit(
+    server: &Arc<Server>,
+    served: &Served,
+    mut prompts: Vec<(Submission, Question)>,
+) -> Result<Vec<(Ticket, Question)>, ApiError> {
+    let counts = prompts.iter().map(|(_, question)| question.options.n);
+    let permits: Vec<_> = counts.map(|count| server.admit(served, count)).collect::<Result<_, _>>()?;
+    for (Submission { prompt, salt, .. }, _) in &mut prompts {
+        prompt.load_images(server, served, salt).await?;
+    }
+    let submitted = prompts.into_iter().zip(permits);
+    Ok(submitted.map(|((submission, question), permit)| (server.submit(submission, permit), question)).collect())
 }
 
 /// Computes the answer to a request that was read.
 ///
 /// # Errors
-/// `queue_full`, and those that the engine reports before the first byte.
+/// `queue_full`, those of images, and those that the engine reports before the first byte.
 async fn respond(
     server: &Arc<Server>,
     served: &Arc<Served>,
@@ -144,15 +178,7 @@ async fn respond(
     deadline: Instant,
 ) -> Result<Response, ApiError> {
     let header = Header::new(&prepared, served);
-    let prompts = std::mem::take(&mut prepared.prompts);
-    let counts: Vec<usize> = prompts.iter().map(|(_, question)| question.options.n).collect();
-    // All of them or none.
-    let permits: Vec<_> = counts.iter().map(|count| server.admit(served, *count)).collect::<Result<_, _>>()?;
-    let mut questions: Vec<(Ticket, Question)> = prompts
-        .into_iter()
-        .zip(permits)
-        .map(|((submission, question), permit)| (server.submit(submission, permit), question))
-        .collect();
+    let mut questions = submit(server, served, std::mem::take(&mut prepared.prompts)).await?;
     if !prepared.stream {
         let response = whole(server, &header, &questions).await?;
         questions.iter_mut().for_each(|(ticket, _)| ticket.finish());

@@ -7,7 +7,6 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use mgm::engine::digest::CachedPosition;
 use serde_json::Value;
 
 use super::answer::Question;
@@ -19,6 +18,7 @@ use super::decoding;
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::models::check_model;
+use super::prompt::Prompt;
 use super::response_format;
 use super::state::{Served, Server};
 
@@ -63,7 +63,7 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
             calls: None,
             arrived: caller.arrived,
         };
-        let prompt = ids.into_iter().map(CachedPosition::Text).collect();
+        let prompt = Prompt::of_ids(ids);
         Ok((
             Submission {
                 prompt,

@@ -12,12 +12,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mgm::engine::blocks::BLOCK_ROWS;
+use mgm::engine::images::ImageFormat;
 use mgm::engine::{Constraint, Engine, EngineOptions, Event, Job, JobId};
+use mgm::gpu::Gpu;
 use mgm::memory_plan::MemoryPlan;
 use mgm::ops::Sampling;
-use mgm::session::{Model, ModelText};
-use mgm::tensor::{Activation, Precision};
-use mgm::vision::Vision;
+use mgm::session::{LoadOptions, Model, ModelText};
+use mgm::tensor::Activation;
+use mgm::weights::model_files::ModelFiles;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
@@ -32,6 +34,9 @@ use crate::recovery::Recovery;
 use crate::tools::ToolStyle;
 use crate::{CliError, bundled_models, device_cache, load};
 
+/// Devices that may be lost in [`LOSSES_TIME`] before the server gives up: the work itself probably resets them.
+const MAX_LOSSES: usize = 2;
+const LOSSES_TIME: Duration = Duration::from_secs(600);
 /// The weight of a new measurement of the speed.
 const RATE_WEIGHT: f64 = 0.2;
 
@@ -60,57 +65,121 @@ async fn run(
     commands: &Receiver<Command>,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), CliError> {
-    let loaded = open(arguments, server, stop).await?;
-    let model = &loaded.model;
-    let options = engine_options(&arguments.engine, model);
-    let (engine, options) = new_engine(model, options, arguments.engine.kv.is_some())?;
-    server.set_served(describe(arguments, server, &loaded, options));
-    let engine = engine.with_text(model.tokenizer(), model.stop_ids());
-    let mut host = Host { engine, server, requests: HashMap::new(), jobs: HashMap::new(), rate: 0.0 };
-    if let Err(error) = host.serve(commands).await {
-        note!("mgm: error: {error}");
-        server.fail(error.to_string());
+    let mut loader = Loader::open(arguments, server, stop).await?;
+    let gpu = device_cache::open_with_note(&arguments.device.options()).await?;
+    let mut model = loader.load(gpu).await?;
+    let mut options = engine_options(&arguments.engine, &model);
+    let (mut host, mut unfinished) = (None::<Host<'_>>, None);
+    let error = loop {
+        let (engine, fitting) = match new_engine(&model, options, arguments.engine.kv.is_some()) {
+            Ok(opened) => opened,
+            Err(error) if host.is_some() => break error,
+            Err(error) => return Err(error.into()),
+        };
+        options = fitting;
+        let mut engine = engine.with_text(model.tokenizer(), model.stop_ids());
+        if let Some(vision) = model.vision() {
+            engine = engine.with_vision(vision);
+        }
+        let host = host.get_or_insert_with(|| {
+            let served = Arc::new(describe(arguments, server, &loader, &model, options));
+            server.set_served(served.clone());
+            Host { server, served, requests: HashMap::new(), jobs: HashMap::new(), rate: 0.0 }
+        });
+        let served = match unfinished.take() {
+            Some(unfinished) => engine.take_over(unfinished),
+            None => Ok(()),
+        };
+        server.set_recovering(false);
+        let served = match served {
+            Ok(()) => host.serve(&mut engine, commands).await,
+            error => error,
+        };
+        let Err(error) = served else { return Ok(()) };
+        let Some(gpu) = loader.reopen(&error).await else { break error };
+        // What the answers need is on the host; everything of the lost device goes before the model is loaded again.
+        unfinished = Some(engine.into_unfinished());
+        drop(model);
+        model = match loader.load(gpu).await {
+            Ok(model) => model,
+            Err(CliError::Core(error)) => break error,
+            Err(error) => return Err(error),
+        };
+    };
+    note!("mgm: error: {error}");
+    server.fail(error.to_string());
+    if let Some(host) = &mut host {
         host.fail_all(&ApiError::of_engine(&error));
-        drop(host);
-        refuse(commands, &error);
     }
+    if arguments.settings.exit_on_loss {
+        return Err(CliError::Loss(error));
+    }
+    refuse(commands, &error);
     Ok(())
 }
 
-struct Loaded {
-    model: Model,
+/// Loads the model: again, if a device is lost.
+struct Loader<'a> {
+    arguments: &'a ServeArgs,
+    server: Arc<Server>,
+    stop: Arc<AtomicBool>,
+    files: ModelFiles,
+    options: LoadOptions,
     text: ModelText,
-    precision: Precision,
+    /// When devices were lost.
+    losses: Vec<Instant>,
 }
 
-/// Loads the model.
-async fn open(arguments: &ServeArgs, server: &Arc<Server>, stop: &Arc<AtomicBool>) -> Result<Loaded, CliError> {
-    let mut files = open_checkpoint(&arguments.checkpoint).await?;
-    if let Some(gelu) = &arguments.gelu {
-        let activation = if gelu == "erf" { Activation::GeluErf } else { Activation::GeluTanh };
-        files.language_config_mut().activation = activation;
-    }
-    let options =
-        load_options(&arguments.checkpoint, &files, arguments.precision).with_template(arguments.conversation);
-    let text = load::check(&files, &options).await?;
-    if let Some(note) = text.note() {
-        note!("mgm: note: {note}");
-    }
-    let mut gpu = device_cache::open_with_note(&arguments.device.options()).await?;
-    let mut recovery = Recovery::new(arguments.device.options());
-    let total = MemoryPlan::for_files(&files, &options)?.weights().max(1);
-    loop {
-        let (server, loaded) = (server.clone(), Cell::new(0));
-        let on_progress = move |bytes| {
-            loaded.set(loaded.get() + bytes);
-            server.set_progress(loaded.get() as f64 / total as f64);
-            ControlFlow::Continue(())
-        };
-        let options = options.clone().with_progress(Rc::new(on_progress));
-        match load_model(&gpu, &files, &options, &text, !arguments.no_tune, stop).await {
-            Ok(model) => return Ok(Loaded { model, text, precision: options.precision }),
-            Err(error) => gpu = recovery.reopen(error).await?,
+impl<'a> Loader<'a> {
+    async fn open(arguments: &'a ServeArgs, server: &Arc<Server>, stop: &Arc<AtomicBool>) -> Result<Self, CliError> {
+        let mut files = open_checkpoint(&arguments.checkpoint).await?;
+        if let Some(gelu) = &arguments.gelu {
+            let activation = if gelu == "erf" { Activation::GeluErf } else { Activation::GeluTanh };
+            files.language_config_mut().activation = activation;
         }
+        let options =
+            load_options(&arguments.checkpoint, &files, arguments.precision).with_template(arguments.conversation);
+        let text = load::check(&files, &options).await?;
+        if let Some(note) = text.note() {
+            note!("mgm: note: {note}");
+        }
+        Ok(Self { arguments, server: server.clone(), stop: stop.clone(), files, options, text, losses: Vec::new() })
+    }
+
+    /// Loads the model to a device, or to the next one if that is lost meanwhile.
+    async fn load(&mut self, mut gpu: Gpu) -> Result<Model, CliError> {
+        let Self { arguments, files, options, text, stop, .. } = self;
+        let mut recovery = Recovery::new(arguments.device.options());
+        let total = MemoryPlan::for_files(files, options)?.weights().max(1);
+        loop {
+            let (server, loaded) = (self.server.clone(), Cell::new(0));
+            let on_progress = move |bytes| {
+                loaded.set(loaded.get() + bytes);
+                server.set_progress(loaded.get() as f64 / total as f64);
+                ControlFlow::Continue(())
+            };
+            let options = options.clone().with_progress(Rc::new(on_progress));
+            match load_model(&gpu, files, &options, text, !arguments.no_tune, stop).await {
+                Ok(model) => return Ok(model),
+                Err(error) => gpu = recovery.reopen(error).await?,
+            }
+        }
+    }
+
+    /// The next device, if `error` is the loss of one and not too many were lost.
+    async fn reopen(&mut self, error: &mgm::Error) -> Option<Gpu> {
+        if !matches!(error, mgm::Error::DeviceLost(_)) {
+            return None;
+        }
+        self.server.metrics.device_lost();
+        self.losses.retain(|time| time.elapsed() < LOSSES_TIME);
+        if self.losses.len() == MAX_LOSSES {
+            return None;
+        }
+        self.losses.push(Instant::now());
+        self.server.set_recovering(true);
+        let mut recovery = Recovery::new(self.arguments.device.options());
+        recovery.reopen(error.clone()).await.ok()
     }
 }
 
@@ -130,7 +199,7 @@ fn engine_options(arguments: &EngineArgs, model: &Model) -> EngineOptions {
         capacity: capacity.max(context),
         slice: arguments.slice.map_or(defaults.slice, |slice| Duration::from_millis(slice.into())),
         deterministic: arguments.deterministic,
-        image_cache: defaults.image_cache,
+        image_cache: arguments.image_cache,
     }
 }
 
@@ -147,8 +216,14 @@ fn new_engine(model: &Model, mut options: EngineOptions, is_chosen: bool) -> mgm
 }
 
 /// What requests need to know about the model.
-fn describe(arguments: &ServeArgs, server: &Server, loaded: &Loaded, options: EngineOptions) -> Served {
-    let Loaded { model, text, precision } = loaded;
+fn describe(
+    arguments: &ServeArgs,
+    server: &Server,
+    loader: &Loader<'_>,
+    model: &Model,
+    options: EngineOptions,
+) -> Served {
+    let Loader { text, options: LoadOptions { precision, .. }, .. } = loader;
     let settings = &server.settings;
     let id = model_id(arguments.checkpoint.checkpoint.as_deref());
     let top_p = settings.top_p.or(model.generation().top_p).unwrap_or(1.0);
@@ -164,8 +239,9 @@ fn describe(arguments: &ServeArgs, server: &Server, loaded: &Loaded, options: En
         vocab: model.language().config().vocab_size,
         context: options.context,
         max_prompt: model.max_prompt_tokens().min(options.context - 1),
-        image_tokens: model.vision().map(Vision::tokens),
+        image_format: model.vision().map(ImageFormat::new),
         precision: precision.to_string(),
+        gpu_bytes: model.gpu().memory().allocated,
         sampling,
         fingerprint: format!("mgm_{digest}"),
         parallel: options.parallel,
@@ -213,8 +289,8 @@ struct Running {
 
 /// Drives the engine.
 struct Host<'a> {
-    engine: Engine<'a>,
     server: &'a Server,
+    served: Arc<Served>,
     requests: HashMap<u64, Running>,
     jobs: HashMap<JobId, u64>,
     /// Tokens per second.
@@ -226,45 +302,46 @@ impl Host<'_> {
     ///
     /// # Errors
     /// [Device errors](mgm::gpu).
-    async fn serve(&mut self, commands: &Receiver<Command>) -> mgm::Result<()> {
+    async fn serve(&mut self, engine: &mut Engine<'_>, commands: &Receiver<Command>) -> mgm::Result<()> {
         loop {
-            if self.take_commands(commands).is_break() {
+            if self.take_commands(engine, commands).is_break() {
                 self.fail_all(&ApiError::draining());
                 return Ok(());
             }
             let started = Instant::now();
-            let events = self.engine.turn().await?;
-            let tokens = events.into_iter().map(|(job, event)| self.send(job, event)).sum();
+            let events = engine.turn().await?;
+            let tokens = events.into_iter().map(|(job, event)| self.send(engine, job, event)).sum();
             self.measure(tokens, started.elapsed());
-            self.beat();
+            self.beat(engine);
         }
     }
 
     /// Takes commands. Without work it waits for one.
-    fn take_commands(&mut self, commands: &Receiver<Command>) -> ControlFlow<()> {
+    fn take_commands(&mut self, engine: &mut Engine<'_>, commands: &Receiver<Command>) -> ControlFlow<()> {
         loop {
-            let command = if self.engine.is_idle() {
-                self.beat();
+            let command = if engine.is_idle() {
+                self.beat(engine);
                 let command = commands.recv().map_err(|_| TryRecvError::Disconnected);
-                self.beat();
+                self.beat(engine);
                 command
             } else {
                 commands.try_recv()
             };
             match command {
-                Ok(Command::Submit(ticket, submission, mailbox)) => self.submit(ticket, *submission, mailbox),
-                Ok(Command::Cancel(ticket)) => self.cancel(ticket),
+                Ok(Command::Submit(ticket, submission, mailbox)) => self.submit(engine, ticket, *submission, mailbox),
+                Ok(Command::Cancel(ticket)) => self.cancel(engine, ticket),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
                 Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
             }
         }
     }
 
-    fn submit(&mut self, ticket: u64, submission: Submission, mailbox: Arc<Mailbox>) {
+    fn submit(&mut self, engine: &mut Engine<'_>, ticket: u64, submission: Submission, mailbox: Arc<Mailbox>) {
         let Submission { prompt, options, constraint, salt, user } = submission;
         let constraint = constraint.map(|constraint| Box::new(constraint) as Box<dyn Constraint>);
+        let (prompt, images) = prompt.into_job(&self.served);
         let (positions, open, most) = (prompt.len() as u64, options.n, options.max_new_tokens as u64);
-        match self.engine.submit(Job { options, constraint, salt, user, ..Job::new(prompt, 1) }) {
+        match engine.submit(Job { prompt, images, options, constraint, salt, user }) {
             Ok(job) => {
                 // The engine counts a position of a prompt as an eighth of a token too.
                 let waiting_tokens = positions / 8 + open as u64 * most;
@@ -275,15 +352,15 @@ impl Host<'_> {
         }
     }
 
-    fn cancel(&mut self, ticket: u64) {
+    fn cancel(&mut self, engine: &mut Engine<'_>, ticket: u64) {
         if let Some(Running { job, .. }) = self.requests.remove(&ticket) {
             self.jobs.remove(&job);
-            self.engine.cancel(job);
+            engine.cancel(job);
         }
     }
 
     /// Sends an event to its request. Returns its tokens.
-    fn send(&mut self, job: JobId, event: Event) -> usize {
+    fn send(&mut self, engine: &mut Engine<'_>, job: JobId, event: Event) -> usize {
         let Some(ticket) = self.jobs.get(&job).copied() else { return 0 };
         let Some(request) = self.requests.get_mut(&ticket) else { return 0 };
         let mut tokens = 0;
@@ -295,7 +372,7 @@ impl Host<'_> {
         }
         if !request.mailbox.send(event) {
             request.mailbox.fail(ApiError::slow_reader());
-            self.cancel(ticket);
+            self.cancel(engine, ticket);
         } else if request.open == 0 {
             self.requests.remove(&ticket);
             self.jobs.remove(&job);
@@ -319,9 +396,9 @@ impl Host<'_> {
         }
     }
 
-    fn beat(&self) {
+    fn beat(&self, engine: &Engine<'_>) {
         let waiting_tokens = self.requests.values().map(|request| request.waiting_tokens).sum();
-        self.server.metrics.set_figures(self.engine.figures());
-        self.server.beat(!self.engine.is_idle(), waiting_tokens, self.rate);
+        self.server.metrics.set_figures(engine.figures());
+        self.server.beat(!engine.is_idle(), waiting_tokens, self.rate);
     }
 }

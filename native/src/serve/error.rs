@@ -70,6 +70,26 @@ impl ApiError {
         Self::bad_request("unsupported_field", message).at(param)
     }
 
+    /// The field `param` has no image that can be decoded.
+    pub fn invalid_image(param: &str, message: impl Into<String>) -> Self {
+        Self::bad_request("invalid_image", message).at(param)
+    }
+
+    /// The field `param` names an image by a URL that this server does not read.
+    pub fn image_url_not_allowed(param: &str, message: impl Into<String>) -> Self {
+        Self::bad_request("image_url_not_allowed", message).at(param)
+    }
+
+    /// The image in the field `param` is one too many.
+    pub fn too_many_images(param: &str, message: impl Into<String>) -> Self {
+        Self::bad_request("too_many_images", message).at(param)
+    }
+
+    /// The body is not a form.
+    pub fn invalid_form(message: impl Into<String>) -> Self {
+        Self::bad_request("invalid_form", message)
+    }
+
     /// What an answer must look like cannot be compiled.
     pub fn of_grammar(param: &'static str, error: &mgm_grammar::Error) -> Self {
         // LangChain knows an unsupported schema by these words.
@@ -128,6 +148,18 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "model_not_found", message).at("model")
     }
 
+    /// No image model.
+    pub fn no_image_model() -> Self {
+        let message = "this server generates no images: start it with --image-model MODEL";
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message).at("model")
+    }
+
+    /// A page of another origin sends a form, for which browsers ask no permission.
+    pub fn origin_not_allowed() -> Self {
+        let message = "the request comes from a page of another origin, which --cors does not name";
+        Self::new(StatusCode::FORBIDDEN, "origin_not_allowed", message)
+    }
+
     /// A path with another method.
     pub fn method_not_allowed() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
@@ -145,9 +177,10 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     }
 
-    /// The body is not declared as JSON. A page of another origin cannot declare it without a preflight request.
-    pub fn unsupported_media_type() -> Self {
-        let message = "expected a body with Content-Type: application/json";
+    /// The body is not declared as `expected`. A page of another origin cannot declare JSON without a preflight
+    /// request.
+    pub fn unsupported_media_type(expected: &str) -> Self {
+        let message = format!("expected a body with Content-Type: {expected}");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     }
 
@@ -169,6 +202,11 @@ impl ApiError {
     /// The model is not loaded yet.
     pub fn model_loading(seconds: u64) -> Self {
         Self::unavailable("model_loading", "the model is being loaded").after(seconds)
+    }
+
+    /// The device was lost, and the model is being loaded to another.
+    pub fn recovering() -> Self {
+        Self::unavailable("recovering", "the GPU device was lost: the model is being loaded again").after(5)
     }
 
     /// The server is about to end.

@@ -13,7 +13,7 @@ pub async fn metrics(State(server): State<Arc<Server>>) -> Response {
     let mut out = Text::default();
     server.metrics.write(&mut out);
     out.kind("mgm_state", "gauge", "What the server does: 1 for its state.");
-    for state in ["loading", "ok", "draining", "error"] {
+    for state in ["loading", "ok", "recovering", "draining", "error"] {
         out.value(&format!("mgm_state{{state=\"{state}\"}}"), u64::from(server.state() == state));
     }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out.0).into_response()

@@ -33,6 +33,11 @@ impl Fields {
         }
     }
 
+    /// Fields that were read otherwise.
+    pub fn new(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+
     /// A field's value.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())

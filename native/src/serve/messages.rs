@@ -1,12 +1,14 @@
 //! Messages of a conversation, and the prompts that they become.
 
-use mgm::text::Prompt;
+use mgm::session::ModelText;
 use mgm::text::chat_template::{ChatTemplate, Message as TemplateMessage};
 use mgm::text::conversation::{Conversation, PromptFormat, Turn};
+use mgm::text::{Prompt, PromptToken};
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::unexpected;
+use super::image_url::ImageUrl;
 
 use crate::tools::{description, python_json};
 
@@ -23,8 +25,7 @@ enum Role {
 struct Message {
     role: Role,
     text: String,
-    /// The fields that have images.
-    images: Vec<String>,
+    images: Vec<ImageUrl>,
     /// Calls of tools: objects with a function, whose arguments are JSON.
     calls: Vec<Value>,
     /// `tool_call_id` and `name`, for templates.
@@ -75,16 +76,31 @@ impl Messages {
         Ok((Self(messages), ignored))
     }
 
-    /// The fields that have images, in order.
-    pub fn images(&self) -> impl Iterator<Item = &String> {
-        self.0.iter().flat_map(|message| &message.images)
+    /// The first image.
+    pub fn first_image(&self) -> Option<&ImageUrl> {
+        self.0.iter().find_map(|message| message.images.first())
+    }
+
+    /// Takes the images, in the order in which they are in the prompt.
+    pub fn take_images(&mut self) -> Vec<ImageUrl> {
+        self.0.iter_mut().flat_map(|message| std::mem::take(&mut message.images)).collect()
+    }
+
+    /// The tokens of the prompt for the assistant's next message, or for the rest of the last one, if that is the
+    /// assistant's.
+    ///
+    /// # Errors
+    /// `invalid_value` if the template refuses the conversation.
+    pub fn tokens(&self, text: &ModelText, tools: PromptTools<'_>) -> Result<Vec<PromptToken>, ApiError> {
+        let prompt = self.prompt(text.prompt_format(), tools)?;
+        text.tokenizer().encode_prompt(&prompt).map_err(|error| ApiError::invalid_value("messages", error.to_string()))
     }
 
     /// The prompt for the assistant's next message, or for the rest of the last one, if that is the assistant's.
     ///
     /// # Errors
     /// `invalid_value` if the template refuses the conversation.
-    pub fn prompt(&self, format: &PromptFormat, tools: PromptTools<'_>) -> Result<Prompt, ApiError> {
+    fn prompt(&self, format: &PromptFormat, tools: PromptTools<'_>) -> Result<Prompt, ApiError> {
         let refused = |error: mgm::Error| ApiError::invalid_value("messages", error.to_string());
         if let PromptFormat::Jinja(template) = format {
             if tools.is_native && (!tools.described.is_empty() || self.have_tools()) {
@@ -122,7 +138,7 @@ impl Messages {
     /// The prompt of the model's own template for the messages as they are. `None` if it refuses them.
     fn own_prompt(&self, template: &ChatTemplate) -> Option<Prompt> {
         let last_is_users = self.0.last().is_some_and(|message| message.role == Role::User);
-        if !last_is_users || self.have_tools() || self.images().next().is_some() {
+        if !last_is_users || self.have_tools() || self.first_image().is_some() {
             return None;
         }
         let messages = self.0.iter().map(|message| {
@@ -142,7 +158,7 @@ impl Messages {
     /// `invalid_value`.
     fn prompt_with_tools(&self, template: &ChatTemplate, tools: &[Value]) -> Result<Prompt, ApiError> {
         let refused = |reason: String| ApiError::invalid_value("messages", reason);
-        if self.images().next().is_some() {
+        if self.first_image().is_some() {
             return Err(refused("this model's own conversation template does not support images".to_owned()));
         }
         if self.0.last().is_some_and(|message| message.role == Role::Assistant) {
@@ -349,10 +365,10 @@ fn parse_part(
                 }
                 url => url,
             };
-            if !matches!(url, Some(Value::String(_))) {
+            let Some(Value::String(url)) = url else {
                 return Err(unexpected(&place, &url.unwrap_or_default(), "a data URL, or an object with one as url"));
-            }
-            message.images.push(place);
+            };
+            message.images.push(ImageUrl { param: place, url });
         }
         Some(kind @ ("input_audio" | "file")) => {
             let message = format!("parts of the type {kind} are not supported: send texts and images");
@@ -497,8 +513,8 @@ mod tests {
         let (messages, ignored) =
             Messages::parse(Some(json!([{ "role": "user", "content": parts }]))).expect("messages");
         assert_eq!(ignored, ["image_url.detail"]);
-        let place = "messages[0].content[1].image_url".to_owned();
-        assert_eq!(messages.images().collect::<Vec<_>>(), [&place]);
+        let image = ImageUrl { param: "messages[0].content[1].image_url".to_owned(), url: "data:x".to_owned() };
+        assert_eq!(messages.first_image(), Some(&image));
         let prompt = messages.prompt(&Template::ChatMl.into(), PromptTools::default()).expect("a prompt");
         assert_eq!(prompt.images(), 1, "a literal <image> is text");
         assert!(prompt.segments()[1].contains("a\nb <image>"), "{prompt}");

@@ -25,6 +25,8 @@ pub struct Metrics {
     rejected: AtomicU64,
     /// Requests whose client went away.
     cancelled: AtomicU64,
+    images: AtomicU64,
+    device_lost: AtomicU64,
     queue: Histogram,
     first_token: Histogram,
     request: Histogram,
@@ -55,6 +57,16 @@ impl Metrics {
         self.cancelled.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Notes a lost device.
+    pub fn device_lost(&self) {
+        self.device_lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes a generated image.
+    pub fn image(&self) {
+        self.images.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What the engine has done.
     pub fn set_figures(&self, figures: Figures) {
         *self.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
@@ -77,6 +89,9 @@ impl Metrics {
         counter("mgm_cached_tokens_total", "Positions of prompts that were cached.", load(&self.cached_tokens));
         counter("mgm_generated_tokens_total", "Generated tokens.", load(&self.generated_tokens));
         counter("mgm_cancelled_total", "Requests whose client went away.", load(&self.cancelled));
+        counter("mgm_device_lost_total", "Devices that were lost.", load(&self.device_lost));
+        counter("mgm_images_total", "Generated images.", load(&self.images));
+        counter("mgm_encoded_images_total", "Images of messages that were encoded.", figures.images.encoded);
         counter("mgm_preempted_total", "Sequences that gave their memory up.", figures.preempted);
         counter("mgm_steps_total", "Decoding steps.", figures.steps);
         counter("mgm_rows_total", "Rows of decoding steps.", figures.rows);

@@ -15,12 +15,18 @@ mod error;
 mod exposition;
 mod fields;
 mod health;
+mod image_loader;
+mod image_requests;
+mod image_thread;
+mod image_url;
 mod logprobs;
 mod mailbox;
 mod messages;
 mod metrics;
 mod models;
+mod multipart;
 mod options;
+mod prompt;
 mod reply;
 mod response_format;
 mod router;
@@ -41,6 +47,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use access::Access;
+use image_thread::ImageThread;
 pub use options::ServeArgs;
 use state::{Draining, Server};
 
@@ -51,7 +58,7 @@ use crate::{CliError, interrupt};
 const WORKERS: usize = 2;
 /// Threads that tokenise prompts.
 const BLOCKING_THREADS: usize = 4;
-/// For the engine's thread, when the program ends: a slice of work.
+/// For the threads of the models, when the program ends: a slice of work.
 const ENGINE_TIME: Duration = Duration::from_secs(5);
 
 pub fn run(arguments: ServeArgs) -> Result<(), CliError> {
@@ -61,17 +68,26 @@ pub fn run(arguments: ServeArgs) -> Result<(), CliError> {
     let (addresses, is_loopback) = arguments.settings.addresses(!keys.is_empty())?;
     let hosts = is_loopback.then(|| arguments.settings.allow_host.clone());
     let access = Access::new(&keys, hosts, arguments.settings.cors.clone());
+    let images = match arguments.image_model() {
+        Some(model) => Some(image_thread::start(model, arguments.device.options(), arguments.settings.queue)?),
+        None => None,
+    };
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(serve(arguments, access, &addresses));
+    let result = runtime.block_on(serve(arguments, access, &addresses, images));
     runtime.shutdown_background();
     result
 }
 
-async fn serve(arguments: ServeArgs, access: Access, addresses: &[SocketAddr]) -> Result<(), CliError> {
+async fn serve(
+    arguments: ServeArgs,
+    access: Access,
+    addresses: &[SocketAddr],
+    images: Option<ImageThread>,
+) -> Result<(), CliError> {
     let (host, port) = (&arguments.settings.host, arguments.settings.port);
     let listener = connection::listen(addresses).await.map_err(|error| mgm::Error::Io {
         file: format!("{host}:{port}"),
@@ -82,7 +98,9 @@ async fn serve(arguments: ServeArgs, access: Access, addresses: &[SocketAddr]) -
     std::io::stdout().flush()?;
 
     let (commands, received) = mpsc::channel();
-    let server = Arc::new(Server::new(arguments.settings.clone(), access, commands));
+    let image_model = images.as_ref().map(|images| images.model.clone());
+    let server = Arc::new(Server::new(arguments.settings.clone(), access, commands, image_model));
+    let image_thread = images.map(|images| images.begin(&server));
     let (ended, mut engine) = oneshot::channel();
     let stop = Arc::new(AtomicBool::new(false));
     let thread = engine_thread::start(arguments, server.clone(), received, stop.clone(), ended)?;
@@ -106,7 +124,9 @@ async fn serve(arguments: ServeArgs, access: Access, addresses: &[SocketAddr]) -
     connection::serve(listener, router::router(&server), end).await;
     server.stop();
     // The device must not be in use when the program ends.
-    let joined = tokio::task::spawn_blocking(move || thread.join());
+    let joined = tokio::task::spawn_blocking(move || {
+        [Some(thread), image_thread].into_iter().flatten().for_each(|thread| drop(thread.join()));
+    });
     let _ = timeout(ENGINE_TIME, joined).await;
     failure.map_or(Ok(()), Err)
 }

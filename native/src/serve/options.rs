@@ -11,6 +11,8 @@ use mgm::tensor::Precision;
 use mgm::text::conversation::Template;
 
 use crate::args::{CheckpointArgs, DeviceArgs, parse_number, parse_size};
+use crate::bundled_models;
+use crate::sdxl::{ImageModelArgs, SdxlArgs};
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -31,9 +33,22 @@ pub struct ServeArgs {
     #[arg(long, value_parser = ["tanh", "erf"])]
     pub gelu: Option<String>,
     #[command(flatten)]
+    pub image_model: ImageModelArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub settings: Settings,
+}
+
+impl ServeArgs {
+    /// The image model: the one that is named, or the bundled one if the bundled language model is served.
+    pub fn image_model(&self) -> Option<SdxlArgs> {
+        let mut model = self.image_model.clone();
+        if self.checkpoint.checkpoint.is_none() {
+            model.image_model = model.image_model.or_else(|| bundled_models::find(bundled_models::POCKET_SDXL));
+        }
+        model.sdxl()
+    }
 }
 
 /// How the device is divided.
@@ -49,8 +64,11 @@ pub struct EngineArgs {
     /// positions, of which at most 2048 count]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub kv: Option<u64>,
-    /// Time of a slice of a prompt in milliseconds, for which running answers wait [default: 100; 1000 on software
-    /// adapters]
+    /// Memory for encoded images, which later questions about them use, such as 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    pub image_cache: u64,
+    /// Time of a slice of a prompt or an image in milliseconds, for which running answers wait [default: 100; 1000 on
+    /// software adapters]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub slice: Option<u32>,
     /// Compute the same tokens for a request alone and in any batch. It is slower
@@ -97,6 +115,12 @@ pub struct Settings {
     /// Maximum size of a request's body, such as 32M
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_body_size)]
     pub max_body: u64,
+    /// Maximum number of images in a request
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub max_images: u32,
+    /// Maximum number of pixels in an image, such as 40M for 40 million
+    #[arg(long, value_name = "N", default_value = "40M", value_parser = parse_pixels)]
+    pub max_pixels: u64,
     /// Maximum number of tokens in an answer, and the default
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_new_tokens: u32,
@@ -109,6 +133,9 @@ pub struct Settings {
     /// top_p of requests without one [default: the model's, else 1]
     #[arg(long, value_name = "X", value_parser = parse_probability)]
     pub top_p: Option<f32>,
+    /// End with exit code 3 if the GPU device fails for good, rather than answer with errors
+    #[arg(long)]
+    pub exit_on_loss: bool,
     /// After a signal to end: seconds for answers to finish
     #[arg(long, value_name = "S", default_value_t = 30)]
     pub drain_timeout: u64,
@@ -123,6 +150,18 @@ pub const MAX_BODIES: u64 = 256 << 20;
 fn parse_body_size(text: &str) -> Result<u64, String> {
     let size = parse_size(text)?;
     if size <= MAX_BODIES { Ok(size) } else { Err("a body has at most 256M".to_owned()) }
+}
+
+/// Parses a number of pixels: `40M` is 40 million.
+fn parse_pixels(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1e3),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1e6),
+        _ => (text, 1.0),
+    };
+    let pixels = number.parse::<f64>().ok().map(|number| number * unit);
+    let pixels = pixels.filter(|pixels| pixels.is_finite() && *pixels >= 1.0);
+    pixels.map(|pixels| pixels as u64).ok_or_else(|| "expected a number of pixels such as 40M".to_owned())
 }
 
 fn parse_key(text: &str) -> Result<String, String> {

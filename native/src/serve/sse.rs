@@ -60,6 +60,12 @@ impl Events {
         self.write(format!("data: {}\n\n", serde_json::to_string(value).unwrap_or_default())).await
     }
 
+    /// Sends a value as an event with a name.
+    pub async fn send_named(&self, name: &str, value: &impl Serialize) -> Result<(), Gone> {
+        let data = serde_json::to_string(value).unwrap_or_default();
+        self.write(format!("event: {name}\ndata: {data}\n\n")).await
+    }
+
     /// Sends a comment, which clients skip.
     pub async fn ping(&self) -> Result<(), Gone> {
         self.write(": ping\n\n".to_owned()).await

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mgm::engine::digest::Salt;
+use mgm::engine::images::ImageFormat;
 use mgm::ops::Sampling;
 use mgm::session::ModelText;
 use sha2::{Digest, Sha256};
@@ -15,6 +16,8 @@ use super::access::{Access, User};
 use super::body::Bodies;
 use super::command::{Command, Submission};
 use super::error::ApiError;
+use super::image_loader::ImageLoader;
+use super::image_thread::ImageServed;
 use super::mailbox::Mailbox;
 use super::metrics::Metrics;
 use super::options::Settings;
@@ -37,9 +40,11 @@ pub struct Served {
     pub context: usize,
     /// Positions of a prompt.
     pub max_prompt: usize,
-    /// Visual tokens of an image, if the model takes images.
-    pub image_tokens: Option<usize>,
+    /// How images are encoded, if the model takes images.
+    pub image_format: Option<ImageFormat>,
     pub precision: String,
+    /// Memory that the model and its caches take.
+    pub gpu_bytes: u64,
     /// Where a request says nothing.
     pub sampling: Sampling,
     /// Identifies what decides answers: the program, the model and the device.
@@ -104,22 +109,32 @@ pub struct Server {
     pub settings: Settings,
     pub access: Access,
     pub bodies: Bodies,
+    pub images: ImageLoader,
     pub metrics: Metrics,
     started: Instant,
     commands: Sender<Command>,
     tickets: AtomicU64,
     model: OnceLock<Arc<Served>>,
+    image_model: Option<Arc<ImageServed>>,
     /// Of loading, in thousandths.
     progress: AtomicU32,
     failed: OnceLock<String>,
     draining: AtomicU8,
+    /// The device was lost, and another one is being opened.
+    recovering: AtomicBool,
     pulse: Pulse,
 }
 
 impl Server {
-    pub fn new(settings: Settings, access: Access, commands: Sender<Command>) -> Self {
+    pub fn new(
+        settings: Settings,
+        access: Access,
+        commands: Sender<Command>,
+        image_model: Option<Arc<ImageServed>>,
+    ) -> Self {
         Self {
             bodies: Bodies::new(settings.max_body),
+            images: ImageLoader::new(settings.max_pixels),
             settings,
             access,
             metrics: Metrics::default(),
@@ -127,9 +142,11 @@ impl Server {
             commands,
             tickets: AtomicU64::new(0),
             model: OnceLock::new(),
+            image_model,
             progress: AtomicU32::new(0),
             failed: OnceLock::new(),
             draining: AtomicU8::new(Draining::No as u8),
+            recovering: AtomicBool::new(false),
             pulse: Pulse::default(),
         }
     }
@@ -137,13 +154,16 @@ impl Server {
     /// The model, if it is loaded and requests are taken.
     ///
     /// # Errors
-    /// `draining`, `device_lost`, `model_loading`.
+    /// `draining`, `device_lost`, `recovering`, `model_loading`.
     pub fn served(&self) -> Result<&Arc<Served>, ApiError> {
         if self.draining() == Draining::Refusing {
             return Err(ApiError::draining());
         }
         if let Some(message) = self.failure() {
             return Err(ApiError::device_lost(message));
+        }
+        if self.recovering.load(Ordering::Relaxed) {
+            return Err(ApiError::recovering());
         }
         self.model.get().ok_or_else(|| ApiError::model_loading(self.loading_seconds()))
     }
@@ -153,9 +173,14 @@ impl Server {
         self.model.get()
     }
 
-    pub fn set_served(&self, served: Served) {
+    pub fn set_served(&self, served: Arc<Served>) {
         // Only the engine's thread calls this, once.
-        let _ = self.model.set(Arc::new(served));
+        let _ = self.model.set(served);
+    }
+
+    /// The image model, if there is one.
+    pub fn image_model(&self) -> Option<&Arc<ImageServed>> {
+        self.image_model.as_ref()
     }
 
     /// The part of the model that is loaded.
@@ -182,12 +207,19 @@ impl Server {
         let _ = self.failed.set(message);
     }
 
-    /// `draining`, `error`, `loading` or `ok`.
+    /// Notes whether a lost device is being replaced.
+    pub fn set_recovering(&self, recovering: bool) {
+        self.recovering.store(recovering, Ordering::Relaxed);
+    }
+
+    /// `draining`, `error`, `recovering`, `loading` or `ok`.
     pub fn state(&self) -> &'static str {
         if self.draining() != Draining::No {
             "draining"
         } else if self.failure().is_some() {
             "error"
+        } else if self.recovering.load(Ordering::Relaxed) {
+            "recovering"
         } else if self.loaded().is_none() {
             "loading"
         } else {
@@ -209,9 +241,11 @@ impl Server {
 
     /// Waits until no request is under way.
     pub async fn idle(&self) {
-        if let Some(served) = self.model.get() {
+        let (text, image) =
+            (self.model.get().map(|model| &model.slots), self.image_model.as_ref().map(|model| &model.slots));
+        for slots in [text, image].into_iter().flatten() {
             // It is never closed.
-            let _ = served.slots.free.acquire_many(served.slots.count).await;
+            let _ = slots.free.acquire_many(slots.count).await;
         }
     }
 
@@ -227,7 +261,9 @@ impl Server {
     /// Whether the engine finishes its turns.
     pub fn is_alive(&self) -> bool {
         let last = Duration::from_millis(self.pulse.last_turn.load(Ordering::Relaxed));
-        !self.pulse.busy.load(Ordering::Relaxed) || self.started.elapsed().saturating_sub(last) < STUCK_AFTER
+        // Loading a model again takes as long as it takes.
+        let may_rest = !self.pulse.busy.load(Ordering::Relaxed) || self.recovering.load(Ordering::Relaxed);
+        may_rest || self.started.elapsed().saturating_sub(last) < STUCK_AFTER
     }
 
     /// Seconds until the queue is shorter, 1 to 60.
@@ -241,11 +277,23 @@ impl Server {
     /// # Errors
     /// `queue_full`.
     pub fn admit(&self, served: &Served, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let permit = served.slots.free.clone().try_acquire_many_owned(count as u32);
+        self.take_slots(&served.slots, count, self.retry_seconds())
+    }
+
+    /// Takes the slot of a request for images.
+    ///
+    /// # Errors
+    /// `queue_full`.
+    pub fn admit_image(&self, model: &ImageServed) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.take_slots(&model.slots, 1, model.retry_seconds())
+    }
+
+    fn take_slots(&self, slots: &Slots, count: usize, retry: u64) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permit = slots.free.clone().try_acquire_many_owned(count as u32);
         permit.map_err(|_| match self.draining() {
             // The slots are being taken for good.
             Draining::Refusing => ApiError::draining(),
-            _ => ApiError::queue_full(self.settings.queue as usize, self.retry_seconds()),
+            _ => ApiError::queue_full(self.settings.queue as usize, retry),
         })
     }
 
@@ -272,8 +320,11 @@ impl Server {
         Ticket { id, mailbox, server: self.clone(), is_finished: false, _permit: permit }
     }
 
-    /// Ends the engine's thread. All requests fail.
+    /// Ends the threads of both models. All requests fail.
     pub fn stop(&self) {
+        if let Some(model) = &self.image_model {
+            model.stop();
+        }
         // Without the thread there is nothing to stop.
         let _ = self.commands.send(Command::Stop);
     }

@@ -6,15 +6,14 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use mgm::engine::digest::CachedPosition;
+use mgm::text::PromptToken;
 use serde_json::{Value, json};
 
 use super::caller::on_blocking_thread;
-use super::chat::tokens;
 use super::decoding::ids;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::messages::Messages;
+use super::messages::{Messages, PromptTools};
 use super::models::check_model;
 use super::reply::{json_response, with_ignored};
 use super::state::{Served, Server};
@@ -65,12 +64,16 @@ fn ids_of_text(fields: &mut Fields, served: &Served) -> Result<Value, ApiError> 
         }
         None => {
             let (messages, _) = Messages::parse(fields.take("messages"))?;
-            let positions = tokens(&messages, &[], served)?;
-            let id = |position| match position {
-                CachedPosition::Text(id) => Some(id),
-                CachedPosition::Visual { .. } => None,
+            if let Some(image) = messages.first_image() {
+                let message = "images have no token ids: leave them out";
+                return Err(ApiError::unsupported_field(&image.param, message));
+            }
+            let id = |token| match token {
+                PromptToken::Text(id) => Some(id),
+                PromptToken::Image => None,
             };
-            positions.into_iter().filter_map(id).collect()
+            let tools = PromptTools { is_native: served.tool_style.is_native, described: &[] };
+            messages.tokens(&served.text, tools)?.into_iter().filter_map(id).collect()
         }
     };
     let mut value = json!({ "tokens": ids, "count": ids.len(), "max_model_len": served.context });

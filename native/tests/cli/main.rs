@@ -15,3 +15,5 @@ mod pack;
 mod pocket;
 mod pull;
 mod serve;
+mod serve_images;
+mod serve_recovery;

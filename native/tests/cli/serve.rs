@@ -17,10 +17,10 @@ mod tools;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A server with Pocket.
-struct Server {
-    process: Child,
+pub struct Server {
+    pub process: Child,
     address: String,
-    key: Option<&'static str>,
+    pub key: Option<&'static str>,
 }
 
 impl Drop for Server {
@@ -32,27 +32,27 @@ impl Drop for Server {
 
 /// An answer.
 #[derive(Debug)]
-struct Reply {
-    status: u16,
+pub struct Reply {
+    pub status: u16,
     headers: Vec<(String, String)>,
-    body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Reply {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
     /// The values of a stream's events, without the last, which is `[DONE]`.
-    fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         let text = self.text();
         let mut events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
         assert_eq!(events.pop(), Some("[DONE]"), "{text}");
@@ -60,12 +60,21 @@ impl Reply {
     }
 }
 
+impl Reply {
+    /// The names and values of a stream's events, without the last, which is `[DONE]`.
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        let text = self.text();
+        let events = text.split("\n\n").filter_map(|event| event.strip_prefix("event: ")?.split_once("\ndata: "));
+        events.map(|(name, value)| (name.to_owned(), serde_json::from_str(value).expect("JSON"))).collect()
+    }
+}
+
 /// A request whose answer is not read yet.
-struct Pending(BufReader<TcpStream>);
+pub struct Pending(BufReader<TcpStream>);
 
 impl Pending {
     /// Reads the answer to its end.
-    fn reply(mut self) -> Reply {
+    pub fn reply(mut self) -> Reply {
         let mut line = String::new();
         self.0.read_line(&mut line).expect("a status line");
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -97,7 +106,7 @@ impl Pending {
     }
 
     /// Waits for text in the answer.
-    fn wait_for(&mut self, wanted: &str) {
+    pub fn wait_for(&mut self, wanted: &str) {
         let mut line = String::new();
         while !line.contains(wanted) {
             line.clear();
@@ -107,9 +116,15 @@ impl Pending {
 }
 
 impl Server {
-    fn start(arguments: &[&str]) -> Self {
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mgm"));
         command.env_remove("MGM_MODELS").env_remove("MGM_API_KEY").args(["serve", "--port", "0"]).args(arguments);
+        command.envs(variables.iter().copied());
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the binary runs");
         let mut line = String::new();
         BufReader::new(process.stdout.take().expect("a pipe")).read_line(&mut line).expect("the address");
@@ -118,7 +133,7 @@ impl Server {
     }
 
     /// Waits until the model is loaded.
-    fn ready(self) -> Self {
+    pub fn ready(self) -> Self {
         while self.get("/health").status != 200 {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -132,7 +147,7 @@ impl Server {
         Pending(BufReader::new(stream))
     }
 
-    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Pending {
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Pending {
         let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
         let has = |name: &str| headers.iter().any(|(found, _)| *found == name);
         if !has("host") {
@@ -148,36 +163,36 @@ impl Server {
         self.raw(&[head.as_bytes(), body].concat())
     }
 
-    fn get(&self, path: &str) -> Reply {
+    pub fn get(&self, path: &str) -> Reply {
         self.request("GET", path, &[], b"").reply()
     }
 
-    fn send(&self, path: &str, body: &Value) -> Pending {
+    pub fn send(&self, path: &str, body: &Value) -> Pending {
         self.request("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
     }
 
-    fn post(&self, path: &str, body: &Value) -> Reply {
+    pub fn post(&self, path: &str, body: &Value) -> Reply {
         self.send(path, body).reply()
     }
 
-    fn chat(&self, body: Value) -> Reply {
+    pub fn chat(&self, body: Value) -> Reply {
         self.post("/v1/chat/completions", &body)
     }
 
     /// A stream that takes long.
-    fn long_stream(&self, max_tokens: u32) -> Pending {
+    pub fn long_stream(&self, max_tokens: u32) -> Pending {
         let messages = json!([{ "role": "user", "content": "What can you do?" }]);
         let body = json!({ "messages": messages, "stream": true, "ignore_eos": true, "max_tokens": max_tokens });
         self.send("/v1/chat/completions", &body)
     }
 
-    fn metric(&self, name: &str) -> u64 {
+    pub fn metric(&self, name: &str) -> u64 {
         let text = self.get("/metrics").text();
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         value.unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
-    fn wait_for_metric(&self, name: &str, value: u64) {
+    pub fn wait_for_metric(&self, name: &str, value: u64) {
         while self.metric(name) != value {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -189,7 +204,7 @@ impl Server {
     }
 }
 
-fn user(content: &str) -> Value {
+pub fn user(content: &str) -> Value {
     json!([{ "role": "user", "content": content }])
 }
 
@@ -204,7 +219,7 @@ fn mgm_chat(question: &str, more: &[&str]) -> Value {
 }
 
 /// The joined text and the last reason of each choice of a stream.
-fn joined(events: &[Value]) -> Vec<(String, Value)> {
+pub fn joined(events: &[Value]) -> Vec<(String, Value)> {
     let mut choices: Vec<(String, Value)> = Vec::new();
     for choice in events.iter().flat_map(|event| event["choices"].as_array().expect("choices")) {
         let index = choice["index"].as_u64().expect("an index") as usize;
