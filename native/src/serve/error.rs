@@ -246,6 +246,11 @@ impl ApiError {
         Self::internal("the answer was cancelled: 1 MiB of it was not read")
     }
 
+    /// The same about another field, if it is about one.
+    pub fn map_param(self, map: impl FnOnce(&str) -> String) -> Self {
+        Self { param: self.param.as_deref().map(map), ..self }
+    }
+
     fn at(self, param: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..self }
     }

@@ -128,6 +128,11 @@ impl Fields {
         Ok(())
     }
 
+    /// Sets a field.
+    pub fn insert(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
     /// The names of all fields that were not taken.
     pub fn rest(self) -> Vec<String> {
         self.0.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).collect()

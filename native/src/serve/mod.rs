@@ -29,6 +29,7 @@ mod options;
 mod prompt;
 mod reply;
 mod response_format;
+mod responses;
 mod router;
 mod sse;
 mod state;

@@ -17,3 +17,4 @@ mod pull;
 mod serve;
 mod serve_images;
 mod serve_recovery;
+mod serve_responses;
