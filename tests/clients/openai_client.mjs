@@ -1,9 +1,10 @@
-// OpenAI's Node.js client against `mgm serve` with Pocket. Usage: openai_client.mjs BASE_URL KEY
+// OpenAI's Node.js client against `mgm serve` with Pocket. Usage: openai_client.mjs BASE_URL KEY IMAGE
 import assert from "node:assert/strict";
+import { createReadStream, readFileSync } from "node:fs";
 import OpenAI from "openai";
 import { VERSION } from "openai/version";
 
-const [baseURL, apiKey] = process.argv.slice(2);
+const [baseURL, apiKey, image] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey });
 const ask = { model: "pocket", messages: [{ role: "user", content: "What is your name?" }], temperature: 0 };
 
@@ -20,6 +21,30 @@ assert.equal(streamed, text);
 assert.deepEqual(usage.completion_tokens, whole.usage.completion_tokens);
 // The client's own way to join a stream.
 assert.equal((await client.chat.completions.stream(ask).finalChatCompletion()).choices[0].message.content, text);
+
+const response = await client.responses.create({ model: "pocket", input: "What is your name?", temperature: 0 });
+assert.equal(response.output_text, text);
+// The client checks the order of the events.
+const events = client.responses.stream({ model: "pocket", input: "What is your name?", temperature: 0 });
+assert.equal((await events.finalResponse()).output_text, text);
+
+const url = `data:image/png;base64,${readFileSync(image).toString("base64")}`;
+const content = [
+  { type: "image_url", image_url: { url } },
+  { type: "text", text: "What animal is this?" },
+];
+const seen = await client.chat.completions.create({ ...ask, messages: [{ role: "user", content }] });
+assert.match(seen.choices[0].message.content, /shark/);
+const draw = { model: "pocket-sdxl", prompt: "a red car", size: "64x64", steps: 2, seed: 7 };
+const drawn = (await client.images.generate(draw)).data[0].b64_json;
+const types = [];
+for await (const event of await client.images.generate({ ...draw, stream: true, partial_images: 1 })) {
+  types.push(event.type);
+  if (event.type === "image_generation.completed") assert.equal(event.b64_json, drawn);
+}
+assert.deepEqual(types, ["image_generation.partial_image", "image_generation.completed"]);
+const edited = await client.images.edit({ ...draw, image: createReadStream(image) });
+assert.ok(Buffer.from(edited.data[0].b64_json, "base64").subarray(1, 4).equals(Buffer.from("PNG")));
 
 const failure = (changes, options) =>
   client.chat.completions.create({ ...ask, ...changes }, { maxRetries: 0, ...options }).then(

@@ -10,9 +10,10 @@ trap 'kill $server 2>/dev/null || true; rm -f "$log"' EXIT
 until [ -s "$log" ]; do sleep 0.1; done
 address=$(head -1 "$log")
 until "$python" -c "import urllib.request; urllib.request.urlopen('$address/health')" 2>/dev/null; do sleep 0.2; done
-"$python" "$here/openai_client.py" "$address/v1" key
+image=$here/../../pocket/examples/shark.png
+"$python" "$here/openai_client.py" "$address/v1" key "$image"
 # Node.js finds packages from the script's folder.
 cp "$here/openai_client.mjs" "$node_folder/"
-node "$node_folder/openai_client.mjs" "$address/v1" key
+node "$node_folder/openai_client.mjs" "$address/v1" key "$image"
 kill -TERM $server
 wait $server
