@@ -144,7 +144,7 @@ def main(wheels, out):
         "choices": choices,
         "open": opens,
     }
-    Path(out).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    Path(out).write_text(json.dumps(result, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":
