@@ -31,7 +31,15 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-const PRE_TOKENIZERS: [PreTokenizer; 7] = [
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SEED_CODER: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+
+const PRE_TOKENIZERS: [PreTokenizer; 13] = [
     PreTokenizer {
         names: &["default"],
         patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
@@ -39,35 +47,88 @@ const PRE_TOKENIZERS: [PreTokenizer; 7] = [
         add_bos: false,
     },
     PreTokenizer {
-        names: &["gpt-2", "phi-2", "jina-es", "jina-de", "mpt", "olmo"],
+        names: &[
+            "gpt-2",
+            "phi-2",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "exaone4",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "granite-docling",
+            "modern-bert",
+        ],
         patterns: &[GPT2],
         ignore_merges: false,
         add_bos: false,
     },
     PreTokenizer {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
         patterns: &[r"\p{N}", GPT2],
         ignore_merges: false,
         add_bos: false,
     },
     PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "glm4"],
         patterns: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
     },
-    PreTokenizer { names: &["smaug-bpe"], patterns: &[LLAMA3], ignore_merges: false, add_bos: false },
     PreTokenizer {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2"],
+        names: &["smaug-bpe", "dbrx", "chatglm-bpe"],
+        patterns: &[LLAMA3],
+        ignore_merges: false,
+        add_bos: false,
+    },
+    PreTokenizer {
+        names: &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "stablelm2",
+            "megrez",
+            "kormo",
+            "hunyuan",
+            "solar-open",
+            "f2llmv2",
+            "grok-2",
+        ],
         patterns: &[QWEN2],
         ignore_merges: false,
         add_bos: false,
     },
     PreTokenizer { names: &["tekken"], patterns: &[TEKKEN], ignore_merges: true, add_bos: true },
+    PreTokenizer { names: &["gpt-4o", "llama4", "kanana2"], patterns: &[GPT4O], ignore_merges: false, add_bos: false },
+    PreTokenizer { names: &["qwen35"], patterns: &[QWEN35], ignore_merges: false, add_bos: false },
+    PreTokenizer { names: &["seed-coder"], patterns: &[SEED_CODER], ignore_merges: false, add_bos: false },
+    PreTokenizer {
+        names: &["bailingmoe", "bailingmoe2", "llada-moe"],
+        patterns: &[BAILING],
+        ignore_merges: false,
+        add_bos: false,
+    },
+    PreTokenizer {
+        names: &["deepseek-v3", "hunyuan-dense"],
+        patterns: &[r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3],
+        ignore_merges: false,
+        add_bos: false,
+    },
+    PreTokenizer {
+        names: &["falcon"],
+        patterns: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
+        ignore_merges: false,
+        add_bos: false,
+    },
 ];
 
 /// Tokens that end a turn whatever their type in the file.
-pub const END_OF_TURN: [&str; 9] = [
+pub const END_OF_TURN: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -76,7 +137,20 @@ pub const END_OF_TURN: [&str; 9] = [
     "<|end_of_text|>",
     "<|eom_id|>",
     "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
     "</s>",
+    "<eos>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
 
 /// Tokens that begin or end turns. They are control tokens even if a converter made them ordinary or user-defined ones,
@@ -142,10 +216,17 @@ impl Tokenizer {
                 config.roles.insert(role, text.to_owned());
             }
         }
+        // Phi-3's, which the file does not say.
+        let strips = sentencepiece && header.text("general.architecture") == Some("phi3");
         for (id, (token, kind)) in tokens.iter().zip(&kinds).enumerate() {
             // Control and user-defined tokens are matched in text first.
             if matches!(kind, 3 | 4) && !token.is_empty() {
-                config.added.insert(id as u32, AddedToken { special: *kind == 3, ..AddedToken::special(token) });
+                let added = AddedToken {
+                    special: *kind == 3,
+                    rstrip: strips && !matches!(token, "<unk>" | "<s>" | "<|endoftext|>"),
+                    ..AddedToken::special(token)
+                };
+                config.added.insert(id as u32, added);
             }
         }
         match header.text("tokenizer.ggml.model") {

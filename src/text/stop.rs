@@ -35,8 +35,10 @@ impl StopIds {
     /// For a model with a Jinja template, which does not declare the end of a turn: the configured ids, the
     /// tokenizer's, and all special tokens that are known to end turns.
     pub fn for_jinja_template(config: &[u32], tokenizer: &Tokenizer) -> Self {
-        let ends = END_OF_TURN.iter().filter_map(|token| tokenizer.token_id(token));
-        let ends = ends.filter(|id| tokenizer.is_special(*id));
+        // gpt-oss ends answers with these two, and messages within an answer with `<|end|>`.
+        let harmony = ["<|return|>", "<|call|>"].iter().all(|token| tokenizer.token_id(token).is_some());
+        let ends = END_OF_TURN.iter().filter(|token| !harmony || **token != "<|end|>");
+        let ends = ends.filter_map(|token| tokenizer.token_id(token)).filter(|id| tokenizer.is_special(*id));
         Self::from_ids(config.iter().copied().chain(tokenizer.eos()).chain(ends))
     }
 
