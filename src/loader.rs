@@ -229,6 +229,16 @@ impl Loader {
         Ok(Matrix::stack(matrices)?.with_inputs(self.inputs))
     }
 
+    /// The biases of two matrices of [`Self::interleaved`].
+    ///
+    /// # Errors
+    /// As [`Self::values`].
+    pub async fn interleaved_bias(&self, even: &str, odd: &str) -> Result<Tensor> {
+        let parts = [self.values(even).await?, self.values(odd).await?];
+        let bias = alternating(&parts, 1).concat();
+        self.upload(even, &[bias.len()], &bias).await
+    }
+
     /// Two matrices [rows, columns] with alternating rows, `even` first: the layout of gated epilogues.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::gpu::{Cost, Gpu, Recorder};
 use crate::ops::{
     self, Attention, ConvEpilogue, ConvMode, Convolution, Epilogue, FeatureMap, GroupNorm, KeyValues, KvCache,
-    MatmulShape, MiningMap, Norm, roofline,
+    MatmulShape, MiningMap, Norm, Scores, roofline,
 };
 use crate::tensor::{Matrix, Precision, Tensor};
 use crate::tuning::{self, TuneOptions, tune, uncached_weights};
@@ -222,7 +222,8 @@ impl<F: FnMut(&Row)> Bench<F> {
         (heads, kv_heads, head_dim): (usize, usize, usize),
         causal: bool,
     ) -> Result<()> {
-        let layer = Attention { heads, kv_heads, head_dim, causal, exact: false };
+        let scores = Scores::default();
+        let layer = Attention { heads, kv_heads, head_dim, causal, exact: false, scores };
         let cache = KvCache::new(&self.gpu, keys, kv_heads * head_dim, true)?;
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
         self.run(name, |recorder| {
@@ -239,7 +240,8 @@ impl<F: FnMut(&Row)> Bench<F> {
         keys: usize,
         (heads, head_dim): (usize, usize),
     ) -> Result<()> {
-        let layer = Attention { heads, kv_heads: heads, head_dim, causal: false, exact: false };
+        let scores = Scores::default();
+        let layer = Attention { heads, kv_heads: heads, head_dim, causal: false, exact: false, scores };
         let queries = Tensor::zeros(&self.gpu, &[times, heads * head_dim], "queries")?;
         let others = Tensor::zeros(&self.gpu, &[keys, 2 * heads * head_dim], "keys and values")?;
         self.run(name, |recorder| ops::attention(recorder, layer, &queries, KeyValues::Separate(&others))).await

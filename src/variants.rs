@@ -1,9 +1,11 @@
 //! The sizes of the released models, for memory plans and for runs with random weights.
 
 use crate::memory_plan::VisionSizes;
+use crate::ops::Rope;
 use crate::tensor::Activation;
 use crate::weights::config::{
-    Architecture, AspectRatio, ClipConfig, ConvNextConfig, ExpertsConfig, LanguageConfig, ProjectorKind, VisionConfig,
+    Architecture, AspectRatio, ClipConfig, ConvNextConfig, ExpertsConfig, LanguageConfig, LayerConfig, ProjectorKind,
+    VisionConfig,
 };
 
 /// A released model.
@@ -112,15 +114,20 @@ pub fn released(name: &str) -> Option<Variant> {
         num_heads: sizes.heads,
         num_kv_heads: sizes.kv_heads,
         head_dim: sizes.head_dim,
+        layer: LayerConfig::default(),
+        other_layers: None,
         rms_norm_eps: sizes.eps,
         norm_unit_offset: gemma,
-        rope_theta: sizes.theta,
-        rope_freq_factors: Vec::new(),
+        rope: Rope::new(sizes.theta, sizes.head_dim),
+        long_rope: None,
+        embedding_scale: if gemma { (sizes.hidden as f32).sqrt() } else { 1.0 },
+        logit_scale: 1.0,
+        logit_cap: None,
         vocab_size: sizes.vocab,
         max_positions: sizes.positions,
         tie_word_embeddings: gemma,
         activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
-        experts: mixtral.then_some(ExpertsConfig { count: 8, per_token: 2 }),
+        experts: mixtral.then_some(ExpertsConfig::new(8, 2)),
         bos_token: Some(if gemma { 2 } else { 1 }),
         eos_tokens: vec![if gemma { 1 } else { 2 }],
     };

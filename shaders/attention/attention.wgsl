@@ -18,7 +18,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     let work = work_of(group);
     let row0 = work.block * ROWS;
     let row_count = query_rows(work);
-    let range = key_range(work, min(row0 + ROWS, row_count) - 1u);
+    let range = window_range(work, row0, key_range(work, min(row0 + ROWS, row_count) - 1u));
     if is_idle(work, range) {
         return;
     }
@@ -48,7 +48,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
         }
         for (var r = 0u; r < ROWS; r++) {
             let attended = attends(work, min(row0 + r, row_count - 1u), key, key_end);
-            scores[r * BLOCK + local] = select(LOWEST, dots[r] * params.scale, attended);
+            scores[r * BLOCK + local] = select(LOWEST, capped(vec4(dots[r] * params.scale)).x, attended);
         }
         workgroupBarrier();
         // Softmax: four invocations a row, 16 keys each.

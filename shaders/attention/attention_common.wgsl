@@ -1,4 +1,5 @@
-// Code shared by the attention kernels: y = softmax(scale q k^T + causal mask) v.
+// Code shared by the attention kernels: y = softmax(scale q k^T + causal mask) v. attention, attention_decode and
+// attention_tiled also have CAPPED scores, cap tanh(scale q k^T / cap), and WINDOWED ones, of the last `window` keys.
 //
 // Query rows that share a key/value head are numbered r = time * group + (head in the group), so that one workgroup
 // serves all query heads of a key/value head (MHA, GQA and MQA alike), in both prefill and decode. A workgroup takes
@@ -11,6 +12,8 @@
 // Strides and offsets are in units of vec4; head dimensions are multiples of 4, at most 256.
 override CAUSAL: u32 = 0;
 override SPLIT: u32 = 0;       // write partial results
+override CAPPED: u32 = 0;
+override WINDOWED: u32 = 0;
 
 const LOWEST: f32 = -3.0e38;
 
@@ -35,8 +38,36 @@ fn key_range(work: Work, last_row: u32) -> vec2<u32> {
     return vec2(begin, end);
 }
 
+// The range without the keys, by 64, before the window of `first_row`; a block is left in any case. Its scores have no
+// weight next to those of other splits.
+fn window_range(work: Work, first_row: u32, range: vec2<u32>) -> vec2<u32> {
+    if WINDOWED == 0u {
+        return range;
+    }
+    let seen = first_position(work) + first_row / params.group + 1u;
+    let begin = min(max(seen, params.window) - params.window, range.y - 1u) / 64u * 64u;
+    return vec2(max(range.x, begin), range.y);
+}
+
+// Whether keys are in the window of a query at `position`.
+fn in_window(position: u32, keys: vec4<u32>) -> vec4<bool> {
+    if WINDOWED == 0u {
+        return vec4(true);
+    }
+    return keys + vec4(params.window) > vec4(position);
+}
+
 fn attends(work: Work, row: u32, key: u32, end: u32) -> bool {
-    return key < end && (CAUSAL == 0u || key <= first_position(work) + row / params.group);
+    let position = first_position(work) + row / params.group;
+    return key < end && (CAUSAL == 0u || key <= position) && in_window(position, vec4(key)).x;
+}
+
+// Scores after the cap. (tanh is 1 in f32 from 10 on; some drivers overflow for large arguments.)
+fn capped(scores: vec4<f32>) -> vec4<f32> {
+    if CAPPED == 0u {
+        return scores;
+    }
+    return params.cap * tanh(clamp(scores / params.cap, vec4(-15.0), vec4(15.0)));
 }
 
 // Offset of a query row's output.

@@ -15,6 +15,8 @@ struct Params {
     scale: f32,
     output_start: u32,
     head_chunks: u32,   // loads of a head: a loop bound that compilers do not unroll
+    cap: f32,
+    window: u32,
 }
 
 @group(0) @binding(4) var<uniform> params: Params;

@@ -27,7 +27,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     let work = work_of(group);
     let row0 = work.block * ROWS;
     let last_row = query_rows(work) - 1u;
-    let range = key_range(work, min(row0 + ROWS - 1u, last_row));
+    let range = window_range(work, row0, key_range(work, min(row0 + ROWS - 1u, last_row)));
     if is_idle(work, range) {
         return;
     }
@@ -89,7 +89,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
                 let position = first_position(work) + row / params.group;
                 let attended = select(last_key, min(position, last_key), CAUSAL == 1u);
                 let at = vec4(block + 4u * (four % BLOCK4)) + vec4(0u, 1u, 2u, 3u);
-                let seen = select(vec4(LOWEST), s, at <= vec4(attended));
+                let seen = select(vec4(LOWEST), capped(s), (at <= vec4(attended)) & in_window(position, at));
                 probabilities[four] = seen;
                 of_four[four] = max(max(seen.x, seen.y), max(seen.z, seen.w));
             }

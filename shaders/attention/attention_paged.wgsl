@@ -14,6 +14,8 @@ struct Params {
     scale: f32,
     head_chunks: u32,  // loads of a head: a loop bound that compilers do not unroll
     output_stride: u32,
+    cap: f32,
+    window: u32,
 }
 
 // For each sequence (first query position, query positions, keys, offset of its table); for each query position the

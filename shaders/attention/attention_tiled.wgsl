@@ -23,9 +23,10 @@ fn total(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
-// The scores of the four keys from `key` on, up to and with `last`.
-fn masked(scores: vec4<f32>, key: u32, last: u32) -> vec4<f32> {
-    return select(vec4(LOWEST), scores, vec4(key) + vec4(0u, 1u, 2u, 3u) <= vec4(last));
+// The scores of the four keys from `key` on, up to and with `last`, for a query at `position`.
+fn masked(scores: vec4<f32>, key: u32, last: u32, position: u32) -> vec4<f32> {
+    let keys = vec4(key) + vec4(0u, 1u, 2u, 3u);
+    return select(vec4(LOWEST), capped(scores), (keys <= vec4(last)) & in_window(position, keys));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -35,7 +36,7 @@ fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     let work = work_of(group);
     let row0 = work.block * ROWS;
     let last_row = query_rows(work) - 1u;
-    let range = key_range(work, min(row0 + ROWS - 1u, last_row));
+    let range = window_range(work, row0, key_range(work, min(row0 + ROWS - 1u, last_row)));
     if is_idle(work, range) {
         return;
     }
@@ -82,10 +83,10 @@ fn attention_tiled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
                 }
             }
         }
-        let s0 = masked(scores[0], key, attended.x);
-        let s1 = masked(scores[1], key, attended.y);
-        let s2 = masked(scores[2], key, attended.z);
-        let s3 = masked(scores[3], key, attended.w);
+        let s0 = masked(scores[0], key, attended.x, positions.x);
+        let s1 = masked(scores[1], key, attended.y, positions.y);
+        let s2 = masked(scores[2], key, attended.z, positions.z);
+        let s3 = masked(scores[3], key, attended.w, positions.w);
         of_keys[local] = vec4(largest(s0), largest(s1), largest(s2), largest(s3));
         workgroupBarrier();
         let before = maximum;

@@ -10,6 +10,7 @@ struct Params {
 
 override CENTRED: u32 = 0;     // layer norm
 override UNIT_OFFSET: u32 = 0; // Gemma stores w - 1
+override ADD: u32 = 0;         // y is added to what is there
 
 @group(0) @binding(0) var<storage, read> input: array<f32>;
 @group(0) @binding(1) var<storage, read> weight: array<f32>;
@@ -37,6 +38,9 @@ fn norm_row(row: u32, local: u32) {
         var y = (input[start + i] - mean) * scale * (weight[i] + f32(UNIT_OFFSET));
         if CENTRED == 1u {
             y += bias[i];
+        }
+        if ADD == 1u {
+            y += output[start + i];
         }
         output[start + i] = y;
     }

@@ -9,6 +9,7 @@ struct Params {
 
 override CENTRED: u32 = 0;     // layer norm
 override UNIT_OFFSET: u32 = 0; // Gemma stores w - 1
+override ADD: u32 = 0;         // y is added to what is there
 
 @group(0) @binding(0) var<storage, read> input: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<f32>>;
@@ -54,6 +55,9 @@ fn norm_registers(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
             var y = row_values[i] * scale * (weight[at] + f32(UNIT_OFFSET));
             if CENTRED == 1u {
                 y += bias[at];
+            }
+            if ADD == 1u {
+                y += output[start + at];
             }
             output[start + at] = y;
         }

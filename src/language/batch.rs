@@ -90,8 +90,16 @@ impl LanguageModel {
     /// of positions that follow in each prompt.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no sequence, or an empty suffix.
+    /// [`Error::InvalidArgument`] if there is no sequence, or an empty suffix; [`Error::Unsupported`] for a model whose
+    /// layers have windows.
     pub fn batch_cache(&self, shared_prefix: usize, suffixes: &[usize]) -> Result<BatchCache> {
+        if self.config.other_layers.as_ref().is_some_and(|other| other.window.is_some()) {
+            return Err(Error::Unsupported {
+                what: "several questions at a time".to_owned(),
+                found: format!("{:?}, whose layers have windows", self.config.architecture),
+                supported: "models without windows: ask one question at a time".to_owned(),
+            });
+        }
         if suffixes.is_empty() || suffixes.contains(&0) {
             let lengths = format!("suffixes of {suffixes:?} tokens, expected at least one suffix, none of them empty");
             return Err(Error::InvalidArgument(lengths));
@@ -100,8 +108,11 @@ impl LanguageModel {
             *end += length;
             Some(*end)
         });
+        let mut caches = LayerCaches::new(self);
+        // How long answers become is not known.
+        caches.positions = self.config.max_positions;
         Ok(BatchCache {
-            caches: LayerCaches::new(self),
+            caches,
             shared_prefix,
             suffixes: ends.zip(suffixes).map(|(end, length)| end - length..end).collect(),
         })
@@ -125,12 +136,12 @@ impl LanguageModel {
             )));
         }
         cache.reserve(recorder, rows.end)?;
-        let (layers, table) = cache.caches.parts()?;
+        let (layers, tables) = cache.caches.parts()?;
         let passes = if rows.end <= cache.shared_prefix { Vec::new() } else { cache.passes(&rows) };
         for (layer, keys_values) in self.layers.iter().zip(layers) {
             match passes.as_slice() {
-                [] => layer.forward(recorder, x, table, keys_values, rows.start)?,
-                passes => layer.forward_batch(recorder, x, table, keys_values, rows.start, passes)?,
+                [] => layer.forward(recorder, x, tables, keys_values, rows.start)?,
+                passes => layer.forward_batch(recorder, x, tables, keys_values, rows.start, passes)?,
             }
         }
         cache.caches.length = rows.end;

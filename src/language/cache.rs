@@ -2,8 +2,9 @@
 
 use super::LanguageModel;
 use crate::gpu::{Recorder, Replay};
-use crate::ops::{Attention, KvCache, Rope, RopeTable};
+use crate::ops::{KvCache, RopeTable};
 use crate::tensor::Tensor;
+use crate::weights::config::LanguageConfig;
 use crate::{Error, Result};
 
 /// The cache grows by at least this many positions.
@@ -12,12 +13,13 @@ const STEP: usize = 256;
 /// Keys and values of all layers, and the angles of the rows' positions.
 #[derive(Debug)]
 pub(super) struct LayerCaches {
-    attention: Attention,
-    rope: Rope,
+    config: LanguageConfig,
     half: bool,
-    depth: usize,
     layers: Vec<KvCache>,
-    table: Option<RopeTable>,
+    /// One for each of [`LanguageConfig::ropes`].
+    tables: Vec<RopeTable>,
+    /// Positions that there will be at most, as far as known: they decide about LongRoPE.
+    pub(super) positions: usize,
     /// Rows that are stored.
     pub(super) length: usize,
 }
@@ -25,12 +27,11 @@ pub(super) struct LayerCaches {
 impl LayerCaches {
     pub(super) fn new(model: &LanguageModel) -> Self {
         Self {
-            attention: model.attention,
-            rope: model.rope(),
+            config: model.config.clone(),
             half: model.half_cache,
-            depth: model.layers.len(),
             layers: Vec::new(),
-            table: None,
+            tables: Vec::new(),
+            positions: 0,
             length: 0,
         }
     }
@@ -47,28 +48,37 @@ impl LayerCaches {
     pub(super) fn grow(
         &mut self,
         recorder: &mut Recorder,
-        positions: impl ExactSizeIterator<Item = usize>,
+        positions: impl ExactSizeIterator<Item = usize> + Clone,
     ) -> Result<()> {
         let gpu = recorder.gpu().clone();
-        let Attention { kv_heads, head_dim, .. } = self.attention;
-        let mut layers = Vec::with_capacity(self.depth);
-        for layer in 0..self.depth {
+        let LanguageConfig { num_layers, num_kv_heads: kv_heads, head_dim, .. } = self.config;
+        let mut layers = Vec::with_capacity(num_layers);
+        for layer in 0..num_layers {
             let larger = KvCache::new(&gpu, positions.len(), kv_heads * head_dim, self.half)?;
             if let Some(cache) = self.layers.get(layer) {
                 cache.copy_to(recorder, &larger, self.length);
             }
             layers.push(larger);
         }
-        let table = RopeTable::at_positions(&gpu, positions, head_dim, &self.rope)?;
+        let ropes = self.config.ropes(self.positions);
+        let tables = ropes.iter().map(|rope| RopeTable::at_positions(&gpu, positions.clone(), head_dim, rope));
+        let tables = tables.collect::<Result<_>>()?;
         recorder.flush()?;
-        (self.layers, self.table) = (layers, Some(table));
+        (self.layers, self.tables) = (layers, tables);
         Ok(())
     }
 
+    /// Whether sequences of this length have RoPE of their own.
+    fn is_long(&self, positions: usize) -> bool {
+        self.config.long_rope.as_ref().is_some_and(|long| positions > long.beyond)
+    }
+
     /// The caches of all layers and the angles, once there is room for a row.
-    pub(super) fn parts(&self) -> Result<(&[KvCache], &RopeTable)> {
-        let table = self.table.as_ref().ok_or_else(|| Error::Internal("the cache has no capacity".to_owned()))?;
-        Ok((&self.layers, table))
+    pub(super) fn parts(&self) -> Result<(&[KvCache], &[RopeTable])> {
+        if self.tables.is_empty() {
+            return Err(Error::Internal("the cache has no capacity".to_owned()));
+        }
+        Ok((&self.layers, &self.tables))
     }
 }
 
@@ -120,12 +130,35 @@ impl Cache {
         self.caches.length = self.caches.length.min(length);
     }
 
+    /// Sets how many positions there will be at most. A model with LongRoPE rotates keys of long sequences otherwise:
+    /// if the sequence becomes a long one, all its positions are dropped.
+    pub fn expect_length(&mut self, positions: usize) {
+        let (long, was_long) = (self.caches.is_long(positions), self.caches.is_long(self.caches.positions));
+        if long == was_long || was_long && self.length() > 0 {
+            return;
+        }
+        self.recorded_step = None;
+        let caches = &mut self.caches;
+        (caches.positions, caches.length) = (positions, 0);
+        caches.layers.clear();
+        caches.tables.clear();
+    }
+
     /// Makes room for `positions` positions in all, so that the cache does not have to grow later. If it grows, the
     /// commands recorded so far are submitted.
     ///
     /// # Errors
-    /// [Device errors](crate::gpu). The cache is then unchanged.
+    /// [Device errors](crate::gpu); [`Error::InvalidArgument`] if the sequence becomes a long one of LongRoPE
+    /// ([`Self::expect_length`]). The cache is then unchanged.
     pub fn reserve(&mut self, recorder: &mut Recorder, positions: usize) -> Result<()> {
+        if self.length() == 0 {
+            self.expect_length(positions.max(self.caches.positions));
+        }
+        if self.caches.is_long(positions) && !self.caches.is_long(self.caches.positions) {
+            return Err(Error::InvalidArgument(format!(
+                "{positions} positions: keys of a sequence as long are rotated otherwise than those in the cache"
+            )));
+        }
         let capacity = self.caches.capacity();
         if positions <= capacity {
             return Ok(());

@@ -1,5 +1,6 @@
-//! The language model: a decoder-only transformer with RoPE, grouped-query attention and gated feed-forward layers,
-//! dense or a mixture of experts. The same code runs Gemma, Llama (Vicuna, Llama-3, Yi) and Mixtral.
+//! The language model: a decoder-only transformer with RoPE, grouped-query attention and feed-forward layers, dense or
+//! a mixture of experts. The same code runs all architectures;
+//! [`LayerConfig`](crate::weights::config::LayerConfig) says how their layers differ.
 
 mod batch;
 mod cache;
@@ -15,9 +16,9 @@ use std::ops::ControlFlow;
 
 use crate::gpu::{DryRunReport, Gpu, Recorder};
 use crate::loader::Loader;
-use crate::ops::{self, Attention, Epilogue, NO_ROW, Norm, Rope, Sampling};
+use crate::ops::{self, Epilogue, NO_ROW, Norm, Sampling};
 use crate::tensor::{Matrix, Precision, Tensor};
-use crate::weights::config::{Architecture, LanguageConfig};
+use crate::weights::config::LanguageConfig;
 use crate::weights::expected;
 use crate::{Error, Result};
 
@@ -50,13 +51,14 @@ pub fn prefill_chunk(gpu: &Gpu, positions: usize) -> usize {
 #[derive(Debug)]
 pub struct LanguageModel {
     config: LanguageConfig,
-    attention: Attention,
     /// [vocab, hidden]
     embedding: Matrix,
     layers: Vec<Layer>,
     norm: Norm,
     /// [vocab, hidden]; `None` if it is tied to the embedding.
     head: Option<Matrix>,
+    /// `[vocab]`
+    head_bias: Option<Tensor>,
     /// Whether keys and values are stored in f16.
     half_cache: bool,
 }
@@ -87,26 +89,26 @@ impl LanguageModel {
     pub async fn load(loader: &Loader, config: &LanguageConfig) -> Result<Self> {
         let loader = loader.network(expected::language(config));
         let model = loader.pp("model");
-        let attention = Attention {
-            heads: config.num_heads,
-            kv_heads: config.num_kv_heads,
-            head_dim: config.head_dim,
-            causal: true,
-            exact: loader.precision() == Precision::F32,
-        };
-        attention.check()?;
         let embedding = model.matrix("embed_tokens.weight").await?;
         let mut layers = Vec::new();
         for index in 0..config.num_layers {
-            layers.push(Layer::load(&model.pp("layers").pp(index), config, attention).await?);
+            layers.push(Layer::load(&model.pp("layers").pp(index), config, index).await?);
         }
         let head = if config.tie_word_embeddings { None } else { Some(loader.matrix("lm_head.weight").await?) };
+        let head_bias = if config.layer.biases.head { Some(loader.tensor("lm_head.bias").await?) } else { None };
+        let mut norm = load_norm(&model, "norm", config).await?;
+        if config.logit_scale != 1.0 {
+            // The norm's gain is divided instead of the logits.
+            let gain: Vec<f32> =
+                model.values("norm.weight").await?.iter().map(|gain| gain / config.logit_scale).collect();
+            norm.weight = model.upload("norm.weight", &[gain.len()], &gain).await?;
+        }
         Ok(Self {
-            attention,
             embedding,
             layers,
-            norm: model.rms_norm("norm", config.rms_norm_eps, config.norm_unit_offset).await?,
+            norm,
             head,
+            head_bias,
             half_cache: loader.precision() != Precision::F32,
             config: config.clone(),
         })
@@ -117,12 +119,8 @@ impl LanguageModel {
         &self.config
     }
 
-    fn rope(&self) -> Rope {
-        Rope { theta: self.config.rope_theta, freq_factors: self.config.rope_freq_factors.clone() }
-    }
-
     /// Embeddings of positions, [positions, hidden]: rows of the embedding table, or of the visual tokens of `images`.
-    /// Gemma multiplies both by sqrt(hidden).
+    /// Some models, such as Gemma, multiply both by a factor.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a token outside the vocabulary, or a position of an image that is not in
@@ -186,10 +184,7 @@ impl LanguageModel {
     }
 
     fn embedding_scale(&self) -> f32 {
-        match self.config.architecture {
-            Architecture::Gemma => (self.config.hidden_size as f32).sqrt(),
-            Architecture::Llama | Architecture::Mixtral => 1.0,
-        }
+        self.config.embedding_scale
     }
 
     /// Runs all layers over x [positions, hidden], the positions after those in the cache, and appends their keys and
@@ -200,9 +195,9 @@ impl LanguageModel {
     pub fn forward(&self, recorder: &mut Recorder, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let position = cache.length();
         cache.reserve(recorder, position + x.rows())?;
-        let (layers, table) = cache.caches.parts()?;
+        let (layers, tables) = cache.caches.parts()?;
         for (layer, keys_values) in self.layers.iter().zip(layers) {
-            layer.forward(recorder, x, table, keys_values, position)?;
+            layer.forward(recorder, x, tables, keys_values, position)?;
         }
         cache.caches.length += x.rows();
         Ok(x.clone())
@@ -222,7 +217,7 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let position = cache.length();
         cache.reserve(recorder, position + x.rows())?;
-        let (layers, table) = cache.caches.parts()?;
+        let (layers, tables) = cache.caches.parts()?;
         for (layer, keys_values) in self.layers.iter().zip(layers) {
             if recorder.is_long() {
                 recorder.finish().await?;
@@ -230,7 +225,7 @@ impl LanguageModel {
                     return Err(Error::Cancelled);
                 }
             }
-            layer.forward(recorder, x, table, keys_values, position)?;
+            layer.forward(recorder, x, tables, keys_values, position)?;
         }
         cache.caches.length += x.rows();
         Ok(x.clone())
@@ -278,7 +273,12 @@ impl LanguageModel {
     /// [Device errors](crate::gpu).
     pub fn logits(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        ops::linear_normed(recorder, x, &self.norm, head, Epilogue::default())
+        let epilogue = Epilogue { bias: self.head_bias.as_ref(), ..Default::default() };
+        let logits = ops::linear_normed(recorder, x, &self.norm, head, epilogue)?;
+        if let Some(cap) = self.config.logit_cap {
+            ops::softcap(recorder, &logits, cap)?;
+        }
+        Ok(logits)
     }
 
     /// Samples the token after the last row of x [positions, hidden] and writes it to `sampled[slot]`. `draw` is
@@ -319,12 +319,14 @@ impl LanguageModel {
     /// [Device errors](crate::gpu).
     pub fn dry_run(&self, gpu: &Gpu) -> Result<DryRunReport> {
         let mut recorder = gpu.dry_run();
-        let attention = self.attention;
         // All layers share one cache: nothing is executed.
         let chunk = if gpu.is_software() { CHUNK_IN_SOFTWARE } else { CHUNK };
-        let (capacity, columns) = (2 * chunk, attention.kv_heads * attention.head_dim);
+        let (capacity, head_dim) = (2 * chunk, self.config.head_dim);
+        let columns = self.config.num_kv_heads * head_dim;
         let cache = ops::KvCache::new(gpu, capacity, columns, self.half_cache)?;
-        let table = ops::RopeTable::new(gpu, capacity, attention.head_dim, &self.rope())?;
+        let ropes = self.config.ropes(capacity);
+        let tables = ropes.iter().map(|rope| ops::RopeTable::new(gpu, capacity, head_dim, rope));
+        let tables: Vec<ops::RopeTable> = tables.collect::<Result<_>>()?;
         let sampled = Tensor::zeros(gpu, &[1], "sampled tokens")?;
         // Row counts at which kernels change.
         let chunks = (0..).map(|shift| chunk >> shift).take_while(|rows| *rows > 2).map(|rows| (rows, 0));
@@ -333,7 +335,7 @@ impl LanguageModel {
             let first = Tensor::temporary(gpu, &[1, self.config.hidden_size], "embedding")?;
             ops::gather(&mut recorder, &sampled, 0, &self.embedding, 1.0, &first)?;
             for layer in &self.layers {
-                layer.forward(&mut recorder, &x, &table, &cache, position)?;
+                layer.forward(&mut recorder, &x, &tables, &cache, position)?;
             }
             // Uses every sampling kernel.
             let drawn = Sampling::GREEDY.with_temperature(1.0).with_top_k(2).with_top_p(0.5);
@@ -342,5 +344,13 @@ impl LanguageModel {
             }
         }
         Ok(recorder.into_report())
+    }
+}
+
+/// A norm of the residual stream: `name.weight`, and `name.bias` of layer norms.
+async fn load_norm(loader: &Loader, name: &str, config: &LanguageConfig) -> Result<Norm> {
+    match config.layer.layer_norm {
+        true => loader.layer_norm(name, config.rms_norm_eps).await,
+        false => loader.rms_norm(name, config.rms_norm_eps, config.norm_unit_offset).await,
     }
 }

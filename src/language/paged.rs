@@ -10,7 +10,8 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct PagedCache {
     layers: Vec<KvCache>,
-    table: RopeTable,
+    /// One for each of the model's kinds of RoPE.
+    tables: Vec<RopeTable>,
     blocks: usize,
 }
 
@@ -26,7 +27,8 @@ pub struct StepRows<'a> {
 /// The buffers of steps.
 #[derive(Debug)]
 pub struct PagedStep {
-    places: Places,
+    /// One for each of the model's kinds of RoPE.
+    places: Vec<Places>,
     tables: BlockTables,
     /// The residual stream of a decoding step, [rows, hidden].
     x: Tensor,
@@ -76,7 +78,12 @@ impl PagedStep {
             })
         });
         let places: Vec<Place> = places.collect();
-        self.places.set(gpu, &places)
+        self.places.iter_mut().try_for_each(|of_rope| of_rope.set(gpu, &places))
+    }
+
+    fn record_places(&self, recorder: &mut Recorder, cache: &PagedCache, chosen: &Tensor) -> Result<()> {
+        let tables = self.places.iter().zip(&cache.tables);
+        tables.into_iter().try_for_each(|(places, table)| places.record(recorder, table, chosen))
     }
 }
 
@@ -87,18 +94,20 @@ impl LanguageModel {
     /// [`Error::OutOfMemory`] if keys or values of a layer do not fit into one binding; other
     /// [device errors](crate::gpu).
     pub fn paged_cache(&self, gpu: &Gpu, blocks: usize, positions: usize) -> Result<PagedCache> {
-        let columns = self.attention.kv_heads * self.attention.head_dim;
+        let columns = self.config.num_kv_heads * self.config.head_dim;
         let layer = |_| KvCache::new(gpu, blocks * BLOCK_ROWS, columns, self.half_cache);
+        let ropes = self.config.ropes(positions);
+        let tables = ropes.iter().map(|rope| RopeTable::new(gpu, positions, self.config.head_dim, rope));
         Ok(PagedCache {
             layers: (0..self.layers.len()).map(layer).collect::<Result<_>>()?,
-            table: RopeTable::new(gpu, positions, self.attention.head_dim, &self.rope())?,
+            tables: tables.collect::<Result<_>>()?,
             blocks,
         })
     }
 
     /// Bytes that a block of such a cache takes.
     pub fn paged_block_bytes(&self) -> u64 {
-        let columns = self.attention.kv_heads * self.attention.head_dim;
+        let columns = self.config.num_kv_heads * self.config.head_dim;
         KvCache::bytes_for(BLOCK_ROWS, columns, self.half_cache) * self.layers.len() as u64
     }
 
@@ -107,8 +116,10 @@ impl LanguageModel {
     /// # Errors
     /// [Device errors](crate::gpu).
     pub fn paged_step(&self, gpu: &Gpu, rows: usize, sequences: usize, blocks: usize) -> Result<PagedStep> {
+        let ropes = self.config.ropes(0);
+        let places = ropes.iter().map(|rope| Places::new(gpu, rows, self.config.head_dim, rope));
         Ok(PagedStep {
-            places: Places::new(gpu, rows, self.attention.head_dim)?,
+            places: places.collect::<Result<_>>()?,
             tables: BlockTables::new(gpu, sequences, rows, blocks)?,
             x: Tensor::zeros(gpu, &[sequences, self.config.hidden_size], "decoding step")?,
             recorded: None,
@@ -130,7 +141,7 @@ impl LanguageModel {
     ) -> Result<()> {
         let gpu = recorder.gpu().clone();
         step.set(&gpu, cache, rows)?;
-        step.places.record(recorder, &cache.table, chosen)?;
+        step.record_places(recorder, cache, chosen)?;
         self.layers_paged(recorder, x, cache, step, PagedForm::Prefill)
     }
 
@@ -150,9 +161,9 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let gpu = recorder.gpu().clone();
         step.set(&gpu, cache, rows)?;
-        step.places.record(recorder, &cache.table, chosen)?;
+        step.record_places(recorder, cache, chosen)?;
         let x = step.x.slice_rows(0..rows.len());
-        ops::gather(recorder, step.places.tokens(), 0, &self.embedding, self.embedding_scale(), &x)?;
+        ops::gather(recorder, step.places[0].tokens(), 0, &self.embedding, self.embedding_scale(), &x)?;
         let splits = step.tables.splits();
         if let Some(recorded) = &step.recorded
             && (recorded.rows, recorded.splits) == (rows.len(), splits)

@@ -4,7 +4,7 @@ use super::linear::Linear;
 use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
-use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, Norm};
+use crate::ops::{self, Activation, Attention, Epilogue, KeyValues, Norm, Scores};
 use crate::tensor::{Precision, Tensor};
 
 /// The constants of a layer.
@@ -35,7 +35,8 @@ impl ClipLayer {
         let ClipLayerConfig { heads, activation, eps, causal } = *config;
         let norm_1 = loader.layer_norm("layer_norm1", eps).await?;
         let exact = loader.precision() == Precision::F32;
-        let attention = Attention { heads, kv_heads: heads, head_dim: norm_1.weight.len() / heads, causal, exact };
+        let (head_dim, scores) = (norm_1.weight.len() / heads, Scores::default());
+        let attention = Attention { heads, kv_heads: heads, head_dim, causal, exact, scores };
         attention.check()?;
         let part = loader.pp("self_attn");
         let mut bias = Vec::new();

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use super::checked::Checked;
 use super::{cost, element_grid};
 use crate::gpu::{Access, Binding, Capabilities, Cost, Gpu, Kernel, PipelineKey, Recorder, Source, wgsl};
-use crate::tensor::Tensor;
+use crate::tensor::{Matrix, Scores, Tensor};
 use crate::{Error, Result};
 
 /// Keys above which they are split among workgroups (flash decoding), and the keys of a split on software adapters.
@@ -25,7 +25,7 @@ const MAX_DECODE_ROWS: usize = 8;
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// The sizes of an attention layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Query heads.
     pub heads: usize,
@@ -37,6 +37,34 @@ pub struct Attention {
     pub causal: bool,
     /// No factor may be rounded to f16: for models with f32 weights. Keys and values in an f32 cache never are.
     pub exact: bool,
+    /// What happens to scores before the softmax.
+    pub scores: Scores,
+}
+
+impl Scores {
+    /// The parameters of kernels: scale, cap and window.
+    pub(super) fn params(self, head_dim: usize) -> (f32, f32, u32) {
+        let scale = self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
+        (scale, self.cap.unwrap_or(0.0), self.window.map_or(0, |window| window.min(u32::MAX as usize >> 1) as u32))
+    }
+
+    pub(super) fn form(self) -> ScoreForm {
+        ScoreForm { capped: self.cap.is_some(), windowed: self.window.is_some() }
+    }
+}
+
+/// What decides a specialisation about scores. Only some kernels have these steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ScoreForm {
+    pub capped: bool,
+    pub windowed: bool,
+}
+
+impl ScoreForm {
+    /// Neither a cap nor a window.
+    pub(super) fn is_plain(self) -> bool {
+        self == Self::default()
+    }
 }
 
 /// Where an attention's keys and values are.
@@ -190,6 +218,8 @@ struct Params {
     scale: f32,
     output_start: u32,
     head_chunks: u32,
+    cap: f32,
+    window: u32,
 }
 
 /// What decides a specialisation.
@@ -202,6 +232,7 @@ pub(crate) struct Variant {
     pub split: bool,
     /// The cache is in f16.
     pub half: bool,
+    pub scores: ScoreForm,
     /// Which kernel.
     pub kernel: AttentionKernel,
 }
@@ -312,7 +343,9 @@ pub(super) fn head_chunks(head_dim: usize, half: bool) -> u32 {
 
 impl AttentionKernel {
     /// The kernel for `query_rows` query rows, and the rows of its workgroups.
-    fn choose(gpu: &Gpu, head_dim: usize, query_rows: usize, exact: bool) -> (Self, usize) {
+    fn choose(gpu: &Gpu, layer: Attention, query_rows: usize, exact: bool) -> (Self, usize) {
+        let head_dim = layer.head_dim;
+        let plain = layer.scores.form().is_plain();
         let workgroup_bytes = gpu.capabilities().max_workgroup_bytes;
         let on_matrix_units = || {
             CooperativeAttention::of(gpu.capabilities(), head_dim)
@@ -321,11 +354,12 @@ impl AttentionKernel {
                 .filter(|_| Checked::AttentionOnMatrixUnits.passed(gpu))
         };
         let kernel = match gpu.software_subgroups() {
-            Some(8) => Self::Subgroup,
-            Some(4) if query_rows >= SUBGROUP4_ROWS / 2 => Self::Subgroup4,
+            Some(8) if plain => Self::Subgroup,
+            Some(4) if plain && query_rows >= SUBGROUP4_ROWS / 2 => Self::Subgroup4,
             _ if gpu.is_software() => Self::Workgroup,
             _ if query_rows <= Self::Decode.max_rows(head_dim, workgroup_bytes) => Self::Decode,
-            _ => on_matrix_units().map_or(Self::Tiled, Self::Cooperative),
+            _ if plain => on_matrix_units().map_or(Self::Tiled, Self::Cooperative),
+            _ => Self::Tiled,
         };
         let most = kernel.max_rows(head_dim, workgroup_bytes);
         let rows = match kernel {
@@ -372,6 +406,9 @@ impl Variant {
         let head4 = self.head_dim / 4;
         let lengths = [("HEAD4", head4 as u32), ("ROWS", self.rows as u32)];
         let mut overrides = vec![("CAUSAL", u32::from(self.causal)), ("SPLIT", u32::from(self.split))];
+        let ScoreForm { capped, windowed } = self.scores;
+        let steps = [("CAPPED", capped), ("WINDOWED", windowed)].into_iter().filter(|(_, has)| *has);
+        overrides.extend(steps.map(|(name, _)| (name, 1)));
         let mut consts = Vec::new();
         let wide = is_wide(self.head_dim, self.half);
         let narrow = vec![cache, wgsl!("attention/chunks_vec4.wgsl")];
@@ -463,6 +500,12 @@ impl Attention {
             && (4..=MAX_HEAD_DIM).contains(&self.head_dim)
             && self.kv_heads > 0
             && self.heads.is_multiple_of(self.kv_heads);
+        if self.scores.window.is_some_and(|window| window == 0 || !self.causal) {
+            return Err(Error::InvalidArgument(format!(
+                "a window of {:?} keys, expected at least 1 in causal attention",
+                self.scores.window
+            )));
+        }
         if fits {
             return Ok(());
         }
@@ -471,6 +514,18 @@ impl Attention {
             found: format!("{}, {}, {}", self.heads, self.kv_heads, self.head_dim),
             supported: "heads a multiple of key/value heads, head dimensions that are multiples of 4 up to 256"
                 .to_owned(),
+        })
+    }
+
+    /// Checks the shape of a weight of queries, keys and values, for rows of `columns` elements.
+    pub(super) fn expect_weight(&self, weight: &Matrix, columns: usize) -> Result<()> {
+        if weight.columns() == columns && weight.rows() == self.packed_columns() {
+            return Ok(());
+        }
+        Err(Error::WrongShape {
+            name: "queries, keys and values".to_owned(),
+            found: vec![weight.rows(), weight.columns()],
+            expected: format!("[{}, {columns}]", self.packed_columns()),
         })
     }
 
@@ -507,7 +562,7 @@ pub fn attention_batched(
     sequences: usize,
 ) -> Result<Tensor> {
     layer.check()?;
-    let Attention { heads, kv_heads, head_dim, causal, exact } = layer;
+    let Attention { heads, kv_heads, head_dim, causal, exact, scores } = layer;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let rows = queries.rows();
     let source = match key_values {
@@ -568,7 +623,7 @@ pub fn attention_batched(
     let group = heads / kv_heads;
     let query_rows = query_len * group;
     let exact = exact || (matches!(key_values, KeyValues::Cached { .. }) && !source.half);
-    let (kernel, block) = AttentionKernel::choose(recorder.gpu(), head_dim, query_rows, exact);
+    let (kernel, block) = AttentionKernel::choose(recorder.gpu(), layer, query_rows, exact);
     let blocks = query_rows.div_ceil(block);
     // Few queries cannot fill a device by themselves: then the keys are split as well.
     let split = blocks == 1 && keys > SPLIT_KEYS && kernel != AttentionKernel::Subgroup4 && sequences == 1;
@@ -587,6 +642,7 @@ pub fn attention_batched(
     let element = if source.half { 2 } else { 4 };
     let [key_binding, value_binding] = source.bindings;
     let [key_start, value_start] = source.starts;
+    let (scale, cap, window) = scores.params(head_dim);
     for sequence in 0..sequences {
         let params = Params {
             query_len: query_len as u32,
@@ -600,12 +656,14 @@ pub fn attention_batched(
             value_stride: (source.stride / 4) as u32,
             value_start: ((sequence * keys * source.stride + value_start) / 4) as u32,
             split_keys: split_keys as u32,
-            scale: 1.0 / (head_dim as f32).sqrt(),
+            scale,
             output_start: (sequence * query_len * width / 4) as u32,
             head_chunks: head_chunks(head_dim, source.half),
+            cap,
+            window,
         };
         recorder.dispatch_at_position(
-            &Variant { head_dim, rows: block, causal, split, half: source.half, kernel },
+            &Variant { head_dim, rows: block, causal, split, half: source.half, scores: scores.form(), kernel },
             &[queries.binding(), key_binding, value_binding, partial.as_ref().unwrap_or(&y).binding()],
             &params,
             [blocks as u32, kv_heads as u32, splits as u32],
@@ -636,7 +694,14 @@ pub fn attention_segments(
     passes: &[Vec<AttentionSegment>],
 ) -> Result<Tensor> {
     layer.check()?;
-    let Attention { heads, kv_heads, head_dim, exact, .. } = layer;
+    let Attention { heads, kv_heads, head_dim, exact, scores, .. } = layer;
+    if scores.window.is_some() {
+        return Err(Error::Unsupported {
+            what: "attention of several sequences with one cache".to_owned(),
+            found: "layers with a window".to_owned(),
+            supported: "layers without windows".to_owned(),
+        });
+    }
     let exact = exact || !cache.half;
     let (rows, width, kv_width) = (queries.rows(), heads * head_dim, kv_heads * head_dim);
     queries.expect("queries", &[rows, width])?;
@@ -644,7 +709,7 @@ pub fn attention_segments(
     let group = heads / kv_heads;
     let query_rows = rows * group;
     // Partial results come from kernels that can split keys.
-    let choose = |gpu: &Gpu, query_rows: usize| match AttentionKernel::choose(gpu, head_dim, query_rows, exact) {
+    let choose = |gpu: &Gpu, query_rows: usize| match AttentionKernel::choose(gpu, layer, query_rows, exact) {
         (AttentionKernel::Subgroup4, _) => (AttentionKernel::Workgroup, MAX_ROWS),
         chosen => chosen,
     };
@@ -665,6 +730,7 @@ pub fn attention_segments(
         Tensor::temporary(recorder.gpu(), &[splits * query_rows * kv_heads, head_dim + 4], "attention splits")?;
     let [keys, values] = cache.stored().map(Tensor::binding);
     let element = if cache.half { 2 } else { 4 };
+    let (scale, cap, window) = scores.params(head_dim);
     let mut first_split = 0;
     for pass in passes {
         let split_keys = split_keys_of(recorder.gpu(), pass);
@@ -685,12 +751,15 @@ pub fn attention_segments(
                 value_stride: stride,
                 value_start: start,
                 split_keys: split_keys.unwrap_or(run.count.next_multiple_of(64)) as u32,
-                scale: 1.0 / (head_dim as f32).sqrt(),
+                scale,
                 output_start: ((first_split * query_rows + range.start * group) * kv_heads * (head_dim / 4 + 1)) as u32,
                 head_chunks: head_chunks(head_dim, cache.half),
+                cap,
+                window,
             };
+            let (causal, half, scores) = (*causal, cache.half, scores.form());
             recorder.dispatch(
-                &Variant { head_dim, rows: block, causal: *causal, split: true, half: cache.half, kernel },
+                &Variant { head_dim, rows: block, causal, split: true, half, scores, kernel },
                 &[queries.binding(), keys, values, partial.binding()],
                 &params,
                 [(query_len * group).div_ceil(block) as u32, kv_heads as u32, splits as u32],

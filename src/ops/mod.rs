@@ -22,6 +22,7 @@ pub mod roofline;
 mod rope;
 mod routing;
 mod sampling;
+mod softcap;
 mod softmax;
 mod specialisations;
 
@@ -45,16 +46,17 @@ pub use matmul::{
     linear_add, linear_normed, linear_routed, products, set_tuning, tuning,
 };
 pub use mining::{MiningMap, check_windows, mining, mining_stats};
-pub use norm::{Norm, norm};
+pub use norm::{Norm, norm, norm_add};
 pub use paged::{BLOCK_ROWS, BlockTables, PagedForm, PagedSequence, attention_paged};
 pub use places::{Place, Places};
-pub use rope::{PlacedRows, QkvRope, Rope, RopeRows, RopeTable, linear_qkv_rope};
-pub use routing::{Routing, combine, route};
+pub use rope::{PlacedRows, QkvRope, QueryKeyNorm, RopeRows, RopeTable, linear_qkv_rope, rope_rows};
+pub use routing::{Routing, Shares, combine, gated_add, route};
 pub use sampling::{RowSampling, Sampling, sample, sample_rows};
+pub use softcap::softcap;
 pub use softmax::softmax;
 pub use specialisations::specialisations;
 
-pub use crate::tensor::Activation;
+pub use crate::tensor::{Activation, QueryFactor, Rope, Scores};
 
 use crate::gpu::{Cost, grid_1d};
 use crate::tensor::Tensor;

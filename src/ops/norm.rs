@@ -34,6 +34,8 @@ struct Params {
 pub(crate) struct Variant {
     pub centred: bool,
     pub unit_offset: bool,
+    /// Added to what is there.
+    pub add: bool,
     pub registers: Option<RegisterRows>,
 }
 
@@ -68,6 +70,9 @@ impl RegisterRows {
 impl PipelineKey for Variant {
     fn kernel(&self) -> Kernel {
         let mut overrides = vec![("CENTRED", u32::from(self.centred)), ("UNIT_OFFSET", u32::from(self.unit_offset))];
+        if self.add {
+            overrides.push(("ADD", 1));
+        }
         let (name, source, consts) = match self.registers {
             Some(RegisterRows { workgroup, each }) => {
                 overrides.push(("WORKGROUP", workgroup as u32));
@@ -91,21 +96,35 @@ impl PipelineKey for Variant {
 /// # Errors
 /// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
 pub fn norm(recorder: &mut Recorder, x: &Tensor, layer: &Norm) -> Result<Tensor> {
+    let y = Tensor::temporary(recorder.gpu(), x.shape(), "norm")?;
+    record(recorder, x, layer, &y, false)?;
+    Ok(y)
+}
+
+/// y += norm(x): x and y [rows, columns].
+///
+/// # Errors
+/// [Device errors](crate::gpu); [`Error::WrongShape`](crate::Error::WrongShape) if shapes do not fit.
+pub fn norm_add(recorder: &mut Recorder, x: &Tensor, layer: &Norm, y: &Tensor) -> Result<()> {
+    y.expect("residual", &[x.rows(), x.columns()])?;
+    record(recorder, x, layer, y, true)
+}
+
+fn record(recorder: &mut Recorder, x: &Tensor, layer: &Norm, y: &Tensor, add: bool) -> Result<()> {
     let (rows, k) = (x.rows(), x.columns());
     layer.weight.expect("norm weight", &[k])?;
-    let y = Tensor::temporary(recorder.gpu(), x.shape(), "norm")?;
     let bias = layer.bias.as_ref().unwrap_or(&layer.weight);
     bias.expect("norm bias", &[k])?;
     recorder.dispatch(
         &Variant {
             centred: layer.bias.is_some(),
             unit_offset: layer.unit_offset,
+            add,
             registers: RegisterRows::choose(recorder.gpu(), k),
         },
         &[x.binding(), layer.weight.binding(), bias.binding(), y.binding()],
         &Params { rows: rows as u32, k: k as u32, eps: layer.eps, padding: 0 },
         grid_1d(rows),
-        cost(2 * x.len() + 2 * k, 8 * x.len()),
-    )?;
-    Ok(y)
+        cost((2 + usize::from(add)) * x.len() + 2 * k, 8 * x.len()),
+    )
 }

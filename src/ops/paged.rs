@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{Attention, AttentionKernel, Combine, KvCache, Variant, head_chunks};
+use super::attention::{Attention, AttentionKernel, Combine, KvCache, ScoreForm, Variant, head_chunks};
 use super::{cost, element_grid};
 use crate::gpu::{Access, Cost, Gpu, Kernel, PipelineKey, Recorder, wgsl};
 use crate::tensor::Tensor;
@@ -140,6 +140,8 @@ struct Params {
     scale: f32,
     head_chunks: u32,
     output_stride: u32,
+    cap: f32,
+    window: u32,
 }
 
 /// The kernel of [`Variant`] with block tables.
@@ -167,9 +169,9 @@ impl PipelineKey for PagedCombine {
 
 impl PagedForm {
     /// The kernel, and the rows of its workgroups for sequences of up to `query_rows` query rows.
-    fn kernel(self, gpu: &Gpu, head_dim: usize, query_rows: usize) -> (AttentionKernel, usize) {
+    fn kernel(self, gpu: &Gpu, head_dim: usize, query_rows: usize, scores: ScoreForm) -> (AttentionKernel, usize) {
         let kernel = match (gpu.software_subgroups(), self) {
-            (Some(8), _) => AttentionKernel::Subgroup,
+            (Some(8), _) if scores.is_plain() => AttentionKernel::Subgroup,
             _ if gpu.is_software() => AttentionKernel::Workgroup,
             (_, Self::Decode) => AttentionKernel::Decode,
             (_, Self::Prefill) => AttentionKernel::Tiled,
@@ -197,7 +199,7 @@ pub fn attention_paged(
     form: PagedForm,
 ) -> Result<Tensor> {
     layer.check()?;
-    let Attention { heads, kv_heads, head_dim, .. } = layer;
+    let Attention { heads, kv_heads, head_dim, scores, .. } = layer;
     let (width, kv_width, group) = (heads * head_dim, kv_heads * head_dim, heads / kv_heads);
     let shape = tables.shape;
     queries.expect("queries", &[shape.queries, width])?;
@@ -210,7 +212,7 @@ pub fn attention_paged(
         )));
     }
     let gpu = recorder.gpu().clone();
-    let (kernel, rows) = form.kernel(&gpu, head_dim, shape.most_queries * group);
+    let (kernel, rows) = form.kernel(&gpu, head_dim, shape.most_queries * group, scores.form());
     let split = form == PagedForm::Decode;
     let splits = if split { tables.splits() } else { 1 };
     let blocks = (shape.most_queries * group).div_ceil(rows);
@@ -221,6 +223,7 @@ pub fn attention_paged(
     } else {
         None
     };
+    let (scale, cap, window) = scores.params(head_dim);
     let params = Params {
         query_len: shape.queries as u32,
         blocks: blocks as u32,
@@ -231,14 +234,17 @@ pub fn attention_paged(
         value_stride: (kv_width / 4) as u32,
         value_start: 0,
         split_keys: if split { SPLIT_KEYS } else { shape.most_keys.next_multiple_of(64) } as u32,
-        scale: 1.0 / (head_dim as f32).sqrt(),
+        scale,
         head_chunks: head_chunks(head_dim, cache.is_half()),
         output_stride: (width / 4) as u32,
+        cap,
+        window,
     };
     let [keys, values] = cache.stored().map(Tensor::binding);
     let element = if cache.is_half() { 2 } else { 4 };
+    let (half, scores) = (cache.is_half(), scores.form());
     recorder.dispatch(
-        &PagedVariant(Variant { head_dim, rows, causal: true, split, half: cache.is_half(), kernel }),
+        &PagedVariant(Variant { head_dim, rows, causal: true, split, half, scores, kernel }),
         &[queries.binding(), keys, values, partial.as_ref().unwrap_or(&y).binding(), tables.words.binding()],
         &params,
         [(shape.sequences * blocks) as u32, kv_heads as u32, splits as u32],

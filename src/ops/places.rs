@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::rope::{PlacedRows, RopeTable};
 use super::{cost, element_grid};
 use crate::gpu::{Access, Gpu, Kernel, PipelineKey, Recorder, wgsl};
-use crate::tensor::Tensor;
+use crate::tensor::{Rope, Tensor};
 use crate::{Error, Result};
 
 /// Rows of a cache that a float can count.
@@ -54,16 +54,18 @@ impl PipelineKey for Variant {
 }
 
 impl Places {
-    /// Room for steps of up to `capacity` rows.
+    /// Room for steps of up to `capacity` rows, with angles of `rope`.
     ///
     /// # Errors
     /// [Device errors](crate::gpu).
-    pub fn new(gpu: &Gpu, capacity: usize, head_dim: usize) -> Result<Self> {
+    pub fn new(gpu: &Gpu, capacity: usize, head_dim: usize, rope: &Rope) -> Result<Self> {
+        let columns = RopeTable::columns(head_dim, rope);
         Ok(Self {
             steps: Tensor::zeros(gpu, &[capacity, 3], "places")?,
             tokens: Tensor::zeros(gpu, &[capacity], "tokens of a step")?,
             rows: PlacedRows {
-                lines: Tensor::zeros(gpu, &[capacity, head_dim + 4], "angles of a step")?,
+                lines: Tensor::zeros(gpu, &[capacity, columns + 4], "angles of a step")?,
+                query_factor: rope.query_factor.is_some(),
                 count: 0,
                 end: 0,
             },
@@ -103,7 +105,8 @@ impl Places {
     pub fn record(&self, recorder: &mut Recorder, table: &RopeTable, chosen: &Tensor) -> Result<()> {
         let lines = &self.rows.lines;
         let angles = table.angles();
-        if self.positions > angles.rows() || self.chosen > chosen.len() || lines.columns() != angles.columns() + 4 {
+        let fits = lines.columns() == angles.columns() + 4 && self.rows.query_factor == table.has_query_factor();
+        if self.positions > angles.rows() || self.chosen > chosen.len() || !fits {
             return Err(Error::InvalidArgument(format!(
                 "{} positions and {} tokens, expected at most {} and {}",
                 self.positions,

@@ -1,9 +1,9 @@
 //! Every kernel that can be dispatched, so that tests can compile all of them for every backend.
 
-use super::attention::{AttentionKernel, CooperativeAttention};
+use super::attention::{AttentionKernel, CooperativeAttention, ScoreForm};
 use super::{
     adjust, attention, denoise, feature_map, gather, group_norm, inpaint, logprobs, matmul, mining, norm, paged,
-    places, roofline, routing, sampling, softmax,
+    places, roofline, rope, routing, sampling, softcap, softmax,
 };
 use crate::gpu::{Kernel, PipelineKey};
 use crate::tensor::{Precision, fill_kernel};
@@ -19,7 +19,9 @@ pub fn specialisations() -> Vec<Kernel> {
         inpaint::kernel(),
         places::Variant.kernel(),
         feature_map::concatenate_kernel(),
+        softcap::kernel(),
     ];
+    kernels.extend(rope::RowsVariant::all().map(|variant| variant.kernel()));
     kernels.extend(roofline::kernels());
     kernels.extend(group_norm::kernels());
     kernels.extend(matmul::all_kernels());
@@ -29,7 +31,10 @@ pub fn specialisations() -> Vec<Kernel> {
     for first in BOTH {
         kernels.push(softmax::kernel(first));
         for registers in norm::RegisterRows::all().map(Some).chain([None]) {
-            kernels.extend(BOTH.map(|unit_offset| norm::Variant { centred: first, unit_offset, registers }.kernel()));
+            for unit_offset in BOTH {
+                let variant = |add| norm::Variant { centred: first, unit_offset, add, registers };
+                kernels.extend(BOTH.map(|add| variant(add).kernel()));
+            }
         }
         kernels.extend(BOTH.map(|whole| feature_map::depthwise_kernel(first, whole)));
         kernels.push(mining::stats_kernel(first));
@@ -49,8 +54,10 @@ pub fn specialisations() -> Vec<Kernel> {
             kernels.extend(windows.map(|window| mining::mining_kernel(window, pool, keep, vec4)));
         }
     }
-    for top_k in 1..=routing::MAX_EXPERTS {
-        kernels.extend([routing::route_kernel(top_k), routing::combine_kernel(top_k)]);
+    kernels.push(routing::gated_add_kernel());
+    for top_k in 1..=routing::MAX_TOP_K {
+        kernels.extend(BOTH.map(|normalised| routing::route_kernel(top_k, normalised)));
+        kernels.push(routing::combine_kernel(top_k));
     }
     kernels
 }
@@ -72,30 +79,51 @@ fn attention_kernels() -> Vec<Kernel> {
             for rows in [1, 2, 4, 8, 16].into_iter().filter(|rows| (least..=most).contains(rows)) {
                 for bits in 0..8u32 {
                     let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
-                    let variant = attention::Variant { head_dim, rows, causal, split, half, kernel };
-                    kernels.push(variant.kernel());
                     let is_paged = match kernel {
                         AttentionKernel::Tiled => !split,
                         AttentionKernel::Decode => split,
                         _ => true,
                     };
-                    if causal && is_paged {
-                        kernels.push(paged::PagedVariant(variant).kernel());
+                    for scores in score_forms(kernel, head_dim, causal) {
+                        let variant = attention::Variant { head_dim, rows, causal, split, half, scores, kernel };
+                        kernels.push(variant.kernel());
+                        if causal && is_paged {
+                            kernels.push(paged::PagedVariant(variant).kernel());
+                        }
                     }
                 }
             }
         }
         for [causal, half] in [[false, false], [false, true], [true, false], [true, true]] {
-            let kernel = AttentionKernel::Subgroup4;
-            kernels.push(attention::Variant { head_dim, rows: 64, causal, split: false, half, kernel }.kernel());
+            let (kernel, scores) = (AttentionKernel::Subgroup4, ScoreForm::default());
+            let variant = attention::Variant { head_dim, rows: 64, causal, split: false, half, scores, kernel };
+            kernels.push(variant.kernel());
         }
         for (size, lanes) in attention::COOPERATIVE_LANES.into_iter().filter(|_| head_dim.is_multiple_of(8)) {
             let kernel = AttentionKernel::Cooperative(CooperativeAttention::new(head_dim, size, lanes));
             for bits in 0..8u32 {
                 let [causal, split, half] = [0, 1, 2].map(|index| bits >> index & 1 == 1);
-                kernels.push(attention::Variant { head_dim, rows: 0, causal, split, half, kernel }.kernel());
+                let scores = ScoreForm::default();
+                kernels.push(attention::Variant { head_dim, rows: 0, causal, split, half, scores, kernel }.kernel());
             }
         }
     }
     kernels
+}
+
+/// Heads of which kernels with caps and windows are compiled: those of released models, and of tests. Others differ
+/// only in the constants that all kernels of attention have.
+const SCORED_HEAD_DIMS: [usize; 6] = [16, 24, 64, 96, 128, 256];
+
+/// The steps of scores that a kernel may have.
+fn score_forms(kernel: AttentionKernel, head_dim: usize, causal: bool) -> Vec<ScoreForm> {
+    let form = |capped, windowed| ScoreForm { capped, windowed };
+    match kernel {
+        AttentionKernel::Workgroup | AttentionKernel::Decode | AttentionKernel::Tiled
+            if causal && SCORED_HEAD_DIMS.contains(&head_dim) =>
+        {
+            vec![form(false, false), form(true, false), form(false, true), form(true, true)]
+        }
+        _ => vec![form(false, false)],
+    }
 }

@@ -171,6 +171,7 @@ impl Chat {
         let mut first_token = None;
         // The residual stream of the prompt's end.
         let mut prompt_end: Option<Tensor> = None;
+        self.cache.expect_length(draft.positions.len() + limit);
         for index in 0..options.n {
             if index > 0 && on_event(Event::Choice { index }).is_break() {
                 break;

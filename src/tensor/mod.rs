@@ -1,6 +1,7 @@
 //! The formats of weights, and, where there is a device, tensors and weight matrices on it.
 
 mod activation;
+mod attention;
 #[cfg(feature = "gpu")]
 mod matrix;
 #[cfg(feature = "gpu")]
@@ -8,6 +9,7 @@ mod on_device;
 mod pack;
 
 pub use activation::Activation;
+pub use attention::{QueryFactor, Rope, Scores};
 #[cfg(feature = "gpu")]
 pub(crate) use matrix::fill_kernel;
 #[cfg(feature = "gpu")]

@@ -3,7 +3,7 @@
 //! Names are those of the checkpoints: transformers' for language models and CLIP, timm's for ConvNeXt. The lists of
 //! Stable Diffusion XL are in [`super::sdxl`].
 
-use super::config::{Architecture, ClipConfig, ConvNextConfig, LanguageConfig, ProjectorKind, VisionConfig};
+use super::config::{ClipConfig, ConvNextConfig, LanguageConfig, ProjectorKind, QueryKeyNormKind, VisionConfig};
 use crate::tensor::Precision;
 
 /// How the device stores a tensor.
@@ -101,34 +101,69 @@ pub fn language(config: &LanguageConfig) -> Vec<ExpectedTensor> {
     // Quantisation affects the embedding table and the head most, and each is read once per token: at least 8 bits.
     let table = Storage::Table(Precision::Q8);
     tensors.push("model.embed_tokens.weight", &[config.vocab_size, hidden], table);
-    tensors.push("model.norm.weight", &[hidden], Storage::F32);
+    let layer_config = config.layer;
+    let norm = |tensors: &mut TensorList, name: String| match layer_config.layer_norm {
+        true => tensors.norm(&name, &[hidden]),
+        false => tensors.push(format!("{name}.weight"), &[hidden], Storage::F32),
+    };
+    let linear = |tensors: &mut TensorList, name: String, shape: &[usize], bias: bool| {
+        tensors.matrix(&name, shape);
+        if bias {
+            tensors.bias(&name, shape);
+        }
+    };
+    norm(&mut tensors, "model.norm".to_owned());
     if !config.tie_word_embeddings {
         tensors.push("lm_head.weight", &[config.vocab_size, hidden], table);
     }
+    let biases = layer_config.biases;
+    if biases.head {
+        tensors.bias("lm_head", &[config.vocab_size]);
+    }
     for layer in 0..config.num_layers {
         let layer = format!("model.layers.{layer}");
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            tensors.push(format!("{layer}.{norm}.weight"), &[hidden], Storage::F32);
+        for name in layer_config.norm_names().into_iter().flatten() {
+            norm(&mut tensors, format!("{layer}.{name}"));
         }
-        tensors.matrix(&format!("{layer}.self_attn.q_proj"), &[queries, hidden]);
-        tensors.matrix(&format!("{layer}.self_attn.k_proj"), &[keys, hidden]);
-        tensors.matrix(&format!("{layer}.self_attn.v_proj"), &[keys, hidden]);
-        tensors.matrix(&format!("{layer}.self_attn.o_proj"), &[hidden, queries]);
-        match (config.architecture, config.experts) {
-            (Architecture::Mixtral, Some(experts)) => {
-                let moe = format!("{layer}.block_sparse_moe");
-                // The router is small and selects the experts, so it stays at full precision.
-                tensors.push(format!("{moe}.gate.weight"), &[experts.count, hidden], Storage::F32);
-                for expert in 0..experts.count {
-                    tensors.matrix(&format!("{moe}.experts.{expert}.w1"), &[inner, hidden]);
-                    tensors.matrix(&format!("{moe}.experts.{expert}.w2"), &[hidden, inner]);
-                    tensors.matrix(&format!("{moe}.experts.{expert}.w3"), &[inner, hidden]);
-                }
+        for (name, rows) in [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)] {
+            linear(&mut tensors, format!("{layer}.self_attn.{name}"), &[rows, hidden], biases.qkv);
+        }
+        linear(&mut tensors, format!("{layer}.self_attn.o_proj"), &[hidden, queries], biases.out);
+        if let Some(kind) = layer_config.query_key_norm {
+            for (name, heads) in [("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)] {
+                let head = config.head_dim;
+                let shape = match kind {
+                    QueryKeyNormKind::Head => vec![head],
+                    QueryKeyNormKind::EachHead => vec![heads, head],
+                    QueryKeyNormKind::Whole => vec![heads * head],
+                };
+                tensors.push(format!("{layer}.self_attn.{name}.weight"), &shape, Storage::F32);
             }
-            _ => {
-                tensors.matrix(&format!("{layer}.mlp.gate_proj"), &[inner, hidden]);
-                tensors.matrix(&format!("{layer}.mlp.up_proj"), &[inner, hidden]);
-                tensors.matrix(&format!("{layer}.mlp.down_proj"), &[hidden, inner]);
+        }
+        let Some(experts) = config.experts else {
+            let mlp = format!("{layer}.mlp");
+            if layer_config.gate {
+                linear(&mut tensors, format!("{mlp}.gate_proj"), &[inner, hidden], biases.up);
+            }
+            linear(&mut tensors, format!("{mlp}.up_proj"), &[inner, hidden], biases.up);
+            linear(&mut tensors, format!("{mlp}.down_proj"), &[hidden, inner], biases.down);
+            continue;
+        };
+        let moe = format!("{layer}.block_sparse_moe");
+        // The router is small and selects the experts, so it stays at full precision.
+        tensors.push(format!("{moe}.gate.weight"), &[experts.count, hidden], Storage::F32);
+        for expert in 0..experts.count {
+            tensors.matrix(&format!("{moe}.experts.{expert}.w1"), &[inner, hidden]);
+            tensors.matrix(&format!("{moe}.experts.{expert}.w2"), &[hidden, inner]);
+            tensors.matrix(&format!("{moe}.experts.{expert}.w3"), &[inner, hidden]);
+        }
+        if let Some(shared) = experts.shared {
+            let inner = shared.intermediate_size;
+            tensors.matrix(&format!("{moe}.shared.gate_proj"), &[inner, hidden]);
+            tensors.matrix(&format!("{moe}.shared.up_proj"), &[inner, hidden]);
+            tensors.matrix(&format!("{moe}.shared.down_proj"), &[hidden, inner]);
+            if shared.gated {
+                tensors.push(format!("{moe}.shared_gate.weight"), &[1, hidden], Storage::F32);
             }
         }
     }

@@ -52,7 +52,9 @@ pub enum Array {
     Floats(Vec<f32>),
     /// Texts.
     Texts(Texts),
-    /// Arrays or booleans, which are skipped.
+    /// Booleans.
+    Bools(Vec<bool>),
+    /// Arrays, which are skipped.
     Other,
 }
 
@@ -309,6 +311,14 @@ impl<'a> Reader<'a> {
                     values.push(value as f32);
                 }
                 Array::Floats(values)
+            }
+            7 => {
+                let mut values = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let Value::Bool(value) = self.value(kind, nesting + 1)? else { continue };
+                    values.push(value);
+                }
+                Array::Bools(values)
             }
             _ => {
                 for _ in 0..count {

@@ -25,6 +25,7 @@ pub mod dtype;
 #[doc(hidden)]
 pub mod expected;
 pub mod gguf;
+mod gguf_config;
 pub mod gguf_model;
 #[doc(hidden)]
 pub mod index;

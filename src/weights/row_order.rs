@@ -6,11 +6,13 @@ pub enum RowOrder {
     /// Rows 0, 1, 2, ...
     Plain,
     /// RoPE pairs interleaved: within each head of `n` rows the order is 0, n/2, 1, n/2 + 1, ..., so that the two rows
-    /// that RoPE rotates together are neighbours. llama.cpp stores queries and keys of Llama models this way (`NORM`);
-    /// `Plain` is its `NEOX`.
+    /// that RoPE rotates together are neighbours. Where only the first rows of a head are rotated, the others follow in
+    /// their own order. llama.cpp stores queries and keys of Llama models this way (`NORM`); `Plain` is its `NEOX`.
     RopeInterleaved {
         /// Heads that the rows divide into.
         heads: usize,
+        /// Rows at the end of each head that are not rotated.
+        fixed: usize,
     },
     /// The matrix is stored transposed, column after column.
     Transposed,
@@ -22,23 +24,26 @@ impl RowOrder {
         match self {
             // A transposed matrix has no stored rows; it is read as a whole.
             Self::Plain | Self::Transposed => row,
-            Self::RopeInterleaved { heads } => {
+            Self::RopeInterleaved { heads, fixed } => {
                 let head_rows = (rows / heads.max(1)).max(1);
-                let half = (head_rows / 2).max(1);
+                let half = (head_rows.saturating_sub(fixed) / 2).max(1);
                 let (head, within) = (row / head_rows, row % head_rows);
-                head * head_rows + 2 * (within % half) + within / half
+                let rotated = 2 * (within % half) + within / half;
+                head * head_rows + if within < 2 * half { rotated } else { within }
             }
         }
     }
 
     /// The row at stored position `position` of `rows`: the inverse of [`Self::stored`].
-    pub(super) fn row_at(self, position: usize, rows: usize) -> usize {
+    pub(crate) fn row_at(self, position: usize, rows: usize) -> usize {
         match self {
             Self::Plain | Self::Transposed => position,
-            Self::RopeInterleaved { heads } => {
+            Self::RopeInterleaved { heads, fixed } => {
                 let head_rows = (rows / heads.max(1)).max(1);
+                let half = (head_rows.saturating_sub(fixed) / 2).max(1);
                 let (head, within) = (position / head_rows, position % head_rows);
-                head * head_rows + within % 2 * (head_rows / 2) + within / 2
+                let rotated = within % 2 * half + within / 2;
+                head * head_rows + if within < 2 * half { rotated } else { within }
             }
         }
     }
@@ -50,9 +55,13 @@ mod tests {
 
     #[test]
     fn interleaving_pairs_the_halves_of_each_head() {
-        let order = RowOrder::RopeInterleaved { heads: 2 };
+        let order = RowOrder::RopeInterleaved { heads: 2, fixed: 0 };
         let rows: Vec<usize> = (0..12).map(|position| order.row_at(position, 12)).collect();
         assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+        assert!((0..12).all(|row| order.row_at(order.stored(row, 12), 12) == row));
+        let order = RowOrder::RopeInterleaved { heads: 2, fixed: 2 };
+        let rows: Vec<usize> = (0..12).map(|position| order.row_at(position, 12)).collect();
+        assert_eq!(rows, [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]);
         assert!((0..12).all(|row| order.row_at(order.stored(row, 12), 12) == row));
     }
 }

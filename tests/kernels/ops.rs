@@ -13,9 +13,10 @@ use mgm::Error;
 use mgm::gpu::{Capabilities, Gpu, GpuOptions, Kernel, TestOptions, Withheld};
 use mgm::ops::cases::{
     Adjust, Argmax, Attention, AttentionBatched, AttentionPaged, AttentionSegments, Case, Combine, Concatenate,
-    Convolution, Denoise, Depthwise, F32, Gather, GatherRows, GroupNorm, Inpaint, Linear, Logprobs, Map, MatrixRows,
-    Mining, MiningStats, Norm, Patches, PlacedRope, Random, Resize, Rope, Route, RoutedLinear, Sample, SampleRows,
-    Softmax, Storage, check, compare, self_check,
+    Convolution, Denoise, Depthwise, F32, GatedAdd, Gather, GatherRows, GroupNorm, Inpaint, Linear, Logprobs, Map,
+    MatrixRows, Mining, MiningStats, Norm, NormAdd, Patches, PlacedRope, Random, Resize, Rope, RopeRows, Route,
+    RouteOfAll, RoutedLinear, Sample, SampleRows, ScoredAttention, ScoredPaged, Softcap, Softmax, Storage, check,
+    compare, self_check,
 };
 use mgm::ops::{
     self, Activation, AttentionSegment, BlockTables, ConvMode, Cooperative, Epilogue, MatmulKernel, MatmulShape,
@@ -737,7 +738,9 @@ fn norms() {
     }
     // More rows than a grid has columns.
     cases.push(Norm { rows: 65_537, k: 2, centred: false, unit_offset: false, eps: 1e-6, shift: 0.5 });
-    check_everywhere("norms", &boxed(cases));
+    check_everywhere("norms", &boxed(cases.clone()));
+    let added = cases.iter().step_by(5).map(|case| NormAdd(*case));
+    check_everywhere("norms onto a residual", &boxed(added.collect::<Vec<_>>()));
 }
 
 #[test]
@@ -837,6 +840,37 @@ fn attention_over_awkward_shapes() {
         });
     }
     check_everywhere("attention", &boxed(cases));
+}
+
+/// Scales, caps and windows, over one sequence and over block tables.
+#[test]
+fn attention_with_scales_caps_and_windows() {
+    let forms = [
+        ops::Scores { scale: Some(0.5), cap: Some(3.0), window: None },
+        ops::Scores { scale: None, cap: None, window: Some(20) },
+        ops::Scores { scale: Some(0.0625), cap: Some(50.0), window: Some(1) },
+        ops::Scores { scale: None, cap: Some(2.0), window: Some(100) },
+    ];
+    let (mut cases, mut paged) = (Vec::new(), Vec::new());
+    for (index, scores) in forms.into_iter().enumerate() {
+        for (head_dim, times, keys) in
+            [(16, 1, 300), (24, 9, 70), (64, 70, 70), (256, 33, 290), (16, 2, 700), (24, 1, 9)]
+        {
+            let storage = if (index + times) % 2 == 0 { Storage::F32 } else { Storage::F16 };
+            let case = Attention { heads: 4, kv_heads: 2, head_dim, times, keys, causal: true, storage, exact: true };
+            cases.push(ScoredAttention(case, scores));
+        }
+        for form in [PagedForm::Decode, PagedForm::Prefill] {
+            let sequences = match form {
+                PagedForm::Decode => vec![(1, 300), (1, 17), (1, 700)],
+                PagedForm::Prefill => vec![(40, 300), (17, 17), (3, 70)],
+            };
+            let case = AttentionPaged { heads: 4, kv_heads: 2, head_dim: 64, sequences, half: index % 2 == 0, form };
+            paged.push(ScoredPaged(case, scores));
+        }
+    }
+    check_everywhere("attention with scales, caps and windows", &boxed(cases));
+    check_everywhere("the same over block tables", &boxed(paged));
 }
 
 /// Long heads leave workgroup memory for fewer rows on some devices.
@@ -1002,7 +1036,8 @@ fn attention_over_block_tables_is_the_same_in_any_step() {
 fn block_tables_outside_the_cache_are_rejected() {
     let gpu = common::open_gpu();
     let cache = ops::KvCache::new(&gpu, 32, 8, false).expect("a cache");
-    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true };
+    let scores = ops::Scores::default();
+    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true, scores };
     let attend = |queries: usize, keys, blocks: &[u32]| {
         let mut tables = BlockTables::new(&gpu, 1, 4, 2).expect("tables");
         tables.set(&gpu, &[PagedSequence { queries, keys, blocks }])?;
@@ -1023,7 +1058,8 @@ fn block_tables_outside_the_cache_are_rejected() {
 fn segments_outside_the_cache_are_rejected() {
     let gpu = common::open_gpu();
     let cache = ops::KvCache::new(&gpu, 10, 8, false).expect("a cache");
-    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true };
+    let scores = ops::Scores::default();
+    let layer = ops::Attention { heads: 1, kv_heads: 1, head_dim: 8, causal: true, exact: true, scores };
     let queries = Tensor::zeros(&gpu, &[3, 8], "queries").expect("queries");
     let segment = |queries, start, step, count, causal| AttentionSegment {
         queries,
@@ -1175,6 +1211,35 @@ fn maps_side_by_side_and_softmax() {
 }
 
 #[test]
+fn rotary_embedding_after_a_product() {
+    let norms = [None, Some([false, false]), Some([false, true]), Some([true, false])];
+    let mut cases = Vec::new();
+    for (index, (head_dim, rotated)) in
+        [(8, 8), (16, 4), (24, 18), (64, 64), (80, 20), (256, 0)].into_iter().enumerate()
+    {
+        for norm in norms {
+            for (placed, query_factor) in [(false, false), (true, true), (index % 2 == 0, index % 2 != 0)] {
+                let (half, position) = (cases.len() % 3 == 0, 7);
+                let (heads, kv_heads, times) = (6, 2, 5);
+                cases.push(RopeRows {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    rotated,
+                    times,
+                    position,
+                    norm,
+                    query_factor,
+                    half,
+                    placed,
+                });
+            }
+        }
+    }
+    check_everywhere("rotary after a product", &boxed(cases));
+}
+
+#[test]
 fn rotary_embedding() {
     let mut cases = Vec::new();
     for head_dim in HEAD_DIMS {
@@ -1319,7 +1384,11 @@ fn routing() {
     {
         cases.push(Box::new(Route { tokens, experts, top_k }));
         cases.push(Box::new(Combine { tokens, experts, top_k, width: 35 }));
+        cases.push(Box::new(RouteOfAll(Route { tokens, experts, top_k })));
+        cases.push(Box::new(GatedAdd { tokens, width: 3 * experts }));
+        cases.push(Box::new(Softcap { count: tokens * experts, cap: 30.0 }));
     }
+    cases.push(Box::new(Route { tokens: 70, experts: 256, top_k: 8 }));
     check_everywhere("routing", &cases);
 }
 

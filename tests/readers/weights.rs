@@ -146,7 +146,7 @@ fn the_llama_3_golden_opens() {
         ],
     );
     assert_eq!(checkpoint.config.language.architecture, Architecture::Llama);
-    assert_eq!(checkpoint.config.language.rope_theta, 500_000.0);
+    assert_eq!(checkpoint.config.language.rope.theta, 500_000.0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::gpu::Recorder;
 use crate::loader::Loader;
 use crate::nn::linear::Linear;
-use crate::ops::{self, Activation, Attention, Epilogue, FeatureMap, GroupNorm, KeyValues, Norm};
+use crate::ops::{self, Activation, Attention, Epilogue, FeatureMap, GroupNorm, KeyValues, Norm, Scores};
 use crate::tensor::{Matrix, Precision, Tensor};
 
 /// The norm before a transformer.
@@ -91,6 +91,7 @@ impl Layer {
                 head_dim: norm_1.weight.len() / heads,
                 causal: false,
                 exact,
+                scores: Scores::default(),
             },
             norm_1,
             qkv: own.stacked(&["to_q.weight", "to_k.weight", "to_v.weight"]).await?,

@@ -6,7 +6,9 @@ use super::{ATTENTION_F16, Case, F32, Random, read};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{self, AttentionSegment, BlockTables, KeyValues, KvCache, PagedForm, PagedSequence, StridedRows};
+use crate::ops::{
+    self, AttentionSegment, BlockTables, KeyValues, KvCache, PagedForm, PagedSequence, Scores, StridedRows,
+};
 use crate::tensor::Tensor;
 
 /// Where keys and values lie.
@@ -52,6 +54,7 @@ impl Attention {
             head_dim: self.head_dim,
             causal: self.causal,
             exact: self.exact,
+            scores: Scores::default(),
         }
     }
 
@@ -94,36 +97,7 @@ impl Case for Attention {
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
-        Box::pin(async move {
-            let inputs = self.inputs();
-            let [queries, keys, values] = &inputs;
-            let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-            let mut recorder = gpu.record();
-            let y = if self.storage == Storage::Packed {
-                let mut packed = Vec::new();
-                for time in 0..self.times {
-                    packed.extend_from_slice(&queries[time * width..][..width]);
-                    packed.extend_from_slice(&keys[time * kv_width..][..kv_width]);
-                    packed.extend_from_slice(&values[time * kv_width..][..kv_width]);
-                }
-                let packed = Tensor::new(gpu, &[self.times, width + 2 * kv_width], &packed, "packed")?;
-                ops::attention(&mut recorder, self.layer(), &packed, KeyValues::Packed)?
-            } else {
-                let half = self.storage == Storage::F16;
-                let cache = KvCache::new(gpu, self.keys + SPARE, kv_width, half)?;
-                for (tensor, content) in cache.stored().into_iter().zip([keys, values]) {
-                    tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, half));
-                }
-                let queries = Tensor::new(gpu, &[self.times, width], queries, "queries")?;
-                ops::attention(
-                    &mut recorder,
-                    self.layer(),
-                    &queries,
-                    KeyValues::Cached { cache: &cache, length: self.keys },
-                )?
-            };
-            read(recorder, &[&y]).await
-        })
+        Box::pin(async move { self.run_with(gpu, Scores::default()).await })
     }
 
     fn reference(&self) -> Vec<f32> {
@@ -133,9 +107,63 @@ impl Case for Attention {
 }
 
 impl Attention {
+    async fn run_with(&self, gpu: &Gpu, scores: Scores) -> Result<Vec<f32>> {
+        let inputs = self.inputs();
+        let [queries, keys, values] = &inputs;
+        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let layer = ops::Attention { scores, ..self.layer() };
+        let mut recorder = gpu.record();
+        let y = if self.storage == Storage::Packed {
+            let mut packed = Vec::new();
+            for time in 0..self.times {
+                packed.extend_from_slice(&queries[time * width..][..width]);
+                packed.extend_from_slice(&keys[time * kv_width..][..kv_width]);
+                packed.extend_from_slice(&values[time * kv_width..][..kv_width]);
+            }
+            let packed = Tensor::new(gpu, &[self.times, width + 2 * kv_width], &packed, "packed")?;
+            ops::attention(&mut recorder, layer, &packed, KeyValues::Packed)?
+        } else {
+            let half = self.storage == Storage::F16;
+            let cache = KvCache::new(gpu, self.keys + SPARE, kv_width, half)?;
+            for (tensor, content) in cache.stored().into_iter().zip([keys, values]) {
+                tensor.write(gpu, 0, &cache_bytes(content, SPARE * kv_width, half));
+            }
+            let queries = Tensor::new(gpu, &[self.times, width], queries, "queries")?;
+            ops::attention(&mut recorder, layer, &queries, KeyValues::Cached { cache: &cache, length: self.keys })?
+        };
+        read(recorder, &[&y]).await
+    }
+}
+
+/// The same with a scale, a cap or a window: [`ops::Scores`].
+#[derive(Debug, Clone, Copy)]
+pub struct ScoredAttention(pub Attention, pub Scores);
+
+impl Case for ScoredAttention {
+    fn bound(&self) -> f64 {
+        self.0.bound()
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(self.0.run_with(gpu, self.1))
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let [queries, keys, values] = self.0.inputs();
+        self.0.attend_with(self.1, &queries, &keys, &values)
+    }
+}
+
+impl Attention {
     /// The definition, row by row.
     fn attend(&self, queries: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
+        self.attend_with(Scores::default(), queries, keys, values)
+    }
+
+    fn attend_with(&self, steps: Scores, queries: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
         let d = self.head_dim;
+        let scale = steps.scale.map_or(1.0 / (d as f64).sqrt(), f64::from);
+        let cap = |score: f64| steps.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
         let mut y = Vec::new();
         for time in 0..self.times {
             for head in 0..self.heads {
@@ -143,17 +171,19 @@ impl Attention {
                 let query = &queries[(time * self.heads + head) * d..][..d];
                 let of = |all: &'_ [f32], key: usize, i: usize| f64::from(all[(key * self.kv_heads + kv_head) * d + i]);
                 let seen = if self.causal { self.keys - self.times + time + 1 } else { self.keys };
-                let scores: Vec<f64> = (0..seen)
+                let first = steps.window.map_or(0, |window| seen.saturating_sub(window));
+                let scores: Vec<f64> = (first..seen)
                     .map(|key| {
                         let dot: f64 = query.iter().enumerate().map(|(i, q)| f64::from(*q) * of(keys, key, i)).sum();
-                        dot / (d as f64).sqrt()
+                        cap(dot * scale)
                     })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 y.extend((0..d).map(|i| {
-                    let sum: f64 = weights.iter().enumerate().map(|(key, weight)| weight * of(values, key, i)).sum();
+                    let sum: f64 =
+                        weights.iter().enumerate().map(|(key, weight)| weight * of(values, first + key, i)).sum();
                     (sum / total) as f32
                 }));
             }
@@ -429,44 +459,70 @@ impl Case for AttentionPaged {
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
-        Box::pin(async move {
-            let inputs: Vec<[Vec<f32>; 3]> = self.sequences.iter().map(|lengths| self.one(*lengths).inputs()).collect();
-            let queries: Vec<f32> = inputs.iter().flat_map(|[queries, ..]| queries).copied().collect();
-            let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-            let (blocks, count) = self.blocks();
-            let cache = KvCache::new(gpu, count * ops::BLOCK_ROWS, kv_width, self.half)?;
-            for (which, tensor) in cache.stored().into_iter().enumerate() {
-                let mut rows = vec![f32::NAN; count * ops::BLOCK_ROWS * kv_width];
-                for (inputs, blocks) in inputs.iter().zip(&blocks) {
-                    for (content, block) in inputs[1 + which].chunks(ops::BLOCK_ROWS * kv_width).zip(blocks) {
-                        rows[*block as usize * ops::BLOCK_ROWS * kv_width..][..content.len()].copy_from_slice(content);
-                    }
-                }
-                tensor.write(gpu, 0, &cache_bytes(&rows, 0, self.half));
-            }
-            let sequences: Vec<PagedSequence<'_>> = self
-                .sequences
-                .iter()
-                .zip(&blocks)
-                .map(|((queries, keys), blocks)| PagedSequence { queries: *queries, keys: *keys, blocks })
-                .collect();
-            let rows = queries.len() / width;
-            let mut tables = BlockTables::new(gpu, sequences.len(), rows, count)?;
-            tables.set(gpu, &sequences)?;
-            let queries = Tensor::new(gpu, &[rows, width], &queries, "queries")?;
-            let mut recorder = gpu.record();
-            let layer = self.one((1, 1)).layer();
-            let y = ops::attention_paged(&mut recorder, layer, &queries, &cache, &tables, self.form)?;
-            read(recorder, &[&y]).await
-        })
+        Box::pin(self.run_with(gpu, Scores::default()))
     }
 
     fn reference(&self) -> Vec<f32> {
+        self.reference_with(Scores::default())
+    }
+}
+
+impl AttentionPaged {
+    async fn run_with(&self, gpu: &Gpu, scores: Scores) -> Result<Vec<f32>> {
+        let inputs: Vec<[Vec<f32>; 3]> = self.sequences.iter().map(|lengths| self.one(*lengths).inputs()).collect();
+        let queries: Vec<f32> = inputs.iter().flat_map(|[queries, ..]| queries).copied().collect();
+        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (blocks, count) = self.blocks();
+        let cache = KvCache::new(gpu, count * ops::BLOCK_ROWS, kv_width, self.half)?;
+        for (which, tensor) in cache.stored().into_iter().enumerate() {
+            let mut rows = vec![f32::NAN; count * ops::BLOCK_ROWS * kv_width];
+            for (inputs, blocks) in inputs.iter().zip(&blocks) {
+                for (content, block) in inputs[1 + which].chunks(ops::BLOCK_ROWS * kv_width).zip(blocks) {
+                    rows[*block as usize * ops::BLOCK_ROWS * kv_width..][..content.len()].copy_from_slice(content);
+                }
+            }
+            tensor.write(gpu, 0, &cache_bytes(&rows, 0, self.half));
+        }
+        let sequences: Vec<PagedSequence<'_>> = self
+            .sequences
+            .iter()
+            .zip(&blocks)
+            .map(|((queries, keys), blocks)| PagedSequence { queries: *queries, keys: *keys, blocks })
+            .collect();
+        let rows = queries.len() / width;
+        let mut tables = BlockTables::new(gpu, sequences.len(), rows, count)?;
+        tables.set(gpu, &sequences)?;
+        let queries = Tensor::new(gpu, &[rows, width], &queries, "queries")?;
+        let mut recorder = gpu.record();
+        let layer = ops::Attention { scores, ..self.one((1, 1)).layer() };
+        let y = ops::attention_paged(&mut recorder, layer, &queries, &cache, &tables, self.form)?;
+        read(recorder, &[&y]).await
+    }
+
+    fn reference_with(&self, scores: Scores) -> Vec<f32> {
         let of_sequence = |lengths: &(usize, usize)| {
             let one = self.one(*lengths);
             let [queries, keys, values] = one.inputs();
-            one.attend(&queries, &keys, &values)
+            one.attend_with(scores, &queries, &keys, &values)
         };
         self.sequences.iter().flat_map(of_sequence).collect()
+    }
+}
+
+/// The same with a scale, a cap or a window: [`ops::Scores`].
+#[derive(Debug, Clone)]
+pub struct ScoredPaged(pub AttentionPaged, pub Scores);
+
+impl Case for ScoredPaged {
+    fn bound(&self) -> f64 {
+        self.0.bound()
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(self.0.run_with(gpu, self.1))
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        self.0.reference_with(self.1)
     }
 }

@@ -28,7 +28,9 @@ use crate::ops::ConvMode;
 use crate::tensor::{Packed, Precision, Tensor, dequantize, pack_rows};
 use crate::{Error, Result};
 
-pub use attention::{Attention, AttentionBatched, AttentionPaged, AttentionSegments, Storage};
+pub use attention::{
+    Attention, AttentionBatched, AttentionPaged, AttentionSegments, ScoredAttention, ScoredPaged, Storage,
+};
 pub use convolution::{Depthwise, Patches, Resize};
 pub use denoise::Denoise;
 pub use gather::{Gather, GatherRows};
@@ -37,10 +39,10 @@ pub use linear::{Linear, RoutedLinear};
 pub use maps::{Concatenate, Convolution, GroupNorm, Softmax};
 pub use matrix::MatrixRows;
 pub use mining::{Map, Mining, MiningStats};
-pub use norm::Norm;
+pub use norm::{Norm, NormAdd};
 pub use random::Random;
-pub use rope::{PlacedRope, Rope};
-pub use routing::{Combine, Route};
+pub use rope::{PlacedRope, Rope, RopeRows};
+pub use routing::{Combine, GatedAdd, Route, RouteOfAll, Softcap};
 pub use sampling::{Adjust, Argmax, Logprobs, Sample, SampleRows};
 
 /// Bound on the normalised mean square error of f32 arithmetic that sums a few thousand terms: 3e-6 root mean square.
@@ -233,6 +235,22 @@ pub fn self_check() -> Vec<Box<dyn Case>> {
         Box::new(MiningStats { map }),
         Box::new(Mining { map, side: 2, window: 8, origin: (0, 8) }),
         Box::new(Route { tokens: 70, experts: 8, top_k: 2 }),
+        Box::new(RouteOfAll(Route { tokens: 9, experts: 80, top_k: 4 })),
+        Box::new(GatedAdd { tokens: 5, width: 33 }),
+        Box::new(Softcap { count: 131, cap: 30.0 }),
+        Box::new(NormAdd(Norm { rows: 3, k: 260, centred: false, unit_offset: false, eps: 1e-6, shift: 0.0 })),
+        Box::new(RopeRows {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 24,
+            rotated: 12,
+            times: 5,
+            position: 3,
+            norm: Some([false, true]),
+            query_factor: true,
+            half: true,
+            placed: false,
+        }),
         Box::new(Combine { tokens: 5, experts: 8, top_k: 2, width: 33 }),
         Box::new(Argmax { vocab: 1000, rows: 4, together: true }),
         Box::new(Sample { vocab: 1000, temperature: 0.7, top_k: 50, top_p: 0.9, tied: false, draws: 8 }),

@@ -40,22 +40,37 @@ impl Case for Norm {
     }
 
     fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
-        Box::pin(async move {
-            let [x, weight, bias] = self.inputs();
-            let x = Tensor::new(gpu, &[self.rows, self.k], &x, "x")?;
-            let layer = ops::Norm {
-                weight: Tensor::new(gpu, &[self.k], &weight, "weight")?,
-                bias: if self.centred { Some(Tensor::new(gpu, &[self.k], &bias, "bias")?) } else { None },
-                eps: self.eps,
-                unit_offset: self.unit_offset,
-            };
-            let mut recorder = gpu.record();
-            let y = ops::norm(&mut recorder, &x, &layer)?;
-            read(recorder, &[&y]).await
-        })
+        Box::pin(self.run_onto(gpu, None))
     }
 
     fn reference(&self) -> Vec<f32> {
+        self.values()
+    }
+}
+
+impl Norm {
+    async fn run_onto(&self, gpu: &Gpu, residual: Option<Vec<f32>>) -> Result<Vec<f32>> {
+        let [x, weight, bias] = self.inputs();
+        let x = Tensor::new(gpu, &[self.rows, self.k], &x, "x")?;
+        let layer = ops::Norm {
+            weight: Tensor::new(gpu, &[self.k], &weight, "weight")?,
+            bias: if self.centred { Some(Tensor::new(gpu, &[self.k], &bias, "bias")?) } else { None },
+            eps: self.eps,
+            unit_offset: self.unit_offset,
+        };
+        let mut recorder = gpu.record();
+        let y = match residual {
+            None => ops::norm(&mut recorder, &x, &layer)?,
+            Some(residual) => {
+                let y = Tensor::new(gpu, &[self.rows, self.k], &residual, "y")?;
+                ops::norm_add(&mut recorder, &x, &layer, &y)?;
+                y
+            }
+        };
+        read(recorder, &[&y]).await
+    }
+
+    fn values(&self) -> Vec<f32> {
         let [x, weight, bias] = self.inputs();
         let mut y = Vec::new();
         for row in x.chunks_exact(self.k) {
@@ -70,5 +85,29 @@ impl Case for Norm {
             }
         }
         y
+    }
+}
+
+/// The same, added to a residual: `ops::norm_add`.
+#[derive(Debug, Clone, Copy)]
+pub struct NormAdd(pub Norm);
+
+impl NormAdd {
+    fn residual(&self) -> Vec<f32> {
+        Random::new(&self.name()).values(self.0.rows * self.0.k, 1.0)
+    }
+}
+
+impl Case for NormAdd {
+    fn bound(&self) -> f64 {
+        self.0.bound()
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(self.0.run_onto(gpu, Some(self.residual())))
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        self.residual().iter().zip(self.0.values()).map(|(y, value)| y + value).collect()
     }
 }

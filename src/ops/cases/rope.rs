@@ -7,7 +7,7 @@ use super::{Case, F32, Random, stored};
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::io::LocalFuture;
-use crate::ops::{self, KvCache, Norm, Place, Places, QkvRope, RopeRows, RopeTable};
+use crate::ops::{self, KvCache, Norm, Place, Places, QkvRope, RopeTable, Scores};
 use crate::tensor::{Matrix, Precision, Tensor};
 
 /// Queries, keys and values, rotated and written to the cache: [`ops::linear_qkv_rope`]. The result is queries, keys,
@@ -90,7 +90,7 @@ impl Rope {
     /// The device's result, for rows in order or at `places`.
     async fn product(&self, gpu: &Gpu, places: Option<&[(usize, usize)]>) -> Result<Vec<f32>> {
         let Self { heads, kv_heads, head_dim, times, position, k, precision, half, .. } = *self;
-        let layer = ops::Attention { heads, kv_heads, head_dim, causal: true, exact: true };
+        let layer = ops::Attention { heads, kv_heads, head_dim, causal: true, exact: true, scores: Scores::default() };
         let [x, gain, weight] = self.inputs();
         let mut rows: Vec<&[f32]> = weight.chunks_exact(k).collect();
         for (row, values) in weight.chunks_exact(k).enumerate().take((heads + kv_heads) * head_dim) {
@@ -100,13 +100,13 @@ impl Rope {
         let x = Tensor::new(gpu, &[times, k], &x, "x")?;
         let gain = Tensor::new(gpu, &[k], &gain, "gain")?;
         let norm = Norm { weight: gain, bias: None, eps: EPS, unit_offset: half };
-        let parameters = ops::Rope { theta: THETA as f32, freq_factors: self.freq_factors() };
+        let parameters = ops::Rope { freq_factors: self.freq_factors(), ..ops::Rope::new(THETA as f32, head_dim) };
         let table = RopeTable::new(gpu, self.capacity(), head_dim, &parameters)?;
         let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
         let mut recorder = gpu.record();
-        let mut placed = Places::new(gpu, times + 1, head_dim)?;
+        let mut placed = Places::new(gpu, times + 1, head_dim, &parameters)?;
         let rows = match places {
-            None => RopeRows::From { table: &table, first: position },
+            None => ops::RopeRows::From { table: &table, first: position },
             Some(places) => {
                 let place = |(token, (position, row)): (usize, &(usize, usize))| Place {
                     token: token as u32,
@@ -116,7 +116,7 @@ impl Rope {
                 let places: Vec<Place> = places.iter().enumerate().map(place).collect();
                 placed.set(gpu, &places)?;
                 placed.record(&mut recorder, &table, &Tensor::zeros(gpu, &[times], "tokens")?)?;
-                RopeRows::Placed(placed.rows())
+                ops::RopeRows::Placed(placed.rows())
             }
         };
         let rope = QkvRope { layer, rows, cache: &cache };
@@ -200,5 +200,164 @@ impl Case for PlacedRope {
 
     fn reference(&self) -> Vec<f32> {
         self.0.reference_at(&self.rows())
+    }
+}
+
+/// Norms and rotation of a product of queries, keys and values: [`ops::rope_rows`]. The result is queries, keys,
+/// values.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeRows {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Elements of a head that are rotated.
+    pub rotated: usize,
+    /// Positions.
+    pub times: usize,
+    /// The first of them.
+    pub position: usize,
+    /// Whether the norm is centred, and over whole rows.
+    pub norm: Option<[bool; 2]>,
+    /// Queries have a factor by position.
+    pub query_factor: bool,
+    /// An f16 cache.
+    pub half: bool,
+    /// Rows at any positions and places.
+    pub placed: bool,
+}
+
+impl RopeRows {
+    fn rope(&self) -> ops::Rope {
+        ops::Rope {
+            rotated: self.rotated,
+            magnitude: 1.25,
+            query_factor: self.query_factor.then_some(ops::QueryFactor { scale: 0.5, period: 2 }),
+            ..ops::Rope::new(THETA as f32, self.head_dim)
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        self.position + self.times + SPARE
+    }
+
+    /// The position of each row, and its row of the cache.
+    fn rows(&self) -> Vec<(usize, usize)> {
+        let capacity = self.capacity();
+        (0..self.times)
+            .map(|time| match self.placed {
+                true => ((self.position + 5 * time) % capacity, capacity - 1 - time),
+                false => (self.position + time, self.position + time),
+            })
+            .collect()
+    }
+
+    /// The product, with the elements of heads in the order of the device, and the gain.
+    fn inputs(&self) -> [Vec<f32>; 2] {
+        let mut random = Random::new(&self.name());
+        let heads = self.heads + self.kv_heads;
+        [
+            random.values(self.times * (heads + self.kv_heads) * self.head_dim, 1.0),
+            random.values(heads * self.head_dim, 1.0),
+        ]
+    }
+}
+
+impl Case for RopeRows {
+    fn bound(&self) -> f64 {
+        let angle = (self.capacity() as f64 * 2.0f64.powi(-23)).powi(2);
+        F32 + angle + if self.half { 2.0f64.powi(-10).powi(2) / 3.0 } else { 0.0 }
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let Self { heads, kv_heads, head_dim, times, half, .. } = *self;
+            let scores = Scores::default();
+            let layer = ops::Attention { heads, kv_heads, head_dim, causal: true, exact: true, scores };
+            let [qkv, gain] = self.inputs();
+            let qkv = Tensor::new(gpu, &[times, layer.packed_columns()], &qkv, "qkv")?;
+            let gain = Tensor::new(gpu, &[gain.len()], &gain, "gain")?;
+            let norm = self.norm.map(|[centred, whole]| ops::QueryKeyNorm { gain, eps: EPS, centred, whole });
+            let rope = self.rope();
+            let table = RopeTable::new(gpu, self.capacity(), head_dim, &rope)?;
+            let cache = KvCache::new(gpu, self.capacity(), kv_heads * head_dim, half)?;
+            let mut recorder = gpu.record();
+            let mut placed = Places::new(gpu, times, head_dim, &rope)?;
+            let rows = if self.placed {
+                let place = |(position, row)| Place { token: ops::NO_ROW, position, row };
+                let places: Vec<Place> = self.rows().into_iter().map(place).collect();
+                placed.set(gpu, &places)?;
+                placed.record(&mut recorder, &table, &Tensor::zeros(gpu, &[1], "tokens")?)?;
+                ops::RopeRows::Placed(placed.rows())
+            } else {
+                ops::RopeRows::From { table: &table, first: self.position }
+            };
+            let queries = ops::rope_rows(&mut recorder, &qkv, norm.as_ref(), QkvRope { layer, rows, cache: &cache })?;
+            let [keys, stored_values] = cache.stored();
+            let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
+            recorder.submit()?;
+            let mut values = Vec::new();
+            for (index, readback) in readbacks.into_iter().enumerate() {
+                if half && index > 0 {
+                    values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
+                } else {
+                    values.extend(readback.values::<f32>().await?);
+                }
+            }
+            Ok(values)
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let Self { heads, kv_heads, head_dim: d, rotated, .. } = *self;
+        let [qkv, gain] = self.inputs();
+        let columns = (heads + 2 * kv_heads) * d;
+        let mut queries = Vec::new();
+        let [mut keys, mut values] = [(); 2].map(|()| vec![0.0; self.capacity() * kv_heads * d]);
+        for (row, (position, place)) in qkv.chunks_exact(columns).zip(self.rows()) {
+            let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+            // Queries and keys, normalised part by part.
+            let [of_queries, of_keys] = [0..heads * d, heads * d..(heads + kv_heads) * d];
+            let mut parts = Vec::new();
+            for range in [of_queries, of_keys] {
+                let length = if self.norm.is_some_and(|[_, whole]| whole) { range.len() } else { d };
+                for part in row[range].chunks_exact(length) {
+                    let Some([centred, _]) = self.norm else {
+                        parts.extend_from_slice(part);
+                        continue;
+                    };
+                    let mean = if centred { part.iter().sum::<f64>() / length as f64 } else { 0.0 };
+                    let variance = part.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / length as f64;
+                    let scale = 1.0 / (variance + f64::from(EPS)).sqrt();
+                    for x in part {
+                        parts.push((x - mean) * scale * f64::from(gain[parts.len()]));
+                    }
+                }
+            }
+            for (index, pair) in parts.chunks_exact(2).enumerate() {
+                // Neighbours as real and imaginary part, times 1.25 e^(i angle).
+                let i = index % (d / 2);
+                let [real, imaginary] = if 2 * i < rotated {
+                    let angle = position as f64 * THETA.powf(-((2 * i) as f64) / rotated as f64);
+                    let (sin, cos) = angle.sin_cos();
+                    [1.25 * (pair[0] * cos - pair[1] * sin), 1.25 * (pair[1] * cos + pair[0] * sin)]
+                } else {
+                    [pair[0], pair[1]]
+                };
+                if 2 * index < heads * d {
+                    let factor = if self.query_factor { 1.0 + 0.5 * ((1 + position / 2) as f64).ln() } else { 1.0 };
+                    queries.extend([(factor * real) as f32, (factor * imaginary) as f32]);
+                } else {
+                    let at = place * kv_heads * d + 2 * index - heads * d;
+                    (keys[at], keys[at + 1]) = (real as f32, imaginary as f32);
+                }
+            }
+            for (value, x) in values[place * kv_heads * d..].iter_mut().zip(&row[(heads + kv_heads) * d..]) {
+                *value = *x as f32;
+            }
+        }
+        [queries, keys, values].concat()
     }
 }

@@ -54,7 +54,7 @@ impl Case for Route {
         Box::pin(async move {
             let logits = Tensor::new(gpu, &[self.tokens, self.experts], &self.inputs(), "logits")?;
             let mut recorder = gpu.record();
-            let routing = ops::route(&mut recorder, &logits, self.top_k)?;
+            let routing = ops::route(&mut recorder, &logits, self.top_k, ops::Shares::default())?;
             let (shares, choices) = routing.chosen();
             let shares = shares.read_back(&mut recorder);
             let choices = choices.read_back(&mut recorder);
@@ -124,7 +124,7 @@ impl Case for Combine {
             let answers = Tensor::new(gpu, &[self.tokens * self.top_k, self.width], &answers, "answers")?;
             let y = Tensor::new(gpu, &[self.tokens, self.width], &residual, "y")?;
             let mut recorder = gpu.record();
-            let routing = ops::route(&mut recorder, &logits, self.top_k)?;
+            let routing = ops::route(&mut recorder, &logits, self.top_k, ops::Shares::default())?;
             ops::combine(&mut recorder, &routing, &answers, &y)?;
             read(recorder, &[&y]).await
         })
@@ -141,5 +141,120 @@ impl Case for Combine {
             }
         }
         y
+    }
+}
+
+/// Shares of all experts, with a factor: [`ops::Shares`] without normalisation. The result is shares [tokens, top_k].
+#[derive(Debug, Clone, Copy)]
+pub struct RouteOfAll(pub Route);
+
+impl Case for RouteOfAll {
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let Route { tokens, experts, top_k } = self.0;
+            let logits = Tensor::new(gpu, &[tokens, experts], &self.0.inputs(), "logits")?;
+            let mut recorder = gpu.record();
+            let shares = ops::Shares { normalised: false, scale: 2.5 };
+            let routing = ops::route(&mut recorder, &logits, top_k, shares)?;
+            read(recorder, &[routing.chosen().0]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let row = |logits: &[f32]| {
+            let mut weights: Vec<f64> = logits.iter().map(|x| f64::from(*x).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            weights.sort_by(|a, b| b.total_cmp(a));
+            weights.truncate(self.0.top_k);
+            weights.into_iter().map(|weight| (2.5 * weight / total) as f32).collect::<Vec<_>>()
+        };
+        self.0.inputs().chunks_exact(self.0.experts).flat_map(row).collect()
+    }
+}
+
+/// A shared expert's result onto the residual: [`ops::gated_add`].
+#[derive(Debug, Clone, Copy)]
+pub struct GatedAdd {
+    /// Tokens.
+    pub tokens: usize,
+    /// Elements of a token.
+    pub width: usize,
+}
+
+impl GatedAdd {
+    /// Results, gates, residual.
+    fn inputs(&self) -> [Vec<f32>; 3] {
+        let mut random = Random::new(&self.name());
+        let count = self.tokens * self.width;
+        [random.values(count, 1.0), random.values(self.tokens, 3.0), random.values(count, 1.0)]
+    }
+}
+
+impl Case for GatedAdd {
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let [x, gates, residual] = self.inputs();
+            let x = Tensor::new(gpu, &[self.tokens, self.width], &x, "x")?;
+            let gates = Tensor::new(gpu, &[self.tokens, 1], &gates, "gates")?;
+            let y = Tensor::new(gpu, &[self.tokens, self.width], &residual, "y")?;
+            let mut recorder = gpu.record();
+            ops::gated_add(&mut recorder, &x, &gates, &y)?;
+            read(recorder, &[&y]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let [x, gates, residual] = self.inputs();
+        let gated = |(index, (x, y)): (usize, (&f32, &f32))| {
+            let gate = 1.0 / (1.0 + (-f64::from(gates[index / self.width])).exp());
+            (f64::from(*y) + gate * f64::from(*x)) as f32
+        };
+        x.iter().zip(&residual).enumerate().map(gated).collect()
+    }
+}
+
+/// The soft cap of logits: [`ops::softcap`].
+#[derive(Debug, Clone, Copy)]
+pub struct Softcap {
+    /// Elements.
+    pub count: usize,
+    /// The cap.
+    pub cap: f32,
+}
+
+impl Softcap {
+    /// Most of them near the cap, a few far above it.
+    fn inputs(&self) -> Vec<f32> {
+        let mut values = Random::new(&self.name()).values(self.count, 2.0 * f64::from(self.cap));
+        values.iter_mut().step_by(7).for_each(|x| *x *= 1e3);
+        values
+    }
+}
+
+impl Case for Softcap {
+    fn bound(&self) -> f64 {
+        F32
+    }
+
+    fn run<'a>(&'a self, gpu: &'a Gpu) -> LocalFuture<'a, Result<Vec<f32>>> {
+        Box::pin(async move {
+            let x = Tensor::new(gpu, &[1, self.count], &self.inputs(), "x")?;
+            let mut recorder = gpu.record();
+            ops::softcap(&mut recorder, &x, self.cap)?;
+            read(recorder, &[&x]).await
+        })
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let cap = f64::from(self.cap);
+        self.inputs().iter().map(|x| (cap * (f64::from(*x) / cap).tanh()) as f32).collect()
     }
 }

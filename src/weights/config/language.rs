@@ -3,7 +3,7 @@ use serde_json::Value;
 use super::json::Settings;
 use super::{MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
 use crate::Result;
-use crate::tensor::Activation;
+use crate::tensor::{Activation, Rope, Scores};
 
 /// The families of language models, which differ in arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,15 +14,142 @@ pub enum Architecture {
     Llama,
     /// Llama with mixture-of-experts feed-forward layers.
     Mixtral,
+    /// Another one, by its name in GGUF files. [`LanguageConfig::layer`] has what it computes.
+    Other(&'static str),
 }
 
 /// Mixture-of-experts feed-forward layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertsConfig {
     /// Experts in a layer.
     pub count: usize,
     /// Experts that the router selects for a token.
     pub per_token: usize,
+    /// Whether the shares of the selected experts are divided by their sum.
+    pub normalised: bool,
+    /// Factor of the shares.
+    pub scale: f32,
+    /// An expert that serves every token.
+    pub shared: Option<SharedExpert>,
+}
+
+impl ExpertsConfig {
+    /// Mixtral's: normalised shares, no shared expert.
+    pub fn new(count: usize, per_token: usize) -> Self {
+        Self { count, per_token, normalised: true, scale: 1.0, shared: None }
+    }
+}
+
+/// The expert that serves every token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedExpert {
+    /// Its width.
+    pub intermediate_size: usize,
+    /// Whether its output is multiplied by a sigmoid of the token.
+    pub gated: bool,
+}
+
+/// What a decoder layer computes. The default is Llama's:
+/// ```text
+/// a = norm x;     x += out attention(rope(q a), rope(k a), v a)
+/// m = norm x;     x += down(activation(gate m) * up m)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerConfig {
+    /// Layer norms with an offset instead of RMS norms.
+    pub layer_norm: bool,
+    /// Norms before attention and before the feed-forward layer.
+    pub pre_norm: bool,
+    /// Norms of their results, before these are added to x.
+    pub post_norm: bool,
+    /// Both read the same norm of x.
+    pub parallel: bool,
+    /// Which linear layers have a bias.
+    pub biases: Biases,
+    /// Norms of queries and keys, before RoPE.
+    pub query_key_norm: Option<QueryKeyNormKind>,
+    /// The feed-forward layer has a gate; else it is down(activation(up m)).
+    pub gate: bool,
+    /// What happens to attention's scores. Windows are in [`LanguageConfig::other_layers`].
+    pub scores: Scores,
+    /// Factor of what is added to x.
+    pub residual_scale: f32,
+}
+
+impl Default for LayerConfig {
+    fn default() -> Self {
+        Self {
+            layer_norm: false,
+            pre_norm: true,
+            post_norm: false,
+            parallel: false,
+            biases: Biases::default(),
+            query_key_norm: None,
+            gate: true,
+            scores: Scores::default(),
+            residual_scale: 1.0,
+        }
+    }
+}
+
+impl LayerConfig {
+    /// Names of the norms of x before attention and before the feed-forward layer, and of the norms of their results:
+    /// transformers'.
+    pub fn norm_names(&self) -> [Option<&'static str>; 4] {
+        let before = if self.post_norm { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        [
+            self.pre_norm.then_some("input_layernorm"),
+            (self.pre_norm && !self.parallel).then_some(before),
+            self.post_norm.then_some("post_attention_layernorm"),
+            self.post_norm.then_some("post_feedforward_layernorm"),
+        ]
+    }
+}
+
+/// Which linear layers have a bias.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub qkv: bool,
+    /// Attention's output projection.
+    pub out: bool,
+    /// Gate and up projections.
+    pub up: bool,
+    /// Down projection.
+    pub down: bool,
+    /// The head.
+    pub head: bool,
+}
+
+/// Norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryKeyNormKind {
+    /// RMS norms of each head, with one gain for all heads.
+    Head,
+    /// Layer norms of each head without offsets, with a gain for each head.
+    EachHead,
+    /// RMS norms of all queries and of all keys of a token.
+    Whole,
+}
+
+/// Layers that differ from the others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OtherLayers {
+    /// Which layers these are, one value a layer.
+    pub layers: Vec<bool>,
+    /// Their window: keys that a query attends to, at most.
+    pub window: Option<usize>,
+    /// Their RoPE; `None` for that of the others.
+    pub rope: Option<Rope>,
+}
+
+/// RoPE for sequences longer than the model was first trained for (LongRoPE).
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// Positions from which on sequences are long.
+    pub beyond: usize,
+    /// [`Rope::freq_factors`] of long sequences.
+    pub freq_factors: Vec<f32>,
 }
 
 /// The language model's sizes and constants.
@@ -42,14 +169,24 @@ pub struct LanguageConfig {
     pub num_kv_heads: usize,
     /// Width of a head, even.
     pub head_dim: usize,
-    /// RMSNorm's epsilon.
+    /// What a layer computes.
+    pub layer: LayerConfig,
+    /// Layers that differ from the others in position encoding or window.
+    pub other_layers: Option<OtherLayers>,
+    /// Epsilon of the norms.
     pub rms_norm_eps: f32,
     /// RMSNorm weights are stored minus 1 (Gemma's, except in GGUF files).
     pub norm_unit_offset: bool,
-    /// Base of the RoPE angles.
-    pub rope_theta: f32,
-    /// Divisors of the RoPE frequencies, one per rotated pair (llama.cpp's `freq_factors`); empty for none.
-    pub rope_freq_factors: Vec<f32>,
+    /// RoPE's angles.
+    pub rope: Rope,
+    /// Those of long sequences, if they differ.
+    pub long_rope: Option<LongRope>,
+    /// Factor of embeddings.
+    pub embedding_scale: f32,
+    /// Divisor of logits.
+    pub logit_scale: f32,
+    /// Soft cap of logits.
+    pub logit_cap: Option<f32>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest sequence.
@@ -67,6 +204,20 @@ pub struct LanguageConfig {
 }
 
 impl LanguageConfig {
+    /// The RoPE of most layers and, if it differs, of [`Self::other_layers`], for sequences of up to `positions`.
+    pub fn ropes(&self, positions: usize) -> Vec<Rope> {
+        let mut rope = self.rope.clone();
+        if let Some(long) = self.long_rope.as_ref().filter(|long| positions > long.beyond) {
+            rope.freq_factors.clone_from(&long.freq_factors);
+        }
+        [Some(rope), self.other_layers.as_ref().and_then(|other| other.rope.clone())].into_iter().flatten().collect()
+    }
+
+    /// Whether a layer is one of [`Self::other_layers`].
+    pub fn is_other(&self, layer: usize) -> bool {
+        self.other_layers.as_ref().is_some_and(|other| other.layers.get(layer).copied().unwrap_or(false))
+    }
+
     pub(super) fn read(settings: &Settings<'_>) -> Result<Self> {
         let file = settings.file;
         let architecture = architecture(settings)?;
@@ -103,7 +254,7 @@ impl LanguageConfig {
         }
         let experts = if mixtral {
             let count = settings.size("num_local_experts", 8, MAX_EXPERTS)?;
-            Some(ExpertsConfig { count, per_token: settings.size("num_experts_per_tok", 2, count)? })
+            Some(ExpertsConfig::new(count, settings.size("num_experts_per_tok", 2, count)?))
         } else {
             None
         };
@@ -115,10 +266,15 @@ impl LanguageConfig {
             num_heads,
             num_kv_heads,
             head_dim,
+            layer: LayerConfig::default(),
+            other_layers: None,
             rms_norm_eps: settings.positive("rms_norm_eps", if mixtral { 1e-5 } else { 1e-6 }, 1.0)?,
             norm_unit_offset: gemma,
-            rope_theta: rope_theta(settings, if mixtral { 1e6 } else { 1e4 })?,
-            rope_freq_factors: Vec::new(),
+            rope: Rope::new(rope_theta(settings, if mixtral { 1e6 } else { 1e4 })?, head_dim),
+            long_rope: None,
+            embedding_scale: if gemma { (hidden_size as f32).sqrt() } else { 1.0 },
+            logit_scale: 1.0,
+            logit_cap: None,
             vocab_size: settings.required_size("vocab_size", MAX_VOCABULARY)?,
             max_positions,
             tie_word_embeddings: settings.flag("tie_word_embeddings", gemma)?,

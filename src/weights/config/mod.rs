@@ -14,7 +14,10 @@ mod vision;
 pub use clip::ClipConfig;
 pub use convnext::ConvNextConfig;
 pub use generation::GenerationConfig;
-pub use language::{Architecture, ExpertsConfig, LanguageConfig};
+pub use language::{
+    Architecture, Biases, ExpertsConfig, LanguageConfig, LayerConfig, LongRope, OtherLayers, QueryKeyNormKind,
+    SharedExpert,
+};
 pub use vision::{AspectRatio, ProjectorKind, VisionConfig};
 
 use crate::Result;
@@ -29,7 +32,7 @@ pub(crate) const MAX_HEADS: usize = 1 << 10;
 pub(crate) const MAX_HEAD_DIM: usize = 1 << 10;
 pub(crate) const MAX_VOCABULARY: usize = 1 << 24;
 pub(crate) const MAX_POSITIONS: usize = 1 << 24;
-pub(crate) const MAX_EXPERTS: usize = 64;
+pub(crate) const MAX_EXPERTS: usize = 256;
 pub(crate) const MAX_IMAGE_SIZE: usize = 1 << 13;
 pub(crate) const MAX_GRID: usize = 8;
 
@@ -135,15 +138,15 @@ pub(super) mod tests {
         assert_eq!(llama.vision, None);
         let llama = llama.language;
         assert_eq!((llama.num_kv_heads, llama.head_dim, llama.tie_word_embeddings), (4, 16, false));
-        assert_eq!((llama.rms_norm_eps, llama.rope_theta, llama.activation), (1e-6, 1e4, Activation::Silu));
+        assert_eq!((llama.rms_norm_eps, llama.rope.theta, llama.activation), (1e-6, 1e4, Activation::Silu));
         let gemma = parse(json!({"model_type": "gemma", "hidden_act": "gelu"})).unwrap().language;
         assert_eq!((gemma.head_dim, gemma.tie_word_embeddings, gemma.activation), (256, true, Activation::GeluTanh));
         let erf = parse(json!({"model_type": "gemma", "hidden_activation": "gelu"})).unwrap().language;
         assert_eq!(erf.activation, Activation::GeluErf);
         let mixtral =
             parse(json!({"model_type": "mixtral", "bos_token_id": 1, "eos_token_id": [2, 7]})).unwrap().language;
-        assert_eq!(mixtral.experts, Some(ExpertsConfig { count: 8, per_token: 2 }));
-        assert_eq!((mixtral.rope_theta, mixtral.bos_token, mixtral.eos_tokens), (1e6, Some(1), vec![2, 7]));
+        assert_eq!(mixtral.experts, Some(ExpertsConfig::new(8, 2)));
+        assert_eq!((mixtral.rope.theta, mixtral.bos_token, mixtral.eos_tokens), (1e6, Some(1), vec![2, 7]));
     }
 
     #[test]

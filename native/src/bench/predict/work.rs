@@ -92,7 +92,7 @@ pub async fn chat(gpu: &Gpu, variant: &Variant, precision: Precision, tokens: us
     language.sample_next(&mut recorder, &end, Sampling::GREEDY, 0.0, &sampled, 1)?;
     let token = Part { name: "token", units: 1, works: works(&recorder.into_report())? };
     let mut parts = vec![image, prefill, token];
-    if let Some(ExpertsConfig { count, per_token }) = variant.language.experts {
+    if let Some(ExpertsConfig { count, per_token, .. }) = variant.language.experts {
         let share = per_token as f64 / count as f64;
         for part in &mut parts {
             part.works.iter_mut().for_each(|work| route(work, share, part.units));
