@@ -118,7 +118,7 @@ EXAMPLES := $(basename $(notdir $(wildcard examples/*.rs)))
 test: setup
 	@echo 'leaving to make test-all: $(SLOW_KERNELS) of tests/kernels, $(SLOW_CLI) of native/tests/cli'
 	cargo test --release --tests --no-run
-	cargo test --release --lib --bins --test goldens --test models --test readers
+	cargo test --release --lib --bins --test goldens --test family --test models --test readers
 	cargo test --release --test kernels -- $(addprefix --skip ,$(SLOW_KERNELS))
 	$(TINT)
 	cargo test --release --test cli -- $(addprefix --skip ,$(SLOW_CLI))

@@ -70,7 +70,7 @@ pub async fn open_checkpoint(arguments: &CheckpointArgs) -> mgm::Result<ModelFil
     let LocalModel { path, clip, convnext, .. } = local_checkpoint(arguments)?;
     let folder = |path: &PathBuf| Rc::new(DiskFolder::new(path)) as Rc<dyn Folder>;
     let mut files = if path.is_file() {
-        ModelFiles::Gguf(open_gguf(&path).await?)
+        ModelFiles::Gguf(Box::new(open_gguf(&path).await?))
     } else {
         let towers = TowerOptions::default()
             .with_clip(arguments.vision_tower.as_ref().or(clip.as_ref()).map(folder))

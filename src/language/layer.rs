@@ -45,7 +45,7 @@ struct Output {
 /// down(activation(gate(x)) * up(x)), once or as a mixture of experts.
 #[derive(Debug)]
 enum FeedForward {
-    Dense { up: Up, down: Output },
+    Dense { up: Up, down: Box<Output> },
     Experts(Box<Experts>),
 }
 
@@ -308,7 +308,8 @@ impl FeedForward {
             let part = loader.pp("mlp");
             let gate = gate.then_some("gate_proj");
             let up = Up::load(&part, gate, "up_proj", biases.up, config.activation).await?;
-            return Ok(Self::Dense { up, down: Output::load(&part, "down_proj", biases.down, config, norm).await? });
+            let down = Output::load(&part, "down_proj", biases.down, config, norm).await?;
+            return Ok(Self::Dense { up, down: Box::new(down) });
         };
         let part = loader.pp("block_sparse_moe");
         let mut experts = Vec::new();

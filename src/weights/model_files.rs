@@ -16,7 +16,7 @@ pub enum ModelFiles {
     /// A Mini-Gemini checkpoint, as released or as a bundle.
     Mgm(Box<MgmCheckpoint>),
     /// A language model in a GGUF file, or in a bundle of one.
-    Gguf(GgufModel),
+    Gguf(Box<GgufModel>),
 }
 
 impl ModelFiles {
@@ -28,7 +28,8 @@ impl ModelFiles {
     pub async fn from_path(path: impl AsRef<std::path::Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_file() {
-            return Ok(Self::Gguf(GgufModel::open(Rc::new(crate::io::DiskFile::open(path)?)).await?));
+            let model = GgufModel::open(Rc::new(crate::io::DiskFile::open(path)?)).await?;
+            return Ok(Self::Gguf(Box::new(model)));
         }
         Self::open(Rc::new(crate::io::DiskFolder::new(path)), TowerOptions::default()).await
     }
@@ -63,7 +64,7 @@ impl ModelFiles {
     /// As [`MgmCheckpoint::open_bundle`], [`GgufModel::open`].
     pub async fn open_bundle(bundle: &Bundle) -> Result<Self> {
         Ok(match bundle.gguf().await? {
-            Some(source) => Self::Gguf(GgufModel::open(source).await?),
+            Some(source) => Self::Gguf(Box::new(GgufModel::open(source).await?)),
             None => Self::Mgm(Box::new(MgmCheckpoint::open_bundle(bundle).await?)),
         })
     }

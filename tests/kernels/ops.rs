@@ -851,26 +851,23 @@ fn attention_with_scales_caps_and_windows() {
         ops::Scores { scale: Some(0.0625), cap: Some(50.0), window: Some(1) },
         ops::Scores { scale: None, cap: Some(2.0), window: Some(100) },
     ];
-    let (mut cases, mut paged) = (Vec::new(), Vec::new());
-    for (index, scores) in forms.into_iter().enumerate() {
-        for (head_dim, times, keys) in
-            [(16, 1, 300), (24, 9, 70), (64, 70, 70), (256, 33, 290), (16, 2, 700), (24, 1, 9)]
-        {
-            let storage = if (index + times) % 2 == 0 { Storage::F32 } else { Storage::F16 };
-            let case = Attention { heads: 4, kv_heads: 2, head_dim, times, keys, causal: true, storage, exact: true };
-            cases.push(ScoredAttention(case, scores));
-        }
-        for form in [PagedForm::Decode, PagedForm::Prefill] {
-            let sequences = match form {
-                PagedForm::Decode => vec![(1, 300), (1, 17), (1, 700)],
-                PagedForm::Prefill => vec![(40, 300), (17, 17), (3, 70)],
-            };
-            let case = AttentionPaged { heads: 4, kv_heads: 2, head_dim: 64, sequences, half: index % 2 == 0, form };
-            paged.push(ScoredPaged(case, scores));
-        }
+    let shapes = [(16, 1, 300), (24, 9, 70), (64, 70, 70), (16, 2, 700), (256, 9, 70), (24, 1, 9)];
+    let mut cases = Vec::new();
+    for (index, (head_dim, times, keys)) in shapes.into_iter().enumerate() {
+        let storage = if index % 2 == 0 { Storage::F32 } else { Storage::F16 };
+        let case = Attention { heads: 4, kv_heads: 2, head_dim, times, keys, causal: true, storage, exact: true };
+        cases.extend([0, 1].map(|other| ScoredAttention(case, forms[(index + 2 * other) % forms.len()])));
     }
+    let paged = [PagedForm::Decode, PagedForm::Prefill].map(|form| {
+        let (sequences, scores) = match form {
+            PagedForm::Decode => (vec![(1, 300), (1, 17), (1, 700)], forms[3]),
+            PagedForm::Prefill => (vec![(40, 300), (17, 17), (3, 70)], forms[1]),
+        };
+        let half = form == PagedForm::Decode;
+        ScoredPaged(AttentionPaged { heads: 4, kv_heads: 2, head_dim: 64, sequences, half, form }, scores)
+    });
     check_everywhere("attention with scales, caps and windows", &boxed(cases));
-    check_everywhere("the same over block tables", &boxed(paged));
+    check_everywhere("the same over block tables", &boxed(paged.to_vec()));
 }
 
 /// Long heads leave workgroup memory for fewer rows on some devices.

@@ -302,7 +302,8 @@ async fn open(files: &js_sys::Map) -> mgm::Result<ModelFiles> {
     let is_bundle = paths.iter().any(|path| path.ends_with("bundle.json"));
     if let Some(gguf) = paths.iter().find(|path| path.ends_with(".gguf") && !is_bundle) {
         let missing = || mgm::Error::MissingFile { file: gguf.clone(), hint: "it is not a file".to_owned() };
-        return Ok(ModelFiles::Gguf(GgufModel::open(root.open(gguf).await?.ok_or_else(missing)?).await?));
+        let model = GgufModel::open(root.open(gguf).await?.ok_or_else(missing)?).await?;
+        return Ok(ModelFiles::Gguf(Box::new(model)));
     }
     let folder = blob_source::shallowest(&paths, &["bundle.json", "config.json", "model_index.json"]);
     ModelFiles::open(root.child(folder), TowerOptions::default()).await
