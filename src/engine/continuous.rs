@@ -164,7 +164,8 @@ impl<'a> Engine<'a> {
             language,
             text: None,
             options,
-            cache: language.paged_cache(gpu, blocks + spare, context)?,
+            // Slices of deterministic mode have positions that no sequence has.
+            cache: language.paged_cache(gpu, blocks + spare, context.max(DETERMINISTIC_SLICE))?,
             pool: BlockPool::new(blocks),
             spare: (blocks as u32..).take(spare).collect(),
             prefill_step: language.paged_step(gpu, slice::MOST, 2, of_sequence + spare)?,

@@ -603,6 +603,23 @@ fn a_cancelled_sequence_leaves_at_the_next_turn_and_others_go_on() {
     });
 }
 
+/// A context shorter than the slices of deterministic mode.
+#[test]
+fn short_contexts_have_the_same_answers() {
+    with_pocket(async |gpu, language| {
+        let mut jobs = jobs(6, language.config().vocab_size);
+        jobs.retain(|job| job.prompt.len() + job.options.max_new_tokens <= 48);
+        assert!(jobs.len() > 1);
+        let mut engine = Engine::new(gpu, language, options(256, true)).expect("an engine");
+        let expected = outputs(&run(&mut engine, &jobs).await);
+        for context in [48, 63] {
+            let options = EngineOptions { context, ..options(128, true) };
+            let mut engine = Engine::new(gpu, language, options).expect("an engine");
+            assert_eq!(outputs(&run(&mut engine, &jobs).await), expected, "{context} positions");
+        }
+    });
+}
+
 #[test]
 fn jobs_that_can_never_run_are_refused() {
     with_pocket(async |gpu, language| {
