@@ -10,6 +10,7 @@ use super::blocks::{BLOCK_ROWS, BlockCopy, BlockPool, BlockTable};
 use super::digest::CachedPosition;
 use super::encoder::{Encoder, ImageFigures};
 use super::job::{Event, Job, JobId};
+use super::lookup::{Candidate, DraftCost};
 use super::queue::Queue;
 use super::recovery::Unfinished;
 use super::request::Request;
@@ -33,6 +34,15 @@ const MAX_WAIT: usize = 3;
 /// In deterministic mode, positions of a slice: products of other row counts may be computed by other kernels.
 const DETERMINISTIC_SLICE: usize = 64;
 
+/// Rows of a step at most.
+const MOST_ROWS: usize = 16;
+/// Tokens of a draft by default: a step of eight rows is little slower than one of a row on most GPUs.
+const PROMPT_LOOKUP: usize = 7;
+/// On a software adapter eight rows take 2.6 to 3 times as long as one.
+const SOFTWARE_DRAFTS: DraftCost = DraftCost { row: 0.27, wait: 0.0 };
+/// On a GPU most of a step is reading the weights, but it is idle while the host reads the tokens.
+const GPU_DRAFTS: DraftCost = DraftCost { row: 0.05, wait: 0.15 };
+
 /// Bytes of the cache of visual tokens by default: 54 images of MGM-7B.
 const IMAGE_CACHE: u64 = 512 << 20;
 
@@ -49,6 +59,10 @@ pub struct EngineOptions {
     pub slice: Duration,
     /// Bytes of visual tokens that are cached.
     pub image_cache: u64,
+    /// Tokens of a prompt-lookup draft at most, up to 15; 0 for none. Rows of a step that no sequence needs verify what
+    /// followed an earlier occurrence of a sequence's last tokens, where that is often right. The tokens of an answer
+    /// do not depend on it, but for near ties, of which there are none in deterministic mode.
+    pub prompt_lookup: usize,
     /// A job's tokens are the same alone, in any batch, from the cache or not, and after a preemption. It is slower.
     pub deterministic: bool,
 }
@@ -64,7 +78,17 @@ impl EngineOptions {
             capacity: (parallel * context.min(2048)).max(context),
             slice: Duration::from_millis(if software { 1000 } else { 100 }),
             image_cache: IMAGE_CACHE,
+            prompt_lookup: PROMPT_LOOKUP,
             deterministic: false,
+        }
+    }
+
+    /// Rows of a step, those of drafts included. In deterministic mode all steps have as many, and drafts must not
+    /// change them.
+    fn rows(&self) -> usize {
+        match self.deterministic {
+            true => self.parallel,
+            false => self.parallel.max((1 + self.prompt_lookup).min(MOST_ROWS)),
         }
     }
 }
@@ -84,8 +108,12 @@ pub struct Figures {
     pub evicted_blocks: u64,
     /// Decoding steps.
     pub steps: u64,
-    /// Rows of all of them.
+    /// Rows of all of them, without those of drafts.
     pub rows: u64,
+    /// Tokens of drafts that were verified.
+    pub drafted: u64,
+    /// Those of them that were right.
+    pub accepted: u64,
     /// Slices of prompts.
     pub slices: u64,
     /// Positions of prompts that were computed.
@@ -103,11 +131,20 @@ pub struct Figures {
 struct InFlight {
     read: Readback,
     logprobs: Option<LogprobsRead>,
-    /// For each token read the admission of its sequence and its position. [`NO_ADMISSION`] for tokens of no one.
-    tokens: Vec<(u64, usize)>,
+    tokens: Vec<StepToken>,
 }
 
-const NO_ADMISSION: u64 = u64::MAX;
+/// A token that is chosen by a submission.
+#[derive(Debug, Clone, Copy)]
+struct StepToken {
+    /// The admission of its sequence.
+    admission: u64,
+    position: usize,
+    /// The token before it, if that is one of a draft.
+    draft: Option<u32>,
+    /// Its place among the chosen tokens.
+    slot: usize,
+}
 
 /// Many sequences on one model. The host submits jobs and calls [`Self::turn`] until the engine is idle.
 #[derive(Debug)]
@@ -123,7 +160,8 @@ pub struct Engine<'a> {
     spare: Vec<u32>,
     prefill_step: PagedStep,
     decode_step: PagedStep,
-    /// Tokens that the device chose: rings of steps, then one for each seat, the first after a prompt.
+    /// Tokens that the device chose: rings of steps, then one for each seat, the first after a prompt; then those of
+    /// drafts, which the host writes.
     chosen: Tensor,
     ring: usize,
     /// The first tokens of a prompt's answers, before each has its place in `chosen`.
@@ -150,15 +188,23 @@ impl<'a> Engine<'a> {
     /// fit.
     pub fn new(gpu: &Gpu, language: &'a LanguageModel, options: EngineOptions) -> Result<Self> {
         let EngineOptions { parallel, context, capacity, .. } = options;
-        if !(1..=16).contains(&parallel) || context < 2 || capacity < context {
+        if !(1..=MOST_ROWS).contains(&parallel) || context < 2 || capacity < context {
             return Err(Error::InvalidArgument(format!(
-                "{parallel} sequences of {context} positions in a cache of {capacity}, expected 1 to 16 sequences, 2 positions or more, and a cache for one sequence"
+                "{parallel} sequences of {context} positions in a cache of {capacity}, expected 1 to {MOST_ROWS} sequences, 2 positions or more, and a cache for one sequence"
+            )));
+        }
+        if options.prompt_lookup >= MOST_ROWS {
+            return Err(Error::InvalidArgument(format!(
+                "prompt_lookup is {}, expected 0 to {} tokens",
+                options.prompt_lookup,
+                MOST_ROWS - 1
             )));
         }
         let blocks = capacity.div_ceil(BLOCK_ROWS);
         let spare = slice::MOST.div_ceil(BLOCK_ROWS);
         let of_sequence = context.div_ceil(BLOCK_ROWS);
-        let slots = parallel * (STEPS_AHEAD + 2);
+        let rows = options.rows();
+        let slots = rows * (STEPS_AHEAD + 1) + parallel + rows;
         Ok(Self {
             gpu: gpu.clone(),
             language,
@@ -169,7 +215,7 @@ impl<'a> Engine<'a> {
             pool: BlockPool::new(blocks),
             spare: (blocks as u32..).take(spare).collect(),
             prefill_step: language.paged_step(gpu, slice::MOST, 2, of_sequence + spare)?,
-            decode_step: language.paged_step(gpu, parallel, parallel, parallel * of_sequence)?,
+            decode_step: language.paged_step(gpu, rows, rows, rows * of_sequence)?,
             chosen: Tensor::zeros(gpu, &[slots], "chosen tokens")?,
             ring: 0,
             first_tokens: Tensor::zeros(gpu, &[parallel], "first tokens")?,
@@ -563,69 +609,79 @@ impl<'a> Engine<'a> {
             (0..answers.len()).for_each(|row| logits.copy_to(recorder, &all, row));
         }
         let position = self.sequences[index].positions.len();
-        let tokens: Vec<(u64, usize)> =
-            answers.iter().map(|answer| (self.sequences[*answer].admission, position)).collect();
+        let token = |answer: &usize| {
+            let Sequence { admission, seat, .. } = self.sequences[*answer];
+            StepToken { admission, position, draft: None, slot: self.seat_slot(seat) }
+        };
+        let tokens: Vec<StepToken> = answers.iter().map(token).collect();
         self.set_masks(&tokens)?;
         let (controls, top) = self.controls(&tokens);
         let logprobs = self.sampler.record(recorder, &all, &controls, (&self.first_tokens, 0), top)?;
         let read = self.first_tokens.slice_elements(0..answers.len()).read_back(recorder);
         let chosen = self.chosen.reshape(&[self.chosen.len(), 1]);
         for (row, answer) in answers.into_iter().enumerate() {
-            let sequence = &mut self.sequences[answer];
-            let slot = self.options.parallel * (STEPS_AHEAD + 1) + sequence.seat;
+            let slot = tokens[row].slot;
             self.first_tokens.slice_elements(row..row + 1).copy_to(recorder, &chosen, slot);
-            sequence.token = slot as u32;
+            self.sequences[answer].token = slot as u32;
         }
         self.in_flight.push_back(InFlight { read, logprobs, tokens });
         Ok(())
     }
 
+    /// The place of a seat's first token among the chosen ones.
+    fn seat_slot(&self, seat: usize) -> usize {
+        self.options.rows() * (STEPS_AHEAD + 1) + seat
+    }
+
     /// Submits a step of all running sequences. Returns whether there was one. If a sequence is constrained, the layers
-    /// are submitted first: they run while the host reads the tokens before and computes what may come next.
+    /// are submitted first: they run while the host reads the tokens before and computes what may come next. With
+    /// drafts, the tokens are read at once: what the next step computes depends on them.
     async fn decode(&mut self) -> Result<bool> {
         if self.in_flight.len() >= self.steps_ahead() {
             return Ok(false);
         }
+        if self.expects_drafts() {
+            self.read_all().await?;
+            self.end_failed();
+        }
         self.make_room();
-        let parallel = self.options.parallel;
         let is_next = |sequence: &Sequence<'_>| sequence.is_running() && !sequence.is_submitted();
         let next: Vec<usize> = (0..self.sequences.len()).filter(|index| is_next(&self.sequences[*index])).collect();
         if next.is_empty() {
             return Ok(false);
         }
-        let first = parallel * self.ring;
-        let mut rows = Vec::with_capacity(parallel);
-        let mut tokens = Vec::with_capacity(parallel);
+        let drafts = self.drafts(&next);
         for index in &next {
+            let slot = self.seat_slot(self.sequences[*index].seat);
             let sequence = &mut self.sequences[*index];
             if let Some(CachedPosition::Text(id)) = sequence.positions.get(sequence.written)
                 && sequence.token == NO_ROW
             {
                 // A token that is known, and was not chosen since the sequence was admitted.
-                let slot = parallel * (STEPS_AHEAD + 1) + sequence.seat;
                 self.chosen.write(&self.gpu, 4 * slot as u64, &id.to_ne_bytes());
                 sequence.token = slot as u32;
             }
         }
-        for index in &next {
-            let sequence = &self.sequences[*index];
-            let keys = sequence.written + 1;
-            let blocks = sequence.table.blocks();
-            rows.push(StepRows { sequence: PagedSequence { queries: 1, keys, blocks }, token: sequence.token });
-            tokens.push((sequence.admission, keys));
+        let first = self.options.rows() * self.ring;
+        let draft_slot = self.seat_slot(self.options.parallel);
+        let drafted: Vec<u32> = drafts.concat();
+        if !drafted.is_empty() {
+            self.chosen.write(&self.gpu, 4 * draft_slot as u64, bytemuck::cast_slice(&drafted));
         }
+        let (mut rows, tokens) = step_rows(&self.sequences, &next, &drafts, (first, draft_slot));
         if self.options.deterministic {
             // The kernels of a product depend on the number of rows.
             let sequence = PagedSequence { queries: 1, keys: 1, blocks: &self.spare };
-            rows.resize(parallel, StepRows { sequence, token: rows[0].token });
-            tokens.resize(parallel, (NO_ADMISSION, 0));
+            rows.resize(self.options.rows(), StepRows { sequence, token: rows[0].token });
         }
+        let rows_in_all = rows.len();
         let mut recorder = self.gpu.record();
         let (cache, step, chosen) = (&self.cache, &mut self.decode_step, &self.chosen);
         let x = self.language.decode_paged(&mut recorder, cache, step, chosen, &rows)?;
         let logits = self.language.logits(&mut recorder, &x)?;
         self.figures.steps += 1;
         self.figures.rows += next.len() as u64;
+        self.figures.drafted += drafted.len() as u64;
         let is_constrained = next.iter().any(|index| self.sequences[*index].constraint.is_some());
         for index in next {
             let sequence = &mut self.sequences[index];
@@ -634,35 +690,89 @@ impl<'a> Engine<'a> {
         }
         if is_constrained {
             recorder.submit()?;
-            while !self.in_flight.is_empty() {
-                self.read_oldest().await?;
-            }
+            self.read_all().await?;
             self.set_masks(&tokens)?;
             recorder = self.gpu.record();
         }
-        let (controls, top) = self.controls(&tokens);
+        let (mut controls, top) = self.controls(&tokens);
+        controls.resize(rows_in_all, RowControls::default());
         let logprobs = self.sampler.record(&mut recorder, &logits, &controls, (&self.chosen, first), top)?;
         let read = self.chosen.slice_elements(first..first + tokens.len()).read_back(&mut recorder);
         recorder.submit()?;
-        for (row, (admission, keys)) in tokens.iter().enumerate() {
+        for StepToken { admission, position, slot, .. } in tokens.iter().filter(|token| token.draft.is_none()) {
             if let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.admission == *admission) {
                 // If the token is known, the one that was chosen is not needed.
-                let is_known = *keys < sequence.positions.len();
-                sequence.token = if is_known { NO_ROW } else { (first + row) as u32 };
+                let is_known = *position < sequence.positions.len();
+                sequence.token = if is_known { NO_ROW } else { *slot as u32 };
             }
         }
         self.in_flight.push_back(InFlight { read, logprobs, tokens });
         self.ring = (self.ring + 1) % (STEPS_AHEAD + 1);
+        if !drafted.is_empty() {
+            self.read_all().await?;
+        }
         Ok(true)
+    }
+
+    /// What a row of a draft costs. In deterministic mode steps have all rows anyway.
+    fn draft_cost(&self) -> DraftCost {
+        let cost = if self.gpu.is_software() { SOFTWARE_DRAFTS } else { GPU_DRAFTS };
+        if self.options.deterministic { DraftCost { row: 0.0, ..cost } } else { cost }
+    }
+
+    /// Whether the next step may have drafts, so that the tokens before it should be read first.
+    fn expects_drafts(&mut self) -> bool {
+        if self.options.prompt_lookup == 0 {
+            return false;
+        }
+        self.sequences.iter_mut().for_each(Sequence::update_lookup);
+        let running = self.sequences.iter().filter(|sequence| sequence.is_running()).count();
+        let free = self.options.rows().saturating_sub(running);
+        let candidates: Vec<Candidate> = self.sequences.iter().map(|sequence| self.candidate(sequence)).collect();
+        self.draft_cost().divide(running.max(1), free, &candidates).iter().any(|length| *length > 0)
+    }
+
+    fn candidate(&self, sequence: &Sequence<'_>) -> Candidate {
+        let length = self.options.prompt_lookup.min(sequence.most_drafts());
+        match sequence.lookup.confidence() {
+            Some(confidence) => Candidate { confidence, length },
+            None => Candidate { confidence: 0.0, length: 0 },
+        }
+    }
+
+    /// Drafts for the rows of a step that the sequences `next` leave free.
+    fn drafts(&mut self, next: &[usize]) -> Vec<Vec<u32>> {
+        let mut drafts = vec![Vec::new(); next.len()];
+        if self.options.prompt_lookup == 0 {
+            return drafts;
+        }
+        for index in next {
+            self.sequences[*index].update_lookup();
+        }
+        let candidate = |index: &usize| {
+            let sequence = &self.sequences[*index];
+            let is_known = sequence.positions.len() == sequence.written + 1;
+            let Candidate { confidence, length } = self.candidate(sequence);
+            Candidate { confidence, length: if is_known { length } else { 0 } }
+        };
+        let candidates: Vec<Candidate> = next.iter().map(candidate).collect();
+        let lengths = self.draft_cost().divide(next.len(), self.options.rows() - next.len(), &candidates);
+        for ((index, length), draft) in next.iter().zip(lengths).zip(&mut drafts) {
+            let sequence = &mut self.sequences[*index];
+            if length > 0 && self.pool.extend(&mut sequence.table, sequence.written + 1 + length) {
+                *draft = sequence.lookup.draft(&sequence.positions, length);
+            }
+        }
+        drafts
     }
 
     /// How the tokens at positions of sequences are chosen, and the number of best tokens to report, if any. Sequences
     /// that ended meanwhile, and no one's rows, may have any token.
-    fn controls(&self, tokens: &[(u64, usize)]) -> (Vec<RowControls<'_>>, Option<usize>) {
+    fn controls(&self, tokens: &[StepToken]) -> (Vec<RowControls<'_>>, Option<usize>) {
         let find = |admission: u64| self.sequences.iter().find(|sequence| sequence.admission == admission);
         let mut controls = Vec::with_capacity(tokens.len());
         let mut top = None;
-        for (admission, position) in tokens {
+        for StepToken { admission, position, .. } in tokens {
             let sequence = find(*admission);
             controls.push(sequence.map_or_else(RowControls::default, |sequence| sequence.controls(*position)));
             top = top.max(sequence.and_then(|sequence| sequence.top_logprobs(*position)));
@@ -671,9 +781,9 @@ impl<'a> Engine<'a> {
     }
 
     /// Uploads the allowed tokens of constrained sequences, of which all tokens before those positions are known.
-    fn set_masks(&mut self, tokens: &[(u64, usize)]) -> Result<()> {
+    fn set_masks(&mut self, tokens: &[StepToken]) -> Result<()> {
         let vocab = self.language.config().vocab_size;
-        for (admission, position) in tokens {
+        for StepToken { admission, position, .. } in tokens {
             let sequence = self.sequences.iter_mut().find(|sequence| sequence.admission == *admission);
             let Some(sequence) = sequence.filter(|sequence| *position >= sequence.positions.len()) else { continue };
             let Some(constraint) = &mut sequence.constraint else { continue };
@@ -725,6 +835,13 @@ impl<'a> Engine<'a> {
         self.read_oldest().await
     }
 
+    async fn read_all(&mut self) -> Result<()> {
+        while !self.in_flight.is_empty() {
+            self.read_oldest().await?;
+        }
+        Ok(())
+    }
+
     async fn read_oldest(&mut self) -> Result<()> {
         let Some(InFlight { read, logprobs, tokens }) = self.in_flight.pop_front() else { return Ok(()) };
         let ids: Vec<u32> = read.values().await?;
@@ -732,18 +849,29 @@ impl<'a> Engine<'a> {
             Some(read) => read.rows().await?,
             None => Vec::new(),
         };
-        for (row, ((admission, position), id)) in tokens.into_iter().zip(ids).enumerate() {
-            self.accept(admission, position, id, logprobs.get(row).map_or(&[], Vec::as_slice));
+        for (row, (token, id)) in tokens.into_iter().zip(ids).enumerate() {
+            self.accept(token, id, logprobs.get(row).map_or(&[], Vec::as_slice));
         }
         Ok(())
     }
 
-    /// The token that was chosen for a position of a sequence, if that is still running.
-    fn accept(&mut self, admission: u64, position: usize, id: u32, logprobs: &[u32]) {
+    /// The token that was chosen for a position of a sequence, if that is still running. After a draft it counts only
+    /// if the draft was right so far.
+    fn accept(&mut self, StepToken { admission, position, draft, slot }: StepToken, id: u32, logprobs: &[u32]) {
         let Some(index) = self.sequences.iter().position(|sequence| sequence.admission == admission) else {
             return;
         };
         let sequence = &mut self.sequences[index];
+        if let Some(draft) = draft {
+            if position != sequence.positions.len() || sequence.positions.last() != Some(&CachedPosition::Text(draft)) {
+                return;
+            }
+            // The row of the cache is that of the right token.
+            sequence.written = position;
+            sequence.token = slot as u32;
+            self.figures.accepted += 1;
+            self.queue.charge(sequence.request.job.user, 0, 1);
+        }
         if position < sequence.positions.len() || sequence.error.is_some() {
             return;
         }
@@ -789,4 +917,33 @@ impl<'a> Engine<'a> {
             self.events.extend(error.iter().flat_map(|error| request.failed(error)));
         }
     }
+}
+
+/// The rows of a step that computes the last known position of the sequences `next` and the positions of their drafts,
+/// and the tokens that the rows choose, from slot `first` on. The tokens of drafts are in the slots from `draft_slot`
+/// on. For attention each row is a sequence of its own, so that its result is the same whether it is one of a draft or
+/// not.
+fn step_rows<'s>(
+    sequences: &'s [Sequence<'_>],
+    next: &[usize],
+    drafts: &[Vec<u32>],
+    (first, mut draft_slot): (usize, usize),
+) -> (Vec<StepRows<'s>>, Vec<StepToken>) {
+    let (mut rows, mut tokens) = (Vec::new(), Vec::new());
+    for (index, draft) in next.iter().zip(drafts) {
+        let sequence = &sequences[*index];
+        let blocks = sequence.table.blocks();
+        let inputs = std::iter::once(None).chain(draft.iter().copied().map(Some));
+        for (keys, draft) in (sequence.written + 1..).zip(inputs) {
+            let mut token = sequence.token;
+            if draft.is_some() {
+                token = draft_slot as u32;
+                draft_slot += 1;
+            }
+            rows.push(StepRows { sequence: PagedSequence { queries: 1, keys, blocks }, token });
+            let (admission, slot) = (sequence.admission, first + tokens.len());
+            tokens.push(StepToken { admission, position: keys, draft, slot });
+        }
+    }
+    (rows, tokens)
 }

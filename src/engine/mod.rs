@@ -12,6 +12,7 @@ mod encoder;
 mod image_cache;
 pub mod images;
 mod job;
+mod lookup;
 mod queue;
 mod recovery;
 mod request;

@@ -3,6 +3,7 @@
 use super::blocks::{BLOCK_ROWS, BlockPool, BlockTable};
 use super::digest::CachedPosition;
 use super::encoder::SequenceImages;
+use super::lookup::PromptLookup;
 use super::request::Request;
 use crate::Error;
 use crate::generation::{AnswerText, Draws};
@@ -36,6 +37,8 @@ pub(super) struct Sequence<'a> {
     /// What the known tokens say.
     pub text: AnswerText<'a>,
     pub constraint: Option<Box<dyn Constraint>>,
+    /// What is likely to come next.
+    pub lookup: PromptLookup,
     /// Why the answer cannot be continued.
     pub error: Option<Error>,
     draws: Draws,
@@ -100,6 +103,7 @@ impl<'a> Sequence<'a> {
             ends: text.ends().filter(|id| options.min_tokens > 0 && (*id as usize) < vocab).collect(),
             text,
             constraint,
+            lookup: PromptLookup::new(),
             error,
             shareable: if deterministic { prompt } else { usize::MAX },
             request,
@@ -114,6 +118,25 @@ impl<'a> Sequence<'a> {
     /// Whether the last token that it may generate is chosen, or submitted to be.
     pub(super) fn is_submitted(&self) -> bool {
         self.written + 1 >= self.request.job.prompt.len() + self.request.job.options.max_new_tokens
+    }
+
+    /// Takes all tokens that are known into account for the next draft.
+    pub(super) fn update_lookup(&mut self) {
+        if self.is_running() && self.may_have_drafts() {
+            self.lookup.update(&self.positions, self.request.job.prompt.len());
+        }
+    }
+
+    /// Penalties and constraints of a row depend on the tokens before it, which are known too late for a draft.
+    fn may_have_drafts(&self) -> bool {
+        self.constraint.is_none() && !self.request.job.options.sampling.has_penalties()
+    }
+
+    /// Tokens that a draft may have: after each comes one that may still be generated.
+    pub(super) fn most_drafts(&self) -> usize {
+        let options = &self.request.job.options;
+        let end = self.request.job.prompt.len() + options.max_new_tokens;
+        if self.may_have_drafts() { end.saturating_sub(self.written + 2) } else { 0 }
     }
 
     /// Generated tokens that are known.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use mgm::engine::digest::CachedPosition;
 use mgm::engine::{
-    AnswerOptions, Constraint, Engine, EngineOptions, Event, FinishReason, Job, JobId, StopReason, TokenLogprobs,
+    AnswerOptions, Constraint, Engine, EngineOptions, Event, Figures, FinishReason, Job, JobId, StopReason,
+    TokenLogprobs,
 };
 use mgm::gpu::Gpu;
 use mgm::language::{LanguageModel, Position, TokenGenerator};
@@ -33,6 +34,7 @@ fn options(capacity: usize, deterministic: bool) -> EngineOptions {
         capacity,
         slice: Duration::from_millis(5),
         image_cache: 0,
+        prompt_lookup: 7,
         deterministic,
     }
 }
@@ -620,6 +622,93 @@ fn short_contexts_have_the_same_answers() {
     });
 }
 
+/// Without drafts and with them, one after the other: the answers and what the engine did.
+async fn with_and_without_drafts(
+    gpu: &Gpu,
+    language: &LanguageModel,
+    jobs: &[Job],
+    options: EngineOptions,
+) -> [(Vec<Answer>, Figures); 2] {
+    let mut both = Vec::new();
+    for prompt_lookup in [0, 7] {
+        let mut engine = Engine::new(gpu, language, EngineOptions { prompt_lookup, ..options }).expect("an engine");
+        let mut answers = Vec::new();
+        for job in jobs {
+            answers.extend(run(&mut engine, std::slice::from_ref(job)).await);
+        }
+        let figures = engine.figures();
+        assert_eq!(figures.available_blocks, figures.blocks);
+        assert!(figures.accepted <= figures.drafted && (prompt_lookup > 0 || figures.drafted == 0));
+        both.push((answers, figures));
+    }
+    both.try_into().expect("two runs")
+}
+
+/// Tokens and log-probabilities are the same bits with drafts, whatever the controls, alone and with others.
+#[test]
+fn drafts_change_no_answer() {
+    with_pocket(async |gpu, language| {
+        let vocab = language.config().vocab_size;
+        let mut all = with_controls(jobs(8, vocab));
+        for job in &mut all {
+            // Prompts that repeat themselves, and longer answers.
+            let prompt = job.prompt.clone();
+            job.prompt.extend(prompt.into_iter().take(40));
+            job.options.max_new_tokens += 20;
+        }
+        let [(expected, plain), (answers, figures)] =
+            with_and_without_drafts(gpu, language, &all, options(1024, true)).await;
+        assert_eq!(outputs(&answers), outputs(&expected));
+        assert!(figures.accepted > 0 && figures.steps < plain.steps, "{figures:?}, without drafts {plain:?}");
+        // With others, and with room for few of them.
+        let mut engine = Engine::new(gpu, language, options(320, true)).expect("an engine");
+        let answers = join_at_random(&mut engine, &all, "drafts").await;
+        assert_eq!(outputs(&answers), outputs(&expected));
+    });
+}
+
+/// An answer that was given before is copied from the prompt in a fraction of the steps; in free text, drafts do not
+/// cost more than they gain. Both by the cost of a row that the engine assumes of software adapters.
+#[test]
+fn drafts_gain_where_answers_repeat_their_prompt() {
+    let gpu = open_gpu();
+    pollster::block_on(async {
+        let model = Model::from_path(&gpu, "models/pocket").await.expect("the bundled model");
+        let language = model.language();
+        let ids = |text: &str| -> Vec<u32> {
+            let mut conversation = Conversation::new(model.prompt_format().clone());
+            conversation.ask(text, 0);
+            let prompt = model.tokenizer().encode_prompt(&conversation.prompt().expect("a prompt")).expect("ids");
+            let text = |token: PromptToken| match token {
+                PromptToken::Text(id) => id,
+                PromptToken::Image => panic!("a prompt of text"),
+            };
+            prompt.into_iter().map(text).collect()
+        };
+        let question = ids("What can you do?");
+        let text = |ids: &[u32]| ids.iter().map(|id| CachedPosition::Text(*id)).collect::<Vec<_>>();
+        let first = alone(&gpu, language, &Job::new(text(&question), 40)).await;
+        // The same question again: most of the answer is the one before.
+        let copying = Job::new(text(&[question.clone(), first, question.clone()].concat()), 40);
+        let cost = |figures: &Figures| figures.steps as f64 + 0.27 * figures.drafted as f64;
+        let [(expected, plain), (answers, figures)] =
+            with_and_without_drafts(&gpu, language, &[copying], options(512, false)).await;
+        eprintln!("copying: {plain:?} {figures:?}");
+        assert_eq!(answers[0].ids.len(), expected[0].ids.len());
+        assert!(cost(&figures) < 0.7 * cost(&plain), "{figures:?}, without drafts {plain:?}");
+        let free: Vec<Job> = (0..4)
+            .map(|seed| {
+                let options = AnswerOptions::default().with_max_new_tokens(60).with_seed(seed).with_ignore_eos(true);
+                let options = options.with_sampling(Sampling::GREEDY.with_temperature(1.0));
+                Job { options, ..Job::new(text(&question), 1) }
+            })
+            .collect();
+        let [(_, plain), (_, figures)] = with_and_without_drafts(&gpu, language, &free, options(512, false)).await;
+        eprintln!("free: {plain:?} {figures:?}");
+        assert!(cost(&figures) <= 1.02 * cost(&plain), "{figures:?}, without drafts {plain:?}");
+    });
+}
+
 #[test]
 fn jobs_that_can_never_run_are_refused() {
     with_pocket(async |gpu, language| {
@@ -633,6 +722,8 @@ fn jobs_that_can_never_run_are_refused() {
             let options = EngineOptions { parallel, context, capacity, ..options(256, false) };
             assert!(Engine::new(gpu, language, options).is_err(), "{options:?}");
         }
+        let options = EngineOptions { prompt_lookup: 16, ..options(256, false) };
+        assert!(Engine::new(gpu, language, options).is_err(), "more rows than a step has");
     });
 }
 

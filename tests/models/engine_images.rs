@@ -29,6 +29,7 @@ fn options(context: usize) -> EngineOptions {
         capacity: 6 * context,
         slice: Duration::from_millis(5),
         image_cache: 64 << 20,
+        prompt_lookup: 7,
         deterministic: true,
     }
 }

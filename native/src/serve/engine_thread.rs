@@ -200,6 +200,7 @@ fn engine_options(arguments: &EngineArgs, model: &Model) -> EngineOptions {
         slice: arguments.slice.map_or(defaults.slice, |slice| Duration::from_millis(slice.into())),
         deterministic: arguments.deterministic,
         image_cache: arguments.image_cache,
+        prompt_lookup: arguments.prompt_lookup.map_or(defaults.prompt_lookup, |tokens| tokens as usize),
     }
 }
 

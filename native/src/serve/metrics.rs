@@ -94,7 +94,9 @@ impl Metrics {
         counter("mgm_encoded_images_total", "Images of messages that were encoded.", figures.images.encoded);
         counter("mgm_preempted_total", "Sequences that gave their memory up.", figures.preempted);
         counter("mgm_steps_total", "Decoding steps.", figures.steps);
-        counter("mgm_rows_total", "Rows of decoding steps.", figures.rows);
+        counter("mgm_rows_total", "Rows of decoding steps, without those of drafts.", figures.rows);
+        counter("mgm_draft_tokens_total", "Tokens of prompt-lookup drafts.", figures.drafted);
+        counter("mgm_accepted_draft_tokens_total", "Tokens of prompt-lookup drafts that were right.", figures.accepted);
         out.kind("mgm_rejected_total", "counter", "Requests that were refused.");
         out.value("mgm_rejected_total{reason=\"queue_full\"}", load(&self.rejected));
         let mut gauge = |name: &str, help: &str, value: usize| {

@@ -71,6 +71,10 @@ pub struct EngineArgs {
     /// software adapters]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub slice: Option<u32>,
+    /// Tokens of a prompt-lookup draft at most, 0 to 15; 0 for none. Answers that repeat their prompt are faster,
+    /// others have no drafts [default: 7]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=15))]
+    pub prompt_lookup: Option<u32>,
     /// Compute the same tokens for a request alone and in any batch. It is slower
     #[arg(long)]
     pub deterministic: bool,
