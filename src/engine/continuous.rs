@@ -489,9 +489,15 @@ impl<'a> Engine<'a> {
     }
 
     /// Computes a part of one prompt or of its image: the one with the fewest positions left, unless another has waited
-    /// too long. Prompts without images go first.
+    /// too long. Prompts without images go first. A prompt whose next positions are being computed for another waits
+    /// for them.
     async fn slice(&mut self) -> Result<()> {
-        let prefilling = self.sequences.iter().enumerate().filter(|(_, sequence)| !sequence.is_running());
+        let waits: Vec<bool> = (0..self.sequences.len()).map(|index| self.waits_for_prefix(index)).collect();
+        for (sequence, waits) in self.sequences.iter_mut().zip(&waits) {
+            sequence.shares_prefix |= waits;
+        }
+        let prefilling = self.sequences.iter().enumerate();
+        let prefilling = prefilling.filter(|(index, sequence)| !sequence.is_running() && !waits[*index]);
         let order = |sequence: &Sequence<'_>| {
             (sequence.waited < MAX_WAIT, sequence.images.are_missing(), sequence.prefill - sequence.written)
         };
@@ -499,11 +505,60 @@ impl<'a> Engine<'a> {
         for (other, sequence) in self.sequences.iter_mut().enumerate() {
             sequence.waited = if other == index { 0 } else { sequence.waited + 1 };
         }
+        if std::mem::take(&mut self.sequences[index].shares_prefix) && !self.take_shared_prefix(index)? {
+            return Ok(());
+        }
         if self.sequences[index].images.are_missing() {
             self.encode_slice(index).await
         } else {
             self.prefill_slice(index).await
         }
+    }
+
+    /// Whether another sequence is computing blocks that this one begins with too.
+    fn waits_for_prefix(&self, index: usize) -> bool {
+        let sequence = &self.sequences[index];
+        let is_ahead = |(other_index, other): (usize, &Sequence<'_>)| {
+            let is_first = other.written > sequence.written || other.written == sequence.written && other_index < index;
+            if other_index == index || other.is_running() || !is_first {
+                return false;
+            }
+            let shared = sequence.common_prefix(other) / BLOCK_ROWS * BLOCK_ROWS;
+            shared > other.written
+        };
+        !sequence.is_running() && self.sequences.iter().enumerate().any(is_ahead)
+    }
+
+    /// Takes what was computed of a sequence's prompt for others since its admission. Returns false if it has to wait
+    /// for blocks instead.
+    fn take_shared_prefix(&mut self, index: usize) -> Result<bool> {
+        let sequence = &mut self.sequences[index];
+        let job = sequence.request.job.clone();
+        let before = sequence.written;
+        let stored = sequence.stored().to_vec();
+        let table = std::mem::replace(&mut sequence.table, BlockTable::new(job.salt.clone()));
+        self.pool.release(table, &stored);
+        let known = if self.options.deterministic { &job.prompt } else { &sequence.positions };
+        let mut hit = self.pool.find_prefix(&job.salt, known);
+        let fits = self.pool.extend(&mut hit.table, sequence.positions.len());
+        (sequence.table, sequence.written) = (hit.table, hit.rows);
+        if !fits {
+            // It had more blocks than it needs now, so this does not happen.
+            let request = self.sequences.remove(index).release(&mut self.pool);
+            self.queue.push_front(request);
+            return Ok(false);
+        }
+        sequence.images.keep_named(&job, &sequence.positions[hit.rows..]);
+        if sequence.request.times.first_token.is_none() {
+            sequence.request.cached = Some(hit.rows.min(job.prompt.len()));
+        }
+        let (id, all) = (sequence.request.id, sequence.prefill);
+        if let Some(copy) = hit.copy {
+            self.copy_block(copy)?;
+        }
+        self.figures.cached += hit.rows.saturating_sub(before) as u64;
+        self.events.push((id, Event::Prefill { done: hit.rows, all }));
+        Ok(true)
     }
 
     /// Computes a part of an image: of one that is being encoded, or of the first one that a sequence misses.

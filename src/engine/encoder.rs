@@ -72,6 +72,15 @@ impl SequenceImages {
         }
     }
 
+    /// Forgets the images that none of `positions`, which are still to be computed, names.
+    pub fn keep_named(&mut self, job: &Job, positions: &[CachedPosition]) {
+        for (image, named) in self.images.iter_mut().zip(&job.images) {
+            if !is_named(positions, named) {
+                image.state = State::Unneeded;
+            }
+        }
+    }
+
     /// Forgets all visual tokens: the prompt is computed.
     pub fn drop_tokens(&mut self) {
         self.images.clear();
@@ -97,6 +106,13 @@ impl SequenceImages {
         });
         Ok((inputs, encoded.collect()))
     }
+}
+
+fn is_named(positions: &[CachedPosition], image: &JobImage) -> bool {
+    positions.iter().any(|position| match position {
+        CachedPosition::Text(_) => false,
+        CachedPosition::Visual { image: named, .. } => *named == image.digest,
+    })
 }
 
 fn key_of(job: &Job, image: &JobImage) -> ImageKey {
@@ -194,11 +210,7 @@ impl<'a> Encoder<'a> {
         let mut images = Vec::with_capacity(job.images.len());
         for image in &job.images {
             let key = key_of(job, image);
-            let is_named = positions.iter().any(|position| match position {
-                CachedPosition::Text(_) => false,
-                CachedPosition::Visual { image: named, .. } => *named == image.digest,
-            });
-            let state = match is_named.then(|| self.cache.get(&key)) {
+            let state = match is_named(positions, image).then(|| self.cache.get(&key)) {
                 None => State::Unneeded,
                 Some(None) => State::Missing,
                 Some(Some(tokens)) => {

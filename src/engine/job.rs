@@ -73,7 +73,7 @@ pub struct Timings {
 pub enum Event {
     /// Its prompt is being computed. After a preemption, one of its answers starts again.
     Started {
-        /// Positions that were in the cache.
+        /// Positions that were in the cache. Those that others compute meanwhile are counted by [`Usage`] only.
         cached: usize,
     },
     /// A part of the images that the prompt needs and that were not cached is encoded.

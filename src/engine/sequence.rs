@@ -34,6 +34,8 @@ pub(super) struct Sequence<'a> {
     pub token: u32,
     /// Slices of other prompts since one of this.
     pub waited: usize,
+    /// Whether others have computed more of its prompt since its admission.
+    pub shares_prefix: bool,
     /// What the known tokens say.
     pub text: AnswerText<'a>,
     pub constraint: Option<Box<dyn Constraint>>,
@@ -99,6 +101,7 @@ impl<'a> Sequence<'a> {
             written: cached,
             token: NO_ROW,
             waited: 0,
+            shares_prefix: false,
             draws: Draws::new(options.seed, 0, request.choice as u64),
             ends: text.ends().filter(|id| options.min_tokens > 0 && (*id as usize) < vocab).collect(),
             text,
@@ -171,8 +174,19 @@ impl<'a> Sequence<'a> {
         self.request.job.options.top_logprobs.filter(|_| position >= self.positions.len())
     }
 
+    /// Positions to be computed as a prompt with which both this and another sequence of the same user begin, without
+    /// the last of this, which is computed for its logits.
+    pub(super) fn common_prefix(&self, other: &Self) -> usize {
+        if self.request.job.salt != other.request.job.salt {
+            return 0;
+        }
+        let mine = &self.positions[..self.prefill.min(self.shareable).saturating_sub(1)];
+        let others = &other.positions[..other.prefill.min(other.shareable)];
+        mine.iter().zip(others).take_while(|(a, b)| a == b).count()
+    }
+
     /// Positions that are both known and written, or recorded to be.
-    fn stored(&self) -> &[CachedPosition] {
+    pub(super) fn stored(&self) -> &[CachedPosition] {
         &self.positions[..self.written.min(self.positions.len()).min(self.shareable)]
     }
 

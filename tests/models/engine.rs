@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use mgm::engine::digest::CachedPosition;
+use mgm::engine::digest::{CachedPosition, Salt};
 use mgm::engine::{
     AnswerOptions, Constraint, Engine, EngineOptions, Event, Figures, FinishReason, Job, JobId, StopReason,
     TokenLogprobs,
@@ -104,7 +104,7 @@ async fn turn(engine: &mut Engine<'_>, answers: &mut HashMap<JobId, Answer>) {
             Event::Done { choice, reason, stop_reason, usage, .. } => {
                 let answer = answer.choice(choice);
                 assert_eq!((answer.end, usage.generated), (None, answer.ids.len()));
-                (answer.end, answer.stop_reason) = (Some(reason), stop_reason);
+                (answer.end, answer.stop_reason, answer.cached) = (Some(reason), stop_reason, usage.cached);
             }
             Event::Failed { choice, error } => answer.choice(choice).error = Some(error),
         }
@@ -706,6 +706,51 @@ fn drafts_gain_where_answers_repeat_their_prompt() {
         let [(_, plain), (_, figures)] = with_and_without_drafts(&gpu, language, &free, options(512, false)).await;
         eprintln!("free: {plain:?} {figures:?}");
         assert!(cost(&figures) <= 1.02 * cost(&plain), "{figures:?}, without drafts {plain:?}");
+    });
+}
+
+/// Jobs that come together compute a prefix that they share once: the others wait for it.
+#[test]
+fn a_shared_prefix_is_computed_once() {
+    with_pocket(async |gpu, language| {
+        let mut random = Random::new("shared prefix");
+        let vocab = language.config().vocab_size;
+        let prefix: Vec<_> = (0..96).map(|_| token(&mut random, vocab)).collect();
+        let mut job = |length| {
+            let own = (0..5).map(|_| token(&mut random, vocab));
+            Job::new(prefix[..length].iter().copied().chain(own).collect(), 6)
+        };
+        // The last two leave the prefix after a block and after a part of one.
+        let mut jobs: Vec<Job> = [96, 96, 96, 96, 96, 96, 32, 40].map(&mut job).into();
+        for deterministic in [true, false] {
+            let mut engine = Engine::new(gpu, language, options(2048, true)).expect("an engine");
+            let mut expected = Vec::new();
+            for job in &jobs {
+                expected.extend(run(&mut engine, std::slice::from_ref(job)).await);
+            }
+            let mut engine = Engine::new(gpu, language, options(2048, deterministic)).expect("an engine");
+            let answers = run(&mut engine, &jobs).await;
+            if deterministic {
+                assert_eq!(outputs(&answers), outputs(&expected));
+            }
+            let figures = engine.figures();
+            // All compute their own five tokens; the last also what is no whole block, unless a part is found.
+            assert!((96 + 8 * 5..=96 + 8 * 5 + 8).contains(&(figures.prefilled as usize)), "{figures:?}");
+            let positions: usize = jobs.iter().map(|job| job.prompt.len()).sum();
+            assert_eq!((figures.prefilled + figures.cached) as usize, positions);
+            let cached: usize = answers.iter().map(|answer| answer.cached).sum();
+            assert_eq!(cached as u64, figures.cached);
+            // Users do not wait for each other: they share nothing.
+            if !deterministic {
+                for (index, job) in jobs.iter_mut().enumerate() {
+                    job.salt = Salt(vec![index as u8]);
+                }
+                let mut engine = Engine::new(gpu, language, options(2048, true)).expect("an engine");
+                let answers = run(&mut engine, &jobs).await;
+                assert_eq!(outputs(&answers), outputs(&expected));
+                assert_eq!(engine.figures().cached, 0);
+            }
+        }
     });
 }
 
