@@ -1,5 +1,5 @@
-//! `mgm bench`: measures a released model's shapes with random weights (`--synthetic`), a GGUF file (`--gguf`; several
-//! sequences at once with `--engine`), or single kernels (`--roofline`), or predicts the times on another GPU
+//! `mgm bench`: measures a released model's shapes with random weights (`--synthetic`), a GGUF file (`--gguf`), several
+//! sequences at once (`--engine`), or single kernels (`--roofline`), or predicts the times on another GPU
 //! (`--predict`).
 
 mod engine;
@@ -22,14 +22,14 @@ use crate::args::{ProfiledDeviceArgs, parse_image_size};
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Released model whose shapes to fill with random weights, such as mgm-2b, mgm-7b-hd or sdxl
-    #[arg(long, value_name = "MODEL", required_unless_present_any = ["gguf", "roofline", "predict"])]
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["gguf", "engine", "roofline", "predict"])]
     synthetic: Option<String>,
     /// GGUF file of a language model to measure instead
     #[arg(long, value_name = "FILE", conflicts_with_all = ["synthetic", "dry_run"])]
     gguf: Option<PathBuf>,
-    /// Measure several sequences at once, relative to one: tokens per second, the time to the first token of a second
-    /// question, cancellation, answers of mixed lengths
-    #[arg(long, requires = "gguf", conflicts_with = "profile")]
+    /// Measure several sequences at once, relative to one, with the file of --gguf or with Pocket: tokens per second,
+    /// the time to the first token of a second question, cancellation, answers of mixed lengths, prompt-lookup drafts
+    #[arg(long, conflicts_with_all = ["synthetic", "roofline", "predict", "dry_run", "profile"])]
     engine: bool,
     /// Measure single kernels instead, relative to the adapter's peak bandwidth and arithmetic throughput
     #[arg(long, conflicts_with_all = ["synthetic", "gguf", "dry_run", "profile"])]
@@ -84,10 +84,10 @@ pub async fn run(arguments: BenchArgs) -> Result<(), CliError> {
     if arguments.roofline {
         return roofline::run(&arguments).await;
     }
+    if arguments.engine {
+        return engine::run(&arguments).await;
+    }
     if let Some(path) = &arguments.gguf {
-        if arguments.engine {
-            return engine::run(path, &arguments).await;
-        }
         return gguf::run(path, &arguments).await;
     }
     match arguments.synthetic.as_deref().unwrap_or_default() {

@@ -81,6 +81,32 @@ fn a_gguf_file_is_measured_and_tuning_is_cached() {
 }
 
 /// Kernels are measured at a model's first load on a GPU. A software adapter is none, with `--no-tune` or without.
+/// What the figures are is measured on real models; here only that all of it ran.
+#[test]
+fn many_sequences_are_measured_as_ratios() {
+    let cache = TempDir::new().expect("a temporary folder");
+    let model = data("llama.gguf");
+    let arguments = ["bench", "--engine", "--gguf", model.to_str().expect("UTF-8"), "--prefill", "40", "--decode", "6"];
+    let report = json(&mgm(cache.path(), &[&arguments[..], &["--json"]].concat()));
+    for key in [
+        "conversation_tokens_per_s",
+        "dispatches_per_step",
+        "batching",
+        "single",
+        "second_question",
+        "cancellation_steps",
+        "continuous",
+        "drafts_copying",
+        "drafts_random",
+    ] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    for key in ["second_question_about_image", "same_image_in_other_prompt"] {
+        assert!(report[key].is_null(), "a language model has no images: {report}");
+    }
+    assert!(report["drafts_accepted"].as_f64().is_some_and(|part| (0.0..=1.0).contains(&part)), "{report}");
+}
+
 #[test]
 fn software_adapters_are_not_measured_when_a_model_is_loaded() {
     let cache = TempDir::new().expect("a temporary folder");
