@@ -77,9 +77,10 @@ pub(crate) fn failing_part(schema: &Value, fails: impl Fn(&Value) -> Option<Stri
     collect(schema, String::new(), &mut parts);
     let definitions: Vec<(&str, &Value)> =
         ["$defs", "definitions"].iter().filter_map(|name| Some((*name, schema.get(name)?))).collect();
-    // The smallest parts come last.
-    let smallest_first = parts.iter().rev().take(MOST_PARTS);
-    for (pointer, part) in smallest_first {
+    // Definitions come first: what refers to one fails with it. The smallest parts come last.
+    let is_definition = |pointer: &str| ["/$defs/", "/definitions/"].iter().any(|name| pointer.starts_with(name));
+    let (referred, others): (Vec<_>, Vec<_>) = parts.iter().rev().partition(|(pointer, _)| is_definition(pointer));
+    for (pointer, part) in referred.into_iter().chain(others).take(MOST_PARTS) {
         let mut alone = match part {
             Value::Object(fields) => fields.clone(),
             _ => continue,

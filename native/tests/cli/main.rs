@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod chat;
+mod chat_form;
 mod cli_reference;
 mod common;
 mod docs;
