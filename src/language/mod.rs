@@ -281,6 +281,15 @@ impl LanguageModel {
         Ok(logits)
     }
 
+    /// The last hidden states [positions, hidden] of the residual stream x [positions, hidden]: with the final norm, as
+    /// `last_hidden_state` of transformers.
+    ///
+    /// # Errors
+    /// [Device errors](crate::gpu).
+    pub fn hidden_states(&self, recorder: &mut Recorder, x: &Tensor) -> Result<Tensor> {
+        ops::norm(recorder, x, &self.norm)
+    }
+
     /// Samples the token after the last row of x [positions, hidden] and writes it to `sampled[slot]`. `draw` is
     /// uniform in [0, 1).
     ///

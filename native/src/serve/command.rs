@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mgm::engine::digest::Salt;
 use mgm::session::AnswerOptions;
 
+use super::embedder::EmbeddingJob;
 use super::mailbox::Mailbox;
 use super::prompt::Prompt;
 use crate::constraint::AnswerConstraint;
@@ -24,6 +25,7 @@ pub struct Submission {
 #[derive(Debug)]
 pub enum Command {
     Submit(u64, Box<Submission>, Arc<Mailbox>),
+    Embed(EmbeddingJob),
     Cancel(u64),
     Stop,
 }

@@ -49,7 +49,7 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
         wanted.map(|wanted| response_format::constraint(wanted, served, true, &mut ignored)).transpose()?;
     fields.refuse(&UNSUPPORTED)?;
     fields.accept(&WITHOUT_EFFECT);
-    let prompts = prompts(fields.take("prompt"), served)?;
+    let prompts = prompts("prompt", fields.take("prompt"), served, served.parallel)?;
     ignored.extend(fields.rest());
     let salt = server.salt(&caller.user, cache_salt.as_deref());
     let prepared = prompts.into_iter().map(|ids| {
@@ -79,24 +79,26 @@ fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Caller
     Ok(Prepared { form: Form::Text, prompts, stream, include_usage, ignored })
 }
 
-/// The ids of the prompts: of a text, of texts, ids, or lists of ids.
-fn prompts(value: Option<Value>, served: &Served) -> Result<Vec<Vec<u32>>, ApiError> {
-    let expected =
-        format!("a text, token ids, or up to {} texts or lists of token ids, none of them empty", served.parallel);
-    let wrong = |value: &Value| unexpected("prompt", value, &expected);
+/// The ids of the prompts in the field `param`: of a text, of up to `most` texts, ids, or lists of ids.
+///
+/// # Errors
+/// `invalid_value`.
+pub fn prompts(param: &str, value: Option<Value>, served: &Served, most: usize) -> Result<Vec<Vec<u32>>, ApiError> {
+    let expected = format!("a text, token ids, or up to {most} texts or lists of token ids, none of them empty");
+    let wrong = |value: &Value| unexpected(param, value, &expected);
     let encode = |text: &str| {
         let ids = served.text.tokenizer().encode(text);
-        ids.map_err(|error| ApiError::invalid_value("prompt", error.to_string()))
+        ids.map_err(|error| ApiError::invalid_value(param, error.to_string()))
     };
     let found = match value {
         Some(Value::String(text)) => vec![encode(&text)?],
         Some(Value::Array(list)) if list.first().is_some_and(Value::is_number) => {
-            vec![decoding::ids("prompt", Some(list.into()), served.vocab)?]
+            vec![decoding::ids(param, Some(list.into()), served.vocab)?]
         }
-        Some(Value::Array(list)) if list.len() <= served.parallel => {
+        Some(Value::Array(list)) if list.len() <= most => {
             let prompt = |value: Value| match value {
                 Value::String(text) => encode(&text),
-                value @ Value::Array(_) => decoding::ids("prompt", Some(value), served.vocab),
+                value @ Value::Array(_) => decoding::ids(param, Some(value), served.vocab),
                 value => Err(wrong(&value)),
             };
             list.into_iter().map(prompt).collect::<Result<_, _>>()?
@@ -104,7 +106,7 @@ fn prompts(value: Option<Value>, served: &Served) -> Result<Vec<Vec<u32>>, ApiEr
         value => return Err(wrong(&value.unwrap_or_default())),
     };
     if found.is_empty() || found.iter().any(Vec::is_empty) {
-        return Err(ApiError::invalid_value("prompt", format!("a prompt is empty, expected {expected}")));
+        return Err(ApiError::invalid_value(param, format!("an input is empty, expected {expected}")));
     }
     Ok(found)
 }

@@ -1,7 +1,7 @@
 //! The thread that owns the device, the model and the engine. Everything else talks to it by channels.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use super::command::{Command, Submission};
+use super::embedder::{Embedder, EmbeddingJob};
 use super::error::ApiError;
 use super::mailbox::Mailbox;
 use super::options::{EngineArgs, ServeArgs};
@@ -84,7 +85,14 @@ async fn run(
         let host = host.get_or_insert_with(|| {
             let served = Arc::new(describe(arguments, server, &loader, &model, options));
             server.set_served(served.clone());
-            Host { server, served, requests: HashMap::new(), jobs: HashMap::new(), rate: 0.0 }
+            Host {
+                server,
+                served,
+                requests: HashMap::new(),
+                jobs: HashMap::new(),
+                embeddings: VecDeque::new(),
+                rate: 0.0,
+            }
         });
         let served = match unfinished.take() {
             Some(unfinished) => engine.take_over(unfinished),
@@ -92,7 +100,10 @@ async fn run(
         };
         server.set_recovering(false);
         let served = match served {
-            Ok(()) => host.serve(&mut engine, commands).await,
+            Ok(()) => {
+                let embedder = Embedder::new(&model, options.slice);
+                host.serve(&mut engine, embedder, commands).await
+            }
             error => error,
         };
         let Err(error) = served else { return Ok(()) };
@@ -238,6 +249,7 @@ fn describe(
         created: unix_time(),
         text: text.clone(),
         vocab: model.language().config().vocab_size,
+        hidden: model.language().config().hidden_size,
         context: options.context,
         max_prompt: model.max_prompt_tokens().min(options.context - 1),
         image_format: model.vision().map(ImageFormat::new),
@@ -272,6 +284,7 @@ fn refuse(commands: &Receiver<Command>, error: &mgm::Error) {
     while let Ok(command) = commands.recv() {
         match command {
             Command::Submit(_, _, mailbox) => mailbox.fail(ApiError::of_engine(error)),
+            Command::Embed(job) => drop(job.reply.send(Err(ApiError::of_engine(error)))),
             Command::Cancel(_) => {}
             Command::Stop => return,
         }
@@ -294,6 +307,7 @@ struct Host<'a> {
     served: Arc<Served>,
     requests: HashMap<u64, Running>,
     jobs: HashMap<JobId, u64>,
+    embeddings: VecDeque<EmbeddingJob>,
     /// Tokens per second.
     rate: f64,
 }
@@ -303,7 +317,12 @@ impl Host<'_> {
     ///
     /// # Errors
     /// [Device errors](mgm::gpu).
-    async fn serve(&mut self, engine: &mut Engine<'_>, commands: &Receiver<Command>) -> mgm::Result<()> {
+    async fn serve(
+        &mut self,
+        engine: &mut Engine<'_>,
+        mut embedder: Embedder<'_>,
+        commands: &Receiver<Command>,
+    ) -> mgm::Result<()> {
         loop {
             if self.take_commands(engine, commands).is_break() {
                 self.fail_all(&ApiError::draining());
@@ -313,6 +332,7 @@ impl Host<'_> {
             let events = engine.turn().await?;
             let tokens = events.into_iter().map(|(job, event)| self.send(engine, job, event)).sum();
             self.measure(tokens, started.elapsed());
+            embedder.slice(&mut self.embeddings).await?;
             self.beat(engine);
         }
     }
@@ -320,7 +340,7 @@ impl Host<'_> {
     /// Takes commands. Without work it waits for one.
     fn take_commands(&mut self, engine: &mut Engine<'_>, commands: &Receiver<Command>) -> ControlFlow<()> {
         loop {
-            let command = if engine.is_idle() {
+            let command = if engine.is_idle() && self.embeddings.is_empty() {
                 self.beat(engine);
                 let command = commands.recv().map_err(|_| TryRecvError::Disconnected);
                 self.beat(engine);
@@ -330,6 +350,7 @@ impl Host<'_> {
             };
             match command {
                 Ok(Command::Submit(ticket, submission, mailbox)) => self.submit(engine, ticket, *submission, mailbox),
+                Ok(Command::Embed(job)) => self.embeddings.push_back(job),
                 Ok(Command::Cancel(ticket)) => self.cancel(engine, ticket),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
                 Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
@@ -385,6 +406,10 @@ impl Host<'_> {
         for request in self.requests.values() {
             request.mailbox.fail(error.clone());
         }
+        for job in self.embeddings.drain(..) {
+            // Without a receiver nobody waits for it.
+            let _ = job.reply.send(Err(error.clone()));
+        }
         self.requests.clear();
         self.jobs.clear();
     }
@@ -400,6 +425,6 @@ impl Host<'_> {
     fn beat(&self, engine: &Engine<'_>) {
         let waiting_tokens = self.requests.values().map(|request| request.waiting_tokens).sum();
         self.server.metrics.set_figures(engine.figures());
-        self.server.beat(!engine.is_idle(), waiting_tokens, self.rate);
+        self.server.beat(!engine.is_idle() || !self.embeddings.is_empty(), waiting_tokens, self.rate);
     }
 }

@@ -10,6 +10,8 @@ mod completion;
 mod completions;
 mod connection;
 mod decoding;
+mod embedder;
+mod embeddings;
 mod engine_thread;
 mod error;
 mod exposition;

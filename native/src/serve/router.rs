@@ -16,7 +16,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::reply::random_id;
 use super::state::Server;
-use super::{chat, completions, exposition, health, image_requests, models, responses, tokenize};
+use super::{chat, completions, embeddings, exposition, health, image_requests, models, responses, tokenize};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TIMEOUT: HeaderName = HeaderName::from_static("x-mgm-timeout-ms");
@@ -34,6 +34,7 @@ pub fn router(server: &Arc<Server>) -> Router {
         .route("/v1/models/{*id}", get(models::show))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/responses", post(responses::respond))
         .route("/v1/images/generations", post(image_requests::generate))
         .route("/v1/images/edits", post(image_requests::edit))
@@ -77,12 +78,13 @@ async fn around(State(server): State<Arc<Server>>, mut request: Request, next: N
 
 /// The path as a label of metrics: clients must not be able to make new ones.
 fn endpoint(path: &str) -> &'static str {
-    const PATHS: [&str; 12] = [
+    const PATHS: [&str; 13] = [
         "/health",
         "/health/live",
         "/v1/models",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
         "/v1/responses",
         "/v1/images/generations",
         "/v1/images/edits",

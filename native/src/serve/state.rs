@@ -1,5 +1,6 @@
 //! What all requests share: the model once it is loaded, the way to the engine, and whether requests are taken.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
@@ -10,11 +11,12 @@ use mgm::engine::images::ImageFormat;
 use mgm::ops::Sampling;
 use mgm::session::ModelText;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::access::{Access, User};
 use super::body::Bodies;
 use super::command::{Command, Submission};
+use super::embedder::EmbeddingJob;
 use super::error::ApiError;
 use super::image_loader::ImageLoader;
 use super::image_thread::ImageServed;
@@ -36,6 +38,8 @@ pub struct Served {
     pub text: ModelText,
     /// Tokens of the language model.
     pub vocab: usize,
+    /// Width of its hidden states.
+    pub hidden: usize,
     /// Positions of a sequence.
     pub context: usize,
     /// Positions of a prompt.
@@ -318,6 +322,14 @@ impl Server {
             mailbox.fail(ApiError::draining());
         }
         Ticket { id, mailbox, server: self.clone(), is_finished: false, _permit: permit }
+    }
+
+    /// Sends inputs to embed to the engine's thread. Dropping the receiver cancels them.
+    pub fn embed(&self, inputs: VecDeque<Vec<u32>>) -> oneshot::Receiver<Result<Vec<Vec<f32>>, ApiError>> {
+        let (reply, received) = oneshot::channel();
+        // Without the thread the sender is dropped, which ends the wait.
+        let _ = self.commands.send(Command::Embed(EmbeddingJob { inputs, done: Vec::new(), reply }));
+        received
     }
 
     /// Ends the threads of both models. All requests fail.

@@ -16,6 +16,7 @@ mod pack;
 mod pocket;
 mod pull;
 mod serve;
+mod serve_embeddings;
 mod serve_images;
 mod serve_recovery;
 mod serve_responses;

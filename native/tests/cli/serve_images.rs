@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::common::text;
 use crate::serve::{Reply, Server, joined, user};
-use crate::serve_responses;
+use crate::{serve_embeddings, serve_responses};
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../pocket/examples").join(name)
@@ -80,6 +80,7 @@ fn questions_about_images_are_answered_as_by_mgm_chat() {
 
     hostile_images_are_refused(&server, &png);
     serve_responses::check(&server, &url);
+    serve_embeddings::check(&server);
     let models = server.get("/v1/models").json()["data"].clone();
     assert_eq!((&models[0]["meta"]["input"], &models[1]["id"]), (&json!(["text", "image"]), &json!("pocket-sdxl")));
     // Nothing of it harmed the server.
