@@ -462,7 +462,7 @@ fn what_is_wrong_has_a_code(server: &Server) {
         (json!({ "messages": [] }), "invalid_value", "messages"),
         (json!({ "messages": null }), "invalid_value", "messages"),
         (json!({ "messages": [{ "role": "user", "content": null }] }), "invalid_value", "messages[0].content"),
-        (json!({ "tools": [{ "type": "function" }] }), "unsupported_field", "tools"),
+        (json!({ "tools": [{ "type": "function" }] }), "invalid_value", "tools[0].function"),
         (json!({ "modalities": ["text", "audio"] }), "unsupported_field", "modalities"),
         (json!({ "functions": [{}] }), "unsupported_field", "functions"),
         (json!({ "messages": user(&"word ".repeat(9000)) }), "context_length_exceeded", "messages"),
