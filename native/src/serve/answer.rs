@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::mailbox::Mail;
 use super::reply::random_id;
-use super::state::{Served, Ticket};
+use super::served::Served;
+use super::state::Ticket;
 use super::usage::{PromptDetails, Timings, Usage};
 
 use crate::tools::{CallDelta, CallReader, ToolStyle};

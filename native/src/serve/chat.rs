@@ -20,7 +20,8 @@ use super::messages::{Messages, PromptTools};
 use super::models::check_model;
 use super::prompt::Prompt;
 use super::response_format;
-use super::state::{Served, Server};
+use super::served::Served;
+use super::state::Server;
 use super::tools::Tools;
 
 /// Fields that have no effect here.
@@ -79,7 +80,7 @@ pub fn prepare(mut fields: Fields, server: &Server, served: &Served, caller: &Ca
 
     let described = tools.as_ref().map_or(&[][..], |tools| &tools.described);
     let tokens = messages.tokens(&served.text, PromptTools { is_native: served.tool_style.is_native, described })?;
-    let prompt = Prompt::new(tokens, messages.take_images(), server, served)?;
+    let prompt = Prompt::new(tokens, messages.take_images(), server.settings.max_images, served)?;
     let style = served.tool_style;
     let calls = tools.is_some().then_some(style);
     let constraint = match (tools, wanted) {

@@ -17,8 +17,9 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::{chat_logprobs, text_logprobs};
 use super::reply::{json_response, random_id, unix_time, with_ignored};
+use super::served::Served;
 use super::sse::{self, Events, Gone, PING_AFTER};
-use super::state::{Served, Server, Ticket};
+use super::state::{Server, Ticket};
 use super::usage::{Timings, Usage};
 
 use crate::tools::whole_calls;
@@ -161,7 +162,7 @@ pub async fn submit(
     let counts = prompts.iter().map(|(_, question)| question.options.n);
     let permits: Vec<_> = counts.map(|count| server.admit(served, count)).collect::<Result<_, _>>()?;
     for (Submission { prompt, salt, .. }, _) in &mut prompts {
-        prompt.load_images(server, served, salt).await?;
+        prompt.load_images(&server.images, served, salt).await?;
     }
     let submitted = prompts.into_iter().zip(permits);
     Ok(submitted.map(|((submission, question), permit)| (server.submit(submission, permit), question)).collect())

@@ -20,7 +20,8 @@ use super::fields::{Fields, unexpected};
 use super::models::check_model;
 use super::prompt::Prompt;
 use super::response_format;
-use super::state::{Served, Server};
+use super::served::Served;
+use super::state::Server;
 
 /// Fields that would change the answer, and what to do instead.
 const UNSUPPORTED: [(&str, &str); 4] =

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
-use super::state::{Served, Server};
+use super::served::Served;
+use super::state::Server;
 use crate::seed;
 
 /// Stop strings at most, and bytes of each.

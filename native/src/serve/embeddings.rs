@@ -20,7 +20,8 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::models::check_model;
 use super::reply::{json_response, with_ignored};
-use super::state::{Served, Server};
+use super::served::Served;
+use super::state::Server;
 
 /// Inputs of a request at most.
 const MAX_INPUTS: usize = 256;

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout_at};
 use super::caller::{Caller, on_blocking_thread};
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
-use super::image_thread::{ImageServed, ImageSpec, ImageUpdate, InitialImage};
+use super::image_model::{ImageServed, ImageSpec, ImageUpdate, InitialImage};
 use super::models::check_model_id;
 use super::multipart;
 use super::reply::{json_response, unix_time, with_ignored};

@@ -9,111 +9,22 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use mgm::diffusion::png_metadata::ImageSettings;
 use mgm::diffusion::{DiffusionEvent, DiffusionOptions, DiffusionPipeline};
 use mgm::gpu::GpuOptions;
-use mgm::image::{Image, encode_png};
+use mgm::image::encode_png;
 use mgm::weights::sdxl::SdxlCheckpoint;
-use mgm::weights::sdxl::config::SchedulerOverride;
 use mgm::{Error, Result};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::error::ApiError;
+use super::image_model::{ImageJob, ImageServed, ImageSpec, ImageUpdate, InitialImage};
 use super::reply::unix_time;
-use super::state::{Server, Slots};
+use super::slots::Slots;
+use super::state::Server;
 use crate::interrupt::continue_unless;
 use crate::recovery::Recovery;
 use crate::sdxl::{self, CheckedModel, SdxlArgs};
 use crate::{CliError, device_cache};
-
-/// The image model, as requests see it.
-#[derive(Debug)]
-pub struct ImageServed {
-    pub id: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Width and height of its images in pixels.
-    pub default_size: (usize, usize),
-    pub precision: String,
-    pub slots: Slots,
-    jobs: mpsc::Sender<Option<Box<ImageJob>>>,
-    stop: Arc<AtomicBool>,
-    /// Milliseconds that the last request took.
-    last: AtomicU64,
-}
-
-/// What to generate.
-#[derive(Debug)]
-pub struct ImageSpec {
-    pub prompt: String,
-    pub negative_prompt: Option<String>,
-    pub steps: usize,
-    pub guidance_scale: f32,
-    pub scheduler: Option<SchedulerOverride>,
-    /// Of the first image. The others have the ones that follow.
-    pub seed: u64,
-    /// Images.
-    pub count: u64,
-    /// Width and height in pixels. `None`: about those of the initial image, or the model's.
-    pub size: Option<(usize, usize)>,
-    pub initial: Option<InitialImage>,
-    /// Previews of each image.
-    pub previews: usize,
-}
-
-/// The image to change.
-#[derive(Debug)]
-pub struct InitialImage {
-    pub image: Image,
-    /// White where it is regenerated.
-    pub mask: Option<Image>,
-    pub strength: Option<f32>,
-}
-
-#[derive(Debug)]
-struct ImageJob {
-    spec: ImageSpec,
-    /// The request is cancelled when the receiver is gone.
-    updates: UnboundedSender<ImageUpdate>,
-}
-
-/// What happens to a request.
-#[derive(Debug)]
-pub enum ImageUpdate {
-    /// A rough image, a PNG file, and its number among the previews of this image.
-    Preview {
-        index: usize,
-        png: Vec<u8>,
-    },
-    /// A finished image: a PNG file that has the settings too.
-    Image {
-        png: Vec<u8>,
-        settings: Box<ImageSettings>,
-    },
-    Failed(ApiError),
-}
-
-impl ImageServed {
-    /// Queues a request. Dropping the receiver cancels it.
-    pub fn submit(&self, spec: ImageSpec) -> UnboundedReceiver<ImageUpdate> {
-        let (updates, received) = unbounded_channel();
-        // Without the thread the sender is dropped, which ends the updates.
-        let _ = self.jobs.send(Some(Box::new(ImageJob { spec, updates })));
-        received
-    }
-
-    /// Ends the thread after at most a step.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Without the thread there is nothing to end.
-        let _ = self.jobs.send(None);
-    }
-
-    /// Seconds until a request is finished, 1 to 60.
-    pub fn retry_seconds(&self) -> u64 {
-        self.last.load(Ordering::Relaxed).div_ceil(1000).clamp(1, 60)
-    }
-}
 
 /// The thread, which waits for the server.
 pub struct ImageThread {

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::image_thread::ImageServed;
+use super::image_model::ImageServed;
 use super::reply::json_response;
-use super::state::{Served, Server};
+use super::served::Served;
+use super::state::Server;
 
 pub async fn list(State(server): State<Arc<Server>>) -> Result<Response, ApiError> {
     let mut entries = vec![entry(server.served()?)];

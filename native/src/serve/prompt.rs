@@ -5,8 +5,9 @@ use mgm::engine::images::JobImage;
 use mgm::text::PromptToken;
 
 use super::error::ApiError;
+use super::image_loader::ImageLoader;
 use super::image_url::ImageUrl;
-use super::state::{Served, Server};
+use super::served::Served;
 
 /// A prompt, and the images in it.
 #[derive(Debug, Default)]
@@ -18,17 +19,17 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// `urls`: an image for each of the tokens that stand for one.
+    /// `urls`: an image for each of the tokens that stand for one, at most `max_images`.
     ///
     /// # Errors
     /// `too_many_images`; `invalid_value` if the model takes none.
     pub fn new(
         tokens: Vec<PromptToken>,
         urls: Vec<ImageUrl>,
-        server: &Server,
+        max_images: u32,
         served: &Served,
     ) -> Result<Self, ApiError> {
-        let max = server.settings.max_images as usize;
+        let max = max_images as usize;
         if let Some(url) = urls.first().filter(|_| served.image_format.is_none()) {
             return Err(ApiError::invalid_value(&url.param, format!("the model {:?} takes no images", served.id)));
         }
@@ -59,10 +60,10 @@ impl Prompt {
     ///
     /// # Errors
     /// `invalid_image`, `image_url_not_allowed`.
-    pub async fn load_images(&mut self, server: &Server, served: &Served, salt: &Salt) -> Result<(), ApiError> {
+    pub async fn load_images(&mut self, loader: &ImageLoader, served: &Served, salt: &Salt) -> Result<(), ApiError> {
         let Some(format) = &served.image_format else { return Ok(()) };
         for url in std::mem::take(&mut self.urls) {
-            self.images.push(server.images.job_image(url, salt, format).await?);
+            self.images.push(loader.job_image(url, salt, format).await?);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
-use super::state::Served;
+use super::served::Served;
 use crate::constraint::AnswerConstraint;
 
 /// The field of an answer's form.

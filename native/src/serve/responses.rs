@@ -18,8 +18,9 @@ use super::completion::{Prepared, read, submit};
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::reply::{json_response, random_id, unix_time, with_ignored};
+use super::served::Served;
 use super::sse::{self, Events, Gone, PING_AFTER};
-use super::state::{Served, Server, Ticket};
+use super::state::{Server, Ticket};
 use super::usage::Usage;
 
 /// Fields that would change the answer, and what to do instead.

@@ -7,11 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mgm::engine::digest::Salt;
-use mgm::engine::images::ImageFormat;
-use mgm::ops::Sampling;
-use mgm::session::ModelText;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::access::{Access, User};
 use super::body::Bodies;
@@ -19,72 +16,15 @@ use super::command::{Command, Submission};
 use super::embedder::EmbeddingJob;
 use super::error::ApiError;
 use super::image_loader::ImageLoader;
-use super::image_thread::ImageServed;
+use super::image_model::ImageServed;
 use super::mailbox::Mailbox;
 use super::metrics::Metrics;
 use super::options::Settings;
-use crate::constraint::Constraints;
-use crate::tools::ToolStyle;
+use super::served::Served;
+use super::slots::Slots;
 
 /// A turn of the engine takes less, unless the device hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-
-/// A model that answers requests.
-#[derive(Debug)]
-pub struct Served {
-    pub id: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    pub text: ModelText,
-    /// Tokens of the language model.
-    pub vocab: usize,
-    /// Width of its hidden states.
-    pub hidden: usize,
-    /// Positions of a sequence.
-    pub context: usize,
-    /// Positions of a prompt.
-    pub max_prompt: usize,
-    /// How images are encoded, if the model takes images.
-    pub image_format: Option<ImageFormat>,
-    pub precision: String,
-    /// Memory that the model and its caches take.
-    pub gpu_bytes: u64,
-    /// Where a request says nothing.
-    pub sampling: Sampling,
-    /// Identifies what decides answers: the program, the model and the device.
-    pub fingerprint: String,
-    /// Sequences that decode together.
-    pub parallel: usize,
-    pub slots: Slots,
-    /// Made for the first answer that has a form: it takes tenths of a second.
-    pub constraints: OnceLock<Result<Constraints, mgm_grammar::Error>>,
-    /// How the model calls tools.
-    pub tool_style: ToolStyle,
-}
-
-impl Served {
-    /// What constrains answers.
-    ///
-    /// # Errors
-    /// [`mgm_grammar::Error::Vocabulary`]: the model's tokens cannot be constrained.
-    pub fn constraints(&self) -> Result<&Constraints, &mgm_grammar::Error> {
-        self.constraints.get_or_init(|| Constraints::new(&self.text, self.vocab)).as_ref()
-    }
-}
-
-/// A slot for each sequence that is computed or may wait.
-#[derive(Debug)]
-pub struct Slots {
-    free: Arc<Semaphore>,
-    count: u32,
-}
-
-impl Slots {
-    pub fn new(parallel: usize, queue: u32) -> Self {
-        let count = (parallel as u32).saturating_add(queue).min(Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
-        Self { free: Arc::new(Semaphore::new(count as usize)), count }
-    }
-}
 
 /// Whether new requests are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

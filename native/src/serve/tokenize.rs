@@ -16,7 +16,8 @@ use super::fields::Fields;
 use super::messages::{Messages, PromptTools};
 use super::models::check_model;
 use super::reply::{json_response, with_ignored};
-use super::state::{Served, Server};
+use super::served::Served;
+use super::state::Server;
 
 pub async fn tokenize(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     answer(server, headers, body, ids_of_text).await

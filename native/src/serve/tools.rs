@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, unexpected};
 use super::response_format::keywords;
-use super::state::Served;
+use super::served::Served;
 use crate::constraint::{AnswerConstraint, Constraints};
 use crate::tools::{CallTrigger, Place, Tool, ToolStyle, calls};
 
