@@ -19,7 +19,7 @@ const MOST_ROWS: usize = 512;
 #[derive(Debug)]
 pub struct EmbeddingJob {
     pub inputs: VecDeque<Vec<u32>>,
-    /// Those that are computed: [hidden] each, of length 1.
+    /// Those that are computed: `[hidden]` each, of length 1.
     pub done: Vec<Vec<f32>>,
     /// The job is cancelled when the receiver is gone.
     pub reply: oneshot::Sender<std::result::Result<Vec<Vec<f32>>, ApiError>>,
@@ -38,7 +38,7 @@ pub struct Embedder<'a> {
 struct Input {
     cache: Cache,
     done: usize,
-    /// Of the last hidden states, [hidden].
+    /// Of the last hidden states, `[hidden]`.
     sum: Vec<f64>,
 }
 
