@@ -77,10 +77,12 @@ mod tests {
     #[test]
     fn data_urls_are_decoded() {
         // RFC 4648, section 10.
-        for (text, expected) in [("Zg==", "f"), ("Zm8=", "fo"), ("Zm8", "fo"), ("Zm9v", "foo"), ("", "")] {
+        for (text, expected) in
+            [("Zg==", "f"), ("Zg", "f"), ("Zm9v", "foo"), ("Zm9vYg==", "foob"), ("Zm9vYmFy", "foobar"), ("", "")]
+        {
             assert_eq!(bytes(&format!("data:image/png;base64,{text}")), Ok(expected.as_bytes().to_vec()), "{text}");
         }
-        assert_eq!(bytes("DATA:Image/JPEG;name=a.jpg;BASE64,Zm8="), Ok(b"fo".to_vec()));
+        assert_eq!(bytes("DATA:Image/JPEG;name=a.jpg;BASE64,Zm9v"), Ok(b"foo".to_vec()));
         for wrong in [
             "data:",
             "data:,",
