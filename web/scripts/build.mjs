@@ -22,7 +22,7 @@ const tool = (name) => join(web, "node_modules", ".bin", name);
 
 /** The file that wasm-opt makes of a module. That takes most of a build, so the last one is stored and reused for the same module. */
 function optimised(module) {
-  const options = ["-Oz", ...FEATURES];
+  const options = ["-Oz", "--converge", ...FEATURES];
   const version = readFileSync(join(web, "node_modules", "binaryen", "package.json"));
   const key = createHash("sha256").update(readFileSync(module)).update(version).update(options.join(" ")).digest("hex");
   const folder = join(target, "wasm-opt");

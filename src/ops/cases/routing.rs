@@ -221,7 +221,7 @@ impl Case for GatedAdd {
     }
 }
 
-/// The soft cap of logits: [`ops::softcap`].
+/// The soft cap of logits: `ops::softcap`.
 #[derive(Debug, Clone, Copy)]
 pub struct Softcap {
     /// Elements.
