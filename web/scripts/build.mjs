@@ -22,7 +22,8 @@ const tool = (name) => join(web, "node_modules", ".bin", name);
 
 /** The file that wasm-opt makes of a module. That takes most of a build, so the last one is stored and reused for the same module. */
 function optimised(module) {
-  const options = ["-Oz", "--converge", ...FEATURES];
+  // The lowest KiB is the far end of the stack, which comes first in memory: no valid address is there.
+  const options = ["-Oz", "--converge", "--low-memory-unused", ...FEATURES];
   const version = readFileSync(join(web, "node_modules", "binaryen", "package.json"));
   const key = createHash("sha256").update(readFileSync(module)).update(version).update(options.join(" ")).digest("hex");
   const folder = join(target, "wasm-opt");
