@@ -146,14 +146,13 @@ struct Form {
 }
 
 fn read_form(content_type: &str, body: &[u8]) -> Result<Form, ApiError> {
-    let mut form = Form { fields: Fields::new(Map::new()), image: None, mask: None };
-    let mut fields = Map::new();
+    let (mut fields, mut image, mut mask) = (Map::new(), None, None);
     for part in multipart::parse(content_type, body)? {
         // Lists of images have this name.
         let name = if part.name == "image[]" { "image" } else { part.name.as_str() };
         let file = match name {
-            "image" => &mut form.image,
-            "mask" => &mut form.mask,
+            "image" => &mut image,
+            "mask" => &mut mask,
             name => {
                 let text = str::from_utf8(part.bytes)
                     .map_err(|_| ApiError::invalid_value(name, format!("{name} is not UTF-8")))?;
@@ -170,8 +169,7 @@ fn read_form(content_type: &str, body: &[u8]) -> Result<Form, ApiError> {
             return Err(ApiError::unsupported_field(name, format!("there are several files {name}: send one")));
         }
     }
-    form.fields = Fields::new(fields);
-    Ok(form)
+    Ok(Form { fields: Fields::new(fields), image, mask })
 }
 
 fn read_fields(

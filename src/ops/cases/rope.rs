@@ -5,7 +5,7 @@ use half::f16;
 use super::attention::SPARE;
 use super::{Case, F32, Random, stored};
 use crate::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Recorder};
 use crate::io::LocalFuture;
 use crate::ops::{self, KvCache, Norm, Place, Places, QkvRope, RopeTable, Scores};
 use crate::tensor::{Matrix, Precision, Tensor};
@@ -121,18 +121,7 @@ impl Rope {
         };
         let rope = QkvRope { layer, rows, cache: &cache };
         let queries = ops::linear_qkv_rope(&mut recorder, &x, &norm, &weight, rope)?;
-        let [keys, stored_values] = cache.stored();
-        let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
-        recorder.submit()?;
-        let mut values = Vec::new();
-        for (index, readback) in readbacks.into_iter().enumerate() {
-            if half && index > 0 {
-                values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
-            } else {
-                values.extend(readback.values::<f32>().await?);
-            }
-        }
-        Ok(values)
+        read_back(recorder, &queries, &cache, half).await
     }
 
     fn reference_at(&self, rows: &[(usize, usize)]) -> Vec<f32> {
@@ -295,18 +284,7 @@ impl Case for RopeRows {
                 ops::RopeRows::From { table: &table, first: self.position }
             };
             let queries = ops::rope_rows(&mut recorder, &qkv, norm.as_ref(), QkvRope { layer, rows, cache: &cache })?;
-            let [keys, stored_values] = cache.stored();
-            let readbacks = [&queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
-            recorder.submit()?;
-            let mut values = Vec::new();
-            for (index, readback) in readbacks.into_iter().enumerate() {
-                if half && index > 0 {
-                    values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
-                } else {
-                    values.extend(readback.values::<f32>().await?);
-                }
-            }
-            Ok(values)
+            read_back(recorder, &queries, &cache, half).await
         })
     }
 
@@ -360,4 +338,20 @@ impl Case for RopeRows {
         }
         [queries, keys, values].concat()
     }
+}
+
+/// Submits, and reads the queries, then the stored keys and values, which have f16 if `half`.
+async fn read_back(mut recorder: Recorder, queries: &Tensor, cache: &KvCache, half: bool) -> Result<Vec<f32>> {
+    let [keys, stored_values] = cache.stored();
+    let readbacks = [queries, keys, stored_values].map(|tensor| tensor.read_back(&mut recorder));
+    recorder.submit()?;
+    let mut values = Vec::new();
+    for (index, readback) in readbacks.into_iter().enumerate() {
+        if half && index > 0 {
+            values.extend(readback.values::<f16>().await?.into_iter().map(f16::to_f32));
+        } else {
+            values.extend(readback.values::<f32>().await?);
+        }
+    }
+    Ok(values)
 }
