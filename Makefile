@@ -54,8 +54,8 @@ help:
 	@echo 'make cross        type-check for Windows and macOS'
 	@echo 'make doc          documentation of the crates, without warnings'
 	@echo 'make package      package the crates, and type-check each from its package alone (needs cargo 1.90)'
-	@echo 'make swiftshader  the self-check of the kernels and the golden cases on a second software adapter (installs chromium)'
-	@echo 'make minimum      the models and golden cases with the limits and features that every device has'
+	@echo 'make swiftshader  the self-check of the kernels and two golden cases on a second software adapter (installs chromium)'
+	@echo 'make minimum      the golden cases with the limits and features that every device has'
 	@echo 'make truth        the same on every software driver, with features withheld, and under validation: hours (needs root for one row)'
 	@echo 'make soak         memory and latency over 1,000 answers with images'
 	@echo 'make web          build the npm package and the demo page, and serve the page (needs Node.js)'
@@ -260,11 +260,12 @@ package: setup
 	cargo check --release --target-dir $$target --manifest-path $$folder/mgm-cli/Cargo.toml \
 		--config "patch.crates-io.mgm-core.path='$$folder/mgm-core'" --config "patch.crates-io.mgm-grammar.path='$$folder/mgm-grammar'"
 
-# `make truth ONLY=SwiftShader` adds the tests of kernels and sessions.
+# `make truth ONLY=SwiftShader` runs all tests of kernels, sessions and golden cases there. `make web-test` runs the golden cases in Chromium, which uses
+# SwiftShader too.
 swiftshader: setup chromium
 	$(BUILD)
 	VK_ICD_FILENAMES=$(SWIFTSHADER) $(MGM) doctor
-	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test goldens
+	VK_ICD_FILENAMES=$(SWIFTSHADER) cargo test --release --test goldens -- gemma
 
 # Every software driver, and every set of features: docs/drivers.md. ONLY is a regular expression of rows, SUITES a list.
 VALIDATION_PACKAGES := vulkan-validationlayers
@@ -274,7 +275,7 @@ truth: setup chromium
 
 # The row of that table which is farthest from the adapter: WebGPU's default limits, and no optional features.
 minimum: setup
-	python3 scripts/truth.py --only 'without shader-f16, subgroups, limits' --suites session,goldens
+	MGM_WITHOUT=shader-f16,subgroups,limits cargo test --release --test goldens
 
 # Memory and latency over many answers in one process.
 soak: setup

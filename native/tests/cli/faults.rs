@@ -548,7 +548,7 @@ fn a_device_lost_at_any_stage_changes_no_result() {
     image::RgbImage::from_raw(64, 64, pixels).expect("an image").save(&init).expect("a file");
     type Make = Box<dyn Fn() -> Command>;
     let commands: [(&str, u64, Make); 3] = [
-        ("chat", 3, {
+        ("chat", 7, {
             let image = goldens().join("gemma-2b/image0.png");
             Box::new(move || {
                 let mut chat = golden("chat", "gemma-2b/MGM-2B");
@@ -557,7 +557,7 @@ fn a_device_lost_at_any_stage_changes_no_result() {
                 chat
             })
         }),
-        ("eval", 5, {
+        ("eval", 11, {
             let out = out.clone();
             Box::new(move || {
                 let _ = fs::remove_file(&out);
@@ -568,7 +568,7 @@ fn a_device_lost_at_any_stage_changes_no_result() {
                 eval
             })
         }),
-        ("generate", 1, {
+        ("generate", 2, {
             let out = out.with_extension("png");
             Box::new(move || {
                 let _ = fs::remove_file(&out);
