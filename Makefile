@@ -33,7 +33,7 @@ MODELS := $(TARGET)/models
 
 .PHONY: help setup browser chromium firefox chromium-package firefox-package run test test-all examples smollm2 smollm2-batches hub json-schema serve-test isa \
 	host-time fuzz lint workflows deny cross doc package swiftshader minimum truth soak bench web web-tools web-build web-doc web-test web-test-all \
-	web-test-firefox web-bench web-soak
+	web-test-bundlers web-test-goldens web-test-firefox web-bench web-soak
 
 help:
 	@echo 'make run          build; then the bundled model answers questions about an image and draws one'
@@ -313,11 +313,17 @@ web-test: web-build chromium
 	$(BUILD)
 	cd web && npm test
 
-# The examples in Vite, Next.js and others as well, whose dependencies come from npm's registry; then every kernel and the golden cases in Firefox.
-web-test-all: web-build browser
+# The examples in Vite, Next.js and others, whose dependencies come from npm's registry.
+web-test-bundlers: web-build chromium
 	$(BUILD)
-	cd web && npm run --silent test:all
+	cd web && npm run --silent test:bundlers
+
+# Every kernel and the golden cases in Firefox.
+web-test-goldens: web-build firefox
+	$(BUILD)
 	cd web && MGM_BROWSER=firefox npm run --silent test:goldens
+
+web-test-all: web-test web-test-bundlers web-test-goldens
 
 # Everything that web-test-all runs in Chromium.
 web-test-firefox: web-build firefox
