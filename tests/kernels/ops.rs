@@ -357,9 +357,11 @@ fn rounding_kernels_over_awkward_shapes() {
     // Two of bytes, two tiles in f16, two that add in f16, and four cooperative kernels for each size of a matrix.
     println!("{} kernels", kernels.len());
 
+    // Which third, and the product's precision, n and k.
+    type Third = (usize, Precision, usize, usize, Box<dyn Case>);
     // Every case is a pipeline of each kernel, which a driver in software compiles in about a second. Therefore each
     // kernel has a third of them: all shapes and all kinds, and the next kernel has other precisions.
-    let mut cases: Vec<(usize, Precision, usize, usize, Box<dyn Case>)> = Vec::new();
+    let mut cases: Vec<Third> = Vec::new();
     for (index, (m, n, k)) in
         [(5, 1, 4), (64, 64, 32), (65, 67, 36), (300, 131, 100), (130, 260, 31), (70, 6, 3), (17, 258, 1100)]
             .into_iter()
