@@ -598,7 +598,7 @@ test("a tuning is stored with its device; a tuning of another device or a damage
   }
 });
 
-test("the first load on a GPU measures kernels, once; one on a software adapter or with tune: false does not", { timeout: 600_000 }, async () => {
+test("the first load on a GPU measures kernels, once; one on a software adapter or with tune: false does not", { timeout: 1_200_000 }, async () => {
   const plain = await load();
   // A worker that does not know that the adapter is a software one.
   const hidden = 'Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", { get: () => false });\n';
